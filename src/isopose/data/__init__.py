@@ -1,0 +1,1 @@
+"""From a scan to normalised slices: phantoms, fingerprint, foreground, preprocessing, the store."""

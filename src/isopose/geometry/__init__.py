@@ -1,0 +1,1 @@
+"""Volumes, poses, crops and the one place where images are resampled."""

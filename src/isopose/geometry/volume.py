@@ -1,0 +1,142 @@
+"""A volume that knows where it lies in the patient.
+
+Convention: arrays are ``(z, y, x)``; points and indices are ``(x, y, z)``; the world is LPS in millimetres
+(x grows to the patient's left, y to the back, z to the head); an index names a voxel's centre.
+"""
+
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import numpy as np
+
+from isopose.errors import InputError
+
+#: Largest deviation from orthogonality that is still taken as rounding in a header.
+SHEAR_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3D array and its index-to-world matrix; it cannot exist in an invalid state.
+
+    Args:
+        array: ``(z, y, x)``, any real dtype.
+        world_from_index: ``(4, 4)`` float64, maps ``(x, y, z, 1)`` indices to LPS millimetres.
+
+    Raises:
+        InputError: not three non-empty dimensions, a non-finite, singular or sheared matrix.
+    """
+
+    array: np.ndarray
+    world_from_index: np.ndarray = field(default_factory=lambda: np.eye(4))
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.world_from_index, dtype=np.float64)
+        if self.array.ndim != 3 or 0 in self.array.shape:
+            raise InputError(f"expected a volume of three non-empty dimensions, got shape {self.array.shape}")
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+            raise InputError("expected a finite 4 x 4 index-to-world matrix; the file's header is damaged")
+        lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+        if (lengths < 1e-6).any() or (lengths > 1e4).any():
+            raise InputError(f"voxel size {tuple(lengths)} mm is not plausible; the file's header is damaged")
+        axes = matrix[:3, :3] / lengths
+        if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+            raise InputError(
+                "the voxel axes are not at right angles (gantry tilt or a sheared matrix); "
+                "resample the scan to a rectangular grid first"
+            )
+        matrix[3] = (0.0, 0.0, 0.0, 1.0)
+        matrix.setflags(write=False)
+        object.__setattr__(self, "world_from_index", matrix)
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Voxel size along ``(x, y, z)`` of the index, in mm."""
+        return np.linalg.norm(self.world_from_index[:3, :3], axis=0)
+
+    @property
+    def direction(self) -> np.ndarray:
+        """``(3, 3)`` unit vectors of the index axes in LPS, as columns."""
+        return self.world_from_index[:3, :3] / self.spacing
+
+    @property
+    def origin(self) -> np.ndarray:
+        """LPS position of the centre of voxel (0, 0, 0), in mm."""
+        return self.world_from_index[:3, 3].copy()
+
+    def with_array(self, array: np.ndarray) -> "Volume":
+        """The same grid with other values.
+
+        Raises:
+            InputError: the array has another shape.
+        """
+        if array.shape != self.array.shape:
+            raise InputError(f"expected an array of shape {self.array.shape}, got {array.shape}")
+        return Volume(array, self.world_from_index)
+
+    def same_grid(self, other: "Volume", tolerance_mm: float = 0.01) -> bool:
+        """Whether both have the same shape and no voxel centre lies further apart than the tolerance."""
+        return self.array.shape == other.array.shape and self.grid_distance(other) <= tolerance_mm
+
+    def grid_distance(self, other: "Volume") -> float:
+        """Largest distance in mm between corresponding corner voxels of this grid in both worlds."""
+        size = np.array(self.array.shape[::-1]) - 1
+        corners = np.array([[x, y, z, 1] for x in (0, size[0]) for y in (0, size[1]) for z in (0, size[2])])
+        difference = corners @ (self.world_from_index - other.world_from_index).T
+        return float(np.linalg.norm(difference[:, :3], axis=1).max())
+
+    def reorientation(self) -> "Reorientation":
+        """The axis permutation and flips that bring the index axes nearest to L, P and S."""
+        magnitude = np.abs(self.direction)
+        # The best of the six permutations, not axis by axis: near 45 degrees two axes may want the same place.
+        axes = max(permutations(range(3)), key=lambda p: sum(magnitude[world, p[world]] for world in range(3)))
+        flips = tuple(bool(self.direction[world, axes[world]] < 0) for world in range(3))
+        return Reorientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    def reoriented(self) -> "Volume":
+        """The same voxels with index axes nearest to (L, P, S); nothing is resampled.
+
+        After this ``array[k, j, i]`` grows in i to the patient's left, in j to the back, in k to the head,
+        up to the obliqueness that remains in ``direction``.
+        """
+        change = self.reorientation()
+        stored_from_new = change.stored_from_new(self.array.shape)
+        return Volume(change.apply(self.array), self.world_from_index @ stored_from_new)
+
+
+@dataclass(frozen=True)
+class Reorientation:
+    """A permutation and flips of index axes: new axis ``n`` is stored axis ``axes[n]``, flipped or not.
+
+    Axes are in ``(x, y, z)`` order. It is exact and undone exactly.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Reorder a stored ``(..., z, y, x)`` array into the new axes."""
+        lead = array.ndim - 3
+        # Index axis a is array axis 2 - a, on both sides.
+        order = [lead + 2 - self.axes[2 - place] for place in range(3)]
+        moved = array.transpose(*range(lead), *order)
+        flipped = [lead + 2 - axis for axis in range(3) if self.flips[axis]]
+        return np.ascontiguousarray(np.flip(moved, flipped))
+
+    def undo(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array in the new axes back to the stored ``(..., z, y, x)`` order."""
+        lead = array.ndim - 3
+        flipped = [lead + 2 - axis for axis in range(3) if self.flips[axis]]
+        order = [lead + 2 - self.axes[2 - place] for place in range(3)]
+        inverse = np.argsort(order) + lead
+        return np.ascontiguousarray(np.flip(array, flipped).transpose(*range(lead), *inverse))
+
+    def stored_from_new(self, stored_shape: tuple[int, ...]) -> np.ndarray:
+        """``(4, 4)`` matrix from new ``(x, y, z)`` indices to stored ones, for a stored ``(z, y, x)`` shape."""
+        size = stored_shape[::-1]
+        matrix = np.zeros((4, 4))
+        matrix[3, 3] = 1.0
+        for new, stored in enumerate(self.axes):
+            matrix[stored, new] = -1.0 if self.flips[new] else 1.0
+            matrix[stored, 3] = size[stored] - 1.0 if self.flips[new] else 0.0
+        return matrix

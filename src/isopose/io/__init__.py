@@ -1,0 +1,1 @@
+"""Reading and writing scans, label maps and datasets; other conventions are converted here only."""

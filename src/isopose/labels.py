@@ -1,0 +1,83 @@
+"""Which structures a dataset marks: names, stored values, and the unions that are scored as well."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from isopose.errors import InputError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names and stored values of the structures of a dataset, background (0) left out.
+
+    Args:
+        values: name to stored value, e.g. ``{"kidney": 1, "tumour": 2}``; any names and any number of them,
+            values 1 to 255, not necessarily consecutive.
+        unions: name to the names it joins, scored beside the single labels; KiTS scores
+            ``{"kidney+tumour": ("kidney", "tumour")}``, which is added by :meth:`create`.
+
+    Raises:
+        InputError: no label, a value twice or out of range, a union of an unknown name.
+    """
+
+    values: Mapping[str, int]
+    unions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise InputError("labels: expected at least one label besides background")
+        for name, value in self.values.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
+                raise InputError(f"labels: {name!r} has value {value!r}, expected an integer from 1 to 255")
+        if len(set(self.values.values())) < len(self.values):
+            raise InputError(f"labels: a value is used twice in {dict(self.values)}")
+        for union, members in self.unions.items():
+            unknown = set(members) - set(self.values)
+            if unknown or union in self.values:
+                raise InputError(f"labels: union {union!r} of {sorted(members)} does not fit {dict(self.values)}")
+
+    @classmethod
+    def create(cls, values: Mapping[str, int], unions: Mapping[str, tuple[str, ...]] | None = None) -> "Labels":
+        """Labels with KiTS's union of kidney and tumour added where both are there and nothing is said."""
+        if unions is None:
+            tumour = next((name for name in ("tumour", "tumor") if name in values), None)
+            unions = {f"kidney+{tumour}": ("kidney", tumour)} if tumour and "kidney" in values else {}
+        return cls(dict(values), dict(unions))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in class order: class ``c`` (1, 2, ...) is ``names[c - 1]``, by ascending stored value."""
+        return tuple(sorted(self.values, key=lambda name: self.values[name]))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.values) + 1
+
+    def targets(self) -> dict[str, tuple[int, ...]]:
+        """What is scored: name to the stored values that it joins, single labels first."""
+        single = {name: (self.values[name],) for name in self.names}
+        return single | {u: tuple(self.values[m] for m in members) for u, members in self.unions.items()}
+
+    def to_classes(self, array: np.ndarray) -> np.ndarray:
+        """Stored values to class indices 0, 1, ..., as uint8.
+
+        Raises:
+            InputError: a value that no label has, or one that is not a whole number.
+        """
+        present = np.unique(array)
+        unknown = [v for v in present.tolist() if v not in {0, *self.values.values()}]
+        if unknown:
+            raise InputError(
+                f"unknown label value {unknown[0]}, expected 0 or one of {sorted(self.values.values())}"
+            )
+        table = np.zeros(256, dtype=np.uint8)
+        for index, name in enumerate(self.names, start=1):
+            table[self.values[name]] = index
+        return table[array.astype(np.uint8)]
+
+    def to_values(self, classes: np.ndarray) -> np.ndarray:
+        """Class indices back to stored values, as uint8."""
+        return np.array([0, *(self.values[name] for name in self.names)], dtype=np.uint8)[classes]
