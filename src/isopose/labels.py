@@ -36,10 +36,14 @@ class Labels:
         for union, members in self.unions.items():
             unknown = set(members) - set(self.values)
             if unknown or union in self.values:
-                raise InputError(f"labels: union {union!r} of {sorted(members)} does not fit {dict(self.values)}")
+                raise InputError(
+                    f"labels: union {union!r} of {sorted(members)} is not of {list(self.values)}"
+                )
 
     @classmethod
-    def create(cls, values: Mapping[str, int], unions: Mapping[str, tuple[str, ...]] | None = None) -> "Labels":
+    def create(
+        cls, values: Mapping[str, int], unions: Mapping[str, tuple[str, ...]] | None = None
+    ) -> "Labels":
         """Labels with KiTS's union of kidney and tumour added where both are there and nothing is said."""
         if unions is None:
             tumour = next((name for name in ("tumour", "tumor") if name in values), None)

@@ -88,8 +88,10 @@ class Volume:
     def reorientation(self) -> "Reorientation":
         """The axis permutation and flips that bring the index axes nearest to L, P and S."""
         magnitude = np.abs(self.direction)
-        # The best of the six permutations, not axis by axis: near 45 degrees two axes may want the same place.
-        axes = max(permutations(range(3)), key=lambda p: sum(magnitude[world, p[world]] for world in range(3)))
+        # The best of the six permutations, not axis by axis: near 45 degrees two may want the same place.
+        axes = max(
+            permutations(range(3)), key=lambda p: sum(magnitude[world, p[world]] for world in range(3))
+        )
         flips = tuple(bool(self.direction[world, axes[world]] < 0) for world in range(3))
         return Reorientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
@@ -120,19 +122,19 @@ class Reorientation:
         # Index axis a is array axis 2 - a, on both sides.
         order = [lead + 2 - self.axes[2 - place] for place in range(3)]
         moved = array.transpose(*range(lead), *order)
-        flipped = [lead + 2 - axis for axis in range(3) if self.flips[axis]]
+        flipped = tuple(lead + 2 - axis for axis in range(3) if self.flips[axis])
         return np.ascontiguousarray(np.flip(moved, flipped))
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """Bring an array in the new axes back to the stored ``(..., z, y, x)`` order."""
         lead = array.ndim - 3
-        flipped = [lead + 2 - axis for axis in range(3) if self.flips[axis]]
+        flipped = tuple(lead + 2 - axis for axis in range(3) if self.flips[axis])
         order = [lead + 2 - self.axes[2 - place] for place in range(3)]
         inverse = np.argsort(order) + lead
         return np.ascontiguousarray(np.flip(array, flipped).transpose(*range(lead), *inverse))
 
     def stored_from_new(self, stored_shape: tuple[int, ...]) -> np.ndarray:
-        """``(4, 4)`` matrix from new ``(x, y, z)`` indices to stored ones, for a stored ``(z, y, x)`` shape."""
+        """``(4, 4)`` matrix from new to stored ``(x, y, z)`` indices, for a stored ``(z, y, x)`` shape."""
         size = stored_shape[::-1]
         matrix = np.zeros((4, 4))
         matrix[3, 3] = 1.0

@@ -1,0 +1,280 @@
+"""Every setting, its default and its meaning, in one place; the whole of it is saved with each model.
+
+A configuration is made of a preset, then a file (TOML or JSON), then ``--set section.key=value``; later wins.
+Unknown keys fail. Nothing is read from the environment.
+"""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from isopose.errors import InputError
+from isopose.files import read_json
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """From a scan to the slices that the networks see."""
+
+    size: Literal[64, 96, 128, 192, 256, 384, 512] = Field(
+        256, description="pixels along a side of the frame"
+    )
+    pixel_mm: float | None = Field(
+        None,
+        gt=0.05,
+        lt=10,
+        description="side of a frame's pixel; none: the frame just holds every training patient's body",
+    )
+    clip_percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="of the labelled voxels of the training cases, as nnU-Net"
+    )
+    body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
+
+
+class OptimiserConfig(Section):
+    """One stage's optimiser and its length."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="SGD only; Nesterov where above 0")
+    schedule: Literal["poly", "constant"] = Field("poly", description="poly: (1 - epoch / epochs) ** 0.9")
+    epochs: int = Field(50, ge=1, description="at most; the poly schedule ends here")
+    min_epochs: int = Field(50, ge=1, description="before early stopping may end the stage")
+    patience: int = Field(20, ge=1, description="epochs without a better smoothed validation score")
+    iterations: int = Field(100, ge=1, description="batches an epoch")
+    batch_size: int = Field(16, ge=1)
+
+
+class PoseConfig(Section):
+    """STN1: pose and size."""
+
+    start: Literal["moments", "identity"] = Field("moments", description="where the regression starts")
+    learned: bool = Field(True, description="off: the start alone is the pose")
+    scales: Literal[1, 2] = Field(2, description="2: the paper's five parameters; 1: a true similarity")
+    size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
+        96, description="pixels of the network's input"
+    )
+    fill: float | None = Field(
+        0.92, gt=0.1, le=1, description="part of the frame that the reference's body fills; none: as it lies"
+    )
+    reference: str | None = Field(
+        None, description="case id of the reference patient; none: chosen and shown"
+    )
+    max_angle: float = Field(0.6, gt=0, description="bound of the regressed angle, radians")
+    max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
+    max_shift: float = Field(0.5, gt=0, description="bound of the regressed shift, half sides of the frame")
+    optimiser: OptimiserConfig = OptimiserConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+
+
+class CropConfig(Section):
+    """STN2: region of interest."""
+
+    enabled: bool = True
+    learned: bool = Field(True, description="off: one box that holds every training label, no network")
+    loss: Literal["l1+rmse", "l2+rmse"] = Field("l1+rmse", description="Eq. 2's text, or its formula")
+    margin: float = Field(0.1, ge=0, le=1, description="added to target boxes on each side, of the side")
+    size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
+        96, description="pixels of the network's input"
+    )
+    jitter_shift: float = Field(
+        0.08, ge=0, le=1, description="of crops while the U-Net trains, of half a side"
+    )
+    jitter_scale: float = Field(0.08, ge=0, le=1, description="likewise, of the size's logarithm")
+    optimiser: OptimiserConfig = OptimiserConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+
+
+class UNetConfig(Section):
+    """The segmentation network."""
+
+    input: Literal["full", "half", "quarter"] = Field("half", description="its input, of the frame's side")
+    base_features: int = Field(32, ge=1)
+    max_features: int = Field(512, ge=1)
+    bottleneck: int = Field(8, ge=2, description="least pixels along a side at the bottom")
+    smallest_skip: int = Field(32, ge=2, description="no skip connection or deep supervision below")
+    output_norm: bool = Field(
+        False, description="batch norm before the softmax, as the paper's words have it"
+    )
+    loss_space: Literal["native", "canonical"] = Field("canonical", description="where Eq. 3 compares")
+    pose_jitter: float = Field(
+        0.3, ge=0, le=1, description="random pose around the estimated one; 1: 10 degrees, 10 %, 10 % shift"
+    )
+    optimiser: OptimiserConfig = OptimiserConfig(
+        name="sgd",
+        learning_rate=0.01,
+        momentum=0.99,
+        weight_decay=3e-5,
+        epochs=100,
+        min_epochs=50,
+        patience=25,
+        iterations=100,
+        batch_size=12,
+    )
+
+
+class TrainConfig(Section):
+    """What all stages share."""
+
+    seed: int = 0
+    folds: int = Field(5, ge=2)
+    fold: int | Literal["all"] = Field(0, description="the validation fold; all: train on every patient")
+    oversample: dict[str, float] | None = Field(
+        None, description="least part of slices with a label; none: a third for each of the first two labels"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, mps")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        "auto", description="auto: bf16 or 16 mixed on a GPU, 32 on a CPU"
+    )
+    validation_slices: int = Field(
+        512, ge=1, description="at most, evenly spread over the validation patients"
+    )
+
+
+class PredictConfig(Section):
+    """What prediction does when a pose or crop cannot be trusted."""
+
+    batch_size: int = Field(16, ge=1)
+    min_pose_dice: float = Field(
+        0.8, ge=0, le=1, description="agreement with the reference's outline below which a pose falls back"
+    )
+    crop_border: int = Field(1, ge=0, description="pixels: a label that near the crop's border is cut off")
+
+
+class Config(Section):
+    """The whole configuration of a model."""
+
+    preset: Literal["default", "paper"] = "default"
+    data: DataConfig = DataConfig()
+    pose: PoseConfig = PoseConfig()
+    crop: CropConfig = CropConfig()
+    unet: UNetConfig = UNetConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Config":
+        if self.unet_size < 2 * self.unet.bottleneck or self.unet_size % 2**self.unet_levels:
+            raise ValueError(
+                f"the U-Net's input of {self.unet_size} pixels cannot be halved down to a bottleneck of "
+                f"{self.unet.bottleneck}; change data.size, unet.input or unet.bottleneck"
+            )
+        if self.train.fold != "all" and not 0 <= self.train.fold < self.train.folds:
+            raise ValueError(f"train.fold is {self.train.fold}, expected 0 to {self.train.folds - 1} or all")
+        return self
+
+    @property
+    def unet_size(self) -> int:
+        """Pixels along a side of the U-Net's input."""
+        return self.data.size // {"full": 1, "half": 2, "quarter": 4}[self.unet.input]
+
+    @property
+    def unet_levels(self) -> int:
+        """How often the U-Net halves its input, so that the bottleneck is at least its configured size."""
+        return (self.unet_size // self.unet.bottleneck).bit_length() - 1
+
+
+_STN_OF_PAPER = {
+    "name": "sgd",
+    "learning_rate": 0.01,
+    "schedule": "constant",
+    "epochs": 50,
+    "min_epochs": 50,
+    "iterations": 250,
+    "batch_size": 12,
+}
+
+#: The paper's settings where it gives them, its authors' later code where it does not (docs/paper.md).
+PAPER: dict[str, Any] = {
+    "preset": "paper",
+    "data": {"size": 512},
+    "pose": {"start": "identity", "size": 512, "fill": None, "optimiser": _STN_OF_PAPER},
+    "crop": {"size": 512, "jitter_shift": 0.0, "jitter_scale": 0.0, "optimiser": _STN_OF_PAPER},
+    "unet": {
+        "input": "full",
+        "output_norm": True,
+        "loss_space": "native",
+        "pose_jitter": 0.0,
+        "optimiser": {"iterations": 250, "epochs": 200},
+    },
+}
+
+
+def load_config(
+    preset: str = "default", file: Path | None = None, settings: Sequence[str] = (), base: dict | None = None
+) -> Config:
+    """Build a configuration.
+
+    Args:
+        preset: ``default`` or ``paper``.
+        file: TOML or JSON with any of the sections.
+        settings: ``section.key=value``, values as JSON or plain words.
+        base: changes made to the preset before the file and the settings.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type or out of range, an unreadable file.
+    """
+    if preset not in ("default", "paper"):
+        raise InputError(f"preset {preset!r} is unknown; expected default or paper")
+    # Merged into the defaults' own dump, for a section that is given in part keeps its own defaults.
+    values = Config().model_dump()
+    for change in (PAPER if preset == "paper" else {}, base or {}, _read(file) if file else {}):
+        _merge(values, change)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {setting!r}: expected section.key=value, e.g. unet.base_features=16")
+        nested: Any = _value(text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(values, nested)
+    return validate_config(values, str(file) if file else "configuration")
+
+
+def validate_config(values: Any, where: str) -> Config:
+    """A configuration from plain values, e.g. those saved with a model; ``where`` names them in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        given = f", got {first['input']!r}" if key and first["type"] != "extra_forbidden" else ""
+        raise InputError(f"{where}: {key or 'settings'}: {first['msg']}{given}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if file.suffix == ".json":
+        values = read_json(file)
+    else:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{file}: no such configuration file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{file}: expected TOML (or JSON in a .json file): {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: expected sections such as [unet], got {type(values).__name__}")
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None if text in ("none", "None") else text
+
+
+def _merge(values: dict[str, Any], change: dict[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value

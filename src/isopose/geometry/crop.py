@@ -1,0 +1,80 @@
+"""A square region of interest and its matrix theta2 (scale and translation, no rotation).
+
+A box is ``(..., 4)``: ``x0, y0, x1, y1`` in normalised coordinates of the homogenised frame. The matrix maps
+the crop to the homogenised frame (``homogenised_from_crop``); scale 1 keeps the whole frame, 0.25 is the
+smallest crop, a quarter of the frame's side (the paper's "quarter of the original image").
+"""
+
+import torch
+from torch import Tensor
+
+#: Smallest side of a crop as a fraction of the frame's side (the paper, section "STN for ROI cropping").
+MIN_CROP = 0.25
+
+
+def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
+    """theta2 of the smallest square around a box: ``(..., 4)`` to ``(..., 3, 3)``.
+
+    The side is the longer one of the box, between ``min_scale`` and the whole frame; the centre is the
+    box's. At least float32 under autocast.
+    """
+    with torch.autocast(box.device.type, enabled=False):
+        box = box if box.dtype == torch.float64 else box.float()
+        x0, y0, x1, y1 = box.unbind(dim=-1)
+        scale = torch.maximum(x1 - x0, y1 - y0).div(2.0).clamp(min_scale, 1.0)
+        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+        rows = [
+            torch.stack([scale, zero, (x0 + x1) / 2.0], dim=-1),
+            torch.stack([zero, scale, (y0 + y1) / 2.0], dim=-1),
+            torch.stack([zero, zero, one], dim=-1),
+        ]
+        return torch.stack(rows, dim=-2)
+
+
+def box_from_matrix(matrix: Tensor) -> Tensor:
+    """The square box ``(..., 4)`` that a theta2 ``(..., 3, 3)`` crops to."""
+    scale, tx, ty = matrix[..., 0, 0], matrix[..., 0, 2], matrix[..., 1, 2]
+    return torch.stack([tx - scale, ty - scale, tx + scale, ty + scale], dim=-1)
+
+
+def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Outer edges of the non-zero pixels of ``(N, H, W)`` as boxes, and which images have any.
+
+    Args:
+        mask: anything that is non-zero inside.
+        margin: added on each side, as a fraction of the box's longer side.
+
+    Returns:
+        Boxes ``(N, 4)`` (the whole frame where the mask is empty) and ``(N,)`` booleans.
+    """
+    inside = mask != 0
+    found = inside.flatten(1).any(dim=1)
+    edges = []
+    for along, size in ((1, mask.shape[2]), (2, mask.shape[1])):
+        line = inside.any(dim=along).to(torch.float32)
+        first = line.argmax(dim=1).float()
+        last = size - line.flip(1).argmax(dim=1).float()
+        edges.append((2.0 * first / size - 1.0, 2.0 * last / size - 1.0))
+    (x0, x1), (y0, y1) = edges
+    grow = margin * torch.maximum(x1 - x0, y1 - y0)
+    box = torch.stack([x0 - grow, y0 - grow, x1 + grow, y1 + grow], dim=1)
+    whole = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=mask.device)
+    return torch.where(found[:, None], box, whole), found
+
+
+def jittered(
+    matrix: Tensor, noise: Tensor, *, shift: float, scale: float, min_scale: float = MIN_CROP
+) -> Tensor:
+    """theta2 with its centre and size disturbed, for training a U-Net that meets imperfect crops.
+
+    Args:
+        matrix: ``(N, 3, 3)``.
+        noise: ``(N, 3)`` in [-1, 1]: size, x, y.
+        shift: largest shift as a fraction of the crop's half side.
+        scale: largest change of the size's logarithm.
+        min_scale: smallest side.
+    """
+    size = (matrix[:, 0, 0] * torch.exp(scale * noise[:, 0])).clamp(min_scale, 1.0)
+    centre = matrix[:, :2, 2] + shift * matrix[:, 0, 0, None] * noise[:, 1:]
+    box = torch.cat([centre - size[:, None], centre + size[:, None]], dim=1)
+    return matrix_from_box(box, min_scale=min_scale)

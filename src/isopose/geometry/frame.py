@@ -1,0 +1,48 @@
+"""The square in which all slices of a case are seen: a centre and a field of view in millimetres."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A square in the plane of the slices of a reoriented volume.
+
+    In-plane millimetres are ``(x, y) = index * spacing`` of the reoriented volume, at voxel centres.
+
+    Args:
+        centre_mm: ``(x, y)`` of the square's centre.
+        fov_mm: length of its side.
+        size: pixels along its side.
+    """
+
+    centre_mm: tuple[float, float]
+    fov_mm: float
+    size: int
+
+    @property
+    def pixel_mm(self) -> float:
+        """Side of a pixel in mm."""
+        return self.fov_mm / self.size
+
+    def slice_from_frame(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
+        """``(3, 3)`` float32 from normalised frame to normalised slice coordinates; undoes the anisotropy.
+
+        Args:
+            shape: ``(h, w)`` of the slice.
+            spacing: ``(x, y)`` of the slice in mm.
+        """
+        h, w = shape
+        extent = (w * spacing[0], h * spacing[1])
+        # Voxel centre 0 lies half a pixel inside the image's outer edge, where normalised -1 is.
+        shift = [2.0 * (self.centre_mm[a] + spacing[a] / 2.0) / extent[a] - 1.0 for a in (0, 1)]
+        return torch.tensor(
+            [
+                [self.fov_mm / extent[0], 0.0, shift[0]],
+                [0.0, self.fov_mm / extent[1], shift[1]],
+                [0.0, 0.0, 1.0],
+            ],
+            dtype=torch.float32,
+        )

@@ -1,0 +1,129 @@
+"""The only place where images are resampled on tensors.
+
+Convention: normalised coordinates ``(x, y)`` in [-1, 1] from the outer edge of the first pixel to the outer
+edge of the last (``align_corners=False``), so that a matrix means the same at every resolution. Matrices map
+output to input, as samplers need it: ``x_input = input_from_output @ x_output``.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Mode = Literal["bilinear", "bicubic", "nearest"]
+
+#: Gaussian blur of a pixel that is k times larger, in pixels: sigma = FACTOR * sqrt(k^2 - 1); a pixel's blur
+#: is taken as a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
+SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
+
+
+def warp(
+    image: Tensor,
+    input_from_output: Tensor,
+    size: tuple[int, int],
+    *,
+    fill: float = 0.0,
+    mode: Mode = "bilinear",
+    prefilter: bool = True,
+) -> Tensor:
+    """Resample images through affine matrices.
+
+    Matrix, grid and sampling are float32 (float64 for float64 images) under every precision and autocast.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        input_from_output: ``(N, 3, 3)`` or ``(3, 3)``, normalised output to normalised input coordinates.
+        size: ``(h, w)`` of the output.
+        fill: value outside the input: air for images, 0 for masks and probabilities.
+        mode: interpolation; ``nearest`` is never prefiltered.
+        prefilter: blur before shrinking, by the matrix's own scale, since sampling alone aliases.
+
+    Returns:
+        ``(N, C, h, w)``, of the image's dtype where that is floating, else float32.
+    """
+    kept = image.dtype if image.dtype.is_floating_point else torch.float32
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    with torch.autocast(image.device.type, enabled=False):
+        matrix = input_from_output.to(dtype).expand(image.shape[0], 3, 3)
+        source = image.to(dtype) - fill
+        if prefilter and mode != "nearest":
+            source = _blur(source, _sigmas(matrix.detach(), (source.shape[2], source.shape[3]), size))
+        grid = F.affine_grid(matrix[:, :2], [image.shape[0], image.shape[1], *size], align_corners=False)
+        out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
+        return (out + fill).to(kept)
+
+
+def pixels_per_step(input_from_output: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """How many input pixels one output pixel spans along input x and y: ``(N, 2)``."""
+    per_output = input_from_output.new_tensor([2.0 / size[1], 2.0 / size[0]])
+    per_input = input_from_output.new_tensor([input_size[1] / 2.0, input_size[0] / 2.0])
+    jacobian = per_input[:, None] * input_from_output[..., :2, :2] * per_output[None, :]
+    return jacobian.square().sum(dim=-1).sqrt()
+
+
+def _sigmas(matrix: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    step = pixels_per_step(matrix, input_size, size)
+    return SIGMA_FACTOR * (step.square() - 1.0).clamp(min=0.0).sqrt()
+
+
+def _blur(image: Tensor, sigmas: Tensor) -> Tensor:
+    """Separable Gaussian blur, ``sigmas`` ``(N, 2)`` pixels along x and y, one pair for each image."""
+    for axis in (0, 1):
+        sigma = sigmas[:, axis]
+        widest = float(sigma.max())
+        # Below a fifth of a pixel the kernel's neighbours weigh less than 1e-5: no blur at all.
+        if widest < 0.2:
+            continue
+        radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
+        offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+        kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
+        kernel = kernel / kernel.sum(dim=1, keepdim=True)
+        n, c, h, w = image.shape
+        kernel = kernel.repeat_interleave(c, dim=0)
+        shape = (n * c, 1, 1, -1) if axis == 0 else (n * c, 1, -1, 1)
+        padding = (0, radius) if axis == 0 else (radius, 0)
+        flat = image.reshape(1, n * c, h, w)
+        image = F.conv2d(flat, kernel.reshape(shape), padding=padding, groups=n * c).reshape(n, c, h, w)
+    return image
+
+
+def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0, mode: Mode = "bilinear") -> Tensor:
+    """The same field of view on another number of pixels, ``(N, C, H, W)`` to ``(N, C, h, w)``."""
+    if (image.shape[2], image.shape[3]) == size:
+        return image
+    return warp(image, torch.eye(3, device=image.device), size, fill=fill, mode=mode)
+
+
+def normalised_from_pixel(size: tuple[int, int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``(3, 3)`` matrix from pixel indices ``(x, y)`` (centres) to normalised coordinates, for ``(h, w)``."""
+    h, w = size
+    return torch.tensor(
+        [[2.0 / w, 0.0, 1.0 / w - 1.0], [0.0, 2.0 / h, 1.0 / h - 1.0], [0.0, 0.0, 1.0]], dtype=dtype
+    )
+
+
+def invert(matrix: Tensor) -> Tensor:
+    """Inverse of affine matrices ``(..., 3, 3)`` in closed form, float32 or float64 under autocast too."""
+    with torch.autocast(matrix.device.type, enabled=False):
+        matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
+        a, b, tx = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 0, 2]
+        c, d, ty = matrix[..., 1, 0], matrix[..., 1, 1], matrix[..., 1, 2]
+        det = a * d - b * c
+        zero, one = torch.zeros_like(det), torch.ones_like(det)
+        rows = [
+            torch.stack([d / det, -b / det, (b * ty - d * tx) / det], dim=-1),
+            torch.stack([-c / det, a / det, (c * tx - a * ty) / det], dim=-1),
+            torch.stack([zero, zero, one], dim=-1),
+        ]
+        return torch.stack(rows, dim=-2)
+
+
+def compose(*matrices: Tensor) -> Tensor:
+    """Product of ``(..., 3, 3)`` matrices, read right to left, never in a reduced precision."""
+    with torch.autocast(matrices[0].device.type, enabled=False):
+        product = matrices[0] if matrices[0].dtype == torch.float64 else matrices[0].float()
+        for matrix in matrices[1:]:
+            product = product @ matrix.to(product.dtype)
+        return product
