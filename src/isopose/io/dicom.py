@@ -1,0 +1,247 @@
+"""DICOM series as volumes, by where each slice says it lies; never by file name or instance number."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from isopose.errors import InputError
+from isopose.geometry.volume import SHEAR_TOLERANCE, Volume
+from isopose.io.dicom_frames import Frame, frames_of, read_header
+from isopose.io.header import Header, all_finite, on_file
+from isopose.io.quiet import quiet_itk
+
+#: Slice distances may differ by 1 % of their median; positions are often rounded to 0.01 mm, so that two
+#: neighbours may differ by 0.02 mm without meaning anything.
+UNEVEN_SHARE, UNEVEN_MM = 0.01, 0.02
+#: Direction cosines of one series may differ by this much (rounding in the header).
+_TURN = 1e-4
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its content."""
+    return path.is_file() and read_header(path) is not None
+
+
+def read_series(path: Path, series: str | None = None) -> Volume:
+    """Read one DICOM series, rescaled to its stored unit (HU in CT).
+
+    Slices are ordered by their position along the slice normal. Scout views are left out.
+
+    Args:
+        path: a folder (its own files; its subfolders where it has no DICOM images itself), or one file, which
+            stands for the whole series that it belongs to in its folder.
+        series: series number or series instance UID, where a folder holds several.
+
+    Returns:
+        Array ``(z, y, x)``: rows and columns as stored, z along the right-handed slice normal; int16 where
+        the values fit, else int32 or float32. LPS in mm.
+
+    Raises:
+        InputError: no series or several; slices missing, doubled, unevenly spaced, or of differing size,
+            pixel size or orientation; gantry tilt; CT without rescaling; colour; pixels that cannot be
+            decoded. No message holds anything that names the patient.
+    """
+    frames = _ordered(path, _chosen(path, series))
+    matrix = _matrix(path, frames)
+    shape = (len(frames), *frames[0].size)
+    Header(shape, matrix, np.dtype(np.int16)).checked(path)
+    array = _narrow(_pixels(frames))
+    if not all_finite(array):
+        raise InputError(f"{path}: holds values that are not finite (NaN or infinity); export it again")
+    return on_file(path, array, matrix)
+
+
+def peek_series(path: Path, series: str | None = None) -> Header:
+    """Grid of a DICOM series from the headers alone; the type is what CT values fit into, int16.
+
+    Raises:
+        InputError: as :func:`read_series`, except for what only the pixels can show.
+    """
+    frames = _ordered(path, _chosen(path, series))
+    matrix = _matrix(path, frames)
+    return Header((len(frames), *frames[0].size), matrix, np.dtype(np.int16)).checked(path)
+
+
+def _chosen(path: Path, series: str | None) -> list[Frame]:
+    """The frames of the one series that is meant."""
+    own: list[Frame] = []
+    if path.is_file():
+        own = frames_of(path)
+        if not own:
+            raise InputError(
+                f"{path}: expected a DICOM image with position, orientation and pixel size; found none"
+            )
+        if len(own) > 1:
+            return own
+        folder, series = path.parent, None
+    else:
+        folder = path
+    found = [frame for file in _files(folder) for frame in frames_of(file)]
+    if own:
+        return [frame for frame in found if frame.series == own[0].series and not frame.localizer] or own
+    scans = [frame for frame in found if not frame.localizer]
+    if not scans:
+        raise InputError(
+            f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
+            + (f" (left out: {len(found)} scout views)" if found else "")
+        )
+    groups: dict[str, list[Frame]] = {}
+    for frame in scans:
+        groups.setdefault(frame.series, []).append(frame)
+    if series is not None:
+        groups = {uid: g for uid, g in groups.items() if series in (uid, g[0].number)} or groups
+        if not any(series in (uid, g[0].number) for uid, g in groups.items()):
+            raise InputError(
+                f"{path}: no series {series!r} here, expected one of {_listing(groups.values())}"
+            )
+    if len(groups) > 1:
+        raise InputError(
+            f"{path}: expected one image series, got {len(groups)}: {_listing(groups.values())}; "
+            "choose one by its number, or give one of its files instead of the folder"
+        )
+    return next(iter(groups.values()))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files of a folder that may be images, else those of its subfolders."""
+    for pattern in ("*", "**/*"):
+        files = sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
+        files = [p for p in files if p.name.upper() != "DICOMDIR"]
+        if any(is_dicom(p) for p in files):
+            return files
+    return []
+
+
+def _listing(groups: Iterable[list[Frame]]) -> str:
+    lines = [
+        (g[0].number, f"series {g[0].number or 'without number'} ({g[0].modality}, {len(g)} images)")
+        for g in groups
+    ]
+    return ", ".join(text for _, text in sorted(lines))
+
+
+def _ordered(path: Path, frames: list[Frame]) -> list[Frame]:
+    """Frames of one kind, by position along the normal.
+
+    Raises:
+        InputError: they differ in size, pixel size or orientation, or cannot be HU.
+    """
+    first = frames[0]
+    where = f"{path}: series {first.number}" if first.number else f"{path}: the series"
+    for what, values in (
+        ("image size", {f"{f.size[1]} x {f.size[0]}" for f in frames}),
+        ("modality", {f.modality for f in frames}),
+    ):
+        if len(values) > 1:
+            raise InputError(
+                f"{where} mixes images of differing {what} ({', '.join(sorted(values))}); separate them"
+            )
+    if max(np.abs(np.subtract(f.spacing, first.spacing)).max() for f in frames) > 1e-3 * min(first.spacing):
+        raise InputError(f"{where} mixes images of differing pixel size; separate them")
+    if max(np.abs(f.axes - first.axes).max() for f in frames) > _TURN:
+        raise InputError(f"{where} mixes images of differing orientation; separate them")
+    if not all(f.grey for f in frames):
+        raise InputError(f"{where} holds colour or inverted images, expected grey values (MONOCHROME2)")
+    if first.modality == "CT" and any(f.rescale is None or f.rescale[0] == 0 for f in frames):
+        raise InputError(
+            f"{where} has CT images without rescale slope and intercept, so their values are not HU; "
+            "export the original series"
+        )
+    return sorted(frames, key=lambda f: float(f.position @ first.normal))
+
+
+def _matrix(path: Path, frames: list[Frame]) -> np.ndarray:
+    """``(4, 4)`` LPS from index of ordered frames, once they are known to be a regular stack.
+
+    Raises:
+        InputError: doubled, missing or unevenly spaced slices; gantry tilt.
+    """
+    first = frames[0]
+    positions = np.stack([f.position for f in frames])
+    along = positions @ first.normal
+    steps = np.diff(along)
+    matrix = np.eye(4)
+    matrix[:3, 0] = first.axes[0] * first.spacing[0]
+    matrix[:3, 1] = first.axes[1] * first.spacing[1]
+    matrix[:3, 2] = first.normal * (first.thickness or 1.0)
+    matrix[:3, 3] = first.position
+    if len(frames) == 1:
+        return matrix
+    where = f"{path}: series {first.number}" if first.number else f"{path}: the series"
+    doubled = np.flatnonzero(steps < UNEVEN_MM)
+    if doubled.size:
+        one, two = frames[doubled[0]], frames[doubled[0] + 1]
+        raise InputError(
+            f"{where} has {doubled.size} slices at a position that another one holds, e.g. {one.path.name} "
+            f"and {two.path.name}; copies, phases or reconstructions must go into a folder each"
+        )
+    usual = float(np.median(steps))
+    uneven = np.flatnonzero(np.abs(steps - usual) > max(UNEVEN_SHARE * usual, UNEVEN_MM))
+    if uneven.size:
+        at = uneven[0]
+        missing = int(np.rint(steps / usual - 1)[uneven].clip(0).sum())
+        told = f"about {missing} slices are missing" if missing else "the slices are unevenly spaced"
+        raise InputError(
+            f"{where}: {told}, e.g. {steps[at]:.2f} mm between {along[at]:.2f} and {along[at + 1]:.2f} mm "
+            f"where {usual:.2f} mm is usual; export the whole series, or resample it to even spacing"
+        )
+    line = (positions[-1] - positions[0]) / (len(frames) - 1)
+    tilt = min(1.0, float(np.linalg.norm(np.cross(line, first.normal)) / np.linalg.norm(line)))
+    if tilt > SHEAR_TOLERANCE:
+        raise InputError(
+            f"{where} was scanned with a tilted gantry ({np.degrees(np.arcsin(tilt)):.1f} degrees), so "
+            "its slices do not stack at right angles; resample it to a rectangular grid first"
+        )
+    expected = positions[0] + np.arange(len(frames))[:, None] * line
+    astray = np.linalg.norm(positions - expected, axis=1).max()
+    if astray > max(0.5 * min(first.spacing), UNEVEN_MM, UNEVEN_SHARE * usual):
+        raise InputError(
+            f"{where}: slices are shifted against each other by up to {astray:.2f} mm; separate them"
+        )
+    matrix[:3, 2] = first.normal * (line @ first.normal)
+    return matrix
+
+
+def _pixels(frames: list[Frame]) -> list[np.ndarray]:
+    """Rescaled ``(y, x)`` slices, each as its file's values need it."""
+    slices: list[np.ndarray] = []
+    per_file = Counter(frame.path for frame in frames)
+    opened: dict[Path, np.ndarray] = {}
+    for frame in frames:
+        stack = opened.get(frame.path)
+        if stack is None:
+            stack = _decoded(frame.path)
+            if per_file[frame.path] > 1:
+                opened[frame.path] = stack
+        if stack.shape[1:] != frame.size or frame.index >= len(stack):
+            raise InputError(f"{frame.path}: pixels do not match the header's size; copy or export it again")
+        slices.append(stack[frame.index])
+    return slices
+
+
+def _decoded(path: Path) -> np.ndarray:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    with quiet_itk():
+        try:
+            array = sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError:
+            # ITK's own text is left out: it may quote the header.
+            raise InputError(
+                f"{path}: pixels cannot be decoded (truncated, or compressed in an unsupported way); copy it "
+                "again, or decompress it with your DICOM toolkit"
+            ) from None
+    return array if array.ndim == 3 else array[None]
+
+
+def _narrow(slices: list[np.ndarray]) -> np.ndarray:
+    """One array of the narrowest of int16, int32 and float32 that holds all values."""
+    if any(s.dtype.kind == "f" for s in slices):
+        return np.stack(slices).astype(np.float32, copy=False)
+    low, high = min(int(s.min()) for s in slices), max(int(s.max()) for s in slices)
+    fits = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
+    return np.stack(slices, dtype=np.int16 if fits else np.int32, casting="unsafe")

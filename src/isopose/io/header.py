@@ -1,0 +1,60 @@
+"""What a file says about its grid, without its voxels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """Grid and stored type of an image file.
+
+    Args:
+        shape: array shape ``(z, y, x)``.
+        world_from_index: ``(4, 4)``, ``(x, y, z, 1)`` indices to LPS millimetres.
+        dtype: type of the voxels as they will be read, rescaling included.
+    """
+
+    shape: tuple[int, int, int]
+    world_from_index: np.ndarray
+    dtype: np.dtype
+
+    @property
+    def grid(self) -> Volume:
+        """The grid as a volume of zeros that takes no memory, for :meth:`Volume.same_grid` and the like.
+
+        Raises:
+            InputError: the grid is not a valid one (empty, sheared, not finite).
+        """
+        return Volume(np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
+
+    def checked(self, path: Path) -> "Header":
+        """This header, when its grid is a valid one.
+
+        Raises:
+            InputError: it is not; the message names the file.
+        """
+        on_file(path, np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
+        return self
+
+
+def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volume:
+    """A volume whose complaints name the file that it came from.
+
+    Raises:
+        InputError: the grid is not a valid one.
+    """
+    try:
+        return Volume(array, world_from_index)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite, without a second array of the volume's size."""
+    # NaN and infinity survive a sum, and float32 values cannot overflow a float64 sum.
+    return array.dtype.kind != "f" or bool(np.isfinite(array.sum(dtype=np.float64)))

@@ -1,0 +1,225 @@
+"""Reading and writing image files: NIfTI, NRRD, MetaImage and DICOM as validated volumes."""
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from isopose.errors import InputError, IsoposeError
+from isopose.files import replacing
+from isopose.geometry.volume import Volume
+from isopose.io.dicom import is_dicom, peek_series, read_series
+from isopose.io.header import Header, all_finite, on_file
+from isopose.io.nifti import peek_nifti, read_nifti
+from isopose.io.quiet import quiet_itk
+
+#: Endings that can be read as one file; a DICOM series is a folder or one of its files.
+READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+#: Endings that can be written: one file each, so that a file is either whole or absent.
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+_TYPES = {
+    sitk.sitkUInt8: np.uint8,
+    sitk.sitkInt8: np.int8,
+    sitk.sitkUInt16: np.uint16,
+    sitk.sitkInt16: np.int16,
+    sitk.sitkUInt32: np.uint32,
+    sitk.sitkInt32: np.int32,
+    sitk.sitkUInt64: np.uint64,
+    sitk.sitkInt64: np.int64,
+    sitk.sitkFloat32: np.float32,
+    sitk.sitkFloat64: np.float32,
+}
+_READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+
+
+def ending(path: Path) -> str:
+    """The readable ending of a file name in lower case, ``.nii.gz`` as one; empty where there is none."""
+    name = Path(path).name.lower()
+    return next((e for e in READABLE if name.endswith(e)), "")
+
+
+def read_volume(path: Path, series: str | None = None) -> Volume:
+    """Read a scan: NIfTI, NRRD, MetaImage, a DICOM series' folder, or one file of a series.
+
+    Args:
+        path: file or folder.
+        series: for DICOM, the series number or series instance UID where a folder holds several.
+
+    Returns:
+        Array ``(z, y, x)`` in stored order, integers in their own type (HU: int16), all else float32; and
+        its place in LPS millimetres.
+
+    Raises:
+        InputError: missing, unreadable, truncated, not one 3D volume of one number per voxel, sheared,
+            without orientation, with non-finite values, or (DICOM) not one regular series.
+    """
+    path = _existing(path)
+    kind = ending(path)
+    if path.is_dir() or (not kind and is_dicom(path)):
+        return read_series(path, series)
+    if kind in (".nii", ".nii.gz"):
+        return read_nifti(path)
+    reader, header = _information(path)
+    with quiet_itk():
+        try:
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise InputError(
+                f"{path}: truncated or corrupt ({_last_line(error)}); copy or export it again"
+            ) from None
+    array = sitk.GetArrayFromImage(image).reshape(header.shape).astype(header.dtype, copy=False)
+    if not all_finite(array):
+        raise InputError(
+            f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
+        )
+    return on_file(path, array, header.world_from_index)
+
+
+def peek(path: Path, series: str | None = None) -> Header:
+    """Grid and type of a scan without reading its voxels.
+
+    Raises:
+        InputError: as :func:`read_volume`, except for what only the voxels can show.
+    """
+    path = _existing(path)
+    kind = ending(path)
+    if path.is_dir() or (not kind and is_dicom(path)):
+        return peek_series(path, series)
+    return peek_nifti(path) if kind in (".nii", ".nii.gz") else _information(path)[1]
+
+
+def read_labels(path: Path, like: Volume | None = None) -> Volume:
+    """Read a label map as uint8.
+
+    Args:
+        path: a file; whole numbers 0 to 255, in any type.
+        like: the image that the labels belong to. The result then lies on exactly that grid: a difference
+            within a tenth of a voxel is rounding in a header, and a map stored in another axis order is
+            reordered, which is exact.
+
+    Raises:
+        InputError: as :func:`read_volume`; values that are not whole or not in 0 to 255; another grid.
+    """
+    volume = read_volume(path)
+    low, high = volume.array.min(), volume.array.max()
+    if low < 0 or high > 255:
+        raise InputError(
+            f"{path}: expected labels from 0 to 255, got values from {low} to {high}; is it the image?"
+        )
+    labels = volume.array.astype(np.uint8)
+    if volume.array.dtype.kind == "f" and not np.array_equal(labels, volume.array):
+        raise InputError(
+            f"{path}: expected whole numbers, got fractions; labels must be resampled by nearest neighbour"
+        )
+    volume = volume.with_array(labels)
+    return volume if like is None else _on_grid(path, volume, like)
+
+
+def write_labels(volume: Volume, path: Path) -> None:
+    """Write a label map as compressed uint8 on the volume's exact grid, at once or not at all.
+
+    Args:
+        volume: whole numbers 0 to 255.
+        path: ends in one of :data:`WRITABLE`. NIfTI holds geometry in float32, the others in float64.
+
+    Raises:
+        InputError: another ending.
+        ValueError: values that uint8 cannot hold.
+    """
+    labels = volume.array.astype(np.uint8)
+    if not np.array_equal(labels, volume.array):
+        raise ValueError("labels to write must be whole numbers from 0 to 255")
+    write_image(volume.with_array(labels), path)
+
+
+def write_image(volume: Volume, path: Path) -> None:
+    """Write a volume compressed, in its own type, on its exact grid, at once or not at all.
+
+    Raises:
+        InputError: an ending that is not in :data:`WRITABLE`.
+        IsoposeError: the file cannot be written.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(WRITABLE):
+        raise InputError(f"{path}: cannot write this format, expected a name ending in {', '.join(WRITABLE)}")
+    array = volume.array
+    if array.dtype in (np.bool_, np.float16):
+        array = array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+    image.SetSpacing(volume.spacing.tolist())
+    image.SetOrigin(volume.origin.tolist())
+    image.SetDirection(volume.direction.ravel().tolist())
+    try:
+        with replacing(path) as temporary, quiet_itk():
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+    except (OSError, RuntimeError) as error:
+        raise IsoposeError(f"{path}: cannot be written ({_last_line(error)})") from None
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; copy or export it again")
+    return path
+
+
+def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
+    """A reader that is ready to read the voxels, and what the header says."""
+    kind = ending(path)
+    if kind not in _READERS:
+        raise InputError(
+            f"{path}: not a format that can be read; expected a DICOM folder or file, or {', '.join(READABLE)}"
+        )
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_READERS[kind])
+    reader.SetFileName(str(path))
+    with quiet_itk():
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise InputError(
+                f"{path}: cannot be read ({_last_line(error)}); copy or export it again"
+            ) from None
+    size, pixel = reader.GetSize(), reader.GetPixelID()
+    if len(size) < 3 or any(n > 1 for n in size[3:]) or pixel not in _TYPES:
+        raise InputError(
+            f"{path}: expected one 3D volume with one number per voxel, got {' x '.join(map(str, size))} with "
+            f"{reader.GetNumberOfComponents()} per voxel; split time points or channels into one file each"
+        )
+    if kind in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
+        raise InputError(
+            f"{path}: the header has no 'space', so left and right are unknown; export it again with one"
+        )
+    matrix = np.eye(4)
+    rank = len(size)
+    matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]
+    matrix[:3, 3] = reader.GetOrigin()[:3]
+    return reader, Header((size[2], size[1], size[0]), matrix, np.dtype(_TYPES[pixel])).checked(path)
+
+
+def _on_grid(path: Path, labels: Volume, image: Volume) -> Volume:
+    tolerance = 0.1 * float(image.spacing.min())
+    if labels.same_grid(image, tolerance):
+        return image.with_array(labels.array)
+    there, here = labels.reoriented(), image.reoriented()
+    if there.same_grid(here, tolerance):
+        return image.with_array(image.reorientation().undo(there.array))
+    size, wanted = (" x ".join(map(str, v.array.shape[::-1])) for v in (labels, image))
+    detail = (
+        f"its grid is {size}, the image's is {wanted}"
+        if sorted(labels.array.shape) != sorted(image.array.shape)
+        else f"same size {size}, but its voxels lie up to {labels.grid_distance(image):.2f} mm from the image's"
+        if labels.array.shape == image.array.shape
+        else f"its grid is {size}, the image's is {wanted}, on other axes"
+    )
+    raise InputError(
+        f"{path}: labels do not lie on the image's grid ({detail}); export both on the same grid"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    """The telling end of an ITK message, which starts with places in C++ files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][-200:] if lines else type(error).__name__

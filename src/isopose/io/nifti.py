@@ -1,0 +1,266 @@
+"""NIfTI-1 and NIfTI-2 files, read by their own header.
+
+SimpleITK writes NIfTI well but reads it leniently: a truncated file comes back filled with whatever was in
+memory, without an error, and the voxel size is taken from ``pixdim`` even where the sform says otherwise.
+Both would be a silent error here, so the header, the affine and the length of the voxel data are read and
+checked by us. Field names and rules are those of the NIfTI-1 and NIfTI-2 standards (nifti1.h, nifti2.h).
+"""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.io.header import Header, all_finite, on_file
+
+#: Name, format and byte offset of the fields in use.
+_Layout = list[tuple[str, Any, int]]
+_NIFTI1: _Layout = [
+    ("size", "i4", 0),
+    ("dim", ("i2", 8), 40),
+    ("type", "i2", 70),
+    ("pixdim", ("f4", 8), 76),
+    ("offset", "f4", 108),
+    ("slope", "f4", 112),
+    ("inter", "f4", 116),
+    ("units", "u1", 123),
+    ("qcode", "i2", 252),
+    ("scode", "i2", 254),
+    ("quatern", ("f4", 3), 256),
+    ("qoffset", ("f4", 3), 268),
+    ("srow", ("f4", (3, 4)), 280),
+    ("magic", "S4", 344),
+]
+_NIFTI2: _Layout = [
+    ("size", "i4", 0),
+    ("magic", "S4", 4),
+    ("type", "i2", 12),
+    ("dim", ("i8", 8), 16),
+    ("pixdim", ("f8", 8), 104),
+    ("offset", "i8", 168),
+    ("slope", "f8", 176),
+    ("inter", "f8", 184),
+    ("qcode", "i4", 344),
+    ("scode", "i4", 348),
+    ("quatern", ("f8", 3), 352),
+    ("qoffset", ("f8", 3), 376),
+    ("srow", ("f8", (3, 4)), 400),
+    ("units", "i4", 500),
+]
+_LENGTHS = {348: _NIFTI1, 540: _NIFTI2}
+_TYPES = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: A deflated byte can stand for no more than this many bytes; a header that claims more is damaged.
+_DEFLATE_LIMIT = 1032
+
+
+@dataclass(frozen=True, eq=False)
+class _Fields:
+    """The part of a NIfTI header that is needed, whatever its version and byte order."""
+
+    shape: tuple[int, int, int]
+    stored: np.dtype
+    offset: int
+    slope: float
+    inter: float
+    world_from_index: np.ndarray
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the stored numbers are not the values themselves (a slope of 0 means: no scaling)."""
+        return self.slope != 0 and (self.slope != 1 or self.inter != 0)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type after scaling: integers stay what they are, all else becomes float32."""
+        return (
+            np.dtype(np.float32) if self.scaled or self.stored.kind == "f" else self.stored.newbyteorder("=")
+        )
+
+
+def peek_nifti(path: Path) -> Header:
+    """Grid and type of a ``.nii`` or ``.nii.gz`` file, without its voxels.
+
+    Raises:
+        InputError: as :func:`read_nifti`, except for what only the voxels can show.
+    """
+    with _opened(path) as file:
+        fields = _fields(path, file)
+    return Header(fields.shape, fields.world_from_index, fields.dtype).checked(path)
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a ``.nii`` or ``.nii.gz`` file of three dimensions.
+
+    The grid comes from the sform where its code is set, else from the qform, as the standard and nibabel have
+    it; where both are set they must agree to within a voxel. Integers keep their type, all else is float32.
+
+    Raises:
+        InputError: not NIfTI, truncated or corrupt, not 3D, colour or complex voxels, no orientation in the
+            header or two that contradict each other, a unit other than mm, sheared, or non-finite values.
+    """
+    try:
+        with _opened(path) as file:
+            fields = _fields(path, file)
+            Header(fields.shape, fields.world_from_index, fields.dtype).checked(path)
+            stored = _voxels(path, file, fields)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
+    array = stored.astype(np.float32) if fields.dtype.kind == "f" else stored.astype(fields.dtype, copy=False)
+    if fields.scaled:
+        # In float64 and back, slice by slice: float32 products of large integers would lose whole units.
+        for plane, source in zip(array, stored, strict=True):
+            plane[...] = source * np.float64(fields.slope) + np.float64(fields.inter)
+    if not all_finite(array):
+        raise InputError(
+            f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
+        )
+    return on_file(path, array, fields.world_from_index)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore[return-value]
+
+
+def _fields(path: Path, file: IO[bytes]) -> _Fields:
+    try:
+        raw = file.read(max(_LENGTHS))
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
+    found = _header(raw)
+    if found is None:
+        raise InputError(f"{path}: expected a NIfTI file, but its header is not one; copy or export it again")
+    header, order = found
+    if not header["magic"].startswith((b"n+1", b"n+2")):
+        raise InputError(
+            f"{path}: expected a single NIfTI file (.nii), but its header is not one's; export it as .nii.gz"
+        )
+    rank = int(header["dim"][0])
+    extent = [int(n) for n in header["dim"][1 : rank + 1]] if 1 <= rank <= 7 else []
+    if any(n < 1 for n in extent) or not extent:
+        raise InputError(
+            f"{path}: dimensions {header['dim'].tolist()} are not possible; the header is damaged"
+        )
+    if len(extent) < 3 or any(n > 1 for n in extent[3:]):
+        raise InputError(
+            f"{path}: expected one 3D volume, got {' x '.join(map(str, extent))}; "
+            "split time points or channels into one file each"
+        )
+    kind = _TYPES.get(int(header["type"]))
+    if kind is None:
+        raise InputError(
+            f"{path}: expected one real number per voxel, got NIfTI type {int(header['type'])} "
+            "(colour, complex or extended); export it as int16 or float32"
+        )
+    slope, inter = float(header["slope"]), float(header["inter"])
+    if not np.isfinite([slope, inter]).all():
+        slope, inter = 1.0, 0.0  # the standard's "no scaling"; some tools write NaN for it
+    return _Fields(
+        shape=(extent[2], extent[1], extent[0]),
+        stored=np.dtype(kind).newbyteorder(order),
+        offset=int(header["offset"]),
+        slope=slope,
+        inter=inter,
+        world_from_index=_LPS_FROM_RAS @ _ras_from_index(path, header, tuple(extent[:3])),
+    )
+
+
+def _header(raw: bytes) -> tuple[np.void, Literal["<", ">"]] | None:
+    """The fields and their byte order, told from the header's own length, its first field."""
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    for order in orders:
+        for length, layout in _LENGTHS.items():
+            if len(raw) >= length and int(np.frombuffer(raw, f"{order}i4", 1)[0]) == length:
+                names, formats, offsets = zip(*layout, strict=True)
+                packed = np.dtype(
+                    {"names": names, "formats": formats, "offsets": offsets, "itemsize": length}
+                ).newbyteorder(order)
+                return np.frombuffer(raw, packed, 1)[0], order
+    return None
+
+
+def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
+    unit = int(header["units"]) & 7
+    if unit not in (0, 2):
+        raise InputError(
+            f"{path}: expected millimetres, but the header's unit is {'metre' if unit == 1 else 'not mm'}; "
+            "set xyzt_units to mm and check the voxel size"
+        )
+    sform, qform = int(header["scode"]) > 0, int(header["qcode"]) > 0
+    if not sform and not qform:
+        raise InputError(
+            f"{path}: the header has no orientation (sform and qform codes are 0), so left and right are "
+            "unknown; export it again with an orientation"
+        )
+    candidates = []
+    if sform:
+        candidates.append(np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]]))
+    if qform:
+        candidates.append(_qform(header))
+    if len(candidates) == 2 and np.isfinite(candidates).all():
+        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
+            *(np.array(size) - 1.0),
+            1.0,
+        ]
+        apart = np.linalg.norm(corners @ (candidates[0] - candidates[1]).T, axis=1).max()
+        if apart > np.linalg.norm(candidates[0][:3, :3], axis=0).max():
+            raise InputError(
+                f"{path}: the header's sform and qform place the volume up to {apart:.1f} mm apart; "
+                "find out which one is right and set the other's code to 0"
+            )
+    return candidates[0]
+
+
+def _qform(header: np.void) -> np.ndarray:
+    b, c, d = (float(v) for v in header["quatern"])
+    a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
+    a, b, c, d = np.array([a, b, c, d]) / np.linalg.norm([a, b, c, d])
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    scale = header["pixdim"][1:4].astype(np.float64) * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation * scale
+    matrix[:3, 3] = header["qoffset"]
+    return matrix
+
+
+def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:
+    count = int(np.prod(fields.shape, dtype=np.int64))
+    wanted = count * fields.stored.itemsize
+    if fields.offset < 0 or wanted > path.stat().st_size * _DEFLATE_LIMIT:
+        raise EOFError(f"the header promises {wanted} bytes of voxels")
+    file.seek(fields.offset)
+    array = np.empty(fields.shape, fields.stored)
+    view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    filled = 0
+    while filled < wanted:
+        got = file.readinto(view[filled : filled + (1 << 24)])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError(f"{filled} of {wanted} bytes of voxels are there")
+        filled += got
+    while file.read(1 << 20):  # to the end, where gzip keeps its checksum
+        pass
+    return array
