@@ -1,0 +1,201 @@
+"""The patient's trunk in a CT: without the table, without arms where they can be told apart.
+
+The work is done on slices of square pixels of one or two millimetres. What is thin is not body (table, wires,
+blankets); what hangs on the trunk by a neck narrower than a part of its own width is not trunk (arms). Both
+parts are lengths that grow with the body, so that the same rule holds for a newborn and for an adult.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+
+#: Side of the working pixel: a 256th of the field of view, within these bounds, in mm.
+PIXEL_MM = (1.0, 2.0)
+#: Half the thickness up to which something is table or cloth, as a part of the body's diameter, and its
+#: bounds in mm. A newborn's chest wall is about 6 mm thick, a table's shell up to 8.
+THIN, THIN_MM = 0.02, (2.0, 4.0)
+#: Half the width of a neck at which an arm is cut off, as a part of the body's diameter.
+NECK = 0.06
+#: Part of a slice's largest piece that another piece must have to be trunk too: thighs are, arms are not.
+PIECE = 0.5
+#: Part of voxels at the very minimum from which a volume counts as clipped from below.
+CLIPPED = 0.02
+#: Values further than this from the threshold say nothing more about where a boundary runs between pixels.
+SOFT_HU = 400.0
+#: Voxels that are worked on at a time, to bound the memory.
+CHUNK = 4_000_000
+
+IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
+IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
+
+
+def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
+    """Mark the trunk, lungs and gas included, table and separable arms excluded.
+
+    Args:
+        volume: reoriented (slices along z), Hounsfield units, any dtype; padding below air is taken as air.
+        threshold_hu: what is denser may be body. Where air was clipped to a value near it or above (a
+            windowed image), a threshold between that value and fat takes its place.
+
+    Returns:
+        ``(z, y, x)`` booleans on the volume's grid; slices without a body are empty.
+
+    Raises:
+        InputError: nothing is denser than the threshold, or the values are not Hounsfield units.
+    """
+    threshold = _threshold(volume.array, threshold_hu)
+    coarse, pixel = _coarse(volume)
+    tissue = coarse > threshold
+    if not tissue.any():
+        raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
+    box = tuple(
+        slice(max(s.start - 1, 0), s.stop + 1) for s in ndimage.find_objects(tissue.astype(np.uint8))[0]
+    )
+    trunk = np.zeros_like(tissue)
+    trunk[box] = _trunk(tissue[box], pixel)
+    if not trunk.any():
+        raise InputError(
+            f"no body found above {threshold_hu:g} HU, only thin structures; is it a CT in Hounsfield units?"
+        )
+    return _fine(trunk, coarse, tissue, threshold, volume.array.shape[1:])
+
+
+def _threshold(array: np.ndarray, threshold_hu: float) -> float:
+    lowest = float(array.min())
+    # Written so that NaN, which compares with nothing, is left to whoever reads the values.
+    if not lowest > 2.0 * threshold_hu or np.mean(array == lowest) < CLIPPED:
+        return threshold_hu
+    if lowest > -50.0:
+        raise InputError(
+            f"no body found above {threshold_hu:g} HU: air is expected near -1000 HU, but the lowest of all "
+            f"values is {lowest:g}; is it a CT in Hounsfield units?"
+        )
+    # Half way from clipped air to water, as far as fat (-100 HU) stays above.
+    return max(threshold_hu, min(0.5 * lowest, max(0.75 * lowest, -120.0)))
+
+
+def _coarse(volume: Volume) -> tuple[np.ndarray, float]:
+    """Block means on square pixels, float32 ``(z, h, w)``, and the pixel's side in mm."""
+    depth, height, width = volume.array.shape
+    extent = (height * volume.spacing[1], width * volume.spacing[0])
+    pixel = float(np.clip(max(extent) / 256.0, *PIXEL_MM))
+    size = (max(1, round(extent[0] / pixel)), max(1, round(extent[1] / pixel)))
+    out = np.empty((depth, *size), dtype=np.float32)
+    step = max(1, CHUNK // (height * width))
+    for start in range(0, depth, step):
+        block = torch.from_numpy(np.ascontiguousarray(volume.array[start : start + step], dtype=np.float32))
+        out[start : start + step] = F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
+    return out, pixel
+
+
+def _trunk(tissue: np.ndarray, pixel: float) -> np.ndarray:
+    """The trunk in coarse slices of ``tissue`` whose pixels have a side of ``pixel`` mm."""
+    diameter = _diameter(_filled(_largest(tissue)), pixel)
+    thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
+    # Two steps more than were taken off give the skin's corners back, and no more than a stub of table.
+    bulk = _dilate(_erode(tissue, thin), thin + 1, within=tissue)
+    body = _filled(_largest(bulk))
+    if not body.any():
+        return body
+    neck = _steps(NECK * _diameter(body, pixel), pixel)
+    core = _erode(body, neck)
+    if not core.any():
+        return body
+    kept, other = _pieces(core)
+    # Grown one step at a time against the pieces left out, so that both meet in the neck between them; a
+    # square corner loses 0.41 of the radius to an opening, which the further steps give back.
+    for step in range(neck + round(0.4 * neck) + 1):
+        kept = _dilate(kept, 1, within=body & ~other, first=step)
+        other = _dilate(other, 1, within=body & ~kept, first=step)
+    return _filled(_opened(kept, thin))
+
+
+def _pieces(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split cores into those of the trunk and all others."""
+    body = _largest(core)
+    labels, count = ndimage.label(body, IN_PLANE)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    areas[0] = 0
+    largest = areas[labels].max(axis=(1, 2))
+    kept = body & (areas[labels] >= PIECE * largest[:, None, None])
+    return kept, core & ~kept
+
+
+def _opened(mask: np.ndarray, steps: int) -> np.ndarray:
+    return _dilate(_erode(mask, steps), steps + 1, within=mask)
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest of the components connected in three dimensions."""
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """Fill holes slice by slice, those included that the image's border closes."""
+    padded = np.pad(mask, ((0, 0), (2, 2), (2, 2)))
+    for side, line in (
+        ((slice(None), 1, slice(2, -2)), mask[:, 0]),
+        ((slice(None), -2, slice(2, -2)), mask[:, -1]),
+        ((slice(None), slice(2, -2), 1), mask[:, :, 0]),
+        ((slice(None), slice(2, -2), -2), mask[:, :, -1]),
+    ):
+        after = np.logical_or.accumulate(line, axis=1)
+        before = np.logical_or.accumulate(line[:, ::-1], axis=1)[:, ::-1]
+        padded[side] = after & before
+    labels, _ = ndimage.label(~padded, IN_PLANE)
+    return (labels != labels[:, :1, :1])[:, 2:-2, 2:-2]
+
+
+def _diameter(body: np.ndarray, pixel: float) -> float:
+    """Of the circle with the area of a typical slice of the body, in mm."""
+    areas = np.count_nonzero(body, axis=(1, 2))
+    return float(2.0 * pixel * np.sqrt(np.median(areas[areas > 0]) / np.pi)) if areas.any() else 0.0
+
+
+def _steps(radius_mm: float, pixel: float) -> int:
+    return max(1, round(radius_mm / pixel))
+
+
+def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Erode slices by an octagon; the image's border takes nothing off, for there the body goes on."""
+    return ~_dilate(~mask, steps)
+
+
+def _dilate(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None, first: int = 0) -> np.ndarray:
+    """Dilate slices by an octagon: crosses and squares in turn, geodesic if ``within`` is given."""
+    for step in range(first, first + steps):
+        rows = mask.copy()
+        rows[:, 1:] |= mask[:, :-1]
+        rows[:, :-1] |= mask[:, 1:]
+        source = rows if step % 2 else mask
+        grown = rows.copy()
+        grown[:, :, 1:] |= source[:, :, :-1]
+        grown[:, :, :-1] |= source[:, :, 1:]
+        mask = grown if within is None else grown & within
+    return mask
+
+
+def _fine(
+    trunk: np.ndarray, coarse: np.ndarray, tissue: np.ndarray, threshold: float, size: tuple[int, ...]
+) -> np.ndarray:
+    """Bring the trunk back to the volume's grid, its boundary placed between pixels by their values."""
+    level = np.clip(coarse - threshold, -SOFT_HU, SOFT_HU)
+    # Gas inside and arms or table outside have the wrong sign, and no boundary is theirs.
+    level[trunk & ~tissue] = SOFT_HU
+    level[~trunk & tissue] = -SOFT_HU
+    out = np.empty((trunk.shape[0], *size), dtype=bool)
+    step = max(1, CHUNK // (size[0] * size[1]))
+    for start in range(0, len(out), step):
+        block = torch.from_numpy(level[start : start + step, None])
+        fine = F.interpolate(block, size=(size[0], size[1]), mode="bilinear", align_corners=False)
+        out[start : start + step] = (fine[:, 0] > 0).numpy()
+    return out
