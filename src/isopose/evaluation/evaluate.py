@@ -1,0 +1,281 @@
+"""A folder of predictions held against a folder or dataset of labels, scan by scan."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isopose import __version__
+from isopose.errors import InputError
+from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, score
+from isopose.files import hash_of, sha256
+from isopose.geometry.volume import Volume
+from isopose.io.datasets import Dataset
+from isopose.io.images import ending, read_labels
+from isopose.labels import Labels
+
+FORMAT = "isopose-evaluation/1"
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """The scores of one scan.
+
+    Args:
+        case: the scan's id.
+        patient: scans with the same value are of one patient. It is the id of the patient's first case and
+            not the patient's own identifier, which stays out of every report.
+        scores: target name to its scores.
+        age_years: age at the scan in years, where known.
+        body_size_mm: a length that stands for the body's size in mm, where known.
+    """
+
+    case: str
+    patient: str
+    scores: Mapping[str, Scores]
+    age_years: float | None = None
+    body_size_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of a set of predictions, and what they were made from.
+
+    Args:
+        targets: what was scored, in the order of :meth:`isopose.labels.Labels.targets`.
+        cases: one entry per scored scan, by ascending id.
+        missing: ids of scans that have a label and no prediction; they are in no mean.
+        unlabelled: ids of predictions without a label, which were left alone.
+        tolerance_mm: tolerance of the surface Dice in mm.
+        provenance: version, labels and SHA-256 of every file read.
+    """
+
+    targets: tuple[str, ...]
+    cases: tuple[CaseScores, ...]
+    missing: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    tolerance_mm: float = SURFACE_TOLERANCE_MM
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as JSON-able values; ``None`` stays null."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Evaluation":
+        """Read back what :meth:`to_json` gave; keys it does not know are ignored.
+
+        Raises:
+            InputError: the value is no evaluation, or one of another format.
+        """
+        found = value.get("format") if isinstance(value, Mapping) else None
+        if found != FORMAT:
+            raise InputError(f"expected an evaluation of format {FORMAT!r}, got {found!r}; evaluate again")
+        try:
+            cases = tuple(
+                CaseScores(**{**case, "scores": {t: Scores(**s) for t, s in case["scores"].items()}})
+                for case in value["cases"]
+            )
+            lists = {name: tuple(value[name]) for name in ("targets", "missing", "unlabelled")}
+            return cls(
+                cases=cases, tolerance_mm=value["tolerance_mm"], provenance=value["provenance"], **lists
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"the evaluation is damaged ({type(error).__name__}: {error}); evaluate again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    case: str
+    patient: str
+    age_years: float | None
+    prediction: Path
+    label: Path
+
+
+def evaluate(
+    predictions: Path,
+    truth: Dataset | Path,
+    labels: Labels | None = None,
+    *,
+    cases: Collection[str] | None = None,
+    body_sizes_mm: Mapping[str, float] | None = None,
+    ages_years: Mapping[str, float] | None = None,
+    tolerance_mm: float = SURFACE_TOLERANCE_MM,
+    allow_missing: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score every prediction against the label of the same case, in 3D on the scan's own grid.
+
+    Args:
+        predictions: folder of label maps with the labels' stored values, named by the case and any ending of
+            :data:`isopose.io.images.READABLE`.
+        truth: a dataset, or a folder of label maps named like the predictions.
+        labels: what to score; by default the dataset's own, and needed with a folder.
+        cases: score these only, e.g. one fold's validation cases; by default all that have a label.
+        body_sizes_mm: a length per case that stands for body size (such as its width), for the strata.
+        ages_years: age per case in years; fills in where the dataset says nothing.
+        tolerance_mm: tolerance of the surface Dice in mm.
+        allow_missing: list scans without a prediction instead of refusing.
+        workers: number of scans scored at once.
+        progress: called with (scans done, scans in all) after each scan.
+
+    Raises:
+        InputError: nothing to score, a missing or ambiguous prediction, an unreadable file, an unknown label
+            value, or a prediction on another grid than its label; the message names the case.
+    """
+    labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
+    if labels is None:
+        raise InputError(f"{truth}: say which labels the folder holds, e.g. kidney=1 tumour=2")
+    found = _label_maps(Path(predictions))
+    known = _truths(truth, ages_years or {})
+    wanted = _wanted(known, cases)
+    missing = tuple(case for case in wanted if case not in found)
+    if missing and (not allow_missing or len(missing) == len(wanted)):
+        raise InputError(
+            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: {_listed(missing)}; "
+            "predict them, or allow missing predictions to score the others"
+        )
+    for case in wanted:
+        age = known[case][2]
+        if age is not None and not 0 <= age < 130:
+            raise InputError(f"{case}: age of {age:g} years, expected 0 to 130; correct it or leave it out")
+    pairs = [
+        _Pair(case, known[case][1], known[case][2], found[case], known[case][0])
+        for case in wanted
+        if case in found
+    ]
+    sizes = body_sizes_mm or {}
+    scored: list[tuple[CaseScores, dict[str, str]]] = []
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        try:
+            for result in pool.map(lambda pair: _score_pair(pair, labels, sizes, tolerance_mm), pairs):
+                scored.append(result)
+                if progress is not None:
+                    progress(len(scored), len(pairs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    inputs = {result.case: hashes for result, hashes in scored}
+    return Evaluation(
+        targets=tuple(labels.targets()),
+        cases=tuple(result for result, _ in scored),
+        missing=missing,
+        unlabelled=tuple(sorted(set(found) - set(known))),
+        tolerance_mm=float(tolerance_mm),
+        provenance={
+            "isopose": __version__,
+            "labels": {
+                "values": dict(labels.values),
+                "unions": {union: list(members) for union, members in labels.unions.items()},
+            },
+            "inputs": inputs,
+            "inputs_sha256": hash_of(inputs),
+        },
+    )
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    """Case id to file, for every label map of a folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of label maps, found none")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        kind = ending(path)
+        if not kind or path.name.startswith("."):
+            continue
+        case = path.name[: -len(kind)]
+        if case in found:
+            raise InputError(
+                f"{case}: two label maps, {found[case].name} and {path.name}, in {folder}; keep one"
+            )
+        found[case] = path
+    return found
+
+
+def _truths(
+    truth: Dataset | Path, ages_years: Mapping[str, float]
+) -> dict[str, tuple[Path, str, float | None]]:
+    """Case id to label file, patient group and age, for every case that has a label."""
+    if not isinstance(truth, Dataset):
+        return {case: (path, case, ages_years.get(case)) for case, path in _label_maps(Path(truth)).items()}
+    ordered = sorted(truth.cases, key=lambda case: _natural(case.id))
+    first: dict[str, str] = {}
+    for case in ordered:
+        first.setdefault(case.patient, case.id)
+    return {
+        case.id: (
+            case.label,
+            first[case.patient],
+            ages_years.get(case.id) if case.age_years is None else case.age_years,
+        )
+        for case in ordered
+        if case.label is not None
+    }
+
+
+def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
+    """The case ids to score, in natural order."""
+    unknown = sorted(set(cases or ()) - set(known), key=_natural)
+    if unknown:
+        raise InputError(f"no label for {_listed(tuple(unknown))}; cases to score need one")
+    wanted = sorted(known if cases is None else set(cases), key=_natural)
+    if not wanted:
+        raise InputError("nothing to score: no case with a label was found")
+    return wanted
+
+
+def _score_pair(
+    pair: _Pair, labels: Labels, sizes: Mapping[str, float], tolerance_mm: float
+) -> tuple[CaseScores, dict[str, str]]:
+    """Score one scan; also the SHA-256 of its two files."""
+    try:
+        prediction, truth = read_labels(pair.prediction), read_labels(pair.label)
+        if not prediction.same_grid(truth):
+            truth = _on_grid(pair, prediction)
+        for path, volume in ((pair.prediction, prediction), (pair.label, truth)):
+            _check_values(path, volume, labels)
+    except InputError as error:
+        raise InputError(f"{pair.case}: {error}") from None
+    spacing_zyx = tuple(prediction.spacing[::-1])
+    scores = {
+        target: score(
+            np.isin(prediction.array, values), np.isin(truth.array, values), spacing_zyx, tolerance_mm
+        )
+        for target, values in labels.targets().items()
+    }
+    result = CaseScores(pair.case, pair.patient, scores, pair.age_years, sizes.get(pair.case))
+    return result, {"prediction": sha256(pair.prediction), "label": sha256(pair.label)}
+
+
+def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
+    """The label on the prediction's grid: a rounded header and another axis order are undone exactly."""
+    try:
+        return read_labels(pair.label, like=prediction)
+    except InputError as error:
+        raise InputError(f"with the prediction {pair.prediction.name} as the image: {error}") from None
+
+
+def _check_values(path: Path, volume: Volume, labels: Labels) -> None:
+    try:
+        labels.to_classes(volume.array)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _natural(case: str) -> list[tuple[int, int | str]]:
+    """Sort key by which case_9 comes before case_10."""
+    parts = re.split(r"(\d+)", case)
+    return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]
+
+
+def _listed(names: tuple[str, ...], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,296 @@
+"""What a cohort's scores come to: means by patient, strata of age and size, and paired comparisons."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from isopose.errors import InputError
+from isopose.evaluation.evaluate import CaseScores, Evaluation
+from isopose.evaluation.metrics import Outcome, Scores
+
+Metric = Literal["dice", "surface_dice", "hd95_mm"]
+
+METRICS: tuple[Metric, ...] = ("dice", "surface_dice", "hd95_mm")
+
+#: Metrics of which less is better.
+LOWER_IS_BETTER: frozenset[Metric] = frozenset({"hd95_mm"})
+
+#: Name, first year and the year before which each stratum ends.
+AGE_STRATA: tuple[tuple[str, float, float], ...] = (
+    ("0 to 2 years", 0.0, 2.0),
+    ("2 to 6 years", 2.0, 6.0),
+    ("6 to 12 years", 6.0, 12.0),
+    ("12 to 18 years", 12.0, 18.0),
+    ("adult", 18.0, np.inf),
+)
+
+#: Fewest pairs for which a Wilcoxon test is worth a number: with five, p cannot fall below 0.06.
+FEWEST_PAIRS = 6
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One metric over a group of patients.
+
+    Args:
+        patients: number of patients with a value, each counted once by the mean of their scans.
+        mean: mean over patients; ``None`` without any.
+        sd: standard deviation over patients (n - 1); ``None`` below two.
+        median: median over patients.
+        worst: the worst scan's value; ``None`` if that scan has no value because a mask is empty on one side,
+            which is worse than any distance.
+        worst_case: that scan's id; ``None`` if no scan counts.
+        without_value: scans with a structure on one side only and hence no value of this metric.
+    """
+
+    patients: int
+    mean: float | None
+    sd: float | None
+    median: float | None
+    worst: float | None
+    worst_case: str | None
+    without_value: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One target over a group of scans.
+
+    Args:
+        target: name of the structure or union.
+        scans: number of scans.
+        patients: number of patients.
+        missed: scans in which the structure is there and nothing was predicted.
+        false_alarms: scans in which it is not there and something was predicted.
+        empty: scans in which it is neither there nor predicted; they enter no mean.
+        dice, surface_dice, hd95_mm: the statistics.
+    """
+
+    target: str
+    scans: int
+    patients: int
+    missed: int
+    false_alarms: int
+    empty: int
+    dice: Statistic
+    surface_dice: Statistic
+    hd95_mm: Statistic
+
+
+def summarise(cases: Sequence[CaseScores], target: str) -> Summary:
+    """Sum up one target: scans are averaged within their patient first, then over patients."""
+    outcomes = [case.scores[target].outcome for case in cases]
+
+    def count(outcome: Outcome) -> int:
+        return outcomes.count(outcome)
+
+    dice, surface_dice, hd95_mm = (_statistic(cases, target, metric) for metric in METRICS)
+    return Summary(
+        target,
+        scans=len(cases),
+        patients=len({case.patient for case in cases}),
+        missed=count("missed"),
+        false_alarms=count("false alarm"),
+        empty=count("empty"),
+        dice=dice,
+        surface_dice=surface_dice,
+        hd95_mm=hd95_mm,
+    )
+
+
+def by_patient(cases: Sequence[CaseScores], target: str, metric: Metric) -> dict[str, float]:
+    """Patient to the mean of their scans that have a value; a patient without any is left out."""
+    values: dict[str, list[float]] = {}
+    for case in cases:
+        value = getattr(case.scores[target], metric)
+        if value is not None:
+            values.setdefault(case.patient, []).append(value)
+    return {patient: float(np.mean(scans)) for patient, scans in values.items()}
+
+
+def badness(scores: Scores, metric: Metric) -> tuple[float, float]:
+    """Sort key that grows with how bad a scan is; no value ranks worst where one mask is empty, else last."""
+    if scores.outcome == "empty":
+        return -np.inf, 0.0
+    value = getattr(scores, metric)
+    badness_of_value = np.inf if value is None else value if metric in LOWER_IS_BETTER else -value
+    # Among equals, such as several missed structures, the larger one is the worse miss.
+    return badness_of_value, scores.truth_ml
+
+
+def _statistic(cases: Sequence[CaseScores], target: str, metric: Metric) -> Statistic:
+    values = np.array(list(by_patient(cases, target, metric).values()))
+    counted = [case for case in cases if case.scores[target].outcome != "empty"]
+    worst = max(counted, key=lambda case: badness(case.scores[target], metric), default=None)
+    return Statistic(
+        patients=len(values),
+        mean=float(values.mean()) if len(values) else None,
+        sd=float(values.std(ddof=1)) if len(values) > 1 else None,
+        median=float(np.median(values)) if len(values) else None,
+        worst=getattr(worst.scores[target], metric) if worst else None,
+        worst_case=worst.case if worst else None,
+        without_value=sum(getattr(case.scores[target], metric) is None for case in counted),
+    )
+
+
+def age_strata(cases: Sequence[CaseScores]) -> dict[str, tuple[CaseScores, ...]]:
+    """Scans by age at the scan, youngest first; nothing if no age is known.
+
+    A stratum holds its first year and not its last; scans of unknown age make one of their own.
+    """
+    if all(case.age_years is None for case in cases):
+        return {}
+    groups = {
+        name: tuple(c for c in cases if c.age_years is not None and first <= c.age_years < last)
+        for name, first, last in AGE_STRATA
+    }
+    groups["age unknown"] = tuple(case for case in cases if case.age_years is None)
+    return {name: members for name, members in groups.items() if members}
+
+
+def size_strata(cases: Sequence[CaseScores]) -> dict[str, tuple[CaseScores, ...]]:
+    """Scans by body size in thirds of the cohort, smallest first; nothing below three known sizes."""
+    sizes = np.array([case.body_size_mm for case in cases if case.body_size_mm is not None])
+    if len(sizes) < 3:
+        return {}
+    low, high = np.quantile(sizes, [1 / 3, 2 / 3])
+    middle = f"middle ({low:.0f} to {high:.0f} mm)"
+    names = (f"small (to {low:.0f} mm)", middle, f"large (over {high:.0f} mm)")
+    groups: dict[str, list[CaseScores]] = {name: [] for name in (*names, "size unknown")}
+    for case in cases:
+        size = case.body_size_mm
+        name = "size unknown" if size is None else names[int(size > low) + int(size > high)]
+        groups[name].append(case)
+    return {name: tuple(members) for name, members in groups.items() if members}
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """One metric of one target in two evaluations of the same patients.
+
+    Args:
+        target: name of the structure or union.
+        metric: which score.
+        patients: patients with a value in both.
+        mean_a: mean over these in the first evaluation.
+        mean_b: mean over these in the second.
+        mean_difference: mean of second minus first; ``None`` without pairs.
+        sd_difference: its standard deviation (n - 1).
+        better: patients for whom the second is better.
+        worse: patients for whom it is worse.
+        p_value: two-sided Wilcoxon signed-rank test; ``None`` below :data:`FEWEST_PAIRS` patients.
+        unpaired: patients with a value in one of the two only, such as a structure missed once.
+    """
+
+    target: str
+    metric: Metric
+    patients: int
+    mean_a: float | None
+    mean_b: float | None
+    mean_difference: float | None
+    sd_difference: float | None
+    better: int
+    worse: int
+    p_value: float | None
+    unpaired: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same labels, patient by patient.
+
+    Args:
+        differences: one entry per shared target and metric.
+        only_a: scans that only the first evaluation scored, left out.
+        only_b: scans that only the second evaluation scored, left out.
+    """
+
+    differences: tuple[PairedDifference, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """Hold two evaluations of the same scans against each other, e.g. without and with homogenisation.
+
+    Raises:
+        InputError: no scan or target in common, different tolerances, or labels that differ between the two.
+    """
+    if a.tolerance_mm != b.tolerance_mm:
+        raise InputError(
+            f"cannot compare surface Dice at {a.tolerance_mm:g} mm with {b.tolerance_mm:g} mm; evaluate again"
+        )
+    cases_a, cases_b = ({case.case: case for case in evaluation.cases} for evaluation in (a, b))
+    shared = [case for case in cases_a if case in cases_b]
+    targets = [target for target in a.targets if target in b.targets]
+    if not shared or not targets:
+        raise InputError("cannot compare the evaluations: they have no scan or no target in common")
+    for case in shared:
+        for target in targets:
+            volumes = (cases_a[case].scores[target].truth_ml, cases_b[case].scores[target].truth_ml)
+            if not np.isclose(*volumes, rtol=1e-6):
+                raise InputError(
+                    f"{case}: {target} measures {volumes[0]:.4g} ml in one evaluation's labels and "
+                    f"{volumes[1]:.4g} ml in the other's; evaluate both against the same labels"
+                )
+    differences = [
+        _paired([cases_a[case] for case in shared], [cases_b[case] for case in shared], target, metric)
+        for target in targets
+        for metric in METRICS
+    ]
+    return Comparison(
+        tuple(differences),
+        only_a=tuple(case for case in cases_a if case not in cases_b),
+        only_b=tuple(case for case in cases_b if case not in cases_a),
+    )
+
+
+def _paired(
+    a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metric: Metric
+) -> PairedDifference:
+    # By scan first, so that both means of a patient run over the same scans.
+    both = [
+        (x, y)
+        for x, y in zip(a, b, strict=True)
+        if getattr(x.scores[target], metric) is not None and getattr(y.scores[target], metric) is not None
+    ]
+    one_sided = {
+        x.patient
+        for x, y in zip(a, b, strict=True)
+        if (getattr(x.scores[target], metric) is None) != (getattr(y.scores[target], metric) is None)
+    }
+    values_a = by_patient([x for x, _ in both], target, metric)
+    patient_of = {x.case: x.patient for x, _ in both}
+    values_b: dict[str, list[float]] = {}
+    for _, y in both:
+        values_b.setdefault(patient_of[y.case], []).append(getattr(y.scores[target], metric))
+    first = np.array(list(values_a.values()))
+    second = np.array([float(np.mean(values_b[patient])) for patient in values_a])
+    difference = second - first
+    gain = -difference if metric in LOWER_IS_BETTER else difference
+    some = len(first) > 0
+    return PairedDifference(
+        target,
+        metric,
+        patients=len(first),
+        mean_a=float(first.mean()) if some else None,
+        mean_b=float(second.mean()) if some else None,
+        mean_difference=float(difference.mean()) if some else None,
+        sd_difference=float(difference.std(ddof=1)) if len(first) > 1 else None,
+        better=int((gain > 0).sum()),
+        worse=int((gain < 0).sum()),
+        p_value=_wilcoxon(difference),
+        unpaired=len(one_sided),
+    )
+
+
+def _wilcoxon(difference: np.ndarray) -> float | None:
+    """Two-sided p of the signed-rank test, 1 where nothing differs."""
+    if len(difference) < FEWEST_PAIRS:
+        return None
+    if not difference.any():
+        return 1.0
+    return float(stats.wilcoxon(difference).pvalue)

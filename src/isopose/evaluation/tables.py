@@ -1,0 +1,352 @@
+"""Scores as tables, and tables as CSV, Markdown and (through ``html``) HTML."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from isopose.evaluation.evaluate import CaseScores, Evaluation
+from isopose.evaluation.summary import (
+    METRICS,
+    Comparison,
+    Metric,
+    Statistic,
+    Summary,
+    age_strata,
+    badness,
+    size_strata,
+    summarise,
+)
+from isopose.files import write_json, write_text
+
+#: How a missing value is shown; never an empty cell, which would read as forgotten.
+NO_VALUE = "–"
+
+METRIC_NAMES: Mapping[Metric, str] = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm)"}
+
+DIGITS: Mapping[Metric, int] = {"dice": 3, "surface_dice": 3, "hd95_mm": 1}
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's column.
+
+    Args:
+        name: heading, with the unit.
+        digits: decimals of its numbers.
+        text: whether it holds words, which are set left; numbers are set right.
+    """
+
+    name: str
+    digits: int = 0
+    text: bool = False
+
+    def show(self, value: Cell) -> str:
+        """The cell as it is read."""
+        if value is None:
+            return NO_VALUE
+        return f"{value:.{self.digits}f}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A captioned table; the first cell of each row is the row's heading.
+
+    Raises:
+        ValueError: a row has another number of cells than there are columns.
+    """
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    sortable: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{self.caption}: a row has {len(row)} cells, not {len(self.columns)}")
+
+
+def to_markdown(table: Table) -> str:
+    """The table in GitHub's Markdown, its caption in bold above and its notes below."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = [":--" if column.text else "--:" for column in table.columns]
+    lines = [f"**{table.caption}**", "", line([column.name for column in table.columns]), line(rule)]
+    for row in table.rows:
+        lines.append(line([column.show(cell) for column, cell in zip(table.columns, row, strict=True)]))
+    for note in table.notes:
+        lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+def spread(statistic: Statistic, metric: Metric) -> str:
+    """``mean (sd)``; the sd is left out below two patients."""
+    digits = DIGITS[metric]
+    if statistic.mean is None:
+        return NO_VALUE
+    sd = f" ({statistic.sd:.{digits}f})" if statistic.sd is not None else ""
+    return f"{statistic.mean:.{digits}f}{sd}"
+
+
+def _worst(statistic: Statistic, metric: Metric) -> str:
+    if statistic.worst_case is None:
+        return NO_VALUE
+    value = "no value" if statistic.worst is None else f"{statistic.worst:.{DIGITS[metric]}f}"
+    return f"{value} ({statistic.worst_case})"
+
+
+def _hd95(statistic: Statistic) -> str:
+    gap = f", {statistic.without_value} without value" if statistic.without_value else ""
+    return spread(statistic, "hd95_mm") + gap
+
+
+def overall_table(evaluation: Evaluation) -> Table:
+    """One row per target and metric: mean (sd), median and worst over all patients."""
+    columns = (
+        Column("Target", text=True),
+        Column("Score", text=True),
+        Column("Patients"),
+        Column("Mean (sd)"),
+        Column("Median"),
+        Column("Worst scan"),
+        Column("Scans without value"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for target in evaluation.targets:
+        summary = summarise(evaluation.cases, target)
+        for metric in METRICS:
+            statistic: Statistic = getattr(summary, metric)
+            median = Column("", DIGITS[metric]).show(statistic.median)
+            rows.append(
+                (
+                    target,
+                    METRIC_NAMES[metric],
+                    statistic.patients,
+                    spread(statistic, metric),
+                    median,
+                    _worst(statistic, metric),
+                    statistic.without_value,
+                )
+            )
+    return Table("All patients", columns, tuple(rows), notes=(rules(evaluation),))
+
+
+def counts_table(evaluation: Evaluation) -> Table:
+    """One row per target: patients, scans, and how many were missed, falsely found or empty."""
+    names = ("Patients", "Scans", "Missed", "False alarms", "Empty")
+    summaries = [summarise(evaluation.cases, target) for target in evaluation.targets]
+    rows = tuple((s.target, s.patients, s.scans, s.missed, s.false_alarms, s.empty) for s in summaries)
+    columns = (Column("Target", text=True), *(Column(name) for name in names))
+    return Table("Found and missed", columns, rows)
+
+
+def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
+    """Per age and per body size, where known: one row per stratum and target."""
+    groups = {"Age": age_strata(evaluation.cases), "Body size": size_strata(evaluation.cases)}
+    columns = (
+        Column("Group", text=True),
+        Column("Target", text=True),
+        Column("Patients"),
+        Column("Scans"),
+        Column("Dice, mean (sd)"),
+        Column("median", DIGITS["dice"]),
+        Column("worst (case)"),
+        Column("Surface Dice, mean (sd)"),
+        Column("HD95 (mm), mean (sd)"),
+        Column("Missed"),
+        Column("False alarms"),
+        Column("Empty"),
+    )
+    return tuple(
+        Table(
+            f"By {name.lower()}",
+            columns,
+            tuple(
+                _stratum_row(group, summarise(members, target))
+                for group, members in strata.items()
+                for target in evaluation.targets
+            ),
+        )
+        for name, strata in groups.items()
+        if strata
+    )
+
+
+def _stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
+    return (
+        group,
+        summary.target,
+        summary.patients,
+        summary.scans,
+        spread(summary.dice, "dice"),
+        summary.dice.median,
+        _worst(summary.dice, "dice"),
+        spread(summary.surface_dice, "surface_dice"),
+        _hd95(summary.hd95_mm),
+        summary.missed,
+        summary.false_alarms,
+        summary.empty,
+    )
+
+
+#: Columns of one target's scores, with what each shows; the CSV has the same under plainer names.
+_SCORE_COLUMNS: tuple[tuple[Column, str], ...] = (
+    (Column("Dice", 3), "dice"),
+    (Column("Surface Dice", 3), "surface_dice"),
+    (Column("HD95 (mm)", 1), "hd95_mm"),
+    (Column("Predicted (ml)", 1), "prediction_ml"),
+    (Column("Reference (ml)", 1), "truth_ml"),
+    (Column("Outcome", text=True), "outcome"),
+)
+
+
+def case_table(evaluation: Evaluation, target: str) -> Table:
+    """One row per scan, worst Dice first; columns that no scan fills are left out."""
+    ordered = sorted(evaluation.cases, key=lambda case: badness(case.scores[target], "dice"), reverse=True)
+    facts: list[tuple[Column, Callable[[CaseScores], Cell]]] = [
+        (Column("Case", text=True), lambda case: case.case)
+    ]
+    if any(case.patient != case.case for case in ordered):
+        facts.append((Column("Same patient as", text=True), _same_patient))
+    if any(case.age_years is not None for case in ordered):
+        facts.append((Column("Age (years)", 1), lambda case: _float(case.age_years)))
+    if any(case.body_size_mm is not None for case in ordered):
+        facts.append((Column("Body size (mm)", 0), lambda case: _float(case.body_size_mm)))
+    rows = tuple(
+        (
+            *(value(case) for _, value in facts),
+            *(getattr(case.scores[target], name) for _, name in _SCORE_COLUMNS),
+        )
+        for case in ordered
+    )
+    columns = (*(column for column, _ in facts), *(column for column, _ in _SCORE_COLUMNS))
+    return Table(f"Every scan: {target}, worst first", columns, rows, sortable=True)
+
+
+def _same_patient(case: CaseScores) -> Cell:
+    return None if case.patient == case.case else case.patient
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
+    """One row per target and metric, the same patients on both sides."""
+    columns = (
+        Column("Target", text=True),
+        Column("Score", text=True),
+        Column("Patients"),
+        Column(name_a),
+        Column(name_b),
+        Column("Difference, mean (sd)"),
+        Column("Better"),
+        Column("Worse"),
+        Column("Wilcoxon p", 3),
+        Column("Value on one side only"),
+    )
+
+    def shown(value: float | None, metric: Metric, sign: str = "") -> str:
+        return NO_VALUE if value is None else f"{value:{sign}.{DIGITS[metric]}f}"
+
+    rows: list[tuple[Cell, ...]] = []
+    for d in comparison.differences:
+        sd = "" if d.sd_difference is None else f" ({shown(d.sd_difference, d.metric)})"
+        rows.append(
+            (
+                d.target,
+                METRIC_NAMES[d.metric],
+                d.patients,
+                shown(d.mean_a, d.metric),
+                shown(d.mean_b, d.metric),
+                shown(d.mean_difference, d.metric, "+") + sd,
+                d.better,
+                d.worse,
+                d.p_value,
+                d.unpaired,
+            )
+        )
+    notes = [
+        f"Difference: {name_b} minus {name_a}, over the same patients. Better and worse count patients. "
+        "Two-sided Wilcoxon signed-rank test, from six patients, not corrected for the number of tests."
+    ]
+    notes += [
+        f"Only in {name}, left out: {', '.join(cases)}."
+        for name, cases in ((name_a, comparison.only_a), (name_b, comparison.only_b))
+        if cases
+    ]
+    return Table(f"{name_b} against {name_a}", columns, tuple(rows), notes=tuple(notes))
+
+
+def rules(evaluation: Evaluation) -> str:
+    """How to read the scores, in words."""
+    return (
+        "Scores are in 3D on the scan's own grid; scans of one patient are averaged first. Surface Dice at "
+        f"{evaluation.tolerance_mm:g} mm; HD95 is the larger directed 95th percentile. A missed structure "
+        "and a false alarm score Dice 0, surface Dice 0 and have no HD95; a scan in which the structure is "
+        "neither there nor predicted (empty) enters no mean."
+    )
+
+
+def left_out(evaluation: Evaluation) -> tuple[str, ...]:
+    """Sentences on what was not scored; none if everything was."""
+    sentences = []
+    if evaluation.missing:
+        sentences.append(
+            f"Without a prediction, in no mean ({len(evaluation.missing)}): {', '.join(evaluation.missing)}."
+        )
+    if evaluation.unlabelled:
+        names = ", ".join(evaluation.unlabelled)
+        sentences.append(f"Predictions without a label, not scored ({len(evaluation.unlabelled)}): {names}.")
+    return tuple(sentences)
+
+
+def markdown(evaluation: Evaluation, title: str = "Scores") -> str:
+    """All tables of an evaluation as one Markdown page."""
+    tables = [overall_table(evaluation), counts_table(evaluation), *strata_tables(evaluation)]
+    tables += [case_table(evaluation, target) for target in evaluation.targets]
+    version = evaluation.provenance.get("isopose", "unknown version")
+    inputs = evaluation.provenance.get("inputs_sha256", "unknown")
+    source = f"Made by isopose {version}; SHA-256 over the hashes of all inputs: `{inputs}`.\n"
+    parts = [f"# {title}\n", *(f"{sentence}\n" for sentence in left_out(evaluation))]
+    return "\n".join([*parts, *(to_markdown(table) for table in tables), source])
+
+
+def csv_text(evaluation: Evaluation) -> str:
+    """One row per scan and target, full precision, empty cells where no value exists."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    names = [name for _, name in _SCORE_COLUMNS]
+    writer.writerow(["case", "patient", "age_years", "body_size_mm", "target", *names])
+    for case in evaluation.cases:
+        for target in evaluation.targets:
+            values = [getattr(case.scores[target], name) for name in names]
+            writer.writerow([case.case, case.patient, case.age_years, case.body_size_mm, target, *values])
+    return stream.getvalue()
+
+
+def write_tables(evaluation: Evaluation, folder: Path) -> None:
+    """Write ``scores.csv``, ``scores.json`` and ``scores.md``; the same evaluation gives the same bytes."""
+    folder = Path(folder)
+    write_text(folder / "scores.csv", csv_text(evaluation))
+    write_json(folder / "scores.json", evaluation.to_json() | {"summary": _summaries(evaluation)})
+    write_text(folder / "scores.md", markdown(evaluation))
+
+
+def _summaries(evaluation: Evaluation) -> dict[str, object]:
+    groups = {"all": {"all": evaluation.cases}, "age": age_strata(evaluation.cases)}
+    groups["body_size"] = size_strata(evaluation.cases)
+    return {
+        kind: {
+            name: {target: asdict(summarise(members, target)) for target in evaluation.targets}
+            for name, members in strata.items()
+        }
+        for kind, strata in groups.items()
+    }
