@@ -1,29 +1,70 @@
 """Datasets on disk as one list of cases: nnU-Net v2 raw, KiTS, Decathlon, CSV manifest."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
+from isopose.errors import InputError
+from isopose.files import read_json
+from isopose.io.cases import Case, Dataset
+from isopose.io.layouts.decathlon import open_decathlon
+from isopose.io.layouts.kits import kits_folder, open_kits
+from isopose.io.layouts.manifest import open_manifest
+from isopose.io.layouts.nnunet import open_nnunet
+from isopose.io.layouts.patients import with_patients
 from isopose.labels import Labels
 
-
-@dataclass(frozen=True)
-class Case:
-    """One scan of one patient, not yet read."""
-
-    id: str
-    image: Path
-    label: Path | None
-    patient: str
-    age_years: float | None = None
-    split: str | None = None
+__all__ = ["Case", "Dataset", "open_dataset"]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A named list of cases that share their labels."""
+def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
+    """List the cases of a dataset; its layout is told from what is there.
 
-    name: str
-    layout: str
-    root: Path
-    labels: Labels
-    cases: tuple[Case, ...]
+    * nnU-Net v2 raw: ``dataset.json`` with ``channel_names``, ``imagesTr``, ``labelsTr``, ``imagesTs``
+    * Decathlon and nnU-Net v1: ``dataset.json`` with ``modality`` and lists of files
+    * KiTS19, KiTS21, KiTS23: ``case_*/imaging.nii.gz``
+    * a CSV manifest: columns ``image``, ``label``, and if wanted ``case``, ``patient``, ``age``, ``split``
+
+    A ``patients.csv`` (columns ``case``, ``patient``, ``age_years``) in the dataset's folder says which cases
+    belong to one patient; without it each case is its own patient.
+
+    Args:
+        path: the dataset's folder, its ``dataset.json``, or a ``.csv`` file.
+        labels: name to stored value, in place of what the layout says.
+
+    Returns:
+        The dataset. No image is opened and none need exist: that is for ``isopose check``.
+
+    Raises:
+        InputError: no such path, no known layout, or a description that is wrong or not supported.
+    """
+    path = Path(path)
+    named = None if labels is None else Labels.create(labels)
+    if not path.exists():
+        raise InputError(f"{path}: no such dataset; expected a folder or a CSV manifest")
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return open_manifest(path, named)
+    root = path.parent if path.name == "dataset.json" else path
+    if root.is_dir() and (root / "dataset.json").exists():
+        return with_patients(_described(root, named), root)
+    if root.is_dir() and (folder := kits_folder(root)) is not None:
+        return with_patients(open_kits(folder, named), root)
+    raise InputError(
+        f"{path}: not a dataset that is known; expected a folder with dataset.json (nnU-Net, Decathlon) or "
+        "with case_*/imaging.nii.gz (KiTS), or a .csv manifest"
+    )
+
+
+def _described(root: Path, labels: Labels | None) -> Dataset:
+    """A dataset with a ``dataset.json``: nnU-Net v2 names channels, the older form modalities."""
+    where = root / "dataset.json"
+    content = read_json(where)
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    if "channel_names" in content or "file_ending" in content:
+        return open_nnunet(root, content, labels)
+    if "modality" in content or "training" in content:
+        return open_decathlon(root, content, labels)
+    raise InputError(
+        f"{where}: expected the key 'channel_names' (nnU-Net v2) or 'modality' (Decathlon), got "
+        f"{', '.join(map(str, content)) or 'none'}"
+    )

@@ -112,7 +112,28 @@ def read_labels(path: Path, like: Volume | None = None) -> Volume:
             f"{path}: expected whole numbers, got fractions; labels must be resampled by nearest neighbour"
         )
     volume = volume.with_array(labels)
-    return volume if like is None else _on_grid(path, volume, like)
+    return volume if like is None else on_image_grid(path, volume, like)
+
+
+def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
+    """Labels in the storage order and on the exact grid of their image; see :func:`read_labels`.
+
+    Raises:
+        InputError: they lie elsewhere; the message names the labels' file.
+    """
+    tolerance = 0.1 * float(image.spacing.min())
+    if labels.same_grid(image, tolerance):
+        return image.with_array(labels.array)
+    there, here = labels.reoriented(), image.reoriented()
+    if there.same_grid(here, tolerance):
+        return image.with_array(image.reorientation().undo(there.array))
+    size, wanted = (" x ".join(map(str, v.array.shape[::-1])) for v in (labels, image))
+    detail = f"{size} voxels, the image has {wanted}"
+    if there.array.shape == here.array.shape:
+        detail = f"the same size, but voxels up to {there.grid_distance(here):.2f} mm apart"
+    raise InputError(
+        f"{path}: labels do not lie on the image's grid ({detail}); export both on the same grid"
+    )
 
 
 def write_labels(volume: Volume, path: Path) -> None:
@@ -170,7 +191,8 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
     kind = ending(path)
     if kind not in _READERS:
         raise InputError(
-            f"{path}: not a format that can be read; expected a DICOM folder or file, or {', '.join(READABLE)}"
+            f"{path}: not a format that can be read; expected a DICOM folder or file, or "
+            f"{', '.join(READABLE)}"
         )
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
@@ -185,8 +207,8 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
     size, pixel = reader.GetSize(), reader.GetPixelID()
     if len(size) < 3 or any(n > 1 for n in size[3:]) or pixel not in _TYPES:
         raise InputError(
-            f"{path}: expected one 3D volume with one number per voxel, got {' x '.join(map(str, size))} with "
-            f"{reader.GetNumberOfComponents()} per voxel; split time points or channels into one file each"
+            f"{path}: expected one 3D volume with one number per voxel, got {' x '.join(map(str, size))} "
+            f"with {reader.GetNumberOfComponents()} per voxel; split time points or channels apart"
         )
     if kind in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
         raise InputError(
@@ -197,26 +219,6 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
     matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]
     matrix[:3, 3] = reader.GetOrigin()[:3]
     return reader, Header((size[2], size[1], size[0]), matrix, np.dtype(_TYPES[pixel])).checked(path)
-
-
-def _on_grid(path: Path, labels: Volume, image: Volume) -> Volume:
-    tolerance = 0.1 * float(image.spacing.min())
-    if labels.same_grid(image, tolerance):
-        return image.with_array(labels.array)
-    there, here = labels.reoriented(), image.reoriented()
-    if there.same_grid(here, tolerance):
-        return image.with_array(image.reorientation().undo(there.array))
-    size, wanted = (" x ".join(map(str, v.array.shape[::-1])) for v in (labels, image))
-    detail = (
-        f"its grid is {size}, the image's is {wanted}"
-        if sorted(labels.array.shape) != sorted(image.array.shape)
-        else f"same size {size}, but its voxels lie up to {labels.grid_distance(image):.2f} mm from the image's"
-        if labels.array.shape == image.array.shape
-        else f"its grid is {size}, the image's is {wanted}, on other axes"
-    )
-    raise InputError(
-        f"{path}: labels do not lie on the image's grid ({detail}); export both on the same grid"
-    )
 
 
 def _last_line(error: Exception) -> str:

@@ -1,0 +1,273 @@
+"""Every problem of a dataset, each with its case, before hours are spent on training."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from multiprocessing import get_context
+from typing import Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from isopose.errors import InputError, IsoposeError
+from isopose.geometry.volume import Volume
+from isopose.io.cases import Case, Dataset
+from isopose.io.images import on_image_grid, read_labels, read_volume
+from isopose.io.splits import check_sides
+from isopose.labels import Labels
+
+#: CT without a voxel below this has no fat and no air: its values are not HU.
+_AIRLESS_HU = -10
+#: A CT whose values span less than this was windowed or normalised.
+_NARROW_HU = 300
+#: Above all bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
+_HIGHEST_HU = 32000
+#: Voxels longer than this multiple of their shortest side are called thick slices.
+_THICK = 1.8
+#: Further from the patient's axes than this many degrees is unusual in CT.
+_OBLIQUE_DEGREES = 20.0
+#: Voxel sizes this many times off the cohort's median stand out.
+_OUTLIER = 3.0
+#: Fewer cases than this say nothing about what is usual.
+_FEW = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, or looks wrong.
+
+    Args:
+        case: case id, or the dataset's name where it concerns all of it.
+        severity: an ``error`` stands in the way of training or prediction, a ``warning`` deserves a look.
+        message: one line: what was expected, what came, what to do.
+    """
+
+    case: str
+    severity: Literal["error", "warning"]
+    message: str
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What one case showed: problems, and what only a comparison of cases can judge."""
+
+    problems: tuple[Problem, ...]
+    digest: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    values: frozenset[int] = frozenset()
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    min_slices: int = 3,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Problem]:
+    """Read every case of a dataset and list all that is wrong with it; it never stops at the first.
+
+    Args:
+        dataset: what to check.
+        min_slices: fewest axial slices of a case.
+        workers: processes; 0 reads in this one. The answer does not depend on it.
+        progress: called with the numbers of cases done and of all cases.
+
+    Returns:
+        Problems in the order of the cases, those of one case in the order of the checks, and at the end those
+        of the whole dataset. Empty when there is none.
+
+    Raises:
+        IsoposeError: a worker process died (as a rule for lack of memory).
+    """
+    inspect = partial(_inspect, labels=dataset.labels, min_slices=min_slices)
+    reports = []
+    for report in _mapped(inspect, dataset.cases, workers):
+        reports.append(report)
+        if progress is not None:
+            progress(len(reports), len(dataset.cases))
+    problems = [problem for report in reports for problem in report.problems]
+    return [*problems, *_between(dataset, reports)]
+
+
+def _mapped(inspect: Callable[[Case], _Report], cases: tuple[Case, ...], workers: int) -> Iterable[_Report]:
+    if workers <= 0:
+        yield from map(inspect, cases)
+        return
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            yield from pool.map(inspect, cases)
+    except BrokenProcessPool:
+        raise IsoposeError(
+            "a process that reads cases died, as a rule for lack of memory; use fewer workers"
+        ) from None
+
+
+def _one_thread() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
+    """All that one case shows by itself."""
+    problems: list[Problem] = []
+
+    def note(severity: Literal["error", "warning"], message: str) -> None:
+        problems.append(Problem(case.id, severity, message))
+
+    if case.label is None and case.split != "test":
+        note(
+            "warning",
+            "has no label, so it can be predicted but does not train; give it one or mark it as test",
+        )
+    try:
+        image = read_volume(case.image)
+    except (InputError, MemoryError) as error:
+        note("error", f"image: {str(error) or 'too large for the memory of this machine'}")
+        # Without the image the label can still be missing or broken, and the user wants to know both at once.
+        values = _label_values(case, labels, None, note)
+        return _Report(tuple(problems), values=values)
+    upright = image.reoriented()
+    for message in _image_errors(upright, min_slices):
+        note("error", message)
+    for message in _image_warnings(upright):
+        note("warning", message)
+    values = _label_values(case, labels, image, note)
+    x, y, z = (float(s) for s in upright.spacing)
+    return _Report(tuple(problems), _digest(upright), (x, y, z), values)
+
+
+def _image_errors(upright: Volume, min_slices: int) -> Iterable[str]:
+    depth, height, width = upright.array.shape
+    if depth < min_slices:
+        yield f"image: {depth} axial slices, expected at least {min_slices}; leave the case out"
+    if min(height, width) < 16:
+        yield f"image: axial slices of {width} x {height} pixels are too small for a body; leave the case out"
+    if upright.array.min() == upright.array.max():
+        yield f"image: every voxel is {upright.array.min()}, the scan is empty; export it again"
+
+
+def _image_warnings(upright: Volume) -> Iterable[str]:
+    low, high = float(upright.array.min()), float(upright.array.max())
+    if low < high:
+        if high - low < _NARROW_HU:
+            yield (
+                f"image: values from {low:g} to {high:g} span too little for CT in HU; use the scan as it "
+                "was, neither windowed nor normalised"
+            )
+        elif low > _AIRLESS_HU:
+            yield (
+                f"image: no value below {low:g}, but fat and air in CT are below; the HU offset (often "
+                "-1024) seems to be missing"
+            )
+        elif high > _HIGHEST_HU:
+            yield f"image: values up to {high:g} are not plausible HU; is the rescale slope missing?"
+    x, y, z = upright.spacing
+    if max(x, y) > _THICK * min(x, y) or max(x, y) > _THICK * z:
+        yield (
+            f"image: voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
+            "those of axial CT; use the axial series, or resample the scan"
+        )
+    off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))
+    if off > _OBLIQUE_DEGREES:
+        yield f"image: its axes lie {off:.0f} degrees off the patient's; expected nearly axial slices"
+
+
+def _label_values(
+    case: Case,
+    labels: Labels,
+    image: Volume | None,
+    note: Callable[[Literal["error", "warning"], str], None],
+) -> frozenset[int]:
+    """The known values that occur in the case's labels."""
+    if case.label is None:
+        return frozenset()
+    try:
+        marked = read_labels(case.label)
+    except (InputError, MemoryError) as error:
+        note("error", f"label: {str(error) or 'too large for the memory of this machine'}")
+        return frozenset()
+    counts = np.bincount(marked.array.ravel(), minlength=256)
+    present = {int(v) for v in np.flatnonzero(counts)} - {0}
+    known = set(labels.values.values())
+    if present - known:
+        unknown = ", ".join(f"{v} ({counts[v]} voxels)" for v in sorted(present - known))
+        note(
+            "error",
+            f"label: unknown value {unknown}, expected 0 or one of {sorted(known)}; name it or remove it",
+        )
+    if not present:
+        note("error", "label: every voxel is background; mark the case as test, or leave it out")
+    elif counts[0] == 0:
+        note("warning", "label: no voxel is background; is it the image?")
+    if image is not None:
+        try:
+            on_image_grid(case.label, marked, image)
+        except InputError as error:
+            note("error", f"label: {error}")
+    return frozenset(present & known)
+
+
+def _digest(upright: Volume) -> str:
+    """A hash of the voxels that does not depend on the file format, the storage order or the type."""
+    digest = sha256(str(upright.array.shape).encode())
+    for plane in upright.array:
+        digest.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+    """What only a comparison of cases shows."""
+    yield from _twins(dataset, reports)
+    spacings = [r.spacing for r in reports if r.spacing is not None]
+    if len(spacings) >= _FEW:
+        usual = np.median(spacings, axis=0)
+        for case, report in zip(dataset.cases, reports, strict=True):
+            if report.spacing is None:
+                continue
+            ratio = np.array(report.spacing) / usual
+            if (ratio > _OUTLIER).any() or (ratio < 1 / _OUTLIER).any():
+                size, median = (" x ".join(f"{s:.2f}" for s in v) for v in (report.spacing, usual))
+                text = (
+                    f"image: voxels of {size} mm, where {median} mm is the median; is the voxel size right?"
+                )
+                yield Problem(case.id, "warning", text)
+    labelled = [r for r, c in zip(reports, dataset.cases, strict=True) if c.label is not None]
+    seen = frozenset().union(*(r.values for r in labelled))
+    for name, value in dataset.labels.values.items():
+        if value not in seen and seen:
+            text = f"label {name!r} ({value}) occurs in no case, so it cannot be learnt or scored; remove it"
+            yield Problem(dataset.name, "warning", text)
+    if not labelled:
+        yield Problem(
+            dataset.name, "warning", "no case has a label; the dataset can be predicted, not trained on"
+        )
+    unscored = sum(c.split == "test" and c.label is None for c in dataset.cases)
+    if unscored:
+        text = f"{unscored} test cases have no label; they can be predicted, not scored"
+        yield Problem(dataset.name, "warning", text)
+    try:
+        check_sides(dataset)
+    except InputError as error:
+        yield Problem(dataset.name, "error", str(error))
+
+
+def _twins(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+    """Cases whose images are the same, voxel for voxel."""
+    same: dict[str, list[Case]] = defaultdict(list)
+    for case, report in zip(dataset.cases, reports, strict=True):
+        if report.digest is not None:
+            same[report.digest].append(case)
+    for first, *others in same.values():
+        for other in others:
+            if other.patient == first.patient:
+                text = f"image: the same as that of case {first.id!r}; remove one"
+                yield Problem(other.id, "warning", text)
+            else:
+                text = (
+                    f"image: the same as that of case {first.id!r}, of another patient, so that training "
+                    "would leak into validation; remove one, or give both one patient"
+                )
+                yield Problem(other.id, "error", text)

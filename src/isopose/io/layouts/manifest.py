@@ -1,0 +1,41 @@
+"""A CSV manifest: one line per scan, for data that follow no other layout."""
+
+from pathlib import Path
+
+from isopose.errors import InputError
+from isopose.io.cases import SPLITS, Case, Dataset, dataset_of
+from isopose.io.images import ending
+from isopose.io.layouts.table import age_in, read_table
+from isopose.labels import Labels
+
+
+def open_manifest(path: Path, labels: Labels | None) -> Dataset:
+    """List the cases of a CSV manifest.
+
+    Columns: ``image`` (file, or folder of a DICOM series) and ``label`` (may be empty); if wanted ``case``
+    (else the image's name), ``patient`` (else the case), ``age`` in years, ``split`` (train, val, test or
+    empty). Relative paths start at the manifest's folder.
+
+    Args:
+        path: the ``.csv`` file.
+        labels: its labels, by default kidney 1 and tumour 2.
+
+    Raises:
+        InputError: not such a table; the message gives the line.
+    """
+    cases = []
+    for line, row in read_table(path, ("image", "label"), ("case", "patient", "age", "split")):
+        if not row["image"]:
+            raise InputError(f"{path}: line {line} has no image; remove the line or fill it in")
+        image = path.parent / row["image"]
+        name = row["case"] or image.name[: len(image.name) - len(ending(image))]
+        split = row["split"].lower() or None
+        if split not in (None, *SPLITS):
+            raise InputError(
+                f"{path}: line {line} has split {row['split']!r}, expected {', '.join(SPLITS)} or none"
+            )
+        label = path.parent / row["label"] if row["label"] else None
+        age = age_in(path, line, row["age"])
+        cases.append(Case(name, image, label, row["patient"] or name, age, split))
+    named = labels or Labels.create({"kidney": 1, "tumour": 2})
+    return dataset_of(path.stem, "manifest", path.parent, named, cases)

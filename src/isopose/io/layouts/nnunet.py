@@ -1,0 +1,122 @@
+"""nnU-Net v2 raw datasets, after nnU-Net's ``dataset_format.md`` and ``region_based_training.md``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from isopose.errors import InputError
+from isopose.io.cases import Case, Dataset, dataset_of, inside
+from isopose.io.images import READABLE
+from isopose.labels import Labels
+
+
+def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> Dataset:
+    """List an nnU-Net v2 raw dataset.
+
+    Cases of ``imagesTr`` and ``labelsTr`` are for training, of ``imagesTs`` (labels in ``labelsTs``, if any)
+    for testing. A ``dataset`` key with explicit paths takes the place of the training folders.
+
+    Args:
+        root: folder of ``dataset.json``.
+        content: what ``dataset.json`` holds.
+        labels: in place of its labels.
+
+    Raises:
+        InputError: a missing key, more than one channel, an "ignore" label, paths outside the folder.
+    """
+    where = root / "dataset.json"
+    for key in ("channel_names", "labels", "file_ending"):
+        if key not in content:
+            raise InputError(f"{where}: the key {key!r} is missing; nnU-Net v2 needs it")
+    channels = content["channel_names"]
+    if not isinstance(channels, dict) or len(channels) != 1:
+        raise InputError(f"{where}: expected one channel (CT), got {channels!r}; split the others off")
+    end = content["file_ending"]
+    if not isinstance(end, str) or end.lower() not in READABLE:
+        raise InputError(
+            f"{where}: file ending {end!r} cannot be read, expected one of {', '.join(READABLE)}"
+        )
+    named = labels or region_labels(where, content["labels"])
+    if content.get("dataset"):
+        training = _explicit(root, where, content["dataset"])
+    else:
+        training = _folder(root, "imagesTr", "labelsTr", end, "train")
+    test = _folder(root, "imagesTs", "labelsTs", end, "test")
+    name = str(content.get("name") or root.name)
+    return dataset_of(name, "nnunet", root, named, [*training, *test])
+
+
+def region_labels(where: Path, described: object) -> Labels:
+    """Labels of a ``labels`` object whose entries are values or regions (lists of values).
+
+    A region of one value is a label, one of several a union. A value that only occurs in larger regions has
+    no name of its own and is called ``label_<value>``.
+
+    Raises:
+        InputError: not such an object, an "ignore" label, or values that are not possible.
+    """
+    if not isinstance(described, dict):
+        raise InputError(f"{where}: expected 'labels' to be an object of names and values")
+    if "ignore" in described:
+        raise InputError(
+            f"{where}: an 'ignore' label is not supported; give every voxel a label or background"
+        )
+    values: dict[str, int] = {}
+    regions: dict[str, list[int]] = {}
+    for name, value in described.items():
+        listed = list(value) if isinstance(value, list) else [value]
+        if not listed or any(isinstance(v, bool) or not isinstance(v, int) for v in listed):
+            raise InputError(
+                f"{where}: label {name!r} has value {value!r}, expected a whole number or a list"
+            )
+        if listed == [0]:
+            continue
+        if len(set(listed)) == 1:
+            values[str(name)] = listed[0]
+        else:
+            regions[str(name)] = listed
+    for value in sorted({v for region in regions.values() for v in region if v != 0} - set(values.values())):
+        values[f"label_{value}"] = value
+    names = {value: name for name, value in values.items()}
+    unions = {region: tuple(names[v] for v in sorted(set(m)) if v != 0) for region, m in regions.items()}
+    try:
+        return Labels.create(values, unions or None)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _folder(root: Path, images: str, labels: str, end: str, split: str) -> Iterator[Case]:
+    """Cases of a folder of images and one of labels; a missing partner is expected, not dropped."""
+    found: dict[str, Path] = {}
+    for path in _files(root / images, end):
+        stem = path.name[: -len(end)]
+        if len(stem) < 6 or stem[-5] != "_" or not stem[-4:].isdigit():
+            raise InputError(f"{path}: expected a name that ends in _0000{end}, as nnU-Net has it")
+        if stem[-4:] != "0000":
+            raise InputError(f"{path}: expected one channel (_0000), got another; one channel is supported")
+        found[stem[:-5]] = path
+    marked = {path.name[: -len(end)]: path for path in _files(root / labels, end)}
+    for name in sorted({*found, *marked}):
+        image = found.get(name, root / images / f"{name}_0000{end}")
+        expected = marked.get(name, root / labels / f"{name}{end}" if split == "train" else None)
+        yield Case(name, image, expected, patient=name, split=split)
+
+
+def _files(folder: Path, end: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.name.endswith(end) and not p.name.startswith("."))
+
+
+def _explicit(root: Path, where: Path, listed: object) -> Iterator[Case]:
+    if not isinstance(listed, dict):
+        raise InputError(f"{where}: expected 'dataset' to be an object of case names")
+    for name, entry in listed.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or "label" not in entry:
+            raise InputError(f"{where}: case {name!r} needs 'images' (a list) and 'label'")
+        if len(entry["images"]) != 1:
+            raise InputError(
+                f"{where}: case {name!r} has {len(entry['images'])} images, expected one channel"
+            )
+        image, label = inside(root, entry["images"][0], where), inside(root, entry["label"], where)
+        yield Case(str(name), image, label, patient=str(name), split="train")

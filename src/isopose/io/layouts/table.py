@@ -1,0 +1,69 @@
+"""Small CSV tables that people keep in spreadsheets."""
+
+import csv
+import math
+from pathlib import Path
+
+from isopose.errors import InputError
+
+_OLDEST = 120
+
+
+def read_table(
+    path: Path, required: tuple[str, ...], optional: tuple[str, ...]
+) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file with a header, as (line number, stripped cells by lower-case column name).
+
+    Comma, semicolon and tab are told apart by the header; a byte-order mark is allowed; empty lines are
+    skipped; columns that are neither required nor optional are left out.
+
+    Raises:
+        InputError: unreadable, not UTF-8, a required column missing or a known column twice, a row longer
+            than the header.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = text.splitlines()
+        delimiter = max(",;\t", key=lines[0].count) if lines else ","
+        rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a CSV table in UTF-8, but it cannot be read ({error})") from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    for name in required:
+        if name not in header:
+            got = ", ".join(header) or "none"
+            raise InputError(f"{path}: expected a column {name!r} in the first line, got {got}")
+    known = (*required, *optional)
+    for name in known:
+        if header.count(name) > 1:
+            raise InputError(f"{path}: the column {name!r} is there twice; remove one")
+    table = []
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) > len(header):
+            raise InputError(
+                f"{path}: line {line} has {len(row)} cells, expected {len(header)}; quote separators"
+            )
+        cells = dict.fromkeys(known, "") | {
+            n: c.strip() for n, c in zip(header, row, strict=False) if n in known
+        }
+        table.append((line, cells))
+    return table
+
+
+def age_in(path: Path, line: int, text: str) -> float | None:
+    """An age in years, None where the cell is empty.
+
+    Raises:
+        InputError: not a number from 0 to 120.
+    """
+    if not text:
+        return None
+    try:
+        age = float(text)
+    except ValueError:
+        age = math.nan
+    if not 0 <= age <= _OLDEST:
+        raise InputError(f"{path}: line {line} has age {text!r}, expected years from 0 to {_OLDEST}")
+    return age

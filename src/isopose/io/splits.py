@@ -1,0 +1,91 @@
+"""Training and validation by patient: all scans of one patient are on one side."""
+
+import hashlib
+from collections.abc import Iterable
+
+from isopose.errors import InputError
+from isopose.io.cases import Case, Dataset
+
+
+def split_patients(
+    dataset: Dataset, folds: int, fold: int, seed: int
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Training and validation cases of one fold.
+
+    Cases without label and test cases are left out. Patients are dealt to the folds in groups of like age, so
+    that every fold spans the ages (patients of unknown age come last); within a group chance decides, by the
+    seed and the patient alone, so that neither the order of the listing nor the machine matters.
+
+    Where the dataset itself names validation cases (a manifest's ``split``), its word holds: the cases
+    marked ``val`` validate, all others train.
+
+    Args:
+        dataset: at least as many labelled patients as folds.
+        folds: number of folds, at least 2.
+        fold: which one validates, from 0.
+        seed: for the draw.
+
+    Returns:
+        Training and validation cases, each sorted by id, neither empty.
+
+    Raises:
+        InputError: an impossible fold, too few patients, a patient on two sides of the dataset's own split,
+            or a fold above 0 of a dataset that has its own.
+    """
+    check_sides(dataset)
+    usable = sorted(
+        (c for c in dataset.cases if c.label is not None and c.split != "test"), key=lambda c: c.id
+    )
+    chosen = {c.patient for c in usable if c.split == "val"}
+    if chosen:
+        if fold != 0:
+            raise InputError(
+                f"{dataset.root}: the dataset has its own split, so there is no fold {fold}; use fold 0"
+            )
+    else:
+        chosen = _dealt(dataset, usable, folds, seed, fold)
+    training = tuple(c for c in usable if c.patient not in chosen)
+    if not training:
+        raise InputError(f"{dataset.root}: no labelled patient is left for training; mark some as train")
+    return training, tuple(c for c in usable if c.patient in chosen)
+
+
+def check_sides(dataset: Dataset) -> None:
+    """Check that no patient is on two sides of the dataset's own split.
+
+    Raises:
+        InputError: one is; the message names two of the cases.
+    """
+    held = {side: {c.patient: c for c in dataset.cases if c.split == side} for side in ("val", "test")}
+    for case in dataset.cases:
+        for side, patients in held.items():
+            other = patients.get(case.patient)
+            # Beside named validation cases, a case without a word trains.
+            if other is not None and case.split != side:
+                raise InputError(
+                    f"{dataset.root}: cases {case.id!r} ({case.split or 'train'}) and {other.id!r} ({side}) "
+                    "are scans of one patient; keep a patient on one side"
+                )
+
+
+def _dealt(dataset: Dataset, usable: Iterable[Case], folds: int, seed: int, fold: int) -> set[str]:
+    """The patients that validate in one fold."""
+    if folds < 2 or not 0 <= fold < folds:
+        raise InputError(
+            f"expected at least 2 folds and a fold from 0 to {max(folds, 2) - 1}, got {fold} of {folds}"
+        )
+    ages: dict[str, float] = {}
+    for case in usable:
+        age = float("inf") if case.age_years is None else case.age_years
+        ages[case.patient] = min(age, ages.get(case.patient, float("inf")))
+    if len(ages) < folds:
+        raise InputError(
+            f"{dataset.root}: {folds} folds need as many labelled patients, got {len(ages)}; use fewer"
+        )
+
+    def drawn(patient: str) -> str:
+        return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
+
+    by_age = sorted(ages, key=lambda p: (ages[p], drawn(p)))
+    groups = [sorted(by_age[i : i + folds], key=drawn) for i in range(0, len(by_age), folds)]
+    return {group[fold] for group in groups if fold < len(group)}
