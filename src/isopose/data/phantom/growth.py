@@ -1,0 +1,137 @@
+"""How large a child of a given age is: published reference values, interpolated over age.
+
+Sources, by the name used in the tables below:
+
+- ``ICRP89``: ICRP Publication 89, Basic anatomical and physiological data for use in radiological protection,
+  Ann. ICRP 32 (3-4), 2002: stature, mass, liver, spleen and kidneys at birth, 1, 5, 10 and 15 years.
+- ``ORNL8381``: Cristy and Eckerman, Specific absorbed fractions of energy at various ages, ORNL/TM-8381, 1987:
+  width, depth and length of the trunk at the same ages. Its trunk includes the arms.
+- ``KIM2010``: Kim et al., Kidney length in normal Korean children, J Korean Soc Ultrasound Med 29:181-188, 2010.
+
+``docs/phantom.md`` says what was taken as it stands and what was approximated.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Ages in years of the reference values (ICRP89, ORNL8381).
+AGES = (0.0, 1.0, 5.0, 10.0, 15.0)
+#: ICRP89; the means of boys and girls at 15 years.
+STATURE_CM = (51.0, 76.0, 109.0, 138.0, 164.0)
+MASS_KG = (3.5, 10.0, 19.0, 32.0, 54.5)
+LIVER_G = (130.0, 330.0, 570.0, 830.0, 1300.0)
+SPLEEN_G = (9.5, 29.0, 50.0, 80.0, 130.0)
+KIDNEYS_G = (25.0, 70.0, 110.0, 180.0, 245.0)
+#: ORNL8381.
+TRUNK_WIDTH_MM = (127.0, 176.0, 229.0, 278.0, 345.0)
+TRUNK_DEPTH_MM = (98.0, 130.0, 150.0, 168.0, 196.0)
+TRUNK_LENGTH_MM = (216.0, 307.0, 408.0, 508.0, 631.0)
+#: Share of the ORNL8381 width that is trunk, not arm (our approximation, it grows into an adult's 0.83).
+TRUNK_SHARE = (0.905, 0.89, 0.875, 0.865, 0.835)
+#: Our approximations, in mm: vertebral body width, subcutaneous fat, lateral muscle wall, psoas, aorta, arm.
+VERTEBRA_WIDTH_MM = (15.0, 21.0, 28.0, 34.0, 41.0)
+FAT_MM = (3.5, 6.0, 5.0, 7.5, 11.0)
+WALL_MM = (4.0, 5.5, 8.0, 10.5, 13.5)
+PSOAS_RADIUS_MM = (4.5, 6.5, 9.5, 13.0, 18.0)
+AORTA_RADIUS_MM = (3.0, 3.9, 5.2, 6.4, 7.8)
+ARM_RADIUS_MM = (15.0, 20.0, 25.0, 30.0, 37.0)
+#: Density of parenchyma in g/ml (ICRP89).
+DENSITY = 1.05
+
+
+def at_age(values: tuple[float, ...], age_years: float) -> float:
+    """A reference value at an age in years: piecewise linear, carried on with the last slope, halved, after 15.
+
+    Growth slows in the last years of adolescence, so a full slope would overshoot.
+    """
+    if age_years <= AGES[-1]:
+        return float(np.interp(age_years, AGES, values))
+    slope = (values[-1] - values[-2]) / (AGES[-1] - AGES[-2])
+    return float(values[-1] + 0.5 * slope * (age_years - AGES[-1]))
+
+
+def kidney_length_mm(age_years: float) -> float:
+    """Renal length in mm by age: the two regressions of KIM2010 (to and after 24 months), joined over a year.
+
+    The published lines differ by 4 mm where they meet; between 18 and 30 months one is blended into the other.
+    """
+    months = 12.0 * age_years
+    infant = 45.953 + 1.064 * months
+    child = 62.173 + 0.203 * months
+    late = float(np.clip((months - 18.0) / 12.0, 0.0, 1.0))
+    return (1.0 - late) * infant + late * child
+
+
+@dataclass(frozen=True)
+class Size:
+    """Lengths in mm, volumes in ml, mass in kg of one patient; ``level`` is one lumbar vertebra with its disc."""
+
+    stature_mm: float
+    mass_kg: float
+    width: float
+    depth: float
+    level: float
+    kidney_length: float
+    kidney_ml: float
+    liver_ml: float
+    spleen_ml: float
+    vertebra: float
+    fat: float
+    wall: float
+    psoas: float
+    aorta: float
+    arm: float
+
+
+def reference_size(age_years: float) -> Size:
+    """The reference child of an age in years (birth to 16), mean of both sexes."""
+    width = at_age(TRUNK_WIDTH_MM, age_years) * at_age(TRUNK_SHARE, min(age_years, 15.0))
+    return Size(
+        stature_mm=10.0 * at_age(STATURE_CM, age_years),
+        mass_kg=at_age(MASS_KG, age_years),
+        width=width,
+        depth=at_age(TRUNK_DEPTH_MM, age_years),
+        # A lumbar level is about a twentieth of the trunk from pelvis to shoulder at every age (approximation).
+        level=at_age(TRUNK_LENGTH_MM, age_years) / 20.0,
+        kidney_length=kidney_length_mm(age_years),
+        kidney_ml=at_age(KIDNEYS_G, age_years) / 2.0 / DENSITY,
+        liver_ml=at_age(LIVER_G, age_years) / DENSITY,
+        spleen_ml=at_age(SPLEEN_G, age_years) / DENSITY,
+        vertebra=at_age(VERTEBRA_WIDTH_MM, age_years),
+        fat=at_age(FAT_MM, age_years),
+        wall=at_age(WALL_MM, age_years),
+        psoas=at_age(PSOAS_RADIUS_MM, age_years),
+        aorta=at_age(AORTA_RADIUS_MM, age_years),
+        arm=at_age(ARM_RADIUS_MM, age_years),
+    )
+
+
+def sample_size(rng: np.random.Generator, age_years: float) -> Size:
+    """One child of an age: body lengths vary by about 6 %, fat by a third, organ volumes by about 12 %.
+
+    Length, width and organ volumes share part of their variation, as a big child has big organs.
+    """
+    mean = reference_size(age_years)
+    frame, girth, organs, fat = np.clip(rng.standard_normal(4), -2.0, 2.0)
+    length = float(np.exp(0.04 * frame))
+    across = float(np.exp(0.03 * frame + 0.04 * girth))
+    front = float(np.exp(0.03 * frame + 0.05 * girth))
+    volume = float(np.exp(0.10 * frame + 0.08 * organs))
+    return Size(
+        stature_mm=mean.stature_mm * length,
+        mass_kg=mean.mass_kg * length * across * front,
+        width=mean.width * across,
+        depth=mean.depth * front,
+        level=mean.level * length,
+        kidney_length=mean.kidney_length * volume ** (1 / 3),
+        kidney_ml=mean.kidney_ml * volume,
+        liver_ml=mean.liver_ml * volume,
+        spleen_ml=mean.spleen_ml * volume,
+        vertebra=mean.vertebra * length,
+        fat=mean.fat * float(np.exp(0.25 * girth + 0.25 * fat)),
+        wall=mean.wall * across,
+        psoas=mean.psoas * across,
+        aorta=mean.aorta * length,
+        arm=mean.arm * across,
+    )

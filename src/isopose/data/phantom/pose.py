@@ -1,0 +1,116 @@
+"""How the patient lies, and what the scanner was told about it.
+
+Frames: ``canonical`` is the patient's own frame (x to the left, y to the back, z to the head, mm; origin in the
+middle of the trunk at the second lumbar vertebra); ``world`` is LPS as the file's header says it is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Turn about z that brings a supine patient into the position, in radians, positive from +x to +y.
+POSITIONS = {"supine": 0.0, "prone": np.pi, "left decubitus": np.pi / 2, "right decubitus": -np.pi / 2}
+
+ROLL_SD = np.deg2rad(15.0)
+ROLL_LIMIT = np.deg2rad(60.0)
+TILT_SD = np.deg2rad(3.0)
+TILT_LIMIT = np.deg2rad(9.0)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Position and angles (radians, right-handed: roll x to y, pitch y to z, yaw z to x), offset in mm of world.
+
+    ``header_right`` says whether the header knows the position: then LPS are the patient's own axes, and table
+    and gravity lie on another side; otherwise the scanner was told "supine" and the whole patient is turned.
+    """
+
+    position: str
+    header_right: bool
+    roll: float
+    pitch: float
+    yaw: float
+    offset: tuple[float, float, float]
+
+    @property
+    def turn(self) -> float:
+        """Turn about z between a supine patient and this one in the file's world, in radians."""
+        return 0.0 if self.header_right else POSITIONS[self.position]
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """``(3, 3)`` rotation of ``world_from_canonical``: position, then roll, yaw and pitch innermost."""
+        return about_z(self.turn + self.roll) @ about_y(self.yaw) @ about_x(self.pitch)
+
+    @property
+    def world_from_canonical(self) -> np.ndarray:
+        """``(4, 4)`` matrix from the canonical patient frame to LPS millimetres."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.rotation
+        matrix[:3, 3] = self.offset
+        return matrix
+
+    @property
+    def gravity_world(self) -> np.ndarray:
+        """``(3,)`` unit vector in which things fall, in world: +y as the header of a supine scan has it."""
+        return about_z(self.turn - POSITIONS[self.position]) @ np.array([0.0, 1.0, 0.0])
+
+    @property
+    def gravity_canonical(self) -> np.ndarray:
+        """``(3,)`` unit vector in which things fall, in the patient's frame."""
+        return self.rotation.T @ self.gravity_world
+
+
+def about_x(angle: float) -> np.ndarray:
+    """``(3, 3)`` rotation about x, positive from +y to +z."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+
+
+def about_y(angle: float) -> np.ndarray:
+    """``(3, 3)`` rotation about y, positive from +z to +x."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+
+
+def about_z(angle: float) -> np.ndarray:
+    """``(3, 3)`` rotation about z, positive from +x to +y."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+
+
+def truncated_normal(rng: np.random.Generator, sd: float, limit: float) -> float:
+    """A normal value of mean 0, drawn again until it lies within the limit (not piled up on it)."""
+    while True:
+        value = float(rng.normal(0.0, sd))
+        if abs(value) <= limit:
+            return value
+
+
+def sample_pose(rng: np.random.Generator, share: float, width_mm: float) -> Pose:
+    """One pose; about 5 % lie prone and 5 % on a side, and of these the header is right in half.
+
+    Args:
+        rng: source of everything but the position.
+        share: 0 to 1, evenly spread over a cohort; it decides the position, so that small cohorts have their
+            share of the rare ones.
+        width_mm: the body's width; off-centre is up to a tenth of it and 30 mm.
+    """
+    position = "supine"
+    if share < 0.05:
+        position = "prone"
+    elif share < 0.10:
+        position = "left decubitus" if rng.random() < 0.5 else "right decubitus"
+    reach = min(30.0, 0.10 * width_mm)
+    return Pose(
+        position=position,
+        header_right=position == "supine" or bool(rng.random() < 0.5),
+        roll=truncated_normal(rng, ROLL_SD, ROLL_LIMIT),
+        pitch=truncated_normal(rng, TILT_SD, TILT_LIMIT),
+        yaw=truncated_normal(rng, TILT_SD, TILT_LIMIT),
+        offset=(
+            truncated_normal(rng, 0.5 * reach, reach),
+            truncated_normal(rng, 0.5 * reach, reach),
+            float(rng.uniform(-400.0, 400.0)),
+        ),
+    )
