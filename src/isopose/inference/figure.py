@@ -1,0 +1,308 @@
+"""One picture of the steps of a prediction, in the manner of the paper's Figure 3."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon
+from PIL import Image
+
+from isopose.files import replacing
+
+#: Soft-tissue window for images in HU.
+WINDOW_HU = (-160.0, 240.0)
+
+#: No picture is larger than this many bytes, so that a report of many stays light.
+LARGEST_PICTURE = 400_000
+
+_BACKGROUND, _INK, _QUIET, _WARNING = "#101418", "#f2f4f6", "#a9b4be", "#ffc14d"
+_FRAME, _REFERENCE, _CROP, _TRUTH = "#56b4e9", "#ff8fc7", "#ff7f50", "#ffffff"
+_GREEN, _YELLOW = "#3ddc84", "#ffd23f"
+#: Okabe and Ito's colour-blind-safe palette without what is taken above.
+_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
+
+_CELL_INCHES = 2.3
+_TEXT_INCHES = 1.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What happened to one axial slice.
+
+    All images lie as :meth:`isopose.geometry.volume.Volume.reoriented` stores them: rows grow to the back and
+    columns to the patient's left, so that a picture with row 0 on top is in radiological display. Corners are
+    ``(x, y)`` pixel centres in drawing order, origin in the centre of the first pixel.
+
+    Args:
+        native: ``(H, W)`` in HU or normalised.
+        native_spacing_yx: pixel size along ``(y, x)`` in mm.
+        frame_outline: ``(4, 2)`` corners of the homogenised square in native pixels.
+        homogenised: ``(N, N)``.
+        reference_mask: ``(N, N)`` bool, the reference patient's body in the homogenised frame.
+        crop_outline: ``(4, 2)`` corners of the crop in homogenised pixels.
+        cropped: ``(M, M)``.
+        crop_classes: ``(M, M)`` class indices predicted in the crop.
+        native_classes: ``(H, W)`` restored class indices.
+        native_truth: ``(H, W)`` true class indices, where known.
+        frame_image: ``(N, N)`` input of the pose network; shown with its mask when both are given.
+        frame_mask: ``(N, N)`` bool, the body that was found in it.
+        heading: short name of the slice.
+        lines: what to tell beside it (pose, scale, confidence).
+        warnings: what went wrong or fell back.
+    """
+
+    native: np.ndarray
+    native_spacing_yx: tuple[float, float]
+    frame_outline: np.ndarray
+    homogenised: np.ndarray
+    reference_mask: np.ndarray
+    crop_outline: np.ndarray
+    cropped: np.ndarray
+    crop_classes: np.ndarray
+    native_classes: np.ndarray
+    native_truth: np.ndarray | None = None
+    frame_image: np.ndarray | None = None
+    frame_mask: np.ndarray | None = None
+    heading: str = ""
+    lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def draw_steps(
+    rows: Sequence[Steps], path: Path, label_names: Sequence[str], title: str | None = None
+) -> None:
+    """Draw slices as rows of one PNG: input, homogenised, cropped, prediction in crop, restored.
+
+    The picture's resolution falls until the file is below :data:`LARGEST_PICTURE`.
+
+    Args:
+        rows: one or more slices.
+        path: PNG to write.
+        label_names: names of the classes 1, 2, ...
+        title: heading of the picture.
+
+    Raises:
+        ValueError: no row, or another ending than ``.png``.
+    """
+    path = Path(path)
+    if not rows or path.suffix.lower() != ".png":
+        raise ValueError(f"expected at least one slice and a .png file, got {len(rows)} and {path.name}")
+    png = steps_png(rows, label_names, title)
+    with replacing(path) as temporary:
+        temporary.write_bytes(png)
+
+
+def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | None = None) -> bytes:
+    """The picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
+    figure = _figure(rows, label_names, title)
+    png = b""
+    for dpi in (150, 125, 105, 90, 75, 60):
+        png = _encoded(figure, dpi)
+        if len(png) <= LARGEST_PICTURE:
+            break
+    return png
+
+
+def class_colours(label_names: Sequence[str]) -> tuple[str, ...]:
+    """A colour per class 1, 2, ...: kidney green and tumour yellow, as in the paper, whatever their order."""
+    others = iter(range(len(label_names)))
+    colours = []
+    for name in label_names:
+        lowered = name.lower()
+        if "tumour" in lowered or "tumor" in lowered:
+            colours.append(_YELLOW)
+        elif "kidney" in lowered and _GREEN not in colours:
+            colours.append(_GREEN)
+        else:
+            colours.append(_OTHERS[next(others) % len(_OTHERS)])
+    return tuple(colours)
+
+
+def window(image: np.ndarray) -> tuple[float, float]:
+    """Display range: the soft-tissue window for HU, else all but the outermost half percent."""
+    if float(image.min()) < -200.0:
+        return WINDOW_HU
+    low, high = (float(v) for v in np.percentile(image, [0.5, 99.5]))
+    return (low, high) if high > low else (low - 1.0, low + 1.0)
+
+
+def _figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None) -> Figure:
+    body = any(row.frame_image is not None and row.frame_mask is not None for row in rows)
+    headings = [
+        "Input",
+        *(["Body"] if body else []),
+        "Homogenised",
+        "Cropped",
+        "Prediction in crop",
+        "Restored",
+    ]
+    width = _TEXT_INCHES + _CELL_INCHES * len(headings) + 0.15
+    top, bottom = (0.75 if title else 0.4), 0.42
+    height = top + _CELL_INCHES * len(rows) + bottom
+    figure = Figure(figsize=(width, height), facecolor=_BACKGROUND)
+    cells = figure.subplots(
+        len(rows),
+        len(headings),
+        squeeze=False,
+        gridspec_kw={
+            "left": _TEXT_INCHES / width,
+            "right": 1 - 0.1 / width,
+            "top": 1 - top / height,
+            "bottom": bottom / height,
+            "wspace": 0.04,
+            "hspace": 0.04,
+        },
+    )
+    if title:
+        figure.text(0.15 / width, 1 - 0.14 / height, title, color=_INK, size=13, weight="bold", va="top")
+    for axes, heading in zip(cells[0], headings, strict=True):
+        axes.set_title(heading, color=_INK, size=10, pad=5)
+    colours = class_colours(label_names)
+    for row, line in zip(rows, cells, strict=True):
+        _draw_row(row, list(line), body, colours)
+        _write_text(figure, line[0], row)
+    _legend(figure, rows, label_names, colours)
+    return figure
+
+
+def _draw_row(row: Steps, cells: list[Axes], body: bool, colours: tuple[str, ...]) -> None:
+    aspect = row.native_spacing_yx[0] / row.native_spacing_yx[1]
+    for axes in cells:
+        axes.set_facecolor("black")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_color("#2b333b")
+    native, restored = cells[0], cells[-1]
+    homogenised, cropped, predicted = cells[-4], cells[-3], cells[-2]
+    for axes in (native, restored):
+        _show(axes, row.native, aspect)
+        _sides(axes)
+    _box(native, row.frame_outline, _FRAME)
+    _widen(native, row.frame_outline)
+    if body and row.frame_image is not None and row.frame_mask is not None:
+        _show(cells[1], row.frame_image)
+        _outline(cells[1], row.frame_mask, _FRAME, 1.2)
+    _show(homogenised, row.homogenised)
+    _outline(homogenised, row.reference_mask, _REFERENCE, 1.2)
+    _box(homogenised, row.crop_outline, _CROP)
+    for axes in (cropped, predicted):
+        _show(axes, row.cropped)
+        for spine in axes.spines.values():
+            spine.set_color(_CROP)
+    _classes(predicted, row.crop_classes, colours)
+    _classes(restored, row.native_classes, colours)
+    if row.native_truth is not None:
+        for index in range(1, len(colours) + 1):
+            _outline(restored, row.native_truth == index, _TRUTH, 0.7)
+
+
+def _show(axes: Axes, image: np.ndarray, aspect: float = 1.0) -> None:
+    low, high = window(image)
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, origin="upper")
+    # A frame may reach beyond the image; the axes stay on it, else the image would shrink to make room.
+    axes.set_autoscale_on(False)
+    axes.set_anchor("C")
+
+
+def _classes(axes: Axes, classes: np.ndarray, colours: tuple[str, ...]) -> None:
+    overlay = np.zeros((*classes.shape, 4), dtype=np.float32)
+    for index, colour in enumerate(colours, start=1):
+        overlay[classes == index] = (*to_rgb(colour), 0.45)
+    axes.imshow(overlay, aspect=axes.get_aspect(), origin="upper", interpolation="nearest")
+    for index, colour in enumerate(colours, start=1):
+        _outline(axes, classes == index, colour, 1.0)
+
+
+def _outline(axes: Axes, mask: np.ndarray, colour: str, width: float) -> None:
+    if mask.any():
+        # Padded, so that an outline along the border of the image is closed.
+        padded = np.pad(mask.astype(np.float32), 1)
+        y, x = (np.arange(-1, n + 1) for n in mask.shape)
+        axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width)
+
+
+def _box(axes: Axes, corners: np.ndarray, colour: str) -> None:
+    axes.add_patch(Polygon(np.asarray(corners), closed=True, fill=False, edgecolor=colour, linewidth=1.4))
+
+
+def _widen(axes: Axes, corners: np.ndarray, most: float = 0.2) -> None:
+    """Make room for a frame that reaches beyond the image, by at most a part of the image on each side."""
+    x0, x1 = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    (left, upper), (right, lower) = np.min(corners, axis=0) - 2, np.max(corners, axis=0) + 2
+    room_x, room_y = most * (x1 - x0), most * (bottom - top)
+    axes.set_xlim(max(min(x0, left), x0 - room_x), min(max(x1, right), x1 + room_x))
+    axes.set_ylim(min(max(bottom, lower), bottom + room_y), max(min(top, upper), top - room_y))
+
+
+def _sides(axes: Axes) -> None:
+    """R and L at the sides where the patient's right and left are in the scan's own grid."""
+    for x, side in ((0.03, "R"), (0.97, "L")):
+        align = "left" if x < 0.5 else "right"
+        axes.text(x, 0.5, side, color=_QUIET, size=8, ha=align, va="center", transform=axes.transAxes)
+
+
+def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
+    """Heading, lines and warnings to the left of the row."""
+    width, height = figure.get_size_inches()
+    place = axes.get_position(original=True).y1 - 0.05 / height
+    entries = [(row.heading, _INK, "bold")] if row.heading else []
+    entries += [(line, _QUIET, "normal") for line in row.lines]
+    entries += [(f"! {line}", _WARNING, "normal") for line in row.warnings]
+    for text, colour, weight in entries:
+        lines = textwrap.wrap(text, 27) or [""]
+        figure.text(
+            0.15 / width,
+            place,
+            "\n".join(lines),
+            color=colour,
+            size=8,
+            weight=weight,
+            va="top",
+            linespacing=1.25,
+        )
+        place -= (0.155 * len(lines) + 0.03) / height
+
+
+def _legend(
+    figure: Figure, rows: Sequence[Steps], label_names: Sequence[str], colours: tuple[str, ...]
+) -> None:
+    entries: list[Patch | Line2D] = [
+        Line2D([], [], color=_FRAME, label="homogenised frame"),
+        Line2D([], [], color=_REFERENCE, label="reference body"),
+        Line2D([], [], color=_CROP, label="crop"),
+    ]
+    entries += [Patch(color=c, label=n) for n, c in zip(label_names, colours, strict=True)]
+    if any(row.native_truth is not None for row in rows):
+        entries.append(Line2D([], [], color=_TRUTH, linewidth=0.9, label="reference segmentation"))
+    figure.legend(
+        handles=entries,
+        loc="lower center",
+        ncols=len(entries),
+        frameon=False,
+        labelcolor=_INK,
+        fontsize=8,
+        handlelength=1.4,
+        columnspacing=1.6,
+    )
+
+
+def _encoded(figure: Figure, dpi: int) -> bytes:
+    """PNG with a palette: a third of the bytes, and no difference that the eye sees."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    stream = io.BytesIO()
+    palette = picture.quantize(128, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
