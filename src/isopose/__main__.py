@@ -1,0 +1,5 @@
+"""``python -m isopose``."""
+
+from isopose.cli import main
+
+main()

@@ -1,0 +1,258 @@
+"""The command line: results on stdout, progress on stderr; 0 done, 1 failed, 2 bad input or usage."""
+
+import errno
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from isopose import __version__
+from isopose.errors import InputError, IsoposeError
+
+app = typer.Typer(
+    name="isopose",
+    help="Segment organs and tumours in CT of patients who differ in size and pose.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DatasetPath = Annotated[
+    Path, typer.Argument(help="nnU-Net v2 raw, KiTS or Decathlon folder, or a CSV manifest")
+]
+Label = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="NAME=VALUE, repeated: the labels, where the data do not say"),
+]
+Workers = Annotated[int, typer.Option(min=0, help="processes; 0 works in this one, with the same result")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"isopose {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="folder for everything the demo makes")] = Path("demo"),
+    workers: Workers = 2,
+    seed: int = 0,
+) -> None:
+    """Phantom cohort, fit, predict, evaluate and report, on this machine, in some minutes."""
+    from isopose.demo import run_demo
+    from isopose.progress import Terminal
+
+    report = run_demo(output, workers=workers, seed=seed, reporter=Terminal())
+    typer.echo(f"report: {report}")
+
+
+@app.command()
+def phantom(
+    output: Path,
+    cases: Annotated[int, typer.Option(min=1)] = 20,
+    slices: Annotated[int | None, typer.Option(min=3, help="per case; none: by thickness")] = None,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="pixels along a side of a slice")] = 512,
+    seed: int = 0,
+    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
+    workers: Workers = 0,
+) -> None:
+    """Write a synthetic paediatric CT cohort as an nnU-Net raw dataset, with the true pose of each case."""
+    from isopose.data.phantom import write_cohort
+    from isopose.progress import Terminal
+
+    with Terminal().counting("phantoms") as progress:
+        folder = write_cohort(
+            output,
+            cases=cases,
+            slices=slices,
+            size=size,
+            seed=seed,
+            test_fraction=test_fraction,
+            workers=workers,
+            progress=progress,
+        )
+    typer.echo(folder)
+
+
+@app.command()
+def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_json: AsJson = False) -> None:
+    """Report every problem of a dataset with its case, and its fingerprint."""
+    from isopose.config import DataConfig
+    from isopose.data.fingerprint import describe, fingerprint_of
+    from isopose.io.check import check_dataset
+    from isopose.io.datasets import open_dataset
+    from isopose.progress import Terminal
+
+    opened = open_dataset(dataset, _labels(label))
+    with Terminal().counting("check") as progress:
+        problems = check_dataset(opened, workers=workers, progress=progress)
+    broken = {problem.case for problem in problems if problem.severity == "error"}
+    # The fingerprint is of what training may see, and of cases that can be read.
+    usable = [c for c in opened.cases if c.label is not None and c.split != "test" and c.id not in broken]
+    fingerprint = None
+    if usable:
+        with Terminal().counting("fingerprint") as progress:
+            fingerprint = fingerprint_of(
+                usable, opened.labels, DataConfig(), workers=workers, progress=progress
+            )
+    if as_json:
+        _print_json(
+            {
+                "dataset": opened.name,
+                "layout": opened.layout,
+                "cases": len(opened.cases),
+                "problems": [vars(problem) for problem in problems],
+                "fingerprint": fingerprint and fingerprint.to_json(),
+            }
+        )
+    else:
+        typer.echo(
+            f"{opened.name}: {opened.layout}, {len(opened.cases)} cases, labels {dict(opened.labels.values)}"
+        )
+        for problem in problems:
+            typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
+        for name, value in describe(fingerprint) if fingerprint else []:
+            typer.echo(f"{name:<32} {value}")
+        typer.echo(f"{len(broken)} of {len(opened.cases)} cases cannot be used" if broken else "no errors")
+    if broken:
+        raise typer.Exit(2)
+
+
+@app.command()
+def fit(
+    dataset: DatasetPath,
+    model: Annotated[Path, typer.Option(help="folder for the model")],
+    preset: Annotated[str, typer.Option(help="default or paper")] = "default",
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file")] = None,
+    settings: Setting = None,
+    fold: Annotated[str | None, typer.Option(help="validation fold from 0, or all; as train.fold")] = None,
+    label: Label = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what is in the folder")] = False,
+    workers: Workers = 2,
+) -> None:
+    """Train pose, crop and segmentation on a dataset."""
+    from isopose.config import load_config
+    from isopose.io.datasets import open_dataset
+    from isopose.progress import Terminal
+    from isopose.training.fit import fit as run
+
+    chosen = [*(settings or []), *([f"train.fold={fold}"] if fold is not None else [])]
+    loaded = load_config(preset, config, chosen)
+    opened = open_dataset(dataset, _labels(label))
+    run(opened, model, loaded, resume=resume, workers=workers, reporter=Terminal())
+    typer.echo(f"model: {model}")
+
+
+@app.command()
+def predict(
+    model: Path,
+    inputs: Annotated[list[Path], typer.Argument(help="image files, folders of them, DICOM series folders")],
+    output: Annotated[Path, typer.Option(help="folder for the results")],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="also write them, per class")
+    ] = False,
+    steps: Annotated[bool, typer.Option("--steps", help="also draw the pipeline's steps, per scan")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Segment scans; each result lies on its scan's own grid."""
+    from isopose.devices import choose_device
+    from isopose.inference.scans import find_scans, predict_scans
+    from isopose.models.folder import load_model
+    from isopose.progress import Terminal
+
+    loaded = load_model(model, choose_device(device))
+    scans = find_scans(inputs)
+    outcomes = predict_scans(
+        loaded, scans, output, probabilities=probabilities, steps=steps, reporter=Terminal()
+    )
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    if as_json:
+        _print_json([{"name": o.scan.name, "problem": o.problem, "record": o.record} for o in outcomes])
+    else:
+        for outcome in outcomes:
+            if outcome.record is not None:
+                volumes = "  ".join(f"{k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
+                typer.echo(f"{output / outcome.scan.name}.nii.gz  {volumes}")
+    for outcome in failed:
+        typer.echo(f"isopose: {outcome.problem}", err=True)
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="folder of label maps, one for each case")],
+    labels: Annotated[Path, typer.Argument(help="dataset, or folder of reference label maps")],
+    output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON and Markdown")] = None,
+    label: Label = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score predictions against reference labels, in 3D per patient on the native grid."""
+    from isopose.evaluation.evaluate import evaluate_folder
+    from isopose.evaluation.tables import markdown, write_evaluation
+
+    evaluation = evaluate_folder(predictions, labels, _labels(label))
+    if output is not None:
+        write_evaluation(evaluation, output)
+    if as_json:
+        _print_json(evaluation.to_json())
+    else:
+        typer.echo(markdown(evaluation))
+
+
+def main() -> NoReturn:
+    """Run the command line and turn every foreseen failure into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except IsoposeError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; what was finished is kept, the same command (fit: with --resume) goes on", 130)
+    except MemoryError:
+        _fail("out of memory; lower the batch size (--set unet.optimiser.batch_size=4) or data.size", 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+            raise
+        _fail(f"{error.filename or 'output'}: {error.strerror}; nothing was left half-written", 1)
+    sys.exit(0)
+
+
+def _terminate(_signum: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"isopose: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _labels(given: list[str] | None) -> dict[str, int] | None:
+    if not given:
+        return None
+    labels = {}
+    for item in given:
+        name, _, value = item.partition("=")
+        if not name or not value.isdecimal():
+            raise InputError(f"--label {item!r}: expected NAME=VALUE, e.g. kidney=1")
+        labels[name] = int(value)
+    return labels
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -1,0 +1,20 @@
+"""Which device a computation runs on."""
+
+import torch
+
+from isopose.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """The named device, or with ``auto`` a GPU where there is one.
+
+    Raises:
+        InputError: the device is unknown or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name, False):
+        usable = ", ".join(key for key, there in available.items() if there)
+        raise InputError(f"device {name!r} is not there; expected auto or one of {usable}")
+    return torch.device(name)

@@ -1,0 +1,184 @@
+"""From a scan to a label map on the scan's own grid."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.data.preprocess import Prepared, prepare
+from isopose.geometry.volume import Volume
+from isopose.geometry.warp import compose
+from isopose.inference.confidence import POSE_SOURCES, choose_pose, touches_border
+from isopose.models.folder import Model
+from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+
+
+@dataclass
+class SliceRecords:
+    """What was decided for each slice of the reoriented volume, feet to head; NaN where no body is.
+
+    Args:
+        pose: ``(z, 5)``.
+        theta2: ``(z, 3, 3)``.
+        agreement: ``(z,)`` with the reference's outline.
+        pose_source: ``(z,)`` index into ``POSE_SOURCES``, -1 where no body is.
+        whole_frame: ``(z,)`` the crop cut something off and the whole frame was used instead.
+        cut_off: ``(z,)`` the prediction used still touches the crop's border.
+    """
+
+    pose: np.ndarray
+    theta2: np.ndarray
+    agreement: np.ndarray
+    pose_source: np.ndarray
+    whole_frame: np.ndarray
+    cut_off: np.ndarray
+
+    @classmethod
+    def empty(cls, slices: int) -> "SliceRecords":
+        """Records of so many slices without a body."""
+        return cls(
+            np.full((slices, 5), np.nan, np.float32),
+            np.full((slices, 3, 3), np.nan, np.float32),
+            np.full(slices, np.nan, np.float32),
+            np.full(slices, -1, np.int64),
+            np.zeros(slices, bool),
+            np.zeros(slices, bool),
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label map and what it rests on.
+
+    Args:
+        labels: stored label values, uint8, on the input's exact grid.
+        prepared: the scan as the networks saw it.
+        slices: decisions for each slice.
+        probabilities: ``(classes, z, y, x)`` float32 on the input's grid, where asked for.
+        warnings: one line each, for people.
+    """
+
+    labels: Volume
+    prepared: Prepared
+    slices: SliceRecords
+    probabilities: np.ndarray | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+@torch.inference_mode()
+def predict(
+    model: Model,
+    volume: Volume,
+    *,
+    probabilities: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """Segment one scan.
+
+    Args:
+        model: trained.
+        volume: CT in Hounsfield units, any size, spacing and orientation.
+        probabilities: keep them, restored on the native grid.
+        progress: called with (slices done, slices).
+
+    Raises:
+        InputError: no body is found.
+    """
+    prepared = prepare(volume, model.fingerprint, model.config.data)
+    device = model.pipeline.pose.reference_mask.device
+    slices, height, width = prepared.native_shape
+    classes = np.zeros((slices, height, width), np.uint8)
+    kept = _background(model.pipeline.classes, classes.shape) if probabilities else None
+    records = SliceRecords.empty(slices)
+    slice_from_frame = prepared.frame.slice_from_frame((height, width), prepared.spacing[:2]).to(device)
+
+    shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+    size = model.config.predict.batch_size
+    for first in range(0, len(shown), size):
+        rows = shown[first : first + size]
+        image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
+        mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
+        crop, theta = _segment(model, image, mask, rows, records)
+        native = restore(crop, compose(slice_from_frame, theta), (height, width))
+        classes[rows] = native.argmax(dim=1).to(torch.uint8).cpu().numpy()
+        if kept is not None:
+            kept[:, rows] = native.movedim(1, 0).cpu().numpy()
+        if progress is not None:
+            progress(first + len(rows), len(shown))
+
+    undo = prepared.reorientation.undo
+    return Prediction(
+        labels=volume.with_array(undo(model.labels.to_values(classes))),
+        prepared=prepared,
+        slices=records,
+        probabilities=None if kept is None else undo(kept),
+        warnings=(*prepared.warnings, *_warnings(records, model)),
+    )
+
+
+def _segment(
+    model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords
+) -> tuple[Tensor, Tensor]:
+    """Probabilities in the crop, and frame from crop, of a batch of frames; decisions go to the records."""
+    pipeline, settings = model.pipeline, model.config.predict
+    chosen = choose_pose(pipeline.pose, image, mask, settings.min_pose_dice)
+    theta2 = pipeline.theta2(image, mask, chosen.pose)
+    theta = frame_from_crop(chosen.pose, theta2)
+    probabilities = _probabilities(pipeline, image, theta)
+
+    cut = touches_border(probabilities, theta2, settings.crop_border)
+    if cut.any():
+        whole = torch.eye(3, device=image.device).expand(int(cut.sum()), 3, 3)
+        whole_theta = frame_from_crop(chosen.pose[cut], whole)
+        again = _probabilities(pipeline, image[cut], whole_theta)
+        # Seen whole, a structure that was cut off is larger. Where it is not, the network lost it at the
+        # unfamiliar size, and the crop's own answer is the better one.
+        area = theta2[cut, 0, 0].square()
+        larger = _marked(again) > _marked(probabilities[cut]) * area
+        used = cut.nonzero()[:, 0][larger]
+        probabilities[used], theta[used], theta2[used] = again[larger], whole_theta[larger], whole[larger]
+        records.whole_frame[rows[used.cpu().numpy()]] = True
+        records.cut_off[rows] = (cut & ~torch.isin(torch.arange(len(cut), device=used.device), used)).cpu()
+    records.pose[rows] = chosen.pose.cpu()
+    records.theta2[rows] = theta2.cpu()
+    records.agreement[rows] = chosen.agreement.cpu()
+    records.pose_source[rows] = chosen.source.cpu()
+    return probabilities, theta
+
+
+def _probabilities(pipeline: Pipeline, image: Tensor, theta: Tensor) -> Tensor:
+    crop = pipeline.cut(image, theta).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+        return pipeline.probabilities(crop)
+
+
+def _marked(probabilities: Tensor) -> Tensor:
+    return (probabilities.argmax(dim=1) > 0).flatten(1).float().mean(dim=1)
+
+
+def _background(classes: int, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.zeros((classes, *shape), np.float32)
+    values[0] = 1.0
+    return values
+
+
+def _warnings(records: SliceRecords, model: Model) -> list[str]:
+    """One line for each kind of doubt."""
+    shown = records.pose_source >= 0
+    total = int(shown.sum())
+    lines = []
+    first = 0 if model.pipeline.pose.localisation is not None else 1
+    for source in range(first + 1, len(POSE_SOURCES)):
+        count = int((records.pose_source == source).sum())
+        if count:
+            lines.append(f"pose fell back to {POSE_SOURCES[source]} in {count} of {total} slices")
+    low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
+    if low:
+        lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")
+    if records.whole_frame.any():
+        lines.append(f"the crop cut a structure in {int(records.whole_frame.sum())} slices: whole frame used")
+    if records.cut_off.any():
+        lines.append(f"a structure may be cut off by the crop in {int(records.cut_off.sum())} slices")
+    return lines

@@ -1,0 +1,175 @@
+"""``isopose predict``: many scans in, one label map and one record each out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isopose import __version__
+from isopose.data.preprocess import Prepared
+from isopose.errors import InputError
+from isopose.files import hash_of, sha256, write_json
+from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
+from isopose.inference.confidence import POSE_SOURCES
+from isopose.inference.predict import Prediction, predict
+from isopose.inference.steps import write_steps
+from isopose.io.images import ending, read_volume, write_image, write_labels
+from isopose.labels import Labels
+from isopose.models.folder import Model
+from isopose.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to predict and the name of its results."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scan: a record, or the one line that says why not."""
+
+    scan: Scan
+    record: dict[str, Any] | None
+    problem: str | None
+
+
+def find_scans(inputs: Sequence[Path]) -> list[Scan]:
+    """Files, folders of files, and folders of one DICOM series, as scans with distinct names.
+
+    A folder that holds any NIfTI, NRRD or MetaImage file is a folder of scans; any other folder is a DICOM
+    series. Names are the files' without suffix and without nnU-Net's channel ``_0000``.
+
+    Raises:
+        InputError: nothing is there, or two scans would write the same result.
+    """
+    scans = []
+    for path in inputs:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        inside = sorted(p for p in path.iterdir() if is_image(p)) if path.is_dir() else []
+        scans += [Scan(scan_name(p), p) for p in inside or [path]]
+    names = [scan.name for scan in scans]
+    for scan in scans:
+        if names.count(scan.name) > 1:
+            raise InputError(
+                f"{scan.path}: two inputs would be written as {scan.name}; predict them in two runs"
+            )
+    return scans
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is one of a volume's (not a DICOM slice's)."""
+    return path.is_file() and not path.name.startswith(".") and bool(ending(path))
+
+
+def scan_name(path: Path) -> str:
+    """The name under which a scan's results are written."""
+    name = path.resolve().name
+    suffix = ending(path) or (".dcm" if path.is_file() and name.lower().endswith(".dcm") else "")
+    return name[: len(name) - len(suffix)].removesuffix("_0000")
+
+
+def predict_scans(
+    model: Model,
+    scans: Sequence[Scan],
+    output: Path,
+    *,
+    probabilities: bool,
+    steps: bool,
+    reporter: Reporter,
+) -> list[Outcome]:
+    """Predict scan after scan; one that cannot be read is reported and does not stop the rest.
+
+    Writes ``NAME.nii.gz`` and ``NAME.json`` (what it was made from, pose and crop of each slice, volumes,
+    warnings), with ``probabilities`` also ``NAME_CLASS.nii.gz`` for each class and with ``steps``
+    ``NAME_steps.png``. A scan whose results are there from the same model and input is not done again.
+    """
+    outcomes = []
+    for number, scan in enumerate(scans, start=1):
+        reporter.say(f"[{number}/{len(scans)}] {scan.name}")
+        try:
+            record = _predict_scan(model, scan, output, probabilities, steps, reporter)
+            outcomes.append(Outcome(scan, record, None))
+            for warning in record["warnings"]:
+                reporter.say(f"  warning: {warning}")
+        except InputError as error:
+            outcomes.append(Outcome(scan, None, str(error)))
+            reporter.say(f"  error: {error}")
+    return outcomes
+
+
+def _predict_scan(
+    model: Model, scan: Scan, output: Path, probabilities: bool, steps: bool, reporter: Reporter
+) -> dict[str, Any]:
+    volume = read_volume(scan.path)
+    with reporter.counting(f"predict {scan.name}") as progress:
+        prediction = predict(model, volume, probabilities=probabilities, progress=progress)
+    input_hash = hash_of_input(scan.path)
+    record = prediction_record(model, prediction, input_hash)
+    if input_hash in model.info["training"]["images_sha256"]:
+        record["warnings"].append(
+            "this scan was used to train the model: its result says nothing about others"
+        )
+    # The record last: where it lies, the results beside it are whole.
+    write_labels(prediction.labels, output / f"{scan.name}.nii.gz")
+    if prediction.probabilities is not None:
+        for name, values in zip(("background", *model.labels.names), prediction.probabilities, strict=True):
+            write_image(volume.with_array(values), output / "probabilities" / f"{scan.name}_{name}.nii.gz")
+    if steps:
+        write_steps(model, volume, prediction, output / "steps" / f"{scan.name}.png")
+    write_json(output / f"{scan.name}.json", record)
+    return record
+
+
+def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> dict[str, Any]:
+    """What a prediction was made from and how far to trust it, in plain values; names no patient."""
+    records = prediction.slices
+    shown = np.flatnonzero(records.pose_source >= 0)
+    return {
+        "isopose": __version__,
+        "model_sha256": model.weights_sha256,
+        "input_sha256": input_hash,
+        "labels": dict(model.labels.values),
+        "volumes_ml": volumes_ml(prediction, model.labels),
+        "warnings": list(prediction.warnings),
+        "frame": _frame(prediction.prepared),
+        "slices": [
+            {
+                "slice": int(z),
+                "roll_degrees": float(np.degrees(records.pose[z, ANGLE])),
+                "scale_x": float(np.exp(records.pose[z, LOG_SCALE_X])),
+                "scale_y": float(np.exp(records.pose[z, LOG_SCALE_Y])),
+                "input_from_homogenised": records.pose[z].tolist(),
+                "homogenised_from_crop": records.theta2[z].tolist(),
+                "agreement": float(records.agreement[z]),
+                "pose_from": POSE_SOURCES[records.pose_source[z]],
+                "whole_frame": bool(records.whole_frame[z]),
+                "cut_off": bool(records.cut_off[z]),
+            }
+            for z in shown
+        ],
+    }
+
+
+def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
+    """Volume of each label and union in millilitres."""
+    voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
+    array = prediction.labels.array
+    return {name: float(np.isin(array, values).sum() * voxel_ml) for name, values in labels.targets().items()}
+
+
+def hash_of_input(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files together, by content and not by name."""
+    if path.is_file():
+        return sha256(path)
+    return hash_of(sorted(sha256(p) for p in path.iterdir() if p.is_file()))
+
+
+def _frame(prepared: Prepared) -> dict[str, Any]:
+    frame = prepared.frame
+    return {"centre_mm": list(frame.centre_mm), "fov_mm": frame.fov_mm, "size": frame.size}

@@ -1,0 +1,125 @@
+"""A model on disk: ``weights.safetensors`` and ``model.json``, nothing that can execute.
+
+``model.json`` holds the whole configuration, labels, fingerprint, what the reference was, how training went,
+versions and the hash of the weights. It names no patient and no case.
+"""
+
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from isopose import __version__
+from isopose.config import Config, validate_config
+from isopose.data.fingerprint import Fingerprint
+from isopose.errors import InputError
+from isopose.files import read_json, replacing, sha256, write_json
+from isopose.labels import Labels
+from isopose.models.pipeline import Pipeline
+
+#: Raised when a folder of an older isopose can no longer be read.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained pipeline and what it was made from.
+
+    Args:
+        pipeline: the networks, in evaluation mode.
+        config: with which it was trained.
+        labels: that it marks.
+        fingerprint: of its training cases, by which scans are normalised.
+        info: reference, training, metrics: plain values that are kept with the model.
+        weights_sha256: its identity in what it predicts.
+    """
+
+    pipeline: Pipeline
+    config: Config
+    labels: Labels
+    fingerprint: Fingerprint
+    info: dict[str, Any]
+    weights_sha256: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {
+        "isopose": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "SimpleITK": sitk.Version_VersionString(),
+    }
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write the weights, then the manifest that names them; a folder without manifest is no model."""
+    weights = folder / "weights.safetensors"
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.pipeline.state_dict().items()}
+    with replacing(weights) as temporary:
+        save_file(tensors, temporary)
+    write_json(
+        folder / "model.json",
+        {
+            "format": FORMAT,
+            "versions": versions(),
+            "weights_sha256": sha256(weights),
+            "labels": {
+                "values": dict(model.labels.values),
+                "unions": {k: list(v) for k, v in model.labels.unions.items()},
+            },
+            "air": model.pipeline.air,
+            "config": model.config.model_dump(mode="json"),
+            "fingerprint": model.fingerprint.to_json(),
+            "info": model.info,
+        },
+    )
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
+    """Read a model folder.
+
+    Raises:
+        InputError: no model, one of a newer format, or one whose parts do not belong together.
+    """
+    manifest = folder / "model.json"
+    if not manifest.exists():
+        raise InputError(f"{folder}: no model.json; expected the --model folder of a finished isopose fit")
+    values = read_json(manifest)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        given = values.get("format") if isinstance(values, dict) else None
+        raise InputError(
+            f"{manifest}: model format {given!r}, this isopose {__version__} reads {FORMAT}; use the isopose "
+            "that made it, or train again"
+        )
+    weights = folder / "weights.safetensors"
+    if not weights.exists() or sha256(weights) != values.get("weights_sha256"):
+        raise InputError(
+            f"{weights}: missing or not the weights that model.json names; copy the whole folder"
+        )
+    try:
+        config = validate_config(values["config"], str(manifest))
+        labels = Labels(
+            {str(k): int(v) for k, v in values["labels"]["values"].items()},
+            {str(k): tuple(v) for k, v in values["labels"]["unions"].items()},
+        )
+        fingerprint = Fingerprint.from_json(values["fingerprint"])
+        air = float(values["air"])
+        if not math.isfinite(air):
+            raise ValueError(f"air is {air}")
+        tensors = load_file(weights)
+        pipeline = Pipeline(config, labels.classes, tensors["pose.reference_mask"], air)
+        pipeline.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{folder}: damaged model ({reason}); copy it again or train again") from None
+    pipeline.to(device).eval().requires_grad_(False)
+    return Model(pipeline, config, labels, fingerprint, values["info"], values["weights_sha256"])

@@ -1,0 +1,110 @@
+"""The three networks as one: x_frame = theta1 · theta2 · x_crop, one resampling in, one out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from isopose.config import Config
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.warp import compose, invert, warp
+from isopose.models.crop import CropTransformer
+from isopose.models.planner import plan_unet
+from isopose.models.pose import PoseTransformer
+from isopose.models.unet import UNet
+
+
+@dataclass(frozen=True)
+class Homogenised:
+    """Slices in the reference's pose and size.
+
+    Args:
+        pose: ``(N, 5)``.
+        image: ``(N, 1, S, S)``.
+        mask: ``(N, 1, S, S)`` soft.
+    """
+
+    pose: Tensor
+    image: Tensor
+    mask: Tensor
+
+
+class Pipeline(nn.Module):
+    """Pose, crop and segmentation, each usable alone.
+
+    Args:
+        config: the model's whole configuration.
+        classes: of the segmentation, background included.
+        reference_mask: ``(1, 1, S, S)``, see :class:`PoseTransformer`.
+        air: value of air in the normalised images.
+        crop_start: ``(4,)``, see :class:`CropTransformer`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        classes: int,
+        reference_mask: Tensor,
+        air: float,
+        crop_start: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.air = float(air)
+        self.pose = PoseTransformer(config.pose, reference_mask, air)
+        self.crop = CropTransformer(config.crop, crop_start)
+        plan = plan_unet(config.unet_size, config.unet_levels, config.unet)
+        self.unet = UNet(plan, classes, config.unet.output_norm)
+
+    def homogenise(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> Homogenised:
+        """Frames ``(N, 1, S, S)`` warped by poses ``(N, 5)`` (H in the paper) on ``size`` pixels."""
+        theta1 = matrix_from_pose(pose)
+        return Homogenised(
+            pose,
+            warp(image, theta1, (size, size), fill=self.air),
+            warp(mask.to(image.dtype), theta1, (size, size)),
+        )
+
+    def theta2(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
+        """The crop ``(N, 3, 3)``, homogenised from crop, of frames seen in a pose."""
+        if not self.config.crop.enabled:
+            return torch.eye(3, device=image.device).expand(image.shape[0], 3, 3)
+        if self.crop.localisation is None:
+            theta: Tensor = self.crop(image, mask)
+            return theta
+        seen = self.homogenise(image, mask, pose, self.config.crop.size)
+        learned: Tensor = self.crop(seen.image, seen.mask)
+        return learned
+
+    def cut(self, image: Tensor, frame_from_crop: Tensor) -> Tensor:
+        """The U-Net's input ``(N, 1, M, M)``, straight from the frame by one resampling."""
+        size = self.config.unet_size
+        return warp(image, frame_from_crop, (size, size), fill=self.air)
+
+    def probabilities(self, crop: Tensor) -> Tensor:
+        """Class probabilities ``(N, classes, M, M)`` float32 of crops."""
+        return self.unet(crop)[0].float().softmax(dim=1)
+
+
+def frame_from_crop(pose: Tensor, theta2: Tensor) -> Tensor:
+    """theta1 · theta2 for poses ``(N, 5)`` and crops ``(N, 3, 3)``."""
+    return compose(matrix_from_pose(pose), theta2)
+
+
+def restore(probabilities: Tensor, input_from_crop: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring probabilities from the crop back through the inverse of the composed transform.
+
+    Outside the crop nothing is known: the missing mass goes to class 0, background.
+
+    Args:
+        probabilities: ``(N, classes, M, M)``.
+        input_from_crop: ``(N, 3, 3)``, the transform by which the crop was cut.
+        size: ``(h, w)`` of the image that it was cut from, any resolution.
+
+    Returns:
+        ``(N, classes, h, w)`` that sum to 1.
+    """
+    back = warp(probabilities[:, 1:], invert(input_from_crop), size)
+    rest = (1.0 - back.sum(dim=1, keepdim=True)).clamp(min=0.0)
+    return torch.cat([rest, back], dim=1)

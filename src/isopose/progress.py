@@ -1,0 +1,119 @@
+"""Progress on stderr: a live display on a terminal, plain lines in a log."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+#: Everything that is not a result goes here.
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class StageReport(Protocol):
+    """What the training loop tells while a stage runs."""
+
+    def step(self) -> None:
+        """A batch is done."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch is done; the row is the history's."""
+
+
+class Reporter(Protocol):
+    """Where long work reports to."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+    @contextmanager
+    def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:
+        """Report a stage of training."""
+        ...
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Report work that calls back with (done, total)."""
+        ...
+
+
+class Silent:
+    """Reports nothing; for tests and for use as a library."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator["Silent"]:  # noqa: ARG002
+        """Nothing."""
+        yield self
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
+        """Nothing."""
+        yield lambda _done, _total: None
+
+
+class Terminal:
+    """Reports to stderr, live where that is a terminal."""
+
+    def say(self, text: str) -> None:
+        """Print one line above any live display."""
+        console.print(text, markup=False)
+
+    @contextmanager
+    def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:
+        """A bar over all epochs with the last epoch's numbers and the time left."""
+        with _bar() as bar:
+            task = bar.add_task(
+                f"train {name}", total=epochs * iterations, completed=done * iterations, note=""
+            )
+            yield _TerminalStage(name, epochs, done, bar, task)
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar that counts cases."""
+        with _bar() as bar:
+            task = bar.add_task(what, total=None, note="")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+            if not console.is_terminal:
+                self.say(f"{what}: done")
+
+
+class _TerminalStage:
+    def __init__(self, name: str, epochs: int, done: int, bar: Progress, task: Any) -> None:
+        self.name, self.epochs, self.first, self.bar, self.task = name, epochs, done, bar, task
+        self.started = time.monotonic()
+
+    def step(self) -> None:
+        self.bar.advance(self.task)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        numbers = {k: v for k, v in row.items() if k not in ("stage", "epoch", "seconds", "learning_rate")}
+        note = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.bar.update(self.task, note=note)
+        if not console.is_terminal:
+            each = (time.monotonic() - self.started) / (row["epoch"] - self.first)
+            left = each * (self.epochs - row["epoch"])
+            line = f"train {self.name}  epoch {row['epoch']}/{self.epochs}  {note}  at most {left:.0f} s left"
+            console.print(line, markup=False)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,84 @@
+"""A stage's state on disk: safetensors only, written whole after each epoch."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from isopose.errors import InputError
+from isopose.files import replacing
+
+
+@dataclass
+class Progress:
+    """How far a stage has come.
+
+    Args:
+        epoch: epochs done.
+        finished: no epoch is left to do.
+        smoothed: running mean of the validation score.
+        best: best smoothed score.
+        best_epoch: epoch (from 1) that had it.
+        history: a row an epoch: stage, epoch, loss, learning rate, seconds and the validation's numbers.
+    """
+
+    epoch: int = 0
+    finished: bool = False
+    smoothed: float | None = None
+    best: float | None = None
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    path: Path,
+    progress: Progress,
+    weights: dict[str, Tensor],
+    best: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Write the stage's last weights, its best ones and the optimiser's state."""
+    tensors = {f"last.{name}": value for name, value in weights.items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(whole, temporary, metadata={"progress": json.dumps(asdict(progress))})
+
+
+def load_checkpoint(
+    path: Path, optimiser: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+    """Read a stage's state; the optimiser is brought to where it was.
+
+    Returns:
+        Progress, last weights, best weights.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    groups: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optimiser": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads((file.metadata() or {})["progress"]))
+            for key in file.keys():  # noqa: SIM118 - not a dictionary
+                group, _, name = key.partition(".")
+                groups[group][name] = file.get_tensor(key)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged checkpoint ({error}); remove it to train this stage again"
+        ) from None
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in groups["optimiser"].items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return progress, groups["last"], groups["best"]

@@ -1,0 +1,272 @@
+"""``isopose fit``: from a dataset to a model folder, stage after stage."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+
+from isopose.config import Config
+from isopose.data.fingerprint import Fingerprint, fingerprint_of
+from isopose.data.slices import Slices
+from isopose.data.store import Store, write_store
+from isopose.devices import choose_device
+from isopose.errors import InputError
+from isopose.files import hash_of, read_json, write_json
+from isopose.geometry.crop import box_of_mask
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.io.datasets import Case, Dataset
+from isopose.io.splits import split_patients
+from isopose.labels import Labels
+from isopose.models.folder import Model, load_model, save_model
+from isopose.models.pipeline import Pipeline
+from isopose.progress import Reporter
+from isopose.training.checkpoint import Progress
+from isopose.training.loop import Stage, train_stage
+from isopose.training.losses import one_hot
+from isopose.training.stages import CropObjective, PoseObjective, SegmentationObjective
+from isopose.training.targets import Reference, choose_reference
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share."""
+
+    config: Config
+    labels: Labels
+    fabric: Fabric
+    work: Path
+    reporter: Reporter
+
+
+def fit(
+    dataset: Dataset, folder: Path, config: Config, *, resume: bool, workers: int, reporter: Reporter
+) -> Model:
+    """Train the three networks one after the other and write the model.
+
+    Args:
+        dataset: cases with labels; those of split ``test`` are never looked at.
+        folder: the model's; ``folder/work`` keeps store, checkpoints and curves.
+        config: all settings.
+        resume: go on with what ``folder`` holds.
+        workers: processes for preprocessing; 0 does it here.
+        reporter: where progress goes.
+
+    Raises:
+        InputError: the dataset or a setting does not allow it, or the folder holds another run.
+    """
+    seed_everything(config.train.seed, verbose=False)
+    training, validation = _split(dataset, config)
+    _claim(folder, dataset, config, training, validation, resume)
+    if resume and (folder / "model.json").exists():
+        reporter.say(f"{folder} is finished already")
+        return load_model(folder)
+    run = Run(config, dataset.labels, _fabric(config), folder / "work", reporter)
+    store, fingerprint = _preprocess(run, training, validation, workers)
+    cases = {case.record.id: case for case in store.cases}
+    train_slices = Slices([cases[case.id] for case in training])
+    val_slices = Slices([cases[case.id] for case in validation]) if validation else None
+
+    air = train_slices.cases[0].record.air
+    reference = choose_reference(train_slices.cases, config.pose, air)
+    reporter.say(
+        f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
+        f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f})"
+    )
+    pipeline = Pipeline(config, dataset.labels.classes, reference.mask, air).to(run.fabric.device)
+
+    stages: list[Progress] = []
+    if pipeline.pose.localisation is not None:
+        stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
+    for slices in filter(None, (train_slices, val_slices)):
+        slices.pose = _poses(pipeline, slices, run)
+    if config.crop.enabled and not config.crop.learned:
+        pipeline.crop.start.copy_(_box_of_all(pipeline, train_slices, run))
+    if pipeline.crop.localisation is not None:
+        labelled = [s and s.subset(s.presence.any(axis=1).nonzero()[0]) for s in (train_slices, val_slices)]
+        assert labelled[0] is not None
+        stages.append(_train(run, "crop", CropObjective(pipeline), labelled[0], labelled[1] or None, 1))
+    for slices in filter(None, (train_slices, val_slices)):
+        slices.theta2 = _crops(pipeline, slices, run)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    stages.append(_train(run, "unet", SegmentationObjective(pipeline), train_slices, val_slices, 2))
+
+    info = _info(stages, reference, store, training, validation)
+    save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
+    return load_model(folder)
+
+
+def _split(dataset: Dataset, config: Config) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    if config.train.fold == "all":
+        whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
+        if not whole:
+            raise InputError(f"{dataset.root}: no case with a label to train on")
+        return whole, ()
+    return split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
+
+
+def _claim(
+    folder: Path,
+    dataset: Dataset,
+    config: Config,
+    training: tuple[Case, ...],
+    validation: tuple[Case, ...],
+    resume: bool,
+) -> None:
+    """Mark a folder as this run's, so that another run or other settings never mix with it."""
+    run = {
+        "config": hash_of(config.model_dump(mode="json")),
+        "labels": hash_of(dict(dataset.labels.values)),
+        "cases": hash_of([[case.id for case in part] for part in (training, validation)]),
+    }
+    marker = folder / "work" / "run.json"
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: not empty; add --resume to go on with it, or name another folder")
+        write_json(marker, run)
+    elif marker.exists():
+        other = [name for name, value in read_json(marker).items() if value != run.get(name)]
+        if other:
+            raise InputError(
+                f"{folder}: was started with another {' and '.join(other)}; give the same again "
+                "to resume, or name another folder"
+            )
+    else:
+        write_json(marker, run)
+
+
+def _fabric(config: Config) -> Fabric:
+    device = choose_device(config.train.device).type
+    precision: Any = config.train.precision
+    if precision == "auto":
+        mixed = "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported() else "16-mixed"
+        precision = mixed if device == "cuda" else "32-true"
+    return Fabric(accelerator=device, devices=1, precision=precision)
+
+
+def _preprocess(
+    run: Run, training: tuple[Case, ...], validation: tuple[Case, ...], workers: int
+) -> tuple[Store, Fingerprint]:
+    path = run.work / "fingerprint.json"
+    if path.exists():
+        fingerprint = Fingerprint.from_json(read_json(path))
+    else:
+        with run.reporter.counting("fingerprint") as progress:
+            fingerprint = fingerprint_of(
+                training, run.labels, run.config.data, workers=workers, progress=progress
+            )
+        write_json(path, fingerprint.to_json())
+    with run.reporter.counting("preprocess") as progress:
+        store = write_store(
+            run.work / "store",
+            (*training, *validation),
+            fingerprint,
+            run.labels,
+            run.config.data,
+            workers=workers,
+            progress=progress,
+        )
+    for case in store.cases:
+        for warning in case.record.warnings:
+            run.reporter.say(f"warning: {case.record.id}: {warning}")
+    return store, fingerprint
+
+
+def _train(
+    run: Run, name: str, objective: Any, training: Slices, validation: Slices | None, number: int
+) -> Progress:
+    started = time.monotonic()
+    stage = Stage(
+        name=name,
+        objective=objective,
+        config=getattr(run.config, name).optimiser,
+        training=training,
+        validation=validation and validation.spread(run.config.train.validation_slices),
+        least=_oversampling(run.config.train.oversample, run.labels),
+        seed=(run.config.train.seed, number),
+    )
+    progress = train_stage(stage, run.fabric, run.work, run.reporter)
+    best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""
+    run.reporter.say(f"{name}: {progress.epoch} epochs{best}, {time.monotonic() - started:.0f} s")
+    return progress
+
+
+def _oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dict[int, float]:
+    """Label column to the least part of slices that show it (the paper: a third kidney, a third tumour)."""
+    if configured is None:
+        return dict.fromkeys(range(min(2, len(labels.names))), 1.0 / 3.0)
+    unknown = sorted(set(configured) - set(labels.names))
+    if unknown:
+        raise InputError(
+            f"train.oversample: no label {unknown[0]!r}; expected some of {', '.join(labels.names)}"
+        )
+    return {labels.names.index(name): fraction for name, fraction in configured.items()}
+
+
+@torch.no_grad()
+def _poses(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
+    """theta1 of every slice, once: STN1 no longer changes."""
+    batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
+    return torch.cat([pipeline.pose(batch.image, batch.mask).cpu() for batch in batches])
+
+
+@torch.no_grad()
+def _crops(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
+    """theta2 of every slice, once: STN2 no longer changes."""
+    batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
+    return torch.cat([pipeline.theta2(b.image, b.mask, b.pose).cpu() for b in batches if b.pose is not None])
+
+
+@torch.no_grad()
+def _box_of_all(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
+    """One box that holds every training label in the homogenised frame, where no crop is learned."""
+    size = (pipeline.config.crop.size, pipeline.config.crop.size)
+    union = torch.zeros(1, *size)
+    for batch in slices.in_order(32):
+        on_device = batch.to(run.fabric.device)
+        assert on_device.pose is not None, "the box is found after the pose"
+        labels = one_hot(on_device.labels, pipeline.classes)[:, 1:].sum(dim=1, keepdim=True)
+        seen = warp(labels, matrix_from_pose(on_device.pose), size)
+        union = torch.maximum(union, (seen[:, 0] > 0.25).float().amax(dim=0, keepdim=True).cpu())
+    box: torch.Tensor = box_of_mask(union, margin=pipeline.config.crop.margin)[0][0]
+    return box
+
+
+def _info(
+    stages: list[Progress],
+    reference: Reference,
+    store: Store,
+    training: tuple[Case, ...],
+    validation: tuple[Case, ...],
+) -> dict[str, Any]:
+    """What is kept with the model: numbers and hashes, no case's name."""
+    by_id = {case.record.id: case.record for case in store.cases}
+    return {
+        "reference": {
+            "image_sha256": by_id[reference.case].image_sha256,
+            "slice": reference.slice,
+            "chosen": reference.chosen,
+            "area_cm2": reference.area_cm2,
+            "symmetry": reference.symmetry,
+        },
+        "training": {
+            "cases": len(training),
+            "patients": len({case.patient for case in training}),
+            "validation_cases": len(validation),
+            "images_sha256": [by_id[case.id].image_sha256 for case in training],
+            "validation_images_sha256": [by_id[case.id].image_sha256 for case in validation],
+        },
+        "stages": {
+            stage.history[0]["stage"]: {
+                "epochs": stage.epoch,
+                "best_epoch": stage.best_epoch,
+                "best": stage.best,
+            }
+            for stage in stages
+        },
+        "history": [row for stage in stages for row in stage.history],
+    }

@@ -1,0 +1,180 @@
+"""Training of one stage, from the first epoch to early stopping; the same loop for all three networks."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from isopose.config import OptimiserConfig
+from isopose.data.slices import Slices, draw_epoch, read_ahead
+from isopose.errors import IsoposeError
+from isopose.progress import Reporter
+from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from isopose.training.tracking import curves
+
+#: Weight of the past in the smoothed validation score.
+SMOOTHING = 0.8
+#: Gradients are clipped to this norm, as nnU-Net does.
+MAX_NORM = 12.0
+#: Numbers that an objective may use to disturb a slice: 5 of the pose, 3 of the crop.
+NOISE = 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network's training.
+
+    Args:
+        name: ``pose``, ``crop`` or ``unet``.
+        objective: module whose forward is the loss and whose ``judge`` validates.
+        config: optimiser and length.
+        training: slices to learn from.
+        validation: slices of the validation patients, or none: then no early stopping.
+        least: label column to the least part of an epoch's slices that show it.
+        seed: numbers that name this run and stage.
+    """
+
+    name: str
+    objective: nn.Module
+    config: OptimiserConfig
+    training: Slices
+    validation: Slices | None
+    least: Mapping[int, float]
+    seed: tuple[int, ...]
+
+
+def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
+    """Train a stage, from its checkpoint where there is one; the objective then holds the best weights.
+
+    Args:
+        stage: what to train.
+        fabric: device and precision.
+        work: folder of checkpoints and curves.
+        reporter: where progress goes.
+
+    Raises:
+        IsoposeError: the loss is no longer finite; the last good checkpoint stays.
+    """
+    config = stage.config
+    objective = stage.objective.to(fabric.device)
+    optimiser = _optimiser(objective, config)
+    checkpoint = work / "checkpoints" / f"{stage.name}.safetensors"
+    progress, best = Progress(), _weights(objective)
+    if checkpoint.exists():
+        progress, last, best = load_checkpoint(checkpoint, optimiser)
+        objective.load_state_dict(last)
+    if not progress.finished:
+        module, wrapped = fabric.setup(objective, optimiser)
+        with (
+            reporter.stage(stage.name, config.epochs, config.iterations, progress.epoch) as report,
+            curves(work / "tensorboard" / stage.name, progress.epoch) as draw,
+        ):
+            while not progress.finished:
+                started = time.monotonic()
+                rate = _set_learning_rate(optimiser, config, progress.epoch)
+                loss = _train_epoch(stage, fabric, module, wrapped, progress.epoch, report)
+                if not math.isfinite(loss):
+                    raise IsoposeError(
+                        f"stage {stage.name}: loss {loss} in epoch {progress.epoch + 1}; the last good "
+                        f"checkpoint is kept; lower {stage.name}.optimiser.learning_rate"
+                    )
+                numbers = _validate(stage, fabric, objective)
+                improved = _advance(progress, config, numbers)
+                if improved:
+                    best = _weights(objective)
+                row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
+                progress.history.append(row | numbers | {"seconds": time.monotonic() - started})
+                save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimiser)
+                draw(progress.history[-1])
+                report.epoch(progress.history[-1])
+    objective.load_state_dict(best)
+    objective.eval().requires_grad_(False)
+    return progress
+
+
+def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoch: int, report: Any) -> float:
+    config = stage.config
+    module.train()
+    batches = draw_epoch(
+        stage.training.presence, stage.least, config.batch_size, config.iterations, (*stage.seed, epoch)
+    )
+    generator = torch.Generator().manual_seed(_number((*stage.seed, epoch)))
+    noise = torch.rand(config.iterations, config.batch_size, NOISE, generator=generator) * 2.0 - 1.0
+    total = torch.zeros((), device=fabric.device)
+    pin = fabric.device.type == "cuda"
+    for step, batch in enumerate(read_ahead(stage.training, batches, pin=pin)):
+        loss = module(batch.to(fabric.device), noise[step].to(fabric.device))
+        optimiser.zero_grad()
+        fabric.backward(loss)
+        fabric.clip_gradients(module, optimiser, max_norm=MAX_NORM)
+        optimiser.step()
+        total += loss.detach()
+        report.step()
+    return float(total) / config.iterations
+
+
+@torch.no_grad()
+def _validate(stage: Stage, fabric: Fabric, objective: Any) -> dict[str, float]:
+    if stage.validation is None:
+        return {}
+    objective.eval()
+    batches = (b.to(fabric.device) for b in stage.validation.in_order(stage.config.batch_size))
+    with fabric.autocast():
+        numbers: dict[str, float] = objective.judge(stage.validation, batches)
+    return numbers
+
+
+def _advance(progress: Progress, config: OptimiserConfig, numbers: dict[str, float]) -> bool:
+    """Count the epoch, smooth the score, decide whether the stage ends; true where this epoch is the best."""
+    progress.epoch += 1
+    if not numbers:
+        progress.finished = progress.epoch >= config.epochs
+        progress.best_epoch = progress.epoch
+        return True
+    score = next(iter(numbers.values()))
+    past = score if progress.smoothed is None else progress.smoothed
+    progress.smoothed = SMOOTHING * past + (1.0 - SMOOTHING) * score
+    improved = progress.best is None or progress.smoothed > progress.best
+    if improved:
+        progress.best, progress.best_epoch = progress.smoothed, progress.epoch
+    waited = progress.epoch - progress.best_epoch
+    stopped = progress.epoch >= config.min_epochs and waited >= config.patience
+    progress.finished = stopped or progress.epoch >= config.epochs
+    return improved
+
+
+def _optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _set_learning_rate(optimiser: torch.optim.Optimizer, config: OptimiserConfig, epoch: int) -> float:
+    """Poly policy of the paper and nnU-Net, by epoch."""
+    factor = (1.0 - epoch / config.epochs) ** 0.9 if config.schedule == "poly" else 1.0
+    for group in optimiser.param_groups:
+        group["lr"] = config.learning_rate * factor
+    return config.learning_rate * factor
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def _number(seed: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,70 @@
+"""The paper's three losses. All are taken in float32, whatever the networks ran in."""
+
+import torch
+from torch import Tensor
+
+from isopose.config import CropConfig
+from isopose.models.pose import soft_dice
+
+
+def pose_loss(homogenised: Tensor, reference: Tensor) -> Tensor:
+    """Eq. 1 turned into something to minimise: 1 - SoftDice, mean over the batch.
+
+    Args:
+        homogenised: warped foreground masks ``(N, 1, S, S)`` (H).
+        reference: ``(1, 1, S, S)`` (T).
+    """
+    return 1.0 - soft_dice(homogenised.float(), reference.float()).mean()
+
+
+def crop_loss(
+    crop: Tensor, target_crop: Tensor, theta2: Tensor, target: Tensor, config: CropConfig
+) -> Tensor:
+    """Eq. 2: distance of the crops plus distance of the matrices.
+
+    The paper's text says L1 + L2, its formula shows an L2 and a root mean square; ``crop.loss`` chooses.
+
+    Args:
+        crop: ``(N, 1, S, S)`` cut by the predicted matrix (H_C).
+        target_crop: the same cut by the target matrix (T_C).
+        theta2: ``(N, 3, 3)`` predicted.
+        target: ``(N, 3, 3)``.
+        config: the reading of the first term.
+    """
+    difference = crop.float() - target_crop.float()
+    if config.loss == "l1+rmse":
+        images = difference.abs().mean()
+    else:
+        # The norm of a whole image grows with its size; per pixel it stays comparable with the second term.
+        images = (difference.square().flatten(1).mean(dim=1) + 1e-12).sqrt().mean()
+    # The small number keeps the root's gradient finite where the prediction is exact.
+    matrices = (theta2 - target).square().flatten(1).sum(dim=1).mean().add(1e-12).sqrt()
+    return images + matrices
+
+
+def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """One level of Eq. 3: cross entropy + (1 - SoftDice).
+
+    SoftDice is Eq. 1's, of each foreground class over the whole batch as nnU-Net does in 2D, then the mean.
+
+    Args:
+        probabilities: ``(N, classes, H, W)``, sums of 1.
+        target: the same shape, one-hot or its average over larger pixels.
+    """
+    probabilities, target = probabilities.float(), target.float()
+    entropy = -(target * probabilities.clamp(min=1e-7).log()).sum(dim=1).mean()
+    p, g = probabilities[:, 1:], target[:, 1:]
+    overlap = (p * g).sum(dim=(0, 2, 3))
+    squares = p.square().sum(dim=(0, 2, 3)) + g.square().sum(dim=(0, 2, 3))
+    dice = (2.0 * overlap + 1e-5) / (squares + 1e-5)
+    return entropy + (1.0 - dice.mean())
+
+
+def level_weight(level: int) -> float:
+    """Eq. 3: 1 / 2^n, not normalised."""
+    return 0.5**level
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """``(N, H, W)`` class indices to ``(N, classes, H, W)`` float32."""
+    return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).float()

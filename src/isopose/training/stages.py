@@ -1,0 +1,193 @@
+"""The three stages as objectives: what each computes from a batch, and how it is judged.
+
+An objective is a module whose ``forward(batch)`` is the loss and whose ``judge(batch)`` returns numbers for
+validation; :mod:`isopose.training.loop` trains any of them the same way.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isopose.data.slices import Batch, Slices
+from isopose.geometry.crop import jittered
+from isopose.geometry.similarity import add_residual, matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+from isopose.training.losses import crop_loss, level_weight, one_hot, pose_loss, segmentation_loss
+from isopose.training.targets import crop_targets
+
+#: Pose jitter at strength 1: radians, log scale, shift in half sides of the homogenised frame.
+POSE_JITTER = (0.17, 0.1, 0.1, 0.1, 0.1)
+
+
+class PoseObjective(nn.Module):
+    """STN1: the homogenised outline agrees with the reference's (Eq. 1)."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.pose = pipeline.pose
+
+    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
+        """The loss of a batch."""
+        theta = matrix_from_pose(self.pose(batch.image, batch.mask))
+        reference = self.pose.reference_mask
+        return pose_loss(warp(batch.mask, theta, _side(reference)), reference)
+
+    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
+        """Mean agreement with the reference's outline over all slices."""
+        values = [self.pose.agreement(b.mask, self.pose(b.image, b.mask)) for b in batches]
+        return {"mask dice": float(torch.cat(values).mean())}
+
+
+class CropObjective(nn.Module):
+    """STN2: the crop and its matrix agree with those of the labels' box (Eq. 2).
+
+    Slices without a label have no target and do not train the crop.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.crop = pipeline.crop
+        self.config = pipeline.config.crop
+        self.classes = pipeline.classes
+        self.air = pipeline.air
+
+    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
+        """The loss of a batch."""
+        image, mask, target, found = self._seen(batch)
+        theta2 = self.crop(image, mask)[found]
+        if not len(theta2):
+            # No slice of this batch keeps a label in view: nothing to learn, and no mean of nothing.
+            return theta2.sum()
+        size = _side(image)
+        crop, target_crop = (
+            warp(image[found], theta, size, fill=self.air) for theta in (theta2, target[found])
+        )
+        return crop_loss(crop, target_crop, theta2, target[found], self.config)
+
+    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
+        """Mean overlap (intersection over union) of the predicted with the target squares."""
+        values = []
+        for batch in batches:
+            image, mask, target, found = self._seen(batch)
+            values.append(square_overlap(self.crop(image, mask)[found], target[found]))
+        return {"box overlap": float(torch.cat(values).mean())}
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        assert batch.pose is not None, "the crop is trained after the pose"
+        theta1 = matrix_from_pose(batch.pose)
+        size = (self.config.size, self.config.size)
+        image = warp(batch.image, theta1, size, fill=self.air)
+        mask = warp(batch.mask, theta1, size)
+        target, found = crop_targets(batch, batch.pose, self.config.size, self.config.margin, self.classes)
+        return image, mask, target, found
+
+
+class SegmentationObjective(nn.Module):
+    """U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical)."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.unet = pipeline.unet
+        self.config = pipeline.config
+        self.classes = pipeline.classes
+        self.air = pipeline.air
+
+    def forward(self, batch: Batch, noise: Tensor) -> Tensor:
+        """The loss of a batch; ``noise`` ``(N, 8)`` in [-1, 1] disturbs pose and crop."""
+        size = (self.config.unet_size, self.config.unet_size)
+        theta = self._disturbed(batch, noise)
+        crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
+        outputs = self.unet(crop, deep=True)
+        labels = one_hot(batch.labels, self.classes)
+        native = self.config.unet.loss_space == "native"
+        target = labels if native else warped_target(labels, theta, size)
+        loss = torch.zeros((), device=crop.device)
+        for level, logits in enumerate(outputs):
+            probabilities = logits.float().softmax(dim=1)
+            goal = F.avg_pool2d(target, 2**level)
+            if native:
+                probabilities = restore(probabilities, theta, _side(goal))
+            loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
+        return loss
+
+    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
+        """Mean Dice over labels and patients in the frame, then each label's."""
+        counts: list[Tensor] = []
+        for batch in batches:
+            theta = self._theta(batch)
+            size = (self.config.unet_size, self.config.unet_size)
+            crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
+            probabilities = self.unet(crop)[0].float().softmax(dim=1)
+            classes = restore(probabilities, theta, (batch.labels.shape[1], batch.labels.shape[2])).argmax(
+                dim=1
+            )
+            predicted, truth = one_hot(classes, self.classes), one_hot(batch.labels, self.classes)
+            counts.append(
+                torch.stack([(predicted * truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3))])
+            )
+        both, predicted_sum, truth_sum = torch.cat(counts, dim=1)[:, :, 1:].cpu().numpy()
+        dice = patient_dice(slices.patients, both, predicted_sum, truth_sum)
+        by_label = {
+            f"dice {label}": float(np.nanmean(dice[:, label - 1]))
+            for label in range(1, self.classes)
+            if not np.isnan(dice[:, label - 1]).all()
+        }
+        return {"dice": float(np.mean(list(by_label.values()))), **by_label}
+
+    def _theta(self, batch: Batch) -> Tensor:
+        assert batch.pose is not None, "the U-Net is trained after the pose"
+        assert batch.theta2 is not None, "the U-Net is trained after the crop"
+        return frame_from_crop(batch.pose, batch.theta2)
+
+    def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
+        """theta1 · theta2 with the small errors that pose and crop will have on patients not seen."""
+        assert batch.pose is not None, "the U-Net is trained after the pose"
+        assert batch.theta2 is not None, "the U-Net is trained after the crop"
+        crop = self.config.crop
+        spread = self.config.unet.pose_jitter * noise.new_tensor(POSE_JITTER)
+        pose = add_residual(batch.pose, noise[:, :5] * spread)
+        if not crop.enabled:
+            return frame_from_crop(pose, batch.theta2)
+        theta2 = jittered(batch.theta2, noise[:, 5:], shift=crop.jitter_shift, scale=crop.jitter_scale)
+        return frame_from_crop(pose, theta2)
+
+
+def warped_target(labels: Tensor, frame_from_crop: Tensor, size: tuple[int, int]) -> Tensor:
+    """One-hot labels warped once into the crop: the canonical space's soft target, background elsewhere."""
+    inside = warp(labels[:, 1:], frame_from_crop, size)
+    return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)
+
+
+def patient_dice(
+    patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
+) -> np.ndarray:
+    """Dice ``(patients, labels)`` over all slices of a patient together; NaN where neither has the label.
+
+    Args:
+        patients: of each slice.
+        both: ``(slices, labels)`` pixels in both, likewise ``predicted`` and ``truth``.
+        predicted: pixels in the prediction.
+        truth: pixels in the reference.
+    """
+    rows = []
+    for patient in sorted(set(patients)):
+        mine = np.array(patients) == patient
+        with np.errstate(invalid="ignore"):
+            rows.append(2.0 * both[mine].sum(0) / (predicted[mine].sum(0) + truth[mine].sum(0)))
+    return np.stack(rows)
+
+
+def square_overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union ``(N,)`` of the squares of two theta2 ``(N, 3, 3)``."""
+    low = torch.maximum(a[:, :2, 2] - a[:, 0, 0, None], b[:, :2, 2] - b[:, 0, 0, None])
+    high = torch.minimum(a[:, :2, 2] + a[:, 0, 0, None], b[:, :2, 2] + b[:, 0, 0, None])
+    common = (high - low).clamp(min=0.0).prod(dim=1)
+    return common / (4.0 * a[:, 0, 0].square() + 4.0 * b[:, 0, 0].square() - common)
+
+
+def _side(image: Tensor) -> tuple[int, int]:
+    return image.shape[2], image.shape[3]

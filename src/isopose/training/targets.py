@@ -1,0 +1,135 @@
+"""What the transformers are trained towards: the reference's outline and the boxes around the labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.config import PoseConfig
+from isopose.data.slices import Batch
+from isopose.data.store import StoredCase
+from isopose.errors import InputError
+from isopose.geometry.crop import box_of_mask, matrix_from_box
+from isopose.geometry.moments import moments
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.models.pose import soft_dice
+from isopose.training.losses import one_hot
+
+#: Among patients whose body area lies within this factor of the median, the most symmetric is the reference.
+SIZE_FACTOR = 1.3
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The slice that all others are brought to.
+
+    Args:
+        case: id of the reference patient's case; shown to the user, never written into a model.
+        slice: its index from the feet, after reorientation.
+        chosen: ``by the user`` or ``automatically``.
+        area_cm2: of the body in that slice.
+        symmetry: Dice of its foreground with its own left-right mirror image.
+        image: ``(1, 1, S, S)`` the slice in the homogenised frame.
+        mask: ``(1, 1, S, S)`` its foreground in the homogenised frame (T in Eq. 1).
+    """
+
+    case: str
+    slice: int
+    chosen: str
+    area_cm2: float
+    symmetry: float
+    image: Tensor
+    mask: Tensor
+
+
+def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float) -> Reference:
+    """The user's reference patient, or of the training cases one of median size, upright and symmetric.
+
+    Args:
+        cases: training cases only.
+        config: who it is, if named, and how much of the frame the body shall fill.
+        air: value of air in the normalised images.
+
+    Raises:
+        InputError: the named case is not among the training cases.
+    """
+    if config.reference is not None and config.reference not in {case.record.id for case in cases}:
+        raise InputError(
+            f"pose.reference: case {config.reference!r} is not among the {len(cases)} training cases of this "
+            "fold; name one of them or leave it out"
+        )
+    candidates = []
+    for case in cases:
+        if config.reference in (None, case.record.id):
+            position = _middle_slice(case)
+            image, mask = (torch.from_numpy(a)[:, None].float() for a in case.read([position])[:2])
+            pixel_cm2 = (case.record.frame.pixel_mm / 10.0) ** 2
+            candidates.append((case, position, image, mask, float(mask.sum()) * pixel_cm2, _symmetry(mask)))
+    areas = np.array([candidate[4] for candidate in candidates])
+    typical = np.abs(np.log(areas / np.median(areas))) <= np.log(SIZE_FACTOR)
+    order = np.lexsort(([-candidate[5] for candidate in candidates], ~typical))
+    case, position, image, mask, area, symmetry = candidates[int(order[0])]
+
+    theta = _filling(mask, config.fill)
+    size = (config.size, config.size)
+    return Reference(
+        case=case.record.id,
+        slice=position,
+        chosen="automatically" if config.reference is None else "by the user",
+        area_cm2=area,
+        symmetry=symmetry,
+        image=warp(image, theta, size, fill=air),
+        mask=warp(mask, theta, size),
+    )
+
+
+def crop_targets(batch: Batch, pose: Tensor, size: int, margin: float, classes: int) -> tuple[Tensor, Tensor]:
+    """Target theta2 of the square around a slice's labels in the homogenised frame.
+
+    Args:
+        batch: slices in the frame.
+        pose: ``(N, 5)``.
+        size: pixels on which the labels are homogenised.
+        margin: added on each side, of the box's longer side.
+        classes: background included.
+
+    Returns:
+        ``(N, 3, 3)`` matrices and ``(N,)`` whether the slice has labels, and so a target at all.
+    """
+    labels = one_hot(batch.labels, classes)[:, 1:].sum(dim=1, keepdim=True)
+    homogenised = warp(labels, matrix_from_pose(pose), (size, size))[:, 0]
+    box, found = box_of_mask(homogenised > 0.25, margin=margin)
+    return matrix_from_box(box), found
+
+
+def _middle_slice(case: StoredCase) -> int:
+    """The middle of the labelled slices; of those with a body where nothing is labelled."""
+    labelled = np.flatnonzero(np.asarray(case.record.presence, dtype=bool).any(axis=1))
+    shown = labelled if len(labelled) else np.flatnonzero(case.record.body_fraction)
+    return int(shown[len(shown) // 2])
+
+
+def _symmetry(mask: Tensor) -> float:
+    """Dice of a mask with its mirror image about the upright line through its centroid, unturned.
+
+    A leaning body is not symmetric about the upright line, so this judges pose as well as shape.
+    """
+    x = moments(mask).centre[:, 0]
+    mirror = torch.eye(3).repeat(1, 1, 1)
+    mirror[:, 0, 0] = -1.0
+    mirror[:, 0, 2] = 2.0 * x
+    return float(soft_dice(warp(mask, mirror, (mask.shape[2], mask.shape[3])), mask))
+
+
+def _filling(mask: Tensor, fill: float | None) -> Tensor:
+    """Matrix that centres a mask's box and enlarges it to fill a part of the frame; never turns it."""
+    if fill is None:
+        return torch.eye(3)[None]
+    x0, y0, x1, y1 = box_of_mask(mask[:, 0] >= 0.5)[0][0].tolist()
+    scale = max(x1 - x0, y1 - y0) / 2.0 / fill
+    theta = torch.diag(torch.tensor([scale, scale, 1.0]))
+    theta[0, 2], theta[1, 2] = (x0 + x1) / 2.0, (y0 + y1) / 2.0
+    return theta[None]

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isopose.geometry.crop import MIN_CROP, box_from_matrix, box_of_mask, jittered, matrix_from_box
+from isopose.geometry.warp import warp
+
+corner = st.floats(-1, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(corner, corner, corner, corner)
+def test_the_square_holds_the_box_and_is_never_below_a_quarter(xa, xb, ya, yb):
+    x0, x1, y0, y1 = min(xa, xb), max(xa, xb), min(ya, yb), max(ya, yb)
+    matrix = matrix_from_box(torch.tensor([[x0, y0, x1, y1]]))
+    left, top, right, bottom = box_from_matrix(matrix)[0].tolist()
+    assert left <= x0 + 1e-5
+    assert right >= x1 - 1e-5
+    assert top <= y0 + 1e-5
+    assert bottom >= y1 - 1e-5
+    assert right - left == pytest.approx(bottom - top, abs=1e-5)
+    assert right - left >= 2 * MIN_CROP - 1e-5
+    assert right - left <= 2 + 1e-5
+
+
+def test_crop_shows_its_box_and_nothing_else():
+    image = torch.zeros(1, 1, 64, 64)
+    image[0, 0, 16:48, 8:40] = 1.0
+    box = box_of_mask(image[:, 0])[0]
+    assert torch.allclose(
+        box, torch.tensor([[2 * 8 / 64 - 1, 2 * 16 / 64 - 1, 2 * 40 / 64 - 1, 2 * 48 / 64 - 1]])
+    )
+    crop = warp(image, matrix_from_box(box), (32, 32))
+    assert torch.allclose(crop, torch.ones_like(crop), atol=1e-5)
+
+
+def test_empty_masks_give_the_whole_frame_and_say_so():
+    mask = torch.zeros(2, 10, 20)
+    mask[1, 3, 4] = 1
+    box, found = box_of_mask(mask, margin=0.5)
+    assert found.tolist() == [False, True]
+    assert box[0].tolist() == [-1, -1, 1, 1]
+    # One pixel: 0.1 wide, 0.2 high; the margin is half of the longer side on each side.
+    assert torch.allclose(box[1], torch.tensor([-0.6 - 0.1, -0.4 - 0.1, -0.5 + 0.1, -0.2 + 0.1]), atol=1e-6)
+
+
+def test_jitter_stays_within_its_bounds():
+    matrix = matrix_from_box(torch.tensor([[-0.4, -0.2, 0.4, 0.6]])).repeat(100, 1, 1)
+    noise = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    out = jittered(matrix, noise, shift=0.1, scale=0.05)
+    assert ((out[:, 0, 0] / 0.4).log().abs() <= 0.05 + 1e-5).all()
+    assert ((out[:, :2, 2] - matrix[:, :2, 2]).abs() <= 0.04 + 1e-5).all()
+    assert torch.equal(jittered(matrix, noise, shift=0.0, scale=0.0), matrix)
+    assert out[:, 0, 2].std() > 0.01
+
+
+def test_gradient_reaches_all_corners_that_matter():
+    box = torch.tensor([[-0.5, -0.3, 0.5, 0.3]], requires_grad=True)
+    matrix_from_box(box).sum().backward()
+    assert (box.grad != 0).all()

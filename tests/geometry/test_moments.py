@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isopose.geometry.moments import believed_angle, moments, pose_from_moments
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.warp import invert, warp
+
+SIZE = 128
+
+
+def blob(shape: str = "box") -> torch.Tensor:
+    """A body that is no ellipse: off centre, wider than deep, with a bulge on one side."""
+    y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
+    body = ((x / 0.6).abs() ** 2.6 + (y / 0.38).abs() ** 2.2) < 1
+    bulge = ((x - 0.35) ** 2 + (y + 0.2) ** 2) < 0.04
+    return (body | bulge).float()[None, None]
+
+
+def test_of_a_rectangle_by_hand():
+    mask = torch.zeros(1, 1, 100, 100)
+    mask[0, 0, 40:60, 20:70] = 1
+    of = moments(mask)
+    assert torch.allclose(of.centre, torch.tensor([[-0.1, 0.0]]), atol=1e-6)
+    assert of.angle.item() == pytest.approx(0.0, abs=1e-6)
+    assert of.radii[0, 0].item() == pytest.approx(1.0 / math.sqrt(12), rel=1e-3)
+    assert of.radii[0, 1].item() == pytest.approx(0.4 / math.sqrt(12), rel=3e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    angle=st.floats(-1.0, 1.0),
+    log_scale=st.floats(-0.3, 0.5),
+    tx=st.floats(-0.2, 0.2),
+    ty=st.floats(-0.2, 0.2),
+)
+def test_an_applied_similarity_is_found_again(angle, log_scale, tx, ty):
+    reference = blob()
+    pose = torch.tensor([[angle, log_scale, log_scale, tx, ty]])
+    # The image that, seen through the pose, is the reference.
+    moved = warp(reference, invert(matrix_from_pose(pose)), (SIZE, SIZE))
+    inside = moved.sum() * math.exp(-2 * log_scale) * 1.0
+    if abs(inside - reference.sum()) > 0.02 * reference.sum() and moved[..., 0, :].sum() > 0:
+        return
+    if moved[0, 0, [0, -1]].sum() + moved[0, 0, :, [0, -1]].sum() > 0:
+        return
+    found = pose_from_moments(moments(moved), moments(reference))
+    assert abs(found[0, 0].item() - angle) < max(0.02, 0.05 * abs(angle))
+    assert torch.allclose(found[0, 1:3], pose[0, 1:3], atol=0.05)
+    assert torch.allclose(found[0, 3:], pose[0, 3:], atol=0.02)
+
+
+def test_a_round_outline_is_not_turned():
+    """A disc's axis is noise; a patient who lies straight must not be leaned by it."""
+    y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
+    disc = ((x / 0.505) ** 2 + (y / 0.5) ** 2 + 0.02 * x * y / 0.25 < 1).float()[None, None]
+    of = moments(disc)
+    pose = pose_from_moments(of, moments(blob()))
+    assert abs(of.angle.item()) > math.radians(15)
+    assert abs(pose[0, 0].item()) < math.radians(3)
+
+
+def test_a_long_outline_is_believed():
+    angle = torch.tensor([0.5])
+    assert believed_angle(torch.tensor([0.3]), angle).item() == pytest.approx(0.5, rel=0.05)
+    assert believed_angle(torch.tensor([0.0]), angle).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_empty_mask_changes_nothing():
+    pose = pose_from_moments(moments(torch.zeros(2, 1, 16, 16)), moments(blob()))
+    assert torch.equal(pose, torch.zeros(2, 5))

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from isopose.config import load_config
+from isopose.models.planner import plan_unet
+from isopose.models.unet import UNet
+
+
+def planned(size: int, *settings: str) -> tuple:
+    config = load_config(settings=[f"data.size={size}", "unet.input=full", *settings])
+    return plan_unet(config.unet_size, config.unet_levels, config.unet), config
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes", "features", "supervised"),
+    [
+        (128, (128, 64, 32, 16, 8), (32, 64, 128, 256, 512), (0, 1, 2)),
+        (512, (512, 256, 128, 64, 32, 16, 8), (32, 64, 128, 256, 512, 512, 512), (0, 1, 2, 3, 4)),
+        (96, (96, 48, 24, 12), (32, 64, 128, 256), (0, 1)),
+    ],
+)
+def test_plan_as_the_paper_says(size, sizes, features, supervised):
+    """8 x 8 (or just above) at the bottom, features doubled up to 512, skips down to 32 x 32."""
+    plan, _ = planned(size)
+    assert (plan.sizes, plan.features, plan.supervised) == (sizes, features, supervised)
+
+
+def test_cost_as_measured_beforehand():
+    """design.md: 4.5 GFLOP a forward slice at 128."""
+    plan, _ = planned(128)
+    net = UNet(plan, 3).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 1, 128, 128))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(4.5, rel=0.05)
+
+
+def test_outputs_by_level_finest_first():
+    plan, _ = planned(64, "unet.base_features=4", "unet.smallest_skip=16")
+    net = UNet(plan, 3).eval()
+    image = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        deep, shallow = net(image, deep=True), net(image)
+    assert [tuple(x.shape) for x in deep] == [(2, 3, 64, 64), (2, 3, 32, 32), (2, 3, 16, 16)]
+    assert len(shallow) == 1
+    assert torch.equal(shallow[0], deep[0])
+
+
+def test_no_skip_below_the_smallest():
+    """Cut the path through the bottleneck: only levels with a skip still see the image."""
+    plan, _ = planned(64, "unet.base_features=4")
+    net = UNet(plan, 2).eval()
+    a, b = torch.randn(2, 1, 1, 64, 64)
+    nn.init.zeros_(net.up[1][0].weight)
+    with torch.no_grad():
+        through = [net(x, deep=True)[1] for x in (a, b)]
+        level_of_no_skip = [net.decode[2](net.up[2](torch.zeros(1, plan.features[3], 8, 8))) for _ in (a, b)]
+    assert not torch.equal(*through)  # 32 x 32 still has its skip
+    assert torch.equal(*level_of_no_skip)
+    assert plan.skips == (True, True, False, False)
+
+
+def test_translation_of_the_image_moves_the_answer():
+    """The net is convolutional: a shift by the whole stride shifts the logits, away from the border."""
+    torch.manual_seed(0)
+    plan, _ = planned(64, "unet.base_features=2", "unet.bottleneck=16", "unet.smallest_skip=16")
+    net = UNet(plan, 2).eval()
+    image = torch.zeros(1, 1, 64, 64)
+    image[0, 0, 24:32, 28:36] = torch.randn(8, 8)
+    with torch.no_grad():
+        out, moved = net(image)[0], net(image.roll(4, dims=3))[0]
+    inner = slice(16, 48)
+    assert torch.allclose(out[..., inner, 16:44], moved[..., inner, 20:48], atol=1e-5)
+
+
+def test_output_norm_is_an_option():
+    plan, config = planned(64, "unet.output_norm=true")
+    assert any(
+        isinstance(m, nn.BatchNorm2d) for m in UNet(plan, 2, config.unet.output_norm).outputs.modules()
+    )
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in UNet(plan, 2).outputs.modules())
