@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+)
+
+from isopose.errors import InputError
 
 _TAGS = [
     "SOPClassUID",
@@ -36,6 +44,16 @@ _TAGS = [
 ]
 #: Objects that hold rows and columns but are no scan.
 _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
+
+
+#: Storage classes of slices; the class stands first in a file, so that it survives a cut.
+_SCANS = {
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    MRImageStorage,
+    EnhancedMRImageStorage,
+    PositronEmissionTomographyImageStorage,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,24 +97,36 @@ class Frame:
 
 
 def read_header(path: Path) -> Dataset | None:
-    """The technical fields of a DICOM file, or None where it is not one.
+    """The technical fields of a DICOM file, or None where it is not one or too damaged to say.
 
     Files without the preamble are read as well where they end in ``.dcm`` or ``.ima``.
     """
-    forced = path.suffix.lower() in (".dcm", ".ima")
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=forced, specific_tags=list(_TAGS))
-        return header if "Modality" in header or "SOPClassUID" in header else None
-    except InvalidDicomError:
-        return None
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=_named(path), specific_tags=list(_TAGS))
     except Exception:  # pydicom raises whatever a damaged element leads to
         return None
+    return header if "Modality" in header or "SOPClassUID" in header or _stored_class(header) else None
 
 
 def frames_of(path: Path) -> list[Frame]:
-    """The frames of one file; empty where it is not DICOM, not a scan, or does not say where it lies."""
+    """The frames of one file; empty where it is not DICOM, not a scan, or does not say where it lies.
+
+    Raises:
+        InputError: it is DICOM by its name or its first bytes, but its header is cut off. Passing over it
+            would shorten the scan without a word when it is the first or last slice.
+    """
     header = read_header(path)
-    if header is None or not header.get("Rows") or not header.get("Columns"):
+    if header is None:
+        if _named(path) or _marked(path):
+            raise InputError(
+                f"{path}: a damaged DICOM file, its header cannot be read; copy it again or remove it"
+            )
+        return []
+    if not header.get("Rows") or not header.get("Columns"):
+        if _stored_class(header) in _SCANS:
+            raise InputError(
+                f"{path}: a damaged DICOM file, its header is cut off; copy it again or remove it"
+            )
         return []
     if str(header.get("Modality", "")).upper() in _NO_SCAN:
         return []
@@ -167,3 +197,17 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
         return None
     array = np.array(value, dtype=np.float64).reshape(-1)
     return array if array.size == count and np.isfinite(array).all() else None
+
+
+def _named(path: Path) -> bool:
+    return path.suffix.lower() in (".dcm", ".ima")
+
+
+def _marked(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _stored_class(header: Dataset) -> str:
+    meta = getattr(header, "file_meta", None)
+    return "" if meta is None else str(meta.get("MediaStorageSOPClassUID") or "")

@@ -12,8 +12,8 @@ def with_patients(dataset: Dataset, folder: Path) -> Dataset:
     """The dataset with patients and ages of its ``patients.csv``, unchanged where it has none.
 
     It lies in ``folder`` or where the cases are. Columns ``case`` and ``patient``, and if wanted
-    ``age_years``. Cases that are not listed stay their own patient; lines of cases that are not there (a part of
-    a dataset) are passed over.
+    ``age_years``. Cases that are not listed stay their own patient; lines of cases that are not there (a part
+    of a dataset) are passed over.
 
     Raises:
         InputError: not such a table, a case twice, or no listed case that is in the dataset.
