@@ -131,8 +131,12 @@ def sample_kidney(rng: np.random.Generator, trunk: Trunk, side: int) -> Kidney:
     third = np.array([-side * np.sin(tilt[0]), np.sin(tilt[1]), 1.0])
     turn = np.deg2rad(rng.normal(35.0, 8.0))
     frame = frame_from(np.array([-side * np.cos(turn), -np.sin(turn), 0.0]), third)
-    pyramids = np.concatenate([_ring(rng, height, count) for height, count in ((-0.62, 4), (0.0, 5), (0.62, 4))])
-    kidney = Kidney(side, np.zeros(3), axes, frame, pyramids, rng.uniform(165.0, 225.0), rng.uniform(62.0, 92.0))
+    pyramids = np.concatenate(
+        [_ring(rng, height, count) for height, count in ((-0.62, 4), (0.0, 5), (0.62, 4))]
+    )
+    kidney = Kidney(
+        side, np.zeros(3), axes, frame, pyramids, rng.uniform(165.0, 225.0), rng.uniform(62.0, 92.0)
+    )
     # Length is given by KIM2010, volume by ICRP89: the two shorter axes take up what is left.
     short = float(np.sqrt(size.kidney_ml / kidney.volume_ml()))
     axes = axes * np.array([short, short, 1.0])
@@ -178,7 +182,14 @@ def sample_spleen(rng: np.random.Generator, trunk: Trunk) -> Blob:
     axis = np.array([0.25, -0.35, 1.0])
     place = np.array([0.66 * a, 0.16 * b, z])
     hu = float(rng.uniform(105.0, 140.0))
-    return Blob("spleen", place, np.array([0.42, 0.70, 1.0]) * c, hu, frame_from(np.array([1.0, 0.45, 0.0]), axis), mottle=14.0)
+    return Blob(
+        "spleen",
+        place,
+        np.array([0.42, 0.70, 1.0]) * c,
+        hu,
+        frame_from(np.array([1.0, 0.45, 0.0]), axis),
+        mottle=14.0,
+    )
 
 
 def sample_viscera(rng: np.random.Generator, trunk: Trunk) -> tuple[Blob | Tube, ...]:

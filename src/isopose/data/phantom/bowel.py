@@ -42,7 +42,11 @@ def _loop(rng: np.random.Generator, place: np.ndarray, radius: float, contrast: 
     points = place + axis * t * length + bend * (t * t - 0.08) * length * rng.uniform(0.5, 1.6)
     filled = rng.random()
     gas = float(rng.uniform(0.3, 0.9)) if filled < 0.22 else 0.0
-    hu = float(rng.uniform(150.0, 300.0)) if contrast and rng.random() < 0.6 else float(rng.uniform(15.0, 55.0))
+    hu = (
+        float(rng.uniform(150.0, 300.0))
+        if contrast and rng.random() < 0.6
+        else float(rng.uniform(15.0, 55.0))
+    )
     wall = 0.9 + 0.08 * radius
     if filled > 0.75:  # collapsed: wall only
         hu, radius = 75.0, 0.7 * radius
@@ -76,8 +80,13 @@ def colon(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
         stool = rng.random() < 0.5
         pieces.append(
             Tube(
-                "colon", line, radii, float(rng.uniform(-60.0, 10.0) if stool else rng.uniform(10.0, 40.0)),
-                wall=0.9 + 0.06 * calibre, wall_hu=85.0, gas=float(rng.uniform(0.15, 0.75)),
+                "colon",
+                line,
+                radii,
+                float(rng.uniform(-60.0, 10.0) if stool else rng.uniform(10.0, 40.0)),
+                wall=0.9 + 0.06 * calibre,
+                wall_hu=85.0,
+                gas=float(rng.uniform(0.15, 0.75)),
                 mottle=60.0 if stool else 5.0,
             )  # fmt: skip
         )
@@ -95,5 +104,12 @@ def sample_mesentery(rng: np.random.Generator, trunk: Trunk) -> tuple[Tube, ...]
         far = np.array([np.cos(angle) * 0.62 * a, np.sin(angle) * 0.62 * b, rng.uniform(-5.0, 1.5) * u])
         bend = rng.normal(0.0, 0.08 * a, 3)
         points = np.stack([start, 0.5 * (start + far) + bend, far])
-        tubes.append(Tube("mesenteric vessel", points, np.array([1.8, 1.3, 0.8]) * (0.5 + 0.005 * a), float(rng.uniform(90.0, 200.0))))
+        tubes.append(
+            Tube(
+                "mesenteric vessel",
+                points,
+                np.array([1.8, 1.3, 0.8]) * (0.5 + 0.005 * a),
+                float(rng.uniform(90.0, 200.0)),
+            )
+        )
     return tuple(tubes)

@@ -35,7 +35,9 @@ class Mass:
         """Distance in mm to the tumour's surface, negative inside (approximate: radial)."""
         return self._scaled_radius(x, y, z) - self.radius
 
-    def before(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def before(
+        self, x: np.ndarray, y: np.ndarray, z: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the tissue that is now at a point was before the tumour grew."""
         r = np.maximum(self._scaled_radius(x, y, z), 1e-3)
         grown = self.radius**3 - self.seed**3

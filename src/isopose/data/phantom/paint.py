@@ -118,7 +118,9 @@ def fill(
 def paint_liver(brush: Brush, section: Section, canvas: Canvas) -> None:
     """The liver's lobes, joined smoothly."""
     anatomy = brush.anatomy
-    bounds = [anatomy.tumour.mass.bound(b.centre, float(b.axes.max()) * 1.2 + brush.slack) for b in anatomy.liver]
+    bounds = [
+        anatomy.tumour.mass.bound(b.centre, float(b.axes.max()) * 1.2 + brush.slack) for b in anatomy.liver
+    ]
     window = union(section.windows(np.stack([c for c, _ in bounds]), np.array([r for _, r in bounds])))
     if window is None:
         return
@@ -149,7 +151,9 @@ def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney)
     cortex = 0.20 * b + 0.6
     # A pyramid is broad below the cortex and narrows to its papilla at the sinus.
     narrow = 0.90 + 0.07 * np.clip((-surface - cortex) / (0.6 * b), 0.0, 1.0)
-    medulla = inside(surface + cortex, 1.5 * section.edge) * np.clip((nearest - narrow) * 25.0 + 0.5, 0.0, 1.0)
+    medulla = inside(surface + cortex, 1.5 * section.edge) * np.clip(
+        (nearest - narrow) * 25.0 + 0.5, 0.0, 1.0
+    )
     value = kidney.cortex_hu + medulla * (kidney.medulla_hu - kidney.cortex_hu)
     alpha = np.minimum(inside(surface, section.edge), inside(-sinus, section.edge)) * room
     canvas.paint(window, alpha, value)
@@ -174,7 +178,9 @@ def paint_tumour(brush: Brush, section: Section, canvas: Canvas, tumour: Tumour)
     coarse = tumour.coarse(px, py, pz)
     # Necrosis lies rather in the middle, where the blood does not reach.
     dead = coarse - 1.2 * np.clip(distance / mass.radius + 1.0, 0.0, 1.0) ** 2 + 0.5
-    dead = np.clip((dead - tumour.necrosis) * 4.0 + 0.5, 0.0, 1.0) * inside(distance + 0.12 * mass.radius, 3.0)
+    dead = np.clip((dead - tumour.necrosis) * 4.0 + 0.5, 0.0, 1.0) * inside(
+        distance + 0.12 * mass.radius, 3.0
+    )
     solid = tumour.hu + 6.0 * coarse + 5.0 * tumour.fine(px, py, pz)
     solid = solid + 22.0 * inside(np.abs(distance + 1.0) - 0.9, 1.5)
     value = solid + dead * (tumour.necrosis_hu + 3.0 * coarse - solid)

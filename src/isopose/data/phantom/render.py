@@ -21,7 +21,7 @@ from isopose.data.phantom.organs import Blob, Tube
 from isopose.data.phantom.pose import Pose
 from isopose.data.phantom.scan import Scan, background
 from isopose.data.phantom.section import Canvas, Section, make_section, paint_trunk
-from isopose.data.phantom.shapes import Waves, capsule, inside
+from isopose.data.phantom.shapes import Waves, inside
 from isopose.data.phantom.skeleton import paint_pelvis, paint_psoas, paint_ribs, paint_spine
 
 KIDNEY, TUMOUR = 1, 2
@@ -136,7 +136,11 @@ def _paint_arms(anatomy: Anatomy, section: Section, scan: Scan, hu: np.ndarray) 
         d = np.hypot((x - centre[0]) * 1.05, (y - centre[1]) * 0.95) - radius
         for inset, value in ((0.0, 25.0), (1.6, anatomy.fat_hu), (1.6 + 0.6 * size.fat, 58.0)):
             part += inside(d + inset, section.edge) * (value - part)
-        bones = [(0.0, 0.0)] if middle > 0.0 else [(0.30 * radius, -0.15 * radius), (-0.30 * radius, 0.15 * radius)]
+        bones = (
+            [(0.0, 0.0)]
+            if middle > 0.0
+            else [(0.30 * radius, -0.15 * radius), (-0.30 * radius, 0.15 * radius)]
+        )
         thick = (0.26 if middle > 0.0 else 0.17) * radius
         for dx, dy in bones:
             bone = np.hypot(x - centre[0] - dx, y - centre[1] - dy) - thick
@@ -155,6 +159,3 @@ def _noise(rng: np.random.Generator, anatomy: Anatomy, scan: Scan, section: Sect
     depth = np.clip(section.radius / skin, 0.0, 2.0)
     level = np.where(depth < 1.0, 1.15 - 0.35 * depth, np.maximum(0.8 - 0.5 * (depth - 1.0), 0.35))
     return band * (level * np.float32(scan.noise_hu))
-
-
-__all__ = ["KIDNEY", "TUMOUR", "render", "capsule"]

@@ -54,7 +54,9 @@ class Scan:
         return matrix
 
 
-def sample_scan(rng: np.random.Generator, anatomy: Anatomy, pose: Pose, size: int, slices: int | None) -> Scan:
+def sample_scan(
+    rng: np.random.Generator, anatomy: Anatomy, pose: Pose, size: int, slices: int | None
+) -> Scan:
     """Choose field, slices and surroundings so that both kidneys and the tumour are covered.
 
     Args:

@@ -71,7 +71,9 @@ def union(ranges: np.ndarray) -> Window | None:
     full = ranges[(ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2])]
     if len(full) == 0:
         return None
-    return slice(int(full[:, 0].min()), int(full[:, 1].max())), slice(int(full[:, 2].min()), int(full[:, 3].max()))
+    return slice(int(full[:, 0].min()), int(full[:, 1].max())), slice(
+        int(full[:, 2].min()), int(full[:, 3].max())
+    )
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,7 @@ def make_section(
     m = canonical_from_index
     i = np.arange(shape[1], dtype=np.float32)[None, :]
     j = np.arange(shape[0], dtype=np.float32)[:, None]
-    x, y, z = (
-        (np.float32(m[a, 0]) * i + np.float32(m[a, 3])) + np.float32(m[a, 1]) * j for a in range(3)
-    )
+    x, y, z = ((np.float32(m[a, 0]) * i + np.float32(m[a, 3])) + np.float32(m[a, 1]) * j for a in range(3))
     middle = float(m[2] @ [0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0.0, 1.0])
     before = anatomy.tumour.mass.before(x, y, z)
     size = np.float32(anatomy.wobble_mm)
@@ -128,7 +128,8 @@ def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
     fat = anatomy.fat_hu
     canvas = Canvas(hu, np.zeros_like(hu), np.zeros_like(hu), np.zeros_like(hu))
     skin, muscle, cavity = (
-        section.curve(table, whole) for table in (section.outline.skin, section.outline.muscle, section.outline.cavity)
+        section.curve(table, whole)
+        for table in (section.outline.skin, section.outline.muscle, section.outline.cavity)
     )
     thick = 1.0 + 0.012 * anatomy.size.width / 3.0
     hu += inside(section.radius - skin, section.edge) * (25.0 - hu)

@@ -34,7 +34,9 @@ class Waves:
         return total
 
 
-def ellipsoid(u: np.ndarray, v: np.ndarray, w: np.ndarray, axes: np.ndarray, power: float = 2.0) -> np.ndarray:
+def ellipsoid(
+    u: np.ndarray, v: np.ndarray, w: np.ndarray, axes: np.ndarray, power: float = 2.0
+) -> np.ndarray:
     """Radial distance to a superellipsoid's surface, for coordinates in its own frame.
 
     Args:

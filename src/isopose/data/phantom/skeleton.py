@@ -78,7 +78,9 @@ def paint_spine(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
     thorax = float(middle[2]) > 1.5 * level
     far = np.array([0.80, 0.62]) if thorax else np.array([1.0, 0.30])
     for side in (1.0, -1.0):
-        ends = np.array([[side * 0.42 * w, back - 0.3 * canal, 0.0], [side * far[0] * w, far[1] * w + 0.2 * canal, 0.0]])
+        ends = np.array(
+            [[side * 0.42 * w, back - 0.3 * canal, 0.0], [side * far[0] * w, far[1] * w + 0.2 * canal, 0.0]]
+        )
         wing = np.maximum(capsule(x, y, flat, ends, (0.11 * w, 0.075 * w)), (np.abs(part) - 0.2) * level)
         facet = np.hypot(x - side * (canal + 0.17 * w), y - back - 0.55 * canal) - 0.13 * w
         arch = smooth_min(arch, np.minimum(wing, facet), 0.05 * w)

@@ -58,7 +58,9 @@ def sample_diameter(rng: np.random.Generator, largest: float) -> float:
     return float(rng.uniform(min(35.0, 0.6 * largest), largest))
 
 
-def grow(rng: np.random.Generator, trunk: Trunk, kidney: Kidney, diameter: float) -> tuple[Trunk, Kidney, Tumour]:
+def grow(
+    rng: np.random.Generator, trunk: Trunk, kidney: Kidney, diameter: float
+) -> tuple[Trunk, Kidney, Tumour]:
     """Let a tumour of a diameter in mm grow out of a kidney; trunk and kidney give way.
 
     Where the grown tumour cannot stay because a wall is in its way, its centre and the kidney move together, so

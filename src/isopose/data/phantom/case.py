@@ -1,0 +1,110 @@
+"""One case of a cohort: everything that is drawn for it, and its truth in plain numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isopose.data.phantom.anatomy import Anatomy, sample_anatomy
+from isopose.data.phantom.growth import reference_size
+from isopose.data.phantom.outline import radius_at
+from isopose.data.phantom.pose import Pose, sample_pose
+from isopose.data.phantom.render import KIDNEY, TUMOUR
+from isopose.data.phantom.scan import Scan, sample_scan
+
+OLDEST_YEARS = 16.0
+#: Steps of two additive recurrences of low discrepancy (Roberts 2018, "R2"): ages and positions spread evenly
+#: over any number of cases, while each case depends on its own index only.
+STEPS = (0.7548776662466927, 0.5698402909980532)
+
+
+@dataclass(frozen=True)
+class PhantomCase:
+    """One patient, how the patient lies and how it is scanned; ``texture`` seeds what is drawn while rendering."""
+
+    anatomy: Anatomy
+    pose: Pose
+    scan: Scan
+    texture: np.random.SeedSequence
+
+
+def sample_case(seed: int, index: int, *, size: int, slices: int | None) -> PhantomCase:
+    """Case ``index`` of the cohort ``seed``.
+
+    Patient and pose do not depend on ``size`` and ``slices``: the same patient can be scanned on another grid.
+    """
+    start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed]))).random(2)
+    age_share, position_share = ((start + (index + 1) * np.array(STEPS)) % 1.0).tolist()
+    pose_seed, patient_seed, scan_seed, texture = np.random.SeedSequence([seed, index]).spawn(4)
+    age = age_at(age_share)
+    pose = sample_pose(_generator(pose_seed), position_share, reference_size(age).width)
+    anatomy = sample_anatomy(_generator(patient_seed), age, pose.gravity_canonical)
+    scan = sample_scan(_generator(scan_seed), anatomy, pose, size, slices)
+    return PhantomCase(anatomy, pose, scan, texture)
+
+
+def age_at(share: float) -> float:
+    """Age in years at a share (0 to 1) of the cohort: median 4, birth to 16, most of them toddlers.
+
+    Nephroblastoma is found at 3 to 4 years on average, most before 5; older children are kept numerous enough
+    that every size is met.
+    """
+    return float(
+        np.interp(share, (0.0, 0.1, 0.3, 0.5, 0.7, 0.85, 1.0), (0.0, 0.8, 2.2, 4.0, 7.5, 11.5, OLDEST_YEARS))
+    )
+
+
+def texture_generator(case: PhantomCase) -> np.random.Generator:
+    """The generator that ``render`` takes, anew from its start."""
+    return _generator(case.texture)
+
+
+def _generator(seed: np.random.SeedSequence) -> np.random.Generator:
+    # Philox is a counter-based generator whose stream numpy guarantees.
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
+    """What is true of a case, JSON-able; lengths in mm, volumes in ml, angles in radians.
+
+    Args:
+        case: the case.
+        labels: ``(z, y, x)`` rendered labels, for the volumes that are in the picture.
+    """
+    anatomy, pose, scan, size = case.anatomy, case.pose, case.scan, case.anatomy.size
+    outline = anatomy.trunk.at(0.5 * size.level)
+    voxel_ml = scan.pixel**2 * scan.thickness / 1000.0
+    kidney = np.nonzero(labels == KIDNEY)
+    canonical_from_index = np.linalg.inv(pose.world_from_canonical) @ scan.world_from_index
+    z, y, x = kidney
+    left = canonical_from_index[0] @ np.stack([x, y, z, np.ones_like(x)]) > 0.0
+    return {
+        "age_years": round(anatomy.age_years, 4),
+        "sex": anatomy.sex,
+        "stature_mm": round(size.stature_mm, 1),
+        "mass_kg": round(size.mass_kg, 2),
+        "body_width_mm": round(radius_at(outline.skin, 1.0, 0.0) + radius_at(outline.skin, -1.0, 0.0), 1),
+        "body_depth_mm": round(radius_at(outline.skin, 0.0, 1.0) + radius_at(outline.skin, 0.0, -1.0), 1),
+        "body_height_mm": round(size.stature_mm, 1),
+        "kidney_length_mm": round(size.kidney_length, 1),
+        "kidney_left_ml": round(float(left.sum()) * voxel_ml, 2),
+        "kidney_right_ml": round(float((~left).sum()) * voxel_ml, 2),
+        "tumour_side": "left" if anatomy.tumour.side > 0 else "right",
+        "tumour_diameter_mm": round(anatomy.tumour.diameter_mm, 1),
+        "tumour_ml": round(float((labels == TUMOUR).sum()) * voxel_ml, 2),
+        "position": pose.position,
+        "header_position": pose.position if pose.header_right else "supine",
+        "header_right": pose.header_right,
+        "roll": pose.roll,
+        "pitch": pose.pitch,
+        "yaw": pose.yaw,
+        "offset_mm": [round(value, 3) for value in pose.offset],
+        "gravity_world": np.round(pose.gravity_world, 9).tolist(),
+        "world_from_canonical": pose.world_from_canonical.tolist(),
+        "arms": scan.arms,
+        "noise_hu": round(scan.noise_hu, 2),
+        "pixel_mm": scan.pixel,
+        "slice_mm": scan.thickness,
+        "shape_zyx": [scan.slices, scan.size, scan.size],
+        "table_gap_mm": round(scan.table_gap, 2),
+    }
