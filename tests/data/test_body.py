@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Torso, dice, torso
+from bodies import Torso, dice, torso
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage

@@ -199,3 +199,18 @@ def _fine(
         fine = F.interpolate(block, size=(size[0], size[1]), mode="bilinear", align_corners=False)
         out[start : start + step] = (fine[:, 0] > 0).numpy()
     return out
+
+
+def body_box(mask: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float, float]:
+    """Outer edges in mm, ``(x0, y0, x1, y1)``, of the in-plane box that holds a mask in all its slices.
+
+    Args:
+        mask: ``(z, y, x)``, not empty; millimetres are ``index * spacing`` at voxel centres.
+        spacing: ``(x, y, ...)`` in mm.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=(0, 1))), np.flatnonzero(mask.any(axis=(0, 2)))
+    (x0, x1), (y0, y1) = [
+        ((line[0] - 0.5) * step, (line[-1] + 0.5) * step)
+        for line, step in zip((columns, rows), spacing[:2], strict=True)
+    ]
+    return float(x0), float(y0), float(x1), float(y1)

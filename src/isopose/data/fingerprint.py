@@ -1,0 +1,323 @@
+"""What the training cases are like: grid sizes, body sizes, intensities of what is labelled, labels.
+
+Intensities follow nnU-Net v2 (``DatasetFingerprintExtractor``, ``CTNormalization``): raw values of labelled
+voxels, each case with the same weight however many of its voxels are labelled. nnU-Net draws equally many
+voxels of each case at random; here the limit of infinitely many is computed from histograms, so that nothing
+is random.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from isopose.config import DataConfig
+from isopose.data.body import body_box, body_mask
+from isopose.data.parallel import Progress, for_each_case
+from isopose.errors import InputError
+from isopose.io.datasets import Case
+from isopose.io.images import read_labels, read_volume
+from isopose.labels import Labels
+
+#: Air around the largest body's box in the frame that holds all of them, as a part of its side.
+MARGIN = 0.04
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Raw values (HU) of labelled voxels, pooled with the same weight for each case.
+
+    Args:
+        percentiles: which percentiles ``low`` and ``high`` are.
+        low: what darker values are clipped to.
+        median: of the values.
+        high: what brighter values are clipped to.
+        mean: of the raw values, not of the clipped ones.
+        sd: of the raw values, not of the clipped ones.
+        minimum: of all.
+        maximum: of all.
+    """
+
+    percentiles: tuple[float, float]
+    low: float
+    median: float
+    high: float
+    mean: float
+    sd: Annotated[float, Field(ge=0)]
+    minimum: float
+    maximum: float
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def normalise(self, values: np.ndarray) -> np.ndarray:
+        """Clip to ``low`` and ``high``, subtract ``mean``, divide by ``sd``; float32, a copy."""
+        out = np.clip(values.astype(np.float32), np.float32(self.low), np.float32(self.high))
+        out -= np.float32(self.mean)
+        out /= np.float32(max(self.sd, 1e-8))
+        return out
+
+    @property
+    def air(self) -> float:
+        """Normalised value of air: that of ``low``, for air is darker than any labelled organ."""
+        return float(self.normalise(np.array([-1024.0]))[0])
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """One label over the cases; volumes in ml over the cases that have it, 0 where none has."""
+
+    name: str
+    cases: Count
+    slices: Count
+    volume_median_ml: float
+    volume_min_ml: float
+    volume_max_ml: float
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Of the training cases only; nothing in it names a patient.
+
+    Args:
+        cases: number of scans.
+        patients: number of patients.
+        spacing_median: voxel size along ``(x, y, z)`` of the reoriented volumes, mm.
+        spacing_min: smallest, each axis by itself.
+        spacing_max: largest, each axis by itself.
+        slices_median: axial slices of a scan.
+        slices_min: fewest.
+        slices_max: most.
+        intensity: of labelled voxels.
+        body_median_mm: sides ``(x, y)`` of the body's in-plane box, mm.
+        body_max_mm: largest sides, each axis by itself.
+        fov_mm: side of the square that holds the body's box of every case, with a margin of 4 %.
+        labels: in class order.
+    """
+
+    cases: Annotated[int, Field(ge=1)]
+    patients: Annotated[int, Field(ge=1)]
+    spacing_median: tuple[Positive, Positive, Positive]
+    spacing_min: tuple[Positive, Positive, Positive]
+    spacing_max: tuple[Positive, Positive, Positive]
+    slices_median: Positive
+    slices_min: Annotated[int, Field(ge=1)]
+    slices_max: Annotated[int, Field(ge=1)]
+    intensity: Intensity
+    body_median_mm: tuple[Positive, Positive]
+    body_max_mm: tuple[Positive, Positive]
+    fov_mm: Positive
+    labels: tuple[LabelFacts, ...]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that JSON holds exactly."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+    @classmethod
+    def from_json(cls, values: Any, where: str = "fingerprint") -> "Fingerprint":
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: a key is missing or unknown, a value of another type or out of range.
+        """
+        try:
+            found = _ADAPTER.validate_json(json.dumps(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"]) or "values"
+            raise InputError(
+                f"{where}: {key}: {first['msg']}; the file is damaged or of another version"
+            ) from None
+        if not found.intensity.low <= found.intensity.high:
+            raise InputError(f"{where}: intensity: low is above high; the file is damaged")
+        return found
+
+
+_ADAPTER = TypeAdapter(Fingerprint)
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """One case's part in the fingerprint; labels in class order, lengths in mm."""
+
+    patient: str
+    spacing: tuple[float, float, float]
+    slices: int
+    body_mm: tuple[float, float]
+    values: np.ndarray
+    counts: np.ndarray
+    mean: float
+    variance: float
+    volumes_ml: tuple[float, ...]
+    label_slices: tuple[int, ...]
+
+
+def fingerprint_of(
+    cases: Sequence[Case],
+    labels: Labels,
+    config: DataConfig,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Fingerprint:
+    """Look at every training case once.
+
+    Args:
+        cases: of the training part only, each with a label file.
+        labels: names and stored values.
+        config: percentiles and the body's threshold.
+        workers: processes; any number gives the same numbers.
+        progress: told the cases done and all cases.
+
+    Raises:
+        InputError: no case, or a case that cannot be used, which is named.
+    """
+    if not cases:
+        raise InputError("fingerprint: expected at least one training case, got none")
+    work = partial(case_facts, labels=labels, config=config)
+    facts = list(for_each_case(work, cases, workers=workers, progress=progress))
+    return reduce_facts(facts, labels, config)
+
+
+def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
+    """Read one case and measure it.
+
+    Raises:
+        InputError: no label file, unreadable files, another grid, an unknown label, no body.
+    """
+    if case.label is None:
+        raise InputError("expected a label file for a training case, got none")
+    volume = read_volume(case.image)
+    stored = read_labels(case.label, like=volume)
+    volume = volume.reoriented()
+    classes = labels.to_classes(stored.reoriented().array)
+    x0, y0, x1, y1 = body_box(body_mask(volume, config.body_threshold_hu), volume.spacing)
+    labelled = volume.array[classes > 0].astype(np.float64)
+    values, counts = np.unique(np.rint(labelled).astype(np.int64), return_counts=True)
+    millilitre = float(np.prod(volume.spacing)) / 1000.0
+    inside = [classes == index for index in range(1, labels.classes)]
+    sx, sy, sz = (float(s) for s in volume.spacing)
+    return CaseFacts(
+        patient=case.patient,
+        spacing=(sx, sy, sz),
+        slices=volume.array.shape[0],
+        body_mm=(x1 - x0, y1 - y0),
+        values=values,
+        counts=counts,
+        mean=float(labelled.mean()) if labelled.size else 0.0,
+        variance=float(labelled.var()) if labelled.size else 0.0,
+        volumes_ml=tuple(float(np.count_nonzero(mask)) * millilitre for mask in inside),
+        label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),
+    )
+
+
+def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig) -> Fingerprint:
+    """Put the cases' parts together, in their order.
+
+    Raises:
+        InputError: no case has a labelled voxel.
+    """
+    spacing = np.array([f.spacing for f in facts])
+    slices = np.array([f.slices for f in facts])
+    body = np.array([f.body_mm for f in facts])
+    return Fingerprint(
+        cases=len(facts),
+        patients=len({f.patient for f in facts}),
+        spacing_median=_three(np.median(spacing, axis=0)),
+        spacing_min=_three(spacing.min(axis=0)),
+        spacing_max=_three(spacing.max(axis=0)),
+        slices_median=float(np.median(slices)),
+        slices_min=int(slices.min()),
+        slices_max=int(slices.max()),
+        intensity=_intensity([f for f in facts if len(f.values)], config.clip_percentiles),
+        body_median_mm=_two(np.median(body, axis=0)),
+        body_max_mm=_two(body.max(axis=0)),
+        fov_mm=float(body.max() * (1.0 + MARGIN)),
+        labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
+    )
+
+
+def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> Intensity:
+    if not facts:
+        raise InputError(
+            "fingerprint: no training case has a labelled voxel; are these the right label files?"
+        )
+    values = np.concatenate([f.values for f in facts])
+    weights = np.concatenate([f.counts / f.counts.sum() for f in facts])
+    order = np.argsort(values, kind="stable")
+    values, share = values[order], np.cumsum(weights[order])
+    # The value at which the share reaches the percentile, less what summing rounds.
+    wanted = np.array([percentiles[0], 50.0, percentiles[1]]) / 100.0 * share[-1] - 1e-12
+    low, median, high = values[np.searchsorted(share, wanted).clip(max=len(values) - 1)]
+    means = np.array([f.mean for f in facts])
+    # Total variance: mean of the cases' variances and variance of their means.
+    variance = np.mean([f.variance for f in facts]) + means.var()
+    return Intensity(
+        percentiles=(float(percentiles[0]), float(percentiles[1])),
+        low=float(low),
+        median=float(median),
+        high=float(high),
+        mean=float(means.mean()),
+        sd=float(np.sqrt(variance)),
+        minimum=float(values[0]),
+        maximum=float(values[-1]),
+    )
+
+
+def _label(name: str, index: int, facts: Sequence[CaseFacts]) -> LabelFacts:
+    volumes = np.array([f.volumes_ml[index] for f in facts if f.volumes_ml[index] > 0])
+    some = volumes if len(volumes) else np.zeros(1)
+    return LabelFacts(
+        name=name,
+        cases=len(volumes),
+        slices=sum(f.label_slices[index] for f in facts),
+        volume_median_ml=float(np.median(some)),
+        volume_min_ml=float(some.min()),
+        volume_max_ml=float(some.max()),
+    )
+
+
+def _two(values: np.ndarray) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
+def _three(values: np.ndarray) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def describe(fingerprint: Fingerprint) -> list[tuple[str, str]]:
+    """Rows of name and value for people to read."""
+    f, i = fingerprint, fingerprint.intensity
+    rows = [
+        ("cases", f"{f.cases} of {f.patients} patients"),
+        ("voxel size", f"{_by(f.spacing_median)} mm ({_by(f.spacing_min)} to {_by(f.spacing_max)})"),
+        ("slices", f"{f.slices_median:g} ({f.slices_min} to {f.slices_max})"),
+        ("body, width x depth", f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})"),
+        ("frame", f"{f.fov_mm:.0f} mm square holds every body"),
+        (
+            "labelled voxels",
+            f"mean {i.mean:.1f} HU, sd {i.sd:.1f}, median {i.median:g}, {i.minimum:g} to {i.maximum:g}",
+        ),
+        (
+            "clipped to",
+            f"{i.low:g} to {i.high:g} HU ({i.percentiles[0]:g} and {i.percentiles[1]:g} percentile)",
+        ),
+    ]
+    for label in f.labels:
+        value = (
+            f"{label.cases} cases, {label.slices} slices, {label.volume_median_ml:.1f} ml "
+            f"({label.volume_min_ml:.1f} to {label.volume_max_ml:.1f})"
+        )
+        rows.append((label.name, value if label.cases else "in no case"))
+    return rows
+
+
+def _by(values: Sequence[float], digits: int = 2) -> str:
+    return " x ".join(f"{value:.{digits}f}" for value in values)

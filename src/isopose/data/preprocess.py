@@ -1,0 +1,226 @@
+"""From a scan as read to normalised square slices, and the record of how.
+
+Steps (paper, "Pre-Processing"): reorient to LPS, find the body, crop to it (a square frame in millimetres
+around its box), clip and z-score by the fingerprint, resample every slice once in-plane.
+
+Interpolation is bicubic, prefiltered where pixels grow. Measured on real slices: against nnU-Net's cubic
+splines it has half the error of bilinear sampling, from enlarging twofold to shrinking by 1.25; against area
+means over larger pixels it has less than half the error of prefiltered bilinear sampling at a shrinking of 2,
+and a third of that of unfiltered cubic sampling, which aliases, at 2 and 4.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.config import DataConfig
+from isopose.data.body import body_box, body_mask
+from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.errors import InputError
+from isopose.geometry.frame import Frame
+from isopose.geometry.volume import Reorientation, Volume
+from isopose.geometry.warp import Mode, warp
+from isopose.labels import Labels
+
+#: Input and output pixels that are resampled at a time (16 MB in float32), to bound the memory.
+CHUNK = 4_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Slices of one case in its frame, and all that brings a result back to the scanner's grid.
+
+    Args:
+        image: ``(z, N, N)`` float32, clipped and z-scored.
+        mask: ``(z, N, N)`` booleans, the trunk.
+        labels: ``(z, N, N)`` uint8 class indices, or none.
+        frame: where the square lies in the plane of the reoriented volume, mm.
+        shape: ``(z, y, x)`` of the reoriented volume.
+        spacing: ``(x, y, z)`` of the reoriented volume, mm.
+        world_from_index: ``(4, 4)`` of the reoriented volume.
+        reorientation: what was done to the stored axes.
+        native_shape: ``(z, y, x)`` as stored.
+        native_world_from_index: ``(4, 4)`` as stored.
+        air: normalised value outside the scan.
+        warnings: for the user, one line each, without a patient's data.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    labels: np.ndarray | None
+    frame: Frame
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    world_from_index: np.ndarray
+    reorientation: Reorientation
+    native_shape: tuple[int, int, int]
+    native_world_from_index: np.ndarray
+    air: float
+    warnings: tuple[str, ...]
+
+    @property
+    def slice_from_frame(self) -> Tensor:
+        """``(3, 3)`` from normalised frame to normalised coordinates of a reoriented slice."""
+        return self.frame.slice_from_frame(self.shape[1:], self.spacing[:2])
+
+
+def prepare(
+    volume: Volume,
+    fingerprint: Fingerprint,
+    config: DataConfig,
+    labels: Volume | None = None,
+    label_map: Labels | None = None,
+) -> Prepared:
+    """Bring a scan, and its labels if given, into the frame that the networks see.
+
+    Args:
+        volume: as read, any orientation, HU.
+        fingerprint: of the training cases.
+        config: size of the frame, pixel, the body's threshold.
+        labels: stored label values on the volume's grid.
+        label_map: their names; needed with ``labels``.
+
+    Raises:
+        InputError: non-finite values, no body, labels on another grid or with unknown values.
+    """
+    if not np.isfinite(volume.array).all():
+        raise InputError(
+            "the scan holds values that are not finite (NaN or infinity); repair or export it again"
+        )
+    lps = volume.reoriented()
+    body = body_mask(lps, config.body_threshold_hu)
+    spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
+    frame, warnings = frame_of(body, lps.spacing, fingerprint, config)
+    matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
+    intensity = fingerprint.intensity
+    image = np.empty((len(body), frame.size, frame.size), dtype=np.float32)
+    mask = np.empty(image.shape, dtype=bool)
+    for part in _chunks(body.shape, frame.size):
+        image[part] = _warp(
+            intensity.normalise(lps.array[part]), matrix, frame.size, intensity.air, "bicubic"
+        )
+        mask[part] = _warp(body[part], matrix, frame.size, 0.0, "bilinear") >= 0.5
+    classes = None
+    if labels is not None:
+        if label_map is None:
+            raise ValueError("labels without their names")
+        if not labels.same_grid(volume):
+            raise InputError(
+                f"label grid {_grid(labels)} does not match the image's {_grid(volume)}; "
+                "export both on the same grid"
+            )
+        native = label_map.to_classes(labels.reoriented().array)
+        classes = labels_in_frame(native, frame, spacing, label_map.classes)
+        warnings += _outside(native, frame, spacing)
+    return Prepared(
+        image=image,
+        mask=mask,
+        labels=classes,
+        frame=frame,
+        shape=_shape(lps.array),
+        spacing=spacing,
+        world_from_index=lps.world_from_index,
+        reorientation=volume.reorientation(),
+        native_shape=_shape(volume.array),
+        native_world_from_index=volume.world_from_index,
+        air=intensity.air,
+        warnings=warnings,
+    )
+
+
+def frame_of(
+    body: np.ndarray, spacing: np.ndarray, fingerprint: Fingerprint, config: DataConfig
+) -> tuple[Frame, tuple[str, ...]]:
+    """The square around a body's box, and a warning where it had to be larger than usual.
+
+    Args:
+        body: ``(z, y, x)`` mask, not empty.
+        spacing: ``(x, y, ...)`` in mm.
+        fingerprint: gives the side, unless ``config.pixel_mm`` does.
+        config: number of pixels.
+    """
+    x0, y0, x1, y1 = body_box(body, spacing)
+    usual = config.pixel_mm * config.size if config.pixel_mm else fingerprint.fov_mm
+    side = max(x1 - x0, y1 - y0)
+    warnings: tuple[str, ...] = ()
+    fov = usual
+    # Rounding must not enlarge the frame of the very body it was made for.
+    if side > usual * (1.0 + 1e-6):
+        fov = side * (1.0 + MARGIN)
+        warnings = (
+            f"the body is {side:.0f} mm wide and the frame {usual:.0f} mm; "
+            f"this case's frame was made {fov:.0f} mm, so its pixels are larger than those of the others",
+        )
+    return Frame(((x0 + x1) / 2.0, (y0 + y1) / 2.0), fov, config.size), warnings
+
+
+def labels_in_frame(
+    classes: np.ndarray, frame: Frame, spacing: tuple[float, float, float], count: int
+) -> np.ndarray:
+    """Resample class indices ``(z, y, x)`` to ``(z, N, N)`` uint8: each class linearly, then the largest.
+
+    Nearest sampling would jag the borders and, where pixels grow, lose thin structures at random; the linear
+    parts keep each class's area.
+
+    Args:
+        classes: class indices of the reoriented volume.
+        frame: where to.
+        spacing: ``(x, y, z)`` in mm.
+        count: classes, background included.
+    """
+    matrix = frame.slice_from_frame((classes.shape[1], classes.shape[2]), spacing[:2])
+    out = np.zeros((len(classes), frame.size, frame.size), dtype=np.uint8)
+    for part in _chunks(classes.shape, frame.size):
+        chunk = classes[part]
+        best: np.ndarray | None = None
+        for index in range(1, count):
+            inside = chunk == index
+            if not inside.any():
+                continue
+            share = _warp(inside, matrix, frame.size, 0.0, "bilinear")
+            if best is None:
+                best, left = np.zeros_like(share), np.ones_like(share)
+            left -= share
+            better = share > best
+            out[part][better] = index
+            best = np.maximum(best, share)
+        if best is not None:
+            out[part][left >= best] = 0
+    return out
+
+
+def _warp(array: np.ndarray, matrix: Tensor, size: int, fill: float, mode: Mode) -> np.ndarray:
+    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[:, None]
+    return warp(source, matrix, (size, size), fill=fill, mode=mode)[:, 0].numpy()
+
+
+def _chunks(shape: tuple[int, ...], size: int) -> list[slice]:
+    step = max(1, CHUNK // max(shape[1] * shape[2], size * size))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def _outside(classes: np.ndarray, frame: Frame, spacing: tuple[float, float, float]) -> tuple[str, ...]:
+    labelled = (classes > 0).any(axis=0)
+    if not labelled.any():
+        return ()
+    rows, columns = np.nonzero(labelled)
+    far = max(
+        np.abs(columns * spacing[0] - frame.centre_mm[0]).max(),
+        np.abs(rows * spacing[1] - frame.centre_mm[1]).max(),
+    )
+    if far <= frame.fov_mm / 2.0:
+        return ()
+    return (
+        f"labels reach {far - frame.fov_mm / 2.0:.0f} mm out of the frame around the body and are cut there",
+    )
+
+
+def _shape(array: np.ndarray) -> tuple[int, int, int]:
+    return array.shape[0], array.shape[1], array.shape[2]
+
+
+def _grid(volume: Volume) -> str:
+    size = " x ".join(str(n) for n in volume.array.shape[::-1])
+    return f"{size} at {' x '.join(f'{s:.3g}' for s in volume.spacing)} mm"

@@ -1,0 +1,171 @@
+"""One prepared case on disk: its record and its arrays, of which slices are read alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import blosc2
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from isopose.data.preprocess import Prepared
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.geometry.frame import Frame
+from isopose.geometry.volume import Reorientation
+from isopose.io.datasets import Case
+from isopose.labels import Labels
+
+#: float16, uint8, uint8; each ``NAME.b2nd`` in the case's folder.
+ARRAYS = ("image", "mask", "labels")
+
+Triple = tuple[int, int, int]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one prepared case without reading its arrays.
+
+    Args:
+        id: of the case.
+        patient: of the dataset, for splits.
+        age_years: where known.
+        frame: square in the plane of the slices, mm.
+        shape: ``(z, N, N)`` of the arrays.
+        lps_shape: ``(z, y, x)`` of the reoriented volume.
+        spacing: ``(x, y, z)`` of the reoriented volume, mm.
+        world_from_index: rows of the reoriented volume's matrix.
+        axes: of the reorientation.
+        flips: of the reorientation.
+        native_shape: ``(z, y, x)`` as stored.
+        native_world_from_index: rows of the stored volume's matrix.
+        air: normalised value outside the scan.
+        warnings: of the preprocessing.
+        presence: for each slice, whether it shows each label (background left out).
+        body_fraction: for each slice, the part of the frame that the body fills.
+        arrays: SHA-256 of each array's file.
+        sources: SHA-256 of the image's and the label's file or series.
+    """
+
+    id: str
+    patient: str
+    age_years: float | None
+    frame: Frame
+    shape: Triple
+    lps_shape: Triple
+    spacing: tuple[float, float, float]
+    world_from_index: tuple[tuple[float, ...], ...]
+    axes: Triple
+    flips: tuple[bool, bool, bool]
+    native_shape: Triple
+    native_world_from_index: tuple[tuple[float, ...], ...]
+    air: float
+    warnings: tuple[str, ...]
+    presence: tuple[tuple[bool, ...], ...]
+    body_fraction: tuple[float, ...]
+    arrays: dict[str, Hash]
+    sources: dict[str, Hash]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @property
+    def reorientation(self) -> Reorientation:
+        """From the stored axes to LPS."""
+        return Reorientation(self.axes, self.flips)
+
+
+RECORD = TypeAdapter(Record)
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One case of a store; cheap to make and to send to another process, reads only what is asked for."""
+
+    folder: Path
+    record: Record
+
+    def read(self, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Some slices, in the order asked for.
+
+        Returns:
+            Image ``(n, N, N)`` float32, mask ``(n, N, N)`` uint8, class labels ``(n, N, N)`` uint8.
+
+        Raises:
+            InputError: an array's file is missing or damaged.
+            IndexError: no such slice.
+        """
+        image, mask, labels = (self._read(name, slices) for name in ARRAYS)
+        return image.astype(np.float32), mask, labels
+
+    def _read(self, name: str, slices: Sequence[int]) -> np.ndarray:
+        path = self.folder / f"{name}.b2nd"
+        try:
+            stored = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+            if not isinstance(stored, blosc2.NDArray) or stored.shape != self.record.shape:
+                raise ValueError("another array than its record says")
+            out = np.empty((len(slices), *stored.shape[1:]), dtype=stored.dtype)
+            for place, z in enumerate(slices):
+                if not 0 <= z < stored.shape[0]:
+                    raise IndexError(f"slice {z} of {stored.shape[0]}")
+                out[place] = stored[int(z)]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.record.id}: {path} cannot be read ({error}); prepare the store again"
+            ) from None
+        return out
+
+
+def record_of(
+    case: Case, prepared: Prepared, labels: Labels, arrays: dict[str, str], sources: dict[str, str]
+) -> Record:
+    """What is written beside a case's arrays; ``arrays`` and ``sources`` are hashes by name.
+
+    Raises:
+        ValueError: the case was prepared without labels.
+    """
+    if prepared.labels is None:
+        raise ValueError("a record needs labels")
+    classes = prepared.labels
+    shows = [(classes == index).any(axis=(1, 2)) for index in range(1, labels.classes)]
+    return Record(
+        id=case.id,
+        patient=case.patient,
+        age_years=None if case.age_years is None else float(case.age_years),
+        frame=prepared.frame,
+        shape=(len(prepared.image), prepared.frame.size, prepared.frame.size),
+        lps_shape=prepared.shape,
+        spacing=prepared.spacing,
+        world_from_index=_rows(prepared.world_from_index),
+        axes=prepared.reorientation.axes,
+        flips=prepared.reorientation.flips,
+        native_shape=prepared.native_shape,
+        native_world_from_index=_rows(prepared.native_world_from_index),
+        air=prepared.air,
+        warnings=prepared.warnings,
+        presence=tuple(tuple(bool(s) for s in one) for one in zip(*shows, strict=True)),
+        body_fraction=tuple(float(f) for f in prepared.mask.mean(axis=(1, 2))),
+        arrays=arrays,
+        sources=sources,
+    )
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a case's folder; none where it is missing, of another version or damaged."""
+    try:
+        return RECORD.validate_json((folder / "record.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def damaged_file(folder: Path, record: Record) -> str | None:
+    """Name of the first of a case's files that is not what the record says; none where all are whole."""
+    for name in ARRAYS:
+        path = folder / f"{name}.b2nd"
+        if not path.is_file() or sha256(path) != record.arrays.get(path.name):
+            return path.name
+    return None
+
+
+def _rows(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in matrix)

@@ -1,0 +1,238 @@
+"""A store of prepared cases: compressed, memory-mapped, verified, and resumed after a kill.
+
+Layout: ``FOLDER/KEY/store.json`` and ``FOLDER/KEY/cases/CASE/{image,mask,labels}.b2nd`` with a
+``record.json`` each. The key names the configuration, fingerprint and labels, so that stores of different
+settings never mix. A record is written after its arrays and says their hashes: what has a record that agrees
+is whole, all else is made again. ``store.json`` is written last of all. The same cases give the same bytes
+from any number of workers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+from urllib.parse import quote
+
+import blosc2
+import numpy as np
+
+from isopose.config import DataConfig, validate_config
+from isopose.data.fingerprint import Fingerprint
+from isopose.data.parallel import Progress, for_each_case
+from isopose.data.preprocess import prepare
+from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, damaged_file, read_record, record_of
+from isopose.errors import InputError, IsoposeError
+from isopose.files import hash_of, read_json, replacing, sha256, write_json
+from isopose.io.datasets import Case
+from isopose.io.images import read_labels, read_volume
+from isopose.labels import Labels
+
+__all__ = ["Record", "Store", "StoredCase", "open_store", "store_key", "write_store"]
+
+#: Goes up with every change of the layout or of what :func:`~isopose.data.preprocess.prepare` computes.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store, opened for reading."""
+
+    folder: Path
+    key: str
+    config: DataConfig
+    fingerprint: Fingerprint
+    labels: Labels
+    cases: tuple[StoredCase, ...]
+
+    def verify(self) -> None:
+        """Hash every array's file.
+
+        Raises:
+            InputError: names the first case whose files are damaged or missing.
+        """
+        for case in self.cases:
+            damaged = damaged_file(case.folder, case.record)
+            if damaged:
+                raise InputError(
+                    f"{case.record.id}: {case.folder / damaged} is missing or damaged; "
+                    "prepare the store again"
+                )
+
+
+def store_key(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> str:
+    """Hash of all that decides a store's bytes besides the cases themselves."""
+    return hash_of(_head(fingerprint, labels, config))
+
+
+def write_store(
+    folder: Path,
+    cases: Sequence[Case],
+    fingerprint: Fingerprint,
+    labels: Labels,
+    config: DataConfig,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Store:
+    """Prepare cases and write them, or go on where an earlier run was stopped.
+
+    Cases that are whole and whose sources have not changed are kept; half-written, damaged and changed ones
+    are made again; what belongs to no case is removed. One run at a time may write to a folder.
+
+    Args:
+        folder: the store is the folder named by its key's first twelve digits in here.
+        cases: each with a label file.
+        fingerprint: of the training cases.
+        labels: names and stored values.
+        config: how to prepare.
+        workers: processes; any number writes the same bytes.
+        progress: told the cases done and all cases.
+
+    Raises:
+        InputError: a case that cannot be used, which is named; two cases of one name.
+        IsoposeError: the disk is full or may not be written to.
+    """
+    names = [folder_name(case.id) for case in cases]
+    twice = next((case.id for case, name in zip(cases, names, strict=True) if names.count(name) > 1), None)
+    if not cases or twice is not None:
+        raise InputError(
+            f"store: case {twice!r} is given twice" if cases else "store: expected cases, got none"
+        )
+    head = _head(fingerprint, labels, config)
+    root = Path(folder) / hash_of(head)[:12]
+    work = partial(_write_case, root=root, fingerprint=fingerprint, labels=labels, config=config)
+    try:
+        (root / "cases").mkdir(parents=True, exist_ok=True)
+        # Until all cases are whole this is not a store.
+        (root / "store.json").unlink(missing_ok=True)
+        _remove_leftovers(root, set(names))
+        for _ in for_each_case(work, cases, workers=workers, progress=progress):
+            pass
+        write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
+    except OSError as error:
+        raise IsoposeError(
+            f"{root}: cannot write the store ({error.strerror or error}); "
+            "free some space or choose another folder"
+        ) from None
+    return open_store(root)
+
+
+def open_store(folder: Path) -> Store:
+    """Open a finished store: the folder that holds ``store.json``.
+
+    Raises:
+        InputError: not a finished store, another version, or a record that does not belong to it.
+    """
+    folder = Path(folder)
+    where = folder / "store.json"
+    if not where.is_file():
+        raise InputError(
+            f"{folder}: no finished store in here (store.json is missing); prepare the dataset again"
+        )
+    values = read_json(where)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else "none"
+        raise InputError(f"{where}: expected format {FORMAT}, got {found}; prepare the dataset again")
+    try:
+        head = {name: values[name] for name in ("format", "config", "fingerprint", "labels")}
+        key, names = values["key"], [str(name) for name in values["cases"]]
+        labels = Labels(
+            dict(head["labels"]["values"]), {k: tuple(v) for k, v in head["labels"]["unions"].items()}
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise InputError(f"{where}: an entry is missing or damaged; prepare the dataset again") from None
+    if hash_of(head) != key:
+        raise InputError(f"{where}: the contents do not agree with their hash; prepare the dataset again")
+    config = validate_config({"data": head["config"]}, str(where)).data
+    fingerprint = Fingerprint.from_json(head["fingerprint"], str(where))
+    cases = []
+    for name in names:
+        record = read_record(folder / "cases" / name)
+        if record is None:
+            raise InputError(
+                f"{folder / 'cases' / name}: its record is missing or damaged; prepare the store again"
+            )
+        cases.append(StoredCase(folder / "cases" / name, record))
+    return Store(folder, key, config, fingerprint, labels, tuple(cases))
+
+
+def folder_name(case_id: str) -> str:
+    """A file name for any case id: itself where it is one already."""
+    name = quote(case_id, safe=" ") or "%"
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    return name if len(name) <= 120 else f"{name[:100]}-{hash_of(case_id)[:16]}"
+
+
+def _head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> dict[str, Any]:
+    head = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "fingerprint": fingerprint.to_json(),
+        "labels": {"values": dict(labels.values), "unions": {k: list(v) for k, v in labels.unions.items()}},
+    }
+    return json.loads(json.dumps(head, allow_nan=False))
+
+
+def _write_case(
+    case: Case, *, root: Path, fingerprint: Fingerprint, labels: Labels, config: DataConfig
+) -> None:
+    """Prepare one case and write its folder, unless it is there already."""
+    if case.label is None:
+        raise InputError("expected a label file for a training case, got none")
+    folder = root / "cases" / folder_name(case.id)
+    sources = {"image": hash_of_source(case.image), "label": hash_of_source(case.label)}
+    known = read_record(folder)
+    if known is not None:
+        same = (known.id, known.patient, known.age_years, known.sources)
+        if same == (case.id, case.patient, case.age_years, sources) and not damaged_file(folder, known):
+            return
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    volume = read_volume(case.image)
+    stored = read_labels(case.label, like=volume)
+    prepared = prepare(volume, fingerprint, config, stored, labels)
+    assert prepared.labels is not None
+    contents: dict[str, np.ndarray] = {
+        "image": prepared.image.astype(np.float16),
+        "mask": prepared.mask.astype(np.uint8),
+        "labels": prepared.labels,
+    }
+    for name, array in contents.items():
+        with replacing(folder / f"{name}.b2nd") as temporary:
+            temporary.write_bytes(_compressed(array))
+    hashes = {f"{name}.b2nd": sha256(folder / f"{name}.b2nd") for name in ARRAYS}
+    record = record_of(case, prepared, labels, hashes, sources)
+    write_json(folder / "record.json", RECORD.dump_python(record, mode="json"))
+
+
+def _compressed(array: np.ndarray) -> bytes:
+    """One chunk and one block a slice, so that a slice is read alone; on one thread, for the same bytes."""
+    one = (1, *array.shape[1:])
+    cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1, "filters": [blosc2.Filter.SHUFFLE]}
+    packed = blosc2.asarray(np.ascontiguousarray(array), chunks=one, blocks=one, cparams=cparams)
+    return packed.to_cframe()
+
+
+def hash_of_source(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files (a DICOM series)."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return hash_of([[file.name, sha256(file)] for file in sorted(path.iterdir()) if file.is_file()])
+        return sha256(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+
+
+def _remove_leftovers(root: Path, names: set[str]) -> None:
+    for place in (root / "cases").iterdir():
+        if place.name not in names:
+            rmtree(place) if place.is_dir() else place.unlink()
+        elif place.is_dir():
+            for partial_file in place.glob(".*.partial.*"):
+                partial_file.unlink()
+    for partial_file in root.glob(".*.partial.*"):
+        partial_file.unlink()
