@@ -67,9 +67,12 @@ def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterab
     seen: dict[str, str] = {}
     for case in ordered:
         _check_id(root, case.id)
-        other = seen.setdefault(case.id.casefold(), case.id)
-        if other is not case.id:
-            raise InputError(f"{root}: case ids must be unique, got {other!r} and {case.id!r}; rename one")
+        folded = case.id.casefold()
+        if folded in seen:
+            raise InputError(
+                f"{root}: case ids must be unique, got {seen[folded]!r} and {case.id!r}; rename one"
+            )
+        seen[folded] = case.id
     return Dataset(name, layout, root, labels, ordered)
 
 

@@ -67,7 +67,8 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             raise InputError(
                 f"{path}: truncated or corrupt ({_last_line(error)}); copy or export it again"
             ) from None
-    array = sitk.GetArrayFromImage(image).reshape(header.shape).astype(header.dtype, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
+        array = sitk.GetArrayFromImage(image).reshape(header.shape).astype(header.dtype, copy=False)
     if not all_finite(array):
         raise InputError(
             f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"

@@ -122,11 +122,12 @@ def read_nifti(path: Path) -> Volume:
             stored = _voxels(path, file, fields)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
-    array = stored.astype(np.float32) if fields.dtype.kind == "f" else stored.astype(fields.dtype, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
+        array = stored.astype(fields.dtype, copy=False)
     if fields.scaled:
         # In float64 and back, slice by slice: float32 products of large integers would lose whole units.
         for plane, source in zip(array, stored, strict=True):
-            plane[...] = source * np.float64(fields.slope) + np.float64(fields.inter)
+            plane[...] = source.astype(np.float64) * fields.slope + fields.inter
     if not all_finite(array):
         raise InputError(
             f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"

@@ -61,7 +61,7 @@ def age_in(path: Path, line: int, text: str) -> float | None:
     if not text:
         return None
     try:
-        age = float(text)
+        age = float(text.replace(",", "."))  # spreadsheets write either
     except ValueError:
         age = math.nan
     if not 0 <= age <= _OLDEST:

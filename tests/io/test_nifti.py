@@ -1,0 +1,196 @@
+"""NIfTI headers made by hand: the pitfalls that readers disagree on."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from io_helpers import rotation, upright
+
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.io.images import peek, read_volume, write_image
+
+ARRAY = upright((4, 5, 6)).array
+TURN = rotation([10, 20, 30])
+
+
+@pytest.fixture
+def header(tmp_path):
+    """A NIfTI-1 file of an oblique grid, and a way to overwrite bytes of its header."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = TURN * [0.7, 0.8, 2.5]
+    matrix[:3, 3] = (-10.5, 20.25, -300)
+    path = tmp_path / "scan.nii"
+    write_image(Volume(ARRAY, matrix), path)
+    original = path.read_bytes()
+
+    def change(*edits):
+        data = bytearray(original)
+        for offset, form, *values in edits:
+            struct.pack_into("<" + form, data, offset, *values)
+        path.write_bytes(data)
+        return path
+
+    change.matrix = matrix
+    return change
+
+
+CODES, PIXDIM, SROW, QUATERN, SCALE, UNITS, DIM = 252, 80, 280, 256, 112, 123, 40
+SFORM_ONLY, QFORM_ONLY, NEITHER = (CODES, "2h", 0, 2), (CODES, "2h", 1, 0), (CODES, "2h", 0, 0)
+
+
+def refused(path, *words):
+    for call in (read_volume, peek):
+        with pytest.raises(InputError) as caught:
+            call(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        for word in words:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [SFORM_ONLY, QFORM_ONLY])
+def test_either_form_gives_the_grid(header, code):
+    np.testing.assert_allclose(read_volume(header(code)).world_from_index, header.matrix, atol=1e-4)
+
+
+def test_no_orientation_is_not_guessed(header):
+    refused(header(NEITHER), "left and right are unknown")
+
+
+def test_sform_is_believed_over_pixdim(header):
+    # SimpleITK takes the voxel size from pixdim here and puts the scan at a wrong size.
+    for size in ((1, 1, 1), (0, 0, 0)):
+        volume = read_volume(header(SFORM_ONLY, (PIXDIM, "3f", *size)))
+        np.testing.assert_allclose(volume.world_from_index, header.matrix, atol=1e-4)
+
+
+def test_qform_needs_a_voxel_size(header):
+    refused(header(QFORM_ONLY, (PIXDIM, "3f", 0, 0.8, 2.5)), "not plausible")
+
+
+def test_forms_that_contradict_each_other(header):
+    mirrored = (SROW, "12f", 0.7, 0, 0, 5, 0, 0.8, 0, 5, 0, 0, 2.5, 5)
+    refused(header(mirrored), "sform and qform", "mm apart")
+    np.testing.assert_allclose(
+        read_volume(header(mirrored, SFORM_ONLY)).world_from_index,
+        np.diag([-1, -1, 1, 1]) @ [[0.7, 0, 0, 5], [0, 0.8, 0, 5], [0, 0, 2.5, 5], [0, 0, 0, 1]],
+        atol=1e-6,
+    )
+
+
+def test_forms_that_differ_by_rounding(header):
+    data = header()
+    x = struct.unpack_from("<f", data.read_bytes(), SROW + 12)[0]
+    volume = read_volume(header((SROW + 12, "f", x + 0.3)))
+    assert volume.origin[0] == pytest.approx(-x - 0.3, abs=1e-5)  # the sform's word
+
+
+def test_mirrored_qform(header, tmp_path):
+    matrix = header.matrix.copy()
+    matrix[:, 2] *= -1
+    write_image(Volume(ARRAY, matrix), tmp_path / "m.nii")
+    data = bytearray((tmp_path / "m.nii").read_bytes())
+    assert struct.unpack_from("<f", data, 76) == (-1.0,)
+    struct.pack_into("<2h", data, CODES, 1, 0)
+    (tmp_path / "m.nii").write_bytes(data)
+    np.testing.assert_allclose(read_volume(tmp_path / "m.nii").world_from_index, matrix, atol=1e-4)
+
+
+def test_shear_units_and_damage(header):
+    refused(header(SFORM_ONLY, (SROW, "12f", -0.7, 0.3, 0, 5, 0, -0.8, 0, 5, 0, 0, 2.5, 5)), "right angles")
+    refused(header((UNITS, "B", 1)), "metre")
+    refused(header((UNITS, "B", 3)), "not mm")
+    refused(header((SROW, "f", np.nan)), "damaged")
+    refused(header((DIM, "8h", 3, 0, 5, 4, 1, 1, 1, 1)), "dimensions")
+    refused(header((DIM, "8h", 3, -6, 5, 4, 1, 1, 1, 1)), "dimensions")
+    refused(header((DIM, "h", 9)), "dimensions")
+    refused(header((DIM, "8h", 2, 6, 20, 1, 1, 1, 1, 1)), "one 3D volume")
+    refused(header((70, "h", 128)), "type 128")
+    refused(header((344, "4s", b"ni1\0")), "single NIfTI")
+    with pytest.raises(InputError, match="truncated or corrupt"):
+        read_volume(header((DIM, "8h", 3, 30000, 30000, 30000, 1, 1, 1, 1)))
+
+
+def test_units_may_be_unknown_or_carry_time(header):
+    for unit in (0, 2, 10, 8):
+        np.testing.assert_array_equal(read_volume(header((UNITS, "B", unit))).array, ARRAY)
+
+
+def test_slope_and_intercept(header):
+    volume = read_volume(header((SCALE, "2f", 1, -1024)))
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array, ARRAY - 1024.0)
+    np.testing.assert_array_equal(read_volume(header((SCALE, "2f", 0.5, 3))).array, ARRAY * 0.5 + 3)
+    for slope, inter in ((0, 0), (0, 5), (1, 0), (np.nan, np.nan)):
+        volume = read_volume(header((SCALE, "2f", slope, inter)))
+        assert volume.array.dtype == np.int16
+        np.testing.assert_array_equal(volume.array, ARRAY)
+
+
+def test_against_simpleitk_where_the_header_is_sound(header):
+    for scale in ((1, 0), (2, -1000)):
+        path = header((SCALE, "2f", *scale))
+        image, volume = sitk.ReadImage(str(path)), read_volume(path)
+        np.testing.assert_allclose(volume.array, sitk.GetArrayFromImage(image))
+        np.testing.assert_allclose(volume.spacing, image.GetSpacing(), rtol=1e-6)
+        np.testing.assert_allclose(volume.origin, image.GetOrigin(), rtol=1e-6)
+        np.testing.assert_allclose(volume.direction.ravel(), image.GetDirection(), atol=1e-6)
+
+
+def test_trailing_bytes_and_late_voxels(header):
+    path = header((108, "f", 400))
+    data = bytearray(path.read_bytes())
+    data[352:352] = bytes(48)  # an extension
+    path.write_bytes(data + b"trailer")
+    np.testing.assert_array_equal(read_volume(path).array, ARRAY)
+    packed = path.with_suffix(".nii.gz")
+    packed.write_bytes(gzip.compress(bytes(data[:500])) + gzip.compress(bytes(data[500:])))
+    np.testing.assert_array_equal(read_volume(packed).array, ARRAY)
+
+
+def swapped(data):
+    """The same NIfTI-1 file as a big-endian machine writes it."""
+    data = bytearray(data)
+    fields = [
+        (0, "i", 1),
+        (40, "h", 8),
+        (70, "h", 2),
+        (76, "f", 8),
+        (108, "f", 3),
+        (252, "h", 2),
+        (256, "f", 18),
+    ]
+    for offset, form, count in fields:
+        struct.pack_into(
+            f">{count}{form}", data, offset, *struct.unpack_from(f"<{count}{form}", data, offset)
+        )
+    voxels = np.frombuffer(bytes(data[352:]), "<i2").astype(">i2").tobytes()
+    return bytes(data[:352]) + voxels
+
+
+def test_big_endian(header):
+    path = header()
+    path.write_bytes(swapped(path.read_bytes()))
+    volume = read_volume(path)
+    assert volume.array.dtype == peek(path).dtype == np.dtype("=i2")
+    np.testing.assert_array_equal(volume.array, ARRAY)
+    np.testing.assert_allclose(volume.world_from_index, header.matrix, atol=1e-4)
+
+
+def test_nifti_2(tmp_path, header):
+    matrix = np.diag([-1, -1, 1, 1]) @ header.matrix
+    data = bytearray(544)
+    struct.pack_into("<i8sh", data, 0, 540, b"n+2\0\r\n\x1a\n", 4)
+    struct.pack_into("<8q", data, 16, 3, 6, 5, 4, 1, 1, 1, 1)
+    struct.pack_into("<8d", data, 104, 1, 0.7, 0.8, 2.5, 1, 1, 1, 1)
+    struct.pack_into("<q2d", data, 168, 544, 1, 0)
+    struct.pack_into("<2i", data, 344, 0, 1)
+    struct.pack_into("<12d", data, 400, *matrix[:3].ravel())
+    struct.pack_into("<i", data, 500, 2)
+    path = tmp_path / "two.nii.gz"
+    path.write_bytes(gzip.compress(bytes(data) + ARRAY.astype("<i2").tobytes()))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, ARRAY)
+    np.testing.assert_allclose(volume.world_from_index, header.matrix, atol=1e-12)
