@@ -102,11 +102,6 @@ def _worst(statistic: Statistic, metric: Metric) -> str:
     return f"{value} ({statistic.worst_case})"
 
 
-def _hd95(statistic: Statistic) -> str:
-    gap = f", {statistic.without_value} without value" if statistic.without_value else ""
-    return spread(statistic, "hd95_mm") + gap
-
-
 def overall_table(evaluation: Evaluation) -> Table:
     """One row per target and metric: mean (sd), median and worst over all patients."""
     columns = (
@@ -156,14 +151,13 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
         Column("Patients"),
         Column("Scans"),
         Column("Dice, mean (sd)"),
-        Column("median", DIGITS["dice"]),
-        Column("worst (case)"),
+        Column("Median", DIGITS["dice"]),
+        Column("Worst scan"),
         Column("Surface Dice, mean (sd)"),
         Column("HD95 (mm), mean (sd)"),
-        Column("Missed"),
-        Column("False alarms"),
-        Column("Empty"),
+        Column("Missed / false / empty"),
     )
+    note = "HD95 has no value for scans that were missed or falsely found; the last column counts them."
     return tuple(
         Table(
             f"By {name.lower()}",
@@ -173,6 +167,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
                 for group, members in strata.items()
                 for target in evaluation.targets
             ),
+            notes=(note,),
         )
         for name, strata in groups.items()
         if strata
@@ -189,10 +184,8 @@ def _stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
         summary.dice.median,
         _worst(summary.dice, "dice"),
         spread(summary.surface_dice, "surface_dice"),
-        _hd95(summary.hd95_mm),
-        summary.missed,
-        summary.false_alarms,
-        summary.empty,
+        spread(summary.hd95_mm, "hd95_mm"),
+        f"{summary.missed} / {summary.false_alarms} / {summary.empty}",
     )
 
 
@@ -249,12 +242,12 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
         Column("Difference, mean (sd)"),
         Column("Better"),
         Column("Worse"),
-        Column("Wilcoxon p", 3),
-        Column("Value on one side only"),
+        Column("Wilcoxon p"),
+        Column("Unpaired"),
     )
 
     def shown(value: float | None, metric: Metric, sign: str = "") -> str:
-        return NO_VALUE if value is None else f"{value:{sign}.{DIGITS[metric]}f}"
+        return NO_VALUE if value is None else f"{value:{sign}.{DIGITS[metric]}f}".replace("-", "−")
 
     rows: list[tuple[Cell, ...]] = []
     for d in comparison.differences:
@@ -269,13 +262,14 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
                 shown(d.mean_difference, d.metric, "+") + sd,
                 d.better,
                 d.worse,
-                d.p_value,
+                _p_value(d.p_value),
                 d.unpaired,
             )
         )
     notes = [
         f"Difference: {name_b} minus {name_a}, over the same patients. Better and worse count patients. "
-        "Two-sided Wilcoxon signed-rank test, from six patients, not corrected for the number of tests."
+        "Two-sided Wilcoxon signed-rank test, from six patients, not corrected for the number of tests. "
+        "Unpaired: patients with a value on one side only, such as a structure missed once."
     ]
     notes += [
         f"Only in {name}, left out: {', '.join(cases)}."
@@ -283,6 +277,12 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
         if cases
     ]
     return Table(f"{name_b} against {name_a}", columns, tuple(rows), notes=tuple(notes))
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return NO_VALUE
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def rules(evaluation: Evaluation) -> str:

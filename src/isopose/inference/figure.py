@@ -162,7 +162,8 @@ def _figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None
         },
     )
     if title:
-        figure.text(0.15 / width, 1 - 0.14 / height, title, color=_INK, size=13, weight="bold", va="top")
+        shown = textwrap.shorten(title, 120, placeholder=" …")
+        figure.text(0.15 / width, 1 - 0.14 / height, shown, color=_INK, size=13, weight="bold", va="top")
     for axes, heading in zip(cells[0], headings, strict=True):
         axes.set_title(heading, color=_INK, size=10, pad=5)
     colours = class_colours(label_names)
