@@ -1,0 +1,82 @@
+import hashlib
+import json
+
+import pytest
+
+from isopose.errors import InputError
+from isopose.files import hash_of, read_json, replacing, sha256, write_json, write_text
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_appears_whole_and_keeps_its_suffix(tmp_path):
+    path = tmp_path / "new" / "scan.nii.gz"
+    with replacing(path) as temporary:
+        assert temporary.parent == path.parent
+        assert temporary.name.endswith(".nii.gz")
+        assert temporary.name.startswith(".")
+        temporary.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert names(path.parent) == ["scan.nii.gz"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        fail()
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_block_that_writes_nothing_fails(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert path.read_text() == "before"
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    write_text(tmp_path / "a.txt", "θ₁ · é\n")
+    assert (tmp_path / "a.txt").read_bytes() == "θ₁ · é\n".encode()
+    write_json(tmp_path / "a.json", {"é": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"é": [1, None]}
+    assert "é" in (tmp_path / "a.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("content", "word"), [(b"{", "JSON"), (b"\xff\xfe{}", "JSON"), (b"", "JSON")])
+def test_json_that_a_user_broke(tmp_path, content, word):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=word) as caught:
+        read_json(tmp_path / "a.json")
+    assert "a.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json: no such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 100000)
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 100000).hexdigest()
+    assert hash_of({"a": 1, "b": [2]}) == hash_of({"b": [2], "a": 1})
+    assert hash_of({"a": 1}) != hash_of({"a": 2})
+    assert hash_of([1, 2]) != hash_of([2, 1])
+    with pytest.raises(ValueError, match="JSON"):
+        hash_of(float("inf"))
