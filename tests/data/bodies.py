@@ -1,10 +1,13 @@
 """Simple bodies whose truth is known exactly: ellipse trunk, lungs, arms, table, all in millimetres."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from isopose.geometry.volume import Volume
+from isopose.io.datasets import Case
+from isopose.io.images import write_image, write_labels
 
 
 def volume_of(image) -> Volume:
@@ -73,3 +76,39 @@ def torso(
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2.0 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def volume_of_world(lps: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
+    """The same voxels stored otherwise: stored axis ``a`` (x, y, z) is LPS axis ``axes[a]``, or its flip."""
+    order = [2 - axes[2 - place] for place in range(3)]
+    array = lps.array.transpose(order)
+    array = np.ascontiguousarray(np.flip(array, [2 - a for a in range(3) if flips[a]]))
+    size = array.shape[::-1]
+    lps_from_stored = np.zeros((4, 4))
+    lps_from_stored[3, 3] = 1.0
+    for stored, axis in enumerate(axes):
+        lps_from_stored[axis, stored] = -1.0 if flips[stored] else 1.0
+        lps_from_stored[axis, 3] = size[stored] - 1.0 if flips[stored] else 0.0
+    return Volume(array, lps.world_from_index @ lps_from_stored)
+
+
+def write_cohort(folder: Path, count: int, *, slices: int = 4, pixel: float = 3.0) -> tuple[Case, ...]:
+    """Small cases on disk, each trunk wider: kidney (1) in all, tumour (2) in every other, two a patient."""
+    cases = []
+    for number in range(count):
+        case = torso(140 + 40 * number, pixel=(pixel, pixel), slices=slices + number, noise=15.0, table=False)
+        depth, height, width = case.volume.array.shape
+        marks = np.zeros((depth, height, width), np.uint8)
+        marks[1:3, height // 2 - 6 : height // 2 + 2, width // 2 + 2 : width // 2 + 9] = 1
+        if number % 2:
+            marks[2, height // 2 - 4 : height // 2, width // 2 + 4 : width // 2 + 8] = 2
+        array = case.volume.array.round().astype(np.int16)
+        array[marks == 1] += 60
+        array[marks == 2] += 150 + number
+        volume = Volume(array, case.volume.world_from_index)
+        name = f"case_{number:03d}"
+        write_image(volume, folder / "images" / f"{name}.nii.gz")
+        write_labels(volume.with_array(marks), folder / "labels" / f"{name}.nii.gz")
+        paths = folder / "images" / f"{name}.nii.gz", folder / "labels" / f"{name}.nii.gz"
+        cases.append(Case(name, *paths, patient=f"patient_{number // 2}", age_years=float(number)))
+    return tuple(cases)

@@ -66,7 +66,12 @@ class Intensity:
     @property
     def air(self) -> float:
         """Normalised value of air: that of ``low``, for air is darker than any labelled organ."""
-        return float(self.normalise(np.array([-1024.0]))[0])
+        return float(self.normalise(np.array([self.low]))[0])
+
+    @property
+    def top(self) -> float:
+        """Normalised value of ``high``, the largest there is."""
+        return float(self.normalise(np.array([self.high]))[0])
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,9 @@ def prepare(
     image = np.empty((len(body), frame.size, frame.size), dtype=np.float32)
     mask = np.empty(image.shape, dtype=bool)
     for part in _chunks(body.shape, frame.size):
-        image[part] = _warp(
-            intensity.normalise(lps.array[part]), matrix, frame.size, intensity.air, "bicubic"
-        )
+        slices = _warp(intensity.normalise(lps.array[part]), matrix, frame.size, intensity.air, "bicubic")
+        # Cubic sampling rings beside metal and skin; as nnU-Net does, no value leaves the clipped range.
+        image[part] = slices.clip(intensity.air, intensity.top)
         mask[part] = _warp(body[part], matrix, frame.size, 0.0, "bilinear") >= 0.5
     classes = None
     if labels is not None:
