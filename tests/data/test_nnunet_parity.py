@@ -103,8 +103,8 @@ def test_resampling_shows_the_same_picture(
     ours, theirs = in_frame(scene(name, request), size, ratio)
     error = np.abs(ours - theirs)[:, 2:-2, 2:-2]
     print(f"{name} {size} {ratio}: mean {error.mean():.4f}, 99 % below {np.quantile(error, 0.99):.3f}")
-    # In units of the z-score, of 77.7 HU. Measured: means 0.002 to 0.038, the largest on the scan with voxels of
-    # 3 mm, whose finest detail the two kernels show differently; 99 % of pixels within 0.02 to 0.37.
+    # In units of the z-score, of 77.7 HU. Measured: means 0.002 to 0.038, the largest on the scan with voxels
+    # of 3 mm, whose finest detail the two kernels show differently; 99 % of pixels within 0.02 to 0.37.
     assert error.mean() < 0.045
     assert np.quantile(error, 0.99) < 0.45
     # Not by being blurred or shifted: the same detail is there, at the same place.
