@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from isopose.errors import InputError
-from isopose.evaluation.evaluate import Evaluation, evaluate
-from isopose.evaluation.tables import write_tables
+from isopose.evaluation.evaluate import Evaluation, evaluate, evaluate_folder
+from isopose.evaluation.tables import write_evaluation
 from isopose.files import read_json, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Case, Dataset
@@ -72,22 +72,22 @@ def test_provenance_names_every_file_by_its_hash(folders):
 
 def test_json_gives_back_the_same_evaluation(folders, tmp_path):
     evaluation = evaluate(*folders, KIDNEY_TUMOUR, ages_years={"case_2": 3.5}, tolerance_mm=1.0)
-    write_tables(evaluation, tmp_path / "out")
+    write_evaluation(evaluation, tmp_path / "out")
     assert Evaluation.from_json(read_json(tmp_path / "out" / "scores.json")) == evaluation
 
 
 def test_written_files_are_the_same_bytes_for_any_number_of_workers(folders, tmp_path):
     calls = []
-    write_tables(evaluate(*folders, KIDNEY_TUMOUR), tmp_path / "a")
+    write_evaluation(evaluate(*folders, KIDNEY_TUMOUR), tmp_path / "a")
     parallel = evaluate(*folders, KIDNEY_TUMOUR, workers=3, progress=lambda done, n: calls.append((done, n)))
-    write_tables(parallel, tmp_path / "b")
+    write_evaluation(parallel, tmp_path / "b")
     assert calls == [(1, 3), (2, 3), (3, 3)]
     for name in ("scores.csv", "scores.json", "scores.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_csv_has_one_row_per_case_and_target(folders, tmp_path):
-    write_tables(evaluate(*folders, KIDNEY_TUMOUR, ages_years={"case_2": 3.5}), tmp_path / "out")
+    write_evaluation(evaluate(*folders, KIDNEY_TUMOUR, ages_years={"case_2": 3.5}), tmp_path / "out")
     with open(tmp_path / "out" / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9
@@ -108,7 +108,7 @@ def test_patients_own_identifiers_stay_out(folders, tmp_path):
         ("case_2", "case_2", 1.5),
         ("case_10", "case_2", 4.0),
     ]
-    write_tables(evaluation, tmp_path / "out")
+    write_evaluation(evaluation, tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         assert "DOE" not in path.read_text()
         assert "ROE" not in path.read_text()
@@ -182,7 +182,7 @@ def test_bad_input_names_the_case_in_one_line(folders, spoil, message):
 
 
 def test_folder_needs_labels_and_ages_must_be_plausible(folders):
-    with pytest.raises(InputError, match="say which labels"):
+    with pytest.raises(InputError, match="name them"):
         evaluate(*folders)
     with pytest.raises(InputError, match="case_1: age of -1"):
         evaluate(*folders, KIDNEY_TUMOUR, ages_years={"case_1": -1.0})
@@ -195,8 +195,38 @@ def test_damaged_json_is_refused(value):
 
 
 def test_summary_is_in_the_json(folders, tmp_path):
-    write_tables(evaluate(*folders, KIDNEY_TUMOUR), tmp_path / "out")
+    write_evaluation(evaluate(*folders, KIDNEY_TUMOUR), tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "scores.json").read_text())["summary"]["all"]["all"]["tumour"]
     assert (summary["missed"], summary["empty"], summary["dice"]["patients"]) == (1, 1, 2)
     assert summary["dice"]["mean"] == pytest.approx(0.5)
     assert (summary["hd95_mm"]["without_value"], summary["hd95_mm"]["worst_case"]) == (1, "case_10")
+
+
+def test_folder_takes_its_labels_from_the_dataset_around_it(tmp_path):
+    labels = {"background": 0, "kidney": 2, "tumour": 5}
+    description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    root = tmp_path / "Dataset001_Kidney"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    (root / "dataset.json").write_text(json.dumps(description))
+    stored = np.array([0, 2, 5], dtype=np.uint8)
+    save(root / "labelsTr", "case_1", stored[organs(tumour=(14, 18))])
+    save(root / "imagesTr", "case_1_0000", organs())
+    save(tmp_path / "predictions", "case_1", stored[organs((9, 14))])
+    from_folder = evaluate_folder(tmp_path / "predictions", root / "labelsTr")
+    from_dataset = evaluate_folder(tmp_path / "predictions", root)
+    for evaluation in (from_folder, from_dataset):
+        scores = evaluation.cases[0].scores
+        assert scores["kidney"].dice == pytest.approx(2 * 5 / 15)
+        assert scores["tumour"].outcome == "missed"
+    renamed = evaluate_folder(tmp_path / "predictions", root, {"organ": 2, "mass": 5})
+    assert renamed.targets == ("organ", "mass")
+    with pytest.raises(InputError, match="no such dataset"):
+        evaluate_folder(tmp_path / "predictions", tmp_path / "nowhere")
+
+
+def test_scans_without_any_label_on_either_side_are_counted_as_empty(tmp_path):
+    for folder in ("predictions", "labels"):
+        save(tmp_path / folder, "case_1", np.zeros((4, 5, 6), dtype=np.uint8))
+    evaluation = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOUR)
+    assert {scores.outcome for scores in evaluation.cases[0].scores.values()} == {"empty"}

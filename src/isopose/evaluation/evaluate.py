@@ -11,10 +11,10 @@ import numpy as np
 
 from isopose import __version__
 from isopose.errors import InputError
-from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, score
+from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
 from isopose.files import hash_of, sha256
 from isopose.geometry.volume import Volume
-from isopose.io.datasets import Dataset
+from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import ending, read_labels
 from isopose.labels import Labels
 
@@ -133,7 +133,9 @@ def evaluate(
     """
     labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
     if labels is None:
-        raise InputError(f"{truth}: say which labels the folder holds, e.g. kidney=1 tumour=2")
+        raise InputError(
+            f"{truth}: nothing says what the labels are; name them, as in --label kidney=1 --label tumour=2"
+        )
     found = _label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
     wanted = _wanted(known, cases)
@@ -179,6 +181,46 @@ def evaluate(
             "inputs": inputs,
             "inputs_sha256": hash_of(inputs),
         },
+    )
+
+
+def evaluate_folder(
+    predictions: Path,
+    truth: Path,
+    labels: Mapping[str, int] | None = None,
+    *,
+    tolerance_mm: float = SURFACE_TOLERANCE_MM,
+    allow_missing: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """:func:`evaluate` against a path: a dataset of any layout, or a folder that holds label maps itself.
+
+    Args:
+        predictions: see :func:`evaluate`.
+        truth: what :func:`isopose.io.datasets.open_dataset` reads, or a folder of label maps. Of the latter
+            the labels are named by ``labels``, or by the dataset that the folder lies in (as ``labelsTr``).
+        labels: name to stored value, in place of what the dataset says.
+        tolerance_mm, allow_missing, workers, progress: see :func:`evaluate`.
+
+    Raises:
+        InputError: see :func:`evaluate`.
+    """
+    truth = Path(truth)
+    named = None if labels is None else Labels.create(labels)
+    source: Dataset | Path = truth
+    if not truth.is_dir() or (truth / "dataset.json").exists() or not _label_maps(truth):
+        source = open_dataset(truth, labels)
+    elif named is None and (truth.parent / "dataset.json").exists():
+        named = open_dataset(truth.parent).labels
+    return evaluate(
+        predictions,
+        source,
+        named,
+        tolerance_mm=tolerance_mm,
+        allow_missing=allow_missing,
+        workers=workers,
+        progress=progress,
     )
 
 
@@ -240,15 +282,16 @@ def _score_pair(
         prediction, truth = read_labels(pair.prediction), read_labels(pair.label)
         if not prediction.same_grid(truth):
             truth = _on_grid(pair, prediction)
-        for path, volume in ((pair.prediction, prediction), (pair.label, truth)):
-            _check_values(path, volume, labels)
+        # Most of a scan is background; each step below would go through all of it for every target.
+        box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
+        predicted, marked = prediction.array[box], truth.array[box]
+        for path, array in ((pair.prediction, predicted), (pair.label, marked)):
+            _check_values(path, array, labels)
     except InputError as error:
         raise InputError(f"{pair.case}: {error}") from None
-    spacing_zyx = tuple(prediction.spacing[::-1])
+    spacing_zyx = prediction.spacing[::-1]
     scores = {
-        target: score(
-            np.isin(prediction.array, values), np.isin(truth.array, values), spacing_zyx, tolerance_mm
-        )
+        target: score(np.isin(predicted, values), np.isin(marked, values), spacing_zyx, tolerance_mm)
         for target, values in labels.targets().items()
     }
     result = CaseScores(pair.case, pair.patient, scores, pair.age_years, sizes.get(pair.case))
@@ -263,9 +306,9 @@ def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
         raise InputError(f"with the prediction {pair.prediction.name} as the image: {error}") from None
 
 
-def _check_values(path: Path, volume: Volume, labels: Labels) -> None:
+def _check_values(path: Path, array: np.ndarray, labels: Labels) -> None:
     try:
-        labels.to_classes(volume.array)
+        labels.to_classes(array)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -92,7 +92,7 @@ def score(
     if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise InputError(f"expected a surface tolerance of 0 mm or more, got {tolerance_mm}")
     prediction, truth = prediction.astype(bool, copy=False), truth.astype(bool, copy=False)
-    box = _joint_box(prediction, truth)
+    box = joint_box(prediction, truth)
     if box is None:
         return Scores(None, None, None, 0.0, 0.0)
     # Distances are between the two surfaces alone, so the volume around them costs time and changes nothing.
@@ -106,12 +106,12 @@ def score(
     return Scores(dice, *_surface_scores(prediction, truth, spacing, tolerance_mm), *volumes)
 
 
-def _joint_box(prediction: np.ndarray, truth: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Smallest box that holds both masks, or ``None`` if both are empty."""
+def joint_box(a: np.ndarray, b: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Smallest box that holds what is not 0 in two arrays of one shape, or ``None`` if nothing is."""
     bounds = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
-        used = np.flatnonzero(prediction.any(axis=others) | truth.any(axis=others))
+        used = np.flatnonzero(a.any(axis=others) | b.any(axis=others))
         if used.size == 0:
             return None
         bounds.append(slice(int(used[0]), int(used[-1]) + 1))

@@ -332,7 +332,7 @@ def csv_text(evaluation: Evaluation) -> str:
     return stream.getvalue()
 
 
-def write_tables(evaluation: Evaluation, folder: Path) -> None:
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write ``scores.csv``, ``scores.json`` and ``scores.md``; the same evaluation gives the same bytes."""
     folder = Path(folder)
     write_text(folder / "scores.csv", csv_text(evaluation))
