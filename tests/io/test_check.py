@@ -116,7 +116,7 @@ def test_every_problem_is_reported_with_its_case(cohort, tmp_path):
     only(problems, "j_nan", "error", "not finite")
     only(problems, "k_flat", "error", "every voxel is -1000")
     only(problems, "l_fraction", "error", "whole numbers")
-    only(problems, "m_gap", "error", "about 1 slices are missing")
+    only(problems, "m_gap", "error", "slices are missing (about 1)")
     only(problems, "n_mixed", "error", "got 2")
     assert len(problems) == 13
     assert [p.case for p in problems] == sorted(p.case for p in problems)
@@ -148,12 +148,14 @@ def test_unusual_grids(cohort):
     for i in range(5):
         cohort(f"c{i}")
     cohort("s_sagittal", matrix=grid((5.0, 0.8, 0.8)))
+    cohort("q_thin", matrix=grid((0.98, 0.98, 0.5)))
     cohort("t_tilted", matrix=grid(turn=(25, 0, 0)))
     cohort("u_unit", matrix=grid((0.08, 0.08, 0.3)))
     problems = check_dataset(cohort.dataset())
     assert {p.severity for p in problems} == {"warning"}
     sagittal = [p.message for p in problems if p.case == "s_sagittal"]
     assert "5.00 x 0.80 x 0.80 mm" in sagittal[0]
+    assert not [p for p in problems if p.case == "q_thin"]
     only(problems, "t_tilted", "warning", "25 degrees")
     only(problems, "u_unit", "warning", "0.08 x 0.08 x 0.30", "0.80 x 0.80 x 3.00")
 

@@ -58,7 +58,7 @@ def test_real_series_with_gap_and_shuffled_names(tmp_path):
     np.testing.assert_array_equal(part.array, whole.array[:6])
     np.testing.assert_array_equal(part.world_from_index, whole.world_from_index)
     (tmp_path / f"{(3 * 5) % 6}.dcm").unlink()
-    refused(tmp_path, "about 1 slices are missing", "4.00 mm", "2.00 mm is usual")
+    refused(tmp_path, "slices are missing (about 1)", "4.00 mm", "2.00 mm is usual")
 
 
 def test_order_is_by_position_and_hu_by_rescale(tmp_path):
@@ -126,10 +126,10 @@ def test_oblique_series(tmp_path):
 
 def test_gaps_doubles_and_uneven_slices(tmp_path):
     raw = raw_slices(8)
-    refused(write_series(tmp_path / "gap", raw, skip=(3, 4)), "about 2 slices are missing", "6.00 mm")
+    refused(write_series(tmp_path / "gap", raw, skip=(3, 4)), "slices are missing (about 2)", "6.00 mm")
     write_series(tmp_path / "double", raw)
     save(dicom_slice(raw[0], (-10, 20, -296)), tmp_path / "double" / "again.dcm")
-    refused(tmp_path / "double", "1 slices at a position that another one holds", "again.dcm")
+    refused(tmp_path / "double", "several slices at one position", "(1 too many)", "again.dcm")
     write_series(tmp_path / "uneven", raw)
     save(dicom_slice(raw[0], (-10, 20, -298.03)), tmp_path / "uneven" / "010.dcm")
     refused(tmp_path / "uneven", "unevenly spaced", "1.97 mm")
@@ -202,7 +202,7 @@ def test_scouts_and_other_objects_are_left_out(tmp_path):
     only = tmp_path / "only"
     only.mkdir()
     shutil.copy(tmp_path / "scout.dcm", only)
-    refused(only, "no DICOM image series", "1 scout views")
+    refused(only, "no DICOM image series", "scout views left out: 1")
 
 
 def test_multi_frame_in_any_order(tmp_path):

@@ -26,12 +26,12 @@ _AIRLESS_HU = -10
 _NARROW_HU = 300
 #: Above all bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
 _HIGHEST_HU = 32000
-#: Voxels longer than this multiple of their shortest side are called thick slices.
-_THICK = 1.8
+#: Voxels longer than this multiple of another side, and than this many mm, are not the pixels of axial CT.
+_THICK, _THICK_MM = 1.8, 1.5
 #: Further from the patient's axes than this many degrees is unusual in CT.
 _OBLIQUE_DEGREES = 20.0
-#: Voxel sizes this many times off the cohort's median stand out.
-_OUTLIER = 3.0
+#: Voxel sizes (x, y, z) this many times off the cohort's median stand out; slices of 0.5 to 5 mm are common.
+_OUTLIER = (3.0, 3.0, 10.0)
 #: Fewer cases than this say nothing about what is usual.
 _FEW = 5
 
@@ -165,7 +165,7 @@ def _image_warnings(upright: Volume) -> Iterable[str]:
         elif high > _HIGHEST_HU:
             yield f"image: values up to {high:g} are not plausible HU; is the rescale slope missing?"
     x, y, z = upright.spacing
-    if max(x, y) > _THICK * min(x, y) or max(x, y) > _THICK * z:
+    if max(x, y) > _THICK * min(x, y) or (max(x, y) > _THICK * z and max(x, y) > _THICK_MM):
         yield (
             f"image: voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
             "those of axial CT; use the axial series, or resample the scan"
@@ -189,7 +189,10 @@ def _label_values(
     except (InputError, MemoryError) as error:
         note("error", f"label: {str(error) or 'too large for the memory of this machine'}")
         return frozenset()
-    counts = np.bincount(marked.array.ravel(), minlength=256)
+    # Plane by plane, for bincount widens what it counts to eight bytes a voxel.
+    counts = np.zeros(256, dtype=np.int64)
+    for plane in marked.array:
+        counts += np.bincount(plane.ravel(), minlength=256)
     present = {int(v) for v in np.flatnonzero(counts)} - {0}
     known = set(labels.values.values())
     if present - known:
@@ -228,7 +231,7 @@ def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
             if report.spacing is None:
                 continue
             ratio = np.array(report.spacing) / usual
-            if (ratio > _OUTLIER).any() or (ratio < 1 / _OUTLIER).any():
+            if (np.maximum(ratio, 1 / ratio) > _OUTLIER).any():
                 size, median = (" x ".join(f"{s:.2f}" for s in v) for v in (report.spacing, usual))
                 text = (
                     f"image: voxels of {size} mm, where {median} mm is the median; is the voxel size right?"

@@ -86,7 +86,7 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
     if not scans:
         raise InputError(
             f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
-            + (f" (left out: {len(found)} scout views)" if found else "")
+            + (f" (scout views left out: {len(found)})" if found else "")
         )
     groups: dict[str, list[Frame]] = {}
     for frame in scans:
@@ -116,11 +116,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _listing(groups: Iterable[list[Frame]]) -> str:
-    lines = [
-        (g[0].number, f"series {g[0].number or 'without number'} ({g[0].modality}, {len(g)} images)")
-        for g in groups
-    ]
-    return ", ".join(text for _, text in sorted(lines))
+    ordered = sorted(groups, key=lambda g: (len(g[0].number), g[0].number))
+    return ", ".join(
+        f"series {g[0].number or 'without number'} ({g[0].modality}, {len(g)} images)" for g in ordered
+    )
 
 
 def _ordered(path: Path, frames: list[Frame]) -> list[Frame]:
@@ -175,15 +174,15 @@ def _matrix(path: Path, frames: list[Frame]) -> np.ndarray:
     if doubled.size:
         one, two = frames[doubled[0]], frames[doubled[0] + 1]
         raise InputError(
-            f"{where} has {doubled.size} slices at a position that another one holds, e.g. {one.path.name} "
-            f"and {two.path.name}; copies, phases or reconstructions must go into a folder each"
+            f"{where} has several slices at one position, e.g. {one.path.name} and {two.path.name} "
+            f"({doubled.size} too many); copies, phases or reconstructions must go into a folder each"
         )
     usual = float(np.median(steps))
     uneven = np.flatnonzero(np.abs(steps - usual) > max(UNEVEN_SHARE * usual, UNEVEN_MM))
     if uneven.size:
         at = uneven[0]
         missing = int(np.rint(steps / usual - 1)[uneven].clip(0).sum())
-        told = f"about {missing} slices are missing" if missing else "the slices are unevenly spaced"
+        told = f"slices are missing (about {missing})" if missing else "the slices are unevenly spaced"
         raise InputError(
             f"{where}: {told}, e.g. {steps[at]:.2f} mm between {along[at]:.2f} and {along[at + 1]:.2f} mm "
             f"where {usual:.2f} mm is usual; export the whole series, or resample it to even spacing"

@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
+from isopose.io.quiet import quiet_pydicom
 
 _TAGS = [
     "SOPClassUID",
@@ -46,6 +47,7 @@ _TAGS = [
 _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
 
 
+_AGAIN = "copy it again or remove it"
 #: Storage classes of slices; the class stands first in a file, so that it survives a cut.
 _SCANS = {
     CTImageStorage,
@@ -102,10 +104,14 @@ def read_header(path: Path) -> Dataset | None:
     Files without the preamble are read as well where they end in ``.dcm`` or ``.ima``.
     """
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=_named(path), specific_tags=list(_TAGS))
+        with quiet_pydicom():
+            header = pydicom.dcmread(
+                path, stop_before_pixels=True, force=_named(path), specific_tags=list(_TAGS)
+            )
+            known = "Modality" in header or "SOPClassUID" in header or _stored_class(header)
     except Exception:  # pydicom raises whatever a damaged element leads to
         return None
-    return header if "Modality" in header or "SOPClassUID" in header or _stored_class(header) else None
+    return header if known else None
 
 
 def frames_of(path: Path) -> list[Frame]:
@@ -115,6 +121,16 @@ def frames_of(path: Path) -> list[Frame]:
         InputError: it is DICOM by its name or its first bytes, but its header is cut off. Passing over it
             would shorten the scan without a word when it is the first or last slice.
     """
+    try:
+        with quiet_pydicom():
+            return _frames_of(path)
+    except InputError:
+        raise
+    except Exception:  # elements are decoded when they are asked for, and fail in as many ways as there are
+        raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}") from None
+
+
+def _frames_of(path: Path) -> list[Frame]:
     header = read_header(path)
     if header is None:
         if _named(path) or _marked(path):
@@ -124,9 +140,7 @@ def frames_of(path: Path) -> list[Frame]:
         return []
     if not header.get("Rows") or not header.get("Columns"):
         if _stored_class(header) in _SCANS:
-            raise InputError(
-                f"{path}: a damaged DICOM file, its header is cut off; copy it again or remove it"
-            )
+            raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_AGAIN}")
         return []
     if str(header.get("Modality", "")).upper() in _NO_SCAN:
         return []
@@ -139,42 +153,35 @@ def frames_of(path: Path) -> list[Frame]:
 
 
 def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -> Frame | None:
-    try:
-        position = _numbers(_field(header, groups, "PlanePositionSequence", "ImagePositionPatient"), 3)
-        axes = _numbers(_field(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-        spacing = _numbers(_field(header, groups, "PixelMeasuresSequence", "PixelSpacing"), 2)
-        if position is None or axes is None or spacing is None:
-            return None
-        axes = axes.reshape(2, 3)
-        lengths = np.linalg.norm(axes, axis=1)
-        if (np.abs(lengths - 1) > 1e-2).any() or (spacing <= 0).any():
-            return None
-        thickness = _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
-        slope = _numbers(_field(header, groups, "PixelValueTransformationSequence", "RescaleSlope"), 1)
-        intercept = _numbers(
-            _field(header, groups, "PixelValueTransformationSequence", "RescaleIntercept"), 1
-        )
-        kinds = (
-            _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
-        )
-        return Frame(
-            path=path,
-            index=index,
-            series=str(header.get("SeriesInstanceUID") or ""),
-            number=str(header.get("SeriesNumber") if header.get("SeriesNumber") is not None else ""),
-            modality=str(header.get("Modality") or "unknown modality"),
-            size=(int(header.Rows), int(header.Columns)),
-            position=position,
-            axes=axes / lengths[:, None],
-            spacing=(float(spacing[1]), float(spacing[0])),  # DICOM: between rows first
-            thickness=None if thickness is None else float(thickness[0]),
-            rescale=None if slope is None or intercept is None else (float(slope[0]), float(intercept[0])),
-            grey=int(header.get("SamplesPerPixel") or 1) == 1
-            and str(header.get("PhotometricInterpretation") or "MONOCHROME2") == "MONOCHROME2",
-            localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
-        )
-    except (ValueError, TypeError, AttributeError, KeyError):
+    position = _numbers(_field(header, groups, "PlanePositionSequence", "ImagePositionPatient"), 3)
+    axes = _numbers(_field(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    spacing = _numbers(_field(header, groups, "PixelMeasuresSequence", "PixelSpacing"), 2)
+    if position is None or axes is None or spacing is None:
         return None
+    axes = axes.reshape(2, 3)
+    lengths = np.linalg.norm(axes, axis=1)
+    if (np.abs(lengths - 1) > 1e-2).any() or (spacing <= 0).any():
+        return None
+    thickness = _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
+    slope = _numbers(_field(header, groups, "PixelValueTransformationSequence", "RescaleSlope"), 1)
+    intercept = _numbers(_field(header, groups, "PixelValueTransformationSequence", "RescaleIntercept"), 1)
+    kinds = _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
+    return Frame(
+        path=path,
+        index=index,
+        series=str(header.get("SeriesInstanceUID") or ""),
+        number=str(header.get("SeriesNumber") if header.get("SeriesNumber") is not None else ""),
+        modality=str(header.get("Modality") or "unknown modality"),
+        size=(int(header.Rows), int(header.Columns)),
+        position=position,
+        axes=axes / lengths[:, None],
+        spacing=(float(spacing[1]), float(spacing[0])),  # DICOM: between rows first
+        thickness=None if thickness is None else float(thickness[0]),
+        rescale=None if slope is None or intercept is None else (float(slope[0]), float(intercept[0])),
+        grey=int(header.get("SamplesPerPixel") or 1) == 1
+        and str(header.get("PhotometricInterpretation") or "MONOCHROME2") == "MONOCHROME2",
+        localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
+    )
 
 
 def _field(header: Dataset, groups: Sequence[Dataset], macro: str, name: str) -> Any:

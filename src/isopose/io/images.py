@@ -11,7 +11,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.dicom import is_dicom, peek_series, read_series
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.nifti import peek_nifti, read_nifti
-from isopose.io.quiet import quiet_itk
+from isopose.io.quiet import complained, quiet_itk
 
 #: Endings that can be read as one file; a DICOM series is a folder or one of its files.
 READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -60,13 +60,15 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
     if kind in (".nii", ".nii.gz"):
         return read_nifti(path)
     reader, header = _information(path)
-    with quiet_itk():
+    with quiet_itk() as heard:
         try:
             image = reader.Execute()
         except RuntimeError as error:
             raise InputError(
                 f"{path}: truncated or corrupt ({_last_line(error)}); copy or export it again"
             ) from None
+    if complained(heard):
+        raise InputError(f"{path}: truncated or corrupt (its voxels do not unpack); copy or export it again")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
         array = sitk.GetArrayFromImage(image).reshape(header.shape).astype(header.dtype, copy=False)
     if not all_finite(array):

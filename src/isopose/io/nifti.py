@@ -171,6 +171,8 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
             f"{path}: expected one real number per voxel, got NIfTI type {int(header['type'])} "
             "(colour, complex or extended); export it as int16 or float32"
         )
+    if not np.isfinite(float(header["offset"])):
+        raise InputError(f"{path}: the voxels' place in the file is not a number; the header is damaged")
     slope, inter = float(header["slope"]), float(header["inter"])
     if not np.isfinite([slope, inter]).all():
         slope, inter = 1.0, 0.0  # the standard's "no scaling"; some tools write NaN for it
@@ -180,7 +182,7 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
         offset=int(header["offset"]),
         slope=slope,
         inter=inter,
-        world_from_index=_LPS_FROM_RAS @ _ras_from_index(path, header, tuple(extent[:3])),
+        world_from_index=_place(path, header, tuple(extent[:3])),
     )
 
 
@@ -228,6 +230,11 @@ def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.nd
                 "find out which one is right and set the other's code to 0"
             )
     return candidates[0]
+
+
+def _place(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
+    with np.errstate(all="ignore"):  # numbers of a damaged header may overflow; the grid is checked after
+        return _LPS_FROM_RAS @ _ras_from_index(path, header, size)
 
 
 def _qform(header: np.void) -> np.ndarray:

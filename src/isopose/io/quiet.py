@@ -1,33 +1,63 @@
-"""Keeping the chatter of C++ libraries from the user's terminal."""
+"""Keeping the chatter of libraries from the user's terminal, and hearing what matters in it."""
 
+import logging
 import os
 import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import SimpleITK as sitk
 
+_ONE_AT_A_TIME = threading.RLock()
+
 
 @contextmanager
-def quiet_itk() -> Iterator[None]:
-    """Silence ITK inside the block; what it would have said is told by our own one-line errors.
+def quiet_itk() -> Iterator[list[str]]:
+    """Silence ITK inside the block; what matters of it is told by our own one-line errors.
 
     ITK's warnings are switched off by its own switch. MetaIO writes to the process's standard error past that
-    switch, so the descriptor is set aside for the block. When the block succeeds, what was caught is
-    passed on, for it can only come from elsewhere (a progress bar in another thread).
+    switch, so the descriptor is set aside for the block, in one thread at a time.
+
+    Yields:
+        A list that holds the caught lines once the block is over: MetaIO reports a damaged compressed file
+        there and nowhere else. When the block succeeds and MetaIO has not :func:`complained`,
+        they are passed on, for they can only come from elsewhere (a progress bar).
     """
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        with _standard_error_aside():
-            yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    heard: list[str] = []
+    with _ONE_AT_A_TIME:
+        shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        try:
+            with _standard_error_aside(heard):
+                yield heard
+        finally:
+            sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def complained(heard: list[str]) -> bool:
+    """Whether MetaIO reported damage although the reading seemed to succeed."""
+    return any("Uncompress failed" in line or "MetaImage:" in line or "MetaObject:" in line for line in heard)
 
 
 @contextmanager
-def _standard_error_aside() -> Iterator[None]:
+def quiet_pydicom() -> Iterator[None]:
+    """Silence pydicom inside the block: its warnings quote values, which may be the patient's."""
+    logger = logging.getLogger("pydicom")
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
+
+
+@contextmanager
+def _standard_error_aside(heard: list[str]) -> Iterator[None]:
     try:
         kept = os.dup(2)
     except OSError:  # a process without standard error has nothing to keep quiet
@@ -42,7 +72,10 @@ def _standard_error_aside() -> Iterator[None]:
             finally:
                 sys.stderr.flush()
                 os.dup2(kept, 2)
-            caught.seek(0)
-            os.write(2, caught.read())
+                caught.seek(0)
+                text = caught.read()
+                heard.extend(text.decode(errors="replace").splitlines())
+            if not complained(heard):
+                os.write(2, text)
     finally:
         os.close(kept)
