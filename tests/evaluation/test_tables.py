@@ -120,3 +120,10 @@ def test_csv_keeps_full_precision_and_leaves_no_value_empty():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="2 cells, not 1"):
         Table("T", (Column("A"),), ((1, 2),))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1, "1.00"), (0.125, "0.12"), (None, "–"), ("x", "x"), (0.0, "0.00")]
+)
+def test_a_column_shows_all_its_numbers_alike(value, shown):
+    assert Column("c", 2).show(value) == shown

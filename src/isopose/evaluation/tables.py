@@ -48,7 +48,7 @@ class Column:
         """The cell as it is read."""
         if value is None:
             return NO_VALUE
-        return f"{value:.{self.digits}f}" if isinstance(value, float) else str(value)
+        return value if isinstance(value, str) else f"{value:.{self.digits}f}"
 
 
 @dataclass(frozen=True)
