@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isopose.data.phantom.bowel import sample_bowel, sample_mesentery
+from isopose.data.phantom.bowel import out_of_the_way, sample_bowel, sample_mesentery
 from isopose.data.phantom.growth import Size, sample_size
 from isopose.data.phantom.organs import Blob, Kidney, Tube, frame_from
 from isopose.data.phantom.outline import Trunk, radius_at
 from isopose.data.phantom.shapes import Waves
 from isopose.data.phantom.tumour import Tumour, grow, largest_diameter, sample_diameter
+from isopose.data.phantom.vessels import sample_vessels
+from isopose.data.phantom.viscera import sample_liver, sample_spleen, sample_viscera
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,7 @@ class Anatomy:
     @property
     def spine_y(self) -> float:
         """How far behind the axis the middle of the vertebral bodies lies, in mm."""
-        return spine_y(self.trunk)
-
-
-def spine_y(trunk: Trunk) -> float:
-    """Middle of the vertebral bodies behind the axis, in mm; the same at every height (supine)."""
-    return 0.31 * trunk.half_axes(0.5 * trunk.size.level)[1]
+        return self.trunk.spine_y
 
 
 def sample_anatomy(rng: np.random.Generator, age_years: float, gravity: np.ndarray) -> Anatomy:
@@ -93,14 +90,15 @@ def sample_anatomy(rng: np.random.Generator, age_years: float, gravity: np.ndarr
     trunk, kidneys[sick], tumour = grow(rng, trunk, kidneys[sick], diameter)
     liver, liver_hu = sample_liver(rng, trunk), float(rng.uniform(72.0, 100.0))
     spleen = sample_spleen(rng, trunk)
+    clear = 0.28 * tumour.mass.radius
     shortest, longest = 0.35 * size.width, 1.2 * size.width
     return Anatomy(
         age_years=age_years,
         sex="F" if rng.random() < 0.5 else "M",
         size=size,
         trunk=trunk,
-        mesentery=sample_mesentery(rng, trunk),
-        bowel=sample_bowel(rng, trunk),
+        mesentery=out_of_the_way(sample_mesentery(rng, trunk), tumour.mass.centre, clear),
+        bowel=out_of_the_way(sample_bowel(rng, trunk), tumour.mass.centre, clear),
         viscera=sample_viscera(rng, trunk),
         liver=liver,
         liver_hu=liver_hu,
@@ -108,7 +106,7 @@ def sample_anatomy(rng: np.random.Generator, age_years: float, gravity: np.ndarr
         kidneys=(kidneys[1], kidneys[-1]),
         cysts=sample_cysts(rng, kidneys[-sick]),
         tumour=tumour,
-        vessels=sample_vessels(rng, trunk, kidneys, tumour),
+        vessels=sample_vessels(rng, trunk, kidneys),
         wobble=(
             Waves.sample(rng, 4, shortest, longest),
             Waves.sample(rng, 4, shortest, longest),
@@ -156,70 +154,6 @@ def _ring(rng: np.random.Generator, height: float, count: int) -> np.ndarray:
     return np.stack([-flat * np.cos(angle), flat * np.sin(angle), w], axis=1)
 
 
-def sample_liver(rng: np.random.Generator, trunk: Trunk) -> tuple[Blob, ...]:
-    """Right lobe against the right wall, left lobe in front across the midline; sized by volume."""
-    size = trunk.size
-    a, b = trunk.half_axes(3.0 * size.level)
-    # The wall cuts off about a fifth of the two blobs; the height takes up what the width leaves.
-    height = size.liver_ml * 1000.0 / (0.80 * (4.0 / 3.0) * np.pi * 0.55 * a * 0.78 * b * 1.18)
-    right = np.array([-0.44 * a, 0.02 * b, 1.1 * size.level + 0.72 * height])
-    left = np.array([0.02 * a, -0.42 * b, right[2] + 0.25 * height])
-    tail = np.array([-0.62 * a, 0.10 * b, right[2] - 0.5 * height])
-    lean = frame_from(np.array([1.0, 0.0, 0.0]), np.array([0.18, 0.05 + 0.03 * rng.normal(), 1.0]))
-    return (
-        Blob("liver right", right, np.array([0.55 * a, 0.78 * b, height]), 0.0, lean, 2.4),
-        Blob("liver left", left, np.array([0.52 * a, 0.34 * b, 0.55 * height]), 0.0, power=2.2),
-        Blob("liver tail", tail, np.array([0.30 * a, 0.55 * b, 0.62 * height]), 0.0),
-    )
-
-
-def sample_spleen(rng: np.random.Generator, trunk: Trunk) -> Blob:
-    """Under the left ribs, behind; of the reference volume, part of it cut off by the wall."""
-    size = trunk.size
-    c = float(np.cbrt(1.25 * size.spleen_ml * 1000.0 / ((4.0 / 3.0) * np.pi * 0.42 * 0.70)))
-    z = size.level * (2.0 + 0.2 * rng.normal()) + 0.3 * c
-    a, b = trunk.half_axes(z)
-    axis = np.array([0.25, -0.35, 1.0])
-    place = np.array([0.66 * a, 0.16 * b, z])
-    hu = float(rng.uniform(105.0, 140.0))
-    return Blob(
-        "spleen",
-        place,
-        np.array([0.42, 0.70, 1.0]) * c,
-        hu,
-        frame_from(np.array([1.0, 0.45, 0.0]), axis),
-        mottle=14.0,
-    )
-
-
-def sample_viscera(rng: np.random.Generator, trunk: Trunk) -> tuple[Blob | Tube, ...]:
-    """Stomach with gas, pancreas, adrenals, gall bladder."""
-    u = trunk.size.level
-    a, b = trunk.half_axes(2.0 * u)
-    full = rng.uniform(0.7, 1.15)
-    lean = frame_from(np.array([1.0, 0.2, 0.0]), np.array([0.35, 0.15, 1.0]))
-    stomach = Blob(
-        "stomach", np.array([0.36 * a, -0.36 * b, 2.9 * u]), np.array([0.30 * a, 0.30 * b, 1.7 * u]) * full,
-        float(rng.uniform(10.0, 40.0)), lean, wall=0.02 * b + 1.5, gas=float(rng.uniform(0.25, 0.65)),
-    )  # fmt: skip
-    antrum = Tube(
-        "antrum", np.array([[0.3 * a, -0.40 * b, 1.9 * u], [0.05 * a, -0.44 * b, 1.4 * u], [-0.2 * a, -0.30 * b, 1.7 * u]]),
-        np.array([0.15, 0.12, 0.09]) * b * full, stomach.hu, wall=0.02 * b + 1.2, gas=float(rng.uniform(0.0, 0.4)),
-    )  # fmt: skip
-    pancreas = Tube(
-        "pancreas", np.array([[-0.22 * a, -0.10 * b, 0.6 * u], [-0.10 * a, -0.16 * b, 1.2 * u], [0.15 * a, -0.12 * b, 1.5 * u], [0.42 * a, 0.06 * b, 1.9 * u]]),
-        np.array([0.13, 0.09, 0.09, 0.07]) * b, float(rng.uniform(85.0, 115.0)), mottle=8.0,
-    )  # fmt: skip
-    gall = Blob("gall bladder", np.array([-0.36 * a, -0.42 * b, 0.9 * u]), np.array([0.09, 0.10, 0.20]) * a, 8.0,
-                wall=1.0, wall_hu=70.0)  # fmt: skip
-    adrenals = tuple(
-        Tube("adrenal", np.array([[s * 0.22 * a, 0.10 * b, 2.0 * u], [s * 0.26 * a, 0.22 * b, 2.1 * u], [s * 0.32 * a, 0.30 * b, 2.0 * u]]),
-             np.full(3, 1.6 + 0.008 * a), 75.0)
-        for s in (1, -1)
-    )  # fmt: skip
-    return (pancreas, *adrenals, antrum, stomach, gall)
-
-
 def sample_cysts(rng: np.random.Generator, kidney: Kidney) -> tuple[Blob, ...]:
     """Now and then a simple cyst in the kidney without tumour."""
     if rng.random() > 0.15:
@@ -228,38 +162,3 @@ def sample_cysts(rng: np.random.Generator, kidney: Kidney) -> tuple[Blob, ...]:
     toward /= np.linalg.norm(toward)
     place = kidney.centre + kidney.frame.T @ (toward / np.linalg.norm(toward / kidney.axes))
     return (Blob("cyst", place, np.full(3, rng.uniform(0.12, 0.35) * kidney.axes[0]), 6.0),)
-
-
-def sample_vessels(
-    rng: np.random.Generator, trunk: Trunk, kidneys: dict[int, Kidney], tumour: Tumour
-) -> tuple[Tube, ...]:
-    """Aorta left of the midline, vena cava right of it, renal arteries and veins to the hila, mesenteric root."""
-    size = trunk.size
-    u, r = size.level, size.aorta
-    front = spine_y(trunk) - 0.36 * size.vertebra
-    bright = float(rng.uniform(240.0, 340.0))
-    cava_hu = float(rng.uniform(60.0, 120.0))
-    z = np.arange(-6.0, 9.0, 1.0) * u
-    sway = rng.normal(0.0, 0.04 * size.vertebra, len(z))
-    aorta_x, cava_x = 0.16 * size.vertebra, -0.40 * size.vertebra - 0.4 * r
-    aorta = np.stack([aorta_x + sway, np.full(len(z), front - r), z], axis=1)
-    cava = np.stack([cava_x + sway, front - 1.0 * r - np.clip(z, 0.0, 8 * u) * 0.25, z], axis=1)
-    vessels = [
-        Tube("vena cava", cava, np.full(len(z), 1.30 * r), cava_hu),
-        Tube("superior mesenteric artery",
-             np.array([[aorta_x, front - 2.6 * r, 1.2 * u], [aorta_x, front - 4.2 * r, 0.2 * u], [0.0, front - 5.5 * r, -3.0 * u]]),
-             np.array([0.42, 0.38, 0.25]) * r, 0.95 * bright),
-        Tube("superior mesenteric vein",
-             np.array([[-0.9 * r, front - 4.0 * r, 1.4 * u], [-1.2 * r, front - 5.0 * r, 0.0], [-1.0 * r, front - 6.0 * r, -3.0 * u]]),
-             np.array([0.65, 0.60, 0.4]) * r, 0.45 * bright),
-    ]  # fmt: skip
-    for side, kidney in kidneys.items():
-        hilum = tumour.mass.after(kidney.hilum)
-        root = np.array([aorta_x, front - r, 0.7 * u])
-        lift = np.array([0.0, -1.2 * r, 0.0])
-        vessels.append(Tube(f"renal vein {side}", np.stack([
-            np.array([cava_x, front - 1.2 * r, 0.5 * u]), 0.5 * (root + hilum) + 1.5 * lift, hilum,
-        ]), np.array([0.60, 0.55, 0.45]) * r, 0.6 * bright))  # fmt: skip
-        vessels.append(Tube(f"renal artery {side}", np.stack([root, 0.5 * (root + hilum) + 0.4 * lift, hilum]),
-                            np.array([0.38, 0.34, 0.28]) * r, 0.95 * bright))  # fmt: skip
-    return (*vessels, Tube("aorta", aorta, np.full(len(z), r), bright))

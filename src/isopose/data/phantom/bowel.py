@@ -16,16 +16,19 @@ def small_bowel(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
     u, depth = trunk.size.level, trunk.size.depth
     radius = 0.048 * depth + 1.2
     contrast = rng.random() < 0.2
+    # Children have little fat between the loops, infants next to none.
+    lattice = (1.75 + 0.6 * trunk.maturity) * radius
+    empty = 0.03 + 0.17 * trunk.maturity
     loops = []
-    for z in np.arange(-6.0 * u, 2.2 * u, 2.3 * radius):
+    for z in np.arange(-6.0 * u, 2.2 * u, lattice):
         outline = trunk.at(z)
         a, b = trunk.half_axes(z)
-        for x in np.arange(-0.75 * a, 0.76 * a, 2.7 * radius):
-            for y in np.arange(-0.85 * b, 0.30 * b, 2.5 * radius):
+        for x in np.arange(-0.75 * a, 0.76 * a, 1.12 * lattice):
+            for y in np.arange(-0.85 * b, 0.30 * b, 1.05 * lattice):
                 place = np.array([x, y, z]) + rng.uniform(-0.7, 0.7, 3) * radius
                 own = radius * rng.uniform(0.65, 1.2)
                 free = radius_at(outline.cavity, place[0], place[1]) - 1.3 * own
-                if np.hypot(place[0], place[1]) > free or rng.random() < 0.22:
+                if np.hypot(place[0], place[1]) > free or rng.random() < empty:
                     continue
                 loops.append(_loop(rng, place, own, contrast))
     order = rng.permutation(len(loops))
@@ -51,32 +54,31 @@ def _loop(rng: np.random.Generator, place: np.ndarray, radius: float, contrast: 
     if filled > 0.75:  # collapsed: wall only
         hu, radius = 75.0, 0.7 * radius
     radii = radius * rng.uniform(0.85, 1.1, 4)
-    return Tube("small bowel", points, radii, hu, wall, float(rng.uniform(80.0, 125.0)), gas, 5.0)
+    return Tube("small bowel", points, radii, hu, wall, float(rng.uniform(80.0, 125.0)), gas)
 
 
 def colon(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
-    """Ascending on the right, transverse in front, descending on the left behind, in pieces with own content."""
+    """Ascending on the right, transverse in front, descending on the left; each piece its own content."""
     u = trunk.size.level
     path = []
     for x, y, t in (
-        (-0.62, 0.10, -5.0), (-0.68, 0.08, -2.8), (-0.70, 0.10, -0.8), (-0.62, -0.22, 0.2), (-0.36, -0.66, -0.3),
-        (0.0, -0.78, -0.6), (0.34, -0.66, 0.5), (0.62, -0.22, 1.6), (0.76, 0.18, 1.6), (0.78, 0.26, -0.6),
+        (-0.62, 0.10, -5.0), (-0.68, 0.08, -2.8), (-0.70, 0.10, -0.8), (-0.62, -0.22, 0.2),
+        (-0.36, -0.66, -0.3),        (0.0, -0.78, -0.6), (0.34, -0.66, 0.5), (0.62, -0.22, 1.6), (0.76, 0.18, 1.6), (0.78, 0.26, -0.6),
         (0.74, 0.26, -2.8), (0.58, 0.20, -5.0),
     ):  # fmt: skip
         height = t * u
-        wall = radius_at(trunk.at(height).cavity, x, y) / float(np.hypot(x, y))
-        path.append([x * wall * 0.93, y * wall * 0.93, height])
+        rim = radius_at(trunk.at(height).cavity, x, y) / float(np.hypot(x, y))
+        path.append([0.93 * x * rim, 0.93 * y * rim, height])
     points = np.array(path) + rng.normal(0.0, 0.10 * u, (len(path), 3))
     calibre = 0.062 * trunk.size.depth + 1.5
     pieces = []
     for start in range(len(points) - 1):
         ends = points[start : start + 2]
         n = max(3, int(np.linalg.norm(ends[1] - ends[0]) / (1.3 * calibre)))
-        t = np.linspace(0.0, 1.0, n)
-        line = ends[0] + (ends[1] - ends[0]) * t[:, None]
+        line = np.linspace(ends[0], ends[1], n)
         # Haustra: the calibre swells and narrows; the descending part is mostly collapsed.
-        width = calibre * (0.62 if start >= 8 else 1.0) * rng.uniform(0.75, 1.15)
-        radii = width * (1.0 + 0.16 * np.cos(np.pi * np.arange(n)))
+        bore = calibre * (0.62 if start >= 8 else 1.0) * rng.uniform(0.75, 1.15)
+        radii = bore * (1.0 + 0.16 * np.cos(np.pi * np.arange(n)))
         stool = rng.random() < 0.5
         pieces.append(
             Tube(
@@ -87,8 +89,8 @@ def colon(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
                 wall=0.9 + 0.06 * calibre,
                 wall_hu=85.0,
                 gas=float(rng.uniform(0.15, 0.75)),
-                mottle=60.0 if stool else 5.0,
-            )  # fmt: skip
+                mottle=60.0 if stool else 0.0,
+            )
         )
     return pieces
 
@@ -113,3 +115,12 @@ def sample_mesentery(rng: np.random.Generator, trunk: Trunk) -> tuple[Tube, ...]
             )
         )
     return tuple(tubes)
+
+
+def out_of_the_way(tubes: tuple[Tube, ...], centre: np.ndarray, radius: float) -> tuple[Tube, ...]:
+    """The tubes of which no point lies in a ball (mm): what a mass grew out of holds no bowel.
+
+    Tissue next to the place where a tumour began is drawn out into a film around it; bowel would become onion
+    shells there, while in a patient it slides away.
+    """
+    return tuple(t for t in tubes if (np.linalg.norm(t.points - centre, axis=1) - t.radii).min() > radius)

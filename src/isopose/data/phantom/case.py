@@ -20,7 +20,7 @@ STEPS = (0.7548776662466927, 0.5698402909980532)
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """One patient, how the patient lies and how it is scanned; ``texture`` seeds what is drawn while rendering."""
+    """One patient, how the patient lies and how it is scanned; ``texture`` seeds noise and mottle."""
 
     anatomy: Anatomy
     pose: Pose
@@ -31,7 +31,7 @@ class PhantomCase:
 def sample_case(seed: int, index: int, *, size: int, slices: int | None) -> PhantomCase:
     """Case ``index`` of the cohort ``seed``.
 
-    Patient and pose do not depend on ``size`` and ``slices``: the same patient can be scanned on another grid.
+    Patient and pose do not depend on ``size`` and ``slices``: one patient can be scanned on any grid.
     """
     start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed]))).random(2)
     age_share, position_share = ((start + (index + 1) * np.array(STEPS)) % 1.0).tolist()

@@ -1,4 +1,4 @@
-"""Writing a cohort of phantom patients as an nnU-Net v2 raw dataset, resumable and the same for any worker count."""
+"""Writing a cohort of phantom patients as an nnU-Net v2 raw dataset, resumable."""
 
 import csv
 import io
@@ -59,12 +59,12 @@ def write_cohort(
 
     The folder is an nnU-Net v2 raw dataset (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, and
     ``labelsTs`` so that the test cases can be scored), with ``patients.csv`` (case, patient, age_years) and
-    ``phantom.json`` (true pose, size and tumour of each case, see ``docs/phantom.md``). Files have the axes LPS.
+    ``phantom.json`` (true pose, size and tumour of each case, see ``docs/phantom.md``). The axes are LPS.
 
     Args:
         output: folder to write; it may hold an unfinished cohort of the same parameters, which is continued.
         cases: number of patients, one scan each.
-        slices: slices per scan; None lets the slice thickness (1 to 5 mm) and the range decide. When given, the
+        slices: slices per scan; None lets the slice thickness (1 to 5 mm) and the range decide. If given, the
             margins around the kidneys are trimmed first, and the thickness exceeds 5 mm only where needed.
         size: columns and rows; pixels are 0.35 to 0.95 mm at 512 and grow by ``512 / size``.
         seed: the cohort; case ``i`` depends on the seed and ``i`` only.

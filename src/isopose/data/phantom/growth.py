@@ -4,9 +4,10 @@ Sources, by the name used in the tables below:
 
 - ``ICRP89``: ICRP Publication 89, Basic anatomical and physiological data for use in radiological protection,
   Ann. ICRP 32 (3-4), 2002: stature, mass, liver, spleen and kidneys at birth, 1, 5, 10 and 15 years.
-- ``ORNL8381``: Cristy and Eckerman, Specific absorbed fractions of energy at various ages, ORNL/TM-8381, 1987:
-  width, depth and length of the trunk at the same ages. Its trunk includes the arms.
-- ``KIM2010``: Kim et al., Kidney length in normal Korean children, J Korean Soc Ultrasound Med 29:181-188, 2010.
+- ``ORNL8381``: Cristy and Eckerman, Specific absorbed fractions of energy at various ages, ORNL/TM-8381,
+  1987: width, depth and length of the trunk at the same ages. Its trunk includes the arms.
+- ``KIM2010``: Kim et al., Kidney length in normal Korean children, J Korean Soc Ultrasound Med 29:181,
+  2010: renal length in mm by months, in two regressions.
 
 ``docs/phantom.md`` says what was taken as it stands and what was approximated.
 """
@@ -41,7 +42,7 @@ DENSITY = 1.05
 
 
 def at_age(values: tuple[float, ...], age_years: float) -> float:
-    """A reference value at an age in years: piecewise linear, carried on with the last slope, halved, after 15.
+    """A reference value at an age in years: piecewise linear, then half the last slope after 15.
 
     Growth slows in the last years of adolescence, so a full slope would overshoot.
     """
@@ -54,7 +55,7 @@ def at_age(values: tuple[float, ...], age_years: float) -> float:
 def kidney_length_mm(age_years: float) -> float:
     """Renal length in mm by age: the two regressions of KIM2010 (to and after 24 months), joined over a year.
 
-    The published lines differ by 4 mm where they meet; between 18 and 30 months one is blended into the other.
+    The published lines differ by 4 mm where they meet; from 18 to 30 months one is blended into the other.
     """
     months = 12.0 * age_years
     infant = 45.953 + 1.064 * months
@@ -65,7 +66,7 @@ def kidney_length_mm(age_years: float) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """Lengths in mm, volumes in ml, mass in kg of one patient; ``level`` is one lumbar vertebra with its disc."""
+    """Lengths in mm, volumes in ml, mass in kg of one patient; ``level`` is one vertebra with its disc."""
 
     stature_mm: float
     mass_kg: float
@@ -92,7 +93,7 @@ def reference_size(age_years: float) -> Size:
         mass_kg=at_age(MASS_KG, age_years),
         width=width,
         depth=at_age(TRUNK_DEPTH_MM, age_years),
-        # A lumbar level is about a twentieth of the trunk from pelvis to shoulder at every age (approximation).
+        # A lumbar level is about a twentieth of the trunk from pelvis to shoulder at any age (approximation).
         level=at_age(TRUNK_LENGTH_MM, age_years) / 20.0,
         kidney_length=kidney_length_mm(age_years),
         kidney_ml=at_age(KIDNEYS_G, age_years) / 2.0 / DENSITY,

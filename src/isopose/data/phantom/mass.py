@@ -40,28 +40,33 @@ class Mass:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the tissue that is now at a point was before the tumour grew."""
         r = np.maximum(self._scaled_radius(x, y, z), 1e-3)
-        grown = self.radius**3 - self.seed**3
-        factor = np.cbrt(np.maximum(r**3 - grown, 0.0)) / r
+        factor = np.cbrt(np.maximum(r**3 - self._grown, 0.0)) / r
         cx, cy, cz = (float(value) for value in self.centre)
         return cx + (x - cx) * factor, cy + (y - cy) * factor, cz + (z - cz) * factor
 
-    def after(self, point: np.ndarray) -> np.ndarray:
-        """Where the tissue that was at a ``(3,)`` point is now, lobulation left aside."""
-        offset = (np.asarray(point) - self.centre) / self.stretch
-        r = max(float(np.linalg.norm(offset)), 1e-6)
-        grown = self.radius**3 - self.seed**3
-        return self.centre + (np.asarray(point) - self.centre) * (np.cbrt(r**3 + grown) / r)
+    def after(self, points: np.ndarray) -> np.ndarray:
+        """Where the tissue that was at ``(n, 3)`` points is now, lobulation left aside."""
+        offset = points - self.centre
+        r = np.maximum(np.linalg.norm(offset / self.stretch, axis=1), 1e-6)
+        return self.centre + offset * (np.cbrt(r**3 + self._grown) / r)[:, None]
 
-    def bound(self, centre: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
-        """A sphere that holds, after growth, what a sphere held before."""
-        grown = self.radius**3 - self.seed**3
+    def bound(self, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Spheres that hold, after growth, what spheres ``(n, 3)``, ``(n,)`` held before."""
         scale = float(self.stretch.max()) * (1.0 + 2.0 * self.lobulation)
-        d = float(np.linalg.norm((centre - self.centre) / self.stretch))
-        reach = radius / float(self.stretch.min())
-        if d - reach < 0.35 * self.radius:
-            return self.centre, float(np.cbrt((d + reach) ** 3 + grown)) * scale
-        near = d - reach
-        return self.after(centre), reach * float(np.cbrt(near**3 + grown) / near) * scale
+        d = np.linalg.norm((centres - self.centre) / self.stretch, axis=1)
+        reach = radii / float(self.stretch.min())
+        near = np.maximum(d - reach, 1e-3)
+        # Far from the mass a sphere is widened by the largest tangential stretch on it. Near the mass that
+        # is unbounded, and the ball around the mass that holds everything is the better bound.
+        wide = reach * np.cbrt(near**3 + self._grown) / near * scale
+        ball = np.cbrt((d + reach) ** 3 + self._grown) * scale
+        close = (d - reach < 0.2 * self.radius) | (wide > ball)
+        return np.where(close[:, None], self.centre, self.after(centres)), np.where(close, ball, wide)
+
+    @property
+    def _grown(self) -> float:
+        """The cube of the radius by which the tissue was pushed, in mm^3."""
+        return self.radius**3 - self.seed**3
 
     def _scaled_radius(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         cx, cy, cz = (float(value) for value in self.centre)

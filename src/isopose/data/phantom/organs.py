@@ -42,7 +42,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Tube:
-    """A bent tube through ``points`` ``(n, 3)`` with ``radii`` ``(n,)``; wall, gas and mottle as in a blob."""
+    """A bent tube through ``points`` ``(n, 3)`` with ``radii`` ``(n,)``; the rest as in a blob."""
 
     name: str
     points: np.ndarray
@@ -95,7 +95,7 @@ class Kidney:
     def sinus(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Distance in mm to the sinus, which opens at the hilum."""
         a, b, c = self.axes
-        return ellipsoid(u - 0.62 * a, v, w, np.array([0.72 * a, 0.34 * b, 0.46 * c]))
+        return ellipsoid(u - 0.72 * a, v, w, np.array([0.62 * a, 0.28 * b, 0.40 * c]))
 
     def volume_ml(self) -> float:
         """Parenchyma without the sinus, by sampling own coordinates on a grid."""

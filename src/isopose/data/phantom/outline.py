@@ -35,7 +35,7 @@ class Trunk:
         gravity: ``(3,)`` unit vector, in which soft parts flatten.
         sag: share of the half depth by which the lower side is flattened.
         groove: depth of the furrow over the spine, share of the half depth.
-        bulge: position and reach of the tumour: angle in radians, height in mm, added radius in mm, reach in mm.
+        bulge: of the tumour: angle in radians, height, added radius and reach in mm.
     """
 
     size: Size
@@ -62,10 +62,15 @@ class Trunk:
         """How far behind the axis the cavity's rear wall lies, in mm."""
         return 0.58 * self.half_axes(z)[1]
 
+    @property
+    def spine_y(self) -> float:
+        """Middle of the vertebral bodies behind the axis, in mm; the same at every height."""
+        return 0.31 * self.half_axes(0.5 * self.size.level)[1]
+
     def at(self, z: float) -> Outline:
         """The curves at height ``z`` mm."""
         a, b = self.half_axes(z)
-        front, back = 2.05 + 0.25 * self.maturity, 2.15 + 0.75 * self.maturity
+        front, back = 2.05 + 0.25 * self.maturity, 2.12 + 0.50 * self.maturity
         power = front + (back - front) * 0.5 * (1.0 + np.tanh(3.0 * SIN))
         skin = (np.abs(COS / a) ** power + np.abs(SIN / b) ** power) ** (-1.0 / power)
         turn = np.arange(2, 2 + len(self.harmonics))[:, None] * THETA

@@ -1,6 +1,8 @@
 """Painting soft organs on a canvas: blobs, tubes, liver, kidneys, tumour, lung bases."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from scipy.interpolate import make_interp_spline
@@ -29,10 +31,24 @@ class Brush:
     mottle: Waves
     anatomy: Anatomy
 
-    @property
-    def slack(self) -> float:
-        """How far the wobble can move a surface, in mm."""
-        return 3.0 * self.anatomy.wobble_mm
+    def now(self, points: np.ndarray) -> np.ndarray:
+        """Where the tissue of ``(n, 3)`` resting points is now, after growth and wobble."""
+        mass = self.anatomy.tumour.mass
+        place = mass.after(points)
+        for _ in range(2):
+            place = mass.after(points - self._wobble(place))
+        return place
+
+    def bound(self, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Spheres that hold now what spheres of centres ``(n, 3)`` and radii ``(n,)`` held at rest."""
+        mass = self.anatomy.tumour.mass
+        # The wobble stretches by up to a third (size times wave number); the rest is its inverse's error.
+        shifted = centres - self._wobble(mass.after(centres))
+        return mass.bound(shifted, 1.35 * radii + 0.25 * self.anatomy.wobble_mm)
+
+    def _wobble(self, points: np.ndarray) -> np.ndarray:
+        fields = [field(*points.T) for field in self.anatomy.wobble]
+        return self.anatomy.wobble_mm * np.stack(fields, axis=1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,34 @@ class Line:
     radii: np.ndarray
     centres: np.ndarray
     reaches: np.ndarray
+    middles: np.ndarray
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Many tubes, in painting order, with the spheres of all their pieces in one array.
+
+    ``owner`` says to which tube a sphere belongs, ``first`` where each tube's spheres begin.
+    """
+
+    lines: tuple[Line, ...]
+    centres: np.ndarray
+    reaches: np.ndarray
+    owner: np.ndarray
+    first: np.ndarray
+
+
+def make_lines(brush: Brush, tubes: Sequence[Tube]) -> Lines:
+    """Cut tubes into pieces, once per patient."""
+    lines = tuple(make_line(brush, tube) for tube in tubes)
+    counts = np.array([len(line.reaches) for line in lines])
+    return Lines(
+        lines=lines,
+        centres=np.concatenate([line.centres for line in lines]),
+        reaches=np.concatenate([line.reaches for line in lines]),
+        owner=np.repeat(np.arange(len(lines)), counts),
+        first=np.cumsum(counts) - counts,
+    )
 
 
 def make_line(brush: Brush, tube: Tube) -> Line:
@@ -56,38 +100,46 @@ def make_line(brush: Brush, tube: Tube) -> Line:
     radii = np.interp(fine, t, tube.radii)
     middles = 0.5 * (points[1:] + points[:-1])
     halves = 0.5 * np.linalg.norm(np.diff(points, axis=0), axis=1) + np.maximum(radii[1:], radii[:-1])
-    mass = brush.anatomy.tumour.mass
-    bounds = [mass.bound(c, float(h) + brush.slack) for c, h in zip(middles, halves, strict=True)]
-    return Line(tube, points, radii, np.stack([c for c, _ in bounds]), np.array([r for _, r in bounds]))
+    centres, reaches = brush.bound(middles, halves)
+    return Line(tube, points, radii, centres, reaches, brush.now(middles))
 
 
-def paint_line(brush: Brush, section: Section, canvas: Canvas, line: Line) -> None:
-    """Paint a tube where it meets the plane."""
-    ranges = section.windows(line.centres, line.reaches)
-    active = np.flatnonzero((ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2]))
-    window = union(ranges[active]) if len(active) else None
-    if window is None:
-        return
+def paint_lines(brush: Brush, section: Section, canvas: Canvas, lines: Lines) -> None:
+    """Paint, in order, all tubes that meet the plane."""
+    ranges = section.windows(lines.centres, lines.reaches)
+    meets = np.flatnonzero((ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2]))
+    owner = lines.owner[meets]
+    for start in np.flatnonzero(np.diff(owner, prepend=-1)):
+        line = lines.lines[owner[start]]
+        pieces = meets[start : start + np.count_nonzero(owner == owner[start])]
+        _paint_line(brush, section, canvas, line, ranges[pieces], pieces - lines.first[owner[start]])
+
+
+def _paint_line(
+    brush: Brush, section: Section, canvas: Canvas, line: Line, ranges: np.ndarray, active: np.ndarray
+) -> None:
+    """Paint the active pieces of one tube in the rectangle around their pixel ranges."""
+    window = union(ranges)
+    assert window is not None
     tissue = section.tissue(window)
-    distance = None
-    for k in active:
-        piece = capsule(*tissue, line.points[k : k + 2], (float(line.radii[k]), float(line.radii[k + 1])))
-        distance = piece if distance is None else np.minimum(distance, piece)
-    assert distance is not None
-    centre = brush.anatomy.tumour.mass.after(line.points[active].mean(axis=0))
+    pieces = (
+        capsule(*tissue, line.points[k : k + 2], (float(line.radii[k]), float(line.radii[k + 1])))
+        for k in active
+    )
+    distance = reduce(np.minimum, pieces)
+    centre = line.middles[active].mean(axis=0)
     half = float(line.radii[active].mean()) - line.tube.wall
     fill(brush, section, canvas, window, distance, line.tube, centre, half)
 
 
 def paint_blob(brush: Brush, section: Section, canvas: Canvas, blob: Blob) -> None:
     """Paint a blob where it meets the plane."""
-    mass = brush.anatomy.tumour.mass
-    window = section.window(*mass.bound(blob.centre, float(blob.axes.max()) * 1.2 + brush.slack))
+    window = union(section.windows(*brush.bound(blob.centre[None], np.array([1.1 * blob.axes.max()]))))
     if window is None:
         return
     half = float(np.linalg.norm(blob.axes * (blob.frame @ brush.up))) - blob.wall
     distance = blob.distance(*section.tissue(window))
-    fill(brush, section, canvas, window, distance, blob, mass.after(blob.centre), half)
+    fill(brush, section, canvas, window, distance, blob, brush.now(blob.centre[None])[0], half)
 
 
 def fill(
@@ -118,10 +170,9 @@ def fill(
 def paint_liver(brush: Brush, section: Section, canvas: Canvas) -> None:
     """The liver's lobes, joined smoothly."""
     anatomy = brush.anatomy
-    bounds = [
-        anatomy.tumour.mass.bound(b.centre, float(b.axes.max()) * 1.2 + brush.slack) for b in anatomy.liver
-    ]
-    window = union(section.windows(np.stack([c for c, _ in bounds]), np.array([r for _, r in bounds])))
+    centres = np.stack([lobe.centre for lobe in anatomy.liver])
+    reaches = np.array([1.2 * lobe.axes.max() for lobe in anatomy.liver])
+    window = union(section.windows(*brush.bound(centres, reaches)))
     if window is None:
         return
     tissue = section.tissue(window)
@@ -135,11 +186,11 @@ def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney)
     """Perirenal fat, then cortex, pyramids, sinus and pelvis; the parenchyma counts as kidney."""
     anatomy = brush.anatomy
     halo = 0.8 + 0.022 * anatomy.size.depth * (0.3 + anatomy.trunk.maturity)
-    reach = 1.25 * float(kidney.axes.max()) + halo + brush.slack
-    window = section.window(*anatomy.tumour.mass.bound(kidney.centre, reach))
+    reach = 1.25 * float(kidney.axes.max()) + halo
+    window = union(section.windows(*anatomy.tumour.mass.bound(kidney.centre[None], np.array([reach]))))
     if window is None:
         return
-    u, v, w = kidney.own(*section.tissue(window))
+    u, v, w = kidney.own(*(p[window] for p in section.grown))
     surface, sinus = kidney.surface(u, v, w), kidney.sinus(u, v, w)
     room = canvas.cavity[window]
     canvas.paint(window, inside(surface - halo, section.edge) * room, anatomy.fat_hu + 8.0)
@@ -150,7 +201,7 @@ def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney)
         nearest = np.maximum(nearest, (p * (u / a) + q * (v / b) + s * (w / c)) / length)
     cortex = 0.20 * b + 0.6
     # A pyramid is broad below the cortex and narrows to its papilla at the sinus.
-    narrow = 0.90 + 0.07 * np.clip((-surface - cortex) / (0.6 * b), 0.0, 1.0)
+    narrow = 0.855 + 0.09 * np.clip((-surface - cortex) / (0.6 * b), 0.0, 1.0)
     medulla = inside(surface + cortex, 1.5 * section.edge) * np.clip(
         (nearest - narrow) * 25.0 + 0.5, 0.0, 1.0
     )
@@ -160,13 +211,13 @@ def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney)
     canvas.kidney[window] += alpha
     hollow = inside(sinus, section.edge) * inside(surface - 0.15 * a, section.edge) * room
     canvas.paint(window, hollow, anatomy.fat_hu + 25.0)
-    pelvis = np.sqrt(((u - 0.62 * a) / (0.55 * a)) ** 2 + (v / (0.19 * b)) ** 2 + (w / (0.26 * c)) ** 2)
+    pelvis = np.sqrt(((u - 0.72 * a) / (0.46 * a)) ** 2 + (v / (0.15 * b)) ** 2 + (w / (0.24 * c)) ** 2)
     canvas.paint(window, inside((pelvis - 1.0) * 0.2 * b, section.edge) * room, 12.0)
 
 
-def paint_tumour(brush: Brush, section: Section, canvas: Canvas, tumour: Tumour) -> None:
+def paint_tumour(section: Section, canvas: Canvas, tumour: Tumour) -> None:
     """Solid, mottled, with dead parts and a thin capsule; the walls of the cavity and the spine stop it."""
-    anatomy, mass = brush.anatomy, tumour.mass
+    mass = tumour.mass
     reach = mass.radius * float(mass.stretch.max()) * (1.0 + 3.0 * mass.lobulation)
     window = section.window(mass.centre, reach + 2.0)
     if window is None:
@@ -190,9 +241,9 @@ def paint_tumour(brush: Brush, section: Section, canvas: Canvas, tumour: Tumour)
     canvas.tumour[window] += share
 
 
-def paint_lung(brush: Brush, section: Section, canvas: Canvas) -> None:
+def paint_lung(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
     """The lungs' rear recesses: between the dome of the diaphragm and the chest wall."""
-    unit = brush.anatomy.size.level
+    unit = anatomy.size.level
     if float(section.z.max()) < 1.3 * unit:
         return
     whole = (slice(None), slice(None))

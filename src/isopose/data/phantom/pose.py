@@ -1,7 +1,7 @@
 """How the patient lies, and what the scanner was told about it.
 
-Frames: ``canonical`` is the patient's own frame (x to the left, y to the back, z to the head, mm; origin in the
-middle of the trunk at the second lumbar vertebra); ``world`` is LPS as the file's header says it is.
+Frames: ``canonical`` is the patient's own frame (x to the left, y to the back, z to the head, mm; origin in
+the middle of the trunk at the second lumbar vertebra); ``world`` is LPS as the file's header says it is.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ TILT_LIMIT = np.deg2rad(9.0)
 
 @dataclass(frozen=True)
 class Pose:
-    """Position and angles (radians, right-handed: roll x to y, pitch y to z, yaw z to x), offset in mm of world.
+    """Position and angles (radians, right-handed: roll x to y, pitch y to z, yaw z to x), offset in world mm.
 
-    ``header_right`` says whether the header knows the position: then LPS are the patient's own axes, and table
-    and gravity lie on another side; otherwise the scanner was told "supine" and the whole patient is turned.
+    ``header_right`` says whether the header knows the position: then LPS are the patient's own axes, and the
+    table and gravity lie on another side; otherwise the scanner was told "supine" and the whole patient is turned.
     """
 
     position: str

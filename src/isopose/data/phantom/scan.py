@@ -53,6 +53,12 @@ class Scan:
         matrix[:3, 3] = self.origin
         return matrix
 
+    def slice_matrix(self, index: float) -> np.ndarray:
+        """``(4, 4)`` like ``world_from_index``, with plane 0 at slice ``index``, which may be a fraction."""
+        matrix = self.world_from_index
+        matrix[2, 3] += index * self.thickness
+        return matrix
+
 
 def sample_scan(
     rng: np.random.Generator, anatomy: Anatomy, pose: Pose, size: int, slices: int | None
@@ -64,9 +70,9 @@ def sample_scan(
         anatomy: the patient.
         pose: how the patient lies.
         size: matrix; pixel sizes of 0.35 to 0.95 mm hold at 512 and grow by 512 / size.
-        slices: number of slices, or None to let thickness (1 to 5 mm) and range decide. When given, the margins
-            above and below are trimmed to 5 mm before the thickness exceeds 5 mm, and the thickness exceeds it
-            only where even that does not cover the kidneys; the range is never cut into them.
+        slices: number of slices, or None to let thickness (1 to 5 mm) and range decide. If given, the margins
+            above and below are trimmed to 5 mm before the thickness exceeds 5 mm, which it does only where
+            even that does not cover the kidneys; the range is never cut into them.
     """
     corners = rim(anatomy) @ pose.rotation.T + np.array(pose.offset)
     half = float(np.abs(corners[:, :2]).max())
@@ -84,7 +90,9 @@ def sample_scan(
     else:
         count = slices
         spare = max(THICKEST_MM * count - (high - low), 2.0 * LEAST_MARGIN_MM)
-        margins = margins * min(1.0, spare / float(margins.sum()))
+        extra = margins - LEAST_MARGIN_MM
+        trim = (spare - 2.0 * LEAST_MARGIN_MM) / float(extra.sum())
+        margins = LEAST_MARGIN_MM + extra * min(1.0, trim)
         thickness = max(THINNEST_MM, (high - low + float(margins.sum())) / count)
     middle = 0.5 * (low - margins[0] + high + margins[1])
     # Quantum noise: thin slices and large bodies are noisier at a given dose; the scanner makes up for part.
@@ -125,50 +133,5 @@ def landmarks(anatomy: Anatomy) -> np.ndarray:
     for kidney in anatomy.kidneys:
         own = unit * kidney.axes
         own[:, 0] += 0.30 * kidney.axes[0] * (own[:, 2] / kidney.axes[2]) ** 2
-        points.append(np.stack([mass.after(p) for p in kidney.centre + own @ kidney.frame]))
+        points.append(mass.after(kidney.centre + own @ kidney.frame))
     return np.concatenate(points)
-
-
-def background(anatomy: Anatomy, pose: Pose, scan: Scan) -> np.ndarray:
-    """Air with table, mat and blanket, HU float32 ``(rows, columns)``; the same in every slice."""
-    axis = (np.arange(scan.size, dtype=np.float32) - 0.5 * (scan.size - 1)) * np.float32(scan.pixel)
-    x, y = axis[None, :], axis[:, None]
-    down, hu = pose.gravity_world, np.full((scan.size, scan.size), -1000.0, dtype=np.float32)
-    # Along the table and across it: "down" is one of the four axis directions of world.
-    deep = np.float32(down[0]) * x + np.float32(down[1]) * y
-    side = np.float32(down[1]) * x - np.float32(down[0]) * y
-    skin = rim(anatomy) @ pose.rotation.T + np.array(pose.offset)
-    skin_deep = skin[:, :2] @ down[:2]
-    skin_side = skin[:, 0] * down[1] - skin[:, 1] * down[0]
-    # The table is a shallow trough about the scanner's middle; it touches the body where that is lowest in it.
-    top = float((skin_deep + skin_side**2 / (2.0 * scan.table_radius)).max()) + scan.table_gap
-    surface = deep - (top - side**2 / (2.0 * scan.table_radius))
-    on = np.clip((215.0 - np.abs(side)) / scan.pixel + 0.5, 0.0, 1.0)
-    soft = max(scan.pixel, 0.6)
-
-    def layer(start: float, thick: float, value: float) -> None:
-        alpha = np.clip(0.5 + (0.5 * thick - np.abs(surface - start - 0.5 * thick)) / soft, 0.0, 1.0) * on
-        hu[...] += min(1.0, thick / soft) * alpha * (value - hu)
-
-    layer(0.0, 42.0, -935.0)  # foam core
-    layer(0.0, 1.6, 30.0)  # carbon shells
-    layer(40.0, 1.8, 60.0)
-    if scan.mattress:
-        layer(-min(5.0, scan.table_gap + 1.0), min(5.0, scan.table_gap + 1.0), -880.0)
-    if scan.blanket is not None:
-        _blanket(hu, anatomy, pose, scan, x, y)
-    return hu
-
-
-def _blanket(hu: np.ndarray, anatomy: Anatomy, pose: Pose, scan: Scan, x: np.ndarray, y: np.ndarray) -> None:
-    """A thin cloth over the upper side of the body, lying loosely."""
-    matrix = pose.rotation[:2, :2]
-    skin = anatomy.trunk.at(0.0).skin
-    px, py = x - np.float32(pose.offset[0]), y - np.float32(pose.offset[1])
-    cx = np.float32(matrix[0, 0]) * px + np.float32(matrix[1, 0]) * py
-    cy = np.float32(matrix[0, 1]) * px + np.float32(matrix[1, 1]) * py
-    angle = np.arctan2(cy, cx)
-    smooth = np.float32(skin.max()) * 0.35 + 0.65 * np.interp(angle, np.arctan2(SIN, COS), skin)
-    upper = -(pose.gravity_world[0] * px + pose.gravity_world[1] * py) > 0.1 * anatomy.size.depth
-    d = np.abs(np.hypot(cx, cy) - smooth - scan.blanket - 1.5 * np.sin(9.0 * angle)) - 0.5
-    hu += np.where(upper, np.clip(0.5 - d / max(scan.pixel, 0.6), 0.0, 1.0), 0.0) * (-620.0 - hu)

@@ -17,10 +17,12 @@ class Section:
 
     Args:
         x: canonical coordinates; ``y`` and ``z`` likewise.
+        grown: where the tissue of each pixel lay before the tumour grew (kidneys, which do not wobble).
         warped: where the soft tissue of each pixel lay before the tumour grew and before the organs' wobble.
         radius: distance from the canonical axis.
         bin: index into the outline's tables.
         outline: the trunk's curves at this height.
+        canonical_from_index: ``(4, 4)``, the inverse of the next.
         index_from_canonical: ``(4, 4)`` to (column, row, plane) of these arrays, plane 0 being this one.
         pixel: pixel size in mm.
         plane_mm: distance between planes that ``index_from_canonical`` counts, in mm.
@@ -30,17 +32,19 @@ class Section:
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
+    grown: tuple[np.ndarray, np.ndarray, np.ndarray]
     warped: tuple[np.ndarray, np.ndarray, np.ndarray]
     radius: np.ndarray
     bin: np.ndarray
     outline: Outline
+    canonical_from_index: np.ndarray
     index_from_canonical: np.ndarray
     pixel: float
     plane_mm: float
     edge: float
 
     def windows(self, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-        """Pixel ranges of spheres: ``(n, 4)`` of first row, last row, first column, last column; empty if off."""
+        """Pixel ranges of spheres: ``(n, 4)`` of first and last row, first and last column; empty if off."""
         index = centres @ self.index_from_canonical[:3, :3].T + self.index_from_canonical[:3, 3]
         height = np.abs(index[:, 2]) * self.plane_mm
         reach = np.where(height < radii, radii, -1e9) / self.pixel
@@ -99,22 +103,22 @@ def make_section(
 ) -> Section:
     """Coordinates of one plane; plane 0 of ``canonical_from_index`` ``(4, 4)``, ``shape`` (rows, columns)."""
     m = canonical_from_index
-    i = np.arange(shape[1], dtype=np.float32)[None, :]
-    j = np.arange(shape[0], dtype=np.float32)[:, None]
-    x, y, z = ((np.float32(m[a, 0]) * i + np.float32(m[a, 3])) + np.float32(m[a, 1]) * j for a in range(3))
+    x, y, z = coordinates(m, (slice(0, shape[0]), slice(0, shape[1])))
     middle = float(m[2] @ [0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0.0, 1.0])
     before = anatomy.tumour.mass.before(x, y, z)
     size = np.float32(anatomy.wobble_mm)
-    warped = tuple(p + size * field(*before) for p, field in zip(before, anatomy.wobble, strict=True))
+    warped = [p + size * field.on_plane(m, shape) for p, field in zip(before, anatomy.wobble, strict=True)]
     angle = (np.arctan2(y, x) + np.float32(np.pi)) * np.float32(BINS / (2.0 * np.pi))
     return Section(
         x=x,
         y=y,
         z=z,
+        grown=before,
         warped=(warped[0], warped[1], warped[2]),
         radius=np.hypot(x, y),
         bin=np.minimum(angle.astype(np.int32), BINS - 1),
         outline=anatomy.trunk.at(middle),
+        canonical_from_index=m,
         index_from_canonical=np.linalg.inv(m),
         pixel=pixel,
         plane_mm=float(np.linalg.norm(m[:3, 2])),
@@ -122,8 +126,19 @@ def make_section(
     )
 
 
+def coordinates(
+    canonical_from_index: np.ndarray, window: Window
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Canonical coordinates of a window's pixels, float32."""
+    m = canonical_from_index
+    j = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None]
+    i = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :]
+    x, y, z = ((np.float32(m[a, 0]) * i + np.float32(m[a, 3])) + np.float32(m[a, 1]) * j for a in range(3))
+    return x, y, z
+
+
 def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
-    """Skin, fat, muscle wall and the cavity's fat, over a background of air and table that is changed in place."""
+    """Skin, fat, muscle wall and the cavity's fat, over ``hu`` (air and table), changed in place."""
     whole = (slice(None), slice(None))
     fat = anatomy.fat_hu
     canvas = Canvas(hu, np.zeros_like(hu), np.zeros_like(hu), np.zeros_like(hu))
@@ -137,8 +152,26 @@ def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
     depth = (section.radius - cavity) / np.maximum(muscle - cavity, 0.5)
     # Thin fat planes between the three muscles of the flank; behind, streaks between the muscles of the back.
     flank = (np.abs(depth - 0.36) < 0.045) | (np.abs(depth - 0.68) < 0.045)
-    planes = np.where(flank & (np.abs(section.y) < 0.75 * section.radius), 0.45 * anatomy.trunk.maturity, 0.0)
+    lateral = np.clip(4.0 - 6.0 * np.abs(section.y) / np.maximum(section.radius, 1.0), 0.0, 1.0)
+    planes = np.where(flank, 0.5 * anatomy.trunk.maturity * lateral, 0.0)
+    planes = np.maximum(planes, _back_planes(anatomy, section))
     hu += inside(section.radius - muscle, section.edge) * (60.0 + planes * (fat - 60.0) - hu)
     canvas.cavity[...] = inside(section.radius - cavity, section.edge)
     hu += canvas.cavity * (fat + 6.0 - hu)
     return canvas
+
+
+def _back_planes(anatomy: Anatomy, section: Section) -> np.ndarray:
+    """Fat around and between the long muscles of the back: 0 to 1, how much of a pixel it takes."""
+    size = anatomy.size
+    middle = float(section.z.mean())
+    front = 1.04 * anatomy.trunk.back_wall(middle)
+    back = float(section.outline.muscle[3 * BINS // 4])
+    half = 0.5 * (back - front)
+    width = 0.15 * size.width
+    x = (np.abs(section.x) - 0.09 * size.width - 0.5 * width) / width
+    y = (section.y - front - half) / max(half, 1.0)
+    around = np.abs(np.sqrt(x * x + y * y) - 1.0) * half
+    between = np.abs(x + 0.25 - 0.3 * y) * width
+    line = np.clip(0.9 - around / 1.1, 0.0, 1.0) + 0.5 * np.clip(0.8 - between, 0.0, 1.0) * (np.abs(y) < 0.8)
+    return np.where(section.y > front, line * (0.25 + 0.5 * anatomy.trunk.maturity), 0.0)

@@ -1,4 +1,4 @@
-"""Implicit shapes: signed distances in mm, negative inside, on float32 coordinate arrays of any equal shape."""
+"""Implicit shapes: signed distances in mm, negative inside, on float32 coordinate arrays."""
 
 from dataclasses import dataclass
 
@@ -31,6 +31,26 @@ class Waves:
         for (kx, ky, kz), phase in zip(self.vectors.tolist(), self.phases.tolist(), strict=True):
             total += np.cos(kx * x + ky * y + (kz * z + phase))
         total *= np.float32(np.sqrt(2.0 / len(self.phases)))
+        return total
+
+    def on_plane(self, points_from_index: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """The field on a plane of pixels, float32 ``shape`` (rows, columns).
+
+        There a wave's phase is a sum of one term per row and one per column, so that its cosine is two outer
+        products instead of a cosine per pixel.
+
+        Args:
+            points_from_index: ``(4, 4)`` from (column, row, plane) to mm; the plane is 0.
+            shape: rows, columns.
+        """
+        total = np.zeros(shape, dtype=np.float32)
+        across = np.arange(shape[1])[None, :] * (self.vectors @ points_from_index[:3, 0])[:, None]
+        down = np.arange(shape[0])[None, :] * (self.vectors @ points_from_index[:3, 1])[:, None]
+        across = across + (self.vectors @ points_from_index[:3, 3] + self.phases)[:, None]
+        scale = np.sqrt(2.0 / len(self.phases))
+        for a, b in zip(across, down, strict=True):
+            total += (scale * np.cos(b)).astype(np.float32)[:, None] * np.cos(a).astype(np.float32)
+            total -= (scale * np.sin(b)).astype(np.float32)[:, None] * np.sin(a).astype(np.float32)
         return total
 
 

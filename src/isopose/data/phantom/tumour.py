@@ -63,19 +63,19 @@ def grow(
 ) -> tuple[Trunk, Kidney, Tumour]:
     """Let a tumour of a diameter in mm grow out of a kidney; trunk and kidney give way.
 
-    Where the grown tumour cannot stay because a wall is in its way, its centre and the kidney move together, so
-    that it always sits on the place of the kidney from which it came.
+    Where the grown tumour cannot stay because a wall is in its way, its centre and the kidney move together,
+    so that it always sits on the place of the kidney from which it came.
     """
     radius = 0.5 * diameter
     toward = np.array([0.45 * kidney.side, -0.75, 0.0]) + np.array([0.35, 0.3, 0.75]) * rng.uniform(-1, 1, 3)
     toward /= np.linalg.norm(toward)
     own = kidney.frame @ toward
     surface = 1.0 / float(np.linalg.norm(own / kidney.axes))
-    attach = kidney.centre + toward * surface * rng.uniform(0.75, 1.0)
+    attach = kidney.centre + toward * surface * rng.uniform(0.88, 1.15)
     z = float(attach[2])
     outline = trunk.at(z)
     front = radius_at(outline.cavity, 0.3 * kidney.side, -1.0)
-    room = trunk.back_wall(z) - 0.55 * float(kidney.axes[1]) * min(1.0, radius / float(kidney.axes[1]))
+    room = trunk.back_wall(z) - float(kidney.axes[1]) * min(1.0, radius / float(kidney.axes[1]))
     centre = attach.copy()
     # A belly gives way in front before the spine does behind.
     centre[1] = np.clip(attach[1], min(-front + radius, room - radius), room - radius)
