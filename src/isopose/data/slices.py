@@ -1,6 +1,6 @@
 """Batches of slices from a store: which slices, in which order, read ahead of the training step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -32,11 +32,15 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, copied without waiting where memory is pinned."""
-        return Batch(*(v if v is None else v.to(device, non_blocking=True) for v in self))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """The batch in pinned memory, from which a GPU copies without waiting."""
-        return Batch(*(v if v is None else v.pin_memory() for v in self))
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        known = {name: change(value) for name, value in self._asdict().items() if value is not None}
+        return Batch(**known)
 
 
 class Slices:
@@ -104,6 +108,10 @@ class Slices:
         """At most so many rows, evenly spread, for validation."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
         return self.subset(chosen)
+
+    def labelled(self) -> "Slices":
+        """The rows that show any label."""
+        return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
     def subset(self, rows: np.ndarray) -> "Slices":
         """Some rows only."""

@@ -88,11 +88,11 @@ def predict(
     """
     prepared = prepare(volume, model.fingerprint, model.config.data)
     device = model.pipeline.pose.reference_mask.device
-    slices, height, width = prepared.native_shape
+    slices, height, width = prepared.shape
     classes = np.zeros((slices, height, width), np.uint8)
     kept = _background(model.pipeline.classes, classes.shape) if probabilities else None
     records = SliceRecords.empty(slices)
-    slice_from_frame = prepared.frame.slice_from_frame((height, width), prepared.spacing[:2]).to(device)
+    slice_from_frame = prepared.slice_from_frame.to(device)
 
     shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     size = model.config.predict.batch_size

@@ -9,8 +9,9 @@ import numpy as np
 
 from isopose import __version__
 from isopose.data.preprocess import Prepared
+from isopose.data.store import hash_of_source
 from isopose.errors import InputError
-from isopose.files import hash_of, sha256, write_json
+from isopose.files import write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.inference.confidence import POSE_SOURCES
 from isopose.inference.predict import Prediction, predict
@@ -109,7 +110,7 @@ def _predict_scan(
     volume = read_volume(scan.path)
     with reporter.counting(f"predict {scan.name}") as progress:
         prediction = predict(model, volume, probabilities=probabilities, progress=progress)
-    input_hash = hash_of_input(scan.path)
+    input_hash = hash_of_source(scan.path)
     record = prediction_record(model, prediction, input_hash)
     if input_hash in model.info["training"]["images_sha256"]:
         record["warnings"].append(
@@ -161,13 +162,6 @@ def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
     voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
     array = prediction.labels.array
     return {name: float(np.isin(array, values).sum() * voxel_ml) for name, values in labels.targets().items()}
-
-
-def hash_of_input(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files together, by content and not by name."""
-    if path.is_file():
-        return sha256(path)
-    return hash_of(sorted(sha256(p) for p in path.iterdir() if p.is_file()))
 
 
 def _frame(prepared: Prepared) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """``isopose fit``: from a dataset to a model folder, stage after stage."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def fit(
     reference = choose_reference(train_slices.cases, config.pose, air)
     reporter.say(
         f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
-        f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f})"
+        f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
+        f"{math.degrees(reference.lean):+.1f} degrees)"
     )
     pipeline = Pipeline(config, dataset.labels.classes, reference.mask, air).to(run.fabric.device)
 
@@ -87,12 +89,12 @@ def fit(
     if config.crop.enabled and not config.crop.learned:
         pipeline.crop.start.copy_(_box_of_all(pipeline, train_slices, run))
     if pipeline.crop.localisation is not None:
-        labelled = [s and s.subset(s.presence.any(axis=1).nonzero()[0]) for s in (train_slices, val_slices)]
-        assert labelled[0] is not None
-        stages.append(_train(run, "crop", CropObjective(pipeline), labelled[0], labelled[1] or None, 1))
+        labelled = train_slices.labelled()
+        judged = val_slices.labelled() if val_slices else None
+        stages.append(_train(run, "crop", CropObjective(pipeline), labelled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
         slices.theta2 = _crops(pipeline, slices, run)
-    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages.append(_train(run, "unet", SegmentationObjective(pipeline), train_slices, val_slices, 2))
 
     info = _info(stages, reference, store, training, validation)
@@ -247,18 +249,19 @@ def _info(
     by_id = {case.record.id: case.record for case in store.cases}
     return {
         "reference": {
-            "image_sha256": by_id[reference.case].image_sha256,
+            "image_sha256": by_id[reference.case].sources["image"],
             "slice": reference.slice,
             "chosen": reference.chosen,
             "area_cm2": reference.area_cm2,
             "symmetry": reference.symmetry,
+            "lean": reference.lean,
         },
         "training": {
             "cases": len(training),
             "patients": len({case.patient for case in training}),
             "validation_cases": len(validation),
-            "images_sha256": [by_id[case.id].image_sha256 for case in training],
-            "validation_images_sha256": [by_id[case.id].image_sha256 for case in validation],
+            "images_sha256": [by_id[case.id].sources["image"] for case in training],
+            "validation_images_sha256": [by_id[case.id].sources["image"] for case in validation],
         },
         "stages": {
             stage.history[0]["stage"]: {

@@ -1,5 +1,6 @@
 """What the transformers are trained towards: the reference's outline and the boxes around the labels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,14 +13,15 @@ from isopose.data.slices import Batch
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
 from isopose.geometry.crop import box_of_mask, matrix_from_box
-from isopose.geometry.moments import moments
 from isopose.geometry.similarity import matrix_from_pose
-from isopose.geometry.warp import warp
-from isopose.models.pose import soft_dice
+from isopose.geometry.symmetry import symmetry_axis
+from isopose.geometry.warp import compose, warp
 from isopose.training.losses import one_hot
 
-#: Among patients whose body area lies within this factor of the median, the most symmetric is the reference.
+#: Among patients whose body area lies within this factor of the median the reference is chosen.
 SIZE_FACTOR = 1.3
+#: How much symmetry is worth a radian of lean, when the most upright and symmetric patient is sought.
+LEAN_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Reference:
         slice: its index from the feet, after reorientation.
         chosen: ``by the user`` or ``automatically``.
         area_cm2: of the body in that slice.
-        symmetry: Dice of its foreground with its own left-right mirror image.
+        symmetry: agreement of the slice with its own mirror image, 1 is perfect.
+        lean: radians by which it was turned upright; 0 where it is taken as it lies.
         image: ``(1, 1, S, S)`` the slice in the homogenised frame.
         mask: ``(1, 1, S, S)`` its foreground in the homogenised frame (T in Eq. 1).
     """
@@ -41,6 +44,7 @@ class Reference:
     chosen: str
     area_cm2: float
     symmetry: float
+    lean: float
     image: Tensor
     mask: Tensor
 
@@ -61,19 +65,24 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
             f"pose.reference: case {config.reference!r} is not among the {len(cases)} training cases of this "
             "fold; name one of them or leave it out"
         )
-    candidates = []
+    found = []
     for case in cases:
         if config.reference in (None, case.record.id):
             position = _middle_slice(case)
             image, mask = (torch.from_numpy(a)[:, None].float() for a in case.read([position])[:2])
-            pixel_cm2 = (case.record.frame.pixel_mm / 10.0) ** 2
-            candidates.append((case, position, image, mask, float(mask.sum()) * pixel_cm2, _symmetry(mask)))
-    areas = np.array([candidate[4] for candidate in candidates])
+            axis = symmetry_axis(image, mask)
+            area = float(mask.sum()) * (case.record.frame.pixel_mm / 10.0) ** 2
+            found.append((case, position, image, mask, area, float(axis.score), float(axis.angle)))
+    areas = np.array([one[4] for one in found])
     typical = np.abs(np.log(areas / np.median(areas))) <= np.log(SIZE_FACTOR)
-    order = np.lexsort(([-candidate[5] for candidate in candidates], ~typical))
-    case, position, image, mask, area, symmetry = candidates[int(order[0])]
+    merit = np.array([symmetry - LEAN_WEIGHT * abs(lean) for *_, symmetry, lean in found])
+    best = int(np.lexsort((-merit, ~typical))[0])
+    case, position, image, mask, area, symmetry, lean = found[best]
 
-    theta = _filling(mask, config.fill)
+    if config.fill is None:
+        lean, theta = 0.0, torch.eye(3)[None]
+    else:
+        theta = _filling(mask, lean, config.fill)
     size = (config.size, config.size)
     return Reference(
         case=case.record.id,
@@ -81,6 +90,7 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
         chosen="automatically" if config.reference is None else "by the user",
         area_cm2=area,
         symmetry=symmetry,
+        lean=lean,
         image=warp(image, theta, size, fill=air),
         mask=warp(mask, theta, size),
     )
@@ -112,24 +122,11 @@ def _middle_slice(case: StoredCase) -> int:
     return int(shown[len(shown) // 2])
 
 
-def _symmetry(mask: Tensor) -> float:
-    """Dice of a mask with its mirror image about the upright line through its centroid, unturned.
-
-    A leaning body is not symmetric about the upright line, so this judges pose as well as shape.
-    """
-    x = moments(mask).centre[:, 0]
-    mirror = torch.eye(3).repeat(1, 1, 1)
-    mirror[:, 0, 0] = -1.0
-    mirror[:, 0, 2] = 2.0 * x
-    return float(soft_dice(warp(mask, mirror, (mask.shape[2], mask.shape[3])), mask))
-
-
-def _filling(mask: Tensor, fill: float | None) -> Tensor:
-    """Matrix that centres a mask's box and enlarges it to fill a part of the frame; never turns it."""
-    if fill is None:
-        return torch.eye(3)[None]
-    x0, y0, x1, y1 = box_of_mask(mask[:, 0] >= 0.5)[0][0].tolist()
-    scale = max(x1 - x0, y1 - y0) / 2.0 / fill
-    theta = torch.diag(torch.tensor([scale, scale, 1.0]))
-    theta[0, 2], theta[1, 2] = (x0 + x1) / 2.0, (y0 + y1) / 2.0
-    return theta[None]
+def _filling(mask: Tensor, lean: float, fill: float) -> Tensor:
+    """Matrix that turns a mask upright, centres its box and enlarges it to fill a part of the frame."""
+    upright = matrix_from_pose(torch.tensor([[lean, 0.0, 0.0, 0.0, 0.0]]))
+    turned = warp(mask, upright, (mask.shape[2], mask.shape[3]))
+    x0, y0, x1, y1 = box_of_mask(turned[:, 0] >= 0.5)[0][0].tolist()
+    log_scale = math.log(max(x1 - x0, y1 - y0) / 2.0 / fill)
+    onto = torch.tensor([[0.0, log_scale, log_scale, (x0 + x1) / 2.0, (y0 + y1) / 2.0]])
+    return compose(upright, matrix_from_pose(onto))
