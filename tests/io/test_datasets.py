@@ -237,6 +237,17 @@ def test_kits21_and_23(tmp_path, extra, label):
     assert dict(open_dataset(tmp_path, {"kidney": 1}).labels.values) == {"kidney": 1}
 
 
+def test_only_kits19_has_cases_without_label(tmp_path):
+    touch(tmp_path, "case_00001/instances/kidney.nii.gz", "case_00400/imaging.nii.gz")
+    case = open_dataset(tmp_path).cases[1]
+    assert case == Case(
+        "case_00400",
+        tmp_path / "case_00400/imaging.nii.gz",
+        tmp_path / "case_00400/segmentation.nii.gz",
+        "case_00400",
+    )
+
+
 def test_manifest(tmp_path):
     path = tmp_path / "cohort.csv"
     path.write_bytes(

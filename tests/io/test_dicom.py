@@ -198,7 +198,8 @@ def test_scouts_and_other_objects_are_left_out(tmp_path):
     save(dicom_slice(raw[0], (0, 0, 0), series="1.2.8", **coronal), tmp_path / "scout2.dcm")
     save(dicom_slice(raw[0], (0, 0, 0), series="1.2.7", Modality="SEG"), tmp_path / "seg.dcm")
     save(dicom_slice(raw[0], (0, 0, 0), series="1.2.6", ImagePositionPatient=None), tmp_path / "dose.dcm")
-    np.testing.assert_array_equal(read_volume(tmp_path).array, raw.astype(int) - 1024)
+    for path in (tmp_path, tmp_path / "003.dcm"):
+        np.testing.assert_array_equal(read_volume(path).array, raw.astype(int) - 1024)
     only = tmp_path / "only"
     only.mkdir()
     shutil.copy(tmp_path / "scout.dcm", only)
