@@ -5,6 +5,22 @@ import numpy as np
 from isopose.data.phantom.organs import Tube
 from isopose.data.phantom.outline import Trunk, radius_at
 
+#: The colon's course: x and y as shares of the cavity's radius, height in vertebral levels.
+COLON_PATH = (
+    (-0.62, 0.10, -5.0),
+    (-0.68, 0.08, -2.8),
+    (-0.70, 0.10, -0.8),
+    (-0.62, -0.22, 0.2),
+    (-0.36, -0.66, -0.3),
+    (0.0, -0.78, -0.6),
+    (0.34, -0.66, 0.5),
+    (0.62, -0.22, 1.6),
+    (0.76, 0.18, 1.6),
+    (0.78, 0.26, -0.6),
+    (0.74, 0.26, -2.8),
+    (0.58, 0.20, -5.0),
+)
+
 
 def sample_bowel(rng: np.random.Generator, trunk: Trunk) -> tuple[Tube, ...]:
     """Loops of small bowel on a jittered lattice, then the colon around them."""
@@ -61,11 +77,7 @@ def colon(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
     """Ascending on the right, transverse in front, descending on the left; each piece its own content."""
     u = trunk.size.level
     path = []
-    for x, y, t in (
-        (-0.62, 0.10, -5.0), (-0.68, 0.08, -2.8), (-0.70, 0.10, -0.8), (-0.62, -0.22, 0.2),
-        (-0.36, -0.66, -0.3),        (0.0, -0.78, -0.6), (0.34, -0.66, 0.5), (0.62, -0.22, 1.6), (0.76, 0.18, 1.6), (0.78, 0.26, -0.6),
-        (0.74, 0.26, -2.8), (0.58, 0.20, -5.0),
-    ):  # fmt: skip
+    for x, y, t in COLON_PATH:
         height = t * u
         rim = radius_at(trunk.at(height).cavity, x, y) / float(np.hypot(x, y))
         path.append([0.93 * x * rim, 0.93 * y * rim, height])

@@ -74,10 +74,7 @@ def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
     anatomy, pose, scan, size = case.anatomy, case.pose, case.scan, case.anatomy.size
     outline = anatomy.trunk.at(0.5 * size.level)
     voxel_ml = scan.pixel**2 * scan.thickness / 1000.0
-    kidney = np.nonzero(labels == KIDNEY)
-    canonical_from_index = np.linalg.inv(pose.world_from_canonical) @ scan.world_from_index
-    z, y, x = kidney
-    left = canonical_from_index[0] @ np.stack([x, y, z, np.ones_like(x)]) > 0.0
+    left, right = _kidney_voxels(case, labels)
     return {
         "age_years": round(anatomy.age_years, 4),
         "sex": anatomy.sex,
@@ -87,8 +84,8 @@ def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
         "body_depth_mm": round(radius_at(outline.skin, 0.0, 1.0) + radius_at(outline.skin, 0.0, -1.0), 1),
         "body_height_mm": round(size.stature_mm, 1),
         "kidney_length_mm": round(size.kidney_length, 1),
-        "kidney_left_ml": round(float(left.sum()) * voxel_ml, 2),
-        "kidney_right_ml": round(float((~left).sum()) * voxel_ml, 2),
+        "kidney_left_ml": round(left * voxel_ml, 2),
+        "kidney_right_ml": round(right * voxel_ml, 2),
         "tumour_side": "left" if anatomy.tumour.side > 0 else "right",
         "tumour_diameter_mm": round(anatomy.tumour.diameter_mm, 1),
         "tumour_ml": round(float((labels == TUMOUR).sum()) * voxel_ml, 2),
@@ -108,3 +105,17 @@ def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
         "shape_zyx": [scan.slices, scan.size, scan.size],
         "table_gap_mm": round(scan.table_gap, 2),
     }
+
+
+def _kidney_voxels(case: PhantomCase, labels: np.ndarray) -> tuple[int, int]:
+    """How many kidney voxels belong to the left and to the right kidney.
+
+    A large tumour may push its kidney across the midline, so the side of the body does not tell; the place of
+    the tissue before the tumour grew does.
+    """
+    z, y, x = np.nonzero(labels == KIDNEY)
+    canonical_from_index = np.linalg.inv(case.pose.world_from_canonical) @ case.scan.world_from_index
+    points = (canonical_from_index @ np.stack([x, y, z, np.ones_like(x)]))[:3]
+    rest = case.anatomy.tumour.mass.before(*points)
+    left, right = (kidney.surface(*kidney.own(*rest)) for kidney in case.anatomy.kidneys)
+    return int(np.count_nonzero(left < right)), int(np.count_nonzero(left >= right))

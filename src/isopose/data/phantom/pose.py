@@ -21,8 +21,8 @@ TILT_LIMIT = np.deg2rad(9.0)
 class Pose:
     """Position and angles (radians, right-handed: roll x to y, pitch y to z, yaw z to x), offset in world mm.
 
-    ``header_right`` says whether the header knows the position: then LPS are the patient's own axes, and the
-    table and gravity lie on another side; otherwise the scanner was told "supine" and the whole patient is turned.
+    ``header_right`` says whether the header knows the position: then LPS are the patient's own axes, and
+    table and gravity lie on another side. Otherwise the scanner was told "supine", and all is turned.
     """
 
     position: str

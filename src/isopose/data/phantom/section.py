@@ -153,7 +153,7 @@ def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
     # Thin fat planes between the three muscles of the flank; behind, streaks between the muscles of the back.
     flank = (np.abs(depth - 0.36) < 0.045) | (np.abs(depth - 0.68) < 0.045)
     lateral = np.clip(4.0 - 6.0 * np.abs(section.y) / np.maximum(section.radius, 1.0), 0.0, 1.0)
-    planes = np.where(flank, 0.5 * anatomy.trunk.maturity * lateral, 0.0)
+    planes = np.where(flank, 0.35 * anatomy.trunk.maturity * lateral, 0.0)
     planes = np.maximum(planes, _back_planes(anatomy, section))
     hu += inside(section.radius - muscle, section.edge) * (60.0 + planes * (fat - 60.0) - hu)
     canvas.cavity[...] = inside(section.radius - cavity, section.edge)
