@@ -96,6 +96,20 @@ def test_gaps_between_back_and_table_are_not_filled() -> None:
     assert not mask[0, low - 10, right - 5]
 
 
+@pytest.mark.parametrize("wall", [5, 6, 8])
+def test_gas_under_a_thin_belly_wall_is_inside(wall: int) -> None:
+    case = torso(150, slices=2, pixel=(0.7, 0.7), arms=False)
+    array = case.volume.array.copy()
+    depth = ndimage.distance_transform_edt(case.trunk[0], sampling=0.7)
+    rows, columns = np.indices(depth.shape)
+    middle = depth.shape[1] // 2
+    # A broad pocket right under the front, flat below as gas over fluid is.
+    gas = (depth > wall) & (rows < depth.shape[0] // 2 - 50) & (np.abs(columns - middle) < 40)
+    assert gas.sum() > 500
+    array[:, gas] = -990
+    check(case, body_mask(case.volume.with_array(array), THRESHOLD))
+
+
 def test_blanket_pillow_and_a_fallen_wire_are_left_out() -> None:
     case = torso(250, slices=3, arms=False)
     array = case.volume.array.copy()

@@ -3,12 +3,17 @@
 The work is done on slices of square pixels of one or two millimetres. What is thin is not body (table, wires,
 blankets); what hangs on the trunk by a neck narrower than a part of its own width is not trunk (arms). Both
 parts are lengths that grow with the body, so that the same rule holds for a newborn and for an adult.
+
+Limits: an arm that is pressed to the trunk over more than an eighth of the trunk's width stays; a table or
+pad thicker than 8 mm and denser than the threshold stays where it touches; lungs or gas under a wall of less
+than about four working pixels (4 to 8 mm) may be left out.
 """
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -22,6 +27,10 @@ THIN, THIN_MM = 0.02, (2.0, 4.0)
 NECK = 0.06
 #: Part of a slice's largest piece that another piece must have to be trunk too: thighs are, arms are not.
 PIECE = 0.5
+#: Part of a piece of air that must lie in the trunk's convex hull to be gas in the trunk.
+WITHIN = 0.8
+#: Part of the body with all its gas below which a trunk has lost its lungs.
+LOST = 0.5
 #: Part of voxels at the very minimum from which a volume counts as clipped from below.
 CLIPPED = 0.02
 #: Values further than this from the threshold say nothing more about where a boundary runs between pixels.
@@ -96,22 +105,62 @@ def _trunk(tissue: np.ndarray, pixel: float) -> np.ndarray:
     """The trunk in coarse slices of ``tissue`` whose pixels have a side of ``pixel`` mm."""
     diameter = _diameter(_filled(_largest(tissue)), pixel)
     thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
-    # Two steps more than were taken off give the skin's corners back, and no more than a stub of table.
-    bulk = _dilate(_erode(tissue, thin), thin + 1, within=tissue)
-    body = _filled(_largest(bulk))
+    # One step more than was taken off gives the skin's corners back, and no more than a stub of table.
+    body = _filled(_largest(_opened(tissue, thin)))
     if not body.any():
         return body
+    wall = _opened(tissue, max(1, thin // 3))
+    air = _filled(_largest(wall)) & ~tissue
+    trunk = _without_arms(body, pixel)
+    # Where a chest's wall is so thin that both lungs were lost, what is left is a small part of the whole.
+    whole = _with_gas(body, air, wall, thin)
+    lost = _areas(trunk) < LOST * _areas(whole)
+    if lost.any():
+        trunk[lost] = _without_arms(whole, pixel)[lost]
+    return _with_gas(_filled(_opened(trunk, thin)), air, wall, thin)
+
+
+def _without_arms(body: np.ndarray, pixel: float) -> np.ndarray:
+    """Cut off what hangs on each slice's largest part by a narrow neck."""
     neck = _steps(NECK * _diameter(body, pixel), pixel)
     core = _erode(body, neck)
     if not core.any():
-        return body
+        return body.copy()
     kept, other = _pieces(core)
     # Grown one step at a time against the pieces left out, so that both meet in the neck between them; a
     # square corner loses 0.41 of the radius to an opening, which the further steps give back.
     for step in range(neck + round(0.4 * neck) + 1):
         kept = _dilate(kept, 1, within=body & ~other, first=step)
         other = _dilate(other, 1, within=body & ~kept, first=step)
-    return _filled(_opened(kept, thin))
+    return kept
+
+
+def _with_gas(trunk: np.ndarray, air: np.ndarray, wall: np.ndarray, thin: int) -> np.ndarray:
+    """Add gas that lies under a wall too thin to have stayed, and the wall with it."""
+    gas = _gas(trunk, air)
+    return _filled(trunk | _dilate(gas, 2 * thin + 2, within=gas | wall)) if gas.any() else trunk
+
+
+def _gas(trunk: np.ndarray, air: np.ndarray) -> np.ndarray:
+    """Enclosed air that is the trunk's although the wall over it is as thin as a table.
+
+    Gas under a child's belly wall lies within the convex hull of what was found, air between a back and a
+    table beside it.
+    """
+    labels, count = ndimage.label(air & ~trunk, IN_PLANE)
+    if not count:
+        return np.zeros_like(trunk)
+    within = np.zeros(count + 1)
+    for z in np.flatnonzero(labels.any(axis=(1, 2)) & trunk.any(axis=(1, 2))):
+        points = np.argwhere(labels[z])
+        rows = np.flatnonzero(trunk[z].any(axis=1))
+        first, last = trunk[z].argmax(axis=1), trunk.shape[2] - 1 - trunk[z, :, ::-1].argmax(axis=1)
+        outline = np.concatenate([np.stack([rows, side[rows]], 1) for side in (first - 0.5, last + 0.5)])
+        hull = ConvexHull(outline).equations if len(rows) > 1 else np.array([[0.0, 0.0, 1.0]])
+        inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1)
+        within += np.bincount(labels[z][tuple(points.T)], weights=inside, minlength=count + 1)
+    share = within / np.maximum(np.bincount(labels.ravel()), 1)
+    return (share >= WITHIN)[labels] & (labels > 0)
 
 
 def _pieces(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,8 +206,12 @@ def _filled(mask: np.ndarray) -> np.ndarray:
 
 def _diameter(body: np.ndarray, pixel: float) -> float:
     """Of the circle with the area of a typical slice of the body, in mm."""
-    areas = np.count_nonzero(body, axis=(1, 2))
+    areas = _areas(body)
     return float(2.0 * pixel * np.sqrt(np.median(areas[areas > 0]) / np.pi)) if areas.any() else 0.0
+
+
+def _areas(mask: np.ndarray) -> np.ndarray:
+    return np.count_nonzero(mask, axis=(1, 2))
 
 
 def _steps(radius_mm: float, pixel: float) -> int:
