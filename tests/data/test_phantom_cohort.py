@@ -98,6 +98,8 @@ def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["holiday.txt"]
     with pytest.raises(InputError, match="is a file"):
         write_cohort(tmp_path / "holiday.txt", **SMALL)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_cohort(tmp_path / "holiday.txt" / "below", **SMALL)
     with pytest.raises(InputError, match="other parameters"):
         write_cohort(cohort, **{**SMALL, "seed": 8})
 

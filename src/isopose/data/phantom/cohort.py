@@ -5,6 +5,7 @@ import io
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import SimpleITK as sitk
 
 from isopose.data.phantom.case import sample_case, texture_generator, truth
 from isopose.data.phantom.render import KIDNEY, TUMOUR, render
-from isopose.errors import InputError
+from isopose.errors import InputError, IsoposeError
 from isopose.files import read_json, replacing, write_json, write_text
 
 #: Changes whenever the same parameters would give other images.
@@ -137,7 +138,10 @@ def _claim(output: Path, parameters: dict[str, Any]) -> None:
         return
     if output.is_dir() and any(output.iterdir()):
         raise InputError(f"{output}: is not empty and holds no phantom cohort; choose another folder")
-    write_json(mark, {"parameters": parameters, "complete": False, "cases": []})
+    try:
+        write_json(mark, {"parameters": parameters, "complete": False, "cases": []})
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -153,6 +157,11 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict[str, Any]]]
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise IsoposeError(
+                "phantom: a worker process was killed, most often for want of memory; use fewer workers, the "
+                "cases that are whole are kept"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -170,8 +179,11 @@ def _make(job: _Job) -> dict[str, Any]:
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing((scan.pixel, scan.pixel, scan.thickness))
             volume.SetOrigin(scan.origin)
-            with replacing(path) as temporary:
-                sitk.WriteImage(volume, str(temporary), useCompression=True, compressionLevel=1)
+            try:
+                with replacing(path) as temporary:
+                    sitk.WriteImage(volume, str(temporary), useCompression=True, compressionLevel=1)
+            except (OSError, RuntimeError):
+                raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
     role = "test" if job.test else "train"
     return {"case": job.case, "patient": job.case, "split": role, **truth(case, labels)}
 

@@ -53,15 +53,13 @@ def at_age(values: tuple[float, ...], age_years: float) -> float:
 
 
 def kidney_length_mm(age_years: float) -> float:
-    """Renal length in mm by age: the two regressions of KIM2010 (to and after 24 months), joined over a year.
+    """Renal length in mm by age: the two regressions of KIM2010, for infants and for children.
 
-    The published lines differ by 4 mm where they meet; from 18 to 30 months one is blended into the other.
+    The published lines are split at 24 months, where the infants' is 4 mm above the children's, so that a kidney
+    would shrink there; each is used on its side of their crossing, at 18.8 months.
     """
     months = 12.0 * age_years
-    infant = 45.953 + 1.064 * months
-    child = 62.173 + 0.203 * months
-    late = float(np.clip((months - 18.0) / 12.0, 0.0, 1.0))
-    return (1.0 - late) * infant + late * child
+    return min(45.953 + 1.064 * months, 62.173 + 0.203 * months)
 
 
 @dataclass(frozen=True)
