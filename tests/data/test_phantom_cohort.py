@@ -186,7 +186,7 @@ def test_roll_is_positive_from_x_to_y() -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 9])
-def test_true_pose_leads_to_spine_canal_liver_spleen_and_aorta_in_the_image(index: int) -> None:
+def test_true_pose_leads_to_spine_canal_and_kidneys_in_the_image(index: int) -> None:
     case = sample_case(11, index, size=96, slices=20)
     image, labels = render(case.anatomy, case.pose, case.scan, texture_generator(case), noise=False)
     told = truth(case, labels)
@@ -203,11 +203,6 @@ def test_true_pose_leads_to_spine_canal_liver_spleen_and_aorta_in_the_image(inde
     assert np.percentile(hu(0.0, back, z), 60) > 150  # vertebral bodies
     canal = hu(0.0, back + 0.36 * size.vertebra + 2.8 + 0.155 * size.vertebra, z)
     assert np.median(canal) < 90  # soft, with bone around it
-    # Liver on the right, and not on the left: share of its density high up, beside the spine.
-    high = np.linspace(1.0, 3.0, 21) * size.level
-    liver, mirrored = (hu(s * 0.33 * size.width, 0.0, high) for s in (-1.0, 1.0))
-    near = [np.mean(np.abs(v - case.anatomy.liver_hu) < 12) for v in (liver, mirrored)]
-    assert near[0] > near[1] or case.anatomy.tumour.side < 0
     aorta = next(tube for tube in case.anatomy.vessels if tube.name == "aorta")
     assert aorta.points[:, 0].mean() > 0.0
     side = told["tumour_side"]

@@ -142,3 +142,23 @@ def test_labels_lie_on_plausible_densities(patients) -> None:
             assert 10 < np.median(tumour) < 90
             assert np.percentile(tumour, 2) > -60
             assert np.percentile(kidney, 5) > -60
+
+
+@pytest.mark.parametrize("organ", ["liver", "spleen"])
+def test_the_organ_is_on_its_side_of_the_image(organ: str) -> None:
+    rng = np.random.default_rng(3)
+    anatomy = sample_anatomy(rng, 6.0, UPRIGHT.gravity_canonical)
+    scan = sample_scan(rng, anatomy, UPRIGHT, 80, 10)
+    pictures = []
+    for shift in (0.0, 1e4):  # the same patient with the organ and without it, moved out of the body
+        away = np.array([0.0, 0.0, shift])
+        other = replace(
+            anatomy,
+            liver=tuple(replace(b, centre=b.centre + away * (organ == "liver")) for b in anatomy.liver),
+            spleen=replace(anatomy.spleen, centre=anatomy.spleen.centre + away * (organ == "spleen")),
+        )
+        pictures.append(render(other, UPRIGHT, scan, np.random.default_rng(0), noise=False)[0])
+    columns = np.nonzero(np.abs(pictures[0].astype(int) - pictures[1]) > 30)[2]
+    left = np.mean(columns > 0.5 * (scan.size - 1))  # columns grow to the patient's left
+    assert len(columns) > 100
+    assert left < 0.25 if organ == "liver" else left > 0.99

@@ -55,7 +55,7 @@ def at_age(values: tuple[float, ...], age_years: float) -> float:
 def kidney_length_mm(age_years: float) -> float:
     """Renal length in mm by age: the two regressions of KIM2010, for infants and for children.
 
-    The published lines are split at 24 months, where the infants' is 4 mm above the children's, so that a kidney
+    The published lines are split at 24 months, where the first is 4 mm above the second, so that a kidney
     would shrink there; each is used on its side of their crossing, at 18.8 months.
     """
     months = 12.0 * age_years

@@ -88,7 +88,7 @@ def grow(
     mass = Mass(
         centre=centre,
         radius=radius,
-        seed=min(0.5 * radius, 0.45 * float(kidney.axes[0])),
+        seed=min(0.5 * radius, 0.7 * float(kidney.axes[0])),
         stretch=stretch,
         lobes=Waves.sample(rng, 10, 1.6 * radius, 5.0 * radius),
         lobulation=float(rng.uniform(0.02, 0.06)),
