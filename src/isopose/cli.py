@@ -142,6 +142,9 @@ def fit(
     fold: Annotated[str | None, typer.Option(help="validation fold from 0, or all; as train.fold")] = None,
     label: Label = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what is in the folder")] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="folder for preprocessed slices; runs may share it")
+    ] = None,
     workers: Workers = 2,
 ) -> None:
     """Train pose, crop and segmentation on a dataset."""
@@ -153,7 +156,7 @@ def fit(
     chosen = [*(settings or []), *([f"train.fold={fold}"] if fold is not None else [])]
     loaded = load_config(preset, config, chosen)
     opened = open_dataset(dataset, _labels(label))
-    run(opened, model, loaded, resume=resume, workers=workers, reporter=Terminal())
+    run(opened, model, loaded, resume=resume, store=store, workers=workers, reporter=Terminal())
     typer.echo(f"model: {model}")
 
 
@@ -200,13 +203,28 @@ def evaluate(
     labels: Annotated[Path, typer.Argument(help="dataset, or folder of reference label maps")],
     output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON and Markdown")] = None,
     label: Label = None,
+    tolerance: Annotated[float, typer.Option(min=0.01, help="of the surface Dice, mm")] = 2.0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="score what is there; the tables list what is not")
+    ] = False,
+    workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score predictions against reference labels, in 3D per patient on the native grid."""
     from isopose.evaluation.evaluate import evaluate_folder
     from isopose.evaluation.tables import markdown, write_evaluation
+    from isopose.progress import Terminal
 
-    evaluation = evaluate_folder(predictions, labels, _labels(label))
+    with Terminal().counting("evaluate") as progress:
+        evaluation = evaluate_folder(
+            predictions,
+            labels,
+            _labels(label),
+            tolerance_mm=tolerance,
+            allow_missing=allow_missing,
+            workers=max(workers, 1),
+            progress=progress,
+        )
     if output is not None:
         write_evaluation(evaluation, output)
     if as_json:

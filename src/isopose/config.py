@@ -75,6 +75,11 @@ class PoseConfig(Section):
     max_shift: float = Field(0.5, gt=0, description="bound of the regressed shift, half sides of the frame")
     optimiser: OptimiserConfig = OptimiserConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
 
+    @property
+    def estimated(self) -> bool:
+        """Whether a pose is estimated at all; without, every slice is taken as it lies."""
+        return self.learned or self.start != "identity"
+
 
 class CropConfig(Section):
     """STN2: region of interest."""
@@ -108,11 +113,11 @@ class UNetConfig(Section):
     pose_jitter: float = Field(
         0.3, ge=0, le=1, description="random pose around the estimated one; 1: 10 degrees, 10 %, 10 % shift"
     )
+    # Measured on phantoms, 5040 slices seen, validation Dice kidney / tumour: AdamW 0.89 / 0.80, the paper's
+    # SGD 0.82 / 0.79 (docs/pipeline.md, "Choices that were measured").
     optimiser: OptimiserConfig = OptimiserConfig(
-        name="sgd",
-        learning_rate=0.01,
-        momentum=0.99,
-        weight_decay=3e-5,
+        learning_rate=2e-3,
+        weight_decay=1e-2,
         epochs=100,
         min_epochs=50,
         patience=25,
@@ -203,7 +208,17 @@ PAPER: dict[str, Any] = {
         "output_norm": True,
         "loss_space": "native",
         "pose_jitter": 0.0,
-        "optimiser": {"iterations": 250, "epochs": 200},
+        "optimiser": {
+            "name": "sgd",
+            "learning_rate": 0.01,
+            "momentum": 0.99,
+            "weight_decay": 3e-5,
+            "epochs": 200,
+            "min_epochs": 50,
+            "patience": 30,
+            "iterations": 250,
+            "batch_size": 12,
+        },
     },
 }
 

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
     """Slices in the frame and, where already known, their transforms.
 
     Args:
-        index: ``(N,)`` rows of the :class:`Slices` they came from.
+        rows: ``(N,)`` of the :class:`Slices` they came from.
         image: ``(N, 1, S, S)`` float32, normalised.
         mask: ``(N, 1, S, S)`` float32, foreground.
         labels: ``(N, S, S)`` uint8 classes.
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         theta2: ``(N, 3, 3)`` or none.
     """
 
-    index: Tensor
+    rows: Tensor
     image: Tensor
     mask: Tensor
     labels: Tensor

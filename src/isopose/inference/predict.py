@@ -169,13 +169,14 @@ def _warnings(records: SliceRecords, model: Model) -> list[str]:
     shown = records.pose_source >= 0
     total = int(shown.sum())
     lines = []
-    first = 0 if model.pipeline.pose.localisation is not None else 1
-    for source in range(first + 1, len(POSE_SOURCES)):
+    pose = model.config.pose
+    usual = 0 if pose.learned else POSE_SOURCES.index(pose.start)
+    for source in range(usual + 1, len(POSE_SOURCES)):
         count = int((records.pose_source == source).sum())
         if count:
             lines.append(f"pose fell back to {POSE_SOURCES[source]} in {count} of {total} slices")
     low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
-    if low:
+    if low and model.config.pose.estimated:
         lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")
     if records.whole_frame.any():
         lines.append(f"the crop cut a structure in {int(records.whole_frame.sum())} slices: whole frame used")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric, seed_everything
 
+from isopose import __version__
 from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.slices import Slices
@@ -25,7 +26,7 @@ from isopose.io.splits import split_patients
 from isopose.labels import Labels
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.pipeline import Pipeline
-from isopose.progress import Reporter
+from isopose.progress import Reporter, Silent
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import Stage, train_stage
 from isopose.training.losses import one_hot
@@ -45,7 +46,14 @@ class Run:
 
 
 def fit(
-    dataset: Dataset, folder: Path, config: Config, *, resume: bool, workers: int, reporter: Reporter
+    dataset: Dataset,
+    folder: Path,
+    config: Config,
+    *,
+    resume: bool = False,
+    store: Path | None = None,
+    workers: int = 0,
+    reporter: Reporter | None = None,
 ) -> Model:
     """Train the three networks one after the other and write the model.
 
@@ -54,12 +62,14 @@ def fit(
         folder: the model's; ``folder/work`` keeps store, checkpoints and curves.
         config: all settings.
         resume: go on with what ``folder`` holds.
+        store: folder for preprocessed slices, which runs may share; else ``folder/work/store``.
         workers: processes for preprocessing; 0 does it here.
         reporter: where progress goes.
 
     Raises:
         InputError: the dataset or a setting does not allow it, or the folder holds another run.
     """
+    reporter = reporter or Silent()
     seed_everything(config.train.seed, verbose=False)
     training, validation = _split(dataset, config)
     _claim(folder, dataset, config, training, validation, resume)
@@ -67,8 +77,8 @@ def fit(
         reporter.say(f"{folder} is finished already")
         return load_model(folder)
     run = Run(config, dataset.labels, _fabric(config), folder / "work", reporter)
-    store, fingerprint = _preprocess(run, training, validation, workers)
-    cases = {case.record.id: case for case in store.cases}
+    stored, fingerprint = _preprocess(run, store or run.work / "store", training, validation, workers)
+    cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
     val_slices = Slices([cases[case.id] for case in validation]) if validation else None
 
@@ -97,7 +107,7 @@ def fit(
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages.append(_train(run, "unet", SegmentationObjective(pipeline), train_slices, val_slices, 2))
 
-    info = _info(stages, reference, store, training, validation)
+    info = _info(stages, reference, stored, training, validation)
     save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
     return load_model(folder)
 
@@ -151,9 +161,14 @@ def _fabric(config: Config) -> Fabric:
 
 
 def _preprocess(
-    run: Run, training: tuple[Case, ...], validation: tuple[Case, ...], workers: int
+    run: Run, folder: Path, training: tuple[Case, ...], validation: tuple[Case, ...], workers: int
 ) -> tuple[Store, Fingerprint]:
-    path = run.work / "fingerprint.json"
+    # Kept beside the store under the name of what it was made from: a resumed run and one that shares the
+    # store need not read every scan again.
+    files = [(path, path.stat()) for case in training for path in (case.image, case.label) if path]
+    made_from = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    key = hash_of([made_from, run.config.data.model_dump(mode="json"), dict(run.labels.values), __version__])
+    path = folder / f"fingerprint-{key[:12]}.json"
     if path.exists():
         fingerprint = Fingerprint.from_json(read_json(path))
     else:
@@ -164,7 +179,7 @@ def _preprocess(
         write_json(path, fingerprint.to_json())
     with run.reporter.counting("preprocess") as progress:
         store = write_store(
-            run.work / "store",
+            folder,
             (*training, *validation),
             fingerprint,
             run.labels,
