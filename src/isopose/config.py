@@ -43,16 +43,16 @@ class DataConfig(Section):
 class OptimiserConfig(Section):
     """One stage's optimiser and its length."""
 
-    name: Literal["sgd", "adam", "adamw"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="of PyTorch")
+    learning_rate: float = Field(1e-3, gt=0, description="in the first epoch")
+    weight_decay: float = Field(0.0, ge=0, description="L2 term with sgd and adam, decoupled with adamw")
     momentum: float = Field(0.0, ge=0, lt=1, description="SGD only; Nesterov where above 0")
     schedule: Literal["poly", "constant"] = Field("poly", description="poly: (1 - epoch / epochs) ** 0.9")
     epochs: int = Field(50, ge=1, description="at most; the poly schedule ends here")
     min_epochs: int = Field(50, ge=1, description="before early stopping may end the stage")
     patience: int = Field(20, ge=1, description="epochs without a better smoothed validation score")
     iterations: int = Field(100, ge=1, description="batches an epoch")
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="slices a batch while training")
 
 
 class PoseConfig(Section):
@@ -84,7 +84,7 @@ class PoseConfig(Section):
 class CropConfig(Section):
     """STN2: region of interest."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="off: the U-Net sees the whole homogenised frame")
     learned: bool = Field(True, description="off: one box that holds every training label, no network")
     loss: Literal["l1+rmse", "l2+rmse"] = Field("l1+rmse", description="Eq. 2's text, or its formula")
     margin: float = Field(0.1, ge=0, le=1, description="added to target boxes on each side, of the side")
@@ -102,8 +102,8 @@ class UNetConfig(Section):
     """The segmentation network."""
 
     input: Literal["full", "half", "quarter"] = Field("half", description="its input, of the frame's side")
-    base_features: int = Field(32, ge=1)
-    max_features: int = Field(512, ge=1)
+    base_features: int = Field(32, ge=1, description="channels at the input's level; doubled at each level")
+    max_features: int = Field(512, ge=1, description="cap of the doubling")
     bottleneck: int = Field(8, ge=2, description="least pixels along a side at the bottom")
     smallest_skip: int = Field(32, ge=2, description="no skip connection or deep supervision below")
     output_norm: bool = Field(
@@ -129,8 +129,8 @@ class UNetConfig(Section):
 class TrainConfig(Section):
     """What all stages share."""
 
-    seed: int = 0
-    folds: int = Field(5, ge=2)
+    seed: int = Field(0, description="of weights, draws, jitter and the split into folds")
+    folds: int = Field(5, ge=2, description="into which the patients are dealt")
     fold: int | Literal["all"] = Field(0, description="the validation fold; all: train on every patient")
     oversample: dict[str, float] | None = Field(
         None, description="least part of slices with a label; none: a third for each of the first two labels"
@@ -147,7 +147,7 @@ class TrainConfig(Section):
 class PredictConfig(Section):
     """What prediction does when a pose or crop cannot be trusted."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="slices at a time")
     min_pose_dice: float = Field(
         0.8, ge=0, le=1, description="agreement with the reference's outline below which a pose falls back"
     )
@@ -157,7 +157,9 @@ class PredictConfig(Section):
 class Config(Section):
     """The whole configuration of a model."""
 
-    preset: Literal["default", "paper"] = "default"
+    preset: Literal["default", "paper"] = Field(
+        "default", description="which preset the configuration started from; --preset chooses it"
+    )
     data: DataConfig = DataConfig()
     pose: PoseConfig = PoseConfig()
     crop: CropConfig = CropConfig()
