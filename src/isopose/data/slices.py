@@ -141,16 +141,18 @@ def draw_epoch(
     random = np.random.default_rng(np.random.SeedSequence(list(seed)))
     total = batch_size * iterations
     drawn = _shuffled(np.arange(len(presence)), total, random)
-    free = np.ones(total, dtype=bool)
+    # Places that hold a label's part already; the others may be given to a label that is short of its own.
+    kept = np.zeros(total, dtype=bool)
     for label, fraction in sorted(least.items()):
+        needed = int(np.ceil(fraction * total))
         candidates = np.flatnonzero(presence[:, label])
         showing = presence[drawn, label]
-        free &= ~showing
-        missing = int(np.ceil(fraction * total)) - int(showing.sum())
-        places = np.flatnonzero(free)[: max(missing, 0)]
+        holding = np.concatenate([np.flatnonzero(showing & kept), np.flatnonzero(showing & ~kept)])[:needed]
+        kept[holding] = True
+        places = np.flatnonzero(~kept)[: needed - len(holding)]
         if len(candidates) and len(places):
             drawn[places] = _shuffled(candidates, len(places), random)
-            free[places] = False
+            kept[places] = True
     random.shuffle(drawn)
     return list(drawn.reshape(iterations, batch_size))
 
