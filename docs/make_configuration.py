@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the models in ``isopose.config``: ``python docs/make_configuration.py``."""
+"""Write docs/configuration.md from the models in ``isopose.config``; run it after each change of them."""
 
 import json
 import types
@@ -21,7 +21,7 @@ Every setting has a default. A configuration is made in this order; what comes l
 
 1. a preset: `--preset default` or `--preset paper` (see [paper.md](paper.md));
 2. a file: `--config settings.toml`, TOML or, with the ending `.json`, JSON; any part of any section;
-3. single values: `--set section.key=value`, as often as wanted, values as JSON or plain words, `none` for none.
+3. single values: `--set section.key=value`, repeated, values as JSON or plain words, `none` for none.
 
 ```console
 isopose fit DATASET --model model --config settings.toml --set unet.base_features=16 --fold 1
@@ -39,9 +39,9 @@ epochs = 60
 min_epochs = 30
 ```
 
-An unknown key, a value of the wrong type or out of its range ends the run with one line and exit code 2. Nothing
-is read from the environment. The whole configuration is saved with the model (`config` in `model.json`), and a
-resumed run must be given the same one.
+An unknown key, a value of the wrong type or out of its range ends the run with one line and exit code 2.
+Nothing is read from the environment. The whole configuration is saved with the model (`config` in
+`model.json`), and a resumed run must be given the same one.
 
 In the tables "paper" is the value of the paper preset where it differs from the default.
 """
