@@ -1,0 +1,310 @@
+"""What the documentation says is so: links, names, commands, examples, tables."""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+
+from isopose.config import Config, load_config, validate_config
+from isopose.data.fingerprint import Fingerprint
+from isopose.data.record import RECORD
+from isopose.evaluation.evaluate import Evaluation
+from isopose.evaluation.tables import csv_text
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.io.datasets import open_dataset
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "isopose"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return FENCE.findall(page.read_text(encoding="utf-8"))
+
+
+def table_rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in rows if not set("".join(row)) <= {"-", " ", ":"}]
+
+
+# Links and names
+
+
+@each_page
+def test_relative_links_point_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"[a-z]+:", target):
+            name = target.partition("#")[0]
+            assert not name or (page.parent / name).exists(), f"{page.name}: {target}"
+
+
+@each_page
+def test_named_functions_exist(page: Path) -> None:
+    for code in INLINE.findall(prose(page)):
+        if found := re.fullmatch(r"(\S+\.py): ([\w.]+)", code):
+            module = next((base / found[1] for base in (SOURCE, ROOT) if (base / found[1]).exists()), None)
+            assert module is not None, f"{page.name}: no file {found[1]}"
+            assert found[2] in names_in(module), f"{page.name}: {found[1]} has no {found[2]}"
+
+
+def test_links_of_functions_lead_to_their_files() -> None:
+    found = re.findall(r"\[`(\S+\.py): [\w.]+`\]\(([^)]+)\)", (ROOT / "docs" / "paper.md").read_text())
+    assert len(found) > 30
+    for name, target in found:
+        assert (ROOT / "docs" / target).resolve() == SOURCE / name
+
+
+@cache
+def names_in(module: Path) -> frozenset[str]:
+    """Functions, classes, their methods and fields, and constants of a file."""
+    return frozenset(_names(ast.parse(module.read_text(encoding="utf-8")).body, ""))
+
+
+def _names(body: list[ast.stmt], prefix: str) -> list[str]:
+    names = []
+    for node in body:
+        match node:
+            case ast.FunctionDef(name=name):
+                names.append(prefix + name)
+            case ast.ClassDef(name=name, body=inner):
+                names += [prefix + name, *_names(inner, f"{prefix}{name}.")]
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.append(prefix + name)
+    return names
+
+
+def test_names_are_told_apart() -> None:
+    names = names_in(SOURCE / "geometry" / "similarity.py")
+    assert {"matrix_from_pose", "POSE_SIZE"} <= names
+    assert "cos" not in names, "a local variable is no name of the module"
+
+
+# Code and commands
+
+
+@each_page
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {"__name__": page.stem}
+    for number, text in enumerate(text for language, text in blocks(page) if language == "python"):
+        exec(compile(text, f"{page.name}, python block {number + 1}", "exec"), scope)
+
+
+@each_page
+def test_commands_in_blocks_parse(page: Path) -> None:
+    group = typer.main.get_command(_app())
+    for language, text in blocks(page):
+        if language not in ("", "console", "bash", "sh"):
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            if found := re.match(r"\s*(?:\$ )?(?:\S*/)?isopose (.*)", line):
+                name, *rest = shlex.split(found[1], comments=True)
+                command(group, name).make_context(name, rest)
+
+
+@each_page
+def test_commands_in_sentences_exist(page: Path) -> None:
+    group = typer.main.get_command(_app())
+    for code in INLINE.findall(prose(page)):
+        if not code.startswith("isopose "):
+            continue
+        words = code.split()[1:]
+        if words[0].startswith("-"):
+            continue
+        known = {option for one in command(group, words[0]).params for option in one.opts} | {"--help", "-h"}
+        given = {word.partition("=")[0] for word in words if word.startswith("-")}
+        assert given <= known, f"{page.name}: {code}"
+
+
+def _app() -> typer.Typer:
+    from isopose.cli import app
+
+    return app
+
+
+def command(group: Any, name: str) -> Any:
+    assert name in group.commands, f"isopose has no command {name!r}"
+    return group.commands[name]
+
+
+def test_a_wrong_option_does_not_parse() -> None:
+    group = typer.main.get_command(_app())
+    with pytest.raises(Exception, match="No such option"):
+        command(group, "fit").make_context("fit", ["DATASET", "--model", "M", "--presets", "paper"])
+
+
+# Configuration
+
+
+def test_configuration_page_is_what_its_script_gives() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == script().page(), "run python docs/make_configuration.py"
+
+
+def test_configuration_page_has_every_key_once() -> None:
+    listed = [row[0].strip("`") for row in table_rows((ROOT / "docs" / "configuration.md").read_text())]
+    keys = sorted(key for key in listed if key != "key")
+    assert keys == sorted(flat(Config().model_dump()))
+
+
+def test_example_file_of_the_configuration_is_accepted(tmp_path: Path) -> None:
+    [text] = [text for language, text in blocks(ROOT / "docs" / "configuration.md") if language == "toml"]
+    (tmp_path / "settings.toml").write_text(text)
+    config = load_config(file=tmp_path / "settings.toml")
+    assert (config.unet.input, config.unet.optimiser.epochs) == ("quarter", 60)
+    assert config.unet.optimiser.learning_rate == Config().unet.optimiser.learning_rate
+
+
+def test_table_of_the_paper_preset_is_the_code() -> None:
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8").partition("## The paper preset")[2]
+    told = {row[0].strip("`"): (row[1], row[2]) for row in table_rows(text)[1:]}
+    default, paper = flat(Config().model_dump()), flat(load_config("paper").model_dump())
+    differ = {key: (shown(default[key]), shown(paper[key])) for key in default if default[key] != paper[key]}
+    assert differ.pop("preset") == ("default", "paper")
+    assert told == differ
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs/make_configuration.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def shown(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+# Formats
+
+
+@pytest.fixture(scope="module")
+def examples() -> dict[str, Any]:
+    """Examples of docs/formats.md by the file's name after the language."""
+    named = {language: text for language, text in blocks(ROOT / "docs" / "formats.md") if " " in language}
+    return {
+        name.partition(" ")[2]: json.loads(text) if name.startswith("json") else text
+        for name, text in named.items()
+    }
+
+
+def keys_of(function: str, module: str) -> list[set[str]]:
+    """Keys of each dictionary that a function's source spells out, outermost first."""
+    tree = ast.parse((SOURCE / module).read_text(encoding="utf-8"))
+    [body] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function]
+    spelt = [node for node in ast.walk(body) if isinstance(node, ast.Dict)]
+    return [{key.value for key in node.keys if isinstance(key, ast.Constant)} for node in spelt]
+
+
+def test_record_example_is_a_record(examples: dict[str, Any]) -> None:
+    values = examples["record.json"]
+    for part in ("arrays", "sources"):
+        values = values | {part: {name: short.ljust(64, "0") for name, short in values[part].items()}}
+    record = RECORD.validate_json(json.dumps(values))
+    assert list(values) == [field.name for field in fields(record)]
+    assert record.frame.pixel_mm == pytest.approx(302.998374042511 / 192)
+
+
+def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
+    model = examples["model.json"]
+    assert set(model) == keys_of("save_model", "models/folder.py")[0]
+    info, *_ = keys_of("_info", "training/fit.py")
+    assert set(model["info"]) == info
+    spelt = keys_of("_info", "training/fit.py")
+    assert set(model["info"]["reference"]) in spelt
+    assert set(model["info"]["training"]) in spelt
+    assert set(model["info"]["stages"]["unet"]) in spelt
+    assert set(model["versions"]) == keys_of("versions", "models/folder.py")[0]
+    assert set(model["fingerprint"]) <= {field.name for field in fields(Fingerprint)}
+    assert validate_config(model["config"], "example").data.size == 192
+
+
+def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[str, Any]) -> None:
+    record = examples["prediction.json"]
+    whole, *inner = keys_of("prediction_record", "inference/scans.py")
+    assert set(record) == whole
+    [one] = record["slices"]
+    assert set(one) in inner
+    text = (ROOT / "docs" / "formats.md").read_text()
+    explained = {name for row in table_rows(text) for name in INLINE.findall(row[0])}
+    assert set(one) <= explained
+
+    import torch
+
+    pose = torch.tensor(one["input_from_homogenised"])
+    matrix = matrix_from_pose(pose)
+    assert matrix[:2, 0].norm() == pytest.approx(one["scale_x"], rel=1e-5)
+    assert matrix[:2, 1].norm() == pytest.approx(one["scale_y"], rel=1e-5)
+    assert torch.rad2deg(pose[0]) == pytest.approx(one["roll_degrees"], rel=1e-5)
+    volumes = record["volumes_ml"]
+    assert volumes["kidney"] + volumes["tumour"] == pytest.approx(volumes["kidney+tumour"])
+
+
+def test_scores_examples_are_one_evaluation(examples: dict[str, Any]) -> None:
+    values = examples["scores.json"]
+    evaluation = Evaluation.from_json(values | {"targets": ["kidney"]})
+    assert csv_text(evaluation) == examples["scores.csv"]
+    assert set(values) == {*evaluation.to_json(), "summary"}
+
+
+def test_dataset_examples_open(examples: dict[str, Any], tmp_path: Path) -> None:
+    described = tmp_path / "described"
+    for name in ("imagesTr/phantom_000_0000", "labelsTr/phantom_000", "imagesTr/phantom_001_0000"):
+        path = described / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (described / "dataset.json").write_text(json.dumps(examples["dataset.json"]))
+    [patients] = [text for language, text in blocks(ROOT / "docs" / "formats.md") if language == "csv"]
+    (described / "patients.csv").write_text(patients)
+    dataset = open_dataset(described)
+    assert dataset.layout == "nnunet"
+    assert dataset.labels.targets() == {"kidney": (1,), "tumour": (2,), "kidney+tumour": (1, 2)}
+    assert [(case.id, case.age_years) for case in dataset.cases] == [
+        ("phantom_000", 9.3385),
+        ("phantom_001", 4.4169),
+    ]
+
+    (tmp_path / "manifest.csv").write_text(examples["manifest.csv"])
+    cases = open_dataset(tmp_path / "manifest.csv").cases
+    assert [(case.id, case.age_years, case.split) for case in cases] == [
+        ("phantom_000", 9.3385, "train"),
+        ("phantom_048", 0.0246, "test"),
+    ]
+    assert cases[0].image == tmp_path / "imagesTr" / "phantom_000_0000.nii.gz"
+
+
+def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None:
+    truth = examples["phantom.json"]
+    written = [
+        keys for name in ("write_cohort", "_claim") for keys in keys_of(name, "data/phantom/cohort.py")
+    ]
+    assert set(truth) in written
+    assert set(truth["parameters"]) in written
+    of_case = keys_of("truth", "data/phantom/case.py")[0] | {"case", "patient", "split"}
+    assert set(truth["cases"][0]) <= of_case
