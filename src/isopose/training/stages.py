@@ -1,7 +1,7 @@
 """The three stages as objectives: what each computes from a batch, and how it is judged.
 
-An objective is a module whose ``forward(batch)`` is the loss and whose ``judge(batch)`` returns numbers for
-validation; :mod:`isopose.training.loop` trains any of them the same way.
+An objective is a module whose ``forward(batch, noise)`` is the loss and whose ``judge(slices, batches)``
+returns numbers for validation, the score first; :mod:`isopose.training.loop` trains any of them the same way.
 """
 
 from collections.abc import Iterable, Sequence
@@ -69,12 +69,13 @@ class CropObjective(nn.Module):
         return crop_loss(crop, target_crop, theta2, target[found], self.config)
 
     def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean overlap (intersection over union) of the predicted with the target squares."""
+        """Mean overlap (intersection over union) of predicted and target squares; nothing without any."""
         values = []
         for batch in batches:
             image, mask, target, found = self._seen(batch)
             values.append(square_overlap(self.crop(image, mask)[found], target[found]))
-        return {"box overlap": float(torch.cat(values).mean())}
+        overlap = torch.cat(values)
+        return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert batch.pose is not None, "the crop is trained after the pose"
@@ -115,7 +116,7 @@ class SegmentationObjective(nn.Module):
         return loss
 
     def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean Dice over labels and patients in the frame, then each label's."""
+        """Mean Dice over labels and patients in the frame, then each label's; nothing where none is."""
         counts: list[Tensor] = []
         for batch in batches:
             theta = self._theta(batch)
@@ -136,7 +137,7 @@ class SegmentationObjective(nn.Module):
             for label in range(1, self.classes)
             if not np.isnan(dice[:, label - 1]).all()
         }
-        return {"dice": float(np.mean(list(by_label.values()))), **by_label}
+        return {"dice": float(np.mean(list(by_label.values()))), **by_label} if by_label else {}
 
     def _theta(self, batch: Batch) -> Tensor:
         assert batch.pose is not None, "the U-Net is trained after the pose"

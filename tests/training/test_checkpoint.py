@@ -1,0 +1,113 @@
+"""A stage's state goes to disk and comes back whole, or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from isopose.errors import InputError
+from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+PROGRESS = Progress(3, False, 0.1 + 0.2, 0.7, 2, [{"stage": "unet", "epoch": 1, "loss": 1.0 / 3.0}])
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 1))
+
+
+def optimiser_of(module: nn.Module, name: str) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(module.parameters(), lr=0.1)
+    return torch.optim.SGD(
+        module.parameters(), lr=0.1, momentum=0.9 if name == "momentum" else 0.0, nesterov=name == "momentum"
+    )
+
+
+def steps(module: nn.Module, optimiser: torch.optim.Optimizer, count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    for _ in range(count):
+        loss = module(torch.randn(4, 1, 4, 4, generator=generator)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "plain"])
+def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, name: str) -> None:
+    straight = network(0)
+    optimiser = optimiser_of(straight, name)
+    steps(straight, optimiser, 3)
+    best = {key: value + 1 for key, value in straight.state_dict().items()}
+    path = tmp_path / "checkpoints" / "unet.safetensors"
+    save_checkpoint(path, PROGRESS, straight.state_dict(), best, optimiser)
+
+    resumed = network(1)
+    other = optimiser_of(resumed, name)
+    progress, last, loaded_best = load_checkpoint(path, other)
+    resumed.load_state_dict(last)
+    assert progress == PROGRESS
+    assert loaded_best.keys() == best.keys()
+    assert all(torch.equal(loaded_best[key], value) for key, value in best.items())
+    steps(straight, optimiser, 4)
+    steps(resumed, other, 4)
+    for key, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+
+def test_saving_does_not_tie_the_file_to_the_weights(tmp_path: Path) -> None:
+    """Tensors that share memory, and such as lie in memory otherwise, are saved as what they hold."""
+    weights = {"w": torch.arange(16.0).reshape(1, 2, 2, 4).to(memory_format=torch.channels_last)}
+    path = tmp_path / "pose.safetensors"
+    module = network(0)
+    save_checkpoint(path, Progress(), weights, weights, optimiser_of(module, "plain"))
+    expected = weights["w"].clone()
+    weights["w"].zero_()
+    _, last, best = load_checkpoint(path, optimiser_of(module, "plain"))
+    assert torch.equal(last["w"], expected)
+    assert torch.equal(best["w"], expected)
+    with safe_open(path, framework="pt") as file:
+        assert sorted(file.keys()) == ["best.w", "last.w"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "no progress", "another progress"])
+def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "unet.safetensors"
+    module = network(0)
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser_of(module, "plain"))
+    data = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("not a checkpoint, but long enough to hold a header's length")
+    else:
+        metadata = {"progress": '{"epochs": 3}'} if damage == "another progress" else None
+        save_file({"last.w": torch.zeros(1)}, path, metadata=metadata)
+    with pytest.raises(InputError, match="damaged checkpoint") as caught:
+        load_checkpoint(path, optimiser_of(module, "plain"))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "unet.safetensors"
+    module = network(0)
+    optimiser = optimiser_of(module, "plain")
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+    before = path.read_bytes()
+
+    def full(tensors, filename, metadata) -> None:
+        Path(filename).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("isopose.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, Progress(), module.state_dict(), module.state_dict(), optimiser)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["unet.safetensors"]

@@ -1,0 +1,159 @@
+"""The paper's three losses against numbers worked out by hand and an independent NumPy implementation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isopose.config import CropConfig
+from isopose.training.losses import crop_loss, level_weight, one_hot, pose_loss, segmentation_loss
+
+L1, L2 = CropConfig(loss="l1+rmse"), CropConfig(loss="l2+rmse")
+
+
+def theta(scale: float, x: float, y: float) -> torch.Tensor:
+    return torch.tensor([[scale, 0.0, x], [0.0, scale, y], [0.0, 0.0, 1.0]])
+
+
+def test_pose_loss_by_hand() -> None:
+    """Eq. 1 of each image, then the mean: 2 * 1.5 / (1.25 + 3) and 2 * 1 / (1 + 3)."""
+    homogenised = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]).reshape(2, 1, 2, 2)
+    reference = torch.tensor([1.0, 1.0, 0.0, 1.0]).reshape(1, 1, 2, 2)
+    expected = 1.0 - (3.0 / 4.25 + 2.0 / 4.0) / 2.0
+    assert pose_loss(homogenised, reference).item() == pytest.approx(expected, abs=1e-6)
+    assert pose_loss(reference, reference).item() == pytest.approx(0.0, abs=1e-6)
+    assert pose_loss(torch.zeros(1, 1, 2, 2), reference).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_crop_loss_by_hand() -> None:
+    """Both readings of Eq. 2 on two images of four pixels."""
+    crop = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]).reshape(2, 1, 2, 2)
+    goal = torch.tensor([[1.0, 2.0, 3.0, 0.0], [3.0, 0.0, 0.0, 4.0]]).reshape(2, 1, 2, 2)
+    predicted = torch.stack([theta(0.5, 0.1, 0.0), theta(0.6, 0.0, 0.0)])
+    target = torch.stack([theta(0.4, 0.1, 0.2), theta(0.6, 0.0, 0.3)])
+    # Squared distances of the matrices: 2 * 0.1² + 0.2² = 0.06 and 0.3² = 0.09.
+    matrices = math.sqrt((0.06 + 0.09) / 2.0)
+    assert crop_loss(crop, goal, predicted, target, L1).item() == pytest.approx(11.0 / 8.0 + matrices)
+    # Root mean squares of the images: sqrt(16 / 4) and sqrt(25 / 4).
+    assert crop_loss(crop, goal, predicted, target, L2).item() == pytest.approx(2.25 + matrices)
+
+
+@pytest.mark.parametrize("config", [L1, L2])
+def test_an_exact_crop_costs_nothing_and_its_gradient_is_finite(config: CropConfig) -> None:
+    crop = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    predicted = theta(0.5, 0.1, 0.0).expand(2, 3, 3).clone().requires_grad_()
+    cut = crop.clone().requires_grad_()
+    loss = crop_loss(cut, crop, predicted, predicted.detach().clone(), config)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-5)
+    assert torch.isfinite(predicted.grad).all()
+    assert torch.isfinite(cut.grad).all()
+
+
+def oracle(probabilities: np.ndarray, target: np.ndarray) -> float:
+    """Eq. 3 for one level, pixel after pixel and class after class, in float64."""
+    n, classes, h, w = probabilities.shape
+    entropy = 0.0
+    for i, y, x in np.ndindex(n, h, w):
+        entropy -= sum(
+            target[i, c, y, x] * math.log(max(probabilities[i, c, y, x], 1e-7)) for c in range(classes)
+        )
+    dices = []
+    for c in range(1, classes):
+        p, g = probabilities[:, c].ravel(), target[:, c].ravel()
+        dices.append((2 * np.dot(p, g) + 1e-5) / (np.dot(p, p) + np.dot(g, g) + 1e-5))
+    return entropy / (n * h * w) + 1.0 - float(np.mean(dices))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 4), soft=st.booleans())
+def test_segmentation_loss_is_the_oracles(seed: int, classes: int, soft: bool) -> None:
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet(np.ones(classes), (2, 3, 4)).transpose(0, 3, 1, 2)
+    target = random.dirichlet(np.full(classes, 0.3), (2, 3, 4)).transpose(0, 3, 1, 2)
+    if not soft:
+        target = np.eye(classes)[target.argmax(axis=1)].transpose(0, 3, 1, 2)
+    loss = segmentation_loss(torch.from_numpy(probabilities), torch.from_numpy(target))
+    assert loss.item() == pytest.approx(oracle(probabilities, target), rel=1e-4)
+
+
+def test_dice_is_of_the_whole_batch() -> None:
+    """One slice found wholly, one missed wholly: 2 * 6 / (6 + 8), not the mean of 1 and 0."""
+    labels = torch.zeros(2, 4, 4, dtype=torch.long)
+    labels[0, :2, :3] = 1
+    labels[1, 0, :2] = 1
+    predicted = labels.clone()
+    predicted[1] = 0
+    probabilities, target = one_hot(predicted, 2), one_hot(labels, 2)
+    entropy = 2 * -math.log(1e-7) / 32
+    assert segmentation_loss(probabilities, target).item() == pytest.approx(entropy + 1 - 12 / 14, rel=1e-5)
+
+
+def test_a_perfect_prediction_costs_nothing() -> None:
+    labels = torch.tensor([[[0, 1], [2, 0]]])
+    target = one_hot(labels, 3)
+    assert segmentation_loss(target, target).item() == pytest.approx(0.0, abs=1e-6)
+    wrong = one_hot(labels.roll(1, dims=2), 3)
+    assert segmentation_loss(wrong, target).item() > 10.0
+
+
+def test_a_class_that_is_absent_and_not_predicted_is_no_error() -> None:
+    labels = torch.tensor([[[0, 1], [1, 0]]])
+    target = one_hot(labels, 3)
+    assert segmentation_loss(target, target).item() == pytest.approx(0.0, abs=1e-6)
+    # Predicted where it is not: its Dice is 0, so half of the two classes' mean is lost.
+    probabilities = target.clone()
+    probabilities[0, :, 0, 0] = torch.tensor([0.0, 0.0, 1.0])
+    entropy = -math.log(1e-7) / 4
+    assert segmentation_loss(probabilities, target).item() == pytest.approx(entropy + 0.5, rel=1e-4)
+
+
+def test_gradients_are_finite_at_zero_and_one() -> None:
+    target = one_hot(torch.tensor([[[0, 1], [1, 0]]]), 3)
+    for start in (target, 1.0 - target, torch.zeros_like(target)):
+        probabilities = start.clone().requires_grad_()
+        segmentation_loss(probabilities, target).backward()
+        assert torch.isfinite(probabilities.grad).all()
+    # Wrong everywhere, the loss still says in which direction to go.
+    logits = (torch.tensor([4.0, -4.0, -4.0]).view(1, 3, 1, 1).repeat(1, 1, 2, 2)).requires_grad_()
+    segmentation_loss(logits.softmax(dim=1), target).backward()
+    assert (logits.grad[0, 1][target[0, 1] > 0] < -0.01).all()
+
+
+def test_all_losses_are_float32_under_autocast() -> None:
+    random = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(2, 3, 8, 8, generator=random).softmax(dim=1)
+    target = one_hot(torch.randint(0, 3, (2, 8, 8), generator=random), 3)
+    image, goal = torch.rand(2, 2, 1, 8, 8, generator=random)
+    matrices = torch.stack([theta(0.512345, 0.1, 0.0), theta(0.612345, 0.0, 0.0)])
+    target_matrices = torch.stack([theta(0.4, 0.1, 0.2), theta(0.6, 0.0, 0.3)])
+
+    def losses() -> list[torch.Tensor]:
+        return [
+            pose_loss(image, goal[:1]),
+            crop_loss(image, goal, matrices, target_matrices, L1),
+            crop_loss(image, goal, matrices, target_matrices, L2),
+            segmentation_loss(probabilities, target),
+        ]
+
+    plain = losses()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = losses()
+    assert all(loss.dtype == torch.float32 for loss in mixed)
+    assert [loss.item() for loss in mixed] == [loss.item() for loss in plain]
+    # What a network in half precision gives is taken up to float32 before anything is summed.
+    assert pose_loss(image.bfloat16(), goal[:1]).dtype == torch.float32
+    rounded = segmentation_loss(probabilities.bfloat16(), target)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(
+        segmentation_loss(probabilities.bfloat16().double(), target).item()
+    )
+
+
+def test_weights_of_the_levels_and_one_hot() -> None:
+    assert [level_weight(n) for n in range(4)] == [1.0, 0.5, 0.25, 0.125]
+    hot = one_hot(torch.tensor([[[2, 0]]], dtype=torch.uint8), 3)
+    assert hot.tolist() == [[[[0.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]]]]

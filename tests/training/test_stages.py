@@ -1,0 +1,325 @@
+"""The three objectives on synthetic slices: what each loss is, that it falls, and how it is judged."""
+
+import copy
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from isopose.config import Config, load_config
+from isopose.data.slices import Batch
+from isopose.geometry.crop import jittered, matrix_from_box
+from isopose.geometry.similarity import add_residual, identity_pose, matrix_from_pose
+from isopose.geometry.warp import invert, warp
+from isopose.models.pipeline import Pipeline, restore
+from isopose.training.losses import crop_loss, one_hot, segmentation_loss
+from isopose.training.stages import (
+    POSE_JITTER,
+    CropObjective,
+    PoseObjective,
+    SegmentationObjective,
+    patient_dice,
+    square_overlap,
+    warped_target,
+)
+from isopose.training.targets import crop_targets
+
+SIZE = 64
+AIR = -2.0
+STILL = torch.zeros(6, 8)
+#: One resolution, pose and crop undisturbed.
+PLAIN: dict[str, Any] = {
+    "data": {"size": SIZE},
+    "pose": {"size": 32},
+    "crop": {"size": 64},
+    "unet": {"base_features": 4, "input": "full", "pose_jitter": 0.0},
+}
+
+
+def config(*settings: str) -> Config:
+    return load_config(base=PLAIN, settings=("crop.jitter_shift=0", "crop.jitter_scale=0", *settings))
+
+
+def upright() -> tuple[Tensor, Tensor, Tensor]:
+    """A slice: trunk with a spine, a kidney at each side, a tumour at one; image, mask, labels."""
+    y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
+    mask = (x / 0.85) ** 2 + (y / 0.6) ** 2 < 1
+    labels = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
+    labels[((x.abs() - 0.38) / 0.15) ** 2 + ((y - 0.1) / 0.15) ** 2 < 1] = 1
+    labels[(x + 0.3) ** 2 + (y + 0.12) ** 2 < 0.02] = 2
+    image = torch.where(mask, 0.0, AIR)
+    image[(x**2 + (y - 0.3) ** 2) < 0.015] = 3.0
+    image[labels == 1] = 1.5
+    image[labels == 2] = 0.8
+    return image[None, None], mask.float()[None, None], labels[None]
+
+
+def batch_of(pose: Tensor, theta2: Tensor | None = None) -> Batch:
+    """The upright slice lying in poses, so that theta1 of the pose brings it back."""
+    image, mask, labels = upright()
+    lying = invert(matrix_from_pose(pose))
+    count = len(pose)
+    hot = warp(one_hot(labels, 3)[:, 1:].expand(count, 2, SIZE, SIZE), lying, (SIZE, SIZE))
+    classes = torch.cat([1 - hot.sum(1, keepdim=True), hot], dim=1).argmax(dim=1).to(torch.uint8)
+    return Batch(
+        torch.arange(count),
+        warp(image.expand(count, 1, SIZE, SIZE), lying, (SIZE, SIZE), fill=AIR),
+        (warp(mask.expand(count, 1, SIZE, SIZE), lying, (SIZE, SIZE)) > 0.5).float(),
+        classes,
+        pose,
+        torch.eye(3).expand(count, 3, 3) if theta2 is None else theta2,
+    )
+
+
+def poses(count: int = 6, spread: float = 1.0) -> Tensor:
+    random = torch.Generator().manual_seed(3)
+    scale = spread * torch.tensor([0.3, 0.1, 0.1, 0.06, 0.06])
+    return (torch.rand(count, 5, generator=random) * 2 - 1) * scale + torch.tensor([0, 0.2, 0.2, 0, 0])
+
+
+def pipeline_of(settings: Config) -> Pipeline:
+    torch.manual_seed(0)
+    return Pipeline(settings, 3, upright()[1], AIR)
+
+
+class Answering(torch.nn.Module):
+    """In the place of a U-Net: gives always the same logits and keeps what it was shown."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+        self.seen = torch.empty(0)
+
+    def forward(self, crop: Tensor, *, deep: bool = False) -> list[Tensor]:
+        self.seen = crop
+        return [self.logits]
+
+
+def judge(objective: Any, batch: Batch, patients: str = "") -> dict[str, float]:
+    with torch.no_grad():
+        return objective.judge(SimpleNamespace(patients=list(patients)), [batch])
+
+
+def train(objective: torch.nn.Module, batch: Batch, rate: float, steps: int) -> list[float]:
+    optimiser = torch.optim.Adam(objective.parameters(), lr=rate)
+    losses = []
+    for _ in range(steps):
+        loss = objective(batch, STILL[: len(batch.rows)])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+def assert_all_learn(objective: torch.nn.Module, loss: Tensor) -> None:
+    loss.backward()
+    still = [n for n, p in objective.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert still == []
+
+
+def test_pose_objective_is_eq_1_and_learns() -> None:
+    batch = batch_of(poses())
+    pipeline = pipeline_of(config("pose.start=identity"))
+    objective = PoseObjective(pipeline)
+    # At the identity: the masks as they lie against the reference, image by image.
+    reference = upright()[1]
+    overlap = (batch.mask * reference).sum((1, 2, 3))
+    dice = 2 * overlap / (batch.mask.square().sum((1, 2, 3)) + reference.square().sum())
+    assert objective(batch, STILL).item() == pytest.approx(1 - dice.mean().item(), abs=1e-4)
+    before = judge(objective, batch)["mask dice"]
+    assert before == pytest.approx(dice.mean().item(), abs=1e-4)
+    losses = train(objective, batch, 1e-3, 40)
+    assert losses[-1] < 0.5 * losses[0]
+    assert judge(objective, batch)["mask dice"] > before + 0.1
+
+
+def test_moments_alone_find_most_of_the_pose() -> None:
+    objective = PoseObjective(pipeline_of(config()))
+    assert objective(batch_of(poses()), STILL).item() < 0.03
+
+
+def test_crop_objective_is_eq_2_at_its_start_and_learns() -> None:
+    batch = batch_of(poses())
+    objective = CropObjective(pipeline_of(config("crop.margin=0.1")))
+    whole = torch.eye(3).expand(6, 3, 3)
+    target, found = crop_targets(batch, batch.pose, 64, 0.1, 3)
+    assert found.all()
+    seen = warp(batch.image, matrix_from_pose(batch.pose), (64, 64), fill=AIR)
+    cut = [warp(seen, theta, (64, 64), fill=AIR) for theta in (whole, target)]
+    expected = crop_loss(cut[0], cut[1], whole, target, objective.config)
+    loss = objective(batch, STILL)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    overlap = judge(objective, batch)["box overlap"]
+    # The target lies within the whole frame: the overlap is its part of the area.
+    assert overlap == pytest.approx(target[:, 0, 0].square().mean().item(), rel=1e-4)
+    losses = train(objective, batch, 2e-3, 40)
+    assert losses[-1] < 0.5 * losses[0]
+    assert judge(objective, batch)["box overlap"] > overlap + 0.3
+
+
+def test_slices_without_label_do_not_train_the_crop() -> None:
+    batch = batch_of(poses(4))
+    labels = batch.labels.clone()
+    labels[1] = labels[3] = 0
+    objective = CropObjective(pipeline_of(config()))
+    torch.nn.init.normal_(objective.crop.localisation.output.weight, std=0.01)
+    loss = objective(batch._replace(labels=labels), STILL[:4])
+    kept = Batch(*[part[[0, 2]] for part in batch])
+    assert loss.item() == pytest.approx(objective(kept, STILL[:2]).item(), rel=1e-5)
+    judged = judge(objective, batch._replace(labels=labels))
+    assert judged == pytest.approx(judge(objective, kept))
+    # A batch without any: no loss, no gradient, and nothing to judge.
+    none = batch._replace(labels=torch.zeros_like(labels))
+    loss = objective(none, STILL[:4])
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in objective.parameters())
+    assert judge(objective, none) == {}
+
+
+def test_every_parameter_learns() -> None:
+    batch = batch_of(poses())
+    # An output of zeros, as it starts, gives no gradient to the layers before it: take it after a step.
+    for objective in (
+        PoseObjective(pipeline_of(config("pose.start=identity"))),
+        CropObjective(pipeline_of(config())),
+    ):
+        train(objective, batch, 1e-3, 1)
+        assert_all_learn(objective, objective(batch, STILL))
+    for space in ("native", "canonical"):
+        objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
+        assert_all_learn(objective, objective(batch, STILL))
+
+
+@pytest.mark.parametrize("space", ["native", "canonical"])
+def test_deep_supervision_weighs_levels_by_halves(space: str) -> None:
+    """Eq. 3 from the network's own outputs: labels averaged over 2^n pixels, weighed by 1 / 2^n."""
+    batch = batch_of(identity_pose(3))
+    objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
+    outputs = [logits.detach() for logits in copy.deepcopy(objective.unet)(batch.image, deep=True)]
+    assert [logits.shape[-1] for logits in outputs] == [64, 32]
+    labels = one_hot(batch.labels, 3)
+    coarse = labels.reshape(3, 3, 32, 2, 32, 2).mean(dim=(3, 5))
+    parts = [
+        segmentation_loss(logits.softmax(1), goal).item()
+        for logits, goal in zip(outputs, (labels, coarse), strict=True)
+    ]
+    assert objective(batch, STILL[:3]).item() == pytest.approx(parts[0] + 0.5 * parts[1], rel=1e-3)
+
+
+def test_native_and_canonical_agree_where_nothing_is_moved() -> None:
+    batch = batch_of(identity_pose(4))
+    losses = {}
+    for space in ("native", "canonical"):
+        objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
+        losses[space] = objective(batch, STILL[:4]).item()
+    assert losses["native"] == pytest.approx(losses["canonical"], rel=1e-3)
+
+
+def test_native_compares_where_the_patient_lies() -> None:
+    """With a network that is always right in the crop, both spaces cost little; mirrored labels cost much."""
+    theta2 = matrix_from_box(torch.tensor([[-0.75, -0.7, 0.65, 0.7]])).expand(4, 3, 3)
+    batch = batch_of(poses(4), theta2)
+    for space in ("native", "canonical"):
+        objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
+        theta = objective._theta(batch)
+        answer = warped_target(one_hot(batch.labels, 3), theta, (SIZE, SIZE))
+        objective.unet = Answering(answer.clamp(min=1e-4).log())
+        loss = objective(batch, STILL[:4]).item()
+        turned = objective(batch._replace(labels=batch.labels.flip(2)), STILL[:4]).item()
+        assert loss < 0.25
+        assert turned > loss + 0.5
+
+
+def test_noise_disturbs_pose_and_crop_as_configured() -> None:
+    noise = torch.rand(6, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    theta2 = matrix_from_box(torch.tensor([[-0.5, -0.4, 0.5, 0.6]])).expand(6, 3, 3)
+    batch = batch_of(poses(), theta2)
+    settings = load_config(base=PLAIN, settings=["unet.pose_jitter=0.5", "crop.jitter_shift=0.2"])
+    objective = SegmentationObjective(pipeline_of(settings))
+    moved = objective._disturbed(batch, noise)
+    pose = add_residual(batch.pose, noise[:, :5] * 0.5 * torch.tensor(POSE_JITTER))
+    crop = jittered(theta2, noise[:, 5:], shift=0.2, scale=settings.crop.jitter_scale)
+    assert torch.allclose(moved, matrix_from_pose(pose) @ crop, atol=1e-6)
+    assert not torch.allclose(moved, objective._theta(batch), atol=0.05)
+    still = SegmentationObjective(pipeline_of(config()))
+    assert torch.allclose(still._disturbed(batch, noise), still._theta(batch), atol=1e-6)
+    # Where no crop is configured its noise does nothing.
+    whole = SegmentationObjective(
+        pipeline_of(load_config(base=PLAIN, settings=["crop.enabled=false", "unet.pose_jitter=0.5"]))
+    )
+    without = batch._replace(theta2=torch.eye(3).expand(6, 3, 3))
+    assert torch.allclose(whole._disturbed(without, noise), matrix_from_pose(pose), atol=1e-6)
+
+
+def test_segmentation_learns() -> None:
+    batch = batch_of(poses(), matrix_from_box(torch.tensor([[-0.7, -0.6, 0.7, 0.8]])).expand(6, 3, 3))
+    objective = SegmentationObjective(pipeline_of(config("unet.input=half")))
+    losses = train(objective, batch, 0.01, 40)
+    assert losses[-1] < 0.5 * losses[0]
+    objective.eval()
+    scores = judge(objective, batch, "aaaaaa")
+    assert scores["dice 1"] > 0.7
+
+
+def test_dice_is_judged_on_the_frame_patient_by_patient() -> None:
+    """Two patients, three slices: the network answers with given classes and the pose is undone."""
+    batch = batch_of(poses(3))
+    objective = SegmentationObjective(pipeline_of(config()))
+    answers = one_hot(batch.labels, 3)
+    answers[2] = one_hot(torch.zeros(1, SIZE, SIZE), 3)[0]
+    objective.unet = Answering(20.0 * warped_target(answers, objective._theta(batch), (SIZE, SIZE)))
+    scores = judge(objective, batch, "bba")
+    # Patient b is found, patient a is missed.
+    assert scores["dice 1"] == pytest.approx(0.5, abs=0.03)
+    assert scores["dice 2"] == pytest.approx(0.5, abs=0.03)
+    assert scores["dice"] == pytest.approx((scores["dice 1"] + scores["dice 2"]) / 2)
+    assert next(iter(scores)) == "dice"
+    assert torch.allclose(
+        objective.unet.seen, warp(batch.image, objective._theta(batch), (SIZE, SIZE), fill=AIR)
+    )
+
+
+def test_nothing_to_judge_is_no_score() -> None:
+    batch = batch_of(identity_pose(2))._replace(labels=torch.zeros(2, SIZE, SIZE, dtype=torch.uint8))
+    objective = SegmentationObjective(pipeline_of(config()))
+    nothing = torch.tensor([9.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(2, 3, SIZE, SIZE)
+    objective.unet = Answering(nothing)
+    assert judge(objective, batch, "aa") == {}
+
+
+def test_patient_dice_by_hand() -> None:
+    both = np.array([[3, 0], [1, 0], [0, 0]])
+    predicted = np.array([[4, 0], [2, 0], [0, 5]])
+    truth = np.array([[3, 0], [3, 0], [0, 0]])
+    dice = patient_dice(["b", "a", "b"], both, predicted, truth)
+    # Sorted by patient: a 2 * 1 / 5; b 2 * 3 / 7 over both slices, and 0 for what is not there.
+    assert dice[0, 0] == pytest.approx(2 / 5)
+    assert math.isnan(dice[0, 1])
+    assert dice[1].tolist() == pytest.approx([6 / 7, 0.0])
+
+
+def test_square_overlap_by_hand() -> None:
+    boxes = torch.tensor([[-0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, 0.5, 0.5], [-1.0, -1.0, -0.4, -0.4]])
+    others = torch.tensor([[0.0, -0.5, 1.0, 0.5], [-0.5, -0.5, 0.5, 0.5], [0.4, 0.4, 1.0, 1.0]])
+    overlap = square_overlap(matrix_from_box(boxes), matrix_from_box(others))
+    assert overlap.tolist() == pytest.approx([0.5 / 1.5, 1.0, 0.0])
+
+
+def test_warped_targets_are_restored_to_the_labels() -> None:
+    """Canonical targets and restored predictions are inverse to each other, and sum to one."""
+    batch = batch_of(poses())
+    theta = matrix_from_pose(batch.pose)
+    target = warped_target(one_hot(batch.labels, 3), theta, (SIZE, SIZE))
+    assert torch.allclose(target.sum(dim=1), torch.ones(6, SIZE, SIZE), atol=1e-5)
+    back = restore(target, theta, (SIZE, SIZE)).argmax(dim=1)
+    for label in (1, 2):
+        a, b = back == label, batch.labels == label
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9
+    # Most of the label map moved on the way.
+    assert (target.argmax(dim=1) == batch.labels).float().mean() < 0.97
