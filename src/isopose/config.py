@@ -8,9 +8,9 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from isopose.errors import InputError
 from isopose.files import read_json
@@ -38,6 +38,13 @@ class DataConfig(Section):
         (0.5, 99.5), description="of the labelled voxels of the training cases, as nnU-Net"
     )
     body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
+
+    @field_validator("clip_percentiles")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("expected two percentiles from 0 to 100, the lower first")
+        return value
 
 
 class OptimiserConfig(Section):
@@ -86,6 +93,9 @@ class CropConfig(Section):
 
     enabled: bool = Field(True, description="off: the U-Net sees the whole homogenised frame")
     learned: bool = Field(True, description="off: one box that holds every training label, no network")
+    per: Literal["volume", "slice"] = Field(
+        "volume", description="one crop for all slices of a scan, or the paper's own one for each slice"
+    )
     loss: Literal["l1+rmse", "l2+rmse"] = Field("l1+rmse", description="Eq. 2's text, or its formula")
     margin: float = Field(0.1, ge=0, le=1, description="added to target boxes on each side, of the side")
     size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
@@ -132,7 +142,7 @@ class TrainConfig(Section):
     seed: int = Field(0, description="of weights, draws, jitter and the split into folds")
     folds: int = Field(5, ge=2, description="into which the patients are dealt")
     fold: int | Literal["all"] = Field(0, description="the validation fold; all: train on every patient")
-    oversample: dict[str, float] | None = Field(
+    oversample: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
         None, description="least part of slices with a label; none: a third for each of the first two labels"
     )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
@@ -204,7 +214,13 @@ PAPER: dict[str, Any] = {
     "preset": "paper",
     "data": {"size": 512},
     "pose": {"start": "identity", "size": 512, "fill": None, "optimiser": _STN_OF_PAPER},
-    "crop": {"size": 512, "jitter_shift": 0.0, "jitter_scale": 0.0, "optimiser": _STN_OF_PAPER},
+    "crop": {
+        "per": "slice",
+        "size": 512,
+        "jitter_shift": 0.0,
+        "jitter_scale": 0.0,
+        "optimiser": _STN_OF_PAPER,
+    },
     "unet": {
         "input": "full",
         "output_norm": True,
@@ -231,7 +247,7 @@ def load_config(
     """Build a configuration.
 
     Args:
-        preset: ``default`` or ``paper``.
+        preset: ``default`` or ``paper``; one that the file or the settings name takes its place.
         file: TOML or JSON with any of the sections.
         settings: ``section.key=value``, values as JSON or plain words.
         base: changes made to the preset before the file and the settings.
@@ -239,20 +255,14 @@ def load_config(
     Raises:
         InputError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
+    changes = [base or {}, _read(file) if file else {}, *(_setting(setting) for setting in settings)]
+    preset = next((change["preset"] for change in reversed(changes) if "preset" in change), preset)
     if preset not in ("default", "paper"):
         raise InputError(f"preset {preset!r} is unknown; expected default or paper")
     # Merged into the defaults' own dump, for a section that is given in part keeps its own defaults.
     values = Config().model_dump()
-    for change in (PAPER if preset == "paper" else {}, base or {}, _read(file) if file else {}):
+    for change in (PAPER if preset == "paper" else {}, *changes):
         _merge(values, change)
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator or not key:
-            raise InputError(f"--set {setting!r}: expected section.key=value, e.g. unet.base_features=16")
-        nested: Any = _value(text)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _merge(values, nested)
     return validate_config(values, str(file) if file else "configuration")
 
 
@@ -280,6 +290,16 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected sections such as [unet], got {type(values).__name__}")
     return values
+
+
+def _setting(setting: str) -> dict[str, Any]:
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {setting!r}: expected section.key=value, e.g. unet.base_features=16")
+    nested: Any = _value(text)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested
 
 
 def _value(text: str) -> Any:

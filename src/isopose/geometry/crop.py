@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Smallest side of a crop as a fraction of the frame's side (the paper, section "STN for ROI cropping").
 MIN_CROP = 0.25
+#: Part of a volume's slices that a common crop may leave out on each side.
+OUTERMOST = 0.15
 
 
 def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
@@ -60,6 +62,18 @@ def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
     box = torch.stack([x0 - grow, y0 - grow, x1 + grow, y1 + grow], dim=1)
     whole = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=mask.device)
     return torch.where(found[:, None], box, whole), found
+
+
+def common_crop(theta2: Tensor) -> Tensor:
+    """One crop ``(3, 3)`` for a volume from those of its slices ``(N, 3, 3)``.
+
+    Its box reaches as far as those of all but the outermost slices on each side (:data:`OUTERMOST`), so that
+    it holds what most slices show and no single slice decides.
+    """
+    boxes = box_from_matrix(theta2)
+    low = torch.quantile(boxes[:, :2], OUTERMOST, dim=0)
+    high = torch.quantile(boxes[:, 2:], 1.0 - OUTERMOST, dim=0)
+    return matrix_from_box(torch.cat([low, high]))
 
 
 def jittered(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare
+from isopose.geometry.crop import common_crop
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose
 from isopose.inference.confidence import POSE_SOURCES, choose_pose, touches_border
@@ -94,19 +95,23 @@ def predict(
     records = SliceRecords.empty(slices)
     slice_from_frame = prepared.slice_from_frame.to(device)
 
+    # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
     shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     size = model.config.predict.batch_size
-    for first in range(0, len(shown), size):
-        rows = shown[first : first + size]
-        image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
-        mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
-        crop, theta = _segment(model, image, mask, rows, records)
+    batches = [shown[first : first + size] for first in range(0, len(shown), size)]
+    for rows in batches:
+        _locate(model, *_frames(prepared, rows, device), rows, records)
+    if model.config.crop.enabled and model.config.crop.per == "volume" and len(shown):
+        records.theta2[shown] = common_crop(torch.from_numpy(records.theta2[shown])).numpy()
+    for rows in batches:
+        image, _ = _frames(prepared, rows, device)
+        crop, theta = _segment(model, image, rows, records)
         native = restore(crop, compose(slice_from_frame, theta), (height, width))
         classes[rows] = native.argmax(dim=1).to(torch.uint8).cpu().numpy()
         if kept is not None:
             kept[:, rows] = native.movedim(1, 0).cpu().numpy()
         if progress is not None:
-            progress(first + len(rows), len(shown))
+            progress(int(np.searchsorted(shown, rows[-1])) + 1, len(shown))
 
     undo = prepared.reorientation.undo
     return Prediction(
@@ -118,20 +123,34 @@ def predict(
     )
 
 
-def _segment(
-    model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords
-) -> tuple[Tensor, Tensor]:
-    """Probabilities in the crop, and frame from crop, of a batch of frames; decisions go to the records."""
+def _frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image and mask ``(N, 1, S, S)`` of some slices."""
+    image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
+    mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
+    return image, mask
+
+
+def _locate(model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords) -> None:
+    """Estimate pose and crop of a batch of frames and write them down."""
+    chosen = choose_pose(model.pipeline.pose, image, mask, model.config.predict.min_pose_dice)
+    records.pose[rows] = chosen.pose.cpu()
+    records.agreement[rows] = chosen.agreement.cpu()
+    records.pose_source[rows] = chosen.source.cpu()
+    records.theta2[rows] = model.pipeline.theta2(image, mask, chosen.pose).cpu()
+
+
+def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecords) -> tuple[Tensor, Tensor]:
+    """Probabilities in the crop, and frame from crop, of a batch of frames; a crop that cuts is widened."""
     pipeline, settings = model.pipeline, model.config.predict
-    chosen = choose_pose(pipeline.pose, image, mask, settings.min_pose_dice)
-    theta2 = pipeline.theta2(image, mask, chosen.pose)
-    theta = frame_from_crop(chosen.pose, theta2)
+    pose = torch.from_numpy(records.pose[rows]).to(image.device)
+    theta2 = torch.from_numpy(records.theta2[rows]).to(image.device)
+    theta = frame_from_crop(pose, theta2)
     probabilities = _probabilities(pipeline, image, theta)
 
     cut = touches_border(probabilities, theta2, settings.crop_border)
     if cut.any():
         whole = torch.eye(3, device=image.device).expand(int(cut.sum()), 3, 3)
-        whole_theta = frame_from_crop(chosen.pose[cut], whole)
+        whole_theta = frame_from_crop(pose[cut], whole)
         again = _probabilities(pipeline, image[cut], whole_theta)
         # Seen whole, a structure that was cut off is larger. Where it is not, the network lost it at the
         # unfamiliar size, and the crop's own answer is the better one.
@@ -141,10 +160,7 @@ def _segment(
         probabilities[used], theta[used], theta2[used] = again[larger], whole_theta[larger], whole[larger]
         records.whole_frame[rows[used.cpu().numpy()]] = True
         records.cut_off[rows] = (cut & ~torch.isin(torch.arange(len(cut), device=used.device), used)).cpu()
-    records.pose[rows] = chosen.pose.cpu()
     records.theta2[rows] = theta2.cpu()
-    records.agreement[rows] = chosen.agreement.cpu()
-    records.pose_source[rows] = chosen.source.cpu()
     return probabilities, theta
 
 

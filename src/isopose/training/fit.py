@@ -18,7 +18,7 @@ from isopose.data.store import Store, write_store
 from isopose.devices import choose_device
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, write_json
-from isopose.geometry.crop import box_of_mask
+from isopose.geometry.crop import box_of_mask, common_crop
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.io.datasets import Case, Dataset
@@ -235,7 +235,14 @@ def _poses(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
 def _crops(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
     """theta2 of every slice, once: STN2 no longer changes."""
     batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
-    return torch.cat([pipeline.theta2(b.image, b.mask, b.pose).cpu() for b in batches if b.pose is not None])
+    theta2 = torch.cat(
+        [pipeline.theta2(b.image, b.mask, b.pose).cpu() for b in batches if b.pose is not None]
+    )
+    if run.config.crop.per == "volume":
+        case_of_row = torch.from_numpy(slices.rows[:, 0])
+        for case in case_of_row.unique():
+            theta2[case_of_row == case] = common_crop(theta2[case_of_row == case])
+    return theta2
 
 
 @torch.no_grad()
