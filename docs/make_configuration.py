@@ -19,7 +19,7 @@ HEAD = """# Configuration
 
 Every setting has a default. A configuration is made in this order; what comes later wins:
 
-1. a preset: `--preset default` or `--preset paper` (see [paper.md](paper.md));
+1. a preset: `--preset default` or `--preset paper` (see [paper.md](paper.md)), or `preset` in the file;
 2. a file: `--config settings.toml`, TOML or, with the ending `.json`, JSON; any part of any section;
 3. single values: `--set section.key=value`, repeated, values as JSON or plain words, `none` for none.
 
