@@ -1,0 +1,440 @@
+"""``isopose fit`` as a whole, as small as it goes: model folder, resumption, refusals, presets, KiTS19."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from safetensors.torch import load_file
+
+from isopose.config import Config
+from isopose.data.store import Record, StoredCase, open_store
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.volume import Volume
+from isopose.inference.predict import Prediction, predict
+from isopose.inference.scans import Scan, predict_scans
+from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.splits import split_patients
+from isopose.models.folder import Model, load_model
+from isopose.progress import Silent
+from isopose.training.fit import fit
+
+MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
+
+
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One run and all that it was made from."""
+
+    model: Model
+    folder: Path
+    dataset: Dataset
+    config: Config
+    store: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def fitted(cohort: Path, tiny, tmp_path_factory) -> Fitted:
+    folder = tmp_path_factory.mktemp("fit")
+    dataset, config, reporter = open_dataset(cohort), tiny(), Listening()
+    model = fit(dataset, folder / "model", config, store=folder / "store", reporter=reporter)
+    return Fitted(model, folder / "model", dataset, config, folder / "store", reporter.lines)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    one, other = weights_of(a), weights_of(b)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def info_of(folder: Path) -> dict[str, Any]:
+    """What ``model.json`` says of the training, without times."""
+    info = json.loads((folder / "model.json").read_text())["info"]
+    for row in info["history"]:
+        del row["seconds"]
+    return info
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
+    manifest = (fitted.folder / "model.json").read_text()
+    values = json.loads(manifest)
+    assert values["labels"]["values"] == {"kidney": 1, "tumour": 2}
+    assert values["config"] == fitted.config.model_dump(mode="json")
+    assert values["weights_sha256"] == sha256(fitted.folder / "weights.safetensors")
+    assert values["versions"]["torch"] == torch.__version__
+    assert values["fingerprint"]["cases"] == 4
+    training, validation = split_patients(fitted.dataset, 3, 0, 0)
+    told = values["info"]["training"]
+    assert told["images_sha256"] == [sha256(case.image) for case in training]
+    assert told["validation_images_sha256"] == [sha256(case.image) for case in validation]
+    assert (told["cases"], told["patients"], told["validation_cases"]) == (4, 4, 2)
+    for word in ("Muster", "Erika", str(fitted.dataset.root), str(fitted.folder)):
+        assert word not in manifest
+        assert word.encode() not in (fitted.folder / "weights.safetensors").read_bytes()
+    # At the top the model alone; what may name cases lies in ``work``.
+    assert sorted(p.name for p in fitted.folder.iterdir()) == ["model.json", "weights.safetensors", "work"]
+    files = [p for p in fitted.folder.rglob("*") if p.is_file()]
+    # Neither a pickle's opcodes nor the archive that torch.save makes of them.
+    assert [p.name for p in files if p.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"PK")] == []
+
+
+def test_three_stages_train_one_after_the_other(fitted: Fitted) -> None:
+    history = fitted.model.info["history"]
+    assert [(row["stage"], row["epoch"]) for row in history] == [
+        *[("pose", 1), ("pose", 2), ("crop", 1), ("crop", 2)],
+        *[("unet", 1), ("unet", 2), ("unet", 3)],
+    ]
+    stages = fitted.model.info["stages"]
+    assert list(stages) == ["pose", "crop", "unet"]
+    assert [stages[name]["epochs"] for name in stages] == [2, 2, 3]
+    assert all(np.isfinite(row["loss"]) for row in history)
+    assert {"mask dice", "loss", "learning_rate", "seconds"} <= history[0].keys()
+    assert "box overlap" in history[2]
+    assert {"dice", "dice 1", "dice 2"} <= history[4].keys()
+    assert all((fitted.folder / "work" / "tensorboard" / name).is_dir() for name in stages)
+    # Each network left its start.
+    pipeline = fitted.model.pipeline
+    assert pipeline.pose.localisation.output.weight.abs().max() > 0
+    assert pipeline.crop.localisation.output.weight.abs().max() > 0
+    assert pipeline.unet.first[0][1].running_mean.abs().max() > 0
+
+
+def test_the_reference_is_shown_and_kept_without_its_name(fitted: Fitted) -> None:
+    line = next(line for line in fitted.said if line.startswith("reference: "))
+    assert "chosen automatically" in line
+    training, _ = split_patients(fitted.dataset, 3, 0, 0)
+    named = next(case for case in training if f" {case.id}," in line)
+    reference = fitted.model.info["reference"]
+    assert reference["image_sha256"] == sha256(named.image)
+    assert f"slice {reference['slice']}," in line
+    mask = fitted.model.pipeline.pose.reference_mask
+    assert 0.4 < mask.mean() < 0.8
+
+
+def test_a_loaded_model_predicts_the_same(fitted: Fitted) -> None:
+    scan = read_volume(fitted.dataset.root / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
+    first = predict(fitted.model, scan, probabilities=True)
+    again = predict(load_model(fitted.folder), scan, probabilities=True)
+    assert np.array_equal(first.probabilities, again.probabilities)
+    assert np.array_equal(first.labels.array, again.labels.array)
+    assert first.labels.same_grid(scan)
+    # It is not the same answer everywhere, so that agreement means something.
+    assert np.ptp(first.probabilities[1]) > 0.05
+
+
+def test_the_same_settings_give_the_same_weights(fitted: Fitted, tmp_path: Path) -> None:
+    fit(fitted.dataset, tmp_path / "again", fitted.config, store=fitted.store)
+    assert_same_weights(tmp_path / "again", fitted.folder)
+    assert info_of(tmp_path / "again") == info_of(fitted.folder)
+
+
+def test_another_seed_gives_other_weights(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        config = tiny(*_short("train.fold=all", f"train.seed={seed}"))
+        fit(fitted.dataset, tmp_path / seed, config, store=tmp_path / "store")
+    one, other = weights_of(tmp_path / "1"), weights_of(tmp_path / "2")
+    assert not torch.equal(one["unet.first.0.0.weight"], other["unet.first.0.0.weight"])
+
+
+def _short(*settings: str) -> tuple[str, ...]:
+    return ("unet.optimiser.epochs=1", "pose.learned=false", "crop.enabled=false", *settings)
+
+
+#: Runs a fit that is killed without warning in the middle of the U-Net's second epoch.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from isopose.config import load_config
+from isopose.io.datasets import open_dataset
+from isopose.progress import Silent
+from isopose.training.fit import fit
+
+class Killer(Silent):
+    def stage(self, name, epochs, iterations, done):
+        self.name, self.left = name, iterations + 2
+        return super().stage(name, epochs, iterations, done)
+
+    def step(self):
+        self.left -= 1
+        if self.name == "unet" and self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+dataset, model, store, config = sys.argv[1:]
+fit(open_dataset(Path(dataset)), Path(model), load_config(file=Path(config)), store=Path(store),
+    reporter=Killer())
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(fitted.config.model_dump_json())
+    arguments = [str(fitted.dataset.root), str(tmp_path / "model"), str(fitted.store), str(config)]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], env=os.environ, capture_output=True, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "model" / "model.json").exists()
+    left = snapshot(tmp_path / "model" / "work" / "checkpoints")
+    assert sorted(left) == ["crop.safetensors", "pose.safetensors", "unet.safetensors"]
+
+    # Without --resume nothing is touched; with it the finished stages are not trained again.
+    with pytest.raises(InputError, match="not empty; add --resume"):
+        fit(fitted.dataset, tmp_path / "model", fitted.config, store=fitted.store)
+    assert snapshot(tmp_path / "model" / "work" / "checkpoints") == left
+    started = time.time()
+    fit(fitted.dataset, tmp_path / "model", fitted.config, store=fitted.store, resume=True)
+    touched = [
+        p.name for p in (tmp_path / "model" / "work" / "checkpoints").iterdir() if p.stat().st_mtime > started
+    ]
+    assert touched == ["unet.safetensors"]
+    assert_same_weights(tmp_path / "model", fitted.folder)
+    assert info_of(tmp_path / "model") == info_of(fitted.folder)
+
+
+def test_a_finished_run_is_not_done_again(fitted: Fitted) -> None:
+    before = snapshot(fitted.folder)
+    reporter = Listening()
+    model = fit(fitted.dataset, fitted.folder, fitted.config, resume=True, reporter=reporter)
+    assert snapshot(fitted.folder) == before
+    assert reporter.lines == [f"{fitted.folder} is finished already"]
+    assert model.weights_sha256 == fitted.model.weights_sha256
+
+
+def test_the_folder_of_another_run_is_refused(fitted: Fitted, tiny) -> None:
+    before = snapshot(fitted.folder)
+    fewer = replace(fitted.dataset, cases=fitted.dataset.cases[1:])
+    other = tiny("train.seed=1")
+    for dataset, config, resume, message in (
+        (fitted.dataset, fitted.config, False, r"not empty; add --resume"),
+        (fitted.dataset, other, False, r"not empty"),
+        (fitted.dataset, other, True, r"was started with another config"),
+        (fewer, fitted.config, True, r"was started with another cases"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            fit(dataset, fitted.folder, config, resume=resume, store=fitted.store)
+        assert str(fitted.folder) in str(caught.value)
+    assert snapshot(fitted.folder) == before
+
+
+def test_unknown_names_are_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    for setting, message in (
+        ("pose.reference=nobody", "case 'nobody' is not among the 4 training cases"),
+        ('train.oversample={"liver": 0.5}', "no label 'liver'; expected some of kidney, tumour"),
+        ("train.folds=9", "9 folds need as many labelled patients, got 6"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(fitted.dataset, tmp_path / setting[:10], tiny(setting), store=fitted.store)
+
+
+def test_validation_and_test_patients_teach_nothing(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """Their images are replaced by others: fingerprint and weights stay, only their scores change."""
+    config = tiny(*_short("unet.optimiser.patience=3"))
+    _, validation = split_patients(fitted.dataset, 3, 0, 0)
+    fit(fitted.dataset, tmp_path / "plain", config, store=tmp_path / "plain store")
+    changed = {}
+    for case in validation:
+        image = read_volume(case.image)
+        labels = read_labels(case.label, like=image)
+        bright = np.where(labels.array > 0, 900, np.where(image.array > -500, -100, -1000)).astype(np.int16)
+        write_image(image.with_array(bright), tmp_path / f"{case.id}.nii.gz")
+        write_labels(labels.with_array(labels.array[:, ::-1].copy()), tmp_path / f"{case.id}_labels.nii.gz")
+        paths = {"image": tmp_path / f"{case.id}.nii.gz", "label": tmp_path / f"{case.id}_labels.nii.gz"}
+        changed[case.id] = replace(case, **paths)
+    unread = replace(fitted.dataset.cases[-1], image=tmp_path / "absent.nii.gz", split="test")
+    other = replace(
+        fitted.dataset,
+        cases=tuple(
+            changed.get(case.id, unread if case.split == "test" else case) for case in fitted.dataset.cases
+        ),
+    )
+    fit(other, tmp_path / "changed", config, store=tmp_path / "changed store")
+    assert_same_weights(tmp_path / "plain", tmp_path / "changed")
+    plain, new = (load_model(tmp_path / name) for name in ("plain", "changed"))
+    assert plain.fingerprint == new.fingerprint
+    assert plain.info["reference"] == new.info["reference"]
+    assert plain.info["history"][0]["loss"] == new.info["history"][0]["loss"]
+    assert plain.info["history"][0]["dice"] != new.info["history"][0]["dice"]
+
+
+def test_all_patients_may_train(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    model = fit(fitted.dataset, tmp_path / "all", tiny(*_short("train.fold=all")), store=tmp_path / "store")
+    assert (model.info["training"]["cases"], model.info["training"]["validation_cases"]) == (6, 0)
+    assert model.info["stages"]["unet"] == {"epochs": 1, "best_epoch": 1, "best": None}
+
+
+def test_one_box_for_all_holds_every_training_label(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    config = tiny("crop.learned=false", "pose.learned=false", "unet.optimiser.epochs=1")
+    model = fit(fitted.dataset, tmp_path / "box", config, store=fitted.store)
+    x0, y0, x1, y1 = model.pipeline.crop.start.tolist()
+    assert -1.0 < x0 < x1 < 1.0
+    assert -1.0 < y0 < y1 < 1.0
+    training, _ = split_patients(fitted.dataset, 3, 0, 0)
+    for case in training:
+        volume = read_volume(case.image)
+        prediction = predict(model, volume)
+        truth = read_labels(case.label, like=volume).array
+        # Where the crop lies on the scan: the labels are inside of it.
+        for z in np.flatnonzero(truth.any(axis=(1, 2))):
+            inside = _in_crop(prediction, z, truth[z] > 0)
+            assert np.abs(inside).max() < 1.0
+
+
+def _in_crop(prediction: Prediction, z: int, mask: np.ndarray) -> np.ndarray:
+    """Normalised crop coordinates of a slice's pixels."""
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    points = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1, np.ones(len(rows))])
+    slice_from_frame = prediction.prepared.slice_from_frame.numpy()
+    frame_from_homogenised = matrix_from_pose(torch.from_numpy(prediction.slices.pose[z])).numpy()
+    chain = slice_from_frame @ frame_from_homogenised @ prediction.slices.theta2[z]
+    return (np.linalg.inv(chain) @ points)[:2]
+
+
+def test_the_papers_preset_runs_all_stages(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    config = tiny(
+        *("pose.optimiser.epochs=1", "crop.optimiser.epochs=1", "unet.optimiser.epochs=1"), preset="paper"
+    )
+    assert (config.pose.start, config.pose.fill, config.unet.loss_space) == ("identity", None, "native")
+    assert (config.unet.output_norm, config.unet_size, config.unet.optimiser.name) == (True, 64, "sgd")
+    model = fit(fitted.dataset, tmp_path / "paper", config, store=fitted.store)
+    assert [row["stage"] for row in model.info["history"]] == ["pose", "crop", "unet"]
+    assert all(np.isfinite(row["loss"]) for row in model.info["history"])
+    assert model.info["reference"]["lean"] == 0.0
+    assert "unet.outputs.0.1.running_mean" in weights_of(tmp_path / "paper")
+    scan = read_volume(fitted.dataset.root / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
+    assert predict(model, scan).labels.same_grid(scan)
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory) -> Path:
+    """A KiTS19 folder of real masks, axial axis first, with images made of them, every few voxels."""
+    if not MASKS.is_dir():
+        pytest.skip(f"no real masks: {MASKS} is absent")
+    root = tmp_path_factory.mktemp("kits19")
+    # The three with the fewest voxels, which are read quickly.
+    for name in ("case_00004", "case_00012", "case_00037"):
+        mask = read_volume(MASKS / name / "segmentation.nii.gz")
+        assert mask.reorientation().axes == (2, 1, 0), "the axial axis is stored first"
+        step = np.array([7, 7, 3 if mask.array.shape[2] < 90 else 4])
+        marks = np.ascontiguousarray(mask.array[:: step[0], :: step[1], :: step[2]]).astype(np.uint8)
+        matrix = mask.world_from_index.copy()
+        matrix[:3, :3] *= step[::-1]
+        small = Volume(marks, matrix)
+        write_image(_image_around(small), root / name / "imaging.nii.gz")
+        write_labels(small, root / name / "segmentation.nii.gz")
+    return root
+
+
+def _image_around(labels: Volume) -> Volume:
+    """Soft tissue in an ellipse around the labels, kidneys and tumours brighter, a spine; air around."""
+    lps = labels.reoriented()
+    y, x = np.nonzero((lps.array > 0).any(axis=0))
+    height, width = lps.array.shape[1:]
+    rows, columns = np.indices((height, width))
+    centre = (y.min() + y.max()) / 2 - 0.1 * height, (x.min() + x.max()) / 2
+    body = ((rows - centre[0]) / (0.33 * height)) ** 2 + ((columns - centre[1]) / (0.42 * width)) ** 2 < 1
+    body |= (lps.array > 0).any(axis=0)
+    spine = (rows - centre[0] - 0.2 * height) ** 2 + (columns - centre[1]) ** 2 < 12
+    plane = np.where(body, np.where(spine, 500.0, 30.0), -1000.0)
+    array = plane[None] + 150.0 * (lps.array == 1) + 70.0 * (lps.array == 2)
+    array += np.random.default_rng(0).normal(0, 10, array.shape)
+    return labels.with_array(labels.reorientation().undo(array.round().astype(np.int16)))
+
+
+@pytest.mark.slow
+def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: Path) -> None:
+    dataset = open_dataset(kits)
+    assert dataset.layout == "kits19"
+    config = tiny(
+        *("train.fold=all", "unet.input=full", "unet.optimiser.iterations=40"),
+        "unet.optimiser.learning_rate=0.01",
+    )
+    model = fit(dataset, tmp_path / "model", config)
+    assert model.fingerprint.spacing_median[2] >= 12.0  # the axial spacing, stored first
+    scans = [Scan(case.id, case.image) for case in dataset.cases]
+    outcomes = predict_scans(
+        model, scans, tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+    )
+    assert [outcome.problem for outcome in outcomes] == [None, None, None]
+    for case in dataset.cases:
+        image, truth, found = (
+            sitk.ReadImage(str(path))
+            for path in (case.image, case.label, tmp_path / "out" / f"{case.id}.nii.gz")
+        )
+        # What was trained on lies where the file has it, in the patient's own coordinates.
+        stored = _stored_case(tmp_path / "model", case.id)
+        _, _, seen = stored.read(range(stored.record.shape[0]))
+        # Within a frame's pixel: between two kidneys the centre moves by a few voxels of either.
+        for label in (1, 2):
+            seen_at, lies_at = _centre_of_frame(stored.record, seen == label), _centre(truth, label)
+            assert seen_at == pytest.approx(lies_at, abs=stored.record.frame.pixel_mm)
+        # The tumour is far from the middle: on the wrong side this could not have held.
+        middle = (image.GetSize()[2] - 1) / 2 * image.GetSpacing()[2] + image.GetOrigin()[0]
+        assert abs(lies_at[0] - middle) > 40.0
+        # KiTS19's first axis is the axial one, from head to feet: the slices have been turned round.
+        heights = [(sitk.GetArrayFromImage(truth) > 0).sum(axis=(0, 1)), (seen > 0).sum(axis=(1, 2))]
+        assert np.corrcoef(heights[0][::-1], heights[1])[0, 1] > 0.95
+        assert np.corrcoef(heights[0], heights[1])[0, 1] < 0.95
+
+        assert found.GetSize() == image.GetSize()
+        for name in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(found, name)() == pytest.approx(getattr(image, name)(), abs=1e-6)
+        marked, labelled = (sitk.GetArrayFromImage(part) > 0 for part in (found, truth))
+        hit = (marked & labelled).sum() / marked.sum()
+        assert hit > 0.8
+        assert (marked & labelled).sum() > 0.3 * labelled.sum()
+        # On the right side, at the right height: nothing is mirrored on the way there and back.
+        for axis in (0, 1, 2):
+            assert hit > (marked & np.flip(labelled, axis)).sum() / marked.sum() + 0.1
+
+
+def _stored_case(folder: Path, name: str) -> StoredCase:
+    (where,) = (folder / "work" / "store").glob("*/store.json")
+    return next(case for case in open_store(where.parent).cases if case.record.id == name)
+
+
+def _centre(labels: sitk.Image, label: int) -> list[float]:
+    """World position (LPS, mm) of a label's centre, as SimpleITK has it."""
+    z, y, x = np.argwhere(sitk.GetArrayFromImage(labels) == label).mean(axis=0)
+    return list(labels.TransformContinuousIndexToPhysicalPoint((float(x), float(y), float(z))))
+
+
+def _centre_of_frame(record: Record, seen: np.ndarray) -> list[float]:
+    """The same from the prepared slices, through the record's frame."""
+    z, y, x = np.argwhere(seen).mean(axis=0)
+    frame = record.frame
+    corner = [centre - frame.fov_mm / 2 for centre in frame.centre_mm]
+    index = [(corner[a] + (v + 0.5) * frame.pixel_mm) / record.spacing[a] for a, v in enumerate((x, y))]
+    return (np.array(record.world_from_index) @ [*index, z, 1.0])[:3].tolist()
