@@ -1,0 +1,351 @@
+import math
+import weakref
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bright import BODY, FOV, bright_model, dice, ellipse, scene, stored_otherwise, world_centre
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.inference.confidence import POSE_SOURCES
+from isopose.inference.predict import predict
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+
+STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
+LEARNED, MOMENTS, IDENTITY = (POSE_SOURCES.index(name) for name in ("learned", "moments", "identity"))
+#: Poses from moments alone: what is found then follows from the geometry, not from weights.
+PLAIN = {"pose": {"learned": False}, "crop": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bright_model(PLAIN)
+
+
+@pytest.fixture(scope="module")
+def supine():
+    return scene()
+
+
+@pytest.fixture(scope="module")
+def expected(model, supine):
+    return predict(model, supine.volume).labels
+
+
+def assert_finds(labels: Volume, truth: np.ndarray, least: float = 0.9) -> None:
+    assert set(np.unique(labels.array)) <= {0, 1, 7}
+    assert dice(labels.array > 0, truth > 0) > least
+    assert dice(labels.array == 7, truth == 7) > least - 0.1
+
+
+def bend_pose(model, log_scale: float) -> None:
+    """Make the learned pose's residual wrong on every slice."""
+    model.pipeline.pose.localisation.output.bias.copy_(torch.tensor([0.0, log_scale, log_scale, 0.0, 0.0]))
+
+
+def test_the_mass_is_found_on_the_left_in_front(supine, expected) -> None:
+    assert_finds(expected, supine.truth)
+    centre = world_centre(expected, expected.array > 0)
+    true_centre = world_centre(supine.volume, supine.truth > 0)
+    assert np.linalg.norm(centre - true_centre) < 0.5
+    # LPS: the patient's left is +x, the front -y.
+    assert centre[0] > supine.middle[0] + 30
+    assert world_centre(expected, expected.array == 7)[1] > centre[1]
+
+
+@pytest.mark.parametrize(("axes", "flips"), STORAGES, ids=lambda v: "".join(str(int(i)) for i in v))
+def test_every_storage_gives_the_same_labels_in_the_world(
+    axes, flips, model, supine, expected, tmp_path
+) -> None:
+    scan = stored_otherwise(supine.volume, axes, flips)
+    found = predict(model, scan).labels
+    np.testing.assert_array_equal(found.array, stored_otherwise(expected, axes, flips).array)
+    np.testing.assert_array_equal(found.world_from_index, scan.world_from_index)
+    assert (
+        np.linalg.norm(world_centre(found, found.array > 0) - world_centre(supine.volume, supine.truth > 0))
+        < 0.5
+    )
+
+    write_image(scan, tmp_path / "scan.nii.gz")
+    write_labels(found, tmp_path / "labels.nii.gz")
+    image, labels = read_volume(tmp_path / "scan.nii.gz"), read_labels(tmp_path / "labels.nii.gz")
+    assert labels.array.dtype == np.uint8
+    np.testing.assert_array_equal(labels.array, found.array)
+    for name in ("spacing", "origin", "direction"):
+        np.testing.assert_array_equal(getattr(labels, name), getattr(image, name))
+        np.testing.assert_allclose(getattr(labels, name), getattr(scan, name), rtol=1e-6, atol=1e-4)
+
+
+def test_an_oblique_scan_keeps_its_own_axes(model, supine, expected) -> None:
+    a, b = math.radians(14), math.radians(-9)
+    turn = np.array([[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1.0]])
+    turn = turn @ np.array([[1, 0, 0], [0, math.cos(b), -math.sin(b)], [0, math.sin(b), math.cos(b)]])
+    matrix = supine.volume.world_from_index.copy()
+    matrix[:3, :3] = turn @ matrix[:3, :3]
+    for axes, flips in (((0, 1, 2), (False, False, False)), ((2, 0, 1), (True, False, True))):
+        scan = stored_otherwise(Volume(supine.volume.array, matrix), axes, flips)
+        found = predict(model, scan).labels
+        np.testing.assert_array_equal(found.array, stored_otherwise(expected, axes, flips).array)
+        np.testing.assert_array_equal(found.world_from_index, scan.world_from_index)
+
+
+@pytest.mark.parametrize("degrees", [-50, -20, 10, 35, 180, 165])
+def test_labels_follow_a_rolled_patient(degrees, model) -> None:
+    turned = scene(roll=math.radians(degrees), field=(250.0, 230.0))
+    result = predict(model, turned.volume)
+    assert_finds(result.labels, turned.truth)
+    centre = world_centre(result.labels, result.labels.array > 0)
+    assert np.linalg.norm(centre - world_centre(turned.volume, turned.truth > 0)) < 1.0
+    if abs(degrees) == 180:
+        # Prone in the header's own frame: the mass lies at the right of the world, and stays there.
+        assert centre[0] < turned.middle[0] - 30
+    # An outline is the same after half a turn, so the angle is known up to that.
+    angles = np.degrees(result.slices.pose[:, 0])
+    assert np.abs((angles - degrees + 90) % 180 - 90).max() < 3
+    assert (result.slices.pose_source == MOMENTS).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    roll=st.floats(-0.7, 0.7),
+    scale=st.floats(0.45, 1.0),
+    x=st.floats(-12, 12),
+    y=st.floats(-12, 12),
+    sx=st.floats(1.2, 2.6),
+    sy=st.floats(1.2, 2.6),
+)
+def test_any_size_place_and_pixel(model, roll, scale, x, y, sx, sy) -> None:
+    any_scene = scene(
+        roll=roll, scale=scale, centre=(x, y), spacing=(sx, sy, 3.0), slices=2, field=(250.0, 235.0)
+    )
+    result = predict(model, any_scene.volume)
+    assert dice(result.labels.array > 0, any_scene.truth > 0) > 0.88
+    radius = np.exp(result.slices.pose[:, 1:3]).mean()
+    assert radius == pytest.approx(scale, rel=0.06)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_few_slices(slices, model) -> None:
+    few = scene(slices=slices)
+    result = predict(model, few.volume)
+    assert result.labels.array.shape[0] == slices
+    assert_finds(result.labels, few.truth)
+
+
+def test_a_body_that_leaves_the_field_of_view(model) -> None:
+    cut = scene(centre=(55.0, 10.0))
+    assert cut.volume.array[:, :, -1].max() > 0, "the body should reach the image's edge"
+    result = predict(model, cut.volume)
+    assert_finds(result.labels, cut.truth)
+
+
+def test_a_body_larger_than_the_frame_gets_a_larger_one_and_a_warning() -> None:
+    model = bright_model(PLAIN, fov_mm=150.0)
+    large = scene()
+    result = predict(model, large.volume)
+    assert result.prepared.frame.fov_mm > 2 * BODY[0]
+    assert any("frame was made" in warning for warning in result.warnings)
+    assert_finds(result.labels, large.truth)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"crop": {"learned": False, "per": "slice"}},
+        {"crop": {"learned": False, "per": "volume"}},
+        {"pose": {"learned": False, "start": "identity"}, "crop": {"enabled": False}},
+        {"pose": {"learned": False, "scales": 1}},
+        {"pose": {"start": "identity"}, "unet": {"input": "half"}},
+        {"predict": {"batch_size": 5}},
+        {"data": {"size": 192}, "unet": {"input": "half"}},
+    ],
+    ids=str,
+)
+def test_every_arm_finds_the_mass(changes) -> None:
+    box = (0.0, -0.5, 0.75, 0.4) if changes.get("crop", {}).get("learned") is False else None
+    model = bright_model(changes, crop_start=box)
+    here = scene(roll=math.radians(7))
+    result = predict(model, here.volume)
+    assert_finds(result.labels, here.truth, 0.88)
+    scale = result.slices.theta2[:, 0, 0]
+    np.testing.assert_allclose(scale, 0.45 if box else 1.0, atol=1e-5)
+    assert not result.slices.whole_frame.any()
+    assert result.warnings == ()
+    if model.config.pose.start == "moments":
+        assert np.abs(np.degrees(result.slices.pose[:, 0]) - 7).max() < 2
+    else:
+        assert (result.slices.pose == 0).all()
+
+
+def test_slices_without_a_body_are_background(model) -> None:
+    gap = scene(slices=7, empty=(0, 1, 6))
+    result = predict(model, gap.volume, probabilities=True)
+    np.testing.assert_array_equal(result.slices.pose_source, [-1, -1, 1, 1, 1, 1, -1])
+    assert np.isnan(result.slices.pose[[0, 1, 6]]).all()
+    assert not result.labels.array[[0, 1, 6]].any()
+    assert result.labels.array[2:6].any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(result.probabilities[0, [0, 1, 6]], 1.0)
+
+
+@pytest.mark.parametrize("box", [None, (0.0, -0.5, 0.75, 0.4)], ids=["whole", "crop"])
+def test_probabilities_are_those_of_the_labels(box, tmp_path) -> None:
+    model = bright_model({"pose": {"learned": False}, "crop": {"learned": False}}, crop_start=box)
+    scan = stored_otherwise(scene(roll=0.2, slices=3).volume, (1, 2, 0), (True, False, False))
+    result = predict(model, scan, probabilities=True)
+    values = result.probabilities
+    assert values.shape == (3, *scan.array.shape)
+    assert values.dtype == np.float32
+    assert values.min() >= 0.0
+    np.testing.assert_allclose(values.sum(axis=0), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(np.array([0, 1, 7])[values.argmax(axis=0)], result.labels.array)
+    # Not only zeros and ones: what is kept was interpolated.
+    assert ((values[1] > 0.2) & (values[1] < 0.8)).any()
+    np.testing.assert_array_equal(predict(model, scan).labels.array, result.labels.array)
+
+
+def test_no_body_is_an_input_error(model) -> None:
+    air = Volume(np.full((3, 40, 40), -1000, np.int16), np.diag([3.0, 3.0, 5.0, 1.0]))
+    with pytest.raises(InputError, match="no body found"):
+        predict(model, air)
+
+
+def test_labels_do_not_depend_on_the_batch() -> None:
+    here = scene(slices=7, roll=0.15)
+    results = []
+    for size in (1, 3, 16):
+        calls = []
+        result = predict(
+            bright_model({"predict": {"batch_size": size}}),
+            here.volume,
+            progress=lambda done, total, calls=calls: calls.append((done, total)),
+        )
+        results.append(result.labels.array)
+        assert calls == [(min(n + size, 7), 7) for n in range(0, 7, size)]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_memory_of_a_batch_is_freed_before_the_next_but_one() -> None:
+    model = bright_model({**PLAIN, "predict": {"batch_size": 2}})
+    alive: list[weakref.ref] = []
+    counts, sizes = [], []
+    network = model.pipeline.unet
+
+    def watch(module, inputs, output) -> None:
+        counts.append(sum(ref() is not None for ref in alive))
+        sizes.append(len(inputs[0]))
+        alive.extend((weakref.ref(inputs[0]), weakref.ref(output[0])))
+
+    network.register_forward_hook(watch)
+    predict(model, scene(slices=12).volume)
+    assert sizes == [2] * 6
+    # Of earlier batches nothing is kept: not their crops, and not their logits.
+    assert max(counts) == 0
+
+
+def test_no_warning_where_nothing_is_wrong() -> None:
+    here = scene(roll=math.radians(-8))
+    result = predict(bright_model(), here.volume)
+    assert result.warnings == ()
+    assert (result.slices.pose_source == LEARNED).all()
+    assert result.slices.agreement.min() > 0.95
+
+
+def test_a_bad_learned_pose_falls_back_to_moments() -> None:
+    model = bright_model()
+    bend_pose(model, 0.6)
+    here = scene(roll=math.radians(12))
+    result = predict(model, here.volume)
+    assert (result.slices.pose_source == MOMENTS).all()
+    assert result.warnings == ("pose fell back to moments in 6 of 6 slices",)
+    assert_finds(result.labels, here.truth)
+
+
+def test_a_bad_learned_pose_falls_back_to_the_identity_where_no_moments_are_used() -> None:
+    model = bright_model({"pose": {"start": "identity"}})
+    bend_pose(model, 0.6)
+    here = scene()
+    result = predict(model, here.volume)
+    assert (result.slices.pose_source == IDENTITY).all()
+    assert (result.slices.pose == 0).all()
+    assert result.warnings == ("pose fell back to identity in 6 of 6 slices",)
+    assert_finds(result.labels, here.truth)
+
+
+def test_an_outline_unlike_the_reference_is_of_low_confidence_but_predicted() -> None:
+    # A ring that no pose of a filled body agrees with.
+    ring = ellipse(64, (0.9, 0.9)) - ellipse(64, (0.8, 0.8))
+    model = bright_model(PLAIN, reference=ring)
+    here = scene()
+    result = predict(model, here.volume)
+    assert "low pose confidence in 6 of 6 slices: their outline resembles no reference" in result.warnings
+    assert result.slices.agreement.max() < 0.8
+    assert dice(result.labels.array > 0, here.truth > 0) > 0.85
+    without = bright_model({"pose": {"learned": False, "start": "identity"}}, reference=ring)
+    assert predict(without, here.volume).warnings == (), "a pose that is not estimated cannot be doubted"
+
+
+@pytest.mark.parametrize("per", ["slice", "volume"])
+def test_a_crop_that_cuts_the_mass_gives_way_to_the_whole_frame(per) -> None:
+    changes = {"pose": {"learned": False}, "crop": {"learned": False, "per": per}}
+    # The mass reaches from 20 to 70 mm left of the middle, the crop ends at 52 mm.
+    box = (-0.45, -0.45, 0.45, 0.45)
+    assert 51 < box[2] * FOV / 2 < 52
+    model = bright_model(changes, crop_start=box)
+    here = scene()
+    result = predict(model, here.volume)
+    assert result.slices.whole_frame.all()
+    assert not result.slices.cut_off.any()
+    np.testing.assert_array_equal(result.slices.theta2, np.eye(3)[None].repeat(6, 0))
+    assert result.warnings == ("the crop cut a structure in 6 slices: whole frame used",)
+    assert_finds(result.labels, here.truth)
+
+
+def test_a_cut_mass_that_the_whole_frame_does_not_show_stays_cut_and_is_reported() -> None:
+    changes = {"pose": {"learned": False}, "crop": {"learned": False}}
+    model = bright_model(
+        changes,
+        crop_start=(-0.45, -0.45, 0.45, 0.45),
+        # Blind to everything in a picture with air in its corner, as the whole frame has.
+        blind=lambda image: image[:, 0, 0, 0] < -1.5,
+    )
+    here = scene()
+    result = predict(model, here.volume)
+    assert result.slices.cut_off.all()
+    assert not result.slices.whole_frame.any()
+    assert result.warnings == ("a structure may be cut off by the crop in 6 slices",)
+    found = result.labels.array > 0
+    # What lies within the crop is kept, and nothing beyond its edge is made up.
+    x = np.arange(found.shape[2]) * 2.1 + here.volume.origin[0] - here.middle[0]
+    inside = (x < 48)[None, None]
+    assert dice(found & inside, (here.truth > 0) & inside) > 0.9
+    assert not (found & (x > 57)[None, None]).any()
+
+
+@pytest.mark.parametrize("name", ["dicom-series", "abdomen.nii.gz"])
+def test_a_real_scan_gets_labels_on_its_exact_grid(name, real_ct, tmp_path) -> None:
+    import SimpleITK as sitk
+
+    scan = read_volume(real_ct / name)
+    model = bright_model({"data": {"size": 64}, "unet": {"input": "full"}}, fov_mm=420.0)
+    result = predict(model, scan)
+    write_labels(result.labels, tmp_path / "labels.nii.gz")
+    labels = sitk.ReadImage(str(tmp_path / "labels.nii.gz"))
+    if name.endswith(".gz"):
+        image = sitk.ReadImage(str(real_ct / name))
+    else:
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(real_ct / name)))
+        image = reader.Execute()
+    assert labels.GetSize() == image.GetSize()
+    for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(labels, get)(), getattr(image, get)(), rtol=1e-5, atol=1e-4)
+    # What is marked is bright, and lies in the body: bone and vessels.
+    marked = sitk.GetArrayFromImage(image)[sitk.GetArrayFromImage(labels) > 0]
+    assert marked.size > 100
+    assert np.median(marked) > 120
