@@ -4,6 +4,7 @@ import errno
 import json
 import signal
 import sys
+from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -235,12 +236,13 @@ def evaluate(
 
 def main() -> NoReturn:
     """Run the command line and turn every foreseen failure into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except IsoposeError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except _Stopped:
         _fail("stopped; what was finished is kept, the same command (fit: with --resume) goes on", 130)
     except MemoryError:
         _fail("out of memory; lower the batch size (--set unet.optimiser.batch_size=4) or data.size", 1)
@@ -251,8 +253,15 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _terminate(_signum: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+class _Stopped(BaseException):
+    """By a signal. Not KeyboardInterrupt, which typer turns into an exit without a word."""
+
+
+def _stop(_signum: int, _frame: FrameType | None) -> NoReturn:
+    # Workers would finish their case first, which may take minutes; files are whole or absent all the same.
+    for worker in active_children():
+        worker.terminate()
+    raise _Stopped
 
 
 def _fail(message: str, code: int) -> NoReturn:
