@@ -115,11 +115,24 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         air = float(values["air"])
         if not math.isfinite(air):
             raise ValueError(f"air is {air}")
+        info = values["info"]
+        if not all(isinstance(known, str) for known in info["training"]["images_sha256"]):
+            raise TypeError("the hashes of the training images are no text")
         tensors = load_file(weights)
-        pipeline = Pipeline(config, labels.classes, tensors["pose.reference_mask"], air)
-        pipeline.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
+        with torch.device("meta"):
+            pipeline = Pipeline(config, labels.classes, tensors["pose.reference_mask"], air)
+        pipeline.load_state_dict(tensors, assign=True)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}: damaged model ({reason}); copy it again or train again") from None
     pipeline.to(device).eval().requires_grad_(False)
-    return Model(pipeline, config, labels, fingerprint, values["info"], values["weights_sha256"])
+    return Model(pipeline, config, labels, fingerprint, info, values["weights_sha256"])
