@@ -217,11 +217,12 @@ def _compressed(array: np.ndarray) -> bytes:
 
 
 def hash_of_source(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files (a DICOM series)."""
+    """SHA-256 of a file, or of the names and contents of all files in a folder (a DICOM series)."""
     path = Path(path)
     try:
         if path.is_dir():
-            return hash_of([[file.name, sha256(file)] for file in sorted(path.iterdir()) if file.is_file()])
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
         return sha256(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

@@ -11,7 +11,7 @@ from isopose import __version__
 from isopose.data.preprocess import Prepared
 from isopose.data.store import hash_of_source
 from isopose.errors import InputError
-from isopose.files import write_json
+from isopose.files import hash_of, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.inference.confidence import POSE_SOURCES
 from isopose.inference.predict import Prediction, predict
@@ -87,9 +87,16 @@ def predict_scans(
     """Predict scan after scan; one that cannot be read is reported and does not stop the rest.
 
     Writes ``NAME.nii.gz`` and ``NAME.json`` (what it was made from, pose and crop of each slice, volumes,
-    warnings), with ``probabilities`` also ``NAME_CLASS.nii.gz`` for each class and with ``steps``
-    ``NAME_steps.png``. A scan whose results are there from the same model and input is not done again.
+    warnings), with ``probabilities`` also ``probabilities/NAME_CLASS.nii.gz`` for each class and with
+    ``steps`` ``steps/NAME.png``. A scan whose results are there from the same isopose, model and input is not
+    done again.
+
+    Raises:
+        InputError: a result would overwrite its scan.
     """
+    for scan in scans:
+        if scan.path.resolve() == _labels_file(output, scan).resolve():
+            raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     outcomes = []
     for number, scan in enumerate(scans, start=1):
         reporter.say(f"[{number}/{len(scans)}] {scan.name}")
@@ -107,24 +114,60 @@ def predict_scans(
 def _predict_scan(
     model: Model, scan: Scan, output: Path, probabilities: bool, steps: bool, reporter: Reporter
 ) -> dict[str, Any]:
+    input_hash = hash_of_source(scan.path)
+    pictures = [output / "steps" / f"{scan.name}.png"] if steps else []
+    classes = ("background", *model.labels.names) if probabilities else ()
+    maps = [output / "probabilities" / f"{scan.name}_{name}.nii.gz" for name in classes]
+    manifest = output / f"{scan.name}.json"
+    if all(path.exists() for path in (manifest, _labels_file(output, scan), *pictures, *maps)):
+        known = _read_record(manifest)
+        if known is not None and _made_from(known) == _made_from(_head(model, input_hash)):
+            return known
     volume = read_volume(scan.path)
     with reporter.counting(f"predict {scan.name}") as progress:
         prediction = predict(model, volume, probabilities=probabilities, progress=progress)
-    input_hash = hash_of_source(scan.path)
     record = prediction_record(model, prediction, input_hash)
     if input_hash in model.info["training"]["images_sha256"]:
         record["warnings"].append(
             "this scan was used to train the model: its result says nothing about others"
         )
     # The record last: where it lies, the results beside it are whole.
-    write_labels(prediction.labels, output / f"{scan.name}.nii.gz")
+    manifest.unlink(missing_ok=True)
+    write_labels(prediction.labels, _labels_file(output, scan))
     if prediction.probabilities is not None:
-        for name, values in zip(("background", *model.labels.names), prediction.probabilities, strict=True):
-            write_image(volume.with_array(values), output / "probabilities" / f"{scan.name}_{name}.nii.gz")
-    if steps:
-        write_steps(model, volume, prediction, output / "steps" / f"{scan.name}.png")
-    write_json(output / f"{scan.name}.json", record)
+        for path, values in zip(maps, prediction.probabilities, strict=True):
+            write_image(volume.with_array(values), path)
+    for path in pictures:
+        write_steps(model, volume, prediction, path)
+    write_json(manifest, record)
     return record
+
+
+def _labels_file(output: Path, scan: Scan) -> Path:
+    return output / f"{scan.name}.nii.gz"
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = read_json(path)
+    except InputError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _made_from(record: dict[str, Any]) -> list[Any]:
+    return [record.get(key) for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "labels")]
+
+
+def _head(model: Model, input_hash: str) -> dict[str, Any]:
+    """What a result depends on."""
+    return {
+        "isopose": __version__,
+        "model_sha256": model.weights_sha256,
+        "config_sha256": hash_of([model.config.model_dump(mode="json"), model.fingerprint.to_json()]),
+        "input_sha256": input_hash,
+        "labels": dict(model.labels.values),
+    }
 
 
 def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> dict[str, Any]:
@@ -132,10 +175,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
     records = prediction.slices
     shown = np.flatnonzero(records.pose_source >= 0)
     return {
-        "isopose": __version__,
-        "model_sha256": model.weights_sha256,
-        "input_sha256": input_hash,
-        "labels": dict(model.labels.values),
+        **_head(model, input_hash),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),
         "frame": _frame(prediction.prepared),
