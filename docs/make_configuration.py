@@ -108,7 +108,7 @@ def _value(value: Any) -> str:
 
 def _allowed(field: FieldInfo) -> str:
     bounds = [
-        f"{words} {getattr(rule, name):g}"
+        f"{words} {json.dumps(getattr(rule, name))}"
         for rule in field.metadata
         for name, words in (("gt", "above"), ("ge", "from"), ("lt", "below"), ("le", "to"))
         if hasattr(rule, name)

@@ -218,8 +218,15 @@ def keys_of(function: str, module: str) -> list[set[str]]:
     """Keys of each dictionary that a function's source spells out, outermost first."""
     tree = ast.parse((SOURCE / module).read_text(encoding="utf-8"))
     [body] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function]
-    spelt = [node for node in ast.walk(body) if isinstance(node, ast.Dict)]
-    return [{key.value for key in node.keys if isinstance(key, ast.Constant)} for node in spelt]
+    found = []
+    for node in [node for node in ast.walk(body) if isinstance(node, ast.Dict)]:
+        keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        for key, value in zip(node.keys, node.values, strict=True):
+            match key, value:  # **another(...) of the same module
+                case None, ast.Call(func=ast.Name(id=another)):
+                    keys |= keys_of(another, module)[0]
+        found.append(keys)
+    return found
 
 
 def test_record_example_is_a_record(examples: dict[str, Any]) -> None:
