@@ -113,6 +113,14 @@ def test_oversampled_slices_are_drawn_about_equally_often() -> None:
     assert counts[10:].min() >= 1
 
 
+def test_oversampled_slices_are_spread_over_the_batches() -> None:
+    presence = np.zeros((60, 2), dtype=bool)
+    presence[:2, 0] = True
+    shown = [int(presence[batch, 0].sum()) for batch in draw_epoch(presence, {0: 0.5}, 12, 10, (0,))]
+    assert sum(shown) == 60
+    assert all(1 <= count <= 11 for count in shown)
+
+
 def test_the_same_seed_draws_the_same_and_another_epoch_another() -> None:
     presence = np.random.default_rng(0).random((30, 2)) < 0.3
 

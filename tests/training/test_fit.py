@@ -196,7 +196,6 @@ fit(open_dataset(Path(dataset)), Path(model), load_config(file=Path(config)), st
 """
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(fitted.config.model_dump_json())
@@ -246,6 +245,39 @@ def test_the_folder_of_another_run_is_refused(fitted: Fitted, tiny) -> None:
             fit(dataset, fitted.folder, config, resume=resume, store=fitted.store)
         assert str(fitted.folder) in str(caught.value)
     assert snapshot(fitted.folder) == before
+
+
+def test_a_folder_of_something_else_is_not_taken_over(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """A model copied without its ``work``, or a user's own files: never returned, never mixed with."""
+    for name in ("model.json", "notes.txt"):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes((fitted.folder / "model.json").read_bytes())
+        before = snapshot(folder)
+        with pytest.raises(InputError, match=rf"{folder}: holds something that no isopose fit began here"):
+            fit(fitted.dataset, folder, fitted.config, store=fitted.store, resume=True)
+        assert snapshot(folder) == before
+
+
+def test_other_images_under_the_same_names_are_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    config = tiny(*_short())
+    folder = tmp_path / "model"
+    fit(fitted.dataset, folder, config, store=fitted.store)
+    (folder / "model.json").unlink()
+    before = snapshot(folder)
+    training, _ = split_patients(fitted.dataset, 3, 0, 0)
+    image = read_volume(training[0].image)
+    write_image(image.with_array(image.array + 1), tmp_path / "other.nii.gz")
+    cases = tuple(
+        replace(case, image=tmp_path / "other.nii.gz") if case.id == training[0].id else case
+        for case in fitted.dataset.cases
+    )
+    with pytest.raises(InputError, match="was started with other images or labels"):
+        fit(replace(fitted.dataset, cases=cases), folder, config, store=tmp_path / "store", resume=True)
+    assert snapshot(folder) == before
+    # With the images it was started with it ends as it would have.
+    fit(fitted.dataset, folder, config, store=fitted.store, resume=True)
+    assert snapshot(folder)["weights.safetensors"] == before["weights.safetensors"]
 
 
 def test_unknown_names_are_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:
@@ -373,7 +405,6 @@ def _image_around(labels: Volume) -> Volume:
     return labels.with_array(labels.reorientation().undo(array.round().astype(np.int16)))
 
 
-@pytest.mark.slow
 def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: Path) -> None:
     dataset = open_dataset(kits)
     assert dataset.layout == "kits19"

@@ -78,6 +78,7 @@ def fit(
         return load_model(folder)
     run = Run(config, dataset.labels, _fabric(config), folder / "work", reporter)
     stored, fingerprint = _preprocess(run, store or run.work / "store", training, validation, workers)
+    _claim_data(folder, stored)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
     val_slices = Slices([cases[case.id] for case in validation]) if validation else None
@@ -148,7 +149,21 @@ def _claim(
                 "to resume, or name another folder"
             )
     else:
+        if folder.exists() and any(entry.name != "work" for entry in folder.iterdir()):
+            raise InputError(f"{folder}: holds something that no isopose fit began here; name another folder")
         write_json(marker, run)
+
+
+def _claim_data(folder: Path, stored: Store) -> None:
+    """Refuse to go on with other images or labels under the same names: the stages would be of two minds."""
+    marker = folder / "work" / "data.json"
+    sources = {"sources": hash_of([[case.record.id, case.record.sources] for case in stored.cases])}
+    if marker.exists() and read_json(marker) != sources:
+        raise InputError(
+            f"{folder}: was started with other images or labels; bring them back to resume, "
+            "or name another folder"
+        )
+    write_json(marker, sources)
 
 
 def _fabric(config: Config) -> Fabric:
