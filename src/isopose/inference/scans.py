@@ -106,8 +106,9 @@ def predict_scans(
             for warning in record["warnings"]:
                 reporter.say(f"  warning: {warning}")
         except InputError as error:
-            outcomes.append(Outcome(scan, None, str(error)))
-            reporter.say(f"  error: {error}")
+            problem = str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}"
+            outcomes.append(Outcome(scan, None, problem))
+            reporter.say(f"  error: {problem}")
     return outcomes
 
 

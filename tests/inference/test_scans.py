@@ -1,0 +1,264 @@
+import gzip
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from bright import bright_model, scene
+from isopose.config import PredictConfig
+from isopose.data.store import hash_of_source
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.inference import scans as scans_module
+from isopose.inference.scans import Scan, find_scans, predict_scans
+from isopose.io.images import read_labels, read_volume, write_image
+from isopose.progress import Silent, Terminal
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+
+
+@pytest.fixture(scope="module")
+def series(real_ct, tmp_path_factory):
+    """A real series under a patient's name, planted in every field that holds text, and made small."""
+    folder = tmp_path_factory.mktemp("dicom") / "scan"
+    folder.mkdir()
+    for number, file in enumerate(sorted((real_ct / "dicom-series").iterdir())):
+        data = pydicom.dcmread(file)
+        data.PatientName, data.PatientID = "Zzyzx^Quentin", "PID-90210"
+        data.PatientBirthDate, data.InstitutionName = "20110203", "Hospital of Zzyzx"
+        data.StudyDescription = data.SeriesDescription = data.PatientComments = "Zzyzx Quentin"
+        data.save_as(folder / f"{number:03d}.dcm")
+    return folder
+
+
+def run(model, inputs, output, *, probabilities=False, steps=False, reporter=None):
+    return predict_scans(
+        model,
+        find_scans(inputs),
+        output,
+        probabilities=probabilities,
+        steps=steps,
+        reporter=reporter or Silent(),
+    )
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
+    scan = touch(tmp_path / "one" / "child_0000.nii.gz")
+    for name in ("b_0000.nii.gz", "a.nrrd", "c.MHA", "notes.txt", ".hidden.nii.gz", "d.json"):
+        touch(tmp_path / "many" / name)
+    (tmp_path / "many" / "sub").mkdir()
+    touch(tmp_path / "CT series" / "0001.dcm")
+    single = touch(tmp_path / "multi.DCM")
+    odd = touch(tmp_path / "CT.1.2.840")
+    found = find_scans([scan, tmp_path / "many", tmp_path / "CT series", single, odd])
+    assert found == [
+        Scan("child", scan),
+        Scan("a", tmp_path / "many" / "a.nrrd"),
+        Scan("b", tmp_path / "many" / "b_0000.nii.gz"),
+        Scan("c", tmp_path / "many" / "c.MHA"),
+        Scan("CT series", tmp_path / "CT series"),
+        Scan("multi", single),
+        Scan("CT.1.2.840", odd),
+    ]
+
+
+def test_names_that_would_meet_are_refused(tmp_path):
+    touch(tmp_path / "a" / "child_0000.nii.gz")
+    touch(tmp_path / "b" / "child.nrrd")
+    with pytest.raises(InputError, match="two inputs would be written as child; predict them in two runs"):
+        find_scans([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(InputError, match=r"nowhere\.nii\.gz: no such file or folder"):
+        find_scans([tmp_path / "nowhere.nii.gz"])
+
+
+def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
+    touch(tmp_path / "series" / "0001.dcm")
+    monkeypatch.chdir(tmp_path / "series")
+    assert [scan.name for scan in find_scans([Path()])] == ["series"]
+
+
+def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
+    here = scene(roll=math.radians(20), slices=4, empty=(0,))
+    write_image(here.volume, tmp_path / "in" / "child_0000.nii.gz")
+    outcomes = run(model, [tmp_path / "in"], tmp_path / "out", probabilities=True, steps=True)
+    record = json.loads((tmp_path / "out" / "child.json").read_text())
+    assert outcomes[0].record == record
+    assert outcomes[0].problem is None
+
+    labels = read_labels(tmp_path / "out" / "child.nii.gz")
+    millilitre = float(np.prod(labels.spacing)) / 1000
+    assert record["volumes_ml"] == pytest.approx(
+        {
+            "kidney": (labels.array == 1).sum() * millilitre,
+            "tumour": (labels.array == 7).sum() * millilitre,
+            "kidney+tumour": (labels.array > 0).sum() * millilitre,
+        }
+    )
+    assert record["volumes_ml"]["tumour"] == pytest.approx(3 * math.pi * 11**2 * 6 / 1000, rel=0.1)
+    assert record["labels"] == {"kidney": 1, "tumour": 7}
+    assert record["model_sha256"] == model.weights_sha256
+    assert record["input_sha256"] == sha256(tmp_path / "in" / "child_0000.nii.gz")
+    assert record["warnings"] == []
+    assert record["frame"]["size"] == 128
+    assert record["frame"]["fov_mm"] == 230.0
+
+    assert [entry["slice"] for entry in record["slices"]] == [1, 2, 3]
+    for entry in record["slices"]:
+        assert entry["roll_degrees"] == pytest.approx(20, abs=2)
+        assert entry["scale_x"] == pytest.approx(1.0, abs=0.05)
+        assert entry["input_from_homogenised"][0] == pytest.approx(math.radians(entry["roll_degrees"]))
+        assert entry["input_from_homogenised"][1] == pytest.approx(math.log(entry["scale_x"]), abs=1e-6)
+        assert entry["homogenised_from_crop"] == np.eye(3).tolist()
+        assert entry["agreement"] > 0.95
+        assert (entry["pose_from"], entry["whole_frame"], entry["cut_off"]) == ("moments", False, False)
+
+    parts = [
+        read_volume(tmp_path / "out" / "probabilities" / f"child_{name}.nii.gz")
+        for name in ("background", "kidney", "tumour")
+    ]
+    values = np.stack([part.array for part in parts])
+    np.testing.assert_allclose(values.sum(axis=0), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(np.array([0, 1, 7])[values.argmax(axis=0)], labels.array)
+    assert all(part.same_grid(labels, 1e-6) for part in parts)
+    assert (tmp_path / "out" / "steps" / "child.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "child.json",
+        "child.nii.gz",
+        "probabilities",
+        "steps",
+    ]
+
+
+def test_one_bad_scan_does_not_stop_the_rest(model, tmp_path, capsys):
+    write_image(scene(slices=1).volume, tmp_path / "in" / "z_good.nii.gz")
+    touch(tmp_path / "in" / "a_bad.nii.gz")
+    air = scene(slices=1, empty=(0,)).volume
+    write_image(air, tmp_path / "in" / "b_air.nii.gz")
+    outcomes = run(model, [tmp_path / "in"], tmp_path / "out", reporter=Terminal())
+    assert [(o.scan.name, o.record is not None) for o in outcomes] == [
+        ("a_bad", False),
+        ("b_air", False),
+        ("z_good", True),
+    ]
+    assert "a_bad.nii.gz" in outcomes[0].problem
+    assert "no body found" in outcomes[1].problem
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["z_good.json", "z_good.nii.gz"]
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "[3/3] z_good" in told.err
+    assert told.err.count("error: ") == 2
+
+
+def test_every_problem_names_its_scan(model, tmp_path):
+    write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "b_air.nii.gz")
+    write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "c_air.nii.gz")
+    for outcome in run(model, [tmp_path / "in"], tmp_path / "out"):
+        assert outcome.scan.name in outcome.problem
+
+
+def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
+    scan, output = tmp_path / "child.nii.gz", tmp_path / "out"
+    write_image(scene(slices=2).volume, scan)
+    calls = []
+    predict = scans_module.predict
+    monkeypatch.setattr(scans_module, "predict", lambda *a, **k: calls.append(1) or predict(*a, **k))
+
+    def again(with_model=model, **options) -> int:
+        calls.clear()
+        outcomes = run(with_model, [scan], output, **options)
+        assert outcomes[0].record == json.loads((output / "child.json").read_text())
+        return len(calls)
+
+    assert again() == 1
+    assert again() == 0
+    # Whatever a result depends on, and whatever is missing or damaged, makes it anew.
+    assert again(steps=True) == 1
+    assert again(probabilities=True) == 1
+    assert again(steps=True, probabilities=True) == 0
+    (output / "probabilities" / "child_tumour.nii.gz").unlink()
+    assert again(probabilities=True) == 1
+    (output / "child.nii.gz").unlink()
+    assert again() == 1
+    (output / "child.json").write_text("{")
+    assert again() == 1
+    assert again(replace(model, weights_sha256="1" * 64)) == 1
+    settings = model.config.model_copy(update={"predict": PredictConfig(min_pose_dice=0.1)})
+    other = replace(model, config=settings, weights_sha256="1" * 64)
+    assert again(other) == 1
+    write_image(scene(slices=2, roll=0.1).volume, scan)
+    assert again(other) == 1
+    assert again(other) == 0
+
+
+def test_a_result_never_replaces_its_scan(model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    write_image(scene(slices=1).volume, tmp_path / "other_0000.nii.gz")
+    before = sha256(tmp_path / "child.nii.gz")
+    with pytest.raises(InputError, match=r"child\.nii\.gz: would be overwritten by its result"):
+        run(model, [tmp_path], tmp_path)
+    assert sha256(tmp_path / "child.nii.gz") == before
+    assert run(model, [tmp_path / "other_0000.nii.gz"], tmp_path)[0].problem is None
+    assert sha256(tmp_path / "child.nii.gz") == before
+
+
+def test_a_training_scan_is_recognised_by_its_bytes_whatever_its_name(model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
+    write_image(scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
+    known = sha256(tmp_path / "in" / "renamed.nii.gz")
+    trained = replace(model, info={"training": {"images_sha256": ["0" * 64, known]}})
+    renamed, unseen = run(trained, [tmp_path / "in"], tmp_path / "out")
+    assert renamed.record["warnings"] == [
+        "this scan was used to train the model: its result says nothing about others"
+    ]
+    assert unseen.record["warnings"] == []
+    assert json.loads((tmp_path / "out" / "renamed.json").read_text())["warnings"] != []
+
+
+def test_a_series_in_a_subfolder_has_its_own_hash(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name / "DICOM").mkdir(parents=True)
+        (tmp_path / name / "DICOM" / "0001").write_bytes(content)
+    a, b, c = (hash_of_source(tmp_path / name) for name in "abc")
+    assert a == c
+    assert a != b
+
+
+def test_no_patient_data_in_any_output(model, series, tmp_path, capsys):
+    small = bright_model(
+        {"data": {"size": 64}, "pose": {"learned": False}, "crop": {"enabled": False}}, fov_mm=420.0
+    )
+    broken = tmp_path / "broken"
+    shutil.copytree(series, broken)
+    sorted(broken.iterdir())[2].unlink()
+    sorted(broken.iterdir())[-3].unlink()
+    outcomes = run(
+        small, [series, broken], tmp_path / "out", probabilities=True, steps=True, reporter=Terminal()
+    )
+    assert outcomes[0].record is not None
+    assert outcomes[1].problem is not None, "a series with gaps should be refused"
+    assert outcomes[0].record["input_sha256"] == hash_of_source(series)
+    told = capsys.readouterr()
+    texts = [told.out.encode(), told.err.encode(), outcomes[1].problem.encode()]
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} == {".gz", ".json", ".png"}
+    texts += [
+        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in written
+    ]
+    texts += [path.name.encode() for path in written]
+    for secret in (b"zzyzx", b"quentin", b"pid-90210", b"20110203"):
+        assert any(secret in file.read_bytes().lower() for file in series.iterdir())
+        assert not any(secret in text.lower() for text in texts)
