@@ -139,7 +139,7 @@ class UNetConfig(Section):
 class TrainConfig(Section):
     """What all stages share."""
 
-    seed: int = Field(0, description="of weights, draws, jitter and the split into folds")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, draws, jitter and the split into folds")
     folds: int = Field(5, ge=2, description="into which the patients are dealt")
     fold: int | Literal["all"] = Field(0, description="the validation fold; all: train on every patient")
     oversample: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
