@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test lint fast clean
+.PHONY: setup demo test lint fast peers test-peers clean
 
 setup: .venv/.installed
 
@@ -16,15 +16,29 @@ demo: setup
 	$(BIN)/isopose demo --output demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 fast: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# nnU-Net v2, against which some tests compare, in an environment of its own: it needs torchvision, and with
+# it another build of torch.
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.14.1 torchvision==0.29.1 nnunetv2
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+test-peers: peers
+	.venv-peers/bin/python -m pytest tests/data/test_nnunet_parity.py
+
 clean:
-	rm -rf .venv demo build dist
+	rm -rf .venv .venv-peers demo build dist

@@ -1,4 +1,4 @@
-"""The picture of one scan's steps: input, homogenised, cropped, prediction in the crop, restored."""
+"""The picture of one scan's steps: input, body, homogenised, cropped, prediction in the crop, restored."""
 
 import math
 from pathlib import Path
@@ -100,6 +100,8 @@ def _slice(
         crop_classes=pipeline.probabilities(crop).argmax(dim=1)[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],
+        frame_image=prepared.image[z],
+        frame_mask=prepared.mask[z],
         heading=f"slice {z}",
         lines=(
             f"roll {math.degrees(records.pose[z, ANGLE]):+.1f}°",
