@@ -116,8 +116,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         if not math.isfinite(air):
             raise ValueError(f"air is {air}")
         info = values["info"]
-        if not all(isinstance(known, str) for known in info["training"]["images_sha256"]):
-            raise TypeError("the hashes of the training images are no text")
+        known = info["training"]["images_sha256"]
+        if not isinstance(known, list) or not all(isinstance(each, str) for each in known):
+            raise TypeError("the hashes of the training images are no list of texts")
         tensors = load_file(weights)
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
         with torch.device("meta"):

@@ -1,0 +1,237 @@
+import json
+import pickle
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bright import bright_model, scene
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.inference.predict import predict
+from isopose.models.folder import Model, load_model, save_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Untrained, but no weight is at its start: also those that start at zero are random."""
+    made = bright_model({"data": {"size": 64}}, real_unet=True)
+    generator = torch.Generator().manual_seed(3)
+    for tensor in made.pipeline.state_dict().values():
+        if tensor.is_floating_point():
+            tensor += 0.02 * torch.rand(tensor.shape, generator=generator)
+    info = {"training": {"images_sha256": ["a" * 64]}, "reference": {"slice": 3}, "history": []}
+    return replace(made, info=info)
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    save_model(tmp_path / "model", model)
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def shared_folder(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "model"
+    save_model(path, model)
+    return path
+
+
+def test_what_is_loaded_is_what_was_saved(model, shared_folder):
+    loaded = load_model(shared_folder)
+    saved, again = model.pipeline.state_dict(), loaded.pipeline.state_dict()
+    assert list(saved) == list(again)
+    for name, tensor in saved.items():
+        assert tensor.dtype == again[name].dtype
+        assert torch.equal(tensor, again[name]), name
+    for name in ("config", "labels", "fingerprint", "info"):
+        assert getattr(loaded, name) == getattr(model, name)
+    assert loaded.pipeline.air == model.pipeline.air
+    assert loaded.weights_sha256 == sha256(shared_folder / "weights.safetensors")
+    assert not any(module.training for module in loaded.pipeline.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.pipeline.parameters())
+
+
+def test_a_loaded_model_predicts_the_same_bits(model, shared_folder):
+    scan = scene(roll=0.2, slices=2).volume
+    before = predict(model, scan, probabilities=True)
+    after = predict(load_model(shared_folder), scan, probabilities=True)
+    np.testing.assert_array_equal(before.probabilities, after.probabilities)
+    np.testing.assert_array_equal(before.slices.pose, after.slices.pose)
+    np.testing.assert_array_equal(before.slices.theta2, after.slices.theta2)
+    # The weights matter: neither is just background, and the learned parts did something.
+    assert np.ptp(before.probabilities[1]) > 1e-3
+    assert np.abs(before.slices.pose).max() > 1e-3
+
+
+def test_saving_again_gives_the_same_bytes(shared_folder, tmp_path):
+    save_model(tmp_path / "again", load_model(shared_folder))
+    for name in ("weights.safetensors", "model.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (shared_folder / name).read_bytes()
+
+
+def test_nothing_in_the_folder_can_execute(shared_folder):
+    assert sorted(path.name for path in shared_folder.iterdir()) == ["model.json", "weights.safetensors"]
+    raw = (shared_folder / "weights.safetensors").read_bytes()
+    # The safetensors format: a length, a JSON header, and nothing but the bytes that it names.
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    header.pop("__metadata__", None)
+    assert len(raw) == 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+    assert "pose.reference_mask" in header
+
+
+def test_nothing_is_unpickled(folder, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(torch, "load", never)
+    monkeypatch.setattr(pickle, "load", never)
+    monkeypatch.setattr(pickle, "loads", never)
+    monkeypatch.setattr(pickle, "Unpickler", never)
+    load_model(folder)
+    (folder / "weights.safetensors").write_bytes(pickle.dumps({"pose.reference_mask": torch.zeros(1)}))
+    change(folder, lambda values: values.update(weights_sha256=sha256(folder / "weights.safetensors")))
+    refused(folder, "damaged model")
+
+
+def refused(folder, words):
+    with pytest.raises(InputError, match=words) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def change(folder, edit):
+    path = folder / "model.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def test_tampered_weights_are_refused(folder):
+    weights = folder / "weights.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    refused(folder, "not the weights that model.json names")
+
+
+def test_weights_of_another_model_are_refused_even_under_their_own_hash(folder, tmp_path):
+    other = bright_model({"data": {"size": 64}, "unet": {"base_features": 3}}, real_unet=True)
+    save_model(tmp_path / "other", other)
+    weights = folder / "weights.safetensors"
+    weights.write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
+    refused(folder, "copy the whole folder")
+    change(folder, lambda values: values.update(weights_sha256=sha256(weights)))
+    refused(folder, "damaged model")
+
+
+def test_weights_that_are_no_safetensors_are_refused(folder):
+    weights = folder / "weights.safetensors"
+    for content in (b"", b"PK\x03\x04 a zip with a pickle", weights.read_bytes()[:-40]):
+        weights.write_bytes(content)
+        change(folder, lambda values: values.update(weights_sha256=sha256(weights)))
+        refused(folder, "damaged model")
+
+
+def test_missing_files_are_refused(folder, tmp_path):
+    refused(tmp_path / "nowhere", "no model.json; expected the --model folder of a finished isopose fit")
+    (folder / "weights.safetensors").unlink()
+    refused(folder, "missing")
+    (folder / "model.json").write_text("{")
+    refused(folder, "expected a JSON file")
+
+
+@pytest.mark.parametrize("given", [2, 0, "1", None])
+def test_another_format_is_refused(folder, given):
+    change(folder, lambda values: values.update(format=given))
+    refused(folder, f"model format {given!r}, this isopose .* reads 1; use the isopose that made it")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"model"'])
+def test_json_that_is_no_object_is_refused(folder, content):
+    (folder / "model.json").write_text(content)
+    refused(folder, "model format None")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("config", "unet", "base_features"), 10**9, "damaged model"),
+        (("config", "unet", "base_features"), 10**30, "damaged model"),
+        (("config", "unet", "colour"), 3, "unet.colour: Extra inputs"),
+        (("labels", "values"), [1, 2], "damaged model"),
+        (("labels", "values", "kidney"), float("inf"), "damaged model"),
+        (("air",), float("nan"), "damaged model"),
+        (("air",), "cold", "damaged model"),
+        (("info",), [], "damaged model"),
+        (("info", "training"), None, "damaged model"),
+        (("info", "training", "images_sha256"), 7, "damaged model"),
+        (("info", "training", "images_sha256"), "abc", "damaged model"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
+)
+def test_values_that_cannot_be_are_refused(folder, path, value, words):
+    def edit(values):
+        for key in path[:-1]:
+            values = values[key]
+        values[path[-1]] = value
+
+    change(folder, edit)
+    refused(folder, words)
+
+
+def places(values, path=()):
+    """Every place in nested JSON."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.sampled_from([10**12, 10**400, -1, 0.5, float("nan"), float("inf"), -1e308, "", "kidney", "cpu"]),
+    st.lists(st.integers(0, 9), max_size=3),
+    st.dictionaries(st.sampled_from(["kidney", "x", "values"]), st.integers(-1, 300), max_size=2),
+)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_mutated_manifest_is_a_valid_model_or_an_input_error(data, shared_folder, tmp_path):
+    folder = tmp_path / "mutated"
+    folder.mkdir(exist_ok=True)
+    weights = folder / "weights.safetensors"
+    if not weights.exists():
+        weights.symlink_to(shared_folder / "weights.safetensors")
+    values = json.loads((shared_folder / "model.json").read_text())
+    for _ in range(data.draw(st.integers(1, 2), label="mutations")):
+        place = data.draw(st.sampled_from(list(places(values))), label="place")
+        parent = values
+        for key in place[:-1]:
+            parent = parent[key]
+        if data.draw(st.booleans(), label="remove"):
+            del parent[place[-1]]
+        else:
+            parent[place[-1]] = data.draw(ODD, label="value")
+    (folder / "model.json").write_text(json.dumps(values))
+    try:
+        loaded = load_model(folder)
+    except InputError:
+        return
+    assert isinstance(loaded, Model)
+    # Valid means usable: it goes through a forward pass and can be saved again.
+    config = loaded.config
+    image = torch.zeros(1, 1, config.data.size, config.data.size)
+    pose = loaded.pipeline.pose(image, torch.ones_like(image))
+    theta2 = loaded.pipeline.theta2(image, torch.ones_like(image), pose)
+    assert loaded.pipeline.probabilities(loaded.pipeline.cut(image, theta2)).shape[1] == loaded.labels.classes
+    assert isinstance(loaded.info["training"]["images_sha256"], list)
