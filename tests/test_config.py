@@ -1,0 +1,316 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from isopose.config import Config, load_config, validate_config
+from isopose.errors import InputError
+
+
+def flat(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+#: The defaults that documentation and saved models rest on: a change of one is a decision, not an accident.
+DEFAULTS = {
+    "preset": "default",
+    "data.size": 256,
+    "data.pixel_mm": None,
+    "data.clip_percentiles": (0.5, 99.5),
+    "data.body_threshold_hu": -250.0,
+    "pose.start": "moments",
+    "pose.learned": True,
+    "pose.scales": 2,
+    "pose.fill": 0.92,
+    "pose.reference": None,
+    "crop.enabled": True,
+    "crop.learned": True,
+    "crop.per": "volume",
+    "crop.loss": "l1+rmse",
+    "unet.input": "half",
+    "unet.base_features": 32,
+    "unet.max_features": 512,
+    "unet.bottleneck": 8,
+    "unet.smallest_skip": 32,
+    "unet.output_norm": False,
+    "unet.loss_space": "canonical",
+    "unet.optimiser.name": "adamw",
+    "unet.optimiser.learning_rate": 2e-3,
+    "unet.optimiser.min_epochs": 50,
+    "train.seed": 0,
+    "train.folds": 5,
+    "train.fold": 0,
+    "train.oversample": None,
+    "train.device": "auto",
+    "predict.min_pose_dice": 0.8,
+    "predict.crop_border": 1,
+}
+
+#: What the paper's text says (sections 4 and 5), by key.
+OF_PAPER = {
+    "preset": "paper",
+    "data.size": 512,
+    "data.clip_percentiles": (0.5, 99.5),
+    "pose.start": "identity",
+    "pose.scales": 2,
+    "pose.optimiser.name": "sgd",
+    "pose.optimiser.learning_rate": 0.01,
+    "pose.optimiser.schedule": "constant",
+    "pose.optimiser.epochs": 50,
+    "pose.optimiser.momentum": 0.0,
+    "crop.enabled": True,
+    "crop.learned": True,
+    "crop.per": "slice",
+    "crop.jitter_shift": 0.0,
+    "crop.optimiser.name": "sgd",
+    "crop.optimiser.learning_rate": 0.01,
+    "crop.optimiser.epochs": 50,
+    "unet.input": "full",
+    "unet.bottleneck": 8,
+    "unet.smallest_skip": 32,
+    "unet.loss_space": "native",
+    "unet.output_norm": True,
+    "unet.optimiser.name": "sgd",
+    "unet.optimiser.learning_rate": 0.01,
+    "unet.optimiser.schedule": "poly",
+    "unet.optimiser.momentum": 0.99,
+    "unet.optimiser.weight_decay": 3e-5,
+    "unet.optimiser.min_epochs": 50,
+    "unet.optimiser.batch_size": 12,
+    "unet.pose_jitter": 0.0,
+}
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("default", DEFAULTS), ("paper", OF_PAPER)])
+def test_presets_are_as_documented(preset, expected):
+    given_values = dict(flat(load_config(preset).model_dump()))
+    assert {key: given_values[key] for key in expected} == expected
+
+
+def test_the_default_preset_is_the_default_configuration():
+    assert load_config() == Config() == load_config("default")
+    assert load_config("paper") != Config()
+
+
+def test_the_size_of_the_unet_follows_from_the_frame():
+    sizes = {name: load_config(settings=[f"unet.input={name}"]) for name in ("full", "half", "quarter")}
+    assert {name: config.unet_size for name, config in sizes.items()} == {
+        "full": 256,
+        "half": 128,
+        "quarter": 64,
+    }
+    assert {name: config.unet_levels for name, config in sizes.items()} == {
+        "full": 5,
+        "half": 4,
+        "quarter": 3,
+    }
+    # The paper: 512 pixels down to a bottleneck of 8.
+    assert load_config("paper").unet_levels == 6
+    # 96 halves to 12, the least that is not below 8.
+    assert load_config(settings=["data.size=96", "unet.input=full"]).unet_levels == 3
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_file_over_preset_and_settings_over_file(tmp_path, suffix):
+    path = tmp_path / f"c{suffix}"
+    if suffix == ".toml":
+        path.write_text(
+            "[unet]\nbase_features = 8\n[unet.optimiser]\nbatch_size = 3\nlearning_rate = 0.5\n"
+            "[train]\noversample = { tumour = 0.5 }\n"
+        )
+    else:
+        content = {
+            "unet": {"base_features": 8, "optimiser": {"batch_size": 3, "learning_rate": 0.5}},
+            "train": {"oversample": {"tumour": 0.5}},
+        }
+        path.write_text(json.dumps(content))
+    settings = ["unet.optimiser.batch_size=5", "unet.optimiser.batch_size=4", "data.pixel_mm=1.5"]
+    config = load_config("paper", path, settings, base={"unet": {"base_features": 4, "max_features": 64}})
+    expected = dict(flat(load_config("paper").model_dump()))
+    del expected["train.oversample"]
+    expected |= {
+        "unet.max_features": 64,
+        "unet.base_features": 8,
+        "unet.optimiser.batch_size": 4,
+        "unet.optimiser.learning_rate": 0.5,
+        "data.pixel_mm": 1.5,
+        "train.oversample.tumour": 0.5,
+    }
+    assert dict(flat(config.model_dump())) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [
+        ("pose.fill=none", lambda c: c.pose.fill is None),
+        ("pose.fill=null", lambda c: c.pose.fill is None),
+        ("pose.learned=false", lambda c: c.pose.learned is False),
+        ("train.fold=all", lambda c: c.train.fold == "all"),
+        ("train.fold=4", lambda c: c.train.fold == 4),
+        ("pose.reference=case_0003", lambda c: c.pose.reference == "case_0003"),
+        ("pose.reference=a=b", lambda c: c.pose.reference == "a=b"),
+        ("data.clip_percentiles=[1, 99]", lambda c: c.data.clip_percentiles == (1.0, 99.0)),
+        ('train.oversample={"tumour": 0.25}', lambda c: c.train.oversample == {"tumour": 0.25}),
+        ("unet.optimiser.learning_rate=1e-4", lambda c: c.unet.optimiser.learning_rate == 1e-4),
+    ],
+)
+def test_settings_are_words_or_json(setting, read):
+    assert not read(load_config())
+    assert read(load_config(settings=[setting]))
+
+
+def test_a_preset_named_in_a_file_or_setting_is_that_preset(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('preset = "paper"\n[unet]\nbase_features = 8\n')
+    expected = load_config("paper", settings=["unet.base_features=8"])
+    assert load_config(file=path) == expected
+    assert load_config(settings=["preset=paper", "unet.base_features=8"]) == expected
+    assert load_config("default", path, ["preset=default"]) == load_config(settings=["unet.base_features=8"])
+
+
+WRONG = {
+    "unet.colour=3": "unet.colour",
+    "colour=3": "colour",
+    "unet=3": "unet",
+    "unet.optimiser=fast": "unet.optimiser",
+    "unet.optimiser.learning_rate=0": "unet.optimiser.learning_rate",
+    "unet.optimiser.learning_rate=fast": "unet.optimiser.learning_rate",
+    "unet.optimiser.learning_rate=NaN": "unet.optimiser.learning_rate",
+    "unet.optimiser.learning_rate=Infinity": "unet.optimiser.learning_rate",
+    "unet.optimiser.learning_rate.x=1": "unet.optimiser.learning_rate",
+    "unet.optimiser.momentum=1": "unet.optimiser.momentum",
+    "unet.optimiser.epochs=0": "unet.optimiser.epochs",
+    "unet.optimiser.epochs=1.5": "unet.optimiser.epochs",
+    "unet.optimiser.name=lbfgs": "unet.optimiser.name",
+    "unet.base_features=none": "unet.base_features",
+    "data.size=100": "data.size",
+    "data.size=[256]": "data.size",
+    "data.pixel_mm=0": "data.pixel_mm",
+    "data.clip_percentiles=[99.5, 0.5]": "data.clip_percentiles",
+    "data.clip_percentiles=[0, 101]": "data.clip_percentiles",
+    "data.clip_percentiles=[0]": "data.clip_percentiles",
+    "pose.start=guess": "pose.start",
+    "pose.scales=3": "pose.scales",
+    "pose.fill=1.5": "pose.fill",
+    "crop.margin=-1": "crop.margin",
+    "predict.min_pose_dice=2": "predict.min_pose_dice",
+    "predict.batch_size=0": "predict.batch_size",
+    "train.seed=-1": "train.seed",
+    "train.seed=4294967296": "train.seed",
+    "train.fold=some": "train.fold",
+    "train.fold=5": "train.fold",
+    "train.fold=-1": "train.fold",
+    "train.folds=1": "train.folds",
+    'train.oversample={"tumour": 2}': "train.oversample",
+    'train.oversample={"tumour": "much"}': "train.oversample",
+    "train.precision=64": "train.precision",
+    "preset=best": "preset",
+}
+
+
+@pytest.mark.parametrize(("setting", "key"), WRONG.items())
+def test_what_is_wrong_is_named(setting, key):
+    with pytest.raises(InputError) as caught:
+        load_config(settings=[setting])
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [["data.size=64", "unet.input=quarter", "unet.bottleneck=16"], ["unet.bottleneck=65"]]
+)
+def test_sizes_that_do_not_halve_name_what_to_change(settings):
+    with pytest.raises(InputError, match=r"change data\.size, unet\.input or unet\.bottleneck"):
+        load_config(settings=settings)
+
+
+@pytest.mark.parametrize("setting", ["unet", "=3", "unet.base_features", ""])
+def test_a_setting_without_key_or_value_is_refused(setting):
+    with pytest.raises(InputError, match=r"expected section\.key=value, e\.g\. unet\.base_features=16"):
+        load_config(settings=[setting])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.toml", None, "no such configuration file"),
+        ("none.json", None, "no such file"),
+        ("bad.toml", b"[unet\n", "expected TOML"),
+        ("bad.json", b"{", "expected a JSON file"),
+        ("list.json", b"[1]", "expected sections such as"),
+        ("binary.toml", b"\xff\xfe\x00", "expected TOML"),
+        ("key.toml", b"[unet]\ncolour = 1\n", "unet.colour: Extra inputs are not permitted"),
+        ("section.json", b'{"unet": null}', "unet: "),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, name, content, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_config(file=path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_as_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="expected TOML"):
+        load_config(file=tmp_path)
+
+
+def test_nothing_of_it_can_be_changed():
+    config = Config()
+    for target, name in (
+        (config, "preset"),
+        (config.unet, "base_features"),
+        (config.unet.optimiser, "name"),
+        (config.predict, "batch_size"),
+    ):
+        before = getattr(target, name)
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(target, name, before)
+
+
+def test_merging_leaves_the_presets_alone():
+    before = load_config("paper").model_dump()
+    load_config("paper", settings=["unet.optimiser.batch_size=1", "pose.optimiser.epochs=3"])
+    assert load_config("paper").model_dump() == before
+    # The two transformers' settings are written once and must not be one object.
+    changed = load_config("paper", settings=["pose.optimiser.epochs=3"])
+    assert changed.crop.optimiser.epochs == 50
+
+
+@given(
+    preset=st.sampled_from(["default", "paper"]),
+    size=st.sampled_from([192, 256, 512]),
+    pixel=st.none() | st.floats(0.06, 9),
+    fold=st.integers(0, 4) | st.just("all"),
+    oversample=st.none() | st.dictionaries(st.text(max_size=5), st.floats(0, 1), max_size=2),
+    rate=st.floats(1e-6, 1),
+    reference=st.none() | st.text(max_size=8),
+)
+def test_json_keeps_every_value(preset, size, pixel, fold, oversample, rate, reference):
+    base = {
+        "data": {"size": size, "pixel_mm": pixel},
+        "train": {"fold": fold, "oversample": oversample},
+        "unet": {"optimiser": {"learning_rate": rate}},
+        "pose": {"reference": reference},
+    }
+    config = load_config(preset, base=base)
+    again = validate_config(json.loads(json.dumps(config.model_dump(mode="json"))), "test")
+    assert again == config
+    assert again.train.oversample == oversample
+    assert again.unet.optimiser.learning_rate == rate
+
+
+def test_a_saved_configuration_is_a_file_that_gives_it_again(tmp_path):
+    config = load_config("paper", settings=["unet.base_features=8", "train.fold=all"])
+    (tmp_path / "c.json").write_text(json.dumps(config.model_dump(mode="json")))
+    assert load_config(file=tmp_path / "c.json") == config
