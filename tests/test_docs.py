@@ -264,7 +264,7 @@ def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[
 
     import torch
 
-    pose = torch.tensor(one["input_from_homogenised"])
+    pose = torch.tensor(one["pose"])
     matrix = matrix_from_pose(pose)
     assert matrix[:2, 0].norm() == pytest.approx(one["scale_x"], rel=1e-5)
     assert matrix[:2, 1].norm() == pytest.approx(one["scale_y"], rel=1e-5)

@@ -213,10 +213,18 @@ _STN_OF_PAPER = {
 PAPER: dict[str, Any] = {
     "preset": "paper",
     "data": {"size": 512},
-    "pose": {"start": "identity", "size": 512, "fill": None, "optimiser": _STN_OF_PAPER},
+    "pose": {
+        "start": "identity",
+        "size": 512,
+        "fill": None,
+        "max_angle": 3.2,
+        "max_shift": 1.0,
+        "optimiser": _STN_OF_PAPER,
+    },
     "crop": {
         "per": "slice",
         "size": 512,
+        "margin": 0.0,
         "jitter_shift": 0.0,
         "jitter_scale": 0.0,
         "optimiser": _STN_OF_PAPER,

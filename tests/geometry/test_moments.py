@@ -72,3 +72,25 @@ def test_a_long_outline_is_believed():
 def test_an_empty_mask_changes_nothing():
     pose = pose_from_moments(moments(torch.zeros(2, 1, 16, 16)), moments(blob()))
     assert torch.equal(pose, torch.zeros(2, 5))
+
+
+def ellipse(width: float, depth: float, degrees: float) -> torch.Tensor:
+    y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
+    a = math.radians(degrees)
+    along, across = math.cos(a) * x + math.sin(a) * y, -math.sin(a) * x + math.cos(a) * y
+    return ((along / width) ** 2 + (across / depth) ** 2 < 1).float()[None, None]
+
+
+@pytest.mark.parametrize("depth", [0.46, 0.5, 0.51, 0.53, 0.56, 0.6])
+def test_a_body_deeper_than_wide_that_lies_straight_stays_straight(depth):
+    pose = pose_from_moments(moments(ellipse(0.5, depth, 0)), moments(ellipse(0.6, 0.46, 0)))
+    assert abs(math.degrees(pose[0, 0].item())) < 1
+    assert pose[0, 1].exp().item() == pytest.approx(0.5 / 0.6, rel=0.02)
+    assert pose[0, 2].exp().item() == pytest.approx(depth / 0.46, rel=0.02)
+
+
+@pytest.mark.parametrize("degrees", [-60, -45, -20, 5, 30, 60])
+def test_a_wide_body_is_turned_by_all_of_its_roll(degrees):
+    pose = pose_from_moments(moments(ellipse(0.6, 0.42, degrees)), moments(ellipse(0.6, 0.42, 0)))
+    assert math.degrees(pose[0, 0].item()) == pytest.approx(degrees, rel=0.06, abs=0.5)
+    assert pose[0, 1:3].abs().max() < 0.03

@@ -120,8 +120,8 @@ def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
     for entry in record["slices"]:
         assert entry["roll_degrees"] == pytest.approx(20, abs=2)
         assert entry["scale_x"] == pytest.approx(1.0, abs=0.05)
-        assert entry["input_from_homogenised"][0] == pytest.approx(math.radians(entry["roll_degrees"]))
-        assert entry["input_from_homogenised"][1] == pytest.approx(math.log(entry["scale_x"]), abs=1e-6)
+        assert entry["pose"][0] == pytest.approx(math.radians(entry["roll_degrees"]))
+        assert entry["pose"][1] == pytest.approx(math.log(entry["scale_x"]), abs=1e-6)
         assert entry["homogenised_from_crop"] == np.eye(3).tolist()
         assert entry["agreement"] > 0.95
         assert (entry["pose_from"], entry["whole_frame"], entry["cut_off"]) == ("moments", False, False)

@@ -121,7 +121,7 @@ def test_three_stages_train_one_after_the_other(fitted: Fitted) -> None:
     assert all(np.isfinite(row["loss"]) for row in history)
     assert {"mask dice", "loss", "learning_rate", "seconds"} <= history[0].keys()
     assert "box overlap" in history[2]
-    assert {"dice", "dice 1", "dice 2"} <= history[4].keys()
+    assert {"dice", "dice kidney", "dice tumour"} <= history[4].keys()
     assert all((fitted.folder / "work" / "tensorboard" / name).is_dir() for name in stages)
     # Each network left its start.
     pipeline = fitted.model.pipeline

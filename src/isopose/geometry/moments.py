@@ -8,6 +8,9 @@ from torch import Tensor
 
 from isopose.geometry.similarity import matrix_from_pose
 
+#: A trunk's width over its depth, as mean and spread of the logarithm: 1.17 at birth to 1.5 in the teens
+#: (docs/phantom.md), and deeper than wide now and then (a large mass, ascites).
+ASPECT_MEAN, ASPECT_SD = math.log(1.3), 0.12
 #: Spread of the true roll of patients, and of an outline's second moments that is not roll but shape; from
 #: both follows how far the axis of a nearly round outline is believed. See docs/pipeline.md, "Moments".
 ROLL_SD = math.radians(20.0)
@@ -72,6 +75,30 @@ def believed_angle(elongation: Tensor, angle: Tensor) -> Tensor:
     return angle * ROLL_SD**2 / (ROLL_SD**2 + noise.square())
 
 
+def upright_axis(of: Moments) -> tuple[Tensor, Tensor]:
+    """Which of the two principal axes runs from side to side, and its angle.
+
+    Usually the longer one. But a body that is a little deeper than wide and lies straight must not be turned
+    by 90 degrees: of the two readings (wider than deep, turned by the longer axis' angle; or deeper than
+    wide, turned by the shorter one's) the one is taken that is likelier for a trunk of this aspect and a roll
+    of this size, both Gaussian.
+
+    Returns:
+        Angle ``(N,)`` in (-pi/2, pi/2], and standard deviations ``(N, 2)`` along that axis and across it.
+    """
+    aspect = (of.radii[:, 0] / of.radii[:, 1]).log()
+    other = torch.where(of.angle > 0, of.angle - math.pi / 2, of.angle + math.pi / 2)
+
+    def surprise(angle: Tensor, log_aspect: Tensor) -> Tensor:
+        return (angle / ROLL_SD).square() + ((log_aspect - ASPECT_MEAN) / ASPECT_SD).square()
+
+    deeper = surprise(other, -aspect) < surprise(of.angle, aspect)
+    return (
+        torch.where(deeper, other, of.angle),
+        torch.where(deeper[:, None], of.radii.flip(1), of.radii),
+    )
+
+
 def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float = math.log(6.0)) -> Tensor:
     """Poses ``(N, 5)`` that bring outlines onto the reference's centre, axis and radii.
 
@@ -82,11 +109,9 @@ def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float =
         reference: moments of one reference mask (N = 1).
         max_log_scale: bound of the scales' logarithms.
     """
-    angle = believed_angle(of.elongation, of.angle) - believed_angle(reference.elongation, reference.angle)
-    # The radii are those along the body's own axes: for a leaning axis that is not believed, take the spread
-    # along the axes that are.
-    along = _radii_along(of, believed_angle(of.elongation, of.angle))
-    reference_along = _radii_along(reference, believed_angle(reference.elongation, reference.angle))
+    believed, along = _believed(of)
+    reference_believed, reference_along = _believed(reference)
+    angle = believed - reference_believed
     log_scale = (along / reference_along).log().clamp(-max_log_scale, max_log_scale)
     linear = matrix_from_pose(torch.cat([angle[:, None], log_scale, torch.zeros_like(log_scale)], dim=1))
     carried = (linear[:, :2, :2] @ reference.centre[..., None]).squeeze(-1)
@@ -94,8 +119,10 @@ def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float =
     return torch.where(of.empty[:, None], torch.zeros_like(pose), pose)
 
 
-def _radii_along(of: Moments, direction: Tensor) -> Tensor:
-    """Standard deviations ``(N, 2)`` of the mass along an axis and across it."""
-    cos2, sin2 = torch.cos(of.angle - direction).square(), torch.sin(of.angle - direction).square()
-    major, minor = of.radii[:, 0].square(), of.radii[:, 1].square()
-    return torch.stack([cos2 * major + sin2 * minor, sin2 * major + cos2 * minor], dim=1).sqrt()
+def _believed(of: Moments) -> tuple[Tensor, Tensor]:
+    """The believed angle ``(N,)``, and the spread ``(N, 2)`` of the mass along that axis and across it."""
+    axis, radii = upright_axis(of)
+    believed = believed_angle(of.elongation, axis)
+    cos2, sin2 = torch.cos(axis - believed).square(), torch.sin(axis - believed).square()
+    first, second = radii[:, 0].square(), radii[:, 1].square()
+    return believed, torch.stack([cos2 * first + sin2 * second, sin2 * first + cos2 * second], dim=1).sqrt()

@@ -186,7 +186,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
                 "roll_degrees": float(np.degrees(records.pose[z, ANGLE])),
                 "scale_x": float(np.exp(records.pose[z, LOG_SCALE_X])),
                 "scale_y": float(np.exp(records.pose[z, LOG_SCALE_Y])),
-                "input_from_homogenised": records.pose[z].tolist(),
+                "pose": records.pose[z].tolist(),
                 "homogenised_from_crop": records.theta2[z].tolist(),
                 "agreement": float(records.agreement[z]),
                 "pose_from": POSE_SOURCES[records.pose_source[z]],

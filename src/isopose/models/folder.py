@@ -77,11 +77,16 @@ def save_model(folder: Path, model: Model) -> None:
                 "unions": {k: list(v) for k, v in model.labels.unions.items()},
             },
             "air": model.pipeline.air,
-            "config": model.config.model_dump(mode="json"),
+            "config": _nameless(model.config).model_dump(mode="json"),
             "fingerprint": model.fingerprint.to_json(),
             "info": model.info,
         },
     )
+
+
+def _nameless(config: Config) -> Config:
+    """The configuration without the case that the user named as reference: a model names no patient."""
+    return config.model_copy(update={"pose": config.pose.model_copy(update={"reference": None})})
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:

@@ -106,7 +106,11 @@ def fit(
     for slices in filter(None, (train_slices, val_slices)):
         slices.theta2 = _crops(pipeline, slices, run)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stages.append(_train(run, "unet", SegmentationObjective(pipeline), train_slices, val_slices, 2))
+    stages.append(
+        _train(
+            run, "unet", SegmentationObjective(pipeline, dataset.labels.names), train_slices, val_slices, 2
+        )
+    )
 
     info = _info(stages, reference, stored, training, validation)
     save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))

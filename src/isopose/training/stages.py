@@ -88,10 +88,16 @@ class CropObjective(nn.Module):
 
 
 class SegmentationObjective(nn.Module):
-    """U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical)."""
+    """U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical).
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    Args:
+        pipeline: whose U-Net is trained.
+        names: of the classes from 1, under which validation scores are told; else their numbers.
+    """
+
+    def __init__(self, pipeline: Pipeline, names: Sequence[str] = ()) -> None:
         super().__init__()
+        self.names = tuple(names) or tuple(str(label) for label in range(1, pipeline.classes))
         self.unet = pipeline.unet
         self.config = pipeline.config
         self.classes = pipeline.classes
@@ -133,9 +139,9 @@ class SegmentationObjective(nn.Module):
         both, predicted_sum, truth_sum = torch.cat(counts, dim=1)[:, :, 1:].cpu().numpy()
         dice = patient_dice(slices.patients, both, predicted_sum, truth_sum)
         by_label = {
-            f"dice {label}": float(np.nanmean(dice[:, label - 1]))
-            for label in range(1, self.classes)
-            if not np.isnan(dice[:, label - 1]).all()
+            f"dice {name}": float(np.nanmean(of_label))
+            for name, of_label in zip(self.names, dice.T, strict=True)
+            if not np.isnan(of_label).all()
         }
         return {"dice": float(np.mean(list(by_label.values()))), **by_label} if by_label else {}
 
