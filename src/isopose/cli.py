@@ -65,7 +65,7 @@ def demo(
 def phantom(
     output: Path,
     cases: Annotated[int, typer.Option(min=1)] = 20,
-    slices: Annotated[int | None, typer.Option(min=3, help="per case; none: by thickness")] = None,
+    slices: Annotated[int | None, typer.Option(min=4, help="per case; none: by thickness")] = None,
     size: Annotated[int, typer.Option(min=64, max=1024, help="pixels along a side of a slice")] = 512,
     seed: int = 0,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,

@@ -1,0 +1,327 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bright import bright_model, dice, scene
+from isopose import __version__
+from isopose.cli import app, main
+from isopose.io.images import read_labels, write_image, write_labels
+from isopose.models.folder import save_model
+
+COMMANDS = ("demo", "phantom", "check", "fit", "predict", "evaluate")
+
+
+@pytest.fixture
+def isopose(monkeypatch, capfd):
+    """Run the command line in this process; gives code, stdout and stderr as a shell would see them."""
+
+    def run(*arguments):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "argv", ["isopose", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        told = capfd.readouterr()
+        return stop.value.code or 0, told.out, told.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Three small cases in nnU-Net's layout, the last one for testing."""
+    root = tmp_path_factory.mktemp("data") / "Dataset001_Bright"
+    for number, part in enumerate(("Tr", "Tr", "Ts")):
+        here = scene(slices=4, roll=0.1 * number)
+        write_image(here.volume, root / f"images{part}" / f"case_{number}_0000.nii.gz")
+        write_labels(here.volume.with_array(here.truth), root / f"labels{part}" / f"case_{number}.nii.gz")
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "kidney": 1, "tumour": 7},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(folder, bright_model({"data": {"size": 64}}, real_unet=True))
+    return folder
+
+
+def one_line(text: str) -> bool:
+    return text.startswith("isopose: ") and text.count("\n") == 1 and "Traceback" not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"isopose {command}" in result.stdout
+    documented = app.registered_commands[COMMANDS.index(command)].callback.__doc__
+    assert documented.split(".")[0].split(",")[0] in result.stdout
+
+
+def test_the_list_of_commands_is_complete():
+    listed = CliRunner().invoke(app, ["--help"]).stdout
+    assert [command.callback.__name__ for command in app.registered_commands] == list(COMMANDS)
+    assert all(command in listed for command in COMMANDS)
+
+
+def test_version(isopose):
+    assert isopose("--version") == (0, f"isopose {__version__}\n", "")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, isopose.cli\n"
+        "try: isopose.cli.app(['predict', '--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'SimpleITK', 'matplotlib', 'monai', 'scipy'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("heavy: []\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("check", "{tmp}/nowhere"), "nowhere: no such dataset"),
+        (("check", "{tmp}"), "not a dataset that is known"),
+        (("check", "{data}", "--label", "kidney"), "--label 'kidney': expected NAME=VALUE, e.g. kidney=1"),
+        (("check", "{data}", "--label", "kidney=one"), "expected NAME=VALUE"),
+        (("check", "{data}", "--label", "kidney=300"), "expected an integer from 1 to 255"),
+        (("fit", "{data}", "--model", "{tmp}/m", "--set", "unet.colour=3"), "unet.colour"),
+        (("fit", "{data}", "--model", "{tmp}/m", "--preset", "best"), "preset 'best' is unknown"),
+        (("fit", "{data}", "--model", "{tmp}/m", "--fold", "9"), "train.fold is 9"),
+        (("fit", "{data}", "--model", "{tmp}/m", "--config", "{tmp}/no.toml"), "no such configuration file"),
+        (("predict", "{tmp}", "{data}", "--output", "{tmp}/o"), "no model.json"),
+        (("predict", "{model}", "{tmp}/no.nii.gz", "--output", "{tmp}/o"), "no such file or folder"),
+        (("predict", "{model}", "{data}/imagesTs", "--output", "{tmp}/o", "--device", "abacus"), "abacus"),
+        (("evaluate", "{tmp}/none", "{data}"), "none"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_bad_input_is_one_line_and_code_2(arguments, words, isopose, cohort, model_folder, tmp_path):
+    places = {"tmp": tmp_path, "data": cohort, "model": model_folder}
+    code, out, err = isopose(*(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert out == ""
+    assert words in err
+    assert one_line(err), err
+    assert list(tmp_path.iterdir()) == [], "nothing is made of bad input"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("segment",),
+        ("fit", "data"),
+        ("phantom", "out", "--cases", "0"),
+        ("phantom", "out", "--cases", "many"),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_usage_is_code_2(arguments, isopose, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = isopose(*arguments)
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    assert err != ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_of_a_good_cohort(isopose, cohort):
+    code, out, err = isopose("check", cohort)
+    assert code == 0
+    assert (
+        out.splitlines()[0] == "Bright: nnunet, 3 cases, labels {'kidney': 1, 'tumour': 7}"
+        or "3 cases" in out
+    )
+    assert out.splitlines()[-1] == "no errors"
+    assert "error: " not in out
+    assert err.splitlines() == ["check: done", "fingerprint: done"]
+    code, out, _ = isopose("check", cohort, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["cases"] == 3
+    assert [problem for problem in found["problems"] if problem["severity"] == "error"] == []
+    # Of the training cases alone: two of three.
+    assert found["fingerprint"]["cases"] == 2
+    assert found["fingerprint"]["spacing_median"] == pytest.approx([2.1, 2.9, 6.0])
+    assert [label["name"] for label in found["fingerprint"]["labels"]] == ["kidney", "tumour"]
+
+
+def test_check_of_a_broken_cohort(isopose, cohort, tmp_path):
+    import shutil
+
+    broken = tmp_path / "Dataset002_Broken"
+    shutil.copytree(cohort, broken)
+    (broken / "imagesTr" / "case_0_0000.nii.gz").write_bytes(b"no image")
+    labels = read_labels(broken / "labelsTr" / "case_1.nii.gz")
+    array = labels.array.copy()
+    array[0, 0, 0] = 5
+    write_labels(labels.with_array(array), broken / "labelsTr" / "case_1.nii.gz")
+    code, out, err = isopose("check", broken)
+    assert code == 2
+    errors = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert any(line.startswith("error: case_0: image: ") for line in errors)
+    assert any(line.startswith("error: case_1: ") and "5" in line for line in errors)
+    assert out.splitlines()[-1] == "2 of 3 cases cannot be used"
+    assert "Traceback" not in err
+    code, out, _ = isopose("check", broken, "--json")
+    assert code == 2
+    found = json.loads(out)
+    assert {p["case"] for p in found["problems"] if p["severity"] == "error"} == {"case_0", "case_1"}
+    assert found["fingerprint"] is None
+
+
+def test_phantoms_are_a_dataset_that_check_accepts(isopose, tmp_path):
+    output = tmp_path / "cohort"
+    options = ("--cases", 2, "--slices", 6, "--size", 64, "--seed", 3, "--test-fraction", 0.5)
+    code, out, err = isopose("phantom", output, *options)
+    assert (code, out, err) == (0, f"{output}\n", "phantoms: done\n")
+    assert sorted(p.name for p in (output / "imagesTr").iterdir()) == ["phantom_000_0000.nii.gz"]
+    assert sorted(p.name for p in (output / "imagesTs").iterdir()) == ["phantom_001_0000.nii.gz"]
+    code, out, _ = isopose("check", output)
+    assert code == 0, out
+    # A folder of something else is not written into.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    code, out, err = isopose("phantom", tmp_path / "other", *options)
+    assert code == 2
+    assert one_line(err.removeprefix("phantoms: done\n"))
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_predict_prints_results_on_stdout_and_progress_on_stderr(isopose, cohort, model_folder, tmp_path):
+    code, out, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
+    assert code == 0
+    record = json.loads((tmp_path / "o" / "case_2.json").read_text())
+    volumes = "  ".join(f"{name} {value:.1f} ml" for name, value in record["volumes_ml"].items())
+    assert out == f"{tmp_path / 'o' / 'case_2.nii.gz'}  {volumes}\n"
+    assert err.splitlines()[:2] == ["[1/1] case_2", "predict case_2: done"]
+    code, out, _ = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o", "--json")
+    assert code == 0
+    assert json.loads(out) == [{"name": "case_2", "problem": None, "record": record}]
+
+
+def test_one_bad_scan_is_code_2_and_the_rest_is_done(isopose, cohort, model_folder, tmp_path):
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    inputs = (tmp_path / "bad.nii.gz", cohort / "imagesTs")
+    code, out, err = isopose("predict", model_folder, *inputs, "--output", tmp_path / "o")
+    assert code == 2
+    assert len(out.splitlines()) == 1
+    assert out.startswith(str(tmp_path / "o" / "case_2.nii.gz"))
+    assert err.splitlines()[-1].startswith(f"isopose: {tmp_path / 'bad.nii.gz'}: ")
+    assert "Traceback" not in err
+    code, out, _ = isopose("predict", model_folder, *inputs, "--output", tmp_path / "o", "--json")
+    assert code == 2
+    bad, good = json.loads(out)
+    assert (bad["name"], bad["record"]) == ("bad", None)
+    assert bad["problem"].startswith(str(tmp_path / "bad.nii.gz"))
+    assert (good["name"], good["problem"]) == ("case_2", None)
+
+
+def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
+    truth, wrong = cohort / "labelsTs", tmp_path / "wrong"
+    labels = read_labels(truth / "case_2.nii.gz")
+    moved = np.roll(labels.array, 5, axis=2)
+    write_labels(labels.with_array(moved), wrong / "case_2.nii.gz")
+    expected = {"truth": 1.0, "wrong": dice(labels.array == 1, moved == 1)}
+    assert 0.3 < expected["wrong"] < 0.9
+    options = ("--label", "kidney=1", "--label", "tumour=7")
+    for name, folder in (("truth", truth), ("wrong", wrong)):
+        code, out, err = isopose("evaluate", folder, truth, *options, "--output", tmp_path / name)
+        assert code == 0, err
+        assert err == "evaluate: done\n"
+        row = next(line for line in out.splitlines() if line.startswith("| kidney |"))
+        assert f"{expected[name]:.3f}" in row
+        files = {path.name for path in (tmp_path / name).iterdir()}
+        assert files >= {"scores.csv", "scores.json", "scores.md"}
+        code, out, _ = isopose("evaluate", folder, truth, *options, "--json")
+        assert code == 0
+        printed, written = json.loads(out), json.loads((tmp_path / name / "scores.json").read_text())
+        assert printed["cases"] == written["cases"]
+        assert [case["case"] for case in printed["cases"]] == ["case_2"]
+    code, out, err = isopose("evaluate", truth, cohort)
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert "no prediction for 2 of 3 cases: case_0, case_1" in err
+    assert isopose("evaluate", truth, cohort, "--allow-missing")[0] == 0
+
+
+def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_path, monkeypatch):
+    import errno
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "out.json")
+
+    monkeypatch.setattr("isopose.inference.scans.write_json", full)
+    code, out, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
+    assert code == 1
+    assert out == ""
+    assert err.splitlines()[-1] == "isopose: out.json: No space left on device; nothing was left half-written"
+    assert "Traceback" not in err
+
+
+def test_too_little_memory_says_what_to_lower(isopose, cohort, model_folder, tmp_path, monkeypatch):
+    def hungry(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("isopose.inference.scans.read_volume", hungry)
+    code, _, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("isopose: out of memory; lower the batch size")
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "isopose", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_ends_with_130_and_one_line(name, workers, tmp_path):
+    output = tmp_path / "cohort"
+    process = start("phantom", output, "--cases", 500, "--slices", 20, "--size", 64, "--workers", workers)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(output.glob("imagesTr/phantom*")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, name))
+        out, err = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1:] == [
+        "isopose: stopped; what was finished is kept, the same command (fit: with --resume) goes on"
+    ]
+    assert "Traceback" not in err
+    assert not json.loads((output / "phantom.json").read_text())["complete"]

@@ -1,0 +1,144 @@
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+import isopose.demo as demo
+from isopose.errors import IsoposeError
+from isopose.inference.scans import Outcome
+
+TINY = {
+    "data": {"size": 64},
+    "pose": {"size": 32, "optimiser": {"epochs": 1, "min_epochs": 1, "iterations": 2, "batch_size": 2}},
+    "crop": {"size": 32, "optimiser": {"epochs": 1, "min_epochs": 1, "iterations": 2, "batch_size": 2}},
+    "unet": {
+        "base_features": 2,
+        "optimiser": {"epochs": 2, "min_epochs": 2, "iterations": 3, "batch_size": 2},
+    },
+    "train": {"validation_slices": 4, "folds": 2},
+}
+
+
+class Lines:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        from isopose.progress import Silent
+
+        self.silent, self.said = Silent(), []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def __getattr__(self, name):
+        return getattr(self.silent, name)
+
+
+def shrink(patch) -> None:
+    for name, value in (("CASES", 6), ("TEST_FRACTION", 0.34), ("SLICES", 6), ("SIZE", 64), ("SMALL", TINY)):
+        patch.setattr(demo, name, value)
+    without = {
+        **TINY,
+        "pose": {"start": "identity", "learned": False, "size": 32},
+        "crop": {"enabled": False},
+        "unet": {**TINY["unet"], "pose_jitter": 0.0},
+    }
+    patch.setattr(demo, "WITHOUT", without)
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file was last written, but for the scores and the report, which are cheap."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and "scores" not in path.parts and path.name != "report.html"
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The whole demo, small, twice: report, lines and files' times after each."""
+    folder = tmp_path_factory.mktemp("demo")
+    runs = []
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        for _ in range(2):
+            lines, started = Lines(), time.monotonic()
+            report = demo.run_demo(folder, workers=0, seed=1, reporter=lines)
+            runs.append((report, lines.said, times(folder), time.monotonic() - started))
+    return folder, runs
+
+
+def test_the_report_shows_both_arms(made):
+    folder, runs = made
+    report, said, _, _ = runs[0]
+    assert report == folder / "report.html"
+    html = report.read_text()
+    for arm in ("with", "without"):
+        scores = json.loads((folder / arm / "scores" / "scores.json").read_text())
+        dice = scores["summary"]["all"]["all"]["kidney"]["dice"]["mean"]
+        line = next(text for text in said if text.strip().startswith(f"{arm} homogenisation: "))
+        assert f"kidney Dice {dice:.3f}" in line
+        assert "tumour Dice" in line
+        assert f"{arm.capitalize()} homogenisation" in html
+        # Nobody's test patient was trained on.
+        assert sorted(case["case"] for case in scores["cases"]) == ["phantom_004", "phantom_005"]
+        assert not any(
+            "used to train" in warning
+            for record in (folder / arm / "predictions").glob("*.json")
+            for warning in json.loads(record.read_text())["warnings"]
+        )
+    # Three patients' steps and two arms' curves, within the one file.
+    assert html.count("data:image/png;base64,") + html.count("data:image/svg+xml") >= 5
+    assert not re.search(r"""(src|href)=["']?https?:""", html)
+    assert re.search(r"Test patients.{0,80}\b2\b", html, re.S)
+    assert said[-1] == "phantoms are phantoms: these numbers say nothing about patients"
+
+
+def test_both_arms_have_the_same_network_and_steps(made):
+    folder, _ = made
+    configs = {
+        arm: json.loads((folder / arm / "model" / "model.json").read_text())["config"]
+        for arm in ("with", "without")
+    }
+    for key in ("base_features", "input", "optimiser"):
+        assert configs["with"]["unet"][key] == configs["without"]["unet"][key]
+    assert configs["with"]["data"] == configs["without"]["data"]
+    assert configs["with"]["train"] == configs["without"]["train"]
+    assert configs["without"]["pose"]["learned"] is False
+    assert configs["with"]["pose"]["learned"] is True
+
+
+def test_the_real_constants_compare_like_with_like():
+    for key in ("data", "train"):
+        assert demo.WITHOUT[key] == demo.SMALL[key]
+    for key in ("base_features", "optimiser"):
+        assert demo.WITHOUT["unet"][key] == demo.SMALL["unet"][key]
+    assert not demo.WITHOUT["crop"]["enabled"]
+
+
+def test_a_second_call_does_nothing_again(made):
+    _, runs = made
+    (first, said, before, _), (second, said_again, after, _) = runs
+    assert first == second
+    changed = sorted(name for name in before if before[name] != after.get(name))
+    assert changed == []
+    assert set(after) == set(before)
+    assert any("finished already" in line for line in said_again)
+    assert not any("finished already" in line for line in said)
+    results = [
+        [re.sub(r"\(\d+ s\)", "", line) for line in lines if " Dice " in line] for lines in (said, said_again)
+    ]
+    assert results[0] == results[1]
+
+
+def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
+    folder, _ = made
+    shrink(monkeypatch)
+    monkeypatch.setattr(
+        demo, "predict_scans", lambda model, scans, *a, **k: [Outcome(scans[0], None, "phantom_004: broken")]
+    )
+    with pytest.raises(IsoposeError, match="1 test patients could not be predicted: phantom_004: broken"):
+        demo.run_demo(folder, workers=0, seed=1, reporter=Lines())
