@@ -228,6 +228,18 @@ def test_labels_outside_the_frame_are_warned_of() -> None:
     assert not prepared.labels.any()
 
 
+def test_labels_in_slices_without_a_body_are_warned_of() -> None:
+    case = torso(200, slices=3)
+    array, marks = case.volume.array.copy(), np.zeros(case.volume.array.shape, np.uint8)
+    array[2] = -1000
+    marks[:, 100:110, 90:100] = 1
+    scan, stored = case.volume.with_array(array), case.volume.with_array(marks)
+    prepared = prepare(scan, fingerprint(), DataConfig(size=64), stored, LABELS)
+    assert any("labels lie in 1 slices in which no body was found" in line for line in prepared.warnings)
+    whole = prepare(case.volume, fingerprint(), DataConfig(size=64), stored, LABELS)
+    assert not any("no body was found" in line for line in whole.warnings)
+
+
 def test_memory_does_not_grow_with_the_number_of_slices_beyond_the_arrays_themselves() -> None:
     case = torso(200, slices=1, pixel=(0.8, 0.8))
     peaks = []

@@ -94,3 +94,12 @@ def test_a_wide_body_is_turned_by_all_of_its_roll(degrees):
     pose = pose_from_moments(moments(ellipse(0.6, 0.42, degrees)), moments(ellipse(0.6, 0.42, 0)))
     assert math.degrees(pose[0, 0].item()) == pytest.approx(degrees, rel=0.06, abs=0.5)
     assert pose[0, 1:3].abs().max() < 0.03
+
+
+def test_float32_under_autocast():
+    reference = warp(
+        blob(), torch.tensor([[1.0, 0.0, 0.317], [0.0, 1.0, -0.211], [0.0, 0.0, 1.0]]), (SIZE, SIZE)
+    )
+    expected = pose_from_moments(moments(blob()), moments(reference))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pose_from_moments(moments(blob()), moments(reference)), expected)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -324,6 +325,30 @@ def test_all_patients_may_train(fitted: Fitted, tiny, tmp_path: Path) -> None:
     model = fit(fitted.dataset, tmp_path / "all", tiny(*_short("train.fold=all")), store=tmp_path / "store")
     assert (model.info["training"]["cases"], model.info["training"]["validation_cases"]) == (6, 0)
     assert model.info["stages"]["unet"] == {"epochs": 1, "best_epoch": 1, "best": None}
+
+
+def test_all_patients_never_means_those_of_the_test(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """A second scan of a test patient trains on that patient, without a fold too."""
+    first, *others = fitted.dataset.cases
+    again = replace(first, id="again", split="test")
+    mixed = replace(fitted.dataset, cases=(first, again, *others))
+    with pytest.raises(InputError, match="are scans of one patient; keep a patient on one side"):
+        fit(mixed, tmp_path / "model", tiny("train.fold=all"))
+
+
+def test_labels_only_where_no_body_is_are_refused(cohort: Path, tiny, tmp_path: Path) -> None:
+    shutil.copytree(cohort, tmp_path / "data")
+    for path in (tmp_path / "data" / "imagesTr").iterdir():
+        volume = read_volume(path)
+        array = volume.array.copy()
+        array[0] = -1000
+        write_image(volume.with_array(array), path)
+        marks = np.zeros(array.shape, np.uint8)
+        marks[0, 30:40, 30:40] = 1
+        name = path.name.replace("_0000", "")
+        write_labels(volume.with_array(marks), tmp_path / "data" / "labelsTr" / name)
+    with pytest.raises(InputError, match="no training slice shows both a label and the body"):
+        fit(open_dataset(tmp_path / "data"), tmp_path / "model", tiny(*_short()))
 
 
 def test_one_box_for_all_holds_every_training_label(fitted: Fitted, tiny, tmp_path: Path) -> None:

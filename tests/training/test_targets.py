@@ -95,6 +95,16 @@ def test_without_labels_the_middle_of_the_body(cohort: list[Drawn]) -> None:
     assert choose_reference([bare], PoseConfig(size=SIZE), AIR).slice == 3
 
 
+def test_a_labelled_slice_without_a_body_is_no_reference(cohort: list[Drawn]) -> None:
+    bodiless = Drawn("bodiless", 0.5, labelled=(0, 1, 3))
+    bodiless.mask[1] = False
+    bodiless.record.body_fraction = (0.3, 0.0, 0.3, 0.3, 0.3)
+    reference = choose_reference([bodiless], PoseConfig(size=SIZE, reference="bodiless"), AIR)
+    assert reference.slice == 3
+    bodiless.record.body_fraction = (0.0, 0.0, 0.3, 0.0, 0.3)
+    assert choose_reference([bodiless], PoseConfig(size=SIZE), AIR).slice == 4
+
+
 @pytest.mark.parametrize(("fill", "size"), [(0.92, 96), (0.7, 64)])
 def test_upright_centred_and_filling_the_frame(cohort: list[Drawn], fill: float, size: int) -> None:
     config = PoseConfig(size=size, reference="leaning", fill=fill)

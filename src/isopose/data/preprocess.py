@@ -113,7 +113,7 @@ def prepare(
             )
         native = label_map.to_classes(labels.reoriented().array)
         classes = labels_in_frame(native, frame, spacing, label_map.classes)
-        warnings += _outside(native, frame, spacing)
+        warnings += _outside(native, frame, spacing) + _bodiless(classes, mask)
     return Prepared(
         image=image,
         mask=mask,
@@ -215,6 +215,13 @@ def _outside(classes: np.ndarray, frame: Frame, spacing: tuple[float, float, flo
     return (
         f"labels reach {far - frame.fov_mm / 2.0:.0f} mm out of the frame around the body and are cut there",
     )
+
+
+def _bodiless(classes: np.ndarray, mask: np.ndarray) -> tuple[str, ...]:
+    count = int(((classes > 0).any(axis=(1, 2)) & ~mask.any(axis=(1, 2))).sum())
+    if not count:
+        return ()
+    return (f"labels lie in {count} slices in which no body was found; nothing is learned from these slices",)
 
 
 def _shape(array: np.ndarray) -> tuple[int, int, int]:

@@ -102,7 +102,8 @@ def upright_axis(of: Moments) -> tuple[Tensor, Tensor]:
 def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float = math.log(6.0)) -> Tensor:
     """Poses ``(N, 5)`` that bring outlines onto the reference's centre, axis and radii.
 
-    Matrix ``input_from_homogenised``: the reference's ellipse is mapped onto each outline's.
+    Matrix ``input_from_homogenised``: the reference's ellipse is mapped onto each outline's. Float32 under
+    autocast.
 
     Args:
         of: moments of N masks.
@@ -114,7 +115,8 @@ def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float =
     angle = believed - reference_believed
     log_scale = (along / reference_along).log().clamp(-max_log_scale, max_log_scale)
     linear = matrix_from_pose(torch.cat([angle[:, None], log_scale, torch.zeros_like(log_scale)], dim=1))
-    carried = (linear[:, :2, :2] @ reference.centre[..., None]).squeeze(-1)
+    with torch.autocast(linear.device.type, enabled=False):
+        carried = (linear[:, :2, :2] @ reference.centre[..., None]).squeeze(-1)
     pose = torch.cat([angle[:, None], log_scale, of.centre - carried], dim=1)
     return torch.where(of.empty[:, None], torch.zeros_like(pose), pose)
 

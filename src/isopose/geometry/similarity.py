@@ -51,11 +51,13 @@ def add_residual(start: Tensor, residual: Tensor) -> Tensor:
     """Follow a pose by a small change seen in the homogenised frame, staying in T · R · S.
 
     Angles and log scales add; the residual's shift is measured in the homogenised frame and carried through
-    the start's matrix. The plain product of two such matrices would shear. Both ``(..., 5)``.
+    the start's matrix. The plain product of two such matrices would shear. Both ``(..., 5)``. At least
+    float32 under autocast.
     """
-    linear = matrix_from_pose(start)[..., :2, :2]
-    shift = (linear @ residual[..., SHIFT_X:, None]).squeeze(-1) + start[..., SHIFT_X:]
-    return torch.cat([start[..., :SHIFT_X] + residual[..., :SHIFT_X], shift], dim=-1)
+    with torch.autocast(start.device.type, enabled=False):
+        linear = matrix_from_pose(start)[..., :2, :2]
+        shift = (linear @ residual.to(linear.dtype)[..., SHIFT_X:, None]).squeeze(-1) + start[..., SHIFT_X:]
+        return torch.cat([start[..., :SHIFT_X] + residual[..., :SHIFT_X], shift], dim=-1)
 
 
 def isotropic(pose: Tensor) -> Tensor:

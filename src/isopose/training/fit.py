@@ -22,7 +22,7 @@ from isopose.geometry.crop import box_of_mask, common_crop
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.io.datasets import Case, Dataset
-from isopose.io.splits import split_patients
+from isopose.io.splits import check_sides, split_patients
 from isopose.labels import Labels
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.pipeline import Pipeline
@@ -81,6 +81,11 @@ def fit(
     _claim_data(folder, stored)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
+    if not train_slices.presence.any():
+        raise InputError(
+            f"{dataset.root}: no training slice shows both a label and the body; are these the right label "
+            "files?"
+        )
     val_slices = Slices([cases[case.id] for case in validation]) if validation else None
 
     air = train_slices.cases[0].record.air
@@ -119,6 +124,7 @@ def fit(
 
 def _split(dataset: Dataset, config: Config) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     if config.train.fold == "all":
+        check_sides(dataset)
         whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
         if not whole:
             raise InputError(f"{dataset.root}: no case with a label to train on")

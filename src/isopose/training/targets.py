@@ -116,9 +116,10 @@ def crop_targets(batch: Batch, pose: Tensor, size: int, margin: float, classes: 
 
 
 def _middle_slice(case: StoredCase) -> int:
-    """The middle of the labelled slices; of those with a body where nothing is labelled."""
-    labelled = np.flatnonzero(np.asarray(case.record.presence, dtype=bool).any(axis=1))
-    shown = labelled if len(labelled) else np.flatnonzero(case.record.body_fraction)
+    """The middle of the slices that show a body and a label; of those with a body where none shows both."""
+    body = np.asarray(case.record.body_fraction) > 0
+    labelled = np.flatnonzero(body & np.asarray(case.record.presence, dtype=bool).any(axis=1))
+    shown = labelled if len(labelled) else np.flatnonzero(body)
     return int(shown[len(shown) // 2])
 
 
