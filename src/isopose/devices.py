@@ -1,4 +1,7 @@
-"""Which device a computation runs on."""
+"""Which device a computation runs on, and on how many threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,3 +21,14 @@ def choose_device(name: str) -> torch.device:
         usable = ", ".join(key for key, there in available.items() if there)
         raise InputError(f"device {name!r} is not there; expected auto or one of {usable}")
     return torch.device(name)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on a single thread, as before afterwards: a sum must not depend on how it was split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

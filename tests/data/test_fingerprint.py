@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of
 from isopose.io.images import read_volume, write_labels
 from isopose.labels import Labels
+from isopose.parallel import in_order
 
 LABELS = Labels.create({"kidney": 1, "tumour": 2})
 CONFIG = DataConfig(size=64)
@@ -180,10 +182,8 @@ def test_description_says_the_numbers_and_no_patient(fingerprint: Fingerprint) -
 
 
 def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch) -> None:
-    from isopose.data import parallel
-
     with pytest.raises(IsoposeError, match=r"^case_000: a worker process died") as error:
-        list(parallel.for_each_case(die, cohort[:2], workers=1))
+        list(in_order(die, cohort[:2], name=attrgetter("id"), workers=1))
     assert "\n" not in str(error.value)
 
 

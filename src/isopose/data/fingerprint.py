@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -17,11 +18,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
-from isopose.data.parallel import Progress, for_each_case
+from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels
+from isopose.parallel import Progress, in_order
 
 #: Air around the largest body's box in the frame that holds all of them, as a part of its side.
 MARGIN = 0.04
@@ -187,10 +189,11 @@ def fingerprint_of(
     if not cases:
         raise InputError("fingerprint: expected at least one training case, got none")
     work = partial(case_facts, labels=labels, config=config)
-    facts = list(for_each_case(work, cases, workers=workers, progress=progress))
+    facts = list(in_order(work, cases, name=attrgetter("id"), workers=workers, progress=progress))
     return reduce_facts(facts, labels, config)
 
 
+@one_thread()
 def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
     """Read one case and measure it.
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -21,14 +22,15 @@ import numpy as np
 
 from isopose.config import DataConfig, validate_config
 from isopose.data.fingerprint import Fingerprint
-from isopose.data.parallel import Progress, for_each_case
 from isopose.data.preprocess import prepare
 from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, damaged_file, read_record, record_of
+from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, read_json, replacing, sha256, write_json
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels
+from isopose.parallel import Progress, in_order
 
 __all__ = ["Record", "Store", "StoredCase", "open_store", "store_key", "write_store"]
 
@@ -108,7 +110,7 @@ def write_store(
         # Until all cases are whole this is not a store.
         (root / "store.json").unlink(missing_ok=True)
         _remove_leftovers(root, set(names))
-        for _ in for_each_case(work, cases, workers=workers, progress=progress):
+        for _ in in_order(work, cases, name=attrgetter("id"), workers=workers, progress=progress):
             pass
         write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
     except OSError as error:
@@ -176,6 +178,7 @@ def _head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> dict[
     return json.loads(json.dumps(head, allow_nan=False))
 
 
+@one_thread()
 def _write_case(
     case: Case, *, root: Path, fingerprint: Fingerprint, labels: Labels, config: DataConfig
 ) -> None:

@@ -143,7 +143,7 @@ def evaluate(
     if missing and (not allow_missing or len(missing) == len(wanted)):
         raise InputError(
             f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: {_listed(missing)}; "
-            "predict them, or allow missing predictions to score the others"
+            "predict them, or allow missing ones (--allow-missing) to score the others"
         )
     for case in wanted:
         age = known[case][2]

@@ -2,11 +2,9 @@
 
 import csv
 import io
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from isopose.data.phantom.case import sample_case, texture_generator, truth
 from isopose.data.phantom.render import KIDNEY, TUMOUR, render
 from isopose.errors import InputError, IsoposeError
 from isopose.files import read_json, replacing, write_json, write_text
+from isopose.parallel import in_order
 
 #: Changes whenever the same parameters would give other images.
 VERSION = 1
@@ -91,13 +90,8 @@ def write_cohort(
         _Job(output, name, index, index >= cases - tests, seed, size, slices)
         for index, name in enumerate(names)
     ]
-    truths: dict[int, dict[str, Any]] = {}
-    for index, result in _run(jobs, workers):
-        truths[index] = result
-        if progress is not None:
-            progress(len(truths), cases)
-    ordered = [truths[index] for index in range(cases)]
-    write_text(output / "patients.csv", _patients(ordered))
+    truths = list(in_order(_make, jobs, name=attrgetter("case"), workers=workers, progress=progress))
+    write_text(output / "patients.csv", _patients(truths))
     write_json(output / "dataset.json", {
         "name": "isopose phantom",
         "description": "synthetic paediatric abdominal CT, not patient data",
@@ -106,7 +100,7 @@ def write_cohort(
         "numTraining": cases - tests,
         "file_ending": ENDING,
     })  # fmt: skip
-    write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": ordered})
+    write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": truths})
     return output
 
 
@@ -142,29 +136,6 @@ def _claim(output: Path, parameters: dict[str, Any]) -> None:
         write_json(mark, {"parameters": parameters, "complete": False, "cases": []})
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Truth by case index, as the cases get done."""
-    if workers == 0 or len(jobs) == 1:
-        for job in jobs:
-            yield job.index, _make(job)
-        return
-    # Fork would copy the threads' locks of torch and ITK into the children.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        futures = {pool.submit(_make, job): job.index for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise IsoposeError(
-                "phantom: a worker process was killed, most often for want of memory; use fewer workers, the "
-                "cases that are whole are kept"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _make(job: _Job) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""The same work for many things, in this process or in several, with the same results in the same order."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import TypeVar
+
+import SimpleITK as sitk
+
+from isopose.errors import InputError, IsoposeError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Called with the number of items done and of all items.
+Progress = Callable[[int, int], None]
+
+
+def in_order(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    name: Callable[[Item], str],
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """Yield ``work(item)`` in the order of the items.
+
+    Args:
+        work: picklable; its exceptions are raised here with the item's name before them.
+        items: what to work on.
+        name: of an item, for errors: a case's id.
+        workers: processes; 0 works in this one.
+        progress: told after each item.
+
+    Raises:
+        InputError: from ``work``, naming the item.
+        IsoposeError: an item failed for another reason, or its process died.
+    """
+    if workers <= 0:
+        for done, item in enumerate(items, start=1):
+            with _naming(name(item)):
+                result = work(item)
+            if progress:
+                progress(done, len(items))
+            yield result
+        return
+    # Spawned, not forked: torch's and SimpleITK's threads do not survive a fork.
+    pool = ProcessPoolExecutor(min(workers, max(1, len(items))), get_context("spawn"), _start_worker)
+    try:
+        futures = [pool.submit(work, item) for item in items]
+        for done, (item, future) in enumerate(zip(items, futures, strict=True), start=1):
+            with _naming(name(item)):
+                result = future.result()
+            if progress:
+                progress(done, len(items))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # A terminal sends Ctrl-C to the workers too; the parent ends them, and alone says so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise IsoposeError(
+            f"{name}: a worker process died at or near this case, most often for want of memory; "
+            "run again with fewer workers"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except IsoposeError as error:
+        raise IsoposeError(f"{name}: {error}") from None
+    except MemoryError:
+        raise IsoposeError(f"{name}: out of memory; run with fewer workers") from None
+    except OSError as error:
+        raise IsoposeError(f"{name}: {error.strerror or error} ({error.filename or 'disk'})") from None
