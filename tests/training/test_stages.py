@@ -131,11 +131,16 @@ def test_pose_objective_is_eq_1_and_learns() -> None:
     overlap = (batch.mask * reference).sum((1, 2, 3))
     dice = 2 * overlap / (batch.mask.square().sum((1, 2, 3)) + reference.square().sum())
     assert objective(batch, STILL).item() == pytest.approx(1 - dice.mean().item(), abs=1e-4)
-    before = judge(objective, batch)["mask dice"]
+    untrained = judge(objective, batch)
+    before = untrained["mask dice"]
+    # Untrained it is its own start, which is told beside it.
+    assert untrained["identity alone"] == before
     assert before == pytest.approx(dice.mean().item(), abs=1e-4)
     losses = train(objective, batch, 1e-3, 40)
     assert losses[-1] < 0.5 * losses[0]
-    assert judge(objective, batch)["mask dice"] > before + 0.1
+    trained = judge(objective, batch)
+    assert trained["mask dice"] > before + 0.1
+    assert trained["identity alone"] == before
 
 
 def test_moments_alone_find_most_of_the_pose() -> None:

@@ -37,9 +37,17 @@ class PoseObjective(nn.Module):
         return pose_loss(warp(batch.mask, theta, _side(reference)), reference)
 
     def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean agreement with the reference's outline over all slices."""
-        values = [self.pose.agreement(b.mask, self.pose(b.image, b.mask)) for b in batches]
-        return {"mask dice": float(torch.cat(values).mean())}
+        """Mean agreement with the reference's outline over all slices, learned and of the start alone."""
+        learned, start = [], []
+        for batch in batches:
+            before = self.pose.start(batch.mask)
+            after = self.pose.refine(batch.image, batch.mask, before)
+            learned.append(self.pose.agreement(batch.mask, after))
+            start.append(self.pose.agreement(batch.mask, before))
+        return {
+            "mask dice": float(torch.cat(learned).mean()),
+            f"{self.pose.config.start} alone": float(torch.cat(start).mean()),
+        }
 
 
 class CropObjective(nn.Module):
