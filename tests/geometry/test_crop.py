@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopose.geometry.crop import MIN_CROP, box_from_matrix, box_of_mask, jittered, matrix_from_box
+from isopose.geometry.crop import MIN_CROP, box_from_matrix, box_of_mask, jittered, matrix_from_box, widened
 from isopose.geometry.warp import warp
 
 corner = st.floats(-1, 1)
@@ -59,3 +59,17 @@ def test_gradient_reaches_all_corners_that_matter():
     box = torch.tensor([[-0.5, -0.3, 0.5, 0.3]], requires_grad=True)
     matrix_from_box(box).sum().backward()
     assert (box.grad != 0).all()
+
+
+def test_a_wider_crop_holds_the_one_that_it_was_and_stays_in_the_frame():
+    crops = matrix_from_box(
+        torch.tensor([[-0.5, -0.3, 0.1, 0.3], [0.4, 0.4, 1.0, 1.0], [-1.0, -1.0, 0.8, 0.8]])
+    )
+    wider = widened(crops, 1.2)
+    assert wider[:, 0, 0].tolist() == pytest.approx([0.36, 0.36, 1.0])
+    before, after = box_from_matrix(crops), box_from_matrix(wider)
+    assert (after[:, :2] <= before[:, :2] + 1e-6).all()
+    assert (after[:, 2:] >= before[:, 2:] - 1e-6).all()
+    assert after.abs().max() <= 1.0 + 1e-6
+    assert wider[0, :2, 2].tolist() == pytest.approx([-0.2, 0.0])
+    assert torch.equal(wider[2], torch.eye(3))

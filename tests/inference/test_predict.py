@@ -174,7 +174,7 @@ def test_every_arm_finds_the_mass(changes) -> None:
     assert_finds(result.labels, here.truth, 0.88)
     scale = result.slices.theta2[:, 0, 0]
     np.testing.assert_allclose(scale, 0.45 if box else 1.0, atol=1e-5)
-    assert not result.slices.whole_frame.any()
+    assert not result.slices.widened.any()
     assert result.warnings == ()
     if model.config.pose.start == "moments":
         assert np.abs(np.degrees(result.slices.pose[:, 0]) - 7).max() < 2
@@ -291,7 +291,7 @@ def test_an_outline_unlike_the_reference_is_of_low_confidence_but_predicted() ->
 
 
 @pytest.mark.parametrize("per", ["slice", "volume"])
-def test_a_crop_that_cuts_the_mass_gives_way_to_the_whole_frame(per) -> None:
+def test_a_crop_that_cuts_the_mass_grows_until_it_does_not(per) -> None:
     changes = {"pose": {"learned": False}, "crop": {"learned": False, "per": per}}
     # The mass reaches from 20 to 70 mm left of the middle, the crop ends at 52 mm.
     box = (-0.45, -0.45, 0.45, 0.45)
@@ -299,25 +299,36 @@ def test_a_crop_that_cuts_the_mass_gives_way_to_the_whole_frame(per) -> None:
     model = bright_model(changes, crop_start=box)
     here = scene()
     result = predict(model, here.volume)
-    assert result.slices.whole_frame.all()
+    assert result.slices.widened.all()
     assert not result.slices.cut_off.any()
-    np.testing.assert_array_equal(result.slices.theta2, np.eye(3)[None].repeat(6, 0))
-    assert result.warnings == ("the crop cut a structure in 6 slices: whole frame used",)
+    # 0.45 times 1.1 to the fourth is the first to hold the mass: the network is shown no larger a view.
+    assert result.slices.theta2[:, 0, 0] == pytest.approx(np.full(6, 0.45 * 1.1**4), rel=1e-5)
+    assert result.warnings == ("the crop cut a structure in 6 slices and was widened there",)
     assert_finds(result.labels, here.truth)
 
 
-def test_a_cut_mass_that_the_whole_frame_does_not_show_stays_cut_and_is_reported() -> None:
+def test_a_crop_grows_to_the_whole_frame_at_most() -> None:
+    changes = {"pose": {"learned": False}, "crop": {"learned": False}}
+    model = bright_model(changes, crop_start=(-0.6, -0.45, 0.3, 0.45))
+    # All within the frame is marked, so that every crop but the whole frame cuts.
+    model.pipeline.unet.levels = [-100.0, 100.0]  # type: ignore[assignment]
+    result = predict(model, scene().volume)
+    np.testing.assert_array_equal(result.slices.theta2, np.eye(3)[None].repeat(6, 0))
+    assert result.slices.widened.all()
+
+
+def test_a_cut_mass_that_the_wider_crop_does_not_show_stays_cut_and_is_reported() -> None:
     changes = {"pose": {"learned": False}, "crop": {"learned": False}}
     model = bright_model(
         changes,
         crop_start=(-0.45, -0.45, 0.45, 0.45),
-        # Blind to everything in a picture with air in its corner, as the whole frame has.
+        # Blind to everything in a picture with air in its corner, as a wider crop has.
         blind=lambda image: image[:, 0, 0, 0] < -1.5,
     )
     here = scene()
     result = predict(model, here.volume)
     assert result.slices.cut_off.all()
-    assert not result.slices.whole_frame.any()
+    assert not result.slices.widened.any()
     assert result.warnings == ("a structure may be cut off by the crop in 6 slices",)
     found = result.labels.array > 0
     # What lies within the crop is kept, and nothing beyond its edge is made up.

@@ -124,7 +124,7 @@ def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
         assert entry["pose"][1] == pytest.approx(math.log(entry["scale_x"]), abs=1e-6)
         assert entry["homogenised_from_crop"] == np.eye(3).tolist()
         assert entry["agreement"] > 0.95
-        assert (entry["pose_from"], entry["whole_frame"], entry["cut_off"]) == ("moments", False, False)
+        assert (entry["pose_from"], entry["widened"], entry["cut_off"]) == ("moments", False, False)
 
     parts = [
         read_volume(tmp_path / "out" / "probabilities" / f"child_{name}.nii.gz")

@@ -76,6 +76,14 @@ def common_crop(theta2: Tensor) -> Tensor:
     return matrix_from_box(torch.cat([low, high]))
 
 
+def widened(matrix: Tensor, factor: float) -> Tensor:
+    """Larger squares ``(N, 3, 3)`` around the same centres, at most the frame and moved to lie within it."""
+    scale = (matrix[:, 0, 0] * factor).clamp(max=1.0)
+    room = (1.0 - scale)[:, None]
+    centre = matrix[:, :2, 2].clamp(-room, room)
+    return matrix_from_box(torch.cat([centre - scale[:, None], centre + scale[:, None]], dim=1))
+
+
 def jittered(
     matrix: Tensor, noise: Tensor, *, shift: float, scale: float, min_scale: float = MIN_CROP
 ) -> Tensor:

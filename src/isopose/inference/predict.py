@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare
-from isopose.geometry.crop import common_crop
+from isopose.geometry.crop import common_crop, widened
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose
 from isopose.inference.confidence import POSE_SOURCES, choose_pose, touches_border
 from isopose.models.folder import Model
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+
+#: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
+#: docs/pipeline.md, "Choices that were measured".
+WIDEN = 1.1
 
 
 @dataclass
@@ -25,7 +29,7 @@ class SliceRecords:
         theta2: ``(z, 3, 3)``.
         agreement: ``(z,)`` with the reference's outline.
         pose_source: ``(z,)`` index into ``POSE_SOURCES``, -1 where no body is.
-        whole_frame: ``(z,)`` the crop cut something off and the whole frame was used instead.
+        widened: ``(z,)`` the crop cut something off and a larger one was used instead.
         cut_off: ``(z,)`` the prediction used still touches the crop's border.
     """
 
@@ -33,7 +37,7 @@ class SliceRecords:
     theta2: np.ndarray
     agreement: np.ndarray
     pose_source: np.ndarray
-    whole_frame: np.ndarray
+    widened: np.ndarray
     cut_off: np.ndarray
 
     @classmethod
@@ -149,17 +153,22 @@ def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecord
 
     cut = touches_border(probabilities, theta2, settings.crop_border)
     if cut.any():
-        whole = torch.eye(3, device=image.device).expand(int(cut.sum()), 3, 3)
-        whole_theta = frame_from_crop(pose[cut], whole)
-        again = _probabilities(pipeline, image[cut], whole_theta)
-        # Seen whole, a structure that was cut off is larger. Where it is not, the network lost it at the
+        wider, again, still = theta2.clone(), probabilities.clone(), cut.clone()
+        # Ends at the whole frame, whose edges cut nothing.
+        while still.any():
+            wider[still] = widened(wider[still], WIDEN)
+            again[still] = _probabilities(pipeline, image[still], frame_from_crop(pose[still], wider[still]))
+            still &= touches_border(again, wider, settings.crop_border)
+        # Seen wider, a structure that was cut off is larger. Where it is not, the network lost it at the
         # unfamiliar size, and the crop's own answer is the better one.
-        area = theta2[cut, 0, 0].square()
-        larger = _marked(again) > _marked(probabilities[cut]) * area
-        used = cut.nonzero()[:, 0][larger]
-        probabilities[used], theta[used], theta2[used] = again[larger], whole_theta[larger], whole[larger]
-        records.whole_frame[rows[used.cpu().numpy()]] = True
-        records.cut_off[rows] = (cut & ~torch.isin(torch.arange(len(cut), device=used.device), used)).cpu()
+        used = cut & (
+            _marked(again) * wider[:, 0, 0].square() > _marked(probabilities) * theta2[:, 0, 0].square()
+        )
+        probabilities = torch.where(used[:, None, None, None], again, probabilities)
+        theta2 = torch.where(used[:, None, None], wider, theta2)
+        theta = frame_from_crop(pose, theta2)
+        records.widened[rows] = used.cpu()
+        records.cut_off[rows] = (cut & ~used).cpu()
     records.theta2[rows] = theta2.cpu()
     return probabilities, theta
 
@@ -194,8 +203,8 @@ def _warnings(records: SliceRecords, model: Model) -> list[str]:
     low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
     if low and model.config.pose.estimated:
         lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")
-    if records.whole_frame.any():
-        lines.append(f"the crop cut a structure in {int(records.whole_frame.sum())} slices: whole frame used")
+    if records.widened.any():
+        lines.append(f"the crop cut a structure in {int(records.widened.sum())} slices and was widened there")
     if records.cut_off.any():
         lines.append(f"a structure may be cut off by the crop in {int(records.cut_off.sum())} slices")
     return lines
