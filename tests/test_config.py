@@ -246,7 +246,7 @@ def test_a_setting_without_key_or_value_is_refused(setting):
         ("bad.json", b"{", "expected a JSON file"),
         ("list.json", b"[1]", "expected sections such as"),
         ("binary.toml", b"\xff\xfe\x00", "expected TOML"),
-        ("key.toml", b"[unet]\ncolour = 1\n", "unet.colour: Extra inputs are not permitted"),
+        ("key.toml", b"[unet]\ncolour = 1\n", "unet.colour: no such setting"),
         ("section.json", b'{"unet": null}', "unet: "),
     ],
 )
@@ -314,3 +314,10 @@ def test_a_saved_configuration_is_a_file_that_gives_it_again(tmp_path):
     config = load_config("paper", settings=["unet.base_features=8", "train.fold=all"])
     (tmp_path / "c.json").write_text(json.dumps(config.model_dump(mode="json")))
     assert load_config(file=tmp_path / "c.json") == config
+
+
+def test_messages_are_ours_and_not_the_librarys():
+    with pytest.raises(InputError, match=r"^configuration: train\.fold is 9, expected 0 to 4 or all$"):
+        load_config(settings=["train.fold=9"])
+    with pytest.raises(InputError, match=r"^configuration: unet\.foo: no such setting; see docs/"):
+        load_config(settings=["unet.foo=9"])

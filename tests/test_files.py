@@ -4,7 +4,7 @@ import json
 import pytest
 
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, replacing, sha256, write_json, write_text
+from isopose.files import hash_of, output_folder, read_json, replacing, sha256, write_json, write_text
 
 
 def names(folder):
@@ -80,3 +80,14 @@ def test_hashes(tmp_path):
     assert hash_of([1, 2]) != hash_of([2, 1])
     with pytest.raises(ValueError, match="JSON"):
         hash_of(float("inf"))
+
+
+def test_a_folder_for_results_is_made_or_refused_in_one_line(tmp_path):
+    assert output_folder(tmp_path / "a" / "b").is_dir()
+    assert output_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="a file is in the way") as error:
+            output_folder(place)
+        assert str(place) in str(error.value)
+    assert (tmp_path / "file").read_text() == "x"

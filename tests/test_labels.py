@@ -68,3 +68,9 @@ def test_unknown_values_are_named(bad):
     array = np.array([0, 1, 2, bad])
     with pytest.raises(InputError, match=rf"unknown label value {bad}, expected 0 or one of \[1, 2\]"):
         Labels.create({"kidney": 1, "tumour": 2}).to_classes(array)
+
+
+def test_background_is_no_label():
+    # Its probabilities would be written under the same name as those of no label at all.
+    with pytest.raises(InputError, match="value 0, not 3"):
+        Labels.create({"background": 3})

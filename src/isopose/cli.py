@@ -214,8 +214,11 @@ def evaluate(
     """Score predictions against reference labels, in 3D per patient on the native grid."""
     from isopose.evaluation.evaluate import evaluate_folder
     from isopose.evaluation.tables import markdown, write_evaluation
+    from isopose.files import output_folder
     from isopose.progress import Terminal
 
+    if output is not None:
+        output_folder(output)
     with Terminal().counting("evaluate") as progress:
         evaluation = evaluate_folder(
             predictions,
@@ -247,10 +250,17 @@ def main() -> NoReturn:
     except MemoryError:
         _fail("out of memory; lower the batch size (--set unet.optimiser.batch_size=4) or data.size", 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+        if error.errno not in _NOT_WRITABLE:
             raise
         _fail(f"{error.filename or 'output'}: {error.strerror}; nothing was left half-written", 1)
     sys.exit(0)
+
+
+#: What the place that is written to, and not the program, is the reason of.
+_NOT_WRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 class _Stopped(BaseException):

@@ -281,8 +281,12 @@ def validate_config(values: Any, where: str) -> Config:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        given = f", got {first['input']!r}" if key and first["type"] != "extra_forbidden" else ""
-        raise InputError(f"{where}: {key or 'settings'}: {first['msg']}{given}") from None
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}: {key}: no such setting; see docs/configuration.md") from None
+        told = first["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"{where}: {key}: {told}, got {first['input']!r}" if key else f"{where}: {told}"
+        ) from None
 
 
 def _read(file: Path) -> dict[str, Any]:

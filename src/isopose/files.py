@@ -1,5 +1,6 @@
 """Files that are either whole or absent: everything is written beside its place and moved into it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,25 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def output_folder(path: Path) -> Path:
+    """Make the folder that results go to, before any work is done for them.
+
+    Raises:
+        InputError: it is a file, lies below one, or cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else ""
+        raise InputError(
+            f"{path}: cannot be used as a folder for results ({reason or error.strerror}); choose another"
+        ) from None
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

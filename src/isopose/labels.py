@@ -31,6 +31,8 @@ class Labels:
         for name, value in self.values.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
                 raise InputError(f"labels: {name!r} has value {value!r}, expected an integer from 1 to 255")
+            if name == "background":
+                raise InputError(f"labels: 'background' is what has no label, value 0, not {value}")
         if len(set(self.values.values())) < len(self.values):
             raise InputError(f"labels: a value is used twice in {dict(self.values)}")
         for union, members in self.unions.items():

@@ -360,3 +360,17 @@ def test_a_real_scan_gets_labels_on_its_exact_grid(name, real_ct, tmp_path) -> N
     marked = sitk.GetArrayFromImage(image)[sitk.GetArrayFromImage(labels) > 0]
     assert marked.size > 100
     assert np.median(marked) > 120
+
+
+def test_what_is_no_ct_in_hu_is_predicted_with_a_warning(model, supine) -> None:
+    volume = supine.volume
+    # Noise, for air that is all one value is told from HU by itself and refused.
+    noise = np.random.default_rng(0).integers(0, 40, volume.array.shape)
+    for array, words in (
+        (volume.array + 1024 + noise, "the HU offset (often -1024) seems to be missing"),
+        ((volume.array + noise).astype(np.float32) / 1000.0, "neither windowed nor normalised"),
+    ):
+        warnings = predict(model, volume.with_array(array)).warnings
+        assert words in warnings[0], warnings
+    metres = Volume(volume.array, volume.world_from_index @ np.diag([10.0, 10.0, 10.0, 1.0]))
+    assert "fit into no scanner" in predict(model, metres).warnings[0]

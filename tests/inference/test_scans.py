@@ -17,6 +17,7 @@ from isopose.files import sha256
 from isopose.inference import scans as scans_module
 from isopose.inference.scans import Scan, find_scans, predict_scans
 from isopose.io.images import read_labels, read_volume, write_image
+from isopose.labels import Labels
 from isopose.progress import Silent, Terminal
 
 
@@ -262,3 +263,32 @@ def test_no_patient_data_in_any_output(model, series, tmp_path, capsys):
     for secret in (b"zzyzx", b"quentin", b"pid-90210", b"20110203"):
         assert any(secret in file.read_bytes().lower() for file in series.iterdir())
         assert not any(secret in text.lower() for text in texts)
+
+
+def test_a_labels_name_never_leaves_the_folder(model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    odd = replace(model, labels=Labels.create({"mass/cyst": 1, "../../out": 7}))
+    output = tmp_path / "a" / "b"
+    assert run(odd, [tmp_path / "child.nii.gz"], output, probabilities=True)[0].problem is None
+    assert sorted(p.name for p in (output / "probabilities").iterdir()) == [
+        "child_..%2F..%2Fout.nii.gz",
+        "child_background.nii.gz",
+        "child_mass%2Fcyst.nii.gz",
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "child.nii.gz"]
+
+
+def test_what_is_there_already_is_said(model, tmp_path, capsys):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    for there in (False, True):
+        run(model, [tmp_path / "child.nii.gz"], tmp_path / "out", reporter=Terminal())
+        assert ("is there already" in capsys.readouterr().err) is there
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(model, tmp_path, monkeypatch):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    (tmp_path / "out").write_text("notes")
+    monkeypatch.setattr(scans_module, "predict", None)
+    with pytest.raises(InputError, match="out: cannot be used as a folder"):
+        run(model, [tmp_path / "child.nii.gz"], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "notes"

@@ -164,7 +164,7 @@ def test_json_that_is_no_object_is_refused(folder, content):
     [
         (("config", "unet", "base_features"), 10**9, "damaged model"),
         (("config", "unet", "base_features"), 10**30, "damaged model"),
-        (("config", "unet", "colour"), 3, "unet.colour: Extra inputs"),
+        (("config", "unet", "colour"), 3, "unet.colour: no such setting"),
         (("labels", "values"), [1, 2], "damaged model"),
         (("labels", "values", "kidney"), float("inf"), "damaged model"),
         (("air",), float("nan"), "damaged model"),

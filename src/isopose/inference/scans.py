@@ -1,5 +1,6 @@
 """``isopose predict``: many scans in, one label map and one record each out."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from isopose import __version__
 from isopose.data.preprocess import Prepared
 from isopose.data.store import hash_of_source
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, write_json
+from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.inference.confidence import POSE_SOURCES
 from isopose.inference.predict import Prediction, predict
@@ -20,6 +21,9 @@ from isopose.io.images import ending, read_volume, write_image, write_labels
 from isopose.labels import Labels
 from isopose.models.folder import Model
 from isopose.progress import Reporter
+
+#: What no file's name may hold on some system, and the sign that encodes it.
+_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,12 @@ def predict_scans(
     done again.
 
     Raises:
-        InputError: a result would overwrite its scan.
+        InputError: a result would overwrite its scan, or the output cannot be written to.
     """
     for scan in scans:
         if scan.path.resolve() == _labels_file(output, scan).resolve():
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
+    output_folder(output)
     outcomes = []
     for number, scan in enumerate(scans, start=1):
         reporter.say(f"[{number}/{len(scans)}] {scan.name}")
@@ -118,11 +123,12 @@ def _predict_scan(
     input_hash = hash_of_source(scan.path)
     pictures = [output / "steps" / f"{scan.name}.png"] if steps else []
     classes = ("background", *model.labels.names) if probabilities else ()
-    maps = [output / "probabilities" / f"{scan.name}_{name}.nii.gz" for name in classes]
+    maps = [output / "probabilities" / f"{scan.name}_{_as_file(name)}.nii.gz" for name in classes]
     manifest = output / f"{scan.name}.json"
     if all(path.exists() for path in (manifest, _labels_file(output, scan), *pictures, *maps)):
         known = _read_record(manifest)
         if known is not None and _made_from(known) == _made_from(_head(model, input_hash)):
+            reporter.say("  is there already, made from the same scan and model")
             return known
     volume = read_volume(scan.path)
     with reporter.counting(f"predict {scan.name}") as progress:
@@ -146,6 +152,11 @@ def _predict_scan(
 
 def _labels_file(output: Path, scan: Scan) -> Path:
     return output / f"{scan.name}.nii.gz"
+
+
+def _as_file(label: str) -> str:
+    """A label's name in a file's: what could lead to another folder, or no system takes, percent-encoded."""
+    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
@@ -190,7 +201,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
                 "homogenised_from_crop": records.theta2[z].tolist(),
                 "agreement": float(records.agreement[z]),
                 "pose_from": POSE_SOURCES[records.pose_source[z]],
-                "widened": bool(records.widened[z]),
+                "whole_frame": bool(records.whole_frame[z]),
                 "cut_off": bool(records.cut_off[z]),
             }
             for z in shown

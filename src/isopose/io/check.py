@@ -2,34 +2,23 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from multiprocessing import get_context
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
-import SimpleITK as sitk
 
-from isopose.errors import InputError, IsoposeError
+from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Case, Dataset
+from isopose.io.doubts import doubts
 from isopose.io.images import on_image_grid, read_labels, read_volume
 from isopose.io.splits import check_sides
 from isopose.labels import Labels
+from isopose.parallel import in_order
 
-#: CT without a voxel below this has no fat and no air: its values are not HU.
-_AIRLESS_HU = -10
-#: A CT whose values span less than this was windowed or normalised.
-_NARROW_HU = 300
-#: Above all bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
-_HIGHEST_HU = 32000
-#: Voxels longer than this multiple of another side, and than this many mm, are not the pixels of axial CT.
-_THICK, _THICK_MM = 1.8, 1.5
-#: Further from the patient's axes than this many degrees is unusual in CT.
-_OBLIQUE_DEGREES = 20.0
 #: Voxel sizes (x, y, z) this many times off the cohort's median stand out; slices of 0.5 to 5 mm are common.
 _OUTLIER = (3.0, 3.0, 10.0)
 #: Fewer cases than this say nothing about what is usual.
@@ -84,30 +73,11 @@ def check_dataset(
         IsoposeError: a worker process died (as a rule for lack of memory).
     """
     inspect = partial(_inspect, labels=dataset.labels, min_slices=min_slices)
-    reports = []
-    for report in _mapped(inspect, dataset.cases, workers):
-        reports.append(report)
-        if progress is not None:
-            progress(len(reports), len(dataset.cases))
+    reports = list(
+        in_order(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+    )
     problems = [problem for report in reports for problem in report.problems]
     return [*problems, *_between(dataset, reports)]
-
-
-def _mapped(inspect: Callable[[Case], _Report], cases: tuple[Case, ...], workers: int) -> Iterable[_Report]:
-    if workers <= 0:
-        yield from map(inspect, cases)
-        return
-    try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            yield from pool.map(inspect, cases)
-    except BrokenProcessPool:
-        raise IsoposeError(
-            "a process that reads cases died, as a rule for lack of memory; use fewer workers"
-        ) from None
-
-
-def _one_thread() -> None:
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
@@ -132,8 +102,8 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
     upright = image.reoriented()
     for message in _image_errors(upright, min_slices):
         note("error", message)
-    for message in _image_warnings(upright):
-        note("warning", message)
+    for message in doubts(upright):
+        note("warning", f"image: {message}")
     values = _label_values(case, labels, image, note)
     x, y, z = (float(s) for s in upright.spacing)
     return _Report(tuple(problems), _digest(upright), (x, y, z), values)
@@ -147,32 +117,6 @@ def _image_errors(upright: Volume, min_slices: int) -> Iterable[str]:
         yield f"image: axial slices of {width} x {height} pixels are too small for a body; leave the case out"
     if upright.array.min() == upright.array.max():
         yield f"image: every voxel is {upright.array.min()}, the scan is empty; export it again"
-
-
-def _image_warnings(upright: Volume) -> Iterable[str]:
-    low, high = float(upright.array.min()), float(upright.array.max())
-    if low < high:
-        if high - low < _NARROW_HU:
-            yield (
-                f"image: values from {low:g} to {high:g} span too little for CT in HU; use the scan as it "
-                "was, neither windowed nor normalised"
-            )
-        elif low > _AIRLESS_HU:
-            yield (
-                f"image: no value below {low:g}, but fat and air in CT are below; the HU offset (often "
-                "-1024) seems to be missing"
-            )
-        elif high > _HIGHEST_HU:
-            yield f"image: values up to {high:g} are not plausible HU; is the rescale slope missing?"
-    x, y, z = upright.spacing
-    if max(x, y) > _THICK * min(x, y) or (max(x, y) > _THICK * z and max(x, y) > _THICK_MM):
-        yield (
-            f"image: voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
-            "those of axial CT; use the axial series, or resample the scan"
-        )
-    off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))
-    if off > _OBLIQUE_DEGREES:
-        yield f"image: its axes lie {off:.0f} degrees off the patient's; expected nearly axial slices"
 
 
 def _label_values(

@@ -1,0 +1,56 @@
+"""What makes a scan look unlike CT of a trunk in Hounsfield units, told before anyone trusts its labels."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from isopose.geometry.volume import Volume
+
+#: CT without a voxel below this has no fat and no air: its values are not HU.
+_AIRLESS_HU = -10
+#: A CT whose values span less than this was windowed or normalised.
+_NARROW_HU = 300
+#: Above all bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
+_HIGHEST_HU = 32000
+#: Voxels longer than this multiple of another side, and than this many mm, are not the pixels of axial CT.
+_THICK, _THICK_MM = 1.8, 1.5
+#: No scanner's bore takes a wider slice.
+_WIDEST_MM = 1000.0
+#: Further from the patient's axes than this many degrees is unusual in CT.
+_OBLIQUE_DEGREES = 20.0
+
+
+def doubts(upright: Volume) -> Iterator[str]:
+    """One line for each way in which a scan's values or grid are unusual for axial CT in HU.
+
+    None of them proves anything, so they warn and never refuse.
+
+    Args:
+        upright: the scan, reoriented to the patient's axes.
+    """
+    low, high = float(upright.array.min()), float(upright.array.max())
+    if low < high:
+        if high - low < _NARROW_HU:
+            yield (
+                f"values from {low:g} to {high:g} span too little for CT in HU; use the scan as it "
+                "was, neither windowed nor normalised"
+            )
+        elif low > _AIRLESS_HU:
+            yield (
+                f"no value below {low:g}, but fat and air in CT are below; the HU offset (often "
+                "-1024) seems to be missing, or this is no CT"
+            )
+        elif high > _HIGHEST_HU:
+            yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
+    x, y, z = upright.spacing
+    if max(x, y) > _THICK * min(x, y) or (max(x, y) > _THICK * z and max(x, y) > _THICK_MM):
+        yield (
+            f"voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
+            "those of axial CT; use the axial series, or resample the scan"
+        )
+    width, depth = x * upright.array.shape[2], y * upright.array.shape[1]
+    if max(width, depth) > _WIDEST_MM:
+        yield f"slices of {width:.0f} x {depth:.0f} mm fit into no scanner; is the voxel size in mm?"
+    off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))
+    if off > _OBLIQUE_DEGREES:
+        yield f"its axes lie {off:.0f} degrees off the patient's; expected nearly axial slices"
