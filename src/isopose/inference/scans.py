@@ -201,7 +201,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
                 "homogenised_from_crop": records.theta2[z].tolist(),
                 "agreement": float(records.agreement[z]),
                 "pose_from": POSE_SOURCES[records.pose_source[z]],
-                "whole_frame": bool(records.whole_frame[z]),
+                "widened": bool(records.widened[z]),
                 "cut_off": bool(records.cut_off[z]),
             }
             for z in shown
