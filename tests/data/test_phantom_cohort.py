@@ -15,7 +15,7 @@ from isopose.data.phantom import render, sample_case, texture_generator, truth, 
 from isopose.data.phantom.case import age_at
 from isopose.data.phantom.pose import POSITIONS, Pose, sample_pose
 from isopose.data.phantom.scan import landmarks, sample_scan
-from isopose.errors import InputError
+from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
 from isopose.io.datasets import open_dataset
 
@@ -89,6 +89,20 @@ def test_resuming_makes_only_what_is_missing_and_ends_the_same(cohort: Path, tmp
     assert hashes(copy) == before
     assert (copy / "imagesTr/phantom_000_0000.nii.gz").stat().st_mtime_ns == kept
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_cut_off_image_is_made_again(cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(cohort, tmp_path / "cut")
+    image = tmp_path / "cut" / "imagesTr" / "phantom_000_0000.nii.gz"
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    assert hashes(write_cohort(tmp_path / "cut", **SMALL)) == hashes(cohort)
+
+
+def test_a_disk_that_is_full_without_a_word_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sitk, "WriteImage", lambda _image, name, **_: Path(name).write_bytes(b"\x1f\x8b"))
+    with pytest.raises(IsoposeError, match="is the disk full"):
+        write_cohort(tmp_path / "full", **SMALL)
+    assert list((tmp_path / "full").rglob("*.nii.gz")) == []
 
 
 def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: Path) -> None:

@@ -328,6 +328,24 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
             write_image(Volume(np.zeros((3, 4, 5))), tmp_path / name)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_disk_that_is_full_without_a_word_leaves_nothing(tmp_path, monkeypatch, ending):
+    path = tmp_path / f"labels{ending}"
+    volume = Volume(np.random.default_rng(0).integers(0, 9, (6, 40, 50)).astype(np.uint8))
+    write = sitk.WriteImage
+
+    def cut(image, name, useCompression):
+        # What ITK's NIfTI writer leaves behind, without an exception, when the disk is full.
+        write(image, name, useCompression)
+        with open(name, "r+b") as file:
+            file.truncate(os.path.getsize(name) // 2)
+
+    monkeypatch.setattr(sitk, "WriteImage", cut)
+    with pytest.raises(IsoposeError, match="is the disk full"):
+        write_labels(volume, path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_written_files_are_packed(tmp_path):
     volume = Volume(np.zeros((40, 50, 60), np.uint8))
     for ending in (".nii.gz", ".nrrd", ".mha"):

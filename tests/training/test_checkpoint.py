@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from isopose.errors import InputError
+from isopose.errors import InputError, IsoposeError
 from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 PROGRESS = Progress(3, False, 0.1 + 0.2, 0.7, 2, [{"stage": "unet", "epoch": 1, "loss": 1.0 / 3.0}])
@@ -106,8 +106,21 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) ->
         Path(filename).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("isopose.training.checkpoint.save_file", full)
+    monkeypatch.setattr("isopose.tensors.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, Progress(), module.state_dict(), module.state_dict(), optimiser)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["unet.safetensors"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    module = network(0)
+
+    def full(*_args, **_kwargs) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("isopose.tensors.save_file", full)
+    path, optimiser = tmp_path / "unet.safetensors", optimiser_of(module, "plain")
+    with pytest.raises(IsoposeError, match=r"unet\.safetensors: cannot be written .*No space"):
+        save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+    assert list(tmp_path.iterdir()) == []

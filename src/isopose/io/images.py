@@ -10,7 +10,7 @@ from isopose.files import replacing
 from isopose.geometry.volume import Volume
 from isopose.io.dicom import is_dicom, peek_series, read_series
 from isopose.io.header import Header, all_finite, on_file
-from isopose.io.nifti import peek_nifti, read_nifti
+from isopose.io.nifti import is_whole, peek_nifti, read_nifti
 from isopose.io.quiet import complained, quiet_itk
 
 #: Endings that can be read as one file; a DICOM series is a folder or one of its files.
@@ -176,6 +176,8 @@ def write_image(volume: Volume, path: Path) -> None:
     try:
         with replacing(path) as temporary, quiet_itk():
             sitk.WriteImage(image, str(temporary), useCompression=True)
+            if ending(path) in (".nii", ".nii.gz") and not is_whole(temporary):
+                raise OSError("it did not arrive whole; is the disk full?")
     except (OSError, RuntimeError) as error:
         raise IsoposeError(f"{path}: cannot be written ({_last_line(error)})") from None
 

@@ -135,6 +135,19 @@ def read_nifti(path: Path) -> Volume:
     return on_file(path, array, fields.world_from_index)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a NIfTI file holds every voxel that its header promises, with the right checksum if packed.
+
+    ITK's NIfTI writer tells its caller nothing when the disk is full, so whoever writes has to look.
+    """
+    try:
+        with _opened(path) as file:
+            _voxels(path, file, _fields(path, file))
+    except (OSError, EOFError, zlib.error, InputError):
+        return False
+    return True
+
+
 def _opened(path: Path) -> IO[bytes]:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"

@@ -14,15 +14,16 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from isopose import __version__
 from isopose.config import Config, validate_config
 from isopose.data.fingerprint import Fingerprint
 from isopose.errors import InputError
-from isopose.files import read_json, replacing, sha256, write_json
+from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
 from isopose.models.pipeline import Pipeline
+from isopose.tensors import write_tensors
 
 #: Raised when a folder of an older isopose can no longer be read.
 FORMAT = 1
@@ -64,8 +65,7 @@ def save_model(folder: Path, model: Model) -> None:
     """Write the weights, then the manifest that names them; a folder without manifest is no model."""
     weights = folder / "weights.safetensors"
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.pipeline.state_dict().items()}
-    with replacing(weights) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(weights, tensors)
     write_json(
         folder / "model.json",
         {

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from isopose.errors import InputError
-from isopose.files import replacing
+from isopose.tensors import write_tensors
 
 
 @dataclass
@@ -50,8 +49,7 @@ def save_checkpoint(
             if value is not None:
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(whole, temporary, metadata={"progress": json.dumps(asdict(progress))})
+    write_tensors(path, whole, {"progress": json.dumps(asdict(progress))})
 
 
 def load_checkpoint(

@@ -15,6 +15,7 @@ from isopose.data.phantom.case import sample_case, texture_generator, truth
 from isopose.data.phantom.render import KIDNEY, TUMOUR, render
 from isopose.errors import InputError, IsoposeError
 from isopose.files import read_json, replacing, write_json, write_text
+from isopose.io.nifti import is_whole
 from isopose.parallel import in_order
 
 #: Changes whenever the same parameters would give other images.
@@ -153,6 +154,8 @@ def _make(job: _Job) -> dict[str, Any]:
             try:
                 with replacing(path) as temporary:
                     sitk.WriteImage(volume, str(temporary), useCompression=True, compressionLevel=1)
+                    if not is_whole(temporary):
+                        raise OSError
             except (OSError, RuntimeError):
                 raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
     role = "test" if job.test else "train"
@@ -161,7 +164,7 @@ def _make(job: _Job) -> dict[str, Any]:
 
 def _existing(job: _Job, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The labels of a case that is there whole, else None."""
-    if not (job.image.is_file() and job.label.is_file()):
+    if not (job.image.is_file() and job.label.is_file() and is_whole(job.image) and is_whole(job.label)):
         return None
     try:
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(job.label)))
