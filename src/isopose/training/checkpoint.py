@@ -24,6 +24,7 @@ class Progress:
         best: best smoothed score.
         best_epoch: epoch (from 1) that had it.
         history: a row an epoch: stage, epoch, loss, learning rate, seconds and the validation's numbers.
+        scaler: of the loss in 16-mixed, as PyTorch's GradScaler tells it; empty in any other precision.
     """
 
     epoch: int = 0
@@ -32,6 +33,7 @@ class Progress:
     best: float | None = None
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(

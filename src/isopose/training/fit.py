@@ -30,6 +30,7 @@ from isopose.progress import Reporter, Silent
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import Stage, train_stage
 from isopose.training.losses import one_hot
+from isopose.training.precision import precision_plugin
 from isopose.training.stages import CropObjective, PoseObjective, SegmentationObjective
 from isopose.training.targets import Reference, choose_reference
 
@@ -178,11 +179,13 @@ def _claim_data(folder: Path, stored: Store) -> None:
 
 def _fabric(config: Config) -> Fabric:
     device = choose_device(config.train.device).type
-    precision: Any = config.train.precision
+    precision: str = config.train.precision
     if precision == "auto":
-        mixed = "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported() else "16-mixed"
+        # Older GPUs only emulate bfloat16, which is slower than float32.
+        bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        mixed = "bf16-mixed" if bf16 else "16-mixed"
         precision = mixed if device == "cuda" else "32-true"
-    return Fabric(accelerator=device, devices=1, precision=precision)
+    return Fabric(accelerator=device, devices=1, plugins=precision_plugin(precision, device))
 
 
 def _preprocess(

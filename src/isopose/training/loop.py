@@ -70,6 +70,8 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
     if checkpoint.exists():
         progress, last, best = load_checkpoint(checkpoint, optimiser)
         objective.load_state_dict(last)
+        if progress.scaler:
+            fabric.strategy.precision.load_state_dict(progress.scaler)
     if not progress.finished:
         module, wrapped = fabric.setup(objective, optimiser)
         with (
@@ -92,6 +94,7 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
                     best = _weights(objective)
                 row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
                 progress.history.append(row | numbers | {"seconds": time.monotonic() - started})
+                progress.scaler = dict(fabric.strategy.precision.state_dict())
                 save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimiser)
                 draw(progress.history[-1])
                 report.epoch(progress.history[-1])
