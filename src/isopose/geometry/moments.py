@@ -15,6 +15,8 @@ ASPECT_MEAN, ASPECT_SD = math.log(1.3), 0.12
 #: both follows how far the axis of a nearly round outline is believed. See docs/pipeline.md, "Moments".
 ROLL_SD = math.radians(20.0)
 SHAPE_SD = 0.04
+#: Devices that have no float64 and refuse it.
+NO_FLOAT64 = ("mps",)
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Moments:
 def moments(mask: Tensor) -> Moments:
     """Moments of soft or binary masks ``(N, 1, H, W)`` with H = W."""
     h, w = mask.shape[2:]
-    weight = mask[:, 0].double()
-    x = (2.0 * torch.arange(w, device=mask.device, dtype=torch.float64) + 1.0) / w - 1.0
-    y = (2.0 * torch.arange(h, device=mask.device, dtype=torch.float64) + 1.0) / h - 1.0
+    precise = torch.float32 if mask.device.type in NO_FLOAT64 else torch.float64
+    weight = mask[:, 0].to(precise)
+    x = (2.0 * torch.arange(w, device=mask.device, dtype=precise) + 1.0) / w - 1.0
+    y = (2.0 * torch.arange(h, device=mask.device, dtype=precise) + 1.0) / h - 1.0
     mass = weight.sum(dim=(1, 2))
     empty = mass <= 0
     mass = mass.clamp(min=1e-12)
