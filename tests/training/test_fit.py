@@ -289,6 +289,14 @@ def test_unknown_names_are_refused(fitted: Fitted, tiny, tmp_path: Path) -> None
     ):
         with pytest.raises(InputError, match=message):
             fit(fitted.dataset, tmp_path / setting[:10], tiny(setting), store=fitted.store)
+    assert list(tmp_path.iterdir()) == [], "the corrected command may use the same folder"
+
+
+def test_a_model_folder_that_is_a_file_is_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("notes")
+    with pytest.raises(InputError, match="model: cannot be used as a folder"):
+        fit(fitted.dataset, tmp_path / "model", tiny())
+    assert (tmp_path / "model").read_text() == "notes"
 
 
 def test_validation_and_test_patients_teach_nothing(fitted: Fitted, tiny, tmp_path: Path) -> None:

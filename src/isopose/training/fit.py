@@ -17,7 +17,7 @@ from isopose.data.slices import Slices
 from isopose.data.store import Store, write_store
 from isopose.devices import choose_device
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, write_json
+from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.crop import box_of_mask, common_crop
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import warp
@@ -32,7 +32,7 @@ from isopose.training.loop import Stage, train_stage
 from isopose.training.losses import one_hot
 from isopose.training.precision import precision_plugin
 from isopose.training.stages import CropObjective, PoseObjective, SegmentationObjective
-from isopose.training.targets import Reference, choose_reference
+from isopose.training.targets import Reference, check_reference, choose_reference
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ def fit(
     reporter = reporter or Silent()
     seed_everything(config.train.seed, verbose=False)
     training, validation = _split(dataset, config)
+    # What is named wrongly is told before the folder is marked as this run's: the corrected command is another.
+    check_reference(config.pose, [case.id for case in training])
+    _oversampling(config.train.oversample, dataset.labels)
+    output_folder(folder)
     _claim(folder, dataset, config, training, validation, resume)
     if resume and (folder / "model.json").exists():
         reporter.say(f"{folder} is finished already")

@@ -49,6 +49,19 @@ class Reference:
     mask: Tensor
 
 
+def check_reference(config: PoseConfig, cases: Sequence[str]) -> None:
+    """Check that the reference patient's case, where one is named, is among the ids of the training cases.
+
+    Raises:
+        InputError: it is not.
+    """
+    if config.reference is not None and config.reference not in cases:
+        raise InputError(
+            f"pose.reference: case {config.reference!r} is not among the {len(cases)} training cases of this "
+            "fold; name one of them or leave it out"
+        )
+
+
 def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float) -> Reference:
     """The user's reference patient, or of the training cases one of median size, upright and symmetric.
 
@@ -60,11 +73,7 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
     Raises:
         InputError: the named case is not among the training cases.
     """
-    if config.reference is not None and config.reference not in {case.record.id for case in cases}:
-        raise InputError(
-            f"pose.reference: case {config.reference!r} is not among the {len(cases)} training cases of this "
-            "fold; name one of them or leave it out"
-        )
+    check_reference(config, [case.record.id for case in cases])
     found = []
     for case in cases:
         if config.reference in (None, case.record.id):
