@@ -126,7 +126,7 @@ def test_frame_is_centred_on_the_body_and_scaled_by_millimetres_alone() -> None:
         assert np.ptp(rows) + 1 == pytest.approx(150 / 250 * 128, abs=2.5)
         assert columns.mean() == pytest.approx(63.5, abs=1)
         assert rows.mean() == pytest.approx(63.5, abs=1)
-        assert not prepared.warnings
+        assert not any("frame was made" in line for line in prepared.warnings)
 
 
 def test_a_larger_body_enlarges_its_frame_and_says_so() -> None:
@@ -238,6 +238,18 @@ def test_labels_in_slices_without_a_body_are_warned_of() -> None:
     assert any("labels lie in 1 slices in which no body was found" in line for line in prepared.warnings)
     whole = prepare(case.volume, fingerprint(), DataConfig(size=64), stored, LABELS)
     assert not any("no body was found" in line for line in whole.warnings)
+
+
+def test_a_scan_unlike_ct_and_a_case_without_any_label_are_warned_of() -> None:
+    case = torso(200, slices=3)
+    marks = case.volume.with_array(np.zeros(case.volume.array.shape, np.uint8))
+    # Above -10 everywhere, noise included.
+    shifted = case.volume.with_array(case.volume.array + 1124)
+    prepared = prepare(shifted, fingerprint(), DataConfig(size=64), marks, LABELS)
+    assert any("HU offset (often -1024) seems to be missing" in line for line in prepared.warnings)
+    assert any("no voxel is labelled" in line for line in prepared.warnings)
+    sound = prepare(case.volume, fingerprint(), DataConfig(size=64)).warnings
+    assert not any("HU offset" in line or "no voxel is labelled" in line for line in sound)
 
 
 def test_memory_does_not_grow_with_the_number_of_slices_beyond_the_arrays_themselves() -> None:

@@ -209,7 +209,7 @@ def test_workers_change_nothing_and_progress_is_told(cohort):
 def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch):
     cohort("a")
     monkeypatch.setattr(check, "_inspect", die)
-    with pytest.raises(IsoposeError, match="a: a worker process died.*fewer workers"):
+    with pytest.raises(IsoposeError, match=r"a: a worker process died.*fewer workers"):
         check_dataset(cohort.dataset(), workers=1)
 
 

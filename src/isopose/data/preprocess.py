@@ -22,6 +22,7 @@ from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp
+from isopose.io.doubts import doubts
 from isopose.labels import Labels
 
 #: Input and output pixels that are resampled at a time (16 MB in float32), to bound the memory.
@@ -93,6 +94,7 @@ def prepare(
     body = body_mask(lps, config.body_threshold_hu)
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
     frame, warnings = frame_of(body, lps.spacing, fingerprint, config)
+    warnings = (*doubts(lps), *warnings)
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
     intensity = fingerprint.intensity
     image = np.empty((len(body), frame.size, frame.size), dtype=np.float32)
@@ -113,6 +115,8 @@ def prepare(
             )
         native = label_map.to_classes(labels.reoriented().array)
         classes = labels_in_frame(native, frame, spacing, label_map.classes)
+        if not native.any():
+            warnings += ("no voxel is labelled, so the case shows background only; is that meant?",)
         warnings += _outside(native, frame, spacing) + _bodiless(classes, mask)
     return Prepared(
         image=image,

@@ -12,7 +12,6 @@ from isopose.geometry.crop import common_crop, widened
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose
 from isopose.inference.confidence import POSE_SOURCES, choose_pose, touches_border
-from isopose.io.doubts import doubts
 from isopose.models.folder import Model
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 
@@ -124,7 +123,7 @@ def predict(
         prepared=prepared,
         slices=records,
         probabilities=None if kept is None else undo(kept),
-        warnings=(*doubts(volume.reoriented()), *prepared.warnings, *_warnings(records, model)),
+        warnings=(*prepared.warnings, *_warnings(records, model)),
     )
 
 

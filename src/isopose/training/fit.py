@@ -73,7 +73,7 @@ def fit(
     reporter = reporter or Silent()
     seed_everything(config.train.seed, verbose=False)
     training, validation = _split(dataset, config)
-    # What is named wrongly is told before the folder is marked as this run's: the corrected command is another.
+    # What is named wrongly is told before the folder is marked as this run's, for the next try differs.
     check_reference(config.pose, [case.id for case in training])
     _oversampling(config.train.oversample, dataset.labels)
     output_folder(folder)
