@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import isopose.demo as demo
+from isopose.config import load_config
 from isopose.errors import IsoposeError
 from isopose.inference.scans import Outcome
 
@@ -144,3 +145,10 @@ def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
     )
     with pytest.raises(IsoposeError, match="1 test patients could not be predicted: phantom_004: broken"):
         demo.run_demo(folder, workers=0, seed=1, reporter=Lines())
+
+
+def test_both_arms_differ_in_homogenisation_alone() -> None:
+    ours, plain = (load_config(base=dict(base)) for base in (demo.SMALL, demo.WITHOUT))
+    assert (plain.unet, plain.data, plain.train) == (ours.unet, ours.data, ours.train)
+    assert not plain.pose.estimated
+    assert not plain.crop.enabled

@@ -40,12 +40,12 @@ SMALL: Mapping[str, Any] = {
     "train": {"validation_slices": 100},
 }
 
-#: The same network and number of steps on slices as they lie, at the same size.
+#: The same network, number of steps and jitter on slices as they lie, at the same size. Without the
+#: jitter the comparison would credit homogenisation with augmentation (0.05 of kidney, 0.06 of tumour Dice).
 WITHOUT: Mapping[str, Any] = {
     **SMALL,
     "pose": {"start": "identity", "learned": False, "size": 64},
     "crop": {"enabled": False},
-    "unet": {**SMALL["unet"], "pose_jitter": 0.0},
 }
 
 
