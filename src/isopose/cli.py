@@ -282,11 +282,13 @@ def _fail(message: str, code: int) -> NoReturn:
 def _labels(given: list[str] | None) -> dict[str, int] | None:
     if not given:
         return None
-    labels = {}
+    labels: dict[str, int] = {}
     for item in given:
         name, _, value = item.partition("=")
         if not name or not value.isdecimal():
             raise InputError(f"--label {item!r}: expected NAME=VALUE, e.g. kidney=1")
+        if name in labels:
+            raise InputError(f"--label {item!r}: {name} is {labels[name]} already; give each name once")
         labels[name] = int(value)
     return labels
 

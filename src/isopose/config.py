@@ -280,7 +280,9 @@ def validate_config(values: Any, where: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # Where a value may be of several types pydantic names the type after the key.
+        parts = [str(part) for part in first["loc"]]
+        key = ".".join(p for p in parts if p not in ("int", "float") and not p.startswith("literal["))
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: {key}: no such setting; see docs/configuration.md") from None
         told = first["msg"].removeprefix("Value error, ")

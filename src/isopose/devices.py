@@ -23,6 +23,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def fast_bfloat16(device: str) -> bool:
+    """Whether a type of device computes in bfloat16 itself, not emulated: then mixed precision is that."""
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch on a single thread, as before afterwards: a sum must not depend on how it was split."""

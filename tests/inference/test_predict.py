@@ -374,3 +374,17 @@ def test_what_is_no_ct_in_hu_is_predicted_with_a_warning(model, supine) -> None:
         assert words in warnings[0], warnings
     metres = Volume(volume.array, volume.world_from_index @ np.diag([10.0, 10.0, 10.0, 1.0]))
     assert "fit into no scanner" in predict(model, metres).warnings[0]
+
+
+def test_labels_outside_the_body_are_told(model) -> None:
+    """A bright rod beside the patient is marked, by a network that marks what is bright."""
+    here = scene(field=(330.0, 205.0), centre=(-40.0, 0.0))
+    assert not any("outside the body" in line for line in predict(model, here.volume).warnings)
+    array = here.volume.array.copy()
+    array[:, 10:18, 101:112] = 250
+    result = predict(model, here.volume.with_array(array))
+    rod = result.labels.array[:, 10:18, 101:112]
+    assert rod.any(), "the rod must be in view for the test to mean anything"
+    share = (rod > 0).sum() / (result.labels.array > 0).sum()
+    told = next(line for line in result.warnings if "outside the body" in line)
+    assert float(told.split()[0]) == pytest.approx(100.0 * share, abs=3.0)

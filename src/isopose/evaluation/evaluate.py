@@ -143,7 +143,8 @@ def evaluate(
     if missing and (not allow_missing or len(missing) == len(wanted)):
         raise InputError(
             f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: {_listed(missing)}; "
-            "predict them, or allow missing ones (--allow-missing) to score the others"
+            "predict them, give the folder of the labels that were predicted (DATASET/labelsTs), or allow "
+            "missing ones (--allow-missing)"
         )
     for case in wanted:
         age = known[case][2]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare
+from isopose.devices import fast_bfloat16
 from isopose.geometry.crop import common_crop, widened
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import compose
+from isopose.geometry.warp import compose, warp
 from isopose.inference.confidence import POSE_SOURCES, choose_pose, touches_border
 from isopose.models.folder import Model
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
@@ -18,6 +19,8 @@ from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
 WIDEN = 1.1
+#: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
+OUTSIDE = 0.05
 
 
 @dataclass
@@ -107,9 +110,11 @@ def predict(
         _locate(model, *_frames(prepared, rows, device), rows, records)
     if model.config.crop.enabled and model.config.crop.per == "volume" and len(shown):
         records.theta2[shown] = common_crop(torch.from_numpy(records.theta2[shown])).numpy()
+    areas = torch.zeros(2, dtype=torch.float64)
     for rows in batches:
-        image, _ = _frames(prepared, rows, device)
+        image, mask = _frames(prepared, rows, device)
         crop, theta = _segment(model, image, rows, records)
+        areas += _areas(crop, mask, theta).cpu()
         native = restore(crop, compose(slice_from_frame, theta), (height, width))
         classes[rows] = native.argmax(dim=1).to(torch.uint8).cpu().numpy()
         if kept is not None:
@@ -123,7 +128,7 @@ def predict(
         prepared=prepared,
         slices=records,
         probabilities=None if kept is None else undo(kept),
-        warnings=(*prepared.warnings, *_warnings(records, model)),
+        warnings=(*prepared.warnings, *_warnings(records, model), *_outside(areas)),
     )
 
 
@@ -175,12 +180,30 @@ def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecord
 
 def _probabilities(pipeline: Pipeline, image: Tensor, theta: Tensor) -> Tensor:
     crop = pipeline.cut(image, theta).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+    kind = image.device.type
+    low = torch.bfloat16 if fast_bfloat16(kind) else torch.float16
+    with torch.autocast(kind, dtype=low, enabled=kind == "cuda"):
         return pipeline.probabilities(crop)
 
 
 def _marked(probabilities: Tensor) -> Tensor:
     return (probabilities.argmax(dim=1) > 0).flatten(1).float().mean(dim=1)
+
+
+def _areas(probabilities: Tensor, mask: Tensor, theta: Tensor) -> Tensor:
+    """Areas in the frame of what a batch marks, and of the part of it that lies outside the body."""
+    marked = (probabilities.argmax(dim=1, keepdim=True) > 0).float()
+    outside = marked * (warp(mask, theta, (marked.shape[2], marked.shape[3])) < 0.5)
+    pixel = (theta[:, 0, 0] * theta[:, 1, 1] - theta[:, 0, 1] * theta[:, 1, 0]).abs()
+    return torch.stack([(x.sum(dim=(1, 2, 3)) * pixel).sum() for x in (marked, outside)])
+
+
+def _outside(areas: Tensor) -> list[str]:
+    marked, outside = areas.tolist()
+    if outside <= OUTSIDE * marked:
+        return []
+    share = 100.0 * outside / marked
+    return [f"{share:.0f} % of what is marked lies outside the body: do not trust this result"]
 
 
 def _background(classes: int, shape: tuple[int, ...]) -> np.ndarray:

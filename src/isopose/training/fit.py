@@ -15,7 +15,7 @@ from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.slices import Slices
 from isopose.data.store import Store, write_store
-from isopose.devices import choose_device
+from isopose.devices import choose_device, fast_bfloat16
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.crop import box_of_mask, common_crop
@@ -186,8 +186,7 @@ def _fabric(config: Config) -> Fabric:
     precision: str = config.train.precision
     if precision == "auto":
         # Older GPUs only emulate bfloat16, which is slower than float32.
-        bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        mixed = "bf16-mixed" if bf16 else "16-mixed"
+        mixed = "bf16-mixed" if fast_bfloat16(device) else "16-mixed"
         precision = mixed if device == "cuda" else "32-true"
     return Fabric(accelerator=device, devices=1, plugins=precision_plugin(precision, device))
 
