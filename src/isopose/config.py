@@ -77,6 +77,9 @@ class PoseConfig(Section):
     reference: str | None = Field(
         None, description="case id of the reference patient; none: chosen and shown"
     )
+    upside_down: bool = Field(
+        True, description="recognise a scan turned by 180 degrees against its header, and turn it back"
+    )
     max_angle: float = Field(0.6, gt=0, description="bound of the regressed angle, radians")
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
     max_shift: float = Field(0.5, gt=0, description="bound of the regressed shift, half sides of the frame")
@@ -217,6 +220,7 @@ PAPER: dict[str, Any] = {
         "start": "identity",
         "size": 512,
         "fill": None,
+        "upside_down": False,
         "max_angle": 3.2,
         "max_shift": 1.0,
         "optimiser": _STN_OF_PAPER,

@@ -388,3 +388,26 @@ def test_labels_outside_the_body_are_told(model) -> None:
     share = (rod > 0).sum() / (result.labels.array > 0).sum()
     told = next(line for line in result.warnings if "outside the body" in line)
     assert float(told.split()[0]) == pytest.approx(100.0 * share, abs=3.0)
+
+
+@pytest.mark.parametrize("degrees", [0, 20, -30, 180, 160, -155])
+def test_a_patient_upside_down_against_the_header_is_turned_back_and_told(degrees) -> None:
+    """With an atlas half a turn is seen: the pose is the true one, not one of two."""
+    model = bright_model()
+    pipeline = model.pipeline.pose
+    upright = predict(model, scene().volume)
+    rows = (
+        torch.from_numpy(upright.prepared.image)[:, None],
+        torch.from_numpy(upright.prepared.mask)[:, None].float(),
+    )
+    pipeline.atlas.copy_(
+        pipeline.brightness(*rows, torch.from_numpy(upright.slices.pose)).mean(0, keepdim=True)
+    )
+
+    rolled = scene(roll=math.radians(degrees), field=(250.0, 230.0))
+    result = predict(model, rolled.volume)
+    assert_finds(result.labels, rolled.truth)
+    assert result.slices.turned == (abs(degrees) > 90)
+    assert any("turned by 180 degrees" in line for line in result.warnings) == result.slices.turned
+    angles = np.degrees(result.slices.pose[:, 0])
+    assert np.abs((angles - degrees + 180) % 360 - 180).max() < 3

@@ -5,7 +5,7 @@ import torch
 
 from isopose.config import CropConfig, PoseConfig
 from isopose.geometry.crop import MIN_CROP
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.similarity import matrix_from_pose, turned_by_180
 from isopose.geometry.warp import invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localisation import Localisation
@@ -85,3 +85,28 @@ def test_crop_never_below_a_quarter():
     crop = CropTransformer(CropConfig(size=SIZE), torch.tensor([0.1, 0.1, 0.1, 0.1]))
     theta2 = crop(torch.randn(2, 1, SIZE, SIZE), body().expand(2, 1, SIZE, SIZE))
     assert torch.allclose(theta2[:, 0, 0], torch.full((2,), MIN_CROP))
+
+
+def slice_with_spine(turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A body with a bright spine at the back (+y), or at the front where it is turned by 180 degrees."""
+    image = torch.where(body() > 0, 0.0, -2.0)
+    y = slice(14, 22) if turned else slice(42, 50)
+    image[..., y, 28:36] = 3.0
+    return image, body()
+
+
+def test_upright_margin_tells_a_slice_from_itself_upside_down():
+    transformer = PoseTransformer(PoseConfig(size=SIZE), body(), air=-2.0)
+    upright, mask = slice_with_spine(turned=False)
+    turned, _ = slice_with_spine(turned=True)
+    images, masks, poses = torch.cat([upright, turned]), mask.expand(2, 1, SIZE, SIZE), torch.zeros(2, 5)
+    assert torch.equal(transformer.upright_margin(images, masks, poses), torch.zeros(2)), (
+        "no atlas, no opinion"
+    )
+    transformer.atlas.copy_(transformer.brightness(upright, mask, poses[:1]))
+    margin = transformer.upright_margin(images, masks, poses)
+    assert margin[0] > 0.05
+    assert margin[1] == pytest.approx(-margin[0].item(), abs=0.01)
+    # Posed upside down, the turned one is upright.
+    back = turned_by_180(poses[1:])
+    assert transformer.upright_margin(turned, mask, back).item() == pytest.approx(margin[0].item(), abs=0.01)

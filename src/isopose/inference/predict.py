@@ -10,6 +10,7 @@ from torch import Tensor
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import fast_bfloat16
 from isopose.geometry.crop import common_crop, widened
+from isopose.geometry.similarity import turned_by_180
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.confidence import POSE_SOURCES, choose_pose, touches_border
@@ -21,6 +22,8 @@ from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 WIDEN = 1.1
 #: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
 OUTSIDE = 0.05
+#: Mean margin below which it is not clear which way up a scan is: docs/pipeline.md, "Upside down".
+UNSURE = 0.05
 
 
 @dataclass
@@ -34,6 +37,9 @@ class SliceRecords:
         pose_source: ``(z,)`` index into ``POSE_SOURCES``, -1 where no body is.
         widened: ``(z,)`` the crop cut something off and a larger one was used instead.
         cut_off: ``(z,)`` the prediction used still touches the crop's border.
+        upright_margin: ``(z,)`` how much more the slice, posed by its outline, resembles the training's mean
+            upright than turned by 180 degrees.
+        turned: the scan as a whole resembled it more when turned by 180 degrees, and was.
     """
 
     pose: np.ndarray
@@ -42,6 +48,8 @@ class SliceRecords:
     pose_source: np.ndarray
     widened: np.ndarray
     cut_off: np.ndarray
+    upright_margin: np.ndarray
+    turned: bool = False
 
     @classmethod
     def empty(cls, slices: int) -> "SliceRecords":
@@ -53,6 +61,7 @@ class SliceRecords:
             np.full(slices, -1, np.int64),
             np.zeros(slices, bool),
             np.zeros(slices, bool),
+            np.full(slices, np.nan, np.float32),
         )
 
 
@@ -107,7 +116,12 @@ def predict(
     size = model.config.predict.batch_size
     batches = [shown[first : first + size] for first in range(0, len(shown), size)]
     for rows in batches:
-        _locate(model, *_frames(prepared, rows, device), rows, records)
+        _pose(model, *_frames(prepared, rows, device), rows, records)
+    records.turned = len(shown) > 0 and float(records.upright_margin[shown].mean()) < 0.0
+    if records.turned:
+        records.pose[shown] = turned_by_180(torch.from_numpy(records.pose[shown])).numpy()
+    for rows in batches:
+        _crop(model, *_frames(prepared, rows, device), rows, records)
     if model.config.crop.enabled and model.config.crop.per == "volume" and len(shown):
         records.theta2[shown] = common_crop(torch.from_numpy(records.theta2[shown])).numpy()
     areas = torch.zeros(2, dtype=torch.float64)
@@ -139,13 +153,21 @@ def _frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple
     return image, mask
 
 
-def _locate(model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords) -> None:
-    """Estimate pose and crop of a batch of frames and write them down."""
+def _pose(model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords) -> None:
+    """Estimate the poses of a batch of frames and write them down."""
     chosen = choose_pose(model.pipeline.pose, image, mask, model.config.predict.min_pose_dice)
     records.pose[rows] = chosen.pose.cpu()
     records.agreement[rows] = chosen.agreement.cpu()
     records.pose_source[rows] = chosen.source.cpu()
-    records.theta2[rows] = model.pipeline.theta2(image, mask, chosen.pose).cpu()
+    records.upright_margin[rows] = model.pipeline.pose.upright_margin(image, mask, chosen.pose).cpu()
+
+
+def _crop(model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords) -> None:
+    """Estimate the crops of a batch of posed frames and write them down; turning changes the agreement."""
+    pose = torch.from_numpy(records.pose[rows]).to(image.device)
+    if records.turned:
+        records.agreement[rows] = model.pipeline.pose.agreement(mask, pose).cpu()
+    records.theta2[rows] = model.pipeline.theta2(image, mask, pose).cpu()
 
 
 def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecords) -> tuple[Tensor, Tensor]:
@@ -223,6 +245,14 @@ def _warnings(records: SliceRecords, model: Model) -> list[str]:
         count = int((records.pose_source == source).sum())
         if count:
             lines.append(f"pose fell back to {POSE_SOURCES[source]} in {count} of {total} slices")
+    if records.turned:
+        lines.append(
+            "lies turned by 180 degrees against what the file's header says: turned back; check the sides"
+        )
+    elif model.pipeline.pose.atlas.any() and float(records.upright_margin[shown].mean()) < UNSURE:
+        lines.append(
+            "may lie turned by 90 degrees or more against what the file's header says; check the sides"
+        )
     low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
     if low and model.config.pose.estimated:
         lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")

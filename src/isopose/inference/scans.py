@@ -190,6 +190,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
         **_head(model, input_hash),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),
+        "turned_by_180": records.turned,
         "frame": _frame(prediction.prepared),
         "slices": [
             {
@@ -201,6 +202,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
                 "homogenised_from_crop": records.theta2[z].tolist(),
                 "agreement": float(records.agreement[z]),
                 "pose_from": POSE_SOURCES[records.pose_source[z]],
+                "upright_margin": float(records.upright_margin[z]),
                 "widened": bool(records.widened[z]),
                 "cut_off": bool(records.cut_off[z]),
             }

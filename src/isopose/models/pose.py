@@ -27,11 +27,14 @@ class PoseTransformer(nn.Module):
     """
 
     reference_mask: Tensor
+    #: ``(1, 1, size, size)`` mean of the homogenised training slices; zeros until it is known.
+    atlas: Tensor
 
     def __init__(self, config: PoseConfig, reference_mask: Tensor, air: float) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("reference_mask", reference_mask.float())
+        self.register_buffer("atlas", torch.zeros(1, 1, config.size, config.size))
         self.air = float(air)
         self.localisation = Localisation(config.size, POSE_SIZE) if config.learned else None
 
@@ -72,6 +75,28 @@ class PoseTransformer(nn.Module):
         size = self.reference_mask.shape[-1]
         homogenised = warp(mask.float(), matrix_from_pose(pose), (size, size))
         return soft_dice(homogenised, self.reference_mask)
+
+    def brightness(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
+        """Homogenised slices ``(N, 1, size, size)``, brightness above air within the body, 0 outside."""
+        size = (self.config.size, self.config.size)
+        theta = matrix_from_pose(pose)
+        return (warp(image, theta, size, fill=self.air) - self.air) * warp(mask.to(image.dtype), theta, size)
+
+    def upright_margin(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
+        """How much more a slice resembles the atlas as posed than turned by 180 degrees: ``(N,)``.
+
+        The difference of two correlations, in [-2, 2]. An outline looks the same turned by 180 degrees; the
+        spine, the liver and the gas do not. One slice can mislead, the mean over a scan hardly: measured in
+        docs/pipeline.md, "Upside down". Zero while there is no atlas.
+        """
+        seen, atlas = _standardised(self.brightness(image, mask, pose)), _standardised(self.atlas)
+        return ((seen - seen.flip(2, 3)) * atlas).flatten(1).sum(dim=1)
+
+
+def _standardised(image: Tensor) -> Tensor:
+    """Mean 0 and norm 1 for each image, so that a product of two is their correlation."""
+    centred = image - image.mean(dim=(1, 2, 3), keepdim=True)
+    return centred / centred.square().sum(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def soft_dice(a: Tensor, b: Tensor) -> Tensor:

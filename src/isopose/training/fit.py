@@ -19,7 +19,7 @@ from isopose.devices import choose_device, fast_bfloat16
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.crop import box_of_mask, common_crop
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.similarity import matrix_from_pose, turned_by_180
 from isopose.geometry.warp import warp
 from isopose.io.datasets import Case, Dataset
 from isopose.io.splits import check_sides, split_patients
@@ -107,6 +107,10 @@ def fit(
         stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose = _poses(pipeline, slices, run)
+    if config.pose.estimated and config.pose.upside_down:
+        pipeline.pose.atlas.copy_(_atlas(pipeline, train_slices, run))
+        for slices in filter(None, (train_slices, val_slices)):
+            _turn_back(pipeline, slices, run)
     if config.crop.enabled and not config.crop.learned:
         pipeline.crop.start.copy_(_box_of_all(pipeline, train_slices, run))
     if pipeline.crop.localisation is not None:
@@ -260,6 +264,32 @@ def _poses(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
     """theta1 of every slice, once: STN1 no longer changes."""
     batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
     return torch.cat([pipeline.pose(batch.image, batch.mask).cpu() for batch in batches])
+
+
+@torch.no_grad()
+def _atlas(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
+    """Mean of all homogenised training slices: what a patient looks like who lies as most do."""
+    total = torch.zeros_like(pipeline.pose.atlas)
+    for batch in slices.in_order(32):
+        b = batch.to(run.fabric.device)
+        assert b.pose is not None, "the atlas is made after the pose"
+        total += pipeline.pose.brightness(b.image, b.mask, b.pose).sum(dim=0, keepdim=True)
+    return total / len(slices)
+
+
+@torch.no_grad()
+def _turn_back(pipeline: Pipeline, slices: Slices, run: Run) -> None:
+    """Correct the poses of cases that lie turned by 180 degrees, as prediction does."""
+    assert slices.pose is not None, "poses are corrected after they are estimated"
+    batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
+    margin = torch.cat(
+        [pipeline.pose.upright_margin(b.image, b.mask, b.pose).cpu() for b in batches if b.pose is not None]
+    )
+    for number, case in enumerate(slices.cases):
+        mine = torch.from_numpy(slices.rows[:, 0] == number)
+        if mine.any() and float(margin[mine].mean()) < 0.0:
+            slices.pose[mine] = turned_by_180(slices.pose[mine])
+            run.reporter.say(f"{case.record.id}: lies turned by 180 degrees against its header; turned back")
 
 
 @torch.no_grad()
