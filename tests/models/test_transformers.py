@@ -90,7 +90,7 @@ def test_crop_never_below_a_quarter():
 def slice_with_spine(turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """A body with a bright spine at the back (+y), or at the front where it is turned by 180 degrees."""
     image = torch.where(body() > 0, 0.0, -2.0)
-    y = slice(14, 22) if turned else slice(42, 50)
+    y = slice(20, 28) if turned else slice(36, 44)
     image[..., y, 28:36] = 3.0
     return image, body()
 
