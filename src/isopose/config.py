@@ -28,11 +28,10 @@ class DataConfig(Section):
     size: Literal[64, 96, 128, 192, 256, 384, 512] = Field(
         256, description="pixels along a side of the frame"
     )
-    pixel_mm: float | None = Field(
+    pixel_mm: Annotated[float, Field(gt=0.05, lt=10)] | Literal["median"] | None = Field(
         None,
-        gt=0.05,
-        lt=10,
-        description="side of a frame's pixel; none: the frame just holds every training patient's body",
+        description="side of a frame's pixel; none: the frame just holds every training patient's body; "
+        "median: likewise, in whole pixels of the training cases' median size, then resized to data.size",
     )
     clip_percentiles: tuple[float, float] = Field(
         (0.5, 99.5), description="of the labelled voxels of the training cases, as nnU-Net"
@@ -215,7 +214,7 @@ _STN_OF_PAPER = {
 #: The paper's settings where it gives them, its authors' later code where it does not (docs/paper.md).
 PAPER: dict[str, Any] = {
     "preset": "paper",
-    "data": {"size": 512},
+    "data": {"size": 512, "pixel_mm": "median"},
     "pose": {
         "start": "identity",
         "size": 512,
@@ -286,7 +285,9 @@ def validate_config(values: Any, where: str) -> Config:
         first = error.errors(include_url=False)[0]
         # Where a value may be of several types pydantic names the type after the key.
         parts = [str(part) for part in first["loc"]]
-        key = ".".join(p for p in parts if p not in ("int", "float") and not p.startswith("literal["))
+        key = ".".join(
+            p for p in parts if p.split("-")[-1] not in ("int", "float") and not p.startswith("literal[")
+        )
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: {key}: no such setting; see docs/configuration.md") from None
         told = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -144,6 +145,16 @@ def test_a_given_pixel_size_rules() -> None:
     prepared = prepare(case.volume, fingerprint(170.0), DataConfig(size=128, pixel_mm=2.0))
     assert prepared.frame.pixel_mm == pytest.approx(2.0)
     assert prepared.mask[0].sum() * 4.0 == pytest.approx(np.pi / 4 * 150 * 0.75 * 150, rel=0.03)
+
+
+def test_the_median_pixel_is_that_of_the_training_cases() -> None:
+    """A frame of 200 mm and a median pixel of 0.7 x 2.8 (1.4 by area): 143 whole pixels, then resized."""
+    case = torso(150, slices=1)
+    made_for = replace(fingerprint(200.0), spacing_median=(0.7, 2.8, 5.0))
+    for size in (64, 128):
+        frame = prepare(case.volume, made_for, DataConfig(size=size, pixel_mm="median")).frame
+        assert frame.fov_mm == pytest.approx(143 * 1.4)
+        assert frame.size == size
 
 
 def test_the_record_names_stored_grid_and_warps_nothing_along_z() -> None:

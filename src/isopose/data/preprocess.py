@@ -9,6 +9,7 @@ means over larger pixels it has less than half the error of prefiltered bilinear
 and a third of that of unfiltered cubic sampling, which aliases, at 2 and 4.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,7 +147,7 @@ def frame_of(
         config: number of pixels.
     """
     x0, y0, x1, y1 = body_box(body, spacing)
-    usual = config.pixel_mm * config.size if config.pixel_mm else fingerprint.fov_mm
+    usual = _usual_fov(fingerprint, config)
     side = max(x1 - x0, y1 - y0)
     warnings: tuple[str, ...] = ()
     fov = usual
@@ -158,6 +159,17 @@ def frame_of(
             f"this case's frame was made {fov:.0f} mm, so its pixels are larger than those of the others",
         )
     return Frame(((x0 + x1) / 2.0, (y0 + y1) / 2.0), fov, config.size), warnings
+
+
+def _usual_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
+    """Side in mm of the frame of all bodies that fit into it."""
+    if config.pixel_mm is None:
+        return fingerprint.fov_mm
+    if config.pixel_mm == "median":
+        # The paper resamples to the median pixel and then resizes to 128 or keeps 512: both at once.
+        median = math.sqrt(fingerprint.spacing_median[0] * fingerprint.spacing_median[1])
+        return math.ceil(fingerprint.fov_mm / median) * median
+    return config.pixel_mm * config.size
 
 
 def labels_in_frame(
