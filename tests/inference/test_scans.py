@@ -216,14 +216,17 @@ def test_a_result_never_replaces_its_scan(model, tmp_path):
     assert sha256(tmp_path / "child.nii.gz") == before
 
 
-def test_a_training_scan_is_recognised_by_its_bytes_whatever_its_name(model, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "use"), [("images_sha256", "train"), ("validation_images_sha256", "validate")]
+)
+def test_a_training_scan_is_recognised_by_its_bytes_whatever_its_name(key, use, model, tmp_path):
     write_image(scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
     write_image(scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
     known = sha256(tmp_path / "in" / "renamed.nii.gz")
-    trained = replace(model, info={"training": {"images_sha256": ["0" * 64, known]}})
+    trained = replace(model, info={"training": {key: ["0" * 64, known]}})
     renamed, unseen = run(trained, [tmp_path / "in"], tmp_path / "out")
     assert renamed.record["warnings"] == [
-        "this scan was used to train the model: its result says nothing about others"
+        f"this scan was used to {use} the model: its result says nothing about others"
     ]
     assert unseen.record["warnings"] == []
     assert json.loads((tmp_path / "out" / "renamed.json").read_text())["warnings"] != []

@@ -134,10 +134,12 @@ def _predict_scan(
     with reporter.counting(f"predict {scan.name}") as progress:
         prediction = predict(model, volume, probabilities=probabilities, progress=progress)
     record = prediction_record(model, prediction, input_hash)
-    if input_hash in model.info["training"]["images_sha256"]:
-        record["warnings"].append(
-            "this scan was used to train the model: its result says nothing about others"
-        )
+    # A validation patient decided when training stopped, so his result flatters too.
+    for key, use in (("images_sha256", "train"), ("validation_images_sha256", "validate")):
+        if input_hash in model.info["training"].get(key, ()):
+            record["warnings"].append(
+                f"this scan was used to {use} the model: its result says nothing about others"
+            )
     # The record last: where it lies, the results beside it are whole.
     manifest.unlink(missing_ok=True)
     write_labels(prediction.labels, _labels_file(output, scan))
