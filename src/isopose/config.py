@@ -64,8 +64,19 @@ class OptimiserConfig(Section):
 class PoseConfig(Section):
     """STN1: pose and size."""
 
-    start: Literal["moments", "identity"] = Field("moments", description="where the regression starts")
-    learned: bool = Field(True, description="off: the start alone is the pose")
+    start: Literal["anatomy", "moments", "identity"] = Field(
+        "anatomy",
+        description="where learning starts; anatomy: the shipped network sees the roll, moments give the rest",
+    )
+    learned: bool = Field(
+        False, description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network"
+    )
+    per: Literal["volume", "smooth", "slice"] = Field(
+        "smooth", description="one pose for a scan, one that varies smoothly along it, or one for each slice"
+    )
+    smooth_mm: float = Field(
+        20.0, gt=0, description="with smooth: standard deviation of the Gaussian along the scan, mm"
+    )
     scales: Literal[1, 2] = Field(2, description="2: the paper's five parameters; 1: a true similarity")
     size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
         96, description="pixels of the network's input"
@@ -75,9 +86,6 @@ class PoseConfig(Section):
     )
     reference: str | None = Field(
         None, description="case id of the reference patient; none: chosen and shown"
-    )
-    upside_down: bool = Field(
-        True, description="recognise a scan turned by 180 degrees against its header, and turn it back"
     )
     max_angle: float = Field(0.6, gt=0, description="bound of the regressed angle, radians")
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
@@ -219,7 +227,8 @@ PAPER: dict[str, Any] = {
         "start": "identity",
         "size": 512,
         "fill": None,
-        "upside_down": False,
+        "learned": True,
+        "per": "slice",
         "max_angle": 3.2,
         "max_shift": 1.0,
         "optimiser": _STN_OF_PAPER,

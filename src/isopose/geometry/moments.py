@@ -1,7 +1,7 @@
 """Closed-form pose of a body's outline: centroid, principal axes and the two radii along them."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ SHAPE_SD = 0.04
 NO_FLOAT64 = ("mps",)
 
 
-@dataclass(frozen=True)
-class Moments:
+class Moments(NamedTuple):
     """Moments of masks up to the second order, in normalised coordinates of a square frame.
 
     Args:
@@ -78,7 +77,7 @@ def believed_angle(elongation: Tensor, angle: Tensor) -> Tensor:
     return angle * ROLL_SD**2 / (ROLL_SD**2 + noise.square())
 
 
-def upright_axis(of: Moments) -> tuple[Tensor, Tensor]:
+def upright_axis(of: Moments) -> Tensor:
     """Which of the two principal axes runs from side to side, and its angle.
 
     Usually the longer one. But a body that is a little deeper than wide and lies straight must not be turned
@@ -87,7 +86,7 @@ def upright_axis(of: Moments) -> tuple[Tensor, Tensor]:
     of this size, both Gaussian.
 
     Returns:
-        Angle ``(N,)`` in (-pi/2, pi/2], and standard deviations ``(N, 2)`` along that axis and across it.
+        Angle ``(N,)`` in (-pi/2, pi/2].
     """
     aspect = (of.radii[:, 0] / of.radii[:, 1]).log()
     other = torch.where(of.angle > 0, of.angle - math.pi / 2, of.angle + math.pi / 2)
@@ -96,10 +95,7 @@ def upright_axis(of: Moments) -> tuple[Tensor, Tensor]:
         return (angle / ROLL_SD).square() + ((log_aspect - ASPECT_MEAN) / ASPECT_SD).square()
 
     deeper = surprise(other, -aspect) < surprise(of.angle, aspect)
-    return (
-        torch.where(deeper, other, of.angle),
-        torch.where(deeper[:, None], of.radii.flip(1), of.radii),
-    )
+    return torch.where(deeper, other, of.angle)
 
 
 def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float = math.log(6.0)) -> Tensor:
@@ -113,21 +109,34 @@ def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float =
         reference: moments of one reference mask (N = 1).
         max_log_scale: bound of the scales' logarithms.
     """
-    believed, along = _believed(of)
-    reference_believed, reference_along = _believed(reference)
-    angle = believed - reference_believed
-    log_scale = (along / reference_along).log().clamp(-max_log_scale, max_log_scale)
-    linear = matrix_from_pose(torch.cat([angle[:, None], log_scale, torch.zeros_like(log_scale)], dim=1))
+    own = believed_angle(reference.elongation, upright_axis(reference))
+    believed = believed_angle(of.elongation, upright_axis(of))
+    return _onto(of, believed, reference, own, max_log_scale)
+
+
+def pose_at_angle(
+    of: Moments, angle: Tensor, reference: Moments, *, max_log_scale: float = math.log(6.0)
+) -> Tensor:
+    """Likewise, where the roll ``(N,)`` is known by other means, and the reference lies upright."""
+    return _onto(of, angle, reference, torch.zeros_like(reference.angle), max_log_scale)
+
+
+def spread_along(of: Moments, angle: Tensor) -> Tensor:
+    """Standard deviations ``(N, 2)`` of the mass along an axis at an angle ``(N,)`` and across it."""
+    cos2, sin2 = torch.cos(of.angle - angle).square(), torch.sin(of.angle - angle).square()
+    first, second = of.radii[:, 0].square(), of.radii[:, 1].square()
+    return torch.stack([cos2 * first + sin2 * second, sin2 * first + cos2 * second], dim=1).sqrt()
+
+
+def _onto(
+    of: Moments, angle: Tensor, reference: Moments, reference_angle: Tensor, max_log_scale: float
+) -> Tensor:
+    """The pose that brings spreads along two axes, the one of each slice and the reference's, together."""
+    log_scale = (spread_along(of, angle) / spread_along(reference, reference_angle)).log()
+    log_scale = log_scale.clamp(-max_log_scale, max_log_scale)
+    turn = angle - reference_angle
+    linear = matrix_from_pose(torch.cat([turn[:, None], log_scale, torch.zeros_like(log_scale)], dim=1))
     with torch.autocast(linear.device.type, enabled=False):
         carried = (linear[:, :2, :2] @ reference.centre[..., None]).squeeze(-1)
-    pose = torch.cat([angle[:, None], log_scale, of.centre - carried], dim=1)
+    pose = torch.cat([turn[:, None], log_scale, of.centre - carried], dim=1)
     return torch.where(of.empty[:, None], torch.zeros_like(pose), pose)
-
-
-def _believed(of: Moments) -> tuple[Tensor, Tensor]:
-    """The believed angle ``(N,)``, and the spread ``(N, 2)`` of the mass along that axis and across it."""
-    axis, radii = upright_axis(of)
-    believed = believed_angle(of.elongation, axis)
-    cos2, sin2 = torch.cos(axis - believed).square(), torch.sin(axis - believed).square()
-    first, second = radii[:, 0].square(), radii[:, 1].square()
-    return believed, torch.stack([cos2 * first + sin2 * second, sin2 * first + cos2 * second], dim=1).sqrt()

@@ -6,8 +6,6 @@ The matrix maps the homogenised frame to the input frame (``input_from_homogenis
 enlarges the patient. Frames are square, hence normalised units are isotropic and R is a true rotation.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -60,16 +58,6 @@ def add_residual(start: Tensor, residual: Tensor) -> Tensor:
         linear = matrix_from_pose(start)[..., :2, :2]
         shift = (linear @ residual.to(linear.dtype)[..., SHIFT_X:, None]).squeeze(-1) + start[..., SHIFT_X:]
         return torch.cat([start[..., :SHIFT_X] + residual[..., :SHIFT_X], shift], dim=-1)
-
-
-def turned_by_180(pose: Tensor) -> Tensor:
-    """The pose ``(..., 5)`` that shows the same ellipse upside down: theta1 times a turn by 180 degrees.
-
-    Such a turn commutes with S, so it only adds to the angle, which is kept in (-pi, pi].
-    """
-    angle = pose[..., :1]
-    turned = torch.where(angle > 0, angle - math.pi, angle + math.pi)
-    return torch.cat([turned, pose[..., 1:]], dim=-1)
 
 
 def isotropic(pose: Tensor) -> Tensor:

@@ -10,20 +10,20 @@ from torch import Tensor
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import fast_bfloat16
 from isopose.geometry.crop import common_crop, widened
-from isopose.geometry.similarity import turned_by_180
+from isopose.geometry.similarity import ANGLE
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
-from isopose.inference.confidence import POSE_SOURCES, choose_pose, touches_border
+from isopose.inference.confidence import touches_border
 from isopose.models.folder import Model
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+from isopose.models.pose import POSE_SOURCES
+from isopose.models.scan import TURNED, joined, scan_poses
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
 WIDEN = 1.1
 #: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
 OUTSIDE = 0.05
-#: Mean margin below which it is not clear which way up a scan is: docs/pipeline.md, "Upside down".
-UNSURE = 0.05
 
 
 @dataclass
@@ -37,9 +37,8 @@ class SliceRecords:
         pose_source: ``(z,)`` index into ``POSE_SOURCES``, -1 where no body is.
         widened: ``(z,)`` the crop cut something off and a larger one was used instead.
         cut_off: ``(z,)`` the prediction used still touches the crop's border.
-        upright_margin: ``(z,)`` how much more the slice, posed by its outline, resembles the training's mean
-            upright than turned by 180 degrees.
-        turned: the scan as a whole resembled it more when turned by 180 degrees, and was.
+        confidence: ``(z,)`` probability that the roll is right, see ``models/scan.py: confidence``.
+        mirrored: ``(z,)`` logit that the slice is shown as in a mirror.
     """
 
     pose: np.ndarray
@@ -48,8 +47,14 @@ class SliceRecords:
     pose_source: np.ndarray
     widened: np.ndarray
     cut_off: np.ndarray
-    upright_margin: np.ndarray
-    turned: bool = False
+    confidence: np.ndarray
+    mirrored: np.ndarray
+
+    @property
+    def roll(self) -> float:
+        """Middle of the angles by which the slices lean, radians."""
+        angle = self.pose[self.pose_source >= 0, ANGLE]
+        return float(np.median(angle)) if len(angle) else 0.0
 
     @classmethod
     def empty(cls, slices: int) -> "SliceRecords":
@@ -61,6 +66,7 @@ class SliceRecords:
             np.full(slices, -1, np.int64),
             np.zeros(slices, bool),
             np.zeros(slices, bool),
+            np.full(slices, np.nan, np.float32),
             np.full(slices, np.nan, np.float32),
         )
 
@@ -115,11 +121,8 @@ def predict(
     shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     size = model.config.predict.batch_size
     batches = [shown[first : first + size] for first in range(0, len(shown), size)]
-    for rows in batches:
-        _pose(model, *_frames(prepared, rows, device), rows, records)
-    records.turned = len(shown) > 0 and float(records.upright_margin[shown].mean()) < 0.0
-    if records.turned:
-        records.pose[shown] = turned_by_180(torch.from_numpy(records.pose[shown])).numpy()
+    if len(shown):
+        _pose(model, prepared, batches, device, records)
     for rows in batches:
         _crop(model, *_frames(prepared, rows, device), rows, records)
     if model.config.crop.enabled and model.config.crop.per == "volume" and len(shown):
@@ -153,20 +156,25 @@ def _frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple
     return image, mask
 
 
-def _pose(model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords) -> None:
-    """Estimate the poses of a batch of frames and write them down."""
-    chosen = choose_pose(model.pipeline.pose, image, mask, model.config.predict.min_pose_dice)
-    records.pose[rows] = chosen.pose.cpu()
-    records.agreement[rows] = chosen.agreement.cpu()
-    records.pose_source[rows] = chosen.source.cpu()
-    records.upright_margin[rows] = model.pipeline.pose.upright_margin(image, mask, chosen.pose).cpu()
+def _pose(
+    model: Model, prepared: Prepared, batches: list[np.ndarray], device: torch.device, records: SliceRecords
+) -> None:
+    """Estimate the poses of a scan's slices and write them down."""
+    transformer, least = model.pipeline.pose, model.config.predict.min_pose_dice
+    slices = joined([transformer.estimate(*_frames(prepared, rows, device), least) for rows in batches])
+    rows = np.concatenate(batches)
+    z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
+    found = scan_poses(transformer, slices, z_mm)
+    records.pose[rows] = found.pose.cpu()
+    records.confidence[rows] = found.confidence.cpu()
+    records.mirrored[rows] = slices.mirrored.cpu()
+    records.pose_source[rows] = slices.source.cpu()
 
 
 def _crop(model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords) -> None:
-    """Estimate the crops of a batch of posed frames and write them down; turning changes the agreement."""
+    """Estimate the crops of a batch of posed frames and write them down."""
     pose = torch.from_numpy(records.pose[rows]).to(image.device)
-    if records.turned:
-        records.agreement[rows] = model.pipeline.pose.agreement(mask, pose).cpu()
+    records.agreement[rows] = model.pipeline.pose.agreement(mask, pose).cpu()
     records.theta2[rows] = model.pipeline.theta2(image, mask, pose).cpu()
 
 
@@ -240,18 +248,15 @@ def _warnings(records: SliceRecords, model: Model) -> list[str]:
     total = int(shown.sum())
     lines = []
     pose = model.config.pose
-    usual = 0 if pose.learned else POSE_SOURCES.index(pose.start)
-    for source in range(usual + 1, len(POSE_SOURCES)):
+    first = "learned" if pose.learned and pose.start != "anatomy" else pose.start
+    for source in range(POSE_SOURCES.index(first) + 1, len(POSE_SOURCES)):
         count = int((records.pose_source == source).sum())
         if count:
             lines.append(f"pose fell back to {POSE_SOURCES[source]} in {count} of {total} slices")
-    if records.turned:
+    if abs(records.roll) > TURNED:
         lines.append(
-            "lies turned by 180 degrees against what the file's header says: turned back; check the sides"
-        )
-    elif model.pipeline.pose.atlas.any() and float(records.upright_margin[shown].mean()) < UNSURE:
-        lines.append(
-            "may lie turned by 90 degrees or more against what the file's header says; check the sides"
+            f"lies turned by {np.degrees(records.roll):+.0f} degrees against what the file's header says: "
+            "turned back; check the sides"
         )
     low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
     if low and model.config.pose.estimated:

@@ -14,12 +14,12 @@ from isopose.data.store import hash_of_source
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
-from isopose.inference.confidence import POSE_SOURCES
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.steps import write_steps
 from isopose.io.images import ending, read_volume, write_image, write_labels
 from isopose.labels import Labels
 from isopose.models.folder import Model
+from isopose.models.pose import POSE_SOURCES
 from isopose.progress import Reporter
 
 #: What no file's name may hold on some system, and the sign that encodes it.
@@ -192,7 +192,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
         **_head(model, input_hash),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),
-        "turned_by_180": records.turned,
+        "roll_degrees": float(np.degrees(records.roll)),
         "frame": _frame(prediction.prepared),
         "slices": [
             {
@@ -204,7 +204,7 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
                 "homogenised_from_crop": records.theta2[z].tolist(),
                 "agreement": float(records.agreement[z]),
                 "pose_from": POSE_SOURCES[records.pose_source[z]],
-                "upright_margin": float(records.upright_margin[z]),
+                "confidence": float(records.confidence[z]),
                 "widened": bool(records.widened[z]),
                 "cut_off": bool(records.cut_off[z]),
             }

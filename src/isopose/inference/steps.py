@@ -10,11 +10,11 @@ from torch import Tensor
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, normalised_from_pixel, resize
-from isopose.inference.confidence import POSE_SOURCES
 from isopose.inference.figure import Steps, draw_steps
 from isopose.inference.predict import Prediction
 from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
+from isopose.models.pose import POSE_SOURCES
 
 #: Slices of a scan that are drawn.
 ROWS = 4

@@ -26,7 +26,7 @@ from isopose.models.pipeline import Pipeline
 from isopose.tensors import write_tensors
 
 #: Raised when a folder of an older isopose can no longer be read.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def save_model(folder: Path, model: Model) -> None:
                 "unions": {k: list(v) for k, v in model.labels.unions.items()},
             },
             "air": model.pipeline.air,
+            "top": model.pipeline.top,
             "config": _nameless(model.config).model_dump(mode="json"),
             "fingerprint": model.fingerprint.to_json(),
             "info": model.info,
@@ -117,9 +118,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             {str(k): tuple(v) for k, v in values["labels"]["unions"].items()},
         )
         fingerprint = Fingerprint.from_json(values["fingerprint"])
-        air = float(values["air"])
-        if not math.isfinite(air):
-            raise ValueError(f"air is {air}")
+        air, top = float(values["air"]), float(values["top"])
+        if not (math.isfinite(air) and math.isfinite(top) and air < top):
+            raise ValueError(f"air is {air}, the largest value {top}")
         info = values["info"]
         known = info["training"]["images_sha256"]
         if not isinstance(known, list) or not all(isinstance(each, str) for each in known):
@@ -127,7 +128,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         tensors = load_file(weights)
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
         with torch.device("meta"):
-            pipeline = Pipeline(config, labels.classes, tensors["pose.reference_mask"], air)
+            pipeline = Pipeline(config, labels.classes, tensors["pose.reference_mask"], air, top)
         pipeline.load_state_dict(tensors, assign=True)
     except (
         KeyError,

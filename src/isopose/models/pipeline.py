@@ -37,6 +37,7 @@ class Pipeline(nn.Module):
         classes: of the segmentation, background included.
         reference_mask: ``(1, 1, S, S)``, see :class:`PoseTransformer`.
         air: value of air in the normalised images.
+        top: largest value of the normalised images.
         crop_start: ``(4,)``, see :class:`CropTransformer`.
     """
 
@@ -46,13 +47,14 @@ class Pipeline(nn.Module):
         classes: int,
         reference_mask: Tensor,
         air: float,
+        top: float,
         crop_start: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.classes = classes
-        self.air = float(air)
-        self.pose = PoseTransformer(config.pose, reference_mask, air)
+        self.air, self.top = float(air), float(top)
+        self.pose = PoseTransformer(config.pose, reference_mask, air, top)
         self.crop = CropTransformer(config.crop, crop_start)
         plan = plan_unet(config.unet_size, config.unet_levels, config.unet)
         self.unet = UNet(plan, classes, config.unet.output_norm)

@@ -1,11 +1,14 @@
 """STN1: from a slice and its foreground mask to theta1, the pose and size relative to the reference."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from isopose.config import PoseConfig
-from isopose.geometry.moments import moments, pose_from_moments
+from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
 from isopose.geometry.similarity import (
+    ANGLE,
     POSE_SIZE,
     add_residual,
     bounded,
@@ -15,34 +18,66 @@ from isopose.geometry.similarity import (
 )
 from isopose.geometry.warp import warp
 from isopose.models.localisation import Localisation
+from isopose.models.roll import RollNetwork
+
+#: Where a slice's pose came from, in the order in which they are tried.
+POSE_SOURCES = ("anatomy", "learned", "moments", "identity")
+
+
+class SlicePoses(NamedTuple):
+    """Poses of N slices, each by itself, and what a scan's common pose is made from.
+
+    Args:
+        pose: ``(N, 5)``.
+        evidence: ``(N, 2)`` how sure the roll is, times its direction.
+        mirrored: ``(N,)`` logit that a slice is shown as in a mirror; 0 where nothing is known of it.
+        agreement: ``(N,)`` soft Dice with the reference's outline (Eq. 1).
+        source: ``(N,)`` index into :data:`POSE_SOURCES`.
+        outline: moments of the masks.
+    """
+
+    pose: Tensor
+    evidence: Tensor
+    mirrored: Tensor
+    agreement: Tensor
+    source: Tensor
+    outline: Moments
+
+    def of(self, rows: Tensor) -> "SlicePoses":
+        """Some slices only: booleans or indices."""
+        outline = Moments(*(value[rows] for value in self.outline))
+        return SlicePoses._make([*(value[rows] for value in self[:-1]), outline])
 
 
 class PoseTransformer(nn.Module):
-    """Estimate poses: closed-form moments or the identity first, then a learned residual.
+    """Estimate poses: the roll by anatomy, the rest by moments; or moments or the identity, then a residual.
 
     Args:
         config: which start, whether and how far it is refined.
         reference_mask: ``(1, 1, S, S)`` in [0, 1], the foreground of the reference in the homogenised frame.
         air: value of air in the normalised images, put outside of them.
+        top: largest value of the normalised images.
     """
 
     reference_mask: Tensor
-    #: ``(1, 1, size, size)`` mean of the homogenised training slices; zeros until it is known.
-    atlas: Tensor
 
-    def __init__(self, config: PoseConfig, reference_mask: Tensor, air: float) -> None:
+    def __init__(self, config: PoseConfig, reference_mask: Tensor, air: float, top: float) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("reference_mask", reference_mask.float())
-        self.register_buffer("atlas", torch.zeros(1, 1, config.size, config.size))
-        self.air = float(air)
-        self.localisation = Localisation(config.size, POSE_SIZE) if config.learned else None
+        self.air, self.top = float(air), float(top)
+        anatomy = config.start == "anatomy"
+        self.roll = RollNetwork() if anatomy else None
+        self.localisation = Localisation(config.size, POSE_SIZE) if config.learned and not anatomy else None
 
-    def start(self, mask: Tensor) -> Tensor:
-        """The pose ``(N, 5)`` from which the regression starts, of masks ``(N, 1, N, N)``."""
+    def start(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The pose ``(N, 5)`` from which the regression starts, of frames ``(N, 1, S, S)``."""
         if self.config.start == "identity":
             return identity_pose(mask.shape[0], device=mask.device)
-        pose = pose_from_moments(moments(mask), moments(self.reference_mask))
+        of = moments(mask)
+        if self.roll is not None:
+            return self.at_angle(of, self.roll.roll(self.window(image), mask).angle)
+        pose = pose_from_moments(of, moments(self.reference_mask))
         return isotropic(pose) if self.config.scales == 1 else pose
 
     def refine(self, image: Tensor, mask: Tensor, start: Tensor) -> Tensor:
@@ -68,7 +103,16 @@ class PoseTransformer(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Poses ``(N, 5)`` of frames: image and mask ``(N, 1, S, S)``."""
-        return self.refine(image, mask, self.start(mask))
+        return self.refine(image, mask, self.start(image, mask))
+
+    def window(self, image: Tensor) -> Tensor:
+        """Normalised images in [0, 1], air 0, as the roll network takes them."""
+        return (image - self.air) / (self.top - self.air)
+
+    def at_angle(self, of: Moments, angle: Tensor) -> Tensor:
+        """Poses ``(N, 5)`` of outlines whose roll ``(N,)`` is known."""
+        pose = pose_at_angle(of, angle, moments(self.reference_mask))
+        return isotropic(pose) if self.config.scales == 1 else pose
 
     def agreement(self, mask: Tensor, pose: Tensor) -> Tensor:
         """Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenised mask and the reference's."""
@@ -76,27 +120,42 @@ class PoseTransformer(nn.Module):
         homogenised = warp(mask.float(), matrix_from_pose(pose), (size, size))
         return soft_dice(homogenised, self.reference_mask)
 
-    def brightness(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
-        """Homogenised slices ``(N, 1, size, size)``, brightness above air within the body, 0 outside."""
-        size = (self.config.size, self.config.size)
-        theta = matrix_from_pose(pose)
-        return (warp(image, theta, size, fill=self.air) - self.air) * warp(mask.to(image.dtype), theta, size)
+    def estimate(self, image: Tensor, mask: Tensor, least: float) -> SlicePoses:
+        """Poses of slices and how far they can be trusted.
 
-    def upright_margin(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
-        """How much more a slice resembles the atlas as posed than turned by 180 degrees: ``(N,)``.
+        With anatomy, that is the pose. Else the first of learned pose, moments and identity that agrees well
+        enough with the reference; where none does (a slice of lung or pelvis looks like no reference in any
+        pose) the one that agrees best, whose agreement stays below ``least`` for the caller to report.
 
-        The difference of two correlations, in [-2, 2]. An outline looks the same turned by 180 degrees; the
-        spine, the liver and the gas do not. One slice can mislead, the mean over a scan hardly: measured in
-        docs/pipeline.md, "Upside down". Zero while there is no atlas.
+        Args:
+            image: frames ``(N, 1, S, S)``.
+            mask: foreground ``(N, 1, S, S)``.
+            least: agreement that is enough.
         """
-        seen, atlas = _standardised(self.brightness(image, mask, pose)), _standardised(self.atlas)
-        return ((seen - seen.flip(2, 3)) * atlas).flatten(1).sum(dim=1)
-
-
-def _standardised(image: Tensor) -> Tensor:
-    """Mean 0 and norm 1 for each image, so that a product of two is their correlation."""
-    centred = image - image.mean(dim=(1, 2, 3), keepdim=True)
-    return centred / centred.square().sum(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+        of = moments(mask)
+        if self.roll is not None:
+            seen = self.roll.roll(self.window(image), mask)
+            pose = self.at_angle(of, seen.angle)
+            source = torch.full_like(seen.angle, POSE_SOURCES.index("anatomy"), dtype=torch.long)
+            return SlicePoses(pose, seen.evidence, seen.mirrored, self.agreement(mask, pose), source, of)
+        start = self.start(image, mask)
+        candidates: list[tuple[str, Tensor]] = []
+        if self.localisation is not None:
+            candidates.append(("learned", self.refine(image, mask, start)))
+        if self.config.start == "moments":
+            candidates.append(("moments", start))
+        candidates.append(("identity", identity_pose(mask.shape[0], device=mask.device)))
+        poses = torch.stack([pose for _, pose in candidates])
+        agreement = torch.stack([self.agreement(mask, pose) for _, pose in candidates])
+        enough = agreement >= least
+        # argmax of booleans is the first that is true.
+        chosen = torch.where(enough.any(dim=0), enough.float().argmax(dim=0), agreement.argmax(dim=0))
+        rows = torch.arange(mask.shape[0], device=mask.device)
+        sources = torch.tensor([POSE_SOURCES.index(name) for name, _ in candidates], device=mask.device)
+        pose, agreement = poses[chosen, rows], agreement[chosen, rows]
+        direction = torch.stack([pose[:, ANGLE].cos(), pose[:, ANGLE].sin()], dim=1)
+        evidence = agreement[:, None].square() * direction
+        return SlicePoses(pose, evidence, torch.zeros_like(agreement), agreement, sources[chosen], of)
 
 
 def soft_dice(a: Tensor, b: Tensor) -> Tensor:

@@ -18,21 +18,19 @@ from isopose.data.store import Store, write_store
 from isopose.devices import choose_device, fast_bfloat16
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
-from isopose.geometry.crop import box_of_mask, common_crop
-from isopose.geometry.similarity import matrix_from_pose, turned_by_180
-from isopose.geometry.warp import warp
 from isopose.io.datasets import Case, Dataset
 from isopose.io.splits import check_sides, split_patients
 from isopose.labels import Labels
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.pipeline import Pipeline
+from isopose.models.shipped import load_shipped
 from isopose.progress import Reporter, Silent
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import Stage, train_stage
-from isopose.training.losses import one_hot
 from isopose.training.precision import precision_plugin
 from isopose.training.stages import CropObjective, PoseObjective, SegmentationObjective
 from isopose.training.targets import Reference, check_reference, choose_reference
+from isopose.training.transforms import box_of_all, crops_of, poses_of, turned
 
 
 @dataclass(frozen=True)
@@ -100,25 +98,27 @@ def fit(
         f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
         f"{math.degrees(reference.lean):+.1f} degrees)"
     )
-    pipeline = Pipeline(config, dataset.labels.classes, reference.mask, air).to(run.fabric.device)
+    pipeline = Pipeline(config, dataset.labels.classes, reference.mask, air, fingerprint.intensity.top).to(
+        run.fabric.device
+    )
 
     stages: list[Progress] = []
+    if pipeline.pose.roll is not None:
+        load_shipped(pipeline.pose.roll)
     if pipeline.pose.localisation is not None:
         stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
     for slices in filter(None, (train_slices, val_slices)):
-        slices.pose = _poses(pipeline, slices, run)
-    if config.pose.estimated and config.pose.upside_down:
-        pipeline.pose.atlas.copy_(_atlas(pipeline, train_slices, run))
-        for slices in filter(None, (train_slices, val_slices)):
-            _turn_back(pipeline, slices, run)
+        slices.pose = poses_of(pipeline, slices, run.fabric.device)
+        for line in turned(slices):
+            reporter.say(line)
     if config.crop.enabled and not config.crop.learned:
-        pipeline.crop.start.copy_(_box_of_all(pipeline, train_slices, run))
+        pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
     if pipeline.crop.localisation is not None:
         labelled = train_slices.labelled()
         judged = val_slices.labelled() if val_slices else None
         stages.append(_train(run, "crop", CropObjective(pipeline), labelled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
-        slices.theta2 = _crops(pipeline, slices, run)
+        slices.theta2 = crops_of(pipeline, slices, run.fabric.device)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages.append(
         _train(
@@ -257,68 +257,6 @@ def _oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dic
             f"train.oversample: no label {unknown[0]!r}; expected some of {', '.join(labels.names)}"
         )
     return {labels.names.index(name): fraction for name, fraction in configured.items()}
-
-
-@torch.no_grad()
-def _poses(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
-    """theta1 of every slice, once: STN1 no longer changes."""
-    batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
-    return torch.cat([pipeline.pose(batch.image, batch.mask).cpu() for batch in batches])
-
-
-@torch.no_grad()
-def _atlas(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
-    """Mean of all homogenised training slices: what a patient looks like who lies as most do."""
-    total = torch.zeros_like(pipeline.pose.atlas)
-    for batch in slices.in_order(32):
-        b = batch.to(run.fabric.device)
-        assert b.pose is not None, "the atlas is made after the pose"
-        total += pipeline.pose.brightness(b.image, b.mask, b.pose).sum(dim=0, keepdim=True)
-    return total / len(slices)
-
-
-@torch.no_grad()
-def _turn_back(pipeline: Pipeline, slices: Slices, run: Run) -> None:
-    """Correct the poses of cases that lie turned by 180 degrees, as prediction does."""
-    assert slices.pose is not None, "poses are corrected after they are estimated"
-    batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
-    margin = torch.cat(
-        [pipeline.pose.upright_margin(b.image, b.mask, b.pose).cpu() for b in batches if b.pose is not None]
-    )
-    for number, case in enumerate(slices.cases):
-        mine = torch.from_numpy(slices.rows[:, 0] == number)
-        if mine.any() and float(margin[mine].mean()) < 0.0:
-            slices.pose[mine] = turned_by_180(slices.pose[mine])
-            run.reporter.say(f"{case.record.id}: lies turned by 180 degrees against its header; turned back")
-
-
-@torch.no_grad()
-def _crops(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
-    """theta2 of every slice, once: STN2 no longer changes."""
-    batches = (batch.to(run.fabric.device) for batch in slices.in_order(32))
-    theta2 = torch.cat(
-        [pipeline.theta2(b.image, b.mask, b.pose).cpu() for b in batches if b.pose is not None]
-    )
-    if run.config.crop.per == "volume":
-        case_of_row = torch.from_numpy(slices.rows[:, 0])
-        for case in case_of_row.unique():
-            theta2[case_of_row == case] = common_crop(theta2[case_of_row == case])
-    return theta2
-
-
-@torch.no_grad()
-def _box_of_all(pipeline: Pipeline, slices: Slices, run: Run) -> torch.Tensor:
-    """One box that holds every training label in the homogenised frame, where no crop is learned."""
-    size = (pipeline.config.crop.size, pipeline.config.crop.size)
-    union = torch.zeros(1, *size)
-    for batch in slices.in_order(32):
-        on_device = batch.to(run.fabric.device)
-        assert on_device.pose is not None, "the box is found after the pose"
-        labels = one_hot(on_device.labels, pipeline.classes)[:, 1:].sum(dim=1, keepdim=True)
-        seen = warp(labels, matrix_from_pose(on_device.pose), size)
-        union = torch.maximum(union, (seen[:, 0] > 0.25).float().amax(dim=0, keepdim=True).cpu())
-    box: torch.Tensor = box_of_mask(union, margin=pipeline.config.crop.margin)[0][0]
-    return box
 
 
 def _info(

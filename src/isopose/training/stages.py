@@ -40,7 +40,7 @@ class PoseObjective(nn.Module):
         """Mean agreement with the reference's outline over all slices, learned and of the start alone."""
         learned, start = [], []
         for batch in batches:
-            before = self.pose.start(batch.mask)
+            before = self.pose.start(batch.image, batch.mask)
             after = self.pose.refine(batch.image, batch.mask, before)
             learned.append(self.pose.agreement(batch.mask, after))
             start.append(self.pose.agreement(batch.mask, before))

@@ -66,13 +66,16 @@ class Anatomy:
         return self.trunk.spine_y
 
 
-def sample_anatomy(rng: np.random.Generator, age_years: float, gravity: np.ndarray) -> Anatomy:
+def sample_anatomy(
+    rng: np.random.Generator, age_years: float, gravity: np.ndarray, *, tumour_share: float = 1.0
+) -> Anatomy:
     """One patient of an age in years.
 
     Args:
         rng: source of all variation.
         age_years: birth to 16.
         gravity: ``(3,)`` unit vector in the patient's frame in which things fall, for the flattened side.
+        tumour_share: of the drawn diameter that the tumour has; near 0 the patient is as good as healthy.
     """
     size = sample_size(rng, age_years)
     maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
@@ -86,7 +89,7 @@ def sample_anatomy(rng: np.random.Generator, age_years: float, gravity: np.ndarr
     )
     kidneys = {side: sample_kidney(rng, trunk, side) for side in (1, -1)}
     sick = 1 if rng.random() < 0.5 else -1
-    diameter = sample_diameter(rng, largest_diameter(trunk))
+    diameter = tumour_share * sample_diameter(rng, largest_diameter(trunk))
     trunk, kidneys[sick], tumour = grow(rng, trunk, kidneys[sick], diameter)
     liver, liver_hu = sample_liver(rng, trunk), float(rng.uniform(72.0, 100.0))
     spleen = sample_spleen(rng, trunk)

@@ -74,7 +74,7 @@ def render(
         hu = np.zeros_like(back)
         kidney, tumour = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
         for sub in range(subs):
-            plane = canonical_from_world @ scan.slice_matrix(k + (sub + 0.5) / subs - 0.5)
+            plane = canonical_from_world @ scan.slice_matrix(k, (sub + 0.5) / subs - 0.5)
             whole = back.copy()
             if scan.arms == "beside":
                 paint_arms(anatomy, plane, scan, edge, whole)

@@ -22,7 +22,7 @@ class Scan:
         size: columns and rows.
         slices: number of slices.
         pixel: mm.
-        thickness: mm, also the distance between slices.
+        thickness: mm, also the distance between slices unless that is given.
         origin: ``(3,)`` LPS mm of the first voxel's centre; the axes are LPS.
         arms: ``"beside"`` the body (in the field) or ``"above"`` (out of it).
         arm_gap: mm between body and arm, left and right.
@@ -31,6 +31,7 @@ class Scan:
         table_radius: mm, how strongly the table is curved.
         mattress: whether a thin mat lies on the table.
         blanket: mm that a blanket lies above the body, None for none.
+        distance: mm between the middles of neighbouring slices, None for their thickness.
     """
 
     size: int
@@ -45,18 +46,19 @@ class Scan:
     table_radius: float
     mattress: bool
     blanket: float | None
+    distance: float | None = None
 
     @property
     def world_from_index(self) -> np.ndarray:
         """``(4, 4)`` from (x, y, z) indices to LPS mm."""
-        matrix = np.diag([self.pixel, self.pixel, self.thickness, 1.0])
+        matrix = np.diag([self.pixel, self.pixel, self.distance or self.thickness, 1.0])
         matrix[:3, 3] = self.origin
         return matrix
 
-    def slice_matrix(self, index: float) -> np.ndarray:
-        """``(4, 4)`` like ``world_from_index``, with plane 0 at slice ``index``, which may be a fraction."""
+    def slice_matrix(self, index: int, part: float = 0.0) -> np.ndarray:
+        """``(4, 4)`` like ``world_from_index``, with plane 0 at a slice and a part of its thickness above."""
         matrix = self.world_from_index
-        matrix[2, 3] += index * self.thickness
+        matrix[2, 3] += index * matrix[2, 2] + part * self.thickness
         return matrix
 
 

@@ -1,0 +1,90 @@
+"""From poses of single slices to the poses of a scan: one, a smoothly varying one, or each slice's own."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from isopose.geometry.aggregate import common_values, pooled, smooth_values
+from isopose.geometry.moments import Moments
+from isopose.geometry.similarity import LOG_SCALE_X
+from isopose.models.pose import PoseTransformer, SlicePoses
+from isopose.models.roll import probability_within
+
+#: A scan that leans by more lies otherwise than its header says: on a side, or prone.
+TURNED = math.radians(60.0)
+#: A roll is right within this, and wrong beyond.
+RIGHT = math.radians(6.0)
+#: A slice whose outline agrees no better than this with the reference says nothing of size and centre.
+LEAST_AGREEMENT = 0.5
+
+
+class ScanPoses(NamedTuple):
+    """Of the N slices of one scan.
+
+    Args:
+        pose: ``(N, 5)``.
+        confidence: ``(N,)`` probability that the roll is right within :data:`RIGHT`; without the roll network
+            the agreement of the outlines, which is not one.
+    """
+
+    pose: Tensor
+    confidence: Tensor
+
+
+def joined(parts: Sequence[SlicePoses]) -> SlicePoses:
+    """Batches of slices of one scan, one after the other."""
+    outline = Moments(*(torch.cat(values) for values in zip(*(part.outline for part in parts), strict=True)))
+    return SlicePoses._make(
+        [*(torch.cat(values) for values in zip(*(part[:-1] for part in parts), strict=True)), outline]
+    )
+
+
+def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -> ScanPoses:
+    """Poses of the slices of one scan, as ``pose.per`` says.
+
+    The roll is decided first, by all slices (or neighbours) together; sizes and centres follow along it.
+
+    Args:
+        transformer: STN1.
+        slices: of one scan, in order.
+        z_mm: ``(N,)`` places along the scan.
+    """
+    config = transformer.config
+    if config.per == "slice":
+        return ScanPoses(slices.pose, confidence(transformer, slices, slices.evidence, None))
+    width = math.inf if config.per == "volume" else config.smooth_mm
+    evidence, worth = pooled(slices.evidence, z_mm, width)
+    angle = torch.atan2(evidence[:, 1], evidence[:, 0])
+    pose = slices.pose if transformer.roll is None else transformer.at_angle(slices.outline, angle)
+    rest, weight = pose[:, LOG_SCALE_X:], (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
+    if config.per == "volume":
+        rest = common_values(rest, weight).expand(len(weight), -1)
+    else:
+        rest = smooth_values(rest, weight, z_mm, width)
+    pose = torch.cat([angle[:, None], rest], dim=1)
+    return ScanPoses(pose, confidence(transformer, slices, evidence, worth))
+
+
+def confidence(
+    transformer: PoseTransformer, slices: SlicePoses, evidence: Tensor, worth: Tensor | None
+) -> Tensor:
+    """Probability ``(N,)`` that the roll is right within :data:`RIGHT`, calibrated on unseen phantoms.
+
+    Slices of a patient err alike: n of them are worth n / (1 + (n - 1) shared) independent ones.
+
+    Args:
+        transformer: STN1.
+        slices: each by itself.
+        evidence: ``(N, 2)``, pooled or of the slices.
+        worth: ``(N,)`` slices that were pooled, none for the slices themselves.
+    """
+    if transformer.roll is None:
+        return slices.agreement
+    factor, power, shared = transformer.roll.calibration.unbind()
+    concentration = factor * evidence.norm(dim=1).clamp(min=1e-6) ** power
+    if worth is not None:
+        concentration = concentration * worth / (1.0 + (worth - 1.0) * shared)
+    return probability_within(concentration, RIGHT)

@@ -1,0 +1,20 @@
+"""The roll network that comes with the package: trained on randomised phantoms only, see ``training/roll.py``."""
+
+from importlib.resources import as_file, files
+
+from safetensors.torch import load_file
+
+from isopose.models.roll import RollNetwork
+
+#: Its weights, float16 to keep the package small.
+WEIGHTS = "roll.safetensors"
+
+
+def load_shipped(network: RollNetwork) -> RollNetwork:
+    """Give a network the shipped weights."""
+    with as_file(files("isopose.models") / WEIGHTS) as path:
+        tensors = load_file(path)
+    network.load_state_dict(
+        {name: value.to(network.state_dict()[name].dtype) for name, value in tensors.items()}
+    )
+    return network
