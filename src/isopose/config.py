@@ -66,7 +66,7 @@ class PoseConfig(Section):
 
     start: Literal["anatomy", "moments", "identity"] = Field(
         "anatomy",
-        description="where learning starts; anatomy: the shipped network sees the roll, moments give the rest",
+        description="anatomy: the shipped network sees the roll, moments give the rest",
     )
     learned: bool = Field(
         False, description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network"

@@ -1,7 +1,7 @@
 """Training of the shipped roll network on randomised phantoms: ``python -m isopose.training.roll``.
 
-Each picture is a phantom's slice, deformed, cut, blotted and windowed at random, turned by a known angle and seen
-through the same view as in use. The loss is the negative log likelihood of that angle under the von Mises
+Each picture is a phantom's slice, deformed, cut, blotted and windowed at random, turned by a known angle and
+seen through the same view as in use. The loss is the negative log likelihood of that angle under the von Mises
 distribution whose concentration the network gives, so that it learns to know when it does not know.
 """
 
@@ -99,7 +99,7 @@ def picture(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Ten
 
 
 def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Views ``(N, 2, S, S)`` as the network gets them, the angle ``(N,)`` it should see, and mirrored or not.
+    """Views ``(N, 2, S, S)`` as the network gets them, the angle ``(N,)`` to be seen, and mirrored or not.
 
     Each row's picture is seen :data:`VIEWS` times: as a body comes, at any angle, and nearly upright, as after
     a look; as it is and in the mirror.

@@ -1,8 +1,7 @@
 """Phantoms of randomised appearance, for learning what holds in any CT and not only in these phantoms.
 
-Body and pose are those of the cohorts; contrast phase, densities, tumour and field of view are not: an organ may
-be as dense as it is in no patient. What stays true is where things lie, and that is what is to be learned
-(domain randomisation: Tobin et al., IROS 2017; Billot et al., SynthSeg, 2023).
+Body and pose are those of the cohorts; contrast phase, densities, tumour and field of view are not: an organ
+may be as dense as it is in no patient. What stays true is where things lie, and that is to be learned (domain randomisation: Tobin et al., IROS 2017; Billot et al., SynthSeg, 2023).
 """
 
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from isopose.data.phantom.render import render
 from isopose.data.phantom.scan import sample_scan
 from isopose.geometry.volume import Volume
 
-#: Levels (vertebrae with their discs) from the second lumbar vertebra between which slices are drawn: from the
-#: upper pelvis to the lower chest.
+#: Levels (vertebrae with their discs) from the second lumbar vertebra between which slices are drawn: from
+#: the upper pelvis to the lower chest.
 LOWEST, HIGHEST = -6.0, 6.5
 #: Part of the patients with a tumour of the cohorts' size; the others have one of a tenth of it.
 SICK = 0.5
