@@ -1,8 +1,8 @@
 """Which way is up: the roll of a slice, from what lies within the body.
 
 An outline that is nearly round has no axis, and one turned by 180 degrees looks the same; the spine, the
-muscles behind it, the organs and the gas do not. A small network looks at the body, centred and brought to one
-size by its moments (which leaves only the roll unknown), and gives a direction and how sure it is of it.
+muscles behind it, the organs and the gas do not. A small network looks at the body, centred and brought to
+one size by its moments (which leaves only the roll unknown), and gives a direction and how sure it is of it.
 """
 
 import math

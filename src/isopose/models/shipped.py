@@ -1,4 +1,4 @@
-"""The roll network that comes with the package, trained on randomised phantoms only (``training/roll.py``)."""
+"""The roll network that comes with the package, trained on randomised phantoms only: ``training/roll``."""
 
 from importlib.resources import as_file, files
 

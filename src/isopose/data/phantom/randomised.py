@@ -1,7 +1,8 @@
 """Phantoms of randomised appearance, for learning what holds in any CT and not only in these phantoms.
 
 Body and pose are those of the cohorts; contrast phase, densities, tumour and field of view are not: an organ
-may be as dense as it is in no patient. What stays true is where things lie, and that is to be learned (domain randomisation: Tobin et al., IROS 2017; Billot et al., SynthSeg, 2023).
+may be as dense as it is in no patient. What stays true is where things lie, and that is to be learned (domain
+randomisation: Tobin et al., IROS 2017; for segmentation Billot et al., SynthSeg, 2023).
 """
 
 from collections.abc import Iterator

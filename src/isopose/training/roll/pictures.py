@@ -1,40 +1,20 @@
-"""Training of the shipped roll network on randomised phantoms: ``python -m isopose.training.roll``.
-
-Each picture is a phantom's slice, deformed, cut, blotted and windowed at random, turned by a known angle and
-seen through the same view as in use. The loss is the negative log likelihood of that angle under the von Mises
-distribution whose concentration the network gives, so that it learns to know when it does not know.
-"""
+"""Pictures from which the roll network learns: slabs deformed, cut, blotted and turned at random."""
 
 import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import swa_utils
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from isopose.models.roll import RollNetwork, views
-from isopose.training.roll_slabs import KEPT_REACH, Slabs, hounsfield
+from isopose.models.roll import views
+from isopose.training.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
 #: Pixels along a side of the deformed body, before it is seen through the network's view.
 DEFORMED = 80
 #: How often each picture is seen, and how far from upright it is after a first look (standard deviation).
 VIEWS, AFTER_A_LOOK = 4, math.radians(12.0)
-MIRROR_WEIGHT = 0.1
-#: What the running mean of the weights keeps at each step.
-RUNNING_MEAN = 0.998
-
-
-def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:
-    """Mean negative log likelihood of angles ``(N,)`` under concentration times direction ``(N, 2)``.
-
-    log I0(k) - k cos(error), without the constant log 2 pi; the exponentially scaled Bessel function keeps it
-    finite for any k.
-    """
-    concentration = evidence.norm(dim=1)
-    along = evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()
-    return (torch.special.i0e(concentration).log() + concentration - along).mean()
 
 
 def picture(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -99,7 +79,7 @@ def picture(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Ten
 
 
 def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Views ``(N, 2, S, S)`` as the network gets them, the angle ``(N,)`` to be seen, and mirrored or not.
+    """Views ``(N, 2, S, S)`` as the network gets them, angles ``(N,)``, and mirrored or not ``(N,)``.
 
     Each row's picture is seen :data:`VIEWS` times: as a body comes, at any angle, and nearly upright, as after
     a look; as it is and in the mirror.
@@ -128,49 +108,6 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = torch.randint(0, len(self.slabs.roll), (self.pictures,), generator=generator)
         return batch(self.slabs, rows, generator)
-
-
-def train(
-    slabs: Slabs,
-    *,
-    steps: int,
-    pictures: int,
-    rate: float,
-    seed: int,
-    workers: int,
-    told: Callable[[int, float, nn.Module], None],
-) -> nn.Module:
-    """Train a network; the weights returned are a running mean of those of the last steps.
-
-    Args:
-        slabs: to learn from.
-        steps: batches.
-        pictures: a batch, each seen :data:`VIEWS` times.
-        rate: largest learning rate, of a cycle that ends at 0.
-        seed: of weights and pictures.
-        workers: processes that draw pictures ahead.
-        told: called after each step with its number, its loss and the running mean.
-    """
-    torch.manual_seed(seed)
-    network = RollNetwork()
-    mean = swa_utils.AveragedModel(
-        network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(RUNNING_MEAN), use_buffers=True
-    )
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    batches = DataLoader(Batches(slabs, seed, steps, pictures), batch_size=None, num_workers=workers)
-    for step, (seen, angle, mirrored) in enumerate(batches, start=1):
-        out = network(seen)
-        loss = von_mises_loss(out[:, :2], angle)
-        loss = loss + MIRROR_WEIGHT * F.binary_cross_entropy_with_logits(out[:, 2], mirrored)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-        schedule.step()
-        mean.update_parameters(network)
-        told(step, float(loss.detach()), mean.module)
-    return mean.module.eval()
 
 
 def _deformation(
