@@ -18,6 +18,8 @@ from isopose.geometry.warp import warp
 
 #: Pixels along a side of what the network sees, and half that side in radii of the disc of the body's area.
 SIZE, REACH = 64, 1.6
+#: The window in which a scan is shown to the network where nothing else is known of it.
+SOFT_TISSUE_HU = (-150.0, 300.0)
 #: Channels after each halving of the picture.
 FEATURES = (16, 32, 64, 96)
 HIDDEN = 64
@@ -109,6 +111,21 @@ class RollNetwork(nn.Module):
             angle = angle + torch.atan2(seen[:, 1], seen[:, 0])
         angle = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
         return Roll(angle, seen[:, :2].norm(dim=1), seen[:, 2])
+
+
+def corrected(concentration: Tensor, calibration: Tensor) -> Tensor:
+    """Calibrated concentration of what was seen, one slice or the mean of several.
+
+    Args:
+        concentration: ``(N,)`` length of the evidence.
+        calibration: ``(3,)`` factor, power, shared part.
+    """
+    return calibration[0] * concentration.clamp(min=1e-6) ** calibration[1]
+
+
+def worth_of(count: Tensor, calibration: Tensor) -> Tensor:
+    """How many independent slices a number of one patient's slices are worth, for these err alike."""
+    return count / (1.0 + (count - 1.0) * calibration[2])
 
 
 def probability_within(concentration: Tensor, limit: float) -> Tensor:

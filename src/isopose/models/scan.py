@@ -11,7 +11,7 @@ from isopose.geometry.aggregate import common_values, pooled, smooth_values
 from isopose.geometry.moments import Moments
 from isopose.geometry.similarity import LOG_SCALE_X
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.models.roll import probability_within
+from isopose.models.roll import corrected, probability_within, worth_of
 
 #: A scan that leans by more lies otherwise than its header says: on a side, or prone.
 TURNED = math.radians(60.0)
@@ -56,7 +56,7 @@ def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -
     if config.per == "slice":
         return ScanPoses(slices.pose, confidence(transformer, slices, slices.evidence, None))
     width = math.inf if config.per == "volume" else config.smooth_mm
-    evidence, worth = pooled(slices.evidence, z_mm, width)
+    evidence, count = pooled(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
     pose = slices.pose if transformer.roll is None else transformer.at_angle(slices.outline, angle)
     rest, weight = pose[:, LOG_SCALE_X:], (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
@@ -65,26 +65,24 @@ def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -
     else:
         rest = smooth_values(rest, weight, z_mm, width)
     pose = torch.cat([angle[:, None], rest], dim=1)
-    return ScanPoses(pose, confidence(transformer, slices, evidence, worth))
+    return ScanPoses(pose, confidence(transformer, slices, evidence, count))
 
 
 def confidence(
-    transformer: PoseTransformer, slices: SlicePoses, evidence: Tensor, worth: Tensor | None
+    transformer: PoseTransformer, slices: SlicePoses, evidence: Tensor, count: Tensor | None
 ) -> Tensor:
     """Probability ``(N,)`` that the roll is right within :data:`RIGHT`, calibrated on unseen phantoms.
-
-    Slices of a patient err alike: n of them are worth n / (1 + (n - 1) shared) independent ones.
 
     Args:
         transformer: STN1.
         slices: each by itself.
         evidence: ``(N, 2)``, pooled or of the slices.
-        worth: ``(N,)`` slices that were pooled, none for the slices themselves.
+        count: ``(N,)`` slices that were pooled, none for the slices themselves.
     """
     if transformer.roll is None:
         return slices.agreement
-    factor, power, shared = transformer.roll.calibration.unbind()
-    concentration = factor * evidence.norm(dim=1).clamp(min=1e-6) ** power
-    if worth is not None:
-        concentration = concentration * worth / (1.0 + (worth - 1.0) * shared)
+    calibration = transformer.roll.calibration
+    concentration = corrected(evidence.norm(dim=1), calibration)
+    if count is not None:
+        concentration = concentration * worth_of(count, calibration)
     return probability_within(concentration, RIGHT)

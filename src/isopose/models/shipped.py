@@ -3,11 +3,20 @@
 from importlib.resources import as_file, files
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from isopose.models.roll import RollNetwork
 
 #: Its weights, float16 to keep the package small.
 WEIGHTS = "roll.safetensors"
+
+
+def compact(network: RollNetwork) -> dict[str, Tensor]:
+    """A network's tensors as they are shipped: weights as float16, statistics and calibration whole."""
+    return {
+        name: (value.half() if name in dict(network.named_parameters()) else value).cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
 
 
 def load_shipped(network: RollNetwork) -> RollNetwork:

@@ -28,7 +28,7 @@ from isopose.progress import Reporter, Silent
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import Stage, train_stage
 from isopose.training.precision import precision_plugin
-from isopose.training.stages import CropObjective, PoseObjective, SegmentationObjective
+from isopose.training.stages import CropObjective, PoseObjective, RollObjective, SegmentationObjective
 from isopose.training.targets import Reference, check_reference, choose_reference
 from isopose.training.transforms import box_of_all, crops_of, poses_of, turned
 
@@ -107,6 +107,10 @@ def fit(
         load_shipped(pipeline.pose.roll)
     if pipeline.pose.localisation is not None:
         stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
+    if pipeline.pose.roll is not None and config.pose.learned:
+        for slices in filter(None, (train_slices, val_slices)):
+            slices.pose = poses_of(pipeline, slices, run.fabric.device)
+        stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose = poses_of(pipeline, slices, run.fabric.device)
         for line in turned(slices):

@@ -68,3 +68,14 @@ def level_weight(level: int) -> float:
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """``(N, H, W)`` class indices to ``(N, classes, H, W)`` float32."""
     return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).float()
+
+
+def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:
+    """Mean negative log likelihood of angles ``(N,)`` under concentration times direction ``(N, 2)``.
+
+    log I0(k) - k cos(error), without the constant log 2 pi; the exponentially scaled Bessel function keeps it
+    finite for any k.
+    """
+    concentration = evidence.norm(dim=1)
+    along = evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()
+    return (torch.special.i0e(concentration).log() + concentration - along).mean()

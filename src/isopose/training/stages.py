@@ -4,6 +4,7 @@ An objective is a module whose ``forward(batch, noise)`` is the loss and whose `
 returns numbers for validation, the score first; :mod:`isopose.training.loop` trains any of them the same way.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,10 +14,18 @@ from torch import Tensor, nn
 
 from isopose.data.slices import Batch, Slices
 from isopose.geometry.crop import jittered
-from isopose.geometry.similarity import add_residual, matrix_from_pose
+from isopose.geometry.similarity import ANGLE, add_residual, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
-from isopose.training.losses import crop_loss, level_weight, one_hot, pose_loss, segmentation_loss
+from isopose.models.roll import views
+from isopose.training.losses import (
+    crop_loss,
+    level_weight,
+    one_hot,
+    pose_loss,
+    segmentation_loss,
+    von_mises_loss,
+)
 from isopose.training.targets import crop_targets
 
 #: Pose jitter at strength 1: radians, log scale, shift in half sides of the homogenised frame.
@@ -47,6 +56,47 @@ class PoseObjective(nn.Module):
         return {
             "mask dice": float(torch.cat(learned).mean()),
             f"{self.pose.config.start} alone": float(torch.cat(start).mean()),
+        }
+
+
+class RollObjective(nn.Module):
+    """Fine-tuning of the shipped roll network on a user's own slices, without any label.
+
+    What the slices of a scan say together is taken as the truth for each; every slice is shown turned from it
+    by a known angle. So the network learns how these scanners and patients look, not another upright.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        assert pipeline.pose.roll is not None, "fine-tuning needs the roll network"
+        self.roll = pipeline.pose.roll
+        self.window = pipeline.pose.window
+
+    def train(self, mode: bool = True) -> "RollObjective":
+        """As usual, but with the shipped statistics: those of small batches of turned slices are poor."""
+        super().train(mode)
+        self.roll.eval()
+        return self
+
+    def forward(self, batch: Batch, noise: Tensor) -> Tensor:
+        """The loss of a batch; ``noise`` ``(N, 8)`` in [-1, 1] turns the slices."""
+        assert batch.pose is not None, "fine-tuning follows a first estimate"
+        angle = math.pi * noise[:, 0]
+        # Every other slice nearly upright, as after a first look.
+        angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
+        seen = views(self.window(batch.image), batch.mask, batch.pose[:, ANGLE] - angle)
+        return von_mises_loss(self.roll(seen)[:, :2], angle)
+
+    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
+        """Mean cosine of what a slice says alone and what its scan said at first, and the median angle."""
+        errors = []
+        for batch in batches:
+            assert batch.pose is not None, "fine-tuning follows a first estimate"
+            errors.append(self.roll.roll(self.window(batch.image), batch.mask).angle - batch.pose[:, ANGLE])
+        cosine = torch.cat(errors).cos()
+        return {
+            "roll cosine": float(cosine.mean()),
+            "roll degrees": math.degrees(float(cosine.clamp(-1.0, 1.0).acos().median())),
         }
 
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from isopose.models.roll import views
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.models.roll import SOFT_TISSUE_HU, views
 from isopose.training.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
 #: Pixels along a side of the deformed body, before it is seen through the network's view.
@@ -79,10 +81,10 @@ def picture(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Ten
 
 
 def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Views ``(N, 2, S, S)`` as the network gets them, angles ``(N,)``, and mirrored or not ``(N,)``.
+    """Views ``(N, 2, S, S)`` as the network gets them, angles ``(N,)``, mirrored or not ``(N,)``.
 
-    Each row's picture is seen :data:`VIEWS` times: as a body comes, at any angle, and nearly upright, as after
-    a look; as it is and in the mirror.
+    Each row's picture is seen :data:`VIEWS` times: as a body comes, at any angle, and nearly upright, as
+    after a look; as it is and in the mirror.
     """
     image, mask = picture(slabs, rows, generator)
     image, mask = torch.cat([image, image.flip(3)]), torch.cat([mask, mask.flip(3)])
@@ -93,6 +95,36 @@ def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tenso
     small = torch.randn(count, generator=generator) * AFTER_A_LOOK
     angle = torch.where(torch.arange(count) < count // 2, any_angle, small)
     return views(image, mask, -angle), angle, mirrored.float()
+
+
+def turned_pictures(
+    slabs: Slabs, rows: Tensor, *, randomised: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slices turned by any angle, and moved a little, to try a network on.
+
+    Args:
+        slabs: where from.
+        rows: which slices.
+        randomised: disturbed as in training; else as they are, in a window of soft tissue.
+        seed: of all that is random.
+
+    Returns:
+        Images in [0, 1] and masks ``(N, 1, S, S)``, and the angles ``(N,)`` at which the patients lie.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if randomised:
+        image, mask = picture(slabs, rows, generator)
+        lies = torch.zeros(len(rows))
+    else:
+        low, high = SOFT_TISSUE_HU
+        mask = slabs.mask[rows].float()[:, None]
+        image = ((hounsfield(slabs.hu[rows])[:, None] - low) / (high - low)).clamp(0.0, 1.0) * mask
+        lies = slabs.roll[rows]
+    angle = (torch.rand(len(rows), generator=generator) * 2.0 - 1.0) * math.pi
+    shift = (torch.rand(len(rows), 2, generator=generator) * 2.0 - 1.0) * 0.1
+    pose = torch.cat([-angle[:, None], torch.zeros(len(rows), 2), shift], dim=1)
+    both = warp(torch.cat([image, mask], dim=1), matrix_from_pose(pose), (image.shape[2], image.shape[3]))
+    return both[:, :1], both[:, 1:], lies + angle
 
 
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):

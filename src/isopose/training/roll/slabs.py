@@ -40,6 +40,10 @@ class Slabs:
     roll: Tensor
     patient: Tensor
 
+    def of(self, rows: Tensor) -> "Slabs":
+        """Some slices only: booleans or indices."""
+        return Slabs(self.hu[rows], self.mask[rows], self.roll[rows], self.patient[rows])
+
 
 def hounsfield(hu: Tensor) -> Tensor:
     """Float32 HU of kept bytes."""

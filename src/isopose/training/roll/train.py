@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import swa_utils
 from torch.utils.data import DataLoader, Subset
 
 from isopose.models.roll import RollNetwork
 from isopose.progress import Reporter
 from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from isopose.training.losses import von_mises_loss
 from isopose.training.roll.pictures import Batches
 
 #: Weight of telling mirrored slices, beside that of the angle.
@@ -27,17 +28,6 @@ WARM_UP = 0.1
 WEIGHT_DECAY, MAX_NORM = 0.02, 5.0
 #: Steps after which the state is written.
 EPOCH = 250
-
-
-def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:
-    """Mean negative log likelihood of angles ``(N,)`` under concentration times direction ``(N, 2)``.
-
-    log I0(k) - k cos(error), without the constant log 2 pi; the exponentially scaled Bessel function keeps it
-    finite for any k.
-    """
-    concentration = evidence.norm(dim=1)
-    along = evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()
-    return (torch.special.i0e(concentration).log() + concentration - along).mean()
 
 
 def train(
