@@ -171,6 +171,12 @@ class PredictConfig(Section):
     min_pose_dice: float = Field(
         0.8, ge=0, le=1, description="agreement with the reference's outline below which a pose falls back"
     )
+    min_confidence: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="probability that the roll is right (within 6 degrees) below which to warn",
+    )
     crop_border: int = Field(1, ge=0, description="pixels: a label that near the crop's border is cut off")
 
 

@@ -17,7 +17,7 @@ from isopose.inference.confidence import touches_border
 from isopose.models.folder import Model
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 from isopose.models.pose import POSE_SOURCES
-from isopose.models.scan import TURNED, joined, scan_poses
+from isopose.models.scan import MIRRORED, TURNED, joined, scan_poses
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
@@ -258,6 +258,12 @@ def _warnings(records: SliceRecords, model: Model) -> list[str]:
             f"lies turned by {np.degrees(records.roll):+.0f} degrees against what the file's header says: "
             "turned back; check the sides"
         )
+    if model.pipeline.pose.roll is not None:
+        doubted = int((records.confidence[shown] < model.config.predict.min_confidence).sum())
+        if doubted:
+            lines.append(f"it is not sure which way up the patient lies in {doubted} of {total} slices")
+        if total and float(records.mirrored[shown].mean()) > MIRRORED:
+            lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
     low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
     if low and model.config.pose.estimated:
         lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")

@@ -15,6 +15,9 @@ from isopose.models.roll import corrected, probability_within, worth_of
 
 #: A scan that leans by more lies otherwise than its header says: on a side, or prone.
 TURNED = math.radians(60.0)
+#: Mean logit from which a scan is said to be mirrored: no unseen phantom of 80 reaches it as it is, three
+#: quarters do when mirrored, and both real scans do (2.0 and 1.4 away from it).
+MIRRORED = 0.7
 #: A roll is right within this, and wrong beyond.
 RIGHT = math.radians(6.0)
 #: A slice whose outline agrees no better than this with the reference says nothing of size and centre.
