@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isopose.geometry.moments import moments
@@ -18,6 +19,8 @@ from isopose.geometry.warp import warp
 
 #: Pixels along a side of what the network sees, and half that side in radii of the disc of the body's area.
 SIZE, REACH = 64, 1.6
+#: Pixels along a side to which a frame is averaged before it is viewed, at least.
+BEFORE_VIEW = 96
 #: The window in which a scan is shown to the network where nothing else is known of it.
 SOFT_TISSUE_HU = (-150.0, 300.0)
 #: Channels after each halving of the picture.
@@ -102,6 +105,9 @@ class RollNetwork(nn.Module):
             mask: ``(N, 1, S, S)`` foreground.
             passes: looks.
         """
+        # Block means first: sampling a large slice at few points would alias, and blurring it whole is slow.
+        block = max(1, image.shape[-1] // BEFORE_VIEW)
+        image, mask = F.avg_pool2d(image * mask, block), F.avg_pool2d(mask.to(image.dtype), block)
         angle = torch.zeros(image.shape[0], device=image.device)
         for number in range(passes):
             if number < passes - 1:
@@ -147,7 +153,7 @@ def views(image: Tensor, mask: Tensor, angle: Tensor) -> Tensor:
     radius = torch.where(of.empty, 1.0, REACH * (area.clamp(min=1e-6) / math.pi).sqrt()).log()
     pose = torch.cat([angle[:, None], radius[:, None], radius[:, None], of.centre], dim=1)
     both = torch.cat([image * mask, mask], dim=1)
-    return warp(both, matrix_from_pose(pose), (SIZE, SIZE))
+    return warp(both, matrix_from_pose(pose), (SIZE, SIZE), prefilter=False)
 
 
 def _block(before: int, after: int, *, size: int = 3, stride: int = 1) -> list[nn.Module]:
