@@ -41,17 +41,19 @@ def moments(mask: Tensor) -> Moments:
     """Moments of soft or binary masks ``(N, 1, H, W)`` with H = W."""
     h, w = mask.shape[2:]
     precise = torch.float32 if mask.device.type in NO_FLOAT64 else torch.float64
-    weight = mask[:, 0].to(precise)
+    # Sums along one axis are short and exact enough in float32; copying whole masks to float64 is slow.
+    weight = mask[:, 0] if mask.dtype.is_floating_point else mask[:, 0].float()
     x = (2.0 * torch.arange(w, device=mask.device, dtype=precise) + 1.0) / w - 1.0
     y = (2.0 * torch.arange(h, device=mask.device, dtype=precise) + 1.0) / h - 1.0
-    mass = weight.sum(dim=(1, 2))
+    columns, rows = weight.sum(dim=1).to(precise), weight.sum(dim=2).to(precise)
+    mixed = (weight @ x.to(weight.dtype)).to(precise)
+    mass = rows.sum(dim=1)
     empty = mass <= 0
     mass = mass.clamp(min=1e-12)
-    columns, rows = weight.sum(dim=1), weight.sum(dim=2)
     cx, cy = (columns @ x) / mass, (rows @ y) / mass
     xx = (columns @ x.square()) / mass - cx.square()
     yy = (rows @ y.square()) / mass - cy.square()
-    xy = torch.einsum("nhw,h,w->n", weight, y, x) / mass - cx * cy
+    xy = (mixed @ y) / mass - cx * cy
     angle = 0.5 * torch.atan2(2.0 * xy, xx - yy)
     root = ((xx - yy) / 2.0).square().add(xy.square()).sqrt()
     mean = (xx + yy) / 2.0

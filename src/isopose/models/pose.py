@@ -16,7 +16,7 @@ from isopose.geometry.similarity import (
     isotropic,
     matrix_from_pose,
 )
-from isopose.geometry.warp import warp
+from isopose.geometry.warp import block_means, warp
 from isopose.models.localisation import Localisation
 from isopose.models.roll import RollNetwork
 
@@ -117,7 +117,7 @@ class PoseTransformer(nn.Module):
     def agreement(self, mask: Tensor, pose: Tensor) -> Tensor:
         """Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenised mask and the reference's."""
         size = self.reference_mask.shape[-1]
-        homogenised = warp(mask.float(), matrix_from_pose(pose), (size, size))
+        homogenised = warp(block_means(mask.float(), size), matrix_from_pose(pose), (size, size))
         return soft_dice(homogenised, self.reference_mask)
 
     def estimate(self, image: Tensor, mask: Tensor, least: float) -> SlicePoses:

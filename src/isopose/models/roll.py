@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isopose.geometry.moments import moments
 from isopose.geometry.similarity import matrix_from_pose
-from isopose.geometry.warp import warp
+from isopose.geometry.warp import block_means, warp
 
 #: Pixels along a side of what the network sees, and half that side in radii of the disc of the body's area.
 SIZE, REACH = 64, 1.6
@@ -105,9 +104,7 @@ class RollNetwork(nn.Module):
             mask: ``(N, 1, S, S)`` foreground.
             passes: looks.
         """
-        # Block means first: sampling a large slice at few points would alias, and blurring it whole is slow.
-        block = max(1, image.shape[-1] // BEFORE_VIEW)
-        image, mask = F.avg_pool2d(image * mask, block), F.avg_pool2d(mask.to(image.dtype), block)
+        image, mask = block_means(image * mask, BEFORE_VIEW), block_means(mask.to(image.dtype), BEFORE_VIEW)
         angle = torch.zeros(image.shape[0], device=image.device)
         for number in range(passes):
             if number < passes - 1:
