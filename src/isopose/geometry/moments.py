@@ -46,7 +46,8 @@ def moments(mask: Tensor) -> Moments:
     x = (2.0 * torch.arange(w, device=mask.device, dtype=precise) + 1.0) / w - 1.0
     y = (2.0 * torch.arange(h, device=mask.device, dtype=precise) + 1.0) / h - 1.0
     columns, rows = weight.sum(dim=1).to(precise), weight.sum(dim=2).to(precise)
-    mixed = (weight @ x.to(weight.dtype)).to(precise)
+    with torch.autocast(mask.device.type, enabled=False):
+        mixed = (weight @ x.to(weight.dtype)).to(precise)
     mass = rows.sum(dim=1)
     empty = mass <= 0
     mass = mass.clamp(min=1e-12)
