@@ -62,7 +62,7 @@ def bright_model(
 ) -> Model:
     base: dict[str, Any] = {
         "data": {"size": 128},
-        "pose": {"size": 32, "fill": None},
+        "pose": {"size": 32, "fill": None, "start": "moments", "learned": True, "per": "slice"},
         "crop": {"size": 32},
         "unet": {"input": "full", "base_features": 2},
     }
@@ -72,7 +72,7 @@ def bright_model(
     torch.manual_seed(0)
     mask = ellipse(64, (2 * BODY[0] / FOV, 2 * BODY[1] / FOV)) if reference is None else reference
     start = None if crop_start is None else torch.tensor(crop_start)
-    pipeline = Pipeline(config, LABELS.classes, mask, INTENSITY.air, start)
+    pipeline = Pipeline(config, LABELS.classes, mask, INTENSITY.air, INTENSITY.top, start)
     if not real_unet:
         pipeline.unet = Brightness(blind)  # type: ignore[assignment]
     pipeline.eval().requires_grad_(False)

@@ -12,7 +12,6 @@ from isopose.geometry.similarity import (
     isotropic,
     matrix_from_pose,
     pose_from_matrix,
-    turned_by_180,
 )
 from isopose.geometry.warp import compose, invert
 
@@ -85,11 +84,3 @@ def test_residual_is_float32_under_autocast():
     expected = add_residual(start, residual)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(add_residual(start, residual), expected)
-
-
-@settings(max_examples=50, deadline=None)
-@given(poses)
-def test_turned_by_180_is_a_turn_of_the_homogenised_frame(pose):
-    turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
-    assert torch.allclose(matrix_from_pose(turned_by_180(pose)), matrix_from_pose(pose) @ turn, atol=1e-9)
-    assert turned_by_180(pose)[0, 0].abs() <= torch.pi + 1e-9

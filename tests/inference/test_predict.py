@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from bright import BODY, FOV, bright_model, dice, ellipse, scene, stored_otherwise, world_centre
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.inference.confidence import POSE_SOURCES
 from isopose.inference.predict import predict
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.models.pose import POSE_SOURCES
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
 LEARNED, MOMENTS, IDENTITY = (POSE_SOURCES.index(name) for name in ("learned", "moments", "identity"))
@@ -185,7 +185,7 @@ def test_every_arm_finds_the_mass(changes) -> None:
 def test_slices_without_a_body_are_background(model) -> None:
     gap = scene(slices=7, empty=(0, 1, 6))
     result = predict(model, gap.volume, probabilities=True)
-    np.testing.assert_array_equal(result.slices.pose_source, [-1, -1, 1, 1, 1, 1, -1])
+    np.testing.assert_array_equal(result.slices.pose_source, [-1, -1, *[MOMENTS] * 4, -1])
     assert np.isnan(result.slices.pose[[0, 1, 6]]).all()
     assert not result.labels.array[[0, 1, 6]].any()
     assert result.labels.array[2:6].any(axis=(1, 2)).all()
@@ -388,26 +388,3 @@ def test_labels_outside_the_body_are_told(model) -> None:
     share = (rod > 0).sum() / (result.labels.array > 0).sum()
     told = next(line for line in result.warnings if "outside the body" in line)
     assert float(told.split()[0]) == pytest.approx(100.0 * share, abs=3.0)
-
-
-@pytest.mark.parametrize("degrees", [0, 20, -30, 180, 160, -155])
-def test_a_patient_upside_down_against_the_header_is_turned_back_and_told(degrees) -> None:
-    """With an atlas half a turn is seen: the pose is the true one, not one of two."""
-    model = bright_model()
-    pipeline = model.pipeline.pose
-    upright = predict(model, scene().volume)
-    rows = (
-        torch.from_numpy(upright.prepared.image)[:, None],
-        torch.from_numpy(upright.prepared.mask)[:, None].float(),
-    )
-    pipeline.atlas.copy_(
-        pipeline.brightness(*rows, torch.from_numpy(upright.slices.pose)).mean(0, keepdim=True)
-    )
-
-    rolled = scene(roll=math.radians(degrees), field=(250.0, 230.0))
-    result = predict(model, rolled.volume)
-    assert_finds(result.labels, rolled.truth)
-    assert result.slices.turned == (abs(degrees) > 90)
-    assert any("turned by 180 degrees" in line for line in result.warnings) == result.slices.turned
-    angles = np.degrees(result.slices.pose[:, 0])
-    assert np.abs((angles - degrees + 180) % 360 - 180).max() < 3

@@ -5,7 +5,7 @@ import torch
 
 from isopose.config import CropConfig, PoseConfig
 from isopose.geometry.crop import MIN_CROP
-from isopose.geometry.similarity import matrix_from_pose, turned_by_180
+from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localisation import Localisation
@@ -21,8 +21,8 @@ def body(scale: float = 1.0) -> torch.Tensor:
 
 def test_starts_at_the_identity():
     torch.manual_seed(0)
-    config = PoseConfig(start="identity", size=SIZE)
-    transformer = PoseTransformer(config, body(), air=-2.0)
+    config = PoseConfig(start="identity", learned=True, size=SIZE)
+    transformer = PoseTransformer(config, body(), air=-2.0, top=3.0)
     image = torch.randn(3, 1, SIZE, SIZE)
     assert torch.equal(transformer(image, body().expand(3, 1, SIZE, SIZE)), torch.zeros(3, 5))
     crop = CropTransformer(CropConfig(size=SIZE))
@@ -31,7 +31,9 @@ def test_starts_at_the_identity():
 
 
 def test_starts_at_the_moments():
-    transformer = PoseTransformer(PoseConfig(size=SIZE), body(), air=-2.0)
+    transformer = PoseTransformer(
+        PoseConfig(start="moments", learned=True, size=SIZE), body(), air=-2.0, top=3.0
+    )
     applied = torch.tensor([[0.3, -0.4, -0.4, 0.05, -0.1]])
     # Seen through the inverse the outline is small, turned and off centre.
     moved = warp(body(), invert(matrix_from_pose(applied)), (SIZE, SIZE))
@@ -43,7 +45,9 @@ def test_starts_at_the_moments():
 
 def test_one_scale_is_a_true_similarity():
     torch.manual_seed(0)
-    transformer = PoseTransformer(PoseConfig(size=SIZE, scales=1), body(), air=0.0)
+    transformer = PoseTransformer(
+        PoseConfig(start="moments", learned=True, size=SIZE, scales=1), body(), air=0.0, top=3.0
+    )
     torch.nn.init.normal_(transformer.localisation.output.weight)
     pose = transformer(torch.randn(4, 1, SIZE, SIZE), body(0.7).expand(4, 1, SIZE, SIZE))
     assert torch.allclose(pose[:, 1], pose[:, 2])
@@ -52,8 +56,10 @@ def test_one_scale_is_a_true_similarity():
 
 def test_residual_stays_within_its_bounds():
     torch.manual_seed(0)
-    config = PoseConfig(start="identity", size=SIZE, max_angle=0.2, max_log_scale=0.3, max_shift=0.1)
-    transformer = PoseTransformer(config, body(), air=0.0)
+    config = PoseConfig(
+        start="identity", learned=True, size=SIZE, max_angle=0.2, max_log_scale=0.3, max_shift=0.1
+    )
+    transformer = PoseTransformer(config, body(), air=0.0, top=3.0)
     torch.nn.init.normal_(transformer.localisation.output.weight, std=100.0)
     pose = transformer(torch.randn(8, 1, SIZE, SIZE), body().expand(8, 1, SIZE, SIZE))
     assert pose[:, 0].abs().max() <= 0.2
@@ -85,28 +91,3 @@ def test_crop_never_below_a_quarter():
     crop = CropTransformer(CropConfig(size=SIZE), torch.tensor([0.1, 0.1, 0.1, 0.1]))
     theta2 = crop(torch.randn(2, 1, SIZE, SIZE), body().expand(2, 1, SIZE, SIZE))
     assert torch.allclose(theta2[:, 0, 0], torch.full((2,), MIN_CROP))
-
-
-def slice_with_spine(turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A body with a bright spine at the back (+y), or at the front where it is turned by 180 degrees."""
-    image = torch.where(body() > 0, 0.0, -2.0)
-    y = slice(20, 28) if turned else slice(36, 44)
-    image[..., y, 28:36] = 3.0
-    return image, body()
-
-
-def test_upright_margin_tells_a_slice_from_itself_upside_down():
-    transformer = PoseTransformer(PoseConfig(size=SIZE), body(), air=-2.0)
-    upright, mask = slice_with_spine(turned=False)
-    turned, _ = slice_with_spine(turned=True)
-    images, masks, poses = torch.cat([upright, turned]), mask.expand(2, 1, SIZE, SIZE), torch.zeros(2, 5)
-    assert torch.equal(transformer.upright_margin(images, masks, poses), torch.zeros(2)), (
-        "no atlas, no opinion"
-    )
-    transformer.atlas.copy_(transformer.brightness(upright, mask, poses[:1]))
-    margin = transformer.upright_margin(images, masks, poses)
-    assert margin[0] > 0.05
-    assert margin[1] == pytest.approx(-margin[0].item(), abs=0.01)
-    # Posed upside down, the turned one is upright.
-    back = turned_by_180(poses[1:])
-    assert transformer.upright_margin(turned, mask, back).item() == pytest.approx(margin[0].item(), abs=0.01)

@@ -14,7 +14,12 @@ from isopose.io.images import write_image, write_labels
 #: Everything as small as it goes: two epochs of two or three batches a stage.
 TINY: dict[str, Any] = {
     "data": {"size": 64},
-    "pose": {"size": 32, "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4}},
+    "pose": {
+        "size": 32,
+        "start": "moments",
+        "learned": True,
+        "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4},
+    },
     "crop": {"size": 32, "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4}},
     "unet": {
         "base_features": 4,

@@ -29,12 +29,12 @@ from isopose.training.stages import (
 from isopose.training.targets import crop_targets
 
 SIZE = 64
-AIR = -2.0
+AIR, TOP = -2.0, 3.0
 STILL = torch.zeros(6, 8)
 #: One resolution, pose and crop undisturbed.
 PLAIN: dict[str, Any] = {
     "data": {"size": SIZE},
-    "pose": {"size": 32},
+    "pose": {"size": 32, "start": "moments", "learned": True, "per": "slice"},
     "crop": {"size": 64},
     "unet": {"base_features": 4, "input": "full", "pose_jitter": 0.0},
 }
@@ -83,7 +83,7 @@ def poses(count: int = 6, spread: float = 1.0) -> Tensor:
 
 def pipeline_of(settings: Config) -> Pipeline:
     torch.manual_seed(0)
-    return Pipeline(settings, 3, upright()[1], AIR)
+    return Pipeline(settings, 3, upright()[1], AIR, TOP)
 
 
 class Answering(torch.nn.Module):
