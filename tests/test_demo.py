@@ -109,8 +109,8 @@ def test_both_arms_have_the_same_network_and_steps(made):
         assert configs["with"]["unet"][key] == configs["without"]["unet"][key]
     assert configs["with"]["data"] == configs["without"]["data"]
     assert configs["with"]["train"] == configs["without"]["train"]
-    assert configs["without"]["pose"]["learned"] is False
-    assert configs["with"]["pose"]["learned"] is True
+    assert configs["without"]["pose"]["start"] == "identity"
+    assert configs["with"]["pose"]["start"] == "anatomy"
 
 
 def test_the_real_constants_compare_like_with_like():

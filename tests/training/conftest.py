@@ -16,8 +16,6 @@ TINY: dict[str, Any] = {
     "data": {"size": 64},
     "pose": {
         "size": 32,
-        "start": "moments",
-        "learned": True,
         "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4},
     },
     "crop": {"size": 32, "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4}},
@@ -29,12 +27,16 @@ TINY: dict[str, Any] = {
 }
 
 
+#: By default there is nothing to train in STN1: here there is, for each stage has to run.
+STN1 = {"default": ("pose.start=moments", "pose.learned=true"), "paper": ()}
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Config]:
     """The tiny configuration of a preset, with settings."""
 
     def build(*settings: str, preset: str = "default") -> Config:
-        return load_config(preset, base=TINY, settings=settings)
+        return load_config(preset, base=TINY, settings=(*STN1[preset], *settings))
 
     return build
 
