@@ -25,10 +25,10 @@ COHORT = 1_000_003
 
 def main(
     output: Annotated[Path, typer.Argument(help="folder for weights, a report and what is needed to resume")],
-    patients: Annotated[int, typer.Option(min=1, help="phantoms to learn from")] = 1200,
-    held_out: Annotated[int, typer.Option(min=2, help="further phantoms, to calibrate on")] = 100,
+    patients: Annotated[int, typer.Option(min=1, help="phantoms to learn from")] = 2400,
+    held_out: Annotated[int, typer.Option(min=2, help="further phantoms, to calibrate on")] = 150,
     slices: Annotated[int, typer.Option(min=2, help="of each phantom")] = 10,
-    steps: Annotated[int, typer.Option(min=1)] = 7000,
+    steps: Annotated[int, typer.Option(min=1)] = 10000,
     pictures: Annotated[int, typer.Option(min=1, help=f"a step, each seen {VIEWS} times")] = 40,
     rate: Annotated[float, typer.Option(help="largest learning rate")] = 2e-3,
     workers: Annotated[int, typer.Option(min=0)] = 2,

@@ -16,9 +16,6 @@ from isopose.models.roll import RollNetwork, corrected, worth_of
 from isopose.training.roll.pictures import turned_pictures
 from isopose.training.roll.slabs import Slabs
 
-#: Slices that are looked at together.
-BATCH = 64
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -40,11 +37,15 @@ class Seen:
 
 @torch.no_grad()
 def look(network: RollNetwork, slabs: Slabs, *, randomised: bool, seed: int) -> Seen:
-    """Show every slice once, turned by any angle; as it is, or deformed and blotted as in training."""
+    """Show every patient once, turned by any angle; as the slices are, or disturbed as in training.
+
+    All slices of a patient alike: what spoils a scan spoils all of it, and pooling must not be believed to
+    mend that.
+    """
     found = []
-    for first in range(0, len(slabs.roll), BATCH):
-        rows = torch.arange(first, min(first + BATCH, len(slabs.roll)))
-        image, mask, angle = turned_pictures(slabs, rows, randomised=randomised, seed=seed + first)
+    for patient in slabs.patient.unique().tolist():
+        rows = torch.nonzero(slabs.patient == patient)[:, 0]
+        image, mask, angle = turned_pictures(slabs, rows, randomised=randomised, seed=seed + patient)
         roll = network.roll(image, mask)
         error = roll.angle - angle
         found.append(roll.concentration[:, None] * torch.stack([error.cos(), error.sin()], dim=1))

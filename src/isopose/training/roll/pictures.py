@@ -19,22 +19,32 @@ DEFORMED = 80
 VIEWS, AFTER_A_LOOK = 4, math.radians(12.0)
 
 
-def picture(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def picture(
+    slabs: Slabs, rows: Tensor, generator: torch.Generator, *, alike: bool = False
+) -> tuple[Tensor, Tensor]:
     """Random pictures of some slices.
+
+    Args:
+        slabs: where from.
+        rows: which slices.
+        generator: of all that is random.
+        alike: all are deformed and disturbed in the same way, as the slices of one scan are.
 
     Returns:
         Images in [0, 1] and masks ``(N, 1, DEFORMED, DEFORMED)``, upright, not yet mirrored or turned.
     """
     count = len(rows)
+    drawn = 1 if alike else count
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=generator) * (high - low) + low
+        values = torch.rand(drawn, *shape, generator=generator) * (high - low) + low
+        return values.expand(count, *shape)
 
     def normal(sd: float, *shape: int) -> Tensor:
-        return torch.randn(count, *shape, generator=generator) * sd
+        return (torch.randn(drawn, *shape, generator=generator) * sd).expand(count, *shape)
 
     def sometimes(part: float) -> Tensor:
-        return torch.rand(count, generator=generator) < part
+        return (torch.rand(drawn, generator=generator) < part).expand(count)
 
     grid = _deformation(slabs.roll[rows], uniform, normal, sometimes)
     both = torch.stack([hounsfield(slabs.hu[rows]) + 1000.0, slabs.mask[rows].float()], dim=1)
@@ -48,15 +58,16 @@ def picture(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Ten
         blob = blob * (sometimes(0.25).float() * (hu[:, 0].amax(dim=(1, 2)) > 0))[:, None, None]
         value = uniform(-30.0, 90.0)[:, None, None]
         hu = torch.where((blob > 0.5)[:, None] & (hu > -500.0), value[:, None] + 0.1 * hu, hu)
-    # The mask's own errors: an arm or a table's piece that stayed, a field of view that cuts.
-    arm = _ellipse(x, y, *_around(uniform(-math.pi, math.pi), 1.12), uniform(0.15, 0.4), uniform(0.15, 0.4))
-    stays = (arm > 0.5) & sometimes(0.12)[:, None, None]
+    # The mask's own errors: an arm or a table's piece that stayed, a piece that is missing.
+    arm = _ellipse(x, y, *_around(uniform(-math.pi, math.pi), 1.12), uniform(0.15, 0.5), uniform(0.15, 0.5))
+    stays = (arm > 0.5) & sometimes(0.15)[:, None, None]
     hu = torch.where((stays & (mask[:, 0] < 0.5))[:, None], uniform(-80.0, 120.0)[:, None, None, None], hu)
     mask = torch.maximum(mask, stays[:, None].float())
-    angle, depth = (
-        uniform(-math.pi, math.pi),
-        torch.where(sometimes(0.12), uniform(0.75, 1.0), torch.tensor(9.0)),
-    )
+    bite = _ellipse(x, y, *_around(uniform(-math.pi, math.pi), 1.05), uniform(0.15, 0.5), uniform(0.15, 0.5))
+    mask = mask * (1.0 - bite * sometimes(0.1).float()[:, None, None])[:, None]
+    # A field of view that cuts.
+    angle = uniform(-math.pi, math.pi)
+    depth = torch.where(sometimes(0.15), uniform(0.3, 1.0), torch.tensor(9.0))
     across = x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None]
     mask = mask * (across < depth[:, None, None]).float()[:, None]
 
@@ -67,16 +78,14 @@ def picture(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Ten
     blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
     part = torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(count))
     image = image + part[:, None, None, None] * (blurred - image)
-    noise = (
-        torch.randn(count, 1, DEFORMED, DEFORMED, generator=generator)
-        * uniform(0.0, 0.07)[:, None, None, None]
-    )
+    strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
+    noise = torch.randn(count, 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
     image = (image + noise).clamp(0.0, 1.0)
     # Metal, missing values, no image at all: then the outline must do.
     hole = _ellipse(x, y, uniform(-1, 1), uniform(-1, 1), uniform(0.1, 0.4), uniform(0.1, 0.4)) > 0.5
     filled = (sometimes(0.5).float())[:, None, None]
     image = torch.where((hole & sometimes(0.08)[:, None, None])[:, None], filled[:, None], image)
-    image = torch.where(sometimes(0.03)[:, None, None, None], torch.zeros_like(image), image)
+    image = torch.where(sometimes(0.05)[:, None, None, None], torch.zeros_like(image), image)
     return image * mask, mask
 
 
@@ -100,12 +109,12 @@ def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tenso
 def turned_pictures(
     slabs: Slabs, rows: Tensor, *, randomised: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Slices turned by any angle, and moved a little, to try a network on.
+    """Slices of one patient turned by one angle of any size, and moved a little, to try a network on.
 
     Args:
         slabs: where from.
         rows: which slices.
-        randomised: disturbed as in training; else as they are, in a window of soft tissue.
+        randomised: disturbed as in training, all alike; else as they are, in a window of soft tissue.
         seed: of all that is random.
 
     Returns:
@@ -113,15 +122,15 @@ def turned_pictures(
     """
     generator = torch.Generator().manual_seed(seed)
     if randomised:
-        image, mask = picture(slabs, rows, generator)
+        image, mask = picture(slabs, rows, generator, alike=True)
         lies = torch.zeros(len(rows))
     else:
         low, high = SOFT_TISSUE_HU
         mask = slabs.mask[rows].float()[:, None]
         image = ((hounsfield(slabs.hu[rows])[:, None] - low) / (high - low)).clamp(0.0, 1.0) * mask
         lies = slabs.roll[rows]
-    angle = (torch.rand(len(rows), generator=generator) * 2.0 - 1.0) * math.pi
-    shift = (torch.rand(len(rows), 2, generator=generator) * 2.0 - 1.0) * 0.1
+    angle = (torch.rand(1, generator=generator) * 2.0 - 1.0).expand(len(rows)) * math.pi
+    shift = ((torch.rand(1, 2, generator=generator) * 2.0 - 1.0) * 0.1).expand(len(rows), 2)
     pose = torch.cat([-angle[:, None], torch.zeros(len(rows), 2), shift], dim=1)
     both = warp(torch.cat([image, mask], dim=1), matrix_from_pose(pose), (image.shape[2], image.shape[3]))
     return both[:, :1], both[:, 1:], lies + angle

@@ -1,0 +1,497 @@
+"""Pose and size: moments, the paper's STN, ours and SimpleITK registration against known poses, in one run.
+
+    python benchmarks/pose.py OUT
+
+writes ``OUT/pose.md`` (tables), ``OUT/pose.json`` and ``OUT/pose.png``; what was drawn or trained before in
+OUT is used again. Errors are of slices unless a column says scans. Truth is the phantom's own pose, and for
+turned scans the transform applied: the estimate of the turned scan against that of the scan as it lies.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import numpy as np
+import SimpleITK as sitk
+import torch
+import typer
+from pose_registration import SIDE, Registration, nearest_pose
+from pose_scans import DATA, Scan, phantoms, reference_scan, spoilt, turned_scans
+from torch import Tensor
+
+from isopose.config import Config, PoseConfig, load_config
+from isopose.data.fingerprint import Fingerprint, fingerprint_of
+from isopose.data.phantom import write_cohort
+from isopose.data.slices import Slices
+from isopose.data.store import write_store
+from isopose.devices import one_thread
+from isopose.files import replacing, write_json, write_text
+from isopose.geometry.crop import box_of_mask
+from isopose.geometry.moments import moments, pose_from_moments, spread_along
+from isopose.geometry.similarity import identity_pose, matrix_from_pose
+from isopose.geometry.warp import resize, warp
+from isopose.io.datasets import open_dataset
+from isopose.models.folder import versions
+from isopose.models.pipeline import Pipeline
+from isopose.models.pose import PoseTransformer, soft_dice
+from isopose.models.scan import RIGHT, scan_poses
+from isopose.models.shipped import load_shipped
+from isopose.progress import Terminal
+from isopose.training.fit import _fabric as fabric_of
+from isopose.training.loop import Stage, train_stage
+from isopose.training.stages import PoseObjective
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"
+#: The cohort from which the paper's STN learns and the intensities come: other patients than the table's.
+COHORT, COHORT_CASES, COHORT_SLICES = 2_000_081, 48, 16
+#: Pixels of the reference, and of the paper's STN (its Table 2 has 128 and 512).
+REFERENCE_SIZE, PAPER_SIZE = 96, 128
+WARM = 3
+#: Scans of each group that are spoilt, to try the confidence.
+SPOILT = 200
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that estimates poses.
+
+    Args:
+        name: in the table.
+        mask: ``(1, 1, S, S)`` of the reference as it sees it.
+        thetas: of a scan, ``(n, 3, 3)`` frame from homogenised.
+        confidence: of the last scan, ``(n,)``, where it knows.
+        on_all: whether it is quick enough for every slice; else the middle slices only.
+    """
+
+    name: str
+    mask: Tensor
+    thetas: Callable[[Scan], tuple[np.ndarray, np.ndarray | None]]
+    on_all: bool = True
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One contender's of one scan: angle in radians, spreads along the patient's axes and centre in mm."""
+
+    angle: np.ndarray
+    extent: np.ndarray
+    centre: np.ndarray
+    dice: np.ndarray
+    confidence: np.ndarray | None
+    seconds: float
+
+    def of(self, rows: np.ndarray) -> "Estimate":
+        """Some slices only."""
+        names = ("angle", "extent", "centre", "dice", *(() if self.confidence is None else ("confidence",)))
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+
+def main(
+    output: Path,
+    cases: Annotated[int, typer.Option(help="unseen phantoms")] = 500,
+    turns: Annotated[int, typer.Option(help="random transforms of each real scan")] = 60,
+    registered: Annotated[
+        int, typer.Option(help="phantoms, and turned scans of each, that are registered")
+    ] = 60,
+    weights: Annotated[Path | None, typer.Option(help="of another roll network than the shipped one")] = None,
+    paper: Annotated[bool, typer.Option(help="train the paper's STN, some minutes")] = True,
+    workers: int = 2,
+) -> None:
+    """Measure all contenders and write the tables."""
+    output.mkdir(parents=True, exist_ok=True)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    reporter = Terminal()
+    slices, fingerprint = _cohort(output, workers, reporter)
+    with reporter.counting("phantoms") as progress:
+        (output / "phantoms").mkdir(exist_ok=True)
+        groups = {"phantoms": phantoms(output / "phantoms", cases, fingerprint, workers, progress)}
+    if REAL.is_dir():
+        with reporter.counting("turned scans") as progress:
+            (output / "real").mkdir(exist_ok=True)
+            groups["real"] = turned_scans(output / "real", REAL, turns, fingerprint, workers, progress)
+    with one_thread(), torch.inference_mode():
+        reference = reference_scan(fingerprint)
+    with one_thread():
+        contenders = _contenders(reference, fingerprint, slices, output, weights, paper, reporter)
+    results: dict[str, Any] = {"versions": versions(), "all": {}, "registered": {}}
+    known = [scan for scans in groups.values() for scan in scans[:SPOILT]]
+    groups["spoilt"] = [spoilt(scan, number) for number, scan in enumerate(known)]
+    for group, scans in groups.items():
+        for contender in contenders:
+            with (
+                one_thread(),
+                torch.inference_mode(),
+                reporter.counting(f"{contender.name}, {group}") as count,
+            ):
+                if contender.on_all:
+                    rows = results["all"].setdefault(group, {})
+                    rows[contender.name] = _measure(contender, scans, group, count)
+                if group != "spoilt":
+                    rows = results["registered"].setdefault(group, {})
+                    some = _some(scans, registered)
+                    rows[contender.name] = _measure(contender, some, group, count, middle=True)
+    write_json(output / "pose.json", results)
+    write_text(output / "pose.md", _tables(results))
+    _picture(results, output / "pose.png")
+    typer.echo(_tables(results))
+    typer.echo(f"tables: {output / 'pose.md'}  picture: {output / 'pose.png'}")
+
+
+def _cohort(output: Path, workers: int, reporter: Terminal) -> tuple[Slices, Fingerprint]:
+    with reporter.counting("cohort") as progress:
+        folder = write_cohort(
+            output / "cohort", cases=COHORT_CASES, slices=COHORT_SLICES, size=192, seed=COHORT,
+            test_fraction=0.0, workers=workers, progress=progress,
+        )  # fmt: skip
+    dataset = open_dataset(folder)
+    cases = tuple(case for case in dataset.cases if case.label is not None)
+    fingerprint = fingerprint_of(cases, dataset.labels, DATA, workers=workers)
+    store = write_store(output / "store", cases, fingerprint, dataset.labels, DATA, workers=workers)
+    return Slices(store.cases), fingerprint
+
+
+def _some(scans: list[Scan], most: int) -> list[Scan]:
+    """A part of each group for the slow contenders; of turned scans the scan as it lies is always there."""
+    names = sorted({scan.name.split("_")[0] for scan in scans})
+    parts = [[scan for scan in scans if scan.name.startswith(name)][: most + 1] for name in names]
+    return [scan for part in parts for scan in part]
+
+
+def _contenders(
+    reference: Scan,
+    fingerprint: Fingerprint,
+    slices: Slices,
+    output: Path,
+    weights: Path | None,
+    paper: bool,
+    reporter: Terminal,
+) -> list[Contender]:
+    image, mask = reference.images, reference.masks
+    air, top = fingerprint.intensity.air, fingerprint.intensity.top
+    box = box_of_mask(mask[:, 0] > 0.5)[0][0]
+    half = float(max(box[2] - box[0], box[3] - box[1])) / 2.0 / PoseConfig().fill  # type: ignore[operator]
+    log = math.log(half)
+    theta = matrix_from_pose(
+        torch.tensor([[0.0, log, log, float(box[0] + box[2]) / 2.0, float(box[1] + box[3]) / 2.0]])
+    )
+    filled = warp(mask, theta, (REFERENCE_SIZE, REFERENCE_SIZE))
+    shown = warp(image, theta, (SIDE, SIDE), fill=air), warp(mask, theta, (SIDE, SIDE))
+
+    def poses(estimate: Callable[[Scan], Tensor]) -> Callable[[Scan], tuple[np.ndarray, None]]:
+        return lambda scan: (matrix_from_pose(estimate(scan)).numpy(), None)
+
+    of_reference = moments(filled)
+    found = [
+        Contender("identity", filled, poses(lambda scan: identity_pose(len(scan.roll)))),
+        Contender(
+            "moments", filled, poses(lambda scan: pose_from_moments(moments(scan.masks), of_reference))
+        ),
+    ]
+    if paper:
+        outline = resize(mask, (PAPER_SIZE, PAPER_SIZE))
+        transformer = _paper(outline, slices, air, top, output, reporter)
+        found.append(
+            Contender("the paper's STN", outline, poses(lambda scan: transformer(scan.images, scan.masks)))
+        )
+    for per in ("slice", "smooth", "volume"):
+        for scales in (2, 1):
+            ours = PoseTransformer(PoseConfig(per=per, scales=scales), filled, air, top)
+            assert ours.roll is not None
+            load_shipped(ours.roll)
+            if weights is not None:
+                from safetensors.torch import load_file
+
+                ours.roll.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+            name = f"isopose, {per}" + (", one scale" if scales == 1 else "")
+            if scales == 2 or per == "smooth":
+                found.append(Contender(name, filled, partial(_ours, ours.eval())))
+    for by in ("masks", "images"):
+        for kind in ("similarity", "affine"):
+            way = Registration(shown[0][0, 0].numpy(), shown[1][0, 0].numpy(), by, kind)
+            found.append(Contender(f"SimpleITK, {by}, {kind}", filled, partial(_register, way), on_all=False))
+    return found
+
+
+def _ours(transformer: PoseTransformer, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    single = transformer.estimate(scan.images, scan.masks, 0.8)
+    result = scan_poses(transformer, single, torch.from_numpy(scan.z_mm))
+    return matrix_from_pose(result.pose).numpy(), result.confidence.numpy()
+
+
+def _register(way: Registration, scan: Scan) -> tuple[np.ndarray, None]:
+    size = (SIDE, SIDE)
+    images = resize(scan.images, size, fill=float(scan.image.min()))[:, 0].numpy()
+    masks = resize(scan.masks, size)[:, 0].numpy()
+    return np.stack([way.theta(i, m) for i, m in zip(images, masks, strict=True)]), None
+
+
+def _paper(
+    outline: Tensor, slices: Slices, air: float, top: float, output: Path, reporter: Terminal
+) -> PoseTransformer:
+    """STN1 as the paper has it: from the identity, SGD 0.01, 50 epochs, by Eq. 1; at 128 pixels."""
+    config: Config = load_config(
+        "paper", base={"data": {"size": 128, "pixel_mm": None}, "pose": {"size": PAPER_SIZE}}
+    )
+    torch.manual_seed(0)
+    pipeline = Pipeline(config, 3, outline, air, top)
+    stage = Stage(
+        name="pose",
+        objective=PoseObjective(pipeline),
+        config=config.pose.optimiser,
+        training=slices,
+        validation=None,
+        least={},
+        seed=(0, 0),
+    )
+    train_stage(stage, fabric_of(config), output / "paper", reporter)
+    return pipeline.pose.eval()
+
+
+def _measure(
+    contender: Contender,
+    scans: list[Scan],
+    group: str,
+    count: Callable[[int, int], None],
+    *,
+    middle: bool = False,
+) -> dict[str, Any]:
+    """Errors and time of a contender; with ``middle`` errors of the middle slices only.
+
+    What needs milliseconds is given the whole scan even so, for that is how it works; a registration of
+    single slices has no use for the others.
+    """
+    for scan in scans[:WARM] if contender.on_all else ():
+        contender.thetas(scan)
+    estimates, judged, looked_at = [], [], 0
+    for done, scan in enumerate(scans, start=1):
+        row = np.array([len(scan.roll) // 2])
+        given = scan.of(row) if middle and not contender.on_all else scan
+        estimate = _estimate(contender, given)
+        looked_at += len(given.roll)
+        estimates.append(estimate.of(row) if middle and contender.on_all else estimate)
+        judged.append(scan.of(row) if middle else scan)
+        count(done, len(scans))
+    scans = judged
+    rows = _of_turned(scans, estimates) if group == "real" else _of_phantoms(scans, estimates)
+    number = sum(len(scan.roll) for scan in scans)
+    seconds = sum(e.seconds for e in estimates)
+    rows["ms_slice"], rows["ms_volume"] = 1e3 * seconds / looked_at, 1e3 * seconds / len(scans)
+    rows["slices"], rows["scans"] = number, len(scans)
+    dice = np.concatenate([e.dice for e in estimates])
+    rows["dice"] = _dice(dice)
+    return rows
+
+
+def _estimate(contender: Contender, scan: Scan) -> Estimate:
+    started = time.perf_counter()
+    thetas, confidence = contender.thetas(scan)
+    seconds = time.perf_counter() - started
+    size = contender.mask.shape[-1]
+    theta = torch.from_numpy(np.asarray(thetas)).float()
+    dice = soft_dice(warp(scan.masks, theta, (size, size)), contender.mask).numpy()
+    parts = [nearest_pose(one) for one in thetas.astype(float)]
+    of = moments(contender.mask)
+    spread = spread_along(of, torch.zeros(1))[0].numpy()
+    half = scan.fov_mm / 2.0
+    centre = (thetas[:, :2, :2] @ of.centre[0].numpy()) + thetas[:, :2, 2]
+    return Estimate(
+        angle=np.array([angle for angle, _ in parts]),
+        extent=np.array([scales for _, scales in parts]) * spread * half,
+        centre=centre * half + scan.centre_mm,
+        dice=dice,
+        confidence=confidence,
+        seconds=seconds,
+    )
+
+
+def _of_phantoms(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]:
+    pairs = list(zip(scans, estimates, strict=True))
+    roll = [_wrapped(e.angle - s.roll) for s, e in pairs]
+    size = np.concatenate([np.abs(e.extent / s.spread_mm - 1.0).max(axis=1) for s, e in pairs])
+    mean = np.concatenate([np.abs(np.sqrt((e.extent / s.spread_mm).prod(axis=1)) - 1.0) for s, e in pairs])
+    centre = np.concatenate([np.linalg.norm(e.centre - s.middle_mm, axis=1) for s, e in pairs])
+    return {
+        "rotation": _spread(np.degrees(np.abs(np.concatenate(roll)))),
+        "scale": _spread(100.0 * size),
+        "mean_scale": _spread(100.0 * mean),
+        "centre": _spread(centre),
+        "swaps": int(sum(np.median(np.abs(r)) > math.pi / 2 for r in roll)),
+        "confidence": _rates(roll, estimates),
+        "angles": np.degrees(np.concatenate(roll)).round(3).tolist(),
+    }
+
+
+def _of_turned(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]:
+    """Of turned scans against the same scan as it lies, and of that against upright."""
+    plain = {
+        s.name.split("_")[0]: (s, e)
+        for s, e in zip(scans, estimates, strict=True)
+        if s.name.endswith("_0000")
+    }
+    rolls, absolute, sizes, means, centres, used, leans, upright = [], [], [], [], [], [], [], []
+    for scan, estimate in zip(scans, estimates, strict=True):
+        first, before = plain[scan.name.split("_")[0]]
+        if scan is first:
+            leans.append(_wrapped(estimate.angle))
+            upright.append(estimate)
+            continue
+        common, here, there = np.intersect1d(scan.slices, first.slices, return_indices=True)
+        assert len(common), scan.name
+        angle, factor = scan.applied[0], scan.applied[1]
+        rolls.append(_wrapped(estimate.angle[here] - before.angle[there] - angle))
+        absolute.append(_wrapped(estimate.angle - angle))
+        ratio = estimate.extent[here] / before.extent[there] / factor
+        sizes.append(np.abs(ratio - 1.0).max(axis=1))
+        means.append(np.abs(np.sqrt(ratio.prod(axis=1)) - 1.0))
+        centres.append(np.linalg.norm(estimate.centre[here] - scan.moved(before.centre[there]), axis=1))
+        used.append(estimate)
+    return {
+        "rotation": _spread(np.degrees(np.abs(np.concatenate(rolls)))),
+        "scale": _spread(100.0 * np.concatenate(sizes)),
+        "mean_scale": _spread(100.0 * np.concatenate(means)),
+        "centre": _spread(np.concatenate(centres)),
+        "swaps": int(sum(np.median(np.abs(a)) > math.pi / 2 for a in absolute)),
+        "lean": _spread(np.degrees(np.abs(np.concatenate(leans)))),
+        "absolute": _spread(np.degrees(np.abs(np.concatenate(absolute)))),
+        "confidence": _rates(absolute, used),
+        "angles": np.degrees(np.concatenate(rolls)).round(3).tolist(),
+    }
+
+
+def _rates(errors: list[np.ndarray], estimates: list[Estimate]) -> dict[str, Any] | None:
+    """At the default threshold: part of the bad poses that are caught, part of the good that are refused."""
+    if estimates[0].confidence is None:
+        return None
+    error = np.abs(np.concatenate(errors))
+    confidence = np.concatenate([e.confidence for e in estimates])  # type: ignore[misc]
+    bad, refused = error > RIGHT, confidence < load_config().predict.min_confidence
+    edges = np.quantile(confidence, np.linspace(0.0, 1.0, 11))
+    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, 9)
+    calibration = [
+        [float(confidence[place == k].mean()), float((~bad[place == k]).mean())]
+        for k in range(10)
+        if (place == k).any()
+    ]
+    return {
+        "bad": int(bad.sum()),
+        "caught": float(refused[bad].mean()) if bad.any() else None,
+        "good_refused": float(refused[~bad].mean()) if (~bad).any() else None,
+        "bad_of_kept": float(bad[~refused].mean()) if (~refused).any() else None,
+        "calibration": calibration,  # type: ignore[dict-item]
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    names = ("median", "p90", "p95", "p99", "worst")
+    return dict(zip(names, np.nanpercentile(values, (50, 90, 95, 99, 100)).tolist(), strict=True))
+
+
+def _dice(values: np.ndarray) -> dict[str, float]:
+    return {"mean": float(values.mean()), "p1": float(np.percentile(values, 1)), "worst": float(values.min())}
+
+
+def _wrapped(angle: np.ndarray) -> np.ndarray:
+    return (angle + math.pi) % (2.0 * math.pi) - math.pi
+
+
+def _tables(results: dict[str, Any]) -> str:
+    lines = []
+    for part, title in (
+        ("all", "every slice"),
+        ("registered", "the middle slice of some scans, all contenders"),
+    ):
+        for group, rows in results[part].items():
+            first = next(iter(rows.values()))
+            lines += [f"### {group}: {title} ({first['scans']} scans, {first['slices']} slices)", ""]
+            head = [
+                "",
+                "rotation error °: median / 95 / 99 % / worst",
+                "scale error %: median / 95 %",
+                "centre mm: median / 95 %",
+                "mask Dice: mean / 1 % / worst",
+                "side swaps (scans)",
+                "ms a slice",
+            ]
+            if part == "all":
+                head.append("ms a scan")
+            if group == "real":
+                head.append("lean of the straight °: median / 95 %")
+            lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+            lines += [_row(name, row, part, group) for name, row in rows.items()] + [""]
+    lines += ["### Confidence at the default threshold", ""]
+    lines += [
+        "| | bad poses (over 6°) | of them caught | good ones refused | bad among the kept |",
+        "| --- " * 5 + "|",
+    ]
+    for group, rows in results["all"].items():
+        for name, row in rows.items():
+            rates = row["confidence"]
+            if rates:
+                lines.append(
+                    f"| {group}: {name} | {rates['bad']} of {row['slices']} | {_per_cent(rates['caught'])} | "
+                    f"{_per_cent(rates['good_refused'])} | {_per_cent(rates['bad_of_kept'])} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, row: dict[str, Any], part: str, group: str) -> str:
+    r, s, c, d = row["rotation"], row["scale"], row["centre"], row["dice"]
+    cells = [
+        name,
+        f"{r['median']:.2f} / {r['p95']:.1f} / {r['p99']:.1f} / {r['worst']:.0f}",
+        f"{s['median']:.2f} / {s['p95']:.1f}",
+        f"{c['median']:.2f} / {c['p95']:.1f}",
+        f"{d['mean']:.4f} / {d['p1']:.3f} / {d['worst']:.3f}",
+        str(row["swaps"]),
+        f"{row['ms_slice']:.2f}",
+    ]
+    if part == "all":
+        cells.append(f"{row['ms_volume']:.1f}")
+    if group == "real":
+        cells.append(f"{row['lean']['median']:.1f} / {row['lean']['p95']:.1f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _per_cent(part: float | None) -> str:
+    return "-" if part is None else f"{part:.2%}"
+
+
+def _picture(results: dict[str, Any], path: Path) -> None:
+    """How many slices are within an angle, of every contender."""
+    panels = [(part, group) for part in ("all", "registered") for group in results[part]]
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.0 * len(panels), 4.2), sharey=True, squeeze=False)
+    colours = plt.get_cmap("tab10")
+    names = list(dict.fromkeys(name for part, group in panels for name in results[part][group]))
+    for axis, (part, group) in zip(axes[0], panels, strict=True):
+        for name, row in results[part][group].items():
+            error = np.sort(np.abs(row["angles"]))
+            style = "-" if name.startswith("isopose") else "--" if name.startswith("Simple") else ":"
+            share = (np.arange(len(error)) + 1) / len(error)
+            axis.plot(
+                np.maximum(error, 0.02), share, style, label=name, color=colours(names.index(name) % 10)
+            )
+        axis.set(xscale="log", xlim=(0.05, 180), xlabel="rotation error, degrees", ylim=(0, 1))
+        axis.set_title(f"{group}, {'all slices' if part == 'all' else 'slices that were registered'}")
+        axis.axvline(6.0, color="grey", linewidth=0.8)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("part of the slices within")
+    handles = {
+        h.get_label(): h for axis in axes[0] for h in axis.get_lines() if not h.get_label().startswith("_")
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0.17, 1, 1))
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    typer.run(main)
