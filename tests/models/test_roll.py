@@ -1,0 +1,170 @@
+"""The roll network that ships with the package, on phantoms and real scans that it has not seen."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from isopose.data.body import body_mask
+from isopose.data.phantom.randomised import sample_slab
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.io.images import read_volume
+from isopose.models.roll import (
+    MAX_CONCENTRATION,
+    SIZE,
+    SOFT_TISSUE_HU,
+    RollNetwork,
+    corrected,
+    probability_within,
+    views,
+    worth_of,
+)
+from isopose.models.shipped import compact, load_shipped
+
+#: A cohort that the network did not learn from.
+UNSEEN = 77
+
+
+@pytest.fixture(scope="module")
+def network() -> RollNetwork:
+    return load_shipped(RollNetwork()).eval().requires_grad_(False)
+
+
+def window(hu: np.ndarray) -> torch.Tensor:
+    low, high = SOFT_TISSUE_HU
+    return ((torch.from_numpy(hu.astype(np.float32)) - low) / (high - low)).clamp(0.0, 1.0)[:, None]
+
+
+@pytest.fixture(scope="module")
+def patients() -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    found = []
+    for index in range(8):
+        slab = sample_slab(UNSEEN, index, slices=4, size=128)
+        mask = torch.from_numpy(body_mask(slab.volume, -250.0)).float()[:, None]
+        found.append((window(slab.volume.array), mask, slab.roll))
+    return found
+
+
+def squared(array: np.ndarray, fill: float) -> torch.Tensor:
+    """Slices as squares, with what is outside added on two sides."""
+    height, width = array.shape[1:]
+    room = max(height, width)
+    filled = np.full((len(array), room, room), fill, np.float32)
+    filled[:, :height, :width] = array
+    return torch.from_numpy(filled)[:, None]
+
+
+def wrapped(angle: torch.Tensor) -> torch.Tensor:
+    return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
+
+
+def turned(image: torch.Tensor, angle: float) -> torch.Tensor:
+    """An image whose content leans by an angle more."""
+    pose = torch.tensor([[-angle, 0.0, 0.0, 0.0, 0.0]])
+    return warp(image, matrix_from_pose(pose), (image.shape[2], image.shape[3]))
+
+
+@pytest.mark.parametrize("degrees", [0, 50, -120, 180])
+def test_unseen_phantoms_at_any_angle(network, patients, degrees):
+    angle = math.radians(degrees)
+    errors = [
+        wrapped(network.roll(turned(image * mask, angle), turned(mask, angle)).angle - roll - angle)
+        for image, mask, roll in patients
+    ]
+    off = torch.cat(errors).rad2deg().abs()
+    assert off.median() < 1.5
+    assert off.max() < 10.0
+
+
+def test_real_scans_lie_straight_and_follow_an_applied_turn(network, real_ct):
+    for source in (real_ct / "abdomen.nii.gz", real_ct / "dicom-series"):
+        volume = read_volume(source).reoriented()
+        mask = squared(body_mask(volume, -250.0)[::3].astype(np.float32), 0.0)
+        image = window(squared(volume.array[::3], -1000.0)[:, 0].numpy()) * mask
+        straight = network.roll(image, mask)
+        assert straight.angle.rad2deg().abs().median() < 3.0
+        leant = network.roll(turned(image, math.radians(130)), turned(mask, math.radians(130)))
+        off = wrapped(leant.angle - straight.angle - math.radians(130)).rad2deg().abs()
+        assert off.median() < 2.0
+
+
+def test_the_mirror_image_leans_the_other_way_exactly(network, patients):
+    image, mask, _ = patients[0]
+    there = network.roll(image, mask, passes=1)
+    back = network.roll(image.flip(3), mask.flip(3), passes=1)
+    assert torch.allclose(there.angle, -back.angle, atol=1e-4)
+    assert torch.allclose(there.concentration, back.concentration, rtol=1e-3)
+    assert torch.allclose(there.mirrored, -back.mirrored, atol=1e-3)
+
+
+def test_size_and_place_of_the_patient_change_nothing(network, patients):
+    image, mask, _ = patients[1]
+    pose = torch.tensor([[0.0, 0.4, 0.4, 0.15, -0.1]])
+    moved = [warp(part, matrix_from_pose(pose), (256, 256)) for part in (image * mask, mask)]
+    before, after = network.roll(image, mask), network.roll(*moved)
+    assert wrapped(before.angle - after.angle).rad2deg().abs().max() < 1.5
+
+
+def test_views_centre_the_body_and_bring_it_to_one_size():
+    line = (torch.arange(96) * 2 + 1) / 96 - 1
+    seen = []
+    for x, y, radius in ((0.0, 0.0, 0.5), (0.3, -0.2, 0.25)):
+        disc = ((line[None] - x) ** 2 + (line[:, None] - y) ** 2 < radius**2).float()[None, None]
+        seen.append(views(torch.ones(1, 1, 96, 96), disc, torch.zeros(1)))
+    assert seen[0].shape == (1, 2, SIZE, SIZE)
+    assert (seen[0] - seen[1]).abs().mean() < 0.02
+    # The disc of the body's area has a radius of 1 / 1.6 of half the side.
+    assert seen[1][:, 1].mean().item() == pytest.approx(math.pi / 4 / 1.6**2, rel=0.02)
+    # Nothing outside the body is seen, whatever the image holds there.
+    assert torch.equal(seen[0][:, 0] > 0, seen[0][:, 1] > 0)
+
+
+def test_nothing_to_see_gives_numbers_and_no_certainty(network):
+    """A disc without content has no roll: the network must not pretend."""
+    line = (torch.arange(96) * 2 + 1) / 96 - 1
+    disc = ((line[None]) ** 2 + (line[:, None]) ** 2 < 0.4).float()[None, None]
+    roll = network.roll(0.5 * disc, disc)
+    concentration = corrected(roll.concentration, network.calibration)
+    assert probability_within(concentration, math.radians(6.0)).item() < 0.5
+    empty = network.roll(torch.zeros(1, 1, 96, 96), torch.zeros(1, 1, 96, 96))
+    assert empty.angle.isfinite().all()
+    assert empty.concentration.isfinite().all()
+
+
+def test_concentration_is_bounded():
+    torch.manual_seed(0)
+    untrained = RollNetwork().eval()
+    torch.nn.init.normal_(untrained.head[-1].weight, std=1e4)
+    out = untrained(torch.rand(4, 2, SIZE, SIZE))
+    assert out[:, :2].norm(dim=1).max() <= 10.0 * MAX_CONCENTRATION
+    assert out.isfinite().all()
+
+
+def test_probability_within_is_that_of_the_distribution():
+    rng = np.random.default_rng(0)
+    limit = math.radians(6.0)
+    for concentration in (20.0, 100.0, 600.0):
+        drawn = rng.vonmises(0.0, concentration, 200_000)
+        expected = float((np.abs(drawn) <= limit).mean())
+        given = probability_within(torch.tensor([concentration]), limit).item()
+        assert given == pytest.approx(expected, abs=0.01)
+    assert probability_within(torch.zeros(1), limit).item() == pytest.approx(limit / math.pi)
+
+
+def test_calibration_is_a_power_law_and_alike_slices_are_worth_little():
+    calibration = torch.tensor([0.5, 2.0, 0.25])
+    assert corrected(torch.tensor([4.0]), calibration).item() == pytest.approx(8.0)
+    assert worth_of(torch.tensor([1.0]), calibration).item() == 1.0
+    assert worth_of(torch.tensor([13.0]), calibration).item() == pytest.approx(13.0 / 4.0)
+    assert worth_of(torch.tensor([1e6]), calibration).item() == pytest.approx(4.0, rel=1e-3)
+
+
+def test_what_is_shipped_is_small_and_loads_as_it_was_saved(network):
+    stored = compact(network)
+    assert sum(value.numel() * value.element_size() for value in stored.values()) < 4e6
+    again = RollNetwork()
+    again.load_state_dict({name: value.float() for name, value in stored.items()}, strict=False)
+    for name, value in network.named_parameters():
+        assert torch.equal(value, dict(again.named_parameters())[name]), "float16 holds what was shipped"
