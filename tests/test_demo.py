@@ -150,5 +150,5 @@ def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
 def test_both_arms_differ_in_homogenisation_alone() -> None:
     ours, plain = (load_config(base=dict(base)) for base in (demo.SMALL, demo.WITHOUT))
     assert (plain.unet, plain.data, plain.train) == (ours.unet, ours.data, ours.train)
-    assert not plain.pose.estimated
+    assert not plain.pose_estimated
     assert not plain.crop.enabled

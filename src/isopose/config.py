@@ -69,7 +69,9 @@ class PoseConfig(Section):
         description="anatomy: the shipped network sees the roll, moments give the rest",
     )
     learned: bool = Field(
-        False, description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network"
+        False,
+        description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network, "
+        "also before stn=joint, which always learns the rest",
     )
     per: Literal["volume", "smooth", "slice"] = Field(
         "smooth", description="one pose for a scan, one that varies smoothly along it, or one for each slice"
@@ -91,11 +93,6 @@ class PoseConfig(Section):
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
     max_shift: float = Field(0.5, gt=0, description="bound of the regressed shift, half sides of the frame")
     optimiser: OptimiserConfig = OptimiserConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
-
-    @property
-    def estimated(self) -> bool:
-        """Whether a pose is estimated at all; without, every slice is taken as it lies."""
-        return self.learned or self.start != "identity"
 
 
 class CropConfig(Section):
@@ -186,6 +183,11 @@ class Config(Section):
     preset: Literal["default", "paper"] = Field(
         "default", description="which preset the configuration started from; --preset chooses it"
     )
+    stn: Literal["separate", "joint"] = Field(
+        "separate",
+        description="separate: STN1, then STN2 on what STN1 made; joint: one network sees the slice in the "
+        "start's pose and regresses pose and crop at once (its size and bounds: [pose]; optimiser: [crop])",
+    )
     data: DataConfig = DataConfig()
     pose: PoseConfig = PoseConfig()
     crop: CropConfig = CropConfig()
@@ -203,6 +205,21 @@ class Config(Section):
         if self.train.fold != "all" and not 0 <= self.train.fold < self.train.folds:
             raise ValueError(f"train.fold is {self.train.fold}, expected 0 to {self.train.folds - 1} or all")
         return self
+
+    @model_validator(mode="after")
+    def _joint_crops(self) -> "Config":
+        for key in ("enabled", "learned"):
+            if self.stn == "joint" and not getattr(self.crop, key):
+                raise ValueError(
+                    f"stn=joint learns pose and crop together, but crop.{key} is false; set it to true, "
+                    "or stn=separate"
+                )
+        return self
+
+    @property
+    def pose_estimated(self) -> bool:
+        """Whether a pose is estimated at all; without, every slice is taken as it lies."""
+        return self.stn == "joint" or self.pose.learned or self.pose.start != "identity"
 
     @property
     def unet_size(self) -> int:

@@ -8,6 +8,9 @@ smallest crop, a quarter of the frame's side (the paper's "quarter of the origin
 import torch
 from torch import Tensor
 
+from isopose.geometry.warp import compose, invert
+
+BOX_SIZE = 4
 #: Smallest side of a crop as a fraction of the frame's side (the paper, section "STN for ROI cropping").
 MIN_CROP = 0.25
 #: Part of a volume's slices that a common crop may leave out on each side.
@@ -74,6 +77,23 @@ def common_crop(theta2: Tensor) -> Tensor:
     low = torch.quantile(boxes[:, :2], OUTERMOST, dim=0)
     high = torch.quantile(boxes[:, 2:], 1.0 - OUTERMOST, dim=0)
     return matrix_from_box(torch.cat([low, high]))
+
+
+def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> Tensor:
+    """Crops ``(N, 3, 3)`` of one homogenised frame as crops of another one of the same input.
+
+    The centre stays exactly where it is in the input, and so does the area; a square has no rotation and one
+    size, so what the two poses differ in roll and aspect is left out.
+
+    Args:
+        theta2: old homogenised frame from crop.
+        input_from_old: theta1 ``(N, 3, 3)`` in which the crops were found.
+        input_from_new: theta1 ``(N, 3, 3)`` in which they are wanted.
+    """
+    moved = compose(invert(input_from_new), input_from_old, theta2)
+    area = moved[:, 0, 0] * moved[:, 1, 1] - moved[:, 0, 1] * moved[:, 1, 0]
+    half, centre = area.sqrt()[:, None], moved[:, :2, 2]
+    return matrix_from_box(torch.cat([centre - half, centre + half], dim=1))
 
 
 def widened(matrix: Tensor, factor: float) -> Tensor:

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import fast_bfloat16
-from isopose.geometry.crop import common_crop, widened
+from isopose.geometry.crop import widened
 from isopose.geometry.similarity import ANGLE
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.confidence import touches_border
 from isopose.models.folder import Model
-from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+from isopose.models.pipeline import Pipeline, SliceTransforms, frame_from_crop, restore
 from isopose.models.pose import POSE_SOURCES
-from isopose.models.scan import MIRRORED, TURNED, joined, scan_poses
+from isopose.models.scan import MIRRORED, TURNED, joined, scan_poses, scan_transforms
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
@@ -123,10 +123,7 @@ def predict(
     batches = [shown[first : first + size] for first in range(0, len(shown), size)]
     if len(shown):
         _pose(model, prepared, batches, device, records)
-    for rows in batches:
-        _crop(model, *_frames(prepared, rows, device), rows, records)
-    if model.config.crop.enabled and model.config.crop.per == "volume" and len(shown):
-        records.theta2[shown] = common_crop(torch.from_numpy(records.theta2[shown])).numpy()
+        _crop(model, prepared, batches, device, records)
     areas = torch.zeros(2, dtype=torch.float64)
     for rows in batches:
         image, mask = _frames(prepared, rows, device)
@@ -159,7 +156,7 @@ def _frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple
 def _pose(
     model: Model, prepared: Prepared, batches: list[np.ndarray], device: torch.device, records: SliceRecords
 ) -> None:
-    """Estimate the poses of a scan's slices and write them down."""
+    """Estimate the poses of a scan's slices (jointly, the start of them) and write them down."""
     transformer, least = model.pipeline.pose, model.config.predict.min_pose_dice
     slices = joined([transformer.estimate(*_frames(prepared, rows, device), least) for rows in batches])
     rows = np.concatenate(batches)
@@ -171,11 +168,31 @@ def _pose(
     records.pose_source[rows] = slices.source.cpu()
 
 
-def _crop(model: Model, image: Tensor, mask: Tensor, rows: np.ndarray, records: SliceRecords) -> None:
-    """Estimate the crops of a batch of posed frames and write them down."""
-    pose = torch.from_numpy(records.pose[rows]).to(image.device)
-    records.agreement[rows] = model.pipeline.pose.agreement(mask, pose).cpu()
-    records.theta2[rows] = model.pipeline.theta2(image, mask, pose).cpu()
+def _crop(
+    model: Model, prepared: Prepared, batches: list[np.ndarray], device: torch.device, records: SliceRecords
+) -> None:
+    """Estimate the crops of a scan's posed frames, jointly also the last step of its poses."""
+    pipeline = model.pipeline
+    parts = [
+        pipeline.transforms(*_frames(prepared, rows, device), torch.from_numpy(records.pose[rows]).to(device))
+        for rows in batches
+    ]
+    slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
+    rows = np.concatenate(batches)
+    z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
+    start = torch.from_numpy(records.pose[rows]).to(device)
+    pose, theta2 = scan_transforms(model.config, start, slices, z_mm)
+    records.pose[rows], records.theta2[rows] = pose.cpu(), theta2.cpu()
+    records.agreement[rows] = slices.agreement.cpu()
+    if pipeline.joint is not None:
+        records.pose_source[rows[slices.learned.cpu().numpy()]] = POSE_SOURCES.index("learned")
+        for each in batches:
+            # Of the scan's poses, which may differ from those of the slices.
+            pose = torch.from_numpy(records.pose[each]).to(device)
+            agreement = pipeline.pose.agreement(_frames(prepared, each, device)[1], pose)
+            records.agreement[each] = agreement.cpu()
+        if pipeline.pose.roll is None:
+            records.confidence[rows] = records.agreement[rows]
 
 
 def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecords) -> tuple[Tensor, Tensor]:
@@ -247,12 +264,12 @@ def _warnings(records: SliceRecords, model: Model) -> list[str]:
     shown = records.pose_source >= 0
     total = int(shown.sum())
     lines = []
-    pose = model.config.pose
-    first = "learned" if pose.learned and pose.start != "anatomy" else pose.start
-    for source in range(POSE_SOURCES.index(first) + 1, len(POSE_SOURCES)):
+    pipeline, start = model.pipeline, model.config.pose.start
+    first = start if pipeline.joint is None and pipeline.pose.localisation is None else "learned"
+    for source, name in enumerate(POSE_SOURCES):
         count = int((records.pose_source == source).sum())
-        if count:
-            lines.append(f"pose fell back to {POSE_SOURCES[source]} in {count} of {total} slices")
+        if count and name != first:
+            lines.append(f"pose fell back to {name} in {count} of {total} slices")
     if abs(records.roll) > TURNED:
         lines.append(
             f"lies turned by {np.degrees(records.roll):+.0f} degrees against what the file's header says: "
@@ -265,7 +282,7 @@ def _warnings(records: SliceRecords, model: Model) -> list[str]:
         if total and float(records.mirrored[shown].mean()) > MIRRORED:
             lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
     low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
-    if low and model.config.pose.estimated:
+    if low and model.config.pose_estimated:
         lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")
     if records.widened.any():
         lines.append(f"the crop cut a structure in {int(records.widened.sum())} slices and was widened there")

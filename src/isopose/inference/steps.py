@@ -85,7 +85,7 @@ def _slice(
     reference = resize(pipeline.pose.reference_mask, (size, size))
     slice_from_homogenised = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []
-    if model.config.pose.estimated and records.agreement[z] < model.config.predict.min_pose_dice:
+    if model.config.pose_estimated and records.agreement[z] < model.config.predict.min_pose_dice:
         warnings.append("low pose confidence")
     if records.cut_off[z]:
         warnings.append("cut off by the crop")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.config import CropConfig
-from isopose.geometry.crop import matrix_from_box
+from isopose.geometry.crop import BOX_SIZE, matrix_from_box
 from isopose.models.localisation import Localisation
 
 
@@ -17,20 +17,25 @@ class CropTransformer(nn.Module):
     Args:
         config: whether the box is learned, and the network's size.
         start: ``(4,)`` box that the regression starts from; the paper's identity is the whole frame.
+        joint: the corners come from the network that also poses, see ``models/pipeline.py``; so none here.
     """
 
     start: Tensor
 
-    def __init__(self, config: CropConfig, start: Tensor | None = None) -> None:
+    def __init__(self, config: CropConfig, start: Tensor | None = None, *, joint: bool = False) -> None:
         super().__init__()
         self.config = config
         whole = torch.tensor([-1.0, -1.0, 1.0, 1.0])
         self.register_buffer("start", whole if start is None else start.float())
-        self.localisation = Localisation(config.size, 4) if config.enabled and config.learned else None
+        alone = config.enabled and config.learned and not joint
+        self.localisation = Localisation(config.size, BOX_SIZE) if alone else None
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """theta2 ``(N, 3, 3)`` of homogenised images and masks ``(N, 1, size, size)``."""
-        box = self.start.expand(image.shape[0], 4)
-        if self.localisation is not None:
-            box = box + self.localisation(image, mask)
-        return matrix_from_box(box)
+        if self.localisation is None:
+            return matrix_from_box(self.start.expand(image.shape[0], BOX_SIZE))
+        return self.square(self.localisation(image, mask))
+
+    def square(self, raw: Tensor) -> Tensor:
+        """theta2 ``(N, 3, 3)`` of what a network regressed, ``(N, 4)``: changes of the start's corners."""
+        return matrix_from_box(self.start + raw)

@@ -1,14 +1,17 @@
 """The three networks as one: x_frame = theta1 · theta2 · x_crop, one resampling in, one out."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from isopose.config import Config
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.crop import BOX_SIZE, carried
+from isopose.geometry.similarity import POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import compose, invert, warp
 from isopose.models.crop import CropTransformer
+from isopose.models.localisation import Localisation
 from isopose.models.planner import plan_unet
 from isopose.models.pose import PoseTransformer
 from isopose.models.unet import UNet
@@ -29,8 +32,27 @@ class Homogenised:
     mask: Tensor
 
 
+class SliceTransforms(NamedTuple):
+    """theta1 and theta2 of N slices, each by itself.
+
+    Args:
+        pose: ``(N, 5)``.
+        theta2: ``(N, 3, 3)``, of the slice homogenised by that pose.
+        agreement: ``(N,)`` soft Dice of the outline in that pose and the reference's (Eq. 1).
+        learned: ``(N,)`` whether the pose is the joint network's; else it is the one it started from.
+    """
+
+    pose: Tensor
+    theta2: Tensor
+    agreement: Tensor
+    learned: Tensor
+
+
 class Pipeline(nn.Module):
     """Pose, crop and segmentation, each usable alone.
+
+    With ``stn=joint`` the network ``joint`` takes the place of those of STN1 and STN2: nine numbers from one
+    look, of which STN1 makes theta1 and STN2 theta2 as they do of their own.
 
     Args:
         config: the model's whole configuration.
@@ -54,8 +76,10 @@ class Pipeline(nn.Module):
         self.config = config
         self.classes = classes
         self.air, self.top = float(air), float(top)
-        self.pose = PoseTransformer(config.pose, reference_mask, air, top)
-        self.crop = CropTransformer(config.crop, crop_start)
+        joint = config.stn == "joint"
+        self.pose = PoseTransformer(config.pose, reference_mask, air, top, joint=joint)
+        self.crop = CropTransformer(config.crop, crop_start, joint=joint)
+        self.joint = Localisation(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
         plan = plan_unet(config.unet_size, config.unet_levels, config.unet)
         self.unet = UNet(plan, classes, config.unet.output_norm)
 
@@ -68,8 +92,32 @@ class Pipeline(nn.Module):
             warp(mask.to(image.dtype), theta1, (size, size)),
         )
 
+    def transforms(self, image: Tensor, mask: Tensor, start: Tensor) -> SliceTransforms:
+        """theta1 and theta2 of frames ``(N, 1, S, S)`` seen once in the poses ``(N, 5)`` found so far.
+
+        Where STN1 and STN2 are separate these are the poses. Jointly they are followed by the regressed step,
+        unless its outline agrees less than ``predict.min_pose_dice`` and less than before.
+        """
+        before = self.pose.agreement(mask, start)
+        if self.joint is None:
+            theta2 = self.theta2(image, mask, start)
+            return SliceTransforms(start, theta2, before, torch.zeros_like(before, dtype=torch.bool))
+        pose, theta2 = self.look(image, mask, start)
+        after = self.pose.agreement(mask, pose)
+        learned = (after >= self.config.predict.min_pose_dice) | (after >= before)
+        kept = torch.where(learned[:, None], pose, start)
+        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(kept))
+        return SliceTransforms(kept, theta2, torch.where(learned, after, before), learned)
+
+    def look(self, image: Tensor, mask: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The joint network's poses ``(N, 5)`` and crops ``(N, 3, 3)`` of frames seen once in poses."""
+        assert self.joint is not None, "only with stn=joint"
+        seen = self.homogenise(image, mask, start, self.config.pose.size)
+        raw = self.joint(seen.image, seen.mask)
+        return self.pose.follow(start, raw[:, :POSE_SIZE]), self.crop.square(raw[:, POSE_SIZE:])
+
     def theta2(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
-        """The crop ``(N, 3, 3)``, homogenised from crop, of frames seen in a pose."""
+        """STN2's crop ``(N, 3, 3)``, homogenised from crop, of frames seen in a pose."""
         if not self.config.crop.enabled:
             return torch.eye(3, device=image.device).expand(image.shape[0], 3, 3)
         if self.crop.localisation is None:

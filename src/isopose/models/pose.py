@@ -57,18 +57,22 @@ class PoseTransformer(nn.Module):
         reference_mask: ``(1, 1, S, S)`` in [0, 1], the foreground of the reference in the homogenised frame.
         air: value of air in the normalised images, put outside of them.
         top: largest value of the normalised images.
+        joint: the residual comes from the network that also crops, see ``models/pipeline.py``; so none here.
     """
 
     reference_mask: Tensor
 
-    def __init__(self, config: PoseConfig, reference_mask: Tensor, air: float, top: float) -> None:
+    def __init__(
+        self, config: PoseConfig, reference_mask: Tensor, air: float, top: float, *, joint: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("reference_mask", reference_mask.float())
         self.air, self.top = float(air), float(top)
         anatomy = config.start == "anatomy"
         self.roll = RollNetwork() if anatomy else None
-        self.localisation = Localisation(config.size, POSE_SIZE) if config.learned and not anatomy else None
+        alone = config.learned and not anatomy and not joint
+        self.localisation = Localisation(config.size, POSE_SIZE) if alone else None
 
     def start(self, image: Tensor, mask: Tensor) -> Tensor:
         """The pose ``(N, 5)`` from which the regression starts, of frames ``(N, 1, S, S)``."""
@@ -88,7 +92,10 @@ class PoseTransformer(nn.Module):
         theta = matrix_from_pose(start)
         seen = warp(image, theta, size, fill=self.air)
         outline = warp(mask.to(image.dtype), theta, size)
-        raw = self.localisation(seen, outline)
+        return self.follow(start, self.localisation(seen, outline))
+
+    def follow(self, start: Tensor, raw: Tensor) -> Tensor:
+        """A pose ``(N, 5)`` followed by what a network regressed in it, ``(N, 5)``, within the bounds."""
         config = self.config
         residual = torch.cat(
             [

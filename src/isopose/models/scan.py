@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from isopose.config import Config, PoseConfig
 from isopose.geometry.aggregate import common_values, pooled, smooth_values
+from isopose.geometry.crop import carried, common_crop
 from isopose.geometry.moments import Moments
-from isopose.geometry.similarity import LOG_SCALE_X
+from isopose.geometry.similarity import LOG_SCALE_X, matrix_from_pose
+from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.roll import corrected, probability_within, worth_of
 
@@ -62,13 +65,44 @@ def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -
     evidence, count = pooled(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
     pose = slices.pose if transformer.roll is None else transformer.at_angle(slices.outline, angle)
-    rest, weight = pose[:, LOG_SCALE_X:], (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
-    if config.per == "volume":
-        rest = common_values(rest, weight).expand(len(weight), -1)
-    else:
-        rest = smooth_values(rest, weight, z_mm, width)
+    rest = _together(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
     return ScanPoses(pose, confidence(transformer, slices, evidence, count))
+
+
+def scan_transforms(
+    config: Config, start: Tensor, slices: SliceTransforms, z_mm: Tensor
+) -> tuple[Tensor, Tensor]:
+    """theta1 and theta2 of the slices of one scan, as ``pose.per`` and ``crop.per`` say.
+
+    The poses are the scan's already, but for a step that the joint network regressed from each slice. Of the
+    steps one is made for the scan, or a smooth one; the crops are then carried into the poses that result, so
+    that they stay where they are in the slice.
+
+    Args:
+        config: of the model.
+        start: ``(N, 5)`` the scan's poses, in which the slices were looked at.
+        slices: what was found, in order.
+        z_mm: ``(N,)`` places along the scan.
+
+    Returns:
+        Poses ``(N, 5)`` and crops ``(N, 3, 3)``.
+    """
+    pose, theta2 = slices.pose, slices.theta2
+    if config.stn == "joint" and config.pose.per != "slice":
+        pose = start + _together(slices.pose - start, slices.agreement, z_mm, config.pose)
+        theta2 = carried(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
+    if config.crop.enabled and config.crop.per == "volume":
+        theta2 = common_crop(theta2).expand(len(theta2), 3, 3)
+    return pose, theta2
+
+
+def _together(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
+    """Values ``(N, K)`` of slices made one for the scan or smooth along it, good outlines counting more."""
+    weight = (agreement - LEAST_AGREEMENT).clamp(min=1e-3)
+    if config.per == "volume":
+        return common_values(values, weight).expand(len(weight), -1)
+    return smooth_values(values, weight, z_mm, config.smooth_mm)
 
 
 def confidence(

@@ -28,9 +28,15 @@ from isopose.progress import Reporter, Silent
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import Stage, train_stage
 from isopose.training.precision import precision_plugin
-from isopose.training.stages import CropObjective, PoseObjective, RollObjective, SegmentationObjective
+from isopose.training.stages import (
+    CropObjective,
+    JointObjective,
+    PoseObjective,
+    RollObjective,
+    SegmentationObjective,
+)
 from isopose.training.targets import Reference, check_reference, choose_reference
-from isopose.training.transforms import box_of_all, crops_of, poses_of, turned
+from isopose.training.transforms import box_of_all, poses_of, transforms_of, turned
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def fit(
     workers: int = 0,
     reporter: Reporter | None = None,
 ) -> Model:
-    """Train the three networks one after the other and write the model.
+    """Train pose, crop (or both as one) and U-Net one after the other and write the model.
 
     Args:
         dataset: cases with labels; those of split ``test`` are never looked at.
@@ -115,6 +121,8 @@ def fit(
         slices.pose = poses_of(pipeline, slices, run.fabric.device)
         for line in turned(slices):
             reporter.say(line)
+    if pipeline.joint is not None:
+        stages.append(_train(run, "joint", JointObjective(pipeline), train_slices, val_slices, 3, "crop"))
     if config.crop.enabled and not config.crop.learned:
         pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
     if pipeline.crop.localisation is not None:
@@ -122,7 +130,7 @@ def fit(
         judged = val_slices.labelled() if val_slices else None
         stages.append(_train(run, "crop", CropObjective(pipeline), labelled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
-        slices.theta2 = crops_of(pipeline, slices, run.fabric.device)
+        slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages.append(
         _train(
@@ -233,17 +241,24 @@ def _preprocess(
 
 
 def _train(
-    run: Run, name: str, objective: Any, training: Slices, validation: Slices | None, number: int
+    run: Run,
+    name: str,
+    objective: Any,
+    training: Slices,
+    validation: Slices | None,
+    number: int,
+    section: str = "",
 ) -> Progress:
     started = time.monotonic()
     stage = Stage(
         name=name,
         objective=objective,
-        config=getattr(run.config, name).optimiser,
+        config=getattr(run.config, section or name).optimiser,
         training=training,
         validation=validation and validation.spread(run.config.train.validation_slices),
         least=_oversampling(run.config.train.oversample, run.labels),
         seed=(run.config.train.seed, number),
+        section=section,
     )
     progress = train_stage(stage, run.fabric, run.work, run.reporter)
     best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""

@@ -1,4 +1,4 @@
-"""Training of one stage, from the first epoch to early stopping; the same loop for all three networks."""
+"""Training of one stage, from the first epoch to early stopping; the same loop for all networks."""
 
 import math
 import time
@@ -32,13 +32,14 @@ class Stage:
     """One network's training.
 
     Args:
-        name: ``pose``, ``crop`` or ``unet``.
+        name: ``pose``, ``crop``, ``joint`` or ``unet``.
         objective: module whose forward is the loss and whose ``judge`` validates.
         config: optimiser and length.
         training: slices to learn from.
         validation: slices of the validation patients, or none: then no early stopping.
         least: label column to the least part of an epoch's slices that show it.
         seed: numbers that name this run and stage.
+        section: of the configuration where its optimiser is; without, that of its own name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage:
     validation: Slices | None
     least: Mapping[int, float]
     seed: tuple[int, ...]
+    section: str = ""
 
 
 def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
@@ -86,7 +88,7 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
                     what = "weights that are not finite" if math.isfinite(loss) else f"loss {loss}"
                     raise IsoposeError(
                         f"stage {stage.name}: {what} in epoch {progress.epoch + 1}; the last good "
-                        f"checkpoint is kept; lower {stage.name}.optimiser.learning_rate"
+                        f"checkpoint is kept; lower {stage.section or stage.name}.optimiser.learning_rate"
                     )
                 numbers = _validate(stage, fabric, objective)
                 improved = _advance(progress, config, numbers)

@@ -1,4 +1,4 @@
-"""The three stages as objectives: what each computes from a batch, and how it is judged.
+"""The stages as objectives: what each computes from a batch, and how it is judged.
 
 An objective is a module whose ``forward(batch, noise)`` is the loss and whose ``judge(slices, batches)``
 returns numbers for validation, the score first; :mod:`isopose.training.loop` trains any of them the same way.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from isopose.data.slices import Batch, Slices
 from isopose.geometry.crop import jittered
 from isopose.geometry.similarity import ANGLE, add_residual, matrix_from_pose
-from isopose.geometry.warp import warp
+from isopose.geometry.warp import compose, warp
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 from isopose.models.roll import views
 from isopose.training.losses import (
@@ -143,6 +143,65 @@ class CropObjective(nn.Module):
         mask = warp(batch.mask, theta1, size)
         target, found = crop_targets(batch, batch.pose, self.config.size, self.config.margin, self.classes)
         return image, mask, target, found
+
+
+class JointObjective(nn.Module):
+    """Pose and crop from one look: Eq. 1 + Eq. 2, from poses that the start gave the scan.
+
+    The crop's target is the labels' box in the pose just predicted. That pose is taken as given there, so
+    that Eq. 1 alone decides the pose and no error of the crop is made up for by a wrong pose; what the two
+    share is the network. Slices without a label train the pose only.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        assert pipeline.joint is not None, "only with stn=joint"
+        # The one part that learns; the rest of the pipeline is used, and no part of this module.
+        self.joint = pipeline.joint
+        self.look = pipeline.look
+        self.agreement = pipeline.pose.agreement
+        self.reference = pipeline.pose.reference_mask
+        self.config = pipeline.config
+        self.classes = pipeline.classes
+        self.air = pipeline.air
+
+    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
+        """The loss of a batch."""
+        pose, theta2, target, found = self._seen(batch)
+        outline = warp(batch.mask, matrix_from_pose(pose), _side(self.reference))
+        loss = pose_loss(outline, self.reference)
+        if not found.any():
+            return loss
+        size = (self.config.crop.size, self.config.crop.size)
+        theta1, theta2, target = matrix_from_pose(pose.detach()[found]), theta2[found], target[found]
+        # Straight from the frame, as the U-Net's input is.
+        crop, target_crop = (
+            warp(batch.image[found], compose(theta1, theta), size, fill=self.air)
+            for theta in (theta2, target)
+        )
+        return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
+
+    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
+        """The mean of agreement and overlap, then each, and the start's agreement alone."""
+        learned, start, overlap = [], [], []
+        for batch in batches:
+            assert batch.pose is not None, "the joint network starts from a first estimate"
+            pose, theta2, target, found = self._seen(batch)
+            learned.append(self.agreement(batch.mask, pose))
+            start.append(self.agreement(batch.mask, batch.pose))
+            overlap.append(square_overlap(theta2[found], target[found]))
+        parts = {"mask dice": float(torch.cat(learned).mean())}
+        if len(torch.cat(overlap)):
+            parts["box overlap"] = float(torch.cat(overlap).mean())
+        alone = {f"{self.config.pose.start} alone": float(torch.cat(start).mean())}
+        return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone}
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        assert batch.pose is not None, "the joint network starts from a first estimate"
+        pose, theta2 = self.look(batch.image, batch.mask, batch.pose)
+        crop = self.config.crop
+        target, found = crop_targets(batch, pose.detach(), crop.size, crop.margin, self.classes)
+        return pose, theta2, target, found
 
 
 class SegmentationObjective(nn.Module):

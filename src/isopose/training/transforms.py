@@ -1,16 +1,17 @@
 """Transforms of all slices, computed once: when STN1, and then STN2, no longer change."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from isopose.data.slices import Slices
-from isopose.geometry.crop import box_of_mask, common_crop
+from isopose.geometry.crop import box_of_mask
 from isopose.geometry.similarity import ANGLE, matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.models.pipeline import Pipeline
-from isopose.models.scan import TURNED, joined, scan_poses
+from isopose.models.pipeline import Pipeline, SliceTransforms
+from isopose.models.scan import TURNED, joined, scan_poses, scan_transforms
 from isopose.training.losses import one_hot
 
 BATCH = 32
@@ -18,16 +19,13 @@ BATCH = 32
 
 @torch.no_grad()
 def poses_of(pipeline: Pipeline, slices: Slices, device: torch.device) -> Tensor:
-    """theta1 of every slice as poses ``(N, 5)``, scan by scan as prediction does."""
+    """theta1 of every slice as poses ``(N, 5)``, scan by scan as in prediction; jointly, the start of it."""
     least = pipeline.config.predict.min_pose_dice
     batches = (batch.to(device) for batch in slices.in_order(BATCH))
     single = joined([pipeline.pose.estimate(batch.image, batch.mask, least) for batch in batches])
     out = single.pose.clone()
-    for number, case in enumerate(slices.cases):
-        rows = torch.from_numpy(slices.rows[:, 0] == number).to(device)
-        if rows.any():
-            z_mm = torch.from_numpy(slices.rows[slices.rows[:, 0] == number, 1] * case.record.spacing[2])
-            out[rows] = scan_poses(pipeline.pose, single.of(rows), z_mm.to(device)).pose
+    for rows, z_mm in _scans(slices, device):
+        out[rows] = scan_poses(pipeline.pose, single.of(rows), z_mm).pose
     return out.cpu()
 
 
@@ -47,17 +45,32 @@ def turned(slices: Slices) -> list[str]:
 
 
 @torch.no_grad()
-def crops_of(pipeline: Pipeline, slices: Slices, device: torch.device) -> Tensor:
-    """theta2 of every slice ``(N, 3, 3)``; one for all of a scan where ``crop.per`` says so."""
-    batches = (batch.to(device) for batch in slices.in_order(BATCH))
-    theta2 = torch.cat(
-        [pipeline.theta2(b.image, b.mask, b.pose).cpu() for b in batches if b.pose is not None]
-    )
-    if pipeline.config.crop.per == "volume":
-        case_of_row = torch.from_numpy(slices.rows[:, 0])
-        for case in case_of_row.unique():
-            theta2[case_of_row == case] = common_crop(theta2[case_of_row == case])
-    return theta2
+def transforms_of(pipeline: Pipeline, slices: Slices, device: torch.device) -> tuple[Tensor, Tensor]:
+    """theta1 ``(N, 5)`` and theta2 ``(N, 3, 3)`` of every slice, scan by scan as prediction does.
+
+    ``slices.pose`` is known; it is changed only where one network does pose and crop.
+    """
+    parts = []
+    for batch in slices.in_order(BATCH):
+        on_device = batch.to(device)
+        assert on_device.pose is not None, "transforms follow a first estimate of the pose"
+        parts.append(pipeline.transforms(on_device.image, on_device.mask, on_device.pose))
+    assert slices.pose is not None, "transforms follow a first estimate of the pose"
+    single, start = SliceTransforms(*map(torch.cat, zip(*parts, strict=True))), slices.pose.to(device)
+    pose, theta2 = single.pose.clone(), single.theta2.clone()
+    for rows, z_mm in _scans(slices, device):
+        of_scan = SliceTransforms(*(value[rows] for value in single))
+        pose[rows], theta2[rows] = scan_transforms(pipeline.config, start[rows], of_scan, z_mm)
+    return pose.cpu(), theta2.cpu()
+
+
+def _scans(slices: Slices, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which rows are of a scan, ``(N,)``, and their places along it in mm, scan after scan."""
+    for number, case in enumerate(slices.cases):
+        rows = slices.rows[:, 0] == number
+        if rows.any():
+            z_mm = torch.from_numpy(slices.rows[rows, 1] * case.record.spacing[2])
+            yield torch.from_numpy(rows).to(device), z_mm.to(device)
 
 
 @torch.no_grad()
