@@ -108,6 +108,8 @@ def fit(
         run.fabric.device
     )
 
+    # What no stage trains keeps its statistics: a batch norm in training mode would replace the shipped ones.
+    pipeline.eval()
     stages: list[Progress] = []
     if pipeline.pose.roll is not None:
         load_shipped(pipeline.pose.roll)
