@@ -67,7 +67,7 @@ def bright_model(
         "unet": {"input": "full", "base_features": 2},
     }
     for section, values in (changes or {}).items():
-        base[section] = {**base.get(section, {}), **values}
+        base[section] = {**base.get(section, {}), **values} if isinstance(values, Mapping) else values
     config = load_config(base=base)
     torch.manual_seed(0)
     mask = ellipse(64, (2 * BODY[0] / FOV, 2 * BODY[1] / FOV)) if reference is None else reference

@@ -20,6 +20,7 @@ def flat(values, prefix=""):
 #: The defaults that documentation and saved models rest on: a change of one is a decision, not an accident.
 DEFAULTS = {
     "preset": "default",
+    "stn": "separate",
     "data.size": 256,
     "data.pixel_mm": None,
     "data.clip_percentiles": (0.5, 99.5),
@@ -114,6 +115,30 @@ def test_the_size_of_the_unet_follows_from_the_frame():
     assert load_config("paper").unet_levels == 6
     # 96 halves to 12, the least that is not below 8.
     assert load_config(settings=["data.size=96", "unet.input=full"]).unet_levels == 3
+
+
+@pytest.mark.parametrize("key", ["enabled", "learned"])
+def test_a_joint_network_that_shall_not_crop_is_refused(key):
+    with pytest.raises(InputError) as caught:
+        load_config(settings=["stn=joint", f"crop.{key}=false"])
+    assert str(caught.value) == (
+        f"configuration: stn=joint learns pose and crop together, but crop.{key} is false; set it to true, "
+        "or stn=separate"
+    )
+    assert load_config(settings=[f"crop.{key}=false"]).stn == "separate"
+    with pytest.raises(InputError, match="stn: Input should be 'separate' or 'joint', got 'both'"):
+        load_config(settings=["stn=both"])
+
+
+def test_whether_a_pose_is_estimated():
+    def estimated(*settings):
+        return load_config(settings=["pose.start=identity", *settings]).pose_estimated
+
+    assert not estimated()
+    assert estimated("pose.start=moments")
+    assert estimated("pose.learned=true")
+    assert estimated("stn=joint")
+    assert load_config("paper", settings=["stn=joint"]).pose_estimated
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".json"])

@@ -1,9 +1,20 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopose.geometry.crop import MIN_CROP, box_from_matrix, box_of_mask, jittered, matrix_from_box, widened
+from isopose.geometry.crop import (
+    MIN_CROP,
+    box_from_matrix,
+    box_of_mask,
+    carried,
+    jittered,
+    matrix_from_box,
+    widened,
+)
+from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import warp
 
 corner = st.floats(-1, 1)
@@ -73,3 +84,23 @@ def test_a_wider_crop_holds_the_one_that_it_was_and_stays_in_the_frame():
     assert after.abs().max() <= 1.0 + 1e-6
     assert wider[0, :2, 2].tolist() == pytest.approx([-0.2, 0.0])
     assert torch.equal(wider[2], torch.eye(3))
+
+
+def test_a_crop_carried_to_another_pose_stays_where_it_is_in_the_input():
+    theta2 = matrix_from_box(torch.tensor([[-0.2, -0.6, 0.6, 0.2], [0.0, 0.1, 0.7, 0.8]]))
+    old = matrix_from_pose(torch.tensor([[0.3, -0.2, 0.1, 0.1, -0.05], [-0.1, 0.0, 0.0, 0.0, 0.2]]))
+    new = matrix_from_pose(torch.tensor([[0.1, 0.1, 0.2, -0.1, 0.1], [0.2, 0.1, -0.1, 0.1, 0.1]]))
+    moved = carried(theta2, old, new)
+    assert (moved - theta2).abs().max() > 0.1
+    before, after = old @ theta2, new @ moved
+    assert torch.allclose(after[:, :2, 2], before[:, :2, 2], atol=1e-6)
+    area = [matrix[:, :2, :2].det() for matrix in (before, after)]
+    assert torch.allclose(area[0], area[1], atol=1e-6)
+    # A square without rotation, and nothing moves where the pose does not.
+    assert torch.equal(moved[:, 0, 0], moved[:, 1, 1])
+    assert (moved[:, 0, 1] == 0).all()
+    assert torch.allclose(carried(theta2, old, old), theta2, atol=1e-6)
+    # By hand: twice as large in the new frame, and half a side further left.
+    half = matrix_from_pose(torch.tensor([[0.0, math.log(0.5), math.log(0.5), 0.25, 0.0]]))
+    by_hand = carried(matrix_from_box(torch.tensor([[0.0, 0.0, 0.5, 0.5]])), torch.eye(3)[None], half)
+    assert box_from_matrix(by_hand)[0].tolist() == pytest.approx([-0.5, 0.0, 0.5, 1.0])

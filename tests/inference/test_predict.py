@@ -277,6 +277,39 @@ def test_a_bad_learned_pose_falls_back_to_the_identity_where_no_moments_are_used
     assert_finds(result.labels, here.truth)
 
 
+@pytest.mark.parametrize("per", ["slice", "smooth", "volume"])
+def test_one_network_poses_and_crops(per) -> None:
+    """Its outputs are set: a step from the moments, and a box; the pose takes the one, the crop the other."""
+    model = bright_model({"stn": "joint", "pose": {"per": per}, "crop": {"per": "volume"}})
+    step = (0.02, 0.03, -0.02, 0.01, 0.02)
+    model.pipeline.joint.output.bias.copy_(torch.tensor([*step, 0.15, 0.2, -0.1, -0.05]))
+    here = scene(roll=math.radians(12), scale=0.9)
+    result = predict(model, here.volume)
+    assert (result.slices.pose_source == LEARNED).all()
+    assert result.warnings == ()
+    alone = predict(bright_model({"pose": {"learned": False, "per": per}}), here.volume).slices.pose
+    np.testing.assert_allclose(result.slices.pose[:, :3], alone[:, :3] + step[:3], atol=1e-3)
+    # Five eighths by three quarters of the frame, so a square of seven eighths around the box's middle.
+    np.testing.assert_allclose(result.slices.theta2[:, 0, 0], 0.875, atol=2e-3)
+    np.testing.assert_allclose(result.slices.theta2[:, :2, 2], [[0.025, 0.075]] * 6, atol=3e-3)
+    agreement = model.pipeline.pose.agreement(
+        torch.from_numpy(result.prepared.mask[:, None]).float(), torch.from_numpy(result.slices.pose)
+    )
+    np.testing.assert_allclose(result.slices.agreement, agreement, atol=1e-5)
+    np.testing.assert_array_equal(result.slices.confidence, result.slices.agreement)
+    assert_finds(result.labels, here.truth)
+
+
+def test_a_bad_joint_step_falls_back_to_its_start() -> None:
+    model = bright_model({"stn": "joint"})
+    model.pipeline.joint.output.bias.copy_(torch.tensor([0.0, 0.6, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    here = scene(roll=math.radians(12))
+    result = predict(model, here.volume)
+    assert (result.slices.pose_source == MOMENTS).all()
+    assert result.warnings == ("pose fell back to moments in 6 of 6 slices",)
+    assert_finds(result.labels, here.truth)
+
+
 def test_an_outline_unlike_the_reference_is_of_low_confidence_but_predicted() -> None:
     # A ring that no pose of a filled body agrees with.
     ring = ellipse(64, (0.9, 0.9)) - ellipse(64, (0.8, 0.8))

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from isopose.config import Config
+from isopose.data.slices import Slices
 from isopose.data.store import Record, StoredCase, open_store
-from isopose.errors import InputError
+from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.volume import Volume
@@ -29,8 +30,11 @@ from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.io.splits import split_patients
 from isopose.models.folder import Model, load_model
+from isopose.models.roll import RollNetwork
+from isopose.models.shipped import load_shipped
 from isopose.progress import Silent
 from isopose.training.fit import fit
+from isopose.training.transforms import poses_of, transforms_of
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
 
@@ -172,7 +176,7 @@ def _short(*settings: str) -> tuple[str, ...]:
     return ("unet.optimiser.epochs=1", "pose.learned=false", "crop.enabled=false", *settings)
 
 
-#: Runs a fit that is killed without warning in the middle of the U-Net's second epoch.
+#: Runs a fit that is killed without warning in the middle of a stage's second epoch.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -188,10 +192,10 @@ class Killer(Silent):
 
     def step(self):
         self.left -= 1
-        if self.name == "unet" and self.left == 0:
+        if self.name == stage_to_die_in and self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-dataset, model, store, config = sys.argv[1:]
+dataset, model, store, config, stage_to_die_in = sys.argv[1:]
 fit(open_dataset(Path(dataset)), Path(model), load_config(file=Path(config)), store=Path(store),
     reporter=Killer())
 """
@@ -200,7 +204,7 @@ fit(open_dataset(Path(dataset)), Path(model), load_config(file=Path(config)), st
 def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(fitted.config.model_dump_json())
-    arguments = [str(fitted.dataset.root), str(tmp_path / "model"), str(fitted.store), str(config)]
+    arguments = [str(fitted.dataset.root), str(tmp_path / "model"), str(fitted.store), str(config), "unet"]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *arguments], env=os.environ, capture_output=True, timeout=120
     )
@@ -221,6 +225,111 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_pa
     assert touched == ["unet.safetensors"]
     assert_same_weights(tmp_path / "model", fitted.folder)
     assert info_of(tmp_path / "model") == info_of(fitted.folder)
+
+
+@pytest.fixture(scope="module")
+def together(fitted: Fitted, tiny, tmp_path_factory) -> Fitted:
+    """As ``fitted``, with one network for pose and crop."""
+    folder = tmp_path_factory.mktemp("joint") / "model"
+    config, reporter = tiny("stn=joint"), Listening()
+    model = fit(fitted.dataset, folder, config, store=fitted.store, reporter=reporter)
+    return Fitted(model, folder, fitted.dataset, config, fitted.store, reporter.lines)
+
+
+def test_pose_and_crop_are_one_stage_where_one_network_does_both(together: Fitted) -> None:
+    info = together.model.info
+    assert [(row["stage"], row["epoch"]) for row in info["history"]] == [
+        *[("joint", 1), ("joint", 2), ("unet", 1), ("unet", 2), ("unet", 3)]
+    ]
+    assert list(info["stages"]) == ["joint", "unet"]
+    assert {"pose and crop", "mask dice", "moments alone", "box overlap"} <= info["history"][0].keys()
+    assert any(line.startswith("joint: 2 epochs, best ") for line in together.said)
+    assert (together.folder / "work" / "tensorboard" / "joint").is_dir()
+    weights = weights_of(together.folder)
+    assert weights["joint.output.weight"].shape[0] == 9
+    assert (weights["joint.output.weight"].abs().amax(dim=1) > 0).all()
+    assert not any("localisation" in name for name in weights)
+    loaded = load_model(together.folder)
+    assert loaded.config.stn == "joint"
+    assert torch.equal(loaded.pipeline.joint.output.weight, weights["joint.output.weight"])
+
+
+def test_its_optimiser_is_that_of_the_crop(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    config = tiny(
+        *_short("stn=joint", "crop.enabled=true", "crop.optimiser.epochs=1", "pose.optimiser.epochs=9")
+    )
+    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
+    assert model.info["stages"]["joint"]["epochs"] == 1
+    hasty = tiny("stn=joint", "crop.optimiser.name=sgd", "crop.optimiser.learning_rate=1e30")
+    with pytest.raises(IsoposeError, match=r"stage joint: .*lower crop\.optimiser\.learning_rate"):
+        fit(fitted.dataset, tmp_path / "hasty", hasty, store=fitted.store)
+
+
+@pytest.mark.parametrize("per", ["smooth", "volume"])
+def test_what_the_unet_learns_on_is_what_prediction_makes(together: Fitted, tiny, per: str) -> None:
+    """theta1 and theta2 of a training case, once by the way of training and once by that of prediction."""
+    model = replace(together.model, config=tiny("stn=joint", f"pose.per={per}"))
+    model.pipeline.config, model.pipeline.pose.config = model.config, model.config.pose
+    training, _ = split_patients(together.dataset, 3, 0, 0)
+    slices = Slices([_stored_case(together.store, training[0].id)])
+    slices.pose = poses_of(model.pipeline, slices, torch.device("cpu"))
+    pose, theta2 = transforms_of(model.pipeline, slices, torch.device("cpu"))
+    records = predict(model, read_volume(training[0].image)).slices
+    rows = slices.rows[:, 1]
+    np.testing.assert_allclose(records.pose[rows], pose, atol=1e-5)
+    kept = ~records.widened[rows]
+    assert kept.any()
+    np.testing.assert_allclose(records.theta2[rows][kept], theta2[kept], atol=1e-5)
+    # The network has a say in both.
+    assert (pose - slices.pose).abs().max() > 1e-3
+    assert (theta2 - torch.eye(3)).abs().max() > 1e-3
+
+
+def test_killed_while_both_are_learned_it_ends_with_the_same_weights(
+    together: Fitted, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(together.config.model_dump_json())
+    arguments = [
+        str(together.dataset.root),
+        str(tmp_path / "model"),
+        str(together.store),
+        str(config),
+        "joint",
+    ]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], env=os.environ, capture_output=True, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert list(snapshot(tmp_path / "model" / "work" / "checkpoints")) == ["joint.safetensors"]
+    fit(together.dataset, tmp_path / "model", together.config, store=together.store, resume=True)
+    assert_same_weights(tmp_path / "model", together.folder)
+    assert info_of(tmp_path / "model") == info_of(together.folder)
+
+
+@pytest.mark.parametrize("stn", ["separate", "joint"])
+def test_the_shipped_network_stays_as_it_is(fitted: Fitted, tiny, tmp_path: Path, stn: str) -> None:
+    """Weights and statistics: neither its use on training slices nor the joint stage changes them."""
+    config = tiny(f"stn={stn}", "pose.start=anatomy", "pose.learned=false")
+    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
+    shipped, found = load_shipped(RollNetwork()).state_dict(), model.pipeline.pose.roll.state_dict()
+    assert shipped.keys() == found.keys()
+    assert [name for name in shipped if not torch.equal(shipped[name], found[name])] == []
+
+
+@pytest.mark.parametrize("start", ["anatomy", "identity"])
+def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: Path, start: str) -> None:
+    config = tiny("stn=joint", f"pose.start={start}", "pose.learned=false", "crop.per=slice")
+    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
+    assert list(model.info["stages"]) == ["joint", "unet"]
+    assert f"{start} alone" in model.info["history"][0]
+    scan = Scan("patient", fitted.dataset.root / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
+    (outcome,) = predict_scans(
+        model, [scan], tmp_path / "out", probabilities=False, steps=True, reporter=Silent()
+    )
+    assert outcome.problem is None
+    assert (tmp_path / "out" / "steps" / "patient.png").stat().st_size > 10_000
+    assert {row["pose_from"] for row in outcome.record["slices"]} <= {"learned", start}
 
 
 def test_a_finished_run_is_not_done_again(fitted: Fitted) -> None:
@@ -458,7 +567,7 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
             for path in (case.image, case.label, tmp_path / "out" / f"{case.id}.nii.gz")
         )
         # What was trained on lies where the file has it, in the patient's own coordinates.
-        stored = _stored_case(tmp_path / "model", case.id)
+        stored = _stored_case(tmp_path / "model" / "work" / "store", case.id)
         _, _, seen = stored.read(range(stored.record.shape[0]))
         # Within a frame's pixel: between two kidneys the centre moves by a few voxels of either.
         for label in (1, 2):
@@ -485,7 +594,7 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
 
 
 def _stored_case(folder: Path, name: str) -> StoredCase:
-    (where,) = (folder / "work" / "store").glob("*/store.json")
+    (where,) = folder.glob("*/store.json")
     return next(case for case in open_store(where.parent).cases if case.record.id == name)
 
 

@@ -16,10 +16,11 @@ from isopose.geometry.crop import jittered, matrix_from_box
 from isopose.geometry.similarity import add_residual, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.pipeline import Pipeline, restore
-from isopose.training.losses import crop_loss, one_hot, segmentation_loss
+from isopose.training.losses import crop_loss, one_hot, pose_loss, segmentation_loss
 from isopose.training.stages import (
     POSE_JITTER,
     CropObjective,
+    JointObjective,
     PoseObjective,
     SegmentationObjective,
     patient_dice,
@@ -187,15 +188,111 @@ def test_slices_without_label_do_not_train_the_crop() -> None:
     assert judge(objective, none) == {}
 
 
+def joint(*settings: str) -> JointObjective:
+    return JointObjective(pipeline_of(config("stn=joint", "pose.start=identity", *settings)))
+
+
+def from_identity(batch: Batch) -> Batch:
+    """As the joint stage gets it: the start's poses, here none."""
+    return batch._replace(pose=identity_pose(len(batch.rows)))
+
+
+def test_joint_objective_is_eq_1_and_eq_2_at_its_start() -> None:
+    batch = from_identity(batch_of(poses()))
+    objective = joint("crop.margin=0.1")
+    whole = torch.eye(3).expand(6, 3, 3)
+    target, _ = crop_targets(batch, batch.pose, 64, 0.1, 3)
+    cut = [warp(batch.image, theta, (64, 64), fill=AIR) for theta in (whole, target)]
+    eq_2 = crop_loss(cut[0], cut[1], whole, target, objective.config.crop)
+    eq_1 = pose_loss(warp(batch.mask, whole, (SIZE, SIZE)), upright()[1])
+    assert objective(batch, STILL).item() == pytest.approx((eq_1 + eq_2).item(), rel=1e-5)
+    judged = judge(objective, batch)
+    assert judged["mask dice"] == judged["identity alone"] == pytest.approx(1 - eq_1.item(), abs=1e-4)
+    assert judged["box overlap"] == pytest.approx(target[:, 0, 0].square().mean().item(), rel=1e-4)
+    assert judged["pose and crop"] == pytest.approx((judged["mask dice"] + judged["box overlap"]) / 2)
+    assert next(iter(judged)) == "pose and crop"
+
+
+def test_joint_learns_a_known_shift_and_box() -> None:
+    true = identity_pose(6)
+    true[:, 3:] = torch.tensor(
+        [[-0.2, 0.1], [0.2, 0.15], [0.0, -0.2], [0.1, 0.0], [-0.15, -0.1], [0.25, -0.05]]
+    )
+    batch = batch_of(true)
+    objective, start = joint(), from_identity(batch)
+    losses = train(objective, start, 1e-3, 200)
+    assert losses[-1] < 0.2 * losses[0]
+    pose, theta2 = objective.look(start.image, start.mask, start.pose)
+    assert (pose - true).abs().max() < 0.03
+    # The box of the upright slice's labels, which all slices show once posed.
+    target, _ = crop_targets(batch, true, 64, objective.config.crop.margin, 3)
+    assert target[:, 0, 0].max() < 0.8
+    assert (theta2 - target).abs().max() < 0.04
+    after = judge(objective, start)
+    assert after["mask dice"] > 0.98
+    assert after["identity alone"] < 0.85
+    assert after["box overlap"] > 0.9
+
+
+def test_the_gradient_reaches_all_nine_outputs_and_eq_2_moves_no_pose() -> None:
+    batch = from_identity(batch_of(poses()))
+
+    def reached(of: Batch) -> list[bool]:
+        objective = joint()
+        objective(of, STILL[: len(of.rows)]).backward()
+        return (objective.joint.output.bias.grad.abs() > 1e-6).tolist()
+
+    assert reached(batch) == [True] * 9
+    # Without labels the pose alone; where every outline is the reference's already, the crop alone.
+    assert reached(batch._replace(labels=torch.zeros_like(batch.labels))) == [True] * 5 + [False] * 4
+    objective = joint()
+    pose, _, target, _ = objective._seen(batch)
+    assert not target.requires_grad
+    objective.reference = warp(batch.mask, matrix_from_pose(pose.detach()), (SIZE, SIZE))
+    loss = objective(batch, STILL)
+    (step,) = torch.autograd.grad(loss, objective.joint.output.bias)
+    still = joint()
+    still.reference = objective.reference
+    (of_pose,) = torch.autograd.grad(
+        still(batch._replace(labels=torch.zeros_like(batch.labels)), STILL), still.joint.output.bias
+    )
+    assert torch.allclose(step[:5], of_pose[:5], atol=1e-7), "only Eq. 1 moves the pose"
+    assert (step[5:].abs() > 1e-6).all()
+
+
+def test_joint_slices_without_label_train_the_pose_only() -> None:
+    batch = from_identity(batch_of(poses(4)))
+    labels = batch.labels.clone()
+    labels[1] = labels[3] = 0
+    objective = joint()
+    torch.nn.init.normal_(objective.joint.output.weight, std=0.01)
+    mixed = objective(batch._replace(labels=labels), STILL[:4]).item()
+    none = objective(batch._replace(labels=torch.zeros_like(labels)), STILL[:4]).item()
+    kept = Batch(*[part[[0, 2]] for part in batch])
+    eq_2 = (
+        objective(kept, STILL[:2]).item()
+        - objective(kept._replace(labels=torch.zeros_like(kept.labels)), STILL[:2]).item()
+    )
+    assert mixed == pytest.approx(none + eq_2, rel=1e-4)
+    assert "box overlap" not in judge(objective, batch._replace(labels=torch.zeros_like(labels)))
+
+
+def test_only_the_joint_network_is_trained() -> None:
+    objective = JointObjective(pipeline_of(config("stn=joint", "pose.start=anatomy")))
+    assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"joint"}
+    assert all(name.startswith("joint.") for name in objective.state_dict())
+
+
 def test_every_parameter_learns() -> None:
     batch = batch_of(poses())
     # An output of zeros, as it starts, gives no gradient to the layers before it: take it after a step.
-    for objective in (
-        PoseObjective(pipeline_of(config("pose.start=identity"))),
-        CropObjective(pipeline_of(config())),
+    for objective, given in (
+        (PoseObjective(pipeline_of(config("pose.start=identity"))), batch),
+        (CropObjective(pipeline_of(config())), batch),
+        (joint(), from_identity(batch)),
     ):
-        train(objective, batch, 1e-3, 1)
-        assert_all_learn(objective, objective(batch, STILL))
+        train(objective, given, 1e-3, 1)
+        assert_all_learn(objective, objective(given, STILL))
     for space in ("native", "canonical"):
         objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
         assert_all_learn(objective, objective(batch, STILL))
