@@ -332,6 +332,13 @@ def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: 
     assert {row["pose_from"] for row in outcome.record["slices"]} <= {"learned", start}
 
 
+def test_the_roll_network_may_be_fine_tuned_before(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    config = tiny("stn=joint", "pose.start=anatomy", "pose.learned=true", "unet.optimiser.epochs=1")
+    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
+    assert list(model.info["stages"]) == ["pose", "joint", "unet"]
+    assert "roll cosine" in model.info["history"][0]
+
+
 def test_a_finished_run_is_not_done_again(fitted: Fitted) -> None:
     before = snapshot(fitted.folder)
     reporter = Listening()

@@ -1,0 +1,87 @@
+"""The benchmarks' own parts that need no training: their configurations, errors and tables."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isopose.config import load_config
+from isopose.demo import SMALL
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    spec = importlib.util.spec_from_file_location("pipelines", FOLDER / "pipelines.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_arm_is_a_configuration_with_the_same_unet_and_data(pipelines):
+    configs = {
+        arm: load_config(base=pipelines.merged(SMALL, change)) for arm, change in pipelines.ARMS.items()
+    }
+    assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
+    for config in configs.values():
+        assert (config.data, config.unet) == (
+            load_config(base=dict(SMALL)).data,
+            load_config(base=SMALL).unet,
+        )
+        assert config.crop.optimiser.iterations == SMALL["crop"]["optimiser"]["iterations"]
+    assert {config.stn for config in configs.values()} == {"separate", "joint"}
+
+
+def test_merging_keeps_what_is_not_named(pipelines):
+    base = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert pipelines.merged(base, {"a": {"c": {"f": 4}}, "e": 5}) == {
+        "a": {"b": 1, "c": {"d": 2, "f": 4}},
+        "e": 5,
+    }
+    assert base == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+
+
+def test_the_roll_is_compared_with_the_phantoms_own(pipelines, tmp_path):
+    angle = math.radians(-170.0)
+    turned = [[math.cos(angle), -math.sin(angle), 0, 5], [math.sin(angle), math.cos(angle), 0, 5]]
+    truth = {"cases": [{"case": "a", "world_from_canonical": [*turned, [0, 0, 1, 0], [0, 0, 0, 1]]}]}
+    (tmp_path / "phantom.json").write_text(json.dumps(truth))
+    slices = [{"roll_degrees": roll} for roll in (-170.0, 175.0, -160.0)]
+    (tmp_path / "a.json").write_text(json.dumps({"slices": slices}))
+    np.testing.assert_allclose(pipelines.roll_errors(tmp_path, tmp_path, ["a"]), [0.0, 15.0, 10.0], atol=1e-9)
+
+
+def test_the_table_says_what_was_measured(pipelines):
+    def result(kidney, overlap):
+        return {
+            "dice": {"kidney": kidney, "tumour": [0.5, None]},
+            "overlap": overlap,
+            "roll": [1.0, 2.0, 3.0],
+            "training": {"joint": 10.0, "unet": 100.0},
+            "prediction": 0.5,
+            "parameters": 12345,
+        }
+
+    results = {"one": [result([0.8, 0.9], 0.7), result([0.9, 1.0], 0.8)]}
+    results["one"][1]["training"]["joint"] = 20.0
+    table = pipelines.table(results, [0, 1], 10)
+    line = next(line for line in table.splitlines() if line.startswith("| one"))
+    assert line == (
+        "| one | 0.900 (0.082) | 0.500 (0.000) | 0.75 | 2.0 / 3.0 | joint 15 + unet 100 | 0.5 | 12,345 |"
+    )
+    assert table.count("\n| ---") == 1
+    assert "4 unseen phantom patients of 2 cohorts (10 patients each, seeds 0 1)" in table
+
+
+def test_seconds_survive_a_broken_off_run(pipelines, tmp_path):
+    for epoch in (1, 2):
+        meter = pipelines.Meter(tmp_path / "seconds.json", "")
+        with meter.stage("joint", 2, 1, epoch - 1) as report:
+            meter.since -= 7.0
+            report.epoch({"stage": "joint", "epoch": epoch})
+    assert pipelines.Meter(tmp_path / "seconds.json", "").total("joint") == pytest.approx(14.0, abs=1.0)
+    assert meter.total("unet") == 0
