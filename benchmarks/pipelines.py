@@ -41,9 +41,15 @@ ARMS: dict[str, Mapping[str, Any]] = {
         "crop": {"per": "slice"},
     },
     "joint, anatomy": {"stn": "joint"},
+    "joint, anatomy, roll as the start has it": {"stn": "joint", "pose": {"max_angle": 0.001}},
     "joint, moments, per slice": {
         "stn": "joint",
         "pose": {"start": "moments", "per": "slice"},
+        "crop": {"per": "slice"},
+    },
+    "joint, identity, per slice": {
+        "stn": "joint",
+        "pose": {"start": "identity", "per": "slice", "max_angle": 3.2, "max_shift": 1.0},
         "crop": {"per": "slice"},
     },
 }
