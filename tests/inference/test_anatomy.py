@@ -1,0 +1,86 @@
+"""Prediction with the shipped roll network: a patient may lie as he will, and what is doubtful is told."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from isopose.data.phantom import render, sample_case
+from isopose.data.phantom.pose import Pose
+from isopose.data.phantom.scan import sample_scan
+from isopose.geometry.volume import Volume
+from isopose.inference.predict import predict
+from isopose.inference.scans import prediction_record
+from isopose.models.shipped import load_shipped
+
+
+def phantom(degrees: float, seed: int = 5, index: int = 3) -> Volume:
+    """A patient who lies turned by an angle against what the header says."""
+    case = sample_case(seed, index, size=96, slices=8)
+    pose = Pose("supine", True, math.radians(degrees), 0.0, 0.0, (0.0, 0.0, 0.0))
+    rng = np.random.default_rng(1)
+    scan = sample_scan(rng, case.anatomy, pose, 96, 8)
+    image, _ = render(case.anatomy, pose, scan, rng)
+    return Volume(image, scan.world_from_index)
+
+
+@pytest.fixture(scope="module")
+def models(make_model):
+    def build(per: str):
+        pose = {"start": "anatomy", "learned": False, "per": per}
+        model = make_model({"pose": pose, "crop": {"enabled": False}})
+        load_shipped(model.pipeline.pose.roll)
+        return model
+
+    return {per: build(per) for per in ("slice", "smooth", "volume")}
+
+
+def told(prediction, words: str) -> bool:
+    return any(words in line for line in prediction.warnings)
+
+
+@pytest.mark.parametrize("degrees", [0, 35, -80, 120, 180])
+def test_a_patient_at_any_angle_is_found_and_told_where_the_header_is_wrong(models, degrees):
+    result = predict(models["smooth"], phantom(degrees))
+    off = np.degrees(result.slices.pose[:, 0]) - degrees
+    assert np.abs((off + 180) % 360 - 180).max() < 5
+    assert told(result, "lies turned") == (abs(degrees) > 60)
+    assert not told(result, "mirror")
+    record = prediction_record(models["smooth"], result, "0" * 64)
+    assert (record["roll_degrees"] - degrees + 180) % 360 - 180 == pytest.approx(0, abs=5)
+    assert {entry["pose_from"] for entry in record["slices"]} == {"anatomy"}
+    assert all(0.0 <= entry["confidence"] <= 1.0 for entry in record["slices"])
+
+
+@pytest.mark.parametrize("per", ["smooth", "volume"])
+def test_one_bad_slice_makes_no_neighbour_jump(models, per):
+    volume = phantom(-12)
+    spoilt = volume.array.copy()
+    # Half of one slice is not in the file: cut off, as by a truncated field of view.
+    spoilt[4, :, : spoilt.shape[2] // 2] = -1000
+    alone = predict(models["slice"], volume.with_array(spoilt)).slices.pose
+    together = predict(models[per], volume.with_array(spoilt)).slices.pose
+    assert np.abs(np.diff(together[:, 1:], axis=0)).max() < 0.7 * np.abs(np.diff(alone[:, 1:], axis=0)).max()
+    assert np.degrees(np.abs(np.diff(together[:, 0]))).max() < 3
+    assert np.degrees(np.abs(together[:, 0] + math.radians(12))).max() < 4
+    if per == "volume":
+        assert (together == together[0]).all()
+
+
+def test_a_mirrored_scan_is_told_and_left_as_it_is(models):
+    volume = phantom(0)
+    mirrored = predict(models["smooth"], volume.with_array(volume.array[:, :, ::-1]))
+    assert told(mirrored, "looks like its own mirror image")
+    assert not told(predict(models["smooth"], volume), "mirror image")
+
+
+def test_a_scan_that_shows_nothing_is_doubted(models):
+    """A disc of water: neither a spine nor an outline says what is up."""
+    volume = phantom(0)
+    y, x = np.indices(volume.array.shape[1:])
+    middle = (volume.array.shape[1] - 1) / 2
+    disc = np.hypot(x - middle, y - middle) < 30
+    nothing = predict(models["smooth"], replace(volume, array=np.where(disc, 0, -1000)[None].repeat(8, 0)))
+    assert told(nothing, "not sure which way up")
+    assert not told(predict(models["smooth"], volume), "not sure")
