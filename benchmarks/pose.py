@@ -121,7 +121,8 @@ def main(
             (output / "real").mkdir(exist_ok=True)
             groups["real"] = turned_scans(output / "real", REAL, turns, fingerprint, workers, progress)
     with one_thread(), torch.inference_mode():
-        reference = reference_scan(fingerprint)
+        others = torch.cat([batch.mask for batch in slices.in_order(64)])[::4]
+        reference = reference_scan(fingerprint, others)
     with one_thread():
         contenders = _contenders(reference, fingerprint, slices, output, weights, trained, reporter)
     results: dict[str, Any] = {"versions": versions(), "all": {}, "registered": {}}

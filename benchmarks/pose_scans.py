@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint
@@ -19,10 +20,12 @@ from isopose.data.phantom.randomised import roll_of
 from isopose.data.phantom.scan import sample_scan
 from isopose.data.preprocess import Prepared, prepare
 from isopose.files import replacing
-from isopose.geometry.symmetry import symmetry_axis
+from isopose.geometry.moments import moments, pose_from_moments
+from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert, normalised_from_pixel, warp
 from isopose.io.images import read_volume
+from isopose.models.pose import soft_dice
 from isopose.parallel import Progress, in_order
 
 #: Cohorts that neither the shipped network nor the paper's STN of the benchmark has seen.
@@ -108,8 +111,12 @@ def turned_scans(
     return [_read(path) for path in paths]
 
 
-def reference_scan(fingerprint: Fingerprint) -> Scan:
-    """The reference of all contenders: of phantoms of 2 years, laid exactly upright, the most symmetric."""
+def reference_scan(fingerprint: Fingerprint, others: Tensor) -> Scan:
+    """The reference of all contenders: of phantoms of 2 years, laid exactly upright, the most typical.
+
+    Typical is the one whose outline, in the middle slice, agrees best with those of other patients, none of
+    the table: masks ``(N, 1, S, S)``, brought onto it by moments.
+    """
     pose = Pose("supine", True, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
     found: list[tuple[float, Scan]] = []
     for index in range(400):
@@ -122,10 +129,16 @@ def reference_scan(fingerprint: Fingerprint) -> Scan:
         truth = _truth(case.anatomy, pose, scan.world_from_index)
         whole = _scan("reference", Volume(image, scan.world_from_index), fingerprint, truth)
         middle = whole.of(np.array([len(whole.roll) // 2]))
-        found.append((float(symmetry_axis(middle.images, middle.masks).score), middle))
+        found.append((_typical(middle.masks, others), middle))
         if len(found) == CANDIDATES:
             break
     return max(found, key=lambda pair: pair[0])[1]
+
+
+def _typical(mask: Tensor, others: Tensor) -> float:
+    theta = pose_from_moments(moments(others), moments(mask))
+    size = (mask.shape[2], mask.shape[3])
+    return float(soft_dice(warp(others, matrix_from_pose(theta), size), mask).mean())
 
 
 def spoilt(scan: Scan, number: int) -> Scan:
