@@ -49,7 +49,7 @@ def train(
         network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(RUNNING_MEAN), use_buffers=True
     )
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    checkpoint, progress, steps = work / "roll.safetensors", Progress(), len(batches)
+    checkpoint, progress, steps = work / "checkpoint.safetensors", Progress(), len(batches)
     if checkpoint.exists():
         progress, last, running = load_checkpoint(checkpoint, optimiser)
         network.load_state_dict(last)
