@@ -177,6 +177,15 @@ class PredictConfig(Section):
     crop_border: int = Field(1, ge=0, description="pixels: a label that near the crop's border is cut off")
 
 
+class HomogenizeConfig(Section):
+    """What ``isopose homogenize`` writes; given on its command line, no part of a model."""
+
+    per: Literal["volume", "smooth", "slice"] = Field(
+        "volume", description="as pose.per; with volume a scan keeps its own shape along z"
+    )
+    size: int = Field(384, ge=64, le=1024, description="pixels along a side of the reference's frame")
+
+
 class Config(Section):
     """The whole configuration of a model."""
 

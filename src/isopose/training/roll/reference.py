@@ -1,7 +1,8 @@
 """Make the reference outline that ships with the package: ``python -m isopose.training.roll.reference OUT``.
 
-A phantom of two years and median build, lying straight on its back, cut at the kidneys. It is 168 mm wide, about
-half way between a newborn's 115 and a sixteen-year-old's 290 mm, so that neither is stretched more than twofold.
+A phantom of two years and median build, lying straight on its back, cut at the kidneys. It is 168 mm wide,
+about half way between a newborn's 115 and a sixteen-year-old's 290 mm, so that neither is stretched more than
+twofold.
 """
 
 from pathlib import Path
