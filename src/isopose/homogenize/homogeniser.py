@@ -91,8 +91,8 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
     """
     if not model.config.pose.estimated:
         raise InputError(
-            "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing would "
-            "be homogenised; leave --model out, or name one that estimates poses"
+            "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
+            "would be homogenised; leave --model out, or name one that estimates poses"
         )
     transformer = copy.copy(model.pipeline.pose)
     transformer.config = transformer.config.model_copy(update={"per": config.per})

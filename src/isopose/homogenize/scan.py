@@ -11,7 +11,7 @@ from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
 from isopose.homogenize.homogeniser import Homogeniser
-from isopose.homogenize.transform import Grid, Transform
+from isopose.homogenize.transform import Grid, Row, Transform
 from isopose.inference.poses import PoseRecords, batches_of, find_poses, pose_warnings
 
 #: Darker values are padding around what the scanner saw; as air they draw no borders.
@@ -84,7 +84,7 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
 
 
 def _image(array: np.ndarray, slice_from_grid: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Slices in HU on the homogenised grid, int16; outside of them is air, the scan's own where it has some."""
+    """Slices in HU on the homogenised grid, int16; around them is air, the scan's own where it has some."""
     low, high = max(AIR_HU, int(array.min())), min(int(np.iinfo(np.int16).max), int(np.ceil(array.max())))
     out = np.empty((len(array), *size), dtype=np.int16)
     for part in chunks(array.shape, size):
@@ -162,8 +162,9 @@ def _values(labels: np.ndarray) -> list[int]:
     return [value for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist() if value]
 
 
-def _rows(matrix: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
-    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in matrix)
+def _rows(matrix: np.ndarray) -> tuple[Row, Row, Row, Row]:
+    first, second, third, fourth = ((float(a), float(b), float(c), float(d)) for a, b, c, d in matrix)
+    return first, second, third, fourth
 
 
 def _five(pose: list[float]) -> tuple[float, float, float, float, float]:

@@ -107,10 +107,8 @@ class Transform:
         slice_from_frame · theta1 · homogenised_from_grid: what a sampler needs to homogenise, and its inverse
         to restore.
         """
-        spacing = self.native.spacing[list(self.axes)]
-        slice_from_frame = self.frame.slice_from_frame(
-            self.slice_shape, (float(spacing[0]), float(spacing[1]))
-        )
+        x, y, _ = (float(side) for side in self.native.spacing[list(self.axes)])
+        slice_from_frame = self.frame.slice_from_frame(self.slice_shape, (x, y))
         theta1 = matrix_from_pose(torch.tensor(self.poses, dtype=torch.float32))
         return compose(slice_from_frame, theta1, self.grid.homogenised_from_grid)
 

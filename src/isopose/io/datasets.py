@@ -17,7 +17,7 @@ __all__ = ["Case", "Dataset", "is_dataset", "open_dataset"]
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a path is one that :func:`open_dataset` takes for a dataset, and not scans or a DICOM series."""
+    """Whether a path is what :func:`open_dataset` takes for a dataset, and not scans or a DICOM series."""
     path = Path(path)
     if path.is_file():
         return path.suffix.lower() == ".csv" or path.name == "dataset.json"
