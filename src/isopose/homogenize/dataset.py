@@ -78,7 +78,8 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
         raise InputError(f"{path}: scans without labels; --label is for a dataset that has some")
     scans = find_scans([path])
     cases = [Case(scan.name, scan.path, None, patient=scan.name, split="test") for scan in scans]
-    return dataset_of(path.resolve().name, "scans", path, Labels({}), cases)
+    # Not the folder's name, which may be a patient's.
+    return dataset_of("scans", "scans", path, Labels({}), cases)
 
 
 def homogenize(

@@ -52,9 +52,14 @@ class PoseRecords:
 
     @property
     def roll(self) -> float:
-        """Middle of the angles by which the slices lean, radians."""
-        angle = self.pose[self.shown, ANGLE]
-        return float(np.median(angle)) if len(angle) else 0.0
+        """Middle of the angles by which the slices lean, radians in (-pi, pi]."""
+        angle = self.pose[self.shown, ANGLE].astype(np.float64)
+        if not len(angle):
+            return 0.0
+        # Around their mean direction: near half a turn some lie at +pi and some at -pi.
+        mean = np.angle(np.exp(1j * angle).sum())
+        middle = mean + np.median(np.angle(np.exp(1j * (angle - mean))))
+        return float(np.angle(np.exp(1j * middle)))
 
     def common_pose(self) -> np.ndarray:
         """``(5,)`` what the slices have in common, those whose outline fits better counting more."""
