@@ -12,6 +12,7 @@ from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.models.folder import Model, load_model
+from isopose.models.pipeline import Pipeline
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import load_reference, load_shipped, shipped_sha256
@@ -23,6 +24,7 @@ class Homogeniser:
 
     Args:
         transformer: finds poses; its configuration says whether slices share one.
+        joint: a model's networks where one of them goes on from those poses (``stn=joint``), else none.
         scale: of the values that it sees.
         fov_mm: side of the square that it sees, where the body fits into that; none: each body's own.
         data: how a scan becomes what it sees.
@@ -34,6 +36,7 @@ class Homogeniser:
     """
 
     transformer: PoseTransformer
+    joint: Pipeline | None
     scale: Scale
     fov_mm: float | None
     data: DataConfig
@@ -72,6 +75,7 @@ def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
     made_of = [shipped_sha256(), *(part.model_dump(mode="json") for part in (pose, data, predict))]
     return Homogeniser(
         transformer,
+        None,
         window,
         None,
         data,
@@ -89,13 +93,17 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
     Raises:
         InputError: the model takes every slice as it lies, so it has no pose to bring a scan to.
     """
-    if not model.config.pose.estimated:
+    if not model.config.pose_estimated:
         raise InputError(
             "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
             "would be homogenised; leave --model out, or name one that estimates poses"
         )
-    transformer = copy.copy(model.pipeline.pose)
-    transformer.config = transformer.config.model_copy(update={"per": config.per})
+    pose = model.config.pose.model_copy(update={"per": config.per})
+    transformer, joint = copy.copy(model.pipeline.pose), None
+    transformer.config = pose
+    if model.pipeline.joint is not None:
+        joint = copy.copy(model.pipeline)
+        joint.config = model.config.model_copy(update={"pose": pose})
     mask = transformer.reference_mask
     area_cm2 = model.info.get("reference", {}).get("area_cm2")
     if not isinstance(area_cm2, int | float) or area_cm2 <= 0:
@@ -112,6 +120,7 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
     ]
     return Homogeniser(
         transformer,
+        joint,
         model.fingerprint.intensity,
         usual_fov(model.fingerprint, model.config.data),
         model.config.data,

@@ -12,7 +12,7 @@ from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
 from isopose.homogenize.homogeniser import Homogeniser
 from isopose.homogenize.transform import Grid, Row, Transform
-from isopose.inference.poses import PoseRecords, batches_of, find_poses, pose_warnings
+from isopose.inference.poses import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
 
 #: Darker values are padding around what the scanner saw; as air they draw no borders.
 AIR_HU = -1024
@@ -54,7 +54,10 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
     prepared = prepare_as(volume, homogeniser.scale, homogeniser.fov_mm, homogeniser.data)
     transformer, settings = homogeniser.transformer, homogeniser.predict
     records = PoseRecords.empty(len(prepared.image))
-    find_poses(transformer, prepared, batches_of(prepared, settings.batch_size), settings, records)
+    batches = batches_of(prepared, settings.batch_size)
+    find_poses(transformer, prepared, batches, settings, records)
+    if homogeniser.joint is not None and batches:
+        find_crops(homogeniser.joint, prepared, batches, records)
     if records.shown.any():
         # Slices without a body have no pose of their own; they stay beside their neighbours.
         records.pose[~records.shown] = records.common_pose()
@@ -74,12 +77,13 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
         if lost:
             warnings += (f"too small to be seen at the new size: labels {lost}",)
         labels = Volume(brought, world)
+    doubts = pose_warnings(records, transformer, settings, joint=homogeniser.joint is not None)
     return HomogenisedScan(
         Volume(image, world),
         labels,
         transform,
         records,
-        (*prepared.warnings, *pose_warnings(records, transformer, settings), *warnings),
+        (*prepared.warnings, *doubts, *warnings),
     )
 
 
