@@ -254,6 +254,23 @@ def test_a_models_pose_and_reference_are_taken() -> None:
     assert dice(back(scan, 2) == 1, here.truth > 0) > 0.95
 
 
+@each_way
+def test_a_joint_models_step_is_taken_too(per) -> None:
+    joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
+    step = (0.02, 0.03, -0.02, 0.01, 0.02)
+    joint.pipeline.joint.output.bias.copy_(torch.tensor([*step, 0.15, 0.2, -0.1, -0.05]))
+    alone = bright_model({"pose": {"learned": False}})
+    here = scene(roll=math.radians(12), scale=0.9)
+    info = {"reference": {"area_cm2": 226.2}}
+    start, followed = (
+        homogenise(homogeniser_of(replace(model, info=info), HomogenizeConfig(per=per, size=64)), here.volume)
+        for model in (alone, joint)
+    )
+    np.testing.assert_allclose(followed.poses.pose[:, :3], start.poses.pose[:, :3] + step[:3], atol=1e-3)
+    assert followed.warnings == ()
+    assert (joint.config.pose.per, joint.pipeline.config.pose.per) == ("smooth", "smooth")
+
+
 def test_a_model_without_poses_is_refused() -> None:
     model = bright_model({"pose": {"start": "identity", "learned": False}, "crop": {"enabled": False}})
     with pytest.raises(InputError, match="takes every slice as it lies"):

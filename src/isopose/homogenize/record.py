@@ -75,11 +75,11 @@ class CaseRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        values: dict[str, Any] = _RECORD.dump_python(self, mode="json")
+        values: dict[str, Any] = CASE.dump_python(self, mode="json")
         return values
 
 
-_RECORD = TypeAdapter(CaseRecord)
+CASE = TypeAdapter(CaseRecord)
 
 
 def record_path(root: Path, case: str) -> Path:
@@ -134,7 +134,7 @@ def read_record(path: Path) -> CaseRecord:
     if found != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT}, got {found}; homogenize the case again")
     try:
-        return _RECORD.validate_json(Path(path).read_bytes())
+        return CASE.validate_json(Path(path).read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
