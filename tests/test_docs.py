@@ -163,8 +163,11 @@ def test_configuration_page_is_what_its_script_gives() -> None:
 
 def test_configuration_page_has_every_key_once() -> None:
     listed = [row[0].strip("`") for row in table_rows((ROOT / "docs" / "configuration.md").read_text())]
-    keys = sorted(key for key in listed if key != "key")
+    keys = sorted(key for key in listed if key not in ("key", "option") and not key.startswith("--"))
     assert keys == sorted(flat(Config().model_dump()))
+    assert [key for key in listed if key.startswith("--")] == [
+        f"--{key}" for key in HomogenizeConfig.model_fields
+    ]
 
 
 def test_example_file_of_the_configuration_is_accepted(tmp_path: Path) -> None:

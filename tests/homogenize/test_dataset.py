@@ -229,7 +229,7 @@ def test_what_is_there_is_not_done_again(source, tmp_path, counted) -> None:
     def again() -> int:
         counted.clear()
         outcomes = run(folder, output)
-        assert sum(outcome.again for outcome in outcomes) == len(counted)
+        assert sum(outcome.made for outcome in outcomes) == len(counted)
         assert_nnunet(output)
         assert json.loads((output / "homogenize.json").read_text())["complete"]
         return len(counted)

@@ -43,12 +43,12 @@ ENDING = ".nii.gz"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case: a record, or the one line that says why not; ``again`` if it was made now."""
+    """What became of one case: a record, or the one line that says why not; ``made`` if not there before."""
 
     case: str
     record: CaseRecord | None
     problem: str | None
-    again: bool = True
+    made: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,19 @@ def homogenize(
     started, made, outcomes = time.monotonic(), 0, []
     work = partial(_make, job=job)
     total = len(dataset.cases)
-    with reporter.counting("homogenize") as progress:
-        found = in_order(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
-        for done, outcome in enumerate(found, start=1):
-            outcomes.append(outcome)
-            made += outcome.again
-            each = (time.monotonic() - started) / max(made, 1)
-            reporter.say(f"[{done}/{total}] {outcome.case}{_told(outcome, each * (total - done))}")
-            for warning in outcome.record.warnings if outcome.record else ():
-                reporter.say(f"  warning: {warning}")
+    try:
+        with reporter.counting("homogenize") as progress:
+            found = in_order(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+            for done, outcome in enumerate(found, start=1):
+                outcomes.append(outcome)
+                made += outcome.made
+                each = (time.monotonic() - started) / max(made, 1)
+                reporter.say(f"[{done}/{total}] {outcome.case}{_told(outcome, each * (total - done))}")
+                for warning in outcome.record.warnings if outcome.record else ():
+                    reporter.say(f"  warning: {warning}")
+    finally:
+        # A worker that is stopped cannot clear away what it was writing.
+        _remove_half_written(job.root)
     _finish(dataset, job, head, outcomes)
     return outcomes
 
@@ -135,7 +139,7 @@ def homogenize(
 def _told(outcome: Outcome, seconds_left: float) -> str:
     if outcome.problem is not None:
         return f"\n  error: {outcome.problem}"
-    if not outcome.again:
+    if not outcome.made:
         return "  is there already, made from the same scan and settings"
     return f"  about {seconds_left:.0f} s left" if seconds_left else ""
 
@@ -193,8 +197,7 @@ def _claim(job: _Job, head: dict[str, Any], dataset: Dataset) -> None:
     elif job.root.is_dir() and any(job.root.iterdir()):
         raise InputError(f"{job.root}: is not empty and holds no homogenized dataset; choose another folder")
     output_folder(job.root)
-    for partial_file in job.root.rglob(".*.partial.*"):
-        partial_file.unlink(missing_ok=True)
+    _remove_half_written(job.root)
     # Until all cases were tried this is not a dataset.
     (job.root / "dataset.json").unlink(missing_ok=True)
     write_json(mark, head)
@@ -216,7 +219,7 @@ def _make(case: Case, *, job: _Job) -> Outcome:
             sources["label"] = hash_of_source(case.label)
         known = _known(job, case.id)
         if known is not None and (known.part, known.sources) == (part, sources) and is_whole(job.root, known):
-            return Outcome(case.id, known, None, again=False)
+            return Outcome(case.id, known, None, made=False)
         _remove(job.root, case.id)
         volume = read_volume(case.image)
         classes = None
@@ -257,10 +260,13 @@ def _remove(root: Path, case: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def _remove_half_written(root: Path) -> None:
+    for path in root.rglob(".*.partial.*"):
+        path.unlink(missing_ok=True)
+
+
 def _finish(dataset: Dataset, job: _Job, head: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
     """Describe what is there: to nnU-Net, and to whoever restores."""
-    for partial_file in job.root.rglob(".*.partial.*"):
-        partial_file.unlink(missing_ok=True)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     failed = [outcome.case for outcome in outcomes if outcome.record is None]
     if records:
