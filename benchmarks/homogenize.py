@@ -103,8 +103,8 @@ def table(rows: dict[str, list[Row]]) -> str:
 
 def main(
     output: Annotated[Path, typer.Argument(help="folder")],
-    patients: int = 40,
-    slices: int = 12,
+    patients: int = 10,
+    slices: int = 8,
     size: Annotated[int, typer.Option(help="pixels of the phantoms' slices")] = 512,
 ) -> None:
     """Draw, homogenise, restore, compare."""
