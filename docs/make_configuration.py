@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from isopose.config import Config, Section, load_config
+from isopose.config import Config, HomogenizeConfig, Section, load_config
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -60,7 +60,17 @@ def page() -> str:
     for prefix, section in _sections("", default):
         title = f"`{prefix}`" if prefix else "Top level"
         parts.append(f"## {title}\n\n{_doc(section)}\n\n{_table(prefix, section, _at(paper, prefix))}")
+    options = [f"| `--{key}` | {' | '.join(cells)} |" for key, cells in _options(HomogenizeConfig())]
+    head = "| option | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
+    parts.append(
+        f"## Of `isopose homogenize`\n\n{_doc(HomogenizeConfig())}\n\n{head}" + "\n".join(options) + "\n"
+    )
     return "\n".join(parts)
+
+
+def _options(section: BaseModel) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    for key, field, value in rows("", section):
+        yield key, (f"`{_value(value)}`", _allowed(field), field.description or "")
 
 
 def rows(prefix: str, section: BaseModel) -> Iterator[tuple[str, FieldInfo, Any]]:

@@ -85,3 +85,20 @@ def test_seconds_survive_a_broken_off_run(pipelines, tmp_path):
             report.epoch({"stage": "joint", "epoch": epoch})
     assert pipelines.Meter(tmp_path / "seconds.json", "").total("joint") == pytest.approx(14.0, abs=1.0)
     assert meter.total("unet") == 0
+
+
+def test_the_way_there_and_back_is_measured(tmp_path):
+    spec = importlib.util.spec_from_file_location("homogenize", FOLDER / "homogenize.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(tmp_path, patients=1, slices=4, size=64)
+    told = json.loads((tmp_path / "homogenize.json").read_text())
+    assert set(told["rows"]) == {f"{per}, {size}" for per, size in module.WAYS}
+    assert told["roll_error_degrees_worst"] < 6
+    [row] = told["rows"]["volume, 384"]
+    assert row["dice"]["kidney"] > 0.99
+    assert row["width"] == pytest.approx(0.92, abs=0.08)
+    lines = (tmp_path / "homogenize.md").read_text().splitlines()
+    assert len(lines) == 2 + len(module.WAYS)
+    assert f"| volume, 384 | {row['dice']['kidney']:.4f} / " in lines[2]
+    assert module.dice(np.array([True, True]), np.array([True, False])) == pytest.approx(2 / 3)

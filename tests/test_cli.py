@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from typer.testing import CliRunner
 from bright import bright_model, dice, scene
 from isopose import __version__
 from isopose.cli import app, main
-from isopose.io.images import read_labels, write_image, write_labels
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.folder import save_model
 
-COMMANDS = ("demo", "phantom", "check", "fit", "predict", "evaluate")
+COMMANDS = ("demo", "phantom", "check", "fit", "predict", "homogenize", "restore", "evaluate")
 
 
 @pytest.fixture
@@ -114,6 +115,16 @@ def test_help_imports_nothing_heavy():
         (("predict", "{tmp}", "{data}", "--output", "{tmp}/o"), "no model.json"),
         (("predict", "{model}", "{tmp}/no.nii.gz", "--output", "{tmp}/o"), "no such file or folder"),
         (("predict", "{model}", "{data}/imagesTs", "--output", "{tmp}/o", "--device", "abacus"), "abacus"),
+        (("homogenize", "{tmp}/none", "{tmp}/o"), "none: no such file or folder"),
+        (("homogenize", "{data}", "{tmp}/o", "--per", "patient"), "homogenize: per: "),
+        (("homogenize", "{data}", "{tmp}/o", "--size", "9"), "homogenize: size: "),
+        (("homogenize", "{data}", "{tmp}/o", "--model", "{tmp}/m"), "no model.json"),
+        (("homogenize", "{data}", "{tmp}/o", "--model", "{model}"), "how large its reference is"),
+        (("homogenize", "{data}/imagesTs", "{tmp}/o", "--label", "kidney=1"), "scans without labels"),
+        (
+            ("restore", "{data}/labelsTs", "--homogenized", "{data}", "--output", "{tmp}/o"),
+            "no homogenize.json",
+        ),
         (("evaluate", "{tmp}/none", "{data}"), "none"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
@@ -238,6 +249,84 @@ def test_one_bad_scan_is_code_2_and_the_rest_is_done(isopose, cohort, model_fold
     assert (bad["name"], bad["record"]) == ("bad", None)
     assert bad["problem"].startswith(str(tmp_path / "bad.nii.gz"))
     assert (good["name"], good["problem"]) == ("case_2", None)
+
+
+def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_path):
+    upright = tmp_path / "upright"
+    code, out, err = isopose("homogenize", cohort, upright, "--size", 128)
+    assert code == 0, err
+    assert out == f"{upright}  2 cases for training, 1 for testing, 128 x 128 pixels of 1.422 mm\n"
+    assert [line for line in err.splitlines() if line.startswith("[")][2].startswith("[3/3] case_2")
+    assert err.splitlines()[-1] == "homogenize: done"
+    assert isopose("check", upright)[0] == 0
+    code, out, _ = isopose("homogenize", cohort, upright, "--size", 128, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert [(one["name"], one["problem"]) for one in told] == [(f"case_{n}", None) for n in range(3)]
+    assert told[2]["record"] == json.loads((upright / "transforms" / "case_2.json").read_text())
+
+    back = tmp_path / "back"
+    code, out, err = isopose("restore", upright / "labelsTs", "--homogenized", upright, "--output", back)
+    assert (code, out) == (0, f"{back / 'case_2.nii.gz'}\n")
+    truth, found = (read_labels(place / "case_2.nii.gz") for place in (cohort / "labelsTs", back))
+    np.testing.assert_array_equal(found.world_from_index, truth.world_from_index)
+    for value in (1, 7):
+        assert dice(found.array == value, truth.array == value) > 0.9
+    code, out, _ = isopose(
+        "restore", upright / "labelsTs", "--homogenized", upright, "--output", back, "--json"
+    )
+    assert code == 0
+    assert json.loads(out)[0]["record"] == json.loads((back / "case_2.json").read_text())
+    # What isopose evaluate takes.
+    options = ("--label", "kidney=1", "--label", "tumour=7")
+    assert isopose("evaluate", back, cohort / "labelsTs", *options)[0] == 0
+
+
+def test_homogenize_takes_a_models_poses(isopose, cohort, tmp_path):
+    folder, model = tmp_path / "model", bright_model({"data": {"size": 64}}, real_unet=True)
+    save_model(folder, replace(model, info={**model.info, "reference": {"area_cm2": 226.2}}))
+    code, out, err = isopose("homogenize", cohort, tmp_path / "o", "--model", folder, "--size", 64)
+    assert code == 0, err
+    # The reference's body of 226 cm2 lies in a frame of 230 mm.
+    assert float(out.split()[-2]) == pytest.approx(230 / 64, rel=0.01)
+    head = json.loads((tmp_path / "o" / "homogenize.json").read_text())
+    assert head["poses_from"] == "model"
+    code, _, err = isopose("homogenize", cohort, tmp_path / "o", "--size", 64)
+    assert code == 2
+    assert "choose another folder" in err
+    assert one_line(err)
+
+
+def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, cohort, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a_bad.nii.gz").write_bytes(b"no image")
+    (scans / "good.nii.gz").write_bytes((cohort / "imagesTs" / "case_2_0000.nii.gz").read_bytes())
+    code, out, err = isopose("homogenize", scans, tmp_path / "o", "--size", 64)
+    assert code == 2
+    assert "0 cases for training, 1 for testing" in out
+    assert err.splitlines()[-1].startswith(f"isopose: {scans / 'a_bad.nii.gz'}: ")
+    assert "Traceback" not in err
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    image = read_volume(tmp_path / "o" / "imagesTs" / "good_0000.nii.gz")
+    write_labels(image.with_array((image.array > 145).astype(np.uint8)), labels / "good.nii.gz")
+    (labels / "other.nii.gz").write_bytes((labels / "good.nii.gz").read_bytes())
+    code, out, err = isopose("restore", labels, "--homogenized", tmp_path / "o", "--output", tmp_path / "r")
+    assert code == 2
+    assert out == f"{tmp_path / 'r' / 'good.nii.gz'}\n"
+    assert "other.nii.gz: is of no case" in err.splitlines()[-1]
+    truth = read_labels(cohort / "labelsTs" / "case_2.nii.gz").array > 0
+    assert dice(read_labels(tmp_path / "r" / "good.nii.gz").array > 0, truth) > 0.85
+
+
+def test_help_tells_the_defaults_of_homogenize():
+    from isopose.config import HomogenizeConfig
+
+    told = CliRunner().invoke(app, ["homogenize", "--help"], env={"COLUMNS": "300"}).stdout
+    default = HomogenizeConfig()
+    assert f"one pose per {default.per} (the default)" in told
+    assert f"none: {default.size}" in told
 
 
 def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import math
 import re
 import shlex
 from dataclasses import fields
@@ -14,13 +15,15 @@ from typing import Any
 import pytest
 import typer.main
 
-from isopose.config import Config, load_config, validate_config
+from isopose.config import Config, HomogenizeConfig, load_config, validate_config
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.record import RECORD
 from isopose.evaluation.evaluate import Evaluation
 from isopose.evaluation.tables import csv_text
 from isopose.geometry.similarity import matrix_from_pose
+from isopose.homogenize.record import CASE
 from isopose.io.datasets import open_dataset
+from isopose.models.shipped import load_reference
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "isopose"
@@ -160,8 +163,11 @@ def test_configuration_page_is_what_its_script_gives() -> None:
 
 def test_configuration_page_has_every_key_once() -> None:
     listed = [row[0].strip("`") for row in table_rows((ROOT / "docs" / "configuration.md").read_text())]
-    keys = sorted(key for key in listed if key != "key")
+    keys = sorted(key for key in listed if key not in ("key", "option") and not key.startswith("--"))
     assert keys == sorted(flat(Config().model_dump()))
+    assert [key for key in listed if key.startswith("--")] == [
+        f"--{key}" for key in HomogenizeConfig.model_fields
+    ]
 
 
 def test_example_file_of_the_configuration_is_accepted(tmp_path: Path) -> None:
@@ -271,6 +277,29 @@ def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[
     assert torch.rad2deg(pose[0]) == pytest.approx(one["roll_degrees"], rel=1e-5)
     volumes = record["volumes_ml"]
     assert volumes["kidney"] + volumes["tumour"] == pytest.approx(volumes["kidney+tumour"])
+
+
+def test_homogenised_examples_are_what_the_commands_write(examples: dict[str, Any]) -> None:
+    values = examples["transform.json"]
+    values["settings_sha256"] = values["settings_sha256"].ljust(64, "0")
+    for part in ("sources", "files"):
+        values[part] = {name: short.ljust(64, "0") for name, short in values[part].items()}
+    record = CASE.validate_json(json.dumps(values))
+    assert list(values) == [field.name for field in fields(record)]
+    assert record.slices[0].roll_degrees == pytest.approx(math.degrees(record.transform.poses[0][0]))
+    head = examples["homogenize.json"]
+    written = keys_of("_head", "homogenize/dataset.py")
+    assert set(head) == written[0]
+    assert set(head["reference"]) in written
+    assert head["reference"]["pixel_mm"] == record.transform.grid.pixel_mm
+    assert head["reference"]["side_mm"] == pytest.approx(load_reference().side_mm)
+    assert head["reference"]["size"] == HomogenizeConfig().size
+    assert set(head["labels"]["kidney"]) == {"value", "stored"}
+    restored = examples["restored.json"]
+    first, second = keys_of("_restored", "homogenize/restore.py")[:2]
+    assert set(restored) == first | second
+    # Back as it was: the label file that came back is the one that went.
+    assert restored["files"]["phantom_000.nii.gz"] == values["sources"]["label"][:8]
 
 
 def test_scores_examples_are_one_evaluation(examples: dict[str, Any]) -> None:

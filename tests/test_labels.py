@@ -60,7 +60,7 @@ def test_unions_are_only_added_where_nothing_is_said():
 )
 def test_impossible_labels(named, unions, word):
     with pytest.raises(InputError, match=word):
-        Labels(named, unions)
+        Labels.create(named, unions)
 
 
 @pytest.mark.parametrize("bad", [3, 255, -1, 1.5, np.nan, 257])

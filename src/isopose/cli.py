@@ -4,6 +4,7 @@ import errno
 import json
 import signal
 import sys
+from collections.abc import Iterable
 from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
@@ -184,7 +185,6 @@ def predict(
     outcomes = predict_scans(
         loaded, scans, output, probabilities=probabilities, steps=steps, reporter=Terminal()
     )
-    failed = [outcome for outcome in outcomes if outcome.record is None]
     if as_json:
         _print_json([{"name": o.scan.name, "problem": o.problem, "record": o.record} for o in outcomes])
     else:
@@ -192,10 +192,81 @@ def predict(
             if outcome.record is not None:
                 volumes = "  ".join(f"{k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
                 typer.echo(f"{output / outcome.scan.name}.nii.gz  {volumes}")
-    for outcome in failed:
-        typer.echo(f"isopose: {outcome.problem}", err=True)
-    if failed:
-        raise typer.Exit(2)
+    _fail_if(outcome.problem for outcome in outcomes)
+
+
+@app.command()
+def homogenize(
+    dataset: Annotated[
+        Path, typer.Argument(help="a dataset as for fit, or scans: a file, a folder of files, a DICOM series")
+    ],
+    output: Annotated[Path, typer.Argument(help="folder for the nnU-Net raw dataset")],
+    model: Annotated[
+        Path | None, typer.Option(help="take this model's poses and reference; none: those of the package")
+    ] = None,
+    per: Annotated[
+        str | None,
+        typer.Option(help="one pose per volume (the default), smooth along it, or its own per slice"),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")
+    ] = None,
+    label: Label = None,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a dataset to one pose and size, for any other segmenter; nothing need be trained."""
+    from isopose.config import homogenize_config
+    from isopose.homogenize.dataset import homogenize as run
+    from isopose.homogenize.dataset import open_input
+    from isopose.progress import Terminal
+
+    config = homogenize_config(per=per, size=size)
+    opened = open_input(dataset, _labels(label))
+    outcomes = run(opened, output, config, model=model, workers=workers, reporter=Terminal())
+    records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    if as_json:
+        _print_json(
+            [
+                {"name": o.case, "problem": o.problem, "record": o.record and o.record.to_json()}
+                for o in outcomes
+            ]
+        )
+    elif records:
+        training = sum(record.part == "Tr" for record in records)
+        grid = records[0].transform.grid
+        typer.echo(
+            f"{output}  {training} cases for training, {len(records) - training} for testing, "
+            f"{grid.usual} x {grid.usual} pixels of {grid.pixel_mm:.3f} mm"
+        )
+    _fail_if(outcome.problem for outcome in outcomes)
+
+
+@app.command()
+def restore(
+    predictions: Annotated[Path, typer.Argument(help="folder of the other segmenter's answers, or one file")],
+    homogenized: Annotated[Path, typer.Option(help="the folder that isopose homogenize wrote")],
+    output: Annotated[Path, typer.Option(help="folder for the results")],
+    keep_values: Annotated[
+        bool, typer.Option("--keep-values", help="label values as predicted, not those of the dataset")
+    ] = False,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Bring another segmenter's answers on a homogenized dataset back to each scan's own grid."""
+    from isopose.homogenize.restore import restore as run
+    from isopose.progress import Terminal
+
+    restored = run(
+        predictions, homogenized, output, keep_values=keep_values, workers=workers, reporter=Terminal()
+    )
+    if as_json:
+        _print_json([{"name": one.case, "problem": one.problem, "record": one.record} for one in restored])
+    else:
+        for one in restored:
+            for name in one.record["files"] if one.record is not None else ():
+                typer.echo(output / name)
+    _fail_if(one.problem for one in restored)
 
 
 @app.command()
@@ -277,6 +348,15 @@ def _stop(_signum: int, _frame: FrameType | None) -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"isopose: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _fail_if(problems: Iterable[str | None]) -> None:
+    """Tell what could not be done, and end with code 2 where that is anything."""
+    told = [problem for problem in problems if problem is not None]
+    for problem in told:
+        typer.echo(f"isopose: {problem}", err=True)
+    if told:
+        raise typer.Exit(2)
 
 
 def _labels(given: list[str] | None) -> dict[str, int] | None:

@@ -177,6 +177,15 @@ class PredictConfig(Section):
     crop_border: int = Field(1, ge=0, description="pixels: a label that near the crop's border is cut off")
 
 
+class HomogenizeConfig(Section):
+    """What ``isopose homogenize`` writes; given on its command line, no part of a model."""
+
+    per: Literal["volume", "smooth", "slice"] = Field(
+        "volume", description="as pose.per; with volume a scan keeps its own shape along z"
+    )
+    size: int = Field(384, ge=64, le=1024, description="pixels along a side of the reference's frame")
+
+
 class Config(Section):
     """The whole configuration of a model."""
 
@@ -314,18 +323,33 @@ def validate_config(values: Any, where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # Where a value may be of several types pydantic names the type after the key.
-        parts = [str(part) for part in first["loc"]]
-        key = ".".join(
-            p for p in parts if p.split("-")[-1] not in ("int", "float") and not p.startswith("literal[")
-        )
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}: {key}: no such setting; see docs/configuration.md") from None
-        told = first["msg"].removeprefix("Value error, ")
-        raise InputError(
-            f"{where}: {key}: {told}, got {first['input']!r}" if key else f"{where}: {told}"
-        ) from None
+        raise _refused(error, where) from None
+
+
+def homogenize_config(**values: Any) -> HomogenizeConfig:
+    """What ``isopose homogenize`` was asked for; none is the default.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type or out of range.
+    """
+    try:
+        return HomogenizeConfig(**{key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise _refused(error, "homogenize") from None
+
+
+def _refused(error: ValidationError, where: str) -> InputError:
+    """The first of a validation's complaints in one line."""
+    first = error.errors(include_url=False)[0]
+    # Where a value may be of several types pydantic names the type after the key.
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(
+        p for p in parts if p.split("-")[-1] not in ("int", "float") and not p.startswith("literal[")
+    )
+    if first["type"] == "extra_forbidden":
+        return InputError(f"{where}: {key}: no such setting; see docs/configuration.md")
+    told = first["msg"].removeprefix("Value error, ")
+    return InputError(f"{where}: {key}: {told}, got {first['input']!r}" if key else f"{where}: {told}")
 
 
 def _read(file: Path) -> dict[str, Any]:

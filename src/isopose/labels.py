@@ -14,20 +14,18 @@ class Labels:
 
     Args:
         values: name to stored value, e.g. ``{"kidney": 1, "tumour": 2}``; any names and any number of them,
-            values 1 to 255, not necessarily consecutive.
+            values 1 to 255, not necessarily consecutive; none in a dataset that marks nothing.
         unions: name to the names it joins, scored beside the single labels; KiTS scores
             ``{"kidney+tumour": ("kidney", "tumour")}``, which is added by :meth:`create`.
 
     Raises:
-        InputError: no label, a value twice or out of range, a union of an unknown name.
+        InputError: a value twice or out of range, a union of an unknown name.
     """
 
     values: Mapping[str, int]
     unions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.values:
-            raise InputError("labels: expected at least one label besides background")
         for name, value in self.values.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
                 raise InputError(f"labels: {name!r} has value {value!r}, expected an integer from 1 to 255")
@@ -46,7 +44,13 @@ class Labels:
     def create(
         cls, values: Mapping[str, int], unions: Mapping[str, tuple[str, ...]] | None = None
     ) -> "Labels":
-        """Labels with KiTS's union of kidney and tumour added where both are there and nothing is said."""
+        """Labels with KiTS's union of kidney and tumour added where both are there and nothing is said.
+
+        Raises:
+            InputError: no label, or as above.
+        """
+        if not values:
+            raise InputError("labels: expected at least one label besides background")
         if unions is None:
             tumour = next((name for name in ("tumour", "tumor") if name in values), None)
             unions = {f"kidney+{tumour}": ("kidney", tumour)} if tumour and "kidney" in values else {}

@@ -33,8 +33,44 @@ Count = Annotated[int, Field(ge=0)]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Scale:
+    """Of ``low``, ``high``, ``mean`` and ``sd``: how raw values (HU) become what the networks see."""
+
+    low: float
+    high: float
+    mean: float
+    sd: float
+
+    def normalise(self, values: np.ndarray) -> np.ndarray:
+        """Clip to ``low`` and ``high``, subtract ``mean``, divide by ``sd``; float32, a copy."""
+        out = np.clip(values.astype(np.float32), np.float32(self.low), np.float32(self.high))
+        out -= np.float32(self.mean)
+        out /= np.float32(max(self.sd, 1e-8))
+        return out
+
+    @property
+    def air(self) -> float:
+        """Normalised value of air: that of ``low``, for air is darker than any labelled organ."""
+        return float(self.normalise(np.array([self.low]))[0])
+
+    @property
+    def top(self) -> float:
+        """Normalised value of ``high``, the largest there is."""
+        return float(self.normalise(np.array([self.high]))[0])
+
+
 @dataclass(frozen=True)
-class Intensity:
+class Window(Scale):
+    """A window of HU shown as it is, where no training cases say how to scale."""
+
+    low: float
+    high: float
+    mean: float = 0.0
+    sd: float = 1.0
+
+
+@dataclass(frozen=True)
+class Intensity(Scale):
     """Raw values (HU) of labelled voxels, pooled with the same weight for each case.
 
     Args:
@@ -57,23 +93,6 @@ class Intensity:
     minimum: float
     maximum: float
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    def normalise(self, values: np.ndarray) -> np.ndarray:
-        """Clip to ``low`` and ``high``, subtract ``mean``, divide by ``sd``; float32, a copy."""
-        out = np.clip(values.astype(np.float32), np.float32(self.low), np.float32(self.high))
-        out -= np.float32(self.mean)
-        out /= np.float32(max(self.sd, 1e-8))
-        return out
-
-    @property
-    def air(self) -> float:
-        """Normalised value of air: that of ``low``, for air is darker than any labelled organ."""
-        return float(self.normalise(np.array([self.low]))[0])
-
-    @property
-    def top(self) -> float:
-        """Normalised value of ``high``, the largest there is."""
-        return float(self.normalise(np.array([self.high]))[0])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ and a third of that of unfiltered cubic sampling, which aliases, at 2 and 4.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
-from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
@@ -75,7 +76,7 @@ def prepare(
     labels: Volume | None = None,
     label_map: Labels | None = None,
 ) -> Prepared:
-    """Bring a scan, and its labels if given, into the frame that the networks see.
+    """Bring a scan, and its labels if given, into the frame that a model's networks see.
 
     Args:
         volume: as read, any orientation, HU.
@@ -87,6 +88,31 @@ def prepare(
     Raises:
         InputError: non-finite values, no body, labels on another grid or with unknown values.
     """
+    usual = usual_fov(fingerprint, config)
+    return prepare_as(volume, fingerprint.intensity, usual, config, labels, label_map)
+
+
+def prepare_as(
+    volume: Volume,
+    intensity: Scale,
+    fov_mm: float | None,
+    config: DataConfig,
+    labels: Volume | None = None,
+    label_map: Labels | None = None,
+) -> Prepared:
+    """Likewise, where no training cases are known.
+
+    Args:
+        volume: as read, any orientation, HU.
+        intensity: clips and scales the values.
+        fov_mm: side of the frame of all bodies that fit into it; none: each body's own.
+        config: size of the frame, the body's threshold.
+        labels: stored label values on the volume's grid.
+        label_map: their names; needed with ``labels``.
+
+    Raises:
+        InputError: as :func:`prepare`.
+    """
     if not np.isfinite(volume.array).all():
         raise InputError(
             "the scan holds values that are not finite (NaN or infinity); repair or export it again"
@@ -94,17 +120,17 @@ def prepare(
     lps = volume.reoriented()
     body = body_mask(lps, config.body_threshold_hu)
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
-    frame, warnings = frame_of(body, lps.spacing, fingerprint, config)
+    frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)
     warnings = (*doubts(lps), *warnings)
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
-    intensity = fingerprint.intensity
     image = np.empty((len(body), frame.size, frame.size), dtype=np.float32)
     mask = np.empty(image.shape, dtype=bool)
-    for part in _chunks(body.shape, frame.size):
-        slices = _warp(intensity.normalise(lps.array[part]), matrix, frame.size, intensity.air, "bicubic")
+    size = (frame.size, frame.size)
+    for part in chunks(body.shape, size):
+        slices = warped(intensity.normalise(lps.array[part]), matrix, size, intensity.air, "bicubic")
         # Cubic sampling rings beside metal and skin; as nnU-Net does, no value leaves the clipped range.
         image[part] = slices.clip(intensity.air, intensity.top)
-        mask[part] = _warp(body[part], matrix, frame.size, 0.0, "bilinear") >= 0.5
+        mask[part] = warped(body[part], matrix, size, 0.0, "bilinear") >= 0.5
     classes = None
     if labels is not None:
         if label_map is None:
@@ -136,32 +162,31 @@ def prepare(
 
 
 def frame_of(
-    body: np.ndarray, spacing: np.ndarray, fingerprint: Fingerprint, config: DataConfig
+    body: np.ndarray, spacing: np.ndarray, usual: float | None, size: int
 ) -> tuple[Frame, tuple[str, ...]]:
     """The square around a body's box, and a warning where it had to be larger than usual.
 
     Args:
         body: ``(z, y, x)`` mask, not empty.
         spacing: ``(x, y, ...)`` in mm.
-        fingerprint: gives the side, unless ``config.pixel_mm`` does.
-        config: number of pixels.
+        usual: its side in mm where the body fits into that; none: the body's own, with a margin.
+        size: number of pixels.
     """
     x0, y0, x1, y1 = body_box(body, spacing)
-    usual = _usual_fov(fingerprint, config)
     side = max(x1 - x0, y1 - y0)
     warnings: tuple[str, ...] = ()
-    fov = usual
+    fov = side * (1.0 + MARGIN) if usual is None else usual
     # Rounding must not enlarge the frame of the very body it was made for.
-    if side > usual * (1.0 + 1e-6):
+    if usual is not None and side > usual * (1.0 + 1e-6):
         fov = side * (1.0 + MARGIN)
         warnings = (
             f"the body is {side:.0f} mm wide and the frame {usual:.0f} mm; "
             f"this case's frame was made {fov:.0f} mm, so its pixels are larger than those of the others",
         )
-    return Frame(((x0 + x1) / 2.0, (y0 + y1) / 2.0), fov, config.size), warnings
+    return Frame(((x0 + x1) / 2.0, (y0 + y1) / 2.0), fov, size), warnings
 
 
-def _usual_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
+def usual_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
     """Side in mm of the frame of all bodies that fit into it."""
     if config.pixel_mm is None:
         return fingerprint.fov_mm
@@ -175,10 +200,7 @@ def _usual_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
 def labels_in_frame(
     classes: np.ndarray, frame: Frame, spacing: tuple[float, float, float], count: int
 ) -> np.ndarray:
-    """Resample class indices ``(z, y, x)`` to ``(z, N, N)`` uint8: each class linearly, then the largest.
-
-    Nearest sampling would jag the borders and, where pixels grow, lose thin structures at random; the linear
-    parts keep each class's area.
+    """Resample class indices ``(z, y, x)`` to ``(z, N, N)`` uint8 of a frame; see :func:`warped_labels`.
 
     Args:
         classes: class indices of the reoriented volume.
@@ -187,33 +209,57 @@ def labels_in_frame(
         count: classes, background included.
     """
     matrix = frame.slice_from_frame((classes.shape[1], classes.shape[2]), spacing[:2])
-    out = np.zeros((len(classes), frame.size, frame.size), dtype=np.uint8)
-    for part in _chunks(classes.shape, frame.size):
-        chunk = classes[part]
-        best: np.ndarray | None = None
-        for index in range(1, count):
-            inside = chunk == index
-            if not inside.any():
-                continue
-            share = _warp(inside, matrix, frame.size, 0.0, "bilinear")
-            if best is None:
-                best, left = np.zeros_like(share), np.ones_like(share)
-            left -= share
-            better = share > best
-            out[part][better] = index
-            best = np.maximum(best, share)
-        if best is not None:
-            out[part][left >= best] = 0
+    return warped_labels(classes, matrix, (frame.size, frame.size), range(1, count))
+
+
+def warped_labels(
+    labels: np.ndarray, input_from_output: Tensor, size: tuple[int, int], values: Iterable[int]
+) -> np.ndarray:
+    """Resample label maps ``(z, y, x)`` to ``(z, h, w)`` uint8: each value linearly, then the largest.
+
+    Nearest sampling would jag the borders and, where pixels grow, lose thin structures at random; the linear
+    parts keep each structure's area.
+
+    Args:
+        labels: whole numbers, 0 is background.
+        input_from_output: ``(3, 3)`` or, for each slice its own, ``(z, 3, 3)``.
+        size: ``(h, w)``.
+        values: that are brought over; others become background.
+    """
+    values = tuple(values)
+    out = np.zeros((len(labels), *size), dtype=np.uint8)
+    for part in chunks(labels.shape, size):
+        chunk = labels[part]
+        matrix = input_from_output if input_from_output.ndim == 2 else input_from_output[part]
+        present = [value for value in values if (chunk == value).any()]
+        shares = ((v, warped(chunk == v, matrix, size, 0.0, "bilinear")) for v in present)
+        out[part] = largest_share(shares, (len(chunk), *size))
     return out
 
 
-def _warp(array: np.ndarray, matrix: Tensor, size: int, fill: float, mode: Mode) -> np.ndarray:
+def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
+    """Which of some values has the largest share, uint8; what all lack to 1 is the share of 0, background."""
+    out = np.zeros(shape, dtype=np.uint8)
+    best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
+    for value, share in shares:
+        left -= share
+        out[share > best] = value
+        best = np.maximum(best, share)
+    out[left >= best] = 0
+    return out
+
+
+def warped(
+    array: np.ndarray, input_from_output: Tensor, size: tuple[int, int], fill: float, mode: Mode
+) -> np.ndarray:
+    """Slices ``(z, y, x)`` through matrices, ``(z, h, w)`` float32; see ``geometry/warp.py: warp``."""
     source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[:, None]
-    return warp(source, matrix, (size, size), fill=fill, mode=mode)[:, 0].numpy()
+    return warp(source, input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
 
 
-def _chunks(shape: tuple[int, ...], size: int) -> list[slice]:
-    step = max(1, CHUNK // max(shape[1] * shape[2], size * size))
+def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:
+    """Parts of a volume ``(z, y, x)`` that are resampled together to ``(h, w)``, to bound the memory."""
+    step = max(1, CHUNK // max(shape[1] * shape[2], size[0] * size[1]))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
@@ -10,14 +11,19 @@ from torch import Tensor
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import fast_bfloat16
 from isopose.geometry.crop import widened
-from isopose.geometry.similarity import ANGLE
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.confidence import touches_border
+from isopose.inference.poses import (
+    PoseRecords,
+    batches_of,
+    find_crops,
+    find_poses,
+    frames,
+    pose_warnings,
+)
 from isopose.models.folder import Model
-from isopose.models.pipeline import Pipeline, SliceTransforms, frame_from_crop, restore
-from isopose.models.pose import POSE_SOURCES
-from isopose.models.scan import MIRRORED, TURNED, joined, scan_poses, scan_transforms
+from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
@@ -26,48 +32,28 @@ WIDEN = 1.1
 OUTSIDE = 0.05
 
 
-@dataclass
-class SliceRecords:
+@dataclass(kw_only=True)
+class SliceRecords(PoseRecords):
     """What was decided for each slice of the reoriented volume, feet to head; NaN where no body is.
 
     Args:
-        pose: ``(z, 5)``.
         theta2: ``(z, 3, 3)``.
-        agreement: ``(z,)`` with the reference's outline.
-        pose_source: ``(z,)`` index into ``POSE_SOURCES``, -1 where no body is.
         widened: ``(z,)`` the crop cut something off and a larger one was used instead.
         cut_off: ``(z,)`` the prediction used still touches the crop's border.
-        confidence: ``(z,)`` probability that the roll is right, see ``models/scan.py: confidence``.
-        mirrored: ``(z,)`` logit that the slice is shown as in a mirror.
     """
 
-    pose: np.ndarray
     theta2: np.ndarray
-    agreement: np.ndarray
-    pose_source: np.ndarray
     widened: np.ndarray
     cut_off: np.ndarray
-    confidence: np.ndarray
-    mirrored: np.ndarray
-
-    @property
-    def roll(self) -> float:
-        """Middle of the angles by which the slices lean, radians."""
-        angle = self.pose[self.pose_source >= 0, ANGLE]
-        return float(np.median(angle)) if len(angle) else 0.0
 
     @classmethod
-    def empty(cls, slices: int) -> "SliceRecords":
+    def empty(cls, slices: int) -> Self:
         """Records of so many slices without a body."""
         return cls(
-            np.full((slices, 5), np.nan, np.float32),
-            np.full((slices, 3, 3), np.nan, np.float32),
-            np.full(slices, np.nan, np.float32),
-            np.full(slices, -1, np.int64),
-            np.zeros(slices, bool),
-            np.zeros(slices, bool),
-            np.full(slices, np.nan, np.float32),
-            np.full(slices, np.nan, np.float32),
+            **vars(PoseRecords.empty(slices)),
+            theta2=np.full((slices, 3, 3), np.nan, np.float32),
+            widened=np.zeros(slices, bool),
+            cut_off=np.zeros(slices, bool),
         )
 
 
@@ -118,15 +104,14 @@ def predict(
     slice_from_frame = prepared.slice_from_frame.to(device)
 
     # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
-    shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-    size = model.config.predict.batch_size
-    batches = [shown[first : first + size] for first in range(0, len(shown), size)]
-    if len(shown):
-        _pose(model, prepared, batches, device, records)
-        _crop(model, prepared, batches, device, records)
+    batches = batches_of(prepared, model.config.predict.batch_size)
+    find_poses(model.pipeline.pose, prepared, batches, model.config.predict, records)
+    shown = np.flatnonzero(records.shown)
+    if batches:
+        records.theta2[shown] = find_crops(model.pipeline, prepared, batches, records).cpu()
     areas = torch.zeros(2, dtype=torch.float64)
     for rows in batches:
-        image, mask = _frames(prepared, rows, device)
+        image, mask = frames(prepared, rows, device)
         crop, theta = _segment(model, image, rows, records)
         areas += _areas(crop, mask, theta).cpu()
         native = restore(crop, compose(slice_from_frame, theta), (height, width))
@@ -144,55 +129,6 @@ def predict(
         probabilities=None if kept is None else undo(kept),
         warnings=(*prepared.warnings, *_warnings(records, model), *_outside(areas)),
     )
-
-
-def _frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Image and mask ``(N, 1, S, S)`` of some slices."""
-    image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
-    mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
-    return image, mask
-
-
-def _pose(
-    model: Model, prepared: Prepared, batches: list[np.ndarray], device: torch.device, records: SliceRecords
-) -> None:
-    """Estimate the poses of a scan's slices (jointly, the start of them) and write them down."""
-    transformer, least = model.pipeline.pose, model.config.predict.min_pose_dice
-    slices = joined([transformer.estimate(*_frames(prepared, rows, device), least) for rows in batches])
-    rows = np.concatenate(batches)
-    z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
-    found = scan_poses(transformer, slices, z_mm)
-    records.pose[rows] = found.pose.cpu()
-    records.confidence[rows] = found.confidence.cpu()
-    records.mirrored[rows] = slices.mirrored.cpu()
-    records.pose_source[rows] = slices.source.cpu()
-
-
-def _crop(
-    model: Model, prepared: Prepared, batches: list[np.ndarray], device: torch.device, records: SliceRecords
-) -> None:
-    """Estimate the crops of a scan's posed frames, jointly also the last step of its poses."""
-    pipeline = model.pipeline
-    parts = [
-        pipeline.transforms(*_frames(prepared, rows, device), torch.from_numpy(records.pose[rows]).to(device))
-        for rows in batches
-    ]
-    slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
-    rows = np.concatenate(batches)
-    z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
-    start = torch.from_numpy(records.pose[rows]).to(device)
-    pose, theta2 = scan_transforms(model.config, start, slices, z_mm)
-    records.pose[rows], records.theta2[rows] = pose.cpu(), theta2.cpu()
-    records.agreement[rows] = slices.agreement.cpu()
-    if pipeline.joint is not None:
-        records.pose_source[rows[slices.learned.cpu().numpy()]] = POSE_SOURCES.index("learned")
-        for each in batches:
-            # Of the scan's poses, which may differ from those of the slices.
-            pose = torch.from_numpy(records.pose[each]).to(device)
-            agreement = pipeline.pose.agreement(_frames(prepared, each, device)[1], pose)
-            records.agreement[each] = agreement.cpu()
-        if pipeline.pose.roll is None:
-            records.confidence[rows] = records.agreement[rows]
 
 
 def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecords) -> tuple[Tensor, Tensor]:
@@ -261,29 +197,9 @@ def _background(classes: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def _warnings(records: SliceRecords, model: Model) -> list[str]:
     """One line for each kind of doubt."""
-    shown = records.pose_source >= 0
-    total = int(shown.sum())
-    lines = []
-    pipeline, start = model.pipeline, model.config.pose.start
-    first = start if pipeline.joint is None and pipeline.pose.localisation is None else "learned"
-    for source, name in enumerate(POSE_SOURCES):
-        count = int((records.pose_source == source).sum())
-        if count and name != first:
-            lines.append(f"pose fell back to {name} in {count} of {total} slices")
-    if abs(records.roll) > TURNED:
-        lines.append(
-            f"lies turned by {np.degrees(records.roll):+.0f} degrees against what the file's header says: "
-            "turned back; check the sides"
-        )
-    if model.pipeline.pose.roll is not None:
-        doubted = int((records.confidence[shown] < model.config.predict.min_confidence).sum())
-        if doubted:
-            lines.append(f"it is not sure which way up the patient lies in {doubted} of {total} slices")
-        if total and float(records.mirrored[shown].mean()) > MIRRORED:
-            lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
-    low = int((records.agreement[shown] < model.config.predict.min_pose_dice).sum())
-    if low and model.config.pose_estimated:
-        lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")
+    pipeline = model.pipeline
+    joint = pipeline.joint is not None
+    lines = pose_warnings(records, pipeline.pose, model.config.predict, joint=joint)
     if records.widened.any():
         lines.append(f"the crop cut a structure in {int(records.widened.sum())} slices and was widened there")
     if records.cut_off.any():

@@ -123,7 +123,7 @@ def _predict_scan(
     input_hash = hash_of_source(scan.path)
     pictures = [output / "steps" / f"{scan.name}.png"] if steps else []
     classes = ("background", *model.labels.names) if probabilities else ()
-    maps = [output / "probabilities" / f"{scan.name}_{_as_file(name)}.nii.gz" for name in classes]
+    maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
     manifest = output / f"{scan.name}.json"
     if all(path.exists() for path in (manifest, _labels_file(output, scan), *pictures, *maps)):
         known = _read_record(manifest)
@@ -156,7 +156,7 @@ def _labels_file(output: Path, scan: Scan) -> Path:
     return output / f"{scan.name}.nii.gz"
 
 
-def _as_file(label: str) -> str:
+def as_file(label: str) -> str:
     """A label's name in a file's: what could lead to another folder, or no system takes, percent-encoded."""
     return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
 

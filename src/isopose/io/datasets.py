@@ -13,7 +13,15 @@ from isopose.io.layouts.nnunet import open_nnunet
 from isopose.io.layouts.patients import with_patients
 from isopose.labels import Labels
 
-__all__ = ["Case", "Dataset", "open_dataset"]
+__all__ = ["Case", "Dataset", "is_dataset", "open_dataset"]
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a path is what :func:`open_dataset` takes for a dataset, and not scans or a DICOM series."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix.lower() == ".csv" or path.name == "dataset.json"
+    return path.is_dir() and ((path / "dataset.json").exists() or kits_folder(path) is not None)
 
 
 def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:

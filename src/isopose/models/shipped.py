@@ -1,14 +1,29 @@
-"""The roll network that comes with the package, trained on randomised phantoms only: ``training/roll``."""
+"""What comes with the package, made of phantoms only by ``training/roll``: roll network and reference."""
 
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 
 from safetensors.torch import load_file
 from torch import Tensor
 
+from isopose.files import hash_of, sha256
 from isopose.models.roll import RollNetwork
 
-#: Its weights, float16 to keep the package small.
-WEIGHTS = "roll.safetensors"
+#: The network's weights, float16 to keep the package small; the reference's outline.
+WEIGHTS, REFERENCE = "roll.safetensors", "reference.safetensors"
+
+
+@dataclass(frozen=True)
+class ShippedReference:
+    """The outline that scans are brought to where no model names another: a child of two years.
+
+    Args:
+        mask: ``(1, 1, S, S)`` float32 in [0, 1], upright, centred.
+        side_mm: side of the square that it is seen in.
+    """
+
+    mask: Tensor
+    side_mm: float
 
 
 def compact(network: RollNetwork) -> dict[str, Tensor]:
@@ -21,9 +36,29 @@ def compact(network: RollNetwork) -> dict[str, Tensor]:
 
 def load_shipped(network: RollNetwork) -> RollNetwork:
     """Give a network the shipped weights."""
-    with as_file(files("isopose.models") / WEIGHTS) as path:
-        tensors = load_file(path)
+    tensors = _tensors(WEIGHTS)
     network.load_state_dict(
         {name: value.to(network.state_dict()[name].dtype) for name, value in tensors.items()}
     )
     return network
+
+
+def load_reference() -> ShippedReference:
+    """The shipped reference."""
+    tensors = _tensors(REFERENCE)
+    return ShippedReference(tensors["mask"].float(), float(tensors["side_mm"]))
+
+
+def shipped_sha256() -> str:
+    """Identity of all that is shipped, in what is made with it."""
+    hashes = []
+    for name in (WEIGHTS, REFERENCE):
+        with as_file(files("isopose.models") / name) as path:
+            hashes.append(sha256(path))
+    return hash_of(hashes)
+
+
+def _tensors(name: str) -> dict[str, Tensor]:
+    with as_file(files("isopose.models") / name) as path:
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors

@@ -91,7 +91,7 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
     if config.fill is None:
         lean, theta = 0.0, torch.eye(3)[None]
     else:
-        theta = _filling(mask, lean, config.fill)
+        theta = filling_matrix(mask, lean, config.fill)
     size = (config.size, config.size)
     return Reference(
         case=case.record.id,
@@ -132,7 +132,7 @@ def _middle_slice(case: StoredCase) -> int:
     return int(shown[len(shown) // 2])
 
 
-def _filling(mask: Tensor, lean: float, fill: float) -> Tensor:
+def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
     """Matrix that turns a mask upright, centres its box and enlarges it to fill a part of the frame."""
     upright = matrix_from_pose(torch.tensor([[lean, 0.0, 0.0, 0.0, 0.0]]))
     turned = warp(mask, upright, (mask.shape[2], mask.shape[3]))

@@ -36,12 +36,16 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
         raise InputError(
             f"{where}: file ending {end!r} cannot be read, expected one of {', '.join(READABLE)}"
         )
-    named = labels or region_labels(where, content["labels"])
+    # Scans alone, to be predicted, have nothing to name.
+    empty = isinstance(content["labels"], dict) and set(content["labels"]) <= {"background"}
+    named = labels or (Labels({}) if empty else region_labels(where, content["labels"]))
     if content.get("dataset"):
-        training = _explicit(root, where, content["dataset"])
+        training = list(_explicit(root, where, content["dataset"]))
     else:
-        training = _folder(root, "imagesTr", "labelsTr", end, "train")
-    test = _folder(root, "imagesTs", "labelsTs", end, "test")
+        training = list(_folder(root, "imagesTr", "labelsTr", end, "train"))
+    test = list(_folder(root, "imagesTs", "labelsTs", end, "test"))
+    if not named.values and any(case.label for case in (*training, *test)):
+        raise InputError(f"{where}: labels: expected at least one label besides background")
     name = str(content.get("name") or root.name)
     return dataset_of(name, "nnunet", root, named, [*training, *test])
 

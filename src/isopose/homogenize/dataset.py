@@ -1,0 +1,328 @@
+"""``isopose homogenize``: a dataset or scans in, an nnU-Net raw dataset in one pose and size out."""
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+from isopose import __version__
+from isopose.config import HomogenizeConfig
+from isopose.data.store import hash_of_source
+from isopose.devices import one_thread
+from isopose.errors import InputError
+from isopose.files import hash_of, output_folder, read_json, write_json, write_text
+from isopose.homogenize.homogeniser import Homogeniser, open_homogeniser
+from isopose.homogenize.record import (
+    FOLDER,
+    FORMAT,
+    HEAD,
+    CaseRecord,
+    is_whole,
+    read_record,
+    record_path,
+    write_record,
+)
+from isopose.homogenize.scan import homogenise
+from isopose.inference.scans import find_scans
+from isopose.io.cases import Case, Dataset, dataset_of
+from isopose.io.datasets import is_dataset, open_dataset
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.layouts.nnunet import region_labels
+from isopose.labels import Labels
+from isopose.models.folder import versions
+from isopose.parallel import in_order
+from isopose.progress import Reporter
+
+ENDING = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case: a record, or the one line that says why not; ``made`` if not there before."""
+
+    case: str
+    record: CaseRecord | None
+    problem: str | None
+    made: bool = True
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all cases share; small and picklable, as it goes to other processes."""
+
+    root: Path
+    model: Path | None
+    config: HomogenizeConfig
+    labels: Labels
+    settings_sha256: str
+
+
+def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
+    """A dataset, or scans without labels as one: a file, a folder of files, a DICOM series' folder.
+
+    Args:
+        path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.inference.scans.find_scans`.
+        labels: name to stored value, in place of what a dataset's layout says.
+
+    Raises:
+        InputError: neither.
+    """
+    if is_dataset(path):
+        return open_dataset(path, labels)
+    if labels:
+        raise InputError(f"{path}: scans without labels; --label is for a dataset that has some")
+    scans = find_scans([path])
+    cases = [Case(scan.name, scan.path, None, patient=scan.name, split="test") for scan in scans]
+    # Not the folder's name, which may be a patient's.
+    return dataset_of("scans", "scans", path, Labels({}), cases)
+
+
+def homogenize(
+    dataset: Dataset,
+    output: Path,
+    config: HomogenizeConfig,
+    *,
+    model: Path | None = None,
+    workers: int = 0,
+    reporter: Reporter,
+) -> list[Outcome]:
+    """Bring every case to one pose and size; one that cannot be read is reported and does not stop the rest.
+
+    Writes an nnU-Net v2 raw dataset (``docs/formats.md``). Cases with labels that are not for testing go to
+    ``imagesTr`` and ``labelsTr``, all others to ``imagesTs`` and, with labels, ``labelsTs``. A case that is
+    there whole, made by the same isopose from the same scan, labels, model and settings, is not made again.
+
+    Args:
+        dataset: see :func:`open_input`.
+        output: a new folder, or one that this command was stopped in.
+        config: one pose for a scan or several, and the size.
+        model: a model's folder whose poses are taken; none: those of the shipped network.
+        workers: processes; any number writes the same voxels.
+        reporter: where progress goes.
+
+    Returns:
+        One for each case, in their order.
+
+    Raises:
+        InputError: no such model, or a folder that holds something else.
+        IsoposeError: the output cannot be written.
+    """
+    homogeniser = open_homogeniser(model, config)
+    job = _job(dataset, output, config, model, homogeniser)
+    head = _head(dataset, job, homogeniser)
+    _claim(job, head, dataset)
+    started, made, outcomes = time.monotonic(), 0, []
+    work = partial(_make, job=job)
+    total = len(dataset.cases)
+    try:
+        with reporter.counting("homogenize") as progress:
+            found = in_order(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+            for done, outcome in enumerate(found, start=1):
+                outcomes.append(outcome)
+                made += outcome.made
+                each = (time.monotonic() - started) / max(made, 1)
+                reporter.say(f"[{done}/{total}] {outcome.case}{_told(outcome, each * (total - done))}")
+                for warning in outcome.record.warnings if outcome.record else ():
+                    reporter.say(f"  warning: {warning}")
+    finally:
+        # A worker that is stopped cannot clear away what it was writing.
+        _remove_half_written(job.root)
+    _finish(dataset, job, head, outcomes)
+    return outcomes
+
+
+def _told(outcome: Outcome, seconds_left: float) -> str:
+    if outcome.problem is not None:
+        return f"\n  error: {outcome.problem}"
+    if not outcome.made:
+        return "  is there already, made from the same scan and settings"
+    return f"  about {seconds_left:.0f} s left" if seconds_left else ""
+
+
+def _job(
+    dataset: Dataset, root: Path, config: HomogenizeConfig, model: Path | None, homogeniser: Homogeniser
+) -> _Job:
+    labels = dataset.labels
+    decides = [FORMAT, __version__, config.model_dump(mode="json"), homogeniser.sha256, dict(labels.values)]
+    return _Job(Path(root), model, config, labels, hash_of(decides))
+
+
+def _head(dataset: Dataset, job: _Job, homogeniser: Homogeniser) -> dict[str, Any]:
+    """What ``homogenize.json`` says of all cases."""
+    return {
+        "format": FORMAT,
+        "complete": False,
+        "versions": versions(),
+        "settings_sha256": job.settings_sha256,
+        "per": job.config.per,
+        "poses_from": homogeniser.origin,
+        "poses_sha256": homogeniser.sha256,
+        "reference": {
+            "size": homogeniser.size,
+            "pixel_mm": homogeniser.pixel_mm,
+            "side_mm": homogeniser.side_mm,
+        },
+        # nnU-Net wants consecutive values; restoring gives the dataset's own back.
+        "labels": {
+            name: {"value": value, "stored": dataset.labels.values[name]}
+            for name, value in _written(dataset.labels).items()
+        },
+        "cases": [],
+        "failed": [],
+    }
+
+
+def _claim(job: _Job, head: dict[str, Any], dataset: Dataset) -> None:
+    """Make sure that the folder is ours: absent, empty, or begun with the same settings and cases."""
+    mark = job.root / HEAD
+    if mark.is_file():
+        known = read_json(mark)
+        if not isinstance(known, dict) or known.get("settings_sha256") != job.settings_sha256:
+            raise InputError(
+                f"{job.root}: was homogenized by another isopose or with another model, settings or labels; "
+                "choose another folder"
+            )
+        expected = {case.id for case in dataset.cases}
+        there = {path.stem for path in (job.root / FOLDER).glob("*.json") if not path.name.startswith(".")}
+        if there - expected:
+            raise InputError(
+                f"{job.root}: holds case {min(there - expected)!r}, which {dataset.root} does not have; "
+                "choose another folder"
+            )
+    elif job.root.is_dir() and any(job.root.iterdir()):
+        raise InputError(f"{job.root}: is not empty and holds no homogenized dataset; choose another folder")
+    output_folder(job.root)
+    _remove_half_written(job.root)
+    # Until all cases were tried this is not a dataset.
+    (job.root / "dataset.json").unlink(missing_ok=True)
+    write_json(mark, head)
+
+
+@lru_cache(maxsize=1)
+def _homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogeniser:
+    """Opened once in each process."""
+    return open_homogeniser(model, config)
+
+
+@one_thread()
+def _make(case: Case, *, job: _Job) -> Outcome:
+    """Homogenise one case and write it, unless it is there already."""
+    part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
+    try:
+        sources = {"image": hash_of_source(case.image)}
+        if case.label is not None:
+            sources["label"] = hash_of_source(case.label)
+        known = _known(job, case.id)
+        if known is not None and (known.part, known.sources) == (part, sources) and is_whole(job.root, known):
+            return Outcome(case.id, known, None, made=False)
+        _remove(job.root, case.id)
+        volume = read_volume(case.image)
+        classes = None
+        if case.label is not None:
+            stored = read_labels(case.label, like=volume)
+            classes = stored.with_array(job.labels.to_classes(stored.array))
+        scan = homogenise(_homogeniser(job.model, job.config), volume, classes)
+    except InputError as error:
+        _remove(job.root, case.id)
+        told = str(error)
+        return Outcome(case.id, None, told if str(case.image) in told else f"{case.image}: {told}")
+    image, label = _paths(job.root, case.id, part)
+    # The record last: where it lies, the files are whole.
+    if scan.labels is not None:
+        write_labels(scan.labels, label)
+    write_image(scan.image, image)
+    files = [image, label] if scan.labels is not None else [image]
+    record = write_record(job.root, case.id, part, scan, job.settings_sha256, sources, files)
+    return Outcome(case.id, record, None)
+
+
+def _known(job: _Job, case: str) -> CaseRecord | None:
+    try:
+        record = read_record(record_path(job.root, case))
+    except InputError:
+        return None
+    same = (record.isopose, record.case, record.settings_sha256) == (__version__, case, job.settings_sha256)
+    return record if same else None
+
+
+def _paths(root: Path, case: str, part: str) -> tuple[Path, Path]:
+    return root / f"images{part}" / f"{case}_0000{ENDING}", root / f"labels{part}" / f"{case}{ENDING}"
+
+
+def _remove(root: Path, case: str) -> None:
+    """Whatever was made of a case before, its record first."""
+    for path in (record_path(root, case), *_paths(root, case, "Tr"), *_paths(root, case, "Ts")):
+        path.unlink(missing_ok=True)
+
+
+def _remove_half_written(root: Path) -> None:
+    for path in root.rglob(".*.partial.*"):
+        path.unlink(missing_ok=True)
+
+
+def _finish(dataset: Dataset, job: _Job, head: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Describe what is there: to nnU-Net, and to whoever restores."""
+    records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    failed = [outcome.case for outcome in outcomes if outcome.record is None]
+    if records:
+        ids = {record.case for record in records}
+        text = _patients([case for case in dataset.cases if case.id in ids])
+        if text:
+            write_text(job.root / "patients.csv", text)
+        described = {
+            "name": f"{dataset.name} in one pose and size",
+            "description": f"homogenized by isopose {__version__}; see {HEAD}",
+            "channel_names": {"0": "CT"},
+            **_described(dataset),
+            "numTraining": sum(record.part == "Tr" for record in records),
+            "file_ending": ENDING,
+        }
+        write_json(job.root / "dataset.json", described)
+    cases = [record.case for record in records]
+    write_json(job.root / HEAD, {**head, "complete": True, "cases": cases, "failed": failed})
+
+
+def _written(labels: Labels) -> dict[str, int]:
+    """Consecutive values, in the order of the stored ones."""
+    return {name: value for value, name in enumerate(labels.names, start=1)}
+
+
+def _described(dataset: Dataset) -> dict[str, Any]:
+    """``labels`` of ``dataset.json``, and nnU-Net's regions where the source dataset has them."""
+    written = _written(dataset.labels)
+    plain = {"labels": {"background": 0, **written}}
+    where = dataset.root / "dataset.json"
+    if dataset.layout != "nnunet" or not written:
+        return plain
+    content = read_json(where)
+    told = content["labels"]
+    if region_labels(where, told) != dataset.labels or not any(isinstance(v, list) for v in told.values()):
+        return plain
+    values = {dataset.labels.values[name]: value for name, value in written.items()} | {0: 0}
+    regions = {
+        name: [values[v] for v in value] if isinstance(value, list) else values[value]
+        for name, value in told.items()
+    }
+    order = content.get("regions_class_order")
+    if isinstance(order, list) and all(value in values for value in order):
+        return {"labels": regions, "regions_class_order": [values[value] for value in order]}
+    return {"labels": regions}
+
+
+def _patients(cases: Sequence[Case]) -> str:
+    """``patients.csv`` with numbers in place of the patients' own names; empty where it would say nothing."""
+    if all(case.patient == case.id and case.age_years is None for case in cases):
+        return ""
+    numbers = {patient: number for number, patient in enumerate(sorted({case.patient for case in cases}))}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "patient", "age_years"])
+    for case in cases:
+        age = "" if case.age_years is None else case.age_years
+        writer.writerow([case.id, f"patient_{numbers[case.patient]:03d}", age])
+    return text.getvalue()

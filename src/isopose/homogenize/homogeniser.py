@@ -1,0 +1,132 @@
+"""What finds the poses: the network and reference that ship with the package, or a trained model's."""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from isopose.config import DataConfig, HomogenizeConfig, PoseConfig, PredictConfig
+from isopose.data.fingerprint import Scale, Window
+from isopose.data.preprocess import usual_fov
+from isopose.errors import InputError
+from isopose.files import hash_of
+from isopose.models.folder import Model, load_model
+from isopose.models.pipeline import Pipeline
+from isopose.models.pose import PoseTransformer
+from isopose.models.roll import SOFT_TISSUE_HU
+from isopose.models.shipped import load_reference, load_shipped, shipped_sha256
+
+
+@dataclass(frozen=True)
+class Homogeniser:
+    """All that decides a homogenised case besides the scan itself.
+
+    Args:
+        transformer: finds poses; its configuration says whether slices share one.
+        joint: a model's networks where one of them goes on from those poses (``stn=joint``), else none.
+        scale: of the values that it sees.
+        fov_mm: side of the square that it sees, where the body fits into that; none: each body's own.
+        data: how a scan becomes what it sees.
+        predict: when its poses are doubted.
+        size: pixels along a side of the reference's frame in what is written.
+        side_mm: side of the reference's frame.
+        origin: whose network and reference these are.
+        sha256: of network, reference and settings.
+    """
+
+    transformer: PoseTransformer
+    joint: Pipeline | None
+    scale: Scale
+    fov_mm: float | None
+    data: DataConfig
+    predict: PredictConfig
+    size: int
+    side_mm: float
+    origin: Literal["shipped", "model"]
+    sha256: str
+
+    @property
+    def pixel_mm(self) -> float:
+        """Side of a homogenised pixel, as large as it is in the reference patient."""
+        return self.side_mm / self.size
+
+
+def open_homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogeniser:
+    """The shipped network and reference, or those of a model folder.
+
+    Raises:
+        InputError: no such model, or one that estimates no pose.
+    """
+    if model is None:
+        return shipped_homogeniser(config)
+    return homogeniser_of(load_model(model), config)
+
+
+def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
+    """What needs no training: the roll network and the reference outline that ship with the package."""
+    reference, window = load_reference(), Window(*SOFT_TISSUE_HU)
+    pose = PoseConfig(per=config.per)
+    transformer = PoseTransformer(pose, reference.mask, window.air, window.top)
+    assert transformer.roll is not None
+    load_shipped(transformer.roll)
+    transformer.eval().requires_grad_(False)
+    data, predict = DataConfig(), PredictConfig()
+    made_of = [shipped_sha256(), *(part.model_dump(mode="json") for part in (pose, data, predict))]
+    return Homogeniser(
+        transformer,
+        None,
+        window,
+        None,
+        data,
+        predict,
+        config.size,
+        reference.side_mm,
+        "shipped",
+        hash_of(made_of),
+    )
+
+
+def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
+    """A model's pose part, reference and fingerprint; the model stays as it is.
+
+    Raises:
+        InputError: the model takes every slice as it lies, so it has no pose to bring a scan to.
+    """
+    if not model.config.pose_estimated:
+        raise InputError(
+            "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
+            "would be homogenised; leave --model out, or name one that estimates poses"
+        )
+    pose = model.config.pose.model_copy(update={"per": config.per})
+    transformer, joint = copy.copy(model.pipeline.pose), None
+    transformer.config = pose
+    if model.pipeline.joint is not None:
+        joint = copy.copy(model.pipeline)
+        joint.config = model.config.model_copy(update={"pose": pose})
+    mask = transformer.reference_mask
+    area_cm2 = model.info.get("reference", {}).get("area_cm2")
+    if not isinstance(area_cm2, int | float) or area_cm2 <= 0:
+        raise InputError(
+            "the model does not say how large its reference is (info.reference.area_cm2); train again"
+        )
+    # The reference's body is known in cm², and what part of its frame it fills.
+    side_mm = 10.0 * math.sqrt(float(area_cm2) / float(mask.mean()))
+    made_of = [
+        model.weights_sha256,
+        model.config.model_dump(mode="json"),
+        model.fingerprint.to_json(),
+        config.per,
+    ]
+    return Homogeniser(
+        transformer,
+        joint,
+        model.fingerprint.intensity,
+        usual_fov(model.fingerprint, model.config.data),
+        model.config.data,
+        model.config.predict,
+        config.size,
+        side_mm,
+        "model",
+        hash_of(made_of),
+    )

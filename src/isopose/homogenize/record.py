@@ -1,0 +1,146 @@
+"""What is kept with a homogenised case: how it came there, what from, and how far to trust it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from isopose import __version__
+from isopose.errors import InputError
+from isopose.files import read_json, sha256, write_json
+from isopose.geometry.similarity import ANGLE
+from isopose.homogenize.scan import HomogenisedScan
+from isopose.homogenize.transform import STRICT, Transform
+from isopose.models.pose import POSE_SOURCES
+
+#: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenise` computes.
+FORMAT = 1
+#: Folder of the cases' records in a homogenised dataset, and the file that describes all of it.
+FOLDER, HEAD = "transforms", "homogenize.json"
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class SliceFacts:
+    """Of one reoriented slice; nothing but the turn where no body is.
+
+    Args:
+        roll_degrees: by which the slice was turned back, from +x to +y.
+        pose_from: ``anatomy``, ``learned``, ``moments`` or ``identity``.
+        agreement: of the outline with the reference's, Eq. 1.
+        confidence: probability that the roll is right within 6 degrees, or the agreement where a model's
+            pose does not rest on the roll network.
+    """
+
+    roll_degrees: float
+    pose_from: str | None
+    agreement: float | None
+    confidence: float | None
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """One homogenised case. Nothing in it names a patient but the case's id.
+
+    Args:
+        format: of this record.
+        isopose: version.
+        case: id.
+        part: ``Tr`` or ``Ts``, the folder it lies in.
+        settings_sha256: of network, reference, settings and label values.
+        sources: SHA-256 of the scan and, where there is one, of its label file.
+        files: SHA-256 of what was written, by path in the dataset.
+        warnings: for people, one line each.
+        roll_degrees: middle of the angles by which the slices were turned back.
+        slices: from the feet.
+        transform: what undoes it.
+    """
+
+    format: Literal[1]
+    isopose: str
+    case: str
+    part: Literal["Tr", "Ts"]
+    settings_sha256: Hash
+    sources: dict[str, Hash]
+    files: dict[str, Hash]
+    warnings: tuple[str, ...]
+    roll_degrees: float
+    slices: tuple[SliceFacts, ...]
+    transform: Transform
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values: dict[str, Any] = CASE.dump_python(self, mode="json")
+        return values
+
+
+CASE = TypeAdapter(CaseRecord)
+
+
+def record_path(root: Path, case: str) -> Path:
+    """Where a case's record lies in a homogenised dataset."""
+    return root / FOLDER / f"{case}.json"
+
+
+def write_record(
+    root: Path,
+    case: str,
+    part: Literal["Tr", "Ts"],
+    scan: HomogenisedScan,
+    settings_sha256: str,
+    sources: dict[str, str],
+    files: list[Path],
+) -> CaseRecord:
+    """Write a case's record, after its files."""
+    poses = scan.poses
+    record = CaseRecord(
+        format=1,
+        isopose=__version__,
+        case=case,
+        part=part,
+        settings_sha256=settings_sha256,
+        sources=sources,
+        files={path.relative_to(root).as_posix(): sha256(path) for path in files},
+        warnings=scan.warnings,
+        roll_degrees=float(np.degrees(poses.roll)),
+        slices=tuple(
+            SliceFacts(
+                roll_degrees=float(np.degrees(poses.pose[z, ANGLE])),
+                pose_from=POSE_SOURCES[poses.pose_source[z]] if shown else None,
+                agreement=float(poses.agreement[z]) if shown else None,
+                confidence=float(poses.confidence[z]) if shown else None,
+            )
+            for z, shown in enumerate(poses.shown)
+        ),
+        transform=scan.transform,
+    )
+    write_json(record_path(root, case), record.to_json())
+    return record
+
+
+def read_record(path: Path) -> CaseRecord:
+    """A case's record.
+
+    Raises:
+        InputError: missing, damaged or of another version.
+    """
+    values = read_json(path)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path}: expected format {FORMAT}, got {found}; homogenize the case again")
+    try:
+        return CASE.validate_json(Path(path).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {key}: {first['msg']}; homogenize the case again") from None
+
+
+def is_whole(root: Path, record: CaseRecord) -> bool:
+    """Whether all files of a case are what its record says."""
+    return all((root / name).is_file() and sha256(root / name) == hash for name, hash in record.files.items())

@@ -1,0 +1,304 @@
+"""``isopose restore``: another segmenter's answers on homogenised scans, back on each scan's own grid."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from torch import Tensor
+
+from isopose import __version__
+from isopose.data.preprocess import chunks, largest_share, warped, warped_labels
+from isopose.devices import one_thread
+from isopose.errors import InputError
+from isopose.files import output_folder, read_json, sha256, write_json
+from isopose.geometry.volume import Volume
+from isopose.geometry.warp import invert
+from isopose.homogenize.dataset import ENDING
+from isopose.homogenize.record import FOLDER, FORMAT, HEAD, read_record
+from isopose.homogenize.transform import Transform
+from isopose.inference.scans import as_file, is_image
+from isopose.io.images import ending, on_image_grid, read_labels, read_volume, write_image, write_labels
+from isopose.parallel import in_order
+from isopose.progress import Reporter
+
+#: Folder of the probabilities, as ``isopose predict`` has it, on both sides.
+PROBABILITIES = "probabilities"
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of one case's prediction: a record, or the one line that says why not."""
+
+    case: str
+    record: dict[str, Any] | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """What was found of one case."""
+
+    case: str
+    labels: Path | None
+    probabilities: tuple[tuple[str, Path], ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all cases share."""
+
+    homogenized: Path
+    output: Path
+    values: dict[str, tuple[int, int]]
+    keep_values: bool
+
+
+def restore(
+    predictions: Path,
+    homogenized: Path,
+    output: Path,
+    *,
+    keep_values: bool = False,
+    workers: int = 0,
+    reporter: Reporter,
+) -> list[Restored]:
+    """Bring predictions back; one that cannot be used is reported and does not stop the rest.
+
+    Label maps (``CASE.nii.gz`` or another ending that can be read) come back value by value, linearly, the
+    largest share wins. Probabilities (``CASE_CLASS.nii.gz``, beside them or in a folder ``probabilities``)
+    come back as they are, what they lack to 1 goes to the background, and the label map is made of them. The
+    values of a labelled dataset, which were made consecutive, become the dataset's own again.
+
+    Writes ``CASE.nii.gz``, ``probabilities/CASE_CLASS.nii.gz`` and, last, ``CASE.json``. What is there whole,
+    made from the same files, is not done again.
+
+    Args:
+        predictions: a folder, or one file.
+        homogenized: what :func:`~isopose.homogenize.dataset.homogenize` wrote.
+        output: folder.
+        keep_values: leave label values as they were predicted.
+        workers: processes.
+        reporter: where progress goes.
+
+    Raises:
+        InputError: no homogenised dataset, no prediction, or a result would replace another file.
+        IsoposeError: the output cannot be written.
+    """
+    job = _Job(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
+    found, strange = _find(Path(predictions), Path(homogenized))
+    restored = [
+        Restored(path.name, None, f"{path}: is of no case of {homogenized}; expected CASE{ENDING}")
+        for path in strange
+    ]
+    if not found and not strange:
+        raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{ENDING}")
+    for one in found:
+        _check_targets(one, job)
+    if found:
+        output_folder(output)
+    started = time.monotonic()
+    with reporter.counting("restore") as progress:
+        results = in_order(
+            partial(_restore, job=job), found, name=lambda one: one.case, workers=workers, progress=progress
+        )
+        for done, result in enumerate(results, start=1):
+            left = (time.monotonic() - started) / done * (len(found) - done)
+            told = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
+            reporter.say(f"[{done}/{len(found)}] {result.case}{told if left or result.problem else ''}")
+            restored.append(result)
+    return restored
+
+
+def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
+    """Of each label the value in the homogenised dataset and the one to be written."""
+    where = homogenized / HEAD
+    if not where.is_file():
+        raise InputError(
+            f"{homogenized}: no {HEAD} in here; expected the folder that isopose homogenize wrote"
+        )
+    head = read_json(where)
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        found = head.get("format") if isinstance(head, dict) else None
+        raise InputError(f"{where}: expected format {FORMAT}, got {found}; homogenize the dataset again")
+    try:
+        return {str(n): (int(v["value"]), int(v["stored"])) for n, v in head["labels"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{where}: its labels are damaged; homogenize the dataset again") from None
+
+
+def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list[Path]]:
+    """Predictions by case, and images that are of no case.
+
+    A file belongs to the case of exactly its name; else, what follows the longest case's name and an
+    underscore is the name of a class.
+    """
+    if not predictions.exists():
+        raise InputError(f"{predictions}: no such file or folder")
+    folders = [predictions, predictions / PROBABILITIES]
+    files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
+    cases = sorted(path.stem for path in (homogenized / FOLDER).glob("*.json") if path.name[0] != ".")
+    labels: dict[str, list[Path]] = {}
+    classes: dict[str, dict[str, Path]] = {}
+    strange = []
+    for path in [predictions] if predictions.is_file() else filter(is_image, files):
+        name = path.name[: len(path.name) - len(ending(path))]
+        case = max((c for c in cases if name == c or name.startswith(f"{c}_")), key=len, default=None)
+        if case is None:
+            strange.append(path)
+        elif name == case:
+            labels.setdefault(case, []).append(path)
+        else:
+            classes.setdefault(case, {})[unquote(name[len(case) + 1 :])] = path
+    for paths in labels.values():
+        if len(paths) > 1:
+            raise InputError(f"{paths[0]}: {paths[1].name} is of the same case; keep one of them")
+    found = [
+        _Prediction(case, next(iter(labels.get(case, ())), None), tuple(classes.get(case, {}).items()))
+        for case in sorted({*labels, *classes})
+    ]
+    return found, strange
+
+
+def _check_targets(one: _Prediction, job: _Job) -> None:
+    """Refuse to replace what this command did not write."""
+    targets = [job.output / f"{one.case}{ENDING}"]
+    targets += [_probability_path(job.output, one.case, name) for name, _ in one.probabilities]
+    sources = {path.resolve() for path in (one.labels, *(path for _, path in one.probabilities)) if path}
+    ours = _known(job.output / f"{one.case}.json") is not None
+    for path in targets:
+        if path.resolve() in sources or (path.exists() and not ours):
+            raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
+
+
+@one_thread()
+def _restore(one: _Prediction, *, job: _Job) -> Restored:
+    try:
+        return Restored(one.case, _restored(one, job), None)
+    except InputError as error:
+        told = str(error)
+        return Restored(one.case, None, told if one.case in told else f"{one.case}: {told}")
+
+
+def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
+    where = job.homogenized / FOLDER / f"{one.case}.json"
+    kept = read_record(where)
+    sources = [path for path in (one.labels, *(path for _, path in one.probabilities)) if path is not None]
+    head = {
+        "isopose": __version__,
+        "case": one.case,
+        "transform_sha256": sha256(where),
+        "predictions": {path.name: sha256(path) for path in sources},
+        "keep_values": job.keep_values,
+        "labels": {name: value for name, (_, value) in job.values.items()},
+    }
+    manifest = job.output / f"{one.case}.json"
+    known = _known(manifest)
+    if known is not None and {key: known.get(key) for key in head} == head and _is_whole(job.output, known):
+        return known
+    manifest.unlink(missing_ok=True)
+    for name in known["files"] if known is not None else ():
+        (job.output / name).unlink(missing_ok=True)
+    written: list[Path] = []
+    labels = _from_probabilities(one, job, kept.transform, written) if one.probabilities else None
+    if labels is None and one.labels is not None:
+        labels = _from_labels(one.labels, job, kept.transform)
+    if labels is not None:
+        written.insert(0, job.output / f"{one.case}{ENDING}")
+        write_labels(labels, written[0])
+    record = {
+        **head,
+        "files": {path.relative_to(job.output).as_posix(): sha256(path) for path in written},
+        # Of the pose: a segmenter that saw the patient turned over has marked the wrong side.
+        "warnings": list(kept.warnings),
+    }
+    write_json(manifest, record)
+    return record
+
+
+def _from_labels(path: Path, job: _Job, transform: Transform) -> Volume:
+    """A label map on the scan's own grid."""
+    array = read_labels(path, like=transform.homogenised).array
+    present = [value for value in np.flatnonzero(np.bincount(array.ravel(), minlength=256)).tolist() if value]
+    back = warped_labels(array, invert(transform.slice_from_grid), transform.slice_shape, present)
+    table = np.arange(256, dtype=np.uint8)
+    if job.values and not job.keep_values:
+        stored = dict(job.values.values())
+        unknown = [value for value in present if value not in stored]
+        if unknown:
+            raise InputError(
+                f"{path}: label value {unknown[0]}, expected 0 or one of {sorted(stored)}, which {HEAD} "
+                "names; for other labels than the dataset's use --keep-values"
+            )
+        for value, own in stored.items():
+            table[value] = own
+    return transform.native.with_array(transform.reorientation.undo(table[back]))
+
+
+def _from_probabilities(
+    one: _Prediction, job: _Job, transform: Transform, written: list[Path]
+) -> Volume | None:
+    """Write a case's probabilities on the scan's own grid; its label map, where all classes are known."""
+    column = 0 if job.keep_values else 1
+    named = {name: value[column] for name, value in job.values.items()}
+    classes = {name: path for name, path in one.probabilities if name != BACKGROUND}
+    matrix = invert(transform.slice_from_grid)
+    shape = (len(transform.poses), *transform.slice_shape)
+    rest = np.ones(shape, dtype=np.float32)
+
+    def write(name: str, values: np.ndarray) -> None:
+        path = _probability_path(job.output, one.case, name)
+        write_image(transform.native.with_array(transform.reorientation.undo(values)), path)
+        written.append(path)
+
+    def shares() -> Iterator[tuple[int, np.ndarray]]:
+        nonlocal rest
+        for name, path in classes.items():
+            back = _probability(path, transform, matrix)
+            rest -= back
+            write(name, back)
+            yield named.get(name, 0), back
+
+    labels = largest_share(shares(), shape)
+    # Outside the homogenised grid nothing is known: the missing mass is background.
+    write(BACKGROUND, rest.clip(min=0.0))
+    if not set(classes) <= set(named):
+        return None
+    return transform.native.with_array(transform.reorientation.undo(labels))
+
+
+def _probability(path: Path, transform: Transform, matrix: Tensor) -> np.ndarray:
+    """One class' probability on the reoriented slices ``(z, h, w)``, 0 outside."""
+    values = on_image_grid(path, read_volume(path), transform.homogenised).array
+    low, high = float(values.min()), float(values.max())
+    if low < -1e-3 or high > 1.0 + 1e-3:
+        raise InputError(f"{path}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")
+    size = transform.slice_shape
+    out = np.empty((len(values), *size), dtype=np.float32)
+    for part in chunks(values.shape, size):
+        out[part] = warped(values[part], matrix[part], size, 0.0, "bilinear")
+    return out
+
+
+def _probability_path(output: Path, case: str, name: str) -> Path:
+    return output / PROBABILITIES / f"{case}_{as_file(name)}{ENDING}"
+
+
+def _known(manifest: Path) -> dict[str, Any] | None:
+    """What this command wrote of a case before."""
+    try:
+        record = read_json(manifest)
+    except InputError:
+        return None
+    ours = isinstance(record, dict) and "transform_sha256" in record and isinstance(record.get("files"), dict)
+    return record if ours else None
+
+
+def _is_whole(output: Path, record: dict[str, Any]) -> bool:
+    files = record["files"].items()
+    return all((output / name).is_file() and sha256(output / name) == value for name, value in files)

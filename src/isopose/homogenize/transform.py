@@ -1,0 +1,117 @@
+"""The way between a scan's own grid and its homogenised one, in numbers that a file can hold."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from isopose.geometry.frame import Frame
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.volume import Reorientation, Volume
+from isopose.geometry.warp import compose
+
+Size = Annotated[int, Field(ge=1)]
+Millimetres = Annotated[float, Field(gt=0)]
+Triple = tuple[Size, Size, Size]
+Row = tuple[float, float, float, float]
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Homogenised slices of square pixels around the reference's middle, which lies at x = y = 0.
+
+    The world is LPS: x grows to the patient's left, y to the back, z to the head, each along its own axis.
+
+    Args:
+        usual: pixels along a side of the reference's frame.
+        size: pixels along a side of this case; more than usual where its body needs them.
+        pixel_mm: side of a pixel in the reference's millimetres.
+        slice_mm: distance of the slices, the scan's own.
+        first_mm: z of the first slice, the scan's own.
+    """
+
+    usual: Size
+    size: Size
+    pixel_mm: Millimetres
+    slice_mm: Millimetres
+    first_mm: float
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    @property
+    def world_from_index(self) -> np.ndarray:
+        """``(4, 4)`` from ``(x, y, z)`` indices to LPS millimetres."""
+        matrix = np.diag([self.pixel_mm, self.pixel_mm, self.slice_mm, 1.0])
+        edge = -0.5 * (self.size - 1) * self.pixel_mm
+        matrix[:3, 3] = (edge, edge, self.first_mm)
+        return matrix
+
+    @property
+    def homogenised_from_grid(self) -> Tensor:
+        """``(3, 3)`` from normalised coordinates of this grid to those of the reference's frame."""
+        part = self.size / self.usual
+        return torch.diag(torch.tensor([part, part, 1.0]))
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Everything that brings a case to its homogenised grid and back.
+
+    Args:
+        shape: ``(z, y, x)`` of the scan as stored.
+        world_from_index: ``(4, 4)`` of the scan as stored, LPS millimetres.
+        axes: stored axis that each of x, y, z of the reoriented volume is.
+        flips: whether it is flipped.
+        frame: square in the plane of the reoriented slices, mm.
+        grid: homogenised.
+        poses: theta1 of each reoriented slice from the feet: angle, two log scales, two shifts.
+    """
+
+    shape: Triple
+    world_from_index: tuple[Row, Row, Row, Row]
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    frame: Frame
+    grid: Grid
+    poses: tuple[tuple[float, float, float, float, float], ...]
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    @property
+    def reorientation(self) -> Reorientation:
+        """From the stored axes to the reoriented ones."""
+        return Reorientation(self.axes, self.flips)
+
+    @property
+    def native(self) -> Volume:
+        """The scan's own grid, as a volume of zeros that takes no memory."""
+        return _empty(self.shape, np.array(self.world_from_index))
+
+    @property
+    def homogenised(self) -> Volume:
+        """The homogenised grid, likewise."""
+        return _empty((len(self.poses), self.grid.size, self.grid.size), self.grid.world_from_index)
+
+    @property
+    def slice_shape(self) -> tuple[int, int]:
+        """``(h, w)`` of the reoriented slices."""
+        _, y, x = (self.shape[2 - axis] for axis in reversed(self.axes))
+        return y, x
+
+    @property
+    def slice_from_grid(self) -> Tensor:
+        """``(z, 3, 3)`` float32 from normalised homogenised coordinates to those of the reoriented slices.
+
+        slice_from_frame · theta1 · homogenised_from_grid: what a sampler needs to homogenise, and its inverse
+        to restore.
+        """
+        x, y, _ = (float(side) for side in self.native.spacing[list(self.axes)])
+        slice_from_frame = self.frame.slice_from_frame(self.slice_shape, (x, y))
+        theta1 = matrix_from_pose(torch.tensor(self.poses, dtype=torch.float32))
+        return compose(slice_from_frame, theta1, self.grid.homogenised_from_grid)
+
+
+def _empty(shape: tuple[int, int, int], world_from_index: np.ndarray) -> Volume:
+    return Volume(np.broadcast_to(np.zeros((), dtype=np.uint8), shape), world_from_index)

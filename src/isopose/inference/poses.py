@@ -1,0 +1,185 @@
+"""The poses of a scan's slices and what is doubtful about them: for prediction and for homogenising alike."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.config import PredictConfig
+from isopose.data.preprocess import Prepared
+from isopose.geometry.aggregate import common_values
+from isopose.geometry.similarity import ANGLE, LOG_SCALE_X
+from isopose.models.pipeline import Pipeline, SliceTransforms
+from isopose.models.pose import POSE_SOURCES, PoseTransformer
+from isopose.models.scan import LEAST_AGREEMENT, MIRRORED, TURNED, joined, scan_poses, scan_transforms
+
+
+@dataclass(kw_only=True)
+class PoseRecords:
+    """Poses of the slices of a reoriented volume, feet to head; NaN where no body is.
+
+    Args:
+        pose: ``(z, 5)``.
+        agreement: ``(z,)`` with the reference's outline.
+        pose_source: ``(z,)`` index into ``POSE_SOURCES``, -1 where no body is.
+        confidence: ``(z,)`` probability that the roll is right, see ``models/scan.py: confidence``.
+        mirrored: ``(z,)`` logit that the slice is shown as in a mirror.
+    """
+
+    pose: np.ndarray
+    agreement: np.ndarray
+    pose_source: np.ndarray
+    confidence: np.ndarray
+    mirrored: np.ndarray
+
+    @classmethod
+    def empty(cls, slices: int) -> Self:
+        """Records of so many slices without a body."""
+        return cls(
+            pose=np.full((slices, 5), np.nan, np.float32),
+            agreement=np.full(slices, np.nan, np.float32),
+            pose_source=np.full(slices, -1, np.int64),
+            confidence=np.full(slices, np.nan, np.float32),
+            mirrored=np.full(slices, np.nan, np.float32),
+        )
+
+    @property
+    def shown(self) -> np.ndarray:
+        """``(z,)`` booleans: which slices show a body."""
+        return self.pose_source >= 0
+
+    @property
+    def roll(self) -> float:
+        """Middle of the angles by which the slices lean, radians in (-pi, pi]."""
+        angle = self.pose[self.shown, ANGLE].astype(np.float64)
+        if not len(angle):
+            return 0.0
+        # Around their mean direction: near half a turn some lie at +pi and some at -pi.
+        mean = np.angle(np.exp(1j * angle).sum())
+        middle = mean + np.median(np.angle(np.exp(1j * (angle - mean))))
+        return float(np.angle(np.exp(1j * middle)))
+
+    def common_pose(self) -> np.ndarray:
+        """``(5,)`` what the slices have in common, those whose outline fits better counting more."""
+        pose = torch.from_numpy(self.pose[self.shown])
+        weight = (torch.from_numpy(self.agreement[self.shown]) - LEAST_AGREEMENT).clamp(min=1e-3)
+        angle = torch.atan2((weight * pose[:, ANGLE].sin()).sum(), (weight * pose[:, ANGLE].cos()).sum())
+        return torch.cat([angle[None], common_values(pose[:, LOG_SCALE_X:], weight)]).numpy()
+
+
+def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
+    """Indices of the slices that show a body, so many at a time."""
+    shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+    return [shown[first : first + size] for first in range(0, len(shown), size)]
+
+
+def frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image and mask ``(N, 1, S, S)`` of some slices."""
+    image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
+    mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
+    return image, mask
+
+
+def find_poses(
+    transformer: PoseTransformer,
+    prepared: Prepared,
+    batches: list[np.ndarray],
+    settings: PredictConfig,
+    records: PoseRecords,
+) -> None:
+    """Estimate the poses of a scan's slices and write them down.
+
+    Args:
+        transformer: STN1; its own ``config.per`` says whether the slices share a pose.
+        prepared: the scan.
+        batches: see :func:`batches_of`; none is no body.
+        settings: agreement from which a pose is believed.
+        records: of as many slices as the scan has.
+    """
+    if not batches:
+        return
+    device, least = transformer.reference_mask.device, settings.min_pose_dice
+    slices = joined([transformer.estimate(*frames(prepared, rows, device), least) for rows in batches])
+    rows = np.concatenate(batches)
+    found = scan_poses(transformer, slices, torch.from_numpy(rows * prepared.spacing[2]).to(device))
+    records.pose[rows] = found.pose.cpu()
+    records.confidence[rows] = found.confidence.cpu()
+    records.mirrored[rows] = slices.mirrored.cpu()
+    records.pose_source[rows] = slices.source.cpu()
+    _agree(transformer, prepared, batches, records)
+
+
+def find_crops(
+    pipeline: Pipeline, prepared: Prepared, batches: list[np.ndarray], records: PoseRecords
+) -> Tensor:
+    """The crops of a scan's posed frames, ``(N, 3, 3)``; jointly also the last step of its poses.
+
+    Args:
+        pipeline: its ``config`` says whether the slices share a crop, and a step.
+        prepared: the scan.
+        batches: see :func:`batches_of`, at least one.
+        records: poses by :func:`find_poses`; changed where the joint network goes on from them.
+    """
+    device = pipeline.pose.reference_mask.device
+    rows = np.concatenate(batches)
+    start = torch.from_numpy(records.pose).to(device)
+    parts = [pipeline.transforms(*frames(prepared, part, device), start[part]) for part in batches]
+    slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
+    z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
+    pose, theta2 = scan_transforms(pipeline.config, start[rows], slices, z_mm)
+    if pipeline.joint is not None:
+        records.pose[rows] = pose.cpu()
+        records.pose_source[rows[slices.learned.cpu().numpy()]] = POSE_SOURCES.index("learned")
+        _agree(pipeline.pose, prepared, batches, records)
+    return theta2
+
+
+def _agree(
+    transformer: PoseTransformer, prepared: Prepared, batches: list[np.ndarray], records: PoseRecords
+) -> None:
+    """Write down how the outlines agree in the scan's poses, which may differ from those of the slices."""
+    device = transformer.reference_mask.device
+    for part in batches:
+        pose = torch.from_numpy(records.pose[part]).to(device)
+        records.agreement[part] = transformer.agreement(frames(prepared, part, device)[1], pose).cpu()
+        if transformer.roll is None:
+            records.confidence[part] = records.agreement[part]
+
+
+def pose_warnings(
+    records: PoseRecords, transformer: PoseTransformer, settings: PredictConfig, *, joint: bool = False
+) -> list[str]:
+    """One line for each kind of doubt about the poses of a scan.
+
+    Args:
+        records: of the scan.
+        transformer: STN1.
+        settings: when to doubt.
+        joint: whether the joint network went on from STN1's poses.
+    """
+    shown = records.shown
+    total = int(shown.sum())
+    lines = []
+    config = transformer.config
+    learned = joint or transformer.localisation is not None
+    for source, name in enumerate(POSE_SOURCES):
+        count = int((records.pose_source == source).sum())
+        if count and name != ("learned" if learned else config.start):
+            lines.append(f"pose fell back to {name} in {count} of {total} slices")
+    if abs(records.roll) > TURNED:
+        lines.append(
+            f"lies turned by {np.degrees(records.roll):+.0f} degrees against what the file's header says: "
+            "turned back; check the sides"
+        )
+    if transformer.roll is not None:
+        doubted = int((records.confidence[shown] < settings.min_confidence).sum())
+        if doubted:
+            lines.append(f"it is not sure which way up the patient lies in {doubted} of {total} slices")
+        if total and float(records.mirrored[shown].mean()) > MIRRORED:
+            lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
+    low = int((records.agreement[shown] < settings.min_pose_dice).sum())
+    if low and (joint or config.learned or config.start != "identity"):
+        lines.append(f"low pose confidence in {low} of {total} slices: their outline resembles no reference")
+    return lines

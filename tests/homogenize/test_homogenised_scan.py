@@ -1,0 +1,284 @@
+import math
+from dataclasses import replace
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from patients import homogeniser, patient
+from scipy.ndimage import binary_erosion
+
+from bright import bright_model, dice, scene, stored_otherwise, world_centre
+from isopose.config import HomogenizeConfig
+from isopose.data.preprocess import warped_labels
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.geometry.warp import invert
+from isopose.homogenize.homogeniser import homogeniser_of
+from isopose.homogenize.scan import AIR_HU, homogenise, reach
+
+STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
+each_way = pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
+
+
+def scan_of(one, per="volume", size=256):
+    return homogenise(homogeniser(per, size), one.volume, one.volume.with_array(one.classes))
+
+
+def back(scan, count=3):
+    """The labels of a homogenised scan on the grid that it came from."""
+    t = scan.transform
+    restored = warped_labels(scan.labels.array, invert(t.slice_from_grid), t.slice_shape, range(1, count))
+    return t.reorientation.undo(restored)
+
+
+@each_way
+@pytest.mark.parametrize("degrees", [0, 30, -75, 180])
+def test_a_turned_patient_comes_out_upright_and_as_if_never_turned(per, degrees) -> None:
+    straight, turned = scan_of(patient(), per), scan_of(patient(1, degrees), per)
+    off = (np.degrees(turned.poses.roll) - degrees + 180) % 360 - 180
+    assert abs(off) < 4
+    # One patient, so one homogenised anatomy: organs meet however the patient lay.
+    for value in (1, 2):
+        assert dice(straight.labels.array == value, turned.labels.array == value) > 0.9
+    # The kidneys lie at the back, the tumour on its own side; x grows to the left, y to the back.
+    assert world_centre(turned.labels, turned.labels.array == 1)[1] > 0
+    assert world_centre(turned.labels, turned.labels.array == 2)[0] * patient().left > 10
+    told = any("lies turned by" in warning for warning in turned.warnings)
+    assert told is (abs(degrees) > 60)
+
+
+@each_way
+@pytest.mark.parametrize("number", range(4))
+def test_labels_come_back_as_they_were(per, number) -> None:
+    one = patient(number, 25.0)
+    restored = back(scan_of(one, per, 384))
+    for value in (1, 2):
+        assert dice(restored == value, one.classes == value) > 0.995
+
+
+def test_bodies_of_all_ages_have_one_size() -> None:
+    for number in range(4):
+        scan = scan_of(patient(number), "smooth")
+        assert scan.image.spacing[:2] == pytest.approx(homogeniser().pixel_mm)
+        body = scan.image.array > -250
+        # The reference fills 0.92 of the frame from side to side.
+        middle = body[:, :, 64:192].any(axis=1).all(axis=1)
+        assert middle.all()
+        assert (scan.poses.agreement > 0.95).all()
+
+
+def test_the_frame_of_the_reference_is_that_of_a_child_of_two_years() -> None:
+    assert homogeniser(size=384).pixel_mm == pytest.approx(0.474, abs=0.001)
+    assert homogeniser(size=384).side_mm * 0.92 == pytest.approx(167.5, abs=1.0)
+
+
+def test_the_grid_is_upright_and_centred_and_keeps_the_slices() -> None:
+    one = patient()
+    scan = scan_of(one)
+    assert scan.image.array.dtype == np.int16
+    assert scan.image.array.shape == scan.labels.array.shape == (6, 256, 256)
+    assert scan.image.same_grid(scan.labels, 0.0)
+    np.testing.assert_allclose(scan.image.direction, np.eye(3))
+    assert scan.image.spacing[2] == pytest.approx(one.volume.spacing[2])
+    middle = scan.image.world_from_index @ [127.5, 127.5, 0, 1]
+    np.testing.assert_allclose(middle, [0.0, 0.0, one.volume.origin[2], 1.0], atol=1e-9)
+
+
+@each_way
+def test_every_pixel_shows_the_place_that_the_transform_says(per) -> None:
+    """Sampling and blurring keep a ramp: one look at it shows where each pixel was sampled."""
+    shape, spacing = (4, 110, 130), (2.3, 1.7, 5.0)
+    z, y, x = np.indices(shape)
+    mm_x, mm_y = x * spacing[0], y * spacing[1]
+    body = ((mm_x - 160) / 110) ** 2 + ((mm_y - 90) / 75) ** 2 < 1
+    ramp = 2.0 * mm_x - 1.5 * mm_y + 10.0 * z
+    array = np.where(body, ramp, -1000.0).astype(np.float32)
+    scan = homogenise(homogeniser(per, 128), Volume(array, np.diag([*spacing, 1.0])))
+    t = scan.transform
+    inside = 0
+    for k, pose in enumerate(t.poses):
+        angle, log_x, log_y, shift_x, shift_y = pose
+        # By hand, in float64: output pixel -> homogenised -> frame -> millimetres of the slice.
+        line = ((np.arange(t.grid.size) + 0.5) / t.grid.size * 2 - 1) * t.grid.size / t.grid.usual
+        u, v = np.meshgrid(line, line)
+        u, v = math.exp(log_x) * u, math.exp(log_y) * v
+        fx = math.cos(angle) * u - math.sin(angle) * v + shift_x
+        fy = math.sin(angle) * u + math.cos(angle) * v + shift_y
+        there_x = t.frame.centre_mm[0] + fx * t.frame.fov_mm / 2
+        there_y = t.frame.centre_mm[1] + fy * t.frame.fov_mm / 2
+        expected = 2.0 * there_x - 1.5 * there_y + 10.0 * k
+        deep = ((there_x - 160) / 95) ** 2 + ((there_y - 90) / 60) ** 2 < 1
+        # 2.5 HU are a millimetre; half a unit is rounding, and the cubic kernel bends a ramp a little.
+        off = scan.image.array[k][deep] - expected[deep]
+        assert np.abs(off).max() < 1.5
+        assert abs(off.mean()) < 0.05
+        inside += int(deep.sum())
+    assert inside > 10_000
+
+
+def test_it_is_sampled_once_and_from_the_native_slice(monkeypatch) -> None:
+    from isopose.homogenize import scan as module
+
+    seen = []
+    warped = module.warped
+    monkeypatch.setattr(module, "warped", lambda array, *a: seen.append(array.shape) or warped(array, *a))
+    one = patient()
+    scan_of(one)
+    assert seen == [one.volume.array.shape]
+
+
+@pytest.mark.parametrize(("axes", "flips"), STORAGES, ids=lambda v: "".join(str(int(i)) for i in v))
+def test_every_storage_gives_the_same_scan_and_comes_back(axes, flips) -> None:
+    one = patient(2, 20.0, 96, 3)
+    expected = scan_of(one)
+    stored = stored_otherwise(one.volume, axes, flips)
+    classes = stored_otherwise(one.volume.with_array(one.classes), axes, flips)
+    scan = homogenise(homogeniser(), stored, classes)
+    np.testing.assert_array_equal(scan.image.array, expected.image.array)
+    np.testing.assert_array_equal(scan.labels.array, expected.labels.array)
+    np.testing.assert_allclose(scan.image.world_from_index, expected.image.world_from_index, atol=1e-9)
+    restored = back(scan)
+    assert restored.shape == classes.array.shape
+    for value in (1, 2):
+        assert dice(restored == value, classes.array == value) > 0.99
+    np.testing.assert_array_equal(scan.transform.native.world_from_index, stored.world_from_index)
+    assert scan.transform.native.array.shape == stored.array.shape
+
+
+def test_an_oblique_scan_is_set_upright_and_comes_back() -> None:
+    one = patient(2, 0.0, 96, 3)
+    a = math.radians(12)
+    turn = np.array([[math.cos(a), 0, math.sin(a)], [0, 1, 0], [-math.sin(a), 0, math.cos(a)]])
+    matrix = one.volume.world_from_index.copy()
+    matrix[:3, :3] = turn @ matrix[:3, :3]
+    volume = Volume(one.volume.array, matrix)
+    scan = homogenise(homogeniser(), volume, volume.with_array(one.classes))
+    np.testing.assert_allclose(scan.image.direction, np.eye(3))
+    assert dice(back(scan) > 0, one.classes > 0) > 0.99
+    np.testing.assert_array_equal(scan.transform.native.world_from_index, matrix)
+
+
+@each_way
+def test_a_slice_without_a_body_stays_beside_its_neighbours(per) -> None:
+    one = patient(3, 40.0)
+    array, classes = one.volume.array.copy(), one.classes.copy()
+    array[[0, 5]] = -1000
+    classes[[0, 5]] = 0
+    classes[5, 60:70, 60:70] = 1
+    scan = homogenise(homogeniser(per), one.volume.with_array(array), one.volume.with_array(classes))
+    poses = np.array(scan.transform.poses)
+    assert np.isfinite(poses).all()
+    assert scan.poses.shown.tolist() == [False, True, True, True, True, False]
+    common = np.median(poses[scan.poses.shown], axis=0)
+    np.testing.assert_allclose(poses[[0, 5]], [common, common], atol=0.05)
+    assert (scan.image.array[[0, 5]] < -990).all()
+    # A label there is neither lost nor moved.
+    assert dice(back(scan)[5] == 1, classes[5] == 1) > 0.98
+
+
+def test_air_around_is_the_scans_own_and_padding_is_air() -> None:
+    one = patient()
+    for padding, air in ((-3024, AIR_HU), (-1000, -1000)):
+        array = np.maximum(one.volume.array, -1000)
+        array[:, :3] = array[:, -3:] = array[:, :, :3] = array[:, :, -3:] = padding
+        image = homogenise(homogeniser(), one.volume.with_array(array)).image.array
+        assert image.min() == air
+        assert image.max() <= array.max()
+
+
+def test_a_slice_far_larger_than_the_others_gets_a_larger_grid_and_loses_nothing() -> None:
+    small, large = scene(scale=0.6, slices=7), scene(scale=1.0, slices=2)
+    array = np.concatenate([small.volume.array, large.volume.array])
+    classes = np.concatenate([small.truth, large.truth]) > 0
+    # At the very edge of the large body, out of the reference's frame.
+    body = array[-1] > -250
+    edge = body & ~binary_erosion(body, iterations=2)
+    classes[-1] |= edge
+    volume = Volume(array, small.volume.world_from_index)
+    scan = homogenise(homogeniser("volume"), volume, volume.with_array(classes.astype(np.uint8)))
+    grid = scan.transform.grid
+    assert grid.size > grid.usual == 256
+    assert (grid.size - grid.usual) % 2 == 0
+    assert scan.labels.array.shape[1:] == (grid.size, grid.size)
+    assert scan.image.spacing[0] == pytest.approx(homogeniser().pixel_mm)
+    middle = scan.image.world_from_index @ [(grid.size - 1) / 2, (grid.size - 1) / 2, 0, 1]
+    np.testing.assert_allclose(middle[:2], 0.0, atol=1e-9)
+    assert dice(back(scan, 2)[-1] == 1, classes[-1]) > 0.9
+    assert homogenise(homogeniser("smooth"), volume).transform.grid.size < grid.size
+
+
+def test_reach_is_that_of_outer_corners() -> None:
+    mask = np.zeros((2, 10, 20), bool)
+    mask[0, 4:6, 8:15] = True
+    identity = torch.eye(3).expand(2, 3, 3)
+    assert reach(mask, identity) == pytest.approx(0.5)
+    quarter = torch.tensor([[0.0, -1.0, 0.7], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).expand(2, 3, 3)
+    assert reach(mask, quarter) == pytest.approx(0.9)
+    assert reach(np.zeros_like(mask), identity) == 0.0
+
+
+def test_a_mirrored_scan_is_told() -> None:
+    one = patient(2, 0.0)
+    mirrored = one.volume.with_array(np.ascontiguousarray(one.volume.array[:, :, ::-1]))
+    logit = [homogenise(homogeniser(), v).poses.mirrored.mean() for v in (one.volume, mirrored)]
+    assert logit[1] > logit[0] + 1.0
+
+
+def test_no_body_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="no body found"):
+        homogenise(homogeniser(), scene(slices=1, empty=(0,)).volume)
+    broken = patient().volume.array.astype(np.float32)
+    broken[0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        homogenise(homogeniser(), patient().volume.with_array(broken))
+
+
+# With a model
+
+
+def test_a_models_pose_and_reference_are_taken() -> None:
+    model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+    area = math.pi * 100.0 * 72.0 / 100.0  # of the reference, cm²
+    model = replace(model, info={**model.info, "reference": {"area_cm2": area}})
+    ours = homogeniser_of(model, HomogenizeConfig(per="volume", size=128))
+    # The reference's body lies in a frame of 230 mm.
+    assert ours.side_mm == pytest.approx(230.0, rel=0.01)
+    assert ours.origin == "model"
+    assert (ours.transformer.config.per, model.pipeline.pose.config.per) == ("volume", "slice")
+    here = scene(roll=math.radians(20), scale=0.8)
+    scan = homogenise(ours, here.volume, here.volume.with_array((here.truth > 0).astype(np.uint8)))
+    assert math.degrees(scan.poses.roll) == pytest.approx(20, abs=2)
+    upright = scene(spacing=(230 / 128, 230 / 128, 6.0), field=(230.0, 230.0))
+    assert dice(scan.labels.array == 1, upright.truth > 0) > 0.93
+    assert dice(back(scan, 2) == 1, here.truth > 0) > 0.95
+
+
+@each_way
+def test_a_joint_models_step_is_taken_too(per) -> None:
+    joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
+    step = (0.02, 0.03, -0.02, 0.01, 0.02)
+    joint.pipeline.joint.output.bias.copy_(torch.tensor([*step, 0.15, 0.2, -0.1, -0.05]))
+    alone = bright_model({"pose": {"learned": False}})
+    here = scene(roll=math.radians(12), scale=0.9)
+    info = {"reference": {"area_cm2": 226.2}}
+    start, followed = (
+        homogenise(homogeniser_of(replace(model, info=info), HomogenizeConfig(per=per, size=64)), here.volume)
+        for model in (alone, joint)
+    )
+    np.testing.assert_allclose(followed.poses.pose[:, :3], start.poses.pose[:, :3] + step[:3], atol=1e-3)
+    assert followed.warnings == ()
+    assert (joint.config.pose.per, joint.pipeline.config.pose.per) == ("smooth", "smooth")
+
+
+def test_a_model_without_poses_is_refused() -> None:
+    model = bright_model({"pose": {"start": "identity", "learned": False}, "crop": {"enabled": False}})
+    with pytest.raises(InputError, match="takes every slice as it lies"):
+        homogeniser_of(model, HomogenizeConfig())
+    with pytest.raises(InputError, match="how large its reference is"):
+        homogeniser_of(bright_model(), HomogenizeConfig())
+
+
+def test_what_decides_a_case_decides_the_hash() -> None:
+    hashes = {homogeniser(per).sha256 for per in ("volume", "smooth", "slice")}
+    assert len(hashes) == 3

@@ -1,0 +1,315 @@
+import json
+import shutil
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from patients import patient, write_dataset
+
+from bright import dice, stored_otherwise, world_centre
+from isopose.config import HomogenizeConfig
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.geometry.volume import Volume
+from isopose.homogenize import restore as module
+from isopose.homogenize.dataset import homogenize, open_input
+from isopose.homogenize.record import read_record, record_path
+from isopose.homogenize.restore import restore
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.progress import Silent
+
+#: Some of the 48 ways in which a scan may be stored: each axis first, flips of each.
+STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))[::7]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("source") / "data"
+    return write_dataset(root, {"anna": "Tr", "anna_b": "Ts"})
+
+
+@pytest.fixture(scope="module")
+def done(source, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("done") / "out"
+    run(source, output)
+    return output
+
+
+@pytest.fixture
+def predictions(done, tmp_path) -> Path:
+    """A perfect segmenter's answers: the homogenised labels."""
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    shutil.copy(done / "labelsTr" / "anna.nii.gz", folder)
+    shutil.copy(done / "labelsTs" / "anna_b.nii.gz", folder)
+    (folder / "plans.json").write_text("{}")
+    return folder
+
+
+def run(path, output, size=256):
+    return homogenize(open_input(path), output, HomogenizeConfig(size=size), reporter=Silent())
+
+
+def back(predictions, done, output, **options):
+    return restore(predictions, done, output, reporter=Silent(), **options)
+
+
+def test_labels_come_back_on_the_exact_grid_with_own_values(source, done, predictions, tmp_path) -> None:
+    restored = back(predictions, done, tmp_path / "r")
+    assert [(one.case, one.problem) for one in restored] == [("anna", None), ("anna_b", None)]
+    for name, part in (("anna", "Tr"), ("anna_b", "Ts")):
+        image = read_volume(source / f"images{part}" / f"{name}_0000.nii.gz")
+        truth = read_labels(source / f"labels{part}" / f"{name}.nii.gz")
+        found = read_labels(tmp_path / "r" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
+        assert found.array.shape == image.array.shape
+        for value in (1, 7):
+            assert dice(found.array == value, truth.array == value) > 0.98
+        assert set(np.unique(found.array)) == {0, 1, 7}
+    record = json.loads((tmp_path / "r" / "anna.json").read_text())
+    assert record["predictions"] == {"anna.nii.gz": sha256(predictions / "anna.nii.gz")}
+    assert record["files"] == {"anna.nii.gz": sha256(tmp_path / "r" / "anna.nii.gz")}
+    assert record["labels"] == {"kidney": 1, "tumour": 7}
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_values_are_kept_where_that_is_asked_for(done, predictions, tmp_path) -> None:
+    back(predictions, done, tmp_path / "r", keep_values=True)
+    assert set(np.unique(read_labels(tmp_path / "r" / "anna.nii.gz").array)) == {0, 1, 2}
+
+
+def test_another_segmenters_labels(done, predictions, tmp_path) -> None:
+    path = predictions / "anna.nii.gz"
+    labels = read_labels(path)
+    write_labels(labels.with_array(np.where(labels.array == 2, 200, labels.array)), path)
+    bad, good = back(predictions, done, tmp_path / "r")
+    assert "label value 200, expected 0 or one of [1, 2]" in bad.problem
+    assert good.problem is None
+    assert not (tmp_path / "r" / "anna.nii.gz").exists()
+    assert back(predictions, done, tmp_path / "r", keep_values=True)[0].problem is None
+    assert set(np.unique(read_labels(tmp_path / "r" / "anna.nii.gz").array)) == {0, 1, 200}
+
+
+@pytest.mark.parametrize(("axes", "flips"), STORAGES, ids=lambda v: "".join(str(int(i)) for i in v))
+def test_every_storage_comes_back_voxel_for_voxel_in_place(axes, flips, tmp_path) -> None:
+    one = patient(2, 200.0, 96, 3)
+    scan = stored_otherwise(one.volume, axes, flips)
+    truth = stored_otherwise(one.volume.with_array(one.classes), axes, flips)
+    write_image(scan, tmp_path / "scan.nii.gz")
+    [outcome] = run(tmp_path / "scan.nii.gz", tmp_path / "out")
+    transform = outcome.record.transform
+    # What a segmenter would say that sees the upright image: the same labels, brought there by another way.
+    write_labels(truth, tmp_path / "truth" / "scan.nii.gz")
+    rows = f"image,label\n{tmp_path / 'scan.nii.gz'},{tmp_path / 'truth' / 'scan.nii.gz'}\n"
+    (tmp_path / "cases.csv").write_text(rows)
+    labelled = open_input(tmp_path / "cases.csv")
+    [same] = homogenize(labelled, tmp_path / "other", HomogenizeConfig(size=256), reporter=Silent())
+    assert same.record.transform == transform
+    [restored] = back(tmp_path / "other" / "labelsTr", tmp_path / "out", tmp_path / "r")
+    assert restored.problem is None
+    found, image = read_labels(tmp_path / "r" / "scan.nii.gz"), read_volume(tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
+    for value in (1, 2):
+        assert dice(found.array == value, truth.array == value) > 0.98
+        there = world_centre(found, found.array == value)
+        assert np.linalg.norm(there - world_centre(truth, truth.array == value)) < 0.5
+
+
+def test_an_answer_in_another_axis_order_is_put_right(done, predictions, tmp_path) -> None:
+    back(predictions, done, tmp_path / "r")
+    labels = read_labels(predictions / "anna.nii.gz")
+    (predictions / "anna.nii.gz").unlink()
+    write_labels(stored_otherwise(labels, (2, 0, 1), (True, False, True)), predictions / "anna.nrrd")
+    assert back(predictions, done, tmp_path / "s")[0].problem is None
+    same = [read_labels(tmp_path / d / "anna.nii.gz").array for d in "rs"]
+    np.testing.assert_array_equal(*same)
+
+
+def soft(done: Path, folder: Path, names=("background", "kidney", "tumour")) -> None:
+    """Probabilities of a segmenter that is nearly sure."""
+    labels = read_labels(done / "labelsTr" / "anna.nii.gz")
+    for value, name in enumerate(names):
+        share = np.where(labels.array == value, 0.8, 0.1).astype(np.float32)
+        write_image(labels.with_array(share), folder / f"anna_{name}.nii.gz")
+
+
+@pytest.mark.parametrize("inner", ["", "probabilities"])
+def test_probabilities_come_back_and_what_is_missing_is_background(source, done, inner, tmp_path) -> None:
+    soft(done, tmp_path / "p" / inner)
+    [one] = back(tmp_path / "p", done, tmp_path / "r")
+    assert one.problem is None
+    image = read_volume(source / "imagesTr" / "anna_0000.nii.gz")
+    truth = read_labels(source / "labelsTr" / "anna.nii.gz")
+    parts = {
+        name: read_volume(tmp_path / "r" / "probabilities" / f"anna_{name}.nii.gz")
+        for name in ("background", "kidney", "tumour")
+    }
+    for part in parts.values():
+        assert part.array.dtype == np.float32
+        np.testing.assert_array_equal(part.world_from_index, image.world_from_index)
+    values = np.stack([part.array for part in parts.values()])
+    np.testing.assert_allclose(values.sum(axis=0), 1.0, atol=1e-5)
+    # The corner of the image lies out of the homogenised frame.
+    np.testing.assert_allclose(values[:, 0, 0, 0], [1.0, 0.0, 0.0])
+    assert values[1][truth.array == 1].mean() > 0.75
+    labels = read_labels(tmp_path / "r" / "anna.nii.gz")
+    np.testing.assert_array_equal(np.array([0, 1, 7])[values.argmax(axis=0)], labels.array)
+    assert dice(labels.array == 7, truth.array == 7) > 0.98
+
+
+def test_probabilities_of_unknown_classes_make_no_label_map(done, tmp_path) -> None:
+    names = ("background", "liver", "mass%2Fcyst")
+    soft(done, tmp_path / "p", names)
+    [one] = back(tmp_path / "p", done, tmp_path / "r")
+    assert sorted(path.name for path in (tmp_path / "r" / "probabilities").iterdir()) == [
+        "anna_background.nii.gz",
+        "anna_liver.nii.gz",
+        "anna_mass%2Fcyst.nii.gz",
+    ]
+    assert not (tmp_path / "r" / "anna.nii.gz").exists()
+    assert set(one.record["files"]) == {f"probabilities/anna_{name}.nii.gz" for name in names}
+
+
+def test_a_case_whose_name_begins_another_is_not_taken_for_it(done, predictions, tmp_path) -> None:
+    soft(done, predictions)
+    labels = read_labels(predictions / "anna_b.nii.gz")
+    share = (labels.array == 1).astype(np.float32)
+    write_image(labels.with_array(share), predictions / "anna_b_kidney.nii.gz")
+    first, second = back(predictions, done, tmp_path / "r")
+    assert set(first.record["predictions"]) == {
+        "anna.nii.gz",
+        *(f"anna_{name}.nii.gz" for name in ("background", "kidney", "tumour")),
+    }
+    assert set(second.record["predictions"]) == {"anna_b.nii.gz", "anna_b_kidney.nii.gz"}
+
+
+def test_what_is_there_is_not_done_again(done, predictions, tmp_path, monkeypatch) -> None:
+    calls = []
+    work = module.warped_labels
+    monkeypatch.setattr(module, "warped_labels", lambda *a: calls.append(1) or work(*a))
+
+    def again(**options) -> int:
+        calls.clear()
+        assert all(one.problem is None for one in back(predictions, done, tmp_path / "r", **options))
+        return len(calls)
+
+    assert again() == 2
+    assert again() == 0
+    (tmp_path / "r" / "anna.nii.gz").write_bytes(b"damaged")
+    assert again() == 1
+    assert again(keep_values=True) == 2
+    assert again() == 2
+    labels = read_labels(predictions / "anna.nii.gz")
+    write_labels(labels.with_array(np.zeros_like(labels.array)), predictions / "anna.nii.gz")
+    assert again() == 1
+    assert not read_labels(tmp_path / "r" / "anna.nii.gz").array.any()
+
+
+def test_another_process_gives_the_same(done, predictions, tmp_path) -> None:
+    for workers in (0, 1):
+        back(predictions, done, tmp_path / str(workers), workers=workers)
+    for path in (tmp_path / "0").iterdir():
+        assert (tmp_path / "1" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_bad_answers_are_told_and_the_rest_is_restored(done, predictions, tmp_path) -> None:
+    labels = read_labels(predictions / "anna.nii.gz")
+    moved = labels.world_from_index.copy()
+    moved[0, 3] += 30.0
+    write_labels(Volume(labels.array, moved), predictions / "anna.nii.gz")
+    write_labels(labels, predictions / "nobody.nii.gz")
+    strange, bad, good = back(predictions, done, tmp_path / "r")
+    assert "nobody.nii.gz: is of no case" in strange.problem
+    assert "do not lie on the image's grid" in bad.problem
+    assert good.problem is None
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["anna_b.json", "anna_b.nii.gz"]
+    soft(done, tmp_path / "p")
+    image = read_volume(tmp_path / "p" / "anna_tumour.nii.gz")
+    write_image(image.with_array(image.array * 50), tmp_path / "p" / "anna_tumour.nii.gz")
+    [one] = back(tmp_path / "p", done, tmp_path / "r")
+    assert "expected probabilities from 0 to 1, got values from 5 to 40" in one.problem
+    assert not (tmp_path / "r" / "anna.json").exists()
+
+
+def test_nothing_is_overwritten(done, predictions, tmp_path) -> None:
+    before = sha256(predictions / "anna.nii.gz")
+    with pytest.raises(InputError, match=r"anna\.nii\.gz: would be overwritten by its result"):
+        back(predictions, done, predictions)
+    assert sha256(predictions / "anna.nii.gz") == before
+    with pytest.raises(InputError, match="would be overwritten"):
+        back(predictions, done, done / "labelsTr")
+    labels = read_labels(predictions / "anna.nii.gz")
+    write_labels(labels, predictions / "anna.nrrd")
+    with pytest.raises(InputError, match="is of the same case; keep one"):
+        back(predictions, done, tmp_path / "r")
+
+
+def test_what_is_no_homogenised_dataset_is_refused(source, done, predictions, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"no homogenize\.json in here"):
+        back(predictions, source, tmp_path / "r")
+    with pytest.raises(InputError, match="no such file or folder"):
+        back(tmp_path / "none", done, tmp_path / "r")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no label map or probabilities here"):
+        back(tmp_path / "empty", done, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy)
+    path = record_path(copy, "anna")
+    record = json.loads(path.read_text())
+    for damage, words in (
+        ({"format": 9}, "expected format 1, got 9"),
+        ({"transform": {**record["transform"], "poses": [[0.0] * 4]}}, "transform.poses.0"),
+    ):
+        path.write_text(json.dumps({**record, **damage}))
+        first, second = back(predictions, copy, tmp_path / "r")
+        assert words in first.problem
+        assert second.problem is None
+    (copy / "homogenize.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match="its labels are damaged"):
+        back(predictions, copy, tmp_path / "r")
+
+
+@pytest.mark.slow
+def test_real_organs_keep_their_sides_there_and_back(real_ct, tmp_path) -> None:
+    """Right kidney 2, left kidney 3, liver 5; the stored axes run against LPS."""
+    image, truth = read_volume(real_ct / "abdomen.nii.gz"), read_labels(real_ct / "abdomen-organs.nii.gz")
+    values = np.unique(truth.array)[1:].tolist()
+    rows = f"image,label\n{real_ct / 'abdomen.nii.gz'},{real_ct / 'abdomen-organs.nii.gz'}\n"
+    (tmp_path / "cases.csv").write_text(rows)
+    dataset = open_input(tmp_path / "cases.csv", {f"organ {value}": value for value in values})
+    [outcome] = homogenize(dataset, tmp_path / "out", HomogenizeConfig(), reporter=Silent())
+    assert outcome.record.warnings == ()
+    assert abs(outcome.record.roll_degrees) < 6
+    labels = read_labels(tmp_path / "out" / "labelsTr" / "abdomen.nii.gz")
+    upright = read_volume(tmp_path / "out" / "imagesTr" / "abdomen_0000.nii.gz")
+
+    def centre(volume, value):
+        return world_centre(volume, volume.array == value)
+
+    written = {value: number for number, value in enumerate(values, start=1)}
+    right, left, liver = (centre(labels, written[value]) for value in (2, 3, 5))
+    assert right[0] < -20 < 20 < left[0]
+    assert liver[0] < 0
+    assert min(right[1], left[1]) > 0
+    # Gas and fat apart, kidneys are where the image says: soft tissue.
+    assert 0 < np.median(upright.array[labels.array == written[2]]) < 300
+    [restored] = back(tmp_path / "out" / "labelsTr", tmp_path / "out", tmp_path / "r")
+    assert restored.problem is None
+    found = read_labels(tmp_path / "r" / "abdomen.nii.gz")
+    np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
+    for value in (2, 3, 5):
+        assert dice(found.array == value, truth.array == value) > 0.98
+        assert np.linalg.norm(centre(found, value) - centre(truth, value)) < 0.5
+    assert dice(found.array > 0, truth.array > 0) > 0.99
+
+
+def test_a_real_dicom_series_with_table_and_arms(real_ct, tmp_path) -> None:
+    [outcome] = run(real_ct / "dicom-series", tmp_path / "out", size=384)
+    assert outcome.case == "dicom-series"
+    transform = read_record(record_path(tmp_path / "out", "dicom-series")).transform
+    native = read_volume(real_ct / "dicom-series")
+    assert transform.native.same_grid(native, 0.0)
+    assert abs(outcome.record.roll_degrees) < 8
+    assert outcome.record.transform.grid.size == 384
