@@ -58,6 +58,8 @@ COHORT, COHORT_CASES, COHORT_SLICES = 2_000_081, 48, 16
 #: Pixels of the reference, and of the paper's STN (its Table 2 has 128 and 512).
 REFERENCE_SIZE, PAPER_SIZE = 96, 128
 WARM = 3
+#: Confidence below which a pose is doubted; the default is among them.
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
 #: Scans of each group that are spoilt, to try the confidence.
 SPOILT = 200
 
@@ -406,12 +408,12 @@ def _of_turned(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]:
 
 
 def _rates(errors: list[np.ndarray], estimates: list[Estimate]) -> dict[str, Any] | None:
-    """At the default threshold: part of the bad poses that are caught, part of the good that are refused."""
+    """By threshold: part of the bad poses that are caught, part of the good that are refused."""
     if estimates[0].confidence is None:
         return None
     error = np.abs(np.concatenate(errors))
     confidence = np.concatenate([e.confidence for e in estimates])  # type: ignore[misc]
-    bad, refused = error > RIGHT, confidence < load_config().predict.min_confidence
+    bad = error > RIGHT
     edges = np.quantile(confidence, np.linspace(0.0, 1.0, 11))
     place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, 9)
     calibration = [
@@ -419,13 +421,18 @@ def _rates(errors: list[np.ndarray], estimates: list[Estimate]) -> dict[str, Any
         for k in range(10)
         if (place == k).any()
     ]
-    return {
-        "bad": int(bad.sum()),
-        "caught": float(refused[bad].mean()) if bad.any() else None,
-        "good_refused": float(refused[~bad].mean()) if (~bad).any() else None,
-        "bad_of_kept": float(bad[~refused].mean()) if (~refused).any() else None,
-        "calibration": calibration,  # type: ignore[dict-item]
+    return {"bad": int(bad.sum()), "calibration": calibration} | {
+        f"{threshold:.2f}": {
+            "caught": _part(confidence < threshold, bad),
+            "good_refused": _part(confidence < threshold, ~bad),
+            "bad_of_kept": _part(bad, confidence >= threshold),
+        }
+        for threshold in THRESHOLDS
     }
+
+
+def _part(of: np.ndarray, where: np.ndarray) -> float | None:
+    return float(of[where].mean()) if where.any() else None
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -465,19 +472,21 @@ def _tables(results: dict[str, Any]) -> str:
                 head.append("lean of the straight °: median / 95 %")
             lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
             lines += [_row(name, row, part, group) for name, row in rows.items()] + [""]
-    lines += ["### Confidence at the default threshold", ""]
+    default = load_config().predict.min_confidence
+    lines += [f"### Confidence (default threshold: {default})", ""]
     lines += [
-        "| | bad poses (over 6°) | of them caught | good ones refused | bad among the kept |",
-        "| --- " * 5 + "|",
+        "| | threshold | bad poses (over 6°) | of them caught | good ones refused | bad among the kept |",
+        "| --- " * 6 + "|",
     ]
     for group, rows in results["all"].items():
         for name, row in rows.items():
-            rates = row["confidence"]
-            if rates:
-                lines.append(
-                    f"| {group}: {name} | {rates['bad']} of {row['slices']} | {_per_cent(rates['caught'])} | "
-                    f"{_per_cent(rates['good_refused'])} | {_per_cent(rates['bad_of_kept'])} |"
-                )
+            found = row["confidence"]
+            for threshold in THRESHOLDS if found and name == "isopose, smooth" else (default,):
+                if found:
+                    rates = found[f"{threshold:.2f}"]
+                    cells = [_per_cent(rates[key]) for key in ("caught", "good_refused", "bad_of_kept")]
+                    bad = f"{found['bad']} of {row['slices']}"
+                    lines.append(f"| {group}: {name} | {threshold} | {bad} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -37,7 +37,7 @@ DATA = DataConfig(size=FRAME)
 TURN, SMALLEST, LARGEST, SHIFT = 60.0, 0.5, 1.6, 30.0
 AIR = -1000.0
 #: Phantoms of which the reference is chosen.
-CANDIDATES = 16
+CANDIDATES = 40
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Scan:
 
     @property
     def images(self) -> torch.Tensor:
-        return torch.from_numpy(self.image.astype(np.float32))[:, None]
+        return torch.from_numpy(self.image)[:, None]
 
     @property
     def masks(self) -> torch.Tensor:
@@ -148,7 +148,7 @@ def spoilt(scan: Scan, number: int) -> Scan:
     the outline, an arm that was taken for trunk, or a mask that lacks a piece.
     """
     rng = np.random.default_rng(number)
-    image, mask = scan.image.astype(np.float32), scan.mask.copy()
+    image, mask = scan.image.copy(), scan.mask.copy()
     side = image.shape[1]
     air = float(image.min())
     y, x = (np.indices((side, side)) * 2.0 + 1.0) / side - 1.0
@@ -178,7 +178,7 @@ def spoilt(scan: Scan, number: int) -> Scan:
         else:
             mask &= ~blob
     keep = np.flatnonzero(mask.any(axis=(1, 2)))
-    return replace(scan, image=image.astype(np.float16), mask=mask).of(keep)
+    return replace(scan, image=image.astype(np.float32), mask=mask).of(keep)
 
 
 def _phantom(folder: Path, fingerprint: Fingerprint, index: int) -> Path:
@@ -268,7 +268,7 @@ def _scan(name: str, volume: Volume, fingerprint: Fingerprint, truth: Sequence[n
     roll, spread, middle = (np.full((len(prepared.mask), 2), np.nan) if t is None else t for t in truth)
     return Scan(
         name=name,
-        image=prepared.image[shown].astype(np.float16),
+        image=prepared.image[shown],
         mask=prepared.mask[shown],
         z_mm=shown * prepared.spacing[2],
         slices=shown,
@@ -283,10 +283,12 @@ def _scan(name: str, volume: Volume, fingerprint: Fingerprint, truth: Sequence[n
 
 def _write(path: Path, scan: Scan) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **{k: v for k, v in vars(scan).items() if k != "name"})
+        values = {k: v for k, v in vars(scan).items() if k != "name"}
+        np.savez_compressed(file, **values | {"image": scan.image.astype(np.float16)})
 
 
 def _read(path: Path) -> Scan:
     with np.load(path) as stored:
         values = {name: stored[name] for name in stored.files}
+    values["image"] = values["image"].astype(np.float32)
     return Scan(name=path.stem, **values | {"fov_mm": float(values["fov_mm"])})
