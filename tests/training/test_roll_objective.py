@@ -1,0 +1,93 @@
+"""Fine-tuning of the shipped roll network: it learns from a user's slices, and not another upright."""
+
+import math
+
+import pytest
+import torch
+
+from isopose.config import load_config
+from isopose.data.body import body_mask
+from isopose.data.phantom.randomised import sample_slab
+from isopose.data.slices import Batch
+from isopose.geometry.warp import resize
+from isopose.models.pipeline import Pipeline
+from isopose.models.shipped import load_shipped
+from isopose.training.loop import NOISE
+from isopose.training.stages import RollObjective
+
+SIZE = 96
+AIR, TOP = -1.5, 2.5
+
+
+def batch() -> Batch:
+    """Slices of three unseen phantoms; the poses are what the scans said, here the truth."""
+    images, masks, rolls = [], [], []
+    for index in range(3):
+        slab = sample_slab(78, index, slices=4, size=SIZE)
+        mask = torch.from_numpy(body_mask(slab.volume, -250.0)).float()[:, None]
+        hu = torch.from_numpy(slab.volume.array.astype("float32"))[:, None].clamp(-150.0, 300.0)
+        images.append((hu + 150.0) / 450.0 * (TOP - AIR) + AIR)
+        masks.append(mask)
+        rolls += [slab.roll] * len(mask)
+    pose = torch.zeros(len(rolls), 5)
+    pose[:, 0] = torch.tensor(rolls)
+    image, mask = torch.cat(images), torch.cat(masks)
+    labels = torch.zeros(len(rolls), SIZE, SIZE, dtype=torch.uint8)
+    return Batch(torch.arange(len(rolls)), image, mask, labels, pose)
+
+
+@pytest.fixture(scope="module")
+def slices() -> Batch:
+    return batch()
+
+
+@pytest.fixture
+def pipeline(slices) -> Pipeline:
+    torch.manual_seed(0)
+    config = load_config(
+        base={"data": {"size": 128}, "pose": {"learned": True}, "unet": {"base_features": 2}}
+    )
+    made = Pipeline(config, 3, resize(slices.mask[:1], (64, 64)), AIR, TOP)
+    load_shipped(made.pose.roll)
+    return made
+
+
+def noise(seed: int, count: int = 12) -> torch.Tensor:
+    return torch.rand(count, NOISE, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
+
+
+def test_the_truth_is_the_scans_pose_and_the_known_turn(pipeline, slices):
+    """The shipped network is near the optimum for a right pose, and far from it for a wrong one."""
+    objective = RollObjective(pipeline)
+    right = objective(slices, noise(1)).item()
+    wrong = slices._replace(pose=slices.pose + torch.tensor([math.radians(25.0), 0, 0, 0, 0]))
+    assert right < -1.0
+    assert objective(wrong, noise(1)).item() > right + 1.0
+
+
+def test_a_few_steps_lower_the_loss_and_leave_the_statistics(pipeline, slices):
+    objective = RollObjective(pipeline)
+    objective.train()
+    before = {name: value.clone() for name, value in pipeline.pose.roll.named_buffers()}
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=5e-4)
+    first = objective(slices, noise(2)).item()
+    for step in range(8):
+        optimiser.zero_grad()
+        objective(slices, noise(10 + step)).backward()
+        optimiser.step()
+    assert objective(slices, noise(2)).item() < first
+    for name, value in pipeline.pose.roll.named_buffers():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_score_is_the_agreement_with_what_the_scan_said(pipeline, slices):
+    objective = RollObjective(pipeline)
+    objective.eval()
+    with torch.no_grad():
+        good = objective.judge(None, [slices])
+        shifted = slices._replace(pose=slices.pose + torch.tensor([math.radians(40.0), 0, 0, 0, 0]))
+        bad = objective.judge(None, [shifted])
+    assert good["roll cosine"] > 0.99
+    assert good["roll degrees"] < 3.0
+    assert bad["roll cosine"] == pytest.approx(math.cos(math.radians(40.0)), abs=0.05)
+    assert bad["roll degrees"] == pytest.approx(40.0, abs=3.0)
