@@ -74,7 +74,7 @@ HEAD = (
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 NOTE = """
-{patients} unseen phantom patients of {seeds} cohorts ({cases} patients each, cohort and training seeds {names}).
+{patients} unseen phantom patients of {seeds} cohorts ({cases} patients each; seeds {names}).
 Dice: mean (standard deviation) over patients, 3D on the native grid. Against {base}: mean of the patients'
 differences and its standard error. Seconds are of one CPU core: training of the U-Net alone, prediction of a
 volume of {slices} slices of {size} pixels with reading and writing.
@@ -110,7 +110,7 @@ class Meter(Silent):
 def trained(
     folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed: int
 ) -> tuple[Model, float]:
-    """The arm's model and how many seconds its U-Net took; pose and crop of another arm of the start are taken."""
+    """The arm's model and the seconds of its U-Net; pose and crop are another arm's where one has them."""
     place = folder / start / arm.model
     checkpoints = place / "model" / "work" / "checkpoints"
     if not checkpoints.exists():
