@@ -10,15 +10,15 @@ goes on from its last epoch.
 
 import argparse
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pipelines import Meter, merged
 
 from isopose.config import load_config
 from isopose.data.phantom import write_cohort
@@ -37,7 +37,6 @@ STARTS: Mapping[str, Mapping[str, Any]] = {
     "anatomy": {"pose": {"start": "anatomy"}},
     "identity": {"pose": {"start": "identity", "learned": False}},
 }
-JITTER: Mapping[str, Any] = {}
 NO_JITTER: Mapping[str, Any] = {
     "unet": {"pose_jitter": 0.0},
     "crop": {"jitter_shift": 0.0, "jitter_scale": 0.0},
@@ -69,42 +68,22 @@ BASE = "jitter"
 TARGETS = ("kidney", "tumour")
 
 HEAD = (
-    "| start of the pose | while the U-Net trains | kidney Dice | tumour Dice "
+    "| start of the pose | while the U-Net trains | patients | kidney Dice | tumour Dice "
     f"| kidney, against {BASE} | tumour, against {BASE} | training, s | prediction, s |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 NOTE = """
-{patients} unseen phantom patients of {seeds} cohorts ({cases} patients each; seeds {names}).
+Unseen phantom patients of cohorts of {cases}, seeds {names}; each seed is one cohort and one training.
 Dice: mean (standard deviation) over patients, 3D on the native grid. Against {base}: mean of the patients'
 differences and its standard error. Seconds are of one CPU core: training of the U-Net alone, prediction of a
 volume of {slices} slices of {size} pixels with reading and writing.
 """
 
 
-class Meter(Silent):
-    """Takes the core's seconds of every epoch and keeps them in a file, for runs that are broken off."""
-
-    def __init__(self, path: Path, prefix: str) -> None:
-        self.path, self.prefix = path, prefix
-        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
-        self.since = time.process_time()
-
-    def say(self, text: str) -> None:
-        print(f"{self.prefix}: {text}", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator["Meter"]:  # noqa: ARG002
-        self.since = time.process_time()
-        yield self
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        now = time.process_time()
-        self.seconds[f"{row['stage']} {row['epoch']}"] = now - self.since
-        self.since = now
-        write_json(self.path, self.seconds)
-
-    def total(self, stage: str) -> float:
-        return sum(value for key, value in self.seconds.items() if key.rpartition(" ")[0] == stage)
+def changes(start: str, arm: Arm) -> dict[str, Any]:
+    """What differs from the default configuration while a model trains."""
+    mirror = {"unet": {"mirror": arm.mirror}, "predict": {"mirror": False}}
+    return reduce(merged, (SMALL, STARTS[start], {} if arm.jitter else NO_JITTER, mirror), {})
 
 
 def trained(
@@ -121,8 +100,7 @@ def trained(
                     checkpoints.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(done, checkpoints / done.name)
                     break
-    base = merged(SMALL, STARTS[start], JITTER if arm.jitter else NO_JITTER, {"unet": {"mirror": arm.mirror}})
-    config = load_config(base=base, settings=[f"train.seed={seed}"])
+    config = load_config(base=changes(start, arm), settings=[f"train.seed={seed}"])
     meter = Meter(place / "seconds.json", f"seed {seed}, {start}, {arm.model}")
     model = fit(dataset, place / "model", config, resume=True, store=store, reporter=meter)
     return model, meter.total("unet")
@@ -139,40 +117,26 @@ def run(folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed:
     settings = model.config.predict.model_copy(update={"mirror": arm.averaged})
     model = replace(model, config=model.config.model_copy(update={"predict": settings}))
     scans = find_scans([dataset.root / "imagesTs"])
+    meter = Meter(place / "seconds.json", f"seed {seed}, {start}, {arm.name}")
     for scan in scans:
-        seconds = place / "seconds" / f"{scan.name}.json"
-        if seconds.exists():
-            continue
-        since = time.process_time()
-        (outcome,) = predict_scans(
-            model, [scan], place / "predictions", probabilities=False, steps=False, reporter=Silent()
-        )
-        if outcome.problem:
-            raise IsoposeError(outcome.problem)
-        write_json(seconds, time.process_time() - since)
+        if f"predict {scan.name}" not in meter.seconds:
+            meter.since = time.process_time()
+            (outcome,) = predict_scans(
+                model, [scan], place / "predictions", probabilities=False, steps=False, reporter=Silent()
+            )
+            if outcome.problem:
+                raise IsoposeError(outcome.problem)
+            meter.keep(f"predict {scan.name}")
     evaluation = evaluate(place / "predictions", dataset, cases=[scan.name for scan in scans])
     numbers = {
         "dice": {target: [case.scores[target].dice for case in evaluation.cases] for target in TARGETS},
         "training": training,
-        "prediction": float(np.mean([read_json(f) for f in (place / "seconds").iterdir()])),
+        "prediction": meter.total("predict") / len(scans),
     }
     write_json(result, numbers)
-    print(
-        f"seed {seed}, {start}, {arm.name}: "
-        + ", ".join(f"{target} {np.mean(_known(values)):.3f}" for target, values in numbers["dice"].items()),
-        file=sys.stderr,
-        flush=True,
-    )
+    means = [f"{target} {np.mean(_known(values)):.3f}" for target, values in numbers["dice"].items()]
+    meter.say(", ".join(means))
     return numbers
-
-
-def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings one over another, the last wins."""
-    out: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            out[key] = merged(out.get(key, {}), value) if isinstance(value, Mapping) else value
-    return out
 
 
 def table(results: Mapping[tuple[str, str], Mapping[int, dict[str, Any]]], cases: int) -> str:
@@ -188,7 +152,7 @@ def table(results: Mapping[tuple[str, str], Mapping[int, dict[str, Any]]], cases
             continue
         base = results.get((start, BASE), {})
         both = [seed for seed in of_seed if seed in base]
-        cells = [start, arm]
+        cells = [start, arm, str(sum(len(numbers["dice"][TARGETS[0]]) for numbers in of_seed.values()))]
         for target in TARGETS:
             values = _known([v for numbers in of_seed.values() for v in numbers["dice"][target]])
             cells.append(f"{values.mean():.3f} ({values.std(ddof=1):.3f})")
@@ -208,12 +172,8 @@ def table(results: Mapping[tuple[str, str], Mapping[int, dict[str, Any]]], cases
         ]
         lines.append("| " + " | ".join(cells) + " |")
     seeds = sorted({seed for of_seed in results.values() for seed in of_seed})
-    first = next((of_seed for of_seed in results.values() if of_seed), {})
-    patients = sum(len(numbers["dice"][TARGETS[0]]) for numbers in first.values())
     lines.append(
         NOTE.format(
-            patients=patients,
-            seeds=len(seeds),
             cases=cases,
             names=", ".join(map(str, seeds)),
             base=BASE,
