@@ -17,6 +17,8 @@ from isopose.models.pipeline import Pipeline
 
 INTENSITY = Intensity((0.5, 99.5), -80.0, 100.0, 400.0, 95.0, 75.0, -200.0, 900.0)
 LABELS = Labels.create({"kidney": 1, "tumour": 7})
+#: Of :class:`Sided`; the classes of the sides do not follow one another.
+SIDED = Labels.create({"left kidney": 2, "tumour": 5, "right kidney": 9})
 THRESHOLDS_HU = (145.0, 325.0)
 #: Half axes of the body in mm and side of the frame: at the identity the body is the reference.
 BODY, FOV = (100.0, 72.0), 230.0
@@ -39,6 +41,26 @@ class Brightness(nn.Module):
         return [logits]
 
 
+class Sided(Brightness):
+    """As :class:`Brightness`, and what lies in the right half of its picture is the left kidney's class.
+
+    With ``half`` it sees only one half of its picture: what is not in it is background.
+    """
+
+    def __init__(self, half: str | None = None) -> None:
+        super().__init__()
+        self.half = half
+
+    def forward(self, image: Tensor, *, deep: bool = False) -> list[Tensor]:
+        (logits,) = super().forward(image)
+        right = torch.arange(image.shape[3]) * 2 >= image.shape[3]
+        if self.half is not None:
+            logits[:, 1:] = torch.where(right == (self.half == "right"), logits[:, 1:], -30.0)
+        none = torch.full_like(logits[:, 1], -30.0)
+        left, other = torch.where(right, logits[:, 1], none), torch.where(right, none, logits[:, 1])
+        return [torch.stack([logits[:, 0], left, logits[:, 2], other], dim=1)]
+
+
 def fingerprint(fov_mm: float = FOV) -> Fingerprint:
     one = (1.0, 1.0, 1.0)
     body = (2 * BODY[0], 2 * BODY[1])
@@ -59,6 +81,8 @@ def bright_model(
     fov_mm: float = FOV,
     blind: Any = None,
     real_unet: bool = False,
+    sided: bool = False,
+    half: str | None = None,
 ) -> Model:
     base: dict[str, Any] = {
         "data": {"size": 128},
@@ -72,12 +96,13 @@ def bright_model(
     torch.manual_seed(0)
     mask = ellipse(64, (2 * BODY[0] / FOV, 2 * BODY[1] / FOV)) if reference is None else reference
     start = None if crop_start is None else torch.tensor(crop_start)
-    pipeline = Pipeline(config, LABELS.classes, mask, INTENSITY.air, INTENSITY.top, start)
+    labels = SIDED if sided else LABELS
+    pipeline = Pipeline(config, labels.classes, mask, INTENSITY.air, INTENSITY.top, start)
     if not real_unet:
-        pipeline.unet = Brightness(blind)  # type: ignore[assignment]
+        pipeline.unet = Sided(half) if sided else Brightness(blind)  # type: ignore[assignment]
     pipeline.eval().requires_grad_(False)
     info = {"training": {"images_sha256": [], "patients": 1}, "reference": {}, "history": []}
-    return Model(pipeline, config, LABELS, fingerprint(fov_mm), info, "0" * 64)
+    return Model(pipeline, config, labels, fingerprint(fov_mm), info, "0" * 64)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,24 @@ from isopose.demo import SMALL
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        # As when it is run: what lies beside it can be imported.
+        patch.syspath_prepend(FOLDER)
+        spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def pipelines():
-    spec = importlib.util.spec_from_file_location("pipelines", FOLDER / "pipelines.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("pipelines")
+
+
+@pytest.fixture(scope="module")
+def augmentation():
+    return load("augmentation")
 
 
 def test_every_arm_is_a_configuration_with_the_same_unet_and_data(pipelines):
@@ -102,3 +114,60 @@ def test_the_way_there_and_back_is_measured(tmp_path):
     assert len(lines) == 2 + len(module.WAYS)
     assert f"| volume, 384 | {row['dice']['kidney']:.4f} / " in lines[2]
     assert module.dice(np.array([True, True]), np.array([True, False])) == pytest.approx(2 / 3)
+
+
+def test_arms_of_augmentation_differ_in_jitter_and_mirroring_alone(augmentation):
+    for start in augmentation.STARTS:
+        trained = {arm: load_config(base=augmentation.changes(start, arm)) for arm in augmentation.ARMS}
+        for arm, config in trained.items():
+            assert config.pose.start == start
+            assert not config.predict.mirror
+            assert config.unet.mirror == arm.mirror
+            default = load_config(base=dict(SMALL))
+            jitter = (config.unet.pose_jitter, config.crop.jitter_shift, config.crop.jitter_scale)
+            usual = (default.unet.pose_jitter, default.crop.jitter_shift, default.crop.jitter_scale)
+            assert jitter == (usual if arm.jitter else (0.0, 0.0, 0.0))
+        # Arms of one model are trained alike, and no two models are.
+        models = {arm.model: config.model_dump_json() for arm, config in trained.items()}
+        assert len(set(models.values())) == len(models) == 4
+        assert all(models[arm.model] == config.model_dump_json() for arm, config in trained.items())
+
+
+def test_the_table_of_augmentation_pairs_patients_of_the_same_seed(augmentation):
+    def numbers(kidney, tumour):
+        return {"dice": {"kidney": kidney, "tumour": tumour}, "training": 100.0, "prediction": 0.5}
+
+    results = {
+        ("anatomy", "jitter"): {0: numbers([0.8, 0.9], [0.5, None]), 1: numbers([0.7, 0.6], [0.5, 0.7])},
+        ("anatomy", "mirroring"): {1: numbers([0.8, 0.8], [0.6, 0.8])},
+        ("identity", "jitter"): {},
+    }
+    lines = augmentation.table(results, 10).splitlines()
+    assert lines[2] == "| anatomy | jitter | 4 | 0.750 (0.129) | 0.567 (0.115) |  |  | 100 | 0.5 |"
+    # Differences are 0.1 and 0.2: mean 0.15, standard deviation 0.071, standard error 0.05.
+    cells = ["anatomy", "mirroring", "2", "0.800 (0.000)", "0.700 (0.141)"]
+    cells += ["+0.150 ± 0.050", "+0.100 ± 0.000", "100", "0.5"]
+    assert lines[3] == f"| {' | '.join(cells)} |"
+    assert lines[1].count("|") == lines[0].count("|") == lines[2].count("|")
+    assert not any("identity" in line for line in lines)
+    assert "cohorts of 10, seeds 0, 1;" in "\n".join(lines)
+
+
+def test_pose_and_crop_are_taken_from_an_arm_that_has_them(augmentation, monkeypatch, tmp_path):
+    """Of the same start only, and only when that arm is done with them."""
+    seen = {}
+
+    def fit(dataset, folder, config, **rest):
+        place = folder / "work" / "checkpoints"
+        seen[folder.parent.name, config.pose.start] = {p.name: p.read_text() for p in place.glob("*")}
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "crop.safetensors").write_text(config.pose.start)
+        if config.unet.mirror or config.unet.pose_jitter:
+            (place / "unet.safetensors").write_text("begun")
+
+    monkeypatch.setattr(augmentation, "fit", fit)
+    for start in ("anatomy", "identity"):
+        for arm in augmentation.ARMS[:3]:
+            augmentation.trained(tmp_path, None, tmp_path / "store", start, arm, 0)
+        assert seen["still-mirror-0", start] == seen["jitter-mirror-0", start] == {}
+        assert seen["jitter-mirror-0.5", start] == {"crop.safetensors": start}

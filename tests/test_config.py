@@ -85,6 +85,8 @@ OF_PAPER = {
     "unet.optimiser.min_epochs": 50,
     "unet.optimiser.batch_size": 12,
     "unet.pose_jitter": 0.0,
+    "unet.mirror": 0.0,
+    "predict.mirror": False,
 }
 
 

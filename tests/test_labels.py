@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopose.errors import InputError
-from isopose.labels import Labels
+from isopose.labels import Labels, mirrored_classes
 
 values = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.integers(1, 255), min_size=1, max_size=8
@@ -74,3 +74,66 @@ def test_background_is_no_label():
     # Its probabilities would be written under the same name as those of no label at all.
     with pytest.raises(InputError, match="value 0, not 3"):
         Labels.create({"background": 3})
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("kidney_left", "kidney_right"),
+        ("left_kidney", "right_kidney"),
+        ("kidney left", "kidney right"),
+        ("Left Kidney", "Right Kidney"),
+        ("left-kidney", "kidney.RIGHT"),
+        ("KidneyLeft", "KidneyRight"),
+        ("kidneyleft", "rightkidney"),
+        ("kidney_L", "kidney_R"),
+        ("kidneyL", "kidneyR"),
+        ("Kidney_Lt", "Kidney_Rt"),
+        ("L kidney", "r kidney"),
+        ("kidney_L", "right_kidney"),
+        ("rib_left_1", "rib_right_1"),
+        ("left kidney, right pole", "right kidney, left pole"),
+    ],
+)
+def test_in_a_mirror_left_is_right(left, right):
+    assert mirrored_classes(["spleen", right, "tumour", left]) == (0, 1, 4, 3, 2)
+    assert mirrored_classes([left, right]) == (0, 2, 1)
+
+
+def test_names_without_a_side_stay():
+    names = ["kidney", "tumour", "cleft", "bright spot", "upright", "vertebra_L5", "liver", "rim", "1"]
+    assert mirrored_classes(names) == tuple(range(10))
+    assert mirrored_classes([]) == (0,)
+
+
+def test_pairs_go_by_all_their_words():
+    names = ["kidney_left", "rib_left_1", "rib_right_2", "rib_left_2", "kidney_right", "rib_right_1"]
+    assert mirrored_classes(names) == (0, 5, 6, 4, 3, 1, 2)
+
+
+@given(st.lists(st.sampled_from("abcde"), unique=True, min_size=1), st.data())
+def test_mirrored_twice_is_as_before(organs, data):
+    names = data.draw(st.permutations([f"{organ}x_{side}" for organ in organs for side in ("left", "R", "")]))
+    with pytest.raises(InputError):
+        mirrored_classes([name for name in names if name != f"{organs[0]}x_R"])
+    partners = mirrored_classes(names)
+    assert [partners[partner] for partner in partners] == list(range(len(names) + 1))
+    for name, partner in zip(names, partners[1:], strict=True):
+        other = {"left": "R", "R": "left", "": ""}[name[3:]]
+        assert names[partner - 1] == f"{name[:3]}{other}"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["kidney", "left kidney"], "'left kidney' tells a side.*got 0 among kidney, left kidney"),
+        (["kidney_left", "spleen_right"], "'kidney_left' tells a side.*got 0"),
+        (["adrenal_R"], "'adrenal_R' tells a side.*got 0"),
+        (["left and right kidney"], "'left and right kidney' tells a side"),
+        (["kidney_left", "kidney right", "kidney_R"], "'kidney_left' tells a side.*got 2"),
+        (["right kidney", "left kidney", "kidney left"], "'kidney left' and 'right kidney' are not"),
+    ],
+)
+def test_a_side_without_its_one_partner_is_refused(names, told):
+    with pytest.raises(InputError, match=told):
+        mirrored_classes(names)

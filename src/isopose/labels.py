@@ -1,11 +1,15 @@
 """Which structures a dataset marks: names, stored values, and the unions that are scored as well."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from isopose.errors import InputError
+
+#: Words of a label's name that tell a side.
+SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,53 @@ class Labels:
     def to_values(self, classes: np.ndarray) -> np.ndarray:
         """Class indices back to stored values, as uint8."""
         return np.array([0, *(self.values[name] for name in self.names)], dtype=np.uint8)[classes]
+
+
+def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
+    """Class that each class becomes in a mirror: the left kidney's is the right kidney's; others stay.
+
+    A side is the word left or right, or L, R, Lt, Rt, anywhere in a name: ``kidney_left``, ``left kidney``,
+    ``KidneyLeft``, ``leftkidney``, ``kidney_L``. The partner has the same other words. Sides in other words
+    (``rein gauche``) are not known.
+
+    Args:
+        names: of the classes from 1, in class order (:attr:`Labels.names`).
+
+    Returns:
+        For each class from 0 (background) its partner, itself where the name tells no side; its own inverse.
+
+    Raises:
+        InputError: a name tells a side and has no partner, or not one alone.
+    """
+    words = [_words(name) for name in names]
+    partners = [0]
+    for number, (name, own) in enumerate(zip(names, words, strict=True)):
+        wanted = [{"left": "right", "right": "left"}.get(word, word) for word in own]
+        found = [number] if wanted == own else [n for n, other in enumerate(words) if other == wanted]
+        if not found:
+            found = [n for n, other in enumerate(words) if n != number and sorted(other) == sorted(wanted)]
+        if len(found) != 1:
+            raise InputError(
+                f"label {name!r} tells a side, expected one label that tells the other side of it, got "
+                f"{len(found)} among {', '.join(names)}"
+            )
+        partners.append(found[0] + 1)
+    for name, partner in zip(names, partners[1:], strict=True):
+        if partners[partner] != names.index(name) + 1:
+            other = names[partner - 1]
+            raise InputError(f"labels {name!r} and {other!r} are not each other's only other side")
+    return tuple(partners)
+
+
+def _words(name: str) -> list[str]:
+    """A name's words in lower case, those that tell a side in one spelling."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    words = []
+    for word in filter(None, re.split(r"[\W_]+", apart)):
+        # Glued to a word of three letters or more; bright, cleft and upright tell no side.
+        glued = re.fullmatch(r"(left|right)(\w{3,})|(\w{3,})(left|right)", word)
+        words += [part for part in glued.groups() if part] if glued else [word]
+    return [SIDES.get(word, word) for word in words]
 
 
 def _present(array: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ from isopose.geometry.crop import (
     carried,
     jittered,
     matrix_from_box,
+    mirrored,
     widened,
 )
 from isopose.geometry.similarity import matrix_from_pose
-from isopose.geometry.warp import warp
+from isopose.geometry.warp import compose, invert, warp
 
 corner = st.floats(-1, 1)
 
@@ -64,6 +65,37 @@ def test_jitter_stays_within_its_bounds():
     assert ((out[:, :2, 2] - matrix[:, :2, 2]).abs() <= 0.04 + 1e-5).all()
     assert torch.equal(jittered(matrix, noise, shift=0.0, scale=0.0), matrix)
     assert out[:, 0, 2].std() > 0.01
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    angle=st.floats(-3.2, 3.2),
+    scales=st.tuples(*[st.floats(-0.6, 0.6)] * 2),
+    shift=st.tuples(*[st.floats(-0.4, 0.4)] * 2),
+    corner=st.tuples(*[st.floats(-0.9, 0.1)] * 2),
+    side=st.floats(0.55, 0.9),
+)
+def test_the_mirrored_patient_in_the_mirrored_crop_is_the_flip(angle, scales, shift, corner, side):
+    """Of any pose and crop, oblique, small and off centre; and back again by the inverse."""
+    theta1 = matrix_from_pose(torch.tensor([[angle, *scales, *shift]]))
+    theta2 = matrix_from_box(torch.tensor([[*corner, corner[0] + side, corner[1] + side]]))
+    theta = compose(theta1, theta2)
+    # The crop of the mirrored frame: the same size, its centre on the other side.
+    mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
+    assert torch.equal(
+        box_from_matrix(mirrored(compose(mirror, theta2))),
+        box_from_matrix(theta2)[:, [2, 1, 0, 3]] * torch.tensor([-1.0, 1, -1, 1]),
+    )
+    assert torch.allclose(
+        compose(theta1, mirror, compose(mirror, theta2, mirror)), mirrored(theta), atol=1e-6
+    )
+    assert torch.equal(mirrored(mirrored(theta)), theta)
+    assert torch.linalg.det(mirrored(theta)[0]) * torch.linalg.det(theta[0]) < 0
+    image = torch.rand(1, 2, 40, 40, generator=torch.Generator().manual_seed(0))
+    plain = warp(image, theta, (32, 32), fill=0.3)
+    assert torch.allclose(warp(image, mirrored(theta), (32, 32), fill=0.3), plain.flip(3), atol=1e-4)
+    back = warp(plain, invert(theta), (40, 40))
+    assert torch.allclose(warp(plain.flip(3), invert(mirrored(theta)), (40, 40)), back, atol=1e-4)
 
 
 def test_gradient_reaches_all_corners_that_matter():

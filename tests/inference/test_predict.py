@@ -8,7 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bright import BODY, FOV, bright_model, dice, ellipse, scene, stored_otherwise, world_centre
+from bright import (
+    BODY,
+    FOV,
+    SIDED,
+    Scene,
+    bright_model,
+    dice,
+    ellipse,
+    scene,
+    stored_otherwise,
+    world_centre,
+)
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import predict
@@ -421,3 +432,109 @@ def test_labels_outside_the_body_are_told(model) -> None:
     share = (rod > 0).sum() / (result.labels.array > 0).sum()
     told = next(line for line in result.warnings if "outside the body" in line)
     assert float(told.split()[0]) == pytest.approx(100.0 * share, abs=3.0)
+
+
+#: Poses from moments alone, answers averaged with those of the mirrored crop.
+AVERAGED = {**PLAIN, "predict": {"mirror": True}}
+
+
+def in_a_mirror(scan: Scene) -> Scene:
+    """The same grid with everything on the other side of its middle."""
+    array, truth = scan.volume.array[:, :, ::-1].copy(), scan.truth[:, :, ::-1].copy()
+    return Scene(scan.volume.with_array(array), truth, scan.middle)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    roll=st.floats(-0.6, 0.6),
+    scale=st.floats(0.6, 1.0),
+    x=st.floats(-10, 10),
+    other=st.booleans(),
+    averaged=st.booleans(),
+)
+def test_sides_stay_right_in_the_averaged_answer(roll, scale, x, other, averaged) -> None:
+    """One mass, on the patient's left or right: found there, and by its side's name, averaged or not."""
+    here = scene(roll=roll, scale=scale, centre=(x, 4.0), slices=2, field=(250.0, 235.0))
+    here = in_a_mirror(here) if other else here
+    found = predict(bright_model(AVERAGED if averaged else PLAIN, sided=True), here.volume).labels
+    name, value = ("right kidney", 9) if other else ("left kidney", 2)
+    assert set(np.unique(found.array)) == {0, SIDED.values["tumour"], value}, name
+    assert SIDED.values[name] == value
+    assert dice(found.array == value, here.truth == 1) > 0.85
+    assert dice(found.array == 5, here.truth == 7) > 0.75
+    centre = world_centre(found, found.array > 0)
+    assert np.linalg.norm(centre - world_centre(here.volume, here.truth > 0)) < 1.0
+
+
+@pytest.mark.parametrize("half", ["left", "right"])
+def test_the_answer_is_the_mean_of_both_and_the_mirrored_one_is_turned_back(half) -> None:
+    """A network that sees one half of its picture sees the mass, on the left, either plainly or mirrored."""
+    here = scene(slices=2)
+    whole = predict(bright_model(PLAIN, sided=True), here.volume, probabilities=True).probabilities
+    plain = predict(bright_model(PLAIN, sided=True, half=half), here.volume, probabilities=True).probabilities
+    mean = predict(
+        bright_model(AVERAGED, sided=True, half=half), here.volume, probabilities=True
+    ).probabilities
+    inside = (here.truth > 0) & (whole[0] < 0.01)
+    assert plain[0][inside].mean() == pytest.approx(1.0 if half == "left" else 0.0, abs=0.01)
+    # Half of the certainty, under the names of the whole answer: class 1 is the left kidney, 3 the right.
+    np.testing.assert_allclose(mean[1:], 0.5 * whole[1:], atol=1e-4)
+    assert mean[1].sum() > 10 * mean[3].sum()
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_mirrored_patient_gets_the_mirrored_answer(crop) -> None:
+    """Of a network that is not symmetric at all: what averaging is for. Plain answers differ a lot."""
+    here = scene(slices=2, spacing=(2.0, 2.0, 6.0))
+    box = (-0.3, -0.45, 0.7, 0.55)
+    answers = {}
+    for averaged in (True, False):
+        settings = {"predict": {"mirror": averaged, "crop_border": 0}, "pose": {"learned": False}}
+        for name, volume in (("plain", here.volume), ("other", in_a_mirror(here).volume)):
+            # The crop of the mirrored patient lies on the other side.
+            start = box if name == "plain" else (-box[2], box[1], -box[0], box[3])
+            model = bright_model(
+                {**settings, "crop": {"enabled": crop, "learned": False}},
+                crop_start=start, real_unet=True, sided=True,
+            )  # fmt: skip
+            torch.nn.init.normal_(model.pipeline.unet.outputs["0"][0].weight, std=0.3)
+            answers[averaged, name] = predict(model, volume, probabilities=True).probabilities
+    swapped = [0, 3, 2, 1]
+    for averaged in (True, False):
+        turned_back = answers[averaged, "other"][swapped][..., ::-1]
+        off = np.abs(turned_back - answers[averaged, "plain"]).max()
+        assert off < 0.02 if averaged else off > 0.2, off
+
+
+@pytest.mark.parametrize("per", ["slice", "volume"])
+def test_a_crop_that_cuts_grows_as_far_with_mirrored_answers(per) -> None:
+    """The mass on one side reaches over the crop's edge; the mirrored crop is cut on its other edge."""
+    changes = {"pose": {"learned": False}, "crop": {"learned": False, "per": per}}
+    here = scene(slices=3)
+    for other, box in ((False, (-0.35, -0.45, 0.45, 0.35)), (True, (-0.45, -0.45, 0.35, 0.35))):
+        lies = in_a_mirror(here) if other else here
+        results = [
+            predict(
+                bright_model({**changes, "predict": {"mirror": averaged}}, crop_start=box, sided=True),
+                lies.volume,
+            )
+            for averaged in (False, True)
+        ]
+        assert results[1].slices.widened.all()
+        np.testing.assert_allclose(results[0].slices.theta2, results[1].slices.theta2)
+        for result in results:
+            assert dice(result.labels.array == (9 if other else 2), lies.truth == 1) > 0.85
+
+
+def test_mirrored_answers_cost_a_second_look_and_no_more() -> None:
+    here = scene(slices=4)
+    shown = []
+    for changes in (PLAIN, AVERAGED):
+        model = bright_model(changes)
+        sizes = []
+        model.pipeline.unet.register_forward_hook(lambda _, inputs, __, sizes=sizes: sizes.append(inputs[0]))
+        predict(model, here.volume)
+        shown.append(sizes)
+    assert [len(pictures) for pictures in shown] == [1, 2]
+    assert torch.equal(shown[1][0], shown[0][0])
+    assert torch.equal(shown[1][1], shown[0][0].flip(3))

@@ -106,3 +106,15 @@ def test_the_picture_is_written(model, predicted, tmp_path):
     green = (picture[..., 1] > 150) & (picture[..., 0] < 120)
     assert green.sum() > 200
     assert picture.shape[1] > picture.shape[0] / 2
+
+
+def test_the_crop_shows_the_averaged_answer_where_that_is_predicted(predicted):
+    _, scan, prediction = predicted
+    changes = {"pose": {"learned": False}, "crop": {"learned": False}, "predict": {"mirror": True}}
+    averaging = bright_model(changes, crop_start=BOX)
+    seen = []
+    averaging.pipeline.unet.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    row = steps_of(averaging, scan, prediction, rows=1)[0]
+    np.testing.assert_array_equal(seen[0][0, 0], row.cropped)
+    np.testing.assert_array_equal(seen[1][0, 0], row.cropped[:, ::-1])
+    assert dice(row.crop_classes > 0, row.cropped > 0.67) > 0.97

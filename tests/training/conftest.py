@@ -21,6 +21,7 @@ TINY: dict[str, Any] = {
     "crop": {"size": 32, "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4}},
     "unet": {
         "base_features": 4,
+        "mirror": 0.5,
         "optimiser": {"epochs": 3, "min_epochs": 1, "iterations": 3, "batch_size": 4},
     },
     "train": {"folds": 3, "device": "cpu"},

@@ -29,11 +29,12 @@ from isopose.inference.scans import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.io.splits import split_patients
+from isopose.labels import Labels
 from isopose.models.folder import Model, load_model
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
 from isopose.progress import Silent
-from isopose.training.fit import fit
+from isopose.training.fit import _check_mirroring, fit
 from isopose.training.transforms import poses_of, transforms_of
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
@@ -406,6 +407,23 @@ def test_unknown_names_are_refused(fitted: Fitted, tiny, tmp_path: Path) -> None
         with pytest.raises(InputError, match=message):
             fit(fitted.dataset, tmp_path / setting[:10], tiny(setting), store=fitted.store)
     assert list(tmp_path.iterdir()) == [], "the corrected command may use the same folder"
+
+
+@pytest.mark.parametrize(
+    ("setting", "way_out"),
+    [("unet.mirror=0.5", "set unet.mirror=0"), ("predict.mirror=true", "set predict.mirror=false")],
+)
+def test_a_side_that_cannot_be_mirrored_is_told_at_the_start(
+    fitted: Fitted, tiny, tmp_path: Path, setting: str, way_out: str
+) -> None:
+    off = ("unet.mirror=0", "predict.mirror=false")
+    labels = Labels.create({"kidney left": 1, "tumour": 2})
+    one_side = replace(fitted.dataset, labels=labels)
+    with pytest.raises(InputError, match=f"{setting.split('=')[0]}: label 'kidney left' .*; {way_out}"):
+        fit(one_side, tmp_path / "model", tiny(*off, setting))
+    assert not (tmp_path / "model").exists(), "the corrected command may use the same folder"
+    _check_mirroring(tiny(*off), labels)
+    _check_mirroring(tiny(setting), Labels.create({"kidney left": 1, "right kidney": 2}))
 
 
 def test_a_model_folder_that_is_a_file_is_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Line(nn.Module):
 
     def forward(self, batch: Batch, noise: torch.Tensor) -> torch.Tensor:
         assert self.training
-        assert noise.shape == (len(batch.rows), 8)
+        assert noise.shape == (len(batch.rows), 9)
         assert noise.abs().max() <= 1.0
         self.losses += 1
         x = batch.image.flatten(1) + self.disturbed * noise[:, :1]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isopose.config import Config, load_config
 from isopose.data.slices import Batch
+from isopose.errors import InputError
 from isopose.geometry.crop import jittered, matrix_from_box
 from isopose.geometry.similarity import add_residual, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
@@ -31,13 +32,13 @@ from isopose.training.targets import crop_targets
 
 SIZE = 64
 AIR, TOP = -2.0, 3.0
-STILL = torch.zeros(6, 8)
+STILL = torch.zeros(6, 9)
 #: One resolution, pose and crop undisturbed.
 PLAIN: dict[str, Any] = {
     "data": {"size": SIZE},
     "pose": {"size": 32, "start": "moments", "learned": True, "per": "slice"},
     "crop": {"size": 64},
-    "unet": {"base_features": 4, "input": "full", "pose_jitter": 0.0},
+    "unet": {"base_features": 4, "input": "full", "pose_jitter": 0.0, "mirror": 0.0},
 }
 
 
@@ -339,14 +340,14 @@ def test_native_compares_where_the_patient_lies() -> None:
 
 
 def test_noise_disturbs_pose_and_crop_as_configured() -> None:
-    noise = torch.rand(6, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    noise = torch.rand(6, 9, generator=torch.Generator().manual_seed(1)) * 2 - 1
     theta2 = matrix_from_box(torch.tensor([[-0.5, -0.4, 0.5, 0.6]])).expand(6, 3, 3)
     batch = batch_of(poses(), theta2)
     settings = load_config(base=PLAIN, settings=["unet.pose_jitter=0.5", "crop.jitter_shift=0.2"])
     objective = SegmentationObjective(pipeline_of(settings))
     moved = objective._disturbed(batch, noise)
     pose = add_residual(batch.pose, noise[:, :5] * 0.5 * torch.tensor(POSE_JITTER))
-    crop = jittered(theta2, noise[:, 5:], shift=0.2, scale=settings.crop.jitter_scale)
+    crop = jittered(theta2, noise[:, 5:8], shift=0.2, scale=settings.crop.jitter_scale)
     assert torch.allclose(moved, matrix_from_pose(pose) @ crop, atol=1e-6)
     assert not torch.allclose(moved, objective._theta(batch), atol=0.05)
     still = SegmentationObjective(pipeline_of(config()))
@@ -357,6 +358,124 @@ def test_noise_disturbs_pose_and_crop_as_configured() -> None:
     )
     without = batch._replace(theta2=torch.eye(3).expand(6, 3, 3))
     assert torch.allclose(whole._disturbed(without, noise), matrix_from_pose(pose), atol=1e-6)
+
+
+def test_one_scale_is_jittered_as_one() -> None:
+    """Where poses have one scale, no slice is shown stretched along one axis."""
+    noise = torch.rand(6, 9, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    batch = batch_of(identity_pose(6))
+    for scales in (1, 2):
+        settings = config("unet.pose_jitter=1", "crop.enabled=false", f"pose.scales={scales}")
+        theta = SegmentationObjective(pipeline_of(settings))._disturbed(batch, noise)
+        stretch = (theta[:, :2, 0].norm(dim=1) / theta[:, :2, 1].norm(dim=1)).log()
+        size = theta[:, :2, 0].norm(dim=1) * theta[:, :2, 1].norm(dim=1)
+        assert torch.allclose(size.log(), 0.1 * noise[:, 1:3].sum(dim=1), atol=1e-5)
+        assert torch.allclose(stretch, (scales - 1) * 0.1 * (noise[:, 1] - noise[:, 2]), atol=1e-5)
+
+
+#: Classes 1 and 3 are each other's other side.
+SIDED = ("kidney_left", "tumour", "kidney_right")
+SWAPPED = [0, 3, 2, 1]
+
+
+def sided(batch: Batch) -> Batch:
+    """What lies in the right half of the picture, the patient's left, as class 1, else class 3."""
+    right = (batch.labels == 1) & (torch.arange(SIZE) < SIZE // 2)
+    return batch._replace(labels=torch.where(right, 3, batch.labels.long()).to(torch.uint8))
+
+
+def sided_objective(*settings: str) -> SegmentationObjective:
+    torch.manual_seed(0)
+    objective = SegmentationObjective(Pipeline(config(*settings), 4, upright()[1], AIR, TOP), SIDED)
+    for output in objective.unet.outputs.values():
+        # Answers far enough apart that losses of other crops and targets differ.
+        torch.nn.init.normal_(output[0].weight)
+    return objective
+
+
+def random_noise() -> Tensor:
+    return torch.rand(6, 9, generator=torch.Generator().manual_seed(7)) * 2 - 1
+
+
+#: Lies to one side and is not the middle of anything, so that a crop which stays where it was is another one.
+OFF_CENTRE = torch.tensor([[-0.75, -0.4, 0.15, 0.5]])
+
+
+@pytest.mark.parametrize("space", ["native", "canonical"])
+def test_the_loss_in_the_mirror_is_that_of_the_flipped_crop_and_the_swapped_target(space: str) -> None:
+    """Jittered or not; written out with flips of pictures, no mirrored transform."""
+    batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTRE).expand(6, 3, 3)))
+    jitter = ("unet.pose_jitter=0.4", "crop.jitter_shift=0.1", "crop.jitter_scale=0.1")
+    objective = sided_objective(f"unet.loss_space={space}", "unet.mirror=1", *jitter)
+    plain = sided_objective(f"unet.loss_space={space}", "unet.mirror=0", *jitter)
+    noise = random_noise()
+    theta = plain._disturbed(batch, noise)
+    flipped = warp(batch.image, theta, (SIZE, SIZE), fill=AIR).flip(3)
+    swapped = one_hot(batch.labels, 4)[:, SWAPPED]
+    expected = 0.0
+    for level, logits in enumerate(copy.deepcopy(objective.unet)(flipped, deep=True)):
+        answer = logits.softmax(dim=1)
+        if space == "canonical":
+            goal = warped_target(swapped, theta, (SIZE, SIZE)).flip(3)
+        else:
+            answer, goal = restore(answer.flip(3), theta, (SIZE >> level, SIZE >> level)), swapped
+        goal = torch.nn.functional.avg_pool2d(goal, 2**level)
+        expected += 0.5**level * segmentation_loss(answer, goal).item()
+    assert objective(batch, noise).item() == pytest.approx(expected, rel=1e-4)
+    # Neither the plain loss, nor that of targets that keep their sides, is near it.
+    assert plain(batch, noise).item() != pytest.approx(expected, rel=3e-3)
+    kept = batch._replace(labels=torch.tensor(SWAPPED)[batch.labels.long()].to(torch.uint8))
+    assert objective(kept, noise).item() != pytest.approx(expected, rel=3e-3)
+
+
+@pytest.mark.parametrize("space", ["native", "canonical"])
+def test_mirrored_twice_the_loss_is_as_before(space: str) -> None:
+    """The mirror image of a patient, mirrored in training, is the patient as he lies."""
+    batch = sided(batch_of(identity_pose(6), torch.eye(3).expand(6, 3, 3)))
+    image = torch.where(batch.labels[:, None] == 1, 2.5, batch.image)
+    batch = batch._replace(image=image)
+    mirrored_batch = batch._replace(
+        image=batch.image.flip(3),
+        mask=batch.mask.flip(3),
+        labels=torch.tensor(SWAPPED)[batch.labels.flip(2).long()].to(torch.uint8),
+    )
+    once = sided_objective(f"unet.loss_space={space}", "unet.mirror=1")(mirrored_batch, STILL).item()
+    plain = sided_objective(f"unet.loss_space={space}", "unet.mirror=0")
+    assert once == pytest.approx(plain(batch, STILL).item(), rel=1e-4)
+    assert once != pytest.approx(plain(mirrored_batch, STILL).item(), rel=3e-3)
+
+
+def test_slices_are_mirrored_with_the_given_probability() -> None:
+    batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTRE).expand(6, 3, 3)))
+    noise = STILL.clone()
+    noise[:, 8] = torch.tensor([-1.0, -0.51, -0.49, 0.1, 0.49, 0.999])
+    cut = warp(batch.image, sided_objective()._theta(batch), (SIZE, SIZE), fill=AIR)
+    for probability, count in ((0.0, 0), (0.25, 2), (0.5, 3), (1.0, 6)):
+        objective = sided_objective(f"unet.mirror={probability}")
+        objective.unet = Answering(torch.zeros(6, 4, SIZE, SIZE))
+        objective(batch, noise)
+        seen = objective.unet.seen
+        assert torch.allclose(seen[:count], cut[:count].flip(3), atol=1e-3)
+        assert torch.allclose(seen[count:], cut[count:], atol=1e-3)
+    drawn = torch.rand(20000, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    share = sided_objective("unet.mirror=0.3")._in_mirror(drawn).float().mean().item()
+    assert share == pytest.approx(0.3, abs=0.015)
+
+
+def test_mirroring_is_not_seen_in_validation() -> None:
+    batch = sided(batch_of(poses(3)))
+    scores = []
+    for probability in (0, 1):
+        objective = sided_objective(f"unet.mirror={probability}").eval()
+        scores.append(judge(objective, batch, "abc"))
+    assert scores[0] == scores[1]
+
+
+def test_a_side_without_a_partner_is_no_hindrance_where_nothing_is_mirrored() -> None:
+    names = ("kidney_left", "tumour")
+    assert SegmentationObjective(pipeline_of(config()), names).partners == [0, 1, 2]
+    with pytest.raises(InputError, match="'kidney_left' tells a side"):
+        SegmentationObjective(pipeline_of(config("unet.mirror=0.5")), names)
 
 
 def test_segmentation_learns() -> None:

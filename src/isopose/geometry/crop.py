@@ -104,6 +104,22 @@ def widened(matrix: Tensor, factor: float) -> Tensor:
     return matrix_from_box(torch.cat([centre - scale[:, None], centre + scale[:, None]], dim=1))
 
 
+def mirrored(matrix: Tensor) -> Tensor:
+    """Transforms ``(..., 3, 3)`` by which the flip of their crop is cut: ``matrix · M``, M = diag(-1, 1, 1).
+
+    Mirroring belongs into the transform. A patient mirrored about the line x = 0 of the homogenised frame is
+    seen through theta1 · M. The crop must be mirrored with the patient, theta2' = M · theta2 · M (centre
+    ``(-tx, ty)``, the same size): one that stayed where it was would show the other side of the body, and cut
+    off the label of an organ that lies on one side. Together theta1 · M · theta2' = theta1 · theta2 · M. So
+    the mirrored patient in the mirrored crop is exactly the plain crop with its columns in reverse, whatever
+    pose, crop and their jitter are. Mirrored twice it is as before; the determinant changes its sign.
+
+    Args:
+        matrix: theta2, or theta1 · theta2 (frame from crop).
+    """
+    return matrix * matrix.new_tensor([-1.0, 1.0, 1.0])
+
+
 def jittered(
     matrix: Tensor, noise: Tensor, *, shift: float, scale: float, min_scale: float = MIN_CROP
 ) -> Tensor:

@@ -22,6 +22,7 @@ from isopose.inference.poses import (
     frames,
     pose_warnings,
 )
+from isopose.labels import mirrored_classes
 from isopose.models.folder import Model
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 
@@ -137,7 +138,7 @@ def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecord
     pose = torch.from_numpy(records.pose[rows]).to(image.device)
     theta2 = torch.from_numpy(records.theta2[rows]).to(image.device)
     theta = frame_from_crop(pose, theta2)
-    probabilities = _probabilities(pipeline, image, theta)
+    probabilities = crop_probabilities(model, pipeline.cut(image, theta))
 
     cut = touches_border(probabilities, theta2, settings.crop_border)
     if cut.any():
@@ -145,7 +146,8 @@ def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecord
         # Ends at the whole frame, whose edges cut nothing.
         while still.any():
             wider[still] = widened(wider[still], WIDEN)
-            again[still] = _probabilities(pipeline, image[still], frame_from_crop(pose[still], wider[still]))
+            theta = frame_from_crop(pose[still], wider[still])
+            again[still] = crop_probabilities(model, pipeline.cut(image[still], theta))
             still &= touches_border(again, wider, settings.crop_border)
         # Seen wider, a structure that was cut off is larger. Where it is not, the network lost it at the
         # unfamiliar size, and the crop's own answer is the better one.
@@ -161,12 +163,32 @@ def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecord
     return probabilities, theta
 
 
-def _probabilities(pipeline: Pipeline, image: Tensor, theta: Tensor) -> Tensor:
-    crop = pipeline.cut(image, theta).contiguous(memory_format=torch.channels_last)
-    kind = image.device.type
+def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
+    """What the U-Net says of crops; with ``predict.mirror`` the mean with that of their mirror images.
+
+    The mirrored patient in the mirrored crop is the crop with its columns in reverse
+    (:func:`isopose.geometry.crop.mirrored`), so nothing is resampled twice. The answer to it is turned back,
+    and what it calls left is right.
+
+    Args:
+        model: trained.
+        crop: ``(N, 1, M, M)``.
+
+    Returns:
+        Probabilities ``(N, classes, M, M)`` float32.
+    """
+    plain = _answer(model.pipeline, crop)
+    if not model.config.predict.mirror:
+        return plain
+    partners = list(mirrored_classes(model.labels.names))
+    return 0.5 * (plain + _answer(model.pipeline, crop.flip(3)).flip(3)[:, partners])
+
+
+def _answer(pipeline: Pipeline, crop: Tensor) -> Tensor:
+    kind = crop.device.type
     low = torch.bfloat16 if fast_bfloat16(kind) else torch.float16
     with torch.autocast(kind, dtype=low, enabled=kind == "cuda"):
-        return pipeline.probabilities(crop)
+        return pipeline.probabilities(crop.contiguous(memory_format=torch.channels_last))
 
 
 def _marked(probabilities: Tensor) -> Tensor:

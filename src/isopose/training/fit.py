@@ -20,7 +20,7 @@ from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.io.datasets import Case, Dataset
 from isopose.io.splits import check_sides, split_patients
-from isopose.labels import Labels
+from isopose.labels import Labels, mirrored_classes
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
@@ -80,6 +80,7 @@ def fit(
     # What is named wrongly is told before the folder is marked as this run's, for the next try differs.
     check_reference(config.pose, [case.id for case in training])
     _oversampling(config.train.oversample, dataset.labels)
+    _check_mirroring(config, dataset.labels)
     output_folder(folder)
     _claim(folder, dataset, config, training, validation, resume)
     if resume and (folder / "model.json").exists():
@@ -278,6 +279,20 @@ def _oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dic
             f"train.oversample: no label {unknown[0]!r}; expected some of {', '.join(labels.names)}"
         )
     return {labels.names.index(name): fraction for name, fraction in configured.items()}
+
+
+def _check_mirroring(config: Config, labels: Labels) -> None:
+    """Refuse to mirror what has a side and no partner, before anything is trained."""
+    for setting, off, wanted in (
+        ("unet.mirror", "unet.mirror=0", config.unet.mirror > 0),
+        ("predict.mirror", "predict.mirror=false", config.predict.mirror),
+    ):
+        if not wanted:
+            continue
+        try:
+            mirrored_classes(labels.names)
+        except InputError as error:
+            raise InputError(f"{setting}: {error}; set {off}") from None
 
 
 def _info(

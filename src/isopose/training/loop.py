@@ -23,8 +23,9 @@ from isopose.training.tracking import curves
 SMOOTHING = 0.8
 #: Gradients are clipped to this norm, as nnU-Net does.
 MAX_NORM = 12.0
-#: Numbers that an objective may use to disturb a slice: 5 of the pose, 3 of the crop.
-NOISE = 8
+#: Numbers that an objective may use to disturb a slice: 5 of the pose, 3 of the crop, 1 of mirroring. They
+#: follow from seed, stage and epoch alone, so that a resumed run sees the same.
+NOISE = 9
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isopose.data.slices import Batch, Slices
-from isopose.geometry.crop import jittered
-from isopose.geometry.similarity import ANGLE, add_residual, matrix_from_pose
+from isopose.geometry.crop import jittered, mirrored
+from isopose.geometry.similarity import ANGLE, add_residual, isotropic, matrix_from_pose
 from isopose.geometry.warp import compose, warp
+from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 from isopose.models.roll import views
 from isopose.training.losses import (
@@ -79,7 +80,7 @@ class RollObjective(nn.Module):
         return self
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 8)`` in [-1, 1] turns the slices."""
+        """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) turns the slices."""
         assert batch.pose is not None, "fine-tuning follows a first estimate"
         angle = math.pi * noise[:, 0]
         # Every other slice nearly upright, as after a first look.
@@ -219,14 +220,23 @@ class SegmentationObjective(nn.Module):
         self.config = pipeline.config
         self.classes = pipeline.classes
         self.air = pipeline.air
+        #: Class of the mirrored structure, class by class; without mirroring names may be any.
+        self.partners = list(mirrored_classes(self.names) if self.config.unet.mirror else range(self.classes))
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 8)`` in [-1, 1] disturbs pose and crop."""
+        """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) disturbs pose and crop and mirrors slices.
+
+        A mirrored slice is seen through the mirrored transform, and what its labels name left is right there:
+        so the loss is that of the flipped crop and the flipped target with paired classes swapped.
+        """
         size = (self.config.unet_size, self.config.unet_size)
         theta = self._disturbed(batch, noise)
         crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
         outputs = self.unet(crop, deep=True)
         labels = one_hot(batch.labels, self.classes)
+        if self.config.unet.mirror:
+            in_mirror = self._in_mirror(noise)[:, None, None, None]
+            labels = torch.where(in_mirror, labels[:, self.partners], labels)
         native = self.config.unet.loss_space == "native"
         target = labels if native else warped_target(labels, theta, size)
         loss = torch.zeros((), device=crop.device)
@@ -268,16 +278,27 @@ class SegmentationObjective(nn.Module):
         return frame_from_crop(batch.pose, batch.theta2)
 
     def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
-        """theta1 · theta2 with the small errors that pose and crop will have on patients not seen."""
+        """theta1 · theta2 with the small errors that pose and crop will have on patients not seen.
+
+        Where a slice is mirrored, of the transform so disturbed (:func:`isopose.geometry.crop.mirrored`).
+        """
         assert batch.pose is not None, "the U-Net is trained after the pose"
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
         crop = self.config.crop
         spread = self.config.unet.pose_jitter * noise.new_tensor(POSE_JITTER)
-        pose = add_residual(batch.pose, noise[:, :5] * spread)
-        if not crop.enabled:
-            return frame_from_crop(pose, batch.theta2)
-        theta2 = jittered(batch.theta2, noise[:, 5:], shift=crop.jitter_shift, scale=crop.jitter_scale)
-        return frame_from_crop(pose, theta2)
+        residual = noise[:, :5] * spread
+        if self.config.pose.scales == 1:
+            # No pose will ever stretch one axis more than the other there.
+            residual = isotropic(residual)
+        pose, theta2 = add_residual(batch.pose, residual), batch.theta2
+        if crop.enabled:
+            theta2 = jittered(theta2, noise[:, 5:8], shift=crop.jitter_shift, scale=crop.jitter_scale)
+        theta = frame_from_crop(pose, theta2)
+        return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
+
+    def _in_mirror(self, noise: Tensor) -> Tensor:
+        """Which slices ``(N,)`` are shown mirrored, each with the configured probability."""
+        return noise[:, 8] < 2.0 * self.config.unet.mirror - 1.0
 
 
 def warped_target(labels: Tensor, frame_from_crop: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,230 @@
+"""Jitter and mirroring around the canonical pose: which of them help, on phantoms that no arm has seen.
+
+    python benchmarks/augmentation.py --output OUT --seeds 0 1
+
+Each seed makes a cohort of its own; all arms train on the same patients, slices and number of steps. Pose and
+crop do not depend on what is compared: they are trained once for each start and shared. The table goes to
+stdout and to ``OUT/augmentation.md``. What is there already is not done again, and an arm that was broken off
+goes on from its last epoch.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pipelines import Meter, merged
+
+from isopose.config import load_config
+from isopose.data.phantom import write_cohort
+from isopose.demo import CASES, SIZE, SLICES, SMALL, TEST_FRACTION
+from isopose.errors import IsoposeError
+from isopose.evaluation.evaluate import evaluate
+from isopose.files import read_json, write_json, write_text
+from isopose.inference.scans import find_scans, predict_scans
+from isopose.io.datasets import Dataset, open_dataset
+from isopose.models.folder import Model
+from isopose.progress import Silent
+from isopose.training.fit import fit
+
+#: Where the pose comes from. From the identity no pose is estimated: the mirror line is the frame's middle.
+STARTS: Mapping[str, Mapping[str, Any]] = {
+    "anatomy": {"pose": {"start": "anatomy"}},
+    "identity": {"pose": {"start": "identity", "learned": False}},
+}
+NO_JITTER: Mapping[str, Any] = {
+    "unet": {"pose_jitter": 0.0},
+    "crop": {"jitter_shift": 0.0, "jitter_scale": 0.0},
+}
+
+
+class Arm(NamedTuple):
+    """A way to train (models of one way and start are one) and to predict."""
+
+    name: str
+    jitter: bool
+    mirror: float
+    averaged: bool
+
+    @property
+    def model(self) -> str:
+        return f"{'jitter' if self.jitter else 'still'}-mirror-{self.mirror:g}"
+
+
+ARMS = (
+    Arm("neither", False, 0.0, False),
+    Arm("jitter", True, 0.0, False),
+    Arm("jitter, mirroring", True, 0.5, False),
+    Arm("jitter, mirroring, mirrored averaging", True, 0.5, True),
+    Arm("mirroring", False, 0.5, False),
+)
+#: Against this arm differences are taken: what was done before there was any mirroring.
+BASE = "jitter"
+TARGETS = ("kidney", "tumour")
+
+HEAD = (
+    "| start of the pose | while the U-Net trains | patients | kidney Dice | tumour Dice "
+    f"| kidney, against {BASE} | tumour, against {BASE} | training, s | prediction, s |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+NOTE = """
+Unseen phantom patients of cohorts of {cases}, seeds {names}; each seed is one cohort and one training.
+Dice: mean (standard deviation) over patients, 3D on the native grid. Against {base}: mean of the patients'
+differences and its standard error. Seconds are of one CPU core: training of the U-Net alone, prediction of a
+volume of {slices} slices of {size} pixels with reading and writing.
+"""
+
+
+def changes(start: str, arm: Arm) -> dict[str, Any]:
+    """What differs from the default configuration while a model trains."""
+    mirror = {"unet": {"mirror": arm.mirror}, "predict": {"mirror": False}}
+    return reduce(merged, (SMALL, STARTS[start], {} if arm.jitter else NO_JITTER, mirror), {})
+
+
+def trained(
+    folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed: int
+) -> tuple[Model, float]:
+    """The arm's model and the seconds of its U-Net; pose and crop are another arm's where one has them."""
+    place = folder / start / arm.model
+    checkpoints = place / "model" / "work" / "checkpoints"
+    if not checkpoints.exists():
+        for stage in ("pose", "crop"):
+            # A stage of an arm that is finished with it: its U-Net has begun.
+            for done in sorted((folder / start).glob(f"*/model/work/checkpoints/{stage}.safetensors")):
+                if done.with_name("unet.safetensors").exists():
+                    checkpoints.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(done, checkpoints / done.name)
+                    break
+    config = load_config(base=changes(start, arm), settings=[f"train.seed={seed}"])
+    meter = Meter(place / "seconds.json", f"seed {seed}, {start}, {arm.model}")
+    model = fit(dataset, place / "model", config, resume=True, store=store, reporter=meter)
+    return model, meter.total("unet")
+
+
+def run(folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed: int) -> dict[str, Any]:
+    """Train, predict and score one arm on one cohort; its numbers."""
+    place = folder / start / arm.model / ("averaged" if arm.averaged else "plain")
+    result = place / "result.json"
+    if result.exists():
+        known: dict[str, Any] = read_json(result)
+        return known
+    model, training = trained(folder, dataset, store, start, arm, seed)
+    settings = model.config.predict.model_copy(update={"mirror": arm.averaged})
+    model = replace(model, config=model.config.model_copy(update={"predict": settings}))
+    scans = find_scans([dataset.root / "imagesTs"])
+    meter = Meter(place / "seconds.json", f"seed {seed}, {start}, {arm.name}")
+    for scan in scans:
+        if f"predict {scan.name}" not in meter.seconds:
+            meter.since = time.process_time()
+            (outcome,) = predict_scans(
+                model, [scan], place / "predictions", probabilities=False, steps=False, reporter=Silent()
+            )
+            if outcome.problem:
+                raise IsoposeError(outcome.problem)
+            meter.keep(f"predict {scan.name}")
+    evaluation = evaluate(place / "predictions", dataset, cases=[scan.name for scan in scans])
+    numbers = {
+        "dice": {target: [case.scores[target].dice for case in evaluation.cases] for target in TARGETS},
+        "training": training,
+        "prediction": meter.total("predict") / len(scans),
+    }
+    write_json(result, numbers)
+    means = [f"{target} {np.mean(_known(values)):.3f}" for target, values in numbers["dice"].items()]
+    meter.say(", ".join(means))
+    return numbers
+
+
+def table(results: Mapping[tuple[str, str], Mapping[int, dict[str, Any]]], cases: int) -> str:
+    """The table of what is done.
+
+    Args:
+        results: start and arm to the numbers of each seed; seeds that an arm lacks are left out of its line.
+        cases: patients of a cohort.
+    """
+    lines = [HEAD]
+    for (start, arm), of_seed in results.items():
+        if not of_seed:
+            continue
+        base = results.get((start, BASE), {})
+        both = [seed for seed in of_seed if seed in base]
+        cells = [start, arm, str(sum(len(numbers["dice"][TARGETS[0]]) for numbers in of_seed.values()))]
+        for target in TARGETS:
+            values = _known([v for numbers in of_seed.values() for v in numbers["dice"][target]])
+            cells.append(f"{values.mean():.3f} ({values.std(ddof=1):.3f})")
+        for target in TARGETS:
+            pairs = [
+                (mine, theirs)
+                for seed in both
+                for mine, theirs in zip(
+                    of_seed[seed]["dice"][target], base[seed]["dice"][target], strict=True
+                )
+                if mine is not None and theirs is not None
+            ]
+            cells.append(_difference(pairs) if arm != BASE and pairs else "")
+        cells += [
+            f"{np.mean([numbers[what] for numbers in of_seed.values()]):.{digits}f}"
+            for what, digits in (("training", 0), ("prediction", 1))
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    seeds = sorted({seed for of_seed in results.values() for seed in of_seed})
+    lines.append(
+        NOTE.format(
+            cases=cases,
+            names=", ".join(map(str, seeds)),
+            base=BASE,
+            slices=SLICES,
+            size=SIZE,
+        )
+    )
+    return "\n".join(lines)
+
+
+def _known(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([value for value in values if value is not None])
+
+
+def _difference(pairs: Sequence[tuple[float, float]]) -> str:
+    differences = np.array([mine - theirs for mine, theirs in pairs])
+    return f"{differences.mean():+.3f} ± {differences.std(ddof=1) / np.sqrt(len(differences)):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("augmentation"))
+    parser.add_argument(
+        "--cases", type=int, default=CASES, help="patients of a cohort, a fifth only tested on"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--workers", type=int, default=0, help="processes that make phantoms")
+    given = parser.parse_args()
+    results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {
+        (start, arm.name): {} for start in given.starts for arm in ARMS
+    }
+    # One start after the other, so that a run that is broken off has whole parts.
+    for start in given.starts:
+        for seed in given.seeds:
+            folder = given.output / f"seed-{seed}-of-{given.cases}"
+            cohort = write_cohort(
+                folder / "cohort",
+                cases=given.cases,
+                slices=SLICES,
+                size=SIZE,
+                seed=seed,
+                test_fraction=TEST_FRACTION,
+                workers=given.workers,
+            )
+            dataset = open_dataset(cohort)
+            for arm in ARMS:
+                results[start, arm.name][seed] = run(folder, dataset, folder / "store", start, arm, seed)
+                write_text(given.output / "augmentation.md", table(results, given.cases))
+    print(table(results, given.cases))
+
+
+if __name__ == "__main__":
+    main()
