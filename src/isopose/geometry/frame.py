@@ -46,3 +46,27 @@ class Frame:
             ],
             dtype=torch.float32,
         )
+
+    def stack_from_frame(self, slices: int, distance: float) -> Tensor:
+        """``(4, 4)`` float32 from the isotropic frame of a volume to a stored stack's normalised coordinates.
+
+        The isotropic frame has units of half the square's side along all three axes, with its origin in the
+        square's centre and in the middle of the stack. Along x and y both are the same.
+
+        Args:
+            slices: of the stack, all of them.
+            distance: between the middles of neighbouring slices, mm.
+        """
+        return torch.diag(torch.tensor([1.0, 1.0, self.fov_mm / (slices * distance), 1.0]))
+
+    def volume_from_frame(self, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Tensor:
+        """``(4, 4)`` float32 from the isotropic frame to normalised coordinates of the reoriented volume.
+
+        Args:
+            shape: ``(z, y, x)`` of the volume.
+            spacing: ``(x, y, z)`` in mm.
+        """
+        matrix = self.stack_from_frame(shape[0], spacing[2])
+        plane = self.slice_from_frame((shape[1], shape[2]), (spacing[0], spacing[1]))
+        matrix[:2, :2], matrix[:2, 3] = plane[:2, :2], plane[:2, 2]
+        return matrix

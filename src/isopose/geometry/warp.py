@@ -1,8 +1,8 @@
-"""The only place where images are resampled on tensors.
+"""The only place where images and volumes are resampled on tensors.
 
-Convention: normalised coordinates ``(x, y)`` in [-1, 1] from the outer edge of the first pixel to the outer
-edge of the last (``align_corners=False``), so that a matrix means the same at every resolution. Matrices map
-output to input, as samplers need it: ``x_input = input_from_output @ x_output``.
+Convention: normalised coordinates ``(x, y)``, of volumes ``(x, y, z)``, in [-1, 1] from the outer edge of the
+first pixel to the outer edge of the last (``align_corners=False``), so that a matrix means the same at every
+resolution. Matrices map output to input, as samplers need it: ``x_input = input_from_output @ x_output``.
 """
 
 import math
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
+#: ``(h, w)`` of an image or ``(d, h, w)`` of a volume.
+Size = tuple[int, ...]
 
 #: Gaussian blur of a pixel that is k times larger, in pixels: sigma = FACTOR * sqrt(k^2 - 1); a pixel's blur
 #: is taken as a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
@@ -22,71 +24,81 @@ SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
 def warp(
     image: Tensor,
     input_from_output: Tensor,
-    size: tuple[int, int],
+    size: Size,
     *,
     fill: float = 0.0,
     mode: Mode = "bilinear",
     prefilter: bool = True,
 ) -> Tensor:
-    """Resample images through affine matrices.
+    """Resample images, or volumes, through affine matrices.
 
     Matrix, grid and sampling are float32 (float64 for float64 images) under every precision and autocast.
 
     Args:
-        image: ``(N, C, H, W)``.
-        input_from_output: ``(N, 3, 3)`` or ``(3, 3)``, normalised output to normalised input coordinates.
-        size: ``(h, w)`` of the output.
+        image: ``(N, C, H, W)``, or volumes ``(N, C, D, H, W)``.
+        input_from_output: ``(N, 3, 3)`` or ``(3, 3)``, normalised output to normalised input coordinates; of
+            volumes ``(N, 4, 4)`` or ``(4, 4)``.
+        size: ``(h, w)`` of the output, or ``(d, h, w)``.
         fill: value outside the input: air for images, 0 for masks and probabilities.
-        mode: interpolation; ``nearest`` is never prefiltered.
+        mode: interpolation; ``nearest`` is never prefiltered, ``bicubic`` is for images only.
         prefilter: blur before shrinking, by the matrix's own scale, since sampling alone aliases.
 
     Returns:
-        ``(N, C, h, w)``, of the image's dtype where that is floating, else float32.
+        ``(N, C, *size)``, of the image's dtype where that is floating, else float32.
     """
     kept = image.dtype if image.dtype.is_floating_point else torch.float32
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
     with torch.autocast(image.device.type, enabled=False):
-        matrix = input_from_output.to(dtype).expand(image.shape[0], 3, 3)
+        axes = len(size)
+        matrix = input_from_output.to(dtype).expand(image.shape[0], axes + 1, axes + 1)
         source = image.to(dtype) - fill
         if prefilter and mode != "nearest":
-            source = _blur(source, _sigmas(matrix.detach(), (source.shape[2], source.shape[3]), size))
-        grid = F.affine_grid(matrix[:, :2], [image.shape[0], image.shape[1], *size], align_corners=False)
+            source = _blur(source, _sigmas(matrix.detach(), tuple(source.shape[2:]), size))
+        grid = F.affine_grid(matrix[:, :axes], [image.shape[0], image.shape[1], *size], align_corners=False)
         out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
         return (out + fill).to(kept)
 
 
-def pixels_per_step(input_from_output: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """How many input pixels one output pixel spans along input x and y: ``(N, 2)``."""
-    per_output = input_from_output.new_tensor([2.0 / size[1], 2.0 / size[0]])
-    per_input = input_from_output.new_tensor([input_size[1] / 2.0, input_size[0] / 2.0])
-    jacobian = per_input[:, None] * input_from_output[..., :2, :2] * per_output[None, :]
+def pixels_per_step(input_from_output: Tensor, input_size: Size, size: Size) -> Tensor:
+    """How many input pixels one output pixel spans along input x and y (and z): ``(N, 2)`` or ``(N, 3)``."""
+    axes = len(size)
+    per_output = input_from_output.new_tensor([2.0 / side for side in reversed(size)])
+    per_input = input_from_output.new_tensor([side / 2.0 for side in reversed(input_size)])
+    jacobian = per_input[:, None] * input_from_output[..., :axes, :axes] * per_output[None, :]
     return jacobian.square().sum(dim=-1).sqrt()
 
 
-def _sigmas(matrix: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _sigmas(matrix: Tensor, input_size: Size, size: Size) -> Tensor:
     step = pixels_per_step(matrix, input_size, size)
     return SIGMA_FACTOR * (step.square() - 1.0).clamp(min=0.0).sqrt()
 
 
 def _blur(image: Tensor, sigmas: Tensor) -> Tensor:
-    """Separable Gaussian blur, ``sigmas`` ``(N, 2)`` pixels along x and y, one pair for each image."""
-    for axis in (0, 1):
-        sigma = sigmas[:, axis]
-        widest = float(sigma.max())
-        # Below a fifth of a pixel the kernel's neighbours weigh less than 1e-5: no blur at all.
-        if widest < 0.2:
-            continue
-        radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
-        offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-        kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
-        kernel = kernel / kernel.sum(dim=1, keepdim=True)
-        n, c, h, w = image.shape
-        kernel = kernel.repeat_interleave(c, dim=0)
-        shape = (n * c, 1, 1, -1) if axis == 0 else (n * c, 1, -1, 1)
-        padding = (0, radius) if axis == 0 else (radius, 0)
-        flat = image.reshape(1, n * c, h, w)
-        image = F.conv2d(flat, kernel.reshape(shape), padding=padding, groups=n * c).reshape(n, c, h, w)
-    return image
+    """Separable Gaussian blur, ``sigmas`` ``(N, 2)`` or ``(N, 3)`` pixels along x, y (and z)."""
+    if image.ndim == 4:
+        return _blur_along(_blur_along(image, sigmas[:, 0], 0), sigmas[:, 1], 1)
+    # A volume is blurred as images: its slices along x and y, then with rows laid out as one along z.
+    n, c, d, h, w = image.shape
+    slices = _blur(image.reshape(n, c * d, h, w), sigmas[:, :2])
+    return _blur_along(slices.reshape(n, c, d, h * w), sigmas[:, 2], 1).reshape(image.shape)
+
+
+def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
+    """Blur ``(N, C, H, W)`` along x (axis 0) or y (1) by one sigma ``(N,)`` each."""
+    widest = float(sigma.max())
+    # Below a fifth of a pixel the kernel's neighbours weigh less than 1e-5: no blur at all.
+    if widest < 0.2:
+        return image
+    radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    n, c, h, w = image.shape
+    kernel = kernel.repeat_interleave(c, dim=0)
+    shape = (n * c, 1, 1, -1) if axis == 0 else (n * c, 1, -1, 1)
+    padding = (0, radius) if axis == 0 else (radius, 0)
+    flat = image.reshape(1, n * c, h, w)
+    return F.conv2d(flat, kernel.reshape(shape), padding=padding, groups=n * c).reshape(n, c, h, w)
 
 
 def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0, mode: Mode = "bilinear") -> Tensor:
@@ -106,18 +118,27 @@ def block_means(image: Tensor, least: int) -> Tensor:
     return F.avg_pool2d(image, max(b for b in range(1, max(side // least, 1) + 1) if side % b == 0))
 
 
-def normalised_from_pixel(size: tuple[int, int], *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``(3, 3)`` matrix from pixel indices ``(x, y)`` (centres) to normalised coordinates, for ``(h, w)``."""
-    h, w = size
-    return torch.tensor(
-        [[2.0 / w, 0.0, 1.0 / w - 1.0], [0.0, 2.0 / h, 1.0 / h - 1.0], [0.0, 0.0, 1.0]], dtype=dtype
-    )
+def normalised_from_pixel(size: Size, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``(3, 3)`` matrix from pixel indices ``(x, y)`` (centres) to normalised coordinates, for ``(h, w)``.
+
+    For ``(d, h, w)`` it is ``(4, 4)``, from voxel indices ``(x, y, z)``.
+    """
+    sides = torch.tensor(tuple(reversed(size)), dtype=torch.float64)
+    matrix = torch.diag(torch.cat([2.0 / sides, sides.new_ones(1)]))
+    matrix[:-1, -1] = 1.0 / sides - 1.0
+    return matrix.to(dtype)
 
 
 def invert(matrix: Tensor) -> Tensor:
-    """Inverse of affine matrices ``(..., 3, 3)`` in closed form, float32 or float64 under autocast too."""
+    """Inverse of affine matrices in closed form, float32 or float64 under autocast too.
+
+    Args:
+        matrix: ``(..., 3, 3)``, of volumes ``(..., 4, 4)``.
+    """
     with torch.autocast(matrix.device.type, enabled=False):
         matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
+        if matrix.shape[-1] == 4:
+            return _invert3d(matrix)
         a, b, tx = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 0, 2]
         c, d, ty = matrix[..., 1, 0], matrix[..., 1, 1], matrix[..., 1, 2]
         det = a * d - b * c
@@ -130,8 +151,17 @@ def invert(matrix: Tensor) -> Tensor:
         return torch.stack(rows, dim=-2)
 
 
+def _invert3d(matrix: Tensor) -> Tensor:
+    a, b, c, t = matrix[..., :3, :].unbind(dim=-1)
+    # Rows of the inverse are cross products of the columns over the determinant.
+    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
+    linear = rows / (rows[..., 0, :] * a).sum(dim=-1)[..., None, None]
+    top = torch.cat([linear, -(linear @ t[..., None])], dim=-1)
+    return torch.cat([top, matrix.new_tensor([0.0, 0.0, 0.0, 1.0]).expand_as(matrix[..., 3:, :])], dim=-2)
+
+
 def compose(*matrices: Tensor) -> Tensor:
-    """Product of ``(..., 3, 3)`` matrices, read right to left, never in a reduced precision."""
+    """Product of ``(..., 3, 3)`` or ``(..., 4, 4)`` matrices, right to left, never in a reduced precision."""
     with torch.autocast(matrices[0].device.type, enabled=False):
         product = matrices[0] if matrices[0].dtype == torch.float64 else matrices[0].float()
         for matrix in matrices[1:]:
