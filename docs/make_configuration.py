@@ -2,14 +2,14 @@
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from isopose.config import Config, HomogenizeConfig, Section, load_config
+from isopose.config import VOLUMES, Config, HomogenizeConfig, Section, load_config
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -55,7 +55,8 @@ def main() -> None:
 def page() -> str:
     """The whole page as Markdown."""
     paper = load_config("paper")
-    parts = [HEAD]
+    brought = ", ".join(f"`{key}={_value(value)}`" for key, value in _flat(VOLUMES))
+    parts = [HEAD, f"What `dims=3` brings with it, between the preset and the file: {brought}.\n"]
     default = Config()
     for prefix, section in _sections("", default):
         title = f"`{prefix}`" if prefix else "Top level"
@@ -79,6 +80,11 @@ def rows(prefix: str, section: BaseModel) -> Iterator[tuple[str, FieldInfo, Any]
         value = getattr(section, name)
         if not isinstance(value, BaseModel):
             yield (f"{prefix}.{name}" if prefix else name), field, value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
 
 
 def _sections(prefix: str, section: BaseModel) -> Iterator[tuple[str, BaseModel]]:

@@ -1,7 +1,7 @@
 """Every setting, its default and its meaning, in one place; the whole of it is saved with each model.
 
 A configuration is made of a preset, then a file (TOML or JSON), then ``--set section.key=value``; later wins.
-Unknown keys fail. Nothing is read from the environment.
+What ``dims=3`` brings with it stands between the preset and the file. Unknown keys fail. Nothing is read from the environment.
 """
 
 import json
@@ -58,7 +58,7 @@ class OptimiserConfig(Section):
     min_epochs: int = Field(50, ge=1, description="before early stopping may end the stage")
     patience: int = Field(20, ge=1, description="epochs without a better smoothed validation score")
     iterations: int = Field(100, ge=1, description="batches an epoch")
-    batch_size: int = Field(16, ge=1, description="slices a batch while training")
+    batch_size: int = Field(16, ge=1, description="slices a batch while training; with dims=3 volumes")
 
 
 class PoseConfig(Section):
@@ -108,6 +108,7 @@ class CropConfig(Section):
     size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
         96, description="pixels of the network's input"
     )
+    depth: Literal[8, 16, 32, 64] = Field(16, description="with dims=3: voxels of it along z")
     jitter_shift: float = Field(
         0.08, ge=0, le=1, description="of crops while the U-Net trains, of half a side"
     )
@@ -119,6 +120,7 @@ class UNetConfig(Section):
     """The segmentation network."""
 
     input: Literal["full", "half", "quarter"] = Field("half", description="its input, of the frame's side")
+    depth: Literal[8, 16, 32, 64, 128] = Field(32, description="with dims=3: voxels of its input along z")
     base_features: int = Field(32, ge=1, description="channels at the input's level; doubled at each level")
     max_features: int = Field(512, ge=1, description="cap of the doubling")
     bottleneck: int = Field(8, ge=2, description="least pixels along a side at the bottom")
@@ -160,7 +162,7 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 or 16 mixed on a GPU, 32 on a CPU"
     )
     validation_slices: int = Field(
-        512, ge=1, description="at most, evenly spread over the validation patients"
+        512, ge=1, description="at most, evenly spread over the validation patients; dims=3 takes all volumes"
     )
 
 
@@ -203,6 +205,9 @@ class Config(Section):
         description="separate: STN1, then STN2 on what STN1 made; joint: one network sees the slice in the "
         "start's pose and regresses pose and crop at once (its size and bounds: [pose]; optimiser: [crop])",
     )
+    dims: Literal[2, 3] = Field(
+        2, description="2: slice by slice, as the paper; 3: whole volumes, with one pose and crop for a scan"
+    )
     data: DataConfig = DataConfig()
     pose: PoseConfig = PoseConfig()
     crop: CropConfig = CropConfig()
@@ -217,6 +222,19 @@ class Config(Section):
                 f"the U-Net's input of {self.unet_size} pixels cannot be halved down to a bottleneck of "
                 f"{self.unet.bottleneck}; change data.size, unet.input or unet.bottleneck"
             )
+        if self.dims == 3:
+            for name, given, expected in (
+                ("stn", self.stn, "separate"),
+                ("pose.per", self.pose.per, "volume"),
+                ("pose.learned", self.pose.learned, False),
+                ("crop.per", self.crop.per, "volume"),
+                ("unet.output_norm", self.unet.output_norm, False),
+                ("unet.loss_space", self.unet.loss_space, "canonical"),
+            ):
+                if given != expected:
+                    raise ValueError(
+                        f"{name} is {json.dumps(given)}, with dims=3 only {json.dumps(expected)} is possible"
+                    )
         if self.train.fold != "all" and not 0 <= self.train.fold < self.train.folds:
             raise ValueError(f"train.fold is {self.train.fold}, expected 0 to {self.train.folds - 1} or all")
         return self
@@ -300,6 +318,13 @@ PAPER: dict[str, Any] = {
     "predict": {"mirror": False},
 }
 
+#: What dims=3 brings with it: one pose and crop for a scan, and networks that a batch of volumes fits.
+VOLUMES: dict[str, Any] = {
+    "pose": {"per": "volume"},
+    "crop": {"per": "volume", "size": 64, "optimiser": {"batch_size": 4}},
+    "unet": {"base_features": 16, "smallest_skip": 16, "optimiser": {"batch_size": 2}},
+}
+
 
 def load_config(
     preset: str = "default", file: Path | None = None, settings: Sequence[str] = (), base: dict | None = None
@@ -319,9 +344,10 @@ def load_config(
     preset = next((change["preset"] for change in reversed(changes) if "preset" in change), preset)
     if preset not in ("default", "paper"):
         raise InputError(f"preset {preset!r} is unknown; expected default or paper")
+    dims = next((change["dims"] for change in reversed(changes) if "dims" in change), 2)
     # Merged into the defaults' own dump, for a section that is given in part keeps its own defaults.
     values = Config().model_dump()
-    for change in (PAPER if preset == "paper" else {}, *changes):
+    for change in (PAPER if preset == "paper" else {}, VOLUMES if dims == 3 else {}, *changes):
         _merge(values, change)
     return validate_config(values, str(file) if file else "configuration")
 

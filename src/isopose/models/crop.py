@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from isopose.config import CropConfig
-from isopose.geometry.crop import BOX_SIZE, matrix_from_box
+from isopose.geometry.crop import matrix_from_box
+from isopose.geometry.crop3d import matrix_from_box3d
 from isopose.models.localisation import Localisation
 
 
@@ -18,24 +19,35 @@ class CropTransformer(nn.Module):
         config: whether the box is learned, and the network's size.
         start: ``(4,)`` box that the regression starts from; the paper's identity is the whole frame.
         joint: the corners come from the network that also poses, see ``models/pipeline.py``; so none here.
+        dims: 3 for volumes, whose boxes are ``(6,)`` (:mod:`isopose.geometry.crop3d`).
     """
 
     start: Tensor
 
-    def __init__(self, config: CropConfig, start: Tensor | None = None, *, joint: bool = False) -> None:
+    def __init__(
+        self, config: CropConfig, start: Tensor | None = None, *, joint: bool = False, dims: int = 2
+    ) -> None:
         super().__init__()
         self.config = config
-        whole = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+        self.matrix = matrix_from_box if dims == 2 else matrix_from_box3d
+        whole = torch.tensor([-1.0] * dims + [1.0] * dims)
         self.register_buffer("start", whole if start is None else start.float())
         alone = config.enabled and config.learned and not joint
-        self.localisation = Localisation(config.size, BOX_SIZE) if alone else None
+        depth = config.depth if dims == 3 else None
+        self.localisation = Localisation(config.size, 2 * dims, depth) if alone else None
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """theta2 ``(N, 3, 3)`` of homogenised images and masks ``(N, 1, size, size)``."""
+        """theta2 ``(N, 3, 3)`` of homogenised images and masks ``(N, 1, size, size)``.
+
+        Of volumes ``(N, 4, 4)``, from ``(N, 1, depth, size, size)``.
+        """
         if self.localisation is None:
-            return matrix_from_box(self.start.expand(image.shape[0], BOX_SIZE))
+            return self.matrix(self.start.expand(image.shape[0], -1))
         return self.square(self.localisation(image, mask))
 
     def square(self, raw: Tensor) -> Tensor:
-        """theta2 ``(N, 3, 3)`` of what a network regressed, ``(N, 4)``: changes of the start's corners."""
-        return matrix_from_box(self.start + raw)
+        """theta2 ``(N, 3, 3)`` of what a network regressed, ``(N, 4)``: changes of the start's corners.
+
+        Of volumes ``(N, 4, 4)`` of ``(N, 6)``.
+        """
+        return self.matrix(self.start + raw)

@@ -1,5 +1,7 @@
 """The localisation network that both spatial transformers share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,26 +20,40 @@ class Localisation(nn.Module):
     Args:
         size: pixels along a side of the square input, a multiple of 4.
         outputs: how many numbers are regressed: 5 for a pose, 4 for a box.
+        depth: of volumes: voxels along z, a multiple of 4; kernels reach less far along it.
     """
 
-    def __init__(self, size: int, outputs: int) -> None:
+    def __init__(self, size: int, outputs: int, depth: int | None = None) -> None:
         super().__init__()
         self.size = size
+        volumes = depth is not None
+        convolution: Any = nn.Conv3d if volumes else nn.Conv2d
+        pool: Any = nn.MaxPool3d if volumes else nn.MaxPool2d
+
+        def same(inputs: int, outputs: int, side: int) -> nn.Module:
+            sides = (3, side, side) if volumes else (side, side)
+            padding = tuple(n // 2 for n in sides)
+            layer: nn.Module = convolution(inputs, outputs, kernel_size=sides, padding=padding)
+            return layer
+
         self.encoder = nn.Sequential(
-            nn.Conv2d(2, FEATURES[0], kernel_size=7, padding=3),
-            nn.MaxPool2d(2),
+            same(2, FEATURES[0], 7),
+            pool(2),
             nn.ReLU(inplace=True),
-            nn.Conv2d(FEATURES[0], FEATURES[1], kernel_size=5, padding=2),
-            nn.MaxPool2d(2),
+            same(FEATURES[0], FEATURES[1], 5),
+            pool(2),
             nn.ReLU(inplace=True),
         )
-        self.hidden = nn.Linear(FEATURES[1] * (size // 4) ** 2, HIDDEN)
+        self.hidden = nn.Linear(FEATURES[1] * (size // 4) ** 2 * (1 if depth is None else depth // 4), HIDDEN)
         self.output = nn.Linear(HIDDEN, outputs)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Regress ``(N, outputs)`` float32 from image and mask, each ``(N, 1, size, size)``."""
+        """Regress ``(N, outputs)`` float32 from image and mask, each ``(N, 1, size, size)``.
+
+        Of volumes each ``(N, 1, depth, size, size)``.
+        """
         # Small enough to run in float32 always: theta is never made of rounded numbers.
         with torch.autocast(image.device.type, enabled=False):
             features = self.encoder(torch.cat([image.float(), mask.float()], dim=1)).flatten(1)

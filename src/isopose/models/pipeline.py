@@ -60,7 +60,7 @@ class Pipeline(nn.Module):
         reference_mask: ``(1, 1, S, S)``, see :class:`PoseTransformer`.
         air: value of air in the normalised images.
         top: largest value of the normalised images.
-        crop_start: ``(4,)``, see :class:`CropTransformer`.
+        crop_start: ``(4,)``, of volumes ``(6,)``, see :class:`CropTransformer`.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Pipeline(nn.Module):
         self.air, self.top = float(air), float(top)
         joint = config.stn == "joint"
         self.pose = PoseTransformer(config.pose, reference_mask, air, top, joint=joint)
-        self.crop = CropTransformer(config.crop, crop_start, joint=joint)
+        self.crop = CropTransformer(config.crop, crop_start, joint=joint, dims=config.dims)
         self.joint = Localisation(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
-        plan = plan_unet(config.unet_size, config.unet_levels, config.unet)
+        plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
         self.unet = UNet(plan, classes, config.unet.output_norm)
 
     def homogenise(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> Homogenised:

@@ -1,31 +1,46 @@
 """The segmentation network: the paper's U-Net (section "U-Net for segmentation")."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from isopose.models.planner import UNetPlan
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """First block, and with stride 2 the encoder's second: convolution, batch norm, ReLU."""
+#: Convolution, its transpose and the norm of slices and of volumes. Of volumes a batch holds one or two, too few
+#: for the statistics of batch norm; each is normed by itself, as in nnU-Net.
+_LAYERS: dict[int, tuple[Any, Any, Any]] = {
+    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d, partial(nn.InstanceNorm3d, affine=True)),
+}
+
+
+def _block(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
+    """First block, and with strides of 2 the encoder's second: convolution, norm, ReLU."""
+    convolution, _, norm = _LAYERS[len(strides)]
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        convolution(inputs, outputs, 3, stride=strides, padding=1, bias=False),
+        norm(outputs),
         nn.ReLU(inplace=True),
     )
 
 
-def _up(inputs: int, outputs: int) -> nn.Sequential:
-    """The decoder's second block: transposed convolution, batch norm, ReLU."""
+def _up(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
+    """The decoder's second block: transposed convolution, norm, ReLU."""
+    _, transposed, norm = _LAYERS[len(strides)]
+    # What lies at the end of an axis that is doubled would be missing.
+    end = tuple(stride - 1 for stride in strides)
     return nn.Sequential(
-        nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        transposed(inputs, outputs, 3, stride=strides, padding=1, output_padding=end, bias=False),
+        norm(outputs),
         nn.ReLU(inplace=True),
     )
 
 
 class UNet(nn.Module):
-    """2D U-Net with two blocks a level and an output at every level that has a skip connection.
+    """U-Net of slices or volumes with two blocks a level and an output at every level that has a skip connection.
 
     Args:
         plan: sizes, features and skips of the levels.
@@ -38,29 +53,34 @@ class UNet(nn.Module):
         self.plan = plan
         features = plan.features
         depth = len(features) - 1
+        strides = [plan.strides(n) for n in range(depth)]
+        same = (1,) * len(strides[0])
+        convolution, _, norm = _LAYERS[len(same)]
         self.first = nn.ModuleList(
-            _block(1 if level == 0 else features[level], features[level]) for level in range(depth + 1)
+            _block(1 if level == 0 else features[level], features[level], same) for level in range(depth + 1)
         )
-        self.down = nn.ModuleList(_block(features[n], features[n + 1], stride=2) for n in range(depth))
-        self.up = nn.ModuleList(_up(features[n + 1], features[n]) for n in range(depth))
+        self.down = nn.ModuleList(_block(features[n], features[n + 1], strides[n]) for n in range(depth))
+        self.up = nn.ModuleList(_up(features[n + 1], features[n], strides[n]) for n in range(depth))
         self.decode = nn.ModuleList(
-            _block(features[n] * (2 if plan.skips[n] else 1), features[n]) for n in range(depth)
+            _block(features[n] * (2 if plan.skips[n] else 1), features[n], same) for n in range(depth)
         )
         self.outputs = nn.ModuleDict(
             {
                 str(n): nn.Sequential(
-                    nn.Conv2d(features[n], classes, 3, padding=1),
-                    *([nn.BatchNorm2d(classes)] if output_norm else []),
+                    convolution(features[n], classes, 3, padding=1),
+                    *([norm(classes)] if output_norm else []),
                 )
                 for n in plan.supervised
             }
         )
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight, a=1e-2)
 
     def forward(self, image: Tensor, *, deep: bool = False) -> list[Tensor]:
         """Logits of ``(N, 1, H, W)`` images: ``(N, classes, H / 2**n, W / 2**n)`` by level, finest first.
+
+        Of volumes ``(N, 1, D, H, W)`` likewise, along z by the plan's depths.
 
         With ``deep`` false only the finest is computed (n = 0), in a list of one.
         """

@@ -1,0 +1,58 @@
+"""The line that runs through a body from feet to head, from the centroids of its slices."""
+
+import math
+
+import torch
+from torch import Tensor
+
+#: Scatter of a slice's centroid around the line that is shape and not tilt, in half sides of the frame, and
+#: spread of true tilts: from both follows how far the line of a few slices close together is believed.
+CENTROID_SD = 0.01
+TILT_SD = math.radians(5.0)
+#: A body leans no further over the table; what says so is a bad mask.
+MAX_TILT = math.radians(20.0)
+#: Rounds of reweighting, and residuals in medians beyond which a slice counts less than half.
+ROUNDS, OUTLYING = 10, 3.0
+
+
+def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """A robust straight line through the centroids of a scan's slices.
+
+    Least squares, reweighted so that slices far off the line (a mask that took an arm for trunk) hardly count
+    (Cauchy's weights), with a Gaussian prior on the slope (:data:`TILT_SD`).
+
+    Args:
+        centres: ``(N, 2)`` as ``(x, y)``.
+        weight: ``(N,)`` how far each slice is believed.
+        z: ``(N,)`` places, in the units of the centres.
+
+    Returns:
+        ``(2,)`` the line's x and y at z = 0, and ``(2,)`` their slopes along z.
+    """
+    points, places, belief = centres.double(), z.double(), weight.double()
+    belief = belief / belief.sum().clamp(min=1e-12) * len(belief)
+    w = belief
+    for _ in range(ROUNDS):
+        total = w.sum()
+        middle, mean = (w @ places) / total, (w @ points) / total
+        along = places - middle
+        stiffness = (CENTROID_SD / math.tan(TILT_SD)) ** 2
+        slope = ((w * along) @ (points - mean)) / ((w * along.square()).sum() + stiffness)
+        off = (points - mean - along[:, None] * slope).norm(dim=1)
+        # No slice is off the line as long as all are as near to it as centroids ever are.
+        scale = OUTLYING * off.median().clamp(min=CENTROID_SD / OUTLYING)
+        w = belief / (1.0 + (off / scale).square())
+    return (mean - middle * slope).to(centres.dtype), slope.to(centres.dtype)
+
+
+def tilt_of(slope: Tensor, roll: Tensor) -> tuple[Tensor, Tensor]:
+    """Pitch and yaw of a body whose axis has slopes ``(2,)`` of x and y along z, given its roll.
+
+    The third column of R = z (roll) · y (yaw) · x (pitch) is the axis; turned back by the roll it is
+    (sin yaw cos pitch, -sin pitch, cos yaw cos pitch). Both are bounded by :data:`MAX_TILT`.
+    """
+    x = roll.cos() * slope[0] + roll.sin() * slope[1]
+    y = -roll.sin() * slope[0] + roll.cos() * slope[1]
+    yaw = torch.atan(x)
+    pitch = torch.atan(-y * yaw.cos())
+    return pitch.clamp(-MAX_TILT, MAX_TILT), yaw.clamp(-MAX_TILT, MAX_TILT)

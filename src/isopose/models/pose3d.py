@@ -1,0 +1,58 @@
+"""The pose of a whole volume, in closed form from what its slices say."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from isopose.geometry.axis import line_through, tilt_of
+from isopose.geometry.moments import moments
+from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, SHIFT_X
+from isopose.geometry.similarity3d import LOG_SCALES, PITCH, POSE3D_SIZE, ROLL, SHIFTS, YAW, matrix_from_pose3d
+from isopose.models.pose import PoseTransformer, SlicePoses
+from isopose.models.scan import LEAST_AGREEMENT, scan_poses
+
+
+class VolumePose(NamedTuple):
+    """Of one scan.
+
+    Args:
+        pose: ``(9,)``, see :mod:`isopose.geometry.similarity3d`.
+        confidence: ``()`` that the roll is right, the median over the slices (``models/scan.py: confidence``).
+        mirrored: ``()`` mean logit that the slices are shown as in a mirror.
+    """
+
+    pose: Tensor
+    confidence: Tensor
+    mirrored: Tensor
+
+
+def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> VolumePose:
+    """The pose that lays a whole scan like the reference.
+
+    The roll is what all slices say together, the scales in plane are medians over the slices (``pose.per`` is
+    ``volume``); pitch and yaw are those of the line through the slices' centroids, x and y of the shift where
+    it passes the scan's middle. Nothing tells the scale along z, for how far a scan reaches is the
+    radiographer's choice: it is the geometric mean of the two in plane. Nor the shift along z: the scan's
+    middle is taken, and the crop finds its place from there.
+
+    Args:
+        transformer: STN1 as for slices.
+        slices: each by itself, those that show a body, in order.
+        z: ``(N,)`` their places in isotropic units of half the frame's side from the scan's middle.
+    """
+    scan = scan_poses(transformer, slices, z)
+    out = torch.zeros(POSE3D_SIZE, device=z.device)
+    if transformer.config.estimated:
+        flat = scan.pose[0]
+        log_scale = flat[LOG_SCALE_X:SHIFT_X]
+        weight = (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
+        at_middle, slope = line_through(slices.outline.centre, weight, z)
+        out[ROLL] = flat[ANGLE]
+        out[PITCH], out[YAW] = tilt_of(slope, flat[ANGLE])
+        out[LOG_SCALES] = torch.cat([log_scale, log_scale.mean(dim=0, keepdim=True)])
+        centre = moments(transformer.reference_mask).centre[0]
+        carried = matrix_from_pose3d(out)[:3, :2] @ centre
+        # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
+        out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
+    return VolumePose(out, scan.confidence.median(), slices.mirrored.mean())
