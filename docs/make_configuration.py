@@ -84,7 +84,8 @@ def rows(prefix: str, section: BaseModel) -> Iterator[tuple[str, FieldInfo, Any]
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        key = f"{prefix}{name}"
+        yield from _flat(value, f"{key}.") if isinstance(value, Mapping) else [(key, value)]
 
 
 def _sections(prefix: str, section: BaseModel) -> Iterator[tuple[str, BaseModel]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -163,12 +163,28 @@ def _shuffled(candidates: np.ndarray, count: int, random: np.random.Generator) -
     return np.concatenate(rounds)[:count]
 
 
+class _Pinnable(Protocol):
+    def pinned(self) -> Self: ...
+
+
+B = TypeVar("B", bound=_Pinnable)
+B_co = TypeVar("B_co", bound=_Pinnable, covariant=True)
+
+
+class Rows(Protocol[B_co]):
+    """What batches are read from by the numbers of rows: slices, or whole volumes."""
+
+    def read(self, index: np.ndarray) -> B_co:
+        """A batch of these rows."""
+        ...
+
+
 def read_ahead(
-    slices: Slices, index: Sequence[np.ndarray], *, depth: int = 3, pin: bool = False
-) -> Iterator[Batch]:
+    slices: Rows[B], index: Sequence[np.ndarray], *, depth: int = 3, pin: bool = False
+) -> Iterator[B]:
     """Read batches in one background thread, ``depth`` ahead; decompression releases the GIL."""
 
-    def load(rows: np.ndarray) -> Batch:
+    def load(rows: np.ndarray) -> B:
         batch = slices.read(rows)
         return batch.pinned() if pin else batch
 

@@ -23,6 +23,7 @@ from isopose.errors import InputError
 from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
 from isopose.models.pipeline import Pipeline
+from isopose.models.volume import pipeline_for
 from isopose.tensors import write_tensors
 
 #: Raised when a folder of an older isopose can no longer be read.
@@ -128,7 +129,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         tensors = load_file(weights)
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
         with torch.device("meta"):
-            pipeline = Pipeline(config, labels.classes, tensors["pose.reference_mask"], air, top)
+            pipeline = pipeline_for(config, labels.classes, tensors["pose.reference_mask"], air, top)
         pipeline.load_state_dict(tensors, assign=True)
     except (
         KeyError,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from isopose.config import Config
 from isopose.geometry.crop import BOX_SIZE, carried
 from isopose.geometry.similarity import POSE_SIZE, matrix_from_pose
-from isopose.geometry.warp import compose, invert, warp
+from isopose.geometry.warp import Size, compose, invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localisation import Localisation
 from isopose.models.planner import plan_unet
@@ -142,18 +142,18 @@ def frame_from_crop(pose: Tensor, theta2: Tensor) -> Tensor:
     return compose(matrix_from_pose(pose), theta2)
 
 
-def restore(probabilities: Tensor, input_from_crop: Tensor, size: tuple[int, int]) -> Tensor:
+def restore(probabilities: Tensor, input_from_crop: Tensor, size: Size) -> Tensor:
     """Bring probabilities from the crop back through the inverse of the composed transform.
 
     Outside the crop nothing is known: the missing mass goes to class 0, background.
 
     Args:
-        probabilities: ``(N, classes, M, M)``.
-        input_from_crop: ``(N, 3, 3)``, the transform by which the crop was cut.
-        size: ``(h, w)`` of the image that it was cut from, any resolution.
+        probabilities: ``(N, classes, M, M)``, of volumes ``(N, classes, D, M, M)``.
+        input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, the transform by which the crop was cut.
+        size: ``(h, w)`` or ``(d, h, w)`` of the image that it was cut from, any resolution.
 
     Returns:
-        ``(N, classes, h, w)`` that sum to 1.
+        ``(N, classes, *size)`` that sum to 1.
     """
     back = warp(probabilities[:, 1:], invert(input_from_crop), size)
     rest = (1.0 - back.sum(dim=1, keepdim=True)).clamp(min=0.0)

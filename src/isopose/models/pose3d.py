@@ -8,7 +8,15 @@ from torch import Tensor
 from isopose.geometry.axis import line_through, tilt_of
 from isopose.geometry.moments import moments
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, SHIFT_X
-from isopose.geometry.similarity3d import LOG_SCALES, PITCH, POSE3D_SIZE, ROLL, SHIFTS, YAW, matrix_from_pose3d
+from isopose.geometry.similarity3d import (
+    LOG_SCALES,
+    PITCH,
+    POSE3D_SIZE,
+    ROLL,
+    SHIFTS,
+    YAW,
+    matrix_from_pose3d,
+)
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.scan import LEAST_AGREEMENT, scan_poses
 
@@ -18,7 +26,7 @@ class VolumePose(NamedTuple):
 
     Args:
         pose: ``(9,)``, see :mod:`isopose.geometry.similarity3d`.
-        confidence: ``()`` that the roll is right, the median over the slices (``models/scan.py: confidence``).
+        confidence: ``()`` that the roll is right, median of the slices (``models/scan.py: confidence``).
         mirrored: ``()`` mean logit that the slices are shown as in a mirror.
     """
 

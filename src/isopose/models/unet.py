@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from isopose.models.planner import UNetPlan
 
-
-#: Convolution, its transpose and the norm of slices and of volumes. Of volumes a batch holds one or two, too few
+#: Convolution, its transpose and the norm of slices and of volumes. A batch holds one or two volumes, too few
 #: for the statistics of batch norm; each is normed by itself, as in nnU-Net.
 _LAYERS: dict[int, tuple[Any, Any, Any]] = {
     2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
@@ -40,7 +39,7 @@ def _up(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """U-Net of slices or volumes with two blocks a level and an output at every level that has a skip connection.
+    """U-Net of slices or volumes: two blocks a level, an output at every level that has a skip connection.
 
     Args:
         plan: sizes, features and skips of the levels.

@@ -1,0 +1,127 @@
+"""The three networks for whole volumes: x_stack = stack_from_frame · theta1 · reach · theta2 · x_crop.
+
+The homogenised volume is seen in normalised coordinates: -1 to 1 in plane as in 2D, and along z as far as the
+training scans reached (``reach``, in half sides of the frame). One resampling in, one out, as for slices.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isopose.config import Config
+from isopose.geometry.similarity3d import matrix_from_pose3d
+from isopose.geometry.warp import compose, invert, warp
+from isopose.models.pipeline import Homogenised, Pipeline, restore
+
+#: Voxels that are restored at a time (48 MB of sampling grid), so that memory does not grow with the scan.
+CHUNK = 4_000_000
+
+
+class VolumePipeline(Pipeline):
+    """Pose, crop and segmentation of volumes; theta1 and theta2 are ``(4, 4)``.
+
+    Where the pipeline of slices takes a pose, this one takes it as ``stack_from_homogenised``, for only the
+    matrix knows the spacing of a scan's slices.
+
+    Args:
+        given: see :class:`Pipeline`; of a configuration with ``dims=3``.
+    """
+
+    reach: Tensor
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.register_buffer("reach", torch.ones(()))
+
+    def stack_from_homogenised(self, pose: Tensor, stack_from_frame: Tensor) -> Tensor:
+        """``(N, 4, 4)`` from the homogenised volume to a stack, of poses ``(N, 9)``.
+
+        Args:
+            pose: of the scans.
+            stack_from_frame: ``(N, 4, 4)`` or ``(4, 4)``, which undoes the spacing: of the stored stack, or
+                of the scan's own grid (``geometry/frame.py``).
+        """
+        one = torch.ones_like(self.reach)
+        return compose(
+            stack_from_frame, matrix_from_pose3d(pose), torch.diag(torch.stack([one, one, self.reach, one]))
+        )
+
+    def homogenise(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> Homogenised:
+        """Stacks ``(N, 1, Z, S, S)`` warped by ``stack_from_homogenised`` ``(N, 4, 4)``, as the crop sees them.
+
+        ``size`` is that in plane, ``crop.depth`` that along z.
+        """
+        shape = (self.config.crop.depth, size, size)
+        return Homogenised(
+            pose, warp(image, pose, shape, fill=self.air), warp(mask.to(image.dtype), pose, shape)
+        )
+
+    def theta2(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
+        """The crop ``(N, 4, 4)``, homogenised from crop, of stacks seen through ``stack_from_homogenised``."""
+        if not self.config.crop.enabled:
+            return torch.eye(4, device=image.device).expand(image.shape[0], 4, 4)
+        if self.crop.localisation is None:
+            theta: Tensor = self.crop(image, mask)
+            return theta
+        seen = self.homogenise(image, mask, pose, self.config.crop.size)
+        learned: Tensor = self.crop(seen.image, seen.mask)
+        return learned
+
+    def cut(self, image: Tensor, frame_from_crop: Tensor) -> Tensor:
+        """The U-Net's input ``(N, 1, D, M, M)``, straight from the stack by one resampling."""
+        return warp(image, frame_from_crop, crop_shape(self.config), fill=self.air)
+
+    def agreement(self, mask: Tensor, stack_from_homogenised: Tensor) -> Tensor:
+        """Eq. 1 of each homogenised slice that shows a body with the reference's outline, the mean ``()``.
+
+        Args:
+            mask: ``(1, 1, Z, S, S)`` of one scan.
+            stack_from_homogenised: ``(1, 4, 4)``.
+        """
+        reference = self.pose.reference_mask
+        side = reference.shape[-1]
+        shape = (self.config.crop.depth, side, side)
+        slices = warp(mask, stack_from_homogenised, shape)[0, 0]
+        area = slices.flatten(1).sum(dim=1)
+        shown = slices[area > 0.5 * area.max()]
+        overlap = (shown * reference[0, 0]).flatten(1).sum(dim=1)
+        squares = shown.square().flatten(1).sum(dim=1) + reference.square().sum()
+        return (2.0 * overlap / squares.clamp(min=1e-6)).mean()
+
+
+def crop_shape(config: Config) -> tuple[int, int, int]:
+    """``(d, h, w)`` of the U-Net's input."""
+    return config.unet.depth, config.unet_size, config.unet_size
+
+
+def pipeline_for(config: Config, *given: Any, **named: Any) -> Pipeline:
+    """The pipeline of slices or of volumes, as the configuration says; the rest see :class:`Pipeline`."""
+    return (VolumePipeline if config.dims == 3 else Pipeline)(config, *given, **named)
+
+
+def restore_slices(
+    probabilities: Tensor, volume_from_crop: Tensor, shape: tuple[int, int, int], *, chunk: int = CHUNK
+) -> Iterator[tuple[slice, Tensor]]:
+    """Bring a crop's probabilities onto a scan's own grid, some slices at a time.
+
+    Args:
+        probabilities: ``(1, classes, D, M, M)``.
+        volume_from_crop: ``(1, 4, 4)`` to normalised coordinates of the scan's grid.
+        shape: ``(z, y, x)`` of that grid.
+        chunk: voxels at a time.
+
+    Yields:
+        Which slices, and their probabilities ``(classes, n, y, x)``, which sum to 1.
+    """
+    slices, height, width = shape
+    step = max(1, chunk // (height * width))
+    for first in range(0, slices, step):
+        last = min(first + step, slices)
+        # The slab's own normalised z to the whole volume's.
+        volume_from_slab = torch.eye(4, device=probabilities.device)
+        volume_from_slab[2, 2] = (last - first) / slices
+        volume_from_slab[2, 3] = (first + last) / slices - 1.0
+        slab_from_crop = compose(invert(volume_from_slab), volume_from_crop)
+        yield slice(first, last), restore(probabilities, slab_from_crop, (last - first, height, width))[0]
