@@ -1,7 +1,8 @@
 """Every setting, its default and its meaning, in one place; the whole of it is saved with each model.
 
 A configuration is made of a preset, then a file (TOML or JSON), then ``--set section.key=value``; later wins.
-What ``dims=3`` brings with it stands between the preset and the file. Unknown keys fail. Nothing is read from the environment.
+What ``dims=3`` brings with it stands between the preset and the file. Unknown keys fail. Nothing is read from
+the environment.
 """
 
 import json

@@ -163,12 +163,14 @@ def _shuffled(candidates: np.ndarray, count: int, random: np.random.Generator) -
     return np.concatenate(rounds)[:count]
 
 
-class _Pinnable(Protocol):
+class _Movable(Protocol):
+    def to(self, device: torch.device) -> Self: ...
+
     def pinned(self) -> Self: ...
 
 
-B = TypeVar("B", bound=_Pinnable)
-B_co = TypeVar("B_co", bound=_Pinnable, covariant=True)
+B = TypeVar("B", bound=_Movable)
+B_co = TypeVar("B_co", bound=_Movable, covariant=True)
 
 
 class Rows(Protocol[B_co]):

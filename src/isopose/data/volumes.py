@@ -46,9 +46,8 @@ class VolumeBatch:
         def changed(value: Any) -> Any:
             return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
 
-        return VolumeBatch(
-            **{name: changed(value) for name, value in vars(self).items() if value is not None}
-        )
+        known = {name: changed(value) for name, value in vars(self).items() if value is not None}
+        return VolumeBatch(**known)
 
 
 class Volumes:
@@ -66,12 +65,9 @@ class Volumes:
         self.presence = np.array(
             [np.asarray(case.record.presence, dtype=bool).any(axis=0) for case in self.cases]
         )
-        self.stack_from_frame = torch.stack(
-            [
-                case.record.frame.stack_from_frame(case.record.shape[0], case.record.spacing[2])
-                for case in self.cases
-            ]
-        )
+        records = [case.record for case in self.cases]
+        matrices = [one.frame.stack_from_frame(one.shape[0], one.spacing[2]) for one in records]
+        self.stack_from_frame = torch.stack(matrices) if matrices else torch.empty(0, 4, 4)
         self.pose: Tensor | None = None
         self.theta2: Tensor | None = None
 

@@ -66,6 +66,14 @@ def box_of_mask3d(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]
     return torch.where(found[:, None], torch.cat([lower - grow, upper + grow], dim=1), whole), found
 
 
+def widened3d(matrix: Tensor, factor: float) -> Tensor:
+    """Larger crops ``(N, 4, 4)`` around the same centres, at most the volume and moved to lie within it."""
+    half = (matrix.diagonal(dim1=1, dim2=2)[:, :3] * factor).clamp(max=1.0)
+    room = 1.0 - half
+    centre = matrix[:, :3, 3].clamp(-room, room)
+    return matrix_from_box3d(torch.cat([centre - half, centre + half], dim=1))
+
+
 def jittered3d(matrix: Tensor, noise: Tensor, *, shift: float, scale: float) -> Tensor:
     """theta2 with its centre and sizes disturbed, for training a U-Net that meets imperfect crops.
 

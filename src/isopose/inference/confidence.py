@@ -24,3 +24,22 @@ def touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> Tensor
     )
     cut = [strip.flatten(1).any(dim=1) & inside for strip, inside in edges]
     return torch.stack(cut).any(dim=0)
+
+
+def volume_touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> bool:
+    """Likewise of a volume's crop: any of its six faces that is not the homogenised volume's own.
+
+    Args:
+        probabilities: ``(1, classes, D, M, M)``.
+        theta2: ``(1, 4, 4)``, homogenised from crop.
+        border: width in voxels that counts as the face.
+    """
+    marked = probabilities[0].argmax(dim=0) > 0
+    for axis in range(3):
+        scale, centre = float(theta2[0, axis, axis]), float(theta2[0, axis, 3])
+        size = marked.shape[2 - axis]
+        faces = ((0, centre - scale > -1.0), (size - border, centre + scale < 1.0))
+        for start, inside in faces:
+            if border and inside and marked.narrow(2 - axis, start, border).any():
+                return True
+    return False

@@ -1,5 +1,6 @@
 """``isopose predict``: many scans in, one label map and one record each out."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from isopose.data.store import hash_of_source
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
+from isopose.geometry.similarity3d import LOG_SCALES
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.steps import write_steps
+from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.images import ending, read_volume, write_image, write_labels
 from isopose.labels import Labels
 from isopose.models.folder import Model
@@ -101,6 +104,11 @@ def predict_scans(
     for scan in scans:
         if scan.path.resolve() == _labels_file(output, scan).resolve():
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
+    if steps and model.config.dims == 3:
+        raise InputError(
+            "--steps draws what was done to single slices: expected a model with dims=2, got dims=3; "
+            "leave --steps out"
+        )
     output_folder(output)
     outcomes = []
     for number, scan in enumerate(scans, start=1):
@@ -131,9 +139,14 @@ def _predict_scan(
             reporter.say("  is there already, made from the same scan and model")
             return known
     volume = read_volume(scan.path)
+    prediction: Prediction | VolumePrediction
     with reporter.counting(f"predict {scan.name}") as progress:
-        prediction = predict(model, volume, probabilities=probabilities, progress=progress)
-    record = prediction_record(model, prediction, input_hash)
+        if model.config.dims == 3:
+            prediction = predict_volume(model, volume, probabilities=probabilities, progress=progress)
+            record = volume_record(model, prediction, input_hash)
+        else:
+            prediction = predict(model, volume, probabilities=probabilities, progress=progress)
+            record = prediction_record(model, prediction, input_hash)
     # A validation patient decided when training stopped, so his result flatters too.
     for key, use in (("images_sha256", "train"), ("validation_images_sha256", "validate")):
         if input_hash in model.info["training"].get(key, ()):
@@ -147,6 +160,7 @@ def _predict_scan(
         for path, values in zip(maps, prediction.probabilities, strict=True):
             write_image(volume.with_array(values), path)
     for path in pictures:
+        assert isinstance(prediction, Prediction), "refused by predict_scans"
         write_steps(model, volume, prediction, path)
     write_json(manifest, record)
     return record
@@ -213,7 +227,31 @@ def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> 
     }
 
 
-def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
+def volume_record(model: Model, prediction: VolumePrediction, input_hash: str) -> dict[str, Any]:
+    """Likewise of a model with ``dims=3``, which decides for a scan as a whole."""
+    record = prediction.record
+    roll, pitch, yaw = (math.degrees(angle) for angle in record.pose[:3])
+    return {
+        **_head(model, input_hash),
+        "volumes_ml": volumes_ml(prediction, model.labels),
+        "warnings": list(prediction.warnings),
+        "roll_degrees": roll,
+        "pitch_degrees": pitch,
+        "yaw_degrees": yaw,
+        "scales": [math.exp(log_scale) for log_scale in record.pose[LOG_SCALES]],
+        "frame": _frame(prediction.prepared),
+        "pose": record.pose.tolist(),
+        "reach": record.reach,
+        "homogenised_from_crop": record.theta2.tolist(),
+        "pose_from": model.config.pose.start,
+        "agreement": record.agreement,
+        "confidence": record.confidence,
+        "widened": record.widened,
+        "cut_off": record.cut_off,
+    }
+
+
+def volumes_ml(prediction: Prediction | VolumePrediction, labels: Labels) -> dict[str, float]:
     """Volume of each label and union in millilitres."""
     voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
     array = prediction.labels.array

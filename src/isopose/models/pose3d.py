@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
     """
     scan = scan_poses(transformer, slices, z)
     out = torch.zeros(POSE3D_SIZE, device=z.device)
-    if transformer.config.estimated:
+    if transformer.config.start != "identity":
         flat = scan.pose[0]
         log_scale = flat[LOG_SCALE_X:SHIFT_X]
         weight = (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
@@ -64,3 +65,9 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
     return VolumePose(out, scan.confidence.median(), slices.mirrored.mean())
+
+
+def places(slices: np.ndarray, count: int, stack_from_frame: Tensor) -> Tensor:
+    """Places ``(N,)`` of some of a stack's slices along z, in isotropic units from its middle."""
+    normalised = torch.from_numpy((2.0 * np.asarray(slices) + 1.0) / count - 1.0).float()
+    return normalised / stack_from_frame[2, 2]

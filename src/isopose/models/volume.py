@@ -49,7 +49,7 @@ class VolumePipeline(Pipeline):
         )
 
     def homogenise(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> Homogenised:
-        """Stacks ``(N, 1, Z, S, S)`` warped by ``stack_from_homogenised`` ``(N, 4, 4)``, as the crop sees them.
+        """Stacks ``(N, 1, Z, S, S)`` warped by ``stack_from_homogenised`` ``(N, 4, 4)``, as STN2 sees them.
 
         ``size`` is that in plane, ``crop.depth`` that along z.
         """
@@ -59,7 +59,7 @@ class VolumePipeline(Pipeline):
         )
 
     def theta2(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
-        """The crop ``(N, 4, 4)``, homogenised from crop, of stacks seen through ``stack_from_homogenised``."""
+        """STN2's crop ``(N, 4, 4)``, homogenised from crop, of stacks seen by ``stack_from_homogenised``."""
         if not self.config.crop.enabled:
             return torch.eye(4, device=image.device).expand(image.shape[0], 4, 4)
         if self.crop.localisation is None:

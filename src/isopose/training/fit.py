@@ -15,6 +15,7 @@ from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.slices import Slices
 from isopose.data.store import Store, write_store
+from isopose.data.volumes import Volumes
 from isopose.devices import choose_device, fast_bfloat16
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
@@ -24,9 +25,10 @@ from isopose.labels import Labels, mirrored_classes
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
+from isopose.models.volume import VolumePipeline, pipeline_for
 from isopose.progress import Reporter, Silent
 from isopose.training.checkpoint import Progress
-from isopose.training.loop import Stage, train_stage
+from isopose.training.loop import NOISE, Stage, train_stage
 from isopose.training.precision import precision_plugin
 from isopose.training.stages import (
     CropObjective,
@@ -37,6 +39,16 @@ from isopose.training.stages import (
 )
 from isopose.training.targets import Reference, check_reference, choose_reference
 from isopose.training.transforms import box_of_all, poses_of, transforms_of, turned
+from isopose.training.volumes import (
+    NOISE3D,
+    VolumeCropObjective,
+    VolumeSegmentationObjective,
+    reach_of,
+    turned_volumes,
+    volume_box_of_all,
+    volume_crops_of,
+    volume_poses_of,
+)
 
 
 @dataclass(frozen=True)
@@ -105,15 +117,29 @@ def fit(
         f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
         f"{math.degrees(reference.lean):+.1f} degrees)"
     )
-    pipeline = Pipeline(config, dataset.labels.classes, reference.mask, air, fingerprint.intensity.top).to(
-        run.fabric.device
-    )
+    pipeline = pipeline_for(config, dataset.labels.classes, reference.mask, air, fingerprint.intensity.top)
+    pipeline.to(run.fabric.device)
 
     # What no stage trains keeps its statistics: a batch norm in training mode would replace the shipped ones.
     pipeline.eval()
-    stages: list[Progress] = []
     if pipeline.pose.roll is not None:
         load_shipped(pipeline.pose.roll)
+    if isinstance(pipeline, VolumePipeline):
+        stages = _volume_stages(run, pipeline, train_slices, val_slices)
+    else:
+        stages = _slice_stages(run, pipeline, train_slices, val_slices)
+
+    info = _info(stages, reference, stored, training, validation)
+    save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
+    return load_model(folder)
+
+
+def _slice_stages(
+    run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None
+) -> list[Progress]:
+    """Train the networks of slices; the pipeline then holds the best weights."""
+    config = run.config
+    stages: list[Progress] = []
     if pipeline.pose.localisation is not None:
         stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
     if pipeline.pose.roll is not None and config.pose.learned:
@@ -123,7 +149,7 @@ def fit(
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose = poses_of(pipeline, slices, run.fabric.device)
         for line in turned(slices):
-            reporter.say(line)
+            run.reporter.say(line)
     if pipeline.joint is not None:
         stages.append(_train(run, "joint", JointObjective(pipeline), train_slices, val_slices, 3, "crop"))
     if config.crop.enabled and not config.crop.learned:
@@ -136,14 +162,35 @@ def fit(
         slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages.append(
-        _train(
-            run, "unet", SegmentationObjective(pipeline, dataset.labels.names), train_slices, val_slices, 2
-        )
+        _train(run, "unet", SegmentationObjective(pipeline, run.labels.names), train_slices, val_slices, 2)
     )
+    return stages
 
-    info = _info(stages, reference, stored, training, validation)
-    save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
-    return load_model(folder)
+
+def _volume_stages(
+    run: Run, pipeline: VolumePipeline, train_slices: Slices, val_slices: Slices | None
+) -> list[Progress]:
+    """Likewise for whole volumes, whose pose needs no training."""
+    crop, device = run.config.crop, run.fabric.device
+    training = Volumes(train_slices.cases)
+    validation = Volumes(val_slices.cases) if val_slices else None
+    stages: list[Progress] = []
+    for volumes in filter(None, (training, validation)):
+        volumes.pose = volume_poses_of(pipeline, volumes, device)
+        for line in turned_volumes(volumes):
+            run.reporter.say(line)
+    pipeline.reach.fill_(reach_of(training))
+    if crop.enabled and not crop.learned:
+        pipeline.crop.start.copy_(volume_box_of_all(pipeline, training, device))
+    if pipeline.crop.localisation is not None:
+        judged = validation.labelled() if validation else None
+        objective = VolumeCropObjective(pipeline)
+        stages.append(_train(run, "crop", objective, training.labelled(), judged or None, 1))
+    for volumes in filter(None, (training, validation)):
+        volumes.theta2 = volume_crops_of(pipeline, volumes, device)
+    unet = VolumeSegmentationObjective(pipeline, run.labels.names)
+    stages.append(_train(run, "unet", unet, training, validation, 2))
+    return stages
 
 
 def _split(dataset: Dataset, config: Config) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -247,21 +294,24 @@ def _train(
     run: Run,
     name: str,
     objective: Any,
-    training: Slices,
-    validation: Slices | None,
+    training: Slices | Volumes,
+    validation: Slices | Volumes | None,
     number: int,
     section: str = "",
 ) -> Progress:
     started = time.monotonic()
+    if isinstance(validation, Slices):
+        validation = validation.spread(run.config.train.validation_slices)
     stage = Stage(
         name=name,
         objective=objective,
         config=getattr(run.config, section or name).optimiser,
         training=training,
-        validation=validation and validation.spread(run.config.train.validation_slices),
+        validation=validation,
         least=_oversampling(run.config.train.oversample, run.labels),
         seed=(run.config.train.seed, number),
         section=section,
+        noise=NOISE3D if run.config.dims == 3 else NOISE,
     )
     progress = train_stage(stage, run.fabric, run.work, run.reporter)
     best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isopose.config import OptimiserConfig
 from isopose.data.slices import Slices, draw_epoch, read_ahead
+from isopose.data.volumes import Volumes
 from isopose.errors import IsoposeError
 from isopose.progress import Reporter
 from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -36,21 +37,23 @@ class Stage:
         name: ``pose``, ``crop``, ``joint`` or ``unet``.
         objective: module whose forward is the loss and whose ``judge`` validates.
         config: optimiser and length.
-        training: slices to learn from.
-        validation: slices of the validation patients, or none: then no early stopping.
+        training: slices, or whole volumes, to learn from.
+        validation: those of the validation patients, or none: then no early stopping.
         least: label column to the least part of an epoch's slices that show it.
         seed: numbers that name this run and stage.
         section: of the configuration where its optimiser is; without, that of its own name.
+        noise: how many numbers the objective may use to disturb a slice or volume.
     """
 
     name: str
     objective: nn.Module
     config: OptimiserConfig
-    training: Slices
-    validation: Slices | None
+    training: Slices | Volumes
+    validation: Slices | Volumes | None
     least: Mapping[int, float]
     seed: tuple[int, ...]
     section: str = ""
+    noise: int = NOISE
 
 
 def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
@@ -113,7 +116,7 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoc
         stage.training.presence, stage.least, config.batch_size, config.iterations, (*stage.seed, epoch)
     )
     generator = torch.Generator().manual_seed(_number((*stage.seed, epoch)))
-    noise = torch.rand(config.iterations, config.batch_size, NOISE, generator=generator) * 2.0 - 1.0
+    noise = torch.rand(config.iterations, config.batch_size, stage.noise, generator=generator) * 2.0 - 1.0
     total = torch.zeros((), device=fabric.device)
     pin = fabric.device.type == "cuda"
     for step, batch in enumerate(read_ahead(stage.training, batches, pin=pin)):

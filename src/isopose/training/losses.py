@@ -25,10 +25,10 @@ def crop_loss(
     The paper's text says L1 + L2, its formula shows an L2 and a root mean square; ``crop.loss`` chooses.
 
     Args:
-        crop: ``(N, 1, S, S)`` cut by the predicted matrix (H_C).
+        crop: ``(N, 1, S, S)``, or of volumes ``(N, 1, D, S, S)``, cut by the predicted matrix (H_C).
         target_crop: the same cut by the target matrix (T_C).
-        theta2: ``(N, 3, 3)`` predicted.
-        target: ``(N, 3, 3)``.
+        theta2: ``(N, 3, 3)`` or ``(N, 4, 4)`` predicted.
+        target: the same shape.
         config: the reading of the first term.
     """
     difference = crop.float() - target_crop.float()
@@ -48,14 +48,15 @@ def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     SoftDice is Eq. 1's, of each foreground class over the whole batch as nnU-Net does in 2D, then the mean.
 
     Args:
-        probabilities: ``(N, classes, H, W)``, sums of 1.
+        probabilities: ``(N, classes, H, W)`` or ``(N, classes, D, H, W)``, sums of 1.
         target: the same shape, one-hot or its average over larger pixels.
     """
     probabilities, target = probabilities.float(), target.float()
     entropy = -(target * probabilities.clamp(min=1e-7).log()).sum(dim=1).mean()
     p, g = probabilities[:, 1:], target[:, 1:]
-    overlap = (p * g).sum(dim=(0, 2, 3))
-    squares = p.square().sum(dim=(0, 2, 3)) + g.square().sum(dim=(0, 2, 3))
+    pixels = (0, *range(2, p.ndim))
+    overlap = (p * g).sum(dim=pixels)
+    squares = p.square().sum(dim=pixels) + g.square().sum(dim=pixels)
     dice = (2.0 * overlap + 1e-5) / (squares + 1e-5)
     return entropy + (1.0 - dice.mean())
 
@@ -66,7 +67,7 @@ def level_weight(level: int) -> float:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """``(N, H, W)`` class indices to ``(N, classes, H, W)`` float32."""
+    """Class indices ``(N, H, W)`` or ``(N, D, H, W)`` to ``(N, classes, ...)`` float32."""
     return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).float()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from isopose.data.slices import Batch, Slices
 from isopose.geometry.crop import jittered, mirrored
 from isopose.geometry.similarity import ANGLE, add_residual, isotropic, matrix_from_pose
-from isopose.geometry.warp import compose, warp
+from isopose.geometry.warp import Size, compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 from isopose.models.roll import views
@@ -264,13 +264,7 @@ class SegmentationObjective(nn.Module):
                 torch.stack([(predicted * truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3))])
             )
         both, predicted_sum, truth_sum = torch.cat(counts, dim=1)[:, :, 1:].cpu().numpy()
-        dice = patient_dice(slices.patients, both, predicted_sum, truth_sum)
-        by_label = {
-            f"dice {name}": float(np.nanmean(of_label))
-            for name, of_label in zip(self.names, dice.T, strict=True)
-            if not np.isnan(of_label).all()
-        }
-        return {"dice": float(np.mean(list(by_label.values()))), **by_label} if by_label else {}
+        return dice_by_label(self.names, slices.patients, both, predicted_sum, truth_sum)
 
     def _theta(self, batch: Batch) -> Tensor:
         assert batch.pose is not None, "the U-Net is trained after the pose"
@@ -301,7 +295,7 @@ class SegmentationObjective(nn.Module):
         return noise[:, 8] < 2.0 * self.config.unet.mirror - 1.0
 
 
-def warped_target(labels: Tensor, frame_from_crop: Tensor, size: tuple[int, int]) -> Tensor:
+def warped_target(labels: Tensor, frame_from_crop: Tensor, size: Size) -> Tensor:
     """One-hot labels warped once into the crop: the canonical space's soft target, background elsewhere."""
     inside = warp(labels[:, 1:], frame_from_crop, size)
     return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)
@@ -324,6 +318,19 @@ def patient_dice(
         with np.errstate(invalid="ignore"):
             rows.append(2.0 * both[mine].sum(0) / (predicted[mine].sum(0) + truth[mine].sum(0)))
     return np.stack(rows)
+
+
+def dice_by_label(
+    names: Sequence[str], patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
+) -> dict[str, float]:
+    """Mean of all labels' Dice, then each label's over the patients; see :func:`patient_dice`."""
+    dice = patient_dice(patients, both, predicted, truth)
+    by_label = {
+        f"dice {name}": float(np.nanmean(of_label))
+        for name, of_label in zip(names, dice.T, strict=True)
+        if not np.isnan(of_label).all()
+    }
+    return {"dice": float(np.mean(list(by_label.values()))), **by_label} if by_label else {}
 
 
 def square_overlap(a: Tensor, b: Tensor) -> Tensor:
