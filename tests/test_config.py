@@ -348,3 +348,40 @@ def test_messages_are_ours_and_not_the_librarys():
         load_config(settings=["train.fold=9"])
     with pytest.raises(InputError, match=r"^configuration: unet\.foo: no such setting; see docs/"):
         load_config(settings=["unet.foo=9"])
+
+
+def test_dims_3_brings_its_own_settings_which_others_may_change(tmp_path):
+    three = load_config(settings=["dims=3"])
+    assert (three.pose.per, three.crop.per) == ("volume", "volume")
+    assert (three.unet.base_features, three.unet.optimiser.batch_size) == (16, 2)
+    # What it does not name keeps its default.
+    assert three.unet.optimiser.learning_rate == Config().unet.optimiser.learning_rate
+    path = tmp_path / "three.toml"
+    path.write_text("dims = 3\n[unet]\ndepth = 64\nbase_features = 8\n")
+    from_file = load_config(file=path, settings=["unet.base_features=4"])
+    assert (from_file.dims, from_file.unet.depth, from_file.unet.base_features) == (3, 64, 4)
+    assert load_config(file=path, settings=["dims=2", "unet.base_features=32", "unet.depth=32"]) == Config()
+    assert Config().dims == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("pose.per=slice", 'pose.per is "slice", with dims=3 only "volume" is possible'),
+        ("pose.per=smooth", 'pose.per is "smooth", with dims=3 only "volume" is possible'),
+        ("crop.per=slice", 'crop.per is "slice", with dims=3 only "volume" is possible'),
+        ("pose.learned=true", "pose.learned is true, with dims=3 only false is possible"),
+        ("stn=joint", 'stn is "joint", with dims=3 only "separate" is possible'),
+        ("unet.loss_space=native", 'unet.loss_space is "native", with dims=3 only "canonical" is possible'),
+        ("unet.output_norm=true", "unet.output_norm is true, with dims=3 only false is possible"),
+    ],
+)
+def test_what_volumes_cannot_do_is_refused_in_one_line(setting, told):
+    with pytest.raises(InputError) as error:
+        load_config(settings=["dims=3", setting])
+    assert str(error.value) == f"configuration: {told}"
+
+
+def test_dims_other_than_2_and_3_are_refused():
+    with pytest.raises(InputError, match=r"dims: .*2 or 3.*got 4"):
+        load_config(settings=["dims=4"])

@@ -21,7 +21,7 @@ from isopose.models.folder import Model, load_model
 from isopose.models.volume import VolumePipeline
 from isopose.progress import Silent
 from isopose.training.fit import fit
-from isopose.training.loop import Stage
+from isopose.training.loop import NOISE, Stage
 
 SMALL = ("dims=3", "pose.learned=false", "crop.depth=8", "unet.depth=8", "unet.base_features=2")
 
@@ -83,9 +83,7 @@ def test_predict_writes_labels_on_the_scans_grid_and_a_record(fitted, cohort, tm
 def test_steps_are_refused_with_one_line(fitted, cohort, tmp_path) -> None:
     scans = [Scan("six", cohort / "imagesTs" / "Muster_Erika_6_0000.nii.gz")]
     with pytest.raises(InputError, match="--steps draws what was done to single slices"):
-        predict_scans(
-            fitted[0], scans, tmp_path / "out", probabilities=False, steps=True, reporter=Silent()
-        )
+        predict_scans(fitted[0], scans, tmp_path / "out", probabilities=False, steps=True, reporter=Silent())
     assert not (tmp_path / "out").exists()
 
 
@@ -136,4 +134,4 @@ def test_a_whole_case_is_what_its_slices_are(fitted) -> None:
     assert float(batch.stack_from_frame[0, 2, 2]) == pytest.approx(fov / 30.0)
     assert volumes.presence.all()
     assert [tuple(b.rows.tolist()) for b in volumes.in_order(4)] == [(0, 1, 2, 3), (4, 5)]
-    assert Stage.__dataclass_fields__["noise"].default == 8
+    assert Stage.__dataclass_fields__["noise"].default == NOISE

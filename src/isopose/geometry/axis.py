@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from isopose.geometry.aggregate import common_values
+
 #: Scatter of a slice's centroid around the line that is shape and not tilt, in half sides of the frame, and
 #: spread of true tilts: from both follows how far the line of a few slices close together is believed.
 CENTROID_SD = 0.01
@@ -13,13 +15,16 @@ TILT_SD = math.radians(5.0)
 MAX_TILT = math.radians(20.0)
 #: Rounds of reweighting, and residuals in medians beyond which a slice counts less than half.
 ROUNDS, OUTLYING = 10, 3.0
+#: Slices, evenly spread, of which all pairs are taken for the first line.
+PAIRED = 128
 
 
 def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """A robust straight line through the centroids of a scan's slices.
 
-    Least squares, reweighted so that slices far off the line (a mask that took an arm for trunk) hardly count
-    (Cauchy's weights), with a Gaussian prior on the slope (:data:`TILT_SD`).
+    First the median slope of all pairs of slices (Theil and Sen), then least squares, reweighted so that
+    slices far off the line (a mask that took an arm for trunk) hardly count (Cauchy's weights), with a
+    Gaussian prior on the slope (:data:`TILT_SD`).
 
     Args:
         centres: ``(N, 2)`` as ``(x, y)``.
@@ -31,18 +36,32 @@ def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
     """
     points, places, belief = centres.double(), z.double(), weight.double()
     belief = belief / belief.sum().clamp(min=1e-12) * len(belief)
-    w = belief
+    stiffness = (CENTROID_SD / math.tan(TILT_SD)) ** 2
+    slope = _median_slope(points, belief, places)
+    mean, middle = common_values(points - places[:, None] * slope, belief), places.new_zeros(())
     for _ in range(ROUNDS):
-        total = w.sum()
-        middle, mean = (w @ places) / total, (w @ points) / total
-        along = places - middle
-        stiffness = (CENTROID_SD / math.tan(TILT_SD)) ** 2
-        slope = ((w * along) @ (points - mean)) / ((w * along.square()).sum() + stiffness)
-        off = (points - mean - along[:, None] * slope).norm(dim=1)
+        off = (points - mean - (places - middle)[:, None] * slope).norm(dim=1)
         # No slice is off the line as long as all are as near to it as centroids ever are.
         scale = OUTLYING * off.median().clamp(min=CENTROID_SD / OUTLYING)
         w = belief / (1.0 + (off / scale).square())
+        middle, mean = (w @ places) / w.sum(), (w @ points) / w.sum()
+        along = places - middle
+        slope = ((w * along) @ (points - mean)) / ((w * along.square()).sum() + stiffness)
     return (mean - middle * slope).to(centres.dtype), slope.to(centres.dtype)
+
+
+def _median_slope(points: Tensor, belief: Tensor, places: Tensor) -> Tensor:
+    """Weighted median ``(2,)`` of the slopes of all pairs of slices."""
+    some = torch.linspace(0, len(places) - 1, min(PAIRED, len(places)), device=places.device).round().long()
+    points, belief, places = points[some], belief[some], places[some]
+    a, b = torch.triu_indices(len(some), len(some), 1, device=places.device)
+    distance = places[b] - places[a]
+    apart = distance.abs() > 1e-9
+    if not apart.any():
+        return points.new_zeros(2)
+    a, b, distance = a[apart], b[apart], distance[apart]
+    slopes = (points[b] - points[a]) / distance[:, None]
+    return common_values(slopes, belief[a] * belief[b])
 
 
 def tilt_of(slope: Tensor, roll: Tensor) -> tuple[Tensor, Tensor]:

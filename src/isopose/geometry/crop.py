@@ -115,9 +115,9 @@ def mirrored(matrix: Tensor) -> Tensor:
     pose, crop and their jitter are. Mirrored twice it is as before; the determinant changes its sign.
 
     Args:
-        matrix: theta2, or theta1 · theta2 (frame from crop).
+        matrix: theta2, or theta1 · theta2 (frame from crop); of volumes ``(..., 4, 4)``, about x = 0 too.
     """
-    return matrix * matrix.new_tensor([-1.0, 1.0, 1.0])
+    return torch.cat([-matrix[..., :1], matrix[..., 1:]], dim=-1)
 
 
 def jittered(

@@ -172,23 +172,24 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
 
     Args:
         model: trained.
-        crop: ``(N, 1, M, M)``.
+        crop: ``(N, 1, M, M)``, of volumes ``(N, 1, D, M, M)``.
 
     Returns:
-        Probabilities ``(N, classes, M, M)`` float32.
+        Probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32.
     """
     plain = _answer(model.pipeline, crop)
     if not model.config.predict.mirror:
         return plain
     partners = list(mirrored_classes(model.labels.names))
-    return 0.5 * (plain + _answer(model.pipeline, crop.flip(3)).flip(3)[:, partners])
+    return 0.5 * (plain + _answer(model.pipeline, crop.flip(-1)).flip(-1)[:, partners])
 
 
 def _answer(pipeline: Pipeline, crop: Tensor) -> Tensor:
     kind = crop.device.type
     low = torch.bfloat16 if fast_bfloat16(kind) else torch.float16
     with torch.autocast(kind, dtype=low, enabled=kind == "cuda"):
-        return pipeline.probabilities(crop.contiguous(memory_format=torch.channels_last))
+        laid_out = torch.channels_last if crop.ndim == 4 else torch.contiguous_format
+        return pipeline.probabilities(crop.contiguous(memory_format=laid_out))
 
 
 def _marked(probabilities: Tensor) -> Tensor:

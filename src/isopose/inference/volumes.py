@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare
-from isopose.devices import fast_bfloat16
 from isopose.geometry.crop3d import widened3d
 from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, ROLL
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.confidence import volume_touches_border
 from isopose.inference.poses import batches_of, frames
-from isopose.inference.predict import OUTSIDE, WIDEN
+from isopose.inference.predict import OUTSIDE, WIDEN, crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.pose3d import places, volume_pose
 from isopose.models.scan import MIRRORED, TURNED, joined
@@ -164,7 +163,7 @@ def _segmented(
     border = model.config.predict.crop_border
 
     def seen_through(crop: Tensor) -> Tensor:
-        return _probabilities(model, image, compose(stack_from_homogenised, crop))
+        return crop_probabilities(model, model.pipeline.cut(image, compose(stack_from_homogenised, crop)))
 
     probabilities = seen_through(theta2)
     if not volume_touches_border(probabilities, theta2, border):
@@ -176,13 +175,6 @@ def _segmented(
     record.widened = _marked(again, wider) > _marked(probabilities, theta2)
     record.cut_off = not record.widened
     return (again, wider) if record.widened else (probabilities, theta2)
-
-
-def _probabilities(model: Model, image: Tensor, theta: Tensor) -> Tensor:
-    kind = image.device.type
-    low = torch.bfloat16 if fast_bfloat16(kind) else torch.float16
-    with torch.autocast(kind, dtype=low, enabled=kind == "cuda"):
-        return model.pipeline.probabilities(model.pipeline.cut(image, theta))
 
 
 def _marked(probabilities: Tensor, theta2: Tensor) -> float:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from isopose.data.slices import Slices
 from isopose.data.volumes import VolumeBatch, Volumes
+from isopose.geometry.crop import mirrored
 from isopose.geometry.crop3d import box_from_matrix3d, box_of_mask3d, jittered3d, matrix_from_box3d
 from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, ROLL, add_residual3d
 from isopose.geometry.warp import compose, warp
+from isopose.labels import mirrored_classes
 from isopose.models.pose3d import places, volume_pose
 from isopose.models.scan import TURNED, joined
 from isopose.models.volume import VolumePipeline, crop_shape, restore_slices
@@ -22,8 +24,8 @@ from isopose.training.transforms import BATCH
 #: Pose jitter at strength 1: roll, pitch, yaw in radians, log scales, shifts in half sides of the frame.
 #: Pitch and yaw of patients vary less than the roll.
 POSE3D_JITTER = (0.17, 0.09, 0.09, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
-#: Numbers by which a volume is disturbed: those of the pose, and five of the crop.
-NOISE3D = POSE3D_SIZE + 5
+#: Numbers by which a volume is disturbed: those of the pose, five of the crop, one of mirroring.
+NOISE3D = POSE3D_SIZE + 5 + 1
 
 
 class VolumeCropObjective(nn.Module):
@@ -79,20 +81,27 @@ class VolumeSegmentationObjective(nn.Module):
         super().__init__()
         self.unet = pipeline.unet
         self.names = tuple(names)
+        self.mirror = pipeline.config.unet.mirror
+        #: Class of the mirrored structure, class by class; without mirroring names may be any.
+        self.partners = list(mirrored_classes(self.names) if self.mirror else range(pipeline.classes))
         self.pipeline = (pipeline,)  # used, and no part of this module
 
     def forward(self, batch: VolumeBatch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 14)`` in [-1, 1] disturbs pose and crop."""
+        """The loss of a batch; ``noise`` ``(N, 15)`` in [-1, 1) disturbs pose and crop and mirrors volumes.
+
+        As in :class:`isopose.training.stages.SegmentationObjective`, a mirrored volume's paired classes are
+        swapped.
+        """
         (pipeline,) = self.pipeline
         size = crop_shape(pipeline.config)
         theta = self._disturbed(batch, noise)
         crop = torch.cat([pipeline.cut(i, t[None]) for i, t in zip(batch.image, theta, strict=True)])
-        target = torch.cat(
-            [
-                warped_target(one_hot(labels, pipeline.classes), one[None], size)
-                for labels, one in zip(batch.labels, theta, strict=True)
-            ]
-        )
+        targets = []
+        for labels, one, mirror in zip(batch.labels, theta, self._in_mirror(noise), strict=True):
+            classes = one_hot(labels, pipeline.classes)
+            classes = classes[:, self.partners] if mirror else classes
+            targets.append(warped_target(classes, one[None], size))
+        target = torch.cat(targets)
         loss = torch.zeros((), device=crop.device)
         for level, logits in enumerate(self.unet(crop, deep=True)):
             probabilities = logits.float().softmax(dim=1)
@@ -134,13 +143,20 @@ class VolumeSegmentationObjective(nn.Module):
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
         (pipeline,) = self.pipeline
         crop = pipeline.config.crop
-        spread = pipeline.config.unet.pose_jitter * noise.new_tensor(POSE3D_JITTER)
-        pose = add_residual3d(batch.pose, noise[:, :POSE3D_SIZE] * spread)
-        theta2 = batch.theta2
+        residual = noise[:, :POSE3D_SIZE] * pipeline.config.unet.pose_jitter * noise.new_tensor(POSE3D_JITTER)
+        if pipeline.config.pose.scales == 1:
+            # No pose will ever stretch one axis more than another there.
+            residual[:, LOG_SCALES] = residual[:, LOG_SCALES].mean(dim=1, keepdim=True)
+        pose, theta2 = add_residual3d(batch.pose, residual), batch.theta2
         if crop.enabled:
             shift, scale = crop.jitter_shift, crop.jitter_scale
-            theta2 = jittered3d(theta2, noise[:, POSE3D_SIZE:], shift=shift, scale=scale)
-        return compose(pipeline.stack_from_homogenised(pose, batch.stack_from_frame), theta2)
+            theta2 = jittered3d(theta2, noise[:, POSE3D_SIZE:-1], shift=shift, scale=scale)
+        theta = compose(pipeline.stack_from_homogenised(pose, batch.stack_from_frame), theta2)
+        return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
+
+    def _in_mirror(self, noise: Tensor) -> Tensor:
+        """Which volumes ``(N,)`` are shown mirrored, each with the configured probability."""
+        return noise[:, -1] < 2.0 * self.mirror - 1.0
 
 
 def homogenising(pipeline: VolumePipeline, batch: VolumeBatch) -> Tensor:
