@@ -13,6 +13,7 @@ from isopose.data.phantom.pose import Pose
 from isopose.geometry.similarity3d import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
 from isopose.geometry.volume import Volume
 from isopose.inference.confidence import volume_touches_border
+from isopose.inference.predict import crop_probabilities
 from isopose.inference.volumes import predict_volume
 from isopose.models.volume import restore_slices
 
@@ -225,3 +226,15 @@ def test_slabs_are_what_the_whole_is():
     assert [(part.start, part.stop) for part, _ in slabs] == [(0, 3), (3, 6), (6, 9), (9, 11)]
     assert torch.allclose(torch.cat([values for _, values in slabs], dim=1), whole, atol=1e-5)
     assert torch.allclose(whole.sum(dim=0), torch.ones(shape), atol=1e-5)
+
+
+def test_the_answer_is_averaged_with_that_to_the_mirrored_crop(model):
+    """What is bright is as bright in the mirror: the same labels, on the same side."""
+    volume, _ = tilted(10, 4, -5)
+    both = predict_volume(bright_model({**VOLUMES, "predict": {"mirror": True}}), volume, probabilities=True)
+    once = predict_volume(bright_model(VOLUMES), volume, probabilities=True)
+    np.testing.assert_allclose(both.probabilities, once.probabilities, atol=1e-4)
+    crop = torch.rand(1, 1, 4, 8, 8)
+    made = bright_model({**VOLUMES, "predict": {"mirror": True}})
+    made.pipeline.unet.forward = lambda image, deep=False: [torch.cat([image, 0 * image, 0 * image], dim=1)]
+    assert torch.allclose(crop_probabilities(made, crop)[:, 1], (1 / (crop.exp() + 2))[:, 0], atol=1e-5)
