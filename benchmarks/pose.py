@@ -515,27 +515,32 @@ def _per_cent(part: float | None) -> str:
 def _picture(results: dict[str, Any], path: Path) -> None:
     """How many slices are within an angle, of every contender."""
     panels = [(part, group) for part in ("all", "registered") for group in results[part]]
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.0 * len(panels), 4.2), sharey=True, squeeze=False)
-    colours = plt.get_cmap("tab10")
+    rows = -(-len(panels) // 3)
+    figure, grid = plt.subplots(rows, 3, figsize=(13.5, 3.9 * rows + 1.2), sharey=True, squeeze=False)
+    axes = grid.ravel()
+    for unused in axes[len(panels) :]:
+        unused.axis("off")
+    colours = plt.get_cmap("tab20")
     names = list(dict.fromkeys(name for part, group in panels for name in results[part][group]))
-    for axis, (part, group) in zip(axes[0], panels, strict=True):
+    for axis, (part, group) in zip(axes, panels, strict=False):
         for name, row in results[part][group].items():
             error = np.sort(np.abs(row["angles"]))
             style = "-" if name.startswith("isopose") else "--" if name.startswith("Simple") else ":"
             share = (np.arange(len(error)) + 1) / len(error)
             axis.plot(
-                np.maximum(error, 0.02), share, style, label=name, color=colours(names.index(name) % 10)
+                np.maximum(error, 0.02), share, style, label=name, color=colours(names.index(name) % 20)
             )
         axis.set(xscale="log", xlim=(0.05, 180), xlabel="rotation error, degrees", ylim=(0, 1))
         axis.set_title(f"{group}, {'all slices' if part == 'all' else 'slices that were registered'}")
         axis.axvline(6.0, color="grey", linewidth=0.8)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("part of the slices within")
+    for first in grid[:, 0]:
+        first.set_ylabel("part of the slices within")
     handles = {
-        h.get_label(): h for axis in axes[0] for h in axis.get_lines() if not h.get_label().startswith("_")
+        h.get_label(): h for axis in axes for h in axis.get_lines() if not h.get_label().startswith("_")
     }
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=4, fontsize=8)
-    figure.tight_layout(rect=(0, 0.17, 1, 1))
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     with replacing(path) as temporary, open(temporary, "wb") as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)

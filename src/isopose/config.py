@@ -71,8 +71,8 @@ class PoseConfig(Section):
     )
     learned: bool = Field(
         False,
-        description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network, "
-        "also before stn=joint, which always learns the rest",
+        description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network (its "
+        "confidence is then no longer calibrated), also before stn=joint, which always learns the rest",
     )
     per: Literal["volume", "smooth", "slice"] = Field(
         "smooth", description="one pose for a scan, one that varies smoothly along it, or one for each slice"

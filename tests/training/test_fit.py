@@ -335,9 +335,11 @@ def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: 
 
 def test_the_roll_network_may_be_fine_tuned_before(fitted: Fitted, tiny, tmp_path: Path) -> None:
     config = tiny("stn=joint", "pose.start=anatomy", "pose.learned=true", "unet.optimiser.epochs=1")
-    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
+    said = Listening()
+    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store, reporter=said)
     assert list(model.info["stages"]) == ["pose", "joint", "unet"]
     assert "roll cosine" in model.info["history"][0]
+    assert any("not calibrated" in line for line in said.lines)
 
 
 def test_a_finished_run_is_not_done_again(fitted: Fitted) -> None:

@@ -146,6 +146,10 @@ def _slice_stages(
         for slices in filter(None, (train_slices, val_slices)):
             slices.pose = poses_of(pipeline, slices, run.fabric.device)
         stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
+        run.reporter.say(
+            "note: a fine-tuned roll network thinks itself surer than it is (docs/pose.md): the confidence "
+            "of this model's poses is not calibrated"
+        )
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose = poses_of(pipeline, slices, run.fabric.device)
         for line in turned(slices):
