@@ -117,9 +117,10 @@ class Pipeline(nn.Module):
         return self.pose.follow(start, raw[:, :POSE_SIZE]), self.crop.square(raw[:, POSE_SIZE:])
 
     def theta2(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
-        """STN2's crop ``(N, 3, 3)``, homogenised from crop, of frames seen in a pose."""
+        """STN2's crop ``(N, 3, 3)``, of volumes ``(N, 4, 4)``: homogenised from crop, of frames in a pose."""
         if not self.config.crop.enabled:
-            return torch.eye(3, device=image.device).expand(image.shape[0], 3, 3)
+            side = self.config.dims + 1
+            return torch.eye(side, device=image.device).expand(image.shape[0], side, side)
         if self.crop.localisation is None:
             theta: Tensor = self.crop(image, mask)
             return theta

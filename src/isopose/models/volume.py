@@ -58,17 +58,6 @@ class VolumePipeline(Pipeline):
             pose, warp(image, pose, shape, fill=self.air), warp(mask.to(image.dtype), pose, shape)
         )
 
-    def theta2(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
-        """STN2's crop ``(N, 4, 4)``, homogenised from crop, of stacks seen by ``stack_from_homogenised``."""
-        if not self.config.crop.enabled:
-            return torch.eye(4, device=image.device).expand(image.shape[0], 4, 4)
-        if self.crop.localisation is None:
-            theta: Tensor = self.crop(image, mask)
-            return theta
-        seen = self.homogenise(image, mask, pose, self.config.crop.size)
-        learned: Tensor = self.crop(seen.image, seen.mask)
-        return learned
-
     def cut(self, image: Tensor, frame_from_crop: Tensor) -> Tensor:
         """The U-Net's input ``(N, 1, D, M, M)``, straight from the stack by one resampling."""
         return warp(image, frame_from_crop, crop_shape(self.config), fill=self.air)
