@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopose.config import CropConfig
-from isopose.training.losses import crop_loss, level_weight, one_hot, pose_loss, segmentation_loss
+from isopose.training.losses import (
+    crop_loss,
+    level_weight,
+    one_hot,
+    pose_loss,
+    roll_loss,
+    segmentation_loss,
+    von_mises_loss,
+)
 
 L1, L2 = CropConfig(loss="l1+rmse"), CropConfig(loss="l2+rmse")
 
@@ -157,3 +165,36 @@ def test_weights_of_the_levels_and_one_hot() -> None:
     assert [level_weight(n) for n in range(4)] == [1.0, 0.5, 0.25, 0.125]
     hot = one_hot(torch.tensor([[[2, 0]]], dtype=torch.uint8), 3)
     assert hot.tolist() == [[[[0.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]]]]
+
+
+def evidence(degrees: list[float], length: list[float]) -> torch.Tensor:
+    angle, size = torch.tensor(degrees).deg2rad(), torch.tensor(length)
+    return size[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def test_von_mises_loss_is_the_likelihood() -> None:
+    """Against SciPy's density, without its constant log 2 pi; finite where the Bessel function is not."""
+    from scipy.stats import vonmises
+
+    seen, truth = evidence([10.0, -170.0], [3.0, 40.0]), torch.tensor([25.0, 175.0]).deg2rad()
+    expected = -vonmises.logpdf(np.radians([15.0, 15.0]), [3.0, 40.0]).mean() - math.log(2 * math.pi)
+    assert von_mises_loss(seen, truth).item() == pytest.approx(expected, rel=1e-5)
+    assert von_mises_loss(evidence([0.0], [5000.0]), torch.zeros(1)).isfinite()
+
+
+def test_roll_loss_by_hand() -> None:
+    """k (1 - cos 60 degrees) and the squared logarithm of the length over k."""
+    seen, truth = evidence([60.0], [20.0]), torch.zeros(1)
+    given = torch.tensor([10.0])
+    assert roll_loss(seen, truth, given).item() == pytest.approx(10.0 * 0.5 + math.log(2.0) ** 2, rel=1e-5)
+    assert roll_loss(evidence([0.0], [10.0]), truth, given).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_roll_loss_does_not_reward_being_surer() -> None:
+    """Where the direction is right, likelihood pulls the length up without end; here it goes back to k."""
+    seen = evidence([0.0], [20.0]).requires_grad_()
+    roll_loss(seen, torch.zeros(1), torch.tensor([10.0])).backward()
+    assert seen.grad[0, 0] > 0
+    again = evidence([0.0], [20.0]).requires_grad_()
+    von_mises_loss(again, torch.zeros(1)).backward()
+    assert again.grad[0, 0] < 0

@@ -61,8 +61,9 @@ def test_the_truth_is_the_scans_pose_and_the_known_turn(pipeline, slices):
     objective = RollObjective(pipeline)
     right = objective(slices, noise(1)).item()
     wrong = slices._replace(pose=slices.pose + torch.tensor([math.radians(25.0), 0, 0, 0, 0]))
-    assert right < -1.0
-    assert objective(wrong, noise(1)).item() > right + 1.0
+    # Half a radian of freedom: the mean of k (1 - cos) is about 1/2 where k is right.
+    assert right < 2.0
+    assert objective(wrong, noise(1)).item() > right + 5.0
 
 
 def test_a_few_steps_lower_the_loss_and_leave_the_statistics(pipeline, slices):
@@ -70,14 +71,33 @@ def test_a_few_steps_lower_the_loss_and_leave_the_statistics(pipeline, slices):
     objective.train()
     before = {name: value.clone() for name, value in pipeline.pose.roll.named_buffers()}
     optimiser = torch.optim.AdamW(objective.parameters(), lr=5e-4)
-    first = objective(slices, noise(2)).item()
-    for step in range(8):
+    # Scans that say something else than the network: near its optimum nothing would be left to learn.
+    other = slices._replace(pose=slices.pose + torch.tensor([math.radians(12.0), 0, 0, 0, 0]))
+    first = objective(other, noise(2)).item()
+    for step in range(15):
         optimiser.zero_grad()
-        objective(slices, noise(10 + step)).backward()
+        objective(other, noise(10 + step)).backward()
         optimiser.step()
-    assert objective(slices, noise(2)).item() < first
+    assert objective(other, noise(2)).item() < 0.5 * first
     for name, value in pipeline.pose.roll.named_buffers():
         assert torch.equal(value, before[name]), name
+
+
+def test_the_network_gets_no_surer_than_it_was_shipped(pipeline, slices):
+    """Its own mean is always agreed with: likelihood alone would let the concentration grow without end."""
+    objective = RollObjective(pipeline)
+    objective.train()
+    image, mask = objective.window(slices.image), slices.mask
+    with torch.no_grad():
+        before = pipeline.pose.roll.roll(image, mask).concentration
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=5e-4)
+    for step in range(30):
+        optimiser.zero_grad()
+        objective(slices, noise(100 + step)).backward()
+        optimiser.step()
+    with torch.no_grad():
+        after = pipeline.pose.roll.roll(image, mask).concentration
+    assert (after / before).median().item() == pytest.approx(1.0, abs=0.4)
 
 
 def test_the_score_is_the_agreement_with_what_the_scan_said(pipeline, slices):

@@ -80,3 +80,14 @@ def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:
     concentration = evidence.norm(dim=1)
     along = evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()
     return (torch.special.i0e(concentration).log() + concentration - along).mean()
+
+
+def roll_loss(evidence: Tensor, angle: Tensor, concentration: Tensor) -> Tensor:
+    """Mean negative log likelihood of angles ``(N,)`` where the concentration ``(N,)`` is given, not learned.
+
+    k (1 - cos(error)), and the squared logarithm of how far the length of the evidence ``(N, 2)`` is from k.
+    """
+    length = evidence.norm(dim=1).clamp(min=1e-6)
+    along = (evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()) / length
+    drift = (length / concentration.clamp(min=1e-6)).log().square()
+    return (concentration * (1.0 - along) + drift).mean()

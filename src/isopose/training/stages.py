@@ -4,6 +4,7 @@ An objective is a module whose ``forward(batch, noise)`` is the loss and whose `
 returns numbers for validation, the score first; :mod:`isopose.training.loop` trains any of them the same way.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -24,8 +25,8 @@ from isopose.training.losses import (
     level_weight,
     one_hot,
     pose_loss,
+    roll_loss,
     segmentation_loss,
-    von_mises_loss,
 )
 from isopose.training.targets import crop_targets
 
@@ -64,7 +65,9 @@ class RollObjective(nn.Module):
     """Fine-tuning of the shipped roll network on a user's own slices, without any label.
 
     What the slices of a scan say together is taken as the truth for each; every slice is shown turned from it
-    by a known angle. So the network learns how these scanners and patients look, not another upright.
+    by a known angle. So the network learns how these scanners and patients look, not another upright. How
+    sure it is stays what the shipped network says of the same view: slices that agree with their own mean
+    would make it surer and surer, and its confidence worthless.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -72,6 +75,8 @@ class RollObjective(nn.Module):
         assert pipeline.pose.roll is not None, "fine-tuning needs the roll network"
         self.roll = pipeline.pose.roll
         self.window = pipeline.pose.window
+        # As it was shipped, also in a resumed run; used, and no part of this module.
+        self.shipped = (copy.deepcopy(self.roll).eval().requires_grad_(False),)
 
     def train(self, mode: bool = True) -> "RollObjective":
         """As usual, but with the shipped statistics: those of small batches of turned slices are poor."""
@@ -86,7 +91,9 @@ class RollObjective(nn.Module):
         # Every other slice nearly upright, as after a first look.
         angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
         seen = views(self.window(batch.image), batch.mask, batch.pose[:, ANGLE] - angle)
-        return von_mises_loss(self.roll(seen)[:, :2], angle)
+        with torch.no_grad():
+            sure = self.shipped[0](seen)[:, :2].norm(dim=1)
+        return roll_loss(self.roll(seen)[:, :2], angle, sure)
 
     def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
         """Mean cosine of what a slice says alone and what its scan said at first, and the median angle."""
