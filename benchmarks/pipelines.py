@@ -69,8 +69,9 @@ NOTE = """
 {patients} unseen phantom patients of {seeds} cohorts ({cases} patients each, seeds {names}). Dice: mean (sd)
 over patients, 3D on the native grid. Crop overlap: intersection over union with the target square, single
 slices of the validation patients. Roll off by: median / 90th percentile of degrees over the test patients'
-slices, against the phantom's true roll. Seconds are of one CPU core: training by stage, prediction for a
-volume of {slices} slices of {size} pixels with reading and writing. Parameters of the transformers alone.
+slices, against the phantom's true roll. Of volumes the overlap is that of boxes, the roll one a scan.
+Seconds are of one CPU core: training by stage, prediction for a volume of {slices} slices of {size} pixels
+with reading and writing. Parameters of the transformers alone.
 """
 
 

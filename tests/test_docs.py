@@ -302,6 +302,13 @@ def test_homogenised_examples_are_what_the_commands_write(examples: dict[str, An
     assert restored["files"]["phantom_000.nii.gz"] == values["sources"]["label"][:8]
 
 
+def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
+    whole, *_ = keys_of("volume_record", "inference/scans.py")
+    told = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))
+    assert whole - set(examples["prediction.json"]) <= told
+    assert "reach" in whole
+
+
 def test_scores_examples_are_one_evaluation(examples: dict[str, Any]) -> None:
     values = examples["scores.json"]
     evaluation = Evaluation.from_json(values | {"targets": ["kidney"]})

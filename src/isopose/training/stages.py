@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from isopose.data.slices import Batch, Slices
 from isopose.geometry.crop import jittered, mirrored
 from isopose.geometry.similarity import ANGLE, add_residual, isotropic, matrix_from_pose
-from isopose.geometry.warp import Size, compose, warp
+from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 from isopose.models.roll import views
@@ -302,7 +302,7 @@ class SegmentationObjective(nn.Module):
         return noise[:, 8] < 2.0 * self.config.unet.mirror - 1.0
 
 
-def warped_target(labels: Tensor, frame_from_crop: Tensor, size: Size) -> Tensor:
+def warped_target(labels: Tensor, frame_from_crop: Tensor, size: tuple[int, int]) -> Tensor:
     """One-hot labels warped once into the crop: the canonical space's soft target, background elsewhere."""
     inside = warp(labels[:, 1:], frame_from_crop, size)
     return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)

@@ -17,8 +17,8 @@ from isopose.labels import mirrored_classes
 from isopose.models.pose3d import places, volume_pose
 from isopose.models.scan import TURNED, joined
 from isopose.models.volume import VolumePipeline, crop_shape, restore_slices
-from isopose.training.losses import crop_loss, level_weight, one_hot, segmentation_loss
-from isopose.training.stages import dice_by_label, warped_target
+from isopose.training.losses import crop_loss, level_weight, segmentation_loss
+from isopose.training.stages import dice_by_label
 from isopose.training.transforms import BATCH
 
 #: Pose jitter at strength 1: roll, pitch, yaw in radians, log scales, shifts in half sides of the frame.
@@ -98,9 +98,11 @@ class VolumeSegmentationObjective(nn.Module):
         crop = torch.cat([pipeline.cut(i, t[None]) for i, t in zip(batch.image, theta, strict=True)])
         targets = []
         for labels, one, mirror in zip(batch.labels, theta, self._in_mirror(noise), strict=True):
-            classes = one_hot(labels, pipeline.classes)
-            classes = classes[:, self.partners] if mirror else classes
-            targets.append(warped_target(classes, one[None], size))
+            order = self.partners[1:] if mirror else range(1, pipeline.classes)
+            # Not by one_hot, whose integers would take many times a large scan's memory.
+            shown = torch.stack([labels == index for index in order], dim=1).float()
+            inside = warp(shown, one[None], size)
+            targets.append(torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1))
         target = torch.cat(targets)
         loss = torch.zeros((), device=crop.device)
         for level, logits in enumerate(self.unet(crop, deep=True)):
