@@ -147,8 +147,8 @@ def _slice_stages(
             slices.pose = poses_of(pipeline, slices, run.fabric.device)
         stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
         run.reporter.say(
-            "note: a fine-tuned roll network thinks itself surer than it is (docs/pose.md): the confidence "
-            "of this model's poses is not calibrated"
+            "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
+            "it doubts poses that are right (docs/pose.md)"
         )
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose = poses_of(pipeline, slices, run.fabric.device)
