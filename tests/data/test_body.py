@@ -109,6 +109,37 @@ def test_gas_under_a_thin_belly_wall_is_inside(wall: int) -> None:
     check(case, body_mask(case.volume.with_array(array), THRESHOLD))
 
 
+def belly_of_gas(slices: int, gassy: tuple[int, ...]) -> Torso:
+    """A belly without lungs; gas under nearly the whole front, far outside the hull of what is left without it."""
+    case = torso(150, slices=slices, pixel=(0.7, 0.7), arms=False)
+    array = case.volume.array.copy()
+    depth = ndimage.distance_transform_edt(case.trunk[0], sampling=0.7)
+    gas = (depth > 4.5) & (np.indices(depth.shape)[0] < depth.shape[0] // 2 - 38)
+    array[case.trunk] = 40
+    for z in gassy:
+        array[z, gas] = -990
+    return Torso(case.volume.with_array(array), case.trunk, case.arms, case.table)
+
+
+@pytest.mark.parametrize("gassy", [(2,), (0, 1), (3, 4)])
+def test_gas_that_has_taken_the_whole_front_is_told_by_the_slices_beside_it(gassy: tuple[int, ...]) -> None:
+    case = belly_of_gas(5, gassy)
+    check(case, body_mask(case.volume, THRESHOLD))
+
+
+def test_air_over_a_table_is_not_taken_for_gas_in_any_number_of_slices() -> None:
+    case = torso(300, arms=False, slices=6)
+    array = case.volume.array.copy()
+    rows, columns = np.nonzero(case.trunk[0])
+    middle, low, left, right = int(rows.mean()), rows.max() + 1, columns.min(), columns.max()
+    # The box narrows from slice to slice until it is the trunk's own skin: nothing creeps along it.
+    for z in range(6):
+        array[z, middle : low + 4, left - 4 + 6 * z : left + 6 * z] = 100
+        array[z, middle : low + 4, right - 6 * z : right + 4 - 6 * z] = 100
+        array[z, low : low + 4, left + 6 * z : right - 6 * z] = 100
+    check(case, body_mask(case.volume.with_array(array), THRESHOLD), 0.97)
+
+
 def test_blanket_pillow_and_a_fallen_wire_are_left_out() -> None:
     case = torso(250, slices=3, arms=False)
     array = case.volume.array.copy()

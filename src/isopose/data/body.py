@@ -27,8 +27,10 @@ THIN, THIN_MM = 0.02, (2.0, 4.0)
 NECK = 0.06
 #: Part of a slice's largest piece that another piece must have to be trunk too: thighs are, arms are not.
 PIECE = 0.5
-#: Part of a piece of air that must lie in the trunk's convex hull to be gas in the trunk.
+#: Part of a piece of air that must lie in the trunk's convex hull, or be trunk nearby, to be gas in the trunk.
 WITHIN = 0.8
+#: How far along the patient nearby slices are, as a part of the body's diameter; the next ones always are.
+NEARBY = 0.1
 #: Part of the body with all its gas below which a trunk has lost its lungs.
 LOST = 0.5
 #: Part of voxels at the very minimum from which a volume counts as clipped from below.
@@ -65,7 +67,7 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
         slice(max(s.start - 1, 0), s.stop + 1) for s in ndimage.find_objects(tissue.astype(np.uint8))[0]
     )
     trunk = np.zeros_like(tissue)
-    trunk[box] = _trunk(tissue[box], pixel)
+    trunk[box] = _trunk(tissue[box], pixel, volume.spacing[2])
     if not trunk.any():
         raise InputError(
             f"no body found above {threshold_hu:g} HU, only thin structures; is it a CT in Hounsfield units?"
@@ -101,8 +103,8 @@ def _coarse(volume: Volume) -> tuple[np.ndarray, float]:
     return out, pixel
 
 
-def _trunk(tissue: np.ndarray, pixel: float) -> np.ndarray:
-    """The trunk in coarse slices of ``tissue`` whose pixels have a side of ``pixel`` mm."""
+def _trunk(tissue: np.ndarray, pixel: float, apart: float) -> np.ndarray:
+    """The trunk in coarse slices of ``tissue``, ``apart`` mm, whose pixels have a side of ``pixel`` mm."""
     diameter = _diameter(_filled(_largest(tissue)), pixel)
     thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
     # One step more than was taken off gives the skin's corners back, and no more than a stub of table.
@@ -112,12 +114,13 @@ def _trunk(tissue: np.ndarray, pixel: float) -> np.ndarray:
     wall = _opened(tissue, max(1, thin // 3))
     air = _filled(_largest(wall)) & ~tissue
     trunk = _without_arms(body, pixel)
+    nearby = _steps(NEARBY * diameter, apart)
     # Where a chest's wall is so thin that both lungs were lost, what is left is a small part of the whole.
-    whole = _with_gas(body, air, wall, thin)
+    whole = _with_gas(body, air, wall, thin, nearby)
     lost = _areas(trunk) < LOST * _areas(whole)
     if lost.any():
         trunk[lost] = _without_arms(whole, pixel)[lost]
-    return _with_gas(_filled(_opened(trunk, thin)), air, wall, thin)
+    return _with_gas(_filled(_opened(trunk, thin)), air, wall, thin, nearby)
 
 
 def _without_arms(body: np.ndarray, pixel: float) -> np.ndarray:
@@ -135,29 +138,31 @@ def _without_arms(body: np.ndarray, pixel: float) -> np.ndarray:
     return kept
 
 
-def _with_gas(trunk: np.ndarray, air: np.ndarray, wall: np.ndarray, thin: int) -> np.ndarray:
+def _with_gas(trunk: np.ndarray, air: np.ndarray, wall: np.ndarray, thin: int, nearby: int) -> np.ndarray:
     """Add gas that lies under a wall too thin to have stayed, and the wall with it."""
-    gas = _gas(trunk, air)
+    gas = _gas(trunk, air, nearby)
     return _filled(trunk | _dilate(gas, 2 * thin + 2, within=gas | wall)) if gas.any() else trunk
 
 
-def _gas(trunk: np.ndarray, air: np.ndarray) -> np.ndarray:
+def _gas(trunk: np.ndarray, air: np.ndarray, nearby: int) -> np.ndarray:
     """Enclosed air that is the trunk's although the wall over it is as thin as a table.
 
-    Gas under a child's belly wall lies within the convex hull of what was found, air between a back and a
-    table beside it.
+    Gas under a child's belly wall lies within the convex hull of what was found, or, where a broad pocket has
+    taken the whole front with it, where the trunk is in one of so many slices before or behind. Air between
+    a back and a table is in neither.
     """
     labels, count = ndimage.label(air & ~trunk, IN_PLANE)
     if not count:
         return np.zeros_like(trunk)
     within = np.zeros(count + 1)
+    near = ndimage.maximum_filter1d(trunk, 2 * nearby + 1, axis=0)
     for z in np.flatnonzero(labels.any(axis=(1, 2)) & trunk.any(axis=(1, 2))):
         points = np.argwhere(labels[z])
         rows = np.flatnonzero(trunk[z].any(axis=1))
         first, last = trunk[z].argmax(axis=1), trunk.shape[2] - 1 - trunk[z, :, ::-1].argmax(axis=1)
         outline = np.concatenate([np.stack([rows, side[rows]], 1) for side in (first - 0.5, last + 0.5)])
         hull = ConvexHull(outline).equations if len(rows) > 1 else np.array([[0.0, 0.0, 1.0]])
-        inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1)
+        inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1) | near[z][tuple(points.T)]
         within += np.bincount(labels[z][tuple(points.T)], weights=inside, minlength=count + 1)
     share = within / np.maximum(np.bincount(labels.ravel()), 1)
     return (share >= WITHIN)[labels] & (labels > 0)
