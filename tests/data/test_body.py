@@ -110,7 +110,7 @@ def test_gas_under_a_thin_belly_wall_is_inside(wall: int) -> None:
 
 
 def belly_of_gas(slices: int, gassy: tuple[int, ...]) -> Torso:
-    """A belly without lungs; gas under nearly the whole front, far outside the hull of what is left without it."""
+    """A belly without lungs, gas under nearly the whole front: far outside the hull of what is left."""
     case = torso(150, slices=slices, pixel=(0.7, 0.7), arms=False)
     array = case.volume.array.copy()
     depth = ndimage.distance_transform_edt(case.trunk[0], sampling=0.7)

@@ -27,7 +27,7 @@ THIN, THIN_MM = 0.02, (2.0, 4.0)
 NECK = 0.06
 #: Part of a slice's largest piece that another piece must have to be trunk too: thighs are, arms are not.
 PIECE = 0.5
-#: Part of a piece of air that must lie in the trunk's convex hull, or be trunk nearby, to be gas in the trunk.
+#: Part of a piece of air that must lie in the trunk's convex hull, or be trunk nearby, to be gas in it.
 WITHIN = 0.8
 #: How far along the patient nearby slices are, as a part of the body's diameter; the next ones always are.
 NEARBY = 0.1
