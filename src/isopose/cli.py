@@ -138,10 +138,17 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
 def fit(
     dataset: DatasetPath,
     model: Annotated[Path, typer.Option(help="folder for the model")],
-    preset: Annotated[str, typer.Option(help="default or paper")] = "default",
+    preset: Annotated[str | None, typer.Option(help="default or paper; none: default")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file")] = None,
     settings: Setting = None,
     fold: Annotated[str | None, typer.Option(help="validation fold from 0, or all; as train.fold")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="a model to begin with: its weights, frame and settings"),
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="with --from: all, decoder or first2-last2 learns on; as train.parts")
+    ] = None,
     label: Label = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what is in the folder")] = False,
     store: Annotated[
@@ -152,13 +159,19 @@ def fit(
     """Train pose, crop and segmentation on a dataset."""
     from isopose.config import load_config
     from isopose.io.datasets import open_dataset
+    from isopose.models.folder import load_model
     from isopose.progress import Terminal
     from isopose.training.fit import fit as run
+    from isopose.training.transfer import settings_of
 
-    chosen = [*(settings or []), *([f"train.fold={fold}"] if fold is not None else [])]
-    loaded = load_config(preset, config, chosen)
+    options = {"train.fold": fold, "train.parts": train}
+    chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    begun = load_model(source) if source else None
+    if begun and preset is not None:
+        raise InputError("--preset: a model that learns on keeps its own settings; leave it out, or --from")
+    loaded = load_config(preset or "default", config, chosen, base=settings_of(begun) if begun else None)
     opened = open_dataset(dataset, _labels(label))
-    run(opened, model, loaded, resume=resume, store=store, workers=workers, reporter=Terminal())
+    run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=Terminal())
     typer.echo(f"model: {model}")
 
 

@@ -158,6 +158,11 @@ class TrainConfig(Section):
     oversample: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
         None, description="least part of slices with a label; none: a third for each of the first two labels"
     )
+    parts: Literal["all", "decoder", "first2-last2"] = Field(
+        "all",
+        description="with --from: what learns on. all: every network; decoder: the U-Net's whole decoder; "
+        "first2-last2: its first two encoder and last two decoder levels",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
         "auto", description="auto: bf16 or 16 mixed on a GPU, 32 on a CPU"
