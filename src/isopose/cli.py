@@ -70,9 +70,10 @@ def phantom(
     size: Annotated[int, typer.Option(min=64, max=1024, help="pixels along a side of a slice")] = 512,
     seed: int = 0,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
+    population: Annotated[str, typer.Option(help="child: birth to 16 years, or adult")] = "child",
     workers: Workers = 0,
 ) -> None:
-    """Write a synthetic paediatric CT cohort as an nnU-Net raw dataset, with the true pose of each case."""
+    """Write synthetic CT of children or adults as an nnU-Net raw dataset, with the true pose of each case."""
     from isopose.data.phantom import write_cohort
     from isopose.progress import Terminal
 
@@ -84,6 +85,7 @@ def phantom(
             size=size,
             seed=seed,
             test_fraction=test_fraction,
+            population=population,  # type: ignore[arg-type]  # told in one line where it is neither
             workers=workers,
             progress=progress,
         )
