@@ -27,6 +27,7 @@ from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
 from isopose.models.volume import VolumePipeline, pipeline_for
 from isopose.progress import Reporter, Silent
+from isopose.training.augmentation import Augmentation
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import NOISE, Stage, train_stage
 from isopose.training.precision import precision_plugin
@@ -181,10 +182,25 @@ def _slice_stages(
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = SegmentationObjective(pipeline, run.labels.names)
     stages.append(
-        _train(run, "unet", SegmentationObjective(pipeline, run.labels.names), train_slices, val_slices, 2)
+        _train(run, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(run, pipeline))
     )
     return stages
+
+
+def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:
+    """What the U-Net's slices go through while it trains, in place of homogenisation."""
+    if run.config.unet.augmentation == "none":
+        return None
+    # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
+    try:
+        mirror = mirrored_classes(run.labels.names) == tuple(range(run.labels.classes))
+    except InputError:
+        mirror = False
+    if not mirror:
+        run.reporter.say("note: the labels have sides, so the augmentation does not mirror")
+    return Augmentation(pipeline.air, mirror=mirror)
 
 
 def _volume_stages(
@@ -346,6 +362,7 @@ def _train(
     validation: Slices | Volumes | None,
     number: int,
     section: str = "",
+    augment: Augmentation | None = None,
 ) -> Progress:
     started = time.monotonic()
     if isinstance(validation, Slices):
@@ -360,6 +377,7 @@ def _train(
         seed=(run.config.train.seed, number),
         section=section,
         noise=NOISE3D if run.config.dims == 3 else NOISE,
+        augment=augment,
     )
     progress = train_stage(stage, run.fabric, run.work, run.reporter)
     best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""
