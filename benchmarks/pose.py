@@ -33,7 +33,7 @@ from isopose.data.store import write_store
 from isopose.devices import one_thread
 from isopose.files import replacing, write_json, write_text
 from isopose.geometry.crop import box_of_mask
-from isopose.geometry.moments import moments, pose_from_moments, spread_along
+from isopose.geometry.moments import moments, pose_at_angle, pose_from_moments, spread_along
 from isopose.geometry.similarity import identity_pose, matrix_from_pose
 from isopose.geometry.warp import resize, warp
 from isopose.io.datasets import open_dataset
@@ -41,7 +41,7 @@ from isopose.models.folder import versions
 from isopose.models.pipeline import Pipeline
 from isopose.models.pose import PoseTransformer, soft_dice
 from isopose.models.roll import RollNetwork
-from isopose.models.scan import RIGHT, scan_poses
+from isopose.models.scan import RIGHT, scan_poses, slice_poses
 from isopose.models.shipped import load_shipped
 from isopose.progress import Terminal
 from isopose.training.fit import _fabric as fabric_of
@@ -200,6 +200,16 @@ def _contenders(
         Contender(
             "moments", filled, poses(lambda scan: pose_from_moments(moments(scan.masks), of_reference))
         ),
+        # What outlines have in common once patients lie upright: no estimate of the roll can add to it.
+        Contender(
+            "the true roll, the rest by moments",
+            filled,
+            poses(
+                lambda scan: pose_at_angle(
+                    moments(scan.masks), torch.from_numpy(scan.roll).float(), of_reference
+                )
+            ),
+        ),
     ]
     if trained:
         as_it_lies = resize(mask, (PAPER_SIZE, PAPER_SIZE))
@@ -252,7 +262,13 @@ def _weighted(network: RollNetwork, weights: Path | None) -> RollNetwork:
 
 
 def _ours(transformer: PoseTransformer, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
-    single = transformer.estimate(scan.images, scan.masks, 0.8)
+    images, masks = scan.images, scan.masks
+    whole = np.arange(len(masks))
+
+    def read(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return (images, masks) if rows is whole else (images[rows], masks[rows])
+
+    single = slice_poses(transformer, read, [whole], 0.8)
     result = scan_poses(transformer, single, torch.from_numpy(scan.z_mm))
     return matrix_from_pose(result.pose).numpy(), result.confidence.numpy()
 

@@ -18,6 +18,7 @@ from isopose.models.roll import (
     RollNetwork,
     corrected,
     probability_within,
+    shown,
     views,
     worth_of,
 )
@@ -70,7 +71,7 @@ def turned(image: torch.Tensor, angle: float) -> torch.Tensor:
 def test_unseen_phantoms_at_any_angle(network, patients, degrees):
     angle = math.radians(degrees)
     errors = [
-        wrapped(network.roll(turned(image * mask, angle), turned(mask, angle)).angle - roll - angle)
+        wrapped(network.roll(shown(turned(image * mask, angle), turned(mask, angle))).angle - roll - angle)
         for image, mask, roll in patients
     ]
     off = torch.cat(errors).rad2deg().abs()
@@ -83,17 +84,17 @@ def test_real_scans_lie_straight_and_follow_an_applied_turn(network, real_ct):
         volume = read_volume(source).reoriented()
         mask = squared(body_mask(volume, -250.0)[::3].astype(np.float32), 0.0)
         image = window(squared(volume.array[::3], -1000.0)[:, 0].numpy()) * mask
-        straight = network.roll(image, mask)
+        straight = network.roll(shown(image, mask))
         assert straight.angle.rad2deg().abs().median() < 3.0
-        leant = network.roll(turned(image, math.radians(130)), turned(mask, math.radians(130)))
+        leant = network.roll(shown(turned(image, math.radians(130)), turned(mask, math.radians(130))))
         off = wrapped(leant.angle - straight.angle - math.radians(130)).rad2deg().abs()
         assert off.median() < 2.0
 
 
 def test_the_mirror_image_leans_the_other_way_exactly(network, patients):
     image, mask, _ = patients[0]
-    there = network.roll(image, mask, passes=1)
-    back = network.roll(image.flip(3), mask.flip(3), passes=1)
+    there = network.roll(shown(image, mask), passes=1)
+    back = network.roll(shown(image.flip(3), mask.flip(3)), passes=1)
     assert torch.allclose(there.angle, -back.angle, atol=1e-4)
     assert torch.allclose(there.concentration, back.concentration, rtol=1e-3)
     assert torch.allclose(there.mirrored, -back.mirrored, atol=1e-3)
@@ -103,7 +104,7 @@ def test_size_and_place_of_the_patient_change_nothing(network, patients):
     image, mask, _ = patients[1]
     pose = torch.tensor([[0.0, 0.4, 0.4, 0.15, -0.1]])
     moved = [warp(part, matrix_from_pose(pose), (256, 256)) for part in (image * mask, mask)]
-    before, after = network.roll(image, mask), network.roll(*moved)
+    before, after = network.roll(shown(image, mask)), network.roll(shown(*moved))
     assert wrapped(before.angle - after.angle).rad2deg().abs().max() < 1.5
 
 
@@ -125,10 +126,10 @@ def test_nothing_to_see_gives_numbers_and_no_certainty(network):
     """A disc without content has no roll: the network must not pretend."""
     line = (torch.arange(96) * 2 + 1) / 96 - 1
     disc = ((line[None]) ** 2 + (line[:, None]) ** 2 < 0.4).float()[None, None]
-    roll = network.roll(0.5 * disc, disc)
+    roll = network.roll(shown(0.5 * disc, disc))
     concentration = corrected(roll.concentration, network.calibration)
     assert probability_within(concentration, math.radians(6.0)).item() < 0.5
-    empty = network.roll(torch.zeros(1, 1, 96, 96), torch.zeros(1, 1, 96, 96))
+    empty = network.roll(shown(torch.zeros(1, 1, 96, 96), torch.zeros(1, 1, 96, 96)))
     assert empty.angle.isfinite().all()
     assert empty.concentration.isfinite().all()
 

@@ -87,16 +87,16 @@ def test_the_network_gets_no_surer_than_it_was_shipped(pipeline, slices):
     """Its own mean is always agreed with: likelihood alone would let the concentration grow without end."""
     objective = RollObjective(pipeline)
     objective.train()
-    image, mask = objective.window(slices.image), slices.mask
+    seen = objective.shown(slices.image, slices.mask)
     with torch.no_grad():
-        before = pipeline.pose.roll.roll(image, mask).concentration
+        before = pipeline.pose.roll.roll(seen).concentration
     optimiser = torch.optim.AdamW(objective.parameters(), lr=5e-4)
     for step in range(30):
         optimiser.zero_grad()
         objective(slices, noise(100 + step)).backward()
         optimiser.step()
     with torch.no_grad():
-        after = pipeline.pose.roll.roll(image, mask).concentration
+        after = pipeline.pose.roll.roll(seen).concentration
     assert (after / before).median().item() == pytest.approx(1.0, abs=0.4)
 
 

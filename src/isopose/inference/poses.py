@@ -13,7 +13,7 @@ from isopose.geometry.aggregate import common_values
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X
 from isopose.models.pipeline import Pipeline, SliceTransforms
 from isopose.models.pose import POSE_SOURCES, PoseTransformer
-from isopose.models.scan import LEAST_AGREEMENT, MIRRORED, TURNED, joined, scan_poses, scan_transforms
+from isopose.models.scan import LEAST_AGREEMENT, MIRRORED, TURNED, scan_poses, scan_transforms, slice_poses
 
 
 @dataclass(kw_only=True)
@@ -101,7 +101,7 @@ def find_poses(
     if not batches:
         return
     device, least = transformer.reference_mask.device, settings.min_pose_dice
-    slices = joined([transformer.estimate(*frames(prepared, rows, device), least) for rows in batches])
+    slices = slice_poses(transformer, lambda rows: frames(prepared, rows, device), batches, least)
     rows = np.concatenate(batches)
     found = scan_poses(transformer, slices, torch.from_numpy(rows * prepared.spacing[2]).to(device))
     records.pose[rows] = found.pose.cpu()

@@ -18,7 +18,7 @@ from isopose.inference.poses import batches_of, frames
 from isopose.inference.predict import OUTSIDE, WIDEN, crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.pose3d import places, volume_pose
-from isopose.models.scan import MIRRORED, TURNED, joined
+from isopose.models.scan import MIRRORED, TURNED, slice_poses
 from isopose.models.volume import VolumePipeline, restore_slices
 
 #: A scan that reaches further than the training scans by less than this is like them.
@@ -146,11 +146,11 @@ def _posed(model: Model, prepared: Prepared, stack_from_frame: Tensor) -> Volume
     batches = batches_of(prepared, settings.batch_size)
     if batches:
         device = stack_from_frame.device
-        single = [
-            transformer.estimate(*frames(prepared, rows, device), settings.min_pose_dice) for rows in batches
-        ]
+        single = slice_poses(
+            transformer, lambda rows: frames(prepared, rows, device), batches, settings.min_pose_dice
+        )
         z = places(np.concatenate(batches), prepared.shape[0], stack_from_frame.cpu()).to(device)
-        found = volume_pose(transformer, joined(single), z)
+        found = volume_pose(transformer, single, z)
         record.pose = found.pose.cpu().numpy()
         record.confidence, record.mirrored = float(found.confidence), float(found.mirrored)
     return record

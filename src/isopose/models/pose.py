@@ -18,8 +18,10 @@ from isopose.geometry.similarity import (
 )
 from isopose.geometry.warp import block_means, warp
 from isopose.models.localisation import Localisation
-from isopose.models.roll import RollNetwork
+from isopose.models.roll import RollNetwork, Shown, shown, view
 
+#: Pixels along a side from which the agreement of outlines is taken, at least.
+AGREEMENT = 48
 #: Where a slice's pose came from, in the order in which they are tried.
 POSE_SOURCES = ("anatomy", "learned", "moments", "identity")
 
@@ -80,7 +82,7 @@ class PoseTransformer(nn.Module):
             return identity_pose(mask.shape[0], device=mask.device)
         of = moments(mask)
         if self.roll is not None:
-            return self.at_angle(of, self.roll.roll(self.window(image), mask).angle)
+            return self.at_angle(of, self.roll.roll(self.shown(image, mask)).angle)
         pose = pose_from_moments(of, moments(self.reference_mask))
         return isotropic(pose) if self.config.scales == 1 else pose
 
@@ -112,9 +114,19 @@ class PoseTransformer(nn.Module):
         """Poses ``(N, 5)`` of frames: image and mask ``(N, 1, S, S)``."""
         return self.refine(image, mask, self.start(image, mask))
 
-    def window(self, image: Tensor) -> Tensor:
-        """Normalised images in [0, 1], air 0, as the roll network takes them."""
-        return (image - self.air) / (self.top - self.air)
+    def shown(self, image: Tensor, mask: Tensor) -> Shown:
+        """Frames as the roll network views them."""
+        return shown(image, mask, self.air, self.top)
+
+    def first_roll(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The angle ``()`` at which a scan lies, as a few of its slices say together after one look.
+
+        The nearer to upright the look at all slices starts, the more alike it errs however the scan lies.
+        """
+        assert self.roll is not None, "only with the roll network"
+        few = self.shown(image, mask)
+        evidence = self.roll(view(few, few.place.new_zeros(len(few.place))))[:, :2].sum(dim=0)
+        return torch.atan2(evidence[1], evidence[0])
 
     def at_angle(self, of: Moments, angle: Tensor) -> Tensor:
         """Poses ``(N, 5)`` of outlines whose roll ``(N,)`` is known."""
@@ -123,11 +135,13 @@ class PoseTransformer(nn.Module):
 
     def agreement(self, mask: Tensor, pose: Tensor) -> Tensor:
         """Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenised mask and the reference's."""
-        size = self.reference_mask.shape[-1]
-        homogenised = warp(block_means(mask.float(), size), matrix_from_pose(pose), (size, size))
-        return soft_dice(homogenised, self.reference_mask)
+        reference = block_means(self.reference_mask, AGREEMENT)
+        size = (reference.shape[2], reference.shape[3])
+        shrunk = block_means(mask.float(), AGREEMENT)
+        # The means have no more detail than what is sampled from them: no blur is needed.
+        return soft_dice(warp(shrunk, matrix_from_pose(pose), size, prefilter=False), reference)
 
-    def estimate(self, image: Tensor, mask: Tensor, least: float) -> SlicePoses:
+    def estimate(self, image: Tensor, mask: Tensor, least: float, start: Tensor | None = None) -> SlicePoses:
         """Poses of slices and how far they can be trusted.
 
         With anatomy, that is the pose. Else the first of learned pose, moments and identity that agrees well
@@ -138,13 +152,17 @@ class PoseTransformer(nn.Module):
             image: frames ``(N, 1, S, S)``.
             mask: foreground ``(N, 1, S, S)``.
             least: agreement that is enough.
+            start: ``()`` roll of the scan (:meth:`first_roll`), from which one look is enough; none: each
+                slice is looked at twice by itself. Only with anatomy.
         """
         of = moments(mask)
         if self.roll is not None:
-            seen = self.roll.roll(self.window(image), mask)
+            slices = self.shown(image, mask)
+            seen = self.roll.roll(slices) if start is None else self.roll.roll(slices, 1, start)
             pose = self.at_angle(of, seen.angle)
             source = torch.full_like(seen.angle, POSE_SOURCES.index("anatomy"), dtype=torch.long)
-            return SlicePoses(pose, seen.evidence, seen.mirrored, self.agreement(mask, pose), source, of)
+            agreement = self.agreement(slices.mask, pose)
+            return SlicePoses(pose, seen.evidence, seen.mirrored, agreement, source, of)
         start = self.start(image, mask)
         candidates: list[tuple[str, Tensor]] = []
         if self.localisation is not None:

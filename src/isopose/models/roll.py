@@ -8,6 +8,7 @@ one size by its moments (which leaves only the roll unknown), and gives a direct
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,20 @@ class Roll:
         return self.concentration[:, None] * torch.stack([self.angle.cos(), self.angle.sin()], dim=1)
 
 
+class Shown(NamedTuple):
+    """N slices from which views are taken, averaged once to a size that views need.
+
+    Args:
+        image: ``(N, 1, S, S)`` in [0, 1] within the body, 0 outside.
+        mask: ``(N, 1, S, S)`` soft.
+        place: ``(N, 4)`` of a pose: logarithms of the view's reach along both axes, and its centre.
+    """
+
+    image: Tensor
+    mask: Tensor
+    place: Tensor
+
+
 class RollNetwork(nn.Module):
     """From a view of a body to the direction of its left side, as concentration times direction.
 
@@ -85,32 +100,30 @@ class RollNetwork(nn.Module):
             scale = 10.0 * MAX_CONCENTRATION / (MAX_CONCENTRATION + 10.0 * length)
             return torch.cat([raw[:, :2] * scale, raw[:, 2:]], dim=1)
 
-    def look(self, image: Tensor, mask: Tensor, angle: Tensor) -> Tensor:
+    def look(self, shown: Shown, angle: Tensor) -> Tensor:
         """Evidence and logit ``(N, 3)`` of slices turned back by an angle ``(N,)``, mirror images averaged.
 
         Averaged with what the mirror image says, mirrored: so that a patient and the patient's mirror image
         are leaned by exactly opposite angles, and an unequal liver and spleen lean nobody.
         """
-        seen = views(image, mask, angle)
+        seen = view(shown, angle)
         here, there = self.forward(torch.cat([seen, seen.flip(3)])).chunk(2)
         sign = here.new_tensor([1.0, -1.0, -1.0])
         return 0.5 * (here + sign * there)
 
-    def roll(self, image: Tensor, mask: Tensor, passes: int = 2) -> Roll:
+    def roll(self, shown: Shown, passes: int = 2, start: Tensor | None = None) -> Roll:
         """The roll of slices: a first look as they lie, then again, turned back by what was seen.
 
         Args:
-            image: ``(N, 1, S, S)`` in [0, 1] over a window of soft tissue, air is 0.
-            mask: ``(N, 1, S, S)`` foreground.
-            passes: looks.
+            shown: the slices, see :func:`shown`.
+            passes: looks, of which only the last is averaged with the mirror image.
+            start: ``()`` or ``(N,)`` angle at which they are thought to lie; none: 0.
         """
-        image, mask = block_means(image * mask, BEFORE_VIEW), block_means(mask.to(image.dtype), BEFORE_VIEW)
-        angle = torch.zeros(image.shape[0], device=image.device)
+        count = shown.mask.shape[0]
+        angle = shown.place.new_zeros(count) if start is None else start.expand(count)
         for number in range(passes):
-            if number < passes - 1:
-                seen = self.forward(views(image, mask, angle))
-            else:
-                seen = self.look(image, mask, angle)
+            last = number == passes - 1
+            seen = self.look(shown, angle) if last else self.forward(view(shown, angle))
             angle = angle + torch.atan2(seen[:, 1], seen[:, 0])
         angle = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
         return Roll(angle, seen[:, :2].norm(dim=1), seen[:, 2])
@@ -139,18 +152,45 @@ def probability_within(concentration: Tensor, limit: float) -> Tensor:
     return normal.clamp(min=limit / math.pi)
 
 
-def views(image: Tensor, mask: Tensor, angle: Tensor) -> Tensor:
-    """Bodies centred, brought to one size and turned back by an angle ``(N,)``: ``(N, 2, SIZE, SIZE)``.
+def shown(image: Tensor, mask: Tensor, air: float = 0.0, top: float = 1.0) -> Shown:
+    """Slices ready to be viewed.
 
-    The size is that of the disc of the body's area, the same along both axes, so that nothing but the roll is
-    lost or gained by it. Channels are the image within the body, 0 outside, and the mask.
+    Args:
+        image: ``(N, 1, S, S)`` over a window of soft tissue.
+        mask: ``(N, 1, S, S)`` foreground.
+        air: the image's value of air, which is shown as 0.
+        top: the window's upper end, which is shown as 1.
+    """
+    mask = mask.to(image.dtype)
+    inside, mask = block_means(image * mask, BEFORE_VIEW), block_means(mask, BEFORE_VIEW)
+    return placed((inside - air * mask) / (top - air) * mask, mask)
+
+
+def placed(image: Tensor, mask: Tensor) -> Shown:
+    """Slices of any size, the image within the body alone, with the place and the reach of a view of each.
+
+    The reach is that of the disc of the body's area, the same along both axes, so that nothing but the roll
+    is lost or gained by it.
     """
     of = moments(mask)
     area = mask.float().mean(dim=(1, 2, 3)) * 4.0
     radius = torch.where(of.empty, 1.0, REACH * (area.clamp(min=1e-6) / math.pi).sqrt()).log()
-    pose = torch.cat([angle[:, None], radius[:, None], radius[:, None], of.centre], dim=1)
-    both = torch.cat([image * mask, mask], dim=1)
+    return Shown(image, mask, torch.cat([radius[:, None], radius[:, None], of.centre], dim=1))
+
+
+def view(shown: Shown, angle: Tensor) -> Tensor:
+    """Bodies centred, brought to one size and turned back by an angle ``(N,)``: ``(N, 2, SIZE, SIZE)``.
+
+    Channels are the image within the body, 0 outside, and the mask.
+    """
+    pose = torch.cat([angle[:, None], shown.place], dim=1)
+    both = torch.cat([shown.image, shown.mask], dim=1)
     return warp(both, matrix_from_pose(pose), (SIZE, SIZE), prefilter=False)
+
+
+def views(image: Tensor, mask: Tensor, angle: Tensor) -> Tensor:
+    """Likewise, straight from slices ``(N, 1, S, S)`` as :func:`shown` takes them."""
+    return view(placed(image * mask, mask), angle)
 
 
 def _block(before: int, after: int, *, size: int = 3, stride: int = 1) -> list[nn.Module]:

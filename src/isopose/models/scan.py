@@ -1,9 +1,10 @@
 """From poses of single slices to the poses of a scan: one, a smoothly varying one, or each slice's own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ TURNED = math.radians(60.0)
 MIRRORED = 0.7
 #: A roll is right within this, and wrong beyond.
 RIGHT = math.radians(6.0)
+#: Slices of a scan that tell from where all are looked at.
+FIRST = 5
 #: A slice whose outline agrees no better than this with the reference says nothing of size and centre.
 LEAST_AGREEMENT = 0.5
 
@@ -46,6 +49,29 @@ def joined(parts: Sequence[SlicePoses]) -> SlicePoses:
     return SlicePoses._make(
         [*(torch.cat(values) for values in zip(*(part[:-1] for part in parts), strict=True)), outline]
     )
+
+
+def slice_poses(
+    transformer: PoseTransformer,
+    read: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+    batches: Sequence[np.ndarray],
+    least: float,
+) -> SlicePoses:
+    """Poses of the slices of one scan, each by itself, seen from the roll that a few of them give together.
+
+    Args:
+        transformer: STN1.
+        read: gives image and mask ``(n, 1, S, S)`` of some slices.
+        batches: numbers of the slices, so many at a time; at least one.
+        least: agreement that is enough, see :meth:`PoseTransformer.estimate`.
+    """
+    start = None
+    if transformer.roll is not None and transformer.config.per != "slice":
+        rows = np.concatenate(batches)
+        # Evenly spread and not the outermost, which may show lungs or hips.
+        few = min(FIRST, len(rows))
+        start = transformer.first_roll(*read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
+    return joined([transformer.estimate(*read(part), least, start) for part in batches])
 
 
 def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -> ScanPoses:

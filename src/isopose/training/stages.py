@@ -19,7 +19,7 @@ from isopose.geometry.similarity import ANGLE, add_residual, isotropic, matrix_f
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
-from isopose.models.roll import views
+from isopose.models.roll import view
 from isopose.training.losses import (
     crop_loss,
     level_weight,
@@ -74,7 +74,7 @@ class RollObjective(nn.Module):
         super().__init__()
         assert pipeline.pose.roll is not None, "fine-tuning needs the roll network"
         self.roll = pipeline.pose.roll
-        self.window = pipeline.pose.window
+        self.shown = pipeline.pose.shown
         # As it was shipped, also in a resumed run; used, and no part of this module.
         self.shipped = (copy.deepcopy(self.roll).eval().requires_grad_(False),)
 
@@ -90,7 +90,7 @@ class RollObjective(nn.Module):
         angle = math.pi * noise[:, 0]
         # Every other slice nearly upright, as after a first look.
         angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
-        seen = views(self.window(batch.image), batch.mask, batch.pose[:, ANGLE] - angle)
+        seen = view(self.shown(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
         with torch.no_grad():
             sure = self.shipped[0](seen)[:, :2].norm(dim=1)
         return roll_loss(self.roll(seen)[:, :2], angle, sure)
@@ -100,7 +100,7 @@ class RollObjective(nn.Module):
         errors = []
         for batch in batches:
             assert batch.pose is not None, "fine-tuning follows a first estimate"
-            errors.append(self.roll.roll(self.window(batch.image), batch.mask).angle - batch.pose[:, ANGLE])
+            errors.append(self.roll.roll(self.shown(batch.image, batch.mask)).angle - batch.pose[:, ANGLE])
         cosine = torch.cat(errors).cos()
         return {
             "roll cosine": float(cosine.mean()),

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from isopose.data.slices import Slices
 from isopose.geometry.crop import box_of_mask
-from isopose.geometry.similarity import ANGLE, matrix_from_pose
+from isopose.geometry.similarity import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pipeline import Pipeline, SliceTransforms
-from isopose.models.scan import TURNED, joined, scan_poses, scan_transforms
+from isopose.models.pose import PoseTransformer, SlicePoses
+from isopose.models.scan import TURNED, scan_poses, scan_transforms, slice_poses
 from isopose.training.losses import one_hot
 
 BATCH = 32
@@ -21,12 +23,25 @@ BATCH = 32
 def poses_of(pipeline: Pipeline, slices: Slices, device: torch.device) -> Tensor:
     """theta1 of every slice as poses ``(N, 5)``, scan by scan as in prediction; jointly, the start of it."""
     least = pipeline.config.predict.min_pose_dice
-    batches = (batch.to(device) for batch in slices.in_order(BATCH))
-    single = joined([pipeline.pose.estimate(batch.image, batch.mask, least) for batch in batches])
-    out = single.pose.clone()
+    out = torch.empty(len(slices), POSE_SIZE)
     for rows, z_mm in _scans(slices, device):
-        out[rows] = scan_poses(pipeline.pose, single.of(rows), z_mm).pose
-    return out.cpu()
+        of_scan = np.flatnonzero(rows.cpu().numpy())
+        single = slices_of_scan(pipeline.pose, slices, of_scan, least, device)
+        out[of_scan] = scan_poses(pipeline.pose, single, z_mm).pose.cpu()
+    return out
+
+
+def slices_of_scan(
+    transformer: PoseTransformer, slices: Slices, rows: np.ndarray, least: float, device: torch.device
+) -> SlicePoses:
+    """Poses of some rows that are one scan's, each by itself."""
+
+    def read(some: np.ndarray) -> tuple[Tensor, Tensor]:
+        batch = slices.read(some).to(device)
+        return batch.image, batch.mask
+
+    batches = [rows[first : first + BATCH] for first in range(0, len(rows), BATCH)]
+    return slice_poses(transformer, read, batches, least)
 
 
 def turned(slices: Slices) -> list[str]:

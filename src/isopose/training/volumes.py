@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,11 +16,11 @@ from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, ROLL, add_res
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pose3d import places, volume_pose
-from isopose.models.scan import TURNED, joined
+from isopose.models.scan import TURNED
 from isopose.models.volume import VolumePipeline, crop_shape, restore_slices
 from isopose.training.losses import crop_loss, level_weight, segmentation_loss
 from isopose.training.stages import dice_by_label
-from isopose.training.transforms import BATCH
+from isopose.training.transforms import slices_of_scan
 
 #: Pose jitter at strength 1: roll, pitch, yaw in radians, log scales, shifts in half sides of the frame.
 #: Pitch and yaw of patients vary less than the roll.
@@ -201,8 +202,7 @@ def volume_poses_of(pipeline: VolumePipeline, volumes: Volumes, device: torch.de
     poses = []
     for case, stack_from_frame in zip(volumes.cases, volumes.stack_from_frame, strict=True):
         slices = Slices([case])
-        batches = (batch.to(device) for batch in slices.in_order(BATCH))
-        single = joined([pipeline.pose.estimate(batch.image, batch.mask, least) for batch in batches])
+        single = slices_of_scan(pipeline.pose, slices, np.arange(len(slices)), least, device)
         z = places(slices.rows[:, 1], case.record.shape[0], stack_from_frame)
         poses.append(volume_pose(pipeline.pose, single, z.to(device)).pose)
     return torch.stack(poses).cpu()

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import i0e
 from torch import Tensor
 
-from isopose.models.roll import RollNetwork, corrected, worth_of
+from isopose.models.roll import RollNetwork, corrected, shown, worth_of
 from isopose.training.roll.pictures import turned_pictures
 from isopose.training.roll.slabs import Slabs
 
@@ -46,7 +46,7 @@ def look(network: RollNetwork, slabs: Slabs, *, randomised: bool, seed: int) -> 
     for patient in slabs.patient.unique().tolist():
         rows = torch.nonzero(slabs.patient == patient)[:, 0]
         image, mask, angle = turned_pictures(slabs, rows, randomised=randomised, seed=seed + patient)
-        roll = network.roll(image, mask)
+        roll = network.roll(shown(image, mask))
         error = roll.angle - angle
         found.append(roll.concentration[:, None] * torch.stack([error.cos(), error.sin()], dim=1))
     return Seen(torch.cat(found), slabs.patient)

@@ -1,0 +1,125 @@
+"""Slices of a scan looked at from the roll that a few of them give together, with the shipped network."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from isopose.config import PoseConfig
+from isopose.data.body import body_mask
+from isopose.data.phantom.randomised import sample_slab
+from isopose.geometry.similarity import ANGLE, matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.models.pose import PoseTransformer
+from isopose.models.roll import SOFT_TISSUE_HU
+from isopose.models.scan import FIRST, scan_poses, slice_poses
+from isopose.models.shipped import load_shipped
+
+#: A cohort that the network did not learn from.
+UNSEEN, SLICES = 78, 12
+
+
+def transformer(per: str = "smooth") -> PoseTransformer:
+    line = (torch.arange(96) * 2 + 1) / 96 - 1
+    disc = (line[None] ** 2 + (1.3 * line[:, None]) ** 2 < 0.6).float()[None, None]
+    model = PoseTransformer(PoseConfig(per=per), disc, 0.0, 1.0)
+    load_shipped(model.roll)
+    return model.eval().requires_grad_(False)
+
+
+class Reading:
+    """Slices of a scan by their numbers, and which were read."""
+
+    def __init__(self, image: torch.Tensor, mask: torch.Tensor) -> None:
+        self.image, self.mask = image, mask
+        self.read: list[list[int]] = []
+
+    def __call__(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        self.read.append(rows.tolist())
+        return self.image[rows], self.mask[rows]
+
+
+@pytest.fixture(scope="module")
+def patients() -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    found = []
+    low, high = SOFT_TISSUE_HU
+    for index in range(4):
+        slab = sample_slab(UNSEEN, index, slices=SLICES, size=128)
+        mask = torch.from_numpy(body_mask(slab.volume, -250.0)).float()[:, None]
+        image = torch.from_numpy((slab.volume.array.astype(np.float32) - low) / (high - low)).clamp(0, 1)
+        found.append((image[:, None] * mask, mask, slab.roll))
+    return found
+
+
+def wrapped(angle: torch.Tensor) -> torch.Tensor:
+    return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
+
+
+def found(model: PoseTransformer, image: torch.Tensor, mask: torch.Tensor, size: int = 5):
+    rows = np.arange(len(image))
+    batches = [rows[first : first + size] for first in range(0, len(rows), size)]
+    single = slice_poses(model, Reading(image, mask), batches, 0.8)
+    return scan_poses(model, single, torch.arange(len(image)) * 5.0)
+
+
+@pytest.mark.parametrize("per", ["smooth", "volume"])
+@pytest.mark.parametrize("degrees", [35, -100, 180])
+def test_a_turned_scan_is_turned_back_by_as_much(patients, per: str, degrees: int) -> None:
+    model, angle = transformer(per), math.radians(degrees)
+    pose = matrix_from_pose(torch.tensor([[-angle, 0.0, 0.0, 0.0, 0.0]]))
+    for image, mask, roll in patients:
+        straight = found(model, image, mask)
+        leant = found(model, warp(image, pose, (128, 128)), warp(mask, pose, (128, 128)))
+        follows = wrapped(leant.pose[:, ANGLE] - straight.pose[:, ANGLE] - angle).rad2deg().abs()
+        assert follows.max() < 1.5
+        assert wrapped(straight.pose[:, ANGLE] - roll).rad2deg().abs().max() < 5.0
+
+
+def test_a_scan_follows_more_exactly_together_than_slice_by_slice(patients) -> None:
+    angle = math.radians(40)
+    pose = matrix_from_pose(torch.tensor([[-angle, 0.0, 0.0, 0.0, 0.0]]))
+    median = {}
+    for per in ("slice", "smooth"):
+        model, off = transformer(per), []
+        for image, mask, _ in patients:
+            straight = found(model, image, mask).pose[:, ANGLE]
+            leant = found(model, warp(image, pose, (128, 128)), warp(mask, pose, (128, 128))).pose[:, ANGLE]
+            off.append(wrapped(leant - straight - angle).abs())
+        median[per] = torch.cat(off).median()
+    assert median["smooth"] < 0.7 * median["slice"]
+
+
+def test_batches_of_any_size_give_the_same(patients) -> None:
+    model = transformer()
+    image, mask, _ = patients[1]
+    for size in (1, 7, 12):
+        torch.testing.assert_close(
+            found(model, image, mask, size), found(model, image, mask), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_a_few_slices_are_read_first_and_never_the_outermost(patients) -> None:
+    image, mask, _ = patients[0]
+    reading = Reading(image, mask)
+    slice_poses(transformer(), reading, [np.arange(0, 6), np.arange(6, 12)], 0.8)
+    first, *rest = reading.read
+    assert first == [1, 3, 6, 8, 10]
+    assert len(first) == FIRST
+    assert rest == [list(range(6)), list(range(6, 12))]
+    alone = Reading(image, mask)
+    slice_poses(transformer("slice"), alone, [np.arange(12)], 0.8)
+    assert alone.read == [list(range(12))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_scans_of_few_slices(patients, count: int) -> None:
+    image, mask, roll = patients[2]
+    some = found(transformer(), image[4 : 4 + count], mask[4 : 4 + count])
+    assert some.pose.shape == (count, 5)
+    assert wrapped(some.pose[:, ANGLE] - roll).rad2deg().abs().max() < 6.0
+
+
+def test_slices_without_a_body_give_numbers() -> None:
+    blank = torch.zeros(3, 1, 64, 64)
+    assert found(transformer(), blank, blank).pose.isfinite().all()
