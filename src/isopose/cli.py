@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -323,6 +324,61 @@ def evaluate(
         typer.echo(markdown(evaluation))
 
 
+@app.command()
+def study(
+    dataset: DatasetPath,
+    output: Annotated[Path, typer.Option(help="folder for everything the study makes")],
+    presets: Annotated[str, typer.Option(help="default, paper, or both with a comma")] = "default",
+    arms: Annotated[str | None, typer.Option(help="names with commas; none: all")] = None,
+    seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    folds: Annotated[
+        int, typer.Option(min=1, help="1: the dataset's own test cases; more: every patient is tested once")
+    ] = 1,
+    source: Annotated[
+        Path | None, typer.Option(help="dataset of other patients, e.g. adults, from which Table 1 transfers")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="time for all training, e.g. 6h or 90m: shortens all arms alike")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file, for all arms")] = None,
+    settings: Setting = None,
+    label: Label = None,
+    workers: Workers = 2,
+) -> None:
+    """The paper's experiment on a dataset: train and test all arms, and write its tables and figure."""
+    from isopose.progress import Terminal
+    from isopose.study.plan import Options, read_options
+    from isopose.study.run import run_study
+
+    options = Options(
+        dataset=dataset,
+        labels=_labels(label),
+        presets=tuple(_list(presets)),
+        seeds=tuple(_whole("--seeds", seed) for seed in _list(seeds)),
+        folds=folds,
+        settings=tuple(settings or ()),
+        values=read_options(config),
+        source=source,
+    )
+    report = run_study(
+        output,
+        options,
+        arms=_list(arms) if arms else None,
+        budget_s=_duration(budget) if budget else None,
+        workers=workers,
+        reporter=Terminal(),
+    )
+    typer.echo(f"report: {report}")
+
+
+@app.command(hidden=True)
+def study_run(folder: Path) -> None:
+    """One run of a study, as isopose study starts it."""
+    from isopose.study.job import run_job
+
+    run_job(folder)
+
+
 def main() -> NoReturn:
     """Run the command line and turn every foreseen failure into one line and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -386,6 +442,26 @@ def _labels(given: list[str] | None) -> dict[str, int] | None:
             raise InputError(f"--label {item!r}: {name} is {labels[name]} already; give each name once")
         labels[name] = int(value)
     return labels
+
+
+def _list(given: str) -> list[str]:
+    return [part.strip() for part in given.split(",") if part.strip()]
+
+
+def _whole(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{option}: expected whole numbers, e.g. 0,1, got {text!r}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    """Seconds of ``6h``, ``90m`` or ``1h30m``."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.replace(" ", ""))
+    parts = zip(found.groups(), (3600.0, 60.0), strict=True) if found else ()
+    seconds = sum(float(part) * unit for part, unit in parts if part)
+    if seconds <= 0:
+        raise InputError(f"--budget: expected hours and minutes, e.g. 6h or 90m, got {text!r}")
+    return seconds
 
 
 def _print_json(value: Any) -> None:

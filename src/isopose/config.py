@@ -136,8 +136,8 @@ class UNetConfig(Section):
     mirror: float = Field(
         0.0, ge=0, le=1, description="part of the training slices shown mirrored about the body's own midline"
     )
-    augmentation: Literal["none", "nnunet"] = Field(
-        "none",
+    augmentation: Literal["off", "nnunet"] = Field(
+        "off",
         description="nnunet: rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and "
         "mirroring of slices as they lie, in place of pose and crop: the paper's baseline",
     )
@@ -252,7 +252,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _augmented(self) -> "Config":
-        if self.unet.augmentation != "none":
+        if self.unet.augmentation != "off":
             for name, found in (
                 ("dims=2", self.dims == 2),
                 ("stn=separate", self.stn == "separate"),
@@ -366,7 +366,7 @@ def load_config(
     Raises:
         InputError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
-    changes = [base or {}, _read(file) if file else {}, *(_setting(setting) for setting in settings)]
+    changes = [base or {}, read_settings(file) if file else {}, *(_setting(setting) for setting in settings)]
     preset = next((change["preset"] for change in reversed(changes) if "preset" in change), preset)
     if preset not in ("default", "paper"):
         raise InputError(f"preset {preset!r} is unknown; expected default or paper")
@@ -412,7 +412,12 @@ def _refused(error: ValidationError, where: str) -> InputError:
     return InputError(f"{where}: {key}: {told}, got {first['input']!r}" if key else f"{where}: {told}")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """Contents of a configuration file, TOML or JSON.
+
+    Raises:
+        InputError: missing, unreadable, or no sections.
+    """
     if file.suffix == ".json":
         values = read_json(file)
     else:

@@ -191,7 +191,7 @@ def _slice_stages(
 
 def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:
     """What the U-Net's slices go through while it trains, in place of homogenisation."""
-    if run.config.unet.augmentation == "none":
+    if run.config.unet.augmentation == "off":
         return None
     # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
     try:

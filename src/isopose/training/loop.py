@@ -87,7 +87,7 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
             curves(work / "tensorboard" / stage.name, progress.epoch) as draw,
         ):
             while not progress.finished:
-                started = time.monotonic()
+                started, cpu = time.monotonic(), time.process_time()
                 rate = _set_learning_rate(optimiser, config, progress.epoch)
                 loss = _train_epoch(stage, fabric, module, wrapped, progress.epoch, report)
                 if not math.isfinite(loss) or not _finite(objective):
@@ -96,12 +96,18 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
                         f"stage {stage.name}: {what} in epoch {progress.epoch + 1}; the last good "
                         f"checkpoint is kept; lower {stage.section or stage.name}.optimiser.learning_rate"
                     )
+                trained = time.monotonic()
                 numbers = _validate(stage, fabric, objective)
+                times = {
+                    "seconds": time.monotonic() - started,
+                    "cpu_seconds": time.process_time() - cpu,
+                    "validation_seconds": time.monotonic() - trained,
+                }
                 improved = _advance(progress, config, numbers)
                 if improved:
                     best = _weights(objective)
                 row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
-                progress.history.append(row | numbers | {"seconds": time.monotonic() - started})
+                progress.history.append(row | numbers | times)
                 progress.scaler = dict(fabric.strategy.precision.state_dict())
                 save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimiser)
                 draw(progress.history[-1])
