@@ -250,7 +250,7 @@ def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
     info, *_ = keys_of("_info", "training/fit.py")
     assert set(model["info"]) == info
     spelt = keys_of("_info", "training/fit.py")
-    assert set(model["info"]["reference"]) in spelt
+    assert set(model["info"]["reference"]) in keys_of("_of_reference", "training/fit.py")
     assert set(model["info"]["training"]) in spelt
     assert set(model["info"]["stages"]["unet"]) in spelt
     assert set(model["versions"]) == keys_of("versions", "models/folder.py")[0]

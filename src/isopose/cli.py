@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -70,9 +71,10 @@ def phantom(
     size: Annotated[int, typer.Option(min=64, max=1024, help="pixels along a side of a slice")] = 512,
     seed: int = 0,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
+    population: Annotated[str, typer.Option(help="child: birth to 16 years, or adult")] = "child",
     workers: Workers = 0,
 ) -> None:
-    """Write a synthetic paediatric CT cohort as an nnU-Net raw dataset, with the true pose of each case."""
+    """Write synthetic CT of children or adults as an nnU-Net raw dataset, with the true pose of each case."""
     from isopose.data.phantom import write_cohort
     from isopose.progress import Terminal
 
@@ -84,6 +86,7 @@ def phantom(
             size=size,
             seed=seed,
             test_fraction=test_fraction,
+            population=population,  # type: ignore[arg-type]  # told in one line where it is neither
             workers=workers,
             progress=progress,
         )
@@ -138,10 +141,17 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
 def fit(
     dataset: DatasetPath,
     model: Annotated[Path, typer.Option(help="folder for the model")],
-    preset: Annotated[str, typer.Option(help="default or paper")] = "default",
+    preset: Annotated[str | None, typer.Option(help="default or paper; none: default")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file")] = None,
     settings: Setting = None,
     fold: Annotated[str | None, typer.Option(help="validation fold from 0, or all; as train.fold")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="a model to begin with: its weights, frame and settings"),
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="with --from: all, decoder or first2-last2 learns on; as train.parts")
+    ] = None,
     label: Label = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what is in the folder")] = False,
     store: Annotated[
@@ -152,13 +162,19 @@ def fit(
     """Train pose, crop and segmentation on a dataset."""
     from isopose.config import load_config
     from isopose.io.datasets import open_dataset
+    from isopose.models.folder import load_model
     from isopose.progress import Terminal
     from isopose.training.fit import fit as run
+    from isopose.training.transfer import settings_of
 
-    chosen = [*(settings or []), *([f"train.fold={fold}"] if fold is not None else [])]
-    loaded = load_config(preset, config, chosen)
+    options = {"train.fold": fold, "train.parts": train}
+    chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    begun = load_model(source) if source else None
+    if begun and preset is not None:
+        raise InputError("--preset: a model that learns on keeps its own settings; leave it out, or --from")
+    loaded = load_config(preset or "default", config, chosen, base=settings_of(begun) if begun else None)
     opened = open_dataset(dataset, _labels(label))
-    run(opened, model, loaded, resume=resume, store=store, workers=workers, reporter=Terminal())
+    run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=Terminal())
     typer.echo(f"model: {model}")
 
 
@@ -308,6 +324,61 @@ def evaluate(
         typer.echo(markdown(evaluation))
 
 
+@app.command()
+def study(
+    dataset: DatasetPath,
+    output: Annotated[Path, typer.Option(help="folder for everything the study makes")],
+    presets: Annotated[str, typer.Option(help="default, paper, or both with a comma")] = "default",
+    arms: Annotated[str | None, typer.Option(help="names with commas; none: all")] = None,
+    seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    folds: Annotated[
+        int, typer.Option(min=1, help="1: the dataset's own test cases; more: every patient is tested once")
+    ] = 1,
+    source: Annotated[
+        Path | None, typer.Option(help="dataset of other patients, e.g. adults, from which Table 1 transfers")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="time for all training, e.g. 6h or 90m: shortens all arms alike")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file, for all arms")] = None,
+    settings: Setting = None,
+    label: Label = None,
+    workers: Workers = 2,
+) -> None:
+    """The paper's experiment on a dataset: train and test all arms, and write its tables and figure."""
+    from isopose.progress import Terminal
+    from isopose.study.plan import Options, read_options
+    from isopose.study.run import run_study
+
+    options = Options(
+        dataset=dataset,
+        labels=_labels(label),
+        presets=tuple(_list(presets)),
+        seeds=tuple(_whole("--seeds", seed) for seed in _list(seeds)),
+        folds=folds,
+        settings=tuple(settings or ()),
+        values=read_options(config),
+        source=source,
+    )
+    report = run_study(
+        output,
+        options,
+        arms=_list(arms) if arms else None,
+        budget_s=_duration(budget) if budget else None,
+        workers=workers,
+        reporter=Terminal(),
+    )
+    typer.echo(f"report: {report}")
+
+
+@app.command(hidden=True)
+def study_run(folder: Path) -> None:
+    """One run of a study, as isopose study starts it."""
+    from isopose.study.job import run_job
+
+    run_job(folder)
+
+
 def main() -> NoReturn:
     """Run the command line and turn every foreseen failure into one line and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -371,6 +442,26 @@ def _labels(given: list[str] | None) -> dict[str, int] | None:
             raise InputError(f"--label {item!r}: {name} is {labels[name]} already; give each name once")
         labels[name] = int(value)
     return labels
+
+
+def _list(given: str) -> list[str]:
+    return [part.strip() for part in given.split(",") if part.strip()]
+
+
+def _whole(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{option}: expected whole numbers, e.g. 0,1, got {text!r}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    """Seconds of ``6h``, ``90m`` or ``1h30m``."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.replace(" ", ""))
+    parts = zip(found.groups(), (3600.0, 60.0), strict=True) if found else ()
+    seconds = sum(float(part) * unit for part, unit in parts if part)
+    if seconds <= 0:
+        raise InputError(f"--budget: expected hours and minutes, e.g. 6h or 90m, got {text!r}")
+    return seconds
 
 
 def _print_json(value: Any) -> None:

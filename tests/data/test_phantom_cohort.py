@@ -105,6 +105,23 @@ def test_a_disk_that_is_full_without_a_word_is_told(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "full").rglob("*.nii.gz")) == []
 
 
+def test_a_cohort_of_adults(tmp_path: Path, cohort: Path) -> None:
+    folder = write_cohort(tmp_path / "adults", **SMALL, population="adult")
+    told = json.loads((folder / "phantom.json").read_text())["cases"]
+    children = json.loads((cohort / "phantom.json").read_text())["cases"]
+    assert all(20 <= case["age_years"] <= 88 for case in told)
+    assert min(c["body_width_mm"] for c in told) > max(
+        c["body_width_mm"] for c in children if c["age_years"] < 12
+    )
+    assert [case.age_years for case in open_dataset(folder).cases] == [case["age_years"] for case in told]
+    for case in told:
+        for kidney in ("left", "right"):
+            # About 139 ml; a tumour takes from its own kidney.
+            assert case[f"kidney_{kidney}_ml"] > 60 or case["tumour_side"] == kidney
+    with pytest.raises(InputError, match="other parameters"):
+        write_cohort(folder, **SMALL)
+
+
 def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("photos")
     with pytest.raises(InputError, match="not empty"):
@@ -123,6 +140,7 @@ def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: 
     [
         ({"cases": 0}, "cases"), ({"slices": 2}, "slices"), ({"size": 8}, "size"), ({"seed": -1}, "seed"),
         ({"workers": -1}, "workers"), ({"test_fraction": 1.0}, "test"),
+        ({"population": "cat"}, "child or adult"),
     ],
 )  # fmt: skip
 def test_parameters_out_of_range_are_one_clear_line(tmp_path: Path, change: dict, word: str) -> None:

@@ -24,6 +24,7 @@ from isopose.data.phantom.pose import Pose
 from isopose.data.phantom.render import KIDNEY, TUMOUR, render
 from isopose.data.phantom.scan import Scan, sample_scan
 from isopose.data.phantom.surroundings import background
+from isopose.data.phantom.tumour import sample_diameter
 
 UPRIGHT = Pose("supine", True, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
 MEASURED_AGES = (0.0, 1.0, 5.0, 10.0, 15.0)
@@ -90,6 +91,32 @@ def test_one_child_stays_near_the_reference(seed: int, age: float) -> None:
     assert 0.80 < size.width / mean.width < 1.25
     assert 0.80 < size.depth / mean.depth < 1.25
     assert 0.65 < size.kidney_ml / mean.kidney_ml < 1.5
+
+
+def test_adults_are_larger_than_any_child_and_of_every_girth() -> None:
+    adult, oldest = reference_size(40.0), reference_size(16.0)
+    assert reference_size(20.0) == reference_size(88.0) == adult
+    for name in (
+        "stature_mm",
+        "mass_kg",
+        "width",
+        "depth",
+        "level",
+        "kidney_length",
+        "kidney_ml",
+        "liver_ml",
+    ):
+        assert getattr(adult, name) > getattr(oldest, name), name
+    depths = [sample_size(np.random.default_rng(seed), 60.0).depth for seed in range(400)]
+    children = [sample_size(np.random.default_rng(seed), 16.0).depth for seed in range(400)]
+    assert np.std(np.log(depths)) > 2.0 * np.std(np.log(children))
+
+
+def test_adults_have_the_smaller_tumours_of_kits() -> None:
+    diameters = [sample_diameter(np.random.default_rng(seed), 130.0, 60.0) for seed in range(2000)]
+    assert np.percentile(diameters, [25, 50, 75]) == pytest.approx([27.5, 42.0, 64.0], rel=0.06)
+    assert min(diameters) >= 10.0
+    assert max(diameters) <= 130.0
 
 
 def test_body_in_the_image_is_as_wide_and_deep_as_the_patient_and_grows_with_age(patients) -> None:

@@ -84,7 +84,8 @@ def info_of(folder: Path) -> dict[str, Any]:
     """What ``model.json`` says of the training, without times."""
     info = json.loads((folder / "model.json").read_text())["info"]
     for row in info["history"]:
-        del row["seconds"]
+        for name in ("seconds", "cpu_seconds", "validation_seconds"):
+            del row[name]
     return info
 
 

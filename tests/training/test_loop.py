@@ -141,7 +141,10 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 def history(progress: Progress) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in progress.history]
+    return [
+        {name: value for name, value in row.items() if not name.endswith("seconds")}
+        for row in progress.history
+    ]
 
 
 def test_learns(tmp_path: Path, curves_are_kept_in_a_list) -> None:
@@ -232,7 +235,7 @@ def test_without_validation_all_epochs_and_the_last_weights(tmp_path: Path) -> N
     progress = run(objective, tmp_path, settings(patience=1, epochs=4), judged=False)
     assert (progress.epoch, progress.best_epoch, progress.best, objective.judged) == (4, 4, None, 0)
     assert [sorted(row) for row in progress.history] == [
-        ["epoch", "learning_rate", "loss", "seconds", "stage"]
+        ["cpu_seconds", "epoch", "learning_rate", "loss", "seconds", "stage", "validation_seconds"]
     ] * 4
     assert objective.losses == 12
     untrained = Line()

@@ -182,23 +182,32 @@ class Rows(Protocol[B_co]):
 
 
 def read_ahead(
-    slices: Rows[B], index: Sequence[np.ndarray], *, depth: int = 3, pin: bool = False
+    slices: Rows[B],
+    index: Sequence[np.ndarray],
+    *,
+    depth: int = 3,
+    pin: bool = False,
+    change: Callable[[B, int], B] | None = None,
 ) -> Iterator[B]:
-    """Read batches in one background thread, ``depth`` ahead; decompression releases the GIL."""
+    """Read batches in one background thread, ``depth`` ahead; decompression releases the GIL.
 
-    def load(rows: np.ndarray) -> B:
-        batch = slices.read(rows)
+    ``change`` is made to each batch there, given with its number.
+    """
+
+    def load(number: int) -> B:
+        batch = slices.read(index[number])
+        batch = change(batch, number) if change else batch
         return batch.pinned() if pin else batch
 
     with ThreadPoolExecutor(1, thread_name_prefix="slices") as pool:
-        queue = [pool.submit(load, rows) for rows in index[:depth]]
+        queue = [pool.submit(load, number) for number in range(min(depth, len(index)))]
         try:
             for following in range(depth, len(index) + depth):
                 if not queue:
                     return
                 batch = queue.pop(0).result()
                 if following < len(index):
-                    queue.append(pool.submit(load, index[following]))
+                    queue.append(pool.submit(load, following))
                 yield batch
         finally:
             for future in queue:

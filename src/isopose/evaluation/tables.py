@@ -71,6 +71,41 @@ class Table:
                 raise ValueError(f"{self.caption}: a row has {len(row)} cells, not {len(self.columns)}")
 
 
+def to_latex(table: Table) -> str:
+    r"""The table as a LaTeX ``table`` with ``booktabs`` rules, its caption above and its notes below."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+
+    form = "".join("l" if column.text else "r" for column in table.columns)
+    rows = [
+        line([column.show(cell) for column, cell in zip(table.columns, row, strict=True)])
+        for row in table.rows
+    ]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_escaped(table.caption)}}}",
+            rf"\begin{{tabular}}{{{form}}}",
+            r"\toprule",
+            line([column.name for column in table.columns]),
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par {_escaped(note)}" for note in table.notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _escaped(text: str) -> str:
+    """What LaTeX reads as itself."""
+    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(signs.get(sign, rf"\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
+
+
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown, its caption in bold above and its notes below."""
 

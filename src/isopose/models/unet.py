@@ -50,6 +50,7 @@ class UNet(nn.Module):
     def __init__(self, plan: UNetPlan, classes: int, output_norm: bool = False) -> None:
         super().__init__()
         self.plan = plan
+        self.frozen: tuple[nn.Module, ...] = ()
         features = plan.features
         depth = len(features) - 1
         strides = [plan.strides(n) for n in range(depth)]
@@ -75,6 +76,33 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight, a=1e-2)
+
+    def freeze(self, parts: str) -> None:
+        """Let only some parts learn on; the others keep weights and statistics.
+
+        Args:
+            parts: as ``train.parts``. Levels of the encoder are counted from the input, those of the decoder
+                from the output, each with all that works at its resolution (Table 1 of the paper).
+        """
+        depth = len(self.up)
+        levels = range(min(2, depth)) if parts == "first2-last2" else range(depth)
+        encoder = range(depth + 1) if parts == "all" else levels if parts == "first2-last2" else ()
+        decoder = [self.up[n] for n in levels] + [self.decode[n] for n in levels]
+        learning = decoder + [output for n, output in self.outputs.items() if int(n) in levels]
+        learning += [self.first[n] for n in encoder] + [self.down[n] for n in encoder if n < depth]
+        self.requires_grad_(False)
+        for module in learning:
+            module.requires_grad_(True)
+        layers = {layer for module in learning for layer in module.modules()}
+        frozen = (m for m in self.modules() if m not in layers and not list(m.children()))
+        self.frozen = tuple(frozen)
+
+    def train(self, mode: bool = True) -> "UNet":
+        """As usual, but frozen layers stay in evaluation: a batch norm would follow the new data."""
+        super().train(mode)
+        for layer in self.frozen:
+            layer.eval()
+        return self
 
     def forward(self, image: Tensor, *, deep: bool = False) -> list[Tensor]:
         """Logits of ``(N, 1, H, W)`` images: ``(N, classes, H / 2**n, W / 2**n)`` by level, finest first.

@@ -23,7 +23,8 @@ class Progress:
         smoothed: running mean of the validation score.
         best: best smoothed score.
         best_epoch: epoch (from 1) that had it.
-        history: a row an epoch: stage, epoch, loss, learning rate, seconds and the validation's numbers.
+        history: a row an epoch: stage, epoch, loss, learning rate, the validation's numbers, and seconds: by
+            the clock, of all CPU cores, and those by the clock that validation took.
         scaler: of the loss in 16-mixed, as PyTorch's GradScaler tells it; empty in any other precision.
     """
 

@@ -27,6 +27,7 @@ from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
 from isopose.models.volume import VolumePipeline, pipeline_for
 from isopose.progress import Reporter, Silent
+from isopose.training.augmentation import Augmentation
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import NOISE, Stage, train_stage
 from isopose.training.precision import precision_plugin
@@ -38,6 +39,7 @@ from isopose.training.stages import (
     SegmentationObjective,
 )
 from isopose.training.targets import Reference, check_reference, choose_reference
+from isopose.training.transfer import check_source
 from isopose.training.transforms import box_of_all, poses_of, transforms_of, turned
 from isopose.training.volumes import (
     NOISE3D,
@@ -67,6 +69,7 @@ def fit(
     folder: Path,
     config: Config,
     *,
+    source: Model | None = None,
     resume: bool = False,
     store: Path | None = None,
     workers: int = 0,
@@ -78,6 +81,8 @@ def fit(
         dataset: cases with labels; those of split ``test`` are never looked at.
         folder: the model's; ``folder/work`` keeps store, checkpoints and curves.
         config: all settings.
+        source: a model to begin from (transfer learning), of which ``train.parts`` learn on. Its reference,
+            normalisation and frame stay.
         resume: go on with what ``folder`` holds.
         store: folder for preprocessed slices, which runs may share; else ``folder/work/store``.
         workers: processes for preprocessing; 0 does it here.
@@ -93,14 +98,17 @@ def fit(
     check_reference(config.pose, [case.id for case in training])
     _oversampling(config.train.oversample, dataset.labels)
     _check_mirroring(config, dataset.labels)
+    check_source(source, config, dataset.labels)
     output_folder(folder)
-    _claim(folder, dataset, config, training, validation, resume)
+    _claim(folder, dataset, config, training, validation, resume, source)
     if resume and (folder / "model.json").exists():
         reporter.say(f"{folder} is finished already")
         return load_model(folder)
     run = Run(config, dataset.labels, _fabric(config), folder / "work", reporter)
-    stored, fingerprint = _preprocess(run, store or run.work / "store", training, validation, workers)
+    given = source.fingerprint if source else None
+    stored, fingerprint = _preprocess(run, store or run.work / "store", training, validation, workers, given)
     _claim_data(folder, stored)
+    _warn_of_seen(source, stored, validation, reporter)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
     if not train_slices.presence.any():
@@ -111,25 +119,32 @@ def fit(
     val_slices = Slices([cases[case.id] for case in validation]) if validation else None
 
     air = train_slices.cases[0].record.air
-    reference = choose_reference(train_slices.cases, config.pose, air)
-    reporter.say(
-        f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
-        f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
-        f"{math.degrees(reference.lean):+.1f} degrees)"
-    )
-    pipeline = pipeline_for(config, dataset.labels.classes, reference.mask, air, fingerprint.intensity.top)
+    if source is None:
+        reference = choose_reference(train_slices.cases, config.pose, air)
+        reporter.say(
+            f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
+            f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
+            f"{math.degrees(reference.lean):+.1f} degrees)"
+        )
+        mask, of_reference = reference.mask, _of_reference(reference, stored)
+    else:
+        mask, of_reference = source.pipeline.pose.reference_mask, source.info["reference"]
+    pipeline = pipeline_for(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
+    if source is not None:
+        pipeline.load_state_dict(source.pipeline.state_dict())
+        pipeline.unet.freeze(config.train.parts)
     pipeline.to(run.fabric.device)
 
     # What no stage trains keeps its statistics: a batch norm in training mode would replace the shipped ones.
     pipeline.eval()
-    if pipeline.pose.roll is not None:
+    if pipeline.pose.roll is not None and source is None:
         load_shipped(pipeline.pose.roll)
     if isinstance(pipeline, VolumePipeline):
         stages = _volume_stages(run, pipeline, train_slices, val_slices)
     else:
         stages = _slice_stages(run, pipeline, train_slices, val_slices)
 
-    info = _info(stages, reference, stored, training, validation)
+    info = _info(stages, of_reference, stored, training, validation, source)
     save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
     return load_model(folder)
 
@@ -140,9 +155,11 @@ def _slice_stages(
     """Train the networks of slices; the pipeline then holds the best weights."""
     config = run.config
     stages: list[Progress] = []
-    if pipeline.pose.localisation is not None:
+    # Of a model that is trained on in parts, pose and crop are not among them.
+    learning = config.train.parts == "all"
+    if pipeline.pose.localisation is not None and learning:
         stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
-    if pipeline.pose.roll is not None and config.pose.learned:
+    if pipeline.pose.roll is not None and config.pose.learned and learning:
         for slices in filter(None, (train_slices, val_slices)):
             slices.pose = poses_of(pipeline, slices, run.fabric.device)
         stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
@@ -154,21 +171,36 @@ def _slice_stages(
         slices.pose = poses_of(pipeline, slices, run.fabric.device)
         for line in turned(slices):
             run.reporter.say(line)
-    if pipeline.joint is not None:
+    if pipeline.joint is not None and learning:
         stages.append(_train(run, "joint", JointObjective(pipeline), train_slices, val_slices, 3, "crop"))
-    if config.crop.enabled and not config.crop.learned:
+    if config.crop.enabled and not config.crop.learned and learning:
         pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
-    if pipeline.crop.localisation is not None:
+    if pipeline.crop.localisation is not None and learning:
         labelled = train_slices.labelled()
         judged = val_slices.labelled() if val_slices else None
         stages.append(_train(run, "crop", CropObjective(pipeline), labelled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = SegmentationObjective(pipeline, run.labels.names)
     stages.append(
-        _train(run, "unet", SegmentationObjective(pipeline, run.labels.names), train_slices, val_slices, 2)
+        _train(run, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(run, pipeline))
     )
     return stages
+
+
+def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:
+    """What the U-Net's slices go through while it trains, in place of homogenisation."""
+    if run.config.unet.augmentation == "off":
+        return None
+    # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
+    try:
+        mirror = mirrored_classes(run.labels.names) == tuple(range(run.labels.classes))
+    except InputError:
+        mirror = False
+    if not mirror:
+        run.reporter.say("note: the labels have sides, so the augmentation does not mirror")
+    return Augmentation(pipeline.air, mirror=mirror)
 
 
 def _volume_stages(
@@ -179,14 +211,16 @@ def _volume_stages(
     training = Volumes(train_slices.cases)
     validation = Volumes(val_slices.cases) if val_slices else None
     stages: list[Progress] = []
+    learning = run.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
         volumes.pose = volume_poses_of(pipeline, volumes, device)
         for line in turned_volumes(volumes):
             run.reporter.say(line)
-    pipeline.reach.fill_(reach_of(training))
-    if crop.enabled and not crop.learned:
+    if learning:
+        pipeline.reach.fill_(reach_of(training))
+    if crop.enabled and not crop.learned and learning:
         pipeline.crop.start.copy_(volume_box_of_all(pipeline, training, device))
-    if pipeline.crop.localisation is not None:
+    if pipeline.crop.localisation is not None and learning:
         judged = validation.labelled() if validation else None
         objective = VolumeCropObjective(pipeline)
         stages.append(_train(run, "crop", objective, training.labelled(), judged or None, 1))
@@ -214,12 +248,14 @@ def _claim(
     training: tuple[Case, ...],
     validation: tuple[Case, ...],
     resume: bool,
+    source: Model | None,
 ) -> None:
     """Mark a folder as this run's, so that another run or other settings never mix with it."""
     run = {
         "config": hash_of(config.model_dump(mode="json")),
         "labels": hash_of(dict(dataset.labels.values)),
         "cases": hash_of([[case.id for case in part] for part in (training, validation)]),
+        "model to begin from": source.weights_sha256 if source else "",
     }
     marker = folder / "work" / "run.json"
     if not resume:
@@ -251,6 +287,20 @@ def _claim_data(folder: Path, stored: Store) -> None:
     write_json(marker, sources)
 
 
+def _warn_of_seen(
+    source: Model | None, stored: Store, validation: tuple[Case, ...], reporter: Reporter
+) -> None:
+    """Say where the patients that decide when to stop are among those of the model to begin from."""
+    known = set(source.info["training"]["images_sha256"]) if source else set()
+    names = {case.id for case in validation}
+    both = [c for c in stored.cases if c.record.id in names and c.record.sources["image"] in known]
+    if both:
+        reporter.say(
+            f"warning: {len(both)} of {len(validation)} validation cases trained the model that this one "
+            "begins from: their scores flatter, and training may stop too late"
+        )
+
+
 def _fabric(config: Config) -> Fabric:
     device = choose_device(config.train.device).type
     precision: str = config.train.precision
@@ -262,22 +312,15 @@ def _fabric(config: Config) -> Fabric:
 
 
 def _preprocess(
-    run: Run, folder: Path, training: tuple[Case, ...], validation: tuple[Case, ...], workers: int
+    run: Run,
+    folder: Path,
+    training: tuple[Case, ...],
+    validation: tuple[Case, ...],
+    workers: int,
+    fingerprint: Fingerprint | None,
 ) -> tuple[Store, Fingerprint]:
-    # Kept beside the store under the name of what it was made from: a resumed run and one that shares the
-    # store need not read every scan again.
-    files = [(path, path.stat()) for case in training for path in (case.image, case.label) if path]
-    made_from = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
-    key = hash_of([made_from, run.config.data.model_dump(mode="json"), dict(run.labels.values), __version__])
-    path = folder / f"fingerprint-{key[:12]}.json"
-    if path.exists():
-        fingerprint = Fingerprint.from_json(read_json(path))
-    else:
-        with run.reporter.counting("fingerprint") as progress:
-            fingerprint = fingerprint_of(
-                training, run.labels, run.config.data, workers=workers, progress=progress
-            )
-        write_json(path, fingerprint.to_json())
+    """The slices as the networks see them, by a fingerprint that is given or made of the training cases."""
+    fingerprint = fingerprint or _fingerprint(run, folder, training, workers)
     with run.reporter.counting("preprocess") as progress:
         store = write_store(
             folder,
@@ -294,6 +337,23 @@ def _preprocess(
     return store, fingerprint
 
 
+def _fingerprint(run: Run, folder: Path, training: tuple[Case, ...], workers: int) -> Fingerprint:
+    # Kept beside the store under the name of what it was made from: a resumed run and one that shares the
+    # store need not read every scan again.
+    files = [(path, path.stat()) for case in training for path in (case.image, case.label) if path]
+    made_from = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    key = hash_of([made_from, run.config.data.model_dump(mode="json"), dict(run.labels.values), __version__])
+    path = folder / f"fingerprint-{key[:12]}.json"
+    if path.exists():
+        return Fingerprint.from_json(read_json(path))
+    with run.reporter.counting("fingerprint") as progress:
+        fingerprint = fingerprint_of(
+            training, run.labels, run.config.data, workers=workers, progress=progress
+        )
+    write_json(path, fingerprint.to_json())
+    return fingerprint
+
+
 def _train(
     run: Run,
     name: str,
@@ -302,6 +362,7 @@ def _train(
     validation: Slices | Volumes | None,
     number: int,
     section: str = "",
+    augment: Augmentation | None = None,
 ) -> Progress:
     started = time.monotonic()
     if isinstance(validation, Slices):
@@ -316,6 +377,7 @@ def _train(
         seed=(run.config.train.seed, number),
         section=section,
         noise=NOISE3D if run.config.dims == 3 else NOISE,
+        augment=augment,
     )
     progress = train_stage(stage, run.fabric, run.work, run.reporter)
     best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""
@@ -349,30 +411,44 @@ def _check_mirroring(config: Config, labels: Labels) -> None:
             raise InputError(f"{setting}: {error}; set {off}") from None
 
 
+def _of_reference(reference: Reference, store: Store) -> dict[str, Any]:
+    """What is kept of the reference: numbers and a hash, no case's name."""
+    (record,) = [case.record for case in store.cases if case.record.id == reference.case]
+    return {
+        "image_sha256": record.sources["image"],
+        "slice": reference.slice,
+        "chosen": reference.chosen,
+        "area_cm2": reference.area_cm2,
+        "symmetry": reference.symmetry,
+        "lean": reference.lean,
+    }
+
+
 def _info(
     stages: list[Progress],
-    reference: Reference,
+    reference: dict[str, Any],
     store: Store,
     training: tuple[Case, ...],
     validation: tuple[Case, ...],
+    source: Model | None,
 ) -> dict[str, Any]:
     """What is kept with the model: numbers and hashes, no case's name."""
     by_id = {case.record.id: case.record for case in store.cases}
+    # What the model to begin from has seen, this one has seen as well.
+    before = source.info["training"] if source else {}
+
+    def hashes(cases: tuple[Case, ...], key: str) -> list[str]:
+        return [*(by_id[case.id].sources["image"] for case in cases), *before.get(key, ())]
+
     return {
-        "reference": {
-            "image_sha256": by_id[reference.case].sources["image"],
-            "slice": reference.slice,
-            "chosen": reference.chosen,
-            "area_cm2": reference.area_cm2,
-            "symmetry": reference.symmetry,
-            "lean": reference.lean,
-        },
+        "reference": reference,
         "training": {
             "cases": len(training),
             "patients": len({case.patient for case in training}),
             "validation_cases": len(validation),
-            "images_sha256": [by_id[case.id].sources["image"] for case in training],
-            "validation_images_sha256": [by_id[case.id].sources["image"] for case in validation],
+            "images_sha256": hashes(training, "images_sha256"),
+            "validation_images_sha256": hashes(validation, "validation_images_sha256"),
+            "from_weights_sha256": source.weights_sha256 if source else None,
         },
         "stages": {
             stage.history[0]["stage"]: {

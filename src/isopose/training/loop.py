@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from isopose.config import OptimiserConfig
-from isopose.data.slices import Slices, draw_epoch, read_ahead
+from isopose.data.slices import Batch, Slices, draw_epoch, read_ahead
 from isopose.data.volumes import Volumes
 from isopose.errors import IsoposeError
 from isopose.progress import Reporter
@@ -43,6 +43,7 @@ class Stage:
         seed: numbers that name this run and stage.
         section: of the configuration where its optimiser is; without, that of its own name.
         noise: how many numbers the objective may use to disturb a slice or volume.
+        augment: changes a batch while it trains, by numbers that name it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     seed: tuple[int, ...]
     section: str = ""
     noise: int = NOISE
+    augment: Callable[[Batch, tuple[int, ...]], Batch] | None = None
 
 
 def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
@@ -85,7 +87,7 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
             curves(work / "tensorboard" / stage.name, progress.epoch) as draw,
         ):
             while not progress.finished:
-                started = time.monotonic()
+                started, cpu = time.monotonic(), time.process_time()
                 rate = _set_learning_rate(optimiser, config, progress.epoch)
                 loss = _train_epoch(stage, fabric, module, wrapped, progress.epoch, report)
                 if not math.isfinite(loss) or not _finite(objective):
@@ -94,12 +96,18 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
                         f"stage {stage.name}: {what} in epoch {progress.epoch + 1}; the last good "
                         f"checkpoint is kept; lower {stage.section or stage.name}.optimiser.learning_rate"
                     )
+                trained = time.monotonic()
                 numbers = _validate(stage, fabric, objective)
+                times = {
+                    "seconds": time.monotonic() - started,
+                    "cpu_seconds": time.process_time() - cpu,
+                    "validation_seconds": time.monotonic() - trained,
+                }
                 improved = _advance(progress, config, numbers)
                 if improved:
                     best = _weights(objective)
                 row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
-                progress.history.append(row | numbers | {"seconds": time.monotonic() - started})
+                progress.history.append(row | numbers | times)
                 progress.scaler = dict(fabric.strategy.precision.state_dict())
                 save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimiser)
                 draw(progress.history[-1])
@@ -119,7 +127,11 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoc
     noise = torch.rand(config.iterations, config.batch_size, stage.noise, generator=generator) * 2.0 - 1.0
     total = torch.zeros((), device=fabric.device)
     pin = fabric.device.type == "cuda"
-    for step, batch in enumerate(read_ahead(stage.training, batches, pin=pin)):
+
+    def change(batch: Any, number: int) -> Any:
+        return stage.augment(batch, (*stage.seed, epoch, number)) if stage.augment else batch
+
+    for step, batch in enumerate(read_ahead(stage.training, batches, pin=pin, change=change)):
         loss = module(batch.to(fabric.device), noise[step].to(fabric.device))
         optimiser.zero_grad()
         fabric.backward(loss)

@@ -19,7 +19,7 @@ class Anatomy:
     """Everything the renderer needs; painted in the order of the fields.
 
     Args:
-        age_years: birth to 16.
+        age_years: birth to 16, or 18 and more.
         sex: ``"F"`` or ``"M"``.
         size: lengths and volumes before the tumour.
         trunk: outline.
@@ -73,7 +73,7 @@ def sample_anatomy(
 
     Args:
         rng: source of all variation.
-        age_years: birth to 16.
+        age_years: birth to 16, or 18 and more.
         gravity: ``(3,)`` unit vector in the patient's frame in which things fall, for the flattened side.
         tumour_share: of the drawn diameter that the tumour has; near 0 the patient is as good as healthy.
     """
@@ -89,7 +89,7 @@ def sample_anatomy(
     )
     kidneys = {side: sample_kidney(rng, trunk, side) for side in (1, -1)}
     sick = 1 if rng.random() < 0.5 else -1
-    diameter = tumour_share * sample_diameter(rng, largest_diameter(trunk))
+    diameter = tumour_share * sample_diameter(rng, largest_diameter(trunk), age_years)
     trunk, kidneys[sick], tumour = grow(rng, trunk, kidneys[sick], diameter)
     liver, liver_hu = sample_liver(rng, trunk), float(rng.uniform(72.0, 100.0))
     spleen = sample_spleen(rng, trunk)

@@ -1,7 +1,7 @@
 """One case of a cohort: everything that is drawn for it, and its truth in plain numbers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from isopose.data.phantom.pose import Pose, sample_pose
 from isopose.data.phantom.render import KIDNEY, TUMOUR
 from isopose.data.phantom.scan import Scan, sample_scan
 
+Population = Literal["child", "adult"]
 OLDEST_YEARS = 16.0
 #: Steps of two additive recurrences of low discrepancy (Roberts 2018, "R2"): ages and positions spread evenly
 #: over any number of cases, while each case depends on its own index only.
@@ -28,7 +29,9 @@ class PhantomCase:
     texture: np.random.SeedSequence
 
 
-def sample_case(seed: int, index: int, *, size: int, slices: int | None) -> PhantomCase:
+def sample_case(
+    seed: int, index: int, *, size: int, slices: int | None, population: Population = "child"
+) -> PhantomCase:
     """Case ``index`` of the cohort ``seed``.
 
     Patient and pose do not depend on ``size`` and ``slices``: one patient can be scanned on any grid.
@@ -36,19 +39,21 @@ def sample_case(seed: int, index: int, *, size: int, slices: int | None) -> Phan
     start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed]))).random(2)
     age_share, position_share = ((start + (index + 1) * np.array(STEPS)) % 1.0).tolist()
     pose_seed, patient_seed, scan_seed, texture = np.random.SeedSequence([seed, index]).spawn(4)
-    age = age_at(age_share)
+    age = age_at(age_share, population)
     pose = sample_pose(_generator(pose_seed), position_share, reference_size(age).width)
     anatomy = sample_anatomy(_generator(patient_seed), age, pose.gravity_canonical)
     scan = sample_scan(_generator(scan_seed), anatomy, pose, size, slices)
     return PhantomCase(anatomy, pose, scan, texture)
 
 
-def age_at(share: float) -> float:
+def age_at(share: float, population: Population = "child") -> float:
     """Age in years at a share (0 to 1) of the cohort: median 4, birth to 16, most of them toddlers.
 
     Nephroblastoma is found at 3 to 4 years on average, most before 5; older children are kept numerous enough
-    that every size is met.
+    that every size is met. Of adults the median is 60, the middle half 51 to 68, as in KiTS19.
     """
+    if population == "adult":
+        return float(np.interp(share, (0.0, 0.25, 0.5, 0.75, 1.0), (20.0, 51.0, 60.0, 68.0, 88.0)))
     return float(
         np.interp(share, (0.0, 0.1, 0.3, 0.5, 0.7, 0.85, 1.0), (0.0, 0.8, 2.2, 4.0, 7.5, 11.5, OLDEST_YEARS))
     )

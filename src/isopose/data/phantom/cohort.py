@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import SimpleITK as sitk
 
-from isopose.data.phantom.case import sample_case, texture_generator, truth
+from isopose.data.phantom.case import Population, sample_case, texture_generator, truth
 from isopose.data.phantom.render import KIDNEY, TUMOUR, render
 from isopose.errors import InputError, IsoposeError
 from isopose.files import read_json, replacing, write_json, write_text
@@ -35,6 +35,7 @@ class _Job:
     seed: int
     size: int
     slices: int | None
+    population: Population
 
     @property
     def image(self) -> Path:
@@ -54,9 +55,10 @@ def write_cohort(
     seed: int = 0,
     workers: int = 0,
     test_fraction: float = 0.25,
+    population: Population = "child",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write synthetic paediatric abdominal CT with kidney and tumour labels, and the truth of every case.
+    """Write synthetic abdominal CT with kidney and tumour labels, and the truth of every case.
 
     The folder is an nnU-Net v2 raw dataset (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, and
     ``labelsTs`` so that the test cases can be scored), with ``patients.csv`` (case, patient, age_years) and
@@ -71,6 +73,7 @@ def write_cohort(
         seed: the cohort; case ``i`` depends on the seed and ``i`` only.
         workers: processes; 0 works in this one. The files are the same byte for byte.
         test_fraction: share of the cases, the last ones, that go to ``imagesTs``.
+        population: children from birth to 16 years, or adults.
         progress: called with (done, all) after every case.
 
     Returns:
@@ -80,22 +83,23 @@ def write_cohort(
         InputError: a parameter out of range, or a folder that holds something else.
     """
     output = Path(output)
-    _check(cases, slices, size, seed, workers, test_fraction)
+    _check(cases, slices, size, seed, workers, test_fraction, population)
     tests = min(round(cases * test_fraction), cases - 1)
     parameters = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
+        "population": population,
     }  # fmt: skip
     _claim(output, parameters)
     names = [f"phantom_{index:03d}" for index in range(cases)]
     jobs = [
-        _Job(output, name, index, index >= cases - tests, seed, size, slices)
+        _Job(output, name, index, index >= cases - tests, seed, size, slices, population)
         for index, name in enumerate(names)
     ]
     truths = list(in_order(_make, jobs, name=attrgetter("case"), workers=workers, progress=progress))
     write_text(output / "patients.csv", _patients(truths))
     write_json(output / "dataset.json", {
         "name": "isopose phantom",
-        "description": "synthetic paediatric abdominal CT, not patient data",
+        "description": f"synthetic abdominal CT ({population}), not patient data",
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "kidney": KIDNEY, "tumour": TUMOUR},
         "numTraining": cases - tests,
@@ -105,7 +109,9 @@ def write_cohort(
     return output
 
 
-def _check(cases: int, slices: int | None, size: int, seed: int, workers: int, test_fraction: float) -> None:
+def _check(
+    cases: int, slices: int | None, size: int, seed: int, workers: int, test_fraction: float, population: str
+) -> None:
     """Refuse parameters that make no cohort, each with its own line."""
     if not 1 <= cases <= 999_999:
         raise InputError(f"phantom: cases is {cases}, expected at least 1")
@@ -119,6 +125,8 @@ def _check(cases: int, slices: int | None, size: int, seed: int, workers: int, t
         raise InputError(f"phantom: workers is {workers}, expected 0 or more")
     if not 0.0 <= test_fraction < 1.0:
         raise InputError(f"phantom: the share of test cases is {test_fraction}, expected 0 to below 1")
+    if population not in get_args(Population):
+        raise InputError(f"phantom: population {population!r} is unknown, expected child or adult")
 
 
 def _claim(output: Path, parameters: dict[str, Any]) -> None:
@@ -141,7 +149,7 @@ def _claim(output: Path, parameters: dict[str, Any]) -> None:
 
 def _make(job: _Job) -> dict[str, Any]:
     """Render and write one case, or take its labels from disk when it is whole; returns its truth."""
-    case = sample_case(job.seed, job.index, size=job.size, slices=job.slices)
+    case = sample_case(job.seed, job.index, size=job.size, slices=job.slices, population=job.population)
     scan = case.scan
     labels = _existing(job, (scan.slices, scan.size, scan.size))
     if labels is None:

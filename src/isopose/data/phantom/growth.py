@@ -1,4 +1,4 @@
-"""How large a child of a given age is: published reference values, interpolated over age.
+"""How large a child of a given age or an adult is: published reference values, over age interpolated.
 
 Sources, by the name used in the tables below:
 
@@ -6,6 +6,8 @@ Sources, by the name used in the tables below:
   Ann. ICRP 32 (3-4), 2002: stature, mass, liver, spleen and kidneys at birth, 1, 5, 10 and 15 years.
 - ``ORNL8381``: Cristy and Eckerman, Specific absorbed fractions of energy at various ages, ORNL/TM-8381,
   1987: width, depth and length of the trunk at the same ages. Its trunk includes the arms.
+  Both have an adult as well.
+- ``EMAMIAN1993``: Emamian et al., Kidney dimensions at sonography, AJR 160:83, 1993: adults' renal length.
 - ``KIM2010``: Kim et al., Kidney length in normal Korean children, J Korean Soc Ultrasound Med 29:181,
   2010: renal length in mm by months, in two regressions.
 
@@ -37,6 +39,8 @@ WALL_MM = (4.0, 5.5, 8.0, 10.5, 13.5)
 PSOAS_RADIUS_MM = (4.5, 6.5, 9.5, 13.0, 18.0)
 AORTA_RADIUS_MM = (3.0, 3.9, 5.2, 6.4, 7.8)
 ARM_RADIUS_MM = (15.0, 20.0, 25.0, 30.0, 37.0)
+#: From this age on patients are adults.
+ADULT_YEARS = 18.0
 #: Density of parenchyma in g/ml (ICRP89).
 DENSITY = 1.05
 
@@ -83,8 +87,32 @@ class Size:
     arm: float
 
 
+#: The reference adult, mean of both sexes: stature and organs of ICRP89, width of ORNL8381 (0.83 of 400 mm is
+#: trunk), kidney length of EMAMIAN1993, mass by the median body mass index of KiTS19, 29.8. The depth that
+#: goes with it (ORNL8381's adult of 200 mm is lean) and the rest are approximations as for children.
+ADULT = Size(
+    stature_mm=1695.0,
+    mass_kg=85.6,
+    width=332.0,
+    depth=235.0,
+    level=35.0,
+    kidney_length=110.0,
+    kidney_ml=292.5 / 2.0 / DENSITY,
+    liver_ml=1600.0 / DENSITY,
+    spleen_ml=140.0 / DENSITY,
+    vertebra=45.0,
+    fat=20.0,
+    wall=15.0,
+    psoas=20.0,
+    aorta=9.5,
+    arm=44.0,
+)
+
+
 def reference_size(age_years: float) -> Size:
-    """The reference child of an age in years (birth to 16), mean of both sexes."""
+    """The reference child of an age in years (birth to below 18), or adult, mean of both sexes."""
+    if age_years >= ADULT_YEARS:
+        return ADULT
     width = at_age(TRUNK_WIDTH_MM, age_years) * at_age(TRUNK_SHARE, min(age_years, 15.0))
     return Size(
         stature_mm=10.0 * at_age(STATURE_CM, age_years),
@@ -107,15 +135,17 @@ def reference_size(age_years: float) -> Size:
 
 
 def sample_size(rng: np.random.Generator, age_years: float) -> Size:
-    """One child of an age: body lengths vary by about 6 %, fat by a third, organ volumes by about 12 %.
+    """One patient of an age: body lengths vary by about 6 %, fat by a third, organ volumes by about 12 %.
 
-    Length, width and organ volumes share part of their variation, as a big child has big organs.
+    Length, width and organ volumes share part of their variation, as a big child has big organs. Adults'
+    girth varies twice as much, in front three times, for it is the belly that grows.
     """
     mean = reference_size(age_years)
     frame, girth, organs, fat = np.clip(rng.standard_normal(4), -2.0, 2.0)
+    wide, deep = (0.08, 0.15) if age_years >= ADULT_YEARS else (0.04, 0.05)
     length = float(np.exp(0.04 * frame))
-    across = float(np.exp(0.03 * frame + 0.04 * girth))
-    front = float(np.exp(0.03 * frame + 0.05 * girth))
+    across = float(np.exp(0.03 * frame + wide * girth))
+    front = float(np.exp(0.03 * frame + deep * girth))
     volume = float(np.exp(0.10 * frame + 0.08 * organs))
     return Size(
         stature_mm=mean.stature_mm * length,

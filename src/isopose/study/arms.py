@@ -1,0 +1,146 @@
+"""The arms of the study: named configurations, each of which differs from a preset in what it is named for.
+
+The figures of the paper stand beside the arm that repeats its row: children of the authors' own, 512 x 512
+pixels, one GPU. They are shown as the paper's, never mixed with what was measured here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Table = Literal[1, 2, 3]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the paper's tables: Dice in per cent as (mean, standard deviation).
+
+    Args:
+        name: of the row in the paper.
+        kidney: of the kidney.
+        tumour: of the tumour.
+        hours: of training, where the paper says.
+        memory_gb: allocated for the U-Net, where the paper says.
+    """
+
+    name: str
+    kidney: tuple[float, float]
+    tumour: tuple[float, float]
+    hours: float | None = None
+    memory_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train and predict.
+
+    Args:
+        name: in commands and folders.
+        title: in tables.
+        table: of the paper that it belongs to.
+        settings: ``section.key=value`` over the preset and the user's own settings.
+        source: whether it begins from, or is (:data:`SOURCE`), the model of the source dataset.
+        published: the paper's row.
+    """
+
+    name: str
+    title: str
+    table: Table
+    settings: tuple[str, ...]
+    source: bool = False
+    published: Published | None = None
+
+
+_AS_THEY_LIE = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", "unet.input=full")
+_NO_JITTER = ("unet.pose_jitter=0",)
+_PLAIN = (*_AS_THEY_LIE, *_NO_JITTER)
+_AUGMENTED = (*_PLAIN, "unet.augmentation=nnunet")
+_POSED = ("crop.enabled=false", "unet.input=full")
+
+#: What the paper's claim is held against.
+BASELINE = "augmented"
+#: The model that transfer begins from, trained on other patients.
+SOURCE = Arm("source", "U-Net of the source, augmented", 1, _AUGMENTED, source=True)
+
+ARMS: tuple[Arm, ...] = (
+    Arm(
+        "plain",
+        "U-Net, no augmentation",
+        2,
+        _PLAIN,
+        published=Published("nnUNet", (88.07, 5.61), (78.14, 26.19), 22.0, 10.05),
+    ),
+    Arm("jitter", "U-Net, the pose arm's jitter, no pose", 2, _AS_THEY_LIE),
+    Arm(
+        "augmented",
+        "U-Net, nnU-Net's augmentation",
+        2,
+        _AUGMENTED,
+        published=Published("nnUNet (+ data augmentation)", (88.91, 5.08), (85.52, 24.65), 33.0, 10.05),
+    ),
+    Arm("moments", "pose by moments + U-Net", 2, ("pose.start=moments", "pose.learned=false", *_POSED)),
+    Arm(
+        "pose",
+        "STN pose-size + U-Net",
+        2,
+        _POSED,
+        published=Published("STN pose-size + nnUNet", (88.01, 6.25), (87.12, 23.39), 25.0),
+    ),
+    Arm(
+        "pose-mirror",
+        "STN pose-size + U-Net, canonical mirroring",
+        2,
+        (*_POSED, "unet.mirror=0.5", "predict.mirror=true"),
+    ),
+    Arm(
+        "crop-full",
+        "STN pose-size + STN crop + U-Net, full size",
+        3,
+        ("unet.input=full",),
+        published=Published("STNp-s + STNcrop + nnUNet 512", (88.84, 7.79), (84.25, 31.15), 28.0, 10.05),
+    ),
+    Arm(
+        "crop-half",
+        "STN pose-size + STN crop + U-Net, half size",
+        3,
+        ("unet.input=half",),
+        published=Published("STNp-s + STNcrop + nnUNet 256", (86.71, 19.36), (84.15, 30.11), 19.5, 3.52),
+    ),
+    Arm("crop-quarter", "STN pose-size + STN crop + U-Net, quarter size", 3, ("unet.input=quarter",)),
+    Arm(
+        "direct",
+        "the source's model as it is",
+        1,
+        _AUGMENTED,
+        source=True,
+        published=Published("Direct Inference (weights frozen)", (20.83, 35.55), (18.29, 35.73)),
+    ),
+    Arm(
+        "first2-last2",
+        "fine-tuned: first two encoder, last two decoder levels",
+        1,
+        (*_AUGMENTED, "train.parts=first2-last2"),
+        source=True,
+        published=Published(
+            "Fine-Tuning (first 2 blocks encoder and last 2 decoder)", (53.38, 25.84), (51.05, 31.76)
+        ),
+    ),
+    Arm(
+        "decoder",
+        "fine-tuned: entire decoder",
+        1,
+        (*_AUGMENTED, "train.parts=decoder"),
+        source=True,
+        published=Published("Fine-Tuning (entire decoder)", (81.75, 7.18), (75.79, 23.24)),
+    ),
+    Arm(
+        "all",
+        "fine-tuned: entire network",
+        1,
+        (*_AUGMENTED, "train.parts=all"),
+        source=True,
+        published=Published("Fine-Tuning (entire network)", (84.99, 6.38), (81.08, 23.01)),
+    ),
+)
+
+BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in ARMS}

@@ -1,0 +1,103 @@
+"""Figures of a study: learning against time, Dice by patient, Dice against body size."""
+
+import io
+from collections.abc import Mapping
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from isopose.study.results import ArmResult, steady
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=90, metadata={"Software": None})
+    plt.close(figure)
+    return out.getvalue()
+
+
+def _colour(index: int) -> tuple[float, ...]:
+    return plt.get_cmap("tab20")(index % 20)
+
+
+def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -> bytes | None:
+    """Validation Dice of each label against the seconds of training, pose and crop included; a line a run."""
+    trained = {name: result for name, result in results.items() if result.runs[0].history}
+    drawn = [label for label in labels if any(r.runs[0].curve(f"dice {label}") for r in trained.values())]
+    if not drawn:
+        return None
+    figure, axes = plt.subplots(
+        1, len(drawn), figsize=(5.2 * len(drawn), 4.2), squeeze=False, layout="constrained"
+    )
+    for axis, label in zip(axes[0], drawn, strict=True):
+        for index, (name, result) in enumerate(trained.items()):
+            for number, run in enumerate(result.runs):
+                points = np.array(steady(run.curve(f"dice {label}")))
+                if len(points):
+                    axis.plot(
+                        points[:, 0] / 60.0, points[:, 1], color=_colour(index), lw=1.4,
+                        label=name if number == 0 else None,
+                    )  # fmt: skip
+        axis.set(title=label, xlabel="minutes of training", ylabel="validation Dice", ylim=(0.0, 1.0))
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    return _png(figure)
+
+
+def box_plots(results: Mapping[str, ArmResult]) -> bytes:
+    """Dice of each patient, the mean over seeds, by arm and target."""
+    targets = next(iter(results.values())).targets
+    height = 0.36 * len(results) + 1.4
+    size = (4.4 * len(targets), height)
+    figure, axes = plt.subplots(
+        1, len(targets), figsize=size, squeeze=False, sharey=True, layout="constrained"
+    )
+    names = list(results)
+    for axis, target in zip(axes[0], targets, strict=True):
+        values = [list(results[name].by_patient(target).values()) for name in names]
+        axis.boxplot(values, orientation="horizontal", showfliers=False, widths=0.6)
+        for place, dots in enumerate(values, start=1):
+            # Spread by order, not by chance: the same scores give the same picture.
+            spread = place + (np.arange(len(dots)) % 5 - 2) * 0.06
+            axis.plot(dots, spread, ".", color=_colour(place - 1), ms=5, alpha=0.8)
+        axis.set(title=target, xlabel="Dice of a patient", xlim=(-0.03, 1.03))
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].set_yticks(range(1, len(names) + 1), names)
+    axes[0][0].invert_yaxis()
+    return _png(figure)
+
+
+def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
+    """Dice of each scan against the body's width, by target; a colour an arm, with its running median."""
+    known = {
+        name: [case for case in result.cases if case.body_size_mm is not None]
+        for name, result in results.items()
+    }
+    if not any(known.values()):
+        return None
+    targets = next(iter(results.values())).targets
+    figure, axes = plt.subplots(
+        1, len(targets), figsize=(4.6 * len(targets), 4.0), squeeze=False, layout="constrained"
+    )
+    for axis, target in zip(axes[0], targets, strict=True):
+        for index, (name, cases) in enumerate(known.items()):
+            points = sorted(
+                (case.body_size_mm or 0.0, case.scores[target].dice)
+                for case in cases
+                if case.scores[target].dice is not None
+            )
+            if not points:
+                continue
+            size, dice = np.array(points, dtype=float).T
+            axis.plot(size, dice, ".", color=_colour(index), ms=3, alpha=0.5)
+            reach = max(3, len(size) // 5)
+            middle = [np.median(dice[max(0, n - reach) : n + reach + 1]) for n in range(len(size))]
+            axis.plot(size, middle, color=_colour(index), lw=1.4, label=name)
+        axis.set(title=target, xlabel="width of the body, mm", ylabel="Dice", ylim=(-0.03, 1.03))
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    return _png(figure)

@@ -1,0 +1,136 @@
+"""One run of a study, in a process of its own, for its time and memory: train, predict, score."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isopose.config import Config, validate_config
+from isopose.devices import choose_device
+from isopose.errors import InputError, IsoposeError
+from isopose.evaluation.evaluate import Evaluation, evaluate
+from isopose.evaluation.summary import badness
+from isopose.evaluation.tables import write_evaluation
+from isopose.files import read_json, write_json
+from isopose.inference.scans import Scan, predict_scans
+from isopose.io.datasets import Dataset, open_dataset
+from isopose.models.folder import Model, load_model
+from isopose.progress import Silent
+from isopose.study.measure import Measuring, size_of, timed
+from isopose.training.fit import fit
+
+#: The model of an arm whose training is left out: the source's.
+DIRECT = "direct"
+
+
+def write_job(
+    folder: Path,
+    dataset: Dataset,
+    config: Config,
+    *,
+    arm: str,
+    store: Path,
+    source: Path | None,
+    labels: dict[str, int] | None,
+    path: Path,
+    sizes: dict[str, float],
+    predict: bool,
+    workers: int,
+) -> None:
+    """Put down all that a run needs; splits are by case, so that the run deals nothing itself."""
+    write_json(
+        folder / "job.json",
+        {
+            "arm": arm,
+            "dataset": str(path.resolve()),
+            "labels": labels,
+            "splits": {case.id: case.split for case in dataset.cases},
+            "config": config.model_dump(mode="json"),
+            "store": str(store.resolve()),
+            "source": str(source.resolve()) if source else None,
+            "sizes_mm": sizes,
+            "predict": predict,
+            "workers": workers,
+        },
+    )
+
+
+def run_job(folder: Path) -> None:
+    """Do what ``job.json`` says and write ``result.json``; what was broken off goes on.
+
+    Raises:
+        IsoposeError: training failed or a scan could not be predicted.
+    """
+    job = read_json(folder / "job.json")
+    if not isinstance(job, dict) or "splits" not in job:
+        raise InputError(f"{folder}: expected a folder that isopose study made, with its job.json")
+    config = validate_config(job["config"], str(folder / "job.json"))
+    opened = open_dataset(Path(job["dataset"]), job["labels"])
+    splits = job["splits"]
+    cases = tuple(replace(case, split=splits[case.id]) for case in opened.cases if case.id in splits)
+    dataset = replace(opened, cases=cases)
+    meter = Measuring(folder / "measures.json")
+    model = _model(folder, job, dataset, config, meter)
+    result: dict[str, Any] = {
+        "arm": job["arm"],
+        "stages": model.info["stages"] if job["arm"] != DIRECT else {},
+        "history": model.info["history"] if job["arm"] != DIRECT else [],
+        "size": size_of(model.pipeline),
+        "device": choose_device(config.train.device).type,
+    }
+    if job["predict"]:
+        held = [case for case in cases if case.split == "test" and case.label is not None]
+        scans = [Scan(case.id, case.image) for case in held]
+        _predict(model, scans, folder / "predictions", meter)
+        names = [scan.name for scan in scans]
+        evaluation = evaluate(folder / "predictions", dataset, cases=names, body_sizes_mm=job["sizes_mm"])
+        write_evaluation(evaluation, folder / "scores")
+        result["evaluation"] = evaluation.to_json()
+        if config.dims == 2:
+            result["shown"] = _steps(model, scans, evaluation, folder / "shown")
+    write_json(folder / "result.json", result | {"measures": meter.values})
+
+
+def _model(folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, meter: Measuring) -> Model:
+    source = load_model(Path(job["source"]), choose_device(config.train.device)) if job["source"] else None
+    if job["arm"] == DIRECT:
+        assert source is not None, "direct inference is with the source's model"
+        if source.labels.names != dataset.labels.names:
+            before, now = ", ".join(source.labels.names), ", ".join(dataset.labels.names)
+            raise InputError(f"the source marks {before}, the dataset {now}: expected the same labels")
+        return source
+    return fit(
+        dataset,
+        folder / "model",
+        config,
+        source=source,
+        resume=True,
+        store=Path(job["store"]),
+        workers=job["workers"],
+        reporter=meter,
+    )
+
+
+def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring) -> None:
+    """Each scan's prediction with reading and writing, timed once."""
+    with meter.counting("predict") as progress:
+        for done, scan in enumerate(scans, start=1):
+            if scan.name not in meter.values["predict"]:
+                with timed() as seconds:
+                    [outcome] = predict_scans(
+                        model, [scan], output, probabilities=False, steps=False, reporter=Silent()
+                    )
+                if outcome.problem:
+                    raise IsoposeError(f"a test patient could not be predicted: {outcome.problem}")
+                meter.keep("predict", scan.name, seconds)
+            progress(done, len(scans))
+
+
+def _steps(model: Model, scans: Sequence[Scan], evaluation: Evaluation, output: Path) -> dict[str, str]:
+    """Pictures of the best, the median and the worst patient by the last label's Dice: place to case."""
+    target = [name for name in evaluation.targets if name in model.labels.names][-1]
+    order = sorted(evaluation.cases, key=lambda case: badness(case.scores[target], "dice"))
+    places = {"best": order[0].case, "median": order[len(order) // 2].case, "worst": order[-1].case}
+    wanted = [scan for scan in scans if scan.name in places.values()]
+    predict_scans(model, wanted, output, probabilities=False, steps=True, reporter=Silent())
+    return places

@@ -1,0 +1,260 @@
+"""What a study does: which runs on which patients, with which configuration, settled when it first starts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isopose import __version__
+from isopose.config import Config, load_config, read_settings
+from isopose.data.body import body_box, body_mask
+from isopose.errors import InputError
+from isopose.files import hash_of, read_json, write_json
+from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.images import read_volume
+from isopose.io.splits import check_sides, split_patients
+from isopose.parallel import Progress
+from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm
+
+#: In a study's folder: what it is of, and the widths of the bodies that are scored.
+STUDY, SIZES = "study.json", "sizes.json"
+#: The stages whose length the budget rule sets.
+STAGES = ("pose", "crop", "unet")
+#: Fewest epochs of the U-Net that a budget may leave.
+FEWEST_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Args:
+        dataset: path of the target patients' dataset.
+        labels: name to stored value where the dataset does not say.
+        presets: ``default``, ``paper`` or both.
+        seeds: of training; each arm is trained once with each.
+        folds: 1: tested on the dataset's own test cases; more: every labelled patient is tested once, by
+            models that were trained on the other folds.
+        settings: ``section.key=value`` for all arms alike.
+        values: contents of a configuration file, likewise.
+        source: path of the dataset from which Table 1 transfers, or none.
+        scale: of every stage's epochs, the budget's; 1 without.
+    """
+
+    dataset: Path
+    labels: Mapping[str, int] | None
+    presets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folds: int
+    settings: tuple[str, ...]
+    values: Mapping[str, Any]
+    source: Path | None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm of a preset with one seed on one fold's patients."""
+
+    preset: str
+    arm: str
+    seed: int
+    fold: int
+
+    @property
+    def place(self) -> Path:
+        """Of its folder below the study's ``runs``."""
+        return Path(self.preset) / self.arm / f"seed-{self.seed}-fold-{self.fold}"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.preset} {self.arm}, seed {self.seed}, fold {self.fold}"
+
+
+def read_options(file: Path | None) -> Mapping[str, Any]:
+    """Contents of a configuration file."""
+    return read_settings(file) if file else {}
+
+
+def check_options(options: Options) -> None:
+    """Check that a study can be made of what was asked for.
+
+    Raises:
+        InputError: an unknown preset, a seed twice, no patient to test on, or settings that no arm can have.
+    """
+    for preset in options.presets:
+        if preset not in ("default", "paper"):
+            raise InputError(f"preset {preset!r} is unknown; expected default or paper")
+    for name, given in (("--presets", options.presets), ("--seeds", options.seeds)):
+        if not given or len(set(given)) < len(given):
+            raise InputError(f"{name}: expected one or more, each once, got {', '.join(map(str, given))}")
+    patients_of(options, 0)
+    for arm in arms_of(options, None):
+        for preset in options.presets:
+            config_of(options, preset, arm, options.seeds[0])
+
+
+def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
+    """The arms to run, in the order of the tables.
+
+    Those of transfer only with a source; with names only these.
+
+    Raises:
+        InputError: an unknown arm, or one of transfer without a source.
+    """
+    for name in names or ():
+        if name not in BY_NAME:
+            raise InputError(f"--arms: {name!r} is unknown; expected some of {', '.join(BY_NAME)}")
+        if BY_NAME[name].source and options.source is None:
+            raise InputError(f"--arms: {name!r} transfers from other patients; name them with --source")
+    return [
+        arm
+        for arm in ARMS
+        if (not names or arm.name in names) and (options.source is not None or not arm.source)
+    ]
+
+
+def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
+    """The configuration of an arm: preset, file, settings, then what the arm is named for.
+
+    Every stage has the same number of steps in all arms: no early stopping, and the budget's part of the
+    epochs. The weights of the best smoothed validation score are kept, as ever.
+    """
+    wanted = [*options.settings, *arm.settings, f"train.seed={seed}"]
+    config = load_config(preset, settings=wanted, base=dict(options.values))
+    if config.preset != preset:
+        raise InputError("preset: give presets by --presets, not as a setting")
+    if config.train.fold != 0:
+        raise InputError("train.fold: a study deals the folds itself (--folds); leave the setting out")
+    lengths = []
+    for stage in STAGES:
+        epochs = max(1, round(options.scale * getattr(config, stage).optimiser.epochs))
+        lengths += [f"{stage}.optimiser.{key}={epochs}" for key in ("epochs", "min_epochs", "patience")]
+    return load_config(preset, settings=[*wanted, *lengths], base=dict(options.values))
+
+
+def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[Job], dict[str, str]]:
+    """All runs of the arms, in the order of the tables, seed after seed; and arms that are another's twin.
+
+    An arm whose configuration is, in a preset, that of an earlier one is not run again: ``preset/arm`` to the
+    name of that one.
+    """
+    jobs: list[Job] = []
+    twins: dict[str, str] = {}
+    for preset in options.presets:
+        known: dict[str, str] = {}
+        for arm in arms:
+            config = config_of(options, preset, arm, options.seeds[0])
+            key = hash_of([config.model_dump(mode="json"), arm.source])
+            # Direct inference trains nothing, so it is no twin of what its source was trained with.
+            if arm.name != "direct" and key in known:
+                twins[f"{preset}/{arm.name}"] = known[key]
+                continue
+            if arm.name != "direct":
+                known[key] = arm.name
+            jobs += [
+                Job(preset, arm.name, seed, fold) for seed in options.seeds for fold in range(options.folds)
+            ]
+    return jobs, twins
+
+
+def source_job(preset: str, seed: int) -> Job:
+    """The run that trains the model which transfer begins from."""
+    return Job(preset, SOURCE.name, seed, 0)
+
+
+def patients_of(options: Options, fold: int) -> Dataset:
+    """The target dataset with the patients of a fold marked as test cases.
+
+    Raises:
+        InputError: no labelled test case and only one fold, or too few patients.
+    """
+    dataset = open_dataset(options.dataset, options.labels)
+    if options.folds == 1:
+        check_sides(dataset)
+        if not any(case.split == "test" and case.label is not None for case in dataset.cases):
+            raise InputError(
+                f"{dataset.root}: no labelled test case (nnU-Net: imagesTs with labelsTs); add --folds 5 "
+                "to test every patient once"
+            )
+        return dataset
+    labelled = tuple(replace(c, split=None) for c in dataset.cases if c.label is not None)
+    _, held = split_patients(replace(dataset, cases=labelled), options.folds, fold, 0)
+    tested = {case.id for case in held}
+    cases = tuple(replace(case, split="test" if case.id in tested else None) for case in labelled)
+    return replace(dataset, cases=cases)
+
+
+def held_out(dataset: Dataset) -> list[str]:
+    """Ids of the cases that are predicted and scored."""
+    return [case.id for case in dataset.cases if case.split == "test" and case.label is not None]
+
+
+def claim(output: Path, options: Options) -> tuple[Options, bool]:
+    """Make a folder this study's, or check that it is, and take its length where that is settled.
+
+    Returns:
+        The options with the settled scale, and whether it is settled.
+
+    Raises:
+        InputError: the folder holds another study, or something else.
+    """
+    path = output / STUDY
+    now = _identity(options)
+    if not path.exists():
+        if output.exists() and any(output.iterdir()):
+            raise InputError(f"{output}: not empty and no study; name another folder")
+        write_json(path, {"isopose": __version__, "of": now, "scale": None})
+        return options, False
+    known = read_json(path)
+    other = [key for key, value in known["of"].items() if value != now.get(key)]
+    if other:
+        raise InputError(
+            f"{output}: holds a study of other {', '.join(other)}; give the same again to go on, or name "
+            "another folder"
+        )
+    scale = known["scale"]
+    return (options, False) if scale is None else (replace(options, scale=float(scale)), True)
+
+
+def settle(output: Path, options: Options) -> None:
+    """Put down, for good, which part of their epochs all stages of all arms have."""
+    write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale})
+
+
+def _identity(options: Options) -> dict[str, Any]:
+    values = asdict(options)
+    # Presets and seeds may be added later: each is a run of its own.
+    for key in ("presets", "seeds", "scale"):
+        values.pop(key)
+    return values | {
+        "dataset": str(options.dataset.resolve()),
+        "source": str(options.source.resolve()) if options.source else None,
+        "settings": list(options.settings),
+    }
+
+
+def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress) -> None:
+    """Measure the body of every case that is scored and not measured yet: its width stands for its size."""
+    known = _widths(output)
+    wanted = [case for dataset in datasets for case in dataset.cases if case.id in held_out(dataset)]
+    threshold = load_config().data.body_threshold_hu
+    for done, case in enumerate(wanted, start=1):
+        if case.id not in known:
+            volume = read_volume(case.image).reoriented()
+            left, _, right, _ = body_box(body_mask(volume, threshold), volume.spacing)
+            known[case.id] = round(right - left, 1)
+            write_json(output / SIZES, known)
+        progress(done, len(wanted))
+
+
+def known_widths(output: Path, dataset: Dataset) -> dict[str, float]:
+    """Width in mm of the body of the cases that are scored."""
+    known = _widths(output)
+    return {case: known[case] for case in held_out(dataset)}
+
+
+def _widths(output: Path) -> dict[str, float]:
+    path = output / SIZES
+    return dict(read_json(path)) if path.exists() else {}

@@ -1,0 +1,248 @@
+"""What the runs of a study came to: by patient, with its spread, and against the baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from isopose.errors import InputError
+from isopose.evaluation.evaluate import CaseScores, Evaluation
+from isopose.evaluation.summary import FEWEST_PAIRS, Metric, by_patient
+from isopose.files import read_json
+from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm
+
+#: Draws of patients for an interval, and its coverage.
+DRAWS, COVERAGE = 10_000, 0.95
+#: Epochs over which validation Dice is averaged before it is said to have reached something.
+STEADY = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Args:
+        folder: of its files, relative to the study's.
+        seed: of training.
+        fold: of the patients.
+        history: rows an epoch, see ``training/checkpoint.py``.
+        measures: memory by stage and seconds by predicted scan.
+        size: parameters and multiply-adds.
+        evaluation: of the test patients.
+        shown: place (best, median, worst) to the case whose steps are drawn.
+    """
+
+    folder: str
+    seed: int
+    fold: int
+    history: tuple[Mapping[str, Any], ...]
+    measures: Mapping[str, Any]
+    size: Mapping[str, float]
+    evaluation: Evaluation
+    shown: Mapping[str, str]
+
+    def seconds(self, key: str = "seconds") -> dict[str, float]:
+        """Of training, by stage; ``cpu_seconds`` of all cores."""
+        out: dict[str, float] = {}
+        for row in self.history:
+            out[row["stage"]] = out.get(row["stage"], 0.0) + row[key]
+        return out
+
+    def memory_mb(self, stage: str = "unet") -> float | None:
+        """What a stage's training held at its peak beyond what was there before it."""
+        values = self.measures["memory"].get(stage)
+        return None if values is None else values["peak_mb"] - values["before_mb"]
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """Seconds of training so far, and a validation score, at the end of each of the U-Net's epochs."""
+        passed, points = 0.0, []
+        for row in self.history:
+            # Validation is not training, and each arm has as much of it.
+            passed += row["seconds"] - row["validation_seconds"]
+            if row["stage"] == "unet" and key in row:
+                points.append((passed, float(row[key])))
+        return points
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """All runs of an arm in a preset."""
+
+    arm: Arm
+    runs: tuple[Run, ...]
+
+    @property
+    def cases(self) -> list[CaseScores]:
+        """Scores of all scans in all runs; a patient's are averaged by what sums them up."""
+        return [case for run in self.runs for case in run.evaluation.cases]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What was scored."""
+        return self.runs[0].evaluation.targets
+
+    def by_patient(self, target: str, metric: Metric = "dice") -> dict[str, float]:
+        """Patient to the mean over scans and seeds."""
+        return by_patient(self.cases, target, metric)
+
+    def mean(self, values: Sequence[float | None]) -> float | None:
+        """Of those that are known."""
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    @property
+    def seconds(self) -> float:
+        """Of training by the clock, the mean of the runs."""
+        return float(np.mean([sum(run.seconds().values()) for run in self.runs]))
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of training on all cores, the mean of the runs."""
+        return float(np.mean([sum(run.seconds("cpu_seconds").values()) for run in self.runs]))
+
+    @property
+    def volumes_a_minute(self) -> float | None:
+        """Predicted with reading and writing, by the median scan."""
+        times = [value["seconds"] for run in self.runs for value in run.measures["predict"].values()]
+        return 60.0 / float(np.median(times)) if times else None
+
+
+Results = dict[str, dict[str, ArmResult]]
+
+
+def load_results(output: Path) -> Results:
+    """Finished runs of a study by preset and arm, in the order of the tables.
+
+    Raises:
+        InputError: a result that is none.
+    """
+    found: dict[str, dict[str, list[Run]]] = {}
+    for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
+        preset, arm = path.parts[-4], path.parts[-3]
+        values = read_json(path)
+        if arm == SOURCE.name:
+            continue
+        if arm not in BY_NAME or not isinstance(values, dict) or "evaluation" not in values:
+            raise InputError(f"{path}: expected the result of a study's run; remove its folder and run again")
+        seed, fold = (int(part) for part in path.parent.name.removeprefix("seed-").split("-fold-"))
+        run = Run(
+            folder=str(path.parent.relative_to(output)),
+            seed=seed,
+            fold=fold,
+            history=tuple(values["history"]),
+            measures=values["measures"],
+            size=values["size"],
+            evaluation=Evaluation.from_json(values["evaluation"]),
+            shown=values.get("shown", {}),
+        )
+        found.setdefault(preset, {}).setdefault(arm, []).append(run)
+    return {
+        preset: {arm.name: ArmResult(arm, tuple(by_arm[arm.name])) for arm in ARMS if arm.name in by_arm}
+        for preset, by_arm in sorted(found.items())
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's scores minus the baseline's, patient by patient.
+
+    Args:
+        arm: the arm.
+        target: what was scored.
+        patients: with a value in both.
+        mean: of the differences.
+        low, high: bootstrap interval of that mean, over patients.
+        better: patients for whom the arm is better.
+        p_value: two-sided Wilcoxon signed-rank test, corrected after Holm for all comparisons of the preset;
+            none below :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
+    """
+
+    arm: str
+    target: str
+    patients: int
+    mean: float
+    low: float
+    high: float
+    better: int
+    p_value: float | None
+
+
+def differences(results: Mapping[str, ArmResult], baseline: str) -> list[Difference]:
+    """Of every arm against the baseline, in Dice, for every target; p corrected over all of them together."""
+    base = results[baseline]
+    rows: list[tuple[str, str, np.ndarray]] = []
+    for name, result in results.items():
+        for target in result.targets if name != baseline else ():
+            ours, theirs = result.by_patient(target), base.by_patient(target)
+            shared = sorted(ours.keys() & theirs.keys())
+            if shared:
+                rows.append((name, target, np.array([ours[p] - theirs[p] for p in shared])))
+    raw = [_wilcoxon(values) for _, _, values in rows]
+    corrected = holm([p for p in raw if p is not None])
+    out = []
+    for (name, target, values), p in zip(rows, raw, strict=True):
+        low, high = interval(values)
+        out.append(
+            Difference(
+                arm=name,
+                target=target,
+                patients=len(values),
+                mean=float(values.mean()),
+                low=low,
+                high=high,
+                better=int((values > 0).sum()),
+                p_value=None if p is None else corrected.pop(0),
+            )
+        )
+    return out
+
+
+def _wilcoxon(values: np.ndarray) -> float | None:
+    if len(values) < FEWEST_PAIRS:
+        return None
+    return float(stats.wilcoxon(values).pvalue) if values.any() else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Step-down correction of Holm (1979): the chance of any false claim among them stays what one's was."""
+    order = np.argsort(p_values)
+    out, so_far = np.empty(len(p_values)), 0.0
+    for rank, place in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[place]))
+        out[place] = so_far
+    return [float(value) for value in out]
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, patients drawn with replacement; the same each time."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
+    tail = 50.0 * (1.0 - COVERAGE)
+    low, high = np.percentile(means, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each point with the mean of the last :data:`STEADY` scores."""
+    scores = [score for _, score in curve]
+    return [
+        (seconds, float(np.mean(scores[max(0, n + 1 - STEADY) : n + 1])))
+        for n, (seconds, _) in enumerate(curve)
+    ]
+
+
+def goal(result: ArmResult, key: str) -> float | None:
+    """The validation score at which an arm ends, the mean of its runs."""
+    return result.mean([steady(run.curve(key))[-1][1] if run.curve(key) else None for run in result.runs])
+
+
+def time_to(result: ArmResult, key: str, score: float) -> tuple[float | None, int]:
+    """Mean seconds of training until a validation score is held, of the runs that do, and how many do."""
+    reached = []
+    for run in result.runs:
+        within = [seconds for seconds, value in steady(run.curve(key)) if value >= score]
+        reached.append(within[0] if within else None)
+    return result.mean(reached), sum(value is not None for value in reached)

@@ -1,0 +1,306 @@
+"""``isopose study``: estimate, then run after run in a process of its own, then the report."""
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from isopose.config import Config
+from isopose.errors import InputError, IsoposeError
+from isopose.files import output_folder, read_json, write_json
+from isopose.io.datasets import Dataset, open_dataset
+from isopose.progress import Reporter
+from isopose.study.arms import BY_NAME, SOURCE, Arm
+from isopose.study.job import DIRECT, write_job
+from isopose.study.plan import (
+    FEWEST_EPOCHS,
+    STAGES,
+    Job,
+    Options,
+    arms_of,
+    check_options,
+    claim,
+    config_of,
+    held_out,
+    jobs_of,
+    known_widths,
+    measure_widths,
+    patients_of,
+    settle,
+    source_job,
+)
+
+#: Batches of an epoch, and epochs, by which an arm's time is estimated.
+TRIED_ITERATIONS, TRIED_EPOCHS = 4, 2
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs of a study share."""
+
+    output: Path
+    options: Options
+    workers: int
+    reporter: Reporter
+
+
+def run_study(
+    output: Path,
+    options: Options,
+    *,
+    arms: Sequence[str] | None = None,
+    budget_s: float | None = None,
+    workers: int = 0,
+    reporter: Reporter,
+) -> Path:
+    """Run what is not there yet and write the report.
+
+    Args:
+        output: the study's folder; it may hold the same study, which goes on.
+        options: what the study is of.
+        arms: names of those to run now; none is all. The report shows all that are there.
+        budget_s: seconds that all runs of the study may take together; every stage of every arm then has the
+            same part of its epochs. It is settled when a study first starts.
+        workers: processes for preprocessing.
+        reporter: where progress goes.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: the options or the budget do not allow it, or the folder holds something else.
+        IsoposeError: a run failed; what was finished is kept.
+    """
+    from isopose.study.report import write_study_report
+
+    check_options(options)
+    chosen = arms_of(options, arms)
+    output_folder(output)
+    options, settled = claim(output, options)
+    if settled and budget_s is not None:
+        reporter.say("note: this study's length was settled when it first started; --budget changes nothing")
+    study = Study(output, options, workers, reporter)
+    jobs, twins = jobs_of(options, chosen)
+    for twin, name in twins.items():
+        reporter.say(f"{twin} is configured as {name}: not run again")
+    seconds = _estimate(study, jobs)
+    if not settled:
+        if budget_s is not None:
+            scale = _scale(options, jobs, seconds, budget_s)
+            study = replace(study, options=replace(options, scale=scale))
+        settle(output, study.options)
+    _tell(study, jobs, seconds)
+    with reporter.counting("body sizes") as progress:
+        measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], progress)
+    _run_all(study, jobs, seconds)
+    return write_study_report(output, study.options)
+
+
+def result_of(output: Path, job: Job) -> Path:
+    """Where a run's result lies once it is finished."""
+    return output / "runs" / job.place / "result.json"
+
+
+def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
+    left = [job for job in _with_sources(jobs) if not result_of(study.output, job).exists()]
+    # Of what was estimated for the runs that are done now, how much they took.
+    estimated = taken = 0.0
+    for number, job in enumerate(left, start=1):
+        rest = sum(_seconds(study.options, one, seconds) for one in left[number - 1 :])
+        pace = taken / estimated if estimated > 0 else 1.0
+        study.reporter.say(f"--- [{number}/{len(left)}] {job.name}; about {_clock(pace * rest)} left for all")
+        started = time.monotonic()
+        _run(study, job)
+        estimated += _seconds(study.options, job, seconds)
+        taken += time.monotonic() - started
+
+
+def _with_sources(jobs: Sequence[Job]) -> list[Job]:
+    """The runs with those before them whose models they begin from."""
+    out: list[Job] = []
+    for job in jobs:
+        first = source_job(job.preset, job.seed)
+        if BY_NAME[job.arm].source and first not in out:
+            out.append(first)
+        out.append(job)
+    return out
+
+
+def _arm(job: Job) -> Arm:
+    return SOURCE if job.arm == SOURCE.name else BY_NAME[job.arm]
+
+
+def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
+    """The path, and the patients with their splits, of a run."""
+    options = study.options
+    if job.arm == SOURCE.name:
+        assert options.source is not None, "told by arms_of"
+        return options.source, open_dataset(options.source)
+    return options.dataset, patients_of(options, job.fold)
+
+
+def _run(study: Study, job: Job) -> None:
+    """A run in a process of its own."""
+    path, dataset = _dataset(study, job)
+    of_source = job.arm == SOURCE.name
+    config = config_of(study.options, job.preset, _arm(job), job.seed)
+    folder = study.output / "runs" / job.place
+    sizes = {} if of_source else known_widths(study.output, dataset)
+    _start(study, folder, job, path, dataset, config, sizes=sizes, predict=not of_source)
+
+
+def _start(
+    study: Study,
+    folder: Path,
+    job: Job,
+    path: Path,
+    dataset: Dataset,
+    config: Config,
+    *,
+    sizes: dict[str, float],
+    predict: bool,
+) -> None:
+    begun = _arm(job).source and job.arm != SOURCE.name
+    source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
+    # By normalisation, which follows from the training patients: those of a fold, of the source, of a preset.
+    store = "source" if _arm(job).source else f"fold-{job.fold}"
+    write_job(
+        folder,
+        dataset,
+        config,
+        arm=job.arm,
+        store=study.output / "stores" / f"{job.preset}-{store}",
+        source=source,
+        labels=dict(study.options.labels) if study.options.labels else None,
+        path=path,
+        sizes=sizes,
+        predict=predict,
+        workers=study.workers,
+    )
+    child = subprocess.Popen([sys.executable, "-m", "isopose", "study-run", str(folder)])
+    try:
+        code = child.wait()
+    finally:
+        # The same signal may have reached both; then it has ended on its own.
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+    if code != 0:
+        raise IsoposeError(
+            f"{job.name}: its run ended with code {code}, see above; what was finished is kept, the same "
+            "command goes on"
+        )
+
+
+def _estimate(study: Study, jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
+    """Seconds of a batch and of a validation by stage, for each arm; tried once and kept.
+
+    A few batches of every stage in a process of its own, on the study's own patients, as in the runs.
+    """
+    path = study.output / "estimate.json"
+    known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    pairs = dict.fromkeys((job.preset, job.arm) for job in _with_sources(jobs))
+    for preset, arm in pairs:
+        key = f"{preset}/{arm}"
+        if key in known or arm == DIRECT:
+            continue
+        # What learns on costs at most what is trained anew; the source's model is not there yet.
+        if BY_NAME.get(arm, SOURCE).source and arm != SOURCE.name:
+            known[key] = known[f"{preset}/{SOURCE.name}"]
+            continue
+        study.reporter.say(f"trying {key} for an estimate")
+        job = Job(preset, arm, study.options.seeds[0], 0)
+        known[key] = _tried(study, job)
+        if not path.parent.exists():
+            output_folder(path.parent)
+        write_json(path, known)
+    return known
+
+
+def _tried(study: Study, job: Job) -> dict[str, float]:
+    config = config_of(study.options, job.preset, _arm(job), job.seed)
+    update = {"epochs": TRIED_EPOCHS, "iterations": TRIED_ITERATIONS, "min_epochs": TRIED_EPOCHS}
+    sections = {
+        stage: getattr(config, stage).model_copy(
+            update={"optimiser": getattr(config, stage).optimiser.model_copy(update=update)}
+        )
+        for stage in STAGES
+    }
+    folder = study.output / "tried" / job.place
+    path, dataset = _dataset(study, job)
+    if not (folder / "result.json").exists():
+        _start(study, folder, job, path, dataset, config.model_copy(update=sections), sizes={}, predict=False)
+    out: dict[str, float] = {}
+    history = read_json(folder / "result.json")["history"]
+    shutil.rmtree(folder)
+    # The first epoch warms up; the last counts.
+    for row in history:
+        stage = row["stage"]
+        out[f"{stage} batch"] = (row["seconds"] - row["validation_seconds"]) / TRIED_ITERATIONS
+        out[f"{stage} validation"] = row["validation_seconds"]
+    return out
+
+
+def _seconds(options: Options, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> float:
+    """Estimated seconds of a run's training."""
+    if job.arm == DIRECT:
+        return 0.0
+    config = config_of(options, job.preset, _arm(job), job.seed)
+    tried = seconds[f"{job.preset}/{job.arm}"]
+    total = 0.0
+    for stage in dict.fromkeys(key.rpartition(" ")[0] for key in tried):
+        # The joint network's optimiser is the crop's.
+        optimiser = getattr(config, "crop" if stage == "joint" else stage).optimiser
+        batch, validation = tried[f"{stage} batch"], tried[f"{stage} validation"]
+        total += optimiser.epochs * (optimiser.iterations * batch + validation)
+    return total
+
+
+def _scale(
+    options: Options, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]], budget_s: float
+) -> float:
+    """The part of its epochs that every stage of every arm has, so that all runs fit the budget.
+
+    Raises:
+        InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.
+    """
+    total = sum(_seconds(options, job, seconds) for job in _with_sources(jobs))
+    scale = min(1.0, budget_s / total) if total > 0 else 1.0
+    for preset in options.presets:
+        epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimiser.epochs
+        if round(scale * epochs) < min(FEWEST_EPOCHS, epochs):
+            raise InputError(
+                f"--budget: {_clock(budget_s)} leave {scale * epochs:.1f} epochs of {epochs} to each U-Net; "
+                f"give at least {_clock(total * FEWEST_EPOCHS / epochs)}, fewer arms or seeds, or a smaller "
+                "configuration"
+            )
+    return scale
+
+
+def _tell(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
+    """How long it will take, arm by arm, before it starts."""
+    every = _with_sources(jobs)
+    dataset = patients_of(study.options, 0)
+    study.reporter.say(f"{len(held_out(dataset))} patients' scans are tested on in the first of the folds")
+    by_arm: dict[str, float] = {}
+    for job in every:
+        if not result_of(study.output, job).exists():
+            key = f"{job.preset} {job.arm}"
+            by_arm[key] = by_arm.get(key, 0.0) + _seconds(study.options, job, seconds)
+    for key, value in by_arm.items():
+        study.reporter.say(f"estimate: {key:<28} {_clock(value)}")
+    done = sum(result_of(study.output, job).exists() for job in every)
+    total = _clock(sum(by_arm.values()))
+    study.reporter.say(f"estimate: {len(every) - done} of {len(every)} runs to do, training about {total}")
+
+
+def _clock(seconds: float) -> str:
+    """Hours and minutes, or seconds below two minutes."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

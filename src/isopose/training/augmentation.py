@@ -1,0 +1,87 @@
+"""nnU-Net's augmentation of slices, the paper's baseline: what homogenising pose and size is held against.
+
+Transforms, order, probabilities and ranges are those of nnU-Net v2's trainer for two dimensions
+(``nnUNetTrainer.get_training_transforms``); the transforms themselves are MONAI's.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandRotated,
+    RandScaleIntensityd,
+    RandScaleIntensityFixedMeand,
+    RandSimulateLowResolutiond,
+    RandZoomd,
+)
+from monai.utils.type_conversion import convert_to_tensor
+
+from isopose.data.slices import Batch
+
+BOTH = ("image", "labels")
+
+
+class Augmentation:
+    """Disturb slices at random, each by itself, the same for the same seed.
+
+    Args:
+        air: value of air in the normalised images, which comes in from outside where a slice is turned.
+        mirror: whether slices are mirrored, which gives organs the other side: not where labels have sides.
+    """
+
+    def __init__(self, air: float, *, mirror: bool = True) -> None:
+        self.air = air
+        flips = [RandFlipd(BOTH, prob=0.5, spatial_axis=axis) for axis in (0, 1)] if mirror else []
+        # nnU-Net's factor of 0.7 to 1.4 is of the sampled field; of what is seen in it the inverse.
+        smallest, largest = 1.0 / 1.4, 1.0 / 0.7
+        modes = ("bilinear", "nearest")
+        self.spatial = Compose(
+            [
+                RandRotated(BOTH, prob=0.2, range_x=math.pi, mode=modes, padding_mode="zeros"),
+                RandZoomd(
+                    BOTH, prob=0.2, min_zoom=smallest, max_zoom=largest, mode=modes, padding_mode="constant"
+                ),
+            ]
+        )
+        image = "image"
+        self.rest = Compose(
+            [
+                RandGaussianNoised(image, prob=0.1, std=0.1),
+                # Blur and low resolution: 0.2 and 0.25 for a slice, a half of that for its one channel.
+                RandGaussianSmoothd(image, prob=0.1, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0)),
+                RandScaleIntensityd(image, prob=0.15, factors=0.25),
+                RandScaleIntensityFixedMeand(image, prob=0.15, factors=0.25, preserve_range=True),
+                RandSimulateLowResolutiond(image, prob=0.125, zoom_range=(0.5, 1.0), upsample_mode="bicubic"),
+                RandAdjustContrastd(image, prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
+                RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+                *flips,
+            ]
+        )
+
+    def __call__(self, batch: Batch, seed: Sequence[int]) -> Batch:
+        """The batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
+
+        Args:
+            batch: of slices ``(N, 1, S, S)`` and labels ``(N, S, S)``.
+            seed: numbers that name this batch of this epoch of this run.
+        """
+        state = np.random.SeedSequence(list(seed)).generate_state(2)
+        self.spatial.set_random_state(int(state[0]))
+        self.rest.set_random_state(int(state[1]))
+        images, labels = [], []
+        for image, marks in zip(batch.image, batch.labels, strict=True):
+            # MONAI fills with zeros: so air is made zero for the while.
+            out = self.spatial({"image": image - self.air, "labels": marks[None].float()})
+            out["image"] = out["image"] + self.air
+            out = self.rest(out)
+            # Plain tensors again: MONAI's carry the history of what was done to them.
+            images.append(convert_to_tensor(out["image"]))
+            labels.append(convert_to_tensor(out["labels"])[0].to(marks.dtype))
+        return batch._replace(image=torch.stack(images), labels=torch.stack(labels))

@@ -1,0 +1,58 @@
+"""Transfer learning: which models a run may begin from, and with which settings (Table 1 of the paper)."""
+
+from typing import Any
+
+from isopose.config import Config
+from isopose.errors import InputError
+from isopose.labels import Labels
+from isopose.models.folder import Model
+
+#: Settings by section that a model's weights have a meaning for; all others may differ while it learns on.
+OF_THE_MODEL: dict[str, tuple[str, ...]] = {
+    "data": ("size", "pixel_mm", "clip_percentiles", "body_threshold_hu"),
+    "pose": ("start", "learned", "scales", "size", "fill", "max_angle", "max_log_scale", "max_shift"),
+    "crop": ("enabled", "learned", "size", "depth"),
+    "unet": (
+        *("input", "depth", "base_features", "max_features", "bottleneck", "smallest_skip", "output_norm"),
+    ),
+}
+
+
+def settings_of(source: Model) -> dict[str, Any]:
+    """The settings of a run that begins from a model: the model's own, but for those of ``[train]``."""
+    return source.config.model_dump(mode="json", exclude={"train"})
+
+
+def check_source(source: Model | None, config: Config, labels: Labels) -> None:
+    """Check that a run may begin from a model, before anything is written.
+
+    Raises:
+        InputError: parts of no model, another architecture or frame, other labels, a reference of its own.
+    """
+    if source is None:
+        if config.train.parts != "all":
+            raise InputError(
+                f"train.parts is {config.train.parts}, which is of a model that learns on; name it with "
+                "--from, or set train.parts=all"
+            )
+        return
+    if config.pose.reference is not None:
+        raise InputError(
+            "pose.reference: a model that learns on keeps its own reference; leave the setting out, or --from"
+        )
+    for name in ("dims", "stn"):
+        _same(name, getattr(source.config, name), getattr(config, name))
+    for section, keys in OF_THE_MODEL.items():
+        before, now = getattr(source.config, section), getattr(config, section)
+        for key in keys:
+            _same(f"{section}.{key}", getattr(before, key), getattr(now, key))
+    if source.labels.names != labels.names:
+        raise InputError(
+            f"--from: that model marks {', '.join(source.labels.names)}, the dataset "
+            f"{', '.join(labels.names)}; the same names in the same order are needed"
+        )
+
+
+def _same(name: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise InputError(f"{name} is {now!r}, the model to begin from has {before!r}; leave it as it is")

@@ -1,0 +1,178 @@
+"""What a study will do: configurations of the arms, runs, folds, and whose folder it is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from isopose.config import Config
+from isopose.data.phantom import write_cohort
+from isopose.errors import InputError
+from isopose.study.arms import ARMS, BY_NAME, SOURCE
+from isopose.study.plan import (
+    STAGES,
+    Options,
+    arms_of,
+    check_options,
+    claim,
+    config_of,
+    held_out,
+    jobs_of,
+    patients_of,
+    settle,
+)
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "children"
+    return write_cohort(folder, cases=6, slices=4, size=64, test_fraction=0.34)
+
+
+@pytest.fixture
+def options(children: Path) -> Options:
+    return Options(
+        dataset=children,
+        labels=None,
+        presets=("default", "paper"),
+        seeds=(0, 1),
+        folds=1,
+        settings=("data.size=128", "pose.size=64", "crop.size=64"),
+        values={"unet": {"base_features": 8}},
+        source=None,
+    )
+
+
+def of(options: Options, preset: str, arm: str) -> Config:
+    return config_of(options, preset, BY_NAME[arm], 3)
+
+
+def differing(a: Config, b: Config) -> set[str]:
+    one, other = a.model_dump(), b.model_dump()
+    found = set()
+    for section, values in one.items():
+        if isinstance(values, dict):
+            found |= {f"{section}.{k}" for k, v in values.items() if v != other[section][k]}
+        elif values != other[section]:
+            found.add(section)
+    return found
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(options: Options, preset: str) -> None:
+    plain, pose = of(options, preset, "plain"), of(options, preset, "pose")
+    assert differing(plain, of(options, preset, "augmented")) == {"unet.augmentation"}
+    assert differing(pose, of(options, preset, "pose-mirror")) == {"unet.mirror", "predict.mirror"}
+    assert differing(of(options, preset, "crop-full"), of(options, preset, "crop-half")) == {"unet.input"}
+    assert differing(pose, of(options, preset, "crop-full")) == {"crop.enabled"}
+    assert differing(pose, of(options, preset, "moments")) <= {"pose.start", "pose.learned"}
+    assert not plain.pose_estimated
+    assert pose.pose_estimated
+    assert plain.unet_size == pose.unet_size == 128
+
+
+def test_the_users_settings_hold_for_all_arms_and_every_stage_has_the_same_steps(options: Options) -> None:
+    half = replace(options, scale=0.5)
+    for preset in options.presets:
+        steps = set()
+        for arm in (*ARMS, SOURCE):
+            config = config_of(half, preset, arm, 3)
+            assert (config.data.size, config.unet.base_features, config.train.seed) == (128, 8, 3)
+            for stage in STAGES:
+                optimiser = getattr(config, stage).optimiser
+                # No arm stops early: none has fewer steps than another.
+                assert optimiser.min_epochs == optimiser.patience == optimiser.epochs
+            optimiser = config.unet.optimiser
+            steps.add((optimiser.epochs, optimiser.iterations, optimiser.batch_size))
+        assert len(steps) == 1
+    assert of(half, "default", "pose").unet.optimiser.epochs == 50
+    assert of(options, "default", "pose").unet.optimiser.epochs == 100
+
+
+def test_what_an_arm_is_named_for_wins_over_a_setting(options: Options) -> None:
+    given = replace(options, settings=(*options.settings, "pose.start=moments", "unet.augmentation=off"))
+    assert of(given, "default", "plain").pose.start == "identity"
+    assert of(given, "default", "augmented").unet.augmentation == "nnunet"
+
+
+def test_runs_are_every_arm_with_every_seed_and_twins_are_not_run_twice(options: Options) -> None:
+    arms = arms_of(options, None)
+    assert not any(arm.source for arm in arms)
+    jobs, twins = jobs_of(options, arms)
+    # The paper's preset has no jitter: there the arm is the plain one.
+    assert twins == {"paper/jitter": "plain"}
+    assert len(jobs) == 2 * (2 * len(arms) - 1)
+    assert len({job.place for job in jobs}) == len(jobs)
+    some, _ = jobs_of(options, arms_of(options, ["pose", "plain"]))
+    assert [job.arm for job in some] == ["plain", "plain", "pose", "pose"] * 2
+
+
+def test_transfer_needs_a_source(options: Options, children: Path) -> None:
+    with pytest.raises(InputError, match="name them with --source"):
+        arms_of(options, ["decoder"])
+    with_source = replace(options, source=children)
+    assert [arm.name for arm in arms_of(with_source, None) if arm.source] == [
+        "direct", "first2-last2", "decoder", "all",
+    ]  # fmt: skip
+    jobs, twins = jobs_of(with_source, arms_of(with_source, None))
+    assert {job.arm for job in jobs} == {arm.name for arm in ARMS}
+    assert set(twins) == {"paper/jitter"}
+
+
+def test_folds_test_every_patient_once_and_never_one_that_trains(options: Options) -> None:
+    folded = replace(options, folds=3)
+    seen: list[str] = []
+    for fold in range(3):
+        dataset = patients_of(folded, fold)
+        held = held_out(dataset)
+        assert len(held) == 2
+        assert len(dataset.cases) == 6
+        assert {case.split for case in dataset.cases if case.id not in held} == {None}
+        seen += held
+    assert sorted(seen) == [f"phantom_{n:03d}" for n in range(6)]
+    # One fold: the dataset's own test cases.
+    assert held_out(patients_of(options, 0)) == ["phantom_004", "phantom_005"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"presets": ("default", "other")}, "preset 'other' is unknown"),
+        ({"seeds": (1, 1)}, "--seeds"),
+        ({"presets": ()}, "--presets"),
+        ({"settings": ("unet.base_feature=3",)}, "no such setting"),
+        ({"settings": ("train.fold=2",)}, "--folds"),
+        ({"settings": ("preset=paper",)}, "--presets"),
+        ({"folds": 7}, "7 folds need as many labelled patients"),
+    ],
+)
+def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_options(replace(options, **change))
+
+
+def test_a_dataset_without_labelled_test_cases_needs_folds(options: Options, tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "no-test", cases=3, slices=4, size=64, test_fraction=0.0)
+    with pytest.raises(InputError, match="add --folds 5"):
+        check_options(replace(options, dataset=folder))
+    check_options(replace(options, dataset=folder, folds=3))
+
+
+def test_unknown_arms_are_refused(options: Options) -> None:
+    with pytest.raises(InputError, match="'posed' is unknown; expected some of plain, jitter"):
+        arms_of(options, ["posed"])
+
+
+def test_a_folder_is_one_studys_and_keeps_its_length(options: Options, tmp_path: Path) -> None:
+    assert claim(tmp_path / "study", options) == (options, False)
+    # Broken off before its length was settled.
+    assert claim(tmp_path / "study", options) == (options, False)
+    settle(tmp_path / "study", replace(options, scale=0.25))
+    again, settled = claim(tmp_path / "study", replace(options, seeds=(0, 1, 2), presets=("default",)))
+    assert (again.scale, settled) == (0.25, True)
+    with pytest.raises(InputError, match="a study of other settings"):
+        claim(tmp_path / "study", replace(options, settings=("data.size=96",)))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "holiday.txt").write_text("photos")
+    with pytest.raises(InputError, match="not empty and no study"):
+        claim(tmp_path / "full", options)

@@ -1,0 +1,129 @@
+"""Means by patient, differences with intervals and corrected p, and time to a score."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from isopose.evaluation.evaluate import CaseScores, Evaluation
+from isopose.evaluation.metrics import Scores
+from isopose.study.arms import BY_NAME
+from isopose.study.results import (
+    ArmResult,
+    Run,
+    differences,
+    goal,
+    holm,
+    interval,
+    load_results,
+    steady,
+    time_to,
+)
+
+
+def scores(dice: float) -> Scores:
+    return Scores(
+        dice=dice, surface_dice=dice, hd95_mm=10.0 * (1.0 - dice), truth_ml=10.0, prediction_ml=10.0,
+    )  # fmt: skip
+
+
+def history(values: list[float], *, seconds: float = 10.0, stn: float = 0.0) -> tuple[dict, ...]:
+    rows = [
+        {"stage": "unet", "epoch": n + 1, "loss": 1.0, "dice kidney": value, "seconds": seconds + 2.0,
+         "cpu_seconds": 2 * seconds, "validation_seconds": 2.0}
+        for n, value in enumerate(values)
+    ]  # fmt: skip
+    before = {
+        "stage": "crop",
+        "epoch": 1,
+        "loss": 1.0,
+        "seconds": stn,
+        "cpu_seconds": stn,
+        "validation_seconds": 0.0,
+    }
+    return tuple([before] * (stn > 0) + rows)
+
+
+def run(dice: dict[str, float], *, seed: int = 0, **options) -> Run:
+    cases = tuple(CaseScores(name, name, {"kidney": scores(value)}) for name, value in dice.items())
+    return Run(
+        folder=f"runs/default/x/seed-{seed}-fold-0", seed=seed, fold=0,
+        history=options.get("history", history([0.5, 0.6])),
+        measures={"memory": {"unet": {"before_mb": 400.0, "peak_mb": 500.0}}, "predict": {}},
+        size={}, evaluation=Evaluation(("kidney",), cases), shown={},
+    )  # fmt: skip
+
+
+def arm(name: str, *runs: Run) -> ArmResult:
+    return ArmResult(BY_NAME[name], runs)
+
+
+PATIENTS = [f"p{n}" for n in range(8)]
+
+
+def test_a_patients_seeds_are_averaged_before_anything_else() -> None:
+    result = arm("pose", run({"a": 0.6, "b": 0.8}), run({"a": 0.8, "b": 1.0}, seed=1))
+    assert result.by_patient("kidney") == pytest.approx({"a": 0.7, "b": 0.9})
+    base = arm("augmented", run({"a": 0.5, "b": 0.9}), run({"a": 0.7, "b": 0.9}, seed=1))
+    [difference] = differences({"augmented": base, "pose": result}, "augmented")
+    assert (difference.arm, difference.target, difference.patients) == ("pose", "kidney", 2)
+    assert difference.mean == pytest.approx(0.05)
+    assert difference.better == 1
+    assert difference.p_value is None, "two patients are too few for a test"
+
+
+def test_p_values_are_wilcoxons_corrected_over_all_rows() -> None:
+    rng = np.random.default_rng(3)
+    base = {p: float(v) for p, v in zip(PATIENTS, rng.uniform(0.5, 0.8, 8), strict=True)}
+    better = {p: v + 0.1 + 0.01 * n for n, (p, v) in enumerate(base.items())}
+    same = {p: v + (0.01 if n % 2 else -0.011) for n, (p, v) in enumerate(base.items())}
+    results = {"augmented": arm("augmented", run(base)), "pose": arm("pose", run(better)),
+               "plain": arm("plain", run(same))}  # fmt: skip
+    found = {each.arm: each for each in differences(results, "augmented")}
+    raw = stats.wilcoxon([better[p] - base[p] for p in PATIENTS]).pvalue
+    assert found["pose"].p_value == pytest.approx(2 * raw)
+    assert found["plain"].p_value == stats.wilcoxon([same[p] - base[p] for p in PATIENTS]).pvalue
+    assert found["pose"].low < found["pose"].mean < found["pose"].high
+    assert found["pose"].low > 0.1
+
+
+def test_holm_against_its_definition() -> None:
+    # Holm (1979): sorted p times the number that is left, never falling.
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_the_interval_is_that_of_the_mean_and_the_same_each_time() -> None:
+    values = np.random.default_rng(0).normal(0.2, 0.1, 60)
+    low, high = interval(values)
+    error = values.std(ddof=1) / np.sqrt(60)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.005)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.005)
+    assert interval(values) == (low, high)
+
+
+def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> None:
+    values = [0.0, 0.3, 0.6, 0.6, 0.9]
+    plain = arm("augmented", run({"a": 1.0}, history=history(values)))
+    assert [round(s, 3) for _, s in steady(plain.runs[0].curve("dice kidney"))] == [0.0, 0.15, 0.3, 0.5, 0.7]
+    assert goal(plain, "dice kidney") == pytest.approx(0.7)
+    assert time_to(plain, "dice kidney", 0.45) == (40.0, 1)
+    posed = arm(
+        "pose", run({"a": 1.0}, history=history(values, stn=7.0)), run({"a": 1.0}, history=history([0.1] * 5))
+    )
+    # One of the two runs never gets there.
+    assert time_to(posed, "dice kidney", 0.45) == (47.0, 1)
+    assert time_to(posed, "dice kidney", 0.95) == (None, 0)
+    assert posed.seconds == pytest.approx(60.0 + 7.0 / 2)
+    assert posed.cpu_seconds == pytest.approx(100.0 + 7.0 / 2)
+
+
+def test_memory_is_what_the_stage_added() -> None:
+    assert run({"a": 1.0}).memory_mb() == 100.0
+    assert run({"a": 1.0}).memory_mb("pose") is None
+
+
+def test_an_empty_study_has_no_results(tmp_path: Path) -> None:
+    assert load_results(tmp_path) == {}

@@ -1,0 +1,204 @@
+"""``isopose study`` as a whole, as small as it goes: runs, resumption, budget, report; once in processes."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from isopose.data.phantom import write_cohort
+from isopose.errors import InputError, IsoposeError
+from isopose.progress import Silent
+from isopose.study import run as study_run
+from isopose.study.job import run_job
+from isopose.study.plan import Options
+from isopose.study.run import _clock, run_study
+
+SMALL = {
+    "data": {"size": 64},
+    "pose": {"size": 32, "optimiser": {"epochs": 2, "iterations": 2, "batch_size": 4}},
+    "crop": {"size": 32, "optimiser": {"epochs": 2, "iterations": 2, "batch_size": 4}},
+    "unet": {"base_features": 4, "optimiser": {"epochs": 4, "iterations": 2, "batch_size": 4}},
+    "train": {"folds": 3, "device": "cpu"},
+}
+ARMS = ["plain", "augmented", "crop-half", "direct", "decoder"]
+
+
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs in this process, which is quicker; the folders that were run."""
+    ran: list[str] = []
+
+    def start(command: list[str]) -> SimpleNamespace:
+        ran.append(command[-1])
+        run_job(Path(command[-1]))
+        return SimpleNamespace(wait=lambda: 0, poll=lambda: 0)
+
+    monkeypatch.setattr(study_run.subprocess, "Popen", start)
+    return ran
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("cohorts")
+    children = write_cohort(folder / "children", cases=6, slices=5, size=64, test_fraction=0.34)
+    adults = write_cohort(
+        folder / "adults", cases=4, slices=5, size=64, test_fraction=0.0, population="adult"
+    )
+    return children, adults
+
+
+def options(cohorts: tuple[Path, Path], **change) -> Options:
+    children, adults = cohorts
+    given = {
+        "dataset": children, "labels": None, "presets": ("default",), "seeds": (0,), "folds": 1,
+        "settings": (), "values": SMALL, "source": adults,
+    }  # fmt: skip
+    return Options(**given | change)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: list[str]) -> None:
+    reporter = Listening()
+    output = tmp_path / "study"
+    report = run_study(output, options(cohorts), arms=ARMS, reporter=reporter)
+    assert report == output / "report.html"
+    # Tried are the arms that train anew; the source is trained before what begins from it.
+    tried = [Path(folder).parts[-2] for folder in here if "tried" in folder]
+    ran = [Path(folder).parts[-2] for folder in here if "runs" in folder]
+    assert tried == ["plain", "augmented", "crop-half", "source"]
+    assert ran == ["plain", "augmented", "crop-half", "source", "direct", "decoder"]
+    assert not list((output / "tried").glob("*/*/seed*"))
+    assert any(re.search(r"6 of 6 runs to do, training about \d+ s", line) for line in reporter.lines)
+
+    # Every score and every stage of every run, and each with its folder.
+    told = rows(output / "scores.csv")
+    assert {(row["arm"], row["case"]) for row in told} == {
+        (arm, case) for arm in ARMS for case in ("phantom_004", "phantom_005")
+    }
+    assert {row["target"] for row in told} == {"kidney", "tumour", "kidney+tumour"}
+    assert all(60 < float(row["body_size_mm"]) < 500 for row in told)
+    stages = {(row["arm"], row["stage"]): row for row in rows(output / "runs.csv")}
+    trained = {(arm, "unet") for arm in ARMS if arm != "direct"}
+    assert set(stages) == trained | {("crop-half", "crop")}
+    for row in stages.values():
+        assert (output / row["folder"] / "result.json").exists()
+        assert float(row["memory_peak_mb"]) >= float(row["memory_before_mb"]) > 50
+        assert float(row["cpu_seconds"]) > 0
+    assert stages["plain", "unet"]["epochs"] == "4"
+
+    page, text = report.read_text(), (output / "report.md").read_text()
+    for word in (
+        "Table 1: from other patients",
+        "Table 2: pose and size",
+        "Table 3: the crop",
+        "88.07 (5.61)",
+    ):
+        assert word in page
+        assert word in text
+    assert "Phantoms are phantoms" in page
+    assert page.count("data:image/png") >= 6
+    tex = (output / "tables.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
+    assert "20.83 (35.55)" in tex
+    whole = json.loads((output / "study-results.json").read_text())
+    numbers = whole["presets"]["default"]["arms"]["plain"]
+    dice = [float(r["dice"]) for r in told if (r["arm"], r["target"]) == ("plain", "kidney")]
+    assert numbers["scores"]["kidney"]["dice"]["mean"] == pytest.approx(sum(dice) / len(dice))
+    assert numbers["size"]["unet_multiply_adds"] > numbers["size"]["unet_parameters"]
+
+    # The same again runs nothing; another seed runs that seed alone.
+    here.clear()
+    run_study(output, options(cohorts), arms=ARMS, reporter=reporter)
+    assert here == []
+    run_study(output, options(cohorts, seeds=(0, 1)), arms=["plain"], reporter=reporter)
+    assert [Path(folder).name for folder in here] == ["seed-1-fold-0"]
+    assert {row["seed"] for row in rows(output / "scores.csv") if row["arm"] == "plain"} == {"0", "1"}
+    assert {row["seed"] for row in rows(output / "scores.csv") if row["arm"] == "decoder"} == {"0"}
+
+
+def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, here: list[str]) -> None:
+    run_study(tmp_path / "study", options(cohorts, folds=3, source=None), arms=["plain"], reporter=Silent())
+    told = [r for r in rows(tmp_path / "study" / "scores.csv") if r["target"] == "kidney"]
+    assert sorted(r["case"] for r in told) == [f"phantom_{n:03d}" for n in range(6)]
+    for row in told:
+        folder = tmp_path / "study" / "runs" / "default" / "plain" / f"seed-0-fold-{row['fold']}"
+        splits = json.loads((folder / "job.json").read_text())["splits"]
+        assert splits[row["case"]] == "test"
+        record = json.loads((folder / "predictions" / f"{row['case']}.json").read_text())
+        assert not any("was used to" in warning for warning in record["warnings"])
+
+
+def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_told(
+    cohorts, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A second a batch: 8 of each U-Net and 4 of the crop are 20 s of training.
+    tried = {"unet batch": 1.0, "unet validation": 0.0}
+    crop = {"crop batch": 1.0, "crop validation": 0.0}
+    monkeypatch.setattr(
+        study_run, "_tried",
+        lambda study, job: tried | (crop if job.arm == "crop-half" else {}),
+    )  # fmt: skip
+    given = options(cohorts, source=None)
+    arms = ["plain", "crop-half"]
+    with pytest.raises(InputError, match=r"leave 1\.0 epochs of 4 to each U-Net; give at least 15 s"):
+        run_study(tmp_path / "small", given, arms=arms, budget_s=5.0, reporter=Silent())
+    run_study(tmp_path / "study", given, arms=arms, budget_s=15.0, reporter=Silent())
+    epochs = {(r["arm"], r["stage"]): r["epochs"] for r in rows(tmp_path / "study" / "runs.csv")}
+    assert epochs == {("plain", "unet"): "3", ("crop-half", "unet"): "3", ("crop-half", "crop"): "2"}
+    # Settled: arms that come later are as long, whatever is said then.
+    reporter = Listening()
+    run_study(tmp_path / "study", given, arms=["augmented"], budget_s=1000.0, reporter=reporter)
+    assert any("--budget changes nothing" in line for line in reporter.lines)
+    assert {r["epochs"] for r in rows(tmp_path / "study" / "runs.csv") if r["stage"] == "unet"} == {"3"}
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_kept(cohorts, tmp_path: Path, here, monkeypatch) -> None:
+    given = options(cohorts, source=None)
+    run_study(tmp_path / "study", given, arms=["plain"], reporter=Silent())
+    failing = SimpleNamespace(wait=lambda: 1, poll=lambda: 1)
+    monkeypatch.setattr(study_run, "_tried", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0})
+    monkeypatch.setattr(study_run.subprocess, "Popen", lambda command: failing)
+    with pytest.raises(IsoposeError, match="default augmented, seed 0, fold 0: its run ended with code 1"):
+        run_study(tmp_path / "study", given, arms=["plain", "augmented"], reporter=Silent())
+    assert (tmp_path / "study" / "runs" / "default" / "plain" / "seed-0-fold-0" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(SMALL))
+    command = [sys.executable, "-m", "isopose", "study", str(cohorts[0]), "--output", str(tmp_path / "study"),
+               "--config", str(config), "--arms", "plain", "--workers", "0"]  # fmt: skip
+    bad = subprocess.run([*command, "--budget", "soon"], capture_output=True, text=True)
+    assert bad.returncode == 2
+    assert bad.stderr.strip() == "isopose: --budget: expected hours and minutes, e.g. 6h or 90m, got 'soon'"
+    assert not (tmp_path / "study").exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"report: {tmp_path / 'study' / 'report.html'}"
+    assert "estimate: 1 of 1 runs to do" in done.stderr
+
+
+def test_times_are_told_in_hours_and_minutes() -> None:
+    assert [_clock(s) for s in (3.2, 119, 121, 3599, 3661, 7 * 3600)] == [
+        "4 s", "119 s", "3 min", "1 h 00 min", "1 h 02 min", "7 h 00 min",
+    ]  # fmt: skip
