@@ -19,7 +19,7 @@ from isopose.models.roll import corrected, probability_within, worth_of
 
 #: A scan that leans by more lies otherwise than its header says: on a side, or prone.
 TURNED = math.radians(60.0)
-#: Mean logit from which a scan is said to be mirrored: none of 500 unseen phantoms comes near it as it is (0.2
+#: Mean logit from which a scan is said to be mirrored: none of 500 unseen phantoms is near it as it is (0.2
 #: at most), 98 % pass it when mirrored; both real scans, turned and scaled in 120 ways, are at -1.8 at most.
 MIRRORED = 0.7
 #: A roll is right within this, and wrong beyond.
