@@ -31,6 +31,21 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """nnU-Net v2 itself.
+
+    Args:
+        configuration: of its plans: ``2d`` or ``3d_fullres``.
+        planner: its class of planners.
+        augmented: with its own augmentation and mirrored averaging, or with neither.
+    """
+
+    configuration: str = "2d"
+    planner: str = "ExperimentPlanner"
+    augmented: bool = True
+
+
+@dataclass(frozen=True)
 class Arm:
     """One way to train and predict.
 
@@ -41,6 +56,7 @@ class Arm:
         settings: ``section.key=value`` over the preset and the user's own settings.
         source: whether it begins from, or is (:data:`SOURCE`), the model of the source dataset.
         published: the paper's row.
+        peer: nnU-Net v2 in place of this package's networks; of the settings it has the steps only.
     """
 
     name: str
@@ -49,6 +65,7 @@ class Arm:
     settings: tuple[str, ...]
     source: bool = False
     published: Published | None = None
+    peer: Peer | None = None
 
 
 _AS_THEY_LIE = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", "unet.input=full")
@@ -92,6 +109,10 @@ ARMS: tuple[Arm, ...] = (
         2,
         (*_POSED, "unet.mirror=0.5", "predict.mirror=true"),
     ),
+    Arm("nnunet", "nnU-Net v2 2D", 2, _AUGMENTED, peer=Peer()),
+    Arm("nnunet-plain", "nnU-Net v2 2D, no augmentation", 2, _AUGMENTED, peer=Peer(augmented=False)),
+    Arm("nnunet-resenc", "nnU-Net v2 2D, ResEnc M", 2, _AUGMENTED, peer=Peer(planner="nnUNetPlannerResEncM")),
+    Arm("nnunet-3d", "nnU-Net v2 3D", 2, _AUGMENTED, peer=Peer("3d_fullres")),
     Arm(
         "crop-full",
         "STN pose-size + STN crop + U-Net, full size",

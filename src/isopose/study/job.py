@@ -16,6 +16,8 @@ from isopose.inference.scans import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model, load_model
 from isopose.progress import Silent
+from isopose.study import nnunet
+from isopose.study.arms import BY_NAME
 from isopose.study.measure import Measuring, size_of, timed
 from isopose.training.fit import fit
 
@@ -70,23 +72,33 @@ def run_job(folder: Path) -> None:
     cases = tuple(replace(case, split=splits[case.id]) for case in opened.cases if case.id in splits)
     dataset = replace(opened, cases=cases)
     meter = Measuring(folder / "measures.json")
-    model = _model(folder, job, dataset, config, meter)
+    arm = BY_NAME.get(job["arm"])
+    if arm is not None and arm.peer is not None:
+        shared, workers = Path(job["store"]), job["workers"]
+        peer = nnunet.train(folder, shared, dataset, config, arm.peer, workers, meter)
+        model, history, size = None, peer.history, peer.size
+    else:
+        model = _model(folder, job, dataset, config, meter)
+        history = model.info["history"] if job["arm"] != DIRECT else []
+        size = size_of(model.pipeline)
     result: dict[str, Any] = {
         "arm": job["arm"],
-        "stages": model.info["stages"] if job["arm"] != DIRECT else {},
-        "history": model.info["history"] if job["arm"] != DIRECT else [],
-        "size": size_of(model.pipeline),
+        "history": history,
+        "size": size,
         "device": choose_device(config.train.device).type,
     }
     if job["predict"]:
         held = [case for case in cases if case.split == "test" and case.label is not None]
         scans = [Scan(case.id, case.image) for case in held]
-        _predict(model, scans, folder / "predictions", meter)
+        if model is None:
+            nnunet.predict(peer, scans, dataset, folder, meter)
+        else:
+            _predict(model, scans, folder / "predictions", meter)
         names = [scan.name for scan in scans]
         evaluation = evaluate(folder / "predictions", dataset, cases=names, body_sizes_mm=job["sizes_mm"])
         write_evaluation(evaluation, folder / "scores")
         result["evaluation"] = evaluation.to_json()
-        if config.dims == 2:
+        if model is not None and config.dims == 2:
             result["shown"] = _steps(model, scans, evaluation, folder / "shown")
     write_json(folder / "result.json", result | {"measures": meter.values})
 

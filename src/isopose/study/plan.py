@@ -14,6 +14,7 @@ from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_volume
 from isopose.io.splits import check_sides, split_patients
 from isopose.parallel import Progress
+from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm
 
 #: In a study's folder: what it is of, and the widths of the bodies that are scored.
@@ -98,20 +99,24 @@ def check_options(options: Options) -> None:
 def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
     """The arms to run, in the order of the tables.
 
-    Those of transfer only with a source; with names only these.
+    Those of transfer only with a source, nnU-Net's where it is installed; with names only these.
 
     Raises:
-        InputError: an unknown arm, or one of transfer without a source.
+        InputError: an unknown arm, one of transfer without a source, or nnU-Net's without nnU-Net.
     """
     for name in names or ():
         if name not in BY_NAME:
             raise InputError(f"--arms: {name!r} is unknown; expected some of {', '.join(BY_NAME)}")
         if BY_NAME[name].source and options.source is None:
             raise InputError(f"--arms: {name!r} transfers from other patients; name them with --source")
+        if BY_NAME[name].peer:
+            nnunet.require()
     return [
         arm
         for arm in ARMS
-        if (not names or arm.name in names) and (options.source is not None or not arm.source)
+        if (not names or arm.name in names)
+        and (options.source is not None or not arm.source)
+        and (arm.peer is None or nnunet.available())
     ]
 
 
@@ -146,7 +151,8 @@ def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[Job], dict[str,
         known: dict[str, str] = {}
         for arm in arms:
             config = config_of(options, preset, arm, options.seeds[0])
-            key = hash_of([config.model_dump(mode="json"), arm.source])
+            peer = asdict(arm.peer) if arm.peer else None
+            key = hash_of([config.model_dump(mode="json"), arm.source, peer])
             # Direct inference trains nothing, so it is no twin of what its source was trained with.
             if arm.name != "direct" and key in known:
                 twins[f"{preset}/{arm.name}"] = known[key]

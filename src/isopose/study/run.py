@@ -168,12 +168,14 @@ def _start(
     source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
     # By normalisation, which follows from the training patients: those of a fold, of the source, of a preset.
     store = "source" if _arm(job).source else f"fold-{job.fold}"
+    # nnU-Net normalises by all that train or validate, whatever the preset.
+    store = f"nnunet-fold-{job.fold}" if _arm(job).peer else f"{job.preset}-{store}"
     write_job(
         folder,
         dataset,
         config,
         arm=job.arm,
-        store=study.output / "stores" / f"{job.preset}-{store}",
+        store=study.output / "stores" / store,
         source=source,
         labels=dict(study.options.labels) if study.options.labels else None,
         path=path,

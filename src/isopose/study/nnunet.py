@@ -1,0 +1,346 @@
+"""nnU-Net v2 itself as an arm: its own planner, trainer and predictor, on the study's patients and steps.
+
+Needs the extra ``nnunet``. Its folders lie within the study's own. What is changed of it is told in
+``docs/study.md``: the length of training, the batch size (so that steps and slices seen are the study's), and
+the split into training and validation.
+"""
+
+import contextlib
+import importlib.util
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from isopose.config import Config
+from isopose.devices import choose_device
+from isopose.errors import InputError
+from isopose.files import read_json, write_json
+from isopose.inference.scans import Scan
+from isopose.io.cases import Case
+from isopose.io.datasets import Dataset
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.splits import split_patients
+from isopose.study.arms import Peer
+from isopose.study.measure import Measuring, timed
+
+#: nnU-Net's number and name of the study's dataset.
+NUMBER, NAME = 1, "Dataset001_study"
+#: Parts of a training after which it can be gone on from; its checkpoints are large.
+CHECKPOINTS = 10
+
+
+def available() -> bool:
+    """Whether nnU-Net v2 is installed."""
+    return importlib.util.find_spec("nnunetv2") is not None
+
+
+def require() -> None:
+    """Check that nnU-Net v2 is installed.
+
+    Raises:
+        InputError: it is not; the message names the extra.
+    """
+    if not available():
+        raise InputError("--arms: nnU-Net v2 is not installed; add the extra: pip install 'isopose[nnunet]'")
+
+
+@dataclass
+class Trained:
+    """nnU-Net's trainer after training, and what it told."""
+
+    trainer: Any
+    history: list[dict[str, Any]]
+    size: dict[str, float]
+
+
+def train(
+    folder: Path, shared: Path, dataset: Dataset, config: Config, peer: Peer, workers: int, meter: Measuring
+) -> Trained:
+    """Plan, preprocess and train, or go on with what is there.
+
+    Args:
+        folder: of the run.
+        shared: raw and preprocessed data, for all arms and seeds of a fold.
+        dataset: with its test cases marked.
+        config: whose U-Net says how many epochs, iterations and slices a batch, and whose ``train`` splits.
+        peer: what nnU-Net is asked for.
+        workers: processes for its preprocessing.
+        meter: takes memory and tells progress.
+    """
+    require()
+    assert config.train.fold != "all", "refused by config_of"
+    training, validation = split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
+    _environment(folder, shared)
+    with _logged(folder):
+        plans = _planned(shared, dataset, peer, workers)
+        trainer = _trainer(folder, plans, shared, training, validation, config, peer, dataset.labels.names)
+        history = folder / "history.json"
+        if history.exists():
+            trainer.rows = read_json(history)
+        optimiser = config.unet.optimiser
+        # Augmentation in the training process from here on (planning takes the number for its threads): its
+        # seconds are counted, and no worker outlives a run that is stopped.
+        os.environ.update(nnUNet_n_proc_DA="0")
+        with meter.stage("unet", optimiser.epochs, optimiser.iterations, trainer.current_epoch) as report:
+            trainer.report, trainer.kept = report, history
+            if trainer.current_epoch < trainer.num_epochs:
+                trainer.run_training()
+        return Trained(trainer, trainer.rows, _size(trainer))
+
+
+def predict(
+    trained: Trained, scans: Sequence[Scan], dataset: Dataset, folder: Path, meter: Measuring
+) -> None:
+    """Predict scans one by one as nnU-Net does, each timed, with the labels' stored values."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer = trained.trainer
+    output = folder / "predictions"
+    output.mkdir(parents=True, exist_ok=True)
+    trainer.set_deep_supervision_enabled(False)
+    axes = trainer.inference_allowed_mirroring_axes
+    with meter.counting("predict") as progress, _logged(folder):
+        predictor = nnUNetPredictor(
+            use_mirroring=axes is not None,
+            perform_everything_on_device=trainer.device.type == "cuda",
+            device=trainer.device,
+            allow_tqdm=False,
+        )
+        predictor.manual_initialization(
+            trainer.network,
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            [trainer.network.state_dict()],
+            trainer.dataset_json,
+            type(trainer).__name__,
+            axes,
+        )
+        for done, scan in enumerate(scans, start=1):
+            target = output / f"{scan.name}.nii.gz"
+            if scan.name not in meter.values["predict"] or not target.exists():
+                source = _nifti(scan.path, folder / "inputs" / f"{scan.name}_0000.nii.gz")
+                with timed() as seconds:
+                    predictor.predict_from_files_sequential([[str(source)]], [str(output / scan.name)])
+                classes = read_labels(target)
+                write_labels(classes.with_array(dataset.labels.to_values(classes.array)), target)
+                meter.keep("predict", scan.name, seconds)
+            progress(done, len(scans))
+
+
+def _environment(folder: Path, shared: Path) -> None:
+    """Where nnU-Net looks for its folders; read when it is imported."""
+    os.environ.update(
+        nnUNet_raw=str(shared / "raw"),
+        nnUNet_preprocessed=str(shared / "preprocessed"),
+        nnUNet_results=str(folder / "results"),
+        nnUNet_n_proc_DA="1",
+        nnUNet_compile="f",
+    )
+
+
+@contextlib.contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """What nnU-Net prints goes to a file of the run."""
+    with open(folder / "nnunet.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        yield
+
+
+def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
+    """nnU-Net's plans; its raw dataset, fingerprint and preprocessed data are made once."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprints,
+        plan_experiments,
+        preprocess,
+    )
+
+    processes = max(1, workers)
+    _raw(shared / "raw" / NAME, dataset)
+    preprocessed = shared / "preprocessed" / NAME
+    done = preprocessed / f"{peer.planner}-{peer.configuration}.json"
+    if not done.exists():
+        extract_fingerprints([NUMBER], num_processes=processes, clean=True, show_progress_bar=False)
+        identifier = plan_experiments([NUMBER], peer.planner)
+        plans = read_json(preprocessed / f"{identifier}.json")
+        if peer.configuration not in plans["configurations"]:
+            raise InputError(
+                f"{dataset.root}: nnU-Net plans no configuration {peer.configuration} for this dataset; "
+                "leave that arm out"
+            )
+        preprocess([NUMBER], identifier, [peer.configuration], [processes], show_progress_bar=False)
+        # Last: where it lies, what it names is whole.
+        write_json(done, {"plans": identifier})
+    values: dict[str, Any] = read_json(preprocessed / f"{read_json(done)['plans']}.json")
+    return values
+
+
+def _raw(folder: Path, dataset: Dataset) -> None:
+    """The cases that train or validate as an nnU-Net raw dataset of NIfTI files with classes 0, 1, ..."""
+    done = folder / "dataset.json"
+    if done.exists():
+        return
+    cases = [case for case in dataset.cases if case.label is not None and case.split != "test"]
+    for case in cases:
+        _nifti(case.image, folder / "imagesTr" / f"{case.id}_0000.nii.gz")
+        target = folder / "labelsTr" / f"{case.id}.nii.gz"
+        if not target.exists():
+            assert case.label is not None, "of labelled cases"
+            labels = read_labels(case.label)
+            write_labels(labels.with_array(dataset.labels.to_classes(labels.array)), target)
+    classes = {name: number for number, name in enumerate(dataset.labels.names, start=1)}
+    write_json(
+        done,
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **classes},
+            "numTraining": len(cases),
+            "file_ending": ".nii.gz",
+        },
+    )
+
+
+def _nifti(source: Path, target: Path) -> Path:
+    """A scan as the NIfTI file that nnU-Net reads: a link to it where it is one."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.name.endswith(".nii.gz"):
+            target.unlink(missing_ok=True)
+            target.symlink_to(source.resolve())
+        else:
+            write_image(read_volume(source), target)
+    return target
+
+
+def _trainer(
+    folder: Path,
+    plans: dict[str, Any],
+    shared: Path,
+    training: Sequence[Case],
+    validation: Sequence[Case],
+    config: Config,
+    peer: Peer,
+    names: Sequence[str],
+) -> Any:
+    """nnU-Net's trainer for the study's patients and steps, at its last checkpoint where it has one."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+
+    optimiser = config.unet.optimiser
+    part = plans["configurations"][peer.configuration]
+    # As many slices a step as the study's own arms; a volume's patch holds several.
+    depth = part["patch_size"][0] if len(part["patch_size"]) == 3 else 1
+    part["batch_size"] = max(2, round(optimiser.batch_size / depth)) if depth > 1 else optimiser.batch_size
+    slices = optimiser.epochs * optimiser.iterations * optimiser.batch_size
+    iterations = max(1, round(slices / (optimiser.epochs * part["batch_size"] * depth)))
+    base: Any = nnUNetTrainer if peer.augmented else nnUNetTrainerNoDA
+
+    class StudyTrainer(base):
+        """nnU-Net's, with the study's length and split, which puts down its times."""
+
+        # nnU-Net reads the parameters' names.
+        def __init__(
+            self,
+            plans: dict,
+            configuration: str,
+            fold: int,
+            dataset_json: dict,
+            device: torch.device = torch.device("cpu"),  # noqa: B008
+        ) -> None:
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.num_epochs = optimiser.epochs
+            self.num_iterations_per_epoch = iterations
+            # Of nnU-Net's own 250 and 50.
+            self.num_val_iterations_per_epoch = max(1, round(iterations / 5))
+            self.save_every = max(1, optimiser.epochs // CHECKPOINTS)
+            self.rows: list[dict[str, Any]] = []
+            self.report: Any = None
+            self.kept: Path = folder / "history.json"
+
+        def do_split(self) -> tuple[list[str], list[str]]:
+            """The study's."""
+            return [case.id for case in training], [case.id for case in validation]
+
+        def plot_network_architecture(self) -> None:
+            """Not drawn."""
+
+        def on_epoch_start(self) -> None:
+            self.cpu = time.process_time()
+            super().on_epoch_start()
+
+        def train_step(self, batch: dict) -> dict:
+            out: dict = super().train_step(batch)
+            self.report.step()
+            return out
+
+        def on_validation_epoch_start(self) -> None:
+            self.trained = time.time()
+            super().on_validation_epoch_start()
+
+        def on_epoch_end(self) -> None:
+            epoch = self.current_epoch
+            super().on_epoch_end()
+
+            def last(key: str) -> Any:
+                return self.logger.get_value(key, step=-1)
+
+            end = last("epoch_end_timestamps")
+            row = {
+                "stage": "unet",
+                "epoch": epoch + 1,
+                "loss": float(last("train_losses")),
+                **_dice(names, last("dice_per_class_or_region")),
+                "seconds": end - last("epoch_start_timestamps"),
+                "cpu_seconds": time.process_time() - self.cpu,
+                "validation_seconds": end - self.trained,
+            }
+            self.rows = [*(known for known in self.rows if known["epoch"] <= epoch), row]
+            write_json(self.kept, self.rows)
+            self.report.epoch(row)
+
+    seed = config.train.seed
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    name = f"{StudyTrainer.__name__}__{plans['plans_name']}__{peer.configuration}"
+    checkpoints = folder / "results" / NAME / name / "fold_0"
+    known = [checkpoints / f"checkpoint_{which}.pth" for which in ("final", "latest")]
+    found = next((path for path in known if path.exists()), None)
+    dataset_json = read_json(shared / "raw" / NAME / "dataset.json")
+    trainer = StudyTrainer(
+        plans | {"continue_training": found is not None},
+        peer.configuration,
+        0,
+        dataset_json,
+        choose_device(config.train.device),
+    )
+    if found is not None:
+        # Its own, written by this study: nnU-Net keeps its checkpoints as pickles.
+        trainer.load_checkpoint(str(found))
+    return trainer
+
+
+def _dice(names: Sequence[str], values: Sequence[float]) -> Mapping[str, float]:
+    """nnU-Net's validation Dice, over all slices of its validation batches, by label."""
+    known = {f"dice {n}": float(v) for n, v in zip(names, values, strict=True) if np.isfinite(v)}
+    return {"dice": float(np.mean(list(known.values()))), **known} if known else {}
+
+
+def _size(trainer: Any) -> dict[str, float]:
+    """Parameters, and multiply-adds of one patch."""
+    if not trainer.was_initialized:
+        trainer.initialize()
+    patch = trainer.configuration_manager.patch_size
+    parameters = float(sum(p.numel() for p in trainer.network.parameters()))
+    network = trainer.network.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, trainer.num_input_channels, *patch, device=trainer.device))
+    return {
+        "parameters": parameters,
+        "unet_parameters": parameters,
+        "unet_multiply_adds": counter.get_total_flops() / 2.0,
+    }
