@@ -8,6 +8,7 @@ import pytest
 from isopose.config import Config
 from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
+from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE
 from isopose.study.plan import (
     STAGES,
@@ -27,6 +28,12 @@ from isopose.study.plan import (
 def children(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "children"
     return write_cohort(folder, cases=6, slices=4, size=64, test_fraction=0.34)
+
+
+@pytest.fixture(autouse=True)
+def without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra is not installed, wherever the tests run."""
+    monkeypatch.setattr(nnunet, "available", lambda: False)
 
 
 @pytest.fixture
@@ -115,8 +122,21 @@ def test_transfer_needs_a_source(options: Options, children: Path) -> None:
         "direct", "first2-last2", "decoder", "all",
     ]  # fmt: skip
     jobs, twins = jobs_of(with_source, arms_of(with_source, None))
-    assert {job.arm for job in jobs} == {arm.name for arm in ARMS}
+    assert {job.arm for job in jobs} == {arm.name for arm in ARMS if not arm.peer}
     assert set(twins) == {"paper/jitter"}
+
+
+def test_nnunets_arms_are_there_where_nnunet_is(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(arm.peer for arm in arms_of(options, None))
+    with pytest.raises(InputError, match=r"add the extra: pip install 'isopose\[nnunet\]'"):
+        arms_of(options, ["pose", "nnunet"])
+    monkeypatch.setattr(nnunet, "available", lambda: True)
+    names = [arm.name for arm in arms_of(options, None) if arm.peer]
+    assert names == ["nnunet", "nnunet-plain", "nnunet-resenc", "nnunet-3d"]
+    # Each is a run of its own, though their settings are the augmented arm's.
+    jobs, twins = jobs_of(options, arms_of(options, ["augmented", *names]))
+    assert twins == {}
+    assert len(jobs) == 2 * 2 * 5
 
 
 def test_folds_test_every_patient_once_and_never_one_that_trains(options: Options) -> None:
