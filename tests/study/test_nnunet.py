@@ -1,4 +1,4 @@
-"""nnU-Net v2 as an arm, where it is installed (``make test-peers``): its own training on the study's patients."""
+"""nnU-Net v2 as an arm, where it is installed (``make test-peers``), on the study's patients."""
 
 import csv
 import json
