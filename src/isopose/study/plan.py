@@ -143,13 +143,16 @@ def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[Job], dict[str,
     """All runs of the arms, in the order of the tables, seed after seed; and arms that are another's twin.
 
     An arm whose configuration is, in a preset, that of an earlier one is not run again: ``preset/arm`` to the
-    name of that one.
+    name of that one. nnU-Net has no preset but its own, and is run in one.
     """
     jobs: list[Job] = []
     twins: dict[str, str] = {}
+    of_peers = "default" if "default" in options.presets else options.presets[0]
     for preset in options.presets:
         known: dict[str, str] = {}
         for arm in arms:
+            if arm.peer and preset != of_peers:
+                continue
             config = config_of(options, preset, arm, options.seeds[0])
             peer = asdict(arm.peer) if arm.peer else None
             key = hash_of([config.model_dump(mode="json"), arm.source, peer])
