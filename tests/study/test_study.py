@@ -116,6 +116,9 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
         assert word in text
     assert "Phantoms are phantoms" in page
     assert page.count("data:image/png") >= 6
+    for figure in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (output / figure).read_bytes().startswith(b"\x89PNG")
+    assert text.count("](figures/") == 3
     tex = (output / "tables.tex").read_text()
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
     assert "20.83 (35.55)" in tex
@@ -171,15 +174,28 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_told(
     assert {r["epochs"] for r in rows(tmp_path / "study" / "runs.csv") if r["stage"] == "unet"} == {"3"}
 
 
-def test_a_run_that_fails_is_told_and_the_others_are_kept(cohorts, tmp_path: Path, here, monkeypatch) -> None:
-    given = options(cohorts, source=None)
-    run_study(tmp_path / "study", given, arms=["plain"], reporter=Silent())
-    failing = SimpleNamespace(wait=lambda: 1, poll=lambda: 1)
+def test_a_run_that_fails_is_told_and_the_others_go_on(cohorts, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(study_run, "_tried", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0})
-    monkeypatch.setattr(study_run.subprocess, "Popen", lambda command: failing)
-    with pytest.raises(IsoposeError, match="default augmented, seed 0, fold 0: its run ended with code 1"):
+    codes = {"plain": 1, "augmented": 0, "pose": 0}
+
+    def start(command: list[str]) -> SimpleNamespace:
+        code = codes[Path(command[-1]).parts[-2]]
+        if code == 0:
+            run_job(Path(command[-1]))
+        return SimpleNamespace(wait=lambda: code, poll=lambda: code)
+
+    monkeypatch.setattr(study_run.subprocess, "Popen", start)
+    given = options(cohorts, source=None)
+    with pytest.raises(IsoposeError, match=r"1 of the runs failed: default plain, seed 0, fold 0 \(code 1\)"):
         run_study(tmp_path / "study", given, arms=["plain", "augmented"], reporter=Silent())
-    assert (tmp_path / "study" / "runs" / "default" / "plain" / "seed-0-fold-0" / "result.json").exists()
+    assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"augmented"}
+    # One that was stopped stops the study.
+    codes["plain"] = 130
+    with pytest.raises(IsoposeError, match="default plain, seed 0, fold 0: stopped"):
+        run_study(tmp_path / "study", given, arms=["plain", "pose"], reporter=Silent())
+    codes["plain"] = 0
+    run_study(tmp_path / "study", given, arms=["plain", "augmented"], reporter=Silent())
+    assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"plain", "augmented"}
 
 
 @pytest.mark.slow

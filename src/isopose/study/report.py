@@ -70,7 +70,8 @@ def write_study_report(output: Path, options: Options) -> Path:
     )
     report = output / "report.html"
     write_report(report, title="isopose study", lead=lead, facts=facts, sections=[*sections, limits])
-    write_text(output / "report.md", _markdown(lead, facts, [*sections, limits]))
+    figures = sorted(path.name for path in (output / "figures").glob("*.png"))
+    write_text(output / "report.md", _markdown(lead, facts, [*sections, limits], figures))
     main = [table for section in sections for table in section.tables if table.caption.startswith("Table")]
     write_text(output / "tables.tex", "\n".join(to_latex(table) for table in main))
     write_text(output / "scores.csv", _scores_csv(results))
@@ -354,7 +355,9 @@ def _device(output: Path, folder: str) -> str:
     return str(read_json(output / folder / "result.json")["device"])
 
 
-def _markdown(lead: Sequence[str], facts: Mapping[str, str], sections: Sequence[Section]) -> str:
+def _markdown(
+    lead: Sequence[str], facts: Mapping[str, str], sections: Sequence[Section], figures: Sequence[str]
+) -> str:
     lines = ["# isopose study", "", *lead, "", *(f"* {name}: {value}" for name, value in facts.items()), ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
@@ -364,6 +367,7 @@ def _markdown(lead: Sequence[str], facts: Mapping[str, str], sections: Sequence[
             lines += [to_markdown(table), ""]
         for note in (*section.notices, *section.notes):
             lines += [note, ""]
+    lines += ["## Figures", "", *(f"![{Path(name).stem}](figures/{name})\n" for name in figures)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -34,8 +34,14 @@ from isopose.study.plan import (
     source_job,
 )
 
+#: Exit codes of a run that was stopped and did not fail: by its own word, by SIGINT, by SIGTERM.
+STOPPED = (130, -2, -15)
 #: Batches of an epoch, and epochs, by which an arm's time is estimated.
 TRIED_ITERATIONS, TRIED_EPOCHS = 4, 2
+
+
+class RunFailed(IsoposeError):
+    """A run ended otherwise than it should; the others may go on."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,14 @@ def run_study(
     _tell(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
         measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], progress)
-    _run_all(study, jobs, seconds)
-    return write_study_report(output, study.options)
+    failed = _run_all(study, jobs, seconds)
+    report = write_study_report(output, study.options)
+    if failed:
+        raise IsoposeError(
+            f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again; "
+            f"report of the others: {report}"
+        )
+    return report
 
 
 def result_of(output: Path, job: Job) -> Path:
@@ -105,7 +117,9 @@ def result_of(output: Path, job: Job) -> Path:
     return output / "runs" / job.place / "result.json"
 
 
-def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
+def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Do what is not done; what failed, by name."""
+    failed: list[str] = []
     left = [job for job in _with_sources(jobs) if not result_of(study.output, job).exists()]
     # Of what was estimated for the runs that are done now, how much they took.
     estimated = taken = 0.0
@@ -114,9 +128,15 @@ def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[st
         pace = taken / estimated if estimated > 0 else 1.0
         study.reporter.say(f"--- [{number}/{len(left)}] {job.name}; about {_clock(pace * rest)} left for all")
         started = time.monotonic()
-        _run(study, job)
+        try:
+            _run(study, job)
+        except RunFailed as error:
+            # One arm that diverges must not cost the others their night.
+            study.reporter.say(f"error: {error}, see above; going on with the others")
+            failed.append(str(error))
         estimated += _seconds(study.options, job, seconds)
         taken += time.monotonic() - started
+    return failed
 
 
 def _with_sources(jobs: Sequence[Job]) -> list[Job]:
@@ -191,11 +211,10 @@ def _start(
         if child.poll() is None:
             child.terminate()
             child.wait()
+    if code in STOPPED:
+        raise IsoposeError(f"{job.name}: stopped; what was finished is kept, the same command goes on")
     if code != 0:
-        raise IsoposeError(
-            f"{job.name}: its run ended with code {code}, see above; what was finished is kept, the same "
-            "command goes on"
-        )
+        raise RunFailed(f"{job.name} (code {code})")
 
 
 def _estimate(study: Study, jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
@@ -287,7 +306,8 @@ def _tell(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, 
     """How long it will take, arm by arm, before it starts."""
     every = _with_sources(jobs)
     dataset = patients_of(study.options, 0)
-    study.reporter.say(f"{len(held_out(dataset))} patients' scans are tested on in the first of the folds")
+    where = "" if study.options.folds == 1 else " in the first fold"
+    study.reporter.say(f"{len(held_out(dataset))} scans are tested on{where}")
     by_arm: dict[str, float] = {}
     for job in every:
         if not result_of(study.output, job).exists():
