@@ -346,8 +346,9 @@ def study(
     workers: Workers = 2,
 ) -> None:
     """The paper's experiment on a dataset: train and test all arms, and write its tables and figure."""
+    from isopose.config import read_settings
     from isopose.progress import Terminal
-    from isopose.study.plan import Options, read_options
+    from isopose.study.plan import Options
     from isopose.study.run import run_study
 
     options = Options(
@@ -357,7 +358,7 @@ def study(
         seeds=tuple(_whole("--seeds", seed) for seed in _list(seeds)),
         folds=folds,
         settings=tuple(settings or ()),
-        values=read_options(config),
+        values=read_settings(config) if config else {},
         source=source,
     )
     report = run_study(

@@ -69,7 +69,7 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
         assert [row["epoch"] for row in rows] == [1, 2, 3]
         assert all(row["seconds"] > row["validation_seconds"] > 0 for row in rows)
         assert all(row["cpu_seconds"] > 0 for row in rows)
-        assert {"dice", "dice kidney", "dice tumour"} <= set(rows[-1]) | {"dice kidney", "dice tumour"}
+        assert any("dice kidney" in row for row in rows)
         assert result["size"]["parameters"] > 1e5
         assert set(result["measures"]["predict"]) == {"phantom_004", "phantom_005"}
         for case in ("phantom_004", "phantom_005"):

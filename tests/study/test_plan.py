@@ -1,5 +1,6 @@
 """What a study will do: configurations of the arms, runs, folds, and whose folder it is."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,15 @@ def test_a_folder_is_one_studys_and_keeps_its_length(options: Options, tmp_path:
     settle(tmp_path / "study", replace(options, scale=0.25))
     again, settled = claim(tmp_path / "study", replace(options, seeds=(0, 1, 2), presets=("default",)))
     assert (again.scale, settled) == (0.25, True)
+    # The same patients elsewhere are the same; others under the same names are not.
+    moved = shutil.copytree(options.dataset, tmp_path / "elsewhere")
+    assert claim(tmp_path / "study", replace(options, dataset=moved))[1]
+    others = write_cohort(tmp_path / "others", cases=6, slices=4, size=64, seed=9, test_fraction=0.34)
+    with pytest.raises(InputError, match="a study of other dataset"):
+        claim(tmp_path / "study", replace(options, dataset=others))
+    (moved / "labelsTr" / "phantom_001.nii.gz").unlink()
+    with pytest.raises(InputError, match="phantom_001: no such label file"):
+        claim(tmp_path / "study", replace(options, dataset=moved))
     with pytest.raises(InputError, match="a study of other settings"):
         claim(tmp_path / "study", replace(options, settings=("data.size=96",)))
     (tmp_path / "full").mkdir()

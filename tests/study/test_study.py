@@ -16,7 +16,7 @@ from isopose.progress import Silent
 from isopose.study import run as study_run
 from isopose.study.job import run_job
 from isopose.study.plan import Options
-from isopose.study.run import _clock, run_study
+from isopose.study.run import RunFailed, _clock, run_study
 
 SMALL = {
     "data": {"size": 64},
@@ -196,6 +196,21 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(cohorts, tmp_path: Path, 
     codes["plain"] = 0
     run_study(tmp_path / "study", given, arms=["plain", "augmented"], reporter=Silent())
     assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"plain", "augmented"}
+
+
+def test_an_arm_that_cannot_be_tried_costs_the_others_nothing(
+    cohorts, tmp_path: Path, here, monkeypatch
+) -> None:
+    def tried(study, job):
+        if job.arm in ("plain", "source"):
+            raise RunFailed(f"{job.name} (code 1)")
+        return {"unet batch": 0.1, "unet validation": 0.0}
+
+    monkeypatch.setattr(study_run, "_tried", tried)
+    arms = ["plain", "augmented", "decoder"]
+    with pytest.raises(IsoposeError, match="2 of the runs failed: default plain, seed 0, fold 0"):
+        run_study(tmp_path / "study", options(cohorts), arms=arms, reporter=Silent())
+    assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"augmented"}
 
 
 @pytest.mark.slow

@@ -45,11 +45,6 @@ class SlicePoses(NamedTuple):
     source: Tensor
     outline: Moments
 
-    def of(self, rows: Tensor) -> "SlicePoses":
-        """Some slices only: booleans or indices."""
-        outline = Moments(*(value[rows] for value in self.outline))
-        return SlicePoses._make([*(value[rows] for value in self[:-1]), outline])
-
 
 class PoseTransformer(nn.Module):
     """Estimate poses: the roll by anatomy, the rest by moments; or moments or the identity, then a residual.

@@ -127,7 +127,7 @@ def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring
     """Each scan's prediction with reading and writing, timed once."""
     with meter.counting("predict") as progress:
         for done, scan in enumerate(scans, start=1):
-            if scan.name not in meter.values["predict"]:
+            if scan.name not in meter.values["predict"] or not (output / f"{scan.name}.nii.gz").exists():
                 with timed() as seconds:
                     [outcome] = predict_scans(
                         model, [scan], output, probabilities=False, steps=False, reporter=Silent()

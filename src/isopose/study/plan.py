@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from isopose import __version__
-from isopose.config import Config, load_config, read_settings
+from isopose.config import Config, load_config
 from isopose.data.body import body_box, body_mask
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, write_json
+from isopose.files import hash_of, read_json, sha256, write_json
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_volume
 from isopose.io.splits import check_sides, split_patients
@@ -71,11 +71,6 @@ class Job:
     def name(self) -> str:
         """For people."""
         return f"{self.preset} {self.arm}, seed {self.seed}, fold {self.fold}"
-
-
-def read_options(file: Path | None) -> Mapping[str, Any]:
-    """Contents of a configuration file."""
-    return read_settings(file) if file else {}
 
 
 def check_options(options: Options) -> None:
@@ -238,10 +233,28 @@ def _identity(options: Options) -> dict[str, Any]:
     for key in ("presets", "seeds", "scale"):
         values.pop(key)
     return values | {
-        "dataset": str(options.dataset.resolve()),
-        "source": str(options.source.resolve()) if options.source else None,
+        "dataset": _contents(open_dataset(options.dataset, options.labels)),
+        "source": _contents(open_dataset(options.source)) if options.source else None,
         "settings": list(options.settings),
     }
+
+
+def _contents(dataset: Dataset) -> str:
+    """What a dataset is wherever it lies: its cases, patients, splits and the bytes of its labels.
+
+    Other patients under the same names are another dataset; the same ones in another place are not.
+
+    Raises:
+        InputError: a label file that is not there.
+    """
+    told = []
+    for case in dataset.cases:
+        if case.label is not None and not case.label.is_file():
+            raise InputError(
+                f"{case.id}: no such label file: {case.label}; isopose check lists what is missing"
+            )
+        told.append([case.id, case.patient, case.split, case.label and sha256(case.label)])
+    return hash_of([dict(dataset.labels.values), told])
 
 
 def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress) -> None:

@@ -273,12 +273,16 @@ def _time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baselin
             part = "" if count in (0, len(result.runs)) else f" ({count} of {len(result.runs)} runs)"
             cells.append("not reached" if seconds is None else _clock(seconds) + part)
         rows.append((name, *cells))
+    peers = any(result.arm.peer for result in results.values())
     told = ", ".join(f"{label} {score:.3f}" for label, score in goals.items() if score is not None)
     return Table(
         f"Training until the validation Dice at which {baseline} ends",
         columns,
         tuple(rows),
-        notes=(f"validation Dice to hold for three epochs: {told}; pose and crop included, validation not",),
+        notes=(
+            f"validation Dice to hold for three epochs: {told}; pose and crop included, validation not",
+            *(("nnU-Net's is over all slices at once and not by patient: not comparable in height",) * peers),
+        ),
     )
 
 

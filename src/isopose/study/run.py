@@ -93,8 +93,9 @@ def run_study(
     jobs, twins = jobs_of(options, chosen)
     for twin, name in twins.items():
         reporter.say(f"{twin} is configured as {name}: not run again")
-    seconds = _estimate(study, jobs)
-    if not settled:
+    seconds, untried = _estimate(study, jobs)
+    jobs = [job for job in jobs if _key(job) in seconds or job.arm == DIRECT]
+    if not settled and jobs:
         if budget_s is not None:
             scale = _scale(options, jobs, seconds, budget_s)
             study = replace(study, options=replace(options, scale=scale))
@@ -102,7 +103,7 @@ def run_study(
     _tell(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
         measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], progress)
-    failed = _run_all(study, jobs, seconds)
+    failed = [*untried, *_run_all(study, jobs, seconds)]
     report = write_study_report(output, study.options)
     if failed:
         raise IsoposeError(
@@ -217,29 +218,41 @@ def _start(
         raise RunFailed(f"{job.name} (code {code})")
 
 
-def _estimate(study: Study, jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
+def _key(job: Job) -> str:
+    """Of an arm in the estimates."""
+    return f"{job.preset}/{job.arm}"
+
+
+def _estimate(study: Study, jobs: Sequence[Job]) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Seconds of a batch and of a validation by stage, for each arm; tried once and kept.
 
     A few batches of every stage in a process of its own, on the study's own patients, as in the runs.
+
+    Returns:
+        The seconds by ``preset/arm``, and the names of what could not be tried, which is not run.
     """
     path = study.output / "estimate.json"
     known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    untried: list[str] = []
     pairs = dict.fromkeys((job.preset, job.arm) for job in _with_sources(jobs))
     for preset, arm in pairs:
-        key = f"{preset}/{arm}"
+        job = Job(preset, arm, study.options.seeds[0], 0)
+        key = _key(job)
         if key in known or arm == DIRECT:
             continue
         # What learns on costs at most what is trained anew; the source's model is not there yet.
-        if BY_NAME.get(arm, SOURCE).source and arm != SOURCE.name:
-            known[key] = known[f"{preset}/{SOURCE.name}"]
+        if _arm(job).source and arm != SOURCE.name:
+            of_source = known.get(f"{preset}/{SOURCE.name}")
+            known |= {key: of_source} if of_source else {}
             continue
         study.reporter.say(f"trying {key} for an estimate")
-        job = Job(preset, arm, study.options.seeds[0], 0)
-        known[key] = _tried(study, job)
-        if not path.parent.exists():
-            output_folder(path.parent)
+        try:
+            known[key] = _tried(study, job)
+        except RunFailed as error:
+            study.reporter.say(f"error: {error}, see above; going on without it")
+            untried.append(str(error))
         write_json(path, known)
-    return known
+    return known, untried
 
 
 def _tried(study: Study, job: Job) -> dict[str, float]:
@@ -271,7 +284,7 @@ def _seconds(options: Options, job: Job, seconds: Mapping[str, Mapping[str, floa
     if job.arm == DIRECT:
         return 0.0
     config = config_of(options, job.preset, _arm(job), job.seed)
-    tried = seconds[f"{job.preset}/{job.arm}"]
+    tried = seconds[_key(job)]
     total = 0.0
     for stage in dict.fromkeys(key.rpartition(" ")[0] for key in tried):
         # The joint network's optimiser is the crop's.
