@@ -33,6 +33,9 @@ class Brightness(nn.Module):
         self.blind = blind
         self.seen: list[Tensor] = []
 
+    def fused(self) -> "Brightness":
+        return self
+
     def forward(self, image: Tensor, *, deep: bool = False) -> list[Tensor]:
         steps = torch.cat([30.0 * (image - level) for level in self.levels], dim=1)
         logits = torch.cat([torch.zeros_like(image), steps.cumsum(dim=1)], dim=1)

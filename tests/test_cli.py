@@ -393,6 +393,22 @@ def start(*arguments):
     )
 
 
+def test_a_forked_worker_ends_without_a_word(tmp_path):
+    (tmp_path / "forks.py").write_text(
+        "import multiprocessing\n"
+        "from isopose import cli\n"
+        "def forks():\n"
+        "    with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "        print(pool.map(abs, [-1, -2]))\n"
+        "cli.app = forks\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "forks.py"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 2]\n", "")
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_signal_ends_with_130_and_one_line(name, workers, tmp_path):

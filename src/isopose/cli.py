@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import sys
@@ -157,6 +158,13 @@ def fit(
     store: Annotated[
         Path | None, typer.Option(help="folder for preprocessed slices; runs may share it")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="that the U-Net's training may take, e.g. 4GB: of the process on a CPU, of the GPU's else; "
+            "chooses unet.recompute, unet.optimiser.parts and unet.input so that it fits"
+        ),
+    ] = None,
     workers: Workers = 2,
 ) -> None:
     """Train pose, crop and segmentation on a dataset."""
@@ -165,6 +173,7 @@ def fit(
     from isopose.models.folder import load_model
     from isopose.progress import Terminal
     from isopose.training.fit import fit as run
+    from isopose.training.memory import fit_into, parse_bytes
     from isopose.training.transfer import settings_of
 
     options = {"train.fold": fold, "train.parts": train}
@@ -174,7 +183,10 @@ def fit(
         raise InputError("--preset: a model that learns on keeps its own settings; leave it out, or --from")
     loaded = load_config(preset or "default", config, chosen, base=settings_of(begun) if begun else None)
     opened = open_dataset(dataset, _labels(label))
-    run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=Terminal())
+    reporter = Terminal()
+    if memory is not None:
+        loaded = fit_into(loaded, opened.labels.classes, parse_bytes(memory), reporter)
+    run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=reporter)
     typer.echo(f"model: {model}")
 
 
@@ -188,15 +200,25 @@ def predict(
     ] = False,
     steps: Annotated[bool, typer.Option("--steps", help="also draw the pipeline's steps, per scan")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="of the U-Net, e.g. 32-true; none: the model's predict.precision")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment scans; each result lies on its scan's own grid."""
+    from dataclasses import replace
+
+    from isopose.config import validate_config
     from isopose.devices import choose_device
     from isopose.inference.scans import find_scans, predict_scans
     from isopose.models.folder import load_model
     from isopose.progress import Terminal
 
     loaded = load_model(model, choose_device(device))
+    if precision is not None:
+        values = loaded.config.model_dump()
+        values["predict"]["precision"] = precision
+        loaded = replace(loaded, config=validate_config(values, "--precision"))
     scans = find_scans(inputs)
     outcomes = predict_scans(
         loaded, scans, output, probabilities=probabilities, steps=steps, reporter=Terminal()
@@ -384,6 +406,8 @@ def main() -> NoReturn:
     """Run the command line and turn every foreseen failure into one line and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    # A peer's worker, forked from here, is ended by its own pool and has nothing to tell.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
         app()
     except IsoposeError as error:

@@ -60,6 +60,18 @@ class OptimiserConfig(Section):
     patience: int = Field(20, ge=1, description="epochs without a better smoothed validation score")
     iterations: int = Field(100, ge=1, description="batches an epoch")
     batch_size: int = Field(16, ge=1, description="slices a batch while training; with dims=3 volumes")
+    parts: int = Field(
+        1,
+        ge=1,
+        description="parts of a batch that go through the network one after the other, their gradients "
+        "summed: less memory; batch norm and the loss then see a part at a time",
+    )
+
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> "OptimiserConfig":
+        if self.parts > self.batch_size:
+            raise ValueError(f"parts is {self.parts}, expected at most batch_size, {self.batch_size}")
+        return self
 
 
 class PoseConfig(Section):
@@ -129,6 +141,11 @@ class UNetConfig(Section):
     output_norm: bool = Field(
         False, description="batch norm before the softmax, as the paper's words have it"
     )
+    recompute: bool = Field(
+        False,
+        description="keep less of each level and compute it again on the way back: the same result, less "
+        "memory, slower",
+    )
     loss_space: Literal["native", "canonical"] = Field("canonical", description="where Eq. 3 compares")
     pose_jitter: float = Field(
         0.3, ge=0, le=1, description="random pose around the estimated one; 1: 10 degrees, 10 %, 10 % shift"
@@ -181,6 +198,10 @@ class PredictConfig(Section):
     """What prediction does when a pose or crop cannot be trusted."""
 
     batch_size: int = Field(16, ge=1, description="slices at a time")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        "auto",
+        description="of the U-Net; auto: mixed where the GPU or CPU computes in 16 bits itself, else 32",
+    )
     min_pose_dice: float = Field(
         0.8, ge=0, le=1, description="agreement with the reference's outline below which a pose falls back"
     )

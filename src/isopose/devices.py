@@ -25,7 +25,32 @@ def choose_device(name: str) -> torch.device:
 
 def fast_bfloat16(device: str) -> bool:
     """Whether a type of device computes in bfloat16 itself, not emulated: then mixed precision is that."""
+    if device == "cpu":
+        # PyTorch has no public name for it; where a version has none at all, bfloat16 is taken for slow.
+        asked = (getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile"))
+        return any(bool(supported()) for supported in asked if supported is not None)
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def choose_precision(name: str, device: str) -> str:
+    """The named precision, or with ``auto`` the one that a type of device is fastest in.
+
+    Args:
+        name: ``auto``, ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        device: type of it.
+    """
+    if name != "auto":
+        return name
+    if fast_bfloat16(device):
+        return "bf16-mixed"
+    return "16-mixed" if device == "cuda" else "32-true"
+
+
+def autocast(precision: str, device: str) -> torch.autocast:
+    """What the networks compute in, as a context: a precision as :func:`choose_precision` gives it."""
+    # A CPU has no fast float16.
+    low = torch.float16 if precision == "16-mixed" and device != "cpu" else torch.bfloat16
+    return torch.autocast(device, dtype=low, enabled=precision != "32-true")
 
 
 @contextmanager

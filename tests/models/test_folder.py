@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bright import bright_model, scene
+from isopose.config import validate_config
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.inference.predict import predict
-from isopose.models.folder import Model, load_model, save_model
+from isopose.models.folder import Model, for_prediction, load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,20 @@ def test_a_loaded_model_predicts_the_same_bits(model, shared_folder):
     # The weights matter: neither is just background, and the learned parts did something.
     assert np.ptp(before.probabilities[1]) > 1e-3
     assert np.abs(before.slices.pose).max() > 1e-3
+
+
+def test_what_predicts_is_a_copy_that_answers_the_same(model):
+    """Fused and laid out otherwise; the model itself stays as it was, to be saved or trained on."""
+    exact = validate_config({**model.config.model_dump(), "predict": {"precision": "32-true"}}, "test")
+    before = {name: value.clone() for name, value in model.pipeline.state_dict().items()}
+    fast = for_prediction(replace(model, config=exact))
+    scan = scene().volume
+    expected, found = predict(replace(model, config=exact), scan), predict(fast, scan)
+    assert np.mean(found.labels.array != expected.labels.array) < 1e-4
+    assert (expected.labels.array > 0).any()
+    after = model.pipeline.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_saving_again_gives_the_same_bytes(shared_folder, tmp_path):

@@ -80,3 +80,58 @@ def test_output_norm_is_an_option():
         isinstance(m, nn.BatchNorm2d) for m in UNet(plan, 2, config.unet.output_norm).outputs.modules()
     )
     assert not any(isinstance(m, nn.BatchNorm2d) for m in UNet(plan, 2).outputs.modules())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_computed_again_on_the_way_back_is_the_same(dims):
+    """Loss, gradients and running statistics to the last bit, and much less kept on the way there."""
+    settings = ["unet.base_features=4", "unet.smallest_skip=16", f"dims={dims}", "unet.depth=8"]
+    config = load_config(settings=["data.size=64", "unet.input=full", *settings])
+    plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=dims)
+    image = torch.randn(2, 1, *plan.depths[:1], 64, 64)
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net = UNet(plan, 3, recompute=recompute).train()
+        kept: dict[int, torch.Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.setdefault(tensor.data_ptr(), tensor), lambda tensor: tensor
+        ):
+            loss = sum(level.square().mean() for level in net(image, deep=True))
+        loss.backward()
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        found.append(([loss.detach(), *gradients, *net.buffers()], sum(t.nbytes for t in kept.values())))
+    (plain, whole), (again, less) = found
+    assert len(plain) == len(again) > 20
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert less < 0.6 * whole
+
+
+def test_nothing_is_computed_again_where_nothing_learns():
+    plan, _ = planned(64, "unet.base_features=4")
+    net = UNet(plan, 3, recompute=True).eval()
+    with torch.inference_mode():
+        [logits] = net(torch.randn(1, 1, 64, 64))
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_fused_for_prediction_answers_the_same(dims):
+    config = load_config(settings=["data.size=64", "unet.input=full", "unet.base_features=4", f"dims={dims}"])
+    plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=dims)
+    net = UNet(plan, 3, output_norm=dims == 2).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    fused = net.fused()
+    image = torch.randn(2, 1, *plan.depths[:1], 64, 64)
+    with torch.inference_mode():
+        [expected], [found] = net(image), fused(image)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    norms = [m for block in (*fused.first, *fused.up) for m in block if isinstance(m, nn.BatchNorm2d)]
+    assert not norms
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -88,6 +88,26 @@ def test_p_values_are_wilcoxons_corrected_over_all_rows() -> None:
     assert found["pose"].low > 0.1
 
 
+def test_arms_are_compared_within_each_stratum_of_the_baselines_scans() -> None:
+    base = dict.fromkeys(PATIENTS, 0.5)
+    better = {p: 0.5 + 0.01 * n for n, p in enumerate(PATIENTS)}
+    results = {"augmented": arm("augmented", run(base)), "pose": arm("pose", run(better))}
+
+    def by_name(cases):
+        return {
+            name: [case for case in cases if (case.case < "p6") == (name == "most")]
+            for name in ("most", "few")
+        }
+
+    most, few = differences(results, "augmented", by_name)
+    assert (most.stratum, most.patients, most.better) == ("most", 6, 5)
+    assert most.mean == pytest.approx(0.025)
+    assert most.p_value == stats.wilcoxon([better[p] - 0.5 for p in PATIENTS[:6]]).pvalue
+    assert (few.stratum, few.patients, few.better) == ("few", 2, 2)
+    assert few.mean == pytest.approx(0.065)
+    assert few.p_value is None, "two patients are too few for a test"
+
+
 def test_holm_against_its_definition() -> None:
     # Holm (1979): sorted p times the number that is left, never falling.
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

@@ -335,3 +335,25 @@ def test_mixed_precision_keeps_the_weights_in_float32(tmp_path: Path) -> None:
     run(objective, tmp_path, settings(), precision="bf16-mixed")
     assert all(p.dtype == torch.float32 for p in objective.parameters())
     assert objective.linear.weight.item() > 1.0
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_batch_in_parts_learns_what_the_whole_learns(tmp_path: Path, parts: int) -> None:
+    """Where no statistics are of the batch: a mean of squares is the mean of its parts', by their sizes."""
+    found = []
+    for count in (1, parts):
+        objective = Line(disturbed=0.3)
+        objective.norm = nn.Identity()
+        progress = run(objective, tmp_path / str(count), settings(parts=count))
+        found.append((weights(objective), [row["loss"] for row in progress.history]))
+        assert objective.losses == 18 * count
+    (whole, losses), (in_parts, same_losses) = found
+    assert losses == pytest.approx(same_losses, rel=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-5, atol=1e-6)
+    assert whole["linear.weight"].item() > 1.0
+
+
+def test_more_parts_than_slices_are_refused() -> None:
+    with pytest.raises(ValueError, match="parts is 5, expected at most batch_size, 4"):
+        settings(parts=5)

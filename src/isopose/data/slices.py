@@ -38,6 +38,10 @@ class Batch(NamedTuple):
         """The batch in pinned memory, from which a GPU copies without waiting."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def part(self, rows: Tensor) -> "Batch":
+        """Some of its slices, by their place in the batch."""
+        return self._each(lambda tensor: tensor[rows])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         known = {name: change(value) for name, value in self._asdict().items() if value is not None}
         return Batch(**known)
@@ -167,6 +171,8 @@ class _Movable(Protocol):
     def to(self, device: torch.device) -> Self: ...
 
     def pinned(self) -> Self: ...
+
+    def part(self, rows: Tensor) -> Self: ...
 
 
 B = TypeVar("B", bound=_Movable)

@@ -42,6 +42,16 @@ class VolumeBatch:
         """The batch in pinned memory, from which a GPU copies without waiting."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def part(self, rows: Tensor) -> "VolumeBatch":
+        """Some of its volumes, by their place in the batch."""
+        chosen = rows.tolist()
+
+        def picked(value: Any) -> Any:
+            return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value[rows]
+
+        known = {name: picked(value) for name, value in vars(self).items() if value is not None}
+        return VolumeBatch(**known)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "VolumeBatch":
         def changed(value: Any) -> Any:
             return tuple(map(change, value)) if isinstance(value, tuple) else change(value)

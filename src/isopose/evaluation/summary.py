@@ -282,12 +282,12 @@ def _paired(
         sd_difference=float(difference.std(ddof=1)) if len(first) > 1 else None,
         better=int((gain > 0).sum()),
         worse=int((gain < 0).sum()),
-        p_value=_wilcoxon(difference),
+        p_value=wilcoxon(difference),
         unpaired=len(one_sided),
     )
 
 
-def _wilcoxon(difference: np.ndarray) -> float | None:
+def wilcoxon(difference: np.ndarray) -> float | None:
     """Two-sided p of the signed-rank test, 1 where nothing differs."""
     if len(difference) < FEWEST_PAIRS:
         return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare
-from isopose.devices import fast_bfloat16
+from isopose.devices import autocast, choose_precision
 from isopose.geometry.crop import widened
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
@@ -24,7 +24,7 @@ from isopose.inference.poses import (
 )
 from isopose.labels import mirrored_classes
 from isopose.models.folder import Model
-from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+from isopose.models.pipeline import frame_from_crop, restore
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
@@ -177,19 +177,18 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
     Returns:
         Probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32.
     """
-    plain = _answer(model.pipeline, crop)
+    plain = _answer(model, crop)
     if not model.config.predict.mirror:
         return plain
     partners = list(mirrored_classes(model.labels.names))
-    return 0.5 * (plain + _answer(model.pipeline, crop.flip(-1)).flip(-1)[:, partners])
+    return 0.5 * (plain + _answer(model, crop.flip(-1)).flip(-1)[:, partners])
 
 
-def _answer(pipeline: Pipeline, crop: Tensor) -> Tensor:
+def _answer(model: Model, crop: Tensor) -> Tensor:
     kind = crop.device.type
-    low = torch.bfloat16 if fast_bfloat16(kind) else torch.float16
-    with torch.autocast(kind, dtype=low, enabled=kind == "cuda"):
+    with autocast(choose_precision(model.config.predict.precision, kind), kind):
         laid_out = torch.channels_last if crop.ndim == 4 else torch.contiguous_format
-        return pipeline.probabilities(crop.contiguous(memory_format=laid_out))
+        return model.pipeline.probabilities(crop.contiguous(memory_format=laid_out))
 
 
 def _marked(probabilities: Tensor) -> Tensor:

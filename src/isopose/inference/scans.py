@@ -12,6 +12,7 @@ import numpy as np
 from isopose import __version__
 from isopose.data.preprocess import Prepared
 from isopose.data.store import hash_of_source
+from isopose.devices import choose_precision
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
@@ -21,7 +22,7 @@ from isopose.inference.steps import write_steps
 from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.images import ending, read_volume, write_image, write_labels
 from isopose.labels import Labels
-from isopose.models.folder import Model
+from isopose.models.folder import Model, for_prediction
 from isopose.models.pose import POSE_SOURCES
 from isopose.progress import Reporter
 
@@ -110,6 +111,7 @@ def predict_scans(
             "leave --steps out"
         )
     output_folder(output)
+    model = for_prediction(model)
     outcomes = []
     for number, scan in enumerate(scans, start=1):
         reporter.say(f"[{number}/{len(scans)}] {scan.name}")
@@ -198,12 +200,19 @@ def _head(model: Model, input_hash: str) -> dict[str, Any]:
     }
 
 
+def _computed(model: Model) -> dict[str, str]:
+    """On what a result was computed, and how: it is the same elsewhere but for rounding."""
+    device = model.pipeline.pose.reference_mask.device.type
+    return {"device": device, "precision": choose_precision(model.config.predict.precision, device)}
+
+
 def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> dict[str, Any]:
     """What a prediction was made from and how far to trust it, in plain values; names no patient."""
     records = prediction.slices
     shown = np.flatnonzero(records.pose_source >= 0)
     return {
         **_head(model, input_hash),
+        **_computed(model),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),
         "roll_degrees": float(np.degrees(records.roll)),
@@ -233,6 +242,7 @@ def volume_record(model: Model, prediction: VolumePrediction, input_hash: str) -
     roll, pitch, yaw = (math.degrees(angle) for angle in record.pose[:3])
     return {
         **_head(model, input_hash),
+        **_computed(model),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),
         "roll_degrees": roll,

@@ -4,9 +4,10 @@
 versions and the hash of the weights. It names no patient and no case.
 """
 
+import copy
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ class Model:
     fingerprint: Fingerprint
     info: dict[str, Any]
     weights_sha256: str = ""
+
+
+def for_prediction(model: Model) -> Model:
+    """The same model, whose U-Net is laid out for speed; it can be neither trained nor saved."""
+    pipeline = copy.deepcopy(model.pipeline)
+    pipeline.unet = model.pipeline.unet.fused()
+    return replace(model, pipeline=pipeline)
 
 
 def versions() -> dict[str, str]:

@@ -81,7 +81,7 @@ class Pipeline(nn.Module):
         self.crop = CropTransformer(config.crop, crop_start, joint=joint, dims=config.dims)
         self.joint = Localisation(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
         plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
-        self.unet = UNet(plan, classes, config.unet.output_norm)
+        self.unet = UNet(plan, classes, config.unet.output_norm, recompute=config.unet.recompute)
 
     def homogenise(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> Homogenised:
         """Frames ``(N, 1, S, S)`` warped by poses ``(N, 5)`` (H in the paper) on ``size`` pixels."""

@@ -1,10 +1,15 @@
 """The segmentation network: the paper's U-Net (section "U-Net for segmentation")."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 from isopose.models.planner import UNetPlan
 
@@ -45,11 +50,16 @@ class UNet(nn.Module):
         plan: sizes, features and skips of the levels.
         classes: outputs, background included.
         output_norm: batch norm after the output's convolution, as the paper's words have it.
+        recompute: keep only what goes from block to block while training, and compute the rest again on the
+            way back (Chen et al., 2016, "Training deep nets with sublinear memory cost").
     """
 
-    def __init__(self, plan: UNetPlan, classes: int, output_norm: bool = False) -> None:
+    def __init__(
+        self, plan: UNetPlan, classes: int, output_norm: bool = False, *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.plan = plan
+        self.recompute = recompute
         self.frozen: tuple[nn.Module, ...] = ()
         features = plan.features
         depth = len(features) - 1
@@ -104,6 +114,18 @@ class UNet(nn.Module):
             layer.eval()
         return self
 
+    def fused(self) -> "UNet":
+        """A copy for prediction alone: batch norms are part of the convolutions before them."""
+        copied = copy.deepcopy(self).eval().requires_grad_(False)
+        for block in (*copied.first, *copied.down, *copied.up, *copied.decode):
+            layer, norm = block[0], block[1]
+            if isinstance(norm, nn.BatchNorm2d):
+                block[0] = fuse_conv_bn_eval(layer, norm, isinstance(layer, nn.ConvTranspose2d))
+                block[1] = nn.Identity()
+        if len(self.plan.strides(0)) == 2:
+            copied = copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return copied
+
     def forward(self, image: Tensor, *, deep: bool = False) -> list[Tensor]:
         """Logits of ``(N, 1, H, W)`` images: ``(N, classes, H / 2**n, W / 2**n)`` by level, finest first.
 
@@ -111,19 +133,53 @@ class UNet(nn.Module):
 
         With ``deep`` false only the finest is computed (n = 0), in a list of one.
         """
+        run = _again if self.recompute and self.training else _at_once
         skips: list[Tensor] = []
         x = image
         for first, down in zip(self.first, self.down, strict=False):
-            x = first(x)
+            x = run(first, x)
             skips.append(x)
-            x = down(x)
-        x = self.first[-1](x)
+            x = run(down, x)
+        x = run(self.first[-1], x)
         logits = []
         for level in reversed(range(len(self.up))):
-            x = self.up[level](x)
-            if self.plan.skips[level]:
-                x = torch.cat([x, skips[level]], dim=1)
-            x = self.decode[level](x)
+            x = run(self.up[level], x)
+            x = run(self.decode[level], *([x, skips[level]] if self.plan.skips[level] else [x]))
             if str(level) in self.outputs and (deep or level == 0):
                 logits.append(self.outputs[str(level)](x))
         return logits[::-1]
+
+
+def _at_once(block: nn.Module, *parts: Tensor) -> Tensor:
+    """A block of the channels of all parts."""
+    out: Tensor = block(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+    return out
+
+
+def _again(block: nn.Module, *parts: Tensor) -> Tensor:
+    """Likewise; what is between input and output is not kept for the way back, but computed again."""
+    out: Tensor = checkpoint(
+        _at_once,
+        block,
+        *parts,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _statistics_kept(block)),
+    )
+    return out
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch norms see the same batch twice; their running statistics follow it once."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        assert norm.num_batches_tracked is not None, "of batch norms that track"
+        norm.num_batches_tracked.sub_(1)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum

@@ -1,18 +1,17 @@
 """What the runs of a study came to: by patient, with its spread, and against the baseline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
-from isopose.evaluation.summary import FEWEST_PAIRS, Metric, by_patient
+from isopose.evaluation.summary import Metric, by_patient, wilcoxon
 from isopose.files import read_json
-from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm
+from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 
 #: Draws of patients for an interval, and its coverage.
 DRAWS, COVERAGE = 10_000, 0.95
@@ -111,6 +110,8 @@ class ArmResult:
 
 
 Results = dict[str, dict[str, ArmResult]]
+#: Scans to groups by name.
+Strata = Callable[[Sequence[CaseScores]], Mapping[str, Sequence[CaseScores]]]
 
 
 def load_results(output: Path) -> Results:
@@ -145,6 +146,11 @@ def load_results(output: Path) -> Results:
     }
 
 
+def baseline_of(results: Mapping[str, ArmResult]) -> str:
+    """The arm that the others are held against: :data:`BASELINE`, or the first where that was not run."""
+    return BASELINE if BASELINE in results else next(iter(results))
+
+
 @dataclass(frozen=True)
 class Difference:
     """An arm's scores minus the baseline's, patient by patient.
@@ -152,16 +158,18 @@ class Difference:
     Args:
         arm: the arm.
         target: what was scored.
+        stratum: of the patients; empty for all of them.
         patients: with a value in both.
         mean: of the differences.
         low, high: bootstrap interval of that mean, over patients.
         better: patients for whom the arm is better.
-        p_value: two-sided Wilcoxon signed-rank test, corrected after Holm for all comparisons of the preset;
+        p_value: two-sided Wilcoxon signed-rank test, corrected after Holm for all comparisons of one call;
             none below :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
     """
 
     arm: str
     target: str
+    stratum: str
     patients: int
     mean: float
     low: float
@@ -170,25 +178,38 @@ class Difference:
     p_value: float | None
 
 
-def differences(results: Mapping[str, ArmResult], baseline: str) -> list[Difference]:
-    """Of every arm against the baseline, in Dice, for every target; p corrected over all of them together."""
-    base = results[baseline]
-    rows: list[tuple[str, str, np.ndarray]] = []
-    for name, result in results.items():
-        for target in result.targets if name != baseline else ():
-            ours, theirs = result.by_patient(target), base.by_patient(target)
-            shared = sorted(ours.keys() & theirs.keys())
-            if shared:
-                rows.append((name, target, np.array([ours[p] - theirs[p] for p in shared])))
-    raw = [_wilcoxon(values) for _, _, values in rows]
+def differences(
+    results: Mapping[str, ArmResult], baseline: str, strata: Strata | None = None
+) -> list[Difference]:
+    """Of every arm against the baseline, in Dice, for every target; p corrected over all of them together.
+
+    Args:
+        results: of the arms by name.
+        baseline: the arm that is taken from the others.
+        strata: how scans are grouped, such as :func:`isopose.evaluation.summary.size_strata`; arms are then
+            compared within each group of the baseline's scans.
+    """
+    groups = strata(results[baseline].cases) if strata else {"": results[baseline].cases}
+    rows: list[tuple[str, str, str, np.ndarray]] = []
+    for stratum, base in groups.items():
+        scans = {case.case for case in base}
+        for name, result in results.items():
+            cases = [case for case in result.cases if case.case in scans]
+            for target in result.targets if name != baseline else ():
+                ours, theirs = by_patient(cases, target, "dice"), by_patient(base, target, "dice")
+                shared = sorted(ours.keys() & theirs.keys())
+                if shared:
+                    rows.append((name, target, stratum, np.array([ours[p] - theirs[p] for p in shared])))
+    raw = [wilcoxon(values) for *_, values in rows]
     corrected = holm([p for p in raw if p is not None])
     out = []
-    for (name, target, values), p in zip(rows, raw, strict=True):
+    for (name, target, stratum, values), p in zip(rows, raw, strict=True):
         low, high = interval(values)
         out.append(
             Difference(
                 arm=name,
                 target=target,
+                stratum=stratum,
                 patients=len(values),
                 mean=float(values.mean()),
                 low=low,
@@ -198,12 +219,6 @@ def differences(results: Mapping[str, ArmResult], baseline: str) -> list[Differe
             )
         )
     return out
-
-
-def _wilcoxon(values: np.ndarray) -> float | None:
-    if len(values) < FEWEST_PAIRS:
-        return None
-    return float(stats.wilcoxon(values).pvalue) if values.any() else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -132,14 +132,17 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoc
         return stage.augment(batch, (*stage.seed, epoch, number)) if stage.augment else batch
 
     for step, batch in enumerate(read_ahead(stage.training, batches, pin=pin, change=change)):
-        loss = module(batch.to(fabric.device), noise[step].to(fabric.device))
+        batch, disturbance = batch.to(fabric.device), noise[step].to(fabric.device)
         optimiser.zero_grad()
-        fabric.backward(loss)
+        for rows in torch.arange(config.batch_size, device=fabric.device).tensor_split(config.parts):
+            part = batch.part(rows) if config.parts > 1 else batch
+            loss = module(part, disturbance[rows]) * (len(rows) / config.batch_size)
+            fabric.backward(loss)
+            total += loss.detach()
         # Gradients that are not finite: the scaler of 16-mixed leaves that step out, as it should; in any
         # other precision they reach the weights, by which the epoch's end knows.
         fabric.clip_gradients(module, optimiser, max_norm=MAX_NORM, error_if_nonfinite=False)
         optimiser.step()
-        total += loss.detach()
         report.step()
     return float(total) / config.iterations
 

@@ -1,0 +1,153 @@
+"""How much memory the U-Net's training takes, and settings by which it fits into what there is."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isopose.config import Config
+from isopose.devices import choose_device
+from isopose.errors import InputError
+from isopose.models.planner import plan_unet
+from isopose.models.unet import UNet
+from isopose.progress import Reporter
+from isopose.training.losses import level_weight, segmentation_loss
+
+#: What a process holds resident before it trains: Python, PyTorch, other libraries, slices read ahead.
+PROCESS = 1000e6
+#: What a step holds at its peak beyond what is kept for the way back, in maps of features as large as the
+#: first level's: gradients on the way, copies in the layout that a convolution wants, what the allocator
+#: cannot use; and more where a level is computed again. Measured (docs/performance.md).
+ON_THE_WAY, AGAIN = 8, 14
+#: Bytes a weight takes with its gradient and the optimiser's two moments.
+A_WEIGHT = 16
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of ``4GB`` or ``500 MB`` (powers of ten).
+
+    Raises:
+        InputError: anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB)\s*", text, re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise InputError(f"--memory: expected megabytes or gigabytes, e.g. 4GB or 800MB, got {text!r}")
+    return float(found[1]) * {"MB": 1e6, "GB": 1e9}[found[2].upper()]
+
+
+def training_bytes(config: Config, classes: int, device: str) -> float:
+    """Bytes at the peak of the U-Net's training: of the whole process on a CPU, of tensors on a GPU.
+
+    What is kept for the way back is counted on tensors without contents, so nothing is computed.
+
+    Args:
+        config: size, features, batch and its parts, precision.
+        classes: background included.
+        device: type of it.
+    """
+    settings = config.unet.optimiser
+    part = -(-settings.batch_size // settings.parts)
+    unet, kept, of_a_map = _kept(config, classes, part, device)
+    weights = sum(p.numel() for p in unet.parameters())
+    on_the_way = (AGAIN if config.unet.recompute else ON_THE_WAY) * of_a_map
+    # Image, mask, one-hot labels (in integers, then not) and what resampling makes of them.
+    pixels = part * (config.data.size**2 if config.dims == 2 else 0)
+    batch = pixels * (24 + 16 * classes)
+    return (PROCESS if device == "cpu" else 0.0) + kept + on_the_way + batch + A_WEIGHT * weights
+
+
+def fit_into(config: Config, classes: int, memory: float, reporter: Reporter) -> Config:
+    """As :func:`fitted` for the configured device, and tell what was chosen."""
+    device = choose_device(config.train.device).type
+    chosen = fitted(config, classes, memory, device)
+    unet, batch = chosen.unet, chosen.unet.optimiser
+    how = f"batches of {batch.batch_size}" + (f" in {batch.parts} parts" if batch.parts > 1 else "")
+    reporter.say(
+        f"memory: about {training_bytes(chosen, classes, device) / 1e9:.2f} of {memory / 1e9:.2f} GB for a "
+        f"U-Net of {chosen.unet_size} pixels (unet.input={unet.input}), {how}"
+        + (", levels computed again on the way back" if unet.recompute else "")
+    )
+    return chosen
+
+
+def fitted(config: Config, classes: int, memory: float, device: str) -> Config:
+    """Settings that keep the U-Net's training within some bytes, as close to the given ones as possible.
+
+    In this order: as given; levels computed again on the way back, which changes no result; the batch in
+    parts of at least four slices; a smaller input, where a crop is cut; the batch in smaller parts.
+
+    Raises:
+        InputError: not even the smallest fits; it says what would.
+    """
+    least = min((training_bytes(each, classes, device), n, each) for n, each in enumerate(_choices(config)))
+    for each in _choices(config):
+        if training_bytes(each, classes, device) <= memory:
+            return each
+    raise InputError(
+        f"--memory: {memory / 1e9:.2f} GB do not hold the training of this U-Net, which takes at least "
+        f"{least[0] / 1e9:.2f} GB; give more, a smaller data.size or fewer unet.base_features"
+    )
+
+
+def _choices(config: Config) -> Iterator[Config]:
+    batch = config.unet.optimiser.batch_size
+    few = 4 if config.dims == 2 else 1
+    parts = [n for n in range(2, batch + 1) if -(-batch // n) < -(-batch // (n - 1))]
+    inputs = ["full", "half", "quarter"]
+    inputs = inputs[inputs.index(config.unet.input) :] if config.crop.enabled else [config.unet.input]
+    yield config
+    for size in inputs:
+        yield from _with(config, {"input": size, "recompute": True}, 1)
+        for n in parts:
+            if -(-batch // n) >= few:
+                yield from _with(config, {"input": size, "recompute": True}, n)
+    for n in parts:
+        yield from _with(config, {"input": inputs[-1], "recompute": True}, n)
+
+
+def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Config]:
+    """The configuration so changed, where that is one."""
+    values = config.model_dump()
+    values["unet"] |= changes
+    values["unet"]["optimiser"]["parts"] = max(parts, config.unet.optimiser.parts)
+    try:
+        yield Config.model_validate(values)
+    except ValueError:
+        return
+
+
+def _kept(config: Config, classes: int, part: int, device: str) -> tuple[UNet, float, float]:
+    """A U-Net without weights; bytes of a part of a batch kept for the way back, and of its first map."""
+    plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
+    shape = (*plan.depths[:1], config.unet_size, config.unet_size)
+    frame = (*plan.depths[:1], config.data.size, config.data.size)
+    native = config.unet.loss_space == "native"
+    storages: dict[int, tuple[Tensor, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages.setdefault(storage._cdata, (tensor, storage.nbytes()))
+        return tensor
+
+    with torch.device("meta"):
+        unet = UNet(plan, classes, config.unet.output_norm, recompute=config.unet.recompute).train()
+        weights = {p.untyped_storage()._cdata for p in unet.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            crop = torch.zeros(part, 1, *shape)
+            loss = torch.zeros(())
+            for level, logits in enumerate(unet(crop, deep=True)):
+                probabilities = logits.float().softmax(dim=1)
+                if native:
+                    size = [side >> level for side in frame]
+                    probabilities = F.interpolate(probabilities, size)
+                goal = torch.zeros(probabilities.shape)
+                loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
+    kept = sum(nbytes for key, (_, nbytes) in storages.items() if key not in weights)
+    # Mixed precision keeps what convolutions see in half as many bytes.
+    low = config.train.precision.endswith("mixed") or (config.train.precision == "auto" and device == "cuda")
+    scale = 0.5 if low else 1.0
+    return unet, scale * kept, scale * 4.0 * part * plan.features[0] * math.prod(shape)

@@ -1,0 +1,88 @@
+"""What a training takes is foreseen, and settings that fit are found in the order that is promised."""
+
+import subprocess
+import sys
+
+import pytest
+
+from isopose.config import Config, load_config
+from isopose.errors import InputError
+from isopose.training.memory import PROCESS, fitted, parse_bytes, training_bytes
+
+SMALL = ("data.size=128", "unet.input=full", "unet.base_features=16")
+
+
+def small(*settings: str) -> Config:
+    return load_config(settings=[*SMALL, *settings])
+
+
+def test_bytes_are_read() -> None:
+    assert [parse_bytes(text) for text in ("4GB", "1.5 gb", "800MB")] == [4e9, 1.5e9, 8e8]
+    for text in ("4", "0GB", "4TB", "-1GB", "GB"):
+        with pytest.raises(InputError, match="--memory: expected"):
+            parse_bytes(text)
+
+
+def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompute_or_parts() -> None:
+    def of(*settings: str) -> float:
+        return training_bytes(small(*settings), 3, "cpu") - PROCESS
+
+    one, two = of("unet.optimiser.batch_size=6"), of()
+    weights = 2 * one - two
+    assert 0 < weights < 0.2 * two, "what does not grow with the batch is weights"
+    # Four times the pixels in every level, and one level more at the bottom, with its weights.
+    assert 4.0 < (of("data.size=256") - weights) / (two - weights) < 4.6
+    assert of("unet.recompute=true") < 0.9 * two
+    assert of("unet.optimiser.parts=2") == pytest.approx(one)
+    assert of("train.precision=bf16-mixed") < 0.6 * two
+
+
+def test_the_first_that_fits_is_taken() -> None:
+    config = small("unet.input=full", "data.size=256")
+    whole = training_bytes(config, 3, "cpu")
+    assert fitted(config, 3, whole, "cpu") == config
+    again = fitted(config, 3, whole - 1, "cpu")
+    assert (again.unet.recompute, again.unet.optimiser.parts, again.unet.input) == (True, 1, "full")
+    in_parts = fitted(config, 3, training_bytes(again, 3, "cpu") - 1, "cpu")
+    assert (in_parts.unet.optimiser.parts, in_parts.unet.input) == (2, "full")
+    least = fitted(config, 3, PROCESS + 60e6, "cpu")
+    assert least.unet.input in ("half", "quarter")
+    assert training_bytes(least, 3, "cpu") <= PROCESS + 60e6
+    # Without a crop the input is the whole frame, and the parts grow smaller instead.
+    whole_frame = small("data.size=256", "crop.enabled=false")
+    parts = fitted(whole_frame, 3, PROCESS + 280e6, "cpu")
+    assert parts.unet.input == "full"
+    assert parts.unet.optimiser.parts > 3
+    with pytest.raises(InputError, match=r"1\.00 GB do not hold .* at least 1\.2\d GB"):
+        fitted(whole_frame, 3, PROCESS, "cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells no peak of memory")
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_a_step_keeps_to_what_was_foreseen(recompute: str) -> None:
+    program = f"""
+import torch
+from isopose.config import load_config
+from isopose.data.slices import Batch
+from isopose.models.volume import pipeline_for
+from isopose.training.memory import PROCESS, training_bytes
+from isopose.training.stages import SegmentationObjective
+from isopose.study.measure import MB, peak_memory, reset_peak
+config = load_config(settings={[*SMALL, f"unet.recompute={recompute}"]!r})
+pipeline = pipeline_for(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)
+pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)
+objective = SegmentationObjective(pipeline).train()
+optimiser = torch.optim.AdamW(objective.parameters())
+shape = 12, 1, 128, 128
+batch = Batch(torch.arange(12), torch.randn(shape), torch.ones(shape), torch.zeros(12, 128, 128).byte(),
+              torch.zeros(12, 5), torch.eye(3).expand(12, 3, 3))
+before = reset_peak()
+for _ in range(2):
+    optimiser.zero_grad()
+    objective(batch, torch.zeros(12, 9)).backward()
+    optimiser.step()
+print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    taken, foreseen = map(float, done.stdout.split())
+    assert 0.5 * foreseen < taken < foreseen
