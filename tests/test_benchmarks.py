@@ -181,3 +181,27 @@ def test_pose_and_crop_are_taken_from_an_arm_that_has_them(augmentation, monkeyp
             augmentation.trained(tmp_path, None, tmp_path / "store", start, arm, 0)
         assert seen["still-mirror-0", start] == seen["jitter-mirror-0", start] == {}
         assert seen["jitter-mirror-0.5", start] == {"crop.safetensors": start}
+
+
+def test_a_training_step_is_shared_out_among_its_operators():
+    limit = load("limit")
+    limit.BATCH[64] = 2
+    step = limit.training_step(64, 4, "32-true")
+    found = limit.shares(step)
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert set(found) == {*limit.GROUPS, "other"}
+    assert found["convolution"] > found["batch norm"] > 0
+    assert found["resampling"] > 0
+    took, rate, peak = limit.resampling(64, slices=2)
+    assert rate == pytest.approx(4 * 6 * 2 * 64 * 64 / 1e9 / took)
+    assert peak > 0
+
+
+@pytest.mark.parametrize("more", [[], ["dims=3", "unet.depth=8"]])
+def test_memory_of_a_training_is_measured_beside_what_was_foreseen(more):
+    memory = load("memory")
+    found = memory.measure(["data.size=64", "unet.input=full", "unet.base_features=4", *more])
+    assert found["peak"] > found["before"] - 1 > 0
+    assert found["foreseen"] > 1
+    for case in memory.CASES:
+        load_config(settings=list(case))

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from isopose.config import load_config
-from isopose.geometry.crop import box_from_matrix
+from isopose.geometry.crop import box_from_matrix, matrix_from_box
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import invert, warp
-from isopose.models.pipeline import Pipeline, frame_from_crop
+from isopose.models.pipeline import Pipeline, frame_from_crop, marked, most_probable, reached, restore
 
 SIZE = 64
 
@@ -115,3 +115,42 @@ def test_a_step_that_leads_away_from_the_reference_is_not_taken():
     found = made.transforms(image, mask, start)
     assert found.learned.all()
     assert (found.agreement < made.pose.agreement(mask, start)).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 5, 4, 8, 8)])
+def test_the_most_probable_class_is_the_first_of_the_largest(shape):
+    probabilities = torch.randint(0, 4, shape).float() / 4.0  # many are equal
+    expected = torch.from_numpy(probabilities.numpy().argmax(axis=1))
+    assert torch.equal(most_probable(probabilities).long(), expected)
+    assert torch.equal(marked(probabilities), expected > 0)
+    assert (expected == 0).any()
+    assert (expected > 0).any()
+
+
+def test_a_region_holds_all_that_the_crops_reach_and_is_restored_as_the_whole_is():
+    generator = torch.Generator().manual_seed(5)
+    size, smaller = (40, 56), 0
+    for _ in range(20):
+        pose = 0.3 * torch.randn(3, 5, generator=generator)
+        centre = 0.5 * torch.rand(3, 2, generator=generator) - 0.25
+        half = 0.2 + 0.3 * torch.rand(3, 1, generator=generator)
+        theta = frame_from_crop(pose, matrix_from_box(torch.cat([centre - half, centre + half], dim=1)))
+        crop = torch.rand(3, 4, 16, 16, generator=generator).softmax(dim=1)
+        whole = restore(crop, theta, size)
+        rows, columns = reached(theta, 16, size)
+        part = restore(crop, theta, size, region=(rows, columns))
+        torch.testing.assert_close(part, whole[:, :, rows, columns], rtol=0, atol=2e-4)
+        outside = whole.clone()
+        outside[:, :, rows, columns] = 0
+        outside[:, 0, rows, columns] = 1
+        assert torch.equal(outside[:, 0], torch.ones(3, *size))
+        smaller += part[0, 0].numel() < 0.8 * whole[0, 0].numel()
+    assert smaller >= 5
+
+
+def test_a_crop_that_lies_outside_reaches_next_to_nothing():
+    away = matrix_from_box(torch.tensor([[3.0, 3.0, 4.0, 4.0]]))
+    rows, columns = reached(away, 16, (40, 56))
+    assert (rows, columns) == (slice(39, 40), slice(55, 56))
+    crop = torch.rand(1, 3, 16, 16).softmax(dim=1)
+    assert restore(crop, away, (40, 56), region=(rows, columns))[0, 0].eq(1).all()

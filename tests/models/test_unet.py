@@ -128,6 +128,7 @@ def test_fused_for_prediction_answers_the_same(dims):
             nn.init.normal_(module.bias)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     fused = net.fused()
+    assert fused.fused() is fused
     image = torch.randn(2, 1, *plan.depths[:1], 64, 64)
     with torch.inference_mode():
         [expected], [found] = net(image), fused(image)

@@ -129,13 +129,16 @@ def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> Non
     plain = arm("augmented", run({"a": 1.0}, history=history(values)))
     assert [round(s, 3) for _, s in steady(plain.runs[0].curve("dice kidney"))] == [0.0, 0.15, 0.3, 0.5, 0.7]
     assert goal(plain, "dice kidney") == pytest.approx(0.7)
-    assert time_to(plain, "dice kidney", 0.45) == (40.0, 1)
+    assert time_to(plain, "dice kidney", 0.45) == pytest.approx((40.0, 1))
     posed = arm(
         "pose", run({"a": 1.0}, history=history(values, stn=7.0)), run({"a": 1.0}, history=history([0.1] * 5))
     )
     # One of the two runs never gets there.
-    assert time_to(posed, "dice kidney", 0.45) == (47.0, 1)
+    assert time_to(posed, "dice kidney", 0.45) == pytest.approx((47.0, 1))
     assert time_to(posed, "dice kidney", 0.95) == (None, 0)
+    # Twenty CPU seconds an epoch, of which validation has the part that it has of the clock's: two of twelve.
+    seconds, runs = time_to(posed, "dice kidney", 0.45, "cpu_seconds")
+    assert (seconds, runs) == (pytest.approx(7.0 + 4 * 20.0 * 10.0 / 12.0), 1)
     assert posed.seconds == pytest.approx(60.0 + 7.0 / 2)
     assert posed.cpu_seconds == pytest.approx(100.0 + 7.0 / 2)
 

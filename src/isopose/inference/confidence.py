@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from isopose.models.pipeline import marked
+
 
 def touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> Tensor:
     """Which crops cut a structure off: a label lies at an edge of the crop that is not the frame's own edge.
@@ -12,15 +14,15 @@ def touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> Tensor
         theta2: ``(N, 3, 3)``, homogenised from crop.
         border: width in pixels that counts as the edge.
     """
-    marked = probabilities.argmax(dim=1) > 0
     if border == 0:
-        return torch.zeros(len(marked), dtype=torch.bool, device=marked.device)
+        return torch.zeros(len(theta2), dtype=torch.bool, device=theta2.device)
+    shown = marked(probabilities)
     scale, x, y = theta2[:, 0, 0], theta2[:, 0, 2], theta2[:, 1, 2]
     edges = (
-        (marked[:, :, :border], x - scale > -1.0),
-        (marked[:, :, -border:], x + scale < 1.0),
-        (marked[:, :border, :], y - scale > -1.0),
-        (marked[:, -border:, :], y + scale < 1.0),
+        (shown[:, :, :border], x - scale > -1.0),
+        (shown[:, :, -border:], x + scale < 1.0),
+        (shown[:, :border, :], y - scale > -1.0),
+        (shown[:, -border:, :], y + scale < 1.0),
     )
     cut = [strip.flatten(1).any(dim=1) & inside for strip, inside in edges]
     return torch.stack(cut).any(dim=0)
@@ -34,12 +36,12 @@ def volume_touches_border(probabilities: Tensor, theta2: Tensor, border: int) ->
         theta2: ``(1, 4, 4)``, homogenised from crop.
         border: width in voxels that counts as the face.
     """
-    marked = probabilities[0].argmax(dim=0) > 0
+    shown = marked(probabilities)[0]
     for axis in range(3):
         scale, centre = float(theta2[0, axis, axis]), float(theta2[0, axis, 3])
-        size = marked.shape[2 - axis]
+        size = shown.shape[2 - axis]
         faces = ((0, centre - scale > -1.0), (size - border, centre + scale < 1.0))
         for start, inside in faces:
-            if border and inside and marked.narrow(2 - axis, start, border).any():
+            if border and inside and shown.narrow(2 - axis, start, border).any():
                 return True
     return False

@@ -24,7 +24,7 @@ from isopose.inference.poses import (
 )
 from isopose.labels import mirrored_classes
 from isopose.models.folder import Model
-from isopose.models.pipeline import frame_from_crop, restore
+from isopose.models.pipeline import frame_from_crop, marked, most_probable, reached, restore
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
@@ -115,10 +115,12 @@ def predict(
         image, mask = frames(prepared, rows, device)
         crop, theta = _segment(model, image, rows, records)
         areas += _areas(crop, mask, theta).cpu()
-        native = restore(crop, compose(slice_from_frame, theta), (height, width))
-        classes[rows] = native.argmax(dim=1).to(torch.uint8).cpu().numpy()
+        slice_from_crop = compose(slice_from_frame, theta)
+        region = reached(slice_from_crop, crop.shape[-1], (height, width))
+        native = restore(crop, slice_from_crop, (height, width), region=region)
+        classes[(rows, *region)] = most_probable(native).cpu().numpy()
         if kept is not None:
-            kept[:, rows] = native.movedim(1, 0).cpu().numpy()
+            kept[(slice(None), rows, *region)] = native.movedim(1, 0).cpu().numpy()
         if progress is not None:
             progress(int(np.searchsorted(shown, rows[-1])) + 1, len(shown))
 
@@ -152,7 +154,7 @@ def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecord
         # Seen wider, a structure that was cut off is larger. Where it is not, the network lost it at the
         # unfamiliar size, and the crop's own answer is the better one.
         used = cut & (
-            _marked(again) * wider[:, 0, 0].square() > _marked(probabilities) * theta2[:, 0, 0].square()
+            _part(again) * wider[:, 0, 0].square() > _part(probabilities) * theta2[:, 0, 0].square()
         )
         probabilities = torch.where(used[:, None, None, None], again, probabilities)
         theta2 = torch.where(used[:, None, None], wider, theta2)
@@ -191,16 +193,17 @@ def _answer(model: Model, crop: Tensor) -> Tensor:
         return model.pipeline.probabilities(crop.contiguous(memory_format=laid_out))
 
 
-def _marked(probabilities: Tensor) -> Tensor:
-    return (probabilities.argmax(dim=1) > 0).flatten(1).float().mean(dim=1)
+def _part(probabilities: Tensor) -> Tensor:
+    """What part of each crop ``(N,)`` is marked."""
+    return marked(probabilities).flatten(1).float().mean(dim=1)
 
 
 def _areas(probabilities: Tensor, mask: Tensor, theta: Tensor) -> Tensor:
     """Areas in the frame of what a batch marks, and of the part of it that lies outside the body."""
-    marked = (probabilities.argmax(dim=1, keepdim=True) > 0).float()
-    outside = marked * (warp(mask, theta, (marked.shape[2], marked.shape[3])) < 0.5)
+    shown = marked(probabilities)[:, None].float()
+    outside = shown * (warp(mask, theta, (shown.shape[2], shown.shape[3])) < 0.5)
     pixel = (theta[:, 0, 0] * theta[:, 1, 1] - theta[:, 0, 1] * theta[:, 1, 0]).abs()
-    return torch.stack([(x.sum(dim=(1, 2, 3)) * pixel).sum() for x in (marked, outside)])
+    return torch.stack([(x.sum(dim=(1, 2, 3)) * pixel).sum() for x in (shown, outside)])
 
 
 def _outside(areas: Tensor) -> list[str]:

@@ -13,7 +13,7 @@ from isopose.geometry.warp import compose, normalised_from_pixel, resize
 from isopose.inference.figure import Steps, draw_steps
 from isopose.inference.predict import Prediction, crop_probabilities
 from isopose.models.folder import Model
-from isopose.models.pipeline import frame_from_crop
+from isopose.models.pipeline import frame_from_crop, most_probable
 from isopose.models.pose import POSE_SOURCES
 
 #: Slices of a scan that are drawn.
@@ -97,7 +97,7 @@ def _slice(
         reference_mask=_plane(reference) >= 0.5,
         crop_outline=_in_pixels(theta2[0], (size, size)),
         cropped=_plane(crop),
-        crop_classes=crop_probabilities(model, crop).argmax(dim=1)[0].cpu().numpy(),
+        crop_classes=most_probable(crop_probabilities(model, crop))[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],
         frame_image=prepared.image[z],

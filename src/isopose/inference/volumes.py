@@ -17,6 +17,7 @@ from isopose.inference.confidence import volume_touches_border
 from isopose.inference.poses import batches_of, frames
 from isopose.inference.predict import OUTSIDE, WIDEN, crop_probabilities
 from isopose.models.folder import Model
+from isopose.models.pipeline import marked, most_probable
 from isopose.models.pose3d import places, volume_pose
 from isopose.models.scan import MIRRORED, TURNED, slice_poses
 from isopose.models.volume import VolumePipeline, restore_slices
@@ -113,9 +114,9 @@ def predict_volume(
     theta2 = pipeline.theta2(image, mask, stack_from_homogenised)
     crop, theta2 = _segmented(model, image, stack_from_homogenised, theta2, record)
     record.theta2 = theta2[0].cpu().numpy()
-    marked = crop.argmax(dim=1, keepdim=True) > 0
+    shown_in_crop = marked(crop)[:, None]
     body = warp(mask, compose(stack_from_homogenised, theta2), tuple(crop.shape[2:])) >= 0.5
-    record.outside = float((marked & ~body).sum()) / max(int(marked.sum()), 1)
+    record.outside = float((shown_in_crop & ~body).sum()) / max(int(shown_in_crop.sum()), 1)
 
     classes = np.zeros(prepared.shape, np.uint8)
     kept = np.zeros((pipeline.classes, *prepared.shape), np.float32) if probabilities else None
@@ -124,7 +125,7 @@ def predict_volume(
     shown = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
     for part, values in restore_slices(crop, theta, prepared.shape):
         values[0, ~shown[part]], values[1:, ~shown[part]] = 1.0, 0.0
-        classes[part] = values.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        classes[part] = most_probable(values[None])[0].cpu().numpy()
         if kept is not None:
             kept[:, part] = values.cpu().numpy()
         if progress is not None:
@@ -179,7 +180,7 @@ def _segmented(
 
 def _marked(probabilities: Tensor, theta2: Tensor) -> float:
     """Volume in the homogenised frame of what is marked."""
-    part = (probabilities.argmax(dim=1) > 0).float().mean()
+    part = marked(probabilities).float().mean()
     return float(part * theta2[0].diagonal().prod())
 
 

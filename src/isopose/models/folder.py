@@ -54,8 +54,11 @@ class Model:
 
 def for_prediction(model: Model) -> Model:
     """The same model, whose U-Net is laid out for speed; it can be neither trained nor saved."""
+    unet = model.pipeline.unet.fused()
+    if unet is model.pipeline.unet:
+        return model
     pipeline = copy.deepcopy(model.pipeline)
-    pipeline.unet = model.pipeline.unet.fused()
+    pipeline.unet = unet
     return replace(model, pipeline=pipeline)
 
 

@@ -1,5 +1,6 @@
 """The three networks as one: x_frame = theta1 · theta2 · x_crop, one resampling in, one out."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,7 +144,44 @@ def frame_from_crop(pose: Tensor, theta2: Tensor) -> Tensor:
     return compose(matrix_from_pose(pose), theta2)
 
 
-def restore(probabilities: Tensor, input_from_crop: Tensor, size: Size) -> Tensor:
+def most_probable(probabilities: Tensor) -> Tensor:
+    """Classes ``(N, ...)`` uint8 of probabilities ``(N, classes, ...)``; of equal ones the first."""
+    # On a CPU argmax over an outer axis takes ten times as long.
+    return probabilities.max(dim=1).indices.to(torch.uint8)
+
+
+def marked(probabilities: Tensor) -> Tensor:
+    """Booleans ``(N, ...)``: where :func:`most_probable` is not background."""
+    return probabilities[:, 1:].amax(dim=1) > probabilities[:, 0]
+
+
+def reached(input_from_crop: Tensor, side: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of an image outside which crops leave nothing but background; never empty.
+
+    Args:
+        input_from_crop: ``(N, 3, 3)``, the transforms by which the crops were cut.
+        side: M, pixels along a side of the crops.
+        size: ``(h, w)`` of the image.
+    """
+    # Interpolation reaches half a pixel of the crop out of it.
+    edge = 1.0 + 1.0 / side
+    corners = input_from_crop.new_tensor(
+        [[-edge, -edge, 1], [-edge, edge, 1], [edge, -edge, 1], [edge, edge, 1]]
+    )
+    places = (input_from_crop @ corners.T)[:, :2].transpose(0, 1).flatten(1).cpu()
+    out = []
+    for values, pixels in zip(places, (size[1], size[0]), strict=True):
+        # Centres of pixels at (i + 1/2) / pixels; a pixel more on each side for rounding.
+        first = math.floor(0.5 * (float(values.min()) + 1.0) * pixels - 0.5)
+        last = math.ceil(0.5 * (float(values.max()) + 1.0) * pixels + 0.5)
+        start = min(max(first, 0), pixels - 1)
+        out.append(slice(start, min(max(last, start + 1), pixels)))
+    return out[1], out[0]
+
+
+def restore(
+    probabilities: Tensor, input_from_crop: Tensor, size: Size, *, region: tuple[slice, slice] | None = None
+) -> Tensor:
     """Bring probabilities from the crop back through the inverse of the composed transform.
 
     Outside the crop nothing is known: the missing mass goes to class 0, background.
@@ -152,10 +190,18 @@ def restore(probabilities: Tensor, input_from_crop: Tensor, size: Size) -> Tenso
         probabilities: ``(N, classes, M, M)``, of volumes ``(N, classes, D, M, M)``.
         input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, the transform by which the crop was cut.
         size: ``(h, w)`` or ``(d, h, w)`` of the image that it was cut from, any resolution.
+        region: rows and columns of the image that are wanted, see :func:`reached`; none: all.
 
     Returns:
-        ``(N, classes, *size)`` that sum to 1.
+        ``(N, classes, *size)`` that sum to 1, or the region of it.
     """
+    if region is not None:
+        input_from_region = torch.eye(3, device=input_from_crop.device)
+        for axis, (part, pixels) in enumerate(zip(reversed(region), reversed(size), strict=True)):
+            input_from_region[axis, axis] = (part.stop - part.start) / pixels
+            input_from_region[axis, 2] = (part.start + part.stop) / pixels - 1.0
+        input_from_crop = compose(invert(input_from_region), input_from_crop)
+        size = tuple(part.stop - part.start for part in region)
     back = warp(probabilities[:, 1:], invert(input_from_crop), size)
     rest = (1.0 - back.sum(dim=1, keepdim=True)).clamp(min=0.0)
     return torch.cat([rest, back], dim=1)

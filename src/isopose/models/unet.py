@@ -60,6 +60,7 @@ class UNet(nn.Module):
         super().__init__()
         self.plan = plan
         self.recompute = recompute
+        self.for_prediction = False
         self.frozen: tuple[nn.Module, ...] = ()
         features = plan.features
         depth = len(features) - 1
@@ -115,8 +116,11 @@ class UNet(nn.Module):
         return self
 
     def fused(self) -> "UNet":
-        """A copy for prediction alone: batch norms are part of the convolutions before them."""
+        """For prediction alone: a copy whose batch norms are part of the convolutions before them."""
+        if self.for_prediction:
+            return self
         copied = copy.deepcopy(self).eval().requires_grad_(False)
+        copied.for_prediction = True
         for block in (*copied.first, *copied.down, *copied.up, *copied.decode):
             layer, norm = block[0], block[1]
             if isinstance(norm, nn.BatchNorm2d):

@@ -14,7 +14,7 @@ from isopose.evaluation.tables import write_evaluation
 from isopose.files import read_json, write_json
 from isopose.inference.scans import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
-from isopose.models.folder import Model, load_model
+from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 from isopose.study import nnunet
 from isopose.study.arms import BY_NAME
@@ -125,6 +125,7 @@ def _model(folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, 
 
 def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring) -> None:
     """Each scan's prediction with reading and writing, timed once."""
+    model = for_prediction(model)
     with meter.counting("predict") as progress:
         for done, scan in enumerate(scans, start=1):
             if scan.name not in meter.values["predict"] or not (output / f"{scan.name}.nii.gz").exists():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from isopose.evaluation.summary import Metric, by_patient, wilcoxon
 from isopose.files import read_json
 from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 
+#: By the clock, or of all cores.
+Clock = Literal["seconds", "cpu_seconds"]
 #: Draws of patients for an interval, and its coverage.
 DRAWS, COVERAGE = 10_000, 0.95
 #: Epochs over which validation Dice is averaged before it is said to have reached something.
@@ -55,12 +57,15 @@ class Run:
         values = self.measures["memory"].get(stage)
         return None if values is None else values["peak_mb"] - values["before_mb"]
 
-    def curve(self, key: str) -> list[tuple[float, float]]:
-        """Seconds of training so far, and a validation score, at the end of each of the U-Net's epochs."""
+    def curve(self, key: str, clock: Clock = "seconds") -> list[tuple[float, float]]:
+        """Seconds of training so far, and a validation score, at the end of each of the U-Net's epochs.
+
+        Validation is not training, and each arm has as much of it: it is left out, of CPU seconds in the part
+        that it has of the clock's.
+        """
         passed, points = 0.0, []
         for row in self.history:
-            # Validation is not training, and each arm has as much of it.
-            passed += row["seconds"] - row["validation_seconds"]
+            passed += row[clock] * (1.0 - row["validation_seconds"] / row["seconds"])
             if row["stage"] == "unet" and key in row:
                 points.append((passed, float(row[key])))
         return points
@@ -254,10 +259,10 @@ def goal(result: ArmResult, key: str) -> float | None:
     return result.mean([steady(run.curve(key))[-1][1] if run.curve(key) else None for run in result.runs])
 
 
-def time_to(result: ArmResult, key: str, score: float) -> tuple[float | None, int]:
+def time_to(result: ArmResult, key: str, score: float, clock: Clock = "seconds") -> tuple[float | None, int]:
     """Mean seconds of training until a validation score is held, of the runs that do, and how many do."""
     reached = []
     for run in result.runs:
-        within = [seconds for seconds, value in steady(run.curve(key)) if value >= score]
+        within = [seconds for seconds, value in steady(run.curve(key, clock)) if value >= score]
         reached.append(within[0] if within else None)
     return result.mean(reached), sum(value is not None for value in reached)

@@ -7,8 +7,9 @@ from isopose.evaluation.evaluate import CaseScores
 from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarise
 from isopose.evaluation.tables import METRIC_NAMES, NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
-from isopose.study.results import COVERAGE, ArmResult, Difference, differences, goal, time_to
+from isopose.study.results import COVERAGE, ArmResult, Clock, Difference, differences, goal, time_to
 
+CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 #: Names by which labels are the paper's two.
 PAPERS = {"kidney": "kidney", "tumour": "tumour", "tumor": "tumour"}
 CAPTIONS = {
@@ -169,18 +170,25 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
 
 def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
     """Time until an arm holds the validation Dice at which the baseline ends."""
-    columns = (Column("Arm", text=True), *(Column(f"until {label}", text=True) for label in labels))
+    columns = (
+        Column("Arm", text=True),
+        *(Column(f"{label}{of}", text=True) for of in ("", ", CPU s") for label in labels),
+    )
     goals = {label: goal(results[baseline], f"dice {label}") for label in labels}
     rows = []
     for name, result in results.items():
         if not result.runs[0].history:
             continue
         cells = []
-        for label in labels:
-            score = goals[label]
-            seconds, count = (None, 0) if score is None else time_to(result, f"dice {label}", score)
-            part = "" if count in (0, len(result.runs)) else f" ({count} of {len(result.runs)} runs)"
-            cells.append("not reached" if seconds is None else _clock(seconds) + part)
+        for clock in CLOCKS:
+            for label in labels:
+                score = goals[label]
+                seconds, count = (
+                    (None, 0) if score is None else time_to(result, f"dice {label}", score, clock)
+                )
+                part = "" if count in (0, len(result.runs)) else f" ({count} of {len(result.runs)} runs)"
+                as_text = _clock if clock == "seconds" else "{:.0f}".format
+                cells.append("not reached" if seconds is None else as_text(seconds) + part)
         rows.append((name, *cells))
     peers = any(result.arm.peer for result in results.values())
     told = ", ".join(f"{label} {score:.3f}" for label, score in goals.items() if score is not None)

@@ -18,7 +18,7 @@ from isopose.geometry.crop import jittered, mirrored
 from isopose.geometry.similarity import ANGLE, add_residual, isotropic, matrix_from_pose
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
-from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+from isopose.models.pipeline import Pipeline, frame_from_crop, most_probable, restore
 from isopose.models.roll import view
 from isopose.training.losses import (
     crop_loss,
@@ -263,9 +263,8 @@ class SegmentationObjective(nn.Module):
             size = (self.config.unet_size, self.config.unet_size)
             crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
             probabilities = self.unet(crop)[0].float().softmax(dim=1)
-            classes = restore(probabilities, theta, (batch.labels.shape[1], batch.labels.shape[2])).argmax(
-                dim=1
-            )
+            restored = restore(probabilities, theta, (batch.labels.shape[1], batch.labels.shape[2]))
+            classes = most_probable(restored)
             predicted, truth = one_hot(classes, self.classes), one_hot(batch.labels, self.classes)
             counts.append(
                 torch.stack([(predicted * truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3))])

@@ -15,6 +15,7 @@ from isopose.geometry.crop3d import box_from_matrix3d, box_of_mask3d, jittered3d
 from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, ROLL, add_residual3d
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
+from isopose.models.pipeline import most_probable
 from isopose.models.pose3d import places, volume_pose
 from isopose.models.scan import TURNED
 from isopose.models.volume import VolumePipeline, crop_shape, restore_slices
@@ -130,7 +131,7 @@ class VolumeSegmentationObjective(nn.Module):
         depth, height, width = labels.shape[1:]
         total = torch.zeros(3, len(self.names), dtype=torch.int64, device=labels.device)
         for part, values in restore_slices(probabilities, theta, (depth, height, width)):
-            predicted = values.argmax(dim=0)
+            predicted = most_probable(values[None])[0]
             for index in range(1, pipeline.classes):
                 a, b = predicted == index, labels[0, part] == index
                 total[:, index - 1] += torch.stack([(a & b).sum(), a.sum(), b.sum()])

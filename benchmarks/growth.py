@@ -1,0 +1,86 @@
+"""How time and memory of prediction grow with the slices of a scan and with their pixels.
+
+    python benchmarks/growth.py MODEL --output /tmp/growth [--slices 100 300 1000 3000] [--sides 128 256 512]
+
+MODEL is any model of slices. Each scan is a phantom's, repeated along z to so many slices, drawn on so many
+pixels a side; each prediction is a process of its own. The table goes to stdout and to OUTPUT/growth.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from isopose.files import write_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--slices", type=int, nargs="+", default=[100, 300, 1000, 3000])
+    parser.add_argument("--sides", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--one", type=Path, help="predict this scan here")
+    given = parser.parse_args()
+    if given.one is not None:
+        print(json.dumps(predicted(given.model, given.one)))
+        return
+    lines = ["| slices | side | seconds | ms a slice | peak, MB | MB beyond the program | KB a slice |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    print("\n".join(lines))
+    cases = [(count, given.sides[0]) for count in given.slices]
+    cases += [(given.slices[0], side) for side in given.sides[1:]]
+    for count, side in cases:
+        with tempfile.TemporaryDirectory() as place:
+            scan = Path(place) / "scan.nii.gz"
+            write_scan(scan, count, side)
+            command = [sys.executable, __file__, given.model, "--output", given.output, "--one", scan]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        own = found["peak_mb"] - found["before_mb"]
+        lines.append(
+            f"| {count} | {side} | {found['seconds']:.1f} | {1e3 * found['seconds'] / count:.1f} "
+            f"| {found['peak_mb']:.0f} | {own:.0f} | {1024 * own / count:.0f} |"
+        )
+        print(lines[-1], flush=True)
+    write_text(given.output / "growth.md", "\n".join(lines) + "\n")
+
+
+def write_scan(path: Path, slices: int, side: int) -> None:
+    import numpy as np
+
+    from isopose.data.phantom import write_cohort
+    from isopose.geometry.volume import Volume
+    from isopose.io.images import read_volume, write_image
+
+    with tempfile.TemporaryDirectory() as place:
+        write_cohort(Path(place) / "c", cases=1, slices=20, size=side, seed=3, test_fraction=0)
+        volume = read_volume(next((Path(place) / "c" / "imagesTr").glob("*.nii.gz")))
+    # There and back again, so that the body goes on from slice to slice.
+    there = np.concatenate([volume.array, volume.array[::-1]])
+    array = np.resize(there, (slices, *there.shape[1:])).astype(np.int16)
+    write_image(Volume(array, volume.world_from_index), path)
+
+
+def predicted(model: Path, scan: Path) -> dict[str, float]:
+    from isopose.inference.scans import find_scans, predict_scans
+    from isopose.models.folder import load_model
+    from isopose.progress import Silent
+    from isopose.study.measure import peak_memory, reset_peak
+
+    loaded = load_model(model)
+    with tempfile.TemporaryDirectory() as place:
+        before, started = reset_peak(), time.perf_counter()
+        [outcome] = predict_scans(
+            loaded, find_scans([scan]), Path(place), probabilities=False, steps=False, reporter=Silent()
+        )
+        if outcome.problem:
+            raise SystemExit(outcome.problem)
+        return {"before_mb": before, "peak_mb": peak_memory(), "seconds": time.perf_counter() - started}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
