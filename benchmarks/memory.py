@@ -16,6 +16,10 @@ from isopose.files import write_text
 
 #: What is measured: settings over the default preset.
 CASES = (
+    ("data.size=128", "unet.input=full", "train.precision=32-true"),
+    ("data.size=128", "unet.input=half", "train.precision=32-true"),
+    ("data.size=256", "unet.input=full", "unet.base_features=16", "train.precision=32-true"),
+    ("data.size=256", "unet.input=half", "unet.base_features=16", "train.precision=32-true"),
     ("data.size=128", "unet.input=full"),
     ("data.size=128", "unet.input=half"),
     ("data.size=128", "unet.input=full", "unet.base_features=16"),
@@ -58,6 +62,7 @@ def measure(settings: list[str]) -> dict[str, float]:
     from isopose.config import load_config
     from isopose.data.slices import Batch
     from isopose.data.volumes import VolumeBatch
+    from isopose.devices import autocast, choose_precision
     from isopose.models.volume import VolumePipeline, pipeline_for
     from isopose.study.measure import peak_memory, reset_peak
     from isopose.training.memory import PROCESS, training_bytes
@@ -65,6 +70,7 @@ def measure(settings: list[str]) -> dict[str, float]:
     from isopose.training.volumes import NOISE3D, VolumeSegmentationObjective
 
     config = load_config(settings=settings)
+    precision = choose_precision(config.train.precision, "cpu")
     pipeline = pipeline_for(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)
     optimiser = config.unet.optimiser
     n, size = optimiser.batch_size, config.data.size
@@ -90,7 +96,9 @@ def measure(settings: list[str]) -> dict[str, float]:
     for _ in range(2):
         learning.zero_grad()
         for rows in torch.arange(n).tensor_split(optimiser.parts):
-            objective(batch.part(rows), noise[rows]).backward()
+            with autocast(precision, "cpu"):
+                loss = objective(batch.part(rows), noise[rows])
+            loss.backward()
         learning.step()
     foreseen = (training_bytes(config, 3, "cpu") - PROCESS) / 2**20
     return {"before": before, "peak": peak_memory(), "foreseen": foreseen}

@@ -16,7 +16,18 @@ from isopose.cli import app, main
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.folder import save_model
 
-COMMANDS = ("demo", "phantom", "check", "fit", "predict", "homogenize", "restore", "evaluate", "study")
+COMMANDS = (
+    "demo",
+    "phantom",
+    "check",
+    "fit",
+    "predict",
+    "export",
+    "homogenize",
+    "restore",
+    "evaluate",
+    "study",
+)
 
 
 @pytest.fixture

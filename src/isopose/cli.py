@@ -234,6 +234,19 @@ def predict(
 
 
 @app.command()
+def export(
+    model: Path,
+    output: Annotated[Path, typer.Option(help="folder for poses.onnx, segment.onnx and export.json")],
+) -> None:
+    """Write a model as ONNX graphs, for runtimes without PyTorch."""
+    from isopose.inference.export import export_onnx
+    from isopose.models.folder import load_model
+
+    export_onnx(load_model(model), output)
+    typer.echo(f"export: {output}")
+
+
+@app.command()
 def homogenize(
     dataset: Annotated[
         Path, typer.Argument(help="a dataset as for fit, or scans: a file, a folder of files, a DICOM series")

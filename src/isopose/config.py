@@ -187,7 +187,7 @@ class TrainConfig(Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
-        "auto", description="auto: bf16 or 16 mixed on a GPU, 32 on a CPU"
+        "auto", description="auto: mixed where the GPU or CPU computes in 16 bits itself, else 32"
     )
     validation_slices: int = Field(
         512, ge=1, description="at most, evenly spread over the validation patients; dims=3 takes all volumes"

@@ -24,7 +24,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether a type of device computes in bfloat16 itself, not emulated: then mixed precision is that."""
+    """Whether a type of device computes in bfloat16 itself; older ones emulate it, slower than float32."""
     if device == "cpu":
         # PyTorch has no public name for it; where a version has none at all, bfloat16 is taken for slow.
         asked = (getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile"))

@@ -136,3 +136,18 @@ def test_a_crop_carried_to_another_pose_stays_where_it_is_in_the_input():
     half = matrix_from_pose(torch.tensor([[0.0, math.log(0.5), math.log(0.5), 0.25, 0.0]]))
     by_hand = carried(matrix_from_box(torch.tensor([[0.0, 0.0, 0.5, 0.5]])), torch.eye(3)[None], half)
     assert box_from_matrix(by_hand)[0].tolist() == pytest.approx([-0.5, 0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("box", [[-1.1, -1.2, 1.3, 1.05], [-0.1, 0.0, 0.1, 0.2]])
+def test_a_box_beyond_the_bounds_finds_back(box):
+    """Larger than the frame or smaller than the least crop: the size is bounded, its gradient is not lost."""
+    corners = torch.tensor([box], requires_grad=True)
+    matrix = matrix_from_box(corners)
+    expected = 1.0 if box[2] > 1 else MIN_CROP
+    assert matrix[0, 0, 0].item() == matrix[0, 1, 1].item() == expected
+    wanted = 0.6
+    for _ in range(400):
+        loss = (matrix_from_box(corners)[0, 0, 0] - wanted).square()
+        [gradient] = torch.autograd.grad(loss, corners)
+        corners = (corners - 0.1 * gradient).detach().requires_grad_()
+    assert matrix_from_box(corners)[0, 0, 0].item() == pytest.approx(wanted, abs=1e-3)

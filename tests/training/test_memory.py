@@ -9,7 +9,7 @@ from isopose.config import Config, load_config
 from isopose.errors import InputError
 from isopose.training.memory import PROCESS, fitted, parse_bytes, training_bytes
 
-SMALL = ("data.size=128", "unet.input=full", "unet.base_features=16")
+SMALL = ("data.size=128", "unet.input=full", "unet.base_features=16", "train.precision=32-true")
 
 
 def small(*settings: str) -> Config:

@@ -68,6 +68,11 @@ def smooth_values(values: Tensor, weight: Tensor, z_mm: Tensor, width_mm: float)
 def _near(z_mm: Tensor, width_mm: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Chunks of rows: Gaussian weights ``(n, N)`` and signed distances ``(n, N)`` in mm to all slices."""
     z = z_mm.double()
+    if torch.compiler.is_compiling():
+        # A graph that is exported has no loop over a number of slices that it does not know.
+        distance = z[None, :] - z[:, None]
+        yield torch.exp(-0.5 * (distance / width_mm).square()), distance
+        return
     for first in range(0, len(z), CHUNK):
         distance = z[None, :] - z[first : first + CHUNK, None]
         yield torch.exp(-0.5 * (distance / width_mm).square()), distance

@@ -26,7 +26,7 @@ def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
     with torch.autocast(box.device.type, enabled=False):
         box = box if box.dtype == torch.float64 else box.float()
         x0, y0, x1, y1 = box.unbind(dim=-1)
-        scale = torch.maximum(x1 - x0, y1 - y0).div(2.0).clamp(min_scale, 1.0)
+        scale = within(torch.maximum(x1 - x0, y1 - y0).div(2.0), min_scale, 1.0)
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)
         rows = [
             torch.stack([scale, zero, (x0 + x1) / 2.0], dim=-1),
@@ -34,6 +34,25 @@ def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
             torch.stack([zero, zero, one], dim=-1),
         ]
         return torch.stack(rows, dim=-2)
+
+
+def within(value: Tensor, low: float, high: float) -> Tensor:
+    """A value between bounds, beyond which it keeps the gradient that leads back.
+
+    A clamp has no gradient beyond its bounds. A network that starts at the whole frame is at one of them, and
+    a step beyond would be its last: no loss could bring the crop's size back.
+    """
+    bounded = value.clamp(low, high).detach() + (value - value.detach())
+    if bounded.requires_grad:
+        at_low, at_high = value.detach() <= low, value.detach() >= high
+
+        def inward(gradient: Tensor | None) -> Tensor | None:
+            if gradient is None:
+                return None
+            return gradient.masked_fill((at_high & (gradient < 0)) | (at_low & (gradient > 0)), 0.0)
+
+        bounded.register_hook(inward)
+    return bounded
 
 
 def box_from_matrix(matrix: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ around a short stack would spend most of the network's voxels on air.
 import torch
 from torch import Tensor
 
-from isopose.geometry.crop import MIN_CROP
+from isopose.geometry.crop import MIN_CROP, within
 
 #: Smallest depth of a crop as a fraction of the homogenised volume's, which may be many times that of organs.
 MIN_DEPTH = 0.05
@@ -25,8 +25,8 @@ def matrix_from_box3d(box: Tensor) -> Tensor:
     with torch.autocast(box.device.type, enabled=False):
         box = box if box.dtype == torch.float64 else box.float()
         half, centre = (box[..., 3:] - box[..., :3]) / 2.0, (box[..., 3:] + box[..., :3]) / 2.0
-        side = torch.maximum(half[..., 0], half[..., 1]).clamp(MIN_CROP, 1.0)
-        depth = half[..., 2].clamp(MIN_DEPTH, 1.0)
+        side = within(torch.maximum(half[..., 0], half[..., 1]), MIN_CROP, 1.0)
+        depth = within(half[..., 2], MIN_DEPTH, 1.0)
         scales = torch.stack([side, side, depth], dim=-1)
         top = torch.cat([torch.diag_embed(scales), centre[..., None]], dim=-1)
         last = box.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*box.shape[:-1], 1, 4)

@@ -16,7 +16,7 @@ from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.slices import Slices
 from isopose.data.store import Store, write_store
 from isopose.data.volumes import Volumes
-from isopose.devices import choose_device, fast_bfloat16
+from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.io.datasets import Case, Dataset
@@ -303,11 +303,7 @@ def _warn_of_seen(
 
 def _fabric(config: Config) -> Fabric:
     device = choose_device(config.train.device).type
-    precision: str = config.train.precision
-    if precision == "auto":
-        # Older GPUs only emulate bfloat16, which is slower than float32.
-        mixed = "bf16-mixed" if fast_bfloat16(device) else "16-mixed"
-        precision = mixed if device == "cuda" else "32-true"
+    precision = choose_precision(config.train.precision, device)
     return Fabric(accelerator=device, devices=1, plugins=precision_plugin(precision, device))
 
 

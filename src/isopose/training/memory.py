@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isopose.config import Config
-from isopose.devices import choose_device
+from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError
 from isopose.models.planner import plan_unet
 from isopose.models.unet import UNet
@@ -148,6 +148,5 @@ def _kept(config: Config, classes: int, part: int, device: str) -> tuple[UNet, f
                 loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
     kept = sum(nbytes for key, (_, nbytes) in storages.items() if key not in weights)
     # Mixed precision keeps what convolutions see in half as many bytes.
-    low = config.train.precision.endswith("mixed") or (config.train.precision == "auto" and device == "cuda")
-    scale = 0.5 if low else 1.0
+    scale = 1.0 if choose_precision(config.train.precision, device) == "32-true" else 0.5
     return unet, scale * kept, scale * 4.0 * part * plan.features[0] * math.prod(shape)

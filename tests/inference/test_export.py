@@ -1,0 +1,131 @@
+"""The exported graphs answer as the model does, in a runtime that knows nothing of it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bright import bright_model, scene
+from isopose.config import validate_config
+from isopose.data.preprocess import prepare
+from isopose.errors import InputError
+from isopose.inference.export import PoseGraph, SegmentGraph, export_onnx
+from isopose.inference.predict import predict
+from isopose.io.images import read_labels, write_image
+from isopose.models.folder import Model
+from isopose.models.shipped import load_shipped
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """The shipped roll network, and a U-Net and a crop whose random answers are anything but even."""
+    made = bright_model(
+        {
+            "pose": {"size": 32, "fill": None, "start": "anatomy", "learned": False, "per": "smooth"},
+            "unet": {"input": "half", "base_features": 4},
+            "predict": {"precision": "32-true", "crop_border": 0},
+        },
+        real_unet=True,
+        crop_start=(-0.7, -0.6, 0.5, 0.6),
+    )
+    generator = torch.Generator().manual_seed(4)
+    for part in (made.pipeline.crop.localisation, made.pipeline.unet.outputs):
+        for weight in part.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    load_shipped(made.pipeline.pose.roll)
+    return made
+
+
+@pytest.fixture(scope="module")
+def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    export_onnx(model, folder)
+    return folder
+
+
+def frames(model: Model, slices: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    prepared = prepare(scene(slices=slices, roll=0.3).volume, model.fingerprint, model.config.data)
+    image, mask = (torch.from_numpy(array)[:, None].float() for array in (prepared.image, prepared.mask))
+    return image, mask, torch.arange(slices) * prepared.spacing[2]
+
+
+@pytest.mark.parametrize("slices", [3, 7, 40])
+def test_graphs_answer_as_pytorch_does(model: Model, exported: Path, slices: int) -> None:
+    import onnxruntime
+
+    image, mask, z_mm = frames(model, slices)
+    with torch.inference_mode():
+        theta, confidence = PoseGraph(model)(image, mask, z_mm)
+        expected = SegmentGraph(model.pipeline, image.shape[-1])(image, theta)
+    session = onnxruntime.InferenceSession(exported / "poses.onnx")
+    given = {"image": image.numpy(), "mask": mask.numpy(), "z_mm": z_mm.numpy()}
+    found_theta, found_confidence = session.run(None, given)
+    np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
+    session = onnxruntime.InferenceSession(exported / "segment.onnx")
+    [found] = session.run(None, {"image": image.numpy(), "frame_from_crop": theta.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    # What is compared says something: classes differ, and the crop is not the whole frame.
+    assert np.ptp(found[:, 1]) > 0.1
+    assert np.abs(found[:, 0] - 1.0).min() < 1e-6
+
+
+def test_poses_and_crops_are_those_of_predict(model: Model, exported: Path) -> None:
+    from isopose.models.pipeline import frame_from_crop
+
+    image, mask, z_mm = frames(model, 12)
+    records = predict(model, scene(slices=12, roll=0.3).volume).slices
+    with torch.inference_mode():
+        theta, _ = PoseGraph(model)(image, mask, z_mm)
+    expected = frame_from_crop(torch.from_numpy(records.pose), torch.from_numpy(records.theta2))
+    torch.testing.assert_close(theta, expected, atol=1e-4, rtol=0)
+
+
+def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path) -> None:
+    told = json.loads((exported / "export.json").read_text())
+    assert told["labels"] == dict(model.labels.values)
+    assert told["classes"][0] == "background"
+    assert told["frame"]["size"] == model.config.data.size
+    low, mean, sd = (told["intensity"][key] for key in ("low", "mean", "sd"))
+    assert (low - mean) / sd == pytest.approx(model.pipeline.air)
+    assert told["model_sha256"] == model.weights_sha256
+
+
+def test_the_example_without_torch_marks_what_predict_marks(
+    model: Model, exported: Path, tmp_path: Path
+) -> None:
+    scan = scene(slices=12, roll=0.3).volume
+    write_image(scan, tmp_path / "scan.nii.gz")
+    command = [sys.executable, EXAMPLE, exported, tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "least confidence in a pose" in done.stdout
+    assert "torch" not in EXAMPLE.read_text().split('"""')[2]
+    found = read_labels(tmp_path / "labels.nii.gz", like=scan).array
+    expected = predict(model, scan).labels.array
+    assert (expected > 0).mean() > 0.02
+    overlap = 2 * ((found == expected) & (expected > 0)).sum() / ((found > 0).sum() + (expected > 0).sum())
+    assert overlap > 0.9
+
+
+def test_a_model_of_volumes_is_refused(model: Model, tmp_path: Path) -> None:
+    of_volumes = replace(model, config=validate_config({**model.config.model_dump(), "dims": 3,
+        "pose": {**model.config.pose.model_dump(), "per": "volume"}}, "test"))  # fmt: skip
+    with pytest.raises(InputError, match="expected a model with dims=2, got dims=3"):
+        export_onnx(of_volumes, tmp_path)
+
+
+def test_without_the_extra_one_line_names_it(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"isopose\[onnx\]"):
+        export_onnx(model, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
