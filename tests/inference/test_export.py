@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bright import bright_model, scene
+from bright import bright_model, dice, scene
 from isopose.config import validate_config
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
@@ -98,21 +98,20 @@ def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path
     assert told["model_sha256"] == model.weights_sha256
 
 
-def test_the_example_without_torch_marks_what_predict_marks(
-    model: Model, exported: Path, tmp_path: Path
-) -> None:
-    scan = scene(slices=12, roll=0.3).volume
-    write_image(scan, tmp_path / "scan.nii.gz")
-    command = [sys.executable, EXAMPLE, exported, tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:
+    """By a network that sees brightness, in poses by moments and a learned step."""
+    bright = bright_model()
+    export_onnx(bright, tmp_path / "export")
+    shown = scene(slices=12, roll=0.3)
+    write_image(shown.volume, tmp_path / "scan.nii.gz")
+    files = [tmp_path / name for name in ("export", "scan.nii.gz", "labels.nii.gz")]
+    done = subprocess.run([sys.executable, EXAMPLE, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "least confidence in a pose" in done.stdout
     assert "torch" not in EXAMPLE.read_text().split('"""')[2]
-    found = read_labels(tmp_path / "labels.nii.gz", like=scan).array
-    expected = predict(model, scan).labels.array
-    assert (expected > 0).mean() > 0.02
-    overlap = 2 * ((found == expected) & (expected > 0)).sum() / ((found > 0).sum() + (expected > 0).sum())
-    assert overlap > 0.9
+    found = read_labels(tmp_path / "labels.nii.gz", like=shown.volume).array
+    for value in bright.labels.values.values():
+        assert dice(found == value, shown.truth == value) > 0.85
 
 
 def test_a_model_of_volumes_is_refused(model: Model, tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ class Moments(NamedTuple):
 def moments(mask: Tensor) -> Moments:
     """Moments of soft or binary masks ``(N, 1, H, W)`` with H = W."""
     h, w = mask.shape[2:]
-    precise = torch.float32 if mask.device.type in NO_FLOAT64 else torch.float64
+    # Runtimes of exported graphs lack functions of float64.
+    single = mask.device.type in NO_FLOAT64 or torch.compiler.is_compiling()
+    precise = torch.float32 if single else torch.float64
     # Sums along one axis are short and exact enough in float32; copying whole masks to float64 is slow.
     weight = mask[:, 0] if mask.dtype.is_floating_point else mask[:, 0].float()
     x = (2.0 * torch.arange(w, device=mask.device, dtype=precise) + 1.0) / w - 1.0

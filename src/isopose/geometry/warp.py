@@ -21,6 +21,8 @@ Size = tuple[int, ...]
 #: Gaussian blur of a pixel that is k times larger, in pixels: sigma = FACTOR * sqrt(k^2 - 1); a pixel's blur
 #: is taken as a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
+#: Pixels to which a blur reaches in an exported graph: three sigma where an output pixel spans 5.6.
+GRAPH_RADIUS = 7
 
 
 def warp(
@@ -87,20 +89,37 @@ def _blur(image: Tensor, sigmas: Tensor) -> Tensor:
 
 def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     """Blur ``(N, C, H, W)`` along x (axis 0) or y (1) by one sigma ``(N,)`` each."""
+    if torch.compiler.is_compiling():
+        return _blur_in_graph(image, sigma, axis)
     widest = float(sigma.max())
     # Below a fifth of a pixel the kernel's neighbours weigh less than 1e-5: no blur at all.
     if widest < 0.2:
         return image
     radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    kernel = _gaussian(sigma, radius)
     n, c, h, w = image.shape
     kernel = kernel.repeat_interleave(c, dim=0)
     shape = (n * c, 1, 1, -1) if axis == 0 else (n * c, 1, -1, 1)
     padding = (0, radius) if axis == 0 else (radius, 0)
     flat = image.reshape(1, n * c, h, w)
     return F.conv2d(flat, kernel.reshape(shape), padding=padding, groups=n * c).reshape(n, c, h, w)
+
+
+def _gaussian(sigma: Tensor, radius: int) -> Tensor:
+    """Kernels ``(N, 2 radius + 1)`` that sum to 1."""
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+def _blur_in_graph(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
+    """As :func:`_blur_along` in an exported graph, which takes no shape from a value and has any N."""
+    side = image.shape[3 - axis]
+    radius = min(GRAPH_RADIUS, side)
+    padded = F.pad(image, (radius, radius) if axis == 0 else (0, 0, radius, radius))
+    shifted = (padded.narrow(3 - axis, first, side) for first in range(2 * radius + 1))
+    weights = _gaussian(sigma, radius).unbind(dim=1)
+    return reduce(add, (w[:, None, None, None] * s for w, s in zip(weights, shifted, strict=True)))
 
 
 def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0, mode: Mode = "bilinear") -> Tensor:

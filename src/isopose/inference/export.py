@@ -2,10 +2,11 @@
 
 ``poses.onnx`` sees all slices of a scan and gives each one's theta1 · theta2; ``segment.onnx`` cuts, segments
 and restores slices by it, any number at a time. ``export.json`` says how a scan becomes what they see. With
-them any runtime does what :func:`isopose.inference.predict.predict` does, in float32, but does not widen a crop
-that cuts a structure.
+them any runtime does what :func:`isopose.inference.predict.predict` does, in float32, but for the widening of
+crops that cut a structure.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from isopose.models.scan import FIRST, scan_poses, scan_transforms
 OPSET = 20
 #: Slices that graphs are traced with; they take any number from two on.
 TRACED = 7
+MOST = 65536
 
 
 class PoseGraph(nn.Module):
@@ -136,9 +138,11 @@ def _write(
     graph: nn.Module, arguments: tuple[Tensor, ...], path: Path, outputs: tuple[str, ...], name: str
 ) -> None:
     """Trace a graph whose first axis may have any length, and write it at once or not at all."""
-    axis = torch.export.Dim(name, min=2)
+    axis = torch.export.Dim(name, min=2, max=MOST)
     names = list(graph.forward.__annotations__)[: len(arguments)]
-    with torch.no_grad(), replacing(path) as temporary:
+    with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
+        # Of the exporter about its own parts, and that axes of one length share a name.
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             graph.eval(),
             arguments,

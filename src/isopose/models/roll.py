@@ -107,7 +107,8 @@ class RollNetwork(nn.Module):
         are leaned by exactly opposite angles, and an unequal liver and spleen lean nobody.
         """
         seen = view(shown, angle)
-        here, there = self.forward(torch.cat([seen, seen.flip(3)])).chunk(2)
+        both = self.forward(torch.cat([seen, seen.flip(3)]))
+        here, there = both[: seen.shape[0]], both[seen.shape[0] :]
         sign = here.new_tensor([1.0, -1.0, -1.0])
         return 0.5 * (here + sign * there)
 

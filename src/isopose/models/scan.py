@@ -119,7 +119,7 @@ def scan_transforms(
         pose = start + _together(slices.pose - start, slices.agreement, z_mm, config.pose)
         theta2 = carried(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
     if config.crop.enabled and config.crop.per == "volume":
-        theta2 = common_crop(theta2).expand(len(theta2), 3, 3)
+        theta2 = common_crop(theta2).expand(theta2.shape[0], 3, 3)
     return pose, theta2
 
 
@@ -127,7 +127,7 @@ def _together(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfi
     """Values ``(N, K)`` of slices made one for the scan or smooth along it, good outlines counting more."""
     weight = (agreement - LEAST_AGREEMENT).clamp(min=1e-3)
     if config.per == "volume":
-        return common_values(values, weight).expand(len(weight), -1)
+        return common_values(values, weight).expand(weight.shape[0], -1)
     return smooth_values(values, weight, z_mm, config.smooth_mm)
 
 
