@@ -1,11 +1,11 @@
 """Prediction of whole scans against nnU-Net v2 2D: files in, label files out, on this machine.
 
-    python benchmarks/prediction.py --study STUDY --output /tmp/prediction [--arm crop-half] [--rounds 5]
+    python benchmarks/prediction.py --study STUDY --output /tmp/prediction [--arm crop-half] [--scans 4]
 
 STUDY is a folder of isopose study whose models are still there, with the arm and `nnunet` of one seed in the
-default preset; needs nnU-Net (make peers). Both predict the study's test scans in turn, warm, ROUNDS times;
-then each predicts one scan as a process of its own, from its start to its end, for time and peak memory. The
-tables go to stdout and to OUTPUT/prediction.md.
+default preset; needs nnU-Net (make peers). Both sides predict the study's test scans in turn, ROUNDS times,
+each time in a process of its own: a first scan, from the start of the process, then SCANS of them, warm. The
+table goes to stdout and to OUTPUT/prediction.md.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--arm", default="crop-half")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scans", type=int, default=4, help="how many of the test scans")
     parser.add_argument("--one", choices=SIDES, help="predict one scan here, and tell the peak of memory")
     given = parser.parse_args()
     folders = {
@@ -43,60 +44,64 @@ def main() -> None:
         for side, arm in zip(SIDES, (given.arm, given.arm, "nnunet", "nnunet"), strict=True)
     }
     if given.one is not None:
-        from isopose.study.measure import peak_memory
-
-        dataset, scans = opened(folders[given.one])
-        with tempfile.TemporaryDirectory() as place:
-            predictor(given.one, folders[given.one], dataset)(scans[:1], Path(place))
-        print(json.dumps({"peak_mb": peak_memory()}))
+        print(json.dumps(timed(given.one, folders[given.one], given.scans)))
         return
-    table = measured(folders, given.rounds, given)
+    table = measured(given)
     print(table)
     write_text(given.output / "prediction.md", table + "\n")
 
 
-def measured(folders: dict[str, Path], rounds: int, given: argparse.Namespace) -> str:
-    dataset, scans = opened(folders[SIDES[0]])
-    predictors = {side: predictor(side, folder, dataset) for side, folder in folders.items()}
-    warm: dict[str, list[float]] = {side: [] for side in SIDES}
-    cpu: dict[str, list[float]] = {side: [] for side in SIDES}
-    dice: dict[str, str] = {}
-    for number in range(rounds + 1):
+def timed(side: str, folder: Path, count: int) -> dict[str, Any]:
+    """In a process of its own: one scan from the start, then others, warm."""
+    from isopose.study.measure import peak_memory
+
+    dataset, every = opened(folder)
+    scans = every[:count]
+    with tempfile.TemporaryDirectory() as place:
+        run = predictor(side, folder, dataset)
+        run(scans[:1], Path(place) / "first")
+        first = time.time()
+        started, used = time.perf_counter(), time.process_time()
+        run(scans, Path(place) / "warm")
+        return {
+            "first": first,
+            "seconds": (time.perf_counter() - started) / len(scans),
+            "cpu": (time.process_time() - used) / len(scans),
+            "peak_mb": peak_memory(),
+            "dice": scores(Path(place) / "warm", dataset, [scan.name for scan in scans]),
+            "shape": scan_shape(scans[0]),
+        }
+
+
+def measured(given: argparse.Namespace) -> str:
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for number in range(given.rounds):
         for side in SIDES:
-            with tempfile.TemporaryDirectory() as place:
-                started, used = time.perf_counter(), time.process_time()
-                predictors[side](scans, Path(place))
-                # The first round warms up.
-                if number:
-                    warm[side].append((time.perf_counter() - started) / len(scans))
-                    cpu[side].append((time.process_time() - used) / len(scans))
-                else:
-                    dice[side] = scores(Path(place), dataset, [scan.name for scan in scans])
-        print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
-    cold: dict[str, list[float]] = {side: [] for side in SIDES}
-    peak: dict[str, float] = {}
-    for _ in range(rounds):
-        for side in SIDES:
-            started = time.perf_counter()
             command = [sys.executable, __file__, "--study", given.study, "--output", given.output]
-            command += ["--arm", given.arm, "--seed", str(given.seed), "--one", side]
+            command += ["--arm", given.arm, "--seed", given.seed, "--scans", given.scans, "--one", side]
+            started = time.time()
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-            cold[side].append(time.perf_counter() - started)
-            peak[side] = max(peak.get(side, 0.0), json.loads(done.stdout.splitlines()[-1])["peak_mb"])
-    shape = " x ".join(map(str, scan_shape(scans[0])))
-    ours = statistics.median(warm[SIDES[0]])
+            values = json.loads(done.stdout.splitlines()[-1])
+            found[side].append(values | {"cold": values["first"] - started})
+        print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
+
+    def middle(side: str, key: str) -> float:
+        return statistics.median(values[key] for values in found[side])
+
+    shape = " x ".join(map(str, found[SIDES[0]][0]["shape"]))
     lines = [
-        f"{len(scans)} scans of {shape} voxels, medians of {rounds} rounds in turn; seconds a scan.",
+        f"{given.scans} scans of {shape} voxels, medians of {given.rounds} rounds in turn; seconds a scan.",
         "",
-        "| | warm | times isopose | range | CPU s | cold, one scan | peak, MB | Dice |",
+        "| | warm | times isopose | range | CPU s | first scan, with start | peak, MB | Dice |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for side in SIDES:
-        middle = statistics.median(warm[side])
+        seconds = [values["seconds"] for values in found[side]]
         lines.append(
-            f"| {side} | {middle:.3f} | {middle / ours:.1f} | {min(warm[side]):.3f} to {max(warm[side]):.3f} "
-            f"| {statistics.median(cpu[side]):.3f} | {statistics.median(cold[side]):.2f} | {peak[side]:.0f} "
-            f"| {dice[side]} |"
+            f"| {side} | {middle(side, 'seconds'):.3f} "
+            f"| {middle(side, 'seconds') / middle(SIDES[0], 'seconds'):.1f} "
+            f"| {min(seconds):.3f} to {max(seconds):.3f} | {middle(side, 'cpu'):.3f} "
+            f"| {middle(side, 'cold'):.2f} | {middle(side, 'peak_mb'):.0f} | {found[side][0]['dice']} |"
         )
     return "\n".join(lines)
 
@@ -167,6 +172,7 @@ def theirs(folder: Path, dataset: Any, *, mirrored: bool) -> Predictor:
     )  # fmt: skip
 
     def run(scans: Sequence[Any], place: Path) -> None:
+        place.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):
             inputs = [[str(scan.path)] for scan in scans]
             made.predict_from_files_sequential(inputs, [str(place / scan.name) for scan in scans])

@@ -404,6 +404,12 @@ def start(*arguments):
     )
 
 
+def test_a_memory_that_is_none_is_told_before_anything_is_read(isopose, tmp_path):
+    code, _, error = isopose("fit", tmp_path / "nothing", "--model", tmp_path / "model", "--memory", "4")
+    assert code == 2
+    assert error == "isopose: --memory: expected megabytes or gigabytes, e.g. 4GB or 800MB, got '4'\n"
+
+
 def test_a_forked_worker_ends_without_a_word(tmp_path):
     (tmp_path / "forks.py").write_text(
         "import multiprocessing\n"

@@ -176,6 +176,7 @@ def fit(
     from isopose.training.memory import fit_into, parse_bytes
     from isopose.training.transfer import settings_of
 
+    budget = None if memory is None else parse_bytes(memory)
     options = {"train.fold": fold, "train.parts": train}
     chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
     begun = load_model(source) if source else None
@@ -184,8 +185,9 @@ def fit(
     loaded = load_config(preset or "default", config, chosen, base=settings_of(begun) if begun else None)
     opened = open_dataset(dataset, _labels(label))
     reporter = Terminal()
-    if memory is not None:
-        loaded = fit_into(loaded, opened.labels.classes, parse_bytes(memory), reporter)
+    if budget is not None:
+        # A model that learns on keeps the input that its weights are for.
+        loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
     run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=reporter)
     typer.echo(f"model: {model}")
 

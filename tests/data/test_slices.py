@@ -13,6 +13,7 @@ from isopose.config import DataConfig
 from isopose.data.fingerprint import fingerprint_of
 from isopose.data.slices import Batch, Slices, draw_epoch, read_ahead
 from isopose.data.store import Store, write_store
+from isopose.data.volumes import VolumeBatch
 from isopose.errors import InputError
 from isopose.labels import Labels
 
@@ -221,3 +222,28 @@ def test_moves_every_tensor() -> None:
     moved = batch.to(torch.device("meta"))
     assert all(tensor.device.type == "meta" for tensor in moved[:4])
     assert moved.pose is None
+
+
+def test_a_part_of_a_batch_is_the_same_slices_of_everything() -> None:
+    rows = torch.arange(4)
+    image = torch.randn(4, 1, 2, 2)
+    batch = Batch(rows, image, image > 0, rows.view(4, 1, 1).expand(4, 2, 2), torch.randn(4, 5))
+    part = batch.part(torch.tensor([3, 1]))
+    assert part.rows.tolist() == [3, 1]
+    for name in ("image", "mask", "labels", "pose"):
+        assert torch.equal(getattr(part, name), getattr(batch, name)[[3, 1]])
+    assert part.theta2 is None
+
+
+def test_a_part_of_volumes_is_the_same_volumes_of_everything() -> None:
+    volumes = tuple(torch.randn(1, 1, depth, 4, 4) for depth in (2, 3, 5))
+    labels = tuple(volume[0] > 0 for volume in volumes)
+    batch = VolumeBatch(
+        torch.arange(3), volumes, volumes, labels, torch.randn(3, 4, 4), theta2=torch.randn(3, 4, 4)
+    )
+    part = batch.part(torch.tensor([2, 0]))
+    assert [volume.shape[2] for volume in part.image] == [5, 2]
+    assert torch.equal(part.labels[0], labels[2])
+    assert torch.equal(part.stack_from_frame, batch.stack_from_frame[[2, 0]])
+    assert torch.equal(part.theta2, batch.theta2[[2, 0]])
+    assert part.pose is None

@@ -13,6 +13,7 @@ import pytest
 from isopose.data.phantom import write_cohort
 from isopose.errors import InputError, IsoposeError
 from isopose.progress import Silent
+from isopose.study import job as study_job
 from isopose.study import run as study_run
 from isopose.study.job import run_job
 from isopose.study.plan import Options
@@ -211,6 +212,28 @@ def test_an_arm_that_cannot_be_tried_costs_the_others_nothing(
     with pytest.raises(IsoposeError, match="2 of the runs failed: default plain, seed 0, fold 0"):
         run_study(tmp_path / "study", options(cohorts), arms=arms, reporter=Silent())
     assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"augmented"}
+
+
+def test_a_prediction_that_was_not_timed_is_made_again(cohorts, tmp_path: Path, here, monkeypatch) -> None:
+    """Stopped between a result and its time: to find it there already takes no time at all."""
+    run_study(tmp_path / "study", options(cohorts), arms=["plain"], reporter=Silent())
+    [folder] = (tmp_path / "study" / "runs").glob("*/*/*")
+    measures = json.loads((folder / "measures.json").read_text())
+    [first, *others] = measures["predict"]
+    del measures["predict"][first]
+    (folder / "measures.json").write_text(json.dumps(measures))
+    (folder / "result.json").unlink()
+    made = []
+    predict_scans = study_job.predict_scans
+
+    def counted(model, scans, output, **named):
+        made.extend(scan.name for scan in scans if not (output / f"{scan.name}.json").exists())
+        return predict_scans(model, scans, output, **named)
+
+    monkeypatch.setattr(study_job, "predict_scans", counted)
+    run_job(folder)
+    assert made == [first]
+    assert list(json.loads((folder / "result.json").read_text())["measures"]["predict"]) == [*others, first]
 
 
 @pytest.mark.slow

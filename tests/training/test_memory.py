@@ -33,7 +33,8 @@ def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompu
     # Four times the pixels in every level, and one level more at the bottom, with its weights.
     assert 4.0 < (of("data.size=256") - weights) / (two - weights) < 4.6
     assert of("unet.recompute=true") < 0.9 * two
-    assert of("unet.optimiser.parts=2") == pytest.approx(one)
+    # A part of half the slices, and a gradient that is added to another.
+    assert one < of("unet.optimiser.parts=2") < one + 0.5 * weights
     assert of("train.precision=bf16-mixed") < 0.6 * two
 
 
@@ -48,6 +49,9 @@ def test_the_first_that_fits_is_taken() -> None:
     least = fitted(config, 3, PROCESS + 60e6, "cpu")
     assert least.unet.input in ("half", "quarter")
     assert training_bytes(least, 3, "cpu") <= PROCESS + 60e6
+    kept = fitted(config, 3, PROCESS + 280e6, "cpu", shrink=False)
+    assert (kept.unet.input, kept.unet.recompute) == ("full", True)
+    assert kept.unet.optimiser.parts > 3
     # Without a crop the input is the whole frame, and the parts grow smaller instead.
     whole_frame = small("data.size=256", "crop.enabled=false")
     parts = fitted(whole_frame, 3, PROCESS + 280e6, "cpu")

@@ -129,6 +129,8 @@ def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring
     with meter.counting("predict") as progress:
         for done, scan in enumerate(scans, start=1):
             if scan.name not in meter.values["predict"] or not (output / f"{scan.name}.nii.gz").exists():
+                # What was predicted when the run was stopped would be found there, and that be timed.
+                (output / f"{scan.name}.json").unlink(missing_ok=True)
                 with timed() as seconds:
                     [outcome] = predict_scans(
                         model, [scan], output, probabilities=False, steps=False, reporter=Silent()

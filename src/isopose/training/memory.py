@@ -22,9 +22,10 @@ PROCESS = 1000e6
 #: What a step holds at its peak beyond what is kept for the way back, in maps of features as large as the
 #: first level's: gradients on the way, copies in the layout that a convolution wants, what the allocator
 #: cannot use; and more where a level is computed again. Measured (docs/performance.md).
-ON_THE_WAY, AGAIN = 8, 14
-#: Bytes a weight takes with its gradient and the optimiser's two moments.
-A_WEIGHT = 16
+ON_THE_WAY, AGAIN = 9, 14
+#: Bytes a weight takes with its gradient and the optimiser's two moments; with a gradient that is being added
+#: to another; with the copies that mixed precision makes.
+A_WEIGHT, ADDED, MIXED = 16, 4, 4
 
 
 def parse_bytes(text: str) -> float:
@@ -42,7 +43,8 @@ def parse_bytes(text: str) -> float:
 def training_bytes(config: Config, classes: int, device: str) -> float:
     """Bytes at the peak of the U-Net's training: of the whole process on a CPU, of tensors on a GPU.
 
-    What is kept for the way back is counted on tensors without contents, so nothing is computed.
+    What is kept for the way back is counted on tensors without contents, so nothing is computed. With dims=3
+    the scans themselves, which may be of any depth, come on top.
 
     Args:
         config: size, features, batch and its parts, precision.
@@ -51,19 +53,26 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
     """
     settings = config.unet.optimiser
     part = -(-settings.batch_size // settings.parts)
-    unet, kept, of_a_map = _kept(config, classes, part, device)
-    weights = sum(p.numel() for p in unet.parameters())
+    mixed = choose_precision(config.train.precision, device) != "32-true"
+    unet, kept, of_a_map = _kept(config, classes, part)
     on_the_way = (AGAIN if config.unet.recompute else ON_THE_WAY) * of_a_map
+    # What convolutions see is kept in half as many bytes, and the norm of volumes in float32.
+    low = (0.5 if config.dims == 2 else 0.75) if mixed else 1.0
+    weights = sum(p.numel() for p in unet.parameters())
+    of_a_weight = A_WEIGHT + (ADDED if settings.parts > 1 else 0) + (MIXED if mixed else 0)
     # Image, mask, one-hot labels (in integers, then not) and what resampling makes of them.
     pixels = part * (config.data.size**2 if config.dims == 2 else 0)
     batch = pixels * (24 + 16 * classes)
-    return (PROCESS if device == "cpu" else 0.0) + kept + on_the_way + batch + A_WEIGHT * weights
+    process = PROCESS if device == "cpu" else 0.0
+    return process + low * (kept + on_the_way) + batch + of_a_weight * weights
 
 
-def fit_into(config: Config, classes: int, memory: float, reporter: Reporter) -> Config:
+def fit_into(
+    config: Config, classes: int, memory: float, reporter: Reporter, *, shrink: bool = True
+) -> Config:
     """As :func:`fitted` for the configured device, and tell what was chosen."""
     device = choose_device(config.train.device).type
-    chosen = fitted(config, classes, memory, device)
+    chosen = fitted(config, classes, memory, device, shrink=shrink)
     unet, batch = chosen.unet, chosen.unet.optimiser
     how = f"batches of {batch.batch_size}" + (f" in {batch.parts} parts" if batch.parts > 1 else "")
     reporter.say(
@@ -74,31 +83,41 @@ def fit_into(config: Config, classes: int, memory: float, reporter: Reporter) ->
     return chosen
 
 
-def fitted(config: Config, classes: int, memory: float, device: str) -> Config:
+def fitted(config: Config, classes: int, memory: float, device: str, *, shrink: bool = True) -> Config:
     """Settings that keep the U-Net's training within some bytes, as close to the given ones as possible.
 
     In this order: as given; levels computed again on the way back, which changes no result; the batch in
     parts of at least four slices; a smaller input, where a crop is cut; the batch in smaller parts.
 
+    Args:
+        config: the given ones.
+        classes: background included.
+        memory: bytes, as :func:`training_bytes` counts them.
+        device: type of it.
+        shrink: whether the input may be made smaller.
+
     Raises:
         InputError: not even the smallest fits; it says what would.
     """
-    least = min((training_bytes(each, classes, device), n, each) for n, each in enumerate(_choices(config)))
-    for each in _choices(config):
-        if training_bytes(each, classes, device) <= memory:
+    least = math.inf
+    for each in _choices(config, shrink):
+        taken = training_bytes(each, classes, device)
+        if taken <= memory:
             return each
+        least = min(least, taken)
     raise InputError(
         f"--memory: {memory / 1e9:.2f} GB do not hold the training of this U-Net, which takes at least "
-        f"{least[0] / 1e9:.2f} GB; give more, a smaller data.size or fewer unet.base_features"
+        f"{least / 1e9:.2f} GB; give more, a smaller data.size or fewer unet.base_features"
     )
 
 
-def _choices(config: Config) -> Iterator[Config]:
+def _choices(config: Config, shrink: bool) -> Iterator[Config]:
     batch = config.unet.optimiser.batch_size
     few = 4 if config.dims == 2 else 1
     parts = [n for n in range(2, batch + 1) if -(-batch // n) < -(-batch // (n - 1))]
     inputs = ["full", "half", "quarter"]
-    inputs = inputs[inputs.index(config.unet.input) :] if config.crop.enabled else [config.unet.input]
+    smaller = config.crop.enabled and shrink
+    inputs = inputs[inputs.index(config.unet.input) :] if smaller else [config.unet.input]
     yield config
     for size in inputs:
         yield from _with(config, {"input": size, "recompute": True}, 1)
@@ -120,8 +139,8 @@ def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Confi
         return
 
 
-def _kept(config: Config, classes: int, part: int, device: str) -> tuple[UNet, float, float]:
-    """A U-Net without weights; bytes of a part of a batch kept for the way back, and of its first map."""
+def _kept(config: Config, classes: int, part: int) -> tuple[UNet, float, float]:
+    """A U-Net without weights; float32's bytes that a part of a batch keeps, and those of its first map."""
     plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
     shape = (*plan.depths[:1], config.unet_size, config.unet_size)
     frame = (*plan.depths[:1], config.data.size, config.data.size)
@@ -147,6 +166,4 @@ def _kept(config: Config, classes: int, part: int, device: str) -> tuple[UNet, f
                 goal = torch.zeros(probabilities.shape)
                 loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
     kept = sum(nbytes for key, (_, nbytes) in storages.items() if key not in weights)
-    # Mixed precision keeps what convolutions see in half as many bytes.
-    scale = 1.0 if choose_precision(config.train.precision, device) == "32-true" else 0.5
-    return unet, scale * kept, scale * 4.0 * part * plan.features[0] * math.prod(shape)
+    return unet, kept, 4.0 * part * plan.features[0] * math.prod(shape)

@@ -1,0 +1,91 @@
+"""Fingerprint and preprocessing against nnU-Net v2's, on the same phantoms with as many processes.
+
+    python benchmarks/preprocessing.py --output /tmp/preprocessing [--sizes 128 256 512] [--processes 2]
+
+Needs nnU-Net (make peers). From files to what training reads, each ROUNDS times in turn, nothing kept in
+between: isopose's fingerprint and store; nnU-Net's fingerprint, plans and 2D preprocessing. The table goes to
+stdout and to OUTPUT/preprocessing.md.
+"""
+
+import argparse
+import contextlib
+import io
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from isopose.config import load_config
+from isopose.data.fingerprint import fingerprint_of
+from isopose.data.phantom import write_cohort
+from isopose.data.store import write_store
+from isopose.files import write_text
+from isopose.io.datasets import Dataset, open_dataset
+from isopose.study import nnunet
+from isopose.study.arms import Peer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--slices", type=int, default=40)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    lines = [f"{given.cases} phantoms of {given.slices} slices, {given.processes} processes", ""]
+    lines += ["| pixels | isopose, s | nnU-Net, s | times | stored: isopose, MB | nnU-Net, MB |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    # One place for all sizes: nnU-Net reads where its folders are only once.
+    with tempfile.TemporaryDirectory() as place:
+        lines += [row(Path(place), size, given) for size in given.sizes]
+    print("\n".join(lines))
+    write_text(given.output / "preprocessing.md", "\n".join(lines) + "\n")
+
+
+def row(root: Path, size: int, given: argparse.Namespace) -> str:
+    """One size's line; the folder is empty again afterwards."""
+    write_cohort(
+        root / "cohort", cases=given.cases, slices=given.slices, size=size, seed=6, test_fraction=0,
+        workers=given.processes,
+    )  # fmt: skip
+    dataset = open_dataset(root / "cohort")
+    ours_s, theirs_s, sizes = [], [], (0.0, 0.0)
+    for number in range(given.rounds):
+        ours_s.append(ours(root / "ours", dataset, size, given.processes))
+        theirs_s.append(theirs(root / "theirs", dataset, given.processes))
+        sizes = megabytes(root / "ours"), megabytes(root / "theirs" / "preprocessed")
+        for folder in ("ours", "theirs"):
+            shutil.rmtree(root / folder)
+        print(f"{size}: round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
+    shutil.rmtree(root / "cohort")
+    a, b = statistics.median(ours_s), statistics.median(theirs_s)
+    return f"| {size} | {a:.2f} | {b:.2f} | {b / a:.1f} | {sizes[0]:.0f} | {sizes[1]:.0f} |"
+
+
+def ours(folder: Path, dataset: Dataset, size: int, processes: int) -> float:
+    config = load_config(settings=[f"data.size={size}"]).data
+    started = time.perf_counter()
+    fingerprint = fingerprint_of(dataset.cases, dataset.labels, config, workers=processes)
+    write_store(folder, dataset.cases, fingerprint, dataset.labels, config, workers=processes)
+    return time.perf_counter() - started
+
+
+def theirs(folder: Path, dataset: Dataset, processes: int) -> float:
+    nnunet._environment(folder / "run", folder)
+    nnunet._raw(folder / "raw" / nnunet.NAME, dataset)
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        nnunet._planned(folder, dataset, Peer(), processes)
+    return time.perf_counter() - started
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())
