@@ -6,6 +6,7 @@ them any runtime does what :func:`isopose.inference.predict.predict` does, in fl
 crops that cut a structure.
 """
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ def _write(
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
         # Of the exporter about its own parts, and that axes of one length share a name.
         warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             graph.eval(),
             arguments,
