@@ -56,7 +56,7 @@ for rows in np.array_split(np.arange(len(image)), max(1, len(image) // 16)):
     [found] = segment.run(None, {"image": image[rows], "frame_from_crop": theta[rows]})
     classes[np.flatnonzero(shown)[rows]] = found.argmax(axis=1)
 
-values = np.array([0, *told["labels"].values()], np.uint8)
+values = np.array([0, *(told["labels"][name] for name in told["classes"][1:])], np.uint8)
 labels = sitk.GetImageFromArray(values[classes])
 labels.CopyInformation(frame)
 # Nearest in the frame's pixels; isopose predict restores the probabilities themselves, which is smoother.

@@ -127,6 +127,7 @@ def test_help_imports_nothing_heavy():
         (("predict", "{tmp}", "{data}", "--output", "{tmp}/o"), "no model.json"),
         (("predict", "{model}", "{tmp}/no.nii.gz", "--output", "{tmp}/o"), "no such file or folder"),
         (("predict", "{model}", "{data}/imagesTs", "--output", "{tmp}/o", "--device", "abacus"), "abacus"),
+        (("predict", "{model}", "{data}/imagesTs", "--output", "{tmp}/o", "--precision", "8"), "32-true"),
         (("homogenize", "{tmp}/none", "{tmp}/o"), "none: no such file or folder"),
         (("homogenize", "{data}", "{tmp}/o", "--per", "patient"), "homogenize: per: "),
         (("homogenize", "{data}", "{tmp}/o", "--size", "9"), "homogenize: size: "),
@@ -408,6 +409,14 @@ def test_a_memory_that_is_none_is_told_before_anything_is_read(isopose, tmp_path
     code, _, error = isopose("fit", tmp_path / "nothing", "--model", tmp_path / "model", "--memory", "4")
     assert code == 2
     assert error == "isopose: --memory: expected megabytes or gigabytes, e.g. 4GB or 800MB, got '4'\n"
+
+
+def test_the_precision_asked_for_is_the_one_that_is_recorded(isopose, model_folder, cohort, tmp_path):
+    for precision in ("32-true", "bf16-mixed"):
+        arguments = ("--output", tmp_path / precision, "--precision", precision, "--json")
+        code, out, _ = isopose("predict", model_folder, cohort / "imagesTs", *arguments)
+        assert code == 0
+        assert {scan["record"]["precision"] for scan in json.loads(out)} == {precision}
 
 
 def test_a_forked_worker_ends_without_a_word(tmp_path):

@@ -17,6 +17,7 @@ from isopose.errors import InputError
 from isopose.inference.export import PoseGraph, SegmentGraph, export_onnx
 from isopose.inference.predict import predict
 from isopose.io.images import read_labels, write_image
+from isopose.labels import Labels
 from isopose.models.folder import Model
 from isopose.models.shipped import load_shipped
 
@@ -100,7 +101,10 @@ def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path
 
 def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:
     """By a network that sees brightness, in poses by moments and a learned step."""
-    bright = bright_model()
+    made = bright_model()
+    # Named in another order than that of their values, which is that of the classes.
+    bright = replace(made, labels=Labels.create(dict(reversed(made.labels.values.items()))))
+    assert list(bright.labels.values) != list(bright.labels.names)
     export_onnx(bright, tmp_path / "export")
     shown = scene(slices=12, roll=0.3)
     write_image(shown.volume, tmp_path / "scan.nii.gz")

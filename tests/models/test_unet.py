@@ -107,6 +107,22 @@ def test_computed_again_on_the_way_back_is_the_same(dims):
     assert less < 0.6 * whole
 
 
+def test_statistics_of_frozen_parts_stay_where_levels_are_computed_again():
+    plan, _ = planned(64, "unet.base_features=4")
+    net = UNet(plan, 3, recompute=True)
+    net.freeze("decoder")
+    net.train()
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    sum(level.square().mean() for level in net(torch.randn(2, 1, 64, 64), deep=True)).backward()
+    after = dict(net.named_buffers())
+    of_encoder = [name for name in before if name.startswith(("first", "down"))]
+    assert of_encoder
+    assert all(torch.equal(before[name], after[name]) for name in of_encoder)
+    counted = [value for name, value in after.items() if name.startswith("up") and name.endswith("tracked")]
+    assert counted
+    assert all(value == 1 for value in counted)
+
+
 def test_nothing_is_computed_again_where_nothing_learns():
     plan, _ = planned(64, "unet.base_features=4")
     net = UNet(plan, 3, recompute=True).eval()

@@ -97,6 +97,8 @@ def export_onnx(model: Model, folder: Path) -> None:
     except ImportError:
         raise InputError("export needs the extra onnx: pip install 'isopose[onnx]'") from None
     output_folder(folder)
+    # Last: where it lies, the graphs beside it are whole and its own.
+    (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
     fast = for_prediction(model)
     image, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)

@@ -176,7 +176,8 @@ def _again(block: nn.Module, *parts: Tensor) -> Tensor:
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Batch norms see the same batch twice; their running statistics follow it once."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    # A frozen one follows no batch at all.
+    norms = [each for each in block.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
