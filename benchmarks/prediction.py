@@ -1,11 +1,15 @@
 """Prediction of whole scans against nnU-Net v2 2D: files in, label files out, on this machine.
 
     python benchmarks/prediction.py --study STUDY --output /tmp/prediction [--arm crop-half] [--scans 4]
+        [--sizes 128 256 512 [--slices 40]]
 
 STUDY is a folder of isopose study whose models are still there, with the arm and `nnunet` of one seed in the
-default preset; needs nnU-Net (make peers). Both sides predict the study's test scans in turn, ROUNDS times,
-each time in a process of its own: a first scan, from the start of the process, then SCANS of them, warm. The
-table goes to stdout and to OUTPUT/prediction.md.
+default preset; needs nnU-Net (make peers). Both sides predict the study's test scans, or phantoms drawn for
+this on so many pixels, in turn, ROUNDS times, each time in a process of its own: a first scan, from the start
+of the process, then SCANS of them, warm. The tables go to stdout and to OUTPUT/prediction.md.
+
+On more pixels both use the networks that they have: nnU-Net resamples to the spacing that it was trained on
+and back. Trained on as many pixels its patches would be larger and slower than here.
 """
 
 import argparse
@@ -37,28 +41,48 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scans", type=int, default=4, help="how many of the test scans")
-    parser.add_argument("--one", choices=SIDES, help="predict one scan here, and tell the peak of memory")
+    parser.add_argument("--sizes", type=int, nargs="+", help="draw phantoms of so many pixels a side")
+    parser.add_argument("--slices", type=int, default=40, help="of the phantoms drawn")
+    parser.add_argument("--one", choices=SIDES, help="predict here, and tell the peak of memory")
+    parser.add_argument("--cohort", type=Path, help="with --one: whose scans")
     given = parser.parse_args()
     folders = {
         side: given.study / "runs" / "default" / arm / f"seed-{given.seed}-fold-0"
         for side, arm in zip(SIDES, (given.arm, given.arm, "nnunet", "nnunet"), strict=True)
     }
     if given.one is not None:
-        print(json.dumps(timed(given.one, folders[given.one], given.scans)))
+        print(json.dumps(timed(given.one, folders[given.one], given.cohort, given.scans)))
         return
-    table = measured(given)
-    print(table)
-    write_text(given.output / "prediction.md", table + "\n")
+    with tempfile.TemporaryDirectory() as place:
+        cohorts = [drawn(Path(place), size, given) for size in given.sizes or ()]
+        tables = [measured(given, cohort) for cohort in cohorts or [None]]
+    print("\n\n".join(tables))
+    write_text(given.output / "prediction.md", "\n\n".join(tables) + "\n")
 
 
-def timed(side: str, folder: Path, count: int) -> dict[str, Any]:
+def drawn(place: Path, size: int, given: argparse.Namespace) -> Path:
+    """Phantoms that no study has seen."""
+    from isopose.data.phantom import write_cohort
+
+    folder = place / str(size)
+    write_cohort(folder, cases=given.scans, slices=given.slices, size=size, seed=77, test_fraction=0)
+    return folder
+
+
+def timed(side: str, folder: Path, cohort: Path | None, count: int) -> dict[str, Any]:
     """In a process of its own: one scan from the start, then others, warm."""
+    from isopose.inference.scans import Scan
+    from isopose.io.datasets import open_dataset
     from isopose.study.measure import peak_memory
 
-    dataset, every = opened(folder)
-    scans = every[:count]
+    trained_on, scans = opened(folder)
+    dataset = trained_on
+    if cohort is not None:
+        dataset = open_dataset(cohort)
+        scans = [Scan(case.id, case.image) for case in dataset.cases]
+    scans = scans[:count]
     with tempfile.TemporaryDirectory() as place:
-        run = predictor(side, folder, dataset)
+        run = predictor(side, folder, trained_on)
         run(scans[:1], Path(place) / "first")
         first = time.time()
         started, used = time.perf_counter(), time.process_time()
@@ -73,12 +97,13 @@ def timed(side: str, folder: Path, count: int) -> dict[str, Any]:
         }
 
 
-def measured(given: argparse.Namespace) -> str:
+def measured(given: argparse.Namespace, cohort: Path | None) -> str:
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for number in range(given.rounds):
         for side in SIDES:
             command = [sys.executable, __file__, "--study", given.study, "--output", given.output]
             command += ["--arm", given.arm, "--seed", given.seed, "--scans", given.scans, "--one", side]
+            command += [] if cohort is None else ["--cohort", cohort]
             started = time.time()
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
             values = json.loads(done.stdout.splitlines()[-1])

@@ -39,6 +39,18 @@ def test_identity_keeps_every_value():
     assert torch.allclose(warp(image, torch.eye(3), (17, 29)), image, atol=1e-5)
 
 
+@pytest.mark.parametrize(("image", "out"), [((9, 14), (11, 6)), ((5, 8, 7), (6, 4, 9))])
+def test_samples_where_pytorch_s_own_affine_grid_does(image, out):
+    torch.manual_seed(3)
+    source = torch.randn(2, 3, *image, dtype=torch.float64)
+    axes = len(image)
+    matrix = torch.eye(axes + 1, dtype=torch.float64).repeat(2, 1, 1)
+    matrix[:, :axes] += 0.3 * torch.randn(2, axes, axes + 1, dtype=torch.float64)
+    grid = torch.nn.functional.affine_grid(matrix[:, :axes], [2, 3, *out], align_corners=False)
+    expected = torch.nn.functional.grid_sample(source, grid, align_corners=False)
+    assert torch.allclose(warp(source, matrix, out, prefilter=False), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("dx", "dy"), [(3, 0), (0, -2), (-5, 4)])
 def test_whole_pixel_shift_moves_whole_pixels(dx, dy):
     image = smooth_image(21, 33)

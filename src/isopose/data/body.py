@@ -96,10 +96,9 @@ def _coarse(volume: Volume) -> tuple[np.ndarray, float]:
     pixel = float(np.clip(max(extent) / 256.0, *PIXEL_MM))
     size = (max(1, round(extent[0] / pixel)), max(1, round(extent[1] / pixel)))
     out = np.empty((depth, *size), dtype=np.float32)
-    step = max(1, CHUNK // (height * width))
-    for start in range(0, depth, step):
-        block = torch.from_numpy(np.ascontiguousarray(volume.array[start : start + step], dtype=np.float32))
-        out[start : start + step] = F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
+    for part in _parts(volume.array):
+        block = torch.from_numpy(np.ascontiguousarray(volume.array[part], dtype=np.float32))
+        out[part] = F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
     return out, pixel
 
 
@@ -151,31 +150,37 @@ def _gas(trunk: np.ndarray, air: np.ndarray, nearby: int) -> np.ndarray:
     taken the whole front with it, where the trunk is in one of so many slices before or behind. Air between
     a back and a table is in neither.
     """
-    labels, count = ndimage.label(air & ~trunk, IN_PLANE)
-    if not count:
-        return np.zeros_like(trunk)
-    within = np.zeros(count + 1)
+    gas = np.zeros_like(trunk)
     near = ndimage.maximum_filter1d(trunk, 2 * nearby + 1, axis=0)
-    for z in np.flatnonzero(labels.any(axis=(1, 2)) & trunk.any(axis=(1, 2))):
-        points = np.argwhere(labels[z])
-        rows = np.flatnonzero(trunk[z].any(axis=1))
-        first, last = trunk[z].argmax(axis=1), trunk.shape[2] - 1 - trunk[z, :, ::-1].argmax(axis=1)
-        outline = np.concatenate([np.stack([rows, side[rows]], 1) for side in (first - 0.5, last + 0.5)])
-        hull = ConvexHull(outline).equations if len(rows) > 1 else np.array([[0.0, 0.0, 1.0]])
-        inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1) | near[z][tuple(points.T)]
-        within += np.bincount(labels[z][tuple(points.T)], weights=inside, minlength=count + 1)
-    share = within / np.maximum(np.bincount(labels.ravel()), 1)
-    return (share >= WITHIN)[labels] & (labels > 0)
+    for part in _parts(trunk):
+        labels, count = ndimage.label(air[part] & ~trunk[part], IN_PLANE)
+        within = np.zeros(count + 1)
+        for plane, body, beside in zip(labels, trunk[part], near[part], strict=True):
+            if not (plane.any() and body.any()):
+                continue
+            points = np.argwhere(plane)
+            rows = np.flatnonzero(body.any(axis=1))
+            first, last = body.argmax(axis=1), body.shape[1] - 1 - body[:, ::-1].argmax(axis=1)
+            outline = np.concatenate([np.stack([rows, side[rows]], 1) for side in (first - 0.5, last + 0.5)])
+            hull = ConvexHull(outline).equations if len(rows) > 1 else np.array([[0.0, 0.0, 1.0]])
+            inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1) | beside[tuple(points.T)]
+            within += np.bincount(plane[tuple(points.T)], weights=inside, minlength=count + 1)
+        enough = within / np.maximum(_sizes(labels, count), 1) >= WITHIN
+        enough[0] = False
+        gas[part] = enough[labels]
+    return gas
 
 
 def _pieces(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split cores into those of the trunk and all others."""
-    body = _largest(core)
-    labels, count = ndimage.label(body, IN_PLANE)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    areas[0] = 0
-    largest = areas[labels].max(axis=(1, 2))
-    kept = body & (areas[labels] >= PIECE * largest[:, None, None])
+    kept = _largest(core)
+    for part in _parts(core):
+        labels, count = ndimage.label(kept[part], IN_PLANE)
+        areas = np.bincount(labels.ravel(), minlength=count + 1)
+        areas[0] = 0
+        for plane, shown in zip(labels, kept[part], strict=True):
+            sizes = areas[plane]
+            shown &= sizes >= PIECE * sizes.max()
     return kept, core & ~kept
 
 
@@ -184,13 +189,22 @@ def _opened(mask: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest of the components connected in three dimensions."""
+    """The largest of the components connected in three dimensions, as an array of its own."""
     labels, count = ndimage.label(mask)
     if count < 2:
-        return mask
-    sizes = np.bincount(labels.ravel())
+        return mask.copy()
+    sizes = _sizes(labels, count)
     sizes[0] = 0
     return labels == sizes.argmax()
+
+
+def _sizes(labels: np.ndarray, count: int) -> np.ndarray:
+    """Voxels of each of so many components, background first."""
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    # In parts, for bincount widens what it counts to eight bytes a voxel.
+    for part in _parts(labels):
+        sizes += np.bincount(labels[part].ravel(), minlength=count + 1)
+    return sizes
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
@@ -205,8 +219,17 @@ def _filled(mask: np.ndarray) -> np.ndarray:
         after = np.logical_or.accumulate(line, axis=1)
         before = np.logical_or.accumulate(line[:, ::-1], axis=1)[:, ::-1]
         padded[side] = after & before
-    labels, _ = ndimage.label(~padded, IN_PLANE)
-    return (labels != labels[:, :1, :1])[:, 2:-2, 2:-2]
+    filled = np.empty_like(mask)
+    for part in _parts(mask):
+        labels, _ = ndimage.label(~padded[part], IN_PLANE)
+        filled[part] = (labels != labels[:, :1, :1])[:, 2:-2, 2:-2]
+    return filled
+
+
+def _parts(stack: np.ndarray) -> list[slice]:
+    """Parts of a stack of slices that are worked on together where each slice is for itself."""
+    step = max(1, CHUNK // (stack.shape[1] * stack.shape[2]))
+    return [slice(start, start + step) for start in range(0, len(stack), step)]
 
 
 def _diameter(body: np.ndarray, pixel: float) -> float:
@@ -246,16 +269,15 @@ def _fine(
     trunk: np.ndarray, coarse: np.ndarray, tissue: np.ndarray, threshold: float, size: tuple[int, ...]
 ) -> np.ndarray:
     """Bring the trunk back to the volume's grid, its boundary placed between pixels by their values."""
-    level = np.clip(coarse - threshold, -SOFT_HU, SOFT_HU)
-    # Gas inside and arms or table outside have the wrong sign, and no boundary is theirs.
-    level[trunk & ~tissue] = SOFT_HU
-    level[~trunk & tissue] = -SOFT_HU
     out = np.empty((trunk.shape[0], *size), dtype=bool)
-    step = max(1, CHUNK // (size[0] * size[1]))
-    for start in range(0, len(out), step):
-        block = torch.from_numpy(level[start : start + step, None])
+    for part in _parts(out):
+        level = np.clip(coarse[part] - threshold, -SOFT_HU, SOFT_HU)
+        # Gas inside and arms or table outside have the wrong sign, and no boundary is theirs.
+        level[trunk[part] & ~tissue[part]] = SOFT_HU
+        level[~trunk[part] & tissue[part]] = -SOFT_HU
+        block = torch.from_numpy(level[:, None])
         fine = F.interpolate(block, size=(size[0], size[1]), mode="bilinear", align_corners=False)
-        out[start : start + step] = (fine[:, 0] > 0).numpy()
+        out[part] = (fine[:, 0] > 0).numpy()
     return out
 
 

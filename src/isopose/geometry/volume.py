@@ -96,7 +96,7 @@ class Volume:
         return Reorientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
     def reoriented(self) -> "Volume":
-        """The same voxels with index axes nearest to (L, P, S); nothing is resampled.
+        """The same voxels with index axes nearest to (L, P, S): a view of them, nothing is resampled.
 
         After this ``array[k, j, i]`` grows in i to the patient's left, in j to the back, in k to the head,
         up to the obliqueness that remains in ``direction``.
@@ -110,7 +110,7 @@ class Volume:
 class Reorientation:
     """A permutation and flips of index axes: new axis ``n`` is stored axis ``axes[n]``, flipped or not.
 
-    Axes are in ``(x, y, z)`` order. It is exact and undone exactly.
+    Axes are in ``(x, y, z)`` order. It is exact and undone exactly, both as views: a scan is not held twice.
     """
 
     axes: tuple[int, int, int]
@@ -123,7 +123,7 @@ class Reorientation:
         order = [lead + 2 - self.axes[2 - place] for place in range(3)]
         moved = array.transpose(*range(lead), *order)
         flipped = tuple(lead + 2 - axis for axis in range(3) if self.flips[axis])
-        return np.ascontiguousarray(np.flip(moved, flipped))
+        return np.flip(moved, flipped)
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """Bring an array in the new axes back to the stored ``(..., z, y, x)`` order."""
@@ -131,7 +131,7 @@ class Reorientation:
         flipped = tuple(lead + 2 - axis for axis in range(3) if self.flips[axis])
         order = [lead + 2 - self.axes[2 - place] for place in range(3)]
         inverse = np.argsort(order) + lead
-        return np.ascontiguousarray(np.flip(array, flipped).transpose(*range(lead), *inverse))
+        return np.flip(array, flipped).transpose(*range(lead), *inverse)
 
     def stored_from_new(self, stored_shape: tuple[int, ...]) -> np.ndarray:
         """``(4, 4)`` matrix from new to stored ``(x, y, z)`` indices, for a stored ``(z, y, x)`` shape."""

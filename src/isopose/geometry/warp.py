@@ -58,9 +58,25 @@ def warp(
         source = image.to(dtype) - fill
         if prefilter and mode != "nearest":
             source = _blur(source, _sigmas(matrix.detach(), tuple(source.shape[2:]), size))
-        grid = F.affine_grid(matrix[:, :axes], [image.shape[0], image.shape[1], *size], align_corners=False)
+        grid = _grid(matrix, size)
         out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
         return (out + fill).to(kept)
+
+
+def _grid(input_from_output: Tensor, size: Size) -> Tensor:
+    """Where output pixels lie in the input, ``(N, *size, 2)`` or ``(N, *size, 3)``.
+
+    As ``F.affine_grid``, which multiplies a matrix with every pixel and on a CPU takes longer than sampling.
+    """
+    n, axes = input_from_output.shape[0], len(size)
+    columns = input_from_output[:, :axes].unbind(dim=2)
+    grid = columns[axes].reshape(n, *[1] * axes, axes)
+    # From the outermost axis to x, so that only the last sum is as large as the output.
+    for place, side in enumerate(size):
+        centres = (2.0 * torch.arange(side, device=grid.device, dtype=grid.dtype) + 1.0) / side - 1.0
+        along = columns[axes - 1 - place].reshape(n, *[1] * axes, axes)
+        grid = grid + along * centres.reshape(-1, *[1] * (axes - place))
+    return grid
 
 
 def pixels_per_step(input_from_output: Tensor, input_size: Size, size: Size) -> Tensor:

@@ -22,7 +22,7 @@ from isopose.models.folder import Model, for_prediction
 from isopose.models.pipeline import Pipeline, frame_from_crop, restore
 from isopose.models.scan import FIRST, scan_poses, scan_transforms
 
-#: Of ONNX: the first that samples grids and makes affine ones.
+#: Of ONNX: the first that samples grids as PyTorch names the ways to.
 OPSET = 20
 #: Slices that graphs are traced with; they take any number from two on.
 TRACED = 7

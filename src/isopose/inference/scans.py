@@ -21,7 +21,7 @@ from isopose.inference.predict import Prediction, predict
 from isopose.inference.steps import write_steps
 from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.images import ending, read_volume, write_image, write_labels
-from isopose.labels import Labels
+from isopose.labels import Labels, voxels_of
 from isopose.models.folder import Model, for_prediction
 from isopose.models.pose import POSE_SOURCES
 from isopose.progress import Reporter
@@ -264,8 +264,8 @@ def volume_record(model: Model, prediction: VolumePrediction, input_hash: str) -
 def volumes_ml(prediction: Prediction | VolumePrediction, labels: Labels) -> dict[str, float]:
     """Volume of each label and union in millilitres."""
     voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
-    array = prediction.labels.array
-    return {name: float(np.isin(array, values).sum() * voxel_ml) for name, values in labels.targets().items()}
+    voxels = voxels_of(prediction.labels.array)
+    return {name: float(voxels[list(values)].sum() * voxel_ml) for name, values in labels.targets().items()}
 
 
 def _frame(prepared: Prepared) -> dict[str, Any]:

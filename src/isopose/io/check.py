@@ -16,7 +16,7 @@ from isopose.io.cases import Case, Dataset
 from isopose.io.doubts import doubts
 from isopose.io.images import on_image_grid, read_labels, read_volume
 from isopose.io.splits import check_sides
-from isopose.labels import Labels
+from isopose.labels import Labels, voxels_of
 from isopose.parallel import in_order
 
 #: Voxel sizes (x, y, z) this many times off the cohort's median stand out; slices of 0.5 to 5 mm are common.
@@ -133,10 +133,7 @@ def _label_values(
     except (InputError, MemoryError) as error:
         note("error", f"label: {str(error) or 'too large for the memory of this machine'}")
         return frozenset()
-    # Plane by plane, for bincount widens what it counts to eight bytes a voxel.
-    counts = np.zeros(256, dtype=np.int64)
-    for plane in marked.array:
-        counts += np.bincount(plane.ravel(), minlength=256)
+    counts = voxels_of(marked.array)
     present = {int(v) for v in np.flatnonzero(counts)} - {0}
     known = set(labels.values.values())
     if present - known:

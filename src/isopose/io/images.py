@@ -150,8 +150,8 @@ def write_labels(volume: Volume, path: Path) -> None:
         InputError: another ending.
         ValueError: values that uint8 cannot hold.
     """
-    labels = volume.array.astype(np.uint8)
-    if not np.array_equal(labels, volume.array):
+    labels = volume.array.astype(np.uint8, copy=False)
+    if labels is not volume.array and not np.array_equal(labels, volume.array):
         raise ValueError("labels to write must be whole numbers from 0 to 255")
     write_image(volume.with_array(labels), path)
 
