@@ -1,9 +1,10 @@
 """How time and memory of prediction grow with the slices of a scan and with their pixels.
 
-    python benchmarks/growth.py MODEL --output /tmp/growth [--slices 100 300 1000 3000] [--sides 128 256 512]
+    python benchmarks/growth.py MODEL --output /tmp/growth [--slices 100 300 1000 ...] [--sides 128 256 512]
 
 MODEL is any model of slices. Each scan is a phantom's, repeated along z to so many slices, drawn on so many
-pixels a side; each prediction is a process of its own. The table goes to stdout and to OUTPUT/growth.md.
+pixels a side; each prediction is a process of its own. The table goes to stdout and to OUTPUT/growth.md, a
+plot to OUTPUT/growth.png.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--slices", type=int, nargs="+", default=[100, 300, 1000, 3000])
+    parser.add_argument("--slices", type=int, nargs="+", default=[100, 300, 1000, 3000, 10000])
     parser.add_argument("--sides", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--one", type=Path, help="predict this scan here")
     given = parser.parse_args()
@@ -31,15 +32,16 @@ def main() -> None:
     lines = ["| slices | side | seconds | ms a slice | peak, MB | MB beyond the program | KB a slice |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     print("\n".join(lines))
-    cases = [(count, given.sides[0]) for count in given.slices]
-    cases += [(given.slices[0], side) for side in given.sides[1:]]
+    along = [(count, given.sides[0]) for count in given.slices]
+    across = [(given.slices[0], side) for side in given.sides]
+    cases: dict[tuple[int, int], dict[str, float]] = {case: {} for case in (*along, *across)}
     for count, side in cases:
         with tempfile.TemporaryDirectory() as place:
             scan = Path(place) / "scan.nii.gz"
             write_scan(scan, count, side)
             command = [sys.executable, __file__, given.model, "--output", given.output, "--one", scan]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = cases[count, side] = json.loads(done.stdout.splitlines()[-1])
         own = found["peak_mb"] - found["before_mb"]
         lines.append(
             f"| {count} | {side} | {found['seconds']:.1f} | {1e3 * found['seconds'] / count:.1f} "
@@ -47,6 +49,26 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
     write_text(given.output / "growth.md", "\n".join(lines) + "\n")
+    axes = {"slices": (given.slices, [cases[c] for c in along])}
+    axes["pixels a side"] = (given.sides, [cases[c] for c in across])
+    draw(axes, given.output / "growth.png")
+
+
+def draw(axes: dict[str, tuple[list[int], list[dict[str, float]]]], path: Path) -> None:
+    """Seconds and memory by slices and by pixels, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for plot, (name, (sizes, found)) in zip(figure.subplots(1, 2), axes.items(), strict=True):
+        memory = [one["peak_mb"] - one["before_mb"] for one in found]
+        plot.loglog(sizes, [one["seconds"] for one in found], "o-", color="#0072b2", label="seconds")
+        plot.loglog(sizes, memory, "s--", color="#d55e00", label="MB beyond the program")
+        plot.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        plot.minorticks_off()
+        plot.set_xlabel(name)
+        plot.grid(alpha=0.3)
+        plot.legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def write_scan(path: Path, slices: int, side: int) -> None:

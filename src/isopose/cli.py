@@ -195,8 +195,18 @@ def fit(
 @app.command()
 def predict(
     model: Path,
-    inputs: Annotated[list[Path], typer.Argument(help="image files, folders of them, DICOM series folders")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="image files, folders of them, DICOM series: a folder, ZIP, DICOMDIR or file"),
+    ],
     output: Annotated[Path, typer.Option(help="folder for the results")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option(help="number or instance UID, where a DICOM input holds several series")
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="also write them, per class")
     ] = False,
@@ -212,18 +222,26 @@ def predict(
 
     from isopose.config import validate_config
     from isopose.devices import choose_device
+    from isopose.inference.formats import NIFTI, choose_formats, result_files
     from isopose.inference.scans import find_scans, predict_scans
     from isopose.models.folder import load_model
     from isopose.progress import Terminal
 
+    wanted = choose_formats(formats or [NIFTI])
     loaded = load_model(model, choose_device(device))
     if precision is not None:
         values = loaded.config.model_dump()
         values["predict"]["precision"] = precision
         loaded = replace(loaded, config=validate_config(values, "--precision"))
-    scans = find_scans(inputs)
+    scans = find_scans(inputs, series)
     outcomes = predict_scans(
-        loaded, scans, output, probabilities=probabilities, steps=steps, reporter=Terminal()
+        loaded,
+        scans,
+        output,
+        formats=wanted,
+        probabilities=probabilities,
+        steps=steps,
+        reporter=Terminal(),
     )
     if as_json:
         _print_json([{"name": o.scan.name, "problem": o.problem, "record": o.record} for o in outcomes])
@@ -231,7 +249,8 @@ def predict(
         for outcome in outcomes:
             if outcome.record is not None:
                 volumes = "  ".join(f"{k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
-                typer.echo(f"{output / outcome.scan.name}.nii.gz  {volumes}")
+                for file in result_files(output, outcome.scan.name, wanted).values():
+                    typer.echo(f"{file}  {volumes}")
     _fail_if(outcome.problem for outcome in outcomes)
 
 

@@ -113,7 +113,7 @@ def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
     Raises:
         InputError: a name tells a side and has no partner, or not one alone.
     """
-    words = [_words(name) for name in names]
+    words = [words_of(name) for name in names]
     partners = [0]
     for number, (name, own) in enumerate(zip(names, words, strict=True)):
         wanted = [{"left": "right", "right": "left"}.get(word, word) for word in own]
@@ -133,8 +133,8 @@ def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
     return tuple(partners)
 
 
-def _words(name: str) -> list[str]:
-    """A name's words in lower case, those that tell a side in one spelling."""
+def words_of(name: str) -> list[str]:
+    """A label's name in words, lower case, those that tell a side as ``left`` or ``right``."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     words = []
     for word in filter(None, re.split(r"[\W_]+", apart)):

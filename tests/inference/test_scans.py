@@ -5,16 +5,19 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
 
 from bright import bright_model, scene
+from io_helpers import dicom_slice, save
 from isopose.config import PredictConfig
 from isopose.data.store import hash_of_source
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.inference import scans as scans_module
+from isopose.inference.formats import choose_formats
 from isopose.inference.scans import Scan, find_scans, predict_scans
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.labels import Labels
@@ -40,14 +43,17 @@ def series(real_ct, tmp_path_factory):
     return folder
 
 
-def run(model, inputs, output, *, probabilities=False, steps=False, reporter=None):
+def run(
+    model, inputs, output, *, probabilities=False, steps=False, reporter=None, formats=("nifti",), series=None
+):
     return predict_scans(
         model,
-        find_scans(inputs),
+        find_scans(inputs, series),
         output,
         probabilities=probabilities,
         steps=steps,
         reporter=reporter or Silent(),
+        formats=formats,
     )
 
 
@@ -295,3 +301,84 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(model, tmp_path, mo
     with pytest.raises(InputError, match="out: cannot be used as a folder"):
         run(model, [tmp_path / "child.nii.gz"], tmp_path / "out")
     assert (tmp_path / "out").read_text() == "notes"
+
+
+def test_a_series_is_written_as_dicom_objects_and_only_they_name_the_patient(model, series, tmp_path, capsys):
+    output = tmp_path / "out"
+    formats = choose_formats(["dicom-sr", "rtstruct", "nifti"])
+    assert formats == ("nifti", "dicom-seg", "rtstruct", "dicom-sr")
+    [outcome] = run(model, [series], output, formats=formats, reporter=Terminal())
+    assert outcome.problem is None
+    assert sorted(p.name for p in output.iterdir()) == [
+        "scan.json",
+        "scan.nii.gz",
+        "scan.rtstruct.dcm",
+        "scan.seg.dcm",
+        "scan.sr.dcm",
+    ]
+    labels = read_labels(output / "scan.nii.gz")
+    segments = highdicom.seg.segread(output / "scan.seg.dcm")
+    for number, name in enumerate(model.labels.names, start=1):
+        volume = segments.get_volume(segment_numbers=[number], combine_segments=True, relabel=True)
+        index = np.argwhere(volume.array == 1)
+        points = np.column_stack([index, np.ones(len(index))]) @ volume.affine.T
+        here = np.argwhere(labels.array == model.labels.values[name])[:, ::-1]
+        expected = np.column_stack([here, np.ones(len(here))]) @ labels.world_from_index.T
+        assert len(points) == len(expected)
+        order = [np.lexsort(np.round(values[:, :3], 1).T) for values in (points, expected)]
+        np.testing.assert_allclose(points[order[0], :3], expected[order[1], :3], atol=0.01)
+    report = pydicom.dcmread(output / "scan.sr.dcm")
+    assert report.PatientName == segments.PatientName == "Zzyzx^Quentin"
+    told = "".join(capsys.readouterr()) + (output / "scan.json").read_text()
+    assert "StudyInstanceUID" in told  # which the real series lacks
+    for secret in ("Zzyzx", "Quentin", "PID-90210", "20110203"):
+        assert secret not in told
+    # Each format is asked for on its own: what is there is known by its files.
+    before = (output / "scan.seg.dcm").stat().st_mtime_ns
+    run(model, [series], output, formats=["dicom-seg"])
+    assert (output / "scan.seg.dcm").stat().st_mtime_ns == before
+    (output / "scan.seg.dcm").unlink()
+    run(model, [series], output, formats=["dicom-seg"])
+    assert (output / "scan.seg.dcm").exists()
+
+
+def test_dicom_objects_need_a_series(model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    with pytest.raises(InputError, match=r"--format rtstruct .* expected a DICOM series, got \.nii\.gz"):
+        run(model, [tmp_path / "child.nii.gz"], tmp_path / "out", formats=["rtstruct"])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="expected nifti, dicom-seg, rtstruct, dicom-sr, got 'dicom'"):
+        choose_formats(["nifti", "dicom"])
+
+
+def test_one_of_several_series_and_an_archive(model, tmp_path):
+    here = scene(roll=math.radians(5), slices=3).volume
+    folder = tmp_path / "two"
+    for number, (name, shift) in enumerate({"2": 0, "7": 40}.items()):
+        raw = (np.roll(here.array, shift, axis=2) + 1024).clip(0, 4095).astype(np.uint16)
+        for z, pixels in enumerate(raw):
+            data = dicom_slice(
+                pixels,
+                np.add(here.origin, [0, 0, z * float(here.spacing[2])]),
+                series=f"1.2.3.{name}",
+                SeriesNumber=int(name),
+                PixelSpacing=[float(here.spacing[1]), float(here.spacing[0])],
+                FrameOfReferenceUID="1.2.9",
+            )
+            save(data, folder / f"{number}{z}.dcm")
+    [outcome] = run(model, [folder], tmp_path / "out")
+    assert "2 (CT, 3 images), series 7 (CT, 3 images)" in outcome.problem
+    [second] = run(model, [folder], tmp_path / "out", series="7")
+    # The same name and files, but another series: nothing is taken for done.
+    [first] = run(model, [folder], tmp_path / "out", series="2")
+    assert first.record["input_sha256"] != second.record["input_sha256"]
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    [packed] = run(model, [Path(archive)], tmp_path / "out", series="2", formats=["nifti", "dicom-seg"])
+    assert packed.scan.name == "packed"
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / "out" / "packed.nii.gz").array,
+        read_labels(tmp_path / "out" / "two.nii.gz").array,
+    )
+    assert highdicom.seg.segread(tmp_path / "out" / "packed.seg.dcm").FrameOfReferenceUID == "1.2.9"
+    with pytest.raises(InputError, match="--series chooses a DICOM series"):
+        find_scans([touch(tmp_path / "a.nii.gz")], "2")

@@ -17,10 +17,13 @@ from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
+from isopose.inference.formats import NIFTI, check_source, result_files, write_results
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.steps import write_steps
 from isopose.inference.volumes import VolumePrediction, predict_volume
-from isopose.io.images import ending, read_volume, write_image, write_labels
+from isopose.io.archive import is_archive
+from isopose.io.dicom import is_dicomdir
+from isopose.io.images import ending, read_volume, write_image
 from isopose.labels import Labels, voxels_of
 from isopose.models.folder import Model, for_prediction
 from isopose.models.pose import POSE_SOURCES
@@ -32,10 +35,11 @@ _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to predict and the name of its results."""
+    """One scan to predict, the name of its results, and which DICOM series of its path it is."""
 
     name: str
     path: Path
+    series: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,31 @@ class Outcome:
     problem: str | None
 
 
-def find_scans(inputs: Sequence[Path]) -> list[Scan]:
+def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     """Files, folders of files, and folders of one DICOM series, as scans with distinct names.
 
-    A folder that holds any NIfTI, NRRD or MetaImage file is a folder of scans; any other folder is a DICOM
-    series. Names are the files' without suffix and without nnU-Net's channel ``_0000``.
+    A folder that holds any NIfTI, NRRD or MetaImage file or ZIP archive is a folder of scans; any other
+    folder is a DICOM series. Names are the files' without suffix and without nnU-Net's channel ``_0000``,
+    that of a DICOMDIR is its folder's.
+
+    Args:
+        inputs: files and folders.
+        series: number or instance UID, for DICOM inputs that hold several series.
 
     Raises:
-        InputError: nothing is there, or two scans would write the same result.
+        InputError: nothing is there, two scans would write the same result, or a series is chosen of what is
+            no DICOM.
     """
     scans = []
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         inside = sorted(p for p in path.iterdir() if is_image(p)) if path.is_dir() else []
-        scans += [Scan(scan_name(p), p) for p in inside or [path]]
+        scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
     names = [scan.name for scan in scans]
     for scan in scans:
+        if series is not None and ending(scan.path):
+            raise InputError(f"{scan.path}: --series chooses a DICOM series, got {ending(scan.path)}")
         if names.count(scan.name) > 1:
             raise InputError(
                 f"{scan.path}: two inputs would be written as {scan.name}; predict them in two runs"
@@ -72,14 +84,17 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name is one of a volume's (not a DICOM slice's)."""
-    return path.is_file() and not path.name.startswith(".") and bool(ending(path))
+    """Whether a file's name is one of a volume's or an archive's (not a DICOM slice's)."""
+    return path.is_file() and not path.name.startswith(".") and bool(ending(path) or is_archive(path))
 
 
 def scan_name(path: Path) -> str:
     """The name under which a scan's results are written."""
-    name = path.resolve().name
-    suffix = ending(path) or (".dcm" if path.is_file() and name.lower().endswith(".dcm") else "")
+    path = path.resolve()
+    name = path.parent.name if is_dicomdir(path) else path.name
+    suffix = ending(path)
+    if not suffix and path.is_file() and not is_dicomdir(path) and path.suffix.lower() in (".dcm", ".zip"):
+        suffix = path.suffix
     return name[: len(name) - len(suffix)].removesuffix("_0000")
 
 
@@ -91,19 +106,23 @@ def predict_scans(
     probabilities: bool,
     steps: bool,
     reporter: Reporter,
+    formats: Sequence[str] = (NIFTI,),
 ) -> list[Outcome]:
     """Predict scan after scan; one that cannot be read is reported and does not stop the rest.
 
-    Writes ``NAME.nii.gz`` and ``NAME.json`` (what it was made from, pose and crop of each slice, volumes,
-    warnings), with ``probabilities`` also ``probabilities/NAME_CLASS.nii.gz`` for each class and with
-    ``steps`` ``steps/NAME.png``. A scan whose results are there from the same isopose, model and input is not
-    done again.
+    Writes ``NAME.nii.gz``, or the files of other formats (``inference/formats.py``), and ``NAME.json`` (what
+    it was made from, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
+    ``probabilities/NAME_CLASS.nii.gz`` for each class and with ``steps`` ``steps/NAME.png``. A scan whose
+    results are there from the same isopose, model and input is not done again.
 
     Raises:
-        InputError: a result would overwrite its scan, or the output cannot be written to.
+        InputError: a result would overwrite its scan, a format does not go with a scan, or the output cannot
+            be written to.
     """
     for scan in scans:
-        if scan.path.resolve() == _labels_file(output, scan).resolve():
+        check_source(scan.path, formats)
+        files = result_files(output, scan.name, formats).values()
+        if scan.path.resolve() in [file.resolve() for file in files]:
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     if steps and model.config.dims == 3:
         raise InputError(
@@ -116,7 +135,7 @@ def predict_scans(
     for number, scan in enumerate(scans, start=1):
         reporter.say(f"[{number}/{len(scans)}] {scan.name}")
         try:
-            record = _predict_scan(model, scan, output, probabilities, steps, reporter)
+            record = _predict_scan(model, scan, output, formats, probabilities, steps, reporter)
             outcomes.append(Outcome(scan, record, None))
             for warning in record["warnings"]:
                 reporter.say(f"  warning: {warning}")
@@ -128,19 +147,28 @@ def predict_scans(
 
 
 def _predict_scan(
-    model: Model, scan: Scan, output: Path, probabilities: bool, steps: bool, reporter: Reporter
+    model: Model,
+    scan: Scan,
+    output: Path,
+    formats: Sequence[str],
+    probabilities: bool,
+    steps: bool,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     input_hash = hash_of_source(scan.path)
+    if scan.series is not None:
+        input_hash = hash_of([input_hash, scan.series])
+    files = result_files(output, scan.name, formats)
     pictures = [output / "steps" / f"{scan.name}.png"] if steps else []
     classes = ("background", *model.labels.names) if probabilities else ()
     maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
     manifest = output / f"{scan.name}.json"
-    if all(path.exists() for path in (manifest, _labels_file(output, scan), *pictures, *maps)):
+    if all(path.exists() for path in (manifest, *files.values(), *pictures, *maps)):
         known = _read_record(manifest)
         if known is not None and _made_from(known) == _made_from(_head(model, input_hash)):
             reporter.say("  is there already, made from the same scan and model")
             return known
-    volume = read_volume(scan.path)
+    volume = read_volume(scan.path, scan.series)
     prediction: Prediction | VolumePrediction
     with reporter.counting(f"predict {scan.name}") as progress:
         if model.config.dims == 3:
@@ -157,7 +185,15 @@ def _predict_scan(
             )
     # The record last: where it lies, the results beside it are whole.
     manifest.unlink(missing_ok=True)
-    write_labels(prediction.labels, _labels_file(output, scan))
+    record["warnings"] += write_results(
+        files,
+        prediction.labels,
+        model.labels,
+        record["volumes_ml"],
+        path=scan.path,
+        series=scan.series,
+        made_from=[record[key] for key in ("isopose", "model_sha256", "config_sha256", "input_sha256")],
+    )
     if prediction.probabilities is not None:
         for path, values in zip(maps, prediction.probabilities, strict=True):
             write_image(volume.with_array(values), path)
@@ -166,10 +202,6 @@ def _predict_scan(
         write_steps(model, volume, prediction, path)
     write_json(manifest, record)
     return record
-
-
-def _labels_file(output: Path, scan: Scan) -> Path:
-    return output / f"{scan.name}.nii.gz"
 
 
 def as_file(label: str) -> str:

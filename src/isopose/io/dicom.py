@@ -1,17 +1,19 @@
 """DICOM series as volumes, by where each slice says it lies; never by file name or instance number."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 from isopose.errors import InputError
 from isopose.geometry.volume import SHEAR_TOLERANCE, Volume
 from isopose.io.dicom_frames import Frame, frames_of, read_header
 from isopose.io.header import Header, all_finite, on_file
-from isopose.io.quiet import quiet_itk
+from isopose.io.quiet import quiet_itk, quiet_pydicom
 
 #: Slice distances may differ by 1 % of their median; positions are often rounded to 0.01 mm, so that two
 #: neighbours may differ by 0.02 mm without meaning anything.
@@ -31,8 +33,9 @@ def read_series(path: Path, series: str | None = None) -> Volume:
     Slices are ordered by their position along the slice normal. Scout views are left out.
 
     Args:
-        path: a folder (its own files; its subfolders where it has no DICOM images itself), or one file, which
-            stands for the whole series that it belongs to in its folder.
+        path: a folder (its own files; its subfolders where it has no DICOM images itself), a ``DICOMDIR``
+            (the files that it lists), or one file, which stands for the whole series that it belongs to in
+            its folder.
         series: series number or series instance UID, where a folder holds several.
 
     Returns:
@@ -44,7 +47,7 @@ def read_series(path: Path, series: str | None = None) -> Volume:
             pixel size or orientation; gantry tilt; CT without rescaling; colour; pixels that cannot be
             decoded. No message holds anything that names the patient.
     """
-    frames = _ordered(path, _chosen(path, series))
+    frames = ordered_frames(path, series)
     matrix = _matrix(path, frames)
     shape = (len(frames), *frames[0].size)
     Header(shape, matrix, np.dtype(np.int16)).checked(path)
@@ -60,15 +63,24 @@ def peek_series(path: Path, series: str | None = None) -> Header:
     Raises:
         InputError: as :func:`read_series`, except for what only the pixels can show.
     """
-    frames = _ordered(path, _chosen(path, series))
+    frames = ordered_frames(path, series)
     matrix = _matrix(path, frames)
     return Header((len(frames), *frames[0].size), matrix, np.dtype(np.int16)).checked(path)
+
+
+def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
+    """The slices of the series that :func:`read_series` reads, in the order in which it stacks them.
+
+    Raises:
+        InputError: no series or several, or frames of several kinds.
+    """
+    return _ordered(path, _chosen(path, series))
 
 
 def _chosen(path: Path, series: str | None) -> list[Frame]:
     """The frames of the one series that is meant."""
     own: list[Frame] = []
-    if path.is_file():
+    if path.is_file() and not is_dicomdir(path):
         own = frames_of(path)
         if not own:
             raise InputError(
@@ -100,13 +112,44 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
     if len(groups) > 1:
         raise InputError(
             f"{path}: expected one image series, got {len(groups)}: {_listing(groups.values())}; "
-            "choose one by its number, or give one of its files instead of the folder"
+            "choose one by its number (--series), or give one of its files instead of the folder"
         )
     return next(iter(groups.values()))
 
 
+def is_dicomdir(path: Path) -> bool:
+    """Whether a file is the directory of a DICOM medium, by its name."""
+    return path.name.upper() == "DICOMDIR" and path.is_file()
+
+
+def _listed(path: Path) -> list[Path]:
+    """The image files that a ``DICOMDIR`` lists; pydicom's own reader leaves out those that are missing."""
+    try:
+        with quiet_pydicom():
+            records = pydicom.dcmread(path).DirectoryRecordSequence
+            places = [
+                [str(part) for part in np.atleast_1d(record.ReferencedFileID)]
+                for record in records
+                if record.DirectoryRecordType == "IMAGE"
+            ]
+    except Exception:  # whatever a damaged element leads to
+        raise InputError(f"{path}: a damaged DICOMDIR; give the folder of the series instead") from None
+    if any(part in ("", ".", "..") or re.search(r"[/\\:]", part) for place in places for part in place):
+        raise InputError(f"{path}: lists files that are not below it; give the folder of the series instead")
+    files = [path.parent.joinpath(*place) for place in places]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{path}: lists {len(files)} files, {len(missing)} of which are not there, e.g. "
+            f"{missing[0].name}; copy the whole medium"
+        )
+    return files
+
+
 def _files(folder: Path) -> list[Path]:
-    """Files of a folder that may be images, else those of its subfolders."""
+    """Files of a folder that may be images, else those of its subfolders; what a ``DICOMDIR`` lists."""
+    if is_dicomdir(folder):
+        return _listed(folder)
     for pattern in ("*", "**/*"):
         files = sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
         files = [p for p in files if p.name.upper() != "DICOMDIR"]

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 from isopose.geometry.volume import Volume
+from isopose.io.archive import is_archive, unpacked
 from isopose.io.dicom import is_dicom, peek_series, read_series
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.nifti import is_whole, peek_nifti, read_nifti
@@ -39,7 +40,7 @@ def ending(path: Path) -> str:
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
-    """Read a scan: NIfTI, NRRD, MetaImage, a DICOM series' folder, or one file of a series.
+    """Read a scan: NIfTI, NRRD, MetaImage, or a DICOM series' folder, ZIP archive, DICOMDIR or one file.
 
     Args:
         path: file or folder.
@@ -54,6 +55,9 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             without orientation, with non-finite values, or (DICOM) not one regular series.
     """
     path = _existing(path)
+    if is_archive(path):
+        with unpacked(path) as folder:
+            return read_series(folder, series)
     kind = ending(path)
     if path.is_dir() or (not kind and is_dicom(path)):
         return read_series(path, series)
@@ -85,6 +89,9 @@ def peek(path: Path, series: str | None = None) -> Header:
         InputError: as :func:`read_volume`, except for what only the voxels can show.
     """
     path = _existing(path)
+    if is_archive(path):
+        with unpacked(path) as folder:
+            return peek_series(folder, series)
     kind = ending(path)
     if path.is_dir() or (not kind and is_dicom(path)):
         return peek_series(path, series)
@@ -196,7 +203,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
     kind = ending(path)
     if kind not in _READERS:
         raise InputError(
-            f"{path}: not a format that can be read; expected a DICOM folder or file, or "
+            f"{path}: not a format that can be read; expected a DICOM folder, ZIP or file, or "
             f"{', '.join(READABLE)}"
         )
     reader = sitk.ImageFileReader()

@@ -10,7 +10,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittle
 
 from isopose.geometry.volume import Volume
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 ORIENTATIONS = list(product(permutations(range(3)), product((False, True), repeat=3)))
 SECRETS = ("Muster", "Erika", "ID-4711", "20090817")
 

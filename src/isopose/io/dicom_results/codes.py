@@ -1,0 +1,120 @@
+"""What a label's name means in SNOMED CT, as DICOM objects have to say it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from highdicom.sr import CodedConcept
+from pydicom.sr.codedict import codes
+
+from isopose.labels import words_of
+
+#: Words of a name that are an organ's, longest first where one holds another.
+ORGANS = {
+    ("adrenal", "gland"): codes.SCT.AdrenalGland,
+    ("inferior", "vena", "cava"): codes.SCT.InferiorVenaCava,
+    ("lymph", "node"): codes.SCT.LymphNode,
+    ("portal", "vein"): codes.SCT.PortalVein,
+    ("renal", "artery"): codes.SCT.RenalArtery,
+    ("renal", "vein"): codes.SCT.RenalVein,
+    ("small", "bowel"): codes.SCT.SmallIntestine,
+    ("small", "intestine"): codes.SCT.SmallIntestine,
+    ("spinal", "cord"): codes.SCT.SpinalCord,
+    ("adrenal",): codes.SCT.AdrenalGland,
+    ("aorta",): codes.SCT.Aorta,
+    ("bladder",): codes.SCT.Bladder,
+    ("colon",): codes.SCT.Colon,
+    ("duodenum",): codes.SCT.Duodenum,
+    ("esophagus",): codes.SCT.Esophagus,
+    ("gallbladder",): codes.SCT.Gallbladder,
+    ("heart",): codes.SCT.Heart,
+    ("kidney",): codes.SCT.Kidney,
+    ("kidneys",): codes.SCT.Kidney,
+    ("liver",): codes.SCT.Liver,
+    ("lung",): codes.SCT.Lung,
+    ("oesophagus",): codes.SCT.Esophagus,
+    ("pancreas",): codes.SCT.Pancreas,
+    ("prostate",): codes.SCT.Prostate,
+    ("rectum",): codes.SCT.Rectum,
+    ("renal",): codes.SCT.Kidney,
+    ("spleen",): codes.SCT.Spleen,
+    ("stomach",): codes.SCT.Stomach,
+    ("ureter",): codes.SCT.Ureter,
+}
+#: Words that are a finding's in an organ.
+FINDINGS = {
+    "tumour": codes.SCT.Neoplasm,
+    "tumor": codes.SCT.Neoplasm,
+    "tumours": codes.SCT.Neoplasm,
+    "tumors": codes.SCT.Neoplasm,
+    "neoplasm": codes.SCT.Neoplasm,
+    "cancer": codes.SCT.Neoplasm,
+    "mass": codes.SCT.Mass,
+    "lesion": codes.SCT.Lesion,
+    "cyst": codes.SCT.Cyst,
+    "cysts": codes.SCT.Cyst,
+}
+SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Of one label.
+
+    Args:
+        name: the label's.
+        category: anatomical structure, or morphologically abnormal structure.
+        kind: the organ, or the finding; for a name of other words an anatomical structure, no more.
+        organ: in which a finding lies, where known.
+        side: left or right, where the name tells.
+    """
+
+    name: str
+    category: CodedConcept
+    kind: CodedConcept
+    organ: CodedConcept | None
+    side: CodedConcept | None
+
+    @property
+    def finding(self) -> bool:
+        """Whether it is a finding, and not anatomy."""
+        return self.category.value == codes.SCT.MorphologicallyAbnormalStructure.value
+
+
+def meanings(names: Iterable[str]) -> list[Meaning]:
+    """What the labels of one dataset mean.
+
+    A finding whose name tells no organ lies in the one organ that is labelled beside it, if there is just
+    one: ``tumour`` beside ``kidney`` is a neoplasm of the kidney.
+    """
+    names = list(names)
+    words = [words_of(name) for name in names]
+    organs = [_organ(own) for own in words]
+    named = {organ.value: organ for organ in organs if organ is not None}
+    only = next(iter(named.values())) if len(named) == 1 else None
+    found = []
+    for name, own, organ in zip(names, words, organs, strict=True):
+        finding = next((FINDINGS[word] for word in own if word in FINDINGS), None)
+        side = next((SIDES[word] for word in own if word in SIDES), None)
+        category = codes.SCT.AnatomicalStructure
+        kind = organ or codes.SCT.AnatomicalStructure
+        if finding is not None:
+            category, kind = codes.SCT.MorphologicallyAbnormalStructure, finding
+            organ = organ or only
+        found.append(Meaning(name, *map(_concept, (category, kind)), *map(_if_any, (organ, side))))
+    return found
+
+
+def _organ(words: list[str]) -> CodedConcept | None:
+    for wanted, code in ORGANS.items():
+        places = range(len(words) - len(wanted) + 1)
+        if any(tuple(words[first : first + len(wanted)]) == wanted for first in places):
+            return code
+    return None
+
+
+def _concept(code: CodedConcept) -> CodedConcept:
+    return CodedConcept.from_code(code)
+
+
+def _if_any(code: CodedConcept | None) -> CodedConcept | None:
+    return None if code is None else _concept(code)

@@ -1,0 +1,145 @@
+"""Label maps as DICOM RT Structure Sets: closed contours in each slice."""
+
+import datetime
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from contourpy import contour_generator
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
+
+from isopose import __version__
+from isopose.io.dicom_results.codes import meanings
+from isopose.io.dicom_results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+
+SERIES_NUMBER = 9102
+#: The patient's and the study's attributes, which a result has in common with its series.
+_SHARED = (
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
+    *("AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator"),
+    "SpecificCharacterSet",
+)
+
+
+def structures(
+    source: Source,
+    classes: np.ndarray,
+    world_from_index: np.ndarray,
+    names: Sequence[str],
+    colours: Sequence[str],
+    made_from: list[str],
+) -> FileDataset:
+    """An RTSTRUCT with one region for each label, those without a voxel included, without contours.
+
+    Args:
+        source: the series.
+        classes: class indices ``(z, y, x)`` on its grid, as ``read_series`` stacks it.
+        world_from_index: ``(4, 4)`` of that grid, LPS mm.
+        names: of the classes 1, 2, ...
+        colours: for each class a colour as ``#rrggbb``.
+        made_from: hashes of all that decides the result; equal ones give equal identifiers.
+    """
+    first, now = source.headers[0], datetime.datetime.now()
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    meta.MediaStorageSOPInstanceUID = UID(uid_of(made_from, "structures"))
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    out = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    for name in _SHARED:
+        if first.get(name) is not None:
+            out[name] = first[name]
+    out.SOPClassUID, out.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
+    out.Modality, out.SeriesNumber = "RTSTRUCT", SERIES_NUMBER
+    out.SeriesInstanceUID = uid_of(made_from, "structures series")
+    out.SeriesDescription = "isopose structures, for research only"
+    out.OperatorsName, out.InstanceNumber = "", 1
+    out.Manufacturer, out.ManufacturerModelName = MANUFACTURER, MODEL_NAME
+    out.DeviceSerialNumber, out.SoftwareVersions = SERIAL, __version__
+    out.StructureSetLabel = "ISOPOSE"
+    out.StructureSetDate, out.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    out.InstanceCreationDate, out.InstanceCreationTime = out.StructureSetDate, out.StructureSetTime
+    out.ApprovalStatus = "UNAPPROVED"
+    out.ReferencedFrameOfReferenceSequence = Items([_referenced(source)])
+    roi, contours, observations = [], [], []
+    described = zip(meanings(names), colours, strict=True)
+    for number, (meaning, colour) in enumerate(described, start=1):
+        item = Dataset()
+        item.ROINumber, item.ROIName = number, meaning.name[:64]
+        item.ReferencedFrameOfReferenceUID = first.FrameOfReferenceUID
+        item.ROIGenerationAlgorithm = "AUTOMATIC"
+        roi.append(item)
+        item = Dataset()
+        item.ReferencedROINumber = number
+        item.ROIDisplayColor = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        item.ContourSequence = Items(_contours(source, classes == number, world_from_index))
+        contours.append(item)
+        item = Dataset()
+        item.ObservationNumber = item.ReferencedROINumber = number
+        # A target volume is for a physician to declare.
+        item.RTROIInterpretedType = "" if meaning.finding else "ORGAN"
+        item.ROIInterpreter = ""
+        item.RTROIIdentificationCodeSequence = Items([meaning.kind])
+        observations.append(item)
+    out.StructureSetROISequence = Items(roi)
+    out.ROIContourSequence = Items(contours)
+    out.RTROIObservationsSequence = Items(observations)
+    return out
+
+
+def outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed polygons ``(n, 2)`` as ``(x, y)`` in pixel centres around a slice's marked pixels ``(y, x)``.
+
+    They run half way between pixels that are marked and such that are not. Around a hole there is one more,
+    within the outer one; readers combine them by the odd-even rule, as rasterisers of polygons do.
+    """
+    padded = np.pad(mask.astype(np.float64), 1)
+    lines = contour_generator(z=padded).lines(0.5)
+    return [np.asarray(line)[:-1] - 1.0 for line in lines if len(line) > 3]
+
+
+def _contours(source: Source, mask: np.ndarray, world_from_index: np.ndarray) -> Iterator[Dataset]:
+    number = 0
+    for z in np.flatnonzero(mask.any(axis=(1, 2))):
+        for outline in outlines(mask[z]):
+            number += 1
+            index = np.column_stack([outline, np.full(len(outline), z), np.ones(len(outline))])
+            points = (index @ world_from_index.T)[:, :3]
+            item = Dataset()
+            item.ContourNumber = number
+            item.ContourGeometricType = "CLOSED_PLANAR"
+            item.NumberOfContourPoints = len(points)
+            item.ContourData = [f"{value:.4f}" for value in points.ravel()]
+            item.ContourImageSequence = Items([_image(source, int(z))])
+            yield item
+
+
+def _referenced(source: Source) -> Dataset:
+    first = source.headers[0]
+    series = Dataset()
+    series.SeriesInstanceUID = first.SeriesInstanceUID
+    series.ContourImageSequence = Items(_instance(header) for header in source.headers)
+    study = Dataset()
+    # The class of what was a study's own object once; readers still look for it.
+    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"
+    study.ReferencedSOPInstanceUID = first.StudyInstanceUID
+    study.RTReferencedSeriesSequence = Items([series])
+    frame = Dataset()
+    frame.FrameOfReferenceUID = first.FrameOfReferenceUID
+    frame.RTReferencedStudySequence = Items([study])
+    return frame
+
+
+def _image(source: Source, z: int) -> Dataset:
+    item = _instance(source.headers[source.files[z]])
+    if source.multi_frame:
+        item.ReferencedFrameNumber = int(source.frames[z]) + 1
+    return item
+
+
+def _instance(header: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return item
