@@ -1,3 +1,18 @@
 """isopose: pose and size homogenisation for CT segmentation (La Barbera et al., ISBI 2021)."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isopose.api import Homogenized, Homogenizer, Pipeline, Result
+
 __version__ = "0.1.0"
+__all__ = ["Homogenized", "Homogenizer", "Pipeline", "Result", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The Python API, loaded when it is asked for: the command line starts without PyTorch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'isopose' has no attribute {name!r}")
+    from isopose import api
+
+    return getattr(api, name)

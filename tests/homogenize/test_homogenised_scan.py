@@ -15,7 +15,8 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
 from isopose.homogenize.homogeniser import homogeniser_of
-from isopose.homogenize.scan import AIR_HU, homogenise, reach
+from isopose.homogenize.scan import homogenise, reach
+from isopose.homogenize.warping import AIR_HU
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
 each_way = pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
@@ -118,7 +119,7 @@ def test_every_pixel_shows_the_place_that_the_transform_says(per) -> None:
 
 
 def test_it_is_sampled_once_and_from_the_native_slice(monkeypatch) -> None:
-    from isopose.homogenize import scan as module
+    from isopose.homogenize import warping as module
 
     seen = []
     warped = module.warped

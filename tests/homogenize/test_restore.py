@@ -186,8 +186,8 @@ def test_a_case_whose_name_begins_another_is_not_taken_for_it(done, predictions,
 
 def test_what_is_there_is_not_done_again(done, predictions, tmp_path, monkeypatch) -> None:
     calls = []
-    work = module.warped_labels
-    monkeypatch.setattr(module, "warped_labels", lambda *a: calls.append(1) or work(*a))
+    work = module.restored_labels
+    monkeypatch.setattr(module, "restored_labels", lambda *a: calls.append(1) or work(*a))
 
     def again(**options) -> int:
         calls.clear()

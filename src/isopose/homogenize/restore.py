@@ -9,18 +9,17 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from torch import Tensor
 
 from isopose import __version__
-from isopose.data.preprocess import chunks, largest_share, warped, warped_labels
+from isopose.data.preprocess import largest_share
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import invert
 from isopose.homogenize.dataset import ENDING
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD, read_record
 from isopose.homogenize.transform import Transform
+from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.scans import as_file, is_image
 from isopose.io.images import ending, on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.parallel import in_order
@@ -223,9 +222,8 @@ def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
 
 def _from_labels(path: Path, job: _Job, transform: Transform) -> Volume:
     """A label map on the scan's own grid."""
-    array = read_labels(path, like=transform.homogenised).array
-    present = [value for value in np.flatnonzero(np.bincount(array.ravel(), minlength=256)).tolist() if value]
-    back = warped_labels(array, invert(transform.slice_from_grid), transform.slice_shape, present)
+    labels = read_labels(path, like=transform.homogenised)
+    present = values_in(labels.array)
     table = np.arange(256, dtype=np.uint8)
     if job.values and not job.keep_values:
         stored = dict(job.values.values())
@@ -237,7 +235,8 @@ def _from_labels(path: Path, job: _Job, transform: Transform) -> Volume:
             )
         for value, own in stored.items():
             table[value] = own
-    return transform.native.with_array(transform.reorientation.undo(table[back]))
+    back = restored_labels(labels, transform)
+    return back.with_array(table[back.array])
 
 
 def _from_probabilities(
@@ -247,7 +246,6 @@ def _from_probabilities(
     column = 0 if job.keep_values else 1
     named = {name: value[column] for name, value in job.values.items()}
     classes = {name: path for name, path in one.probabilities if name != BACKGROUND}
-    matrix = invert(transform.slice_from_grid)
     shape = (len(transform.poses), *transform.slice_shape)
     rest = np.ones(shape, dtype=np.float32)
 
@@ -259,7 +257,7 @@ def _from_probabilities(
     def shares() -> Iterator[tuple[int, np.ndarray]]:
         nonlocal rest
         for name, path in classes.items():
-            back = _probability(path, transform, matrix)
+            back = _probability(path, transform)
             rest -= back
             write(name, back)
             yield named.get(name, 0), back
@@ -272,17 +270,13 @@ def _from_probabilities(
     return transform.native.with_array(transform.reorientation.undo(labels))
 
 
-def _probability(path: Path, transform: Transform, matrix: Tensor) -> np.ndarray:
+def _probability(path: Path, transform: Transform) -> np.ndarray:
     """One class' probability on the reoriented slices ``(z, h, w)``, 0 outside."""
-    values = on_image_grid(path, read_volume(path), transform.homogenised).array
-    low, high = float(values.min()), float(values.max())
+    values = on_image_grid(path, read_volume(path), transform.homogenised)
+    low, high = float(values.array.min()), float(values.array.max())
     if low < -1e-3 or high > 1.0 + 1e-3:
         raise InputError(f"{path}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")
-    size = transform.slice_shape
-    out = np.empty((len(values), *size), dtype=np.float32)
-    for part in chunks(values.shape, size):
-        out[part] = warped(values[part], matrix[part], size, 0.0, "bilinear")
-    return out
+    return restored_share(values, transform)
 
 
 def _probability_path(output: Path, case: str, name: str) -> Path:

@@ -6,16 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.data.preprocess import Prepared, chunks, prepare_as, warped, warped_labels
+from isopose.data.preprocess import Prepared, prepare_as
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
 from isopose.homogenize.homogeniser import Homogeniser
 from isopose.homogenize.transform import Grid, Row, Transform
+from isopose.homogenize.warping import homogenised_image, homogenised_labels, values_in
 from isopose.inference.poses import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
 
-#: Darker values are padding around what the scanner saw; as air they draw no borders.
-AIR_HU = -1024
 #: Largest grid of a case, in sides of the reference's frame.
 LARGEST = 2.0
 
@@ -63,40 +62,22 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
         records.pose[~records.shown] = records.common_pose()
     else:
         records.pose[:] = 0.0
-    upright = prepared.reorientation.apply
-    marked = None if classes is None else upright(classes.array)
+    marked = None if classes is None else prepared.reorientation.apply(classes.array)
     transform, warnings = _transform(homogeniser, prepared, records, marked)
-    matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
-    image = _image(upright(volume.array), matrix, size)
-    world = transform.grid.world_from_index
-    labels = None
-    if marked is not None:
-        present = _values(marked)
-        brought = warped_labels(marked, matrix, size, present)
-        lost = sorted(set(present) - set(_values(brought)))
+    image, labels = homogenised_image(volume, transform), None
+    if classes is not None:
+        labels = homogenised_labels(classes, transform)
+        lost = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
         if lost:
             warnings += (f"too small to be seen at the new size: labels {lost}",)
-        labels = Volume(brought, world)
     doubts = pose_warnings(records, transformer, settings, joint=homogeniser.joint is not None)
     return HomogenisedScan(
-        Volume(image, world),
+        image,
         labels,
         transform,
         records,
         (*prepared.warnings, *doubts, *warnings),
     )
-
-
-def _image(array: np.ndarray, slice_from_grid: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Slices in HU on the homogenised grid, int16; around them is air, the scan's own where it has some."""
-    low, high = max(AIR_HU, int(array.min())), min(int(np.iinfo(np.int16).max), int(np.ceil(array.max())))
-    out = np.empty((len(array), *size), dtype=np.int16)
-    for part in chunks(array.shape, size):
-        source = array[part].clip(low, high)
-        seen = warped(source, slice_from_grid[part], size, float(low), "bicubic")
-        # Cubic sampling rings beside metal and skin: no value leaves the scan's own range.
-        out[part] = np.rint(seen).clip(low, high).astype(np.int16)
-    return out
 
 
 def _transform(
@@ -160,10 +141,6 @@ def reach(mask: np.ndarray, target_from_image: Tensor) -> float:
         points = np.stack([2.0 * x / width - 1.0, 2.0 * y / height - 1.0, np.ones(len(x))])
         farthest = max(farthest, float(np.abs((matrix @ points)[:2]).max()))
     return farthest
-
-
-def _values(labels: np.ndarray) -> list[int]:
-    return [value for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist() if value]
 
 
 def _rows(matrix: np.ndarray) -> tuple[Row, Row, Row, Row]:

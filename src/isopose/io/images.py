@@ -176,10 +176,7 @@ def write_image(volume: Volume, path: Path) -> None:
     array = volume.array
     if array.dtype in (np.bool_, np.float16):
         array = array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
-    image.SetSpacing(volume.spacing.tolist())
-    image.SetOrigin(volume.origin.tolist())
-    image.SetDirection(volume.direction.ravel().tolist())
+    image = to_sitk(volume.with_array(array))
     try:
         with replacing(path) as temporary, quiet_itk():
             sitk.WriteImage(image, str(temporary), useCompression=True)
@@ -187,6 +184,15 @@ def write_image(volume: Volume, path: Path) -> None:
                 raise OSError("it did not arrive whole; is the disk full?")
     except (OSError, RuntimeError) as error:
         raise IsoposeError(f"{path}: cannot be written ({_last_line(error)})") from None
+
+
+def to_sitk(volume: Volume) -> sitk.Image:
+    """A volume as a SimpleITK image, of its own type and on its exact grid."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array))
+    image.SetSpacing(volume.spacing.tolist())
+    image.SetOrigin(volume.origin.tolist())
+    image.SetDirection(volume.direction.ravel().tolist())
+    return image
 
 
 def _existing(path: Path) -> Path:

@@ -49,6 +49,25 @@ class Reference:
     mask: Tensor
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One patient's slice that may become the reference.
+
+    Args:
+        case: id.
+        slice: index from the feet, after reorientation.
+        image: ``(1, 1, N, N)`` normalised, in the frame.
+        mask: ``(1, 1, N, N)`` its foreground.
+        pixel_mm: side of a pixel.
+    """
+
+    case: str
+    slice: int
+    image: Tensor
+    mask: Tensor
+    pixel_mm: float
+
+
 def check_reference(config: PoseConfig, cases: Sequence[str]) -> None:
     """Check that the reference patient's case, where one is named, is among the ids of the training cases.
 
@@ -79,14 +98,24 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
         if config.reference in (None, case.record.id):
             position = _middle_slice(case)
             image, mask = (torch.from_numpy(a)[:, None].float() for a in case.read([position])[:2])
-            axis = symmetry_axis(image, mask)
-            area = float(mask.sum()) * (case.record.frame.pixel_mm / 10.0) ** 2
-            found.append((case, position, image, mask, area, float(axis.score), float(axis.angle)))
-    areas = np.array([one[4] for one in found])
+            found.append(Candidate(case.record.id, position, image, mask, case.record.frame.pixel_mm))
+    return reference_among(found, config, air)
+
+
+def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: float) -> Reference:
+    """Of one slice each of some patients that of median size which is most upright and symmetric.
+
+    Args:
+        candidates: at least one; just the one where the user named it.
+        config: size of the reference, and how much of the frame its body shall fill.
+        air: value of air in the normalised images.
+    """
+    axes = [symmetry_axis(one.image, one.mask) for one in candidates]
+    areas = np.array([float(one.mask.sum()) * (one.pixel_mm / 10.0) ** 2 for one in candidates])
     typical = np.abs(np.log(areas / np.median(areas))) <= np.log(SIZE_FACTOR)
-    merit = np.array([symmetry - LEAN_WEIGHT * abs(lean) for *_, symmetry, lean in found])
+    merit = np.array([float(axis.score) - LEAN_WEIGHT * abs(float(axis.angle)) for axis in axes])
     best = int(np.lexsort((-merit, ~typical))[0])
-    case, position, image, mask, area, symmetry, lean = found[best]
+    image, mask, lean = candidates[best].image, candidates[best].mask, float(axes[best].angle)
 
     if config.fill is None:
         lean, theta = 0.0, torch.eye(3)[None]
@@ -94,11 +123,11 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
         theta = filling_matrix(mask, lean, config.fill)
     size = (config.size, config.size)
     return Reference(
-        case=case.record.id,
-        slice=position,
+        case=candidates[best].case,
+        slice=candidates[best].slice,
         chosen="automatically" if config.reference is None else "by the user",
-        area_cm2=area,
-        symmetry=symmetry,
+        area_cm2=float(areas[best]),
+        symmetry=float(axes[best].score),
         lean=lean,
         image=warp(image, theta, size, fill=air),
         mask=warp(mask, theta, size),

@@ -1,0 +1,108 @@
+"""Images as other libraries hold them, as volumes and back.
+
+An image is one of
+
+- a path of anything that ``isopose predict`` reads,
+- a ``SimpleITK.Image`` of three dimensions,
+- a MONAI ``MetaTensor`` ``(1, x, y, z)`` or ``(x, y, z)`` with an affine in RAS,
+- a pair of array and affine as nibabel has them: a NumPy array or PyTorch tensor ``(x, y, z)`` and ``(4, 4)``
+  from indices to RAS millimetres,
+- a :class:`~isopose.geometry.volume.Volume`: ``(z, y, x)``, LPS.
+
+A bare array is refused: without its affine nobody knows which side is left.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.io.images import read_volume, to_sitk
+
+#: A tensor stands for MONAI's, which has an affine; any other is refused.
+Image: TypeAlias = (
+    Path | str | sitk.Image | Tensor | Volume | tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]
+)
+
+#: Between nibabel's world and ours, both ways.
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def as_volume(image: Image) -> Volume:
+    """An image as a volume.
+
+    Raises:
+        InputError: as ``read_volume``; not three dimensions, no affine, or another type.
+    """
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, Path | str):
+        return read_volume(Path(image))
+    if isinstance(image, sitk.Image):
+        return _from_sitk(image)
+    if isinstance(image, Tensor) and hasattr(image, "as_tensor"):
+        values = image.as_tensor()
+        values = values[0] if values.ndim == 4 and values.shape[0] == 1 else values
+        return _from_pair(values, image.affine)  # type: ignore[attr-defined]
+    if isinstance(image, tuple) and len(image) == 2:
+        return _from_pair(*image)
+    raise InputError(
+        "expected an image with its place in the patient (a path, a SimpleITK image, a MetaTensor, or a pair "
+        f"of array (x, y, z) and RAS affine), got {type(image).__name__}"
+    )
+
+
+def like(image: Image) -> Callable[[Volume], Any]:
+    """What makes of a volume the kind of image that another one is; of a path's, a SimpleITK image."""
+    if isinstance(image, Volume):
+        return lambda volume: volume
+    if isinstance(image, Tensor):
+        channel, device = image.ndim == 4, image.device
+        return lambda volume: _to_meta(volume, channel, device)
+    if isinstance(image, tuple):
+        if isinstance(image[0], Tensor):
+            device = image[0].device
+            return lambda volume: tuple(torch.from_numpy(part).to(device) for part in _to_pair(volume))
+        return _to_pair
+    return to_sitk
+
+
+def _from_sitk(image: sitk.Image) -> Volume:
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"expected an image of three dimensions and one number per voxel, got {image.GetDimension()} and "
+            f"{image.GetNumberOfComponentsPerPixel()}"
+        )
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    return Volume(sitk.GetArrayFromImage(image), matrix)
+
+
+def _from_pair(values: Any, affine: Any) -> Volume:
+    array, matrix = (
+        np.asarray(p.numpy(force=True) if isinstance(p, Tensor) else p) for p in (values, affine)
+    )
+    if array.ndim != 3 or matrix.shape != (4, 4):
+        raise InputError(
+            f"expected an array (x, y, z) and an affine (4, 4), got shapes {array.shape} and {matrix.shape}"
+        )
+    return Volume(array.transpose(2, 1, 0), LPS_FROM_RAS @ matrix.astype(np.float64))
+
+
+def _to_pair(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    return np.ascontiguousarray(volume.array.transpose(2, 1, 0)), LPS_FROM_RAS @ volume.world_from_index
+
+
+def _to_meta(volume: Volume, channel: bool, device: torch.device) -> Tensor:
+    from monai.data.meta_tensor import MetaTensor
+
+    array, affine = _to_pair(volume)
+    values = torch.from_numpy(array[None] if channel else array).to(device)
+    return MetaTensor(values, affine=torch.from_numpy(affine))

@@ -1,0 +1,183 @@
+"""Homogenising inside MONAI: invertible transforms, for arrays and dictionaries.
+
+They go between loading and whatever a network is fed, and ``monai.transforms.Invertd`` (or ``inverse`` of a
+``Compose``) brings answers back through them:
+
+    Compose([
+        LoadImaged(("image", "label"), ensure_channel_first=True),
+        ReferencePosed(("image", "label"), image_key="image", size=256),
+        ScaleIntensityRanged("image", -150, 250, 0, 1, clip=True),
+    ])
+"""
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.inverse import InvertibleTransform
+from monai.transforms.transform import MapTransform
+from monai.utils.enums import TraceKeys
+from pydantic import TypeAdapter
+
+from isopose.api.homogenizer import Homogenizer
+from isopose.api.images import as_volume, like
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.homogenize.transform import Transform
+from isopose.homogenize.warping import homogenised_labels, restored_labels, restored_share
+
+#: A transform as text, which MONAI's collating and caching take as it is.
+_TEXT = TypeAdapter(Transform)
+
+
+class ReferencePose(InvertibleTransform):
+    """Bring CT to one pose and size, as :class:`~isopose.api.Homogenizer` does; the first to be undone.
+
+    Args:
+        model: folder of a trained model whose poses and reference are taken; none: the package's.
+        per: one pose for a ``volume``, ``smooth`` along it, or each ``slice``'s own.
+        size: pixels along a side of the reference's frame.
+
+    Raises:
+        InputError: no such model, or settings out of bounds.
+    """
+
+    def __init__(self, model: Path | str | None = None, *, per: str = "volume", size: int = 384) -> None:
+        self.homogenizer = Homogenizer(model, per=per, size=size)
+
+    def __call__(self, data: torch.Tensor) -> torch.Tensor:
+        """A ``MetaTensor`` ``(1, x, y, z)`` in HU, float32 and upright.
+
+        Raises:
+            InputError: no body, several channels, or no affine.
+        """
+        found = self.homogenizer.transform(_channel(data))
+        return self.record(data, as_volume(found.image), found.transform)
+
+    def record(self, data: torch.Tensor, made: Volume, transform: Transform) -> torch.Tensor:
+        """What became of a tensor, with what undoes it."""
+        out = _meta_like(data, made)
+        if self.tracing:
+            extra = {"transform": _TEXT.dump_json(transform).decode(), "dtype": str(data.dtype)}
+            self.push_transform(out, orig_size=tuple(data.shape[1:]), extra_info=extra)
+        return out
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        """An answer ``(C, x, y, z)`` on the homogenised grid, on the scan's own.
+
+        One channel of whole numbers from 0 to 255 is a label map: each label linearly, of which the largest
+        share wins. Anything else is one class's probability in each channel, 0 outside; of several channels
+        the first is the background's, which gets what is missing to 1.
+
+        Raises:
+            InputError: the answer does not lie on the grid that this transform made.
+        """
+        info = self.pop_transform(data)
+        transform = _TEXT.validate_json(info[TraceKeys.EXTRA_INFO]["transform"])
+        channels = [as_volume(MetaTensor(channel, affine=data.affine)) for channel in data]  # type: ignore[attr-defined]
+        if len(channels) == 1 and _whole(channels[0].array):
+            labels = channels[0].with_array(channels[0].array.astype(np.uint8))
+            parts = [restored_labels(labels, transform)]
+        else:
+            undo, native = transform.reorientation.undo, transform.native
+            parts = [native.with_array(undo(restored_share(channel, transform))) for channel in channels]
+            if len(parts) > 1:
+                rest = 1.0 - np.sum([part.array for part in parts[1:]], axis=0, dtype=np.float32)
+                parts[0] = parts[0].with_array(rest.clip(min=0.0))
+        return _meta_like(data, *parts)
+
+
+class ReferencePosed(MapTransform, InvertibleTransform):
+    """Likewise of dictionaries: the image decides, its labels follow.
+
+    Args:
+        keys: the image's, and those of label maps on its grid.
+        image_key: which of them is the image.
+        model: see :class:`ReferencePose`, as ``per`` and ``size``.
+        per: see there.
+        size: see there.
+        allow_missing_keys: whether label maps may be missing.
+
+    Raises:
+        InputError: the image is not among the keys.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_key: Hashable = "image",
+        model: Path | str | None = None,
+        *,
+        per: str = "volume",
+        size: int = 384,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        if image_key not in self.keys:
+            raise InputError(f"ReferencePosed: expected image_key among {self.keys}, got {image_key!r}")
+        self.image_key = image_key
+        self.pose = ReferencePose(model, per=per, size=size)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The dictionary with its image and label maps upright and in one size."""
+        out = dict(data)
+        image = _channel(out[self.image_key])
+        labels = {key: _labels(out[key]) for key in self.key_iterator(out) if key != self.image_key}
+        every = None
+        if labels:
+            # So large a grid that nothing labelled is cut off.
+            every = next(iter(labels.values()))
+            every = every.with_array(np.max([one.array for one in labels.values()], axis=0))
+        found = self.pose.homogenizer.transform(image, every)
+        out[self.image_key] = self.pose.record(image, as_volume(found.image), found.transform)
+        for key, volume in labels.items():
+            out[key] = self.pose.record(
+                out[key], homogenised_labels(volume, found.transform), found.transform
+            )
+        return out
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Answers under the keys brought back, see :meth:`ReferencePose.inverse`."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self.pose.inverse(out[key])
+        return out
+
+
+ReferencePoseD = ReferencePoseDict = ReferencePosed
+
+
+def _channel(data: Any) -> torch.Tensor:
+    if not isinstance(data, MetaTensor) or data.ndim != 4 or data.shape[0] != 1:
+        shape = tuple(data.shape) if hasattr(data, "shape") else type(data).__name__
+        raise InputError(f"expected a MetaTensor of shape (1, x, y, z), got {shape}; load it with LoadImage")
+    return data
+
+
+def _labels(data: Any) -> Volume:
+    volume = as_volume(_channel(data))
+    if not _whole(volume.array):
+        raise InputError("expected labels as whole numbers from 0 to 255")
+    return volume.with_array(volume.array.astype(np.uint8))
+
+
+def _whole(array: np.ndarray) -> bool:
+    return bool(array.min() >= 0 and array.max() <= 255 and np.array_equal(array, np.rint(array)))
+
+
+def _meta_like(data: torch.Tensor, *channels: Volume) -> MetaTensor:
+    """Channels on one grid as float32, with the meta data of a tensor and its record of transforms."""
+    made: list[MetaTensor] = [like(data)(volume) for volume in channels]
+    values = torch.cat([one.as_tensor() for one in made]).float()
+    out = MetaTensor(
+        values,
+        affine=made[0].affine,
+        meta={**data.meta, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
+        applied_operations=list(data.applied_operations),  # type: ignore[attr-defined]
+    )
+    out.meta["affine"] = made[0].affine
+    return out

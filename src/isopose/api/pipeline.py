@@ -1,0 +1,82 @@
+"""A trained model as one object: image in, labels on its own grid out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from isopose.api.images import Image, as_volume, like
+from isopose.devices import choose_device
+from isopose.inference.predict import predict
+from isopose.inference.scans import volumes_ml
+from isopose.inference.volumes import predict_volume
+from isopose.models.folder import Model, for_prediction, load_model
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a model says of one image.
+
+    Args:
+        labels: stored label values, uint8, on the image's exact grid, of its type (of a path: SimpleITK).
+        probabilities: by class (background and all labels), where asked for, likewise.
+        volumes_ml: of each label and union.
+        warnings: for people, one line each.
+    """
+
+    labels: Any
+    probabilities: dict[str, Any]
+    volumes_ml: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+class Pipeline:
+    """A trained model; as ``isopose predict``, on images in memory.
+
+    Example:
+        >>> pipeline = Pipeline.load("model")  # doctest: +SKIP
+        >>> pipeline.predict("scan.nii.gz").volumes_ml  # doctest: +SKIP
+        {'kidney': 95.1, 'tumour': 40.2, 'kidney+tumour': 135.3}
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = for_prediction(model)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto") -> Self:
+        """The model in a folder that ``isopose fit`` wrote.
+
+        Args:
+            folder: the model's.
+            device: auto, cpu, cuda, cuda:1, mps.
+
+        Raises:
+            InputError: no model, or one that is damaged, tampered with or of another format.
+        """
+        return cls(load_model(Path(folder), choose_device(device)))
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Names and stored values."""
+        return dict(self._model.labels.values)
+
+    def predict(self, image: Image, *, probabilities: bool = False) -> Result:
+        """Segment one image.
+
+        Args:
+            image: CT in Hounsfield units, any size, spacing and orientation.
+            probabilities: give them too.
+
+        Raises:
+            InputError: no body is found, or the image cannot be read.
+        """
+        volume, made = as_volume(image), like(image)
+        run = predict_volume if self._model.config.dims == 3 else predict
+        found = run(self._model, volume, probabilities=probabilities)
+        kept = () if found.probabilities is None else found.probabilities
+        classes = ("background", *self._model.labels.names)[: len(kept)]
+        return Result(
+            made(found.labels),
+            {name: made(volume.with_array(values)) for name, values in zip(classes, kept, strict=True)},
+            volumes_ml(found, self._model.labels),
+            found.warnings,
+        )

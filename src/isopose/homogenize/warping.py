@@ -1,0 +1,87 @@
+"""Images, labels and probabilities through a case's transform, there and back, each by one resampling."""
+
+import numpy as np
+
+from isopose.data.preprocess import chunks, warped, warped_labels
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.geometry.warp import invert
+from isopose.homogenize.transform import Transform
+from isopose.labels import voxels_of
+
+#: Darker values are padding around what the scanner saw; as air they draw no borders.
+AIR_HU = -1024
+
+
+def homogenised_image(volume: Volume, transform: Transform) -> Volume:
+    """A scan in HU on its homogenised grid, int16; around it is air, the scan's own where it has some.
+
+    Raises:
+        InputError: the volume is not on the transform's own grid.
+    """
+    array = _reoriented(volume, transform)
+    matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
+    low, high = max(AIR_HU, int(array.min())), min(int(np.iinfo(np.int16).max), int(np.ceil(array.max())))
+    out = np.empty((len(array), *size), dtype=np.int16)
+    for part in chunks(array.shape, size):
+        source = array[part].clip(low, high)
+        seen = warped(source, matrix[part], size, float(low), "bicubic")
+        # Cubic sampling rings beside metal and skin: no value leaves the scan's own range.
+        out[part] = np.rint(seen).clip(low, high).astype(np.int16)
+    return Volume(out, transform.grid.world_from_index)
+
+
+def homogenised_labels(labels: Volume, transform: Transform) -> Volume:
+    """Label values on the homogenised grid, uint8: each value linearly, the largest share wins.
+
+    Raises:
+        InputError: the labels are not on the transform's own grid.
+    """
+    array = _reoriented(labels, transform)
+    size = (transform.grid.size, transform.grid.size)
+    brought = warped_labels(array, transform.slice_from_grid, size, values_in(array))
+    return Volume(brought, transform.grid.world_from_index)
+
+
+def restored_labels(labels: Volume, transform: Transform) -> Volume:
+    """Label values of the homogenised grid on the scan's own grid, likewise.
+
+    Raises:
+        InputError: the labels are not on the homogenised grid.
+    """
+    array = _homogenised(labels, transform)
+    matrix = invert(transform.slice_from_grid)
+    back = warped_labels(array, matrix, transform.slice_shape, values_in(array))
+    return transform.native.with_array(transform.reorientation.undo(back))
+
+
+def restored_share(values: Volume, transform: Transform) -> np.ndarray:
+    """One class's probability on the reoriented slices ``(z, h, w)`` of the scan, float32, 0 outside.
+
+    Raises:
+        InputError: the values are not on the homogenised grid.
+    """
+    array = _homogenised(values, transform)
+    matrix, size = invert(transform.slice_from_grid), transform.slice_shape
+    out = np.empty((len(array), *size), dtype=np.float32)
+    for part in chunks(array.shape, size):
+        out[part] = warped(array[part], matrix[part], size, 0.0, "bilinear")
+    return out
+
+
+def values_in(labels: np.ndarray) -> list[int]:
+    """Which values but 0 occur in a uint8 map."""
+    counts = voxels_of(labels)
+    return [value for value in np.flatnonzero(counts).tolist() if value]
+
+
+def _reoriented(volume: Volume, transform: Transform) -> np.ndarray:
+    if not volume.same_grid(transform.native):
+        raise InputError("the volume does not lie on the grid of the scan that was homogenised")
+    return transform.reorientation.apply(volume.array)
+
+
+def _homogenised(volume: Volume, transform: Transform) -> np.ndarray:
+    if not volume.same_grid(transform.homogenised):
+        raise InputError("the volume does not lie on the homogenised grid that is to be restored")
+    return volume.array

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import isopose
+from isopose import Homogenizer
+from isopose.config import homogenize_config
+from isopose.data.phantom import write_cohort
+from isopose.errors import InputError
+from isopose.homogenize.dataset import homogenize, open_input
+from isopose.io.images import read_labels, read_volume, to_sitk
+from isopose.progress import Silent
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_cohort(
+        tmp_path_factory.mktemp("cohort") / "c", cases=4, slices=8, size=96, seed=21, test_fraction=0
+    )
+
+
+def image_and_labels(cohort, number):
+    image = read_volume(cohort / "imagesTr" / f"phantom_{number:03d}_0000.nii.gz")
+    return image, read_labels(cohort / "labelsTr" / f"phantom_{number:03d}.nii.gz", like=image)
+
+
+def test_the_same_as_the_command_writes(cohort, tmp_path):
+    homogenize(
+        open_input(cohort), tmp_path / "out", homogenize_config(per="volume", size=128), reporter=Silent()
+    )
+    image, labels = image_and_labels(cohort, 2)
+    found = Homogenizer(size=128).transform(to_sitk(image), to_sitk(labels))
+    assert isinstance(found.image, sitk.Image)
+    written = read_volume(tmp_path / "out" / "imagesTr" / "phantom_002_0000.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found.image), written.array)
+    np.testing.assert_allclose(found.image.GetSpacing(), written.spacing, rtol=1e-6)
+    np.testing.assert_allclose(found.image.GetOrigin(), written.origin, atol=1e-3)
+    marked = read_labels(tmp_path / "out" / "labelsTr" / "phantom_002.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found.labels), marked.array)
+
+
+def test_labels_and_probabilities_come_back_to_their_place(cohort):
+    image, labels = image_and_labels(cohort, 1)
+    homogenizer = Homogenizer(size=256)
+    upright = homogenizer.transform(image, labels)
+    back = homogenizer.inverse_transform(upright.labels, upright)
+    assert back.same_grid(labels)
+    kidney = labels.array == 1
+    overlap = 2 * ((back.array == 1) & kidney).sum() / ((back.array == 1).sum() + kidney.sum())
+    assert overlap > 0.97
+    share = upright.labels.with_array((upright.labels.array == 1).astype(np.float32))
+    probability = homogenizer.inverse_transform(share, upright.transform, probability=True)
+    assert probability.array.dtype == np.float32
+    np.testing.assert_array_equal(probability.array > 0.5, back.array == 1)
+    again = homogenizer.transform_labels(labels, upright)
+    np.testing.assert_array_equal(again.array, upright.labels.array)
+
+
+def test_fitting_takes_a_patient_s_own_size(cohort):
+    images = [image_and_labels(cohort, number)[0] for number in range(4)]
+    plain = Homogenizer(size=128)
+    assert plain.reference_ is None
+    fitted = Homogenizer(size=128).fit(images)
+    reference = fitted.reference_
+    assert reference is not None
+    assert reference.case in {"0", "1", "2", "3"}
+    # The chosen patient comes out at the size that he has: the same area of body in square millimetres.
+    chosen = images[int(reference.case)]
+    upright = fitted.transform(chosen)
+    before = (chosen.reoriented().array[reference.slice] > -300).sum() * np.prod(
+        chosen.reoriented().spacing[:2]
+    )
+    after = (upright.image.array[reference.slice] > -300).sum() * np.prod(upright.image.spacing[:2])
+    assert after == pytest.approx(before, rel=0.06)
+    assert fitted.pixel_mm != pytest.approx(plain.pixel_mm, rel=0.01)
+    # All others come to that size too.
+    sizes = [(fitted.transform(image).image.array > -300).sum(axis=(1, 2)).max() for image in images]
+    assert max(sizes) / min(sizes) < 1.2
+    assert [one.image.array.shape[0] for one in fitted.fit_transform(images[:2])] == [8, 8]
+
+
+def test_wrong_use_is_told(cohort, tmp_path):
+    homogenizer = Homogenizer()
+    image, labels = image_and_labels(cohort, 0)
+    upright = homogenizer.transform(image)
+    with pytest.raises(InputError, match="homogenised grid"):
+        homogenizer.inverse_transform(labels, upright)
+    with pytest.raises(InputError, match="not lie on the image's grid"):
+        homogenizer.transform(image, upright.image.with_array(np.zeros_like(upright.image.array)))
+    with pytest.raises(InputError, match="whole numbers"):
+        homogenizer.inverse_transform(upright.image, upright)
+    with pytest.raises(InputError, match="at least one image"):
+        homogenizer.fit([])
+    with pytest.raises(InputError):
+        Homogenizer(tmp_path / "nothing")
+    with pytest.raises(InputError):
+        Homogenizer(per="patient")
+    assert homogenizer.get_params() == {"model": None, "per": "volume", "size": 384}
+
+
+def test_the_package_offers_it_without_loading_it():
+    assert set(isopose.__all__) == {"Homogenized", "Homogenizer", "Pipeline", "Result", "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        isopose.nothing  # noqa: B018

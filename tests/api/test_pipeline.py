@@ -1,0 +1,49 @@
+import math
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from bright import bright_model, scene
+from isopose import Pipeline
+from isopose.errors import InputError
+from isopose.inference.scans import Scan, predict_scans
+from isopose.io.images import read_labels, to_sitk, write_image
+from isopose.progress import Silent
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+
+
+def test_the_same_as_the_command_writes(model, tmp_path):
+    volume = scene(roll=math.radians(15), slices=3).volume
+    write_image(volume, tmp_path / "child.nii.gz")
+    [outcome] = predict_scans(
+        model,
+        [Scan("child", tmp_path / "child.nii.gz")],
+        tmp_path / "out",
+        probabilities=False,
+        steps=False,
+        reporter=Silent(),
+    )
+    expected = read_labels(tmp_path / "out" / "child.nii.gz")
+    pipeline = Pipeline(model)
+    assert pipeline.labels == {"kidney": 1, "tumour": 7}
+    of_path = pipeline.predict(tmp_path / "child.nii.gz")
+    assert isinstance(of_path.labels, sitk.Image)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(of_path.labels), expected.array)
+    assert of_path.volumes_ml == outcome.record["volumes_ml"]
+    of_image = pipeline.predict(to_sitk(volume), probabilities=True)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(of_image.labels), expected.array)
+    assert list(of_image.probabilities) == ["background", "kidney", "tumour"]
+    values = np.stack([sitk.GetArrayFromImage(one) for one in of_image.probabilities.values()])
+    np.testing.assert_array_equal(np.array([0, 1, 7])[values.argmax(axis=0)], expected.array)
+    assert of_path.probabilities == {}
+    assert of_path.warnings == ()
+
+
+def test_a_folder_without_a_model_is_told(tmp_path):
+    with pytest.raises(InputError, match="model"):
+        Pipeline.load(tmp_path)
