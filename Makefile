@@ -38,7 +38,8 @@ peers: .venv-peers/.installed
 	touch $@
 
 test-peers: peers
-	.venv-peers/bin/python -m pytest tests/data/test_nnunet_parity.py tests/study/test_nnunet.py
+	.venv-peers/bin/python -m pytest tests/data/test_nnunet_parity.py tests/study/test_nnunet.py \
+		tests/homogenize/test_nnunet.py
 
 clean:
 	rm -rf .venv .venv-peers demo build dist
