@@ -8,6 +8,7 @@ from isopose.config import homogenize_config
 from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
 from isopose.homogenize.dataset import homogenize, open_input
+from isopose.homogenize.transform import Transform
 from isopose.io.images import read_labels, read_volume, to_sitk
 from isopose.progress import Silent
 
@@ -77,6 +78,18 @@ def test_fitting_takes_a_patient_s_own_size(cohort):
     sizes = [(fitted.transform(image).image.array > -300).sum(axis=(1, 2)).max() for image in images]
     assert max(sizes) / min(sizes) < 1.2
     assert [one.image.array.shape[0] for one in fitted.fit_transform(images[:2])] == [8, 8]
+
+
+def test_the_way_back_can_be_kept_as_text(cohort):
+    image, labels = image_and_labels(cohort, 3)
+    homogenizer = Homogenizer(size=96)
+    upright = homogenizer.transform(image, labels)
+    kept = Transform.from_text(upright.transform.to_text())
+    assert kept == upright.transform
+    expected = homogenizer.inverse_transform(upright.labels, upright)
+    np.testing.assert_array_equal(homogenizer.inverse_transform(upright.labels, kept).array, expected.array)
+    with pytest.raises(InputError, match="transform as text"):
+        Transform.from_text("{}")
 
 
 def test_wrong_use_is_told(cohort, tmp_path):

@@ -382,3 +382,28 @@ def test_one_of_several_series_and_an_archive(model, tmp_path):
     assert highdicom.seg.segread(tmp_path / "out" / "packed.seg.dcm").FrameOfReferenceUID == "1.2.9"
     with pytest.raises(InputError, match="--series chooses a DICOM series"):
         find_scans([touch(tmp_path / "a.nii.gz")], "2")
+
+
+def test_a_result_of_another_model_is_never_taken_for_this_one_s(model, series, tmp_path):
+    output, other = tmp_path / "out", replace(model, weights_sha256="1" * 64)
+    run(model, [series], output, formats=["dicom-seg", "rtstruct"])
+    old = (output / "scan.seg.dcm").read_bytes()
+    (output / "scan.notes.txt").write_text("the user's own")
+    [newer] = run(other, [series], output, formats=["nifti"])
+    # Beside the new record nothing of the old model lies, and what is the user's stays.
+    assert newer.record["files"] == ["scan.nii.gz"]
+    assert sorted(p.name for p in output.iterdir()) == ["scan.json", "scan.nii.gz", "scan.notes.txt"]
+    # Even if it came back by hand.
+    (output / "scan.seg.dcm").write_bytes(old)
+    [again] = run(other, [series], output, formats=["dicom-seg"])
+    assert (output / "scan.seg.dcm").read_bytes() != old
+    assert again.record["files"] == ["scan.nii.gz", "scan.seg.dcm"]
+
+
+def test_a_series_with_an_archive_beside_it_stays_a_series(tmp_path):
+    touch(tmp_path / "disc" / "0001.dcm")
+    touch(tmp_path / "disc" / "viewer.zip")
+    assert [scan.name for scan in find_scans([tmp_path / "disc"])] == ["disc"]
+    touch(tmp_path / "packed" / "a.zip")
+    touch(tmp_path / "packed" / "b.ZIP")
+    assert [scan.name for scan in find_scans([tmp_path / "packed"])] == ["a", "b"]

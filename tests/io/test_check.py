@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from io_helpers import raw_slices, rotation, write_series
 
+from io_helpers import raw_slices, rotation, write_series
 from isopose.errors import IsoposeError
 from isopose.geometry.volume import Volume
 from isopose.io import check

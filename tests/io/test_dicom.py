@@ -3,8 +3,8 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
-from io_helpers import SECRETS, SHARED, dicom_slice, enhanced, raw_slices, rotation, save, write_series
 
+from io_helpers import SECRETS, SHARED, dicom_slice, enhanced, raw_slices, rotation, save, write_series
 from isopose.errors import InputError
 from isopose.io.dicom import is_dicom
 from isopose.io.images import peek, read_volume

@@ -7,6 +7,8 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
+
 from io_helpers import (
     ORIENTATIONS,
     SECRETS,
@@ -18,8 +20,6 @@ from io_helpers import (
     upright,
     write_series,
 )
-from scipy import ndimage
-
 from isopose.errors import InputError, IsoposeError
 from isopose.geometry.volume import Volume
 from isopose.io.images import peek, read_labels, read_volume, write_image, write_labels

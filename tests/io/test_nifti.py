@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from io_helpers import rotation, upright
 
+from io_helpers import rotation, upright
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.images import peek, read_volume, write_image

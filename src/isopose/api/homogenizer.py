@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from isopose.api.images import Image, as_volume, like
+from isopose.api.images import Image, as_labels, as_volume, like
 from isopose.config import PoseConfig, homogenize_config
 from isopose.data.preprocess import prepare_as
 from isopose.errors import InputError
@@ -29,8 +29,8 @@ class Homogenized:
     Args:
         image: int16 HU, of the type of the image that it was made of (of a path: a SimpleITK image).
         labels: uint8, likewise, where labels were given.
-        transform: what brings answers back, see :meth:`Homogenizer.inverse_transform`; can be kept as JSON
-            (``homogenize/record.py``).
+        transform: what brings answers back, see :meth:`Homogenizer.inverse_transform`; ``to_text``
+            and ``from_text`` keep it.
         roll_degrees: by which the patient was turned back.
         warnings: for people, one line each.
     """
@@ -129,7 +129,7 @@ class Homogenizer:
             InputError: no body, values that are not finite, labels on another grid.
         """
         volume = as_volume(image)
-        marked = None if labels is None else _labels(labels)
+        marked = None if labels is None else as_labels(labels)
         if marked is not None and not marked.same_grid(volume):
             raise InputError("the labels do not lie on the image's grid")
         found = homogenise(self._homogeniser, volume, marked)
@@ -167,22 +167,14 @@ class Homogenizer:
         """
         transform = of.transform if isinstance(of, Homogenized) else of
         if not probability:
-            return like(answer)(restored_labels(_labels(answer), transform))
+            return like(answer)(restored_labels(as_labels(answer), transform))
         back = restored_share(as_volume(answer), transform)
         return like(answer)(transform.native.with_array(transform.reorientation.undo(back)))
 
     def transform_labels(self, labels: Image, of: Homogenized | Transform) -> Any:
         """Further labels on the scan's own grid, through a transform that is known."""
         transform = of.transform if isinstance(of, Homogenized) else of
-        return like(labels)(homogenised_labels(_labels(labels), transform))
-
-
-def _labels(image: Image) -> Any:
-    volume = as_volume(image)
-    whole = volume.array.astype(np.uint8)
-    if not np.array_equal(whole, volume.array):
-        raise InputError("expected labels as whole numbers from 0 to 255")
-    return volume.with_array(whole)
+        return like(labels)(homogenised_labels(as_labels(labels), transform))
 
 
 def _candidate(number: int, image: Image, homogeniser: Homogeniser) -> Candidate:

@@ -58,6 +58,23 @@ def as_volume(image: Image) -> Volume:
     )
 
 
+def as_labels(image: Image) -> Volume:
+    """An image of whole numbers from 0 to 255 as a volume of uint8.
+
+    Raises:
+        InputError: as :func:`as_volume`; other values.
+    """
+    volume = as_volume(image)
+    if not are_labels(volume.array):
+        raise InputError("expected labels as whole numbers from 0 to 255")
+    return volume.with_array(volume.array.astype(np.uint8))
+
+
+def are_labels(array: np.ndarray) -> bool:
+    """Whether all values are whole and from 0 to 255."""
+    return bool(array.min() >= 0 and array.max() <= 255 and np.array_equal(array, np.rint(array)))
+
+
 def like(image: Image) -> Callable[[Volume], Any]:
     """What makes of a volume the kind of image that another one is; of a path's, a SimpleITK image."""
     if isinstance(image, Volume):

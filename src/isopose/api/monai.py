@@ -21,17 +21,13 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import TraceKeys
-from pydantic import TypeAdapter
 
 from isopose.api.homogenizer import Homogenizer
-from isopose.api.images import as_volume, like
+from isopose.api.images import are_labels, as_labels, as_volume, like
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import homogenised_labels, restored_labels, restored_share
-
-#: A transform as text, which MONAI's collating and caching take as it is.
-_TEXT = TypeAdapter(Transform)
 
 
 class ReferencePose(InvertibleTransform):
@@ -62,7 +58,7 @@ class ReferencePose(InvertibleTransform):
         """What became of a tensor, with what undoes it."""
         out = _meta_like(data, made)
         if self.tracing:
-            extra = {"transform": _TEXT.dump_json(transform).decode(), "dtype": str(data.dtype)}
+            extra = {"transform": transform.to_text()}
             self.push_transform(out, orig_size=tuple(data.shape[1:]), extra_info=extra)
         return out
 
@@ -77,11 +73,10 @@ class ReferencePose(InvertibleTransform):
             InputError: the answer does not lie on the grid that this transform made.
         """
         info = self.pop_transform(data)
-        transform = _TEXT.validate_json(info[TraceKeys.EXTRA_INFO]["transform"])
+        transform = Transform.from_text(info[TraceKeys.EXTRA_INFO]["transform"])
         channels = [as_volume(MetaTensor(channel, affine=data.affine)) for channel in data]  # type: ignore[attr-defined]
-        if len(channels) == 1 and _whole(channels[0].array):
-            labels = channels[0].with_array(channels[0].array.astype(np.uint8))
-            parts = [restored_labels(labels, transform)]
+        if len(channels) == 1 and are_labels(channels[0].array):
+            parts = [restored_labels(as_labels(channels[0]), transform)]
         else:
             undo, native = transform.reorientation.undo, transform.native
             parts = [native.with_array(undo(restored_share(channel, transform))) for channel in channels]
@@ -126,7 +121,9 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         """The dictionary with its image and label maps upright and in one size."""
         out = dict(data)
         image = _channel(out[self.image_key])
-        labels = {key: _labels(out[key]) for key in self.key_iterator(out) if key != self.image_key}
+        labels = {
+            key: as_labels(_channel(out[key])) for key in self.key_iterator(out) if key != self.image_key
+        }
         every = None
         if labels:
             # So large a grid that nothing labelled is cut off.
@@ -156,17 +153,6 @@ def _channel(data: Any) -> torch.Tensor:
         shape = tuple(data.shape) if hasattr(data, "shape") else type(data).__name__
         raise InputError(f"expected a MetaTensor of shape (1, x, y, z), got {shape}; load it with LoadImage")
     return data
-
-
-def _labels(data: Any) -> Volume:
-    volume = as_volume(_channel(data))
-    if not _whole(volume.array):
-        raise InputError("expected labels as whole numbers from 0 to 255")
-    return volume.with_array(volume.array.astype(np.uint8))
-
-
-def _whole(array: np.ndarray) -> bool:
-    return bool(array.min() >= 0 and array.max() <= 255 and np.array_equal(array, np.rint(array)))
 
 
 def _meta_like(data: torch.Tensor, *channels: Volume) -> MetaTensor:

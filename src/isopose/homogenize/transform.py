@@ -5,9 +5,10 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.volume import Reorientation, Volume
@@ -78,6 +79,22 @@ class Transform:
     grid: Grid
     poses: tuple[tuple[float, float, float, float, float], ...]
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def to_text(self) -> str:
+        """As JSON, from which :meth:`from_text` makes it again."""
+        return TypeAdapter(Transform).dump_json(self).decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> "Transform":
+        """From :meth:`to_text`.
+
+        Raises:
+            InputError: it is not such a text.
+        """
+        try:
+            return TypeAdapter(Transform).validate_json(text)
+        except ValidationError as error:
+            raise InputError(f"expected a transform as text: {error.errors()[0]['msg']}") from None
 
     @property
     def reorientation(self) -> Reorientation:

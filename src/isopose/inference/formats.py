@@ -1,5 +1,6 @@
 """The formats in which ``isopose predict`` writes labels, and the files of one scan."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def write_results(
 
     source = open_source(path, series, predicted)
     classes, names = labels.to_classes(predicted.array), labels.names
-    colours, made_from = class_colours(names), [*made_from, hash_of(list(names))]
+    # Of the voxels too: on other devices single ones differ, and two objects may not share an identifier.
+    voxels = hashlib.sha256(classes.tobytes()).hexdigest()
+    colours, made_from = class_colours(names), [*made_from, hash_of(list(names)), voxels]
     objects = {}
     if "dicom-seg" in dicom:
         objects["dicom-seg"] = segmentation(source, classes, names, colours, made_from)

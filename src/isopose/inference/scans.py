@@ -1,5 +1,6 @@
 """``isopose predict``: many scans in, one label map and one record each out."""
 
+import glob
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from isopose.errors import InputError
 from isopose.files import hash_of, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
-from isopose.inference.formats import NIFTI, check_source, result_files, write_results
+from isopose.inference.formats import FORMATS, NIFTI, check_source, result_files, write_results
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.steps import write_steps
 from isopose.inference.volumes import VolumePrediction, predict_volume
@@ -54,9 +55,9 @@ class Outcome:
 def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     """Files, folders of files, and folders of one DICOM series, as scans with distinct names.
 
-    A folder that holds any NIfTI, NRRD or MetaImage file or ZIP archive is a folder of scans; any other
-    folder is a DICOM series. Names are the files' without suffix and without nnU-Net's channel ``_0000``,
-    that of a DICOMDIR is its folder's.
+    A folder that holds any NIfTI, NRRD or MetaImage file, or nothing but ZIP archives, is a folder of scans;
+    any other folder is a DICOM series. Names are the files' without suffix and without nnU-Net's channel
+    ``_0000``, that of a DICOMDIR is its folder's.
 
     Args:
         inputs: files and folders.
@@ -70,7 +71,7 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        inside = sorted(p for p in path.iterdir() if is_image(p)) if path.is_dir() else []
+        inside = _scans_in(path) if path.is_dir() else []
         scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
     names = [scan.name for scan in scans]
     for scan in scans:
@@ -83,9 +84,17 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     return scans
 
 
+def _scans_in(folder: Path) -> list[Path]:
+    """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series."""
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    images = [p for p in files if is_image(p)]
+    packed = files if files and all(p.is_file() and is_archive(p) for p in files) else []
+    return images or packed
+
+
 def is_image(path: Path) -> bool:
-    """Whether a file's name is one of a volume's or an archive's (not a DICOM slice's)."""
-    return path.is_file() and not path.name.startswith(".") and bool(ending(path) or is_archive(path))
+    """Whether a file's name is one of a volume's (not a DICOM slice's)."""
+    return path.is_file() and not path.name.startswith(".") and bool(ending(path))
 
 
 def scan_name(path: Path) -> str:
@@ -163,11 +172,14 @@ def _predict_scan(
     classes = ("background", *model.labels.names) if probabilities else ()
     maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
     manifest = output / f"{scan.name}.json"
-    if all(path.exists() for path in (manifest, *files.values(), *pictures, *maps)):
-        known = _read_record(manifest)
-        if known is not None and _made_from(known) == _made_from(_head(model, input_hash)):
-            reporter.say("  is there already, made from the same scan and model")
-            return known
+    wanted = {_below(output, path) for path in (*files.values(), *pictures, *maps)}
+    known = _read_record(manifest) or {}
+    same = _made_from(known) == _made_from(_head(model, input_hash))
+    listed = {name for name in known.get("files") or () if isinstance(name, str)}
+    # A file that the record does not list may be of another model, and only lies beside it.
+    if same and wanted <= listed and all((output / name).exists() for name in wanted):
+        reporter.say("  is there already, made from the same scan and model")
+        return known
     volume = read_volume(scan.path, scan.series)
     prediction: Prediction | VolumePrediction
     with reporter.counting(f"predict {scan.name}") as progress:
@@ -185,6 +197,12 @@ def _predict_scan(
             )
     # The record last: where it lies, the results beside it are whole.
     manifest.unlink(missing_ok=True)
+    kept = {name for name in listed - wanted if same and (output / name).exists()}
+    for path in _every_result(output, scan.name):
+        # Of another model or scan, and soon beside a record that is not theirs.
+        if _below(output, path) in listed - wanted - kept:
+            path.unlink(missing_ok=True)
+    record["files"] = sorted(wanted | kept)
     record["warnings"] += write_results(
         files,
         prediction.labels,
@@ -202,6 +220,16 @@ def _predict_scan(
         write_steps(model, volume, prediction, path)
     write_json(manifest, record)
     return record
+
+
+def _below(output: Path, path: Path) -> str:
+    return path.relative_to(output).as_posix()
+
+
+def _every_result(output: Path, name: str) -> list[Path]:
+    """What this command may have written of a scan, but for its record."""
+    maps = (output / "probabilities").glob(f"{glob.escape(name)}_*.nii.gz")
+    return [*result_files(output, name, tuple(FORMATS)).values(), output / "steps" / f"{name}.png", *maps]
 
 
 def as_file(label: str) -> str:

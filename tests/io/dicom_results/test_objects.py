@@ -223,6 +223,27 @@ def test_the_same_result_has_the_same_identifiers(tmp_path):
         uids.append([pydicom.dcmread(file).SOPInstanceUID for file in files.values()])
     assert uids[0] == uids[1]
     assert len(set(uids[0])) == len(FORMATS)
+    # Another device may find another voxel: another object, though all that it was made from is the same.
+    other = marked(read_volume(source))
+    other.array[0, 0, 0] = 3
+    _, files, _ = written(tmp_path / "c", source, other)
+    assert not {pydicom.dcmread(file).SOPInstanceUID for file in files.values()} & set(uids[0])
+
+
+def test_names_of_patient_and_label_may_be_in_two_scripts(tmp_path):
+    source = series(tmp_path / "series")
+    for file in source.iterdir():
+        data = pydicom.dcmread(file)
+        data.SpecificCharacterSet = "ISO_IR 100"
+        data.PatientName = "Müller^Zoë"
+        data.save_as(file)
+    _, files, _ = written(tmp_path, source, names={"腎臓": 3, "tumeur du rein gauche": 7, "cyst": 9})
+    for file in files.values():
+        assert str(pydicom.dcmread(file).PatientName) == "Müller^Zoë"
+    segments = pydicom.dcmread(files["dicom-seg"]).SegmentSequence
+    regions = pydicom.dcmread(files["rtstruct"]).StructureSetROISequence
+    assert segments[0].SegmentLabel == "腎臓"
+    assert regions[0].ROIName == "腎臓"
 
 
 def test_a_series_without_study_is_told_and_one_without_instances_refused(tmp_path):

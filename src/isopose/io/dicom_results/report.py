@@ -9,7 +9,7 @@ from pydicom.sr.codedict import codes
 
 from isopose import __version__
 from isopose.io.dicom_results.codes import Meaning, meanings
-from isopose.io.dicom_results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.dicom_results.source import CHARACTERS, MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
 
 SERIES_NUMBER = 9103
 #: Of the Unified Code for Units of Measure; pydicom knows no plain one.
@@ -63,6 +63,7 @@ def report(
         is_complete=True,
         is_verified=False,
         series_description="isopose volumes, for research only",
+        specific_character_set=CHARACTERS,
     )
 
 

@@ -11,7 +11,7 @@ from pydicom.sr.codedict import codes
 
 from isopose import __version__
 from isopose.io.dicom_results.codes import Meaning, meanings
-from isopose.io.dicom_results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.dicom_results.source import CHARACTERS, MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
 
 #: Numbers of the series that results are put into, beside the scanner's own.
 SERIES_NUMBER = 9101
@@ -61,6 +61,7 @@ def segmentation(
         content_label="ISOPOSE",
         content_description="Automatic segmentation, for research only",
         series_description="isopose segmentation, for research only",
+        specific_character_set=CHARACTERS,
         # Where nothing is marked at all a frame has to be there all the same.
         omit_empty_frames=bool(classes.any()),
     )

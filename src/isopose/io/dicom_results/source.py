@@ -16,6 +16,8 @@ from isopose.io.quiet import quiet_pydicom
 
 #: What the objects say of who made them; the standard wants a serial number, which software has not.
 MANUFACTURER, MODEL_NAME, SERIAL = "isopose authors", "isopose", "0"
+#: UTF-8: a label's name may be in another script than the patient's.
+CHARACTERS = "ISO_IR 192"
 #: By these a result is tied to its series.
 _TIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 #: Of these the standard wants an entry, be it empty.

@@ -11,7 +11,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
 from isopose import __version__
 from isopose.io.dicom_results.codes import meanings
-from isopose.io.dicom_results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.dicom_results.source import CHARACTERS, MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
 
 SERIES_NUMBER = 9102
 #: The patient's and the study's attributes, which a result has in common with its series.
@@ -19,7 +19,6 @@ _SHARED = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
     *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
     *("AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator"),
-    "SpecificCharacterSet",
 )
 
 
@@ -47,9 +46,10 @@ def structures(
     meta.MediaStorageSOPInstanceUID = UID(uid_of(made_from, "structures"))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     out = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    out.SpecificCharacterSet = CHARACTERS
     for name in _SHARED:
         if first.get(name) is not None:
-            out[name] = first[name]
+            setattr(out, name, first.get(name))
     out.SOPClassUID, out.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
     out.Modality, out.SeriesNumber = "RTSTRUCT", SERIES_NUMBER
     out.SeriesInstanceUID = uid_of(made_from, "structures series")
