@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from isopose.config import Config
 from isopose.geometry.crop import BOX_SIZE, carried
 from isopose.geometry.similarity import POSE_SIZE, matrix_from_pose
-from isopose.geometry.warp import Size, compose, invert, warp
+from isopose.geometry.warp import Mode, Size, compose, invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localisation import Localisation
 from isopose.models.planner import plan_unet
@@ -180,7 +180,12 @@ def reached(input_from_crop: Tensor, side: int, size: tuple[int, int]) -> tuple[
 
 
 def restore(
-    probabilities: Tensor, input_from_crop: Tensor, size: Size, *, region: tuple[slice, slice] | None = None
+    probabilities: Tensor,
+    input_from_crop: Tensor,
+    size: Size,
+    *,
+    region: tuple[slice, slice] | None = None,
+    mode: Mode = "bilinear",
 ) -> Tensor:
     """Bring probabilities from the crop back through the inverse of the composed transform.
 
@@ -191,6 +196,7 @@ def restore(
         input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, the transform by which the crop was cut.
         size: ``(h, w)`` or ``(d, h, w)`` of the image that it was cut from, any resolution.
         region: rows and columns of the image that are wanted, see :func:`reached`; none: all.
+        mode: interpolation.
 
     Returns:
         ``(N, classes, *size)`` that sum to 1, or the region of it.
@@ -202,6 +208,6 @@ def restore(
             input_from_region[axis, 2] = (part.start + part.stop) / pixels - 1.0
         input_from_crop = compose(invert(input_from_region), input_from_crop)
         size = tuple(part.stop - part.start for part in region)
-    back = warp(probabilities[:, 1:], invert(input_from_crop), size)
+    back = warp(probabilities[:, 1:], invert(input_from_crop), size, mode=mode)
     rest = (1.0 - back.sum(dim=1, keepdim=True)).clamp(min=0.0)
     return torch.cat([rest, back], dim=1)
