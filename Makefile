@@ -39,7 +39,7 @@ peers: .venv-peers/.installed
 
 test-peers: peers
 	.venv-peers/bin/python -m pytest tests/data/test_nnunet_parity.py tests/study/test_nnunet.py \
-		tests/homogenize/test_before_nnunet.py
+		tests/homogenize/test_before_nnunet.py tests/nnunet
 
 clean:
 	rm -rf .venv .venv-peers demo build dist

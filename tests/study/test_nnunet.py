@@ -26,6 +26,8 @@ SETTINGS = (
     *("unet.optimiser.batch_size=4", "train.folds=3", "train.device=cpu"),
 )
 
+ARMS = ("nnunet", "nnunet-plain", "nnunet-pose")
+
 
 @pytest.fixture(scope="module")
 def children(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,9 +53,7 @@ def command(children: Path, output: Path, *arms: str) -> list[str]:
 
 
 def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(children, tmp_path / "study", "nnunet", "nnunet-plain"), capture_output=True, text=True
-    )
+    done = subprocess.run(command(children, tmp_path / "study", *ARMS), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"report: {tmp_path / 'study' / 'report.html'}\n"
     raw = tmp_path / "study" / "stores" / "nnunet-fold-0" / "raw" / nnunet.NAME
@@ -62,7 +62,7 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
         f"phantom_{n:03d}.nii.gz" for n in range(4)
     ]
     assert set(np.unique(read_labels(raw / "labelsTr" / "phantom_000.nii.gz").array)) <= {0, 1, 2}
-    for arm in ("nnunet", "nnunet-plain"):
+    for arm in ARMS:
         run = tmp_path / "study" / "runs" / "default" / arm / "seed-0-fold-0"
         result = json.loads((run / "result.json").read_text())
         rows = result["history"]
@@ -77,7 +77,7 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
             assert predicted.same_grid(read_labels(children / "labelsTs" / f"{case}.nii.gz"))
             assert set(np.unique(predicted.array)) <= {0, 1, 7}
     with open(tmp_path / "study" / "runs.csv", newline="") as file:
-        assert {row["arm"] for row in csv.DictReader(file)} == {"nnunet", "nnunet-plain"}
+        assert {row["arm"] for row in csv.DictReader(file)} == set(ARMS)
 
 
 def test_a_training_that_is_stopped_goes_on(children: Path, tmp_path: Path) -> None:

@@ -38,11 +38,13 @@ class Peer:
         configuration: of its plans: ``2d`` or ``3d_fullres``.
         planner: its class of planners.
         augmented: with its own augmentation and mirrored averaging, or with neither.
+        posed: with this package's trainer, which normalises pose and size within nnU-Net's.
     """
 
     configuration: str = "2d"
     planner: str = "ExperimentPlanner"
     augmented: bool = True
+    posed: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ ARMS: tuple[Arm, ...] = (
     ),
     Arm("nnunet", "nnU-Net v2 2D", 2, _AUGMENTED, peer=Peer()),
     Arm("nnunet-plain", "nnU-Net v2 2D, no augmentation", 2, _AUGMENTED, peer=Peer(augmented=False)),
+    Arm("nnunet-pose", "nnU-Net v2 2D, pose and size within", 2, _AUGMENTED, peer=Peer(posed=True)),
     Arm("nnunet-resenc", "nnU-Net v2 2D, ResEnc M", 2, _AUGMENTED, peer=Peer(planner="nnUNetPlannerResEncM")),
     Arm("nnunet-3d", "nnU-Net v2 3D", 2, _AUGMENTED, peer=Peer("3d_fullres")),
     Arm(

@@ -239,6 +239,10 @@ def _trainer(
     slices = optimiser.epochs * optimiser.iterations * optimiser.batch_size
     iterations = max(1, round(slices / (optimiser.epochs * part["batch_size"] * depth)))
     base: Any = nnUNetTrainer if peer.augmented else nnUNetTrainerNoDA
+    if peer.posed:
+        from isopose.nnunet.trainers.nnUNetTrainerIsopose import nnUNetTrainerIsopose
+
+        base = nnUNetTrainerIsopose
 
     class StudyTrainer(base):
         """nnU-Net's, with the study's length and split, which puts down its times."""

@@ -1,0 +1,169 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from isopose.data.phantom import write_cohort
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.io.images import read_volume
+from isopose.nnunet.network import PosedNetwork, body
+
+MEAN, SD, LOW, HIGH = 100.0, 80.0, -60.0, 300.0
+
+
+class Bright(nn.Module):
+    """In a U-Net's place: class 1 is what is brighter than a learned threshold; at one or two resolutions."""
+
+    def __init__(self, levels=1):
+        super().__init__()
+        self.levels = levels
+        self.threshold = nn.Parameter(torch.tensor(1.3))
+        self.decoder = nn.Identity()
+        self.seen = []
+
+    def forward(self, image):
+        self.seen.append(image.detach())
+        logits = (image[:, :1] - self.threshold) * 20.0
+        full = torch.cat([-logits, logits, torch.full_like(logits, -50.0)], dim=1)
+        if self.levels == 1:
+            return full
+        return [full, nn.functional.avg_pool2d(full, 2)]
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    """Normalised as nnU-Net does it, ``(N, 1, H, W)``, from phantoms that lie rather straight."""
+    root = write_cohort(
+        tmp_path_factory.mktemp("c") / "c", cases=3, slices=8, size=160, seed=31, test_fraction=0
+    )
+    found = []
+    for path in sorted((root / "imagesTr").glob("*.nii.gz")):
+        array = read_volume(path).reoriented().array[3:6].astype(np.float32)
+        found.append((array.clip(LOW, HIGH) - MEAN) / SD)
+    return torch.from_numpy(np.concatenate(found))[:, None]
+
+
+def posed(levels=1):
+    return PosedNetwork(Bright(levels), mean=MEAN, sd=SD, low=LOW)
+
+
+def moved(image, degrees, scale):
+    """The patient turned and of another size, in the same picture."""
+    pose = torch.tensor([[math.radians(degrees), math.log(scale), math.log(scale), 0.02, -0.03]])
+    return warp(
+        image, matrix_from_pose(pose).expand(len(image), 3, 3), image.shape[2:], fill=(LOW - MEAN) / SD
+    )
+
+
+def coarse(image):
+    """Without the thin ribs and the noise, which a turn of one degree or a blur pulls apart."""
+    return nn.functional.avg_pool2d(image, 8).flatten()
+
+
+def test_the_network_sees_one_pose_and_size_however_the_patient_lies(slices):
+    network = posed()
+    network(slices)
+    network(moved(slices, 35.0, 1.25))
+    network(moved(slices, -140.0, 1.1))
+    straight, *others = network.network.seen
+    for other in others:
+        alike = [np.corrcoef(coarse(a), coarse(b))[0, 1] for a, b in zip(straight, other, strict=True)]
+        assert min(alike) > 0.9
+        assert np.mean(alike) > 0.95
+    plain = [
+        np.corrcoef(coarse(a), coarse(b))[0, 1]
+        for a, b in zip(slices, moved(slices, 35.0, 1.25), strict=True)
+    ]
+    assert max(plain) < 0.8
+
+
+def test_poses_follow_the_patient(slices):
+    """Turned and magnified by so much, the slice is found turned and magnified by so much."""
+    network = posed()
+    before = network.input_from_homogenised(slices)
+    for degrees, scale in ((35.0, 1.25), (-140.0, 1.1)):
+        after = network.input_from_homogenised(moved(slices, degrees, scale))
+        for one, two in zip(before, after, strict=True):
+            by = torch.linalg.solve(one[:2, :2], two[:2, :2], left=False)
+            turned = math.degrees(math.atan2(by[1, 0] - by[0, 1], by[0, 0] + by[1, 1]))
+            assert abs(abs(turned) - abs(degrees)) < 4.0
+            assert by.det().sqrt().item() == pytest.approx(1.0 / scale, rel=0.06)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 40.0, 170.0])
+def test_answers_come_back_to_where_the_slice_has_them(slices, degrees):
+    image = moved(slices, degrees, 1.1)
+    out = posed()(image).argmax(dim=1)
+    expected = Bright()(image).argmax(dim=1)
+    overlap = 2.0 * ((out == 1) & (expected == 1)).sum() / ((out == 1).sum() + (expected == 1).sum())
+    assert overlap > 0.9
+    assert torch.allclose(
+        posed()(image).exp().sum(dim=1), torch.ones(len(image), *image.shape[2:]), atol=1e-4
+    )
+
+
+def test_sizes_of_every_resolution_and_of_slices_that_are_not_square(slices):
+    wide = slices[:2, :, 16:-16]
+    full, half = posed(2)(wide)
+    assert full.shape == (2, 3, 128, 160)
+    assert half.shape == (2, 3, 64, 80)
+    square = posed(1)(slices[:2])
+    # Cropped by the picture's edge, not moved: what both show agrees.
+    here, there = full.argmax(dim=1) == 1, square.argmax(dim=1)[:, 16:-16] == 1
+    assert 2.0 * (here & there).sum() / (here.sum() + there.sum()) > 0.9
+
+
+class Chequered(nn.Module):
+    """Every other pixel of all there is."""
+
+    def forward(self, image):
+        side = torch.arange(image.shape[-1])
+        squares = ((side[:, None] + side) % 2).expand(len(image), 1, -1, -1) * 20.0 - 10.0
+        return torch.cat([-squares, squares], dim=1)
+
+
+def test_training_does_not_hide_a_chequered_answer(slices):
+    """Its restored probabilities are 0 or 1 in training, as they are in the network's answer."""
+    network = PosedNetwork(Chequered(), mean=MEAN, sd=SD, low=LOW)
+    hidden = [network.train(mode)(slices).exp()[:, 1] for mode in (True, False)]
+    unsure = [((p > 0.2) & (p < 0.8)).float().mean() for p in hidden]
+    assert unsure[0] == 0
+    assert unsure[1] > 0.5
+
+
+def test_only_the_wrapped_network_learns(slices):
+    network = posed().train()
+    network(slices).mean().backward()
+    assert network.network.threshold.grad is not None
+    assert not any(p.requires_grad for p in network.pose.parameters())
+    assert not any(m.training for m in network.pose.modules())
+    assert network.decoder is network.network.decoder
+    again = posed()
+    again.load_state_dict(network.state_dict())
+    torch.testing.assert_close(again(slices), network(slices))
+
+
+def test_nothing_there_and_half_precision(slices):
+    air = torch.full((2, 1, 64, 64), (LOW - MEAN) / SD)
+    assert (posed()(air).argmax(dim=1) == 0).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = posed()(slices)
+    assert rounded.dtype == torch.float32
+    assert rounded.isfinite().all()
+
+
+def test_the_body_is_what_is_bright_and_thick_with_its_holes():
+    image = torch.full((1, 1, 100, 100), -2.0)
+    y, x = torch.meshgrid(torch.arange(100.0), torch.arange(100.0), indexing="ij")
+    distance = ((x - 50) ** 2 + (y - 45) ** 2).sqrt()
+    image[0, 0][distance < 30] = 0.5
+    image[0, 0][((x - 42) ** 2 + (y - 45) ** 2).sqrt() < 8] = -2.0
+    image[0, 0, 80, 10:90] = 1.0  # a table's shell
+    found = body(image, -1.0)[0, 0]
+    disc = distance < 30
+    assert 2.0 * (found.bool() & disc).sum() / (found.sum() + disc.sum()) > 0.97
+    assert found[45, 42] == 1
+    assert found[80].sum() == 0
