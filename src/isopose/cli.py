@@ -165,6 +165,10 @@ def fit(
             "chooses unet.recompute, unet.optimiser.parts and unet.input so that it fits"
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="also draw the training's curves in mlflow or wandb, if installed; repeated"),
+    ] = None,
     workers: Workers = 2,
 ) -> None:
     """Train pose, crop and segmentation on a dataset."""
@@ -174,6 +178,7 @@ def fit(
     from isopose.progress import Terminal
     from isopose.training.fit import fit as run
     from isopose.training.memory import fit_into, parse_bytes
+    from isopose.training.tracking import Tracked
     from isopose.training.transfer import settings_of
 
     budget = None if memory is None else parse_bytes(memory)
@@ -188,7 +193,8 @@ def fit(
     if budget is not None:
         # A model that learns on keeps the input that its weights are for.
         loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
-    run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=reporter)
+    with Tracked(reporter, track or (), model / "work", loaded) as told:
+        run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=told)
     typer.echo(f"model: {model}")
 
 

@@ -1,13 +1,30 @@
-"""Training curves as TensorBoard event files."""
+"""Training curves: TensorBoard event files always, MLflow and Weights & Biases where they are asked for.
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+What leaves the machine are the settings and the rows of the history: no path, case, command line or output.
+"""
+
+import importlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from isopose import __version__
+from isopose.config import Config
+from isopose.errors import InputError
+from isopose.files import read_json, write_json
+from isopose.progress import Reporter, StageReport
+
+#: Takes a row of the history.
+Draw = Callable[[Mapping[str, Any]], None]
+#: Project or experiment, and name of the run, where runs are listed.
+PROJECT, RUN = "isopose", "fit"
+
 
 @contextmanager
-def curves(folder: Path, done: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def curves(folder: Path, done: int) -> Iterator[Draw]:
     """Give a function that draws a row of the history; epochs after ``done`` of a killed run are purged."""
     # Imported here: TensorBoard takes a second that no other command should wait for.
     from torch.utils.tensorboard import SummaryWriter
@@ -15,9 +32,206 @@ def curves(folder: Path, done: int) -> Iterator[Callable[[Mapping[str, Any]], No
     with SummaryWriter(log_dir=str(folder), purge_step=done + 1 if done else None) as writer:
 
         def draw(row: Mapping[str, Any]) -> None:
-            for name, value in row.items():
-                if name not in ("stage", "epoch"):
-                    writer.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
+            for name, value in _scalars(row).items():
+                writer.add_scalar(name, value, row["epoch"])
             writer.flush()
 
         yield draw
+
+
+class Tracked:
+    """A reporter that also tells trackers of every epoch.
+
+    Their runs begin with the first stage, when the model's folder is this run's, and are gone on with by
+    whoever goes on with the training. One that fails on the way is told and left out: it costs no training.
+
+    Args:
+        reporter: what else hears of it.
+        names: of :data:`TRACKERS`.
+        work: folder where the runs' identifiers are kept.
+        config: whose settings are told.
+
+    Raises:
+        InputError: no such tracker, or it is not installed.
+    """
+
+    def __init__(self, reporter: Reporter, names: Sequence[str], work: Path, config: Config) -> None:
+        for name in names:
+            if name not in TRACKERS:
+                raise InputError(f"--track: expected one of {', '.join(TRACKERS)}, got {name!r}")
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                raise InputError(
+                    f"--track {name}: not installed; add the extra: pip install 'isopose[{name}]'"
+                ) from None
+        self.reporter, self.names, self.kept = reporter, tuple(dict.fromkeys(names)), work / "tracking.json"
+        self.settings = _settings(config)
+        self.draws: dict[str, Draw] | None = None
+        self.open = ExitStack()
+
+    def __enter__(self) -> "Tracked":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.open.__exit__(*error)
+
+    def say(self, text: str) -> None:
+        """See :class:`~isopose.progress.Reporter`."""
+        self.reporter.say(text)
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """See :class:`~isopose.progress.Reporter`."""
+        with self.reporter.counting(what) as count:
+            yield count
+
+    @contextmanager
+    def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:
+        """See :class:`~isopose.progress.Reporter`.
+
+        Raises:
+            InputError: a tracker does not begin.
+        """
+        if self.draws is None:
+            self.draws = self._begin()
+        with self.reporter.stage(name, epochs, iterations, done) as report:
+            yield _TrackedStage(report, self)
+
+    def _begin(self) -> dict[str, Draw]:
+        known = read_json(self.kept) if self.kept.exists() else {}
+        draws: dict[str, Draw] = {}
+        for name in self.names:
+            try:
+                run = TRACKERS[name](self.kept.parent, known.get(name), self.settings)
+                known[name], draws[name] = self.open.enter_context(run)
+            except Exception as error:
+                raise InputError(f"--track {name}: {_line(error)}") from error
+        write_json(self.kept, known)
+        return draws
+
+    def tell(self, row: Mapping[str, Any]) -> None:
+        """Of an epoch, to all trackers that still hear."""
+        assert self.draws is not None, "within a stage"
+        for name, draw in list(self.draws.items()):
+            try:
+                draw(row)
+            except Exception as error:
+                del self.draws[name]
+                self.say(f"{name}: {_line(error)}; the training goes on without it")
+
+
+class _TrackedStage:
+    def __init__(self, report: StageReport, tracked: Tracked) -> None:
+        self.report, self.tracked = report, tracked
+
+    def step(self) -> None:
+        self.report.step()
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        self.tracked.tell(row)
+        self.report.epoch(row)
+
+
+@contextmanager
+def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, Draw]]:
+    """A run where ``MLFLOW_TRACKING_URI`` says."""
+    from mlflow.entities import Metric, Param
+    from mlflow.tracking import MlflowClient
+
+    # Not mlflow.start_run, which adds who runs what from where.
+    client = MlflowClient()
+    if known is None:
+        found = client.get_experiment_by_name(PROJECT)
+        experiment = found.experiment_id if found else client.create_experiment(PROJECT)
+        known = client.create_run(experiment, run_name=RUN).info.run_id
+        params = [Param(key, str(value)) for key, value in settings.items()]
+        # As many as a server takes at once.
+        for start in range(0, len(params), 100):
+            client.log_batch(known, params=params[start : start + 100])
+    client.update_run(known, status="RUNNING")
+
+    def draw(row: Mapping[str, Any]) -> None:
+        now, epoch = int(time.time() * 1000), row["epoch"]
+        # Names of labels may hold what MLflow's may not.
+        numbers = {re.sub(r"[^\w\-. /]", "_", key): float(value) for key, value in _scalars(row).items()}
+        client.log_batch(known, [Metric(key, value, now, epoch) for key, value in numbers.items()])
+
+    try:
+        yield known, draw
+    except BaseException as error:
+        client.set_terminated(known, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    client.set_terminated(known)
+
+
+@contextmanager
+def _wandb(work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, Draw]]:
+    """A run of the account, or one on disk, as ``WANDB_MODE`` says."""
+    import wandb
+
+    private = {
+        "console": "off",
+        "disable_code": True,
+        "disable_git": True,
+        "silent": True,
+        "x_disable_machine_info": True,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+    }
+    run = wandb.init(
+        project=PROJECT,
+        name=RUN,
+        id=known,
+        resume="allow",
+        dir=str(work),
+        config=dict(settings),
+        settings=wandb.Settings(**private),
+    )
+    stages: set[str] = set()
+
+    def draw(row: Mapping[str, Any]) -> None:
+        stage, step = row["stage"], f"{row['stage']}/epoch"
+        if stage not in stages:
+            # Each stage counts its own epochs from 1, and a run's own steps may not go back.
+            run.define_metric(step, hidden=True)
+            run.define_metric(f"{stage}/*", step_metric=step)
+            stages.add(stage)
+        run.log({**_scalars(row), step: row["epoch"]})
+
+    try:
+        yield run.id, draw
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+#: By the name of their package, which is the extra's too.
+TRACKERS = {"mlflow": _mlflow, "wandb": _wandb}
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a row under ``stage/name``."""
+    return {f"{row['stage']}/{k}": v for k, v in row.items() if k not in ("stage", "epoch")}
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All settings as ``section.key``; but for the case that was named as reference."""
+
+    def flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    values = dict(flat(config.model_dump(mode="json"), ""))
+    values.pop("pose.reference", None)
+    return {"isopose": __version__, **values}
+
+
+def _line(error: Exception) -> str:
+    """What it says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
