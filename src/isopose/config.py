@@ -7,7 +7,7 @@ the environment.
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -295,6 +295,18 @@ class Config(Section):
                     "or stn=separate"
                 )
         return self
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by ``section.key``, as ``--set`` names them; plain values."""
+
+        def entries(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+            for key, value in values.items():
+                if isinstance(value, dict):
+                    yield from entries(value, f"{prefix}{key}.")
+                else:
+                    yield f"{prefix}{key}", value
+
+        return dict(entries(self.model_dump(mode="json"), ""))
 
     @property
     def pose_estimated(self) -> bool:

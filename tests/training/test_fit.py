@@ -30,6 +30,7 @@ from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.io.splits import split_patients
 from isopose.labels import Labels
+from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
@@ -93,6 +94,14 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_the_card_lies_with_the_model_and_names_nobody(fitted: Fitted) -> None:
+    card = (fitted.folder / CARD).read_text(encoding="utf-8")
+    assert card == model_card(fitted.model)
+    assert "Marks kidney, tumour in CT" in card
+    assert "Muster" not in card
+    assert str(fitted.folder) not in card
+
+
 def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
     manifest = (fitted.folder / "model.json").read_text()
     values = json.loads(manifest)
@@ -110,7 +119,7 @@ def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
         assert word not in manifest
         assert word.encode() not in (fitted.folder / "weights.safetensors").read_bytes()
     # At the top the model alone; what may name cases lies in ``work``.
-    assert sorted(p.name for p in fitted.folder.iterdir()) == ["model.json", "weights.safetensors", "work"]
+    assert {p.name for p in fitted.folder.iterdir()} == {CARD, "model.json", "weights.safetensors", "work"}
     files = [p for p in fitted.folder.rglob("*") if p.is_file()]
     # Neither a pickle's opcodes nor the archive that torch.save makes of them.
     assert [p.name for p in files if p.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"PK")] == []

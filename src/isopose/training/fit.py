@@ -18,10 +18,11 @@ from isopose.data.store import Store, write_store
 from isopose.data.volumes import Volumes
 from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError
-from isopose.files import hash_of, output_folder, read_json, write_json
+from isopose.files import hash_of, output_folder, read_json, write_json, write_text
 from isopose.io.datasets import Case, Dataset
 from isopose.io.splits import check_sides, split_patients
 from isopose.labels import Labels, mirrored_classes
+from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
@@ -146,7 +147,9 @@ def fit(
 
     info = _info(stages, of_reference, stored, training, validation, source)
     save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
-    return load_model(folder)
+    model = load_model(folder)
+    write_text(folder / CARD, model_card(model))
+    return model
 
 
 def _slice_stages(

@@ -219,15 +219,7 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """All settings as ``section.key``; but for the case that was named as reference."""
-
-    def flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    values = dict(flat(config.model_dump(mode="json"), ""))
+    values = config.flat()
     values.pop("pose.reference", None)
     return {"isopose": __version__, **values}
 

@@ -1,0 +1,98 @@
+"""A model's card: what the software knows of it, with brackets for what only its maker knows."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from isopose.config import Config, load_config
+from isopose.models.folder import Model, versions
+
+#: In the model's folder.
+CARD = "MODEL_CARD.md"
+
+
+def model_card(model: Model) -> str:
+    """The card in Markdown; names no patient and no case."""
+    environment = Environment(
+        loader=PackageLoader("isopose.models", "."), undefined=StrictUndefined, autoescape=False
+    )
+    return environment.get_template("card.md.jinja").render(
+        versions=versions(),
+        names=", ".join(model.labels.names),
+        how=_how(model),
+        sha=model.weights_sha256,
+        patients=_patients(model.info["training"]),
+        rows=list(_rows(model)),
+        validation=_validation(model),
+        settings=_settings(model.config),
+    )
+
+
+def _how(model: Model) -> str:
+    config, unet = model.config, model.pipeline.unet
+    parameters = sum(weight.numel() for weight in unet.parameters())
+    what = f"{config.unet.depth} slices of " if config.dims == 3 else ""
+    size = f"{what}{config.unet_size} × {config.unet_size} pixels"
+    steps = [
+        {
+            "anatomy": "the roll by a network that ships with isopose, place and size by moments",
+            "moments": "pose and size by moments",
+            "identity": "pose and size as the scan has them",
+        }[config.pose.start]
+        + (", and a network learned what is left of it" if config.pose.learned else ""),
+        *(["a crop around what is to be marked"] if config.crop.enabled else []),
+        f"a U-Net of {parameters / 1e6:.1f} million parameters on {size}",
+    ]
+    whole = "Whole volumes" if config.dims == 3 else "Slice by slice"
+    return f"{whole}: {'; '.join(steps)}; then back to where the patient lies."
+
+
+def _patients(training: Mapping[str, Any]) -> str:
+    told = (
+        f"{training['patients']} patients ({training['cases']} scans), and {training['validation_cases']} "
+        "scans of others for validation."
+    )
+    begun = training["from_weights_sha256"]
+    return f"{told} It began from the weights `{begun}` and what those had seen." if begun else told
+
+
+def _rows(model: Model) -> Iterator[tuple[str, ...]]:
+    seen = model.fingerprint
+    for axis, name in enumerate(("pixel, across (mm)", "pixel, front to back (mm)", "slice distance (mm)")):
+        three = (seen.spacing_min[axis], seen.spacing_median[axis], seen.spacing_max[axis])
+        yield (name, *(f"{value:.2f}" for value in three))
+    yield "slices", str(seen.slices_min), f"{seen.slices_median:.0f}", str(seen.slices_max)
+    for axis, name in enumerate(("body, across (mm)", "body, front to back (mm)")):
+        yield name, "", f"{seen.body_median_mm[axis]:.0f}", f"{seen.body_max_mm[axis]:.0f}"
+    for label in seen.labels:
+        three = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)
+        yield (f"{label.name} (ml, in {label.cases} scans)", *(f"{value:.1f}" for value in three))
+    intensity = seen.intensity
+    three = (intensity.low, intensity.median, intensity.high)
+    low, high = intensity.percentiles
+    yield (f"what is marked (HU, percentiles {low:g} and {high:g})", *(f"{value:.0f}" for value in three))
+
+
+def _validation(model: Model) -> str:
+    stage = model.info["stages"].get("unet")
+    rows = [row for row in model.info["history"] if row["stage"] == "unet"]
+    best: dict[str, Any] = next((row for row in rows if stage and row["epoch"] == stage["best_epoch"]), {})
+    dice = [f"{name[5:]} {value:.3f}" for name, value in best.items() if name.startswith("dice ")]
+    if not dice:
+        return "Nothing was measured in training: it had no validation scans."
+    return (
+        "Dice of the validation scans in the frame, by which the epoch was chosen whose weights these are, "
+        f"so that it is too good: {', '.join(dice)}."
+    )
+
+
+def _settings(config: Config) -> str:
+    usual = load_config(config.preset, base={"dims": config.dims}).flat()
+    # Where it was trained says nothing of the model, and a case is not named.
+    changed = [
+        f"`{key}={value}`"
+        for key, value in config.flat().items()
+        if value != usual[key] and key not in ("pose.reference", "train.device")
+    ]
+    return f"Preset `{config.preset}`{', with ' + ', '.join(changed) if changed else ''}."

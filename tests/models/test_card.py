@@ -1,0 +1,63 @@
+"""What a model's card says is what the model is."""
+
+from dataclasses import replace
+
+import pytest
+
+from bright import bright_model
+from isopose.config import load_config
+from isopose.models.card import model_card
+from isopose.models.folder import Model
+
+TRAINING = {"patients": 3, "cases": 4, "validation_cases": 2, "from_weights_sha256": None}
+HISTORY = [
+    {"stage": "unet", "epoch": 1, "loss": 1.0, "dice": 0.4, "dice kidney": 0.8125, "dice tumour": 0.5},
+    {"stage": "unet", "epoch": 2, "loss": 1.0, "dice": 0.3, "dice kidney": 0.25, "dice tumour": 0.125},
+]
+
+
+@pytest.fixture
+def model() -> Model:
+    made = bright_model({"pose": {"reference": "Mustermann"}, "unet": {"base_features": 4}}, real_unet=True)
+    info = {"training": TRAINING, "stages": {"unet": {"best_epoch": 1}}, "history": HISTORY}
+    return replace(made, info=info, weights_sha256="cd" * 32)
+
+
+def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
+    card = model_card(model)
+    assert f"Marks {', '.join(model.labels.names)} in CT" in card
+    assert f"`{'cd' * 32}`" in card
+    assert "3 patients (4 scans), and 2 scans of others for validation." in card
+    seen = model.fingerprint
+    pixel = f"{seen.spacing_min[0]:.2f} | {seen.spacing_median[0]:.2f} | {seen.spacing_max[0]:.2f}"
+    assert f"| pixel, across (mm) | {pixel} |" in card
+    assert f"| {seen.intensity.low:.0f} | {seen.intensity.median:.0f} | {seen.intensity.high:.0f} |" in card
+    # Of the epoch whose weights it has.
+    assert "so that it is too good: kidney 0.812, tumour 0.500." in card
+    assert "Mustermann" not in card
+    # Brackets for what only its maker knows.
+    assert card.count("[ ]") == 10
+    table = [line for line in card.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {5}
+
+
+def test_every_setting_that_was_changed_is_told_and_no_other(model: Model) -> None:
+    usual = load_config().flat()
+    changed = {key for key, value in model.config.flat().items() if value != usual[key]}
+    assert {"unet.base_features", "pose.reference"} <= changed
+    (line,) = [line for line in model_card(model).splitlines() if line.startswith("Preset `default`")]
+    told = {part.split("=")[0] for part in line.split("`")[3::2]}
+    assert told == changed - {"train.device", "pose.reference"}
+
+
+def test_without_validation_no_figure_is_made_up(model: Model) -> None:
+    card = model_card(replace(model, info=model.info | {"stages": {"unet": {"best_epoch": None}}}))
+    assert "it had no validation scans" in card
+    assert "0.812" not in card
+
+
+def test_weights_that_it_began_from_are_told(model: Model) -> None:
+    training = TRAINING | {"from_weights_sha256": "ab" * 32}
+    assert f"began from the weights `{'ab' * 32}`" in model_card(
+        replace(model, info=model.info | {"training": training})
+    )
