@@ -1,0 +1,58 @@
+"""A trained model as the network of a MONAI bundle, which ``isopose export --format monai`` writes."""
+
+import logging
+from pathlib import Path
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor, nn
+
+from isopose.api.pipeline import Pipeline
+from isopose.errors import InputError
+from isopose.models.folder import for_prediction, load_model
+
+logger = logging.getLogger("isopose")
+
+
+class ScanSegmenter(nn.Module):
+    """Whole scans in, probabilities on their own grids out; what MONAI calls ``network_def``.
+
+    It takes MetaTensors, for it must know where in the patient a scan lies. Doubts are logged as warnings.
+
+    Args:
+        model: folder of a trained model.
+
+    Raises:
+        InputError: no model, or a damaged one.
+    """
+
+    def __init__(self, model: Path | str) -> None:
+        super().__init__()
+        loaded = for_prediction(load_model(Path(model)))
+        self._predictor = Pipeline(loaded)
+        # Its weights are this module's, so that they move to its device with it.
+        self.pipeline = loaded.pipeline
+        self.classes = ("background", *loaded.labels.names)
+
+    def forward(self, image: Tensor) -> MetaTensor:
+        """Probabilities ``(N, classes, x, y, z)`` of CT ``(N, 1, x, y, z)`` in HU.
+
+        Raises:
+            InputError: no MetaTensor of that shape, or no body in one.
+        """
+        if not isinstance(image, MetaTensor) or image.ndim != 5 or image.shape[1] != 1:
+            shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise InputError(
+                f"expected a MetaTensor of shape (N, 1, x, y, z), got {shape}; load it with LoadImaged"
+            )
+        affines = image.affine if image.affine.ndim == 3 else image.affine.expand(len(image), 4, 4)
+        made = []
+        for scan, affine in zip(image.as_tensor(), affines, strict=True):
+            found = self._predictor.predict(MetaTensor(scan[0], affine=affine), probabilities=True)
+            for warning in found.warnings:
+                logger.warning(warning)
+            made.append(torch.stack([found.probabilities[name].as_tensor() for name in self.classes]))
+        out = MetaTensor(torch.stack(made).to(image.device))
+        out.copy_meta_from(image)
+        out.is_batch = image.is_batch
+        return out
