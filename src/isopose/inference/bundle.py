@@ -15,7 +15,6 @@ import torch
 from isopose import __version__
 from isopose.api.bundle import ScanSegmenter
 from isopose.files import output_folder, replacing, write_json, write_text
-from isopose.labels import Labels
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
 
@@ -45,14 +44,15 @@ def export_bundle(source: Path, folder: Path) -> None:
         torch.save(ScanSegmenter(folder / MODEL).state_dict(), temporary)
     card = source / CARD
     write_text(folder / "docs" / "README.md", card.read_text("utf-8") if card.exists() else model_card(model))
-    write_json(folder / "configs" / "inference.json", inference(model.labels))
+    write_json(folder / "configs" / "inference.json", inference())
     write_json(folder / "configs" / "metadata.json", metadata(model))
 
 
-def inference(labels: Labels) -> dict[str, Any]:
-    """How ``monai.bundle run`` predicts the NIfTI files of a folder."""
-    classes, values = list(range(labels.classes)), [0, *labels.values.values()]
-    stored = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": classes, "target_labels": values}
+def inference() -> dict[str, Any]:
+    """How ``monai.bundle run`` predicts the NIfTI files of a folder.
+
+    Labels are written as numbers of the channels in ``metadata.json``, by which MONAI Label names them.
+    """
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
@@ -80,7 +80,6 @@ def inference(labels: Labels) -> dict[str, Any]:
             "_target_": "Compose",
             "transforms": [
                 {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-                *([stored] if values != classes else []),
                 {
                     "_target_": "SaveImaged",
                     "keys": "pred",

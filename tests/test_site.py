@@ -1,0 +1,57 @@
+"""The documentation's site builds without a warning, and holds what only the build adds."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("material", reason="mkdocs-material is not installed (extra: dev)")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    # Every page is in the navigation.
+    assert "not included in the" not in done.stderr
+    return folder
+
+
+def text_of(page: Path) -> str:
+    return re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
+
+
+def test_commands_and_public_classes_have_their_reference(site: Path) -> None:
+    commands = text_of(site / "reference" / "cli" / "index.html")
+    assert "isopose homogenize" in commands
+    assert "--track" in commands
+    assert "study-run" not in commands
+    python = text_of(site / "reference" / "python" / "index.html")
+    assert "inverse_transform" in python
+    assert "The model in a folder that isopose fit wrote." in python
+
+
+def test_examples_of_files_are_code_with_a_name_and_links_lead_nowhere_else(site: Path) -> None:
+    formats = (site / "formats" / "index.html").read_text(encoding="utf-8")
+    assert '<span class="filename">model.json</span>' in formats
+    assert "```" not in text_of(site / "formats" / "index.html")
+    for page in site.rglob("*.html"):
+        assert "/src/isopose/" not in " ".join(re.findall(r'href="([^"]*)"', page.read_text(encoding="utf-8")))
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', page.read_text(encoding="utf-8"))
+        assert not [url for url in loaded if url.startswith(("http:", "https:", "//"))], page
