@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test lint fast peers test-peers clean
+.PHONY: setup demo test lint fast docs peers test-peers clean
 
 setup: .venv/.installed
 
@@ -28,6 +28,9 @@ lint: setup
 
 # nnU-Net v2, against which some tests compare, in an environment of its own: it needs torchvision, and with
 # it another build of torch.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 peers: .venv-peers/.installed
 
 .venv-peers/.installed: pyproject.toml

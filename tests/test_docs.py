@@ -27,10 +27,13 @@ from isopose.models.shipped import load_reference
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "isopose"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if "study" not in page.parts),
+]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def prose(page: Path) -> str:
@@ -119,7 +122,7 @@ def test_commands_in_blocks_parse(page: Path) -> None:
         for line in text.replace("\\\n", " ").splitlines():
             if found := re.match(r"\s*(?:\$ )?(?:\S*/)?isopose (.*)", line):
                 name, *rest = shlex.split(found[1], comments=True)
-                command(group, name).make_context(name, rest)
+                command(group, name).make_context(name, [word for word in rest if word != "&"])
 
 
 @each_page

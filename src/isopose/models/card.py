@@ -42,7 +42,7 @@ def _how(model: Model) -> str:
         }[config.pose.start]
         + (", and a network learned what is left of it" if config.pose.learned else ""),
         *(["a crop around what is to be marked"] if config.crop.enabled else []),
-        f"a U-Net of {parameters / 1e6:.1f} million parameters on {size}",
+        f"a U-Net of {parameters:,} parameters on {size}",
     ]
     whole = "Whole volumes" if config.dims == 3 else "Slice by slice"
     return f"{whole}: {'; '.join(steps)}; then back to where the patient lies."
