@@ -4,7 +4,16 @@ import json
 import pytest
 
 from isopose.errors import InputError
-from isopose.files import hash_of, output_folder, read_json, replacing, sha256, write_json, write_text
+from isopose.files import (
+    hash_of,
+    hash_of_source,
+    output_folder,
+    read_json,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -91,3 +100,13 @@ def test_a_folder_for_results_is_made_or_refused_in_one_line(tmp_path):
             output_folder(place)
         assert str(place) in str(error.value)
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_hash_of_a_series_sees_every_file(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).write_text(name)
+    before = hash_of_source(tmp_path)
+    (tmp_path / "a").write_text("other")
+    assert hash_of_source(tmp_path) != before
+    (tmp_path / "a").write_text("a")
+    assert hash_of_source(tmp_path) == before

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopose.errors import InputError
-from isopose.labels import Labels, mirrored_classes
+from isopose.labels import Labels, class_colours, mirrored_classes
 
 values = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.integers(1, 255), min_size=1, max_size=8
@@ -137,3 +137,10 @@ def test_mirrored_twice_is_as_before(organs, data):
 def test_a_side_without_its_one_partner_is_refused(names, told):
     with pytest.raises(InputError, match=told):
         mirrored_classes(names)
+
+
+def test_colours_follow_names_and_differ():
+    assert class_colours(("tumour", "kidney")) == class_colours(("kidney", "tumour"))[::-1]
+    many = class_colours(("kidney", "tumour", "liver", "spleen", "aorta"))
+    assert len(set(many)) == 5
+    assert many[:2] == class_colours(("kidney", "tumour"))

@@ -10,6 +10,9 @@ from isopose.errors import InputError
 
 #: Words of a label's name that tell a side.
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
+_GREEN, _YELLOW = "#3ddc84", "#ffd23f"
+#: Okabe and Ito's colour-blind-safe palette without what is taken above.
+_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,18 @@ def voxels_of(labels: np.ndarray) -> np.ndarray:
     for plane in labels:
         counts += np.bincount(plane.ravel(), minlength=256)
     return counts
+
+
+def class_colours(label_names: Sequence[str]) -> tuple[str, ...]:
+    """A colour per class 1, 2, ...: kidney green and tumour yellow, as in the paper, whatever their order."""
+    others = iter(range(len(label_names)))
+    colours = []
+    for name in label_names:
+        lowered = name.lower()
+        if "tumour" in lowered or "tumor" in lowered:
+            colours.append(_YELLOW)
+        elif "kidney" in lowered and _GREEN not in colours:
+            colours.append(_GREEN)
+        else:
+            colours.append(_OTHERS[next(others) % len(_OTHERS)])
+    return tuple(colours)

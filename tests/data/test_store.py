@@ -16,7 +16,7 @@ from bodies import write_cohort
 from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.preprocess import prepare
-from isopose.data.store import Store, folder_name, hash_of_source, open_store, store_key, write_store
+from isopose.data.store import Store, folder_name, open_store, store_key, write_store
 from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
 from isopose.io.images import read_labels, read_volume, write_image
@@ -269,13 +269,3 @@ def test_any_case_id_is_one_folder_of_its_own() -> None:
         assert "/" not in name
         assert not name.startswith(".")
         assert len(name) <= 120
-
-
-def test_hash_of_a_series_sees_every_file(tmp_path) -> None:
-    for name in ("b", "a"):
-        (tmp_path / name).write_text(name)
-    before = hash_of_source(tmp_path)
-    (tmp_path / "a").write_text("other")
-    assert hash_of_source(tmp_path) != before
-    (tmp_path / "a").write_text("a")
-    assert hash_of_source(tmp_path) == before

@@ -11,11 +11,11 @@ from isopose.inference.figure import (
     WINDOW_HU,
     Steps,
     _figure,
-    class_colours,
     draw_steps,
     steps_png,
     window,
 )
+from isopose.labels import class_colours
 
 NAMES = ("kidney", "tumour")
 GREEN, YELLOW = (np.array(to_rgb(colour)) for colour in class_colours(NAMES))
@@ -202,13 +202,6 @@ def test_window_is_soft_tissue_for_hu_and_the_bulk_of_values_otherwise():
     low, high = window(normal)
     assert (low, high) == (pytest.approx(-2.576, abs=0.05), pytest.approx(2.576, abs=0.05))
     assert window(np.zeros(5)) == (-1.0, 1.0)
-
-
-def test_colours_follow_names_and_differ():
-    assert class_colours(("tumour", "kidney")) == class_colours(("kidney", "tumour"))[::-1]
-    many = class_colours(("kidney", "tumour", "liver", "spleen", "aorta"))
-    assert len(set(many)) == 5
-    assert many[:2] == class_colours(("kidney", "tumour"))
 
 
 def test_nothing_to_draw_is_refused(tmp_path):

@@ -1,6 +1,8 @@
 import json
 import pickle
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from isopose.config import validate_config
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.inference.predict import predict
+from isopose.io.images import write_image
 from isopose.models.folder import Model, for_prediction, load_model, save_model
 
 
@@ -81,6 +84,27 @@ def test_what_predicts_is_a_copy_that_answers_the_same(model):
     after = model.pipeline.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_loading_and_predicting_load_no_more_than_they_need(shared_folder, tmp_path):
+    """Compilers, plots and stores cost each cold prediction seconds and a hundred megabytes."""
+    write_image(scene(slices=3).volume, tmp_path / "scan.nii.gz")
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from isopose.inference.scans import Scan, predict_scans\n"
+        "from isopose.models.folder import load_model\n"
+        "from isopose.progress import Silent\n"
+        "model, scan, out = load_model(Path(sys.argv[1])), Scan('scan', Path(sys.argv[2])), Path(sys.argv[3])\n"
+        "predict_scans(model, [scan], out, probabilities=False, steps=False, reporter=Silent())\n"
+        "print(*sys.modules)\n"
+    )
+    given = [sys.executable, "-c", program, shared_folder, tmp_path / "scan.nii.gz", tmp_path / "out"]
+    done = subprocess.run(list(map(str, given)), capture_output=True, text=True, check=True)
+    assert (tmp_path / "out" / "scan.nii.gz").exists()
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"torch._dynamo", "sympy", "matplotlib", "blosc2", "lightning_fabric", "monai"}
 
 
 def test_saving_again_gives_the_same_bytes(shared_folder, tmp_path):

@@ -26,7 +26,7 @@ from isopose.data.preprocess import prepare
 from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, damaged_file, read_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
-from isopose.files import hash_of, read_json, replacing, sha256, write_json
+from isopose.files import hash_of, hash_of_source, read_json, replacing, sha256, write_json
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels
@@ -217,18 +217,6 @@ def _compressed(array: np.ndarray) -> bytes:
     cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1, "filters": [blosc2.Filter.SHUFFLE]}
     packed = blosc2.asarray(np.ascontiguousarray(array), chunks=one, blocks=one, cparams=cparams)
     return packed.to_cframe()
-
-
-def hash_of_source(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files in a folder (a DICOM series)."""
-    path = Path(path)
-    try:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
-        return sha256(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
 
 
 def _remove_leftovers(root: Path, names: set[str]) -> None:

@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 from isopose import __version__
 from isopose.config import HomogenizeConfig
-from isopose.data.store import hash_of_source
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.files import hash_of, output_folder, read_json, write_json, write_text
+from isopose.files import hash_of, hash_of_source, output_folder, read_json, write_json, write_text
 from isopose.homogenize.homogeniser import Homogeniser, open_homogeniser
 from isopose.homogenize.record import (
     FOLDER,

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch, Polygon
 from PIL import Image
 
 from isopose.files import replacing
+from isopose.labels import class_colours
 
 #: Soft-tissue window for images in HU.
 WINDOW_HU = (-160.0, 240.0)
@@ -25,9 +26,6 @@ LARGEST_PICTURE = 400_000
 
 _BACKGROUND, _INK, _QUIET, _WARNING = "#101418", "#f2f4f6", "#a9b4be", "#ffc14d"
 _FRAME, _REFERENCE, _CROP, _TRUTH = "#56b4e9", "#ff8fc7", "#ff7f50", "#ffffff"
-_GREEN, _YELLOW = "#3ddc84", "#ffd23f"
-#: Okabe and Ito's colour-blind-safe palette without what is taken above.
-_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
 
 _CELL_INCHES = 2.3
 _TEXT_INCHES = 1.9
@@ -109,21 +107,6 @@ def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | No
         if len(png) <= LARGEST_PICTURE:
             break
     return png
-
-
-def class_colours(label_names: Sequence[str]) -> tuple[str, ...]:
-    """A colour per class 1, 2, ...: kidney green and tumour yellow, as in the paper, whatever their order."""
-    others = iter(range(len(label_names)))
-    colours = []
-    for name in label_names:
-        lowered = name.lower()
-        if "tumour" in lowered or "tumor" in lowered:
-            colours.append(_YELLOW)
-        elif "kidney" in lowered and _GREEN not in colours:
-            colours.append(_GREEN)
-        else:
-            colours.append(_OTHERS[next(others) % len(_OTHERS)])
-    return tuple(colours)
 
 
 def window(image: np.ndarray) -> tuple[float, float]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import hash_of, replacing
 from isopose.geometry.volume import Volume
-from isopose.inference.figure import class_colours
 from isopose.io.images import ending, write_labels
-from isopose.labels import Labels
+from isopose.labels import Labels, class_colours
 
 #: Format to the ending of its files; all but the first refer to a DICOM series.
 FORMATS = {

@@ -12,15 +12,13 @@ import numpy as np
 
 from isopose import __version__
 from isopose.data.preprocess import Prepared
-from isopose.data.store import hash_of_source
 from isopose.devices import choose_precision
 from isopose.errors import InputError
-from isopose.files import hash_of, output_folder, read_json, write_json
+from isopose.files import hash_of, hash_of_source, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
 from isopose.inference.formats import FORMATS, NIFTI, check_source, result_files, write_results
 from isopose.inference.predict import Prediction, predict
-from isopose.inference.steps import write_steps
 from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.archive import is_archive
 from isopose.io.dicom import is_dicomdir
@@ -217,6 +215,9 @@ def _predict_scan(
             write_image(volume.with_array(values), path)
     for path in pictures:
         assert isinstance(prediction, Prediction), "refused by predict_scans"
+        # Drawing takes a quarter of a second to load.
+        from isopose.inference.steps import write_steps
+
         write_steps(model, volume, prediction, path)
     write_json(manifest, record)
     return record

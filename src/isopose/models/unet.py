@@ -85,7 +85,9 @@ class UNet(nn.Module):
             }
         )
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d):
+            kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d
+            # Nothing is drawn without memory: PyTorch would load its compiler, a second and 80 MB, for it.
+            if isinstance(module, kinds) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, a=1e-2)
 
     def freeze(self, parts: str) -> None:
