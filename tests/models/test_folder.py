@@ -95,8 +95,9 @@ def test_loading_and_predicting_load_no_more_than_they_need(shared_folder, tmp_p
         "from isopose.inference.scans import Scan, predict_scans\n"
         "from isopose.models.folder import load_model\n"
         "from isopose.progress import Silent\n"
-        "model, scan, out = load_model(Path(sys.argv[1])), Scan('scan', Path(sys.argv[2])), Path(sys.argv[3])\n"
-        "predict_scans(model, [scan], out, probabilities=False, steps=False, reporter=Silent())\n"
+        "model, scan, out = map(Path, sys.argv[1:])\n"
+        "given = load_model(model), [Scan('scan', scan)], out\n"
+        "predict_scans(*given, probabilities=False, steps=False, reporter=Silent())\n"
         "print(*sys.modules)\n"
     )
     given = [sys.executable, "-c", program, shared_folder, tmp_path / "scan.nii.gz", tmp_path / "out"]
