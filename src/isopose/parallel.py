@@ -1,11 +1,13 @@
 """The same work for many things, in this process or in several, with the same results in the same order."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 import SimpleITK as sitk
@@ -38,7 +40,7 @@ def in_order(
 
     Raises:
         InputError: from ``work``, naming the item.
-        IsoposeError: an item failed for another reason, or its process died.
+        IsoposeError: the disk or the memory failed an item, or its process died.
     """
     if workers <= 0:
         for done, item in enumerate(items, start=1):
@@ -48,8 +50,7 @@ def in_order(
                 progress(done, len(items))
             yield result
         return
-    # Spawned, not forked: torch's and SimpleITK's threads do not survive a fork.
-    pool = ProcessPoolExecutor(min(workers, max(1, len(items))), get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(min(workers, max(1, len(items))), _context(), _start_worker)
     try:
         futures = [pool.submit(work, item) for item in items]
         for done, (item, future) in enumerate(zip(items, futures, strict=True), start=1):
@@ -60,6 +61,19 @@ def in_order(
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    """How workers begin: not as forks of this process, for torch's and SimpleITK's threads do not survive that.
+
+    On Linux they are forks of a process that has loaded what all need, so that loading it, which takes
+    seconds, is waited for once. It has no threads but OpenBLAS's, which end themselves before a fork.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["isopose.data.preprocess"])
+    return context
 
 
 def _start_worker() -> None:
