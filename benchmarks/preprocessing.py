@@ -2,16 +2,18 @@
 
     python benchmarks/preprocessing.py --output /tmp/preprocessing [--sizes 128 256 512] [--processes 2]
 
-Needs nnU-Net (make peers). From files to what training reads, each ROUNDS times in turn, nothing kept in
-between: isopose's fingerprint and store; nnU-Net's fingerprint, plans and 2D preprocessing. The table goes to
-stdout and to OUTPUT/preprocessing.md.
+Needs nnU-Net (make peers). From files to what training reads, each ROUNDS times in turn, in a process of
+its own that has its libraries loaded and no workers yet, nothing kept between: isopose's fingerprint and store;
+nnU-Net's fingerprint, plans and 2D preprocessing. The table goes to stdout and to OUTPUT/preprocessing.md.
 """
 
 import argparse
 import contextlib
+import importlib
 import io
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +24,7 @@ from isopose.data.fingerprint import fingerprint_of
 from isopose.data.phantom import write_cohort
 from isopose.data.store import write_store
 from isopose.files import write_text
-from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.datasets import open_dataset
 from isopose.study import nnunet
 from isopose.study.arms import Peer
 
@@ -35,7 +37,11 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=40)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", choices=SIDES, help="one round of one side, here, in the folder OUTPUT")
     given = parser.parse_args()
+    if given.one:
+        print(SIDES[given.one](given.output, given.sizes[0], given.processes))
+        return
     lines = [f"{given.cases} phantoms of {given.slices} slices, {given.processes} processes", ""]
     lines += ["| pixels | isopose, s | nnU-Net, s | times | stored: isopose, MB | nnU-Net, MB |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
@@ -52,11 +58,10 @@ def row(root: Path, size: int, given: argparse.Namespace) -> str:
         root / "cohort", cases=given.cases, slices=given.slices, size=size, seed=6, test_fraction=0,
         workers=given.processes,
     )  # fmt: skip
-    dataset = open_dataset(root / "cohort")
     ours_s, theirs_s, sizes = [], [], (0.0, 0.0)
     for number in range(given.rounds):
-        ours_s.append(ours(root / "ours", dataset, size, given.processes))
-        theirs_s.append(theirs(root / "theirs", dataset, given.processes))
+        ours_s.append(alone("ours", root, size, given.processes))
+        theirs_s.append(alone("theirs", root, size, given.processes))
         sizes = megabytes(root / "ours"), megabytes(root / "theirs" / "preprocessed")
         for folder in ("ours", "theirs"):
             shutil.rmtree(root / folder)
@@ -66,21 +71,36 @@ def row(root: Path, size: int, given: argparse.Namespace) -> str:
     return f"| {size} | {a:.2f} | {b:.2f} | {b / a:.1f} | {sizes[0]:.0f} | {sizes[1]:.0f} |"
 
 
-def ours(folder: Path, dataset: Dataset, size: int, processes: int) -> float:
+def alone(side: str, root: Path, size: int, processes: int) -> float:
+    """Seconds of one round in a process of its own."""
+    given = ["--one", side, "--output", str(root), "--sizes", str(size), "--processes", str(processes)]
+    done = subprocess.run([sys.executable, __file__, *given], capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def ours(root: Path, size: int, processes: int) -> float:
+    dataset = open_dataset(root / "cohort")
     config = load_config(settings=[f"data.size={size}"]).data
     started = time.perf_counter()
     fingerprint = fingerprint_of(dataset.cases, dataset.labels, config, workers=processes)
-    write_store(folder, dataset.cases, fingerprint, dataset.labels, config, workers=processes)
+    write_store(root / "ours", dataset.cases, fingerprint, dataset.labels, config, workers=processes)
     return time.perf_counter() - started
 
 
-def theirs(folder: Path, dataset: Dataset, processes: int) -> float:
+def theirs(root: Path, _size: int, processes: int) -> float:
+    folder, dataset = root / "theirs", open_dataset(root / "cohort")
     nnunet._environment(folder / "run", folder)
     nnunet._raw(folder / "raw" / nnunet.NAME, dataset)
+    # Loaded before, as isopose's own libraries are.
+    importlib.import_module("nnunetv2.experiment_planning.plan_and_preprocess_api")
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         nnunet._planned(folder, dataset, Peer(), processes)
     return time.perf_counter() - started
+
+
+#: Each gives the seconds of one round.
+SIDES = {"ours": ours, "theirs": theirs}
 
 
 def megabytes(folder: Path) -> float:

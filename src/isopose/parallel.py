@@ -64,7 +64,7 @@ def in_order(
 
 
 def _context() -> BaseContext:
-    """How workers begin: not as forks of this process, for torch's and SimpleITK's threads do not survive that.
+    """How workers begin: not as forks of this process, for the threads of its libraries do not survive that.
 
     On Linux they are forks of a process that has loaded what all need, so that loading it, which takes
     seconds, is waited for once. It has no threads but OpenBLAS's, which end themselves before a fork.
