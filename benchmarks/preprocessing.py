@@ -3,7 +3,7 @@
     python benchmarks/preprocessing.py --output /tmp/preprocessing [--sizes 128 256 512] [--processes 2]
 
 Needs nnU-Net (make peers). From files to what training reads, each ROUNDS times in turn, in a process of
-its own that has its libraries loaded and no workers yet, nothing kept between: isopose's fingerprint and store;
+its own that has its libraries loaded and no workers yet, with nothing kept: isopose's fingerprint and store;
 nnU-Net's fingerprint, plans and 2D preprocessing. The table goes to stdout and to OUTPUT/preprocessing.md.
 """
 
