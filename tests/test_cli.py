@@ -132,6 +132,7 @@ def test_help_imports_nothing_heavy():
         (("homogenize", "{data}", "{tmp}/o", "--per", "patient"), "homogenize: per: "),
         (("homogenize", "{data}", "{tmp}/o", "--size", "9"), "homogenize: size: "),
         (("homogenize", "{data}", "{tmp}/o", "--model", "{tmp}/m"), "no model.json"),
+        (("homogenize", "{data}", "{tmp}/o", "--crop"), "name the model (--model)"),
         (("homogenize", "{data}", "{tmp}/o", "--model", "{model}"), "how large its reference is"),
         (("homogenize", "{data}/imagesTs", "{tmp}/o", "--label", "kidney=1"), "scans without labels"),
         (

@@ -299,6 +299,9 @@ def homogenize(
     size: Annotated[
         int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")
     ] = None,
+    crop: Annotated[
+        bool, typer.Option("--crop", help="with --model: only the square that it crops, one for a scan")
+    ] = False,
     label: Label = None,
     workers: Workers = 0,
     as_json: AsJson = False,
@@ -309,7 +312,7 @@ def homogenize(
     from isopose.homogenize.dataset import open_input
     from isopose.progress import Terminal
 
-    config = homogenize_config(per=per, size=size)
+    config = homogenize_config(per=per, size=size, crop=crop)
     opened = open_input(dataset, _labels(label))
     outcomes = run(opened, output, config, model=model, workers=workers, reporter=Terminal())
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
@@ -322,10 +325,11 @@ def homogenize(
         )
     elif records:
         training = sum(record.part == "Tr" for record in records)
-        grid = records[0].transform.grid
+        grid, sizes = records[0].transform.grid, sorted({record.transform.grid.size for record in records})
+        side = f"{sizes[0]} to {sizes[-1]}" if crop else str(grid.usual)
         typer.echo(
             f"{output}  {training} cases for training, {len(records) - training} for testing, "
-            f"{grid.usual} x {grid.usual} pixels of {grid.pixel_mm:.3f} mm"
+            f"{side} x {side} pixels of {grid.pixel_mm:.3f} mm"
         )
     _fail_if(outcome.problem for outcome in outcomes)
 

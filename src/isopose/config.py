@@ -224,6 +224,7 @@ class HomogenizeConfig(Section):
         "volume", description="as pose.per; with volume a scan keeps its own shape along z"
     )
     size: int = Field(384, ge=64, le=1024, description="pixels along a side of the reference's frame")
+    crop: bool = Field(False, description="only the square that the model's STN2 crops, one for a scan")
 
 
 class Config(Section):

@@ -108,7 +108,7 @@ def test_wrong_use_is_told(cohort, tmp_path):
         Homogenizer(tmp_path / "nothing")
     with pytest.raises(InputError):
         Homogenizer(per="patient")
-    assert homogenizer.get_params() == {"model": None, "per": "volume", "size": 384}
+    assert homogenizer.get_params() == {"model": None, "per": "volume", "size": 384, "crop": False}
 
 
 def test_the_package_offers_it_without_loading_it():

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,19 @@ import pytest
 import SimpleITK as sitk
 from patients import patient, write_dataset
 
-from bright import dice, scene
+from bright import bright_model, dice, scene
 from isopose.config import HomogenizeConfig, homogenize_config
 from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
 from isopose.homogenize import dataset as module
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.record import is_whole, read_record, record_path
+from isopose.homogenize.restore import restore
 from isopose.io.check import check_dataset
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.models.folder import save_model
+from isopose.models.shipped import load_shipped
 from isopose.progress import Silent
 
 SMALL = HomogenizeConfig(size=96)
@@ -371,3 +375,33 @@ def test_settings_out_of_range_are_refused(values, words) -> None:
     with pytest.raises(InputError, match=words):
         homogenize_config(**values)
     assert homogenize_config(per=None, size=None) == HomogenizeConfig()
+
+
+def test_crops_of_a_model_are_a_dataset_that_comes_back(tmp_path) -> None:
+    model = bright_model(
+        {"pose": {"start": "anatomy", "learned": False, "per": "smooth"}, "crop": {"learned": False}},
+        crop_start=(-0.75, -0.6, 0.7, 0.85),
+        real_unet=True,
+    )
+    load_shipped(model.pipeline.pose.roll)
+    save_model(tmp_path / "model", replace(model, info=model.info | {"reference": {"area_cm2": 226.2}}))
+    write_dataset(tmp_path / "data", {"a": "Tr", "b": "Ts"})
+    config = HomogenizeConfig(size=256, crop=True)
+    given = {"model": tmp_path / "model", "reporter": Silent()}
+    outcomes = homogenize(open_dataset(tmp_path / "data"), tmp_path / "out", config, **given)
+    assert [outcome.problem for outcome in outcomes] == [None, None]
+    head = json.loads((tmp_path / "out" / "homogenize.json").read_text())
+    assert (head["crop"], head["cases"]) == (True, ["a", "b"])
+    for case, part in (("a", "Tr"), ("b", "Ts")):
+        image = read_volume(tmp_path / "out" / f"images{part}" / f"{case}_0000.nii.gz")
+        size = read_record(record_path(tmp_path / "out", case)).transform.grid.size
+        assert image.array.shape[1:] == (size, size) < (256, 256)
+        restore(tmp_path / "out" / f"labels{part}", tmp_path / "out", tmp_path / "back", reporter=Silent())
+        back = read_labels(tmp_path / "back" / f"{case}.nii.gz")
+        truth = read_labels(tmp_path / "data" / f"labels{part}" / f"{case}.nii.gz")
+        assert back.same_grid(truth)
+        for value in (1, 7):
+            assert dice(back.array == value, truth.array == value) > 0.98
+    # Whole and cropped do not mix in one folder.
+    with pytest.raises(InputError, match="with another model, settings or labels"):
+        homogenize(open_dataset(tmp_path / "data"), tmp_path / "out", HomogenizeConfig(size=256), **given)

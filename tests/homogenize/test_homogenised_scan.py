@@ -14,8 +14,8 @@ from isopose.data.preprocess import warped_labels
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
-from isopose.homogenize.homogeniser import homogeniser_of
-from isopose.homogenize.scan import homogenise, reach
+from isopose.homogenize.homogeniser import homogeniser_of, open_homogeniser
+from isopose.homogenize.scan import box_of, homogenise
 from isopose.homogenize.warping import AIR_HU
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
@@ -209,14 +209,66 @@ def test_a_slice_far_larger_than_the_others_gets_a_larger_grid_and_loses_nothing
     assert homogenise(homogeniser("smooth"), volume).transform.grid.size < grid.size
 
 
-def test_reach_is_that_of_outer_corners() -> None:
+def test_a_box_is_that_of_outer_corners() -> None:
     mask = np.zeros((2, 10, 20), bool)
     mask[0, 4:6, 8:15] = True
     identity = torch.eye(3).expand(2, 3, 3)
-    assert reach(mask, identity) == pytest.approx(0.5)
+    assert box_of(mask, identity) == pytest.approx([-0.2, -0.2, 0.5, 0.2])
     quarter = torch.tensor([[0.0, -1.0, 0.7], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).expand(2, 3, 3)
-    assert reach(mask, quarter) == pytest.approx(0.9)
-    assert reach(np.zeros_like(mask), identity) == 0.0
+    assert box_of(mask, quarter) == pytest.approx([0.5, -0.2, 0.9, 0.5])
+    assert box_of(np.zeros_like(mask), identity) is None
+
+
+def cropping(**changes):
+    """A model that crops a part of the frame off its middle, with its crop and without."""
+    model = bright_model(
+        {"pose": {"learned": False}, "crop": {"learned": False}, **changes},
+        crop_start=(-0.55, -0.3, 0.25, 0.5),
+    )
+    model = replace(model, info={**model.info, "reference": {"area_cm2": 226.2}})
+    return [homogeniser_of(model, HomogenizeConfig(size=128, crop=crop)) for crop in (True, False)]
+
+
+def test_a_crop_is_cut_from_the_whole_pixel_by_pixel() -> None:
+    here = scene(roll=math.radians(20), scale=0.8)
+    crop, whole = (homogenise(one, here.volume) for one in cropping())
+    grid = crop.transform.grid
+    # Of 128 pixels those from -0.55 to 0.25 and from -0.3 to 0.5, to the outside: 52 and 52.
+    assert (grid.size, grid.usual) == (52, 128)
+    x, y = (round((part + 1) * 64 - 26) for part in grid.middle)
+    assert (x, y) == (28, 44)
+    difference = crop.image.array - whole.image.array[:, y : y + 52, x : x + 52].astype(int)
+    assert np.abs(difference).max() <= 1
+    # Each pixel is where it was in the whole.
+    np.testing.assert_allclose(
+        crop.image.world_from_index @ [0, 0, 0, 1], whole.image.world_from_index @ [x, y, 0, 1]
+    )
+    assert crop.image.spacing == pytest.approx(whole.image.spacing)
+
+
+def test_answers_in_a_crop_come_back_and_the_rest_is_background() -> None:
+    here = scene(roll=math.radians(-35), scale=0.9)
+    marked = here.volume.with_array((here.truth > 0).astype(np.uint8))
+    crop, whole = (homogenise(one, here.volume, marked) for one in cropping())
+    assert crop.transform.grid.size < whole.transform.grid.size
+    assert dice(back(crop, 2) == 1, here.truth > 0) > 0.95
+    assert dice(back(crop, 2), back(whole, 2)) > 0.99
+
+
+def test_a_crop_grows_so_that_nothing_labelled_is_cut() -> None:
+    here = scene(scale=0.8)
+    everything = here.volume.with_array((here.volume.array > -250).astype(np.uint8))
+    crop, whole = (homogenise(one, here.volume, everything) for one in cropping())
+    assert crop.labels.array.sum() == whole.labels.array.sum()
+    assert homogenise(cropping()[0], here.volume).transform.grid.size < crop.transform.grid.size
+
+
+def test_a_crop_needs_a_model_that_crops() -> None:
+    model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+    with pytest.raises(InputError, match=r"the model crops nothing \(crop.enabled=false\)"):
+        homogeniser_of(model, HomogenizeConfig(crop=True))
+    with pytest.raises(InputError, match="name the model"):
+        open_homogeniser(None, HomogenizeConfig(crop=True))
 
 
 def test_a_mirrored_scan_is_told() -> None:

@@ -52,9 +52,10 @@ class Homogenizer:
         model: folder of a trained model whose poses and reference are taken; none: the package's.
         per: one pose for a ``volume``, ``smooth`` along it, or each ``slice``'s own.
         size: pixels along a side of the reference's frame.
+        crop: only the square that the model crops, one for a scan.
 
     Raises:
-        InputError: no such model, or settings out of bounds.
+        InputError: no such model, settings out of bounds, or a crop without a model that has one.
 
     Example:
         >>> homogenizer = Homogenizer(size=256)
@@ -63,16 +64,18 @@ class Homogenizer:
         >>> homogenizer.inverse_transform(answer, upright)  # doctest: +SKIP
     """
 
-    def __init__(self, model: Path | str | None = None, *, per: str = "volume", size: int = 384) -> None:
-        self.model, self.per, self.size = model, per, size
+    def __init__(
+        self, model: Path | str | None = None, *, per: str = "volume", size: int = 384, crop: bool = False
+    ) -> None:
+        self.model, self.per, self.size, self.crop = model, per, size, crop
         self._homogeniser: Homogeniser = open_homogeniser(
-            None if model is None else Path(model), homogenize_config(per=per, size=size)
+            None if model is None else Path(model), homogenize_config(per=per, size=size, crop=crop)
         )
         #: The reference that :meth:`fit` chose; none before.
         self.reference_: Reference | None = None
 
     def __repr__(self) -> str:
-        return f"Homogenizer(model={self.model!r}, per={self.per!r}, size={self.size})"
+        return f"Homogenizer(model={self.model!r}, per={self.per!r}, size={self.size}, crop={self.crop})"
 
     @property
     def pixel_mm(self) -> float:
@@ -81,7 +84,7 @@ class Homogenizer:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  as scikit-learn has it
         """The constructor's arguments."""
-        return {"model": self.model, "per": self.per, "size": self.size}
+        return {"model": self.model, "per": self.per, "size": self.size, "crop": self.crop}
 
     def fit(self, images: Iterable[Image], y: object = None) -> Self:  # noqa: ARG002  as scikit-learn has it
         """Choose the reference among patients: one of median size, upright and symmetric in its middle slice.

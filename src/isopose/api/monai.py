@@ -37,13 +37,16 @@ class ReferencePose(InvertibleTransform):
         model: folder of a trained model whose poses and reference are taken; none: the package's.
         per: one pose for a ``volume``, ``smooth`` along it, or each ``slice``'s own.
         size: pixels along a side of the reference's frame.
+        crop: only the square that the model crops, one for a scan.
 
     Raises:
-        InputError: no such model, or settings out of bounds.
+        InputError: no such model, settings out of bounds, or a crop without a model that has one.
     """
 
-    def __init__(self, model: Path | str | None = None, *, per: str = "volume", size: int = 384) -> None:
-        self.homogenizer = Homogenizer(model, per=per, size=size)
+    def __init__(
+        self, model: Path | str | None = None, *, per: str = "volume", size: int = 384, crop: bool = False
+    ) -> None:
+        self.homogenizer = Homogenizer(model, per=per, size=size, crop=crop)
 
     def __call__(self, data: torch.Tensor) -> torch.Tensor:
         """A ``MetaTensor`` ``(1, x, y, z)`` in HU, float32 and upright.
@@ -92,9 +95,10 @@ class ReferencePosed(MapTransform, InvertibleTransform):
     Args:
         keys: the image's, and those of label maps on its grid.
         image_key: which of them is the image.
-        model: see :class:`ReferencePose`, as ``per`` and ``size``.
+        model: see :class:`ReferencePose`, as ``per``, ``size`` and ``crop``.
         per: see there.
         size: see there.
+        crop: see there.
         allow_missing_keys: whether label maps may be missing.
 
     Raises:
@@ -109,13 +113,14 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         *,
         per: str = "volume",
         size: int = 384,
+        crop: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         if image_key not in self.keys:
             raise InputError(f"ReferencePosed: expected image_key among {self.keys}, got {image_key!r}")
         self.image_key = image_key
-        self.pose = ReferencePose(model, per=per, size=size)
+        self.pose = ReferencePose(model, per=per, size=size, crop=crop)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The dictionary with its image and label maps upright and in one size."""

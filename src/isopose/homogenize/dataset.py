@@ -159,6 +159,7 @@ def _head(dataset: Dataset, job: _Job, homogeniser: Homogeniser) -> dict[str, An
         "versions": versions(),
         "settings_sha256": job.settings_sha256,
         "per": job.config.per,
+        "crop": job.config.crop,
         "poses_from": homogeniser.origin,
         "poses_sha256": homogeniser.sha256,
         "reference": {

@@ -25,6 +25,7 @@ class Homogeniser:
     Args:
         transformer: finds poses; its configuration says whether slices share one.
         joint: a model's networks where one of them goes on from those poses (``stn=joint``), else none.
+        crop: a model's networks whose crop is cut, else none.
         scale: of the values that it sees.
         fov_mm: side of the square that it sees, where the body fits into that; none: each body's own.
         data: how a scan becomes what it sees.
@@ -37,6 +38,7 @@ class Homogeniser:
 
     transformer: PoseTransformer
     joint: Pipeline | None
+    crop: Pipeline | None
     scale: Scale
     fov_mm: float | None
     data: DataConfig
@@ -56,8 +58,10 @@ def open_homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogenise
     """The shipped network and reference, or those of a model folder.
 
     Raises:
-        InputError: no such model, or one that estimates no pose.
+        InputError: no such model, or one that estimates no pose, or no crop where that is asked for.
     """
+    if config.crop and model is None:
+        raise InputError("--crop: what is cropped is what a model's STN2 found; name the model (--model)")
     if model is None:
         return shipped_homogeniser(config)
     return homogeniser_of(load_model(model), config)
@@ -76,6 +80,7 @@ def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
     return Homogeniser(
         transformer,
         None,
+        None,
         window,
         None,
         data,
@@ -91,19 +96,21 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
     """A model's pose part, reference and fingerprint; the model stays as it is.
 
     Raises:
-        InputError: the model takes every slice as it lies, so it has no pose to bring a scan to.
+        InputError: the model takes every slice as it lies, so it has no pose to bring a scan to; or its crop
+            is asked for and it has none.
     """
+    if config.crop and not model.config.crop.enabled:
+        raise InputError("--crop: the model crops nothing (crop.enabled=false); leave --crop out")
     if not model.config.pose_estimated:
         raise InputError(
             "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
             "would be homogenised; leave --model out, or name one that estimates poses"
         )
     pose = model.config.pose.model_copy(update={"per": config.per})
-    transformer, joint = copy.copy(model.pipeline.pose), None
+    transformer = copy.copy(model.pipeline.pose)
     transformer.config = pose
-    if model.pipeline.joint is not None:
-        joint = copy.copy(model.pipeline)
-        joint.config = model.config.model_copy(update={"pose": pose})
+    networks = copy.copy(model.pipeline)
+    networks.config = model.config.model_copy(update={"pose": pose})
     mask = transformer.reference_mask
     area_cm2 = model.info.get("reference", {}).get("area_cm2")
     if not isinstance(area_cm2, int | float) or area_cm2 <= 0:
@@ -120,7 +127,8 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
     ]
     return Homogeniser(
         transformer,
-        joint,
+        networks if networks.joint is not None else None,
+        networks if config.crop else None,
         model.fingerprint.intensity,
         usual_fov(model.fingerprint, model.config.data),
         model.config.data,

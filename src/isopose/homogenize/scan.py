@@ -55,15 +55,17 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
     records = PoseRecords.empty(len(prepared.image))
     batches = batches_of(prepared, settings.batch_size)
     find_poses(transformer, prepared, batches, settings, records)
-    if homogeniser.joint is not None and batches:
-        find_crops(homogeniser.joint, prepared, batches, records)
+    networks, crop = homogeniser.crop or homogeniser.joint, None
+    if networks is not None and batches:
+        theta2 = find_crops(networks, prepared, batches, records)
+        crop = _box_of(theta2) if homogeniser.crop is not None else None
     if records.shown.any():
         # Slices without a body have no pose of their own; they stay beside their neighbours.
         records.pose[~records.shown] = records.common_pose()
     else:
         records.pose[:] = 0.0
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
-    transform, warnings = _transform(homogeniser, prepared, records, marked)
+    transform, warnings = _transform(homogeniser, prepared, records, marked, crop)
     image, labels = homogenised_image(volume, transform), None
     if classes is not None:
         labels = homogenised_labels(classes, transform)
@@ -81,11 +83,16 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
 
 
 def _transform(
-    homogeniser: Homogeniser, prepared: Prepared, records: PoseRecords, marked: np.ndarray | None
+    homogeniser: Homogeniser,
+    prepared: Prepared,
+    records: PoseRecords,
+    marked: np.ndarray | None,
+    crop: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
-    """The transform of a scan whose poses are known, its grid large enough for the body and all labels."""
+    """The transform of a scan whose poses are known; its grid holds the body, or the crop, and all labels."""
+    usual = homogeniser.size
 
-    def on(size: int) -> Transform:
+    def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
         return Transform(
             shape=prepared.native_shape,
             world_from_index=_rows(prepared.native_world_from_index),
@@ -93,42 +100,65 @@ def _transform(
             flips=prepared.reorientation.flips,
             frame=prepared.frame,
             grid=Grid(
-                homogeniser.size,
+                usual,
                 size,
                 homogeniser.pixel_mm,
                 prepared.spacing[2],
                 float(prepared.world_from_index[2, 3]),
+                middle,
             ),
             poses=tuple(_five(pose) for pose in records.pose.tolist()),
         )
 
-    usual = homogeniser.size
-    theta1 = matrix_from_pose(torch.from_numpy(records.pose))
-    needed = reach(prepared.mask, invert(theta1))
+    if crop is None:
+        needed = _joined(box_of(prepared.mask, invert(matrix_from_pose(torch.from_numpy(records.pose)))))
+    else:
+        needed = crop
     if marked is not None:
-        needed = max(needed, reach(marked > 0, invert(on(usual).slice_from_grid)))
-    if needed <= 1.0:
-        return on(usual), ()
-    # By as many pixels on either side, so that the middle stays where it is.
-    size = usual + 2 * int(np.ceil((min(needed, LARGEST) - 1.0) * usual / 2.0))
+        needed = _joined(needed, box_of(marked > 0, invert(on(usual).slice_from_grid)))
     warnings: tuple[str, ...] = ()
-    if needed > LARGEST:
+    farthest = float(np.abs(needed).max())
+    if farthest > LARGEST:
         warnings = (
-            f"body or labels reach {needed:.1f} times as far as the reference's frame, and are cut at "
+            f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
             f"{LARGEST:.0f}; is the pose right?",
         )
-    return on(size), warnings
+    if crop is not None:
+        return on(*_square(needed.clip(-LARGEST, LARGEST), usual)), warnings
+    # By as many pixels on either side, so that the middle stays where it is.
+    more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
+    return on(usual + 2 * more), warnings
 
 
-def reach(mask: np.ndarray, target_from_image: Tensor) -> float:
-    """How far marked pixels reach from the middle of a target, in its half sides; 0 where none is marked.
+def _box_of(theta2: Tensor) -> np.ndarray:
+    """``(x0, y0, x1, y1)`` in the reference's frame that holds the crops ``(N, 3, 3)`` of all slices."""
+    half, middle = theta2[:, [0, 1], [0, 1]].abs(), theta2[:, :2, 2]
+    return torch.cat([(middle - half).amin(dim=0), (middle + half).amax(dim=0)]).cpu().double().numpy()
+
+
+def _joined(*boxes: np.ndarray | None) -> np.ndarray:
+    """The box that holds some boxes ``(x0, y0, x1, y1)``; the middle where there are none."""
+    stack = np.stack([box for box in boxes if box is not None] or [np.zeros(4)])
+    return np.concatenate([stack[:, :2].min(axis=0), stack[:, 2:].max(axis=0)])
+
+
+def _square(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
+    """Side in pixels and middle of a square of whole pixels of the reference's frame that holds a box."""
+    first = np.floor((box[:2] + 1.0) / 2.0 * usual)
+    size = int(max(1.0, (np.ceil((box[2:] + 1.0) / 2.0 * usual) - first).max()))
+    x, y = (2.0 * first + size) / usual - 1.0
+    return size, (float(x), float(y))
+
+
+def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
+    """``(x0, y0, x1, y1)`` of what is marked, in normalised coordinates of a target; none where nothing is.
 
     Args:
         mask: ``(z, h, w)``.
         target_from_image: ``(z, 3, 3)`` between normalised coordinates.
     """
     height, width = mask.shape[1:]
-    farthest = 0.0
+    boxes = []
     for inside, matrix in zip(mask, target_from_image.double().numpy(), strict=True):
         rows = np.flatnonzero(inside.any(axis=1))
         if not len(rows):
@@ -139,8 +169,9 @@ def reach(mask: np.ndarray, target_from_image: Tensor) -> float:
         x = np.concatenate([first, last, first, last])
         y = np.concatenate([rows, rows, rows + 1, rows + 1])
         points = np.stack([2.0 * x / width - 1.0, 2.0 * y / height - 1.0, np.ones(len(x))])
-        farthest = max(farthest, float(np.abs((matrix @ points)[:2]).max()))
-    return farthest
+        seen = (matrix @ points)[:2]
+        boxes.append(np.concatenate([seen.min(axis=1), seen.max(axis=1)]))
+    return _joined(*boxes) if boxes else None
 
 
 def _rows(matrix: np.ndarray) -> tuple[Row, Row, Row, Row]:

@@ -33,6 +33,7 @@ class Grid:
         pixel_mm: side of a pixel in the reference's millimetres.
         slice_mm: distance of the slices, the scan's own.
         first_mm: z of the first slice, the scan's own.
+        middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
     """
 
     usual: Size
@@ -40,21 +41,22 @@ class Grid:
     pixel_mm: Millimetres
     slice_mm: Millimetres
     first_mm: float
+    middle: tuple[float, float] = (0.0, 0.0)
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
     def world_from_index(self) -> np.ndarray:
         """``(4, 4)`` from ``(x, y, z)`` indices to LPS millimetres."""
         matrix = np.diag([self.pixel_mm, self.pixel_mm, self.slice_mm, 1.0])
-        edge = -0.5 * (self.size - 1) * self.pixel_mm
-        matrix[:3, 3] = (edge, edge, self.first_mm)
+        edges = [0.5 * (part * self.usual - self.size + 1) * self.pixel_mm for part in self.middle]
+        matrix[:3, 3] = (*edges, self.first_mm)
         return matrix
 
     @property
     def homogenised_from_grid(self) -> Tensor:
         """``(3, 3)`` from normalised coordinates of this grid to those of the reference's frame."""
-        part = self.size / self.usual
-        return torch.diag(torch.tensor([part, part, 1.0]))
+        part, (x, y) = self.size / self.usual, self.middle
+        return torch.tensor([[part, 0.0, x], [0.0, part, y], [0.0, 0.0, 1.0]])
 
 
 @dataclass(frozen=True)
