@@ -294,7 +294,10 @@ def homogenize(
     ] = None,
     per: Annotated[
         str | None,
-        typer.Option(help="one pose per volume (the default), smooth along it, or its own per slice"),
+        typer.Option(
+            help="one pose per volume (the default), smooth along it, its own per slice, or tilted: one per "
+            "volume in three dimensions"
+        ),
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")

@@ -220,8 +220,10 @@ class PredictConfig(Section):
 class HomogenizeConfig(Section):
     """What ``isopose homogenize`` writes; given on its command line, no part of a model."""
 
-    per: Literal["volume", "smooth", "slice"] = Field(
-        "volume", description="as pose.per; with volume a scan keeps its own shape along z"
+    per: Literal["volume", "smooth", "slice", "tilted"] = Field(
+        "volume",
+        description="as pose.per; with volume a scan keeps its own shape along z; tilted: one pose for a "
+        "volume with pitch and yaw too, resampled along z",
     )
     size: int = Field(384, ge=64, le=1024, description="pixels along a side of the reference's frame")
     crop: bool = Field(False, description="only the square that the model's STN2 crops, one for a scan")

@@ -19,6 +19,7 @@ from isopose.geometry.warp import (
     pixels_per_step,
     resize,
     warp,
+    warp_slabs,
 )
 
 
@@ -226,3 +227,19 @@ def test_resize_keeps_the_field_of_view():
         x, y = (out.sum(0) @ axis) / total, (out.sum(1) @ axis) / total
         assert x.item() == pytest.approx(2 * 66 / 120 - 1, abs=2e-3)
         assert y.item() == pytest.approx(2 * 36 / 120 - 1, abs=2e-3)
+
+
+@pytest.mark.parametrize("size", [(5, 8, 9), (12, 20, 14), (3, 40, 30)])
+def test_some_slices_at_a_time_are_the_whole(size) -> None:
+    generator = torch.Generator().manual_seed(1)
+    volume = torch.randn(9, 16, 18, generator=generator)
+    matrix = torch.eye(4) + 0.2 * torch.randn(4, 4, generator=generator)
+    matrix[3] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    whole = warp(volume[None, None], matrix, size, fill=-2.0)[0, 0]
+    found = torch.full(size, torch.nan)
+    parts = 0
+    for part, values in warp_slabs(volume, matrix, size, fill=-2.0, voxels=2 * size[1] * size[2]):
+        found[part] = values
+        parts += 1
+    assert parts == math.ceil(size[0] / 2)
+    torch.testing.assert_close(found, whole)

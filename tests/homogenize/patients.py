@@ -35,11 +35,24 @@ class Patient:
 
 
 @cache
-def patient(number: int = 1, degrees: float = 0.0, size: int = 128, slices: int = 6) -> Patient:
-    """A patient turned by an angle about the long axis, whose file's header says supine."""
+def patient(
+    number: int = 1,
+    degrees: float = 0.0,
+    size: int = 128,
+    slices: int = 6,
+    *,
+    pitch: float = 0.0,
+    yaw: float = 0.0,
+) -> Patient:
+    """A patient turned by an angle about the long axis, or tilted, whose file's header says supine."""
     drawn = sample_case(11, number, size=size, slices=slices)
     pose = replace(
-        drawn.pose, position="supine", header_right=True, roll=math.radians(degrees), pitch=0.0, yaw=0.0
+        drawn.pose,
+        position="supine",
+        header_right=True,
+        roll=math.radians(degrees),
+        pitch=math.radians(pitch),
+        yaw=math.radians(yaw),
     )
     generator = np.random.Generator(np.random.Philox(number))
     scan = sample_scan(generator, drawn.anatomy, pose, size, slices)

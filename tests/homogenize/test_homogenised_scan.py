@@ -10,13 +10,15 @@ from scipy.ndimage import binary_erosion
 
 from bright import bright_model, dice, scene, stored_otherwise, world_centre
 from isopose.config import HomogenizeConfig
+from isopose.data.body import body_mask
 from isopose.data.preprocess import warped_labels
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
 from isopose.homogenize.homogeniser import homogeniser_of, open_homogeniser
-from isopose.homogenize.scan import box_of, homogenise
-from isopose.homogenize.warping import AIR_HU
+from isopose.homogenize.scan import box_of, homogenise, solid_box_of
+from isopose.homogenize.transform import Transform
+from isopose.homogenize.warping import AIR_HU, restored_labels, restored_share
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
 each_way = pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
@@ -269,6 +271,93 @@ def test_a_crop_needs_a_model_that_crops() -> None:
         homogeniser_of(model, HomogenizeConfig(crop=True))
     with pytest.raises(InputError, match="name the model"):
         open_homogeniser(None, HomogenizeConfig(crop=True))
+
+
+def tilted(number=2, degrees=20.0, pitch=8.0, yaw=-5.0):
+    return patient(number, degrees, slices=30, pitch=pitch, yaw=yaw)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (20.0, 8.0, 0.0), (-30.0, -6.0, 6.0)])
+def test_a_tilted_patient_is_laid_straight_and_comes_back(number, angles) -> None:
+    one = tilted(number, *angles)
+    scan = scan_of(one, "tilted")
+    found = np.degrees(scan.transform.tilted[:3])
+    np.testing.assert_allclose(found, angles, atol=2.0)
+    assert scan.image.same_grid(scan.labels, 0.0)
+    assert scan.image.same_grid(scan.transform.homogenised)
+    # In plane as small as the others' pixels, along z as the patient has become.
+    scale = scan.image.spacing[0] / (homogeniser("tilted").pixel_mm)
+    assert scale == pytest.approx(1.0)
+    assert scan.image.spacing[2] == pytest.approx(
+        one.volume.spacing[2]
+        * homogeniser("tilted").side_mm
+        / scan.transform.frame.fov_mm
+        / math.exp(scan.transform.tilted[5])
+    )
+    restored = restored_labels(scan.labels, scan.transform)
+    assert restored.same_grid(one.volume)
+    for value in (1, 2):
+        assert dice(restored.array == value, one.classes == value) > 0.97
+    # Nothing of the body is cut, nor made up: it becomes as much larger or smaller as its pose says.
+    body = one.volume.with_array(body_mask(one.volume, -250.0).astype(np.uint8))
+    there = homogenise(homogeniser("tilted"), one.volume, body).labels
+    grown = there.array.sum() * np.prod(there.spacing) / (body.array.sum() * np.prod(body.spacing))
+    side = homogeniser("tilted").side_mm / scan.transform.frame.fov_mm
+    assert grown == pytest.approx(side**3 / math.exp(sum(scan.transform.tilted[3:6])), rel=0.03)
+
+
+def higher_left(labels: Volume) -> float:
+    """How much higher the left kidney lies than the right, mm."""
+    x = labels.world_from_index[0, 0] * np.arange(labels.array.shape[2]) + labels.world_from_index[0, 3]
+    left, right = (world_centre(labels, (labels.array == 1) & side)[2] for side in (x > 0, x < 0))
+    return left - right
+
+
+def test_organs_of_a_tilted_patient_lie_where_they_do_in_a_straight_one() -> None:
+    """By eight degrees of yaw one kidney comes to lie well above the other, and back."""
+    own = higher_left(scan_of(tilted(2, 0.0, 0.0, 0.0), "volume").labels)
+    turned = tilted(2, 0.0, 0.0, 8.0)
+    assert abs(higher_left(scan_of(turned, "volume").labels) - own) > 10
+    righted = scan_of(turned, "tilted").labels
+    smaller = righted.spacing[2] / turned.volume.spacing[2]
+    assert higher_left(righted) == pytest.approx(own * smaller, abs=2.0)
+
+
+@pytest.mark.parametrize("storage", STORAGES[::7])
+def test_a_tilted_scan_comes_back_however_it_is_stored(storage) -> None:
+    one = tilted()
+    volume = stored_otherwise(one.volume, *storage)
+    classes = stored_otherwise(one.volume.with_array(one.classes), *storage)
+    scan = homogenise(homogeniser("tilted"), volume, classes)
+    kept = Transform.from_text(scan.transform.to_text())
+    assert kept == scan.transform
+    restored = restored_labels(scan.labels, kept)
+    assert restored.same_grid(volume)
+    assert dice(restored.array == 2, classes.array == 2) > 0.98
+    share = restored_share(scan.labels.with_array((scan.labels.array == 2).astype(np.float32)), kept)
+    back_share = kept.reorientation.undo(share)
+    assert share.min() >= 0.0
+    assert share.max() <= 1.0 + 1e-6
+    assert dice(back_share > 0.5, classes.array == 2) > 0.98
+
+
+def test_a_solid_box_is_that_of_outer_corners() -> None:
+    mask = np.zeros((4, 10, 20), bool)
+    mask[1, 4:6, 8:15] = True
+    assert solid_box_of(mask, torch.eye(4)) == pytest.approx([-0.2, -0.2, -0.5, 0.5, 0.2, 0.0])
+    upwards = torch.eye(4)[[0, 2, 1, 3]]
+    assert solid_box_of(mask, upwards) == pytest.approx([-0.2, -0.5, -0.2, 0.5, 0.0, 0.2])
+    assert solid_box_of(np.zeros_like(mask), torch.eye(4)) is None
+
+
+def test_tilted_is_not_for_what_is_of_slices() -> None:
+    joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
+    with pytest.raises(InputError, match="takes no model with stn=joint"):
+        homogeniser_of(joint, HomogenizeConfig(per="tilted"))
+    plain = bright_model({"pose": {"learned": False}})
+    with pytest.raises(InputError, match="has no crop"):
+        homogeniser_of(plain, HomogenizeConfig(per="tilted", crop=True))
 
 
 def test_a_mirrored_scan_is_told() -> None:

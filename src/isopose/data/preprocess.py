@@ -23,7 +23,7 @@ from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
-from isopose.geometry.warp import Mode, warp
+from isopose.geometry.warp import Mode, warp, warp_slabs
 from isopose.io.doubts import doubts
 from isopose.labels import Labels
 
@@ -255,6 +255,17 @@ def warped(
     """Slices ``(z, y, x)`` through matrices, ``(z, h, w)`` float32; see ``geometry/warp.py: warp``."""
     source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[:, None]
     return warp(source, input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+
+
+def warped_volume(
+    array: np.ndarray, input_from_output: Tensor, size: tuple[int, int, int], fill: float
+) -> np.ndarray:
+    """A volume ``(z, y, x)`` through a matrix ``(4, 4)``, ``size`` float32, linearly."""
+    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    out = np.empty(size, dtype=np.float32)
+    for part, values in warp_slabs(source, input_from_output, size, fill=fill, voxels=CHUNK):
+        out[part] = values.numpy()
+    return out
 
 
 def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:

@@ -6,6 +6,7 @@ resolution. Matrices map output to input, as samplers need it: ``x_input = input
 """
 
 import math
+from collections.abc import Iterator
 from functools import reduce
 from operator import add
 from typing import Literal
@@ -61,6 +62,40 @@ def warp(
         grid = _grid(matrix, size)
         out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
         return (out + fill).to(kept)
+
+
+def warp_slabs(
+    volume: Tensor, input_from_output: Tensor, size: Size, *, fill: float = 0.0, voxels: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """As :func:`warp` of one volume, some slices of the output at a time, to bound the memory.
+
+    Args:
+        volume: ``(D, H, W)``, float32.
+        input_from_output: ``(4, 4)``.
+        size: ``(d, h, w)`` of the output.
+        fill: value outside the input.
+        voxels: of the output at a time.
+
+    Yields:
+        Which slices, and their values ``(n, h, w)``.
+    """
+    depth, height, width = size
+    matrix = input_from_output.to(volume.dtype)[None]
+    source = (volume - fill)[None, None]
+    source = _blur(source, _sigmas(matrix, tuple(volume.shape), size))
+    step = max(1, voxels // (height * width))
+    for first in range(0, depth, step):
+        last = min(first + step, depth)
+        grid = _grid(matrix @ _whole_from_slab(first, last, depth).to(matrix), (last - first, height, width))
+        out = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        yield slice(first, last), out[0, 0] + fill
+
+
+def _whole_from_slab(first: int, last: int, depth: int) -> Tensor:
+    """``(4, 4)`` from some slices' own normalised coordinates to those of the whole stack."""
+    matrix = torch.eye(4)
+    matrix[2, 2], matrix[2, 3] = (last - first) / depth, (first + last) / depth - 1.0
+    return matrix
 
 
 def _grid(input_from_output: Tensor, size: Size) -> Tensor:

@@ -32,6 +32,7 @@ class Homogeniser:
         predict: when its poses are doubted.
         size: pixels along a side of the reference's frame in what is written.
         side_mm: side of the reference's frame.
+        tilted: whether a scan's pose has pitch and yaw.
         origin: whose network and reference these are.
         sha256: of network, reference and settings.
     """
@@ -45,6 +46,7 @@ class Homogeniser:
     predict: PredictConfig
     size: int
     side_mm: float
+    tilted: bool
     origin: Literal["shipped", "model"]
     sha256: str
 
@@ -70,13 +72,14 @@ def open_homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogenise
 def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
     """What needs no training: the roll network and the reference outline that ship with the package."""
     reference, window = load_reference(), Window(*SOFT_TISSUE_HU)
-    pose = PoseConfig(per=config.per)
+    pose = PoseConfig(per=_in_plane(config))
     transformer = PoseTransformer(pose, reference.mask, window.air, window.top)
     assert transformer.roll is not None
     load_shipped(transformer.roll)
     transformer.eval().requires_grad_(False)
     data, predict = DataConfig(), PredictConfig()
-    made_of = [shipped_sha256(), *(part.model_dump(mode="json") for part in (pose, data, predict))]
+    settings = (part.model_dump(mode="json") for part in (pose, data, predict))
+    made_of = [shipped_sha256(), config.per, *settings]
     return Homogeniser(
         transformer,
         None,
@@ -87,6 +90,7 @@ def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
         predict,
         config.size,
         reference.side_mm,
+        config.per == "tilted",
         "shipped",
         hash_of(made_of),
     )
@@ -99,6 +103,11 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
         InputError: the model takes every slice as it lies, so it has no pose to bring a scan to; or its crop
             is asked for and it has none.
     """
+    if config.per == "tilted" and (config.crop or getattr(model.pipeline, "joint", None) is not None):
+        raise InputError(
+            "--per tilted: has no crop and takes no model with stn=joint, both of which are of slices; "
+            "choose another --per"
+        )
     if config.crop and not model.config.crop.enabled:
         raise InputError("--crop: the model crops nothing (crop.enabled=false); leave --crop out")
     if not model.config.pose_estimated:
@@ -106,7 +115,7 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
             "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
             "would be homogenised; leave --model out, or name one that estimates poses"
         )
-    pose = model.config.pose.model_copy(update={"per": config.per})
+    pose = model.config.pose.model_copy(update={"per": _in_plane(config)})
     transformer = copy.copy(model.pipeline.pose)
     transformer.config = pose
     networks = copy.copy(model.pipeline)
@@ -135,6 +144,12 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
         model.config.predict,
         config.size,
         side_mm,
+        config.per == "tilted",
         "model",
         hash_of(made_of),
     )
+
+
+def _in_plane(config: HomogenizeConfig) -> Literal["volume", "smooth", "slice"]:
+    """Which slices share a pose in plane; a tilted scan's do."""
+    return "volume" if config.per == "tilted" else config.per

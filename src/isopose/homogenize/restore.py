@@ -246,7 +246,7 @@ def _from_probabilities(
     column = 0 if job.keep_values else 1
     named = {name: value[column] for name, value in job.values.items()}
     classes = {name: path for name, path in one.probabilities if name != BACKGROUND}
-    shape = (len(transform.poses), *transform.slice_shape)
+    shape = transform.stack_shape
     rest = np.ones(shape, dtype=np.float32)
 
     def write(name: str, values: np.ndarray) -> None:

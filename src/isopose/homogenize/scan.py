@@ -8,12 +8,14 @@ from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare_as
 from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, matrix_from_pose3d
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import invert
+from isopose.geometry.warp import compose, invert
 from isopose.homogenize.homogeniser import Homogeniser
 from isopose.homogenize.transform import Grid, Row, Transform
 from isopose.homogenize.warping import homogenised_image, homogenised_labels, values_in
 from isopose.inference.poses import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
+from isopose.models.pose3d import places, volume_pose
 
 #: Largest grid of a case, in sides of the reference's frame.
 LARGEST = 2.0
@@ -54,7 +56,7 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
     transformer, settings = homogeniser.transformer, homogeniser.predict
     records = PoseRecords.empty(len(prepared.image))
     batches = batches_of(prepared, settings.batch_size)
-    find_poses(transformer, prepared, batches, settings, records)
+    slices = find_poses(transformer, prepared, batches, settings, records)
     networks, crop = homogeniser.crop or homogeniser.joint, None
     if networks is not None and batches:
         theta2 = find_crops(networks, prepared, batches, records)
@@ -65,7 +67,12 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
     else:
         records.pose[:] = 0.0
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
-    transform, warnings = _transform(homogeniser, prepared, records, marked, crop)
+    if homogeniser.tilted:
+        z = places(np.flatnonzero(records.shown), len(prepared.image), _stack_from_frame(prepared))
+        pose = torch.zeros(POSE3D_SIZE) if slices is None else volume_pose(transformer, slices, z).pose
+        transform, warnings = _tilted(homogeniser, prepared, records, pose, marked)
+    else:
+        transform, warnings = _transform(homogeniser, prepared, records, marked, crop)
     image, labels = homogenised_image(volume, transform), None
     if classes is not None:
         labels = homogenised_labels(classes, transform)
@@ -119,15 +126,63 @@ def _transform(
     warnings: tuple[str, ...] = ()
     farthest = float(np.abs(needed).max())
     if farthest > LARGEST:
-        warnings = (
-            f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
-            f"{LARGEST:.0f}; is the pose right?",
-        )
+        warnings = (_too_far(farthest),)
     if crop is not None:
         return on(*_square(needed.clip(-LARGEST, LARGEST), usual)), warnings
     # By as many pixels on either side, so that the middle stays where it is.
     more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
     return on(usual + 2 * more), warnings
+
+
+def _tilted(
+    homogeniser: Homogeniser,
+    prepared: Prepared,
+    records: PoseRecords,
+    pose: Tensor,
+    marked: np.ndarray | None,
+) -> tuple[Transform, tuple[str, ...]]:
+    """Likewise where the whole volume has one pose with pitch and yaw; its slices are as thick as before."""
+    usual, frame = homogeniser.size, prepared.frame
+    # How much smaller the reference is along z than the scan, whose slices are then nearer to each other.
+    slice_mm = prepared.spacing[2] * homogeniser.side_mm / frame.fov_mm / float(pose[LOG_SCALES][2].exp())
+
+    def on(size: int, slices: int, first_mm: float) -> Transform:
+        return Transform(
+            shape=prepared.native_shape,
+            world_from_index=_rows(prepared.native_world_from_index),
+            axes=prepared.reorientation.axes,
+            flips=prepared.reorientation.flips,
+            frame=frame,
+            grid=Grid(usual, size, homogeniser.pixel_mm, slice_mm, first_mm, slices=slices),
+            poses=tuple(_five(pose) for pose in records.pose.tolist()),
+            tilted=tuple(pose.tolist()),
+        )
+
+    stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose3d(pose))
+    needed = _joined(
+        solid_box_of(prepared.mask, invert(stack_from_frame)),
+        None if marked is None else solid_box_of(marked > 0, invert(on(usual, 1, 0.0).volume_from_frame)),
+    )
+    farthest = float(np.abs(needed[[0, 1, 3, 4]]).max())
+    warnings: tuple[str, ...] = ()
+    if farthest > LARGEST:
+        warnings = (_too_far(farthest),)
+    more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
+    low, high = (float(z) * 0.5 * homogeniser.side_mm for z in needed[[2, 5]])
+    slices = max(1, int(np.ceil((high - low) / slice_mm)))
+    first_mm = 0.5 * (low + high) - 0.5 * (slices - 1) * slice_mm
+    return on(usual + 2 * more, slices, first_mm), warnings
+
+
+def _stack_from_frame(prepared: Prepared) -> Tensor:
+    return prepared.frame.stack_from_frame(len(prepared.image), prepared.spacing[2])
+
+
+def _too_far(farthest: float) -> str:
+    return (
+        f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
+        f"{LARGEST:.0f}; is the pose right?"
+    )
 
 
 def _box_of(theta2: Tensor) -> np.ndarray:
@@ -137,9 +192,12 @@ def _box_of(theta2: Tensor) -> np.ndarray:
 
 
 def _joined(*boxes: np.ndarray | None) -> np.ndarray:
-    """The box that holds some boxes ``(x0, y0, x1, y1)``; the middle where there are none."""
-    stack = np.stack([box for box in boxes if box is not None] or [np.zeros(4)])
-    return np.concatenate([stack[:, :2].min(axis=0), stack[:, 2:].max(axis=0)])
+    """The box that holds some boxes, lowest corner and highest; the middle where there are none."""
+    known = [box for box in boxes if box is not None]
+    if not known:
+        return np.zeros(6)
+    low, high = np.split(np.stack(known), 2, axis=1)
+    return np.concatenate([low.min(axis=0), high.max(axis=0)])
 
 
 def _square(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
@@ -157,21 +215,40 @@ def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
         mask: ``(z, h, w)``.
         target_from_image: ``(z, 3, 3)`` between normalised coordinates.
     """
-    height, width = mask.shape[1:]
-    boxes = []
-    for inside, matrix in zip(mask, target_from_image.double().numpy(), strict=True):
-        rows = np.flatnonzero(inside.any(axis=1))
-        if not len(rows):
-            continue
-        first = inside[rows].argmax(axis=1)
-        last = width - inside[rows, ::-1].argmax(axis=1)
-        # Outer corners of the outermost pixels of each row: a linear map has its extremes among them.
-        x = np.concatenate([first, last, first, last])
-        y = np.concatenate([rows, rows, rows + 1, rows + 1])
-        points = np.stack([2.0 * x / width - 1.0, 2.0 * y / height - 1.0, np.ones(len(x))])
-        seen = (matrix @ points)[:2]
-        boxes.append(np.concatenate([seen.min(axis=1), seen.max(axis=1)]))
+    seen = [
+        (matrix @ np.concatenate([outline, np.ones((1, outline.shape[1]))]))[:2]
+        for inside, matrix in zip(mask, target_from_image.double().numpy(), strict=True)
+        for outline in _outline(inside)
+    ]
+    return _joined(*(np.concatenate([s.min(axis=1), s.max(axis=1)]) for s in seen)) if seen else None
+
+
+def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | None:
+    """``(x0, y0, z0, x1, y1, z1)`` likewise, by one matrix ``(4, 4)``; slices reach half way to the next."""
+    boxes, matrix, depth = [], target_from_volume.double().numpy(), len(mask)
+    for z, inside in enumerate(mask):
+        for outline in _outline(inside):
+            for edge in (z, z + 1):
+                height = np.full((1, outline.shape[1]), 2.0 * edge / depth - 1.0)
+                seen = (matrix @ np.concatenate([outline, height, np.ones_like(height)]))[:3]
+                boxes.append(np.concatenate([seen.min(axis=1), seen.max(axis=1)]))
     return _joined(*boxes) if boxes else None
+
+
+def _outline(inside: np.ndarray) -> list[np.ndarray]:
+    """``(2, N)`` normalised outer corners of the outermost pixels of each row, in a list that may be empty.
+
+    A linear map of what is marked has its extremes among them.
+    """
+    height, width = inside.shape
+    rows = np.flatnonzero(inside.any(axis=1))
+    if not len(rows):
+        return []
+    first = inside[rows].argmax(axis=1)
+    last = width - inside[rows, ::-1].argmax(axis=1)
+    x = np.concatenate([first, last, first, last])
+    y = np.concatenate([rows, rows, rows + 1, rows + 1])
+    return [np.stack([2.0 * x / width - 1.0, 2.0 * y / height - 1.0])]
 
 
 def _rows(matrix: np.ndarray) -> tuple[Row, Row, Row, Row]:

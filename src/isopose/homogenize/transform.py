@@ -11,6 +11,7 @@ from torch import Tensor
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.similarity3d import matrix_from_pose3d
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import compose
 
@@ -18,6 +19,7 @@ Size = Annotated[int, Field(ge=1)]
 Millimetres = Annotated[float, Field(gt=0)]
 Triple = tuple[Size, Size, Size]
 Row = tuple[float, float, float, float]
+Nine = tuple[float, float, float, float, float, float, float, float, float]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -31,9 +33,10 @@ class Grid:
         usual: pixels along a side of the reference's frame.
         size: pixels along a side of this case; more than usual where its body needs them.
         pixel_mm: side of a pixel in the reference's millimetres.
-        slice_mm: distance of the slices, the scan's own.
-        first_mm: z of the first slice, the scan's own.
+        slice_mm: distance of the slices, the scan's own; of a tilted case in the reference's millimetres.
+        first_mm: z of the first slice, likewise; a tilted case's middle lies at 0.
         middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
+        slices: of a tilted case; else none, for there are as many as the scan has.
     """
 
     usual: Size
@@ -42,6 +45,7 @@ class Grid:
     slice_mm: Millimetres
     first_mm: float
     middle: tuple[float, float] = (0.0, 0.0)
+    slices: Size | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
@@ -58,6 +62,17 @@ class Grid:
         part, (x, y) = self.size / self.usual, self.middle
         return torch.tensor([[part, 0.0, x], [0.0, part, y], [0.0, 0.0, 1.0]])
 
+    @property
+    def frame_from_grid(self) -> Tensor:
+        """``(4, 4)`` of a tilted case, to the reference's frame in units of half its side along all axes."""
+        assert self.slices is not None, "of a tilted case"
+        half = 0.5 * self.usual * self.pixel_mm
+        matrix = torch.eye(4)
+        matrix[:2, :2], matrix[:2, 3] = self.homogenised_from_grid[:2, :2], self.homogenised_from_grid[:2, 2]
+        matrix[2, 2] = 0.5 * self.slices * self.slice_mm / half
+        matrix[2, 3] = (self.first_mm + 0.5 * (self.slices - 1) * self.slice_mm) / half
+        return matrix
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -71,6 +86,8 @@ class Transform:
         frame: square in the plane of the reoriented slices, mm.
         grid: homogenised.
         poses: theta1 of each reoriented slice from the feet: angle, two log scales, two shifts.
+        tilted: the pose of the whole volume (``geometry/similarity3d.py``) where it has pitch and yaw;
+            ``poses`` are then what the slices say in plane, and resample nothing.
     """
 
     shape: Triple
@@ -80,6 +97,7 @@ class Transform:
     frame: Frame
     grid: Grid
     poses: tuple[tuple[float, float, float, float, float], ...]
+    tilted: Nine | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_text(self) -> str:
@@ -111,13 +129,32 @@ class Transform:
     @property
     def homogenised(self) -> Volume:
         """The homogenised grid, likewise."""
-        return _empty((len(self.poses), self.grid.size, self.grid.size), self.grid.world_from_index)
+        slices = self.grid.slices or len(self.poses)
+        return _empty((slices, self.grid.size, self.grid.size), self.grid.world_from_index)
+
+    @property
+    def stack_shape(self) -> tuple[int, int, int]:
+        """``(z, h, w)`` of the reoriented volume."""
+        z, y, x = (self.shape[2 - axis] for axis in reversed(self.axes))
+        return z, y, x
 
     @property
     def slice_shape(self) -> tuple[int, int]:
         """``(h, w)`` of the reoriented slices."""
-        _, y, x = (self.shape[2 - axis] for axis in reversed(self.axes))
-        return y, x
+        return self.stack_shape[1:]
+
+    @property
+    def volume_from_frame(self) -> Tensor:
+        """``(4, 4)`` of a tilted case, from the reference's frame to the reoriented volume's coordinates."""
+        assert self.tilted is not None, "of a tilted case"
+        x, y, z = (float(side) for side in self.native.spacing[list(self.axes)])
+        volume_from_frame = self.frame.volume_from_frame(self.stack_shape, (x, y, z))
+        return compose(volume_from_frame, matrix_from_pose3d(torch.tensor(self.tilted)))
+
+    @property
+    def volume_from_grid(self) -> Tensor:
+        """``(4, 4)`` likewise, from normalised homogenised coordinates: what a sampler needs."""
+        return compose(self.volume_from_frame, self.grid.frame_from_grid)
 
     @property
     def slice_from_grid(self) -> Tensor:

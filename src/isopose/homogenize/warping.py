@@ -1,8 +1,9 @@
 """Images, labels and probabilities through a case's transform, there and back, each by one resampling."""
 
 import numpy as np
+from torch import Tensor
 
-from isopose.data.preprocess import chunks, warped, warped_labels
+from isopose.data.preprocess import chunks, largest_share, warped, warped_labels, warped_volume
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
@@ -20,8 +21,12 @@ def homogenised_image(volume: Volume, transform: Transform) -> Volume:
         InputError: the volume is not on the transform's own grid.
     """
     array = _reoriented(volume, transform)
-    matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
     low, high = max(AIR_HU, int(array.min())), min(int(np.iinfo(np.int16).max), int(np.ceil(array.max())))
+    if transform.tilted is not None:
+        there = transform.homogenised
+        seen = warped_volume(array.clip(low, high), transform.volume_from_grid, there.array.shape, float(low))
+        return there.with_array(np.rint(seen).astype(np.int16))
+    matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
     out = np.empty((len(array), *size), dtype=np.int16)
     for part in chunks(array.shape, size):
         source = array[part].clip(low, high)
@@ -38,6 +43,9 @@ def homogenised_labels(labels: Volume, transform: Transform) -> Volume:
         InputError: the labels are not on the transform's own grid.
     """
     array = _reoriented(labels, transform)
+    if transform.tilted is not None:
+        there = transform.homogenised
+        return there.with_array(_largest(array, transform.volume_from_grid, there.array.shape))
     size = (transform.grid.size, transform.grid.size)
     brought = warped_labels(array, transform.slice_from_grid, size, values_in(array))
     return Volume(brought, transform.grid.world_from_index)
@@ -50,8 +58,11 @@ def restored_labels(labels: Volume, transform: Transform) -> Volume:
         InputError: the labels are not on the homogenised grid.
     """
     array = _homogenised(labels, transform)
-    matrix = invert(transform.slice_from_grid)
-    back = warped_labels(array, matrix, transform.slice_shape, values_in(array))
+    if transform.tilted is not None:
+        back = _largest(array, invert(transform.volume_from_grid), transform.stack_shape)
+    else:
+        matrix = invert(transform.slice_from_grid)
+        back = warped_labels(array, matrix, transform.slice_shape, values_in(array))
     return transform.native.with_array(transform.reorientation.undo(back))
 
 
@@ -62,11 +73,21 @@ def restored_share(values: Volume, transform: Transform) -> np.ndarray:
         InputError: the values are not on the homogenised grid.
     """
     array = _homogenised(values, transform)
+    if transform.tilted is not None:
+        return warped_volume(array, invert(transform.volume_from_grid), transform.stack_shape, 0.0)
     matrix, size = invert(transform.slice_from_grid), transform.slice_shape
     out = np.empty((len(array), *size), dtype=np.float32)
     for part in chunks(array.shape, size):
         out[part] = warped(array[part], matrix[part], size, 0.0, "bilinear")
     return out
+
+
+def _largest(labels: np.ndarray, input_from_output: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
+    """Label values of a volume through a matrix ``(4, 4)``: each linearly, the largest share wins."""
+    shares = (
+        (value, warped_volume(labels == value, input_from_output, shape, 0.0)) for value in values_in(labels)
+    )
+    return largest_share(shares, shape)
 
 
 def values_in(labels: np.ndarray) -> list[int]:

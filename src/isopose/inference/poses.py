@@ -12,7 +12,7 @@ from isopose.data.preprocess import Prepared
 from isopose.geometry.aggregate import common_values
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X
 from isopose.models.pipeline import Pipeline, SliceTransforms
-from isopose.models.pose import POSE_SOURCES, PoseTransformer
+from isopose.models.pose import POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.models.scan import LEAST_AGREEMENT, MIRRORED, TURNED, scan_poses, scan_transforms, slice_poses
 
 
@@ -88,7 +88,7 @@ def find_poses(
     batches: list[np.ndarray],
     settings: PredictConfig,
     records: PoseRecords,
-) -> None:
+) -> SlicePoses | None:
     """Estimate the poses of a scan's slices and write them down.
 
     Args:
@@ -97,9 +97,12 @@ def find_poses(
         batches: see :func:`batches_of`; none is no body.
         settings: agreement from which a pose is believed.
         records: of as many slices as the scan has.
+
+    Returns:
+        What each slice says by itself; none where no slice shows a body.
     """
     if not batches:
-        return
+        return None
     device, least = transformer.reference_mask.device, settings.min_pose_dice
     slices = slice_poses(transformer, lambda rows: frames(prepared, rows, device), batches, least)
     rows = np.concatenate(batches)
@@ -109,6 +112,7 @@ def find_poses(
     records.mirrored[rows] = slices.mirrored.cpu()
     records.pose_source[rows] = slices.source.cpu()
     _agree(transformer, prepared, batches, records)
+    return slices
 
 
 def find_crops(
