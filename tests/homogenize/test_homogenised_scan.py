@@ -351,6 +351,15 @@ def test_a_solid_box_is_that_of_outer_corners() -> None:
     assert solid_box_of(np.zeros_like(mask), torch.eye(4)) is None
 
 
+def test_the_tilt_of_a_low_scan_is_doubted() -> None:
+    told = "too little to tell pitch and yaw by"
+    assert not any(told in warning for warning in scan_of(tilted(), "tilted").warnings)
+    whole = tilted().volume
+    low = Volume(whole.array[12:17], whole.world_from_index)
+    assert any(told in warning for warning in homogenise(homogeniser("tilted"), low).warnings)
+    assert not any(told in warning for warning in homogenise(homogeniser("volume"), low).warnings)
+
+
 def test_tilted_is_not_for_what_is_of_slices() -> None:
     joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
     with pytest.raises(InputError, match="takes no model with stn=joint"):

@@ -19,6 +19,8 @@ from isopose.models.pose3d import places, volume_pose
 
 #: Largest grid of a case, in sides of the reference's frame.
 LARGEST = 2.0
+#: Height of a scan, as a part of its frame's side, below which its tilt is doubted.
+LOW = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +166,14 @@ def _tilted(
         None if marked is None else solid_box_of(marked > 0, invert(on(usual, 1, 0.0).volume_from_frame)),
     )
     farthest = float(np.abs(needed[[0, 1, 3, 4]]).max())
+    height_mm = len(prepared.image) * prepared.spacing[2]
     warnings: tuple[str, ...] = ()
     if farthest > LARGEST:
         warnings = (_too_far(farthest),)
+    if height_mm < LOW * frame.fov_mm:
+        warnings += (
+            f"the scan is {height_mm:.0f} mm high: too little to tell pitch and yaw by, look at them",
+        )
     more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
     low, high = (float(z) * 0.5 * homogeniser.side_mm for z in needed[[2, 5]])
     slices = max(1, int(np.ceil((high - low) / slice_mm)))
