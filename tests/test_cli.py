@@ -458,3 +458,14 @@ def test_a_signal_ends_with_130_and_one_line(name, workers, tmp_path):
     ]
     assert "Traceback" not in err
     assert not json.loads((output / "phantom.json").read_text())["complete"]
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(words, place):
+        told = {"_ISOPOSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        command = Path(sys.executable).with_name("isopose")
+        shell = subprocess.run([command], env=os.environ | told, capture_output=True, text=True)
+        return shell.stdout.split()
+
+    assert completed("isopose pre", 1) == ["predict"]
+    assert completed("isopose fit --mod", 2) == ["--model"]
