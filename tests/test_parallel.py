@@ -1,6 +1,7 @@
 """Work in several processes: in order, told by name, in workers that begin quickly and safely."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -65,3 +66,43 @@ def test_workers_are_forks_of_a_process_that_has_loaded_what_they_need():
     [(parent, ready)] = told(1, loaded, [0])
     assert "forkserver" in parent
     assert ready
+
+
+PROGRAM = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import test_parallel as here
+from isopose.parallel import in_order
+if __name__ == "__main__":
+    for pid in in_order(here.patient_worker, range(100), name=str, workers=2):
+        print(pid, flush=True)
+"""
+
+
+def patient_worker(item):
+    time.sleep(0.2)
+    return os.getpid()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """As by a scheduler, or for want of memory: nothing is left that holds memory or waits."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = {int(process.stdout.readline()) for _ in range(6)}
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        time.sleep(0.1)
+        if not any(running(pid) for pid in workers):
+            break
+    assert not any(running(pid) for pid in workers)
+
+
+def running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

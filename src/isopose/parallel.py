@@ -1,12 +1,14 @@
 """The same work for many things, in this process or in several, with the same results in the same order."""
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
@@ -80,6 +82,15 @@ def _start_worker() -> None:
     # A terminal sends Ctrl-C to the workers too; the parent ends them, and alone says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "in a worker"
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager
