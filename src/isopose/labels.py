@@ -11,7 +11,7 @@ from isopose.errors import InputError
 #: Words of a label's name that tell a side.
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 _GREEN, _YELLOW = "#3ddc84", "#ffd23f"
-#: Okabe and Ito's colour-blind-safe palette without what is taken above.
+#: Okabe and Ito's colour-blind-safe palette without what these and the figures' lines take.
 _OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
 
 

@@ -269,6 +269,11 @@ def test_a_crop_needs_a_model_that_crops() -> None:
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     with pytest.raises(InputError, match=r"the model crops nothing \(crop.enabled=false\)"):
         homogeniser_of(model, HomogenizeConfig(crop=True))
+    volumes = bright_model(
+        {"dims": 3, "pose": {"learned": False, "per": "volume"}, "crop": {"per": "volume"}}
+    )
+    with pytest.raises(InputError, match="the model crops volumes"):
+        homogeniser_of(volumes, HomogenizeConfig(crop=True))
     with pytest.raises(InputError, match="name the model"):
         open_homogeniser(None, HomogenizeConfig(crop=True))
 

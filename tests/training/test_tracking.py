@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -155,8 +156,6 @@ def test_one_that_does_not_begin_is_told_in_one_line(tmp_path, tiny, monkeypatch
 
 
 def test_one_that_fails_on_the_way_costs_no_training(tmp_path, tiny, monkeypatch):
-    from contextlib import contextmanager
-
     @contextmanager
     def failing(*_):
         def draw(row):
@@ -170,6 +169,34 @@ def test_one_that_fails_on_the_way_costs_no_training(tmp_path, tiny, monkeypatch
         told(tracked, ROWS)
     assert reporter.rows == ROWS
     assert reporter.said == ["json: the line is cut; the training goes on without it"]
+
+
+def test_one_that_fails_at_the_end_costs_no_model_and_hides_no_error(tmp_path, tiny, monkeypatch):
+    @contextmanager
+    def failing(*_):
+        try:
+            yield "id", lambda row: None
+        finally:
+            raise ConnectionError("the line is cut")
+
+    monkeypatch.setitem(tracking.TRACKERS, "json", failing)
+    reporter = Listening()
+    with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
+        told(tracked, ROWS)
+    assert reporter.said == ["--track: the runs could not be ended (the line is cut)"]
+    with pytest.raises(InputError, match="ours"), Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
+        fail_after(tracked)
+
+
+def fail_after(tracked):
+    told(tracked, ROWS)
+    raise InputError("ours")
+
+
+def test_without_a_tracker_nothing_is_kept(tmp_path, tiny):
+    with Tracked(Listening(), [], tmp_path, tiny()) as tracked:
+        told(tracked, ROWS)
+    assert not any(tmp_path.iterdir())
 
 
 def test_fit_is_tracked_and_gone_on_with(cohort: Path, tiny, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ class Homogenizer:
 
     Args:
         model: folder of a trained model whose poses and reference are taken; none: the package's.
-        per: one pose for a ``volume``, ``smooth`` along it, or each ``slice``'s own.
+        per: one pose for a ``volume``, ``smooth`` along it, each ``slice``'s own, or ``tilted``: one for a
+            volume in three dimensions.
         size: pixels along a side of the reference's frame.
         crop: only the square that the model crops, one for a scan.
 

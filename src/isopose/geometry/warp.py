@@ -86,13 +86,13 @@ def warp_slabs(
     step = max(1, voxels // (height * width))
     for first in range(0, depth, step):
         last = min(first + step, depth)
-        grid = _grid(matrix @ _whole_from_slab(first, last, depth).to(matrix), (last - first, height, width))
+        grid = _grid(matrix @ whole_from_slab(first, last, depth).to(matrix), (last - first, height, width))
         out = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         yield slice(first, last), out[0, 0] + fill
 
 
-def _whole_from_slab(first: int, last: int, depth: int) -> Tensor:
-    """``(4, 4)`` from some slices' own normalised coordinates to those of the whole stack."""
+def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
+    """``(4, 4)`` from the normalised coordinates of slices ``first`` to ``last - 1`` to the whole stack's."""
     matrix = torch.eye(4)
     matrix[2, 2], matrix[2, 3] = (last - first) / depth, (first + last) / depth - 1.0
     return matrix

@@ -103,13 +103,15 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
         InputError: the model takes every slice as it lies, so it has no pose to bring a scan to; or its crop
             is asked for and it has none.
     """
-    if config.per == "tilted" and (config.crop or getattr(model.pipeline, "joint", None) is not None):
+    if config.per == "tilted" and (config.crop or model.pipeline.joint is not None):
         raise InputError(
             "--per tilted: has no crop and takes no model with stn=joint, both of which are of slices; "
             "choose another --per"
         )
     if config.crop and not model.config.crop.enabled:
         raise InputError("--crop: the model crops nothing (crop.enabled=false); leave --crop out")
+    if config.crop and model.config.dims == 3:
+        raise InputError("--crop: cuts slices, and the model crops volumes (dims=3); leave --crop out")
     if not model.config.pose_estimated:
         raise InputError(
             "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "

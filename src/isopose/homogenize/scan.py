@@ -12,7 +12,7 @@ from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, matrix_from_p
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
 from isopose.homogenize.homogeniser import Homogeniser
-from isopose.homogenize.transform import Grid, Row, Transform
+from isopose.homogenize.transform import Grid, Nine, Row, Transform
 from isopose.homogenize.warping import homogenised_image, homogenised_labels, values_in
 from isopose.inference.poses import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
 from isopose.models.pose3d import places, volume_pose
@@ -99,41 +99,23 @@ def _transform(
     crop: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
     """The transform of a scan whose poses are known; its grid holds the body, or the crop, and all labels."""
-    usual = homogeniser.size
+    usual, first_mm = homogeniser.size, float(prepared.world_from_index[2, 3])
 
     def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
-        return Transform(
-            shape=prepared.native_shape,
-            world_from_index=_rows(prepared.native_world_from_index),
-            axes=prepared.reorientation.axes,
-            flips=prepared.reorientation.flips,
-            frame=prepared.frame,
-            grid=Grid(
-                usual,
-                size,
-                homogeniser.pixel_mm,
-                prepared.spacing[2],
-                float(prepared.world_from_index[2, 3]),
-                middle,
-            ),
-            poses=tuple(_five(pose) for pose in records.pose.tolist()),
-        )
+        grid = Grid(usual, size, homogeniser.pixel_mm, prepared.spacing[2], first_mm, middle)
+        return _through(grid, prepared, records)
 
     if crop is None:
-        needed = _joined(box_of(prepared.mask, invert(matrix_from_pose(torch.from_numpy(records.pose)))))
+        theta1 = matrix_from_pose(torch.from_numpy(records.pose))
+        needed = _joined(box_of(prepared.mask, invert(theta1)))
     else:
         needed = crop
     if marked is not None:
         needed = _joined(needed, box_of(marked > 0, invert(on(usual).slice_from_grid)))
-    warnings: tuple[str, ...] = ()
-    farthest = float(np.abs(needed).max())
-    if farthest > LARGEST:
-        warnings = (_too_far(farthest),)
+    size, warnings = _grown(float(np.abs(needed).max()), usual)
     if crop is not None:
         return on(*_square(needed.clip(-LARGEST, LARGEST), usual)), warnings
-    # By as many pixels on either side, so that the middle stays where it is.
-    more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
-    return on(usual + 2 * more), warnings
+    return on(size), warnings
 
 
 def _tilted(
@@ -144,52 +126,61 @@ def _tilted(
     marked: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
     """Likewise where the whole volume has one pose with pitch and yaw; its slices are as thick as before."""
-    usual, frame = homogeniser.size, prepared.frame
+    usual, side_mm, fov_mm = homogeniser.size, homogeniser.side_mm, prepared.frame.fov_mm
     # How much smaller the reference is along z than the scan, whose slices are then nearer to each other.
-    slice_mm = prepared.spacing[2] * homogeniser.side_mm / frame.fov_mm / float(pose[LOG_SCALES][2].exp())
+    slice_mm = prepared.spacing[2] * side_mm / fov_mm / float(pose[LOG_SCALES][2].exp())
 
     def on(size: int, slices: int, first_mm: float) -> Transform:
-        return Transform(
-            shape=prepared.native_shape,
-            world_from_index=_rows(prepared.native_world_from_index),
-            axes=prepared.reorientation.axes,
-            flips=prepared.reorientation.flips,
-            frame=frame,
-            grid=Grid(usual, size, homogeniser.pixel_mm, slice_mm, first_mm, slices=slices),
-            poses=tuple(_five(pose) for pose in records.pose.tolist()),
-            tilted=tuple(pose.tolist()),
-        )
+        grid = Grid(usual, size, homogeniser.pixel_mm, slice_mm, first_mm, slices=slices)
+        return _through(grid, prepared, records, tuple(pose.tolist()))
 
     stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose3d(pose))
     needed = _joined(
         solid_box_of(prepared.mask, invert(stack_from_frame)),
         None if marked is None else solid_box_of(marked > 0, invert(on(usual, 1, 0.0).volume_from_frame)),
     )
-    farthest = float(np.abs(needed[[0, 1, 3, 4]]).max())
+    size, warnings = _grown(float(np.abs(needed[[0, 1, 3, 4]]).max()), usual)
     height_mm = len(prepared.image) * prepared.spacing[2]
-    warnings: tuple[str, ...] = ()
-    if farthest > LARGEST:
-        warnings = (_too_far(farthest),)
-    if height_mm < LOW * frame.fov_mm:
+    if height_mm < LOW * fov_mm:
         warnings += (
             f"the scan is {height_mm:.0f} mm high: too little to tell pitch and yaw by, look at them",
         )
-    more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
-    low, high = (float(z) * 0.5 * homogeniser.side_mm for z in needed[[2, 5]])
+    low, high = (float(z) * 0.5 * side_mm for z in needed[[2, 5]])
     slices = max(1, int(np.ceil((high - low) / slice_mm)))
-    first_mm = 0.5 * (low + high) - 0.5 * (slices - 1) * slice_mm
-    return on(usual + 2 * more, slices, first_mm), warnings
+    return on(size, slices, 0.5 * (low + high) - 0.5 * (slices - 1) * slice_mm), warnings
+
+
+def _through(grid: Grid, prepared: Prepared, records: PoseRecords, tilted: Nine | None = None) -> Transform:
+    """Between a scan's own grid and a homogenised one."""
+    return Transform(
+        shape=prepared.native_shape,
+        world_from_index=_rows(prepared.native_world_from_index),
+        axes=prepared.reorientation.axes,
+        flips=prepared.reorientation.flips,
+        frame=prepared.frame,
+        grid=grid,
+        poses=tuple(_five(pose) for pose in records.pose.tolist()),
+        tilted=tilted,
+    )
+
+
+def _grown(farthest: float, usual: int) -> tuple[int, tuple[str, ...]]:
+    """Pixels along a side of a grid that reaches so many half sides of the reference's frame; what is cut.
+
+    By as many pixels on either side, so that the middle stays where it is.
+    """
+    more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
+    if farthest <= LARGEST:
+        return usual + 2 * more, ()
+    told = (
+        f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
+        f"{LARGEST:.0f}; is the pose right?"
+    )
+    return usual + 2 * more, (told,)
 
 
 def _stack_from_frame(prepared: Prepared) -> Tensor:
     return prepared.frame.stack_from_frame(len(prepared.image), prepared.spacing[2])
-
-
-def _too_far(farthest: float) -> str:
-    return (
-        f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
-        f"{LARGEST:.0f}; is the pose right?"
-    )
 
 
 def _box_of(theta2: Tensor) -> np.ndarray:

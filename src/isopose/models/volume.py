@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isopose.config import Config
 from isopose.geometry.similarity3d import matrix_from_pose3d
-from isopose.geometry.warp import compose, invert, warp
+from isopose.geometry.warp import compose, invert, warp, whole_from_slab
 from isopose.models.pipeline import Homogenised, Pipeline, restore
 
 #: Voxels that are restored at a time (48 MB of sampling grid), so that memory does not grow with the scan.
@@ -108,9 +108,6 @@ def restore_slices(
     step = max(1, chunk // (height * width))
     for first in range(0, slices, step):
         last = min(first + step, slices)
-        # The slab's own normalised z to the whole volume's.
-        volume_from_slab = torch.eye(4, device=probabilities.device)
-        volume_from_slab[2, 2] = (last - first) / slices
-        volume_from_slab[2, 3] = (first + last) / slices - 1.0
+        volume_from_slab = whole_from_slab(first, last, slices).to(probabilities.device)
         slab_from_crop = compose(invert(volume_from_slab), volume_from_crop)
         yield slice(first, last), restore(probabilities, slab_from_crop, (last - first, height, width))[0]

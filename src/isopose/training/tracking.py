@@ -74,7 +74,11 @@ class Tracked:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.open.__exit__(*error)
+        try:
+            self.open.__exit__(*error)
+        except Exception as problem:
+            # The model is written by now, or the training's own error is the one to tell.
+            self.say(f"--track: the runs could not be ended ({_line(problem)})")
 
     def say(self, text: str) -> None:
         """See :class:`~isopose.progress.Reporter`."""
@@ -107,7 +111,8 @@ class Tracked:
                 known[name], draws[name] = self.open.enter_context(run)
             except Exception as error:
                 raise InputError(f"--track {name}: {_line(error)}") from error
-        write_json(self.kept, known)
+        if draws:
+            write_json(self.kept, known)
         return draws
 
     def tell(self, row: Mapping[str, Any]) -> None:
