@@ -18,6 +18,8 @@ pytestmark = [
     pytest.mark.skipif(not available(), reason="nnunetv2 is not installed (extra: nnunet)"),
 ]
 
+#: By ``python -m isopose.nnunet``.
+PLANS = "nnUNetPlansIsopose"
 #: The trainer but for its length.
 BRIEF = """
 import torch
@@ -48,6 +50,10 @@ def planned(tmp_path_factory):
         "nnUNet_n_proc_DA": "1",
     }
     run(environment, "nnUNetv2_plan_and_preprocess", "-d", "502", "-c", "2d", "3d_fullres", "-np", "2")
+    told = run(environment, sys.executable, "-m", "isopose.nnunet", "502")
+    command = told.split("next: ")[1].split()
+    assert command[0] == "nnUNetv2_preprocess"
+    run(environment, *command, "-np", "2")
     return root, environment
 
 
@@ -60,11 +66,11 @@ def run(environment, *command, fails=False):
 def test_it_trains_and_predicts_through_nnunet_s_commands(planned):
     root, environment = planned
     name = "nnUNetTrainerIsoposeBrief"
-    run(environment, "nnUNetv2_train", "502", "2d", "0", "-tr", name, "-device", "cpu")
+    run(environment, "nnUNetv2_train", "502", "2d", "0", "-tr", name, "-p", PLANS, "-device", "cpu")
     images = root / "raw" / "Dataset502_Children" / "imagesTs"
     run(
         environment, "nnUNetv2_predict", "-i", images, "-o", root / "predicted", "-d", "502", "-c", "2d",
-        "-f", "0", "-tr", name, "-device", "cpu", "-npp", "1", "-nps", "1",
+        "-f", "0", "-tr", name, "-p", PLANS, "-device", "cpu", "-npp", "1", "-nps", "1",
     )  # fmt: skip
     [scan] = images.glob("*.nii.gz")
     labels = read_labels(root / "predicted" / scan.name.replace("_0000", ""))
@@ -74,6 +80,9 @@ def test_it_trains_and_predicts_through_nnunet_s_commands(planned):
 
 def test_nnunet_finds_it_and_it_refuses_what_it_is_not_for(planned):
     _, environment = planned
-    command = ("nnUNetv2_train", "502", "3d_fullres", "0", "-tr", "nnUNetTrainerIsopose", "-device", "cpu")
-    told = run(environment, *command, fails=True)
+    trainer = ("-tr", "nnUNetTrainerIsopose", "-device", "cpu")
+    told = run(environment, "nnUNetv2_train", "502", "3d_fullres", "0", *trainer, fails=True)
     assert "expected a 2D configuration, got 3d_fullres" in told
+    told = run(environment, "nnUNetv2_train", "502", "2d", "0", *trainer, fails=True)
+    assert "expected plans that keep fat" in told
+    assert "python -m isopose.nnunet" in told

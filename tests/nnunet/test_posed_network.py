@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from isopose.data.body import body_mask
 from isopose.data.phantom import write_cohort
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.io.images import read_volume
 from isopose.nnunet.network import PosedNetwork, body
+from isopose.nnunet.plans import LOWEST_HU
 
-MEAN, SD, LOW, HIGH = 100.0, 80.0, -60.0, 300.0
+MEAN, SD, LOW, HIGH = 100.0, 80.0, LOWEST_HU, 300.0
 
 
 class Bright(nn.Module):
@@ -167,3 +169,17 @@ def test_the_body_is_what_is_bright_and_thick_with_its_holes():
     assert 2.0 * (found.bool() & disc).sum() / (found.sum() + disc.sum()) > 0.97
     assert found[45, 42] == 1
     assert found[80].sum() == 0
+
+
+def test_the_body_is_the_whole_one_s_where_fat_was_kept(slices, real_ct):
+    volume = read_volume(real_ct / "abdomen.nii.gz").reoriented()
+    expected = torch.from_numpy(body_mask(volume, -300.0))[:, None].float()
+    image = torch.from_numpy(volume.array.astype(np.float32))[:, None]
+
+    def agreement(low):
+        network = PosedNetwork(Bright(), mean=MEAN, sd=SD, low=low)
+        found = body((image.clip(low, HIGH) - MEAN) / SD, network.threshold)
+        return 2.0 * (found * expected).sum() / (found.sum() + expected.sum())
+
+    assert agreement(LOWEST_HU) > 0.99
+    assert agreement(0.0) < 0.7  # why the trainer refuses it

@@ -99,7 +99,8 @@ class PosedNetwork(nn.Module):
 def body(image: Tensor, threshold: float) -> Tensor:
     """A rough foreground ``(N, 1, S, S)`` in {0, 1} of slices: what is bright and not thin, holes filled.
 
-    Other than ``data/body.py`` it runs on any device, slice by slice, and keeps arms and thick tables.
+    Other than ``data/body.py`` it runs on any device, slice by slice, and keeps arms and thick tables. Where
+    fat was clipped away (``plans.py`` keeps it) little of the outline is left to find.
     """
     bright = (image > threshold).float()
     radius = max(1, round(THIN * image.shape[-1]))

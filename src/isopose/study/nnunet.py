@@ -27,6 +27,7 @@ from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.io.splits import split_patients
+from isopose.nnunet.plans import write_plans
 from isopose.study.arms import Peer
 from isopose.study.measure import Measuring, timed
 
@@ -163,7 +164,8 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
     processes = max(1, workers)
     _raw(shared / "raw" / NAME, dataset)
     preprocessed = shared / "preprocessed" / NAME
-    done = preprocessed / f"{peer.planner}-{peer.configuration}.json"
+    posed = "-posed" if peer.posed else ""
+    done = preprocessed / f"{peer.planner}-{peer.configuration}{posed}.json"
     if not done.exists():
         extract_fingerprints([NUMBER], num_processes=processes, clean=True, show_progress_bar=False)
         identifier = plan_experiments([NUMBER], peer.planner)
@@ -173,6 +175,8 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
                 f"{dataset.root}: nnU-Net plans no configuration {peer.configuration} for this dataset; "
                 "leave that arm out"
             )
+        if peer.posed:
+            identifier = write_plans(NAME, identifier).stem
         preprocess([NUMBER], identifier, [peer.configuration], [processes], show_progress_bar=False)
         # Last: where it lies, what it names is whole.
         write_json(done, {"plans": identifier})

@@ -10,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from isopose.nnunet.network import PosedNetwork
+from isopose.nnunet.plans import LOWEST_HU
 
 
 class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
@@ -31,6 +32,12 @@ class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
         schemes = self.configuration_manager.normalization_schemes
         if schemes[0] != "CTNormalization":
             raise RuntimeError(f"{name}: expected CT in its first channel, got {schemes[0]}")
+        low = self.plans_manager.foreground_intensity_properties_per_channel["0"]["percentile_00_5"]
+        if low > LOWEST_HU:
+            raise RuntimeError(
+                f"{name}: expected plans that keep fat, got intensities clipped at {low:g} HU; make them "
+                "with python -m isopose.nnunet, and preprocess and train with them (-p nnUNetPlansIsopose)"
+            )
         if self.label_manager.has_regions:
             raise RuntimeError(f"{name}: expected labels, got regions, for which nothing is missing mass")
 
