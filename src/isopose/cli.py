@@ -176,6 +176,7 @@ def fit(
     from isopose.io.datasets import open_dataset
     from isopose.models.folder import load_model
     from isopose.progress import Terminal
+    from isopose.ranks import rank
     from isopose.training.fit import fit as run
     from isopose.training.memory import fit_into, parse_bytes
     from isopose.training.tracking import Tracked
@@ -195,7 +196,8 @@ def fit(
         loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
     with Tracked(reporter, track or (), model / "work", loaded) as told:
         run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=told)
-    typer.echo(f"model: {model}")
+    if rank() == 0:
+        typer.echo(f"model: {model}")
 
 
 @app.command()
@@ -499,7 +501,10 @@ def _stop(_signum: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"isopose: {' '.join(message.split())}", file=sys.stderr)
+    # Of several processes of a training (torchrun) each tells what it ended by.
+    rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
+    which = "" if rank == "0" else f"process {rank}: "
+    print(f"isopose: {which}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

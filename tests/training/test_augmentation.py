@@ -51,6 +51,16 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
     assert len({tuple(image.flatten().tolist()) for image in one.image}) > 6
 
 
+def test_a_part_of_a_batch_is_disturbed_as_it_is_in_the_whole() -> None:
+    """A rank's share: whatever number of ranks trains, each slice is disturbed alike."""
+    augment, batch = Augmentation(AIR), batch_of(8)
+    whole = augment(batch, (1, 2, 3))
+    places = torch.tensor([5, 2, 7])
+    part = augment(batch.part(places), (1, 2, 3), places.tolist())
+    assert torch.equal(part.image, whole.image[places])
+    assert torch.equal(part.labels, whole.labels[places])
+
+
 def test_types_sizes_and_what_is_not_seen_stay() -> None:
     batch = batch_of(8)
     out = Augmentation(AIR)(batch, (0,))

@@ -38,8 +38,9 @@ class Table:
         rows = torch.from_numpy(index)
         return Batch(rows, self.x[rows], self.y[rows], rows)
 
-    def in_order(self, batch_size: int) -> Iterable[Batch]:
-        return (self.read(rows) for rows in np.array_split(np.arange(ROWS), ROWS // batch_size))
+    def in_order(self, batch_size: int, first: int = 0, step: int = 1) -> Iterable[Batch]:
+        batches = np.array_split(np.arange(ROWS), ROWS // batch_size)[first::step]
+        return (self.read(rows) for rows in batches)
 
 
 class Line(nn.Module):

@@ -102,11 +102,9 @@ class Slices:
             None if self.theta2 is None else self.theta2[rows],
         )
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once, in order."""
-        yield from read_ahead(
-            self, [np.arange(i, min(i + batch_size, len(self))) for i in range(0, len(self), batch_size)]
-        )
+    def in_order(self, batch_size: int, first: int = 0, step: int = 1) -> Iterator[Batch]:
+        """Every row once, in order; of the batches every so-many-th from the first."""
+        yield from read_ahead(self, batches_in_order(len(self), batch_size)[first::step])
 
     def spread(self, most: int) -> "Slices":
         """At most so many rows, evenly spread, for validation."""
@@ -124,6 +122,11 @@ class Slices:
         part.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
         part.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
         return part
+
+
+def batches_in_order(rows: int, batch_size: int) -> list[np.ndarray]:
+    """Every row once, in order; the last batch may be short."""
+    return [np.arange(i, min(i + batch_size, rows)) for i in range(0, rows, batch_size)]
 
 
 def draw_epoch(

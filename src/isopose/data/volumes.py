@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.data.slices import read_ahead
+from isopose.data.slices import batches_in_order, read_ahead
 from isopose.data.store import StoredCase
 
 
@@ -106,10 +106,9 @@ class Volumes:
             None if self.theta2 is None else self.theta2[rows],
         )
 
-    def in_order(self, batch_size: int) -> Iterator[VolumeBatch]:
-        """Every row once, in order."""
-        parts = [np.arange(i, min(i + batch_size, len(self))) for i in range(0, len(self), batch_size)]
-        yield from read_ahead(self, parts, depth=1)
+    def in_order(self, batch_size: int, first: int = 0, step: int = 1) -> Iterator[VolumeBatch]:
+        """Every row once, in order; of the batches every so-many-th from the first."""
+        yield from read_ahead(self, batches_in_order(len(self), batch_size)[first::step], depth=1)
 
     def labelled(self) -> "Volumes":
         """The rows that show any label."""

@@ -142,7 +142,7 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     """Blur ``(N, C, H, W)`` along x (axis 0) or y (1) by one sigma ``(N,)`` each."""
     if torch.compiler.is_compiling():
         return _blur_in_graph(image, sigma, axis)
-    widest = float(sigma.max())
+    widest = float(sigma.max()) if len(sigma) else 0.0
     # Below a fifth of a pixel the kernel's neighbours weigh less than 1e-5: no blur at all.
     if widest < 0.2:
         return image

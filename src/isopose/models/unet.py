@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
+from isopose.models.norm import BatchNorm2d
 from isopose.models.planner import UNetPlan
 
 #: Convolution, its transpose and the norm of slices and of volumes. A batch holds one or two volumes, too few
 #: for the statistics of batch norm; each is normed by itself, as in nnU-Net.
 _LAYERS: dict[int, tuple[Any, Any, Any]] = {
-    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
+    2: (nn.Conv2d, nn.ConvTranspose2d, BatchNorm2d),
     3: (nn.Conv3d, nn.ConvTranspose3d, partial(nn.InstanceNorm3d, affine=True)),
 }
 

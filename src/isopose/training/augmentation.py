@@ -65,18 +65,20 @@ class Augmentation:
             ]
         )
 
-    def __call__(self, batch: Batch, seed: Sequence[int]) -> Batch:
+    def __call__(self, batch: Batch, seed: Sequence[int], places: Sequence[int] | None = None) -> Batch:
         """The batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
 
         Args:
             batch: of slices ``(N, 1, S, S)`` and labels ``(N, S, S)``.
-            seed: numbers that name this batch of this epoch of this run.
+            seed: numbers that name the whole batch, of this epoch of this run.
+            places: of these slices in the whole batch, of which a rank has a part; none: they are the whole.
         """
-        state = np.random.SeedSequence(list(seed)).generate_state(2)
-        self.spatial.set_random_state(int(state[0]))
-        self.rest.set_random_state(int(state[1]))
+        places = range(len(batch.image)) if places is None else places
         images, labels = [], []
-        for image, marks in zip(batch.image, batch.labels, strict=True):
+        for image, marks, place in zip(batch.image, batch.labels, places, strict=True):
+            state = np.random.SeedSequence([*seed, place]).generate_state(2)
+            self.spatial.set_random_state(int(state[0]))
+            self.rest.set_random_state(int(state[1]))
             # MONAI fills with zeros: so air is made zero for the while.
             out = self.spatial({"image": image - self.air, "labels": marks[None].float()})
             out["image"] = out["image"] + self.air

@@ -28,6 +28,7 @@ from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
 from isopose.models.volume import VolumePipeline, pipeline_for
 from isopose.progress import Reporter, Silent
+from isopose.ranks import launched, strategy_for
 from isopose.training.augmentation import Augmentation
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import NOISE, Stage, train_stage
@@ -92,23 +93,30 @@ def fit(
     Raises:
         InputError: the dataset or a setting does not allow it, or the folder holds another run.
     """
-    reporter = reporter or Silent()
     seed_everything(config.train.seed, verbose=False)
+    fabric = _fabric(config)
+    reporter = reporter if reporter and fabric.is_global_zero else Silent()
     training, validation = _split(dataset, config)
     # What is named wrongly is told before the folder is marked as this run's, for the next try differs.
     check_reference(config.pose, [case.id for case in training])
     _oversampling(config.train.oversample, dataset.labels)
     _check_mirroring(config, dataset.labels)
     check_source(source, config, dataset.labels)
-    output_folder(folder)
-    _claim(folder, dataset, config, training, validation, resume, source)
-    if resume and (folder / "model.json").exists():
-        reporter.say(f"{folder} is finished already")
-        return load_model(folder)
-    run = Run(config, dataset.labels, _fabric(config), folder / "work", reporter)
+    _check_batches(config, fabric.world_size)
+    run = Run(config, dataset.labels, fabric, folder / "work", reporter)
     given = source.fingerprint if source else None
-    stored, fingerprint = _preprocess(run, store or run.work / "store", training, validation, workers, given)
-    _claim_data(folder, stored)
+    # The others find what the first has made, and go on with it.
+    with fabric.rank_zero_first():
+        output_folder(folder)
+        follows = not fabric.is_global_zero
+        _claim(folder, dataset, config, training, validation, resume or follows, source)
+        if (resume or follows) and (folder / "model.json").exists():
+            reporter.say(f"{folder} is finished already")
+            return load_model(folder)
+        stored, fingerprint = _preprocess(
+            run, store or run.work / "store", training, validation, workers, given
+        )
+        _claim_data(folder, stored)
     _warn_of_seen(source, stored, validation, reporter)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
@@ -146,10 +154,11 @@ def fit(
         stages = _slice_stages(run, pipeline, train_slices, val_slices)
 
     info = _info(stages, of_reference, stored, training, validation, source)
-    save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
-    model = load_model(folder)
-    write_text(folder / CARD, model_card(model))
-    return model
+    if fabric.is_global_zero:
+        save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
+        write_text(folder / CARD, model_card(load_model(folder)))
+    fabric.barrier()
+    return load_model(folder)
 
 
 def _slice_stages(
@@ -244,6 +253,19 @@ def _split(dataset: Dataset, config: Config) -> tuple[tuple[Case, ...], tuple[Ca
     return split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
 
 
+def _check_batches(config: Config, processes: int) -> None:
+    """Refuse batches that cannot be shared out evenly, before anything is trained."""
+    if processes == 1:
+        return
+    for name in ("unet", "pose", "crop"):
+        optimiser = getattr(config, name).optimiser
+        if optimiser.batch_size % (optimiser.parts * processes):
+            raise InputError(
+                f"{name}.optimiser.batch_size: expected a multiple of {optimiser.parts * processes} "
+                f"({name}.optimiser.parts times processes), got {optimiser.batch_size}"
+            )
+
+
 def _claim(
     folder: Path,
     dataset: Dataset,
@@ -307,7 +329,16 @@ def _warn_of_seen(
 def _fabric(config: Config) -> Fabric:
     device = choose_device(config.train.device).type
     precision = choose_precision(config.train.precision, device)
-    return Fabric(accelerator=device, devices=1, plugins=precision_plugin(precision, device))
+    here, machines = launched()
+    fabric = Fabric(
+        accelerator=device,
+        devices=here,
+        num_nodes=machines,
+        strategy=strategy_for(device),
+        plugins=precision_plugin(precision, device),
+    )
+    fabric.launch()
+    return fabric
 
 
 def _preprocess(

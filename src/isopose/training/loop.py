@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from isopose.data.slices import Batch, Slices, draw_epoch, read_ahead
 from isopose.data.volumes import Volumes
 from isopose.errors import IsoposeError
 from isopose.progress import Reporter
+from isopose.ranks import lost, mine, summed
 from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from isopose.training.tracking import curves
 
@@ -43,7 +45,7 @@ class Stage:
         seed: numbers that name this run and stage.
         section: of the configuration where its optimiser is; without, that of its own name.
         noise: how many numbers the objective may use to disturb a slice or volume.
-        augment: changes a batch while it trains, by numbers that name it.
+        augment: changes a batch while it trains, by numbers that name it and its slices' places in the whole.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Stage:
     seed: tuple[int, ...]
     section: str = ""
     noise: int = NOISE
-    augment: Callable[[Batch, tuple[int, ...]], Batch] | None = None
+    augment: Callable[[Batch, tuple[int, ...], Sequence[int]], Batch] | None = None
 
 
 def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
@@ -68,8 +70,21 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
         reporter: where progress goes.
 
     Raises:
-        IsoposeError: the loss or a weight is no longer finite; the last good checkpoint stays.
+        IsoposeError: the loss or a weight is no longer finite, or another rank is lost; the last good
+            checkpoint stays.
     """
+    try:
+        return _train_stage(stage, fabric, work, reporter)
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not lost(error):
+            raise
+        raise IsoposeError(
+            f"stage {stage.name}: another process of this training is lost, so this one ends; the last "
+            "checkpoint is kept; the same command with --resume goes on, on any number of processes"
+        ) from None
+
+
+def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
     config = stage.config
     objective = stage.objective.to(fabric.device)
     optimiser = _optimiser(objective, config)
@@ -80,11 +95,12 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
         objective.load_state_dict(last)
         if progress.scaler:
             fabric.strategy.precision.load_state_dict(progress.scaler)
+    first = fabric.is_global_zero
     if not progress.finished:
         module, wrapped = fabric.setup(objective, optimiser)
         with (
             reporter.stage(stage.name, config.epochs, config.iterations, progress.epoch) as report,
-            curves(work / "tensorboard" / stage.name, progress.epoch) as draw,
+            curves(work / "tensorboard" / stage.name, progress.epoch) if first else nullcontext() as draw,
         ):
             while not progress.finished:
                 started, cpu = time.monotonic(), time.process_time()
@@ -109,8 +125,9 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
                 row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
                 progress.history.append(row | numbers | times)
                 progress.scaler = dict(fabric.strategy.precision.state_dict())
-                save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimiser)
-                draw(progress.history[-1])
+                if draw is not None:
+                    save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimiser)
+                    draw(progress.history[-1])
                 report.epoch(progress.history[-1])
     objective.load_state_dict(best)
     objective.eval().requires_grad_(False)
@@ -127,24 +144,30 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoc
     noise = torch.rand(config.iterations, config.batch_size, stage.noise, generator=generator) * 2.0 - 1.0
     total = torch.zeros((), device=fabric.device)
     pin = fabric.device.type == "cuda"
+    shares = mine(config.batch_size, config.parts)
+    places = torch.cat(shares)
+    own = len(places)
 
     def change(batch: Any, number: int) -> Any:
-        return stage.augment(batch, (*stage.seed, epoch, number)) if stage.augment else batch
+        return stage.augment(batch, (*stage.seed, epoch, number), places.tolist()) if stage.augment else batch
 
-    for step, batch in enumerate(read_ahead(stage.training, batches, pin=pin, change=change)):
-        batch, disturbance = batch.to(fabric.device), noise[step].to(fabric.device)
+    read = [batch[places.numpy()] for batch in batches]
+    for step, batch in enumerate(read_ahead(stage.training, read, pin=pin, change=change)):
+        batch, disturbance = batch.to(fabric.device), noise[step, places].to(fabric.device)
         optimiser.zero_grad()
-        for rows in torch.arange(config.batch_size, device=fabric.device).tensor_split(config.parts):
+        rows_of_parts = torch.arange(own, device=fabric.device).split([len(share) for share in shares])
+        for number, rows in enumerate(rows_of_parts, start=1):
             part = batch.part(rows) if config.parts > 1 else batch
-            loss = module(part, disturbance[rows]) * (len(rows) / config.batch_size)
-            fabric.backward(loss)
+            with fabric.no_backward_sync(module, enabled=number < config.parts):
+                loss = module(part, disturbance[rows]) * (len(rows) / own)
+                fabric.backward(loss)
             total += loss.detach()
         # Gradients that are not finite: the scaler of 16-mixed leaves that step out, as it should; in any
         # other precision they reach the weights, by which the epoch's end knows.
         fabric.clip_gradients(module, optimiser, max_norm=MAX_NORM, error_if_nonfinite=False)
         optimiser.step()
         report.step()
-    return float(total) / config.iterations
+    return float(summed(total)) / fabric.world_size / config.iterations
 
 
 @torch.no_grad()
@@ -152,7 +175,8 @@ def _validate(stage: Stage, fabric: Fabric, objective: Any) -> dict[str, float]:
     if stage.validation is None:
         return {}
     objective.eval()
-    batches = (b.to(fabric.device) for b in stage.validation.in_order(stage.config.batch_size))
+    own = stage.validation.in_order(stage.config.batch_size, fabric.global_rank, fabric.world_size)
+    batches = (batch.to(fabric.device) for batch in own)
     with fabric.autocast():
         numbers: dict[str, float] = objective.judge(stage.validation, batches)
     return numbers

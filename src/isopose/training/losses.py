@@ -5,6 +5,7 @@ from torch import Tensor
 
 from isopose.config import CropConfig
 from isopose.models.pose import soft_dice
+from isopose.ranks import summed
 
 
 def pose_loss(homogenised: Tensor, reference: Tensor) -> Tensor:
@@ -30,22 +31,30 @@ def crop_loss(
         theta2: ``(N, 3, 3)`` or ``(N, 4, 4)`` predicted.
         target: the same shape.
         config: the reading of the first term.
+
+    Returns:
+        Of the batch on all ranks, of which this one may have none; where no rank has any, nothing to learn.
     """
-    difference = crop.float() - target_crop.float()
+    count = summed(theta2.new_tensor(float(len(theta2))))
+    if not count:
+        return theta2.sum()
+    difference = (crop.float() - target_crop.float()).flatten(1)
     if config.loss == "l1+rmse":
-        images = difference.abs().mean()
+        images = difference.abs().mean(dim=1)
     else:
         # The norm of a whole image grows with its size; per pixel it stays comparable with the second term.
-        images = (difference.square().flatten(1).mean(dim=1) + 1e-12).sqrt().mean()
+        images = (difference.square().mean(dim=1) + 1e-12).sqrt()
+    matrices = (theta2 - target).square().flatten(1).sum(dim=1)
+    image, matrix = summed(torch.stack([images.sum(), matrices.sum()])) / count
     # The small number keeps the root's gradient finite where the prediction is exact.
-    matrices = (theta2 - target).square().flatten(1).sum(dim=1).mean().add(1e-12).sqrt()
-    return images + matrices
+    return image + matrix.add(1e-12).sqrt()
 
 
 def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """One level of Eq. 3: cross entropy + (1 - SoftDice).
 
-    SoftDice is Eq. 1's, of each foreground class over the whole batch as nnU-Net does in 2D, then the mean.
+    SoftDice is Eq. 1's, of each foreground class over the whole batch, on all ranks, as nnU-Net does in 2D,
+    then the mean.
 
     Args:
         probabilities: ``(N, classes, H, W)`` or ``(N, classes, D, H, W)``, sums of 1.
@@ -57,6 +66,7 @@ def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     pixels = (0, *range(2, p.ndim))
     overlap = (p * g).sum(dim=pixels)
     squares = p.square().sum(dim=pixels) + g.square().sum(dim=pixels)
+    overlap, squares = summed(torch.stack([overlap, squares]))
     dice = (2.0 * overlap + 1e-5) / (squares + 1e-5)
     return entropy + (1.0 - dice.mean())
 

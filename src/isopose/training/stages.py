@@ -2,6 +2,7 @@
 
 An objective is a module whose ``forward(batch, noise)`` is the loss and whose ``judge(slices, batches)``
 returns numbers for validation, the score first; :mod:`isopose.training.loop` trains any of them the same way.
+On several ranks each judges a part of the batches, and all return the same numbers, of all.
 """
 
 import copy
@@ -20,6 +21,7 @@ from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Pipeline, frame_from_crop, most_probable, restore
 from isopose.models.roll import view
+from isopose.ranks import gathered
 from isopose.training.losses import (
     crop_loss,
     level_weight,
@@ -56,8 +58,8 @@ class PoseObjective(nn.Module):
             learned.append(self.pose.agreement(batch.mask, after))
             start.append(self.pose.agreement(batch.mask, before))
         return {
-            "mask dice": float(torch.cat(learned).mean()),
-            f"{self.pose.config.start} alone": float(torch.cat(start).mean()),
+            "mask dice": float(gathered(learned).mean()),
+            f"{self.pose.config.start} alone": float(gathered(start).mean()),
         }
 
 
@@ -101,7 +103,7 @@ class RollObjective(nn.Module):
         for batch in batches:
             assert batch.pose is not None, "fine-tuning follows a first estimate"
             errors.append(self.roll.roll(self.shown(batch.image, batch.mask)).angle - batch.pose[:, ANGLE])
-        cosine = torch.cat(errors).cos()
+        cosine = gathered(errors).cos()
         return {
             "roll cosine": float(cosine.mean()),
             "roll degrees": math.degrees(float(cosine.clamp(-1.0, 1.0).acos().median())),
@@ -125,12 +127,8 @@ class CropObjective(nn.Module):
         """The loss of a batch."""
         image, mask, target, found = self._seen(batch)
         theta2 = self.crop(image, mask)[found]
-        if not len(theta2):
-            # No slice of this batch keeps a label in view: nothing to learn, and no mean of nothing.
-            return theta2.sum()
-        size = _side(image)
         crop, target_crop = (
-            warp(image[found], theta, size, fill=self.air) for theta in (theta2, target[found])
+            warp(image[found], theta, _side(image), fill=self.air) for theta in (theta2, target[found])
         )
         return crop_loss(crop, target_crop, theta2, target[found], self.config)
 
@@ -140,7 +138,7 @@ class CropObjective(nn.Module):
         for batch in batches:
             image, mask, target, found = self._seen(batch)
             values.append(square_overlap(self.crop(image, mask)[found], target[found]))
-        overlap = torch.cat(values)
+        overlap = gathered(values)
         return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -178,8 +176,6 @@ class JointObjective(nn.Module):
         pose, theta2, target, found = self._seen(batch)
         outline = warp(batch.mask, matrix_from_pose(pose), _side(self.reference))
         loss = pose_loss(outline, self.reference)
-        if not found.any():
-            return loss
         size = (self.config.crop.size, self.config.crop.size)
         theta1, theta2, target = matrix_from_pose(pose.detach()[found]), theta2[found], target[found]
         # Straight from the frame, as the U-Net's input is.
@@ -198,10 +194,11 @@ class JointObjective(nn.Module):
             learned.append(self.agreement(batch.mask, pose))
             start.append(self.agreement(batch.mask, batch.pose))
             overlap.append(square_overlap(theta2[found], target[found]))
-        parts = {"mask dice": float(torch.cat(learned).mean())}
-        if len(torch.cat(overlap)):
-            parts["box overlap"] = float(torch.cat(overlap).mean())
-        alone = {f"{self.config.pose.start} alone": float(torch.cat(start).mean())}
+        parts = {"mask dice": float(gathered(learned).mean())}
+        squares = gathered(overlap)
+        if len(squares):
+            parts["box overlap"] = float(squares.mean())
+        alone = {f"{self.config.pose.start} alone": float(gathered(start).mean())}
         return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone}
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -270,7 +267,7 @@ class SegmentationObjective(nn.Module):
             counts.append(
                 torch.stack([(predicted * truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3))])
             )
-        both, predicted_sum, truth_sum = torch.cat(counts, dim=1)[:, :, 1:].cpu().numpy()
+        both, predicted_sum, truth_sum = gathered(counts, dim=1)[:, :, 1:].cpu().numpy()
         return dice_by_label(self.names, slices.patients, both, predicted_sum, truth_sum)
 
     def _theta(self, batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ from isopose.models.pipeline import most_probable
 from isopose.models.pose3d import places, volume_pose
 from isopose.models.scan import TURNED
 from isopose.models.volume import VolumePipeline, crop_shape, restore_slices
+from isopose.ranks import gathered
 from isopose.training.losses import crop_loss, level_weight, segmentation_loss
 from isopose.training.stages import dice_by_label
 from isopose.training.transforms import slices_of_scan
@@ -42,8 +43,6 @@ class VolumeCropObjective(nn.Module):
         """The loss of a batch."""
         image, mask, target, found = self._seen(batch)
         theta2 = self.crop(image, mask)[found]
-        if not len(theta2):
-            return theta2.sum()
         size = tuple(image.shape[2:])
         crop, target_crop = (
             warp(image[found], theta, size, fill=self.pipeline[0].air) for theta in (theta2, target[found])
@@ -56,7 +55,7 @@ class VolumeCropObjective(nn.Module):
         for batch in batches:
             image, mask, target, found = self._seen(batch)
             values.append(box_overlap(self.crop(image, mask)[found], target[found]))
-        overlap = torch.cat(values)
+        overlap = gathered(values)
         return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
     def _seen(self, batch: VolumeBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,11 +116,11 @@ class VolumeSegmentationObjective(nn.Module):
     def judge(self, volumes: Volumes, batches: Iterable[VolumeBatch]) -> dict[str, float]:
         """Mean Dice over labels and patients in the frame, then each label's; nothing where none is."""
         counts = [
-            self._counts(image, labels, theta[None])
+            self._counts(image, labels, theta[None])[:, None]
             for batch in batches
             for image, labels, theta in zip(batch.image, batch.labels, self._theta(batch), strict=True)
         ]
-        both, predicted, truth = torch.stack(counts, dim=1).double().cpu().numpy()
+        both, predicted, truth = gathered(counts, dim=1).double().cpu().numpy()
         return dice_by_label(self.names, volumes.patients, both, predicted, truth)
 
     def _counts(self, image: Tensor, labels: Tensor, theta: Tensor) -> Tensor:
