@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from isopose.errors import InputError
@@ -30,10 +29,13 @@ def launched() -> tuple[int, int]:
     return here, all_of_them // here
 
 
-def strategy_for(device: str) -> DDPStrategy | str:
+def strategy_for(device: str) -> Any:
     """Lightning Fabric's strategy: DDP under ``torchrun``, else what it chooses itself."""
     if launched() == (1, 1):
         return "auto"
+    # Imported here: prediction has no need of it.
+    from lightning_fabric.strategies import DDPStrategy
+
     backend = "nccl" if device == "cuda" else "gloo"
     return DDPStrategy(process_group_backend=backend, timeout=PATIENCE)
 
