@@ -124,7 +124,7 @@ def test_help_imports_nothing_heavy():
         (("fit", "{data}", "--model", "{tmp}/m", "--set", "unet.colour=3"), "unet.colour"),
         (("fit", "{data}", "--model", "{tmp}/m", "--preset", "best"), "preset 'best' is unknown"),
         (("fit", "{data}", "--model", "{tmp}/m", "--fold", "9"), "train.fold is 9"),
-        (("fit", "{data}", "--model", "{tmp}/m", "--config", "{tmp}/no.toml"), "no such configuration file"),
+        (("fit", "{data}", "--model", "{tmp}/m", "--config", "{tmp}/no.toml"), "no such file"),
         (("predict", "{tmp}", "{data}", "--output", "{tmp}/o"), "no model.json"),
         (("predict", "{model}", "{tmp}/no.nii.gz", "--output", "{tmp}/o"), "no such file or folder"),
         (("predict", "{model}", "{data}/imagesTs", "--output", "{tmp}/o", "--device", "abacus"), "abacus"),

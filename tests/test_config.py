@@ -267,7 +267,7 @@ def test_a_setting_without_key_or_value_is_refused(setting):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("none.toml", None, "no such configuration file"),
+        ("none.toml", None, "no such file"),
         ("none.json", None, "no such file"),
         ("bad.toml", b"[unet\n", "expected TOML"),
         ("bad.json", b"{", "expected a JSON file"),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from isopose.errors import InputError
-from isopose.files import read_json
+from isopose.files import read_json, read_text
 
 
 class Section(BaseModel):
@@ -458,10 +458,8 @@ def read_settings(file: Path) -> dict[str, Any]:
         values = read_json(file)
     else:
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{file}: no such configuration file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            values = tomllib.loads(read_text(file, "TOML (or JSON in a .json file)"))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: expected TOML (or JSON in a .json file): {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected sections such as [unet], got {type(values).__name__}")

@@ -1,10 +1,24 @@
 """The two ways a run can end badly: what the user gave is wrong (exit 2), or we failed (exit 1)."""
 
+#: Characters of a message; what a user's file holds is quoted in it and may be of any length.
+LONGEST = 1000
+
 
 class IsoposeError(Exception):
-    """A run that cannot go on; the command line prints the message in one line and exits with 1."""
+    """A run that cannot go on; the command line prints the message in one line and exits with 1.
+
+    The message becomes one line of printable characters: a file's contents or name, quoted in it, may hold
+    what a terminal would obey.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+        if len(shown) > LONGEST:
+            shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 + 3 :]}"
+        super().__init__(shown)
 
 
 class InputError(IsoposeError):

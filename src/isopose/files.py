@@ -11,6 +11,9 @@ from typing import Any
 
 from isopose.errors import InputError
 
+#: Bytes of a text file that is read; an evaluation of 10,000 scans takes 20 MB.
+LARGEST_TEXT = 512 << 20
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -59,6 +62,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, expected: str, encoding: str = "utf-8") -> str:
+    """Read a text file that a user may have touched.
+
+    Args:
+        path: of a regular file: a device has no end.
+        expected: what it should be, for the message.
+        encoding: of the text.
+
+    Raises:
+        InputError: the file is missing, unreadable, too large or not text; the message names it.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a file")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise OSError(f"larger than {LARGEST_TEXT >> 20} MB")
+        return path.read_text(encoding=encoding)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected {expected}, but it cannot be read ({error})") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file that a user may have touched.
 
@@ -66,10 +93,8 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing, unreadable or not JSON; the message names it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_text(path, "a JSON file"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON file, but it cannot be read ({error})") from None
 
 

@@ -10,7 +10,7 @@ from patients import patient, write_dataset
 from bright import dice, stored_otherwise, world_centre
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
-from isopose.files import sha256
+from isopose.files import hash_of, sha256
 from isopose.geometry.volume import Volume
 from isopose.homogenize import restore as module
 from isopose.homogenize.dataset import homogenize, open_input
@@ -259,14 +259,23 @@ def test_what_is_no_homogenised_dataset_is_refused(source, done, predictions, tm
     path = record_path(copy, "anna")
     record = json.loads(path.read_text())
     for damage, words in (
-        ({"format": 9}, "expected format 1, got 9"),
-        ({"transform": {**record["transform"], "poses": [[0.0] * 4]}}, "transform.poses.0"),
+        ({"format": 9}, "expected format 2, got 9"),
+        # One digit, which would put the labels elsewhere.
+        ({"roll_degrees": record["roll_degrees"] + 1e-9}, "was changed since it was written"),
+        ({"transform": {**record["transform"], "poses": [[0.0] * 4]}}, "was changed since it was written"),
+        # With a hash that fits, as somebody who means harm would write it.
+        ({"transform": {**record["transform"], "poses": [[0.0] * 4]}, "sha256": None}, "transform.poses.0"),
+        ({"transform": {**record["transform"], "poses": [[1e300] * 5]}, "sha256": None}, "transform.poses.0"),
     ):
-        path.write_text(json.dumps({**record, **damage}))
+        values = {**record, **damage}
+        if values["sha256"] is None:
+            del values["sha256"]
+            values["sha256"] = hash_of(values)
+        path.write_text(json.dumps(values))
         first, second = back(predictions, copy, tmp_path / "r")
         assert words in first.problem
         assert second.problem is None
-    (copy / "homogenize.json").write_text('{"format": 1}')
+    (copy / "homogenize.json").write_text('{"format": 2}')
     with pytest.raises(InputError, match="its labels are damaged"):
         back(predictions, copy, tmp_path / "r")
 

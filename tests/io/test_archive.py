@@ -7,7 +7,6 @@ from pydicom.fileset import FileSet
 
 from io_helpers import raw_slices, write_series
 from isopose.errors import InputError
-from isopose.io import archive
 from isopose.io.archive import unpacked
 from isopose.io.images import peek, read_volume
 
@@ -70,7 +69,7 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path, spoil):
 
 def test_too_large_is_told_before_anything_is_written(tmp_path, monkeypatch):
     path = packed(write_series(tmp_path / "series", raw_slices()), tmp_path / "a.zip")
-    monkeypatch.setattr(archive, "LARGEST", 1000)
+    monkeypatch.setenv("ISOPOSE_MAX_GB", "1e-6")
     with pytest.raises(InputError, match="unpacks to"):
         read_volume(path)
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.data.preprocess import Prepared
 from isopose.errors import InputError
-from isopose.files import sha256
+from isopose.files import read_text, sha256
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation
 from isopose.io.datasets import Case
@@ -153,9 +153,12 @@ def record_of(
 def read_record(folder: Path) -> Record | None:
     """The record of a case's folder; none where it is missing, of another version or damaged."""
     try:
-        return RECORD.validate_json((folder / "record.json").read_bytes())
-    except (OSError, ValidationError):
+        record = RECORD.validate_json(read_text(folder / "record.json", "a record"))
+    except (InputError, ValidationError):
         return None
+    depth = record.shape[0]
+    alike = len({len(shown) for shown in record.presence}) == 1
+    return record if alike and len(record.presence) == len(record.body_fraction) == depth else None
 
 
 def damaged_file(folder: Path, record: Record) -> str | None:

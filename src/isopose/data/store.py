@@ -145,7 +145,11 @@ def open_store(folder: Path) -> Store:
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise InputError(f"{where}: an entry is missing or damaged; prepare the dataset again") from None
-    if hash_of(head) != key:
+    try:
+        agrees = hash_of(head) == key
+    except ValueError:  # numbers that JSON does not have
+        agrees = False
+    if not agrees:
         raise InputError(f"{where}: the contents do not agree with their hash; prepare the dataset again")
     config = validate_config({"data": head["config"]}, str(where)).data
     fingerprint = Fingerprint.from_json(head["fingerprint"], str(where))

@@ -1,5 +1,6 @@
 """What is kept with a homogenised case: how it came there, what from, and how far to trust it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,14 +10,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose import __version__
 from isopose.errors import InputError
-from isopose.files import read_json, sha256, write_json
+from isopose.files import hash_of, read_json, sha256, write_json
 from isopose.geometry.similarity import ANGLE
 from isopose.homogenize.scan import HomogenisedScan
 from isopose.homogenize.transform import STRICT, Transform
 from isopose.models.pose import POSE_SOURCES
 
 #: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenise` computes.
-FORMAT = 1
+FORMAT = 2
 #: Folder of the cases' records in a homogenised dataset, and the file that describes all of it.
 FOLDER, HEAD = "transforms", "homogenize.json"
 
@@ -60,7 +61,7 @@ class CaseRecord:
         transform: what undoes it.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     isopose: str
     case: str
     part: Literal["Tr", "Ts"]
@@ -99,7 +100,7 @@ def write_record(
     """Write a case's record, after its files."""
     poses = scan.poses
     record = CaseRecord(
-        format=1,
+        format=2,
         isopose=__version__,
         case=case,
         part=part,
@@ -119,7 +120,9 @@ def write_record(
         ),
         transform=scan.transform,
     )
-    write_json(record_path(root, case), record.to_json())
+    values = record.to_json()
+    # A changed digit would put a label elsewhere and tell nobody.
+    write_json(record_path(root, case), {**values, "sha256": hash_of(values)})
     return record
 
 
@@ -127,15 +130,20 @@ def read_record(path: Path) -> CaseRecord:
     """A case's record.
 
     Raises:
-        InputError: missing, damaged or of another version.
+        InputError: missing, changed since it was written, or of another version.
     """
     values = read_json(path)
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT}, got {found}; homogenize the case again")
+    told = values.pop("sha256", None)
     try:
-        return CASE.validate_json(Path(path).read_bytes())
-    except ValidationError as error:
+        if told != hash_of(values):
+            raise InputError(f"{path}: was changed since it was written; homogenize the case again")
+        return CASE.validate_json(json.dumps(values))
+    except ValueError as error:
+        if not isinstance(error, ValidationError):  # a number that JSON does not have
+            raise InputError(f"{path}: {error}; homogenize the case again") from None
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {key}: {first['msg']}; homogenize the case again") from None

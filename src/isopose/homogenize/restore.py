@@ -126,8 +126,11 @@ def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
         found = head.get("format") if isinstance(head, dict) else None
         raise InputError(f"{where}: expected format {FORMAT}, got {found}; homogenize the dataset again")
     try:
-        return {str(n): (int(v["value"]), int(v["stored"])) for n, v in head["labels"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        values = {str(n): (int(v["value"]), int(v["stored"])) for n, v in head["labels"].items()}
+        if not all(0 <= value <= 255 for pair in values.values() for value in pair):
+            raise ValueError
+        return values
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(f"{where}: its labels are damaged; homogenize the dataset again") from None
 
 

@@ -15,11 +15,14 @@ from isopose.geometry.similarity3d import matrix_from_pose3d
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import compose
 
-Size = Annotated[int, Field(ge=1)]
-Millimetres = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Millimetres = Annotated[float, Field(gt=1e-6, le=1e6)]
 Triple = tuple[Size, Size, Size]
 Row = tuple[float, float, float, float]
-Nine = tuple[float, float, float, float, float, float, float, float, float]
+#: Radians, logarithms of scales, shifts in half sides: beyond these no body is in any frame.
+Posed = Annotated[float, Field(ge=-10.0, le=10.0)]
+Five = tuple[Posed, Posed, Posed, Posed, Posed]
+Nine = tuple[Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -44,7 +47,7 @@ class Grid:
     pixel_mm: Millimetres
     slice_mm: Millimetres
     first_mm: float
-    middle: tuple[float, float] = (0.0, 0.0)
+    middle: tuple[Posed, Posed] = (0.0, 0.0)
     slices: Size | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -96,7 +99,7 @@ class Transform:
     flips: tuple[bool, bool, bool]
     frame: Frame
     grid: Grid
-    poses: tuple[tuple[float, float, float, float, float], ...]
+    poses: tuple[Five, ...]
     tilted: Nine | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 

@@ -1,6 +1,7 @@
 """ZIP archives of a DICOM series, unpacked for as long as they are read."""
 
 import contextlib
+import errno
 import shutil
 import tempfile
 import zipfile
@@ -9,15 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isopose.errors import InputError
+from isopose.io.limits import VARIABLE, largest_bytes
 
-#: Bytes that one archive may unpack to; a series of 10,000 slices of 512 x 512 takes 5 GB.
-LARGEST = 16 * 2**30
 _CHUNK = 1 << 20
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name is a ZIP archive's."""
-    return path.name.lower().endswith(".zip")
+    """Whether it is a file whose name is a ZIP archive's."""
+    return path.name.lower().endswith(".zip") and path.is_file()
 
 
 @contextlib.contextmanager
@@ -38,6 +38,13 @@ def unpacked(path: Path) -> Iterator[Path]:
                 _unpack(path, archive, folder)
         except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
             raise InputError(f"{path}: cannot be unpacked ({error}); pack or copy it again") from None
+        except OSError as error:
+            # Of a member that begins before the file does; any other is of the place that it is unpacked to.
+            if error.errno != errno.EINVAL:
+                raise
+            raise InputError(
+                f"{path}: cannot be unpacked (its directory is damaged); copy it again"
+            ) from None
         try:
             yield folder
         except InputError as error:
@@ -48,11 +55,12 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
     members = [member for member in archive.infolist() if not member.is_dir()]
     total = sum(member.file_size for member in members)
     free = shutil.disk_usage(folder).free
-    if total > min(LARGEST, free):
+    largest = largest_bytes()
+    if total > min(largest, free):
         told = f"{total / 2**30:.1f} GB, more than " + (
             f"the {free / 2**30:.1f} GB that are free in {folder.parent}"
-            if free < LARGEST
-            else f"the {LARGEST / 2**30:.0f} GB that are taken from one"
+            if free < largest
+            else f"the {largest / 2**30:g} GB that are taken from one ({VARIABLE} sets another limit)"
         )
         raise InputError(f"{path}: unpacks to {told}; unpack it yourself and give the folder")
     for number, member in enumerate(members):

@@ -1,5 +1,6 @@
 """What a file says about its grid, without its voxels."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
+from isopose.io.limits import VARIABLE, largest_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +35,17 @@ class Header:
         return Volume(np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
 
     def checked(self, path: Path) -> "Header":
-        """This header, when its grid is a valid one.
+        """This header, when its grid is a valid one, of a size that may be read.
 
         Raises:
             InputError: it is not; the message names the file.
         """
+        wanted, most = math.prod(self.shape) * self.dtype.itemsize, largest_bytes()
+        if wanted > most:
+            raise InputError(
+                f"{path}: its header promises {wanted / 2**30:.1f} GB of voxels, more than the "
+                f"{most / 2**30:g} GB that are read; if that is right, set {VARIABLE}"
+            )
         on_file(path, np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
         return self
 

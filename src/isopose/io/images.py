@@ -11,6 +11,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.archive import is_archive, unpacked
 from isopose.io.dicom import is_dicom, peek_series, read_series
 from isopose.io.header import Header, all_finite, on_file
+from isopose.io.itk_header import check_text_header
 from isopose.io.nifti import is_whole, peek_nifti, read_nifti
 from isopose.io.quiet import complained, quiet_itk
 
@@ -212,6 +213,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
             f"{path}: not a format that can be read; expected a DICOM folder, ZIP or file, or "
             f"{', '.join(READABLE)}"
         )
+    check_text_header(path, kind)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
     reader.SetFileName(str(path))

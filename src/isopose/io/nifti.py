@@ -17,6 +17,7 @@ import numpy as np
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.header import Header, all_finite, on_file
+from isopose.io.limits import largest_bytes
 
 #: Name, format and byte offset of the fields in use.
 _Layout = list[tuple[str, Any, int]]
@@ -275,7 +276,8 @@ def _qform(header: np.void) -> np.ndarray:
 def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:
     count = int(np.prod(fields.shape, dtype=np.int64))
     wanted = count * fields.stored.itemsize
-    if fields.offset < 0 or wanted > path.stat().st_size * _DEFLATE_LIMIT:
+    last = fields.offset + wanted
+    if fields.offset < 0 or last > path.stat().st_size * _DEFLATE_LIMIT:
         raise EOFError(f"the header promises {wanted} bytes of voxels")
     file.seek(fields.offset)
     array = np.empty(fields.shape, fields.stored)
@@ -286,6 +288,8 @@ def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:
         if not got:
             raise EOFError(f"{filled} of {wanted} bytes of voxels are there")
         filled += got
-    while file.read(1 << 20):  # to the end, where gzip keeps its checksum
-        pass
+    # To the end, where gzip keeps its checksum; more than the largest scan cannot be there by accident.
+    left = largest_bytes()
+    while left > 0 and (part := file.read(1 << 20)):
+        left -= len(part)
     return array

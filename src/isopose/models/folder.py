@@ -109,7 +109,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         InputError: no model, one of a newer format, or one whose parts do not belong together.
     """
     manifest = folder / "model.json"
-    if not manifest.exists():
+    if not manifest.is_file():
         raise InputError(f"{folder}: no model.json; expected the --model folder of a finished isopose fit")
     values = read_json(manifest)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -119,7 +119,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             "that made it, or train again"
         )
     weights = folder / "weights.safetensors"
-    if not weights.exists() or sha256(weights) != values.get("weights_sha256"):
+    if not weights.is_file() or sha256(weights) != values.get("weights_sha256"):
         raise InputError(
             f"{weights}: missing or not the weights that model.json names; copy the whole folder"
         )

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from isopose.errors import InputError
+from isopose.files import read_text
 
 _OLDEST = 120
 
@@ -22,11 +23,10 @@ def read_table(
             than the header.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = text.splitlines()
+        lines = read_text(path, "a CSV table in UTF-8", "utf-8-sig").splitlines()
         delimiter = max(",;\t", key=lines[0].count) if lines else ","
         rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"{path}: expected a CSV table in UTF-8, but it cannot be read ({error})") from None
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     for name in required:

@@ -1,0 +1,235 @@
+"""``python fuzz``: damaged inputs by the thousand; each must be read, or refused in one clear line.
+
+    python fuzz --inputs 20000 --seed 1 --jobs 2
+
+Each input is a copy of sound files (``seeds.py``) damaged by ``mutations.py``, and is read in a process of
+its own with a bound on memory and time. A failure is an exception that isopose did not foresee, a message
+that is not one line, a value that should have been refused, a crash, or a bound reached. Failures are kept,
+and repeat by ``python fuzz --only TARGET:NUMBER --seed SEED``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter, defaultdict
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import targets
+from seeds import write_seeds
+
+#: Seconds and bytes (beyond what is taken already) that one input may take.
+SECONDS, BYTES = 20, 2 * 2**30
+#: One input in so many goes through the whole command.
+COMMANDS = 10
+#: Longest message that is one clear line.
+LINE = 1500
+
+
+def main() -> int:
+    """Run, print a line for each target, and return 1 where anything failed."""
+    parser = argparse.ArgumentParser(prog="python fuzz", description=__doc__.split("\n")[0])
+    parser.add_argument("--inputs", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--targets", default=",".join(target.name for target in targets.TARGETS))
+    parser.add_argument("--only", help="TARGET:NUMBER, one input again, in this process")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-found"), help="folder for failures")
+    given = parser.parse_args()
+    _imports()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+        seeds = Path(place) / "seeds"
+        write_seeds(seeds)
+        if given.only:
+            name, number = given.only.split(":")
+            folder = _damaged(seeds, Path(place) / "one", name, int(number), given.seed)
+            print(_outcome(name, folder, seeds, int(number)))
+            return 0
+        return _all(given, seeds, Path(place))
+
+
+def _all(given: argparse.Namespace, seeds: Path, place: Path) -> int:
+    names = given.targets.split(",")
+    jobs: dict[int, Path] = {}
+    for job in range(given.jobs):
+        path = place / f"job-{job}.jsonl"
+        pid = os.fork()
+        if pid == 0:
+            _job(
+                range(job, given.inputs, given.jobs),
+                names,
+                given.seed,
+                seeds,
+                place / f"work-{job}",
+                path,
+                given.keep,
+            )
+            os._exit(0)
+        jobs[pid] = path
+    for pid in jobs:
+        os.waitpid(pid, 0)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    slowest: dict[str, float] = defaultdict(float)
+    failures = []
+    for path in jobs.values():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            counts[row["target"]][row["kind"]] += 1
+            slowest[row["target"]] = max(slowest[row["target"]], row["seconds"])
+            if row["kind"] == "failed":
+                failures.append(row)
+    print("| input | tried | read | refused in one line | failed | slowest, s |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in names:
+        found = counts[name]
+        print(
+            f"| {name} | {sum(found.values())} | {found['read']} | {found['refused']} | {found['failed']} "
+            f"| {slowest[name]:.1f} |"
+        )
+    print(f"in all: {sum(sum(found.values()) for found in counts.values())}, failed: {len(failures)}")
+    for row in failures[:50]:
+        print(f"{row['target']}:{row['number']}: {row['told'][-600:]}")
+    return 1 if failures or sum(sum(found.values()) for found in counts.values()) != given.inputs else 0
+
+
+def _job(
+    numbers: range, names: list[str], seed: int, seeds: Path, work: Path, told: Path, keep: Path
+) -> None:
+    with open(told, "w", encoding="utf-8") as file:
+        for number in numbers:
+            name = names[number % len(names)]
+            folder = _damaged(seeds, work, name, number, seed)
+            started = time.monotonic()
+            kind, text = _in_a_process(name, folder, seeds, number)
+            row = {
+                "target": name,
+                "number": number,
+                "kind": kind,
+                "told": text,
+                "seconds": time.monotonic() - started,
+            }
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if kind == "failed":
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(keep / f"{name}-{number}", ignore_errors=True)
+                shutil.copytree(folder, keep / f"{name}-{number}", symlinks=True)
+                (keep / f"{name}-{number}.txt").write_text(text)
+
+
+def _damaged(seeds: Path, work: Path, name: str, number: int, seed: int) -> Path:
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(seeds / name, work)
+    targets.BY_NAME[name].damage(work, Random(f"{seed} {name} {number}"))
+    return work
+
+
+def _in_a_process(name: str, folder: Path, seeds: Path, number: int) -> tuple[str, str]:
+    """The outcome of one input, in a fork that cannot take down the rest."""
+    result = folder.with_name(folder.name + ".result")
+    result.unlink(missing_ok=True)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, taken + BYTES))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (BYTES, BYTES))
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(SECONDS)
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            result.write_text(json.dumps(_outcome(name, folder, seeds, number)))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # what a command may have started
+    if result.exists() and (text := result.read_text()):
+        kind, told = json.loads(text)
+        return kind, told
+    if os.WIFSIGNALED(status):
+        ended = signal.Signals(os.WTERMSIG(status)).name
+        return "failed", "too long" if ended == "SIGALRM" else f"ended by {ended}"
+    return "failed", "ended without a word"
+
+
+def _outcome(name: str, folder: Path, seeds: Path, number: int) -> tuple[str, str]:
+    from isopose.errors import IsoposeError
+
+    target = targets.BY_NAME[name]
+    try:
+        if number // len(targets.TARGETS) % COMMANDS == 0:
+            return _of_command(target.command(folder, seeds), folder)
+        target.act(folder)
+    except IsoposeError as error:
+        return _judged(str(error))
+    except BaseException:
+        return "failed", traceback.format_exc()
+    return "read", ""
+
+
+def _of_command(arguments: list[str], folder: Path) -> tuple[str, str]:
+    """By exit code and standard error, as a user sees them."""
+    heard = folder.with_name(folder.name + ".stderr")
+    kept = os.dup(2)
+    with open(heard, "wb") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            code, _ = targets.run_command(arguments)
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+    told = heard.read_text(errors="replace")
+    lines = [line for line in told.splitlines() if line.startswith("isopose: ")]
+    if "Traceback" in told or code not in (0, 1, 2):
+        return "failed", f"{arguments}: exit {code}: {told}"
+    if "Secret" in told or "SECRET" in told:
+        return "failed", f"names the patient: {told}"
+    if code == 0:
+        return "read", ""
+    # `check` ends with 1 where it lists errors of cases, each in a line of its own.
+    if code == 1 and arguments[0] != "check":
+        return "failed", f"{arguments}: exit 1: {told}"
+    if code == 2 and not lines and arguments[0] != "check":
+        return "failed", f"{arguments}: exit 2 without a line: {told}"
+    return _judged(lines[-1]) if lines else ("refused", "as told on standard output")
+
+
+def _judged(message: str) -> tuple[str, str]:
+    shown = " ".join(message.split())
+    if not shown or len(shown) > LINE:
+        return "failed", f"a message of {len(shown)} characters: {shown[:300]}"
+    if any(not (c.isprintable() or "\ud800" <= c <= "\udfff") for c in shown):
+        return "failed", f"a message with control characters: {shown!r}"
+    return "refused", shown
+
+
+def _imports() -> None:
+    """Once, so that a fork starts with everything."""
+    import torch
+
+    torch.set_num_threads(1)
+    for module in (
+        "cli",
+        "inference.predict",
+        "inference.scans",
+        "training.fit",
+        "homogenize.restore",
+        "io.check",
+    ):
+        __import__(f"isopose.{module}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+import pickle
+
+from isopose.errors import LONGEST, InputError
+
+
+def test_a_message_is_one_printable_line():
+    """What a file holds is quoted in it, and may hold what a terminal would obey."""
+    error = InputError("a.json: got 'x\n\ty\x1b[31m\u202e\ufeff\ud800é'; do\nthis")
+    assert str(error) == "a.json: got 'x y\\x1b[31m\\u202e\\ufeff\\ud800é'; do this"
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    error = str(InputError(f"case.json: got {'x' * 100_000}; do this"))
+    assert len(error) <= LONGEST
+    assert error.startswith("case.json: got xxx")
+    assert error.endswith("xxx; do this")
+
+
+def test_errors_come_back_from_workers():
+    assert str(pickle.loads(pickle.dumps(InputError("a: b")))) == "a: b"
