@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from bright import bright_model, dice, scene
 from isopose import __version__
 from isopose.cli import app, main
+from isopose.files import hash_of, only_writer
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.folder import save_model
 
@@ -157,6 +158,30 @@ def test_bad_input_is_one_line_and_code_2(arguments, words, isopose, cohort, mod
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("fit", "{data}", "--model", "{out}", "--fold", "all"),
+        ("predict", "{model}", "{data}/imagesTs", "--output", "{out}"),
+        ("homogenize", "{data}", "{out}"),
+        ("study", "{data}", "--output", "{out}", "--arms", "plain"),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_folder_that_another_process_writes_to_is_refused(
+    arguments, isopose, cohort, model_folder, tmp_path
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    with only_writer(out):
+        given = [argument.format(out=out, data=cohort, model=model_folder) for argument in arguments]
+        code, _, err = isopose(*given)
+    assert code == 2
+    assert "another isopose is writing to it" in err
+    assert one_line(err), err
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("segment",),
         ("fit", "data"),
         ("phantom", "out", "--cases", "0"),
@@ -278,7 +303,9 @@ def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_pa
     assert code == 0
     told = json.loads(out)
     assert [(one["name"], one["problem"]) for one in told] == [(f"case_{n}", None) for n in range(3)]
-    assert told[2]["record"] == json.loads((upright / "transforms" / "case_2.json").read_text())
+    written = json.loads((upright / "transforms" / "case_2.json").read_text())
+    assert written.pop("sha256") == hash_of(told[2]["record"])
+    assert told[2]["record"] == written
 
     back = tmp_path / "back"
     code, out, err = isopose("restore", upright / "labelsTs", "--homogenized", upright, "--output", back)

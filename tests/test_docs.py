@@ -288,6 +288,7 @@ def test_homogenised_examples_are_what_the_commands_write(examples: dict[str, An
     values["settings_sha256"] = values["settings_sha256"].ljust(64, "0")
     for part in ("sources", "files"):
         values[part] = {name: short.ljust(64, "0") for name, short in values[part].items()}
+    assert len(values.pop("sha256")) == 8
     record = CASE.validate_json(json.dumps(values))
     assert list(values) == [field.name for field in fields(record)]
     assert record.slices[0].roll_degrees == pytest.approx(math.degrees(record.transform.poses[0][0]))

@@ -1,5 +1,8 @@
 import hashlib
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -7,8 +10,10 @@ from isopose.errors import InputError
 from isopose.files import (
     hash_of,
     hash_of_source,
+    only_writer,
     output_folder,
     read_json,
+    read_text,
     replacing,
     sha256,
     write_json,
@@ -110,3 +115,78 @@ def test_hash_of_a_series_sees_every_file(tmp_path):
     assert hash_of_source(tmp_path) != before
     (tmp_path / "a").write_text("a")
     assert hash_of_source(tmp_path) == before
+
+
+#: Holds a folder and says so.
+HOLDER = (
+    "import sys, time; from pathlib import Path; from isopose.files import only_writer\n"
+    "with only_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that writes to the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_one_process_at_a_time_writes_to_a_folder(holder, tmp_path):
+    with (
+        pytest.raises(InputError, match="another isopose is writing to it"),
+        only_writer(tmp_path),
+    ):
+        pass
+    assert names(tmp_path) == []
+    # However it ends: nothing of it stays behind.
+    holder.kill()
+    holder.wait()
+    with only_writer(tmp_path):
+        pass
+
+
+def test_who_waits_comes_next(holder, tmp_path):
+    waiter = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            HOLDER.replace("(Path(sys.argv[1]))", "(Path(sys.argv[1]), wait=True)"),
+            tmp_path,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        time.sleep(1.0)
+        assert waiter.poll() is None
+        holder.kill()
+        assert waiter.stdout is not None
+        assert waiter.stdout.readline() == "held\n"
+    finally:
+        waiter.kill()
+        waiter.wait()
+
+
+def test_a_text_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):
+    """A device behind a link has no end."""
+    (tmp_path / "a.json").symlink_to("/dev/zero")
+    with pytest.raises(
+        InputError, match=r"a\.json: expected a JSON file, but it cannot be read \(not a file\)"
+    ):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "b.txt").write_text("four")
+    assert read_text(tmp_path / "b.txt", "words") == "four"
+    monkeypatch.setattr("isopose.files.LARGEST_TEXT", 3)
+    with pytest.raises(InputError, match="larger than"):
+        read_text(tmp_path / "b.txt", "words")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 10_000, "{", "\x00"])
+def test_what_json_cannot_be_is_one_error(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match="expected a JSON file"):
+        read_json(tmp_path / "a.json")

@@ -62,6 +62,40 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder for as long as the block runs; no other process that asks may write to it meanwhile.
+
+    The system lets go of it when a process ends, however that ends. Nothing is written. Where the system or a
+    network's file system has no such locks, it is not held.
+
+    Args:
+        folder: that is there.
+        wait: for the one that holds it, in place of giving up.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another isopose is writing to it; wait until it is done, or choose another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(place)
+
+
 def read_text(path: Path, expected: str, encoding: str = "utf-8") -> str:
     """Read a text file that a user may have touched.
 

@@ -26,7 +26,7 @@ from isopose.data.preprocess import prepare
 from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, damaged_file, read_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
-from isopose.files import hash_of, hash_of_source, read_json, replacing, sha256, write_json
+from isopose.files import hash_of, hash_of_source, only_writer, read_json, replacing, sha256, write_json
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels
@@ -81,7 +81,7 @@ def write_store(
     """Prepare cases and write them, or go on where an earlier run was stopped.
 
     Cases that are whole and whose sources have not changed are kept; half-written, damaged and changed ones
-    are made again; what belongs to no case is removed. One run at a time may write to a folder.
+    are made again; what belongs to no case is removed. One run at a time writes to a folder, others wait.
 
     Args:
         folder: the store is the folder named by its key's first twelve digits in here.
@@ -107,12 +107,14 @@ def write_store(
     work = partial(_write_case, root=root, fingerprint=fingerprint, labels=labels, config=config)
     try:
         (root / "cases").mkdir(parents=True, exist_ok=True)
-        # Until all cases are whole this is not a store.
-        (root / "store.json").unlink(missing_ok=True)
-        _remove_leftovers(root, set(names))
-        for _ in in_order(work, cases, name=attrgetter("id"), workers=workers, progress=progress):
-            pass
-        write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
+        # Runs that share a store may start together: the second finds what the first has made.
+        with only_writer(root, wait=True):
+            # Until all cases are whole this is not a store.
+            (root / "store.json").unlink(missing_ok=True)
+            _remove_leftovers(root, set(names))
+            for _ in in_order(work, cases, name=attrgetter("id"), workers=workers, progress=progress):
+                pass
+            write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
     except OSError as error:
         raise IsoposeError(
             f"{root}: cannot write the store ({error.strerror or error}); "

@@ -14,7 +14,15 @@ from isopose import __version__
 from isopose.config import HomogenizeConfig
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.files import hash_of, hash_of_source, output_folder, read_json, write_json, write_text
+from isopose.files import (
+    hash_of,
+    hash_of_source,
+    only_writer,
+    output_folder,
+    read_json,
+    write_json,
+    write_text,
+)
 from isopose.homogenize.homogeniser import Homogeniser, open_homogeniser
 from isopose.homogenize.record import (
     FOLDER,
@@ -114,7 +122,16 @@ def homogenize(
     homogeniser = open_homogeniser(model, config)
     job = _job(dataset, output, config, model, homogeniser)
     head = _head(dataset, job, homogeniser)
-    _claim(job, head, dataset)
+    _check_claim(job, dataset)
+    output_folder(job.root)
+    with only_writer(job.root):
+        return _homogenize(dataset, job, head, workers, reporter)
+
+
+def _homogenize(
+    dataset: Dataset, job: _Job, head: dict[str, Any], workers: int, reporter: Reporter
+) -> list[Outcome]:
+    _claim(job, head)
     started, made, outcomes = time.monotonic(), 0, []
     work = partial(_make, job=job)
     total = len(dataset.cases)
@@ -177,7 +194,7 @@ def _head(dataset: Dataset, job: _Job, homogeniser: Homogeniser) -> dict[str, An
     }
 
 
-def _claim(job: _Job, head: dict[str, Any], dataset: Dataset) -> None:
+def _check_claim(job: _Job, dataset: Dataset) -> None:
     """Make sure that the folder is ours: absent, empty, or begun with the same settings and cases."""
     mark = job.root / HEAD
     if mark.is_file():
@@ -196,11 +213,14 @@ def _claim(job: _Job, head: dict[str, Any], dataset: Dataset) -> None:
             )
     elif job.root.is_dir() and any(job.root.iterdir()):
         raise InputError(f"{job.root}: is not empty and holds no homogenized dataset; choose another folder")
-    output_folder(job.root)
+
+
+def _claim(job: _Job, head: dict[str, Any]) -> None:
+    """Mark the folder as this dataset's."""
     _remove_half_written(job.root)
     # Until all cases were tried this is not a dataset.
     (job.root / "dataset.json").unlink(missing_ok=True)
-    write_json(mark, head)
+    write_json(job.root / HEAD, head)
 
 
 @lru_cache(maxsize=1)

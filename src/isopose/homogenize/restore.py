@@ -1,7 +1,7 @@
 """``isopose restore``: another segmenter's answers on homogenised scans, back on each scan's own grid."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from isopose import __version__
 from isopose.data.preprocess import largest_share
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.files import output_folder, read_json, sha256, write_json
+from isopose.files import only_writer, output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.dataset import ENDING
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD, read_record
@@ -99,8 +99,15 @@ def restore(
         raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{ENDING}")
     for one in found:
         _check_targets(one, job)
-    if found:
-        output_folder(output)
+    if not found:
+        return restored
+    output_folder(output)
+    with only_writer(output):
+        return restored + _restore_all(found, job, workers, reporter)
+
+
+def _restore_all(found: Sequence[_Prediction], job: _Job, workers: int, reporter: Reporter) -> list[Restored]:
+    restored: list[Restored] = []
     started = time.monotonic()
     with reporter.counting("restore") as progress:
         results = in_order(

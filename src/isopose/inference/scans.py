@@ -14,7 +14,7 @@ from isopose import __version__
 from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError
-from isopose.files import hash_of, hash_of_source, output_folder, read_json, write_json
+from isopose.files import hash_of, hash_of_source, only_writer, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
 from isopose.inference.formats import FORMATS, NIFTI, check_source, result_files, write_results
@@ -137,6 +137,19 @@ def predict_scans(
             "leave --steps out"
         )
     output_folder(output)
+    with only_writer(output):
+        return _predict_scans(model, scans, output, formats, probabilities, steps, reporter)
+
+
+def _predict_scans(
+    model: Model,
+    scans: Sequence[Scan],
+    output: Path,
+    formats: Sequence[str],
+    probabilities: bool,
+    steps: bool,
+    reporter: Reporter,
+) -> list[Outcome]:
     model = for_prediction(model)
     outcomes = []
     for number, scan in enumerate(scans, start=1):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from isopose.config import Config
 from isopose.errors import InputError, IsoposeError
-from isopose.files import output_folder, read_json, write_json
+from isopose.files import only_writer, output_folder, read_json, write_json
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.progress import Reporter
 from isopose.study.arms import BY_NAME, SOURCE, Arm
@@ -81,11 +81,23 @@ def run_study(
         InputError: the options or the budget do not allow it, or the folder holds something else.
         IsoposeError: a run failed; what was finished is kept.
     """
-    from isopose.study.report import write_study_report
-
     check_options(options)
     chosen = arms_of(options, arms)
     output_folder(output)
+    with only_writer(output):
+        return _run_study(output, options, chosen, budget_s, workers, reporter)
+
+
+def _run_study(
+    output: Path,
+    options: Options,
+    chosen: Sequence[Arm],
+    budget_s: float | None,
+    workers: int,
+    reporter: Reporter,
+) -> Path:
+    from isopose.study.report import write_study_report
+
     options, settled = claim(output, options)
     if settled and budget_s is not None:
         reporter.say("note: this study's length was settled when it first started; --budget changes nothing")

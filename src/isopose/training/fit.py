@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from isopose.data.store import Store, write_store
 from isopose.data.volumes import Volumes
 from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError
-from isopose.files import hash_of, output_folder, read_json, write_json, write_text
+from isopose.files import hash_of, only_writer, output_folder, read_json, write_json, write_text
 from isopose.io.datasets import Case, Dataset
 from isopose.io.splits import check_sides, split_patients
 from isopose.labels import Labels, mirrored_classes
@@ -104,19 +105,37 @@ def fit(
     check_source(source, config, dataset.labels)
     _check_batches(config, fabric.world_size)
     run = Run(config, dataset.labels, fabric, folder / "work", reporter)
-    given = source.fingerprint if source else None
-    # The others find what the first has made, and go on with it.
-    with fabric.rank_zero_first():
-        output_folder(folder)
-        follows = not fabric.is_global_zero
-        _claim(folder, dataset, config, training, validation, resume or follows, source)
-        if (resume or follows) and (folder / "model.json").exists():
-            reporter.say(f"{folder} is finished already")
-            return load_model(folder)
-        stored, fingerprint = _preprocess(
-            run, store or run.work / "store", training, validation, workers, given
-        )
-        _claim_data(folder, stored)
+    # The others find what the first has made, and go on with it; the first holds the folder for all.
+    with ExitStack() as held:
+        with fabric.rank_zero_first():
+            follows = not fabric.is_global_zero
+            if not follows:
+                _check_claim(folder, resume)
+                output_folder(folder)
+                held.enter_context(only_writer(folder))
+            _claim(folder, dataset, config, training, validation, resume or follows, source)
+            if (resume or follows) and (folder / "model.json").exists():
+                reporter.say(f"{folder} is finished already")
+                return load_model(folder)
+            given = source.fingerprint if source else None
+            stored, fingerprint = _preprocess(
+                run, store or run.work / "store", training, validation, workers, given
+            )
+            _claim_data(folder, stored)
+        return _fit(run, folder, dataset, stored, fingerprint, training, validation, source)
+
+
+def _fit(
+    run: Run,
+    folder: Path,
+    dataset: Dataset,
+    stored: Store,
+    fingerprint: Fingerprint,
+    training: tuple[Case, ...],
+    validation: tuple[Case, ...],
+    source: Model | None,
+) -> Model:
+    config, fabric, reporter = run.config, run.fabric, run.reporter
     _warn_of_seen(source, stored, validation, reporter)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
@@ -266,6 +285,12 @@ def _check_batches(config: Config, processes: int) -> None:
             )
 
 
+def _check_claim(folder: Path, resume: bool) -> None:
+    """Refuse to begin where something is."""
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: not empty; add --resume to go on with it, or name another folder")
+
+
 def _claim(
     folder: Path,
     dataset: Dataset,
@@ -284,8 +309,6 @@ def _claim(
     }
     marker = folder / "work" / "run.json"
     if not resume:
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder}: not empty; add --resume to go on with it, or name another folder")
         write_json(marker, run)
     elif marker.exists():
         other = [name for name, value in read_json(marker).items() if value != run.get(name)]
