@@ -1,0 +1,127 @@
+"""A full disk, and one that is read-only: one line, nothing half-written, and what was there stays."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from isopose.data.phantom import write_cohort
+from isopose.files import sha256
+from isopose.models.folder import save_model
+
+#: Kilobytes that are left on the disk.
+LEFT = (0, 8, 60, 400)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, make_model) -> Path:
+    """A cohort and a model."""
+    root = tmp_path_factory.mktemp("faults")
+    write_cohort(root / "data", cases=3, slices=6, size=96, seed=3, test_fraction=0)
+    (root / "model").mkdir()
+    save_model(root / "model", make_model(real_unet=True))
+    return root
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path_factory.mktemp("disk")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("may not mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def commands(place: Path, out: Path) -> dict[str, list[str]]:
+    data = str(place / "data")
+    return {
+        "phantom": ["phantom", str(out), "--cases", "2", "--slices", "8", "--size", "128"],
+        "fit": ["fit", data, "--model", str(out), "--fold", "all", "--set", "data.size=64",
+                "--set", "unet.optimiser.epochs=1", "--set", "unet.optimiser.iterations=2",
+                "--set", "crop.enabled=false", "--set", "unet.input=full"],
+        "predict": ["predict", str(place / "model"), f"{data}/imagesTr", "--output", str(out), "--steps",
+                    "--probabilities"],
+        "homogenize": ["homogenize", data, str(out)],
+        "evaluate": ["evaluate", f"{data}/labelsTr", f"{data}/labelsTr", "--output", str(out)],
+    }  # fmt: skip
+
+
+def run(arguments: list[str]) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "isopose", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return done.returncode, done.stderr
+
+
+def whole(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phantom", "fit", "predict", "homogenize", "evaluate"])
+def test_a_full_disk_is_one_line_and_nothing_half_written(name, place, disk):
+    out = disk / name
+    (disk / "other.txt").write_text("was here before")
+    failed = 0
+    for left in LEFT:
+        subprocess.run(["rm", "-rf", out, disk / "filler"], check=True)
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(max(0, free - left * 1024)))
+        code, told = run(commands(place, out)[name])
+        assert code in (0, 1, 2), told
+        assert "Traceback" not in told
+        lines = [line for line in told.splitlines() if line.startswith("isopose: ")]
+        if code:
+            failed += 1
+            assert len(lines) == 1, told
+            assert "space" in lines[0] or "full" in lines[0] or "choose another" in lines[0], told
+        assert not [path for path in disk.rglob("*") if ".partial." in path.name], told
+        assert (disk / "other.txt").read_text() == "was here before"
+    assert failed, "the disk was never full"
+    (disk / "filler").unlink()
+    subprocess.run(["rm", "-rf", out], check=True)
+
+
+@pytest.mark.slow
+def test_what_was_there_survives_a_full_disk_and_the_next_try_is_whole(place, disk):
+    """Results of a first run stay; a second scan's that found no room come when there is some."""
+    out = disk / "predicted"
+    model, images = str(place / "model"), sorted((place / "data" / "imagesTr").glob("*.nii.gz"))
+    assert run(["predict", model, str(images[0]), "--output", str(out)])[0] == 0
+    before = whole(out)
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(bytes(free))
+    code, told = run(["predict", model, *map(str, images), "--output", str(out)])
+    assert code in (1, 2), told
+    assert before.items() <= whole(out).items()
+    (disk / "filler").unlink()
+    assert run(["predict", model, *map(str, images), "--output", str(out)])[0] == 0
+    after = whole(out)
+    assert before.items() <= after.items()
+    assert len([name for name in after if name.endswith(".nii.gz")]) == len(images)
+    subprocess.run(["rm", "-rf", out], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_may_not_be_written_to(place, disk):
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    try:
+        for name, arguments in commands(place, disk / "out").items():
+            code, told = run(arguments)
+            assert code in (1, 2), (name, told)
+            lines = [line for line in told.splitlines() if line.startswith("isopose: ")]
+            assert len(lines) == 1, (name, told)
+            assert "Read-only" in lines[0], (name, told)
+            assert "Traceback" not in told
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert not (disk / "out").exists()
