@@ -65,16 +65,21 @@ def _all(given: argparse.Namespace, seeds: Path, place: Path) -> int:
         path = place / f"job-{job}.jsonl"
         pid = os.fork()
         if pid == 0:
-            _job(
-                range(job, given.inputs, given.jobs),
-                names,
-                given.seed,
-                seeds,
-                place / f"work-{job}",
-                path,
-                given.keep,
-            )
-            os._exit(0)
+            try:
+                _job(
+                    range(job, given.inputs, given.jobs),
+                    names,
+                    given.seed,
+                    seeds,
+                    place / f"work-{job}",
+                    path,
+                    given.keep,
+                )
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                # Not through the end of the folder, which is the parent's.
+                os._exit(0)
         jobs[pid] = path
     for pid in jobs:
         os.waitpid(pid, 0)

@@ -1,5 +1,6 @@
 """Ways to damage a file: its bytes, text or values; each draws from a generator, so that it repeats."""
 
+import copy
 import gzip
 import json
 import zlib
@@ -114,11 +115,11 @@ def damaged_json(data: bytes, draw: Random) -> bytes:
         elif act == 1 and isinstance(holder, dict):
             holder[draw.choice(_WORDS)] = holder.pop(key)
         elif act == 2 and isinstance(holder, dict):
-            holder[draw.choice(_WORDS)] = draw.choice(_VALUES)
+            holder[draw.choice(_WORDS)] = copy.deepcopy(draw.choice(_VALUES))
         elif act == 3 and isinstance(holder[key], str):
             holder[key] = draw.choice((holder[key] + draw.choice(_WORDS), draw.choice(_WORDS)))
         else:
-            holder[key] = draw.choice(_VALUES)
+            holder[key] = copy.deepcopy(draw.choice(_VALUES))
     return json.dumps(whole[0]).encode("utf-8", "surrogatepass")
 
 

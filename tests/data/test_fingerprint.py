@@ -5,7 +5,7 @@ from operator import attrgetter
 import numpy as np
 import pytest
 from bodies import write_cohort
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from isopose.config import DataConfig
@@ -74,6 +74,7 @@ def test_intensities_are_those_of_equally_weighted_cases(cohort, fingerprint: Fi
 @given(st.lists(st.lists(st.integers(-200, 400), min_size=1, max_size=30), min_size=1, max_size=5))
 def test_moments_of_a_mixture(groups: list[list[int]]) -> None:
     facts = [facts_of(np.array(group, dtype=float)) for group in groups]
+    assume(len({value for group in groups for value in group}) > 1)
     i = reduce_facts(facts, LABELS, CONFIG).intensity
     # Each case repeated until all have as many voxels: exact equal weights.
     many = int(np.lcm.reduce([len(group) for group in groups]))
@@ -161,6 +162,12 @@ def test_no_labelled_voxel_anywhere(cohort, tmp_path) -> None:
     cases = [replace(cohort[0], label=tmp_path / "blank.nii.gz")]
     with pytest.raises(InputError, match="no training case has a labelled voxel"):
         fingerprint_of(cases, LABELS, CONFIG)
+
+
+def test_values_that_are_all_the_same_are_refused() -> None:
+    """They would be divided by nothing, and all that follows be no number."""
+    with pytest.raises(InputError, match="nearly all labelled voxels have the value 200"):
+        reduce_facts([facts_of(np.full(9, 200.0))], LABELS, CONFIG)
 
 
 def test_a_case_without_labelled_voxels_weighs_nothing(cohort, tmp_path) -> None:

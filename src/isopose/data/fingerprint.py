@@ -283,6 +283,11 @@ def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> 
     # The value at which the share reaches the percentile, less what summing rounds.
     wanted = np.array([percentiles[0], 50.0, percentiles[1]]) / 100.0 * share[-1] - 1e-12
     low, median, high = values[np.searchsorted(share, wanted).clip(max=len(values) - 1)]
+    if low == high:
+        raise InputError(
+            f"fingerprint: nearly all labelled voxels have the value {low:g}, by which nothing can be "
+            "normalised; are these the scans, as CT in Hounsfield units?"
+        )
     means = np.array([f.mean for f in facts])
     # Total variance: mean of the cases' variances and variance of their means.
     variance = np.mean([f.variance for f in facts]) + means.var()

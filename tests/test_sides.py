@@ -1,0 +1,114 @@
+"""Left stays left through the whole command line: however a scan is stored, however the patient lies."""
+
+import signal
+import sys
+from dataclasses import replace
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+
+from bright import bright_model, dice, scene, stored_otherwise, world_centre
+from isopose.cli import main
+from isopose.data.phantom.case import sample_case, texture_generator
+from isopose.data.phantom.pose import POSITIONS, Pose
+from isopose.data.phantom.render import render
+from isopose.geometry.volume import Volume
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+
+STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
+LEFT, TUMOUR, RIGHT = 2, 5, 9
+
+
+@pytest.fixture
+def isopose(monkeypatch):
+    def run(*arguments):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "argv", ["isopose", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        assert not stop.value.code
+
+    return run
+
+
+def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch, tmp_path):
+    """A mass on the patient's left, which a network that knows sides calls left by what it sees."""
+    model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}}, sided=True)
+    monkeypatch.setattr("isopose.models.folder.load_model", lambda *_, **__: model)
+    supine = scene(slices=5)
+    for number, (axes, flips) in enumerate(STORAGES):
+        write_image(
+            stored_otherwise(supine.volume, axes, flips), tmp_path / "in" / f"scan_{number:02d}.nii.gz"
+        )
+    isopose("predict", tmp_path / "model", tmp_path / "in", "--output", tmp_path / "out")
+    upright = [read_labels(tmp_path / "out" / f"scan_{n:02d}.nii.gz").reoriented() for n in range(48)]
+    assert set(np.unique(upright[0].array)) == {0, LEFT, TUMOUR}
+    assert world_centre(upright[0], upright[0].array == LEFT)[0] > supine.middle[0] + 20
+    assert dice(upright[0].array > 0, supine.truth > 0) > 0.9
+    for labels in upright:
+        np.testing.assert_array_equal(labels.array, upright[0].array)
+    # The same scan in a mirror: its mass is on the right, and is called so.
+    mirrored = Volume(np.ascontiguousarray(supine.volume.array[:, :, ::-1]), supine.volume.world_from_index)
+    write_image(mirrored, tmp_path / "mirrored.nii.gz")
+    isopose("predict", tmp_path / "model", tmp_path / "mirrored.nii.gz", "--output", tmp_path / "out")
+    assert set(np.unique(read_labels(tmp_path / "out" / "mirrored.nii.gz").array)) == {0, RIGHT, TUMOUR}
+
+
+@pytest.mark.slow
+def test_homogenised_and_restored_in_all_48_storages(isopose, tmp_path):
+    case = sample_case(11, 0, size=96, slices=20)
+    supine = replace(case, pose=Pose("supine", True, 0.1, 0.0, 0.0, case.pose.offset))
+    image, labels = render(case.anatomy, supine.pose, case.scan, texture_generator(case), noise=False)
+    image, labels = image[6:14], labels[6:14]
+    assert {1, 2} <= set(np.unique(labels))
+    data = tmp_path / "Dataset001_Sides"
+    for number, (axes, flips) in enumerate(STORAGES):
+        for folder, array, name, write in (
+            ("imagesTr", image, f"s_{number:02d}_0000.nii.gz", write_image),
+            ("labelsTr", labels, f"s_{number:02d}.nii.gz", write_labels),
+        ):
+            volume = stored_otherwise(Volume(array, case.scan.world_from_index), axes, flips)
+            write(volume, data / folder / name)
+    (data / "dataset.json").write_text(
+        '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "kidney": 1, "tumour": 2}, '
+        '"numTraining": 48, "file_ending": ".nii.gz"}'
+    )
+    upright, back = tmp_path / "upright", tmp_path / "back"
+    isopose("homogenize", data, upright, "--size", "128")
+    isopose("restore", upright / "labelsTr", "--homogenized", upright, "--output", back)
+    first = read_volume(upright / "imagesTr" / "s_00_0000.nii.gz").array
+    for number in range(48):
+        there = read_volume(upright / "imagesTr" / f"s_{number:02d}_0000.nii.gz")
+        assert np.corrcoef(there.array.ravel(), first.ravel())[0, 1] > 0.99, STORAGES[number]
+        restored = read_labels(back / f"s_{number:02d}.nii.gz")
+        truth = read_labels(data / "labelsTr" / f"s_{number:02d}.nii.gz")
+        assert restored.same_grid(truth, 1e-3)
+        assert dice(restored.array > 0, truth.array > 0) > 0.95, STORAGES[number]
+
+
+@pytest.mark.slow
+def test_patients_in_every_position_are_homogenised_alike(isopose, tmp_path):
+    """Whether the header tells the position or says supine of all: upright, and not in a mirror."""
+    case = sample_case(11, 0, size=128, slices=12)
+    for position, right in product(POSITIONS, (True, False)):
+        pose = Pose(position, right, 0.0, 0.0, 0.0, case.pose.offset)
+        image, _ = render(case.anatomy, pose, case.scan, texture_generator(case), noise=False)
+        name = f"{position.replace(' ', '-')}-{right}.nii.gz"
+        write_image(Volume(image, case.scan.world_from_index), tmp_path / "in" / name)
+    isopose("homogenize", tmp_path / "in", tmp_path / "out", "--size", "128")
+    found = {
+        path.name: read_volume(path).array.astype(float) for path in (tmp_path / "out" / "imagesTs").glob("*")
+    }
+    assert len(found) == 8
+    straight = found["supine-True_0000.nii.gz"]
+    for name, image in found.items():
+        alike = np.corrcoef(image.ravel(), straight.ravel())[0, 1]
+        in_a_mirror = np.corrcoef(image[:, :, ::-1].ravel(), straight.ravel())[0, 1]
+        upside_down = np.corrcoef(image[:, ::-1, ::-1].ravel(), straight.ravel())[0, 1]
+        assert alike > 0.93, (name, alike)
+        assert alike > max(in_a_mirror, upside_down) + 0.02, (name, alike, in_a_mirror, upside_down)
