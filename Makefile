@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test lint fast docs peers test-peers clean
+.PHONY: setup demo test lint fast docs peers test-peers release clean
 
 setup: .venv/.installed
 
@@ -26,11 +26,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# nnU-Net v2, against which some tests compare, in an environment of its own: it needs torchvision, and with
-# it another build of torch.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# nnU-Net v2, against which some tests compare, in an environment of its own: it needs torchvision, and with
+# it another build of torch.
 peers: .venv-peers/.installed
 
 .venv-peers/.installed: pyproject.toml
@@ -44,5 +44,25 @@ test-peers: peers
 	.venv-peers/bin/python -m pytest tests/data/test_nnunet_parity.py tests/study/test_nnunet.py \
 		tests/homogenize/test_before_nnunet.py tests/nnunet
 
+# Wheel and sdist; what is installed with them, as a bill of materials; its licences; and its known weaknesses,
+# where the tool reaches a database of them.
+RUNTIME := build/runtime/bin/python
+TOOLS := .venv-release/bin
+release:
+	rm -rf dist build/runtime
+	$(PYTHON) -m venv .venv-release
+	$(TOOLS)/python -m pip install --quiet --disable-pip-version-check build cyclonedx-bom pip-audit pip-licenses
+	$(TOOLS)/python -m build --outdir dist .
+	$(PYTHON) -m venv build/runtime
+	$(RUNTIME) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch dist/*.whl
+	$(TOOLS)/cyclonedx-py environment $(RUNTIME) --output-reproducible -o dist/isopose.cdx.json
+	sed -i "s|file://$(CURDIR)/dist/||" dist/isopose.cdx.json
+	$(TOOLS)/pip-licenses --python $(RUNTIME) --from mixed --partial-match --fail-on "GPL;GNU;Proprietary;UNKNOWN" \
+		--format csv --output-file dist/licences.csv
+	$(TOOLS)/pip-audit --path $$($(RUNTIME) -c "import sysconfig; print(sysconfig.get_path('purelib'))") --progress-spinner off \
+		> dist/audit.txt 2>&1 || echo "pip-audit: see dist/audit.txt"
+	@! grep -q "could not be audited" dist/audit.txt || echo "pip-audit: not all could be looked up, see dist/audit.txt"
+	ls dist
+
 clean:
-	rm -rf .venv .venv-peers demo build dist
+	rm -rf .venv .venv-peers .venv-release demo build dist

@@ -473,6 +473,8 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except _Stopped:
         _fail("stopped; what was finished is kept, the same command (fit: with --resume) goes on", 130)
+    except FloatingPointError as error:
+        _fail(f"{error}: the model's weights are damaged; copy its folder again, or train again", 2)
     except MemoryError:
         _fail("out of memory; lower the batch size (--set unet.optimiser.batch_size=4) or data.size", 1)
     except OSError as error:

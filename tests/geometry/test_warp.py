@@ -243,3 +243,19 @@ def test_some_slices_at_a_time_are_the_whole(size) -> None:
         parts += 1
     assert parts == math.ceil(size[0] / 2)
     torch.testing.assert_close(found, whole)
+
+
+def test_a_transform_that_is_no_number_is_told() -> None:
+    """It would sample nothing and call it air."""
+    theta = torch.eye(3)[None].clone()
+    theta[0, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="a pose or crop is not finite"):
+        warp(torch.ones(1, 1, 8, 8), theta, (4, 4))
+
+
+def test_nothing_is_warped_to_nothing() -> None:
+    theta = torch.eye(3).expand(0, 3, 3).clone().requires_grad_()
+    out = warp(torch.ones(0, 1, 8, 8), theta, (4, 6))
+    assert out.shape == (0, 1, 4, 6)
+    out.sum().backward()
+    assert theta.grad is not None

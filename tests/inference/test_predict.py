@@ -12,6 +12,7 @@ from bright import (
     BODY,
     FOV,
     SIDED,
+    Brightness,
     Scene,
     bright_model,
     dice,
@@ -538,3 +539,16 @@ def test_mirrored_answers_cost_a_second_look_and_no_more() -> None:
     assert [len(pictures) for pictures in shown] == [1, 2]
     assert torch.equal(shown[1][0], shown[0][0])
     assert torch.equal(shown[1][1], shown[0][0].flip(3))
+
+
+def test_an_answer_that_is_no_number_is_no_background() -> None:
+    """The largest of what is no number is the first: background, without a word."""
+    model = bright_model(PLAIN)
+
+    class Broken(Brightness):
+        def forward(self, image, *, deep=False):
+            return [answer * float("nan") for answer in super().forward(image, deep=deep)]
+
+    model.pipeline.unet = Broken()
+    with pytest.raises(FloatingPointError, match="the U-Net's answer is not finite"):
+        predict(model, scene().volume)

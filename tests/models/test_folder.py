@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from bright import bright_model, scene
 from isopose.config import validate_config
@@ -177,6 +178,15 @@ def test_weights_that_are_no_safetensors_are_refused(folder):
         weights.write_bytes(content)
         change(folder, lambda values: values.update(weights_sha256=sha256(weights)))
         refused(folder, "damaged model")
+
+
+def test_weights_that_are_no_numbers_are_refused_even_under_their_own_hash(folder):
+    weights = folder / "weights.safetensors"
+    tensors = load_file(weights)
+    next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(tensors, weights)
+    change(folder, lambda values: values.update(weights_sha256=sha256(weights)))
+    refused(folder, r"damaged model \(weights that are not finite\)")
 
 
 def test_missing_files_are_refused(folder, tmp_path):

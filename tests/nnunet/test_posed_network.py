@@ -183,3 +183,15 @@ def test_the_body_is_the_whole_one_s_where_fat_was_kept(slices, real_ct):
 
     assert agreement(LOWEST_HU) > 0.99
     assert agreement(0.0) < 0.7  # why the trainer refuses it
+
+
+def test_the_network_sees_no_darker_than_it_would_without(slices):
+    """Fat is for the pose; nnU-Net's network is shown what nnU-Net's normalisation shows it."""
+    wide, seen_from = posed(), 6.0
+    narrow = PosedNetwork(Bright(), mean=MEAN, sd=SD, low=LOW, seen_from=seen_from)
+    wide(slices)
+    narrow(slices)
+    darkest = (seen_from - MEAN) / SD
+    assert wide.network.seen[0].min() == pytest.approx((LOW - MEAN) / SD, abs=1e-4)
+    assert narrow.network.seen[0].min() == pytest.approx(darkest, abs=1e-4)
+    torch.testing.assert_close(narrow.input_from_homogenised(slices), wide.input_from_homogenised(slices))

@@ -253,6 +253,15 @@ def test_oversampling_reaches_the_batches(tmp_path: Path) -> None:
     assert table.drawn[:3] != table.drawn[3:]
 
 
+def test_a_transform_that_is_no_number_ends_the_stage_in_the_same_words(tmp_path: Path) -> None:
+    class Lost(Line):
+        def forward(self, batch: Batch, noise: torch.Tensor) -> torch.Tensor:
+            raise FloatingPointError("a pose or crop is not finite")
+
+    with pytest.raises(IsoposeError, match=r"stage unet: a pose or crop is not finite; .*learning_rate"):
+        run(Lost(), tmp_path, settings())
+
+
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_loss_that_is_no_number_ends_the_stage(tmp_path: Path, epoch: int) -> None:
     objective = Line()

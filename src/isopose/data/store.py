@@ -153,6 +153,8 @@ def open_store(folder: Path) -> Store:
         agrees = False
     if not agrees:
         raise InputError(f"{where}: the contents do not agree with their hash; prepare the dataset again")
+    if not names:
+        raise InputError(f"{where}: names no case; prepare the dataset again")
     config = validate_config({"data": head["config"]}, str(where)).data
     fingerprint = Fingerprint.from_json(head["fingerprint"], str(where))
     cases = []

@@ -143,6 +143,8 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     if torch.compiler.is_compiling():
         return _blur_in_graph(image, sigma, axis)
     widest = float(sigma.max()) if len(sigma) else 0.0
+    if not math.isfinite(widest):
+        raise FloatingPointError("a pose or crop is not finite")
     # Below a fifth of a pixel the kernel's neighbours weigh less than 1e-5: no blur at all.
     if widest < 0.2:
         return image

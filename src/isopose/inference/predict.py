@@ -95,6 +95,7 @@ def predict(
 
     Raises:
         InputError: no body is found.
+        FloatingPointError: the networks' answers are no numbers.
     """
     prepared = prepare(volume, model.fingerprint, model.config.data)
     device = model.pipeline.pose.reference_mask.device
@@ -190,7 +191,11 @@ def _answer(model: Model, crop: Tensor) -> Tensor:
     kind = crop.device.type
     with autocast(choose_precision(model.config.predict.precision, kind), kind):
         laid_out = torch.channels_last if crop.ndim == 4 else torch.contiguous_format
-        return model.pipeline.probabilities(crop.contiguous(memory_format=laid_out))
+        answer = model.pipeline.probabilities(crop.contiguous(memory_format=laid_out))
+    # The largest of what is no number is the background, without a word.
+    if not answer.isfinite().all():
+        raise FloatingPointError("the U-Net's answer is not finite")
+    return answer
 
 
 def _part(probabilities: Tensor) -> Tensor:

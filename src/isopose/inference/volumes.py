@@ -92,6 +92,7 @@ def predict_volume(
 
     Raises:
         InputError: no body is found.
+        FloatingPointError: the networks' answers are no numbers.
     """
     pipeline = model.pipeline
     assert isinstance(pipeline, VolumePipeline), "models of slices are for inference/predict.py"

@@ -138,6 +138,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         if not isinstance(known, list) or not all(isinstance(each, str) for each in known):
             raise TypeError("the hashes of the training images are no list of texts")
         tensors = load_file(weights)
+        if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+            raise ValueError("weights that are not finite")
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
         with torch.device("meta"):
             pipeline = pipeline_for(config, labels.classes, tensors["pose.reference_mask"], air, top)

@@ -33,11 +33,15 @@ class PosedNetwork(nn.Module):
         mean: of the intensities in HU by which slices were normalised, as the next two.
         sd: standard deviation.
         low: lower bound in HU to which they were clipped, so that air has this value.
+        seen_from: what the network is shown is clipped to this.
     """
 
-    def __init__(self, network: nn.Module, *, mean: float, sd: float, low: float) -> None:
+    def __init__(
+        self, network: nn.Module, *, mean: float, sd: float, low: float, seen_from: float | None = None
+    ) -> None:
         super().__init__()
         self.network = network
+        self.darkest = (max(low, low if seen_from is None else seen_from) - mean) / sd
         bottom, top = ((value - mean) / sd for value in SOFT_TISSUE_HU)
         self.air, self.threshold = (
             (low - mean) / sd,
@@ -67,7 +71,9 @@ class PosedNetwork(nn.Module):
         height, width = image.shape[2:]
         side = max(height, width)
         theta = self.input_from_homogenised(image)
-        seen = warp(image, theta, (side, side), fill=self.air)
+        # The other channels are of no known unit.
+        shown = torch.cat([image[:, :1].clamp(min=self.darkest), image[:, 1:]], dim=1)
+        seen = warp(shown, theta, (side, side), fill=self.darkest)
         answers = self.network(seen)
         # As in SegmentationObjective: means of neighbours hide a chequered answer from the loss.
         mode: Mode = "nearest" if self.training else "bilinear"

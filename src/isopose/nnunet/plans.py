@@ -12,6 +12,8 @@ from isopose.files import read_json, write_json
 LOWEST_HU = -200.0
 #: What the name of nnU-Net's plans is lengthened by.
 SUFFIX = "Isopose"
+#: Where the plans keep what nnU-Net would have clipped to, which its network is still shown.
+SEEN = "isopose_seen_from"
 
 
 def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
@@ -48,11 +50,15 @@ def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
 
 
 def keeping_fat(plans: dict[str, Any]) -> dict[str, Any]:
-    """The same plans under another name, with another folder of preprocessed data, which clip no fat."""
+    """The same plans under another name, with another folder of preprocessed data, which clip no fat.
+
+    nnU-Net's network is shown what it would have been shown (:data:`SEEN`): the fat is for the pose alone.
+    """
     kept = copy.deepcopy(plans)
     name = plans["plans_name"]
     kept["plans_name"] = name + SUFFIX
     intensities = kept["foreground_intensity_properties_per_channel"]["0"]
+    intensities[SEEN] = intensities["percentile_00_5"]
     intensities["percentile_00_5"] = min(intensities["percentile_00_5"], LOWEST_HU)
     for configuration in kept["configurations"].values():
         # Those that inherit have none of their own.

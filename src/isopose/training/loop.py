@@ -75,6 +75,8 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
     """
     try:
         return _train_stage(stage, fabric, work, reporter)
+    except FloatingPointError as error:
+        raise _diverged(stage, str(error)) from None
     except RuntimeError as error:
         if fabric.world_size == 1 or not lost(error):
             raise
@@ -82,6 +84,13 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
             f"stage {stage.name}: another process of this training is lost, so this one ends; the last "
             "checkpoint is kept; the same command with --resume goes on, on any number of processes"
         ) from None
+
+
+def _diverged(stage: Stage, what: str) -> IsoposeError:
+    return IsoposeError(
+        f"stage {stage.name}: {what}; the last good checkpoint is kept; "
+        f"lower {stage.section or stage.name}.optimiser.learning_rate"
+    )
 
 
 def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
@@ -108,10 +117,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
                 loss = _train_epoch(stage, fabric, module, wrapped, progress.epoch, report)
                 if not math.isfinite(loss) or not _finite(objective):
                     what = "weights that are not finite" if math.isfinite(loss) else f"loss {loss}"
-                    raise IsoposeError(
-                        f"stage {stage.name}: {what} in epoch {progress.epoch + 1}; the last good "
-                        f"checkpoint is kept; lower {stage.section or stage.name}.optimiser.learning_rate"
-                    )
+                    raise _diverged(stage, f"{what} in epoch {progress.epoch + 1}")
                 trained = time.monotonic()
                 numbers = _validate(stage, fabric, objective)
                 times = {

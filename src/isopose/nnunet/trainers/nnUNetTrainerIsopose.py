@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from isopose.nnunet.network import PosedNetwork
-from isopose.nnunet.plans import LOWEST_HU
+from isopose.nnunet.plans import LOWEST_HU, SEEN
 
 
 class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
@@ -67,4 +67,5 @@ class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
             mean=intensities["mean"],
             sd=max(intensities["std"], 1e-8),
             low=intensities["percentile_00_5"],
+            seen_from=intensities.get(SEEN),
         )
