@@ -62,6 +62,16 @@ def arm(name: str, *runs: Run) -> ArmResult:
 PATIENTS = [f"p{n}" for n in range(8)]
 
 
+def test_only_seeds_that_both_have_are_compared() -> None:
+    """The second seed was kinder to all; the arm that has it is not better for that."""
+    base = arm("augmented", run({"a": 0.5, "b": 0.6}), run({"a": 0.9, "b": 0.9}, seed=1))
+    single = arm("pose", run({"a": 0.6, "b": 0.7}))
+    [difference] = differences({"augmented": base, "pose": single}, "augmented")
+    assert difference.mean == pytest.approx(0.1)
+    other = arm("pose", run({"a": 0.6, "b": 0.7}, seed=2))
+    assert differences({"augmented": base, "pose": other}, "augmented") == []
+
+
 def test_a_patients_seeds_are_averaged_before_anything_else() -> None:
     result = arm("pose", run({"a": 0.6, "b": 0.8}), run({"a": 0.8, "b": 1.0}, seed=1))
     assert result.by_patient("kidney") == pytest.approx({"a": 0.7, "b": 0.9})

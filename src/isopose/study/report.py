@@ -66,6 +66,21 @@ def write_study_report(output: Path, options: Options) -> Path:
     return report
 
 
+def _uneven(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
+    """Say where arms were run with different seeds, so that nobody compares their means."""
+    seeds: dict[str, list[str]] = {}
+    for name, result in results.items():
+        seeds.setdefault(", ".join(map(str, sorted({seed for seed, _ in result.places}))), []).append(name)
+    if len(seeds) < 2:
+        return ()
+    ordered = sorted(seeds.items(), reverse=True)
+    told = "; ".join(f"seeds {which}: {', '.join(names)}" for which, names in ordered)
+    return (
+        f"Not all arms were run with the same seeds ({told}), so compare them by the differences below and "
+        "not by these means.",
+    )
+
+
 def _preset_sections(output: Path, preset: str, results: Mapping[str, ArmResult]) -> list[Section]:
     baseline = baseline_of(results)
     labels = labels_of(results)
@@ -78,13 +93,18 @@ def _preset_sections(output: Path, preset: str, results: Mapping[str, ArmResult]
     pictures = _pictures(output, preset, results, labels)
     strata = strata_tables(results, baseline)
     return [
-        Section(f"Preset {preset}: the paper's tables", tables=tuple(tables), notes=(PAPER_NOTE,)),
+        Section(
+            f"Preset {preset}: the paper's tables",
+            tables=tuple(tables),
+            notes=(*_uneven(results), PAPER_NOTE),
+        ),
         Section(
             f"Preset {preset}: against {baseline}",
             text=(
                 "Dice of each arm minus that of the same patients in "
                 f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients; p of Wilcoxon's "
-                "signed-rank test, corrected after Holm for all rows of this table.",
+                "signed-rank test, corrected after Holm for all rows of this table. Seeds and folds that "
+                "both have.",
             ),
             tables=(difference_table(compared, "Differences by patient"),),
         ),

@@ -1,7 +1,7 @@
 """What the runs of a study came to: by patient, with its spread, and against the baseline."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +82,15 @@ class ArmResult:
     def cases(self) -> list[CaseScores]:
         """Scores of all scans in all runs; a patient's are averaged by what sums them up."""
         return [case for run in self.runs for case in run.evaluation.cases]
+
+    @property
+    def places(self) -> frozenset[tuple[int, int]]:
+        """Seed and fold of each run."""
+        return frozenset((run.seed, run.fold) for run in self.runs)
+
+    def only(self, places: Collection[tuple[int, int]]) -> "ArmResult":
+        """The arm's runs of these seeds and folds."""
+        return replace(self, runs=tuple(run for run in self.runs if (run.seed, run.fold) in places))
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -188,6 +197,8 @@ def differences(
 ) -> list[Difference]:
     """Of every arm against the baseline, in Dice, for every target; p corrected over all of them together.
 
+    Only runs of seeds and folds that both have: a seed's luck is no difference of arms.
+
     Args:
         results: of the arms by name.
         baseline: the arm that is taken from the others.
@@ -199,9 +210,15 @@ def differences(
     for stratum, base in groups.items():
         scans = {case.case for case in base}
         for name, result in results.items():
-            cases = [case for case in result.cases if case.case in scans]
-            for target in result.targets if name != baseline else ():
-                ours, theirs = by_patient(cases, target, "dice"), by_patient(base, target, "dice")
+            both = result.places & results[baseline].places
+            if name == baseline or not both:
+                continue
+            mine, its = (
+                [case for case in arm.only(both).cases if case.case in scans]
+                for arm in (result, results[baseline])
+            )
+            for target in result.targets:
+                ours, theirs = by_patient(mine, target, "dice"), by_patient(its, target, "dice")
                 shared = sorted(ours.keys() & theirs.keys())
                 if shared:
                     rows.append((name, target, stratum, np.array([ours[p] - theirs[p] for p in shared])))
