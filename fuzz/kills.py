@@ -27,7 +27,7 @@ from typing import Any
 #: Kills of one folder before it may finish.
 OF_A_CHAIN = 3
 #: Of measurements, which differ from run to run, and of what a run keeps for itself alone.
-MEASURED = ("seconds", "_mb", "estimate", "pid", "rate", "minutes")
+MEASURED = ("seconds", "_mb", "estimate", "minute", "time_to")
 UNCOMPARED = (
     "tensorboard",
     "checkpoints",
@@ -125,15 +125,15 @@ def killed(name: str, job: Job, kills: int, place: Path, draw: random.Random) ->
     Returns:
         How many times it was running when it was killed, and every difference that was found.
     """
-    whole = place / f"{name}-whole"
+    # The same folder each time, for some results name it.
+    folder = place / name
     started = time.monotonic()
-    _run(job.first(whole))
+    _run(job.first(folder))
     seconds = time.monotonic() - started
-    expected = written(whole)
+    expected = written(folder)
     assert expected, f"{name} wrote nothing"
     done, wrong = 0, []
     while done < kills:
-        folder = place / f"{name}-killed"
         shutil.rmtree(folder, ignore_errors=True)
         arguments = job.first(folder)
         for _ in range(min(OF_A_CHAIN, kills - done)):

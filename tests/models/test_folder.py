@@ -223,6 +223,9 @@ def test_json_that_is_no_object_is_refused(folder, content):
         (("info", "training"), None, "damaged model"),
         (("info", "training", "images_sha256"), 7, "damaged model"),
         (("info", "training", "images_sha256"), "abc", "damaged model"),
+        (("info", "training", "validation_images_sha256"), 7, "damaged model"),
+        (("info", "history"), [1], "damaged model"),
+        (("info", "reference"), None, "damaged model"),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
 )

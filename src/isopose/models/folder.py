@@ -102,6 +102,26 @@ def _nameless(config: Config) -> Config:
     return config.model_copy(update={"pose": config.pose.model_copy(update={"reference": None})})
 
 
+def _checked(info: Any) -> dict[str, Any]:
+    """What is kept with a model, where it is of the kinds that are read from it.
+
+    Raises:
+        KeyError, TypeError: something is missing or of another kind.
+    """
+    kinds = {"training": dict, "reference": dict, "history": list}
+    if not isinstance(info, dict) or not all(isinstance(info[key], kind) for key, kind in kinds.items()):
+        raise TypeError(f"info: expected {', '.join(kinds)}")
+    for key in ("images_sha256", "validation_images_sha256"):
+        known = info["training"].get(key, [])
+        if not isinstance(known, list) or not all(isinstance(each, str) for each in known):
+            raise TypeError(f"info.training.{key}: expected a list of texts")
+    if not all(isinstance(row, dict) for row in info["history"]):
+        raise TypeError("info.history: expected rows")
+    if "images_sha256" not in info["training"]:
+        raise KeyError("info.training.images_sha256")
+    return info
+
+
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """Read a model folder.
 
@@ -133,10 +153,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         air, top = float(values["air"]), float(values["top"])
         if not (math.isfinite(air) and math.isfinite(top) and air < top):
             raise ValueError(f"air is {air}, the largest value {top}")
-        info = values["info"]
-        known = info["training"]["images_sha256"]
-        if not isinstance(known, list) or not all(isinstance(each, str) for each in known):
-            raise TypeError("the hashes of the training images are no list of texts")
+        info = _checked(values["info"])
         tensors = load_file(weights)
         if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
             raise ValueError("weights that are not finite")
