@@ -171,6 +171,12 @@ def test_who_waits_comes_next(holder, tmp_path):
         waiter.wait()
 
 
+def test_a_source_is_a_regular_file(tmp_path):
+    (tmp_path / "scan.zip").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="expected a file or a folder"):
+        hash_of_source(tmp_path / "scan.zip")
+
+
 def test_a_text_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):
     """A device behind a link has no end."""
     (tmp_path / "a.json").symlink_to("/dev/zero")

@@ -150,6 +150,8 @@ def hash_of_source(path: Path) -> str:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
             return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
+        if path.exists() and not path.is_file():  # a device has no end
+            raise InputError(f"{path}: expected a file or a folder")
         return sha256(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from isopose.errors import InputError, IsoposeError
@@ -124,3 +125,11 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(IsoposeError, match=r"unet\.safetensors: cannot be written .*No space"):
         save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["optimiser.1&momentum.exp_avg", "optimiser.x.y", "colour.a"])
+def test_names_that_no_checkpoint_has_are_refused_in_one_line(tmp_path, name):
+    path = tmp_path / "unet.safetensors"
+    save_file({name: torch.ones(2)}, path, metadata={"progress": "{}"})
+    with pytest.raises(InputError, match="damaged checkpoint"):
+        load_checkpoint(path, torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1))

@@ -3,9 +3,10 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -35,6 +36,7 @@ class Progress:
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 def save_checkpoint(
@@ -69,17 +71,20 @@ def load_checkpoint(
     groups: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optimiser": {}}
     try:
         with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads((file.metadata() or {})["progress"]))
+            progress = TypeAdapter(Progress).validate_json((file.metadata() or {})["progress"])
             for key in file.keys():  # noqa: SIM118 - not a dictionary
                 group, _, name = key.partition(".")
                 groups[group][name] = file.get_tensor(key)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: damaged checkpoint ({error}); remove it to train this stage again"
-        ) from None
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in groups["optimiser"].items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in groups["optimiser"].items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from None
     return progress, groups["last"], groups["best"]
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """What is said of a checkpoint that cannot be gone on from."""
+    return InputError(f"{path}: damaged checkpoint ({error}); remove it to train this stage again")

@@ -19,7 +19,7 @@ from isopose.data.volumes import Volumes
 from isopose.errors import IsoposeError
 from isopose.progress import Reporter
 from isopose.ranks import lost, mine, summed
-from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from isopose.training.checkpoint import Progress, damaged, load_checkpoint, save_checkpoint
 from isopose.training.tracking import curves
 
 #: Weight of the past in the smoothed validation score.
@@ -101,9 +101,12 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     progress, best = Progress(), _weights(objective)
     if checkpoint.exists():
         progress, last, best = load_checkpoint(checkpoint, optimiser)
-        objective.load_state_dict(last)
-        if progress.scaler:
-            fabric.strategy.precision.load_state_dict(progress.scaler)
+        try:
+            objective.load_state_dict(last)
+            if progress.scaler:
+                fabric.strategy.precision.load_state_dict(progress.scaler)
+        except (RuntimeError, KeyError) as error:
+            raise damaged(checkpoint, error) from None
     first = fabric.is_global_zero
     if not progress.finished:
         module, wrapped = fabric.setup(objective, optimiser)
