@@ -1,6 +1,7 @@
 import gzip
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -410,3 +411,26 @@ def test_real_organs_are_on_their_sides():
     np.testing.assert_array_equal(organs.world_from_index, scan.world_from_index)
     assert 80 < np.median(scan.array[organs.array == 5]) < 150  # contrast-enhanced liver, in HU
     assert 100 < np.median(scan.array[organs.array == 52]) < 400  # aorta
+
+
+@pytest.mark.parametrize("name", [b"\xff.mha", b"\xff.nrrd", b"\xff.dcm", b"\xff.nii.gz"])
+def test_names_that_are_no_utf8_are_told(tmp_path, name):
+    """SimpleITK ends the process at such a name; a NIfTI file is read without it, but not written."""
+    volume = upright()
+    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    if name.endswith(b".dcm"):
+        (first, *_) = write_series(tmp_path / "series", raw_slices(1)).iterdir()
+        first.rename(path)
+        with pytest.raises(InputError, match="name is not UTF-8; rename it"):
+            read_volume(path)
+        return
+    with pytest.raises(InputError, match="name is not UTF-8; rename it"):
+        write_image(volume, path)
+    plain = tmp_path / f"plain{os.fsdecode(name[1:])}"
+    write_image(volume, plain)
+    plain.rename(path)
+    if name.endswith(b".nii.gz"):
+        np.testing.assert_array_equal(read_volume(path).array, volume.array)
+    else:
+        with pytest.raises(InputError, match="name is not UTF-8; rename it"):
+            read_volume(path)

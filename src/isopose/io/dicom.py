@@ -13,7 +13,7 @@ from isopose.errors import InputError
 from isopose.geometry.volume import SHEAR_TOLERANCE, Volume
 from isopose.io.dicom_frames import Frame, frames_of, read_header
 from isopose.io.header import Header, all_finite, on_file
-from isopose.io.quiet import quiet_itk, quiet_pydicom
+from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
 #: Slice distances may differ by 1 % of their median; positions are often rounded to 0.01 mm, so that two
 #: neighbours may differ by 0.02 mm without meaning anything.
@@ -267,7 +267,7 @@ def _pixels(frames: list[Frame]) -> list[np.ndarray]:
 def _decoded(path: Path) -> np.ndarray:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     with quiet_itk():
         try:
             array = sitk.GetArrayFromImage(reader.Execute())

@@ -13,7 +13,7 @@ from isopose.io.dicom import is_dicom, peek_series, read_series
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.itk_header import check_text_header
 from isopose.io.nifti import is_whole, peek_nifti, read_nifti
-from isopose.io.quiet import complained, quiet_itk
+from isopose.io.quiet import complained, itk_name, quiet_itk
 
 #: Endings that can be read as one file; a DICOM series is a folder or one of its files.
 READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -180,7 +180,7 @@ def write_image(volume: Volume, path: Path) -> None:
     image = to_sitk(volume.with_array(array))
     try:
         with replacing(path) as temporary, quiet_itk():
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            sitk.WriteImage(image, itk_name(temporary), useCompression=True)
             if ending(path) in (".nii", ".nii.gz") and not is_whole(temporary):
                 raise OSError("it did not arrive whole; is the disk full?")
     except (OSError, RuntimeError) as error:
@@ -216,7 +216,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
     check_text_header(path, kind)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     with quiet_itk():
         try:
             reader.ReadImageInformation()

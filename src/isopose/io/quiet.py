@@ -8,10 +8,26 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import SimpleITK as sitk
 
+from isopose.errors import InputError
+
 _ONE_AT_A_TIME = threading.RLock()
+
+
+def itk_name(path: Path) -> str:
+    """A path as SimpleITK takes it, which ends the process where a name is not UTF-8.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: its name is not UTF-8; rename it") from None
+    return str(path)
 
 
 @contextmanager
