@@ -65,4 +65,5 @@ def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volu
 def all_finite(array: np.ndarray) -> bool:
     """Whether no value is NaN or infinite, without a second array of the volume's size."""
     # NaN and infinity survive a sum, and float32 values cannot overflow a float64 sum.
-    return array.dtype.kind != "f" or bool(np.isfinite(array.sum(dtype=np.float64)))
+    with np.errstate(invalid="ignore"):
+        return array.dtype.kind != "f" or bool(np.isfinite(array.sum(dtype=np.float64)))

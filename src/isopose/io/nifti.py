@@ -127,8 +127,9 @@ def read_nifti(path: Path) -> Volume:
         array = stored.astype(fields.dtype, copy=False)
     if fields.scaled:
         # In float64 and back, slice by slice: float32 products of large integers would lose whole units.
-        for plane, source in zip(array, stored, strict=True):
-            plane[...] = source.astype(np.float64) * fields.slope + fields.inter
+        with np.errstate(over="ignore", invalid="ignore"):
+            for plane, source in zip(array, stored, strict=True):
+                plane[...] = source.astype(np.float64) * fields.slope + fields.inter
     if not all_finite(array):
         raise InputError(
             f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
