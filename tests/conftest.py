@@ -1,8 +1,12 @@
 """Models without training: the U-Net is replaced by one that marks what is bright, so that truth is known."""
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+
+from isopose.cli import main
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"
 
@@ -21,3 +25,23 @@ def make_model():
     from bright import bright_model
 
     return bright_model
+
+
+@pytest.fixture
+def isopose(monkeypatch, capfd):
+    """Run the command line in this process; gives code, stdout and stderr as a shell would see them."""
+
+    def run(*arguments):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "argv", ["isopose", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        told = capfd.readouterr()
+        return stop.value.code or 0, told.out, told.err
+
+    return run

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bright import bright_model, dice, scene
 from isopose import __version__
-from isopose.cli import app, main
+from isopose.cli import app
 from isopose.files import hash_of, only_writer
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.folder import save_model
@@ -30,26 +30,6 @@ COMMANDS = (
     "evaluate",
     "study",
 )
-
-
-@pytest.fixture
-def isopose(monkeypatch, capfd):
-    """Run the command line in this process; gives code, stdout and stderr as a shell would see them."""
-
-    def run(*arguments):
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        monkeypatch.setattr(sys, "argv", ["isopose", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            with pytest.raises(SystemExit) as stop:
-                main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        told = capfd.readouterr()
-        return stop.value.code or 0, told.out, told.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Left stays left through the whole command line: however a scan is stored, however the patient lies."""
 
-import signal
-import sys
 from dataclasses import replace
 from itertools import permutations, product
 
@@ -9,7 +7,6 @@ import numpy as np
 import pytest
 
 from bright import bright_model, dice, scene, stored_otherwise, world_centre
-from isopose.cli import main
 from isopose.data.phantom.case import sample_case, texture_generator
 from isopose.data.phantom.pose import POSITIONS, Pose
 from isopose.data.phantom.render import render
@@ -18,22 +15,6 @@ from isopose.io.images import read_labels, read_volume, write_image, write_label
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
 LEFT, TUMOUR, RIGHT = 2, 5, 9
-
-
-@pytest.fixture
-def isopose(monkeypatch):
-    def run(*arguments):
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        monkeypatch.setattr(sys, "argv", ["isopose", *map(str, arguments)])
-        try:
-            with pytest.raises(SystemExit) as stop:
-                main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        assert not stop.value.code
-
-    return run
 
 
 def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch, tmp_path):
@@ -45,7 +26,7 @@ def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch
         write_image(
             stored_otherwise(supine.volume, axes, flips), tmp_path / "in" / f"scan_{number:02d}.nii.gz"
         )
-    isopose("predict", tmp_path / "model", tmp_path / "in", "--output", tmp_path / "out")
+    assert isopose("predict", tmp_path / "model", tmp_path / "in", "--output", tmp_path / "out")[0] == 0
     upright = [read_labels(tmp_path / "out" / f"scan_{n:02d}.nii.gz").reoriented() for n in range(48)]
     assert set(np.unique(upright[0].array)) == {0, LEFT, TUMOUR}
     assert world_centre(upright[0], upright[0].array == LEFT)[0] > supine.middle[0] + 20
@@ -55,7 +36,10 @@ def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch
     # The same scan in a mirror: its mass is on the right, and is called so.
     mirrored = Volume(np.ascontiguousarray(supine.volume.array[:, :, ::-1]), supine.volume.world_from_index)
     write_image(mirrored, tmp_path / "mirrored.nii.gz")
-    isopose("predict", tmp_path / "model", tmp_path / "mirrored.nii.gz", "--output", tmp_path / "out")
+    assert (
+        isopose("predict", tmp_path / "model", tmp_path / "mirrored.nii.gz", "--output", tmp_path / "out")[0]
+        == 0
+    )
     assert set(np.unique(read_labels(tmp_path / "out" / "mirrored.nii.gz").array)) == {0, RIGHT, TUMOUR}
 
 
@@ -79,8 +63,8 @@ def test_homogenised_and_restored_in_all_48_storages(isopose, tmp_path):
         '"numTraining": 48, "file_ending": ".nii.gz"}'
     )
     upright, back = tmp_path / "upright", tmp_path / "back"
-    isopose("homogenize", data, upright, "--size", "128")
-    isopose("restore", upright / "labelsTr", "--homogenized", upright, "--output", back)
+    assert isopose("homogenize", data, upright, "--size", "128")[0] == 0
+    assert isopose("restore", upright / "labelsTr", "--homogenized", upright, "--output", back)[0] == 0
     first = read_volume(upright / "imagesTr" / "s_00_0000.nii.gz").array
     for number in range(48):
         there = read_volume(upright / "imagesTr" / f"s_{number:02d}_0000.nii.gz")
@@ -100,7 +84,7 @@ def test_patients_in_every_position_are_homogenised_alike(isopose, tmp_path):
         image, _ = render(case.anatomy, pose, case.scan, texture_generator(case), noise=False)
         name = f"{position.replace(' ', '-')}-{right}.nii.gz"
         write_image(Volume(image, case.scan.world_from_index), tmp_path / "in" / name)
-    isopose("homogenize", tmp_path / "in", tmp_path / "out", "--size", "128")
+    assert isopose("homogenize", tmp_path / "in", tmp_path / "out", "--size", "128")[0] == 0
     found = {
         path.name: read_volume(path).array.astype(float) for path in (tmp_path / "out" / "imagesTs").glob("*")
     }

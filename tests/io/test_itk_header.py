@@ -22,7 +22,7 @@ def test_sound_headers_pass(write, name):
     assert read_volume(path).array.ravel().tolist() == list(range(60))
     if path.suffix in (".nrrd", ".nhdr"):
         # Comments, keys of one's own and the other line ends are the format's.
-        head = b"NRRD0004\n# a comment\nmy key:=any \xc3\xa9 value\n"
+        head = b"NRRD0004\n# a comment\nmy key:=any \xc3\xa9 value\nParameters:=" + b"x" * 20_000 + b"\n"
         path.write_bytes(path.read_bytes().replace(b"NRRD0004\n", head, 1))
         assert read_volume(path).array.ravel().tolist() == list(range(60))
 
@@ -32,6 +32,8 @@ def test_sound_headers_pass(write, name):
     [
         # Each made ITK crash, found by the fuzzing harness.
         ("a.nhdr", b"sizes:", b"x" * 5000 + b"\nsizes:"),
+        ("a.nrrd", b"sizes:", b"colour: " + b"x" * 3000 + b"\nsizes:"),
+        ("a.nrrd", b"type: short", b"type: " + b"x" * 3000),
         ("a.mha", b"ElementDataFile = ", b"ElementDataFile\x00\x00\xc0\x7f"),
         ("a.nrrd", b"type: short", b"type: short\nno field"),
         ("a.mhd", b"NDims = 3", b"NDims = 3\n\x1b[31m = 3"),

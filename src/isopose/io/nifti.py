@@ -289,8 +289,10 @@ def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:
         if not got:
             raise EOFError(f"{filled} of {wanted} bytes of voxels are there")
         filled += got
-    # To the end, where gzip keeps its checksum; more than the largest scan cannot be there by accident.
+    # To the end, where gzip keeps its checksum.
     left = largest_bytes()
-    while left > 0 and (part := file.read(1 << 20)):
+    while part := file.read(1 << 20):
         left -= len(part)
+        if left < 0:
+            raise EOFError("more follows its voxels than the largest scan has")
     return array
