@@ -139,7 +139,7 @@ def _sound(volume) -> None:  # type: ignore[no-untyped-def]
 
 
 def _series(folder: Path) -> Path:
-    """The folder or the archive, whichever is first by its name's length in it: both are tried."""
+    """The folder or the archive, told by the sizes of the files, so that both are tried and it repeats."""
     places = [folder / "series.zip", folder / "series"]
     number = sum(path.stat().st_size for path in folder.rglob("*.dcm") if path.is_file()) % 2
     return places[number] if places[number].exists() else places[1 - number]
