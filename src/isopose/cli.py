@@ -34,6 +34,15 @@ Label = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=0, help="processes; 0 works in this one, with the same result")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="work on a Ray cluster: auto, HOST:PORT, or local for this machine's cores; inputs and outputs "
+        "may then be URLs, e.g. s3://bucket/folder",
+    ),
+]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
 
 
@@ -139,6 +148,44 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
 
 
 @app.command()
+def preprocess(
+    dataset: Annotated[str, typer.Argument(help="as for fit")],
+    store: Annotated[str, typer.Option(help="folder for preprocessed slices, as for fit --store")],
+    preset: Annotated[str, typer.Option(help="default or paper")] = "default",
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file")] = None,
+    settings: Setting = None,
+    fold: Annotated[str | None, typer.Option(help="validation fold from 0, or all; as train.fold")] = None,
+    label: Label = None,
+    ray: Ray = None,
+    workers: Workers = 2,
+) -> None:
+    """Prepare a training's slices in advance; fit --store with the same settings finds them."""
+    from isopose.config import load_config
+    from isopose.progress import Terminal
+
+    chosen = [*(settings or []), *([] if fold is None else [f"train.fold={fold}"])]
+    loaded = load_config(preset, config, chosen)
+    if ray is not None:
+        from isopose.cluster.places import place_of
+        from isopose.cluster.preprocess import preprocess_on_cluster
+
+        place, outcomes = preprocess_on_cluster(
+            place_of(dataset), place_of(store), ray, loaded, labels=_labels(label), reporter=Terminal()
+        )
+        _fail_if(outcome.problem for outcome in outcomes)
+        typer.echo(f"store: {place}")
+        return
+    from isopose.io.datasets import open_dataset
+    from isopose.training.preprocessing import preprocess as run
+    from isopose.training.preprocessing import split
+
+    opened = open_dataset(_path(dataset), _labels(label))
+    cases = split(opened, loaded.train)
+    made, _ = run(_path(store), cases, opened.labels, loaded.data, workers=workers, reporter=Terminal())
+    typer.echo(f"store: {made.folder}")
+
+
+@app.command()
 def fit(
     dataset: DatasetPath,
     model: Annotated[Path, typer.Option(help="folder for the model")],
@@ -202,12 +249,12 @@ def fit(
 
 @app.command()
 def predict(
-    model: Path,
+    model: Annotated[str, typer.Argument(help="folder that isopose fit made")],
     inputs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="image files, folders of them, DICOM series: a folder, ZIP, DICOMDIR or file"),
     ],
-    output: Annotated[Path, typer.Option(help="folder for the results")],
+    output: Annotated[str, typer.Option(help="folder for the results")],
     formats: Annotated[
         list[str] | None,
         typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
@@ -223,42 +270,52 @@ def predict(
     precision: Annotated[
         str | None, typer.Option(help="of the U-Net, e.g. 32-true; none: the model's predict.precision")
     ] = None,
+    ray: Ray = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment scans; each result lies on its scan's own grid."""
-    from dataclasses import replace
-
-    from isopose.config import validate_config
     from isopose.devices import choose_device
     from isopose.inference.formats import NIFTI, choose_formats, result_files
     from isopose.inference.scans import find_scans, predict_scans
-    from isopose.models.folder import load_model
+    from isopose.models.folder import load_model, with_precision
     from isopose.progress import Terminal
 
     wanted = choose_formats(formats or [NIFTI])
-    loaded = load_model(model, choose_device(device))
-    if precision is not None:
-        values = loaded.config.model_dump()
-        values["predict"]["precision"] = precision
-        loaded = replace(loaded, config=validate_config(values, "--precision"))
-    scans = find_scans(inputs, series)
-    outcomes = predict_scans(
-        loaded,
-        scans,
-        output,
-        formats=wanted,
-        probabilities=probabilities,
-        steps=steps,
-        reporter=Terminal(),
-    )
+    if ray is not None:
+        from isopose.cluster.places import place_of
+        from isopose.cluster.predict import predict_on_cluster
+
+        outcomes = predict_on_cluster(
+            place_of(model),
+            [place_of(given) for given in inputs],
+            place_of(output),
+            ray,
+            formats=wanted,
+            series=series,
+            probabilities=probabilities,
+            steps=steps,
+            device=device,
+            precision=precision,
+            reporter=Terminal(),
+        )
+    else:
+        outcomes = predict_scans(
+            with_precision(load_model(_path(model), choose_device(device)), precision),
+            find_scans([_path(given) for given in inputs], series),
+            _path(output),
+            formats=wanted,
+            probabilities=probabilities,
+            steps=steps,
+            reporter=Terminal(),
+        )
     if as_json:
         _print_json([{"name": o.scan.name, "problem": o.problem, "record": o.record} for o in outcomes])
     else:
         for outcome in outcomes:
             if outcome.record is not None:
                 volumes = "  ".join(f"{k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
-                for file in result_files(output, outcome.scan.name, wanted).values():
-                    typer.echo(f"{file}  {volumes}")
+                for file in result_files(Path(), outcome.scan.name, wanted).values():
+                    typer.echo(f"{output.rstrip('/')}/{file}  {volumes}")
     _fail_if(outcome.problem for outcome in outcomes)
 
 
@@ -288,11 +345,11 @@ def export(
 @app.command()
 def homogenize(
     dataset: Annotated[
-        Path, typer.Argument(help="a dataset as for fit, or scans: a file, a folder of files, a DICOM series")
+        str, typer.Argument(help="a dataset as for fit, or scans: a file, a folder of files, a DICOM series")
     ],
-    output: Annotated[Path, typer.Argument(help="folder for the nnU-Net raw dataset")],
+    output: Annotated[str, typer.Argument(help="folder for the nnU-Net raw dataset")],
     model: Annotated[
-        Path | None, typer.Option(help="take this model's poses and reference; none: those of the package")
+        str | None, typer.Option(help="take this model's poses and reference; none: those of the package")
     ] = None,
     per: Annotated[
         str | None,
@@ -308,6 +365,7 @@ def homogenize(
         bool, typer.Option("--crop", help="with --model: only the square that it crops, one for a scan")
     ] = False,
     label: Label = None,
+    ray: Ray = None,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -318,8 +376,28 @@ def homogenize(
     from isopose.progress import Terminal
 
     config = homogenize_config(per=per, size=size, crop=crop)
-    opened = open_input(dataset, _labels(label))
-    outcomes = run(opened, output, config, model=model, workers=workers, reporter=Terminal())
+    if ray is not None:
+        from isopose.cluster.homogenize import homogenize_on_cluster
+        from isopose.cluster.places import place_of
+
+        outcomes = homogenize_on_cluster(
+            place_of(dataset),
+            place_of(output),
+            ray,
+            config,
+            labels=_labels(label),
+            model=None if model is None else place_of(model),
+            reporter=Terminal(),
+        )
+    else:
+        outcomes = run(
+            open_input(_path(dataset), _labels(label)),
+            _path(output),
+            config,
+            model=None if model is None else _path(model),
+            workers=workers,
+            reporter=Terminal(),
+        )
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     if as_json:
         _print_json(
@@ -531,6 +609,15 @@ def _labels(given: list[str] | None) -> dict[str, int] | None:
             raise InputError(f"--label {item!r}: {name} is {labels[name]} already; give each name once")
         labels[name] = int(value)
     return labels
+
+
+def _path(given: str) -> Path:
+    """A path on this machine."""
+    if "://" in given:
+        raise InputError(
+            f"{given}: a URL; it is read and written by a Ray cluster (--ray local is this machine's)"
+        )
+    return Path(given)
 
 
 def _list(given: str) -> list[str]:

@@ -66,7 +66,7 @@ class Store:
 
 def store_key(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> str:
     """Hash of all that decides a store's bytes besides the cases themselves."""
-    return hash_of(_head(fingerprint, labels, config))
+    return hash_of(store_head(fingerprint, labels, config))
 
 
 def write_store(
@@ -102,9 +102,9 @@ def write_store(
         raise InputError(
             f"store: case {twice!r} is given twice" if cases else "store: expected cases, got none"
         )
-    head = _head(fingerprint, labels, config)
+    head = store_head(fingerprint, labels, config)
     root = Path(folder) / hash_of(head)[:12]
-    work = partial(_write_case, root=root, fingerprint=fingerprint, labels=labels, config=config)
+    work = partial(write_case, root=root, fingerprint=fingerprint, labels=labels, config=config)
     try:
         (root / "cases").mkdir(parents=True, exist_ok=True)
         # Runs that share a store may start together: the second finds what the first has made.
@@ -176,7 +176,8 @@ def folder_name(case_id: str) -> str:
     return name if len(name) <= 120 else f"{name[:100]}-{hash_of(case_id)[:16]}"
 
 
-def _head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> dict[str, Any]:
+def store_head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> dict[str, Any]:
+    """What ``store.json`` says of all cases, and the key is the hash of."""
     head = {
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
@@ -187,7 +188,7 @@ def _head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> dict[
 
 
 @one_thread()
-def _write_case(
+def write_case(
     case: Case, *, root: Path, fingerprint: Fingerprint, labels: Labels, config: DataConfig
 ) -> None:
     """Prepare one case and write its folder, unless it is there already."""

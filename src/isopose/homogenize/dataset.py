@@ -59,7 +59,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What all cases share; small and picklable, as it goes to other processes."""
 
     root: Path
@@ -120,20 +120,20 @@ def homogenize(
         IsoposeError: the output cannot be written.
     """
     homogeniser = open_homogeniser(model, config)
-    job = _job(dataset, output, config, model, homogeniser)
-    head = _head(dataset, job, homogeniser)
-    _check_claim(job, dataset)
+    job = job_of(dataset, output, config, model, homogeniser)
+    head = head_of(dataset, job, homogeniser)
+    check_claim(job, dataset)
     output_folder(job.root)
     with only_writer(job.root):
         return _homogenize(dataset, job, head, workers, reporter)
 
 
 def _homogenize(
-    dataset: Dataset, job: _Job, head: dict[str, Any], workers: int, reporter: Reporter
+    dataset: Dataset, job: Job, head: dict[str, Any], workers: int, reporter: Reporter
 ) -> list[Outcome]:
-    _claim(job, head)
+    claim(job, head)
     started, made, outcomes = time.monotonic(), 0, []
-    work = partial(_make, job=job)
+    work = partial(make_case, job=job)
     total = len(dataset.cases)
     try:
         with reporter.counting("homogenize") as progress:
@@ -148,7 +148,7 @@ def _homogenize(
     finally:
         # A worker that is stopped cannot clear away what it was writing.
         _remove_half_written(job.root)
-    _finish(dataset, job, head, outcomes)
+    finish(dataset, job, head, outcomes)
     return outcomes
 
 
@@ -160,15 +160,16 @@ def _told(outcome: Outcome, seconds_left: float) -> str:
     return f"  about {seconds_left:.0f} s left" if seconds_left else ""
 
 
-def _job(
+def job_of(
     dataset: Dataset, root: Path, config: HomogenizeConfig, model: Path | None, homogeniser: Homogeniser
-) -> _Job:
+) -> Job:
+    """What all cases of a run share."""
     labels = dataset.labels
     decides = [FORMAT, __version__, config.model_dump(mode="json"), homogeniser.sha256, dict(labels.values)]
-    return _Job(Path(root), model, config, labels, hash_of(decides))
+    return Job(Path(root), model, config, labels, hash_of(decides))
 
 
-def _head(dataset: Dataset, job: _Job, homogeniser: Homogeniser) -> dict[str, Any]:
+def head_of(dataset: Dataset, job: Job, homogeniser: Homogeniser) -> dict[str, Any]:
     """What ``homogenize.json`` says of all cases."""
     return {
         "format": FORMAT,
@@ -194,7 +195,7 @@ def _head(dataset: Dataset, job: _Job, homogeniser: Homogeniser) -> dict[str, An
     }
 
 
-def _check_claim(job: _Job, dataset: Dataset) -> None:
+def check_claim(job: Job, dataset: Dataset) -> None:
     """Make sure that the folder is ours: absent, empty, or begun with the same settings and cases."""
     mark = job.root / HEAD
     if mark.is_file():
@@ -215,7 +216,7 @@ def _check_claim(job: _Job, dataset: Dataset) -> None:
         raise InputError(f"{job.root}: is not empty and holds no homogenized dataset; choose another folder")
 
 
-def _claim(job: _Job, head: dict[str, Any]) -> None:
+def claim(job: Job, head: dict[str, Any]) -> None:
     """Mark the folder as this dataset's."""
     _remove_half_written(job.root)
     # Until all cases were tried this is not a dataset.
@@ -230,8 +231,8 @@ def _homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogeniser:
 
 
 @one_thread()
-def _make(case: Case, *, job: _Job) -> Outcome:
-    """Homogenise one case and write it, unless it is there already."""
+def make_case(case: Case, *, job: Job) -> Outcome:
+    """Homogenise one case and write it, unless it is there already; an unusable one is told, not raised."""
     part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
     try:
         sources = {"image": hash_of_source(case.image)}
@@ -261,7 +262,7 @@ def _make(case: Case, *, job: _Job) -> Outcome:
     return Outcome(case.id, record, None)
 
 
-def _known(job: _Job, case: str) -> CaseRecord | None:
+def _known(job: Job, case: str) -> CaseRecord | None:
     try:
         record = read_record(record_path(job.root, case))
     except InputError:
@@ -285,7 +286,7 @@ def _remove_half_written(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _finish(dataset: Dataset, job: _Job, head: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+def finish(dataset: Dataset, job: Job, head: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
     """Describe what is there: to nnU-Net, and to whoever restores."""
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     failed = [outcome.case for outcome in outcomes if outcome.record is None]

@@ -105,6 +105,11 @@ def scan_name(path: Path) -> str:
     return name[: len(name) - len(suffix)].removesuffix("_0000")
 
 
+def record_name(name: str) -> str:
+    """Of the file that says how a scan's results were made; it is written last of all."""
+    return f"{name}.json"
+
+
 def predict_scans(
     model: Model,
     scans: Sequence[Scan],
@@ -131,39 +136,46 @@ def predict_scans(
         files = result_files(output, scan.name, formats).values()
         if scan.path.resolve() in [file.resolve() for file in files]:
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
-    if steps and model.config.dims == 3:
+    if steps:
+        check_steps(model)
+    output_folder(output)
+    with only_writer(output):
+        model = for_prediction(model)
+        outcomes = []
+        for number, scan in enumerate(scans, start=1):
+            reporter.say(f"[{number}/{len(scans)}] {scan.name}")
+            outcomes.append(predict_scan(model, scan, output, formats, probabilities, steps, reporter))
+        return outcomes
+
+
+def check_steps(model: Model) -> None:
+    """Raise an InputError where a model has no steps of single slices to draw."""
+    if model.config.dims == 3:
         raise InputError(
             "--steps draws what was done to single slices: expected a model with dims=2, got dims=3; "
             "leave --steps out"
         )
-    output_folder(output)
-    with only_writer(output):
-        return _predict_scans(model, scans, output, formats, probabilities, steps, reporter)
 
 
-def _predict_scans(
+def predict_scan(
     model: Model,
-    scans: Sequence[Scan],
+    scan: Scan,
     output: Path,
     formats: Sequence[str],
     probabilities: bool,
     steps: bool,
     reporter: Reporter,
-) -> list[Outcome]:
-    model = for_prediction(model)
-    outcomes = []
-    for number, scan in enumerate(scans, start=1):
-        reporter.say(f"[{number}/{len(scans)}] {scan.name}")
-        try:
-            record = _predict_scan(model, scan, output, formats, probabilities, steps, reporter)
-            outcomes.append(Outcome(scan, record, None))
-            for warning in record["warnings"]:
-                reporter.say(f"  warning: {warning}")
-        except InputError as error:
-            problem = str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}"
-            outcomes.append(Outcome(scan, None, problem))
-            reporter.say(f"  error: {problem}")
-    return outcomes
+) -> Outcome:
+    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; tell, not raise."""
+    try:
+        record = _predict_scan(model, scan, output, formats, probabilities, steps, reporter)
+    except InputError as error:
+        problem = str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}"
+        reporter.say(f"  error: {problem}")
+        return Outcome(scan, None, problem)
+    for warning in record["warnings"]:
+        reporter.say(f"  warning: {warning}")
+    return Outcome(scan, record, None)
 
 
 def _predict_scan(
@@ -182,7 +194,7 @@ def _predict_scan(
     pictures = [output / "steps" / f"{scan.name}.png"] if steps else []
     classes = ("background", *model.labels.names) if probabilities else ()
     maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
-    manifest = output / f"{scan.name}.json"
+    manifest = output / record_name(scan.name)
     wanted = {_below(output, path) for path in (*files.values(), *pictures, *maps)}
     known = _read_record(manifest) or {}
     same = _made_from(known) == _made_from(_head(model, input_hash))
@@ -257,6 +269,12 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except InputError:
         return None
     return record if isinstance(record, dict) else None
+
+
+def settings_of(model: Model) -> list[str]:
+    """What decides a result besides its scan."""
+    head = _head(model, "")
+    return [head[key] for key in ("isopose", "model_sha256", "config_sha256")]
 
 
 def _made_from(record: dict[str, Any]) -> list[Any]:

@@ -62,6 +62,19 @@ def for_prediction(model: Model) -> Model:
     return replace(model, pipeline=pipeline)
 
 
+def with_precision(model: Model, precision: str | None) -> Model:
+    """The same model, whose U-Net predicts in another precision; with None as it was trained to.
+
+    Raises:
+        InputError: no such precision.
+    """
+    if precision is None:
+        return model
+    values = model.config.model_dump()
+    values["predict"]["precision"] = precision
+    return replace(model, config=validate_config(values, "--precision"))
+
+
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     return {

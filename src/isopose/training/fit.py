@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric, seed_everything
 
-from isopose import __version__
 from isopose.config import Config
-from isopose.data.fingerprint import Fingerprint, fingerprint_of
+from isopose.data.fingerprint import Fingerprint
 from isopose.data.slices import Slices
-from isopose.data.store import Store, write_store
+from isopose.data.store import Store
 from isopose.data.volumes import Volumes
 from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError
 from isopose.files import hash_of, only_writer, output_folder, read_json, write_json, write_text
 from isopose.io.datasets import Case, Dataset
-from isopose.io.splits import check_sides, split_patients
 from isopose.labels import Labels, mirrored_classes
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model, save_model
@@ -34,6 +32,7 @@ from isopose.training.augmentation import Augmentation
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import NOISE, Stage, train_stage
 from isopose.training.precision import precision_plugin
+from isopose.training.preprocessing import preprocess, split
 from isopose.training.stages import (
     CropObjective,
     JointObjective,
@@ -97,7 +96,7 @@ def fit(
     seed_everything(config.train.seed, verbose=False)
     fabric = _fabric(config)
     reporter = reporter if reporter and fabric.is_global_zero else Silent()
-    training, validation = _split(dataset, config)
+    training, validation = split(dataset, config.train)
     # What is named wrongly is told before the folder is marked as this run's, for the next try differs.
     check_reference(config.pose, [case.id for case in training])
     _oversampling(config.train.oversample, dataset.labels)
@@ -118,8 +117,14 @@ def fit(
                 reporter.say(f"{folder} is finished already")
                 return load_model(folder)
             given = source.fingerprint if source else None
-            stored, fingerprint = _preprocess(
-                run, store or run.work / "store", training, validation, workers, given
+            stored, fingerprint = preprocess(
+                store or run.work / "store",
+                (training, validation),
+                dataset.labels,
+                config.data,
+                given=given,
+                workers=workers,
+                reporter=reporter,
             )
             _claim_data(folder, stored)
         return _fit(run, folder, dataset, stored, fingerprint, training, validation, source)
@@ -262,16 +267,6 @@ def _volume_stages(
     return stages
 
 
-def _split(dataset: Dataset, config: Config) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    if config.train.fold == "all":
-        check_sides(dataset)
-        whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
-        if not whole:
-            raise InputError(f"{dataset.root}: no case with a label to train on")
-        return whole, ()
-    return split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
-
-
 def _check_batches(config: Config, processes: int) -> None:
     """Refuse batches that cannot be shared out evenly, before anything is trained."""
     if processes == 1:
@@ -362,49 +357,6 @@ def _fabric(config: Config) -> Fabric:
     )
     fabric.launch()
     return fabric
-
-
-def _preprocess(
-    run: Run,
-    folder: Path,
-    training: tuple[Case, ...],
-    validation: tuple[Case, ...],
-    workers: int,
-    fingerprint: Fingerprint | None,
-) -> tuple[Store, Fingerprint]:
-    """The slices as the networks see them, by a fingerprint that is given or made of the training cases."""
-    fingerprint = fingerprint or _fingerprint(run, folder, training, workers)
-    with run.reporter.counting("preprocess") as progress:
-        store = write_store(
-            folder,
-            (*training, *validation),
-            fingerprint,
-            run.labels,
-            run.config.data,
-            workers=workers,
-            progress=progress,
-        )
-    for case in store.cases:
-        for warning in case.record.warnings:
-            run.reporter.say(f"warning: {case.record.id}: {warning}")
-    return store, fingerprint
-
-
-def _fingerprint(run: Run, folder: Path, training: tuple[Case, ...], workers: int) -> Fingerprint:
-    # Kept beside the store under the name of what it was made from: a resumed run and one that shares the
-    # store need not read every scan again.
-    files = [(path, path.stat()) for case in training for path in (case.image, case.label) if path]
-    made_from = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
-    key = hash_of([made_from, run.config.data.model_dump(mode="json"), dict(run.labels.values), __version__])
-    path = folder / f"fingerprint-{key[:12]}.json"
-    if path.exists():
-        return Fingerprint.from_json(read_json(path))
-    with run.reporter.counting("fingerprint") as progress:
-        fingerprint = fingerprint_of(
-            training, run.labels, run.config.data, workers=workers, progress=progress
-        )
-    write_json(path, fingerprint.to_json())
-    return fingerprint
 
 
 def _train(

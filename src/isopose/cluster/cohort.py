@@ -1,0 +1,335 @@
+"""A cohort on a cluster: scans are brought to a worker, worked on there, and their results published.
+
+``OUTPUT/cohort/`` keeps what is finished: ``run.json``, by which workers know the place, and lists of
+finished scans (``done-*.jsonl``), each with a stamp of what it was made from. The same command goes on there.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, TypeVar
+
+from isopose.cluster.places import Mirror, Place, bring
+from isopose.cluster.pool import Failed, Pool
+from isopose.errors import InputError, IsoposeError
+from isopose.files import hash_of, only_writer, output_folder, sha256
+from isopose.progress import Reporter
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Of what the command itself keeps in the output.
+FOLDER = "cohort"
+#: Seconds between two lists of finished scans, and between two lines of progress.
+FLUSH, TELL = 10.0, 5.0
+
+
+class Job(Protocol[Item, Result]):
+    """What is done with each scan; picklable."""
+
+    def open(self) -> None:
+        """Load what all scans need, once in each worker."""
+
+    def name(self, item: Item) -> str:
+        """Unique in the cohort."""
+
+    def sources(self, item: Item) -> list[Path]:
+        """The scan's file or folder, and its label file's if there is one."""
+
+    def moved(self, item: Item, paths: list[Path]) -> Item:
+        """The same item with its sources elsewhere."""
+
+    def record(self, item: Item) -> str:
+        """Relative name of the file that is written last of all."""
+
+    def listed(self, record: Path) -> list[str]:
+        """Relative names of the files that a record says to belong to it."""
+
+    def work(self, item: Item, root: Path) -> Result:
+        """Do it, in a folder that holds what was made of the scan before; what is whole there is kept."""
+
+    def told(self, item: Item, result: Result, renamed: Callable[[str], str]) -> Result:
+        """The result of an item, with messages about its own paths, and nothing that is long."""
+
+    def problem(self, result: Result) -> str | None:
+        """Why a scan could not be done."""
+
+    def failed(self, item: Item, why: str) -> Result:
+        """The result of an item of which nothing is known but why."""
+
+    def known(self, item: Item, record: Path) -> Result:
+        """The result of an item that was finished before, from its record."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Where scans come from, where results go, and what decides them.
+
+    Args:
+        mirrors: that all sources lie in.
+        output: folder.
+        settings_sha256: of all that decides a result besides its scan.
+        command: for people.
+    """
+
+    mirrors: Sequence[Mirror]
+    output: Place
+    settings_sha256: str
+    command: str
+
+    def origin(self, path: Path) -> Place:
+        """Where a source comes from."""
+        found = (mirror.origin(path) for mirror in self.mirrors)
+        return next((place for place in found if place is not None), Place(str(path)))
+
+    def stamp(self, paths: Sequence[Path]) -> str:
+        """Of all that decides the results of a scan with these sources."""
+        stamps: list[Any] = [self.settings_sha256]
+        for path in paths:
+            mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
+            try:
+                stamps.append(mirror.stamp(path) if mirror else Place(str(path)).files())
+            except InputError:
+                raise
+            except IsoposeError:  # is missing, which the scan's own result says
+                stamps.append(None)
+        return hash_of(stamps)
+
+
+@contextmanager
+def held(output: Place) -> Iterator[None]:
+    """Make the output folder and hold it, where it is on a disk; object storage has no locks."""
+    with ExitStack() as stack:
+        if output.local is not None:
+            stack.enter_context(only_writer(output_folder(output.local)))
+        yield
+
+
+def run_cohort(
+    pool: Pool, job: Job[Item, Result], items: Sequence[Item], cohort: Cohort, reporter: Reporter
+) -> list[Result]:
+    """Work on all items; one that cannot be done is told, and stops none.
+
+    Args:
+        pool: workers.
+        job: what is done with each.
+        items: with sources in the cohort's mirrors.
+        cohort: see there.
+        reporter: where progress goes.
+
+    Returns:
+        One result for each item, in their order.
+
+    Raises:
+        IsoposeError: a place cannot be reached, no worker lives.
+    """
+    names = [job.name(item) for item in items]
+    stamps = dict(zip(names, (cohort.stamp(job.sources(item)) for item in items), strict=True))
+    ledger = Ledger(cohort.output / FOLDER)
+    finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
+    results: dict[int, Result] = _known(job, items, finished, cohort.output)
+    if results:
+        reporter.say(
+            f"{len(results)} of {len(items)} are there already, made from the same scans and settings"
+        )
+    token = uuid.uuid4().hex
+    (cohort.output / FOLDER / "run.json").write_json(
+        {
+            "command": cohort.command,
+            "scans": len(items),
+            "settings_sha256": cohort.settings_sha256,
+            "token": token,
+        }
+    )
+    left = [number for number in range(len(items)) if number not in results]
+    origins = [[cohort.origin(path) for path in job.sources(items[number])] for number in left]
+    tasks = [_Task(items[number], places) for number, places in zip(left, origins, strict=True)]
+    started = told = time.monotonic()
+    with reporter.counting(cohort.command) as progress:
+        try:
+            for done, (task, answer) in enumerate(
+                pool.run(_SetUp(job, cohort.output, token), tasks, reporter.say), start=1
+            ):
+                number = left[task]
+                item, name = items[number], names[number]
+                result = job.failed(item, answer.why) if isinstance(answer, Failed) else answer
+                results[number] = result
+                problem = job.problem(result)
+                if problem is None:
+                    ledger.add(name, stamps[name])
+                else:
+                    reporter.say(f"  error: {name}: {problem}")
+                now = time.monotonic()
+                if now - told > TELL or done == len(tasks):
+                    told = now
+                    seconds = (now - started) / done * (len(tasks) - done)
+                    reporter.say(f"[{len(results)}/{len(items)}]  about {seconds:.0f} s left")
+                progress(len(results), len(items))
+        finally:
+            ledger.flush()
+            remove_half_written(cohort.output)
+    return [results[number] for number in range(len(items))]
+
+
+def _known(
+    job: Job[Item, Result], items: Sequence[Item], finished: set[str], output: Place
+) -> dict[int, Result]:
+    """Results of those items that were finished before and whose records are there."""
+    records = {n: job.record(item) for n, item in enumerate(items) if job.name(item) in finished}
+    found = output.read(list(records.values()))
+    known: dict[int, Result] = {}
+    with TemporaryDirectory(prefix="isopose-") as scratch:
+        path = Path(scratch) / "record.json"
+        for number, record in records.items():
+            if record in found:
+                path.write_bytes(found[record])
+                try:
+                    known[number] = job.known(items[number], path)
+                except (InputError, KeyError, TypeError, ValueError):  # damaged: made again
+                    continue
+    return known
+
+
+def remove_half_written(output: Place) -> None:
+    """Clear away what a worker that died was writing on a disk; on object storage nothing is left."""
+    if output.local is not None:
+        for path in output.local.rglob(".*.partial.*"):
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class Ledger:
+    """Lists of finished scans in a folder, one after the other; the last word on each scan counts."""
+
+    folder: Place
+    fresh: dict[str, str] = field(default_factory=dict)
+    flushed: float = field(default_factory=time.monotonic)
+
+    def read(self) -> dict[str, str]:
+        """Stamps of finished scans by their names; lines that are no entries are passed over."""
+        try:
+            lists = sorted(name for name in self.folder.files() if name.startswith("done-"))
+        except InputError:
+            raise
+        except IsoposeError:  # no such folder
+            return {}
+        finished = {}
+        contents = self.folder.read(lists)
+        for name in lists:
+            for line in contents.get(name, b"").decode("utf-8", "replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    finished[str(entry["name"])] = str(entry["made_from"])
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return finished
+
+    def add(self, name: str, stamp: str) -> None:
+        """Note a finished scan; it is written within some seconds, with others."""
+        self.fresh[name] = stamp
+        if time.monotonic() - self.flushed > FLUSH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is noted."""
+        if self.fresh:
+            rows = [{"name": name, "made_from": stamp} for name, stamp in self.fresh.items()]
+            with TemporaryDirectory(prefix="isopose-") as scratch:
+                path = Path(scratch) / "done.jsonl"
+                path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+                (self.folder / f"done-{time.time_ns():020d}.jsonl").publish(path)
+            self.fresh = {}
+        self.flushed = time.monotonic()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An item and where its sources come from."""
+
+    item: Any
+    origins: list[Place]
+
+
+@dataclass(frozen=True)
+class _SetUp:
+    """Gives a worker its work."""
+
+    job: Any
+    output: Place
+    token: str
+
+    def __call__(self) -> Callable[[_Task], Any]:
+        mark = self.output.read([f"{FOLDER}/run.json"]).get(f"{FOLDER}/run.json", b"{}")
+        if json.loads(mark).get("token") != self.token:
+            raise InputError(
+                f"{self.output}: is not the same folder on every machine; choose one on a disk that all "
+                "share, or a URL"
+            )
+        self.job.open()
+        return self.do
+
+    def do(self, task: _Task) -> Any:
+        """One item on a worker: what is missing here is brought, and removed again afterwards."""
+        with TemporaryDirectory(prefix="isopose-") as scratch:
+            places = Path(scratch) / "in"
+            paths = [
+                bring(origin, places / str(number) / Path(origin.url).name)
+                for number, origin in enumerate(task.origins)
+            ]
+
+            def renamed(text: str) -> str:
+                for path, origin in zip(paths, task.origins, strict=True):
+                    text = text.replace(str(path), str(origin))
+                return text
+
+            root = Path(scratch) / "out"
+            root.mkdir()
+            item = self.job.moved(task.item, paths)
+            record = self.job.record(item)
+            before = _fetch_known(self.job, self.output, record, root)
+            try:
+                result = self.job.work(item, root)
+            except InputError as error:
+                result = self.job.failed(item, str(error))
+            _publish(self.output, record, root, before)
+            return self.job.told(task.item, result, renamed)
+
+
+def _fetch_known(job: Any, output: Place, record: str, root: Path) -> dict[str, str]:
+    """What is published of a scan so far, copied to a folder; hashes by relative name."""
+    if not (output / record).exists():
+        return {}
+    (output / record).fetch(root / record)
+    try:
+        listed = job.listed(root / record)
+    except (InputError, KeyError, TypeError, ValueError):
+        listed = []
+    for name in listed:
+        if ".." not in Path(name).parts and not Path(name).is_absolute() and (output / name).exists():
+            (output / name).fetch(root / name)
+    return _hashes(root)
+
+
+def _hashes(root: Path) -> dict[str, str]:
+    return {p.relative_to(root).as_posix(): sha256(p) for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def _publish(output: Place, record: str, root: Path, before: dict[str, str]) -> None:
+    """Bring the output up to what is in a folder; where a record lies, the files beside it are whole."""
+    after = _hashes(root)
+    if after == before:
+        return
+    if record in before:
+        (output / record).remove()
+    for name in before.keys() - after.keys() - {record}:
+        (output / name).remove()
+    for name, digest in after.items():
+        if name != record and before.get(name) != digest:
+            (output / name).publish(root / name)
+    if record in after:
+        (output / record).publish(root / record)

@@ -1,0 +1,148 @@
+"""``isopose homogenize --ray``: a dataset homogenised by the workers of a cluster."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from isopose.cluster.cohort import FOLDER as COHORT
+from isopose.cluster.cohort import Cohort, held, run_cohort
+from isopose.cluster.model import PackedModel
+from isopose.cluster.places import Mirror, Place
+from isopose.cluster.pool import cluster
+from isopose.config import HomogenizeConfig
+from isopose.homogenize.dataset import (
+    Job,
+    Outcome,
+    check_claim,
+    claim,
+    finish,
+    head_of,
+    job_of,
+    make_case,
+    open_input,
+)
+from isopose.homogenize.homogeniser import open_homogeniser
+from isopose.homogenize.record import FOLDER, HEAD, read_record
+from isopose.io.cases import Case
+from isopose.progress import Reporter
+
+
+@dataclass
+class HomogenizeJob:
+    """See :class:`~isopose.cluster.cohort.Job`."""
+
+    packed: PackedModel | None
+    shared: Job
+    unpacked: TemporaryDirectory[str] | None = field(default=None, init=False)
+
+    def open(self) -> None:
+        if self.packed is not None:
+            self.unpacked = self.packed.unpack()
+            self.shared = replace(self.shared, model=Path(self.unpacked.name))
+
+    def name(self, item: Case) -> str:
+        return item.id
+
+    def sources(self, item: Case) -> list[Path]:
+        return [item.image] if item.label is None else [item.image, item.label]
+
+    def moved(self, item: Case, paths: list[Path]) -> Case:
+        return replace(item, image=paths[0], label=None if item.label is None else paths[1])
+
+    def record(self, item: Case) -> str:
+        return f"{FOLDER}/{item.id}.json"
+
+    def listed(self, record: Path) -> list[str]:
+        return [*read_record(record).files]
+
+    def work(self, item: Case, root: Path) -> Outcome:
+        return make_case(item, job=replace(self.shared, root=root))
+
+    def told(self, item: Case, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
+        problem = None if result.problem is None else renamed(result.problem)
+        return replace(_short(result), case=item.id, problem=problem)
+
+    def problem(self, result: Outcome) -> str | None:
+        return result.problem
+
+    def failed(self, item: Case, why: str) -> Outcome:
+        return Outcome(item.id, None, f"{item.id}: {why}")
+
+    def known(self, item: Case, record: Path) -> Outcome:
+        return _short(Outcome(item.id, read_record(record), None, made=False))
+
+
+def _short(outcome: Outcome) -> Outcome:
+    """Without what is kept for each slice, which lies in the output."""
+    return outcome if outcome.record is None else replace(outcome, record=replace(outcome.record, slices=()))
+
+
+def homogenize_on_cluster(
+    dataset: Place,
+    output: Place,
+    address: str,
+    config: HomogenizeConfig,
+    *,
+    labels: Mapping[str, int] | None,
+    model: Place | None,
+    reporter: Reporter,
+) -> list[Outcome]:
+    """Homogenise a dataset anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
+
+    Writes what :func:`~isopose.homogenize.dataset.homogenize` writes, to the byte, and ``cohort/``.
+
+    Args:
+        dataset: as for :func:`~isopose.homogenize.dataset.open_input`, on a disk that all machines see, or a
+            URL.
+        output: folder, likewise.
+        address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
+        config: one pose for a scan or several, and the size.
+        labels: name to stored value, in place of what the layout says.
+        model: a model's folder whose poses are taken; it is sent to the workers.
+        reporter: where progress goes.
+
+    Returns:
+        One for each case, in their order; their records without what lies in the output for each slice.
+    """
+    packed = None if model is None else PackedModel.of(model)
+    with ExitStack() as stack:
+        below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
+        mirror = Mirror.make(dataset, below / "in")
+        opened = open_input(mirror.folder, labels)
+        folder = Path(stack.enter_context(packed.unpack())) if packed else None
+        homogeniser = open_homogeniser(folder, config)
+        job = job_of(opened, below / "out", config, None, homogeniser)
+        head = head_of(opened, job, homogeniser)
+        # The output as a folder here, in which the same functions look and write as on one machine.
+        published = {name for name in _names(output) if not name.startswith(f"{COHORT}/")}
+        for name in published:
+            (job.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (job.root / name).touch()
+        if HEAD in published:
+            (output / HEAD).fetch(job.root / HEAD)
+        check_claim(job, opened)
+        stack.enter_context(held(output))
+        claim(job, head)
+        (output / "dataset.json").remove()
+        (output / HEAD).publish(job.root / HEAD)
+        pool = stack.enter_context(cluster(address))
+        work = HomogenizeJob(packed, job)
+        cohort = Cohort([mirror], output, job.settings_sha256, "homogenize")
+        outcomes = run_cohort(pool, work, opened.cases, cohort, reporter)
+        for outcome in outcomes:
+            for warning in outcome.record.warnings if outcome.record else ():
+                reporter.say(f"  warning: {outcome.case}: {warning}")
+        finish(opened, job, head, outcomes)
+        described = ("patients.csv", "dataset.json", HEAD)
+        for name in described:
+            if (job.root / name).is_file() and (name != "patients.csv" or (job.root / name).stat().st_size):
+                (output / name).publish(job.root / name)
+        return outcomes
+
+
+def _names(output: Place) -> list[str]:
+    if output.local is not None and not output.local.exists():
+        return []
+    return [*output.files()]

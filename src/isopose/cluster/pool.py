@@ -1,0 +1,278 @@
+"""Work for many items on a Ray cluster: each done once, and tried again where a worker dies."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import SimpleITK as sitk
+import torch
+
+from isopose import __version__
+from isopose.errors import InputError, IsoposeError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Times that an item is tried. A worker's death says little of its item, three say much.
+TRIES = 3
+#: Seconds without any worker before the run gives up; machines may be on their way.
+PATIENCE = 300.0
+#: Workers that may die at their start, one after the other, before it is taken for a fault of the machines.
+STARTS = 8
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What is known of an item that could not be done."""
+
+    why: str
+
+
+class Worker(Generic[Item, Result]):
+    """What runs as an actor: set up once, then item after item."""
+
+    def __init__(self, set_up: Callable[[], Callable[[Item], Result]], version: str, threads: int) -> None:
+        if version != __version__:
+            raise InputError(
+                f"{os.uname().nodename}: has isopose {__version__}, expected {version}; install the same"
+            )
+        torch.set_num_threads(threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        self.work = set_up()
+
+    def ready(self) -> None:
+        """Answered once the worker is set up."""
+
+    def do(self, item: Item) -> Result:
+        """The work."""
+        return self.work(item)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers of a cluster that is connected to.
+
+    Args:
+        gpus: of each worker.
+        cpus: of each worker.
+    """
+
+    gpus: int = 0
+    cpus: int = 1
+
+    def run(
+        self,
+        set_up: Callable[[], Callable[[Item], Result]],
+        items: Sequence[Item],
+        say: Callable[[str], None],
+    ) -> Iterator[tuple[int, Result | Failed]]:
+        """Work on items, and yield each one's number and result, whichever is done first.
+
+        A worker has one item at a time. When it dies, its item goes to another one; machines may leave and
+        join while the work goes on.
+
+        Args:
+            set_up: picklable; gives a worker its work, once.
+            items: picklable.
+            say: for what happens to workers.
+
+        Raises:
+            IsoposeError: from ``set_up``; no worker lives.
+        """
+        return _Run(self, set_up, items, say).results()
+
+    def capacity(self) -> int:
+        """Workers that the machines have room for at present."""
+        import ray
+
+        there = ray.cluster_resources()
+        room = int(there.get("CPU", 0) // self.cpus)
+        return min(room, int(there.get("GPU", 0) // self.gpus)) if self.gpus else room
+
+
+class _Run(Generic[Item, Result]):
+    def __init__(
+        self,
+        pool: Pool,
+        set_up: Callable[[], Callable[[Item], Result]],
+        items: Sequence[Item],
+        say: Callable[[str], None],
+    ) -> None:
+        import ray
+
+        self.pool, self.items, self.say = pool, items, say
+        self.actor: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=0)(Worker)
+        # Once for all: a model may be large.
+        self.set_up = ray.put(set_up)
+        self.waiting = deque(range(len(items)))
+        self.tries: Counter[int] = Counter()
+        self.starting: dict[Any, Any] = {}
+        self.busy: dict[Any, tuple[Any, int]] = {}
+        self.idle: list[Any] = []
+        self.died_at_start = 0
+        self.last_alive = time.monotonic()
+
+    def results(self) -> Iterator[tuple[int, Result | Failed]]:
+        import ray
+
+        try:
+            while self.waiting or self.busy:
+                self._start_workers()
+                while self.idle and self.waiting:
+                    actor, number = self.idle.pop(), self.waiting.popleft()
+                    self.busy[actor.do.remote(self.items[number])] = (actor, number)
+                refs = [*self.busy, *self.starting]
+                if not refs:
+                    time.sleep(0.5)
+                    continue
+                done, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+                for ref in done:
+                    if ref in self.starting:
+                        self._started(ref)
+                    else:
+                        yield from self._answered(ref)
+        finally:
+            for actor in [*self.starting.values(), *(actor for actor, _ in self.busy.values()), *self.idle]:
+                ray.kill(actor)
+
+    def _start_workers(self) -> None:
+        capacity = self.pool.capacity()
+        if self.busy or capacity:
+            self.last_alive = time.monotonic()
+        elif time.monotonic() - self.last_alive > PATIENCE:
+            raise IsoposeError(
+                f"no machine with {self.pool.cpus} CPU and {self.pool.gpus} GPU free for a worker has been "
+                f"there for {PATIENCE:.0f} s; start some and give the same command, which goes on"
+            )
+        alive = len(self.busy) + len(self.starting) + len(self.idle)
+        for _ in range(min(capacity, len(self.waiting) + len(self.busy)) - alive):
+            actor = self.actor.remote(self.set_up, __version__, self.pool.cpus)
+            self.starting[actor.ready.remote()] = actor
+
+    def _started(self, ref: Any) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        actor = self.starting.pop(ref)
+        try:
+            ray.get(ref)
+        except RayError as error:
+            told = _told(error)
+            if isinstance(told, IsoposeError):
+                raise told from None
+            self.died_at_start += 1
+            if self.died_at_start >= STARTS:
+                raise IsoposeError(f"workers die at their start, the last by: {told}") from None
+            return
+        self.died_at_start = 0
+        self.idle.append(actor)
+
+    def _answered(self, ref: Any) -> Iterator[tuple[int, Result | Failed]]:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        actor, number = self.busy.pop(ref)
+        try:
+            result = ray.get(ref)
+        except RayError as error:
+            self.tries[number] += 1
+            lives = isinstance(error, RayTaskError)
+            if lives:
+                self.idle.append(actor)
+            why = _told(error) if lives else "the worker died"
+            if self.tries[number] < TRIES:
+                self.say(f"  item {number + 1}: {why}; it is tried again")
+                self.waiting.append(number)
+                return
+            hint = "" if lives else ", most often for want of memory; give it more, or leave it out"
+            yield number, Failed(f"{why}, {TRIES} times{hint}")
+            return
+        self.idle.append(actor)
+        yield number, result
+
+
+def _told(error: Exception) -> Exception:
+    """What the work or the set-up raised, where that is what Ray reports."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, IsoposeError):
+        return type(cause)(str(cause))
+    if isinstance(cause, Exception):
+        return IsoposeFault(f"{type(cause).__name__}: {cause}")
+    return IsoposeFault(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__)
+
+
+class IsoposeFault(Exception):
+    """Anything but a foreseen failure, in words."""
+
+
+def _probe(address: str) -> None:
+    """Ray waits ten minutes and more for a cluster that is not there."""
+    given = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if given in ("local", "auto"):
+        return
+    host, _, port = given.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise InputError(f"--ray {given}: expected auto, local or HOST:PORT, e.g. 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--ray {given}: nothing answers there ({error}); start a cluster (ray start --head), or give local"
+        ) from None
+
+
+@contextmanager
+def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
+    """A pool of the workers of a cluster.
+
+    Args:
+        address: ``local`` starts one of this machine's cores for the run; ``auto`` or ``HOST:PORT`` is one
+            that runs.
+        device: ``auto``, ``cpu`` or ``cuda``: whether each worker has a GPU, if the cluster has some.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster is there.
+    """
+    # Nothing is sent anywhere.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--ray: Ray is not installed; add the extra: pip install 'isopose[cluster]'"
+        ) from None
+    _probe(address)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.FATAL,
+            include_dashboard=False if address == "local" else None,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--ray {address}: no Ray cluster there ({reason}); start one (ray start --head), or give local"
+        ) from None
+    finally:
+        # Ray's own would end the process without a word.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    try:
+        wants = device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= 1
+        if device == "cuda" and not wants:
+            raise InputError(f"--device cuda: the cluster at {address} has no GPU; expected auto or cpu")
+        yield Pool(gpus=int(wants))
+    finally:
+        ray.shutdown()
+        sys.stderr.flush()

@@ -1,0 +1,203 @@
+"""``isopose preprocess --ray``: the store that trainings read, made by the workers of a cluster."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from isopose.cluster.cohort import Cohort, held, run_cohort
+from isopose.cluster.places import Mirror, Place, bring
+from isopose.cluster.pool import Failed, Pool, cluster
+from isopose.config import Config, DataConfig
+from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
+from isopose.data.record import read_record
+from isopose.data.store import folder_name, store_head, write_case
+from isopose.errors import InputError
+from isopose.files import hash_of
+from isopose.io.datasets import Case, open_dataset
+from isopose.labels import Labels
+from isopose.progress import Reporter
+from isopose.training.preprocessing import fingerprint_path, split
+
+_FILES = ("image.b2nd", "mask.b2nd", "labels.b2nd")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case: warnings, or the one line that says why not."""
+
+    case: str
+    warnings: tuple[str, ...]
+    problem: str | None
+
+
+@dataclass
+class PreprocessJob:
+    """See :class:`~isopose.cluster.cohort.Job`."""
+
+    fingerprint: Fingerprint
+    labels: Labels
+    config: DataConfig
+
+    def open(self) -> None:
+        """Nothing."""
+
+    def name(self, item: Case) -> str:
+        return item.id
+
+    def sources(self, item: Case) -> list[Path]:
+        return [item.image] if item.label is None else [item.image, item.label]
+
+    def moved(self, item: Case, paths: list[Path]) -> Case:
+        return replace(item, image=paths[0], label=paths[1])
+
+    def record(self, item: Case) -> str:
+        return f"cases/{folder_name(item.id)}/record.json"
+
+    def listed(self, record: Path) -> list[str]:
+        return [f"cases/{record.parent.name}/{name}" for name in _FILES]
+
+    def work(self, item: Case, root: Path) -> Outcome:
+        write_case(item, root=root, fingerprint=self.fingerprint, labels=self.labels, config=self.config)
+        record = read_record(root / "cases" / folder_name(item.id))
+        assert record is not None, "just written"
+        return Outcome(item.id, record.warnings, None)
+
+    def told(self, item: Case, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
+        return replace(result, problem=None if result.problem is None else renamed(result.problem))
+
+    def problem(self, result: Outcome) -> str | None:
+        return result.problem
+
+    def failed(self, item: Case, why: str) -> Outcome:
+        return Outcome(item.id, (), f"{item.id}: {why}")
+
+    def known(self, item: Case, record: Path) -> Outcome:
+        found = read_record(record.parent)
+        if found is None:
+            raise InputError(f"{item.id}: damaged record")
+        return Outcome(item.id, found.warnings, None)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Gives a worker the measuring of a case for the fingerprint."""
+
+    labels: Labels
+    config: DataConfig
+
+    def __call__(self) -> Callable[[tuple[Case, list[Place]]], CaseFacts | Failed]:
+        return self.measure
+
+    def measure(self, task: tuple[Case, list[Place]]) -> CaseFacts | Failed:
+        """One case, brought here; one that cannot be used is told, not raised."""
+        case, origins = task
+        with TemporaryDirectory(prefix="isopose-") as scratch:
+            image, label = (
+                bring(origin, Path(scratch) / str(n) / Path(origin.url).name)
+                for n, origin in enumerate(origins)
+            )
+            try:
+                return case_facts(replace(case, image=image, label=label), self.labels, self.config)
+            except InputError as error:
+                told = str(error)
+                for path, origin in zip((image, label), origins, strict=True):
+                    told = told.replace(str(path), str(origin))
+                return Failed(told)
+
+
+def preprocess_on_cluster(
+    dataset: Place,
+    store: Place,
+    address: str,
+    config: Config,
+    *,
+    labels: Mapping[str, int] | None,
+    reporter: Reporter,
+) -> tuple[Place, list[Outcome]]:
+    """Make the store of a training's cases with the workers of a cluster; see ``docs/guides/cluster.md``.
+
+    Args:
+        dataset: as for :func:`~isopose.io.datasets.open_dataset`, on a disk that all machines see, or a URL.
+        store: folder for stores, likewise.
+        address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
+        config: of the training, for its cases and how to prepare them.
+        labels: name to stored value, in place of what the layout says.
+        reporter: where progress goes.
+
+    Returns:
+        The store, which is finished if all cases could be used, and one outcome for each case.
+
+    Raises:
+        InputError: a training case cannot be measured for the fingerprint; all such are told.
+    """
+    with TemporaryDirectory(prefix="isopose-") as below, held(store):
+        mirror = Mirror.make(dataset, Path(below))
+        opened = open_dataset(mirror.folder, labels)
+        training, validation = split(opened, config.train)
+        unlabelled = next((case.id for case in (*training, *validation) if case.label is None), None)
+        if unlabelled is not None:
+            raise InputError(f"{unlabelled}: expected a label file for a training case, got none")
+        with cluster(address) as pool:
+            fingerprint = _fingerprint(pool, training, opened.labels, config.data, mirror, store, reporter)
+            head = store_head(fingerprint, opened.labels, config.data)
+            key = hash_of(head)
+            root, cases = store / key[:12], (*training, *validation)
+            names = [folder_name(case.id) for case in cases]
+            # Until all cases are whole this is not a store.
+            (root / "store.json").remove()
+            job = PreprocessJob(fingerprint, opened.labels, config.data)
+            outcomes = run_cohort(pool, job, cases, Cohort([mirror], root, key, "preprocess"), reporter)
+            for outcome in outcomes:
+                for warning in outcome.warnings:
+                    reporter.say(f"warning: {outcome.case}: {warning}")
+            if not any(outcome.problem for outcome in outcomes):
+                (root / "store.json").write_json({**head, "key": key, "cases": names})
+    return root, outcomes
+
+
+def _fingerprint(
+    pool: Pool,
+    training: Sequence[Case],
+    labels: Labels,
+    config: DataConfig,
+    mirror: Mirror,
+    store: Place,
+    reporter: Reporter,
+) -> Fingerprint:
+    """Of the training cases; kept beside the store, where ``fit --store`` finds it too."""
+    cohort = Cohort([mirror], store, "", "fingerprint")
+    sources = [[path for path in (case.image, case.label) if path] for case in training]
+    if mirror.place.local is not None:
+        name = fingerprint_path(Path(), tuple(training), labels, config).name
+    else:
+        stamps = [[case.id, cohort.stamp(paths)] for case, paths in zip(training, sources, strict=True)]
+        name = (
+            f"fingerprint-{hash_of([stamps, config.model_dump(mode='json'), dict(labels.values)])[:12]}.json"
+        )
+    known = store.read([name]).get(name)
+    if known is not None:
+        return Fingerprint.from_json(json.loads(known), str(store / name))
+    tasks = [
+        (case, [cohort.origin(path) for path in paths]) for case, paths in zip(training, sources, strict=True)
+    ]
+    facts: dict[int, CaseFacts] = {}
+    problems = []
+    with reporter.counting("fingerprint") as progress:
+        answers = pool.run(_Measure(labels, config), tasks, reporter.say)
+        for done, (number, answer) in enumerate(answers, start=1):
+            if isinstance(answer, Failed):
+                problems.append(f"{training[number].id}: {answer.why}")
+                reporter.say(f"  error: {problems[-1]}")
+            else:
+                facts[number] = answer
+            progress(done, len(tasks))
+    if problems:
+        raise InputError(
+            f"{len(problems)} of {len(tasks)} cases cannot be used, the first: {problems[0]}; "
+            "mend them or take them out of the dataset"
+        )
+    fingerprint = reduce_facts([facts[n] for n in range(len(tasks))], labels, config)
+    (store / name).write_json(fingerprint.to_json())
+    return fingerprint

@@ -1,0 +1,93 @@
+"""Which cases a training learns from and is judged by, and their slices as its networks see them."""
+
+from pathlib import Path
+
+from isopose import __version__
+from isopose.config import DataConfig, TrainConfig
+from isopose.data.fingerprint import Fingerprint, fingerprint_of
+from isopose.data.store import Store, write_store
+from isopose.errors import InputError
+from isopose.files import hash_of, read_json, write_json
+from isopose.io.datasets import Case, Dataset
+from isopose.io.splits import check_sides, split_patients
+from isopose.labels import Labels
+from isopose.progress import Reporter
+
+Cases = tuple[Case, ...]
+
+
+def split(dataset: Dataset, config: TrainConfig) -> tuple[Cases, Cases]:
+    """Training and validation cases of ``train.fold``, by patient; none is of split ``test``.
+
+    Raises:
+        InputError: no case to train on, or a patient on two sides.
+    """
+    if config.fold == "all":
+        check_sides(dataset)
+        whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
+        if not whole:
+            raise InputError(f"{dataset.root}: no case with a label to train on")
+        return whole, ()
+    return split_patients(dataset, config.folds, config.fold, config.seed)
+
+
+def preprocess(
+    folder: Path,
+    cases: tuple[Cases, Cases],
+    labels: Labels,
+    config: DataConfig,
+    *,
+    given: Fingerprint | None = None,
+    workers: int,
+    reporter: Reporter,
+) -> tuple[Store, Fingerprint]:
+    """A store of all cases, by a fingerprint that is given or made of the training cases.
+
+    Args:
+        folder: that holds stores and fingerprints; what is there already is not made again.
+        cases: for training and for validation.
+        labels: names and stored values.
+        config: how to prepare.
+        given: fingerprint of a model that learns on.
+        workers: processes.
+        reporter: where progress and warnings go.
+    """
+    training, validation = cases
+    fingerprint = given or _fingerprint(folder, training, labels, config, workers, reporter)
+    with reporter.counting("preprocess") as progress:
+        store = write_store(
+            folder,
+            (*training, *validation),
+            fingerprint,
+            labels,
+            config,
+            workers=workers,
+            progress=progress,
+        )
+    for case in store.cases:
+        for warning in case.record.warnings:
+            reporter.say(f"warning: {case.record.id}: {warning}")
+    return store, fingerprint
+
+
+def _fingerprint(
+    folder: Path, training: Cases, labels: Labels, config: DataConfig, workers: int, reporter: Reporter
+) -> Fingerprint:
+    path = fingerprint_path(folder, training, labels, config)
+    if path.exists():
+        return Fingerprint.from_json(read_json(path))
+    with reporter.counting("fingerprint") as progress:
+        fingerprint = fingerprint_of(training, labels, config, workers=workers, progress=progress)
+    write_json(path, fingerprint.to_json())
+    return fingerprint
+
+
+def fingerprint_path(folder: Path, training: Cases, labels: Labels, config: DataConfig) -> Path:
+    """Where a fingerprint is kept beside the store, under the name of what it was made from.
+
+    A resumed run and one that shares the store need not read every scan again.
+    """
+    files = [(path, path.stat()) for case in training for path in (case.image, case.label) if path]
+    made_from = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    key = hash_of([made_from, config.model_dump(mode="json"), dict(labels.values), __version__])
+    return folder / f"fingerprint-{key[:12]}.json"
