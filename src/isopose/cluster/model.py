@@ -6,7 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from isopose.cluster.places import Place
+from isopose.errors import InputError
 from isopose.models.folder import load_model
+
+#: Of the files that a model is read from.
+NAMES = ("model.json", "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,10 @@ class PackedModel:
                 for name in NAMES:
                     if (place / name).exists():
                         (place / name).fetch(folder / name)
-            load_model(folder)
+            try:
+                load_model(folder)
+            except InputError as error:
+                raise InputError(str(error).replace(str(folder), str(place))) from None
             return cls({name: (folder / name).read_bytes() for name in NAMES})
 
     def unpack(self) -> TemporaryDirectory[str]:
@@ -39,6 +46,3 @@ class PackedModel:
         for name, content in self.files.items():
             (Path(place.name) / name).write_bytes(content)
         return place
-
-
-NAMES = ("model.json", "weights.safetensors")

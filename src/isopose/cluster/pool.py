@@ -4,11 +4,11 @@ import logging
 import os
 import signal
 import socket
-import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -40,16 +40,17 @@ class Worker(Generic[Item, Result]):
     """What runs as an actor: set up once, then item after item."""
 
     def __init__(self, set_up: Callable[[], Callable[[Item], Result]], version: str, threads: int) -> None:
-        if version != __version__:
-            raise InputError(
-                f"{os.uname().nodename}: has isopose {__version__}, expected {version}; install the same"
-            )
-        torch.set_num_threads(threads)
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-        self.work = set_up()
+        self.set_up, self.version, self.threads = set_up, version, threads
 
     def ready(self) -> None:
-        """Answered once the worker is set up."""
+        """Set up the worker. Not where it is made: what is raised there reaches nobody but as text."""
+        if self.version != __version__:
+            raise InputError(
+                f"{os.uname().nodename}: has isopose {__version__}, expected {self.version}; install the same"
+            )
+        torch.set_num_threads(self.threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(self.threads)
+        self.work = self.set_up()
 
     def do(self, item: Item) -> Result:
         """The work."""
@@ -225,7 +226,8 @@ def _probe(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"--ray {given}: nothing answers there ({error}); start a cluster (ray start --head), or give local"
+            f"--ray {given}: nothing answers there ({error}); start a cluster (ray start --head), or give "
+            "local"
         ) from None
 
 
@@ -251,7 +253,25 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
             "--ray: Ray is not installed; add the extra: pip install 'isopose[cluster]'"
         ) from None
     _probe(address)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with ExitStack() as stack:
+        # Ray tells of machines that leave where results belong, at length; the run says what matters.
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(redirect_stdout(nowhere))
+        stack.callback(ray.shutdown)
+        _connect(address)
+        gpus = device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= 1
+        if device == "cuda" and not gpus:
+            raise InputError(f"--device cuda: the cluster at {address} has no GPU; expected auto or cpu")
+        yield Pool(gpus=int(gpus))
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    main = threading.current_thread() is threading.main_thread()
+    handlers = (
+        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    )
     try:
         ray.init(
             address=address,
@@ -268,11 +288,3 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
         # Ray's own would end the process without a word.
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    try:
-        wants = device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= 1
-        if device == "cuda" and not wants:
-            raise InputError(f"--device cuda: the cluster at {address} has no GPU; expected auto or cpu")
-        yield Pool(gpus=int(wants))
-    finally:
-        ray.shutdown()
-        sys.stderr.flush()

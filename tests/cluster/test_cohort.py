@@ -1,0 +1,178 @@
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from bright import bright_model
+from isopose.cluster.cohort import Ledger
+from isopose.cluster.places import Place
+from isopose.data.phantom import write_cohort
+from isopose.models.folder import save_model
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A model, and a dataset of phantoms with a patients' table."""
+    root = tmp_path_factory.mktemp("cohort")
+    save_model(root / "model", bright_model({"data": {"size": 64}}, real_unet=True))
+    write_cohort(root / "kids", cases=6, slices=4, size=64, seed=3, test_fraction=0.3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scans(given):
+    """Scans of which each has its own noise, and one that is none."""
+    folder = given / "scans"
+    folder.mkdir()
+    images = sorted((given / "kids").glob("images*/*.nii.gz"))
+    for number in range(24):
+        image = sitk.ReadImage(images[number % len(images)])
+        noise = np.random.default_rng(number).normal(0, 5, sitk.GetArrayViewFromImage(image).shape)
+        noisy = sitk.GetImageFromArray((sitk.GetArrayFromImage(image) + noise).astype(np.int16))
+        noisy.CopyInformation(image)
+        sitk.WriteImage(noisy, folder / f"scan_{number:02d}.nii.gz")
+    (folder / "scan_11.nii.gz").write_bytes(b"no scan")
+    return folder
+
+
+def contents(folder):
+    """Of all files but the cluster's own list."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "cohort" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def copied(place, folder):
+    for name in place.files():
+        (place / name).fetch(folder / name)
+    return folder
+
+
+def put(source, place):
+    for path in source.rglob("*"):
+        if path.is_file():
+            (place / path.relative_to(source).as_posix()).publish(path)
+    return place
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_killed_loses_nothing_and_doubles_nothing(
+    machines, start, isopose, given, scans, bucket, tmp_path, monkeypatch
+):
+    """Two machines, scans and results on object storage; the same bytes as one process writes to a disk."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    inputs, output = put(scans, Place(f"{bucket}/killed/scans")), Place(f"{bucket}/killed/out")
+    model = put(given / "model", Place(f"{bucket}/killed/model"))
+    command = ("predict", model, inputs, "--output", output, "--ray", machines.address)
+    run = start(*command)
+    deadline = time.monotonic() + 120
+    while sum(name.endswith(".json") and "/" not in name for name in output.files()) < 4:
+        assert time.monotonic() < deadline, run.communicate()
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    machines.remove_node(machines.workers.pop(), allow_graceful=False)
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 2, err
+    assert "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("isopose: ")] == [
+        f"isopose: {inputs}/scan_11.nii.gz: expected a NIfTI file, but its header is not one; copy or export "
+        "it again"
+    ]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        f"{output}/scan_{n:02d}.nii.gz" for n in range(24) if n != 11
+    ]
+
+    code, _, _ = isopose("predict", given / "model", scans, "--output", tmp_path / "alone")
+    assert code == 2
+    made = contents(copied(output, tmp_path / "cluster"))
+    alone = contents(tmp_path / "alone")
+    assert made.keys() == alone.keys()
+    assert {n for n in made if n.endswith(".gz") and made[n] != alone[n]} == set()
+
+    # Given again: nothing is done but the scan that could not be read, which was mended.
+    stamps = output.files()
+    shutil.copy(scans / "scan_10.nii.gz", tmp_path / "mended.nii.gz")
+    (inputs / "scan_11.nii.gz").publish(tmp_path / "mended.nii.gz")
+    run = start(*command)
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 0, err
+    assert "23 of 24 are there already" in err
+    assert len(out.splitlines()) == 24
+    again = output.files()
+    changed = {name for name in again if stamps.get(name) != again[name] and "cohort/" not in name}
+    assert changed == {"scan_11.nii.gz", "scan_11.json"}
+
+
+@pytest.mark.slow
+def test_homogenised_and_preprocessed_as_by_one_process(isopose, given, bucket, tmp_path):
+    dataset = put(given / "kids", Place(f"{bucket}/alike/kids"))
+    size, fold = ("--size", "64"), ("--fold", "all", "--set", "data.size=64")
+    assert isopose("homogenize", given / "kids", tmp_path / "alone", *size)[0] == 0
+    assert isopose("preprocess", given / "kids", "--store", tmp_path / "store", *fold)[0] == 0
+
+    output = Place(f"{bucket}/alike/out")
+    code, out, err = isopose("homogenize", dataset, output, *size, "--ray", "local")
+    assert (code, out.split()[0]) == (0, str(output)), err
+    assert contents(copied(output, tmp_path / "cluster")) == contents(tmp_path / "alone")
+    stamps = output.files()
+    code, _, err = isopose("homogenize", dataset, output, *size, "--ray", "local")
+    assert code == 0
+    assert "6 of 6 are there already" in err
+    assert contents(copied(output, tmp_path / "again")) == contents(tmp_path / "alone")
+    code, _, err = isopose("homogenize", dataset, output, "--size", "96", "--ray", "local")
+    assert code == 2
+    assert "was homogenized by another isopose or with another model, settings or labels" in err
+    assert {n: s for n, s in output.files().items() if "/" in n and "cohort" not in n} == {
+        n: s for n, s in stamps.items() if "/" in n and "cohort" not in n
+    }
+
+    code, out, err = isopose(
+        "preprocess", given / "kids", "--store", tmp_path / "shared", *fold, "--ray", "local"
+    )
+    assert code == 0, err
+    assert contents(tmp_path / "shared") == contents(tmp_path / "store")
+
+
+def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans, tmp_path):
+    """Likewise files that no longer belong to a scan are removed, and others are left alone."""
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(scans / "scan_00.nii.gz", one)
+    output = tmp_path / "out"
+    first = isopose("predict", given / "model", one, "--output", output, "--ray", "local", "--probabilities")
+    assert first[0] == 0, first
+    assert len(list((output / "probabilities").iterdir())) == 3
+    (output / "mine.txt").write_text("kept")
+    save_model(tmp_path / "other", bright_model({"data": {"size": 96}}, real_unet=True))
+    code, _, err = isopose("predict", tmp_path / "other", one, "--output", output, "--ray", "local")
+    assert code == 0, err
+    record = json.loads((output / "scan_00.json").read_text())
+    assert record["files"] == ["scan_00.nii.gz"]
+    assert list((output / "probabilities").iterdir()) == []
+    assert (output / "mine.txt").read_text() == "kept"
+    assert not list(output.rglob(".*.partial.*"))
+
+
+def test_urls_without_a_cluster_are_told(isopose, given):
+    code, _, err = isopose("predict", given / "model", "s3://bucket/scans", "--output", "out")
+    assert code == 2
+    assert err == (
+        "isopose: s3://bucket/scans: a URL; it is read and written by a Ray cluster (--ray local is this "
+        "machine's)\n"
+    )
+
+
+def test_the_list_of_finished_scans_survives_a_torn_line(tmp_path):
+    ledger = Ledger(Place(str(tmp_path)))
+    assert ledger.read() == {}
+    ledger.add("a", "1")
+    ledger.flush()
+    ledger.add("b", "1")
+    ledger.add("a", "2")
+    ledger.flush()
+    (tmp_path / "done-9.jsonl").write_text('{"name": "c", "made_from": "1"}\n{"name": "d", "ma')
+    assert ledger.read() == {"a": "2", "b": "1", "c": "1"}

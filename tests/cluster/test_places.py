@@ -1,0 +1,92 @@
+import json
+
+import pytest
+
+from isopose.cluster.places import Mirror, Place, bring, place_of
+from isopose.errors import InputError, IsoposeError
+from isopose.files import write_text
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request, tmp_path):
+    if request.param == "disk":
+        return Place(str(tmp_path / "there"))
+    return Place(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+
+
+def test_what_is_published_is_listed_read_fetched_and_removed(place, tmp_path):
+    write_text(tmp_path / "a.txt", "one")
+    write_text(tmp_path / "b.txt", "two")
+    (place / "deep/a.txt").publish(tmp_path / "a.txt")
+    (place / "b.txt").publish(tmp_path / "b.txt")
+    (place / "c.json").write_json({"ü": 1})
+    assert sorted(place.files()) == ["b.txt", "c.json", "deep/a.txt"]
+    assert place.read(["deep/a.txt", "b.txt", "none"]) == {"deep/a.txt": b"one", "b.txt": b"two"}
+    (place / "deep/a.txt").fetch(tmp_path / "back" / "a.txt")
+    assert (tmp_path / "back" / "a.txt").read_text() == "one"
+    (place / "b.txt").remove()
+    (place / "b.txt").remove()
+    assert not (place / "b.txt").exists()
+    assert json.loads(place.read(["c.json"])["c.json"]) == {"ü": 1}
+
+
+def test_another_content_has_another_stamp(place, tmp_path):
+    write_text(tmp_path / "a.txt", "one")
+    (place / "a.txt").publish(tmp_path / "a.txt")
+    before = place.files()["a.txt"]
+    assert place.files()["a.txt"] == before
+    write_text(tmp_path / "a.txt", "other")
+    (place / "a.txt").publish(tmp_path / "a.txt")
+    assert place.files()["a.txt"] != before
+
+
+def test_a_file_is_listed_under_no_name(place, tmp_path):
+    write_text(tmp_path / "a.txt", "one")
+    (place / "a.txt").publish(tmp_path / "a.txt")
+    assert list((place / "a.txt").files()) == [""]
+
+
+def test_a_url_is_mirrored_with_its_descriptions_whole_and_its_scans_empty(bucket, tmp_path):
+    place = Place(f"{bucket}/mirrored")
+    write_text(tmp_path / "scan.nii.gz", "voxels")
+    (place / "dataset.json").write_json({"labels": {}})
+    (place / "imagesTr/scan.nii.gz").publish(tmp_path / "scan.nii.gz")
+    mirror = Mirror.make(place, tmp_path / "below")
+    scan = mirror.folder / "imagesTr" / "scan.nii.gz"
+    assert mirror.folder.name == "mirrored"
+    assert json.loads((mirror.folder / "dataset.json").read_text()) == {"labels": {}}
+    assert scan.read_text() == ""
+    origin = mirror.origin(scan)
+    assert origin == place / "imagesTr/scan.nii.gz"
+    assert bring(origin, tmp_path / "brought.nii.gz").read_text() == "voxels"
+    assert [name for name, _ in mirror.stamp(scan)] == ["imagesTr/scan.nii.gz"]
+    assert [name for name, _ in mirror.stamp(scan.parent)] == ["imagesTr/scan.nii.gz"]
+    assert mirror.origin(tmp_path) is None
+
+
+def test_a_single_object_is_mirrored_under_its_name(bucket, tmp_path):
+    write_text(tmp_path / "one.nii.gz", "voxels")
+    place = Place(f"{bucket}/single/one.nii.gz")
+    place.publish(tmp_path / "one.nii.gz")
+    mirror = Mirror.make(place, tmp_path / "below")
+    assert (mirror.folder.name, mirror.folder.is_file()) == ("one.nii.gz", True)
+    assert mirror.origin(mirror.folder) == place
+    assert len(mirror.stamp(mirror.folder)) == 1
+    assert bring(place, tmp_path / "brought").read_text() == "voxels"
+
+
+def test_nothing_there_and_unknown_protocols_are_told(bucket, tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        Mirror.make(Place(f"{bucket}/nothing"), tmp_path)
+    with pytest.raises(InputError, match="nonsense://x"):
+        Place("nonsense://x").files()
+    with pytest.raises(IsoposeError, match="not to be seen from every machine"):
+        bring(Place(str(tmp_path / "none")), tmp_path / "x")
+
+
+def test_paths_become_absolute_and_urls_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert place_of("scans/") == Place(str(tmp_path / "scans"))
+    assert place_of("s3://b/scans/") == Place("s3://b/scans")
+    assert Place("file:///a/b").local is not None
+    assert Place("s3://b").local is None

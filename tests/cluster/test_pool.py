@@ -1,0 +1,115 @@
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from isopose.cluster.pool import TRIES, Failed, Pool, cluster
+from isopose.errors import InputError, IsoposeError
+
+ray = pytest.importorskip("ray")
+# Workers have no way to import a test.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares numbers; some end the process, or raise, as often as a file's lines say."""
+
+    notes: Path
+    dies: tuple[int, ...] = ()
+    once: tuple[int, ...] = ()
+    raises: tuple[int, ...] = ()
+
+    def __call__(self):
+        with open(self.notes / "opened", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return self.square
+
+    def square(self, number):
+        with open(self.notes / str(number), "a") as file:
+            file.write("tried\n")
+        tried = len((self.notes / str(number)).read_text().splitlines())
+        if number in self.dies or (number in self.once and tried == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number in self.raises:
+            raise OSError(f"no disk for {number}")
+        return number * number
+
+
+@pytest.fixture(scope="module")
+def pool():
+    before = signal.getsignal(signal.SIGTERM)
+    with cluster("local") as made:
+        assert signal.getsignal(signal.SIGTERM) is before, "a run is stopped as without Ray"
+        yield made
+
+
+def run(pool, set_up, count):
+    told = []
+    numbers = [3 * n for n in range(count)]
+    return dict(pool.run(set_up, numbers, told.append)), told
+
+
+def tries(folder, number):
+    return len((folder / str(number)).read_text().splitlines())
+
+
+def test_each_item_is_done_once_by_few_workers(pool, tmp_path):
+    results, told = run(pool, Squares(tmp_path), 40)
+    assert results == {n: 9 * n * n for n in range(40)}
+    assert all(tries(tmp_path, 3 * n) == 1 for n in range(40))
+    assert len((tmp_path / "opened").read_text().split()) <= pool.capacity()
+    assert told == []
+
+
+def test_an_item_whose_worker_died_is_done_by_another(pool, tmp_path):
+    results, told = run(pool, Squares(tmp_path, once=(6, 15)), 10)
+    assert results == {n: 9 * n * n for n in range(10)}
+    assert [tries(tmp_path, 3 * n) for n in range(10)] == [1, 1, 2, 1, 1, 2, 1, 1, 1, 1]
+    assert all("the worker died" in line for line in told)
+    assert len(told) == 2
+
+
+def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(pool, tmp_path):
+    results, _ = run(pool, Squares(tmp_path, dies=(6,)), 10)
+    failed = results.pop(2)
+    assert isinstance(failed, Failed)
+    assert "the worker died, 3 times, most often for want of memory" in failed.why
+    assert tries(tmp_path, 6) == TRIES
+    assert results == {n: 9 * n * n for n in range(10) if n != 2}
+
+
+def test_an_error_that_may_pass_is_tried_again_and_then_told(pool, tmp_path):
+    results, _ = run(pool, Squares(tmp_path, raises=(6,)), 4)
+    assert results.pop(2) == Failed("OSError: no disk for 6, 3 times")
+    assert results == {0: 0, 1: 9, 3: 81}
+
+
+def refuse():
+    raise InputError("model: no such folder")
+
+
+def test_a_set_up_that_is_refused_ends_the_run_with_its_line(pool):
+    with pytest.raises(InputError, match="model: no such folder"):
+        run(pool, refuse, 4)
+
+
+def test_without_machines_it_ends(pool, monkeypatch, tmp_path):
+    monkeypatch.setattr("isopose.cluster.pool.PATIENCE", 1.0)
+    started = time.monotonic()
+    with pytest.raises(IsoposeError, match="no machine with 1000 CPU"):
+        list(Pool(cpus=1000).run(Squares(tmp_path), [1], print))
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("127.0.0.1:1", "nothing answers there"), ("there", "expected auto, local or HOST:PORT")],
+)
+def test_an_address_without_a_cluster_is_told_at_once(address, told):
+    with pytest.raises(InputError, match=told), cluster(address):
+        pass
