@@ -22,6 +22,7 @@ COMMANDS = (
     "demo",
     "phantom",
     "check",
+    "preprocess",
     "fit",
     "predict",
     "export",
@@ -475,5 +476,5 @@ def test_the_shell_completes_commands_and_options():
         shell = subprocess.run([command], env=os.environ | told, capture_output=True, text=True)
         return shell.stdout.split()
 
-    assert completed("isopose pre", 1) == ["predict"]
+    assert completed("isopose pred", 1) == ["predict"]
     assert completed("isopose fit --mod", 2) == ["--model"]

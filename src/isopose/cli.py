@@ -554,13 +554,24 @@ def main() -> NoReturn:
     except FloatingPointError as error:
         _fail(f"{error}: the model's weights are damaged; copy its folder again, or train again", 2)
     except MemoryError:
-        _fail("out of memory; lower the batch size (--set unet.optimiser.batch_size=4) or data.size", 1)
+        _fail(_OUT_OF_MEMORY, 1)
+    except RuntimeError as error:
+        # PyTorch and ITK have no common kind of error for it.
+        if not any(sign in str(error) for sign in _NO_MEMORY):
+            raise
+        _fail(_OUT_OF_MEMORY, 1)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
         _fail(f"{error.filename or 'output'}: {error.strerror}; nothing was left half-written", 1)
     sys.exit(0)
 
+
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+_OUT_OF_MEMORY = (
+    "out of memory; lower the batch size (--set unet.optimiser.batch_size=4), let fit --memory choose, "
+    "or lower data.size; predict: take --device cpu, or close other programs"
+)
 
 #: What the place that is written to, and not the program, is the reason of.
 _NOT_WRITABLE = (

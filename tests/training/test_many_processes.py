@@ -124,10 +124,9 @@ AUGMENTED = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", 
     [
         (),
         ("--preset", "paper"),
-        ("--set", "stn=joint"),
         [part for setting in AUGMENTED for part in ("--set", setting)],
     ],
-    ids=["default", "paper", "joint", "augmented"],
+    ids=["default", "paper", "augmented"],
 )
 def test_two_processes_learn_what_one_learns(place, more, request):
     name = f"two-{request.node.callspec.id}"
