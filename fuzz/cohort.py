@@ -171,7 +171,7 @@ def _done(output: Place) -> int:
 
 def _wait(run: "subprocess.Popen[str]", output: Place, results: int) -> None:
     while _done(output) < results and run.poll() is None:
-        time.sleep(0.5)
+        time.sleep(3.0)
 
 
 if __name__ == "__main__":

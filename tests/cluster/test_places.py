@@ -5,6 +5,7 @@ import pytest
 from isopose.cluster.places import Mirror, Place, bring, place_of
 from isopose.errors import InputError, IsoposeError
 from isopose.files import write_text
+from isopose.io.datasets import open_dataset
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -58,10 +59,26 @@ def test_a_url_is_mirrored_with_its_descriptions_whole_and_its_scans_empty(bucke
     assert scan.read_text() == ""
     origin = mirror.origin(scan)
     assert origin == place / "imagesTr/scan.nii.gz"
-    assert bring(origin, tmp_path / "brought.nii.gz").read_text() == "voxels"
-    assert [name for name, _ in mirror.stamp(scan)] == ["imagesTr/scan.nii.gz"]
-    assert [name for name, _ in mirror.stamp(scan.parent)] == ["imagesTr/scan.nii.gz"]
+    assert bring(origin, [""], tmp_path / "brought.nii.gz").read_text() == "voxels"
+    stamp = (place / "imagesTr").files()["scan.nii.gz"]
+    assert mirror.stamp(scan) == {"": stamp}
+    assert mirror.stamp(scan.parent) == {"scan.nii.gz": stamp}
+    assert mirror.stamp(scan.with_name("none")) == {}
+    series = bring(place / "imagesTr", ["scan.nii.gz"], tmp_path / "series")
+    assert (series / "scan.nii.gz").read_text() == "voxels"
     assert mirror.origin(tmp_path) is None
+
+
+def test_the_folder_of_a_manifest_is_mirrored(bucket, tmp_path):
+    write_text(tmp_path / "cases.csv", "image,label\na.nii.gz,b.nii.gz\n")
+    place = Place(f"{bucket}/manifest")
+    for name in ("cases.csv", "a.nii.gz", "b.nii.gz"):
+        (place / name).publish(tmp_path / "cases.csv")
+    mirror, where = Mirror.of_dataset(place / "cases.csv", tmp_path / "below")
+    (case,) = open_dataset(where, {"kidney": 1}).cases
+    assert mirror.origin(case.image) == place / "a.nii.gz"
+    assert case.label is not None
+    assert mirror.origin(case.label) == place / "b.nii.gz"
 
 
 def test_a_single_object_is_mirrored_under_its_name(bucket, tmp_path):
@@ -72,7 +89,7 @@ def test_a_single_object_is_mirrored_under_its_name(bucket, tmp_path):
     assert (mirror.folder.name, mirror.folder.is_file()) == ("one.nii.gz", True)
     assert mirror.origin(mirror.folder) == place
     assert len(mirror.stamp(mirror.folder)) == 1
-    assert bring(place, tmp_path / "brought").read_text() == "voxels"
+    assert bring(place, [""], tmp_path / "brought").read_text() == "voxels"
 
 
 def test_nothing_there_and_unknown_protocols_are_told(bucket, tmp_path):
@@ -81,7 +98,7 @@ def test_nothing_there_and_unknown_protocols_are_told(bucket, tmp_path):
     with pytest.raises(InputError, match="nonsense://x"):
         Place("nonsense://x").files()
     with pytest.raises(IsoposeError, match="not to be seen from every machine"):
-        bring(Place(str(tmp_path / "none")), tmp_path / "x")
+        bring(Place(str(tmp_path / "none")), [], tmp_path / "x")
 
 
 def test_paths_become_absolute_and_urls_stay(tmp_path, monkeypatch):

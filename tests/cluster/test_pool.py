@@ -89,6 +89,13 @@ def test_an_error_that_may_pass_is_tried_again_and_then_told(pool, tmp_path):
     assert results == {0: 0, 1: 9, 3: 81}
 
 
+def test_when_everything_fails_the_run_ends_with_the_reason(pool, monkeypatch, tmp_path):
+    monkeypatch.setattr("isopose.cluster.pool.GIVE_UP", 2)
+    monkeypatch.setattr("isopose.cluster.pool.TRIES", 1)
+    with pytest.raises(IsoposeError, match=r"the last 2 items all failed 1 times, .*no disk for"):
+        run(pool, Squares(tmp_path, raises=tuple(range(0, 60, 3))), 20)
+
+
 def refuse():
     raise InputError("model: no such folder")
 

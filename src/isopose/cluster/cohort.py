@@ -87,18 +87,32 @@ class Cohort:
         found = (mirror.origin(path) for mirror in self.mirrors)
         return next((place for place in found if place is not None), Place(str(path)))
 
-    def stamp(self, paths: Sequence[Path]) -> str:
+    def source(self, path: Path) -> "Source":
+        """A source, with all that is known of it here."""
+        mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
+        try:
+            stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
+        except InputError:
+            raise
+        except IsoposeError:  # is missing, which the scan's own result says
+            stamps = {}
+        return Source(self.origin(path), stamps)
+
+    def stamp(self, sources: Sequence["Source"]) -> str:
         """Of all that decides the results of a scan with these sources."""
-        stamps: list[Any] = [self.settings_sha256]
-        for path in paths:
-            mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
-            try:
-                stamps.append(mirror.stamp(path) if mirror else Place(str(path)).files())
-            except InputError:
-                raise
-            except IsoposeError:  # is missing, which the scan's own result says
-                stamps.append(None)
-        return hash_of(stamps)
+        return hash_of([self.settings_sha256, *(source.stamps for source in sources)])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scan's or label's file or folder, and the stamps of its files by their names below it."""
+
+    origin: Place
+    stamps: dict[str, str]
+
+    def bring(self, below: Path) -> Path:
+        """Where it can be read on this machine."""
+        return bring(self.origin, list(self.stamps), below / Path(self.origin.url).name)
 
 
 @contextmanager
@@ -129,7 +143,8 @@ def run_cohort(
         IsoposeError: a place cannot be reached, no worker lives.
     """
     names = [job.name(item) for item in items]
-    stamps = dict(zip(names, (cohort.stamp(job.sources(item)) for item in items), strict=True))
+    sources = [[cohort.source(path) for path in job.sources(item)] for item in items]
+    stamps = dict(zip(names, map(cohort.stamp, sources), strict=True))
     ledger = Ledger(cohort.output / FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
     results: dict[int, Result] = _known(job, items, finished, cohort.output)
@@ -147,8 +162,7 @@ def run_cohort(
         }
     )
     left = [number for number in range(len(items)) if number not in results]
-    origins = [[cohort.origin(path) for path in job.sources(items[number])] for number in left]
-    tasks = [_Task(items[number], places) for number, places in zip(left, origins, strict=True)]
+    tasks = [_Task(items[number], sources[number]) for number in left]
     started = told = time.monotonic()
     with reporter.counting(cohort.command) as progress:
         try:
@@ -252,7 +266,7 @@ class _Task:
     """An item and where its sources come from."""
 
     item: Any
-    origins: list[Place]
+    sources: list[Source]
 
 
 @dataclass(frozen=True)
@@ -277,14 +291,11 @@ class _SetUp:
         """One item on a worker: what is missing here is brought, and removed again afterwards."""
         with TemporaryDirectory(prefix="isopose-") as scratch:
             places = Path(scratch) / "in"
-            paths = [
-                bring(origin, places / str(number) / Path(origin.url).name)
-                for number, origin in enumerate(task.origins)
-            ]
+            paths = [source.bring(places / str(number)) for number, source in enumerate(task.sources)]
 
             def renamed(text: str) -> str:
-                for path, origin in zip(paths, task.origins, strict=True):
-                    text = text.replace(str(path), str(origin))
+                for path, source in zip(paths, task.sources, strict=True):
+                    text = text.replace(str(path), str(source.origin))
                 return text
 
             root = Path(scratch) / "out"
@@ -302,9 +313,12 @@ class _SetUp:
 
 def _fetch_known(job: Any, output: Place, record: str, root: Path) -> dict[str, str]:
     """What is published of a scan so far, copied to a folder; hashes by relative name."""
-    if not (output / record).exists():
+    # Read, not looked for: of storage that has no folders, the latter lists what is there.
+    content = output.read([record]).get(record)
+    if content is None:
         return {}
-    (output / record).fetch(root / record)
+    (root / record).parent.mkdir(parents=True, exist_ok=True)
+    (root / record).write_bytes(content)
     try:
         listed = job.listed(root / record)
     except (InputError, KeyError, TypeError, ValueError):

@@ -109,8 +109,8 @@ def homogenize_on_cluster(
     packed = None if model is None else PackedModel.of(model)
     with ExitStack() as stack:
         below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
-        mirror = Mirror.make(dataset, below / "in")
-        opened = open_input(mirror.folder, labels)
+        mirror, where = Mirror.of_dataset(dataset, below / "in")
+        opened = open_input(where, labels)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         homogeniser = open_homogeniser(folder, config)
         job = job_of(opened, below / "out", config, None, homogeniser)

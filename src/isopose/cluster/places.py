@@ -176,6 +176,16 @@ class Mirror:
                 target.touch()
         return cls(place, folder, stamps)
 
+    @classmethod
+    def of_dataset(cls, place: Place, below: Path) -> tuple["Mirror", Path]:
+        """Mirror a dataset, and say where it is opened; with a manifest its whole folder is mirrored."""
+        folder, _, name = place.url.rpartition("/")
+        if place.local is not None or not name.lower().endswith(DESCRIPTIONS):
+            mirror = cls.make(place, below)
+            return mirror, mirror.folder
+        mirror = cls.make(Place(folder), below)
+        return mirror, mirror.folder / name
+
     def origin(self, path: Path) -> Place | None:
         """Where something in the mirror comes from; None of what is not in it."""
         if not path.is_relative_to(self.folder):
@@ -183,21 +193,29 @@ class Mirror:
         relative = path.relative_to(self.folder).as_posix()
         return self.place / ("" if relative == "." else relative)
 
-    def stamp(self, path: Path) -> list[list[str]]:
-        """Changes when a file of a scan (or a series' folder) in the mirror does."""
+    def stamp(self, path: Path) -> dict[str, str]:
+        """Changes when a file of a scan (or a series' folder) in the mirror does; by names below it."""
         if self.place.local is not None:
-            return [[name, stamp] for name, stamp in sorted(Place(str(path)).files().items())]
+            return Place(str(path)).files()
         relative = path.relative_to(self.folder).as_posix()
-        whole = ("", ".") if relative == "." else (relative,)
-        return [
-            [name, stamp]
-            for name, stamp in sorted(self.stamps.items())
-            if name in whole or relative == "." or name.startswith(f"{relative}/")
-        ]
+        if relative == ".":
+            return self.stamps
+        if relative in self.stamps:
+            return {"": self.stamps[relative]}
+        if path.is_dir():
+            below = (p.relative_to(path).as_posix() for p in sorted(path.rglob("*")) if p.is_file())
+            return {name: self.stamps[f"{relative}/{name}"] for name in below}
+        return {}
 
 
-def bring(origin: Place, target: Path) -> Path:
+def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
     """A scan's file or folder, where it can be read: itself on a disk, else a copy.
+
+    Args:
+        origin: the scan's.
+        names: of its files below it, or the empty one if it is a file; looking them up again would cost more
+            than a small scan does.
+        target: of a copy.
 
     Raises:
         IsoposeError: it is not to be seen from this machine.
@@ -209,7 +227,7 @@ def bring(origin: Place, target: Path) -> Path:
                 "a URL"
             )
         return origin.local
-    for name in origin.files():
+    for name in names:
         (origin / name).fetch(target / name if name else target)
     return target
 

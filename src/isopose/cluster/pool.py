@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 #: Times that an item is tried. A worker's death says little of its item, three say much.
 TRIES = 3
+#: Items given up without one done in between, before it is taken for a fault of the machines or the storage.
+GIVE_UP = 20
 #: Seconds without any worker before the run gives up; machines may be on their way.
 PATIENCE = 300.0
 #: Workers that may die at their start, one after the other, before it is taken for a fault of the machines.
@@ -118,7 +120,7 @@ class _Run(Generic[Item, Result]):
         self.starting: dict[Any, Any] = {}
         self.busy: dict[Any, tuple[Any, int]] = {}
         self.idle: list[Any] = []
-        self.died_at_start = 0
+        self.died_at_start = self.given_up = 0
         self.last_alive = time.monotonic()
 
     def results(self) -> Iterator[tuple[int, Result | Failed]]:
@@ -187,15 +189,23 @@ class _Run(Generic[Item, Result]):
             self.tries[number] += 1
             lives = isinstance(error, RayTaskError)
             if lives:
-                self.idle.append(actor)
+                # It may be the worker that is broken (a full disk, a GPU in error) and would fail every item.
+                ray.kill(actor)
             why = _told(error) if lives else "the worker died"
             if self.tries[number] < TRIES:
                 self.say(f"  item {number + 1}: {why}; it is tried again")
                 self.waiting.append(number)
                 return
             hint = "" if lives else ", most often for want of memory; give it more, or leave it out"
+            self.given_up += 1
+            if self.given_up >= GIVE_UP:
+                raise IsoposeError(
+                    f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; mend that, and "
+                    "give the same command, which goes on"
+                ) from None
             yield number, Failed(f"{why}, {TRIES} times{hint}")
             return
+        self.given_up = 0
         self.idle.append(actor)
         yield number, result
 

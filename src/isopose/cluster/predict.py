@@ -125,13 +125,13 @@ def predict_on_cluster(
         check_steps(loaded)
     job = PredictJob(packed, tuple(formats), probabilities, steps, device, precision)
     settings = hash_of([*settings_of(loaded), list(formats), probabilities, steps, series])
-    with TemporaryDirectory(prefix="isopose-") as below, held(output):
+    with TemporaryDirectory(prefix="isopose-") as below:
         mirrors = [Mirror.make(place, Path(below) / str(n)) for n, place in enumerate(inputs)]
         scans = find_scans([mirror.folder for mirror in mirrors], series)
         if output.local is not None and any(output.local == scan.path.parent for scan in scans):
             raise InputError(
                 f"{output}: holds the scans, which results might overwrite; choose another folder"
             )
-        with cluster(address, device) as pool:
+        with held(output), cluster(address, device) as pool:
             cohort = Cohort(mirrors, output, settings, "predict")
             return run_cohort(pool, job, scans, cohort, reporter)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from isopose.cluster.cohort import Cohort, held, run_cohort
-from isopose.cluster.places import Mirror, Place, bring
+from isopose.cluster.cohort import Cohort, Source, held, run_cohort
+from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Failed, Pool, cluster
 from isopose.config import Config, DataConfig
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
@@ -87,23 +87,20 @@ class _Measure:
     labels: Labels
     config: DataConfig
 
-    def __call__(self) -> Callable[[tuple[Case, list[Place]]], CaseFacts | Failed]:
+    def __call__(self) -> Callable[[tuple[Case, list[Source]]], CaseFacts | Failed]:
         return self.measure
 
-    def measure(self, task: tuple[Case, list[Place]]) -> CaseFacts | Failed:
+    def measure(self, task: tuple[Case, list[Source]]) -> CaseFacts | Failed:
         """One case, brought here; one that cannot be used is told, not raised."""
-        case, origins = task
+        case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
-            image, label = (
-                bring(origin, Path(scratch) / str(n) / Path(origin.url).name)
-                for n, origin in enumerate(origins)
-            )
+            image, label = (source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources))
             try:
                 return case_facts(replace(case, image=image, label=label), self.labels, self.config)
             except InputError as error:
                 told = str(error)
-                for path, origin in zip((image, label), origins, strict=True):
-                    told = told.replace(str(path), str(origin))
+                for path, source in zip((image, label), sources, strict=True):
+                    told = told.replace(str(path), str(source.origin))
                 return Failed(told)
 
 
@@ -132,14 +129,14 @@ def preprocess_on_cluster(
     Raises:
         InputError: a training case cannot be measured for the fingerprint; all such are told.
     """
-    with TemporaryDirectory(prefix="isopose-") as below, held(store):
-        mirror = Mirror.make(dataset, Path(below))
-        opened = open_dataset(mirror.folder, labels)
+    with TemporaryDirectory(prefix="isopose-") as below:
+        mirror, where = Mirror.of_dataset(dataset, Path(below))
+        opened = open_dataset(where, labels)
         training, validation = split(opened, config.train)
         unlabelled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabelled is not None:
             raise InputError(f"{unlabelled}: expected a label file for a training case, got none")
-        with cluster(address) as pool:
+        with held(store), cluster(address) as pool:
             fingerprint = _fingerprint(pool, training, opened.labels, config.data, mirror, store, reporter)
             head = store_head(fingerprint, opened.labels, config.data)
             key = hash_of(head)
@@ -168,7 +165,7 @@ def _fingerprint(
 ) -> Fingerprint:
     """Of the training cases; kept beside the store, where ``fit --store`` finds it too."""
     cohort = Cohort([mirror], store, "", "fingerprint")
-    sources = [[path for path in (case.image, case.label) if path] for case in training]
+    sources = [[cohort.source(path) for path in (case.image, case.label) if path] for case in training]
     if mirror.place.local is not None:
         name = fingerprint_path(Path(), tuple(training), labels, config).name
     else:
@@ -179,9 +176,7 @@ def _fingerprint(
     known = store.read([name]).get(name)
     if known is not None:
         return Fingerprint.from_json(json.loads(known), str(store / name))
-    tasks = [
-        (case, [cohort.origin(path) for path in paths]) for case, paths in zip(training, sources, strict=True)
-    ]
+    tasks = list(zip(training, sources, strict=True))
     facts: dict[int, CaseFacts] = {}
     problems = []
     with reporter.counting("fingerprint") as progress:
