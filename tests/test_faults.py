@@ -52,13 +52,15 @@ def commands(place: Path, out: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def run(arguments: list[str]) -> tuple[int, str]:
+def run(arguments: list[str], gigabytes: int | None = None) -> tuple[int, str]:
+    limit = (resource.RLIM_INFINITY if gigabytes is None else gigabytes << 30,) * 2
     done = subprocess.run(
         [sys.executable, "-m", "isopose", *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
     )
     return done.returncode, done.stderr
 
@@ -67,17 +69,10 @@ def run(arguments: list[str]) -> tuple[int, str]:
 def test_out_of_memory_says_what_to_lower(place, tmp_path):
     out = tmp_path / "model"
     command = [*commands(place, out)["fit"], "--set", "unet.optimiser.batch_size=4096"]
-    done = subprocess.run(
-        [sys.executable, "-m", "isopose", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)),
-    )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(
+    code, told = run(command, gigabytes=3)
+    assert code == 1, told
+    assert "Traceback" not in told
+    assert told.splitlines()[-1].startswith(
         "isopose: out of memory; lower the batch size (--set unet.optimiser.batch_size=4)"
     )
     assert not (out / "model.json").exists()

@@ -7,9 +7,10 @@ import pytest
 import SimpleITK as sitk
 
 from bright import bright_model
-from isopose.cluster.cohort import Ledger
+from isopose.cluster.cohort import Ledger, SetUp
 from isopose.cluster.places import Place
 from isopose.data.phantom import write_cohort
+from isopose.errors import InputError
 from isopose.models.folder import save_model
 
 pytest.importorskip("ray")
@@ -151,6 +152,13 @@ def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans
     code, _, err = isopose("predict", tmp_path / "other", one, "--output", output, "--ray", "local")
     assert code == 0, err
     record = json.loads((output / "scan_00.json").read_text())
+    # What to doubt is told, of a scan that is done and of one that is there.
+    assert record["warnings"]
+    again = isopose("predict", tmp_path / "other", one, "--output", output, "--ray", "local")
+    assert "1 of 1 are there already" in again[2]
+    for warning in record["warnings"]:
+        assert f"warning: scan_00: {warning}" in err
+        assert f"warning: scan_00: {warning}" in again[2]
     assert record["files"] == ["scan_00.nii.gz"]
     assert list((output / "probabilities").iterdir()) == []
     assert (output / "mine.txt").read_text() == "kept"
@@ -164,6 +172,14 @@ def test_urls_without_a_cluster_are_told(isopose, given):
         "isopose: s3://bucket/scans: a URL; it is read and written by a Ray cluster (--ray local is this "
         "machine's)\n"
     )
+
+
+def test_a_worker_that_sees_another_folder_is_refused(tmp_path):
+    for folder, token in (("here", "one"), ("there", "two")):
+        (Place(str(tmp_path / folder)) / "cohort/run.json").write_json({"token": token})
+    for folder in ("there", "nowhere"):
+        with pytest.raises(InputError, match="is not the same folder on every machine"):
+            SetUp(None, Place(str(tmp_path / folder)), "one")()
 
 
 def test_the_list_of_finished_scans_survives_a_torn_line(tmp_path):

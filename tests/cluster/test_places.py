@@ -21,7 +21,9 @@ def test_what_is_published_is_listed_read_fetched_and_removed(place, tmp_path):
     (place / "deep/a.txt").publish(tmp_path / "a.txt")
     (place / "b.txt").publish(tmp_path / "b.txt")
     (place / "c.json").write_json({"ü": 1})
-    assert sorted(place.files()) == ["b.txt", "c.json", "deep/a.txt"]
+    (place / "odd [1] *.txt").publish(tmp_path / "b.txt")
+    assert sorted(place.files()) == ["b.txt", "c.json", "deep/a.txt", "odd [1] *.txt"]
+    assert place.read(["odd [1] *.txt", "odd [2] *.txt"]) == {"odd [1] *.txt": b"two"}
     assert place.read(["deep/a.txt", "b.txt", "none"]) == {"deep/a.txt": b"one", "b.txt": b"two"}
     (place / "deep/a.txt").fetch(tmp_path / "back" / "a.txt")
     assert (tmp_path / "back" / "a.txt").read_text() == "one"

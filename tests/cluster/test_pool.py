@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isopose.cluster.pool import TRIES, Failed, Pool, cluster
+from isopose.cluster.pool import TRIES, Failed, Pool, Worker, cluster
 from isopose.errors import InputError, IsoposeError
 
 ray = pytest.importorskip("ray")
@@ -103,6 +103,11 @@ def refuse():
 def test_a_set_up_that_is_refused_ends_the_run_with_its_line(pool):
     with pytest.raises(InputError, match="model: no such folder"):
         run(pool, refuse, 4)
+
+
+def test_a_machine_with_another_isopose_is_named(tmp_path):
+    with pytest.raises(InputError, match=rf"{os.uname().nodename}: has isopose .*expected 0.0.1; install"):
+        Worker(Squares(tmp_path), "0.0.1", 1).ready()
 
 
 def test_without_machines_it_ends(pool, monkeypatch, tmp_path):

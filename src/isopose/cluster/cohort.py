@@ -59,6 +59,9 @@ class Job(Protocol[Item, Result]):
     def problem(self, result: Result) -> str | None:
         """Why a scan could not be done."""
 
+    def warnings(self, result: Result) -> Sequence[str]:
+        """What to doubt of it, one line each."""
+
     def failed(self, item: Item, why: str) -> Result:
         """The result of an item of which nothing is known but why."""
 
@@ -148,6 +151,8 @@ def run_cohort(
     ledger = Ledger(cohort.output / FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
     results: dict[int, Result] = _known(job, items, finished, cohort.output)
+    for number, result in results.items():
+        _say(reporter, names[number], job.problem(result), job.warnings(result))
     if results:
         reporter.say(
             f"{len(results)} of {len(items)} are there already, made from the same scans and settings"
@@ -167,7 +172,7 @@ def run_cohort(
     with reporter.counting(cohort.command) as progress:
         try:
             for done, (task, answer) in enumerate(
-                pool.run(_SetUp(job, cohort.output, token), tasks, reporter.say), start=1
+                pool.run(SetUp(job, cohort.output, token), tasks, reporter.say), start=1
             ):
                 number = left[task]
                 item, name = items[number], names[number]
@@ -176,8 +181,7 @@ def run_cohort(
                 problem = job.problem(result)
                 if problem is None:
                     ledger.add(name, stamps[name])
-                else:
-                    reporter.say(f"  error: {name}: {problem}")
+                _say(reporter, name, problem, job.warnings(result))
                 now = time.monotonic()
                 if now - told > TELL or done == len(tasks):
                     told = now
@@ -188,6 +192,13 @@ def run_cohort(
             ledger.flush()
             remove_half_written(cohort.output)
     return [results[number] for number in range(len(items))]
+
+
+def _say(reporter: Reporter, name: str, problem: str | None, warnings: Sequence[str]) -> None:
+    if problem is not None:
+        reporter.say(f"  error: {problem}")
+    for warning in warnings:
+        reporter.say(f"  warning: {name}: {warning}")
 
 
 def _known(
@@ -270,7 +281,7 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _SetUp:
+class SetUp:
     """Gives a worker its work."""
 
     job: Any
@@ -278,6 +289,7 @@ class _SetUp:
     token: str
 
     def __call__(self) -> Callable[[_Task], Any]:
+        """On a worker, once."""
         mark = self.output.read([f"{FOLDER}/run.json"]).get(f"{FOLDER}/run.json", b"{}")
         if json.loads(mark).get("token") != self.token:
             raise InputError(

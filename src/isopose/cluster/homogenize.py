@@ -67,6 +67,9 @@ class HomogenizeJob:
     def problem(self, result: Outcome) -> str | None:
         return result.problem
 
+    def warnings(self, result: Outcome) -> tuple[str, ...]:
+        return result.record.warnings if result.record else ()
+
     def failed(self, item: Case, why: str) -> Outcome:
         return Outcome(item.id, None, f"{item.id}: {why}")
 
@@ -131,12 +134,8 @@ def homogenize_on_cluster(
         work = HomogenizeJob(packed, job)
         cohort = Cohort([mirror], output, job.settings_sha256, "homogenize")
         outcomes = run_cohort(pool, work, opened.cases, cohort, reporter)
-        for outcome in outcomes:
-            for warning in outcome.record.warnings if outcome.record else ():
-                reporter.say(f"  warning: {outcome.case}: {warning}")
         finish(opened, job, head, outcomes)
-        described = ("patients.csv", "dataset.json", HEAD)
-        for name in described:
+        for name in ("patients.csv", "dataset.json", HEAD):
             if (job.root / name).is_file() and (name != "patients.csv" or (job.root / name).stat().st_size):
                 (output / name).publish(job.root / name)
         return outcomes

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,8 @@ import fsspec
 from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 
+#: Files that are read side by side.
+AT_ONCE = 16
 #: Files of a dataset's description, which are read where the dataset is opened; all others are scans.
 DESCRIPTIONS = (".json", ".csv")
 
@@ -91,13 +94,17 @@ class Place:
         if not names:
             return {}
         with self._reached() as (system, path):
-            full = {f"{path.rstrip('/')}/{name}": name for name in names}
-            found = system.cat(list(full), on_error="return")
-            missing = {name: error for name, error in found.items() if isinstance(error, Exception)}
-            for error in missing.values():
-                if not isinstance(error, FileNotFoundError):
-                    raise error
-            return {full[name]: content for name, content in found.items() if name not in missing}
+
+            def content(name: str) -> bytes | None:
+                # One by one: what reads many takes brackets in a name for a pattern.
+                try:
+                    return bytes(system.cat_file(f"{path.rstrip('/')}/{name}"))
+                except FileNotFoundError:
+                    return None
+
+            with ThreadPoolExecutor(min(AT_ONCE, len(names))) as readers:
+                found = zip(names, readers.map(content, names), strict=True)
+                return {name: data for name, data in found if data is not None}
 
     def remove(self) -> None:
         """Remove the file, if it is there."""

@@ -148,7 +148,7 @@ class _Run(Generic[Item, Result]):
 
     def _start_workers(self) -> None:
         capacity = self.pool.capacity()
-        if self.busy or capacity:
+        if self.busy or self.idle:
             self.last_alive = time.monotonic()
         elif time.monotonic() - self.last_alive > PATIENCE:
             raise IsoposeError(
@@ -210,18 +210,14 @@ class _Run(Generic[Item, Result]):
         yield number, result
 
 
-def _told(error: Exception) -> Exception:
-    """What the work or the set-up raised, where that is what Ray reports."""
+def _told(error: Exception) -> IsoposeError | str:
+    """What the work or the set-up raised, where that is what Ray reports; what is not foreseen, in words."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, IsoposeError):
         return type(cause)(str(cause))
     if isinstance(cause, Exception):
-        return IsoposeFault(f"{type(cause).__name__}: {cause}")
-    return IsoposeFault(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__)
-
-
-class IsoposeFault(Exception):
-    """Anything but a foreseen failure, in words."""
+        return f"{type(cause).__name__}: {cause}"
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def _probe(address: str) -> None:
@@ -255,7 +251,6 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
     """
     # Nothing is sent anywhere.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:

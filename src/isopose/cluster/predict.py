@@ -74,6 +74,9 @@ class PredictJob:
     def problem(self, result: Outcome) -> str | None:
         return result.problem
 
+    def warnings(self, result: Outcome) -> list[str]:
+        return [] if result.record is None else result.record["warnings"]
+
     def failed(self, item: Scan, why: str) -> Outcome:
         return Outcome(item, None, f"{item.name}: {why}")
 
@@ -123,7 +126,6 @@ def predict_on_cluster(
         loaded = with_precision(load_model(Path(folder)), precision)
     if steps:
         check_steps(loaded)
-    job = PredictJob(packed, tuple(formats), probabilities, steps, device, precision)
     settings = hash_of([*settings_of(loaded), list(formats), probabilities, steps, series])
     with TemporaryDirectory(prefix="isopose-") as below:
         mirrors = [Mirror.make(place, Path(below) / str(n)) for n, place in enumerate(inputs)]
@@ -133,5 +135,7 @@ def predict_on_cluster(
                 f"{output}: holds the scans, which results might overwrite; choose another folder"
             )
         with held(output), cluster(address, device) as pool:
+            kind = "cuda" if pool.gpus else "cpu"
+            job = PredictJob(packed, tuple(formats), probabilities, steps, kind, precision)
             cohort = Cohort(mirrors, output, settings, "predict")
             return run_cohort(pool, job, scans, cohort, reporter)

@@ -11,7 +11,7 @@ from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Failed, Pool, cluster
 from isopose.config import Config, DataConfig
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
-from isopose.data.record import read_record
+from isopose.data.record import ARRAYS, read_record
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
@@ -19,8 +19,6 @@ from isopose.io.datasets import Case, open_dataset
 from isopose.labels import Labels
 from isopose.progress import Reporter
 from isopose.training.preprocessing import fingerprint_path, split
-
-_FILES = ("image.b2nd", "mask.b2nd", "labels.b2nd")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class PreprocessJob:
         return f"cases/{folder_name(item.id)}/record.json"
 
     def listed(self, record: Path) -> list[str]:
-        return [f"cases/{record.parent.name}/{name}" for name in _FILES]
+        return [f"cases/{record.parent.name}/{name}.b2nd" for name in ARRAYS]
 
     def work(self, item: Case, root: Path) -> Outcome:
         write_case(item, root=root, fingerprint=self.fingerprint, labels=self.labels, config=self.config)
@@ -69,6 +67,9 @@ class PreprocessJob:
 
     def problem(self, result: Outcome) -> str | None:
         return result.problem
+
+    def warnings(self, result: Outcome) -> tuple[str, ...]:
+        return result.warnings
 
     def failed(self, item: Case, why: str) -> Outcome:
         return Outcome(item.id, (), f"{item.id}: {why}")
@@ -146,9 +147,6 @@ def preprocess_on_cluster(
             (root / "store.json").remove()
             job = PreprocessJob(fingerprint, opened.labels, config.data)
             outcomes = run_cohort(pool, job, cases, Cohort([mirror], root, key, "preprocess"), reporter)
-            for outcome in outcomes:
-                for warning in outcome.warnings:
-                    reporter.say(f"warning: {outcome.case}: {warning}")
             if not any(outcome.problem for outcome in outcomes):
                 (root / "store.json").write_json({**head, "key": key, "cases": names})
     return root, outcomes

@@ -271,10 +271,9 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def settings_of(model: Model) -> list[str]:
+def settings_of(model: Model) -> list[Any]:
     """What decides a result besides its scan."""
-    head = _head(model, "")
-    return [head[key] for key in ("isopose", "model_sha256", "config_sha256")]
+    return _made_from(_head(model, ""))
 
 
 def _made_from(record: dict[str, Any]) -> list[Any]:
