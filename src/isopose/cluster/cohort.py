@@ -325,7 +325,6 @@ class SetUp:
 
 def _fetch_known(job: Any, output: Place, record: str, root: Path) -> dict[str, str]:
     """What is published of a scan so far, copied to a folder; hashes by relative name."""
-    # Read, not looked for: of storage that has no folders, the latter lists what is there.
     content = output.read([record]).get(record)
     if content is None:
         return {}

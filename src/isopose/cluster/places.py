@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,8 +14,6 @@ import fsspec
 from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 
-#: Files that are read side by side.
-AT_ONCE = 16
 #: Files of a dataset's description, which are read where the dataset is opened; all others are scans.
 DESCRIPTIONS = (".json", ".csv")
 
@@ -94,17 +91,13 @@ class Place:
         if not names:
             return {}
         with self._reached() as (system, path):
-
-            def content(name: str) -> bytes | None:
-                # One by one: what reads many takes brackets in a name for a pattern.
-                try:
-                    return bytes(system.cat_file(f"{path.rstrip('/')}/{name}"))
-                except FileNotFoundError:
-                    return None
-
-            with ThreadPoolExecutor(min(AT_ONCE, len(names))) as readers:
-                found = zip(names, readers.map(content, names), strict=True)
-                return {name: data for name, data in found if data is not None}
+            full = [f"{path.rstrip('/')}/{name}" for name in names]
+            # Not cat, which takes brackets in a name for a pattern.
+            found = system.cat_ranges(full, None, None, on_error="return")
+            for content in found:
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise content
+            return {n: c for n, c in zip(names, found, strict=True) if not isinstance(c, Exception)}
 
     def remove(self) -> None:
         """Remove the file, if it is there."""
