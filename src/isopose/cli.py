@@ -266,6 +266,9 @@ def predict(
         bool, typer.Option("--probabilities", help="also write them, per class")
     ] = False,
     steps: Annotated[bool, typer.Option("--steps", help="also draw the pipeline's steps, per scan")] = False,
+    corrections: Annotated[
+        Path | None, typer.Option(help="folder of poses and crops set by hand, as isopose serve keeps them")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="of the U-Net, e.g. 32-true; none: the model's predict.precision")
@@ -274,6 +277,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment scans; each result lies on its scan's own grid."""
+    from isopose.data.correction import read_corrections
     from isopose.devices import choose_device
     from isopose.inference.formats import NIFTI, choose_formats, result_files
     from isopose.inference.scans import find_scans, predict_scans
@@ -282,6 +286,8 @@ def predict(
 
     wanted = choose_formats(formats or [NIFTI])
     if ray is not None:
+        if corrections is not None:
+            raise InputError("--corrections: not known to --ray; predict those scans without it")
         from isopose.cluster.places import place_of
         from isopose.cluster.predict import predict_on_cluster
 
@@ -306,6 +312,7 @@ def predict(
             formats=wanted,
             probabilities=probabilities,
             steps=steps,
+            corrections=None if corrections is None else read_corrections(corrections),
             reporter=Terminal(),
         )
     if as_json:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from isopose.config import PredictConfig
+from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared
 from isopose.geometry.aggregate import common_values
-from isopose.geometry.similarity import ANGLE, LOG_SCALE_X
+from isopose.geometry.crop import carried
+from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import Pipeline, SliceTransforms
-from isopose.models.pose import POSE_SOURCES, PoseTransformer, SlicePoses
+from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.models.scan import LEAST_AGREEMENT, MIRRORED, TURNED, scan_poses, scan_transforms, slice_poses
 
 
@@ -24,7 +26,8 @@ class PoseRecords:
         pose: ``(z, 5)``.
         agreement: ``(z,)`` with the reference's outline.
         pose_source: ``(z,)`` index into ``POSE_SOURCES``, -1 where no body is.
-        confidence: ``(z,)`` probability that the roll is right, see ``models/scan.py: confidence``.
+        confidence: ``(z,)`` probability that the roll is right, see ``models/scan.py: confidence``; 1 where
+            it was set by hand.
         mirrored: ``(z,)`` logit that the slice is shown as in a mirror.
     """
 
@@ -88,6 +91,7 @@ def find_poses(
     batches: list[np.ndarray],
     settings: PredictConfig,
     records: PoseRecords,
+    correction: Correction | None = None,
 ) -> SlicePoses | None:
     """Estimate the poses of a scan's slices and write them down.
 
@@ -97,6 +101,7 @@ def find_poses(
         batches: see :func:`batches_of`; none is no body.
         settings: agreement from which a pose is believed.
         records: of as many slices as the scan has.
+        correction: what a person set takes the place of what was found.
 
     Returns:
         What each slice says by itself; none where no slice shows a body.
@@ -111,12 +116,19 @@ def find_poses(
     records.confidence[rows] = found.confidence.cpu()
     records.mirrored[rows] = slices.mirrored.cpu()
     records.pose_source[rows] = slices.source.cpu()
+    by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
+    if by_hand is not None:
+        records.pose[rows], records.confidence[rows], records.pose_source[rows] = by_hand, 1.0, BY_HAND
     _agree(transformer, prepared, batches, records)
     return slices
 
 
 def find_crops(
-    pipeline: Pipeline, prepared: Prepared, batches: list[np.ndarray], records: PoseRecords
+    pipeline: Pipeline,
+    prepared: Prepared,
+    batches: list[np.ndarray],
+    records: PoseRecords,
+    correction: Correction | None = None,
 ) -> Tensor:
     """The crops of a scan's posed frames, ``(N, 3, 3)``; jointly also the last step of its poses.
 
@@ -125,6 +137,7 @@ def find_crops(
         prepared: the scan.
         batches: see :func:`batches_of`, at least one.
         records: poses by :func:`find_poses`; changed where the joint network goes on from them.
+        correction: what a person set takes the place of what was found; poses so set are final.
     """
     device = pipeline.pose.reference_mask.device
     rows = np.concatenate(batches)
@@ -133,11 +146,17 @@ def find_crops(
     slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, theta2 = scan_transforms(pipeline.config, start[rows], slices, z_mm)
-    if pipeline.joint is not None:
+    if pipeline.joint is not None and correction is not None and correction.poses:
+        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(start[rows]))
+    elif pipeline.joint is not None:
         records.pose[rows] = pose.cpu()
         records.pose_source[rows[slices.learned.cpu().numpy()]] = POSE_SOURCES.index("learned")
         _agree(pipeline.pose, prepared, batches, records)
-    return theta2
+    if correction is None:
+        return theta2
+    final = torch.from_numpy(records.pose[rows])
+    by_hand = correction.crops_at(rows, final, pipeline.pose.reference_mask)
+    return theta2 if by_hand is None else by_hand.to(device)
 
 
 def _agree(
@@ -149,7 +168,8 @@ def _agree(
         pose = torch.from_numpy(records.pose[part]).to(device)
         records.agreement[part] = transformer.agreement(frames(prepared, part, device)[1], pose).cpu()
         if transformer.roll is None:
-            records.confidence[part] = records.agreement[part]
+            found = records.pose_source[part] != BY_HAND
+            records.confidence[part] = np.where(found, records.agreement[part], 1.0)
 
 
 def pose_warnings(
@@ -170,7 +190,9 @@ def pose_warnings(
     learned = joint or transformer.localisation is not None
     for source, name in enumerate(POSE_SOURCES):
         count = int((records.pose_source == source).sum())
-        if count and name != ("learned" if learned else config.start):
+        if count and source == BY_HAND:
+            lines.append(f"the pose was set by hand in {count} of {total} slices")
+        elif count and name != ("learned" if learned else config.start):
             lines.append(f"pose fell back to {name} in {count} of {total} slices")
     if abs(records.roll) > TURNED:
         lines.append(

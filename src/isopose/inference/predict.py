@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import autocast, choose_precision
 from isopose.geometry.crop import widened
@@ -68,6 +69,8 @@ class Prediction:
         slices: decisions for each slice.
         probabilities: ``(classes, z, y, x)`` float32 on the input's grid, where asked for.
         warnings: one line each, for people.
+        crops: ``(z, M, M)`` uint8, the classes in each slice's crop before they were restored, where asked
+            for.
     """
 
     labels: Volume
@@ -75,6 +78,7 @@ class Prediction:
     slices: SliceRecords
     probabilities: np.ndarray | None = None
     warnings: tuple[str, ...] = field(default=())
+    crops: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -83,6 +87,8 @@ def predict(
     volume: Volume,
     *,
     probabilities: bool = False,
+    crops: bool = False,
+    correction: Correction | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment one scan.
@@ -91,6 +97,8 @@ def predict(
         model: trained.
         volume: CT in Hounsfield units, any size, spacing and orientation.
         probabilities: keep them, restored on the native grid.
+        crops: keep the classes in the crops.
+        correction: poses and crops that a person set; a crop so set is not widened where it cuts.
         progress: called with (slices done, slices).
 
     Raises:
@@ -107,14 +115,19 @@ def predict(
 
     # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
     batches = batches_of(prepared, model.config.predict.batch_size)
-    find_poses(model.pipeline.pose, prepared, batches, model.config.predict, records)
+    find_poses(model.pipeline.pose, prepared, batches, model.config.predict, records, correction)
     shown = np.flatnonzero(records.shown)
     if batches:
-        records.theta2[shown] = find_crops(model.pipeline, prepared, batches, records).cpu()
+        records.theta2[shown] = find_crops(model.pipeline, prepared, batches, records, correction).cpu()
+    widen = correction is None or not correction.crops
+    side = model.config.unet_size
+    in_crops = np.zeros((slices, side, side), np.uint8) if crops else None
     areas = torch.zeros(2, dtype=torch.float64)
     for rows in batches:
         image, mask = frames(prepared, rows, device)
-        crop, theta = _segment(model, image, rows, records)
+        crop, theta = _segment(model, image, rows, records, widen)
+        if in_crops is not None:
+            in_crops[rows] = most_probable(crop).cpu().numpy()
         areas += _areas(crop, mask, theta).cpu()
         slice_from_crop = compose(slice_from_frame, theta)
         region = reached(slice_from_crop, crop.shape[-1], (height, width))
@@ -132,10 +145,13 @@ def predict(
         slices=records,
         probabilities=None if kept is None else undo(kept),
         warnings=(*prepared.warnings, *_warnings(records, model), *_outside(areas)),
+        crops=in_crops,
     )
 
 
-def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecords) -> tuple[Tensor, Tensor]:
+def _segment(
+    model: Model, image: Tensor, rows: np.ndarray, records: SliceRecords, widen: bool
+) -> tuple[Tensor, Tensor]:
     """Probabilities in the crop, and frame from crop, of a batch of frames; a crop that cuts is widened."""
     pipeline, settings = model.pipeline, model.config.predict
     pose = torch.from_numpy(records.pose[rows]).to(image.device)
@@ -144,7 +160,9 @@ def _segment(model: Model, image: Tensor, rows: np.ndarray, records: SliceRecord
     probabilities = crop_probabilities(model, pipeline.cut(image, theta))
 
     cut = touches_border(probabilities, theta2, settings.crop_border)
-    if cut.any():
+    if not widen:
+        records.cut_off[rows] = cut.cpu()
+    elif cut.any():
         wider, again, still = theta2.clone(), probabilities.clone(), cut.clone()
         # Ends at the whole frame, whose edges cut nothing.
         while still.any():

@@ -3,7 +3,7 @@
 import glob
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from isopose import __version__
+from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError
 from isopose.files import hash_of, hash_of_source, only_writer, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
+from isopose.geometry.volume import Volume
 from isopose.inference.formats import FORMATS, NIFTI, check_source, result_files, write_results
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.volumes import VolumePrediction, predict_volume
@@ -39,6 +41,10 @@ class Scan:
     name: str
     path: Path
     series: str | None = None
+
+
+#: What else is made of a prediction, from the scan as read, the prediction and its record.
+Also = Callable[[Volume, Prediction | VolumePrediction, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -119,13 +125,16 @@ def predict_scans(
     steps: bool,
     reporter: Reporter,
     formats: Sequence[str] = (NIFTI,),
+    corrections: Mapping[str, Correction] | None = None,
 ) -> list[Outcome]:
     """Predict scan after scan; one that cannot be read is reported and does not stop the rest.
 
     Writes ``NAME.nii.gz``, or the files of other formats (``inference/formats.py``), and ``NAME.json`` (what
     it was made from, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
     ``probabilities/NAME_CLASS.nii.gz`` for each class and with ``steps`` ``steps/NAME.png``. A scan whose
-    results are there from the same isopose, model and input is not done again.
+    results are there from the same isopose, model, input and correction is not done again.
+
+    ``corrections`` are poses and crops that a person set, by the hash of the scan.
 
     Raises:
         InputError: a result would overwrite its scan, a format does not go with a scan, or the output cannot
@@ -138,14 +147,32 @@ def predict_scans(
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     if steps:
         check_steps(model)
+    if corrections:
+        check_correctable(model)
     output_folder(output)
     with only_writer(output):
         model = for_prediction(model)
         outcomes = []
         for number, scan in enumerate(scans, start=1):
             reporter.say(f"[{number}/{len(scans)}] {scan.name}")
-            outcomes.append(predict_scan(model, scan, output, formats, probabilities, steps, reporter))
+            outcomes.append(
+                predict_scan(
+                    model, scan, output, formats, probabilities, steps, reporter, corrections=corrections
+                )
+            )
+        if corrections:
+            corrected = sum("correction_sha256" in (one.record or {}) for one in outcomes)
+            reporter.say(f"{corrected} of {len(scans)} scans have a correction, and were predicted with it")
         return outcomes
+
+
+def check_correctable(model: Model) -> None:
+    """Raise an InputError where a pose of single slices cannot be set by hand."""
+    if model.config.dims == 3:
+        raise InputError(
+            "a pose set by hand is one of slices: expected a model with dims=2, got dims=3; leave the "
+            "corrections out"
+        )
 
 
 def check_steps(model: Model) -> None:
@@ -165,10 +192,18 @@ def predict_scan(
     probabilities: bool,
     steps: bool,
     reporter: Reporter,
+    *,
+    corrections: Mapping[str, Correction] | None = None,
+    also: Also | None = None,
 ) -> Outcome:
-    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; tell, not raise."""
+    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; tell, not raise.
+
+    ``also`` is called with the scan, what was predicted and its record before that is written.
+    """
     try:
-        record = _predict_scan(model, scan, output, formats, probabilities, steps, reporter)
+        record = _predict_scan(
+            model, scan, output, formats, probabilities, steps, reporter, corrections or {}, also
+        )
     except InputError as error:
         problem = str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}"
         reporter.say(f"  error: {problem}")
@@ -186,6 +221,8 @@ def _predict_scan(
     probabilities: bool,
     steps: bool,
     reporter: Reporter,
+    corrections: Mapping[str, Correction],
+    also: Also | None,
 ) -> dict[str, Any]:
     input_hash = hash_of_source(scan.path)
     if scan.series is not None:
@@ -197,7 +234,8 @@ def _predict_scan(
     manifest = output / record_name(scan.name)
     wanted = {_below(output, path) for path in (*files.values(), *pictures, *maps)}
     known = _read_record(manifest) or {}
-    same = _made_from(known) == _made_from(_head(model, input_hash))
+    correction = corrections.get(input_hash)
+    same = _made_from(known) == _made_from(_head(model, input_hash, correction))
     listed = {name for name in known.get("files") or () if isinstance(name, str)}
     # A file that the record does not list may be of another model, and only lies beside it.
     if same and wanted <= listed and all((output / name).exists() for name in wanted):
@@ -210,8 +248,15 @@ def _predict_scan(
             prediction = predict_volume(model, volume, probabilities=probabilities, progress=progress)
             record = volume_record(model, prediction, input_hash)
         else:
-            prediction = predict(model, volume, probabilities=probabilities, progress=progress)
-            record = prediction_record(model, prediction, input_hash)
+            prediction = predict(
+                model,
+                volume,
+                probabilities=probabilities,
+                crops=also is not None,
+                correction=correction,
+                progress=progress,
+            )
+            record = prediction_record(model, prediction, input_hash, correction)
     # A validation patient decided when training stopped, so his result flatters too.
     for key, use in (("images_sha256", "train"), ("validation_images_sha256", "validate")):
         if input_hash in model.info["training"].get(key, ()):
@@ -233,7 +278,11 @@ def _predict_scan(
         record["volumes_ml"],
         path=scan.path,
         series=scan.series,
-        made_from=[record[key] for key in ("isopose", "model_sha256", "config_sha256", "input_sha256")],
+        made_from=[
+            record[key]
+            for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
+            if key in record
+        ],
     )
     if prediction.probabilities is not None:
         for path, values in zip(maps, prediction.probabilities, strict=True):
@@ -244,6 +293,8 @@ def _predict_scan(
         from isopose.inference.steps import write_steps
 
         write_steps(model, volume, prediction, path)
+    if also is not None:
+        also(volume, prediction, record)
     write_json(manifest, record)
     return record
 
@@ -277,10 +328,11 @@ def settings_of(model: Model) -> list[Any]:
 
 
 def _made_from(record: dict[str, Any]) -> list[Any]:
-    return [record.get(key) for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "labels")]
+    keys = ("isopose", "model_sha256", "config_sha256", "input_sha256", "labels", "correction_sha256")
+    return [record.get(key) for key in keys]
 
 
-def _head(model: Model, input_hash: str) -> dict[str, Any]:
+def _head(model: Model, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
     """What a result depends on."""
     return {
         "isopose": __version__,
@@ -288,6 +340,7 @@ def _head(model: Model, input_hash: str) -> dict[str, Any]:
         "config_sha256": hash_of([model.config.model_dump(mode="json"), model.fingerprint.to_json()]),
         "input_sha256": input_hash,
         "labels": dict(model.labels.values),
+        **({} if correction is None else {"correction_sha256": correction.sha256}),
     }
 
 
@@ -297,12 +350,14 @@ def _computed(model: Model) -> dict[str, str]:
     return {"device": device, "precision": choose_precision(model.config.predict.precision, device)}
 
 
-def prediction_record(model: Model, prediction: Prediction, input_hash: str) -> dict[str, Any]:
+def prediction_record(
+    model: Model, prediction: Prediction, input_hash: str, correction: Correction | None = None
+) -> dict[str, Any]:
     """What a prediction was made from and how far to trust it, in plain values; names no patient."""
     records = prediction.slices
     shown = np.flatnonzero(records.pose_source >= 0)
     return {
-        **_head(model, input_hash),
+        **_head(model, input_hash, correction),
         **_computed(model),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),

@@ -22,8 +22,9 @@ from isopose.models.roll import RollNetwork, Shown, shown, view
 
 #: Pixels along a side from which the agreement of outlines is taken, at least.
 AGREEMENT = 48
-#: Where a slice's pose came from, in the order in which they are tried.
-POSE_SOURCES = ("anatomy", "learned", "moments", "identity")
+#: Where a slice's pose came from, in the order in which they are tried; last, what a person set.
+POSE_SOURCES = ("anatomy", "learned", "moments", "identity", "hand")
+BY_HAND = POSE_SOURCES.index("hand")
 
 
 class SlicePoses(NamedTuple):

@@ -1,0 +1,1 @@
+"""Pages in a browser: predict scans and correct their course, review a finished cohort."""
