@@ -77,7 +77,11 @@ class Access:
         """Whether a Host header is this server's; what else resolves here may be another site's name."""
         name = (urlsplit(f"//{host}").hostname or "").lower()
         # An address, unlike a name, cannot be made to point here by who owns a domain.
-        return name in ("localhost", *self.names) or (bool(self.token) and _is_address(name)) or is_loopback(name)
+        return (
+            name in ("localhost", *self.names)
+            or (bool(self.token) and _is_address(name))
+            or is_loopback(name)
+        )
 
 
 class Guard:

@@ -87,7 +87,9 @@ class Jobs:
         try:
             (version,) = self._base.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
-                raise InputError(f"{path}: a queue of version {version}, expected {VERSION}; choose another folder")
+                raise InputError(
+                    f"{path}: a queue of version {version}, expected {VERSION}; choose another folder"
+                )
             self._base.execute("PRAGMA journal_mode = WAL")
             self._base.execute(_TABLE)
             self._base.execute(f"PRAGMA user_version = {VERSION}")

@@ -1,0 +1,77 @@
+"""The report on one scan: one HTML file that opens without a server; it names no patient."""
+
+from pathlib import Path
+from typing import Any
+
+from isopose import __version__
+from isopose.evaluation.html import LIMITS, Picture, Section, write_report
+from isopose.evaluation.tables import Column, Table
+from isopose.geometry.volume import Volume
+from isopose.inference.figure import steps_png
+from isopose.inference.predict import Prediction
+from isopose.inference.steps import steps_of
+from isopose.inference.volumes import VolumePrediction
+from isopose.models.folder import Model
+
+
+def write_scan_report(
+    path: Path,
+    model: Model,
+    volume: Volume,
+    prediction: Prediction | VolumePrediction,
+    record: dict[str, Any],
+) -> None:
+    """Write volumes, doubts, pose and a picture of the steps.
+
+    Args:
+        path: HTML file.
+        model: that predicted.
+        volume: the scan as read.
+        prediction: of it.
+        record: of it.
+    """
+    size = " × ".join(str(n) for n in volume.array.shape[::-1])
+    spacing = " × ".join(f"{value:.2f}" for value in volume.spacing)
+    facts = {
+        "Scan": f"{size} voxels of {spacing} mm",
+        "Roll": f"{record['roll_degrees']:+.1f}°",
+        "Confidence in the pose": _confidence(record),
+        "isopose": __version__,
+        "Model": model.weights_sha256[:12],
+    }
+    if "correction_sha256" in record:
+        facts["Set by hand"] = "pose or crop"
+    volumes = Table(
+        "Volumes",
+        (Column("Structure", text=True), Column("Volume, ml", digits=1)),
+        tuple(record["volumes_ml"].items()),
+    )
+    pictures = ()
+    if isinstance(prediction, Prediction):
+        steps = steps_of(model, volume, prediction)
+        text = (
+            "Input, homogenised, cropped, predicted in the crop, and restored, for some slices of the scan."
+        )
+        pictures = (Picture(steps_png(steps, model.labels.names), text, text),) if steps else ()
+    write_report(
+        path,
+        title="Segmentation of one scan",
+        lead="What isopose marked in this scan, and how far it says that can be trusted.",
+        facts=facts,
+        sections=[
+            Section(
+                "Result",
+                tables=(volumes,),
+                notices=tuple(record["warnings"]),
+                text=() if record["warnings"] else ("Nothing about this scan looked doubtful.",),
+            ),
+            *([Section("Step by step", pictures=pictures)] if pictures else []),
+            Section("What this is not", text=LIMITS),
+        ],
+    )
+
+
+def _confidence(record: dict[str, Any]) -> str:
+    slices = record.get("slices")
+    values = [one["confidence"] for one in slices] if slices is not None else [record["confidence"]]
+    return f"{min(values):.2f}" if values else "no body"

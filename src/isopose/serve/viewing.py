@@ -1,0 +1,204 @@
+"""What a page shows of one prediction: the scan and its labels for NiiVue, and each slice on its way.
+
+Beside a job's results lies ``view/`` with
+
+* ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes, uncompressed
+  so that neither side waits for it;
+* ``homogenised.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet, for
+  models of slices;
+* ``view.json``, all else that the page needs; it is written last.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contourpy import contour_generator
+from torch import Tensor
+
+from isopose.data.correction import outline_of
+from isopose.files import read_json, replacing, write_json
+from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.volume import Volume
+from isopose.geometry.warp import compose, warp
+from isopose.inference.predict import Prediction
+from isopose.inference.volumes import VolumePrediction
+from isopose.io.images import write_image
+from isopose.labels import Labels, class_colours
+from isopose.models.folder import Model
+
+#: Pixels along a side of the homogenised slices that are shown.
+SHOWN = 256
+#: Slices that are homogenised at a time.
+BATCH = 32
+#: Bytes before the voxels of a NIfTI file without extensions.
+_NIFTI_HEADER = 352
+
+
+def write_view(
+    folder: Path,
+    model: Model,
+    volume: Volume,
+    prediction: Prediction | VolumePrediction,
+    record: dict[str, Any],
+) -> None:
+    """Write what the page shows of a prediction.
+
+    Args:
+        folder: ``view/``; made, and its contents replaced.
+        model: that predicted.
+        volume: the scan as read.
+        prediction: of it, with crops where the model is one of slices.
+        record: of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "view.json").unlink(missing_ok=True)
+    upright = write_scan(folder, volume)
+    write_label_map(folder, prediction.labels, model.labels)
+    steps = None
+    if isinstance(prediction, Prediction):
+        steps = _write_steps(folder, model, prediction)
+    known = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
+    write_json(
+        folder / "view.json",
+        {
+            **about(upright, model.labels),
+            **{key: record[key] for key in (*known, "frame", "confidence", "agreement") if key in record},
+            "corrected": "correction_sha256" in record,
+            "image_sha256": record["input_sha256"],
+            "min_confidence": model.config.predict.min_confidence,
+            "min_agreement": model.config.predict.min_pose_dice,
+            "steps": steps,
+        },
+    )
+
+
+def about(upright: Volume, labels: Labels) -> dict[str, Any]:
+    """Grid of a scan in the patient's axes, and its labels by class."""
+    return {
+        "shape": list(upright.array.shape),
+        "spacing": [float(value) for value in upright.spacing],
+        "labels": [
+            {"name": name, "colour": colour}
+            for name, colour in zip(labels.names, class_colours(labels.names), strict=True)
+        ],
+    }
+
+
+def write_scan(folder: Path, volume: Volume) -> Volume:
+    """Write ``scan.nii``; the scan in the patient's axes."""
+    upright = volume.reoriented()
+    array = upright.array
+    if array.dtype != np.int16:
+        limits = np.iinfo(np.int16)
+        array = np.clip(np.rint(array), limits.min, limits.max).astype(np.int16)
+    write_image(Volume(np.ascontiguousarray(array), upright.world_from_index), folder / "scan.nii")
+    return upright
+
+
+def write_label_map(folder: Path, predicted: Volume, labels: Labels, name: str = "labels.nii") -> None:
+    """Write a label map of stored values as class indices in the patient's axes."""
+    upright = predicted.reoriented()
+    classes = np.ascontiguousarray(labels.to_classes(upright.array))
+    write_image(Volume(classes, upright.world_from_index), folder / name)
+
+
+@torch.inference_mode()
+def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
+    pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.slices
+    assert prediction.crops is not None, "the page shows the answer in the crop"
+    device, slices = pipeline.pose.reference_mask.device, len(records.pose)
+    size, side = min(SHOWN, model.config.data.size), model.config.unet_size
+    low, scale = model.fingerprint.intensity.mean, max(model.fingerprint.intensity.sd, 1e-8)
+    air = round(model.fingerprint.intensity.low)
+    homogenised = np.full((slices, size, size), air, np.int16)
+    crop = np.full((slices, side, side), air, np.int16)
+    shown = np.flatnonzero(records.shown)
+    for first in range(0, len(shown), BATCH):
+        rows = shown[first : first + BATCH]
+        image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
+        theta1 = matrix_from_pose(torch.from_numpy(records.pose[rows]).to(device))
+        theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
+        for out, matrix, pixels in ((homogenised, theta1, size), (crop, theta, side)):
+            seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
+            out[rows] = (seen[:, 0] * scale + low).round().cpu().numpy().astype(np.int16)
+    for name, array in (("homogenised", homogenised), ("crop", crop), ("crop_labels", prediction.crops)):
+        with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    outline = outline_of(pipeline.pose.reference_mask)
+    return {
+        "outline": contours(pipeline.pose.reference_mask),
+        "reference": {"centre": list(outline.centre), "spread": list(outline.spread)},
+        "window": [model.fingerprint.intensity.low, model.fingerprint.intensity.high],
+        "crop_enabled": model.config.crop.enabled,
+    }
+
+
+def contours(mask: Tensor) -> list[list[list[float]]]:
+    """Outlines of a soft mask ``(1, 1, S, S)`` at one half, as closed lines of normalised ``[x, y]``."""
+    plane = mask[0, 0].float().cpu().numpy()
+    size = plane.shape[0]
+    # With a rim of nothing, so that what reaches the edge is closed there.
+    lines = contour_generator(z=np.pad(plane, 1)).lines(0.5)
+    return [
+        [
+            [round((2.0 * float(x) - 1.0) / size - 1.0, 4), round((2.0 * float(y) - 1.0) / size - 1.0, 4)]
+            for x, y in np.asarray(line)
+        ]
+        for line in lines
+    ]
+
+
+def read_view(folder: Path) -> dict[str, Any] | None:
+    """``view.json``; none where it is not there yet."""
+    if not (folder / "view.json").exists():
+        return None
+    value: dict[str, Any] = read_json(folder / "view.json")
+    return value
+
+
+def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
+    """All panels of one slice: four bytes with the length of a JSON text, the text, and the arrays after it.
+
+    The text is a list of ``{"name", "shape", "type", "offset"}``, offsets from the first array. Rows grow to the
+    back and columns to the patient's left; numbers are little-endian.
+
+    Args:
+        folder: see :func:`write_view`.
+        shape: ``(z, y, x)`` of the scan in the patient's axes.
+        z: slice from the feet.
+
+    Raises:
+        IndexError: no such slice.
+    """
+    if not 0 <= z < shape[0]:
+        raise IndexError(z)
+    panels = [
+        ("native", _plane(folder / "scan.nii", np.dtype("<i2"), shape, z)),
+        ("labels", _plane(folder / "labels.nii", np.dtype("u1"), shape, z)),
+    ]
+    for name in ("homogenised", "crop", "crop_labels"):
+        path = folder / f"{name}.npy"
+        if path.exists():
+            panels.append((name, np.ascontiguousarray(np.load(path, mmap_mode="r", allow_pickle=False)[z])))
+    head, offset = [], 0
+    for name, plane in panels:
+        kind = "int16" if plane.dtype.itemsize == 2 else "uint8"
+        head.append({"name": name, "shape": list(plane.shape), "type": kind, "offset": offset})
+        # Typed arrays of a browser begin at multiples of their numbers' size.
+        offset += plane.nbytes + plane.nbytes % 2
+    text = json.dumps(head).encode()
+    text += b" " * (len(text) % 2)
+    parts = [len(text).to_bytes(4, "little"), text]
+    for _, plane in panels:
+        parts += [plane.tobytes(), b"\0" * (plane.nbytes % 2)]
+    return b"".join(parts)
+
+
+def _plane(path: Path, dtype: np.dtype, shape: tuple[int, int, int], z: int) -> np.ndarray:
+    pixels = math.prod(shape[1:])
+    plane = np.fromfile(path, dtype, pixels, offset=_NIFTI_HEADER + z * pixels * dtype.itemsize)
+    return plane.reshape(shape[1:])

@@ -1,0 +1,229 @@
+"""One process beside the server that predicts; a scan that breaks it breaks no server."""
+
+import multiprocessing
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from isopose.errors import InputError, IsoposeError
+from isopose.progress import Silent
+from isopose.serve.jobs import CANCELLED, DONE, FAILED, RUNNING, Job, Jobs
+
+#: Name of a job's results, in place of a file's that may name a patient.
+RESULT = "segmentation"
+#: Seconds after which the server looks whether a running scan was cancelled.
+LOOK = 0.2
+#: Seconds between two messages of how far a scan is.
+_TELL = 0.2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the process needs to know."""
+
+    model: Path
+    device: str
+    precision: str | None
+    jobs: Path
+
+
+class Worker:
+    """Takes scan after scan from the queue, in a thread that watches over a process.
+
+    Args:
+        settings: model and folder of the jobs.
+        jobs: the queue.
+    """
+
+    def __init__(self, settings: Settings, jobs: Jobs) -> None:
+        self.settings = settings
+        self.jobs = jobs
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._wake, self._ends = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="isopose-worker", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the model is loaded at once, so that the first scan does not wait for it."""
+        self._begin_process()
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was queued."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End, at once; what runs is queued again by the next start."""
+        self._ends.set()
+        self._wake.set()
+        self._end_process()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        while not self._ends.is_set():
+            job = self.jobs.take()
+            if job is None:
+                self._wake.wait(timeout=5)
+                self._wake.clear()
+                continue
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        started = time.monotonic()
+        try:
+            if self._process is None or not self._process.is_alive():
+                self._begin_process()
+            assert self._pipe is not None, "made with the process"
+            self._pipe.send(job)
+            outcome = self._outcome(job)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            outcome = (FAILED, self._last_words())
+        if self._ends.is_set():
+            return
+        state, problem = outcome
+        self.jobs.finish(job.number, state, problem=problem, seconds=time.monotonic() - started)
+
+    def _outcome(self, job: Job) -> tuple[str, str | None]:
+        assert self._pipe is not None, "made with the process"
+        while not self._ends.is_set():
+            if self._pipe.poll(LOOK):
+                kind, *values = self._pipe.recv()
+                if kind == "progress":
+                    self.jobs.progress(job.number, *values)
+                else:
+                    return kind, values[0]
+            now = self.jobs.get(job.number)
+            if now is None or now.state != RUNNING:
+                # It may be reading a file for minutes; results are whole or absent all the same.
+                self._end_process()
+                break
+        return CANCELLED, None
+
+    def _begin_process(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(self.settings, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _end_process(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def _last_words(self) -> str:
+        code = None
+        if self._process is not None:
+            self._process.join(timeout=5)
+            code = self._process.exitcode
+        self._end_process()
+        if code == -signal.SIGKILL:
+            return (
+                "the process that predicts was killed, most often for want of memory; try a machine with more"
+            )
+        return f"the process that predicts ended (code {code}) with this scan; is the file damaged?"
+
+
+def _work(settings: Settings, pipe: Connection) -> None:
+    """Of the process: predict what comes through the pipe until it is closed."""
+    # Ctrl-C in the terminal is the server's to obey.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from isopose.devices import choose_device
+    from isopose.models.folder import for_prediction, load_model, with_precision
+
+    try:
+        model = for_prediction(
+            with_precision(load_model(settings.model, choose_device(settings.device)), settings.precision)
+        )
+        broken = None
+    except IsoposeError as error:
+        model, broken = None, str(error)
+    while True:
+        try:
+            job: Job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        told = (FAILED, broken) if broken is not None else _predicted(model, job, settings.jobs, pipe)
+        try:
+            pipe.send(told)
+        except OSError:
+            return
+
+
+def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
+    from isopose.data.correction import correction_from_json
+    from isopose.inference.formats import NIFTI
+    from isopose.inference.scans import Scan, predict_scan
+    from isopose.io.images import ending
+    from isopose.serve.report import write_scan_report
+    from isopose.serve.viewing import write_view
+
+    place = folder / str(job.number)
+    upload, output, view = place / job.upload, place / "result", place / "view"
+    try:
+        corrections = {}
+        if job.correction is not None:
+            correction = correction_from_json(job.correction, "the pose set by hand")
+            corrections = {correction.image_sha256: correction}
+        if not (view / "view.json").exists():
+            # Made for the page before it was stopped; without it the results alone do not show.
+            shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True, exist_ok=True)
+
+        def also(volume: Any, prediction: Any, record: dict[str, Any]) -> None:
+            write_view(view, model, volume, prediction, record)
+            write_scan_report(output / "report.html", model, volume, prediction, record)
+
+        formats = (NIFTI,) if ending(upload) else (NIFTI, "dicom-seg")
+        outcome = predict_scan(
+            model,
+            Scan(RESULT, upload, job.series),
+            output,
+            formats,
+            probabilities=False,
+            steps=False,
+            reporter=_Told(pipe),
+            corrections=corrections,
+            also=also,
+        )
+    except (IsoposeError, FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+        return FAILED, _without(place, str(InputError(str(error) or type(error).__name__)))
+    if outcome.problem is not None:
+        return FAILED, _without(place, outcome.problem)
+    return DONE, None
+
+
+def _without(place: Path, problem: str) -> str:
+    """A message in which no folder of the server stands; nor the upload's own name, which is none of a file."""
+    return problem.replace(f"{place}/upload: ", "").replace(f"{place}/", "")
+
+
+class _Told(Silent):
+    """Sends how far a scan is, not too often."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
+        """Of the slices."""
+        last = 0.0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal last
+            if done == total or time.monotonic() - last > _TELL:
+                last = time.monotonic()
+                self.pipe.send(("progress", done, total))
+
+        yield tell
