@@ -43,6 +43,12 @@ Ray = Annotated[
         "may then be URLs, e.g. s3://bucket/folder",
     ),
 ]
+Host = Annotated[str, typer.Option(help="address to listen at; any but this machine's own needs a token")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")]
+Token = Annotated[
+    str | None, typer.Option(help="that a browser has to show; none: ISOPOSE_TOKEN, or one is made where needed")
+]
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in one")]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
 
 
@@ -538,6 +544,46 @@ def study(
     typer.echo(f"report: {report}")
 
 
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="folder that isopose fit made")],
+    folder: Annotated[
+        Path, typer.Option(help="for scans, results and what was set by hand; a later start goes on with it")
+    ] = Path("isopose-serve"),
+    forget: Annotated[bool, typer.Option("--forget", help="delete scans and results at the end")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8470,
+    token: Token = None,
+    browser: Browser = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="of the U-Net, e.g. 32-true; none: the model's predict.precision")
+    ] = None,
+) -> None:
+    """A page in the browser: drop scans, look at the results, correct a pose by hand."""
+    from isopose.devices import choose_device
+    from isopose.models.folder import load_model, with_precision
+    from isopose.progress import Terminal
+
+    _needs_serve()
+    from isopose.serve.launch import access_for, run_server
+    from isopose.serve.server import forget as delete
+    from isopose.serve.server import serve_app
+
+    # What cannot work is told before a page opens.
+    with_precision(load_model(model), precision)
+    choose_device(device)
+    run_server(
+        lambda access: serve_app(model, folder, access, device=device, precision=precision),
+        folder,
+        access_for(host, port, token),
+        Terminal(),
+        browser=browser,
+    )
+    if forget:
+        delete(folder)
+
+
 @app.command(hidden=True)
 def study_run(folder: Path) -> None:
     """One run of a study, as isopose study starts it."""
@@ -613,6 +659,13 @@ def _fail_if(problems: Iterable[str | None]) -> None:
         typer.echo(f"isopose: {problem}", err=True)
     if told:
         raise typer.Exit(2)
+
+
+def _needs_serve() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise InputError("the page needs FastAPI and uvicorn; install isopose[serve]")
 
 
 def _labels(given: list[str] | None) -> dict[str, int] | None:

@@ -68,7 +68,7 @@ class Access:
     def __post_init__(self) -> None:
         if not self.token and not is_loopback(self.host):
             raise InputError(
-                f"--host {self.host}: others can reach it, expected a token; give --token, or leave --host out"
+                f"--host {self.host}: others can reach it, expected --token as well, or no --host"
             )
         if self.token and len(self.token) < SHORTEST_TOKEN:
             raise InputError(f"--token: expected {SHORTEST_TOKEN} characters or more, got {len(self.token)}")

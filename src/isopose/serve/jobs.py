@@ -16,9 +16,10 @@ VERSION = 1
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 
-_TABLE = """
+_TABLES = """
+CREATE TABLE IF NOT EXISTS numbers (number INTEGER PRIMARY KEY AUTOINCREMENT);
 CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER PRIMARY KEY,
     filename TEXT NOT NULL,
     upload TEXT NOT NULL,
     state TEXT NOT NULL,
@@ -29,7 +30,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     series TEXT,
     correction TEXT,
     turn INTEGER NOT NULL
-)
+);
 """
 
 
@@ -91,7 +92,7 @@ class Jobs:
                     f"{path}: a queue of version {version}, expected {VERSION}; choose another folder"
                 )
             self._base.execute("PRAGMA journal_mode = WAL")
-            self._base.execute(_TABLE)
+            self._base.executescript(_TABLES)
             self._base.execute(f"PRAGMA user_version = {VERSION}")
             self._base.execute("UPDATE jobs SET state = ?, done = 0 WHERE state = ?", (QUEUED, RUNNING))
         except sqlite3.DatabaseError as error:
@@ -114,16 +115,21 @@ class Jobs:
             row = cursor.execute("SELECT * FROM jobs WHERE number = ?", (number,)).fetchone()
         return None if row is None else _job(row)
 
-    def add(self, filename: str, upload: str) -> int:
-        """Put a scan at the end of the queue; its number."""
+    def reserve(self) -> int:
+        """A number that no scan has had or will get."""
         with self._cursor() as cursor:
-            cursor.execute(
-                f"INSERT INTO jobs (filename, upload, state, turn) VALUES (?, ?, ?, {_LAST})",
-                (filename, upload, QUEUED),
-            )
+            cursor.execute("INSERT INTO numbers DEFAULT VALUES")
             number = cursor.lastrowid
         assert number is not None, "SQLite numbers every row"
         return number
+
+    def add(self, number: int, filename: str, upload: str) -> None:
+        """Put a scan, that is in its place, at the end of the queue."""
+        with self._cursor() as cursor:
+            cursor.execute(
+                f"INSERT INTO jobs (number, filename, upload, state, turn) VALUES (?, ?, ?, ?, {_LAST})",
+                (number, filename, upload, QUEUED),
+            )
 
     def take(self) -> Job | None:
         """The scan whose turn it is, which is running from now on; none where none waits."""
@@ -163,8 +169,8 @@ class Jobs:
         text = None if correction is None else json.dumps(correction, allow_nan=False)
         with self._cursor() as cursor:
             cursor.execute(
-                f"UPDATE jobs SET state = ?, done = 0, total = 0, problem = NULL, series = ?, correction = ?, "
-                f"turn = {_LAST} WHERE number = ? AND state NOT IN (?, ?)",
+                f"UPDATE jobs SET state = ?, done = 0, total = 0, problem = NULL, series = ?, "
+                f"correction = ?, turn = {_LAST} WHERE number = ? AND state NOT IN (?, ?)",
                 (QUEUED, series, text, number, QUEUED, RUNNING),
             )
             return cursor.rowcount == 1

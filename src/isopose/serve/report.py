@@ -46,7 +46,7 @@ def write_scan_report(
         (Column("Structure", text=True), Column("Volume, ml", digits=1)),
         tuple(record["volumes_ml"].items()),
     )
-    pictures = ()
+    pictures: tuple[Picture, ...] = ()
     if isinstance(prediction, Prediction):
         steps = steps_of(model, volume, prediction)
         text = (

@@ -2,8 +2,8 @@
 
 Beside a job's results lies ``view/`` with
 
-* ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes, uncompressed
-  so that neither side waits for it;
+* ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes,
+  uncompressed so that neither side waits for it;
 * ``homogenised.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet, for
   models of slices;
 * ``view.json``, all else that the page needs; it is written last.
@@ -163,8 +163,8 @@ def read_view(folder: Path) -> dict[str, Any] | None:
 def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
     """All panels of one slice: four bytes with the length of a JSON text, the text, and the arrays after it.
 
-    The text is a list of ``{"name", "shape", "type", "offset"}``, offsets from the first array. Rows grow to the
-    back and columns to the patient's left; numbers are little-endian.
+    The text is a list of ``{"name", "shape", "type", "offset"}``, offsets from the first array. Rows grow to
+    the back and columns to the patient's left; numbers are little-endian.
 
     Args:
         folder: see :func:`write_view`.

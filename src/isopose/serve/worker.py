@@ -205,7 +205,7 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
 
 
 def _without(place: Path, problem: str) -> str:
-    """A message in which no folder of the server stands; nor the upload's own name, which is none of a file."""
+    """A message without the server's folders and the name under which a scan was stored."""
     return problem.replace(f"{place}/upload: ", "").replace(f"{place}/", "")
 
 

@@ -1,0 +1,84 @@
+"""Starting a server and telling where it is."""
+
+import contextlib
+import os
+import secrets
+import socket
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from isopose.errors import InputError
+from isopose.files import only_writer, output_folder
+from isopose.progress import Reporter
+from isopose.serve.guard import TOKEN, Access, is_loopback
+
+#: Environment variable that may hold the token, which other users could read in a command line.
+VARIABLE = "ISOPOSE_TOKEN"
+
+
+def access_for(host: str, port: int, token: str | None) -> Access:
+    """What is asked of who comes: nothing on this machine alone, else a token, made where none was given.
+
+    Raises:
+        InputError: a token that is too short.
+    """
+    given = token or os.environ.get(VARIABLE, "")
+    return Access(host, port, given or ("" if is_loopback(host) else secrets.token_urlsafe(24)))
+
+
+def run_server(
+    make: Callable[[Access], Any], folder: Path, access: Access, reporter: Reporter, *, browser: bool
+) -> None:
+    """Serve until it is stopped; the folder is held meanwhile.
+
+    Args:
+        make: gives the application for where the server really listens.
+        folder: of the server's data; made.
+        access: where to listen; port 0 takes a free one.
+        reporter: told the address, and how to stop.
+        browser: open the page in one.
+
+    Raises:
+        InputError: the address cannot be listened at, or another server uses the folder.
+    """
+    import uvicorn
+
+    output_folder(folder)
+    with only_writer(folder), contextlib.closing(_listening(access)) as listening:
+        port = listening.getsockname()[1]
+        access = Access(access.host, port, access.token, access.names)
+        app = make(access)
+        shown = f"[{access.host}]" if ":" in access.host else access.host
+        address = f"http://{shown}:{port}/"
+        if not is_loopback(access.host):
+            reporter.say(
+                "warning: others on the network can reach this server, and what is sent is not encrypted; "
+                "an SSH tunnel to a server on 127.0.0.1 is safer (docs/guides/page.md)"
+            )
+        opened = f"{address}?{TOKEN}={access.token}" if access.token else address
+        reporter.say(f"isopose is at {opened}  (Ctrl-C stops it; what it keeps is in {folder})")
+        server = uvicorn.Server(
+            # No log of requests: addresses may hold the token, and names of files.
+            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", server_header=False)
+        )
+        if browser:
+            webbrowser.open(opened)
+        server.run(sockets=[listening])
+
+
+def _listening(access: Access) -> socket.socket:
+    kind = socket.AF_INET6 if ":" in access.host else socket.AF_INET
+    listening = socket.socket(kind, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((access.host, access.port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        told = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--port {access.port}: {access.host} cannot be listened at ({told}); choose another, or 0 for a "
+            "free one"
+        ) from None
+    return listening

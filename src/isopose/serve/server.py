@@ -1,0 +1,241 @@
+"""``isopose serve``: what the page asks for, over HTTP."""
+
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, HTTPException, Query, Request
+from fastapi.responses import FileResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from isopose import __version__
+from isopose.data.correction import FORMAT, correction_from_json, write_correction
+from isopose.errors import InputError
+from isopose.io.limits import largest_bytes
+from isopose.serve.guard import Access
+from isopose.serve.jobs import DONE, Job, Jobs
+from isopose.serve.pages import add_pages, octets, with_guard
+from isopose.serve.viewing import read_view, slice_bytes
+from isopose.serve.worker import RESULT, Settings, Worker
+
+#: What may be given: formats of one file each, and a zipped DICOM series.
+TAKEN = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
+#: Characters of a file's name that are kept.
+LONGEST_NAME = 200
+#: Results by the last part of their address: file, type, and ending of the download's name.
+DOWNLOADS = {
+    "nifti": (f"{RESULT}.nii.gz", "application/gzip", ".nii.gz"),
+    "dicom-seg": (f"{RESULT}.seg.dcm", "application/dicom", ".seg.dcm"),
+    "report": ("report.html", "text/html", "-report.html"),
+    "record": (f"{RESULT}.json", "application/json", ".json"),
+}
+
+
+def serve_app(model: Path, folder: Path, access: Access, *, device: str, precision: str | None) -> FastAPI:
+    """The server; it begins to predict when it starts.
+
+    Args:
+        model: folder of the model.
+        folder: for scans, results, the queue and the corrections; exists and is held by no other.
+        access: who may come.
+        device: as ``isopose predict --device``.
+        precision: as ``isopose predict --precision``.
+
+    Raises:
+        InputError: the folder's queue cannot be used.
+    """
+    jobs = Jobs(folder / "queue.sqlite")
+    worker = Worker(Settings(model, device, precision, folder / "jobs"), jobs)
+    _remove_leftovers(folder, jobs)
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        worker.stop()
+        jobs.close()
+
+    app = FastAPI(
+        title="isopose", version=__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    add_pages(app, "serve.html")
+    _add_queue(app, folder, jobs, worker)
+    _add_results(app, folder, jobs)
+    with_guard(app, access)
+    return app
+
+
+def _add_queue(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
+    @app.get("/api/about")
+    def about() -> dict[str, Any]:
+        return {"version": __version__, "taken": TAKEN, "largest_bytes": largest_bytes()}
+
+    @app.get("/api/jobs")
+    def all_jobs(names: bool = False) -> list[dict[str, Any]]:
+        return [job.shown(names=names) for job in jobs.all()]
+
+    @app.post("/api/jobs", status_code=201)
+    async def add(
+        request: Request, filename: Annotated[str, Query(max_length=LONGEST_NAME)]
+    ) -> dict[str, int]:
+        kind = next((one for one in TAKEN if filename.lower().endswith(one)), None)
+        if kind is None:
+            raise HTTPException(415, f"expected a file that ends in {', '.join(TAKEN)}")
+        # Under a name of its own until it is whole: a scan that was half sent is no job.
+        arriving = folder / f"arriving-{secrets.token_hex(8)}"
+        try:
+            await _received(request, arriving)
+            number = await run_in_threadpool(jobs.reserve)
+            place = folder / "jobs" / str(number)
+            place.mkdir(parents=True)
+            arriving.replace(place / f"upload{kind}")
+            await run_in_threadpool(jobs.add, number, filename, f"upload{kind}")
+        finally:
+            arriving.unlink(missing_ok=True)
+        worker.wake()
+        return {"number": number}
+
+    @app.post("/api/jobs/{number}/cancel")
+    def cancel(number: int) -> None:
+        _job(jobs, number)
+        jobs.cancel(number)
+
+    @app.post("/api/jobs/{number}/again")
+    def again(
+        number: int,
+        series: Annotated[str | None, Body(max_length=64)] = None,
+        correction: Annotated[dict[str, Any] | None, Body()] = None,
+    ) -> None:
+        job = _job(jobs, number)
+        if correction is not None:
+            correction = _checked(folder, job, correction)
+        if not jobs.again(number, series=series or job.series, correction=correction):
+            raise HTTPException(409, "it waits or runs already")
+        worker.wake()
+
+    @app.delete("/api/jobs/{number}")
+    def remove(number: int) -> None:
+        _job(jobs, number)
+        jobs.cancel(number)
+        jobs.remove(number)
+        shutil.rmtree(folder / "jobs" / str(number), ignore_errors=True)
+
+
+def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
+    def view_of(number: int) -> tuple[Path, dict[str, Any]]:
+        _job(jobs, number)
+        place = folder / "jobs" / str(number) / "view"
+        view = read_view(place)
+        if view is None:
+            raise HTTPException(404, "there is no result yet")
+        return place, view
+
+    @app.get("/api/jobs/{number}/view")
+    def view(number: int) -> dict[str, Any]:
+        place, told = view_of(number)
+        results = place.parent / "result"
+        there = [kind for kind, (name, *_) in DOWNLOADS.items() if (results / name).exists()]
+        return {**told, "downloads": there}
+
+    @app.get("/api/jobs/{number}/scan.nii")
+    def scan(number: int) -> FileResponse:
+        return octets(view_of(number)[0] / "scan.nii")
+
+    @app.get("/api/jobs/{number}/labels.nii")
+    def labels(number: int) -> FileResponse:
+        return octets(view_of(number)[0] / "labels.nii")
+
+    @app.get("/api/jobs/{number}/slices/{z}")
+    def panels(number: int, z: int) -> Response:
+        place, told = view_of(number)
+        try:
+            return Response(slice_bytes(place, told["shape"], z), media_type="application/octet-stream")
+        except IndexError:
+            raise HTTPException(404, f"there are slices 0 to {told['shape'][0] - 1}") from None
+
+    @app.get("/api/jobs/{number}/download/{kind}")
+    def download(number: int, kind: str, names: bool = False) -> FileResponse:
+        job = _job(jobs, number)
+        if job.state != DONE or kind not in DOWNLOADS:
+            raise HTTPException(404, "there is no such result")
+        name, media_type, suffix = DOWNLOADS[kind]
+        path = folder / "jobs" / str(number) / "result" / name
+        if not path.exists():
+            raise HTTPException(404, "there is no such result of this scan")
+        stem = job.filename[: len(job.filename) - len(_kind(job))] if names else f"scan-{number}"
+        return FileResponse(path, media_type=media_type, filename=stem + suffix)
+
+
+async def _received(request: Request, path: Path) -> None:
+    """Write what is sent to a file, and no more of it than a scan may take."""
+    largest = largest_bytes()
+    told = f"expected at most {largest / 2**30:g} GB; ISOPOSE_MAX_GB sets another limit"
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > largest:
+        raise HTTPException(413, told)
+    if shutil.disk_usage(path.parent).free < int(announced or 0):
+        raise HTTPException(507, "the disk is full; delete some results")
+    received = 0
+    try:
+        with open(path, "wb") as file:
+            async for part in request.stream():
+                received += len(part)
+                if received > largest:
+                    raise HTTPException(413, told)
+                await run_in_threadpool(file.write, part)
+    except OSError as error:
+        raise HTTPException(507, f"the scan cannot be stored ({error.strerror})") from None
+    if not received:
+        raise HTTPException(400, "the file is empty")
+
+
+def _job(jobs: Jobs, number: int) -> Job:
+    job = jobs.get(number)
+    if job is None:
+        raise HTTPException(404, f"there is no scan {number}")
+    return job
+
+
+def _checked(folder: Path, job: Job, given: dict[str, Any]) -> dict[str, Any]:
+    """A correction as it is kept: of this scan, in the frame and for the reference of its prediction."""
+    view = read_view(folder / "jobs" / str(job.number) / "view")
+    if view is None or view.get("steps") is None:
+        raise HTTPException(409, "a pose is set by hand where slices were predicted")
+    known = {
+        "format": FORMAT,
+        "image_sha256": view["image_sha256"],
+        "frame": view["frame"],
+        "reference": view["steps"]["reference"],
+    }
+    try:
+        correction = correction_from_json(
+            {**{key: given.get(key, []) for key in ("poses", "crops")}, **known}, "the pose set by hand"
+        )
+    except InputError as error:
+        raise HTTPException(422, str(error)) from None
+    write_correction(folder / "corrections", correction)
+    return correction.to_json()
+
+
+def _kind(job: Job) -> str:
+    return next(kind for kind in TAKEN if job.upload.endswith(kind))
+
+
+def forget(folder: Path) -> None:
+    """Delete scans, results and the queue of a server that has ended; what was set by hand stays."""
+    shutil.rmtree(folder / "jobs", ignore_errors=True)
+    for path in folder.glob("queue.sqlite*"):
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, jobs: Jobs) -> None:
+    """What was arriving when the server was stopped, and folders of scans that are in the queue no more."""
+    for path in folder.glob("arriving-*"):
+        path.unlink(missing_ok=True)
+    known = {str(job.number) for job in jobs.all()}
+    for place in (folder / "jobs").glob("*"):
+        if place.is_dir() and place.name not in known:
+            shutil.rmtree(place, ignore_errors=True)
