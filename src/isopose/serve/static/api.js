@@ -1,0 +1,66 @@
+// Requests to the server, and how its numbers are read.
+
+/** The answer of the server as JSON; its reason as an error where it refuses. */
+export async function ask(path, { method = "GET", body, signal } = {}) {
+  const headers = method === "GET" ? {} : { "X-Isopose": "1" };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const answer = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+  if (!answer.ok) throw new Error(await reason(answer));
+  return answer.status === 204 ? null : answer.json();
+}
+
+async function reason(answer) {
+  const text = await answer.text();
+  try {
+    const detail = JSON.parse(text).detail;
+    return typeof detail === "string" ? detail : "the request is not understood";
+  } catch {
+    return text || `the server answered ${answer.status}`;
+  }
+}
+
+/** Send a file; progress is called with parts of one. fetch does not tell how much was sent. */
+export function send(file, progress) {
+  return new Promise((done, failed) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", `/api/jobs?filename=${encodeURIComponent(file.name.slice(-200))}`);
+    request.setRequestHeader("X-Isopose", "1");
+    request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
+    request.onload = () => {
+      if (request.status === 201) return done(JSON.parse(request.responseText).number);
+      let told = request.responseText;
+      try { told = JSON.parse(told).detail; } catch { /* as it came */ }
+      failed(new Error(told));
+    };
+    request.onerror = () => failed(new Error("the server cannot be reached"));
+    request.send(file);
+  });
+}
+
+/** The panels of one slice by name: {shape: [rows, columns], data: typed array}. */
+export async function panels(path, signal) {
+  const answer = await fetch(path, { signal });
+  if (!answer.ok) throw new Error(await reason(answer));
+  const bytes = await answer.arrayBuffer();
+  const length = new DataView(bytes).getUint32(0, true);
+  const head = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 4, length)));
+  const out = {};
+  for (const { name, shape, type, offset } of head) {
+    const count = shape[0] * shape[1];
+    const Kind = type === "int16" ? Int16Array : Uint8Array;
+    out[name] = { shape, data: new Kind(bytes, 4 + length + offset, count) };
+  }
+  return out;
+}
+
+export const WINDOWS = {
+  "soft tissue": [-160, 240],
+  liver: [-15, 155],
+  bone: [-450, 1050],
+  lung: [-1350, 150],
+  wide: [-1000, 1000],
+};
+
+export function rgb(colour) {
+  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+}

@@ -1,0 +1,107 @@
+// The steps of one slice side by side: input, homogenised, cropped, prediction, restored.
+import { rgb } from "/static/api.js";
+import { apply, matrix, toMm, SQUARE } from "/static/geometry.js";
+
+export const COLOURS = { frame: "#56b4e9", reference: "#ff8fc7", crop: "#ff9f50" };
+
+/** Draw values in a window, and classes over them, on a canvas of as many pixels. */
+export function paint(canvas, plane, window, classes, colours, opacity, scale = 1, tall = 1) {
+  const [rows, columns] = plane.shape;
+  const own = document.createElement("canvas");
+  own.width = columns; own.height = rows;
+  const context = own.getContext("2d");
+  const image = context.createImageData(columns, rows);
+  const [low, high] = window, factor = 255 / (high - low);
+  for (let k = 0; k < plane.data.length; k++) {
+    const grey = Math.max(0, Math.min(255, (plane.data[k] - low) * factor));
+    const label = classes ? classes.data[k] : 0;
+    for (let channel = 0; channel < 3; channel++) {
+      image.data[4 * k + channel] = label ? grey * (1 - opacity) + colours[label - 1][channel] * opacity : grey;
+    }
+    image.data[4 * k + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  // Outlines need more pixels than a small slice has; both axes in millimetres.
+  canvas.width = Math.round(columns * scale);
+  canvas.height = Math.round(rows * scale * tall);
+  const drawn = canvas.getContext("2d");
+  drawn.imageSmoothingEnabled = true;
+  drawn.drawImage(own, 0, 0, canvas.width, canvas.height);
+  return drawn;
+}
+
+export function line(context, points, colour, { closed = true, dash = [], width = 2 } = {}) {
+  context.save();
+  context.strokeStyle = colour;
+  context.lineWidth = width;
+  context.setLineDash(dash);
+  context.beginPath();
+  points.forEach(([x, y], k) => (k ? context.lineTo(x, y) : context.moveTo(x, y)));
+  if (closed) context.closePath();
+  context.stroke();
+  context.restore();
+}
+
+/** Pixels of a canvas from normalised coordinates of a square that fills it. */
+export const onSquare = (canvas, [x, y]) => [((x + 1) / 2) * canvas.width, ((y + 1) / 2) * canvas.height];
+
+/** Pixels of the native slice's canvas from normalised coordinates of the frame. */
+export function onNative(canvas, view, point) {
+  const [x, y] = toMm(view.frame, point);
+  const [, rows, columns] = view.shape;
+  return [((x / view.spacing[0] + 0.5) / columns) * canvas.width, ((y / view.spacing[1] + 0.5) / rows) * canvas.height];
+}
+
+export function cropSquare(theta2) {
+  const [[scale, , x], [, , y]] = theta2;
+  return SQUARE.map(([a, b]) => [scale * a + x, scale * b + y]);
+}
+
+export class StepsView {
+  constructor(place) {
+    this.place = place;
+    this.canvases = {};
+    for (const [name, caption] of [
+      ["native", "Input"], ["homogenised", "Homogenised"], ["crop", "Cropped"], ["predicted", "Prediction in the crop"], ["restored", "Restored"],
+    ]) {
+      const figure = document.createElement("figure");
+      figure.className = `step-${name}`;
+      const canvas = document.createElement("canvas");
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", caption);
+      const told = document.createElement("figcaption");
+      told.textContent = caption;
+      figure.append(canvas, told);
+      place.append(figure);
+      this.canvases[name] = canvas;
+    }
+  }
+
+  draw(view, z, planes, window, opacity) {
+    const colours = view.labels.map(({ colour }) => rgb(colour));
+    const { native, homogenised, crop, predicted, restored } = this.canvases;
+    const entry = (view.slices ?? []).find(({ slice }) => slice === z);
+    const scale = Math.max(1, Math.round(560 / planes.native.shape[1]));
+    const tall = view.spacing[1] / view.spacing[0];
+    const context = paint(native, planes.native, window, null, colours, 0, scale, tall);
+    paint(restored, planes.native, window, planes.labels, colours, opacity, scale, tall);
+    for (const [name, canvas] of Object.entries(this.canvases)) {
+      const known = ["native", "restored"].includes(name) || (planes.homogenised && entry);
+      canvas.parentElement.hidden = !known;
+    }
+    if (!planes.homogenised || !entry) return;
+    const theta1 = matrix(entry.pose);
+    line(context, SQUARE.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.frame);
+    for (const outline of view.steps.outline) {
+      line(context, outline.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.reference);
+    }
+    const square = cropSquare(entry.homogenised_from_crop);
+    line(context, square.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.crop);
+    const over = paint(homogenised, planes.homogenised, window, null, colours, 0, 2);
+    for (const outline of view.steps.outline) line(over, outline.map((p) => onSquare(homogenised, p)), COLOURS.reference);
+    line(over, square.map((p) => onSquare(homogenised, p)), COLOURS.crop);
+    const larger = Math.max(1, Math.round(512 / planes.crop.shape[1]));
+    paint(crop, planes.crop, window, null, colours, 0, larger);
+    paint(predicted, planes.crop, window, planes.crop_labels, colours, opacity, larger);
+  }
+}

@@ -1,0 +1,77 @@
+// The scan and its labels in NiiVue: three planes and 3D.
+import { Niivue, SHOW_RENDER } from "/static/niivue/niivue.js";
+import { rgb } from "/static/api.js";
+
+export class VolumeView {
+  constructor(canvas, moved) {
+    this.canvas = canvas;
+    this.viewer = new Niivue({
+      show3Dcrosshair: true,
+      isRadiologicalConvention: true,
+      sagittalNoseLeft: true,
+      isOrientationTextVisible: true,
+      multiplanarShowRender: SHOW_RENDER.ALWAYS,
+      backColor: [0.024, 0.035, 0.047, 1],
+      crosshairColor: [0.34, 0.71, 0.91, 0.7],
+      crosshairWidth: 1,
+      dragAndDropEnabled: false,
+      loadingText: "",
+      logLevel: "error",
+    });
+    this.viewer.onLocationChange = (place) => moved(place);
+    this.ready = this.viewer.attachToCanvas(canvas);
+    canvas.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  /** Show a scan and its label map; classes have the colours given. */
+  async show(base, labels, window, opacity) {
+    await this.ready;
+    const volumes = [{ url: `${base}/scan.nii`, name: "scan.nii", colormap: "gray", cal_min: window[0], cal_max: window[1] }];
+    if (labels.length) volumes.push({ url: `${base}/labels.nii`, name: "labels.nii", opacity });
+    await this.viewer.loadVolumes(volumes);
+    this.viewer.setRadiologicalConvention(true);
+    if (labels.length) {
+      const colours = labels.map(({ colour }) => rgb(colour));
+      const channel = (k) => [0, ...colours.map((colour) => colour[k])];
+      this.viewer.volumes[1].setColormapLabel({
+        R: channel(0), G: channel(1), B: channel(2), A: [0, ...colours.map(() => 255)],
+        I: [0, ...colours.map((_, k) => k + 1)], labels: ["", ...labels.map(({ name }) => name)],
+      });
+      this.viewer.updateGLVolume();
+    }
+    this.viewer.drawScene();
+  }
+
+  window([low, high]) {
+    if (!this.viewer.volumes.length) return;
+    Object.assign(this.viewer.volumes[0], { cal_min: low, cal_max: high });
+    this.viewer.updateGLVolume();
+  }
+
+  opacity(value) {
+    if (this.viewer.volumes.length > 1) this.viewer.setOpacity(1, value);
+  }
+
+  planes(name) {
+    const { sliceTypeMultiplanar, sliceTypeAxial, sliceTypeCoronal, sliceTypeSagittal, sliceTypeRender } = this.viewer;
+    const kinds = { all: sliceTypeMultiplanar, axial: sliceTypeAxial, coronal: sliceTypeCoronal, sagittal: sliceTypeSagittal, render: sliceTypeRender };
+    this.viewer.setSliceType(kinds[name]);
+  }
+
+  /** To the slice, from the feet, in the middle of which most is marked. */
+  goto(z, slices) {
+    const place = this.viewer.scene.crosshairPos;
+    this.viewer.scene.crosshairPos = [place[0], place[1], (z + 0.5) / slices];
+    this.viewer.createOnLocationChange();
+    this.viewer.drawScene();
+  }
+
+  key(event) {
+    const moves = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
+    const move = moves[event.key];
+    if (!move) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.viewer.moveCrosshairInVox(...move);
+  }
+}
