@@ -31,6 +31,8 @@ export class HandView {
   open(view) {
     this.view = view;
     this.keys = new Map();
+    this.touched = false;
+    this.planes = null;
     this.slider.max = view.shape[0] - 1;
     this.z = view.best;
     this.slider.value = this.z;
@@ -66,6 +68,7 @@ export class HandView {
 
   reset() {
     this.keys.clear();
+    this.touched = false;
     byId("usecrop").checked = false;
     byId("scope-all").checked = true;
     this.load();

@@ -1,0 +1,306 @@
+// isopose serve: the queue on the left, the chosen scan's result in the middle, what is known of it on the right.
+import { ask, panels, send, WINDOWS } from "/static/api.js";
+import { HandView } from "/static/hand.js";
+import { confirmed, element, tabs, themes } from "/static/shared.js";
+import { StepsView } from "/static/steps.js";
+import { VolumeView } from "/static/volume.js";
+
+const byId = (id) => document.getElementById(id);
+const KINDS = { nifti: "NIfTI", "dicom-seg": "DICOM SEG", report: "Report", record: "Record" };
+const WAITS = ["queued", "running"];
+
+const state = { jobs: [], chosen: null, view: null, shown: null, tab: "scan", z: 0, planes: null };
+const volume = new VolumeView(byId("volume"), ({ string }) => { byId("where").textContent = string; });
+const steps = new StepsView(byId("steps"));
+const hand = new HandView({ changed: (z) => slice(z), predict: (correction) => again(correction) });
+const openTab = tabs(document.querySelector('[role="tablist"]'), (name) => { state.tab = name; present(); });
+themes(byId("theme"));
+
+const names = byId("names");
+names.addEventListener("change", () => refresh());
+const label = (job) => job.filename ?? `Scan ${job.number}`;
+
+// ---- giving scans -------------------------------------------------------------------------------------------
+
+const about = await ask("/api/about");
+
+async function give(files) {
+  for (const file of files) {
+    const line = element("p", { className: "quiet" });
+    byId("sending").append(line);
+    const name = names.checked ? file.name : "a scan";
+    try {
+      if (!about.taken.some((kind) => file.name.toLowerCase().endsWith(kind))) {
+        throw new Error(`expected a file that ends in ${about.taken.join(", ")}`);
+      }
+      if (file.size > about.largest_bytes) throw new Error(`larger than ${(about.largest_bytes / 2 ** 30).toFixed(0)} GB`);
+      const number = await send(file, (part) => { line.textContent = `Sending ${name}: ${Math.round(100 * part)} %`; });
+      line.remove();
+      if (state.chosen === null || !state.view) state.chosen = number;
+      await refresh();
+    } catch (error) {
+      line.textContent = `${name}: ${error.message}`;
+      line.append(" ", element("button", { text: "Dismiss", type: "button", onclick: () => line.remove() }));
+    }
+  }
+}
+
+byId("file").addEventListener("change", (event) => { give([...event.target.files]); event.target.value = ""; });
+// A scan that is dropped beside the field would otherwise be opened in place of the page.
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
+document.addEventListener("dragover", () => byId("drop").classList.add("over"));
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) byId("drop").classList.remove("over"); });
+document.addEventListener("drop", (event) => { byId("drop").classList.remove("over"); give([...event.dataTransfer.files]); });
+
+// ---- the queue ----------------------------------------------------------------------------------------------
+
+let timer = null;
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    state.jobs = await ask(`/api/jobs?names=${names.checked}`);
+    byId("none").textContent = "None yet. What you drop stays on this server.";
+    list();
+    await follow();
+  } catch (error) {
+    byId("none").hidden = false;
+    byId("none").textContent = `${error.message}; trying again`;
+  }
+  timer = setTimeout(refresh, state.jobs.some((job) => WAITS.includes(job.state)) ? 500 : 3000);
+}
+
+function list() {
+  byId("none").hidden = state.jobs.length > 0;
+  byId("clear").hidden = state.jobs.length < 2;
+  const place = byId("jobs");
+  const kept = new Map([...place.children].map((item) => [Number(item.dataset.number), item]));
+  state.jobs.forEach((job, at) => {
+    const key = JSON.stringify([job, job.number === state.chosen]);
+    let item = kept.get(job.number);
+    // Only what changed is made anew, so that a button under the pointer or with the focus stays.
+    if (item?.dataset.key !== key) {
+      const made = row(job);
+      made.dataset.key = key;
+      const focus = item?.contains(document.activeElement) ? document.activeElement.className : null;
+      if (item?.querySelector("form") && made.querySelector("form")) return;
+      item ? item.replaceWith(made) : 0;
+      item = made;
+      if (focus !== null) made.querySelector(focus ? `.${focus.split(" ")[0]}` : "button")?.focus();
+    }
+    if (place.children[at] !== item) place.insertBefore(item, place.children[at] ?? null);
+    kept.delete(job.number);
+  });
+  for (const item of kept.values()) item.remove();
+}
+
+function row(job) {
+  const item = element("li", { className: job.number === state.chosen ? "job chosen" : "job" });
+  item.dataset.number = job.number;
+  const name = element("button", { className: "name", type: "button", text: label(job), onclick: () => choose(job.number) });
+  if (job.number === state.chosen) name.setAttribute("aria-current", "true");
+  const actions = element("span", { className: "actions" });
+  const post = (what, body) => ask(`/api/jobs/${job.number}/${what}`, { method: "POST", body }).then(refresh, fail);
+  if (WAITS.includes(job.state)) {
+    actions.append(element("button", { className: "cancel", type: "button", text: "Cancel", onclick: () => post("cancel") }));
+  } else {
+    if (job.state !== "done") actions.append(element("button", { className: "again", type: "button", text: "Again", onclick: () => post("again", {}) }));
+    const remove = element("button", { className: "delete", type: "button", text: "Delete", onclick: () => drop(job) });
+    remove.setAttribute("aria-label", `Delete ${label(job)}`);
+    actions.append(remove);
+  }
+  item.append(name, actions, element("span", { className: job.state === "failed" ? "state bad" : "state", text: told(job) }));
+  if (job.state === "running") {
+    const bar = element("progress", job.total ? { max: job.total, value: job.done } : {});
+    bar.setAttribute("aria-label", `Progress of ${label(job)}`);
+    item.append(bar);
+  }
+  if (job.state === "failed" && /--series|several series/i.test(job.problem ?? "")) {
+    const field = element("input", { placeholder: "series number", maxLength: 64 });
+    field.setAttribute("aria-label", "Number of the series");
+    const form = element("form", {}, field, element("button", { text: "Take it" }));
+    form.addEventListener("submit", (event) => { event.preventDefault(); post("again", { series: field.value.trim() }); form.remove(); });
+    item.append(form);
+  }
+  return item;
+}
+
+function told(job) {
+  if (job.state === "running") return job.total ? `predicting, slice ${job.done} of ${job.total}` : "reading";
+  if (job.state === "done") return `done in ${job.seconds.toFixed(1)} s${job.corrected ? ", set by hand" : ""}`;
+  if (job.state === "failed") return job.problem;
+  return job.state;
+}
+
+const fail = (error) => { byId("sending").append(element("p", { className: "quiet", text: error.message })); };
+
+async function drop(job) {
+  if (!(await confirmed(`Delete ${label(job)}, its result and the file that was sent? This cannot be undone.`))) return;
+  await ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch(fail);
+  if (state.chosen === job.number) choose(null);
+  await refresh();
+}
+
+byId("clear").addEventListener("click", async () => {
+  if (!(await confirmed("Delete all scans and results? This cannot be undone."))) return;
+  for (const job of state.jobs) await ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch(fail);
+  choose(null);
+  await refresh();
+});
+
+// ---- one result ---------------------------------------------------------------------------------------------
+
+function choose(number) {
+  state.chosen = number;
+  state.shown = null;
+  list();
+  follow();
+}
+
+/** Show the chosen scan's result where there is one that is not shown yet. */
+async function follow() {
+  if (state.chosen === null && state.jobs.length) state.chosen = (state.jobs.find((job) => job.state === "done") ?? state.jobs[0]).number;
+  const job = state.jobs.find(({ number }) => number === state.chosen);
+  const mark = job?.state === "done" ? `${job.number} ${job.seconds}` : null;
+  if (!mark) {
+    const again = job && WAITS.includes(job.state) && state.view?.number === job.number;
+    byId("handsaid").textContent = again ? "Predicting again …" : byId("handsaid").textContent;
+    if (again) return;
+    state.view = null;
+    byId("shown").hidden = byId("facts").hidden = true;
+    byId("empty").hidden = false;
+    byId("empty").querySelector("p").textContent = job
+      ? WAITS.includes(job.state) ? "It is on its way." : job.problem ?? "It was cancelled."
+      : "Drop a scan on the left; its result appears here.";
+    return;
+  }
+  if (state.shown === mark) return;
+  state.shown = mark;
+  const view = await ask(`/api/jobs/${job.number}/view`);
+  const before = state.view;
+  const again = before?.number === job.number;
+  state.view = { ...view, number: job.number, best: again ? before.best : best(view) };
+  state.planes = null;
+  if (!again) state.z = state.view.best;
+  byId("empty").hidden = true;
+  byId("shown").hidden = byId("facts").hidden = false;
+  for (const id of ["slice"]) { byId(id).max = view.shape[0] - 1; byId(id).value = state.z; }
+  byId("tab-hand").disabled = !view.steps || !view.slices?.length;
+  if (byId("tab-hand").disabled && state.tab === "hand") openTab("scan");
+  facts(job);
+  if (!byId("tab-hand").disabled) { state.view.best = state.z; hand.open(state.view); }
+  document.body.dataset.result = mark;
+  await present();
+}
+
+/** The slice to begin with: the middle of those with a pose. */
+function best(view) {
+  const slices = (view.slices ?? []).map(({ slice: z }) => z);
+  return slices.length ? slices[Math.floor(slices.length / 2)] : Math.floor(view.shape[0] / 2);
+}
+
+const windowNow = () => WINDOWS[byId("window").value];
+const opacityNow = () => byId("opacity").value / 100;
+
+async function present() {
+  const { view } = state;
+  if (!view) return;
+  if (state.tab === "scan") {
+    const mark = state.shown;
+    if (volume.shown !== mark) {
+      volume.shown = mark;
+      await volume.show(`/api/jobs/${view.number}`, view.labels, windowNow(), opacityNow());
+      volume.goto(state.z, view.shape[0]);
+      document.body.dataset.drawn = mark;
+    }
+    return;
+  }
+  await slice(state.z);
+}
+
+let asked = null;
+async function slice(z) {
+  const { view } = state;
+  state.z = z;
+  byId("slice").value = byId("handslice").value = z;
+  byId("sliceno").textContent = byId("handno").textContent = `${z} of ${view.shape[0] - 1}`;
+  asked?.abort();
+  asked = new AbortController();
+  try {
+    state.planes = await panels(`/api/jobs/${view.number}/slices/${z}`, asked.signal);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    throw error;
+  }
+  draw();
+  poseFacts();
+}
+
+function draw() {
+  if (!state.planes || !state.view) return;
+  if (state.tab === "steps") {
+    steps.draw(state.view, state.z, state.planes, windowNow(), opacityNow());
+    byId("steps").dataset.slice = state.z;
+  }
+  if (state.tab === "hand") hand.draw(state.planes, windowNow());
+}
+
+byId("slice").addEventListener("input", (event) => slice(Number(event.target.value)));
+byId("steps").addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const z = state.z - Math.sign(event.deltaY);
+  if (z >= 0 && z < state.view.shape[0]) slice(z);
+}, { passive: false });
+byId("window").append(...Object.keys(WINDOWS).map((name) => element("option", { text: name, value: name })));
+byId("window").addEventListener("change", () => { volume.window(windowNow()); draw(); });
+byId("opacity").addEventListener("input", () => { volume.opacity(opacityNow()); draw(); });
+byId("planes").addEventListener("change", (event) => volume.planes(event.target.value));
+
+async function again(correction) {
+  byId("handsaid").textContent = "Predicting again …";
+  try {
+    await ask(`/api/jobs/${state.view.number}/again`, { method: "POST", body: { correction } });
+    await refresh();
+  } catch (error) {
+    byId("handsaid").textContent = error.message;
+  }
+}
+
+// ---- facts --------------------------------------------------------------------------------------------------
+
+function facts(job) {
+  const { view } = state;
+  byId("title").textContent = label(job);
+  byId("legend").replaceChildren(...view.labels.map(({ name, colour }) => {
+    const swatch = element("i");
+    swatch.style.background = colour;
+    return element("span", {}, swatch, name);
+  }));
+  const lines = view.warnings.map((text) => element("li", { text }));
+  byId("warnings").replaceChildren(...(lines.length ? lines : [element("li", { className: "fine", text: "Nothing about this scan looked doubtful." })]));
+  byId("volumes").tBodies[0].replaceChildren(...Object.entries(view.volumes_ml).map(([name, ml]) =>
+    element("tr", {}, element("td", { text: name }), element("td", { text: ml.toFixed(1) }))));
+  byId("downloads").replaceChildren(...view.downloads.map((kind) =>
+    element("a", { href: `/api/jobs/${job.number}/download/${kind}?names=${names.checked}`, text: KINDS[kind], download: "" })));
+  poseFacts();
+}
+
+function poseFacts() {
+  const { view } = state, rows = [];
+  const entry = view.slices?.find(({ slice: z }) => z === state.z);
+  const degrees = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(1)}°`;
+  if (entry) {
+    rows.push(["Slice", state.z], ["Roll", degrees(entry.roll_degrees)], ["Size across", entry.scale_x.toFixed(2)], ["Size front to back", entry.scale_y.toFixed(2)]);
+    rows.push(["Confidence", entry.confidence.toFixed(2), entry.confidence < view.min_confidence]);
+    rows.push(["Outline agrees", entry.agreement.toFixed(2), entry.agreement < view.min_agreement], ["Found by", entry.pose_from]);
+  } else if (view.scales) {
+    for (const axis of ["roll", "pitch", "yaw"]) rows.push([axis[0].toUpperCase() + axis.slice(1), degrees(view[`${axis}_degrees`])]);
+    rows.push(["Sizes", view.scales.map((value) => value.toFixed(2)).join(" × ")], ["Confidence", view.confidence.toFixed(2), view.confidence < view.min_confidence]);
+  } else {
+    rows.push(["Slice", state.z], ["Body", "none here"]);
+  }
+  rows.push(["Voxels", [...view.shape].reverse().join(" × ")], ["Voxel, mm", view.spacing.map((value) => value.toFixed(2)).join(" × ")]);
+  byId("pose").replaceChildren(...rows.flatMap(([name, value, low]) =>
+    [element("dt", { text: name }), element("dd", { text: low ? `${value} (low)` : value, className: low ? "low" : "" })]));
+}
+
+refresh();
