@@ -46,7 +46,8 @@ Ray = Annotated[
 Host = Annotated[str, typer.Option(help="address to listen at; any but this machine's own needs a token")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")]
 Token = Annotated[
-    str | None, typer.Option(help="that a browser has to show; none: ISOPOSE_TOKEN, or one is made where needed")
+    str | None,
+    typer.Option(help="that a browser has to show; none: ISOPOSE_TOKEN, or one is made where needed"),
 ]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in one")]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]

@@ -187,9 +187,14 @@ def correction_from_json(value: Any, name: str) -> Correction:
 
 def write_correction(folder: Path, correction: Correction) -> Path:
     """Write a correction under its scan's hash, in place of an earlier one; names no patient."""
-    path = Path(folder) / f"{correction.image_sha256[:16]}.json"
+    path = correction_path(folder, correction.image_sha256)
     write_json(path, correction.to_json())
     return path
+
+
+def correction_path(folder: Path, image_sha256: str) -> Path:
+    """Where the correction of a scan is kept."""
+    return Path(folder) / f"{image_sha256[:16]}.json"
 
 
 def read_corrections(folder: Path) -> dict[str, Correction]:

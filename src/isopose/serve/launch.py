@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import webbrowser
 from collections.abc import Callable
@@ -65,7 +66,14 @@ def run_server(
         )
         if browser:
             webbrowser.open(opened)
-        server.run(sockets=[listening])
+        # Once it has ended by them, uvicorn raises the signals again, for whose turn it would be then.
+        before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            server.run(sockets=[listening])
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+        reporter.say("isopose: stopped; what waits is done when it is started again with the same folder")
 
 
 def _listening(access: Access) -> socket.socket:

@@ -12,13 +12,19 @@ from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from isopose import __version__
-from isopose.data.correction import FORMAT, correction_from_json, write_correction
+from isopose.data.correction import (
+    FORMAT,
+    Correction,
+    correction_from_json,
+    correction_path,
+    write_correction,
+)
 from isopose.errors import InputError
 from isopose.io.limits import largest_bytes
 from isopose.serve.guard import Access
 from isopose.serve.jobs import DONE, Job, Jobs
 from isopose.serve.pages import add_pages, octets, with_guard
-from isopose.serve.viewing import read_view, slice_bytes
+from isopose.serve.viewing import read_view, reduced, slice_bytes
 from isopose.serve.worker import RESULT, Settings, Worker
 
 #: What may be given: formats of one file each, and a zipped DICOM series.
@@ -110,10 +116,15 @@ def _add_queue(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
         correction: Annotated[dict[str, Any] | None, Body()] = None,
     ) -> None:
         job = _job(jobs, number)
-        if correction is not None:
-            correction = _checked(folder, job, correction)
-        if not jobs.again(number, series=series or job.series, correction=correction):
+        checked = None if correction is None else _checked(folder, job, correction)
+        kept = None if checked is None else checked.to_json()
+        if not jobs.again(number, series=series or job.series, correction=kept):
             raise HTTPException(409, "it waits or runs already")
+        if checked is not None:
+            write_correction(folder / "corrections", checked)
+        elif job.correction is not None:
+            # Taken back: no training shall learn from it.
+            correction_path(folder / "corrections", job.correction["image_sha256"]).unlink(missing_ok=True)
         worker.wake()
 
     @app.delete("/api/jobs/{number}")
@@ -133,6 +144,10 @@ def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
             raise HTTPException(404, "there is no result yet")
         return place, view
 
+    def whole_or_reduced(name: str, number: int, few: bool) -> FileResponse:
+        place, told = view_of(number)
+        return octets(reduced(place / name, told["shape"]) if few else place / name)
+
     @app.get("/api/jobs/{number}/view")
     def view(number: int) -> dict[str, Any]:
         place, told = view_of(number)
@@ -141,12 +156,12 @@ def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
         return {**told, "downloads": there}
 
     @app.get("/api/jobs/{number}/scan.nii")
-    def scan(number: int) -> FileResponse:
-        return octets(view_of(number)[0] / "scan.nii")
+    def scan(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
+        return whole_or_reduced("scan.nii", number, few)
 
     @app.get("/api/jobs/{number}/labels.nii")
-    def labels(number: int) -> FileResponse:
-        return octets(view_of(number)[0] / "labels.nii")
+    def labels(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
+        return whole_or_reduced("labels.nii", number, few)
 
     @app.get("/api/jobs/{number}/slices/{z}")
     def panels(number: int, z: int) -> Response:
@@ -199,7 +214,7 @@ def _job(jobs: Jobs, number: int) -> Job:
     return job
 
 
-def _checked(folder: Path, job: Job, given: dict[str, Any]) -> dict[str, Any]:
+def _checked(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
     """A correction as it is kept: of this scan, in the frame and for the reference of its prediction."""
     view = read_view(folder / "jobs" / str(job.number) / "view")
     if view is None or view.get("steps") is None:
@@ -211,13 +226,11 @@ def _checked(folder: Path, job: Job, given: dict[str, Any]) -> dict[str, Any]:
         "reference": view["steps"]["reference"],
     }
     try:
-        correction = correction_from_json(
+        return correction_from_json(
             {**{key: given.get(key, []) for key in ("poses", "crops")}, **known}, "the pose set by hand"
         )
     except InputError as error:
         raise HTTPException(422, str(error)) from None
-    write_correction(folder / "corrections", correction)
-    return correction.to_json()
 
 
 def _kind(job: Job) -> str:

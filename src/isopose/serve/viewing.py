@@ -26,7 +26,7 @@ from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.predict import Prediction
 from isopose.inference.volumes import VolumePrediction
-from isopose.io.images import write_image
+from isopose.io.images import read_volume, write_image
 from isopose.labels import Labels, class_colours
 from isopose.models.folder import Model
 
@@ -34,6 +34,8 @@ from isopose.models.folder import Model
 SHOWN = 256
 #: Slices that are homogenised at a time.
 BATCH = 32
+#: Voxels that a browser without a graphics card can draw in a moment.
+FEW = 3_000_000
 #: Bytes before the voxels of a NIfTI file without extensions.
 _NIFTI_HEADER = 352
 
@@ -55,7 +57,8 @@ def write_view(
         record: of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "view.json").unlink(missing_ok=True)
+    for path in (folder / "view.json", *folder.glob("reduced-*")):
+        path.unlink(missing_ok=True)
     upright = write_scan(folder, volume)
     write_label_map(folder, prediction.labels, model.labels)
     steps = None
@@ -81,6 +84,7 @@ def about(upright: Volume, labels: Labels) -> dict[str, Any]:
     return {
         "shape": list(upright.array.shape),
         "spacing": [float(value) for value in upright.spacing],
+        "reduced": list(reduction((upright.array.shape[0], upright.array.shape[1], upright.array.shape[2]))),
         "labels": [
             {"name": name, "colour": colour}
             for name, colour in zip(labels.names, class_colours(labels.names), strict=True)
@@ -158,6 +162,34 @@ def read_view(folder: Path) -> dict[str, Any] | None:
         return None
     value: dict[str, Any] = read_json(folder / "view.json")
     return value
+
+
+def reduction(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Every how many voxels along ``(x, y, z)`` one is shown, so that :data:`FEW` are; 1, 1, 1 shows all."""
+    steps = [1, 1, 1]
+    while math.prod(-(-size // step) for size, step in zip(shape, reversed(steps), strict=True)) > FEW:
+        sizes = [size // step for size, step in zip(reversed(shape), steps, strict=True)]
+        steps[int(np.argmax(sizes))] += 1
+    return steps[0], steps[1], steps[2]
+
+
+def reduced(path: Path, shape: tuple[int, int, int]) -> Path:
+    """A file of fewer voxels of a view's NIfTI file, each where it was; the file itself where it has few.
+
+    Args:
+        path: ``scan.nii`` or another one beside it.
+        shape: ``(z, y, x)``.
+    """
+    x, y, z = reduction(shape)
+    small = path.with_name(f"reduced-{path.name}")
+    if (x, y, z) == (1, 1, 1):
+        return path
+    if not small.exists():
+        whole = read_volume(path)
+        matrix = whole.world_from_index.copy()
+        matrix[:3, :3] *= [x, y, z]
+        write_image(Volume(np.ascontiguousarray(whole.array[::z, ::y, ::x]), matrix), small)
+    return small
 
 
 def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:

@@ -10,14 +10,14 @@ const KINDS = { nifti: "NIfTI", "dicom-seg": "DICOM SEG", report: "Report", reco
 const WAITS = ["queued", "running"];
 
 const state = { jobs: [], chosen: null, view: null, shown: null, tab: "scan", z: 0, planes: null };
-const volume = new VolumeView(byId("volume"), ({ string }) => { byId("where").textContent = string; });
+const volume = new VolumeView(byId("volume"), located);
 const steps = new StepsView(byId("steps"));
 const hand = new HandView({ changed: (z) => slice(z), predict: (correction) => again(correction) });
 const openTab = tabs(document.querySelector('[role="tablist"]'), (name) => { state.tab = name; present(); });
 themes(byId("theme"));
 
 const names = byId("names");
-names.addEventListener("change", () => refresh());
+names.addEventListener("change", () => { state.shown = null; refresh(); });
 const label = (job) => job.filename ?? `Scan ${job.number}`;
 
 // ---- giving scans -------------------------------------------------------------------------------------------
@@ -60,6 +60,7 @@ async function refresh() {
   try {
     state.jobs = await ask(`/api/jobs?names=${names.checked}`);
     byId("none").textContent = "None yet. What you drop stays on this server.";
+    pick();
     list();
     await follow();
   } catch (error) {
@@ -156,9 +157,23 @@ function choose(number) {
   follow();
 }
 
+function pick() {
+  const known = state.jobs.some(({ number }) => number === state.chosen);
+  if (!known) state.chosen = (state.jobs.find((job) => job.state === "done") ?? state.jobs[0])?.number ?? null;
+}
+
+/** Where NiiVue's crosshair is: millimetres to the patient's right or left, front or back, and up. */
+function located({ mm, vox, values }) {
+  if (!state.view) return;
+  const [x, y, z] = mm;
+  const sides = [[x < 0 ? "left" : "right", x], [y < 0 ? "back" : "front", y], [z < 0 ? "down" : "up", z]];
+  const place = sides.map(([name, value]) => `${Math.abs(value).toFixed(0)} ${name}`).join(", ");
+  const marked = state.view.labels[Math.round(values[1]?.value ?? 0) - 1]?.name;
+  byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${place} (mm) · ${Math.round(values[0].value)} HU${marked ? ` · ${marked}` : ""}`;
+}
+
 /** Show the chosen scan's result where there is one that is not shown yet. */
 async function follow() {
-  if (state.chosen === null && state.jobs.length) state.chosen = (state.jobs.find((job) => job.state === "done") ?? state.jobs[0]).number;
   const job = state.jobs.find(({ number }) => number === state.chosen);
   const mark = job?.state === "done" ? `${job.number} ${job.seconds}` : null;
   if (!mark) {
@@ -210,6 +225,7 @@ async function present() {
       volume.shown = mark;
       await volume.show(`/api/jobs/${view.number}`, view.labels, windowNow(), opacityNow());
       volume.goto(state.z, view.shape[0]);
+      byId("reduced").hidden = !volume.slow || view.reduced.every((step) => step === 1);
       document.body.dataset.drawn = mark;
     }
     return;

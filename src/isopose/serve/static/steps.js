@@ -97,11 +97,14 @@ export class StepsView {
     }
     const square = cropSquare(entry.homogenised_from_crop);
     line(context, square.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.crop);
-    const over = paint(homogenised, planes.homogenised, window, null, colours, 0, 2);
+    // The networks see no more than the range that they were trained with; below it all is air.
+    const [low, high] = view.steps.window;
+    const seen = [Math.max(window[0], low), Math.max(Math.min(window[1], high), low + 1)];
+    const over = paint(homogenised, planes.homogenised, seen, null, colours, 0, 2);
     for (const outline of view.steps.outline) line(over, outline.map((p) => onSquare(homogenised, p)), COLOURS.reference);
     line(over, square.map((p) => onSquare(homogenised, p)), COLOURS.crop);
     const larger = Math.max(1, Math.round(512 / planes.crop.shape[1]));
-    paint(crop, planes.crop, window, null, colours, 0, larger);
-    paint(predicted, planes.crop, window, planes.crop_labels, colours, opacity, larger);
+    paint(crop, planes.crop, seen, null, colours, 0, larger);
+    paint(predicted, planes.crop, seen, planes.crop_labels, colours, opacity, larger);
   }
 }

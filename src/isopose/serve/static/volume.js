@@ -1,5 +1,5 @@
 // The scan and its labels in NiiVue: three planes and 3D.
-import { Niivue, SHOW_RENDER } from "/static/niivue/niivue.js";
+import { NVImage, Niivue, SHOW_RENDER } from "/static/niivue/niivue.js";
 import { rgb } from "/static/api.js";
 
 export class VolumeView {
@@ -23,23 +23,31 @@ export class VolumeView {
     canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
+  /** Whether the browser draws without a GPU; what a card does at once then takes a minute for a large scan. */
+  get slow() {
+    const { gl } = this.viewer;
+    const told = gl.getExtension("WEBGL_debug_renderer_info");
+    return /swiftshader|llvmpipe|software|basic render/i.test(told ? gl.getParameter(told.UNMASKED_RENDERER_WEBGL) : "");
+  }
+
   /** Show a scan and its label map; classes have the colours given. */
   async show(base, labels, window, opacity) {
     await this.ready;
-    const volumes = [{ url: `${base}/scan.nii`, name: "scan.nii", colormap: "gray", cal_min: window[0], cal_max: window[1] }];
-    if (labels.length) volumes.push({ url: `${base}/labels.nii`, name: "labels.nii", opacity });
-    await this.viewer.loadVolumes(volumes);
-    this.viewer.setRadiologicalConvention(true);
+    const which = this.slow ? "?reduced=true" : "";
+    const volumes = [await NVImage.loadFromUrl({ url: `${base}/scan.nii${which}`, name: "scan.nii", colormap: "gray", cal_min: window[0], cal_max: window[1] })];
     if (labels.length) {
+      const marked = await NVImage.loadFromUrl({ url: `${base}/labels.nii${which}`, name: "labels.nii", opacity });
       const colours = labels.map(({ colour }) => rgb(colour));
       const channel = (k) => [0, ...colours.map((colour) => colour[k])];
-      this.viewer.volumes[1].setColormapLabel({
+      marked.setColormapLabel({
         R: channel(0), G: channel(1), B: channel(2), A: [0, ...colours.map(() => 255)],
         I: [0, ...colours.map((_, k) => k + 1)], labels: ["", ...labels.map(({ name }) => name)],
       });
-      this.viewer.updateGLVolume();
+      volumes.push(marked);
     }
-    this.viewer.drawScene();
+    // Both at once, for each addVolume brings all of them to the card again.
+    this.viewer.volumes = volumes;
+    this.viewer.updateGLVolume();
   }
 
   window([low, high]) {
