@@ -30,12 +30,14 @@ from isopose.io.images import read_volume, write_image
 from isopose.labels import Labels, class_colours
 from isopose.models.folder import Model
 
+#: Goes up with every change of what lies in ``view/``.
+FORMAT = 1
 #: Pixels along a side of the homogenised slices that are shown.
 SHOWN = 256
 #: Slices that are homogenised at a time.
 BATCH = 32
 #: Voxels that a browser without a graphics card can draw in a moment.
-FEW = 3_000_000
+FEW = 1_500_000
 #: Bytes before the voxels of a NIfTI file without extensions.
 _NIFTI_HEADER = 352
 
@@ -68,6 +70,7 @@ def write_view(
     write_json(
         folder / "view.json",
         {
+            "format": FORMAT,
             **about(upright, model.labels),
             **{key: record[key] for key in (*known, "frame", "confidence", "agreement") if key in record},
             "corrected": "correction_sha256" in record,
@@ -157,11 +160,11 @@ def contours(mask: Tensor) -> list[list[list[float]]]:
 
 
 def read_view(folder: Path) -> dict[str, Any] | None:
-    """``view.json``; none where it is not there yet."""
+    """``view.json``; none where it is not there yet, or another isopose wrote it."""
     if not (folder / "view.json").exists():
         return None
     value: dict[str, Any] = read_json(folder / "view.json")
-    return value
+    return value if value.get("format") == FORMAT else None
 
 
 def reduction(shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -167,7 +167,7 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
     from isopose.inference.scans import Scan, predict_scan
     from isopose.io.images import ending
     from isopose.serve.report import write_scan_report
-    from isopose.serve.viewing import write_view
+    from isopose.serve.viewing import read_view, write_view
 
     place = folder / str(job.number)
     upload, output, view = place / job.upload, place / "result", place / "view"
@@ -176,8 +176,8 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
         if job.correction is not None:
             correction = correction_from_json(job.correction, "the pose set by hand")
             corrections = {correction.image_sha256: correction}
-        if not (view / "view.json").exists():
-            # Made for the page before it was stopped; without it the results alone do not show.
+        if read_view(view) is None:
+            # Results of another isopose, or whose view was lost, would count as done without one.
             shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
 

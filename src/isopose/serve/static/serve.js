@@ -64,6 +64,9 @@ async function refresh() {
     list();
     await follow();
   } catch (error) {
+    console.error(error);
+    // What was half shown is shown anew.
+    state.shown = volume.shown = null;
     byId("none").hidden = false;
     byId("none").textContent = `${error.message}; trying again`;
   }

@@ -46,7 +46,7 @@ export class VolumeView {
       volumes.push(marked);
     }
     // Both at once, for each addVolume brings all of them to the card again.
-    this.viewer.volumes = volumes;
+    Object.assign(this.viewer, { volumes, back: volumes[0], overlays: volumes.slice(1) });
     this.viewer.updateGLVolume();
   }
 
