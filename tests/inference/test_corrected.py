@@ -1,0 +1,137 @@
+"""Prediction with a pose and a crop that a person set."""
+
+import numpy as np
+import pytest
+from bright import bright_model, dice, scene
+
+from isopose.data.correction import Correction, SetCrop, SetPose, outline_of, write_correction
+from isopose.data.preprocess import prepare
+from isopose.errors import InputError
+from isopose.files import hash_of_source
+from isopose.inference.predict import predict
+from isopose.inference.scans import find_scans, predict_scans
+from isopose.io.images import read_labels, write_image
+from isopose.progress import Silent
+
+HASH = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bright_model()
+
+
+def corrected(model, volume, pose, crop=None, image=HASH):
+    frame = prepare(volume, model.fingerprint, model.config.data).frame
+    crops = () if crop is None else (SetCrop(0, *crop),)
+    return Correction(
+        image, frame, outline_of(model.pipeline.pose.reference_mask), (SetPose(0, pose),), crops
+    )
+
+
+def test_the_pose_is_exactly_that_which_was_set_and_says_so(model):
+    shown = scene(roll=0.4)
+    found = predict(model, shown.volume)
+    pose = (-1.1, 0.3, 0.05, 0.3, -0.2)
+    by_hand = predict(model, shown.volume, correction=corrected(model, shown.volume, pose))
+    shown_in = by_hand.slices.shown
+    np.testing.assert_allclose(by_hand.slices.pose[shown_in], [pose] * int(shown_in.sum()), atol=1e-6)
+    assert (by_hand.slices.confidence[shown_in] == 1.0).all()
+    assert "the pose was set by hand in 6 of 6 slices" in by_hand.warnings
+    assert not any("by hand" in line for line in found.warnings)
+    assert any("low pose confidence" in line for line in by_hand.warnings)
+
+
+def test_a_good_pose_set_by_hand_mends_what_a_bad_one_missed(model):
+    shown = scene()
+    good = tuple(float(v) for v in predict(model, shown.volume).slices.pose[2])
+    away = (*good[:3], good[3] + 1.6, good[4])
+    missed = predict(model, shown.volume, correction=corrected(model, shown.volume, away))
+    mended = predict(model, shown.volume, correction=corrected(model, shown.volume, good))
+    truth = shown.truth > 0
+    assert dice(missed.labels.array > 0, truth) < 0.5
+    assert dice(mended.labels.array > 0, truth) > 0.9
+
+
+def test_a_crop_set_by_hand_is_used_as_it_is_and_told_where_it_cuts(model):
+    shown = scene()
+    good = tuple(float(v) for v in predict(model, shown.volume).slices.pose[2])
+    small = predict(model, shown.volume, correction=corrected(model, shown.volume, good, (0.25, 0.35, -0.2)))
+    np.testing.assert_allclose(
+        small.slices.theta2[2], [[0.25, 0, 0.35], [0, 0.25, -0.2], [0, 0, 1]], atol=1e-6
+    )
+    assert not small.slices.widened.any()
+    assert small.slices.cut_off.any()
+    assert any("may be cut off by the crop" in line for line in small.warnings)
+
+
+def test_the_crops_are_kept_where_asked_for(model):
+    prediction = predict(model, scene().volume, crops=True)
+    side = model.config.unet_size
+    assert prediction.crops.shape == (6, side, side)
+    assert set(np.unique(prediction.crops)) == {0, 1, 2}
+    assert predict(model, scene().volume).crops is None
+
+
+def test_a_scan_is_predicted_anew_with_a_correction_and_once_more_without(model, tmp_path):
+    shown = scene()
+    write_image(shown.volume, tmp_path / "scan.nii.gz")
+    (scan,) = find_scans([tmp_path / "scan.nii.gz"])
+    pose = (0.0, 0.0, 0.0, 1.6, 0.0)
+    correction = corrected(model, shown.volume, pose, image=hash_of_source(scan.path))
+
+    def run(corrections=None):
+        options = {"probabilities": False, "steps": False, "reporter": Silent()}
+        (outcome,) = predict_scans(model, [scan], tmp_path / "out", corrections=corrections, **options)
+        return outcome.record, read_labels(tmp_path / "out" / "scan.nii.gz").array
+
+    first, before = run()
+    second, during = run({correction.image_sha256: correction})
+    third, after = run({HASH: corrected(model, shown.volume, pose)})
+    assert "correction_sha256" not in first
+    assert second["correction_sha256"] == correction.sha256
+    assert {one["pose_from"] for one in second["slices"]} == {"hand"}
+    assert not np.array_equal(before, during)
+    np.testing.assert_array_equal(before, after)
+    assert third == first
+
+
+def test_the_command_line_takes_a_folder_of_corrections(isopose, model, tmp_path):
+    from isopose.models.folder import save_model
+
+    save_model(tmp_path / "model", bright_model({"data": {"size": 64}}, real_unet=True))
+    shown = scene()
+    write_image(shown.volume, tmp_path / "scan.nii.gz")
+    pose = (0.3, 0.0, 0.0, 0.0, 0.0)
+    write_correction(
+        tmp_path / "set", corrected(model, shown.volume, pose, image=hash_of_source(tmp_path / "scan.nii.gz"))
+    )
+    arguments = ["predict", tmp_path / "model", tmp_path / "scan.nii.gz", "--output", tmp_path / "out"]
+    code, _, told = isopose(*arguments, "--corrections", tmp_path / "set", "--device", "cpu")
+    assert code == 0
+    assert "1 of 1 scans have a correction" in told
+    assert "the pose was set by hand in 6 of 6 slices" in told
+    code, _, told = isopose(*arguments, "--corrections", tmp_path / "none")
+    assert (code, told.count("\n")) == (2, 1)
+    assert "expected a folder of corrections" in told
+
+
+def test_a_model_of_volumes_says_that_it_takes_none(tmp_path):
+    model = bright_model({"dims": 3, "pose": {"per": "volume"}})
+    write_image(scene().volume, tmp_path / "scan.nii.gz")
+    correction = Correction(
+        HASH,
+        prepare(scene().volume, model.fingerprint, model.config.data).frame,
+        outline_of(model.pipeline.pose.reference_mask),
+        (SetPose(0, (0.0,) * 5),),
+    )
+    with pytest.raises(InputError, match="expected a model with dims=2"):
+        predict_scans(
+            model,
+            find_scans([tmp_path / "scan.nii.gz"]),
+            tmp_path / "out",
+            probabilities=False,
+            steps=False,
+            reporter=Silent(),
+            corrections={HASH: correction},
+        )

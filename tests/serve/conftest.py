@@ -1,0 +1,112 @@
+"""A model that is quick, servers as a user starts them, and a browser."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from bright import bright_model, scene
+
+from isopose.io.images import write_image
+from isopose.models.folder import save_model
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A model whose U-Net has its first, random weights: it marks something, and always the same."""
+    folder = tmp_path_factory.mktemp("served") / "model"
+    save_model(folder, bright_model({"data": {"size": 64}}, real_unet=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory):
+    """A body of 12 slices as NIfTI, whose name is a patient's."""
+    path = tmp_path_factory.mktemp("scan") / "Doe_Jane.nii.gz"
+    write_image(scene(slices=12).volume, path)
+    return path
+
+
+class Served:
+    """A running server."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "isopose", *map(str, arguments), "--port", "0", "--no-browser"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said = ""
+        while not (found := re.search(r"isopose is at (\S+)", self.said)):
+            line = self.process.stderr.readline()
+            assert line, f"the server ended: {self.said}"
+            self.said += line
+        self.address = found[1]
+
+    def stop(self, how=signal.SIGTERM):
+        """End it; its exit code and all it said."""
+        self.process.send_signal(how)
+        self.said += self.process.communicate(timeout=30)[1]
+        return self.process.returncode, self.said
+
+
+@pytest.fixture
+def serve():
+    """Start servers that are stopped in the end."""
+    running = []
+
+    def start(*arguments):
+        running.append(Served(*arguments))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def page():
+    """A page of a real browser, which fails the test that writes an error to its console."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: the page was not tried in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--use-angle=swiftshader",
+                "--enable-unsafe-swiftshader",
+                "--ignore-gpu-blocklist",
+            ],
+        )
+        page = browser.new_page(viewport={"width": 1440, "height": 860})
+        page.set_default_timeout(60_000)
+        errors = []
+        page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.errors = errors
+        yield page
+        browser.close()
+    assert errors == []
+
+
+@pytest.fixture
+def pixels():
+    """What a canvas of the page shows, ``(h, w, 3)``."""
+    import io
+
+    from PIL import Image
+
+    def look(page, selector):
+        png = page.locator(selector).screenshot()
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+    return look

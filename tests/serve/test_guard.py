@@ -1,0 +1,111 @@
+"""Who may talk to the server."""
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from isopose.errors import InputError
+from isopose.serve.guard import Access
+from isopose.serve.pages import add_pages, with_guard
+
+TOKEN = "a-token-of-some-length"
+
+
+def client(access, base="http://127.0.0.1:8470"):
+    app = FastAPI()
+    add_pages(app, "serve.html")
+
+    @app.post("/change")
+    def change():
+        return "changed"
+
+    @app.get("/read")
+    def read(q: str = ""):
+        return q
+
+    with_guard(app, access)
+    return TestClient(app, base_url=base, follow_redirects=False)
+
+
+LOCAL = Access("127.0.0.1", 8470)
+OPEN = Access("0.0.0.0", 8470, TOKEN)  # noqa: S104
+
+
+def test_what_this_machine_asks_is_answered():
+    assert client(LOCAL).get("/read").status_code == 200
+    assert client(LOCAL).post("/change", headers={"X-Isopose": "1"}).json() == "changed"
+    assert client(LOCAL, "http://localhost:8470").get("/read").status_code == 200
+    assert client(LOCAL, "http://[::1]:8470").get("/read").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-Isopose": "1", "Origin": "http://evil.example"},
+        {"X-Isopose": "1", "Origin": "null"},
+        {"X-Isopose": "1", "Origin": "http://127.0.0.1:9999"},
+        {"X-Isopose": "1", "Sec-Fetch-Site": "cross-site"},
+        {"X-Isopose": "1", "Sec-Fetch-Site": "same-site"},
+    ],
+    ids=str,
+)
+def test_another_site_changes_nothing(headers):
+    assert client(LOCAL).post("/change", headers=headers).status_code == 403
+
+
+def test_another_site_reads_nothing():
+    assert client(LOCAL).get("/read", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert client(LOCAL).get("/read", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("access", [LOCAL, OPEN])
+def test_a_name_that_another_site_let_point_here_is_refused(access):
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    answer = client(access, "http://evil.example:8470").get("/read", headers=bearer)
+    assert answer.status_code == 403
+    assert "not known by that name" in answer.text
+
+
+def test_a_token_is_needed_at_another_address_and_leaves_the_address_bar():
+    them = client(OPEN, "http://192.168.1.5:8470")
+    assert them.get("/read").status_code == 401
+    assert them.get("/read?token=another-token-as-long").status_code == 401
+    assert them.get("/read", headers={"Cookie": "isopose-8470=wrong"}).status_code == 401
+    assert them.get("/read", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert them.post(f"/change?token={TOKEN}", headers={"X-Isopose": "1"}).status_code == 401
+    shown = them.get(f"/read?q=7&token={TOKEN}")
+    assert (shown.status_code, shown.headers["location"]) == (303, "/read?q=7")
+    cookie = shown.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert them.get("/read?q=7").json() == "7"
+    assert them.post("/change", headers={"X-Isopose": "1"}).json() == "changed"
+
+
+def test_a_token_may_be_a_header():
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Isopose": "1"}
+    assert client(OPEN, "http://10.0.0.2:8470").post("/change", headers=headers).json() == "changed"
+
+
+def test_no_other_address_without_a_token_and_no_short_one():
+    with pytest.raises(InputError, match=r"0\.0\.0\.0: others can reach it, expected --token"):
+        Access("0.0.0.0", 1)  # noqa: S104
+    with pytest.raises(InputError, match="expected 16 characters or more, got 5"):
+        Access("127.0.0.1", 1, "short")
+
+
+def test_every_answer_has_the_policy():
+    for path in ("/", "/read", "/nowhere", "/static/serve.js"):
+        headers = client(LOCAL).get(path).headers
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+    refused = client(LOCAL).post("/change")
+    assert "frame-ancestors 'none'" in refused.headers["content-security-policy"]
+
+
+def test_nothing_outside_the_static_folder_is_read():
+    for path in ("/static/../guard.py", "/static/%2e%2e/guard.py", "/static/..%2fguard.py"):
+        assert client(LOCAL).get(path).status_code == 404
