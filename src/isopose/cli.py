@@ -223,10 +223,15 @@ def fit(
         list[str] | None,
         typer.Option(help="also draw the training's curves in mlflow or wandb, if installed; repeated"),
     ] = None,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(help="folder of poses and crops set by hand, towards which their scans are trained"),
+    ] = None,
     workers: Workers = 2,
 ) -> None:
     """Train pose, crop and segmentation on a dataset."""
     from isopose.config import load_config
+    from isopose.data.correction import read_corrections
     from isopose.io.datasets import open_dataset
     from isopose.models.folder import load_model
     from isopose.progress import Terminal
@@ -249,7 +254,17 @@ def fit(
         # A model that learns on keeps the input that its weights are for.
         loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
     with Tracked(reporter, track or (), model / "work", loaded) as told:
-        run(opened, model, loaded, source=begun, resume=resume, store=store, workers=workers, reporter=told)
+        run(
+            opened,
+            model,
+            loaded,
+            source=begun,
+            resume=resume,
+            store=store,
+            corrections=None if corrections is None else read_corrections(corrections),
+            workers=workers,
+            reporter=told,
+        )
     if rank() == 0:
         typer.echo(f"model: {model}")
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from bright import bright_model, dice, scene
 
+from bright import bright_model, dice, scene
 from isopose.data.correction import Correction, SetCrop, SetPose, outline_of, write_correction
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
@@ -117,7 +117,7 @@ def test_the_command_line_takes_a_folder_of_corrections(isopose, model, tmp_path
 
 
 def test_a_model_of_volumes_says_that_it_takes_none(tmp_path):
-    model = bright_model({"dims": 3, "pose": {"per": "volume"}})
+    model = bright_model({"dims": 3, "pose": {"per": "volume", "learned": False}})
     write_image(scene().volume, tmp_path / "scan.nii.gz")
     correction = Correction(
         HASH,

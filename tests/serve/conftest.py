@@ -1,15 +1,13 @@
 """A model that is quick, servers as a user starts them, and a browser."""
 
-import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from bright import bright_model, scene
+from served import Served
 
+from bright import bright_model, scene
 from isopose.io.images import write_image
 from isopose.models.folder import save_model
 
@@ -30,29 +28,6 @@ def scan(tmp_path_factory):
     path = tmp_path_factory.mktemp("scan") / "Doe_Jane.nii.gz"
     write_image(scene(slices=12).volume, path)
     return path
-
-
-class Served:
-    """A running server."""
-
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "isopose", *map(str, arguments), "--port", "0", "--no-browser"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = ""
-        while not (found := re.search(r"isopose is at (\S+)", self.said)):
-            line = self.process.stderr.readline()
-            assert line, f"the server ended: {self.said}"
-            self.said += line
-        self.address = found[1]
-
-    def stop(self, how=signal.SIGTERM):
-        """End it; its exit code and all it said."""
-        self.process.send_signal(how)
-        self.said += self.process.communicate(timeout=30)[1]
-        return self.process.returncode, self.said
 
 
 @pytest.fixture

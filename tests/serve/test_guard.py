@@ -28,7 +28,7 @@ def client(access, base="http://127.0.0.1:8470"):
 
 
 LOCAL = Access("127.0.0.1", 8470)
-OPEN = Access("0.0.0.0", 8470, TOKEN)  # noqa: S104
+OPEN = Access("0.0.0.0", 8470, TOKEN)
 
 
 def test_what_this_machine_asks_is_answered():
@@ -90,7 +90,7 @@ def test_a_token_may_be_a_header():
 
 def test_no_other_address_without_a_token_and_no_short_one():
     with pytest.raises(InputError, match=r"0\.0\.0\.0: others can reach it, expected --token"):
-        Access("0.0.0.0", 1)  # noqa: S104
+        Access("0.0.0.0", 1)
     with pytest.raises(InputError, match="expected 16 characters or more, got 5"):
         Access("127.0.0.1", 1, "short")
 

@@ -82,6 +82,8 @@ def _listening(access: Access) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((access.host, access.port))
+        # From now on a browser that comes early waits.
+        listening.listen(128)
     except (OSError, OverflowError) as error:
         listening.close()
         told = getattr(error, "strerror", None) or error

@@ -198,15 +198,15 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             also=also,
         )
     except (IsoposeError, FloatingPointError, MemoryError, OSError, RuntimeError) as error:
-        return FAILED, _without(place, str(InputError(str(error) or type(error).__name__)))
+        return FAILED, _without(upload, str(InputError(str(error) or type(error).__name__)))
     if outcome.problem is not None:
-        return FAILED, _without(place, outcome.problem)
+        return FAILED, _without(upload, outcome.problem)
     return DONE, None
 
 
-def _without(place: Path, problem: str) -> str:
+def _without(upload: Path, problem: str) -> str:
     """A message without the server's folders and the name under which a scan was stored."""
-    return problem.replace(f"{place}/upload: ", "").replace(f"{place}/", "")
+    return problem.replace(f"{upload}: ", "").replace(f"{upload.parent}/", "")
 
 
 class _Told(Silent):

@@ -29,6 +29,13 @@ from isopose.models.volume import VolumePipeline, pipeline_for
 from isopose.progress import Reporter, Silent
 from isopose.ranks import launched, strategy_for
 from isopose.training.augmentation import Augmentation
+from isopose.training.by_hand import (
+    Corrections,
+    cases_by_hand,
+    crops_by_hand,
+    poses_by_hand,
+    where_set,
+)
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import NOISE, Stage, train_stage
 from isopose.training.precision import precision_plugin
@@ -74,6 +81,7 @@ def fit(
     source: Model | None = None,
     resume: bool = False,
     store: Path | None = None,
+    corrections: Corrections | None = None,
     workers: int = 0,
     reporter: Reporter | None = None,
 ) -> Model:
@@ -87,6 +95,8 @@ def fit(
             normalisation and frame stay.
         resume: go on with what ``folder`` holds.
         store: folder for preprocessed slices, which runs may share; else ``folder/work/store``.
+        corrections: poses and crops set by hand, by the hash of a scan: what the training cases among them
+            are trained towards. Validation cases are seen as a prediction will see its own.
         workers: processes for preprocessing; 0 does it here.
         reporter: where progress goes.
 
@@ -102,6 +112,8 @@ def fit(
     _oversampling(config.train.oversample, dataset.labels)
     _check_mirroring(config, dataset.labels)
     check_source(source, config, dataset.labels)
+    if corrections and config.dims == 3:
+        raise InputError("--corrections: poses set by hand are those of slices, expected dims=2, got dims=3")
     _check_batches(config, fabric.world_size)
     run = Run(config, dataset.labels, fabric, folder / "work", reporter)
     # The others find what the first has made, and go on with it; the first holds the folder for all.
@@ -112,7 +124,9 @@ def fit(
                 _check_claim(folder, resume)
                 output_folder(folder)
                 held.enter_context(only_writer(folder))
-            _claim(folder, dataset, config, training, validation, resume or follows, source)
+            _claim(
+                folder, dataset, config, training, validation, resume or follows, source, corrections or {}
+            )
             if (resume or follows) and (folder / "model.json").exists():
                 reporter.say(f"{folder} is finished already")
                 return load_model(folder)
@@ -127,7 +141,9 @@ def fit(
                 reporter=reporter,
             )
             _claim_data(folder, stored)
-        return _fit(run, folder, dataset, stored, fingerprint, training, validation, source)
+        return _fit(
+            run, folder, dataset, stored, fingerprint, training, validation, source, corrections or {}
+        )
 
 
 def _fit(
@@ -139,6 +155,7 @@ def _fit(
     training: tuple[Case, ...],
     validation: tuple[Case, ...],
     source: Model | None,
+    corrections: Corrections,
 ) -> Model:
     config, fabric, reporter = run.config, run.fabric, run.reporter
     _warn_of_seen(source, stored, validation, reporter)
@@ -150,6 +167,9 @@ def _fit(
             "files?"
         )
     val_slices = Slices([cases[case.id] for case in validation]) if validation else None
+    if corrections:
+        by_hand = cases_by_hand(train_slices, corrections)
+        reporter.say(f"{by_hand} of {len(training)} training cases have a pose or crop set by hand")
 
     air = train_slices.cases[0].record.air
     if source is None:
@@ -175,9 +195,11 @@ def _fit(
     if isinstance(pipeline, VolumePipeline):
         stages = _volume_stages(run, pipeline, train_slices, val_slices)
     else:
-        stages = _slice_stages(run, pipeline, train_slices, val_slices)
+        stages = _slice_stages(run, pipeline, train_slices, val_slices, corrections)
 
     info = _info(stages, of_reference, stored, training, validation, source)
+    if corrections:
+        info["training"]["corrections_sha256"] = sorted(one.sha256 for one in corrections.values())
     if fabric.is_global_zero:
         save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
         write_text(folder / CARD, model_card(load_model(folder)))
@@ -186,37 +208,51 @@ def _fit(
 
 
 def _slice_stages(
-    run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None
+    run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None, corrections: Corrections
 ) -> list[Progress]:
     """Train the networks of slices; the pipeline then holds the best weights."""
     config = run.config
+    reference = pipeline.pose.reference_mask.cpu()
+    by_hand = poses_by_hand(train_slices, corrections, reference)
+
+    def find_poses() -> None:
+        for slices in filter(None, (train_slices, val_slices)):
+            slices.pose = poses_of(pipeline, slices, run.fabric.device)
+        train_slices.pose = where_set(by_hand, train_slices.pose)
+
     stages: list[Progress] = []
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
     if pipeline.pose.localisation is not None and learning:
+        if by_hand.isfinite().any():
+            train_slices.pose = by_hand
         stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
     if pipeline.pose.roll is not None and config.pose.learned and learning:
-        for slices in filter(None, (train_slices, val_slices)):
-            slices.pose = poses_of(pipeline, slices, run.fabric.device)
+        find_poses()
         stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
         run.reporter.say(
             "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
             "it doubts poses that are right (docs/pose.md)"
         )
+    find_poses()
     for slices in filter(None, (train_slices, val_slices)):
-        slices.pose = poses_of(pipeline, slices, run.fabric.device)
         for line in turned(slices):
             run.reporter.say(line)
     if pipeline.joint is not None and learning:
         stages.append(_train(run, "joint", JointObjective(pipeline), train_slices, val_slices, 3, "crop"))
     if config.crop.enabled and not config.crop.learned and learning:
         pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
+    crops = crops_by_hand(train_slices, corrections, reference)
     if pipeline.crop.localisation is not None and learning:
+        if crops.isfinite().any():
+            train_slices.theta2 = crops
         labelled = train_slices.labelled()
         judged = val_slices.labelled() if val_slices else None
         stages.append(_train(run, "crop", CropObjective(pipeline), labelled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
+    train_slices.pose = where_set(by_hand, train_slices.pose)
+    train_slices.theta2 = where_set(crops, train_slices.theta2)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(pipeline, run.labels.names)
     stages.append(
@@ -294,6 +330,7 @@ def _claim(
     validation: tuple[Case, ...],
     resume: bool,
     source: Model | None,
+    corrections: Corrections,
 ) -> None:
     """Mark a folder as this run's, so that another run or other settings never mix with it."""
     run = {
@@ -301,6 +338,7 @@ def _claim(
         "labels": hash_of(dict(dataset.labels.values)),
         "cases": hash_of([[case.id for case in part] for part in (training, validation)]),
         "model to begin from": source.weights_sha256 if source else "",
+        "corrections": hash_of(sorted(one.sha256 for one in corrections.values())),
     }
     marker = folder / "work" / "run.json"
     if not resume:

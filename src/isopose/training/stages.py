@@ -44,10 +44,15 @@ class PoseObjective(nn.Module):
         self.pose = pipeline.pose
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
-        """The loss of a batch."""
+        """The loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
         theta = matrix_from_pose(self.pose(batch.image, batch.mask))
         reference = self.pose.reference_mask
-        return pose_loss(warp(batch.mask, theta, _side(reference)), reference)
+        loss = pose_loss(warp(batch.mask, theta, _side(reference)), reference)
+        if batch.pose is None:
+            return loss
+        known = batch.pose.isfinite().all(dim=1)
+        away = (theta[known] - matrix_from_pose(batch.pose[known])).abs().sum(dim=(1, 2))
+        return loss + away.sum() / len(known)
 
     def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
         """Mean agreement with the reference's outline over all slices, learned and of the start alone."""
@@ -111,7 +116,7 @@ class RollObjective(nn.Module):
 
 
 class CropObjective(nn.Module):
-    """STN2: the crop and its matrix agree with those of the labels' box (Eq. 2).
+    """STN2: the crop and its matrix agree with those of the labels' box (Eq. 2), or of one set by hand.
 
     Slices without a label have no target and do not train the crop.
     """
@@ -148,6 +153,9 @@ class CropObjective(nn.Module):
         image = warp(batch.image, theta1, size, fill=self.air)
         mask = warp(batch.mask, theta1, size)
         target, found = crop_targets(batch, batch.pose, self.config.size, self.config.margin, self.classes)
+        if batch.theta2 is not None:
+            known = batch.theta2.isfinite().flatten(1).all(dim=1)
+            target = torch.where(known[:, None, None], batch.theta2, target)
         return image, mask, target, found
 
 

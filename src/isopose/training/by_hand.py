@@ -1,0 +1,59 @@
+"""Poses and crops that people set by hand, as targets of training."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.data.correction import Correction
+from isopose.data.slices import Slices
+from isopose.geometry.frame import Frame
+from isopose.geometry.similarity import POSE_SIZE
+
+Corrections = Mapping[str, Correction]
+
+
+def poses_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
+    """Poses ``(N, 5)`` of all rows; NaN where none was set.
+
+    Args:
+        slices: rows of any cases.
+        corrections: by the hash of a case's image.
+        reference_mask: ``(1, 1, S, S)``, to which the poses shall bring the slices.
+    """
+    out = torch.full((len(slices), POSE_SIZE), torch.nan)
+    for rows, correction, frame in _corrected(slices, corrections):
+        poses = correction.poses_at(slices.rows[rows, 1], frame, reference_mask)
+        if poses is not None:
+            out[rows] = poses
+    return out
+
+
+def crops_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
+    """Crops ``(N, 3, 3)`` of all rows, in the rows' poses, which are known; NaN where none was set."""
+    assert slices.pose is not None, "crops follow poses"
+    out = torch.full((len(slices), 3, 3), torch.nan)
+    for rows, correction, _ in _corrected(slices, corrections):
+        theta2 = correction.crops_at(slices.rows[rows, 1], slices.pose[rows], reference_mask)
+        if theta2 is not None:
+            out[rows] = theta2
+    return out
+
+
+def where_set(by_hand: Tensor, found: Tensor | None) -> Tensor:
+    """What was set, and what was found, which is known, where nothing was."""
+    assert found is not None, "what was set takes the place of what was found"
+    return torch.where(by_hand.isfinite(), by_hand, found)
+
+
+def cases_by_hand(slices: Slices, corrections: Corrections) -> int:
+    """How many cases have a correction."""
+    return sum(case.record.sources["image"] in corrections for case in slices.cases)
+
+
+def _corrected(slices: Slices, corrections: Corrections) -> Iterator[tuple[np.ndarray, Correction, Frame]]:
+    for number, case in enumerate(slices.cases):
+        correction = corrections.get(case.record.sources["image"])
+        if correction is not None:
+            yield np.flatnonzero(slices.rows[:, 0] == number), correction, case.record.frame

@@ -1,0 +1,165 @@
+"""The page in a real browser: from a dropped scan to a pose set by hand."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bright import scene
+from isopose.io.images import write_image
+
+AUDIT = (Path(__file__).parent / "audit.js").read_text()
+GREEN, YELLOW = (61, 220, 132), (255, 210, 63)
+
+
+@pytest.fixture
+def opened(serve, model_folder, tmp_path, page):
+    """The page of a server that has no scan."""
+    served = serve("serve", model_folder, "--folder", tmp_path / "kept", "--device", "cpu")
+    page.goto(served.address)
+    return served
+
+
+def coloured(picture, colours=(GREEN, YELLOW)):
+    """How many pixels have the hue of a label, over whatever grey."""
+    found = np.zeros(picture.shape[:2], bool)
+    for colour in colours:
+        # Half label, half grey: what the channels differ by is half of what the label's do.
+        wanted = (np.array(colour) - colour[0]) / 2
+        found |= np.abs(picture - picture[..., :1] - wanted).max(axis=-1) < 12
+    return int(found.sum())
+
+
+def drawn(page):
+    page.wait_for_selector("body[data-drawn]", state="attached")
+
+
+def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pixels):
+    page.set_input_files("#file", scan)
+    drawn(page)
+    assert page.inner_text(".job .name") == "Scan 1"
+    assert "Doe" not in page.content()
+    assert page.inner_text("#volumes").split()[:3] == ["Structure", "ml", "kidney"]
+
+    # NiiVue shows the labels, and nothing of them where they are let fade.
+    page.wait_for_timeout(300)
+    shown = coloured(pixels(page, "#volume"))
+    assert shown > 1000
+    page.fill("#opacity", "0")
+    page.wait_for_timeout(300)
+    assert coloured(pixels(page, "#volume")) < shown / 10
+    page.fill("#opacity", "50")
+
+    # The keyboard goes through the slices.
+    before = page.inner_text("#where")
+    page.focus("#volume")
+    page.keyboard.press("PageUp")
+    page.wait_for_timeout(200)
+    assert before.startswith("slice 6 ")
+    assert page.inner_text("#where").startswith("slice 7 ")
+
+    # Step by step, through another slice with the arrow keys.
+    page.click("#tab-steps")
+    page.wait_for_selector("#steps[data-slice='6']")
+    first = {
+        name: pixels(page, f".step-{name} canvas")
+        for name in ("native", "homogenised", "crop", "predicted", "restored")
+    }
+    assert coloured(first["restored"]) > 500
+    assert coloured(first["predicted"]) > 500
+    assert coloured(first["crop"]) == 0
+    page.focus("#slice")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#steps[data-slice='11']")
+    assert page.inner_text("#sliceno") == "11 of 11"
+
+    # Drag the outline to the patient's left; the numbers follow.
+    page.click("#tab-hand")
+    page.wait_for_timeout(500)
+    volumes, found = page.inner_text("#volumes"), float(page.input_value("#tx"))
+    box = page.locator("#posecanvas").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], middle, steps=4)
+    page.mouse.up()
+    # 0.3 of a slice of 119 pixels of 2.1 mm.
+    assert float(page.input_value("#tx")) - found == pytest.approx(0.3 * 119 * 2.1, abs=2.0)
+    page.fill("#roll", "20")
+    page.click("text=Predict again")
+    page.wait_for_selector(".job .state:has-text('set by hand')")
+    page.wait_for_selector("#pose dd:has-text('hand')")
+    assert page.inner_text("#volumes") != volumes
+    assert "+20.0°" in page.inner_text("#pose")
+    assert "set by hand in 12 of 12 slices" in page.inner_text("#warnings")
+    page.click("#asfound")
+    page.wait_for_selector("#pose dd:has-text('learned'), #pose dd:has-text('moments')")
+    assert page.inner_text("#volumes") == volumes
+
+
+def test_the_pages_left_and_right_are_the_patients(opened, page, tmp_path, pixels):
+    """A body with a bright mass on the patient's left: on the right of every picture."""
+    write_image(scene(slices=12).volume, tmp_path / "sided.nii.gz")
+    page.set_input_files("#file", tmp_path / "sided.nii.gz")
+    drawn(page)
+    page.select_option("#planes", "axial")
+    page.wait_for_timeout(400)
+    page.fill("#opacity", "0")
+    page.wait_for_timeout(400)
+    in_niivue = pixels(page, "#volume").max(axis=2)
+    page.click("#tab-steps")
+    page.wait_for_selector("#steps[data-slice]")
+    in_steps = pixels(page, ".step-restored canvas").max(axis=2)
+    for picture in (in_niivue, in_steps):
+        # Between the letters at the edges, brighter than the body and on no crosshair, which has its colour.
+        columns = np.nonzero((picture[20:-20, 20:-20] > 235).sum(axis=0))[0] + 20
+        assert len(columns) > 10
+        assert np.median(columns) > picture.shape[1] / 2
+
+
+def test_several_scans_one_that_cannot_be_read_and_a_restart(serve, model_folder, tmp_path, page, scan):
+    served = serve("serve", model_folder, "--folder", tmp_path / "kept", "--device", "cpu")
+    bad = tmp_path / "bad.nii"
+    bad.write_bytes(b"no scan" * 100)
+    page.goto(served.address)
+    page.set_input_files("#file", [scan, bad, scan])
+    page.wait_for_selector(".job:nth-child(1) .name:has-text('Scan 3')")
+    served.stop(signal.SIGKILL)
+    # Requests that meet no server are told in the console by the browser itself.
+    page.goto("about:blank")
+    page.errors.clear()
+    again = serve("serve", model_folder, "--folder", tmp_path / "kept", "--device", "cpu")
+    page.goto(again.address)
+    page.wait_for_selector(".job:nth-child(1) .state:has-text('done in')")
+    page.wait_for_selector(".job:nth-child(3) .state:has-text('done in')")
+    assert "upload.nii" not in page.inner_text("#jobs")
+    assert page.locator(".job:nth-child(2) .state.bad").count() == 1
+    page.check("#names")
+    page.wait_for_selector(".job .name:has-text('Doe_Jane.nii.gz')")
+    page.click(".job:nth-child(2) .delete")
+    page.click("dialog button.danger")
+    page.wait_for_selector(".job:nth-child(3)", state="detached")
+    assert page.locator(".job").count() == 2
+
+
+def test_another_kind_of_file_is_refused_on_the_page(opened, page, tmp_path):
+    shutil.copy(__file__, tmp_path / "notes.txt")
+    page.set_input_files("#file", tmp_path / "notes.txt")
+    page.wait_for_selector("#sending:has-text('expected a file that ends in')")
+    assert page.locator(".job").count() == 0
+
+
+def test_every_control_has_a_name_and_enough_contrast(opened, page, scan):
+    """WCAG AA: a name for each control, 4.5 : 1 for each text, in light and in dark."""
+    page.set_input_files("#file", scan)
+    drawn(page)
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        for tab in ("scan", "steps", "hand"):
+            page.click(f"#tab-{tab}")
+            page.wait_for_timeout(150)
+            found = page.evaluate(AUDIT)
+            assert found == {"nameless": [], "pale": []}, (theme, tab)

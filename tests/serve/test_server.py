@@ -1,0 +1,293 @@
+"""The server over HTTP, with a process that predicts."""
+
+import gzip
+import io
+import json
+import signal
+import sqlite3
+import time
+import zipfile
+
+import httpx
+import numpy as np
+import pytest
+from served import Served
+
+from isopose.data.correction import read_corrections
+from isopose.inference.scans import find_scans, predict_scans
+from isopose.io.images import read_labels, read_volume
+from isopose.models.folder import load_model
+from isopose.progress import Silent
+
+INTENT = {"X-Isopose": "1"}
+
+
+@pytest.fixture(scope="module")
+def client(model_folder, tmp_path_factory):
+    """A server that these tests share, and someone who talks to it."""
+    folder = tmp_path_factory.mktemp("served") / "kept"
+    served = Served("serve", model_folder, "--folder", folder, "--device", "cpu")
+    with httpx.Client(base_url=served.address, headers=INTENT, timeout=30) as client:
+        client.served, client.folder = served, folder
+        yield client
+    if served.process.poll() is None:
+        served.stop()
+
+
+def give(client, path, name=None):
+    answer = client.post("/api/jobs", params={"filename": name or path.name}, content=path.read_bytes())
+    assert answer.status_code == 201, answer.text
+    return answer.json()["number"]
+
+
+def ended(client, number):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        job = next(job for job in client.get("/api/jobs").json() if job["number"] == number)
+        if job["state"] not in ("queued", "running"):
+            return job
+        time.sleep(0.1)
+    raise AssertionError(job)
+
+
+def planes(client, number, z):
+    raw = client.get(f"/api/jobs/{number}/slices/{z}").content
+    length = int.from_bytes(raw[:4], "little")
+    out = {}
+    for one in json.loads(raw[4 : 4 + length]):
+        dtype = np.dtype(one["type"]).newbyteorder("<")
+        count = int(np.prod(one["shape"]))
+        out[one["name"]] = np.frombuffer(raw, dtype, count, 4 + length + one["offset"]).reshape(one["shape"])
+    return out
+
+
+def test_a_result_is_that_of_the_command_line_and_shown_as_it_is(client, scan, model_folder, tmp_path):
+    number = give(client, scan)
+    assert ended(client, number)["state"] == "done"
+    got = client.get(f"/api/jobs/{number}/download/nifti")
+    assert got.headers["content-disposition"] == f'attachment; filename="scan-{number}.nii.gz"'
+    (tmp_path / "got.nii.gz").write_bytes(got.content)
+    predict_scans(
+        load_model(model_folder),
+        find_scans([scan]),
+        tmp_path,
+        probabilities=False,
+        steps=False,
+        reporter=Silent(),
+    )
+    expected = read_labels(tmp_path / scan.name)
+    labels = read_labels(tmp_path / "got.nii.gz")
+    np.testing.assert_array_equal(labels.array, expected.array)
+    assert labels.same_grid(expected)
+    # The scan lies on axes L, P, S already, so that the page's slices are the file's.
+    view = client.get(f"/api/jobs/{number}/view").json()
+    assert view["shape"] == list(expected.array.shape)
+    assert [one["name"] for one in view["labels"]] == ["kidney", "tumour"]
+    classes = np.array([0, 1, 0, 0, 0, 0, 0, 2], np.uint8)[expected.array]
+    assert classes.any()
+    for z in (0, 5, 11):
+        shown = planes(client, number, z)
+        np.testing.assert_array_equal(shown["native"], read_volume(scan).array[z])
+        np.testing.assert_array_equal(shown["labels"], classes[z])
+        assert shown["crop"].shape == shown["crop_labels"].shape
+        assert shown["homogenised"].std() > 10
+    (tmp_path / "view.nii").write_bytes(client.get(f"/api/jobs/{number}/labels.nii").content)
+    np.testing.assert_array_equal(read_labels(tmp_path / "view.nii").array, classes)
+    assert client.get(f"/api/jobs/{number}/slices/12").status_code == 404
+
+
+def test_a_name_that_may_be_a_patients_is_hidden_unless_asked_for(client, scan):
+    number = give(client, scan)
+    ended(client, number)
+    assert "Doe" not in client.get("/api/jobs").text
+    assert client.get("/api/jobs?names=true").json()[0]["filename"] == "Doe_Jane.nii.gz"
+    asked = client.get(f"/api/jobs/{number}/download/nifti?names=true")
+    assert 'filename="Doe_Jane.nii.gz"' in asked.headers["content-disposition"]
+    for path in ("view", "download/report", "download/record"):
+        assert "Doe" not in client.get(f"/api/jobs/{number}/{path}").text
+    kept = [path for path in client.folder.rglob("*") if "Doe" in path.name]
+    assert kept == []
+
+
+def test_a_pose_set_by_hand_predicts_anew_and_is_kept_until_it_is_taken_back(client, scan):
+    number = give(client, scan)
+    ended(client, number)
+    first = client.get(f"/api/jobs/{number}/view").json()
+    pose = [0.0, 0.0, 0.0, 1.6, 0.0]
+    body = {"correction": {"poses": [{"slice": 4, "pose": pose}], "crops": []}}
+    assert client.post(f"/api/jobs/{number}/again", json=body).status_code == 200
+    job = ended(client, number)
+    assert (job["state"], job["corrected"]) == ("done", True)
+    second = client.get(f"/api/jobs/{number}/view").json()
+    assert second["corrected"]
+    assert [one["pose"] for one in second["slices"]] == [pytest.approx(pose)] * 12
+    assert second["volumes_ml"] != first["volumes_ml"]
+    (kept,) = read_corrections(client.folder / "corrections").values()
+    assert (kept.image_sha256, list(kept.poses[0].pose)) == (first["image_sha256"], pose)
+    client.post(f"/api/jobs/{number}/again", json={})
+    assert not ended(client, number)["corrected"]
+    third = client.get(f"/api/jobs/{number}/view").json()
+    assert third["volumes_ml"] == first["volumes_ml"]
+    assert list((client.folder / "corrections").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("correction", "told"),
+    [({"poses": []}, "expected a pose or a crop"), ({"poses": [{"slice": 0, "pose": [1]}]}, "poses.0.pose")],
+)
+def test_a_correction_that_is_none_is_refused(client, scan, correction, told):
+    number = give(client, scan)
+    ended(client, number)
+    answer = client.post(f"/api/jobs/{number}/again", json={"correction": correction})
+    assert answer.status_code == 422
+    assert told in answer.json()["detail"]
+    assert ended(client, number)["state"] == "done"
+
+
+def test_what_cannot_be_read_is_told_in_a_line_without_the_servers_folders(client, tmp_path):
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(gzip.compress(b"no NIfTI file" * 50))
+    packed = tmp_path / "bad.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("../../escape.txt", "no DICOM")
+    for path in (bad, packed):
+        job = ended(client, give(client, path))
+        assert job["state"] == "failed"
+        assert job["problem"]
+        assert str(tmp_path) not in job["problem"]
+        assert "\n" not in job["problem"]
+        assert client.get(f"/api/jobs/{job['number']}/view").status_code == 404
+    assert not (tmp_path / "escape.txt").exists()
+
+
+def test_other_kinds_and_too_large_ones_are_refused_and_leave_nothing(
+    serve, model_folder, scan, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ISOPOSE_MAX_GB", "0.000001")
+    served = serve("serve", model_folder, "--folder", tmp_path / "kept")
+    with httpx.Client(base_url=served.address, headers=INTENT) as client:
+        assert client.post("/api/jobs?filename=a.exe", content=b"x").status_code == 415
+        assert client.post("/api/jobs?filename=a.nii", content=b"").status_code == 400
+        answer = client.post("/api/jobs?filename=a.nii", content=b"x" * 5000)
+        assert answer.status_code == 413
+        assert "ISOPOSE_MAX_GB" in answer.text
+        # Without a length that is announced.
+        answer = client.post("/api/jobs?filename=a.nii", content=iter([b"x" * 900, b"x" * 900]))
+        assert answer.status_code == 413
+        assert client.get("/api/jobs").json() == []
+    assert list((tmp_path / "kept").glob("arriving-*")) == []
+    assert not list((tmp_path / "kept" / "jobs").glob("*"))
+
+
+def test_a_scan_is_deleted_with_all_that_was_made_of_it(client, scan):
+    number = give(client, scan)
+    ended(client, number)
+    assert (client.folder / "jobs" / str(number) / "result").exists()
+    assert client.delete(f"/api/jobs/{number}").status_code == 200
+    assert number not in [job["number"] for job in client.get("/api/jobs").json()]
+    assert not (client.folder / "jobs" / str(number)).exists()
+    assert client.get(f"/api/jobs/{number}/view").status_code == 404
+    assert client.delete(f"/api/jobs/{number}").status_code == 404
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_queue_outlives_the_server(serve, model_folder, scan, tmp_path, how):
+    folder = tmp_path / "kept"
+    served = serve("serve", model_folder, "--folder", folder)
+    with httpx.Client(base_url=served.address, headers=INTENT) as client:
+        numbers = [give(client, scan) for _ in range(3)]
+    served.stop(how)
+    with sqlite3.connect(folder / "queue.sqlite") as base:
+        left = {state for (state,) in base.execute("SELECT state FROM jobs")}
+    base.close()
+    assert left & {"queued", "running"}, "all was done before it was stopped"
+    served = serve("serve", model_folder, "--folder", folder)
+    with httpx.Client(base_url=served.address, headers=INTENT) as client:
+        assert [ended(client, number)["state"] for number in numbers] == ["done"] * 3
+        assert len({client.get(f"/api/jobs/{n}/download/nifti").content for n in numbers}) == 1
+
+
+def test_one_is_cancelled_and_the_next_is_done(client, scan):
+    first, second, third = (give(client, scan) for _ in range(3))
+    client.post(f"/api/jobs/{second}/cancel")
+    client.post(f"/api/jobs/{first}/cancel")
+    assert ended(client, third)["state"] == "done"
+    assert ended(client, second)["state"] == "cancelled"
+    assert ended(client, first)["state"] in ("cancelled", "done")
+    client.post(f"/api/jobs/{second}/again", json={})
+    assert ended(client, second)["state"] == "done"
+
+
+def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
+    import psutil
+
+    ended(client, give(client, scan))
+    (worker,) = [
+        p for p in psutil.Process(client.served.process.pid).children() if "spawn_main" in str(p.cmdline())
+    ]
+    worker.kill()
+    number = give(client, scan)
+    job = ended(client, number)
+    if job["state"] == "failed":
+        assert "was killed, most often for want of memory" in job["problem"]
+        number = give(client, scan)
+    assert ended(client, number)["state"] == "done"
+
+
+def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
+    code, _, told = isopose("serve", model_folder, "--folder", client.folder, "--port", 0, "--no-browser")
+    assert (code, told.count("\n")) == (2, 1)
+    assert "another isopose is writing to it" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--host", "0.0.0.0", "--token", "short"], "expected 16 characters or more"),
+        (["--host", "203.0.113.7", "--token", "x" * 20], "cannot be listened at"),
+        (["--device", "abacus"], "abacus"),
+        (["--precision", "3"], "--precision"),
+    ],
+)
+def test_what_cannot_work_is_told_before_a_page_opens(isopose, model_folder, tmp_path, arguments, told):
+    code, _, said = isopose(
+        "serve", model_folder, "--folder", tmp_path / "kept", "--port", 0, "--no-browser", *arguments
+    )
+    assert (code, said.count("\n")) == (2, 1)
+    assert told in said
+
+
+def test_at_another_address_a_token_is_made_and_told(serve, model_folder, scan, tmp_path):
+    served = serve("serve", model_folder, "--folder", tmp_path / "kept", "--host", "0.0.0.0", "--forget")
+    address, _, token = served.address.partition("?token=")
+    assert len(token) >= 32
+    assert "others on the network can reach this server" in served.said
+    address = address.replace("0.0.0.0", "127.0.0.1")
+    with httpx.Client(base_url=address, headers=INTENT) as client:
+        assert client.get("/api/jobs").status_code == 401
+        client.headers["Authorization"] = f"Bearer {token}"
+        ended(client, give(client, scan))
+    code, said = served.stop()
+    assert (code, token not in said.replace(served.address, "")) == (0, True)
+    assert "Doe" not in said
+    assert list((tmp_path / "kept").rglob("*.nii*")) == []
+
+
+def test_a_zipped_series_is_answered_with_objects_that_name_it(client, real_ct):
+    series = next(path for path in sorted(real_ct.iterdir()) if path.is_dir())
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in series.rglob("*"):
+            if file.is_file():
+                archive.write(file, file.relative_to(series))
+    answer = client.post("/api/jobs?filename=series.zip", content=packed.getvalue())
+    number = answer.json()["number"]
+    assert ended(client, number)["state"] == "done"
+    import pydicom
+
+    given = pydicom.dcmread(next(file for file in series.rglob("*") if file.is_file()))
+    made = pydicom.dcmread(io.BytesIO(client.get(f"/api/jobs/{number}/download/dicom-seg").content))
+    assert made.Modality == "SEG"
+    named = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert given.file_meta.MediaStorageSOPInstanceUID in {one.ReferencedSOPInstanceUID for one in named}
+    assert "dicom-seg" in client.get(f"/api/jobs/{number}/view").json()["downloads"]
