@@ -1,0 +1,114 @@
+"""Poses and crops set by hand, as targets of training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import isopose.training.fit as fit_module
+from bright import bright_model
+from isopose.data.correction import Correction, SetCrop, SetPose, outline_of
+from isopose.data.slices import Batch
+from isopose.errors import InputError
+from isopose.files import hash_of_source
+from isopose.geometry.frame import Frame
+from isopose.io.datasets import open_dataset
+from isopose.models.folder import load_model
+from isopose.training.fit import fit
+from isopose.training.stages import CropObjective, PoseObjective
+
+POSE = (0.3, 0.05, -0.05, 0.1, -0.1)
+CASE = "Muster_Erika_2"
+
+
+def correction_of(image: Path, frame: Frame, reference_mask: torch.Tensor) -> Correction:
+    crops = (SetCrop(0, 0.6, 0.1, 0.0),)
+    return Correction(hash_of_source(image), frame, outline_of(reference_mask), (SetPose(0, POSE),), crops)
+
+
+def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
+    cohort: Path, tiny, tmp_path: Path, monkeypatch
+) -> None:
+    dataset, config = open_dataset(cohort), tiny(f"pose.reference={CASE}", "train.fold=all")
+    first = fit(dataset, tmp_path / "first", config, store=tmp_path / "store")
+    seen = {}
+    train = fit_module._train
+
+    def watched(run, name, objective, training, *rest, **options):
+        copy = {
+            key: None if value is None else value.clone()
+            for key, value in (("pose", training.pose), ("theta2", training.theta2))
+        }
+        seen[name] = (training, copy)
+        return train(run, name, objective, training, *rest, **options)
+
+    monkeypatch.setattr(fit_module, "_train", watched)
+    frame = Frame((140.0, 150.0), 300.0, 64)
+    image = cohort / "imagesTr" / f"{CASE}_0000.nii.gz"
+    correction = correction_of(image, frame, first.pipeline.pose.reference_mask)
+    given = {correction.image_sha256: correction}
+    model = fit(dataset, tmp_path / "model", config, store=tmp_path / "store", corrections=given)
+    assert list(seen) == ["pose", "crop", "unet"]
+    for name, (slices, copy) in seen.items():
+        number = next(n for n, case in enumerate(slices.cases) if case.record.id == CASE)
+        mine = slices.rows[:, 0] == number
+        assert mine.any()
+        own = slices.cases[number].record.frame
+        wanted = correction.poses_at(slices.rows[mine, 1], own, model.pipeline.pose.reference_mask)
+        torch.testing.assert_close(copy["pose"][mine], wanted)
+        others = copy["pose"][~mine]
+        assert (others.isnan() if name == "pose" else others.isfinite()).all()
+        if name != "pose":
+            crop = torch.tensor([[0.6, 0, 0.1], [0, 0.6, 0], [0, 0, 1.0]])
+            torch.testing.assert_close(copy["theta2"][mine], crop.expand(int(mine.sum()), 3, 3))
+            others = copy["theta2"][~mine]
+            assert (others.isnan() if name == "crop" else others.isfinite()).all()
+    assert load_model(tmp_path / "model").info["training"]["corrections_sha256"] == [correction.sha256]
+    with pytest.raises(InputError, match="was started with another corrections"):
+        fit(dataset, tmp_path / "model", config, store=tmp_path / "store", resume=True)
+
+
+def batch(count: int, pose: torch.Tensor | None = None, theta2: torch.Tensor | None = None) -> Batch:
+    random = torch.Generator().manual_seed(0)
+    image = torch.rand(count, 1, 64, 64, generator=random)
+    mask = torch.zeros(count, 1, 64, 64)
+    mask[:, :, 16:48, 10:54] = 1.0
+    labels = torch.zeros(count, 64, 64, dtype=torch.uint8)
+    labels[:, 24:32, 20:30] = 1
+    return Batch(torch.arange(count), image, mask, labels, pose, theta2)
+
+
+def test_a_pose_set_by_hand_costs_its_distance() -> None:
+    objective = PoseObjective(bright_model({"data": {"size": 64}}).pipeline)
+    with torch.no_grad():
+        found = objective.pose(batch(2).image, batch(2).mask)
+        away = found.clone()
+        away[1] = torch.nan
+        away[0, 3] += 0.3
+        without, same, moved = (
+            float(objective(batch(2, pose), torch.zeros(2, 9))) for pose in (None, found, away)
+        )
+    assert same == pytest.approx(without, abs=1e-5)
+    # One slice of two, whose matrix differs by 0.3 in one place.
+    assert moved == pytest.approx(without + 0.15, abs=1e-5)
+
+
+def test_a_crop_set_by_hand_is_the_target() -> None:
+    objective = CropObjective(bright_model({"data": {"size": 64}}).pipeline)
+    pose = torch.zeros(2, 5)
+    by_hand = torch.full((2, 3, 3), torch.nan)
+    by_hand[0] = torch.tensor([[0.7, 0, 0.1], [0, 0.7, -0.1], [0, 0, 1.0]])
+    _, _, plain, _ = objective._seen(batch(2, pose))
+    _, _, target, found = objective._seen(batch(2, pose, by_hand))
+    assert found.all()
+    torch.testing.assert_close(target[0], by_hand[0])
+    torch.testing.assert_close(target[1], plain[1])
+    assert not np.allclose(plain[0], by_hand[0])
+
+
+def test_the_command_line_refuses_a_folder_without_corrections(isopose, cohort, tmp_path) -> None:
+    code, _, told = isopose("fit", cohort, "--model", tmp_path / "model", "--corrections", tmp_path)
+    assert (code, told.count("\n")) == (2, 1)
+    assert "holds no correction" in told
+    assert not (tmp_path / "model").exists()
