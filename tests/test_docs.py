@@ -134,7 +134,9 @@ def test_commands_in_sentences_exist(page: Path) -> None:
         words = code.split()[1:]
         if words[0].startswith("-"):
             continue
-        known = {option for one in command(group, words[0]).params for option in one.opts} | {"--help", "-h"}
+        parameters = command(group, words[0]).params
+        known = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
+        known |= {"--help", "-h"}
         given = {word.partition("=")[0] for word in words if word.startswith("-")}
         assert given <= known, f"{page.name}: {code}"
 
