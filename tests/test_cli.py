@@ -368,6 +368,10 @@ def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
         assert f"{expected[name]:.3f}" in row
         files = {path.name for path in (tmp_path / name).iterdir()}
         assert files >= {"scores.csv", "scores.json", "scores.md"}
+        report = (tmp_path / name / "report.html").read_text()
+        assert f"{expected[name]:.3f}" in report
+        assert "case_2" in report
+        assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", report), "it needs another file"
         code, out, _ = isopose("evaluate", folder, truth, *options, "--json")
         assert code == 0
         printed, written = json.loads(out), json.loads((tmp_path / name / "scores.json").read_text())

@@ -477,7 +477,7 @@ def restore(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="folder of label maps, one for each case")],
     labels: Annotated[Path, typer.Argument(help="dataset, or folder of reference label maps")],
-    output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON and Markdown")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON, Markdown and HTML")] = None,
     label: Label = None,
     tolerance: Annotated[float, typer.Option(min=0.01, help="of the surface Dice, mm")] = 2.0,
     allow_missing: Annotated[
@@ -506,6 +506,10 @@ def evaluate(
         )
     if output is not None:
         write_evaluation(evaluation, output)
+        # Drawing takes a quarter of a second to load.
+        from isopose.evaluation.html import write_evaluation_report
+
+        write_evaluation_report(output / "report.html", evaluation)
     if as_json:
         _print_json(evaluation.to_json())
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from isopose import __version__
 from isopose.evaluation.evaluate import Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.evaluation.plots import score_against_age, score_dots
@@ -133,6 +134,24 @@ def report_html(
     paragraphs = (lead,) if isinstance(lead, str) else tuple(lead)
     template = environment.get_template("report.html.jinja")
     return template.render(title=title, lead=paragraphs, facts=dict(facts), sections=tuple(sections))
+
+
+def write_evaluation_report(path: Path, evaluation: Evaluation) -> None:
+    """Write the report on an evaluation alone; the same evaluation gives the same bytes."""
+    patients = {case.patient for case in evaluation.cases}
+    write_report(
+        path,
+        title="Scores",
+        lead="How well predicted labels agree with reference labels, in 3D on each scan's own grid.",
+        facts={
+            "Scans": str(len(evaluation.cases)),
+            "Patients": str(len(patients)),
+            "Targets": ", ".join(evaluation.targets),
+            "Tolerance of the surface Dice": f"{evaluation.tolerance_mm:g} mm",
+            "isopose": __version__,
+        },
+        sections=(*evaluation_sections(evaluation), limits_section()),
+    )
 
 
 def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
