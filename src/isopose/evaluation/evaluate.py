@@ -136,7 +136,7 @@ def evaluate(
         raise InputError(
             f"{truth}: nothing says what the labels are; name them, as in --label kidney=1 --label tumour=2"
         )
-    found = _label_maps(Path(predictions))
+    found = label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
     wanted = _wanted(known, cases)
     missing = tuple(case for case in wanted if case not in found)
@@ -210,7 +210,7 @@ def evaluate_folder(
     truth = Path(truth)
     named = None if labels is None else Labels.create(labels)
     source: Dataset | Path = truth
-    if not truth.is_dir() or (truth / "dataset.json").exists() or not _label_maps(truth):
+    if not truth.is_dir() or (truth / "dataset.json").exists() or not label_maps(truth):
         source = open_dataset(truth, labels)
     elif named is None and (truth.parent / "dataset.json").exists():
         named = open_dataset(truth.parent).labels
@@ -225,7 +225,7 @@ def evaluate_folder(
     )
 
 
-def _label_maps(folder: Path) -> dict[str, Path]:
+def label_maps(folder: Path) -> dict[str, Path]:
     """Case id to file, for every label map of a folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of label maps, found none")
@@ -248,7 +248,7 @@ def _truths(
 ) -> dict[str, tuple[Path, str, float | None]]:
     """Case id to label file, patient group and age, for every case that has a label."""
     if not isinstance(truth, Dataset):
-        return {case: (path, case, ages_years.get(case)) for case, path in _label_maps(Path(truth)).items()}
+        return {case: (path, case, ages_years.get(case)) for case, path in label_maps(Path(truth)).items()}
     ordered = sorted(truth.cases, key=lambda case: _natural(case.id))
     first: dict[str, str] = {}
     for case in ordered:

@@ -211,10 +211,11 @@ def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
     """
     if not 0 <= z < shape[0]:
         raise IndexError(z)
-    panels = [
-        ("native", _plane(folder / "scan.nii", np.dtype("<i2"), shape, z)),
-        ("labels", _plane(folder / "labels.nii", np.dtype("u1"), shape, z)),
-    ]
+    panels = [("native", _plane(folder / "scan.nii", np.dtype("<i2"), shape, z))]
+    for name in ("labels", "truth", "against"):
+        path = folder / f"{name}.nii"
+        if path.exists():
+            panels.append((name, _plane(path, np.dtype("u1"), shape, z)))
     for name in ("homogenised", "crop", "crop_labels"):
         path = folder / f"{name}.npy"
         if path.exists():

@@ -1,0 +1,319 @@
+"""A finished cohort as the review page shows it: cases with their scores, and what people decided of them."""
+
+import csv
+import io
+import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from isopose.errors import InputError
+from isopose.evaluation.evaluate import CaseScores, Evaluation, label_maps
+from isopose.files import read_json, read_text, replacing, write_json, write_text
+from isopose.inference.figure import WINDOW_HU
+from isopose.inference.scans import find_scans, record_name
+from isopose.io.datasets import open_dataset
+from isopose.io.images import read_labels, read_volume
+from isopose.labels import Labels, class_colours
+from isopose.serve.viewing import about, write_label_map, write_scan
+
+DECISIONS = ("accepted", "rejected")
+#: Characters of a comment.
+LONGEST_COMMENT = 1000
+#: Pixels along the longer side of a thumbnail.
+THUMBNAIL = 96
+#: Columns of ``review.csv``.
+COLUMNS = ("case", "decision", "comment")
+#: Cases whose scans lie ready to be shown; each takes the room of a scan.
+KEPT = 6
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """One case of a cohort.
+
+    Args:
+        case: its id.
+        prediction: label map.
+        record: beside it, empty where there is none.
+        image: scan, where known.
+        truth: reference label map, where known.
+        against: another prediction of it, where given.
+        scores: of the prediction, where there is a reference.
+        scores_against: likewise of the other.
+    """
+
+    case: str
+    prediction: Path
+    record: dict[str, Any]
+    image: Path | None
+    truth: Path | None
+    against: Path | None
+    scores: CaseScores | None
+    scores_against: CaseScores | None
+
+    def row(self, targets: tuple[str, ...]) -> dict[str, Any]:
+        """What the table shows of it."""
+        slices = self.record.get("slices") or []
+        confidence = [one["confidence"] for one in slices if one.get("confidence") is not None]
+        if "confidence" in self.record:
+            confidence = [self.record["confidence"]]
+        return {
+            "case": self.case,
+            "dice": _dice(self.scores, targets),
+            "against": _dice(self.scores_against, targets),
+            "confidence": min(confidence) if confidence else None,
+            "volumes_ml": self.record.get("volumes_ml") or {},
+            "size_mm": _size(self.record),
+            "age_years": None if self.scores is None else self.scores.age_years,
+            "warnings": self.record.get("warnings") or [],
+            "image": self.image is not None,
+        }
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All cases, and where the page's own files lie."""
+
+    cases: tuple[Reviewed, ...]
+    labels: Labels
+    targets: tuple[str, ...]
+    folder: Path
+
+
+def open_cohort(
+    predictions: Path,
+    folder: Path,
+    *,
+    truth: Path | None,
+    images: Path | None,
+    against: Path | None,
+    labels: Mapping[str, int] | None,
+    scores: Evaluation | None,
+    scores_against: Evaluation | None,
+) -> Cohort:
+    """Put together what is known of each prediction.
+
+    Args:
+        predictions: folder of label maps, with their records where isopose made them.
+        folder: for the page's own files.
+        truth: dataset, or folder of reference label maps.
+        images: folder of the scans, named like the predictions; else those of the dataset.
+        against: folder of other predictions of the same cases.
+        labels: name to stored value, in place of what the records or the dataset say.
+        scores: of the predictions.
+        scores_against: of the others.
+
+    Raises:
+        InputError: no prediction, or nothing says what the labels are.
+    """
+    found = label_maps(predictions)
+    if not found:
+        raise InputError(f"{predictions}: expected a folder of predicted label maps, found none")
+    records = {case: _record(path.with_name(record_name(case))) for case, path in found.items()}
+    known_images, known_truths, named = _from_dataset(truth)
+    if images is not None:
+        known_images = {scan.name: scan.path for scan in find_scans([images])}
+    others = label_maps(against) if against is not None else {}
+    values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
+    if not values:
+        raise InputError(
+            f"{predictions}: nothing says what the labels are; name them, as in --label kidney=1"
+        )
+    ours, theirs = _by_case(scores), _by_case(scores_against)
+    cases = tuple(
+        Reviewed(
+            case,
+            path,
+            records[case],
+            known_images.get(case),
+            known_truths.get(case),
+            others.get(case),
+            ours.get(case),
+            theirs.get(case),
+        )
+        for case, path in sorted(found.items())
+    )
+    made = Labels.create(values)
+    return Cohort(cases, made, scores.targets if scores else tuple(made.targets()), folder)
+
+
+def _from_dataset(
+    truth: Path | None,
+) -> tuple[dict[str, Path], dict[str, Path], Mapping[str, int] | None]:
+    """Images and labels by case, and the labels' names, as far as a dataset or a folder tells them."""
+    if truth is None:
+        return {}, {}, None
+    if truth.is_dir() and not (truth / "dataset.json").exists() and (maps := label_maps(truth)):
+        beside = truth.with_name(truth.name.replace("labels", "images"))
+        scans = {}
+        if beside != truth and beside.is_dir():
+            scans = {scan.name: scan.path for scan in find_scans([beside])}
+        named = open_dataset(truth.parent).labels.values if (truth.parent / "dataset.json").exists() else None
+        return scans, maps, named
+    dataset = open_dataset(truth)
+    return (
+        {case.id: case.image for case in dataset.cases},
+        {case.id: case.label for case in dataset.cases if case.label is not None},
+        dataset.labels.values,
+    )
+
+
+class Decisions:
+    """What people decided, in ``review.csv``, which is whole at every moment.
+
+    Args:
+        path: read where it is there.
+        cases: all ids.
+
+    Raises:
+        InputError: the file is none that was written here.
+    """
+
+    def __init__(self, path: Path, cases: tuple[str, ...]) -> None:
+        self.path = path
+        self.of: dict[str, tuple[str, str]] = {}
+        self._others: list[tuple[str, str, str]] = []
+        if path.exists():
+            text = read_text(path, "decisions of a review (CSV)", encoding="utf-8-sig")
+            rows = list(csv.reader(io.StringIO(text)))
+            if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
+                raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to begin anew")
+            for case, decision, comment in rows[1:]:
+                if case in cases:
+                    self.of[case] = (decision, _plain(comment))
+                else:
+                    # Of a larger cohort than is shown now; what was decided of it stays.
+                    self._others.append((case, decision, comment))
+
+    def decide(self, case: str, decision: str, comment: str) -> None:
+        """Set or, with neither a decision nor a comment, take back."""
+        self.of[case] = (decision, comment)
+        if not decision and not comment:
+            del self.of[case]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        rows = [(case, decision, _harmless(comment)) for case, (decision, comment) in self.of.items()]
+        writer.writerows(sorted(rows + self._others))
+        write_text(self.path, text.getvalue())
+
+
+def _harmless(comment: str) -> str:
+    """A comment that no spreadsheet takes for a formula."""
+    return f"'{comment}" if comment[:1] in ("=", "+", "-", "@", "\t", "\r", "'") and comment else comment
+
+
+def _plain(comment: str) -> str:
+    return comment[1:] if comment.startswith("'") else comment
+
+
+def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
+    """A small picture of the slice with most marked, and what is marked in it; made once.
+
+    Raises:
+        InputError: the scan or the label map cannot be read.
+    """
+    path = (
+        cohort.folder / "thumbnails" / f"{cohort.cases.index(case)}-{case.prediction.stat().st_mtime_ns}.png"
+    )
+    if path.exists():
+        return path
+    if case.image is None:
+        labels = read_labels(case.prediction)
+        image = labels.with_array(np.zeros(labels.array.shape, np.int16))
+    else:
+        image = read_volume(case.image)
+        labels = read_labels(case.prediction, image)
+    upright, shown = image.reoriented(), cohort.labels.to_classes(labels.reoriented().array)
+    marked = (shown > 0).sum(axis=(1, 2))
+    z = int(marked.argmax()) if marked.any() else len(marked) // 2
+    low, high = WINDOW_HU
+    grey = np.clip((upright.array[z].astype(np.float32) - low) / (high - low), 0, 1) * 255
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    for index, colour in enumerate(class_colours(cohort.labels.names), start=1):
+        tint = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])
+        picture[shown[z] == index] = 0.5 * picture[shown[z] == index] + 0.5 * tint
+    drawn = Image.fromarray(picture.astype(np.uint8))
+    height, width = picture.shape[0] * upright.spacing[1], picture.shape[1] * upright.spacing[0]
+    scale = THUMBNAIL / max(height, width)
+    drawn = drawn.resize(
+        (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR
+    )
+    with replacing(path) as temporary:
+        drawn.save(temporary, format="PNG")
+    return path
+
+
+def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
+    """Folder with a case's scan and label maps for the page, and what the page has to know of them.
+
+    The last :data:`KEPT` cases lie ready.
+
+    Raises:
+        InputError: a file cannot be read, or its grid is another than the scan's.
+    """
+
+    case = cohort.cases[number]
+    place = cohort.folder / "views" / str(number)
+    if not (place / "view.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        if case.image is not None:
+            image = read_volume(case.image)
+        else:
+            blank = read_labels(case.prediction)
+            image = blank.with_array(np.zeros(blank.array.shape, np.int16))
+        upright = write_scan(place, image)
+        shown = {"labels": case.prediction, "truth": case.truth, "against": case.against}
+        for name, path in shown.items():
+            if path is not None and path.exists():
+                write_label_map(place, read_labels(path, image), cohort.labels, f"{name}.nii")
+        marked = np.flatnonzero((read_labels(case.prediction, image).reoriented().array > 0).any(axis=(1, 2)))
+        best = int(marked[len(marked) // 2]) if len(marked) else upright.array.shape[0] // 2
+
+        there = [name for name in shown if (place / f"{name}.nii").exists()]
+        write_json(place / "view.json", {**about(upright, cohort.labels), "best": best, "maps": there})
+    else:
+        (place / "view.json").touch()
+    ready = sorted(
+        (cohort.folder / "views").iterdir(), key=lambda one: (one / "view.json").stat().st_mtime_ns
+    )
+    for old in ready[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    value: dict[str, Any] = read_json(place / "view.json")
+    return place, value
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+def _by_case(scores: Evaluation | None) -> dict[str, CaseScores]:
+    return {} if scores is None else {one.case: one for one in scores.cases}
+
+
+def _dice(scores: CaseScores | None, targets: tuple[str, ...]) -> dict[str, float | None] | None:
+    return None if scores is None else {target: scores.scores[target].dice for target in targets}
+
+
+def _size(record: Mapping[str, Any]) -> float | None:
+    """Side of the square in mm that the patient was brought to the reference in; grows with the body."""
+    frame = record.get("frame")
+    if not frame:
+        return None
+    if record.get("scales"):
+        scale = float(np.sqrt(np.prod(record["scales"][:2])))
+    elif record.get("slices"):
+        scale = statistics.median((one["scale_x"] * one["scale_y"]) ** 0.5 for one in record["slices"])
+    else:
+        return None
+    return float(scale * frame["fov_mm"])
