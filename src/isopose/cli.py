@@ -628,7 +628,7 @@ def review(
     workers: Workers = 2,
 ) -> None:
     """A page in the browser over a finished cohort: worst first, side by side, accept or reject."""
-    from isopose.evaluation.evaluate import evaluate_folder
+    from isopose.evaluation.evaluate import Evaluation, evaluate_folder
     from isopose.progress import Terminal
 
     _needs_serve()
@@ -638,7 +638,7 @@ def review(
 
     values, reporter = _labels(label), Terminal()
     access = access_for(host, port, token)
-    scores = []
+    scores: list[Evaluation | None] = []
     for one in (predictions, against):
         if one is None or labels is None:
             scores.append(None)

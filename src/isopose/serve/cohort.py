@@ -258,7 +258,6 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
     Raises:
         InputError: a file cannot be read, or its grid is another than the scan's.
     """
-
     case = cohort.cases[number]
     place = cohort.folder / "views" / str(number)
     if not (place / "view.json").exists():
@@ -281,11 +280,10 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
         write_json(place / "view.json", {**about(upright, cohort.labels), "best": best, "maps": there})
     else:
         (place / "view.json").touch()
-    ready = sorted(
-        (cohort.folder / "views").iterdir(), key=lambda one: (one / "view.json").stat().st_mtime_ns
-    )
-    for old in ready[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    # Newest first; one that could not be made whole has no file, and is made anew when it is asked for.
+    ready = sorted((cohort.folder / "views").glob("*/view.json"), key=lambda one: -one.stat().st_mtime_ns)
+    for old in ready[KEPT:]:
+        shutil.rmtree(old.parent, ignore_errors=True)
     value: dict[str, Any] = read_json(place / "view.json")
     return place, value
 
