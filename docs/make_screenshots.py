@@ -1,9 +1,11 @@
-"""Pictures of the page in a real browser, of a phantom: ``python docs/make_screenshots.py MODEL SCAN``."""
+"""Pictures of the page in a real browser, of a phantom: ``python docs/make_screenshots.py DEMO`` (its folder)."""
 
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -15,31 +17,48 @@ BY_SOFTWARE = (
 )
 
 
-def main(model: str, scan: str) -> None:
-    """Serve the model, drop the scan, and take a picture of each view."""
+def main(demo: str) -> None:
+    """Serve the demo's model, drop a scan and take a picture of each view; then of the review of its cohort."""
+    root = Path(demo)
+    scan = sorted((root / "cohort" / "imagesTs").iterdir())[3]
+    cohort = (root / "with" / "predictions", root / "cohort" / "labelsTs")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=BY_SOFTWARE)
+        page = browser.new_page(viewport={"width": 1360, "height": 800})
+        with served("serve", root / "with" / "model") as address:
+            page.goto(address)
+            page.set_input_files("#file", scan)
+            page.wait_for_selector("body[data-drawn]", state="attached", timeout=120_000)
+            take(page, "page-scan")
+            page.click("#tab-steps")
+            take(page, "page-steps")
+            page.emulate_media(color_scheme="dark")
+            page.click("#tab-hand")
+            take(page, "page-hand")
+        page.emulate_media(color_scheme="light")
+        with served("review", *cohort, "--against", root / "without" / "predictions") as address:
+            page.goto(address)
+            page.wait_for_selector("body[data-case]", state="attached")
+            take(page, "page-review")
+        browser.close()
+
+
+@contextmanager
+def served(*arguments: object) -> Iterator[str]:
+    """A server for as long as the block runs; its address."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["serve", model, "--folder", folder, "--port", "0", "--no-browser"]
-        server = subprocess.Popen(
-            [sys.executable, "-m", "isopose", *command], stderr=subprocess.PIPE, text=True
-        )
+        options = ["--folder", folder, "--port", "0", "--no-browser"]
+        command = [sys.executable, "-m", "isopose", *map(str, arguments), *options]
+        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert server.stderr is not None
-        address = server.stderr.readline().split()[3]
+        line = ""
+        while not line.startswith("isopose is at"):
+            line = server.stderr.readline()
         try:
-            with sync_playwright() as play:
-                browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=BY_SOFTWARE)
-                page = browser.new_page(viewport={"width": 1360, "height": 800})
-                page.goto(address)
-                page.set_input_files("#file", scan)
-                page.wait_for_selector("body[data-drawn]", state="attached", timeout=120_000)
-                take(page, "page-scan")
-                page.click("#tab-steps")
-                take(page, "page-steps")
-                page.emulate_media(color_scheme="dark")
-                page.click("#tab-hand")
-                take(page, "page-hand")
-                browser.close()
+            yield line.split()[3]
         finally:
             server.terminate()
+            server.wait()
 
 
 def take(page: Page, name: str) -> None:

@@ -108,7 +108,23 @@ def test_only_the_last_cases_lie_ready(folders, tmp_path, monkeypatch):
     cohort = opened(folders, tmp_path)
     case_view(cohort, 0)
     case_view(cohort, 1)
-    assert [path.name for path in (tmp_path / "review" / "views").iterdir()] == ["1"]
+    assert [path.name for path in (tmp_path / "review" / "views").iterdir()] == [cohort.cases[1].key]
+
+
+def test_another_prediction_under_the_same_name_is_shown_anew(folders, tmp_path):
+    shown = scene(slices=5)
+    path = tmp_path / "ours" / "case_0.nii.gz"
+    write_labels(shown.volume.with_array(shown.truth), path)
+    options = {"labels": LABELS, "scores": None, "scores_against": None, "against": None}
+    cohort = open_cohort(path.parent, tmp_path / "review", truth=folders / "labelsTs", images=None, **options)
+    place, _ = case_view(cohort, 0)
+    before = read_labels(place / "labels.nii").array
+    first = thumbnail(cohort, cohort.cases[0]).read_bytes()
+    write_labels(shown.volume.with_array(np.zeros_like(shown.truth)), path)
+    place, _ = case_view(cohort, 0)
+    assert before.any()
+    assert not read_labels(place / "labels.nii").array.any()
+    assert thumbnail(cohort, cohort.cases[0]).read_bytes() != first
 
 
 def test_a_thumbnail_shows_what_is_marked(folders, tmp_path):

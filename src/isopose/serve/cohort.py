@@ -14,7 +14,7 @@ from PIL import Image
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation, label_maps
-from isopose.files import read_json, read_text, replacing, write_json, write_text
+from isopose.files import hash_of, read_json, read_text, replacing, write_json, write_text
 from isopose.inference.figure import WINDOW_HU
 from isopose.inference.scans import find_scans, record_name
 from isopose.io.datasets import open_dataset
@@ -56,6 +56,13 @@ class Reviewed:
     against: Path | None
     scores: CaseScores | None
     scores_against: CaseScores | None
+
+    @property
+    def key(self) -> str:
+        """Of what is made of its files: other files under the same names are another case."""
+        files = [self.prediction, self.image, self.truth, self.against]
+        there = [(str(path), path.stat()) for path in files if path is not None and path.exists()]
+        return hash_of([self.case, [[name, stat.st_mtime_ns, stat.st_size] for name, stat in there]])[:16]
 
     def row(self, targets: tuple[str, ...]) -> dict[str, Any]:
         """What the table shows of it."""
@@ -219,9 +226,7 @@ def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
     Raises:
         InputError: the scan or the label map cannot be read.
     """
-    path = (
-        cohort.folder / "thumbnails" / f"{cohort.cases.index(case)}-{case.prediction.stat().st_mtime_ns}.png"
-    )
+    path = cohort.folder / "thumbnails" / f"{case.key}.png"
     if path.exists():
         return path
     if case.image is None:
@@ -259,7 +264,7 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
         InputError: a file cannot be read, or its grid is another than the scan's.
     """
     case = cohort.cases[number]
-    place = cohort.folder / "views" / str(number)
+    place = cohort.folder / "views" / case.key
     if not (place / "view.json").exists():
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
