@@ -1,4 +1,4 @@
-"""Pictures of the page in a real browser, of a phantom: ``python docs/make_screenshots.py DEMO`` (its folder)."""
+"""Pictures of the page in a real browser, of phantoms: ``python docs/make_screenshots.py DEMO_FOLDER``."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ BY_SOFTWARE = (
 
 
 def main(demo: str) -> None:
-    """Serve the demo's model, drop a scan and take a picture of each view; then of the review of its cohort."""
+    """Each view of one scan that the demo's model is given, and the review of its cohort."""
     root = Path(demo)
     scan = sorted((root / "cohort" / "imagesTs").iterdir())[3]
     cohort = (root / "with" / "predictions", root / "cohort" / "labelsTs")
