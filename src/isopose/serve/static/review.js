@@ -28,10 +28,10 @@ const COLUMNS = [
   { id: "case", name: "Case", of: (row) => row.case, text: (row) => row.case },
   { id: "dice", name: "Dice", of: (row) => row.dice?.[state.target] ?? null, text: (row) => shown(row.dice?.[state.target], 3), when: has.dice },
   { id: "against", name: "Other", of: (row) => row.against?.[state.target] ?? null, text: (row) => shown(row.against?.[state.target], 3), when: has.against },
-  { id: "confidence", name: "Confidence", of: (row) => row.confidence, text: (row) => shown(row.confidence, 2), when: has.confidence },
+  { id: "confidence", name: "Conf.", of: (row) => row.confidence, text: (row) => shown(row.confidence, 2), when: has.confidence },
   { id: "volume", name: "ml", of: (row) => row.volumes_ml[state.target] ?? null, text: (row) => shown(row.volumes_ml[state.target], 1) },
   { id: "age", name: "Age", of: (row) => row.age_years, text: (row) => shown(row.age_years, 1), when: has.age },
-  { id: "size", name: "Size, mm", of: (row) => row.size_mm, text: (row) => shown(row.size_mm, 0), when: has.size },
+  { id: "size", name: "Size", of: (row) => row.size_mm, text: (row) => shown(row.size_mm, 0), when: has.size },
   { id: "warnings", name: "Warnings", of: (row) => row.warnings.length, text: (row) => row.warnings.length || "" },
   { id: "decision", name: "Decision", of: (row) => row.decision, text: (row) => row.decision },
 ].filter(({ when }) => when !== false);
