@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test lint fast docs peers test-peers release clean
+.PHONY: setup demo test test-long lint fast docs peers test-peers release clean
 
 setup: .venv/.installed
 
@@ -16,10 +16,14 @@ demo: setup
 	$(BIN)/isopose demo --output demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+# What takes minutes by itself: trainings in several processes, notebooks, clusters, graphs, large reviews.
+test-long: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -31,6 +31,8 @@ COMMANDS = (
     "restore",
     "evaluate",
     "study",
+    "serve",
+    "review",
 )
 
 

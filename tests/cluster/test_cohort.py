@@ -13,6 +13,8 @@ from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
 from isopose.models.folder import save_model
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("ray")
 
 

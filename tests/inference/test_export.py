@@ -21,6 +21,8 @@ from isopose.labels import Labels
 from isopose.models.folder import Model
 from isopose.models.shipped import load_shipped
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"
 
 

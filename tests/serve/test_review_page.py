@@ -12,6 +12,8 @@ from test_page import AUDIT, coloured
 from bright import scene
 from isopose.io.images import write_image, write_labels
 
+pytestmark = pytest.mark.long
+
 CASES = 500
 LABELS = {"kidney": 1, "tumour": 7}
 

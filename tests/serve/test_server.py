@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from served import Served
 
+from bright import bright_model
 from isopose.data.correction import read_corrections
 from isopose.inference.scans import find_scans, predict_scans
 from isopose.io.images import read_labels, read_volume
-from isopose.models.folder import load_model
+from isopose.models.folder import load_model, save_model
 from isopose.progress import Silent
 
 INTENT = {"X-Isopose": "1"}
@@ -291,3 +292,23 @@ def test_a_zipped_series_is_answered_with_objects_that_name_it(client, real_ct):
     named = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     assert given.file_meta.MediaStorageSOPInstanceUID in {one.ReferencedSOPInstanceUID for one in named}
     assert "dicom-seg" in client.get(f"/api/jobs/{number}/view").json()["downloads"]
+
+
+def test_a_model_of_volumes_shows_the_scan_and_takes_no_pose(serve, scan, tmp_path):
+    made = bright_model(
+        {"dims": 3, "data": {"size": 64}, "pose": {"per": "volume", "learned": False}}, real_unet=True
+    )
+    save_model(tmp_path / "model", made)
+    served = serve("serve", tmp_path / "model", "--folder", tmp_path / "kept", "--device", "cpu")
+    with httpx.Client(base_url=served.address, headers=INTENT, timeout=30) as client:
+        number = give(client, scan)
+        assert ended(client, number)["state"] == "done"
+        view = client.get(f"/api/jobs/{number}/view").json()
+        assert view["steps"] is None
+        assert len(view["scales"]) == 3
+        assert set(planes(client, number, 3)) == {"native", "labels"}
+        assert "report" in view["downloads"]
+        body = {"correction": {"poses": [{"slice": 4, "pose": [0.0] * 5}]}}
+        answer = client.post(f"/api/jobs/{number}/again", json=body)
+        assert answer.status_code == 409
+        assert "where slices were predicted" in answer.json()["detail"]

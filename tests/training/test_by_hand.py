@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -36,11 +35,10 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
     train = fit_module._train
 
     def watched(run, name, objective, training, *rest, **options):
-        copy = {
-            key: None if value is None else value.clone()
-            for key, value in (("pose", training.pose), ("theta2", training.theta2))
-        }
-        seen[name] = (training, copy)
+        pose, theta2 = (
+            None if value is None else value.clone() for value in (training.pose, training.theta2)
+        )
+        seen[name] = (training, pose, theta2, getattr(objective, "by_hand", None))
         return train(run, name, objective, training, *rest, **options)
 
     monkeypatch.setattr(fit_module, "_train", watched)
@@ -50,44 +48,53 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
     given = {correction.image_sha256: correction}
     model = fit(dataset, tmp_path / "model", config, store=tmp_path / "store", corrections=given)
     assert list(seen) == ["pose", "crop", "unet"]
-    for name, (slices, copy) in seen.items():
+    crop = torch.tensor([[0.6, 0, 0.1], [0, 0.6, 0], [0, 0, 1.0]])
+    for name, (slices, pose, theta2, by_hand) in seen.items():
         number = next(n for n, case in enumerate(slices.cases) if case.record.id == CASE)
         mine = slices.rows[:, 0] == number
-        assert mine.any()
+        count = int(mine.sum())
+        assert 0 < count < len(mine)
         own = slices.cases[number].record.frame
         wanted = correction.poses_at(slices.rows[mine, 1], own, model.pipeline.pose.reference_mask)
-        torch.testing.assert_close(copy["pose"][mine], wanted)
-        others = copy["pose"][~mine]
-        assert (others.isnan() if name == "pose" else others.isfinite()).all()
-        if name != "pose":
-            crop = torch.tensor([[0.6, 0, 0.1], [0, 0.6, 0], [0, 0, 1.0]])
-            torch.testing.assert_close(copy["theta2"][mine], crop.expand(int(mine.sum()), 3, 3))
-            others = copy["theta2"][~mine]
-            assert (others.isnan() if name == "crop" else others.isfinite()).all()
+        if name == "pose":
+            assert pose is None
+            torch.testing.assert_close(by_hand[mine], wanted)
+        else:
+            torch.testing.assert_close(pose[mine], wanted)
+            assert pose.isfinite().all()
+        if name == "crop":
+            assert theta2 is None
+            torch.testing.assert_close(by_hand[mine], crop.expand(count, 3, 3))
+        if name == "unet":
+            torch.testing.assert_close(theta2[mine], crop.expand(count, 3, 3))
+            assert theta2.isfinite().all()
+        else:
+            assert by_hand[~mine].isnan().all()
     assert load_model(tmp_path / "model").info["training"]["corrections_sha256"] == [correction.sha256]
     with pytest.raises(InputError, match="was started with another corrections"):
         fit(dataset, tmp_path / "model", config, store=tmp_path / "store", resume=True)
 
 
-def batch(count: int, pose: torch.Tensor | None = None, theta2: torch.Tensor | None = None) -> Batch:
+def batch(count: int, pose: torch.Tensor | None = None) -> Batch:
     random = torch.Generator().manual_seed(0)
     image = torch.rand(count, 1, 64, 64, generator=random)
     mask = torch.zeros(count, 1, 64, 64)
     mask[:, :, 16:48, 10:54] = 1.0
     labels = torch.zeros(count, 64, 64, dtype=torch.uint8)
     labels[:, 24:32, 20:30] = 1
-    return Batch(torch.arange(count), image, mask, labels, pose, theta2)
+    return Batch(torch.arange(count), image, mask, labels, pose, None)
 
 
 def test_a_pose_set_by_hand_costs_its_distance() -> None:
-    objective = PoseObjective(bright_model({"data": {"size": 64}}).pipeline)
+    pipeline = bright_model({"data": {"size": 64}}).pipeline
     with torch.no_grad():
-        found = objective.pose(batch(2).image, batch(2).mask)
+        found = PoseObjective(pipeline).pose(batch(2).image, batch(2).mask)
         away = found.clone()
         away[1] = torch.nan
         away[0, 3] += 0.3
         without, same, moved = (
-            float(objective(batch(2, pose), torch.zeros(2, 9))) for pose in (None, found, away)
+            float(PoseObjective(pipeline, by_hand)(batch(2), torch.zeros(2, 9)))
+            for by_hand in (None, found, away)
         )
     assert same == pytest.approx(without, abs=1e-5)
     # One slice of two, whose matrix differs by 0.3 in one place.
@@ -95,16 +102,19 @@ def test_a_pose_set_by_hand_costs_its_distance() -> None:
 
 
 def test_a_crop_set_by_hand_is_the_target() -> None:
-    objective = CropObjective(bright_model({"data": {"size": 64}}).pipeline)
-    pose = torch.zeros(2, 5)
-    by_hand = torch.full((2, 3, 3), torch.nan)
-    by_hand[0] = torch.tensor([[0.7, 0, 0.1], [0, 0.7, -0.1], [0, 0, 1.0]])
-    _, _, plain, _ = objective._seen(batch(2, pose))
-    _, _, target, found = objective._seen(batch(2, pose, by_hand))
-    assert found.all()
-    torch.testing.assert_close(target[0], by_hand[0])
-    torch.testing.assert_close(target[1], plain[1])
-    assert not np.allclose(plain[0], by_hand[0])
+    """The loss is least where the network says what was set, and not where the labels' box is."""
+    pipeline = bright_model({"data": {"size": 64}}).pipeline
+    with torch.no_grad():
+        pose = torch.zeros(2, 5)
+        said = pipeline.crop(*CropObjective(pipeline)._seen(batch(2, pose))[:2])
+        by_hand = said.clone()
+        by_hand[1] = torch.nan
+        noise = torch.zeros(2, 9)
+        without = float(CropObjective(pipeline)(batch(2, pose), noise))
+        half = float(CropObjective(pipeline, by_hand)(batch(2, pose), noise))
+        whole = float(CropObjective(pipeline, said)(batch(2, pose), noise))
+    assert whole == pytest.approx(0.0, abs=1e-3)
+    assert whole < half < without
 
 
 def test_the_command_line_refuses_a_folder_without_corrections(isopose, cohort, tmp_path) -> None:

@@ -46,6 +46,8 @@ from isopose.training.loop import Stage, _validate
 from isopose.training.stages import CropObjective, SegmentationObjective
 from isopose.training.transforms import poses_of, transforms_of
 
+pytestmark = pytest.mark.long
+
 here, machines = launched()
 fabric = Fabric(accelerator="cpu", devices=here, num_nodes=machines, strategy=strategy_for("cpu"))
 fabric.launch()

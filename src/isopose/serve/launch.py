@@ -26,7 +26,11 @@ def access_for(host: str, port: int, token: str | None) -> Access:
         InputError: a token that is too short.
     """
     given = token or os.environ.get(VARIABLE, "")
-    return Access(host, port, given or ("" if is_loopback(host) else secrets.token_urlsafe(24)))
+    if is_loopback(host):
+        return Access(host, port, given)
+    # Others open it under the machine's name.
+    names = {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    return Access(host, port, given or secrets.token_urlsafe(24), tuple(sorted(names)))
 
 
 def run_server(

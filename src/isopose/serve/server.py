@@ -188,10 +188,11 @@ async def _received(request: Request, path: Path) -> None:
     """Write what is sent to a file, and no more of it than a scan may take."""
     largest = largest_bytes()
     told = f"expected at most {largest / 2**30:g} GB; ISOPOSE_MAX_GB sets another limit"
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > largest:
+    given = request.headers.get("content-length", "")
+    announced = int(given) if given.isdecimal() else 0
+    if announced > largest:
         raise HTTPException(413, told)
-    if shutil.disk_usage(path.parent).free < int(announced or 0):
+    if shutil.disk_usage(path.parent).free < announced:
         raise HTTPException(507, "the disk is full; delete some results")
     received = 0
     try:

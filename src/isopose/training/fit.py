@@ -224,9 +224,8 @@ def _slice_stages(
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
     if pipeline.pose.localisation is not None and learning:
-        if by_hand.isfinite().any():
-            train_slices.pose = by_hand
-        stages.append(_train(run, "pose", PoseObjective(pipeline), train_slices, val_slices, 0))
+        pose = PoseObjective(pipeline, by_hand if by_hand.isfinite().any() else None)
+        stages.append(_train(run, "pose", pose, train_slices, val_slices, 0))
     if pipeline.pose.roll is not None and config.pose.learned and learning:
         find_poses()
         stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
@@ -244,11 +243,11 @@ def _slice_stages(
         pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
     crops = crops_by_hand(train_slices, corrections, reference)
     if pipeline.crop.localisation is not None and learning:
-        if crops.isfinite().any():
-            train_slices.theta2 = crops
         labelled = train_slices.labelled()
         judged = val_slices.labelled() if val_slices else None
-        stages.append(_train(run, "crop", CropObjective(pipeline), labelled, judged or None, 1))
+        of_labelled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
+        crop = CropObjective(pipeline, of_labelled if of_labelled.isfinite().any() else None)
+        stages.append(_train(run, "crop", crop, labelled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
     train_slices.pose = where_set(by_hand, train_slices.pose)

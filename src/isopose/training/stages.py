@@ -39,19 +39,22 @@ POSE_JITTER = (0.17, 0.1, 0.1, 0.1, 0.1)
 class PoseObjective(nn.Module):
     """STN1: the homogenised outline agrees with the reference's (Eq. 1)."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, by_hand: Tensor | None = None) -> None:
+        """``by_hand``: poses ``(N, 5)`` of the training rows that were set, NaN where none was."""
         super().__init__()
         self.pose = pipeline.pose
+        self.by_hand = by_hand
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
         """The loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
         theta = matrix_from_pose(self.pose(batch.image, batch.mask))
         reference = self.pose.reference_mask
         loss = pose_loss(warp(batch.mask, theta, _side(reference)), reference)
-        if batch.pose is None:
+        if self.by_hand is None:
             return loss
-        known = batch.pose.isfinite().all(dim=1)
-        away = (theta[known] - matrix_from_pose(batch.pose[known])).abs().sum(dim=(1, 2))
+        by_hand = self.by_hand[batch.rows.cpu()].to(theta.device)
+        known = by_hand.isfinite().all(dim=1)
+        away = (theta[known] - matrix_from_pose(by_hand[known])).abs().sum(dim=(1, 2))
         return loss + away.sum() / len(known)
 
     def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
@@ -121,9 +124,11 @@ class CropObjective(nn.Module):
     Slices without a label have no target and do not train the crop.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, by_hand: Tensor | None = None) -> None:
+        """``by_hand``: crops ``(N, 3, 3)`` of the training rows that were set, NaN where none was."""
         super().__init__()
         self.crop = pipeline.crop
+        self.by_hand = by_hand
         self.config = pipeline.config.crop
         self.classes = pipeline.classes
         self.air = pipeline.air
@@ -131,6 +136,9 @@ class CropObjective(nn.Module):
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
         """The loss of a batch."""
         image, mask, target, found = self._seen(batch)
+        if self.by_hand is not None:
+            by_hand = self.by_hand[batch.rows.cpu()].to(target.device)
+            target = torch.where(by_hand.isfinite(), by_hand, target)
         theta2 = self.crop(image, mask)[found]
         crop, target_crop = (
             warp(image[found], theta, _side(image), fill=self.air) for theta in (theta2, target[found])
@@ -153,9 +161,6 @@ class CropObjective(nn.Module):
         image = warp(batch.image, theta1, size, fill=self.air)
         mask = warp(batch.mask, theta1, size)
         target, found = crop_targets(batch, batch.pose, self.config.size, self.config.margin, self.classes)
-        if batch.theta2 is not None:
-            known = batch.theta2.isfinite().flatten(1).all(dim=1)
-            target = torch.where(known[:, None, None], batch.theta2, target)
         return image, mask, target, found
 
 
