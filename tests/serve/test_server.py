@@ -197,7 +197,8 @@ def test_a_queue_outlives_the_server(serve, model_folder, scan, tmp_path, how):
     served = serve("serve", model_folder, "--folder", folder)
     with httpx.Client(base_url=served.address, headers=INTENT) as client:
         numbers = [give(client, scan) for _ in range(3)]
-    served.stop(how)
+    _, said = served.stop(how)
+    assert "Traceback" not in said
     with sqlite3.connect(folder / "queue.sqlite") as base:
         left = {state for (state,) in base.execute("SELECT state FROM jobs")}
     base.close()
@@ -270,6 +271,7 @@ def test_at_another_address_a_token_is_made_and_told(serve, model_folder, scan, 
         ended(client, give(client, scan))
     code, said = served.stop()
     assert (code, token not in said.replace(served.address, "")) == (0, True)
+    assert "Traceback" not in said
     assert "Doe" not in said
     assert list((tmp_path / "kept").rglob("*.nii*")) == []
 

@@ -13,6 +13,8 @@ import pytest
 from isopose.data.phantom import write_cohort
 from isopose.models.folder import load_model
 
+pytestmark = pytest.mark.long
+
 SETTINGS = """
 [data]
 size = 64
@@ -45,8 +47,6 @@ from isopose.ranks import launched, rank, strategy_for
 from isopose.training.loop import Stage, _validate
 from isopose.training.stages import CropObjective, SegmentationObjective
 from isopose.training.transforms import poses_of, transforms_of
-
-pytestmark = pytest.mark.long
 
 here, machines = launched()
 fabric = Fabric(accelerator="cpu", devices=here, num_nodes=machines, strategy=strategy_for("cpu"))

@@ -64,8 +64,9 @@ class Worker:
         """End, at once; what runs is queued again by the next start."""
         self._ends.set()
         self._wake.set()
-        self._end_process()
+        # The thread looks every moment; the pipe is not taken from it while it reads.
         self._thread.join(timeout=10)
+        self._end_process()
 
     def _watch(self) -> None:
         while not self._ends.is_set():
