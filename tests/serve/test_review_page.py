@@ -16,6 +16,13 @@ pytestmark = pytest.mark.long
 
 CASES = 500
 LABELS = {"kidney": 1, "tumour": 7}
+SLOW = """
+const real = window.fetch;
+window.fetch = async (...given) => {
+  if (String(given[0]).endsWith("/decision")) await new Promise((done) => setTimeout(done, 600));
+  return real(...given);
+};
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +55,8 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
     for name, value in LABELS.items():
         options += ("--label", f"{name}={value}")
     served = serve("review", cohort / "ours", cohort / "labelsTs", *options)
+    # Who decides is faster than the server that saves it.
+    page.add_init_script(SLOW)
     page.goto(served.address)
     page.wait_for_selector("body[data-case='case_499']", state="attached")
     assert page.inner_text("#count") == "500 of 500 cases, 0 decided"
@@ -82,6 +91,7 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
     page.wait_for_selector("body[data-case='case_499']", state="attached")
     assert page.input_value("#comment") == "kidney missed"
     page.wait_for_selector("#count:has-text('2 decided')")
+    page.wait_for_timeout(3000)
     with open(tmp_path / "review" / "review.csv", newline="") as file:
         assert list(csv.reader(file))[1:] == [
             ["case_498", "accepted", ""],

@@ -142,7 +142,7 @@ const windowNow = () => WINDOWS[byId("window").value];
 const opacityNow = () => byId("opacity").value / 100;
 
 async function choose(number) {
-  await keepComment();
+  keepComment();
   const before = document.querySelector("tr.chosen");
   before?.classList.remove("chosen");
   state.chosen = number;
@@ -153,7 +153,6 @@ async function choose(number) {
   plot();
   byId("title").textContent = row.case;
   byId("comment").value = row.comment;
-  byId("saved").textContent = "";
   marks(row);
   byId("warnings").replaceChildren(...row.warnings.map((text) => element("li", { text })));
   byId("empty").hidden = true;
@@ -254,19 +253,25 @@ function marks(row) {
   }
 }
 
-async function decide(decision, comment) {
-  const row = cases[state.chosen];
-  try {
-    await ask(`/api/cases/${row.number}/decision`, { method: "POST", body: { decision, comment } });
-  } catch (error) {
-    byId("saved").textContent = `not saved: ${error.message}`;
-    return;
-  }
+let saving = Promise.resolve();
+
+/** Decide at once on the page and, after what was decided before, on the server; taken back where that fails. */
+function decide(decision, comment) {
+  const row = cases[state.chosen], before = { decision: row.decision, comment: row.comment };
   Object.assign(row, { decision, comment });
-  if (state.chosen === row.number) {
-    byId("saved").textContent = "saved";
-    marks(row);
-  }
+  tell(row);
+  saving = saving
+    .then(() => ask(`/api/cases/${row.number}/decision`, { method: "POST", body: { decision, comment } }))
+    .then(() => { byId("saved").textContent = "saved"; })
+    .catch((error) => {
+      Object.assign(row, before);
+      tell(row);
+      byId("saved").textContent = `${row.case} was not saved: ${error.message}`;
+    });
+}
+
+function tell(row) {
+  if (state.chosen === row.number) marks(row);
   document.querySelector(`tr[data-number="${row.number}"]`)?.replaceWith(line(row));
   const decided = cases.filter((one) => one.decision).length;
   byId("count").textContent = `${state.listed.length} of ${cases.length} cases, ${decided} decided`;
@@ -277,10 +282,10 @@ byId("accept").addEventListener("click", () => decide(toggled("accepted"), byId(
 byId("reject").addEventListener("click", () => { const name = toggled("rejected"); decide(name, byId("comment").value); if (name) byId("comment").focus(); });
 byId("comment").addEventListener("change", () => keepComment());
 
-async function keepComment() {
+function keepComment() {
   if (state.chosen === null) return;
   const row = cases[state.chosen], comment = byId("comment").value.trim();
-  if (comment !== row.comment) await decide(row.decision, comment);
+  if (comment !== row.comment) decide(row.decision, comment);
 }
 
 function step(by) {
