@@ -126,6 +126,23 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
         assert page.evaluate(AUDIT) == {"nameless": [], "pale": []}, theme
 
 
+def test_no_case_stands_under_the_name_of_another(serve, cohort, tmp_path, page):
+    """While the next case is read, nothing of the last one is shown; of two that were chosen, the later is."""
+    served = serve("review", cohort / "ours", "--images", cohort / "imagesTs", "--folder", tmp_path / "r")
+    page.add_init_script(SLOW.replace('endsWith("/decision")', 'endsWith("/cases/1/view")'))
+    page.goto(served.address)
+    page.wait_for_selector("body[data-case='case_000']", state="attached")
+    assert page.locator("#sides canvas").count() == 2
+    page.click("#rows tr[data-number='1'] button")
+    assert page.inner_text("#title") == "case_001"
+    assert page.locator("#sides canvas").count() == 0
+    page.click("#rows tr[data-number='2'] button")
+    page.wait_for_selector("body[data-case='case_002']", state="attached")
+    page.wait_for_timeout(1200)
+    assert page.get_attribute("body", "data-case") == "case_002"
+    assert page.inner_text("#title") == "case_002"
+
+
 def test_markup_in_a_warning_or_comment_stays_text(serve, tmp_path, page):
     shown = scene(slices=3, spacing=(5.0, 5.0, 9.0))
     write_labels(shown.volume.with_array(shown.truth), tmp_path / "ours" / "case.nii.gz")
@@ -135,7 +152,9 @@ def test_markup_in_a_warning_or_comment_stays_text(serve, tmp_path, page):
     served = serve("review", tmp_path / "ours", "--folder", tmp_path / "review")
     page.goto(served.address)
     page.wait_for_selector("body[data-case='case']", state="attached")
-    assert page.inner_text("#warnings li") == evil
+    told = page.locator("#warnings li").all_inner_texts()
+    assert told[0] == evil
+    assert "--images names its folder" in told[1]
     assert page.locator("#warnings img").count() == 0
 
 

@@ -125,7 +125,11 @@ def test_a_pose_set_by_hand_predicts_anew_and_is_kept_until_it_is_taken_back(cli
     assert second["volumes_ml"] != first["volumes_ml"]
     (kept,) = read_corrections(client.folder / "corrections").values()
     assert (kept.image_sha256, list(kept.poses[0].pose)) == (first["image_sha256"], pose)
+    # Done again, it keeps what was set; taken back, it does not.
     client.post(f"/api/jobs/{number}/again", json={})
+    assert ended(client, number)["corrected"]
+    assert len(read_corrections(client.folder / "corrections")) == 1
+    client.post(f"/api/jobs/{number}/again", json={"correction": "as found"})
     assert not ended(client, number)["corrected"]
     third = client.get(f"/api/jobs/{number}/view").json()
     assert third["volumes_ml"] == first["volumes_ml"]

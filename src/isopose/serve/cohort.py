@@ -22,7 +22,6 @@ from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels, class_colours
 from isopose.serve.viewing import about, write_label_map, write_scan
 
-DECISIONS = ("accepted", "rejected")
 #: Characters of a comment.
 LONGEST_COMMENT = 1000
 #: Pixels along the longer side of a thumbnail.
@@ -280,7 +279,6 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
                 write_label_map(place, read_labels(path, image), cohort.labels, f"{name}.nii")
         marked = np.flatnonzero((read_labels(case.prediction, image).reoriented().array > 0).any(axis=(1, 2)))
         best = int(marked[len(marked) // 2]) if len(marked) else upright.array.shape[0] // 2
-
         there = [name for name in shown if (place / f"{name}.nii").exists()]
         write_json(place / "view.json", {**about(upright, cohort.labels), "best": best, "maps": there})
     else:

@@ -3,11 +3,12 @@
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from isopose.serve.guard import Access, Guard
+from isopose.serve.viewing import slice_bytes
 
 STATIC = Path(str(files("isopose.serve"))) / "static"
 
@@ -30,6 +31,14 @@ def with_guard(app: FastAPI, access: Access) -> None:
 def octets(path: Path) -> FileResponse:
     """A file for the page itself to read."""
     return FileResponse(path, media_type="application/octet-stream")
+
+
+def slice_answer(folder: Path, shape: tuple[int, int, int], z: int) -> Response:
+    """All panels of one slice, see :func:`~isopose.serve.viewing.slice_bytes`; 404 where there is no such."""
+    try:
+        return Response(slice_bytes(folder, shape, z), media_type="application/octet-stream")
+    except IndexError:
+        raise HTTPException(404, f"there are slices 0 to {shape[0] - 1}") from None
 
 
 class _Unchanging(StaticFiles):

@@ -11,8 +11,8 @@ from isopose.errors import IsoposeError
 from isopose.labels import class_colours
 from isopose.serve.cohort import LONGEST_COMMENT, Cohort, Decisions, Reviewed, case_view, thumbnail
 from isopose.serve.guard import Access
-from isopose.serve.pages import add_pages, octets, with_guard
-from isopose.serve.viewing import reduced, slice_bytes
+from isopose.serve.pages import add_pages, octets, slice_answer, with_guard
+from isopose.serve.viewing import reduced
 
 #: Scans that are read at a time; each takes the memory of one.
 READERS = 2
@@ -51,7 +51,6 @@ def review_app(cohort: Cohort, access: Access) -> FastAPI:
             "targets": cohort.targets,
             "labels": [{"name": name, "colour": colour} for name, colour in names],
             "rows": rows,
-            "file": str(decisions.path),
         }
 
     @app.get("/api/cases/{number}/thumbnail.png")
@@ -91,10 +90,7 @@ def review_app(cohort: Cohort, access: Access) -> FastAPI:
     @app.get("/api/cases/{number}/slices/{z}")
     def panels(number: int, z: int) -> Response:
         place, told = view_of(number)
-        try:
-            return Response(slice_bytes(place, told["shape"], z), media_type="application/octet-stream")
-        except IndexError:
-            raise HTTPException(404, f"there are slices 0 to {told['shape'][0] - 1}") from None
+        return slice_answer(place, told["shape"], z)
 
     @app.post("/api/cases/{number}/decision")
     def decide(

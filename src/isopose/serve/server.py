@@ -5,7 +5,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, Response
@@ -23,8 +23,8 @@ from isopose.errors import InputError
 from isopose.io.limits import largest_bytes
 from isopose.serve.guard import Access
 from isopose.serve.jobs import DONE, Job, Jobs
-from isopose.serve.pages import add_pages, octets, with_guard
-from isopose.serve.viewing import read_view, reduced, slice_bytes
+from isopose.serve.pages import add_pages, octets, slice_answer, with_guard
+from isopose.serve.viewing import read_view, reduced
 from isopose.serve.worker import RESULT, Settings, Worker
 
 #: What may be given: formats of one file each, and a zipped DICOM series.
@@ -113,16 +113,19 @@ def _add_queue(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
     def again(
         number: int,
         series: Annotated[str | None, Body(max_length=64)] = None,
-        correction: Annotated[dict[str, Any] | None, Body()] = None,
+        correction: Annotated[dict[str, Any] | Literal["as found"] | None, Body()] = None,
     ) -> None:
+        """Without a correction what was set before holds on, e.g. for a scan that was cancelled."""
         job = _job(jobs, number)
-        checked = None if correction is None else _checked(folder, job, correction)
-        kept = None if checked is None else checked.to_json()
+        checked = _checked(folder, job, correction) if isinstance(correction, dict) else None
+        kept = job.correction if checked is None else checked.to_json()
+        if correction == "as found":
+            kept = None
         if not jobs.again(number, series=series or job.series, correction=kept):
             raise HTTPException(409, "it waits or runs already")
         if checked is not None:
             write_correction(folder / "corrections", checked)
-        elif job.correction is not None:
+        elif kept is None and job.correction is not None:
             # Taken back: no training shall learn from it.
             correction_path(folder / "corrections", job.correction["image_sha256"]).unlink(missing_ok=True)
         worker.wake()
@@ -166,10 +169,7 @@ def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
     @app.get("/api/jobs/{number}/slices/{z}")
     def panels(number: int, z: int) -> Response:
         place, told = view_of(number)
-        try:
-            return Response(slice_bytes(place, told["shape"], z), media_type="application/octet-stream")
-        except IndexError:
-            raise HTTPException(404, f"there are slices 0 to {told['shape'][0] - 1}") from None
+        return slice_answer(place, told["shape"], z)
 
     @app.get("/api/jobs/{number}/download/{kind}")
     def download(number: int, kind: str, names: bool = False) -> FileResponse:

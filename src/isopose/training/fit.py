@@ -251,6 +251,8 @@ def _slice_stages(
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
     train_slices.pose = where_set(by_hand, train_slices.pose)
+    # In the final poses, which a joint network has changed where none was set.
+    crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(pipeline, run.labels.names)

@@ -8,7 +8,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const same = ([a, b], [c, d], reach) => Math.hypot(a - c, b - d) < reach;
 
 export class HandView {
-  /** changed: another slice is wanted; predict: called with the correction, null for none. */
+  /** changed: another slice is wanted; predict: called with the correction, or "as found". */
   constructor({ changed, predict }) {
     this.changed = changed;
     this.predict = predict;
@@ -22,8 +22,8 @@ export class HandView {
     byId("setkey").addEventListener("click", () => { this.keep(); this.edited(); });
     byId("asfound").addEventListener("click", () => this.reset());
     byId("handform").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
-    this.drag(this.pose, (p, e) => this.grabPose(p, e));
-    this.drag(this.crop, (p, e) => this.grabCrop(p, e));
+    this.drag(this.pose, (p) => this.grabPose(p));
+    this.drag(this.crop, (p) => this.grabCrop(p));
     this.pose.addEventListener("keydown", (event) => this.key(event, 2));
     this.crop.addEventListener("keydown", (event) => this.key(event, 0));
   }
@@ -73,25 +73,30 @@ export class HandView {
     byId("scope-all").checked = true;
     this.load();
     this.edited();
-    if (this.view.corrected) this.predict(null);
+    if (this.view.corrected) this.predict("as found");
   }
 
   goto(z) {
     const everywhere = byId("scope-all").checked;
     this.z = z;
     // Set for all slices, it goes along.
-    if (!everywhere || !this.touched) this.load();
+    if (!everywhere || !this.touched) {
+      this.load();
+      this.touched = false;
+    }
     this.changed(z);
   }
 
   keep() {
     this.keys.set(this.z, { pose: [...this.now.pose], box: [...this.now.box] });
+    this.touched = false;
   }
 
   submit() {
     const all = byId("scope-all").checked;
     if (all) this.keys.clear();
-    if (all || !this.keys.size) this.keep();
+    // What is on the screen is meant, set at this slice or not.
+    if (all || !this.keys.size || this.touched) this.keep();
     const keys = [...this.keys.entries()].sort(([a], [b]) => a - b);
     const correction = { poses: keys.map(([slice, { pose }]) => ({ slice, pose })) };
     if (byId("usecrop").checked) {
@@ -149,7 +154,7 @@ export class HandView {
     };
     canvas.addEventListener("pointerdown", (event) => {
       if (!this.planes) return;
-      move = grab(place(event), event);
+      move = grab(place(event));
       if (move) canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", (event) => {

@@ -1,6 +1,6 @@
 // isopose review: a table of cases and a plot on the left, the chosen case on the right.
 import { ask, panels, rgb, WINDOWS } from "/static/api.js";
-import { element, tabs, themes } from "/static/shared.js";
+import { element, legend, tabs, themes } from "/static/shared.js";
 import { paint } from "/static/steps.js";
 import { VolumeView } from "/static/volume.js";
 
@@ -154,7 +154,13 @@ async function choose(number) {
   byId("title").textContent = row.case;
   byId("comment").value = row.comment;
   marks(row);
-  byId("warnings").replaceChildren(...row.warnings.map((text) => element("li", { text })));
+  const unknown = row.image ? [] : ["the scan is not known, so its pictures are blank; --images names its folder"];
+  byId("warnings").replaceChildren(...[...row.warnings, ...unknown].map((text) => element("li", { text })));
+  // Of no moment may the last case stand under this one's name.
+  Object.assign(state, { view: null, planes: null });
+  volume.shown = null;
+  volume.canvas.style.visibility = "hidden";
+  byId("sides").replaceChildren(element("p", { className: "quiet", text: "Reading …" }));
   byId("empty").hidden = true;
   byId("shown").hidden = false;
   let view;
@@ -162,7 +168,6 @@ async function choose(number) {
     view = await ask(`/api/cases/${number}/view`);
   } catch (error) {
     if (state.chosen !== number) return;
-    state.view = null;
     byId("sides").replaceChildren();
     byId("warnings").append(element("li", { text: error.message }));
     return;
@@ -172,11 +177,7 @@ async function choose(number) {
   state.view = { ...view, number };
   state.z = view.best;
   byId("slice").max = view.shape[0] - 1;
-  byId("legend").replaceChildren(...view.labels.map(({ name, colour }) => {
-    const swatch = element("i");
-    swatch.style.background = colour;
-    return element("span", {}, swatch, name);
-  }));
+  byId("legend").replaceChildren(...legend(view.labels));
   byId("sides").replaceChildren(...["native", ...view.maps].map((name) => {
     const canvas = element("canvas");
     canvas.setAttribute("role", "img");
@@ -211,7 +212,8 @@ async function slice(z) {
   asked?.abort();
   asked = new AbortController();
   try {
-    state.planes = await panels(`/api/cases/${view.number}/slices/${z}`, asked.signal);
+    const planes = await panels(`/api/cases/${view.number}/slices/${z}`, asked.signal);
+    if (state.view === view) state.planes = planes;
   } catch (error) {
     if (error.name === "AbortError") return;
     throw error;

@@ -1,7 +1,7 @@
 // isopose serve: the queue on the left, the chosen scan's result in the middle, what is known of it on the right.
 import { ask, panels, send, WINDOWS } from "/static/api.js";
 import { HandView } from "/static/hand.js";
-import { confirmed, element, tabs, themes } from "/static/shared.js";
+import { confirmed, element, legend, tabs, themes } from "/static/shared.js";
 import { StepsView } from "/static/steps.js";
 import { VolumeView } from "/static/volume.js";
 
@@ -86,8 +86,7 @@ function list() {
       const made = row(job);
       made.dataset.key = key;
       const focus = item?.contains(document.activeElement) ? document.activeElement.className : null;
-      if (item?.querySelector("form") && made.querySelector("form")) return;
-      item ? item.replaceWith(made) : 0;
+      item?.replaceWith(made);
       item = made;
       if (focus !== null) made.querySelector(focus ? `.${focus.split(" ")[0]}` : "button")?.focus();
     }
@@ -118,7 +117,7 @@ function row(job) {
     bar.setAttribute("aria-label", `Progress of ${label(job)}`);
     item.append(bar);
   }
-  if (job.state === "failed" && /--series|several series/i.test(job.problem ?? "")) {
+  if (job.state === "failed" && /--series|no series/.test(job.problem ?? "")) {
     const field = element("input", { placeholder: "series number", maxLength: 64 });
     field.setAttribute("aria-label", "Number of the series");
     const form = element("form", {}, field, element("button", { text: "Take it" }));
@@ -194,6 +193,8 @@ async function follow() {
   if (state.shown === mark) return;
   state.shown = mark;
   const view = await ask(`/api/jobs/${job.number}/view`);
+  // Another one may have been chosen while this one was read.
+  if (state.shown !== mark) return;
   const before = state.view;
   const again = before?.number === job.number;
   state.view = { ...view, number: job.number, best: again ? before.best : best(view) };
@@ -201,7 +202,8 @@ async function follow() {
   if (!again) state.z = state.view.best;
   byId("empty").hidden = true;
   byId("shown").hidden = byId("facts").hidden = false;
-  for (const id of ["slice"]) { byId(id).max = view.shape[0] - 1; byId(id).value = state.z; }
+  byId("slice").max = view.shape[0] - 1;
+  byId("slice").value = state.z;
   byId("tab-hand").disabled = !view.steps || !view.slices?.length;
   if (byId("tab-hand").disabled && state.tab === "hand") openTab("scan");
   facts(job);
@@ -245,11 +247,13 @@ async function slice(z) {
   asked?.abort();
   asked = new AbortController();
   try {
-    state.planes = await panels(`/api/jobs/${view.number}/slices/${z}`, asked.signal);
+    const planes = await panels(`/api/jobs/${view.number}/slices/${z}`, asked.signal);
+    if (state.view === view) state.planes = planes;
   } catch (error) {
     if (error.name === "AbortError") return;
     throw error;
   }
+  if (state.view !== view) return;
   draw();
   poseFacts();
 }
@@ -289,11 +293,7 @@ async function again(correction) {
 function facts(job) {
   const { view } = state;
   byId("title").textContent = label(job);
-  byId("legend").replaceChildren(...view.labels.map(({ name, colour }) => {
-    const swatch = element("i");
-    swatch.style.background = colour;
-    return element("span", {}, swatch, name);
-  }));
+  byId("legend").replaceChildren(...legend(view.labels));
   const lines = view.warnings.map((text) => element("li", { text }));
   byId("warnings").replaceChildren(...(lines.length ? lines : [element("li", { className: "fine", text: "Nothing about this scan looked doubtful." })]));
   byId("volumes").tBodies[0].replaceChildren(...Object.entries(view.volumes_ml).map(([name, ml]) =>

@@ -43,6 +43,15 @@ export function element(tag, { text, ...properties } = {}, ...children) {
   return made;
 }
 
+/** The labels' colours and names. */
+export function legend(labels) {
+  return labels.map(({ name, colour }) => {
+    const swatch = element("i");
+    swatch.style.background = colour;
+    return element("span", {}, swatch, name);
+  });
+}
+
 /** A question before something is deleted; whether the answer was yes. */
 export function confirmed(text) {
   const dialog = document.getElementById("ask");

@@ -33,6 +33,9 @@ export class VolumeView {
   /** Show a scan and its label map; classes have the colours given. */
   async show(base, labels, window, opacity) {
     await this.ready;
+    // Of no moment may the last scan stand under this one's name; and of two that are loaded the later is shown.
+    this.canvas.style.visibility = "hidden";
+    const turn = (this.turn = (this.turn ?? 0) + 1);
     const which = this.slow ? "?reduced=true" : "";
     const volumes = [await NVImage.loadFromUrl({ url: `${base}/scan.nii${which}`, name: "scan.nii", colormap: "gray", cal_min: window[0], cal_max: window[1] })];
     if (labels.length) {
@@ -45,9 +48,11 @@ export class VolumeView {
       });
       volumes.push(marked);
     }
+    if (turn !== this.turn) return;
     // Both at once, for each addVolume brings all of them to the card again.
     Object.assign(this.viewer, { volumes, back: volumes[0], overlays: volumes.slice(1) });
     this.viewer.updateGLVolume();
+    this.canvas.style.visibility = "visible";
   }
 
   window([low, high]) {
