@@ -2,12 +2,14 @@
 
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bright import scene
+from io_helpers import write_series
 from isopose.io.images import write_image
 
 AUDIT = (Path(__file__).parent / "audit.js").read_text()
@@ -143,6 +145,26 @@ def test_several_scans_one_that_cannot_be_read_and_a_restart(serve, model_folder
     page.click("dialog button.danger")
     page.wait_for_selector(".job:nth-child(3)", state="detached")
     assert page.locator(".job").count() == 2
+
+
+def test_of_several_series_one_is_asked_for_and_a_wrong_number_asked_for_again(opened, page, tmp_path):
+    raw = (scene(slices=6).volume.array.astype(int) + 1024).clip(0).astype(np.uint16)
+    for number, name in ((3, "first"), (12, "second")):
+        fields = {"series": f"1.2.{number}", "SeriesNumber": number, "PixelSpacing": [2.9, 2.1]}
+        write_series(tmp_path / name, raw, step=(0.0, 0.0, 6.0), **fields)
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as packed:
+        for file in (*(tmp_path / "first").iterdir(), *(tmp_path / "second").iterdir()):
+            packed.write(file, f"{file.parent.name}/{file.name}")
+    page.set_input_files("#file", tmp_path / "two.zip")
+    for number in ("5", "12"):
+        field = page.locator(".job form input")
+        field.wait_for()
+        assert "series 12" in page.inner_text(".job .state.bad")
+        field.fill(number)
+        field.press("Enter")
+        page.wait_for_timeout(700)
+    drawn(page)
+    assert "DICOM SEG" in page.inner_text("#downloads")
 
 
 def test_another_kind_of_file_is_refused_on_the_page(opened, page, tmp_path):

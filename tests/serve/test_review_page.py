@@ -127,7 +127,7 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
 
 
 def test_no_case_stands_under_the_name_of_another(serve, cohort, tmp_path, page):
-    """While the next case is read, nothing of the last one is shown; of two that were chosen, the later is."""
+    """While a case is read, nothing of the last one is shown; of two that were chosen, the later is."""
     served = serve("review", cohort / "ours", "--images", cohort / "imagesTs", "--folder", tmp_path / "r")
     page.add_init_script(SLOW.replace('endsWith("/decision")', 'endsWith("/cases/1/view")'))
     page.goto(served.address)
