@@ -1,1 +1,15 @@
 """Pages in a browser: predict scans and correct their course, review a finished cohort."""
+
+from importlib.util import find_spec
+
+from isopose.errors import InputError
+
+
+def needs_extra() -> None:
+    """Nothing, where what the pages need is installed.
+
+    Raises:
+        InputError: it is not; the message names the extra.
+    """
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise InputError("the page needs FastAPI and uvicorn; install isopose[serve]")

@@ -1,10 +1,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bright import bright_model, dice, scene
+from bright import bright_model, dice
 from isopose import __version__
 from isopose.cli import app
 from isopose.files import hash_of, only_writer
-from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.images import read_labels, read_volume, write_labels
 from isopose.models.folder import save_model
 
 COMMANDS = (
@@ -34,31 +32,6 @@ COMMANDS = (
     "serve",
     "review",
 )
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    """Three small cases in nnU-Net's layout, the last one for testing."""
-    root = tmp_path_factory.mktemp("data") / "Dataset001_Bright"
-    for number, part in enumerate(("Tr", "Tr", "Ts")):
-        here = scene(slices=4, roll=0.1 * number)
-        write_image(here.volume, root / f"images{part}" / f"case_{number}_0000.nii.gz")
-        write_labels(here.volume.with_array(here.truth), root / f"labels{part}" / f"case_{number}.nii.gz")
-    content = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "kidney": 1, "tumour": 7},
-        "numTraining": 2,
-        "file_ending": ".nii.gz",
-    }
-    (root / "dataset.json").write_text(json.dumps(content))
-    return root
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "model"
-    save_model(folder, bright_model({"data": {"size": 64}}, real_unet=True))
-    return folder
 
 
 def one_line(text: str) -> bool:
@@ -387,41 +360,6 @@ def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
     assert isopose("evaluate", truth, cohort, "--allow-missing")[0] == 0
 
 
-def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_path, monkeypatch):
-    import errno
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device", "out.json")
-
-    monkeypatch.setattr("isopose.inference.scans.write_json", full)
-    code, out, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
-    assert code == 1
-    assert out == ""
-    assert err.splitlines()[-1] == "isopose: out.json: No space left on device; nothing was left half-written"
-    assert "Traceback" not in err
-
-
-def test_too_little_memory_says_what_to_lower(isopose, cohort, model_folder, tmp_path, monkeypatch):
-    def hungry(*args, **kwargs):
-        raise MemoryError
-
-    monkeypatch.setattr("isopose.inference.scans.read_volume", hungry)
-    code, _, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
-    assert code == 1
-    assert err.splitlines()[-1].startswith("isopose: out of memory; lower the batch size")
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "isopose", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_a_memory_that_is_none_is_told_before_anything_is_read(isopose, tmp_path):
     code, _, error = isopose("fit", tmp_path / "nothing", "--model", tmp_path / "model", "--memory", "4")
     assert code == 2
@@ -434,46 +372,6 @@ def test_the_precision_asked_for_is_the_one_that_is_recorded(isopose, model_fold
         code, out, _ = isopose("predict", model_folder, cohort / "imagesTs", *arguments)
         assert code == 0
         assert {scan["record"]["precision"] for scan in json.loads(out)} == {precision}
-
-
-def test_a_forked_worker_ends_without_a_word(tmp_path):
-    (tmp_path / "forks.py").write_text(
-        "import multiprocessing\n"
-        "from isopose import cli\n"
-        "def forks():\n"
-        "    with multiprocessing.get_context('fork').Pool(2) as pool:\n"
-        "        print(pool.map(abs, [-1, -2]))\n"
-        "cli.app = forks\n"
-        "cli.main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, tmp_path / "forks.py"], capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 2]\n", "")
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_signal_ends_with_130_and_one_line(name, workers, tmp_path):
-    output = tmp_path / "cohort"
-    process = start("phantom", output, "--cases", 500, "--slices", 20, "--size", 64, "--workers", workers)
-    try:
-        deadline = time.monotonic() + 60
-        while not list(output.glob("imagesTr/phantom*")) and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(getattr(signal, name))
-        out, err = process.communicate(timeout=30)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
-    assert out == ""
-    assert err.splitlines()[-1:] == [
-        "isopose: stopped; what was finished is kept, the same command (fit: with --resume) goes on"
-    ]
-    assert "Traceback" not in err
-    assert not json.loads((output / "phantom.json").read_text())["complete"]
 
 
 def test_the_shell_completes_commands_and_options():

@@ -1,0 +1,21 @@
+"""``isopose demo``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import Workers
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="folder for everything the demo makes")] = Path("demo"),
+    workers: Workers = 2,
+    seed: int = 0,
+) -> None:
+    """Phantom cohort, fit, predict, evaluate and report, on this machine, in some minutes."""
+    from isopose.demo import run_demo
+    from isopose.progress import Terminal
+
+    report = run_demo(output, workers=workers, seed=seed, reporter=Terminal())
+    typer.echo(f"report: {report}")

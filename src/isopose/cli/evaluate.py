@@ -1,0 +1,51 @@
+"""``isopose evaluate``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import AsJson, Label, Workers, labels_of
+from isopose.cli.output import print_json
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="folder of label maps, one for each case")],
+    labels: Annotated[Path, typer.Argument(help="dataset, or folder of reference label maps")],
+    output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON, Markdown and HTML")] = None,
+    label: Label = None,
+    tolerance: Annotated[float, typer.Option(min=0.01, help="of the surface Dice, mm")] = 2.0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="score what is there; the tables list what is not")
+    ] = False,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score predictions against reference labels, in 3D per patient on the native grid."""
+    from isopose.evaluation.evaluate import evaluate_folder
+    from isopose.evaluation.tables import markdown, write_evaluation
+    from isopose.files import output_folder
+    from isopose.progress import Terminal
+
+    if output is not None:
+        output_folder(output)
+    with Terminal().counting("evaluate") as progress:
+        evaluation = evaluate_folder(
+            predictions,
+            labels,
+            labels_of(label),
+            tolerance_mm=tolerance,
+            allow_missing=allow_missing,
+            workers=max(workers, 1),
+            progress=progress,
+        )
+    if output is not None:
+        write_evaluation(evaluation, output)
+        # Drawing takes a quarter of a second to load.
+        from isopose.evaluation.html import write_evaluation_report
+
+        write_evaluation_report(output / "report.html", evaluation)
+    if as_json:
+        print_json(evaluation.to_json())
+    else:
+        typer.echo(markdown(evaluation))

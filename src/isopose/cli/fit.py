@@ -1,0 +1,85 @@
+"""``isopose fit``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import Config, DatasetPath, Fold, Label, Setting, Workers, labels_of
+from isopose.errors import InputError
+
+
+def fit(
+    dataset: DatasetPath,
+    model: Annotated[Path, typer.Option(help="folder for the model")],
+    preset: Annotated[str | None, typer.Option(help="default or paper; none: default")] = None,
+    config: Config = None,
+    settings: Setting = None,
+    fold: Fold = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="a model to begin with: its weights, frame and settings"),
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="with --from: all, decoder or first2-last2 learns on; as train.parts")
+    ] = None,
+    label: Label = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what is in the folder")] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="folder for preprocessed slices; runs may share it")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="that the U-Net's training may take, e.g. 4GB: of the process on a CPU, of the GPU's else; "
+            "chooses unet.recompute, unet.optimiser.parts and unet.input so that it fits"
+        ),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="also draw the training's curves in mlflow or wandb, if installed; repeated"),
+    ] = None,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(help="folder of poses and crops set by hand, towards which their scans are trained"),
+    ] = None,
+    workers: Workers = 2,
+) -> None:
+    """Train pose, crop and segmentation on a dataset."""
+    from isopose.config import load_config
+    from isopose.data.correction import read_corrections
+    from isopose.io.datasets import open_dataset
+    from isopose.models.folder import load_model
+    from isopose.progress import Terminal
+    from isopose.ranks import rank
+    from isopose.training.fit import fit as run
+    from isopose.training.memory import fit_into, parse_bytes
+    from isopose.training.tracking import Tracked
+    from isopose.training.transfer import settings_of
+
+    budget = None if memory is None else parse_bytes(memory)
+    options = {"train.fold": fold, "train.parts": train}
+    chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    begun = load_model(source) if source else None
+    if begun and preset is not None:
+        raise InputError("--preset: a model that learns on keeps its own settings; leave it out, or --from")
+    loaded = load_config(preset or "default", config, chosen, base=settings_of(begun) if begun else None)
+    opened = open_dataset(dataset, labels_of(label))
+    reporter = Terminal()
+    if budget is not None:
+        # A model that learns on keeps the input that its weights are for.
+        loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
+    with Tracked(reporter, track or (), model / "work", loaded) as told:
+        run(
+            opened,
+            model,
+            loaded,
+            source=begun,
+            resume=resume,
+            store=store,
+            corrections=None if corrections is None else read_corrections(corrections),
+            workers=workers,
+            reporter=told,
+        )
+    if rank() == 0:
+        typer.echo(f"model: {model}")

@@ -1,0 +1,82 @@
+"""``isopose homogenize``."""
+
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import AsJson, Label, Ray, Workers, labels_of, local_path
+from isopose.cli.output import fail_if, print_json
+
+
+def homogenize(
+    dataset: Annotated[
+        str, typer.Argument(help="a dataset as for fit, or scans: a file, a folder of files, a DICOM series")
+    ],
+    output: Annotated[str, typer.Argument(help="folder for the nnU-Net raw dataset")],
+    model: Annotated[
+        str | None, typer.Option(help="take this model's poses and reference; none: those of the package")
+    ] = None,
+    per: Annotated[
+        str | None,
+        typer.Option(
+            help="one pose per volume (the default), smooth along it, its own per slice, or tilted: one per "
+            "volume in three dimensions"
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")
+    ] = None,
+    crop: Annotated[
+        bool, typer.Option("--crop", help="with --model: only the square that it crops, one for a scan")
+    ] = False,
+    label: Label = None,
+    ray: Ray = None,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a dataset to one pose and size, for any other segmenter; nothing need be trained."""
+    from isopose.config import homogenize_config
+    from isopose.homogenize.dataset import homogenize as run
+    from isopose.homogenize.dataset import open_input
+    from isopose.progress import Terminal
+
+    config = homogenize_config(per=per, size=size, crop=crop)
+    if ray is not None:
+        from isopose.cluster.homogenize import homogenize_on_cluster
+        from isopose.cluster.places import place_of
+
+        outcomes = homogenize_on_cluster(
+            place_of(dataset),
+            place_of(output),
+            ray,
+            config,
+            labels=labels_of(label),
+            model=None if model is None else place_of(model),
+            reporter=Terminal(),
+        )
+    else:
+        outcomes = run(
+            open_input(local_path(dataset), labels_of(label)),
+            local_path(output),
+            config,
+            model=None if model is None else local_path(model),
+            workers=workers,
+            reporter=Terminal(),
+        )
+    records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    if as_json:
+        print_json(
+            [
+                {"name": o.case, "problem": o.problem, "record": o.record and o.record.to_json()}
+                for o in outcomes
+            ]
+        )
+    elif records:
+        training = sum(record.part == "Tr" for record in records)
+        grid, sizes = records[0].transform.grid, sorted({record.transform.grid.size for record in records})
+        side = f"{sizes[0]} to {sizes[-1]}" if crop else str(grid.usual)
+        typer.echo(
+            f"{output}  {training} cases for training, {len(records) - training} for testing, "
+            f"{side} x {side} pixels of {grid.pixel_mm:.3f} mm"
+        )
+    fail_if(outcome.problem for outcome in outcomes)

@@ -1,0 +1,37 @@
+"""``isopose phantom``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import Workers
+
+
+def phantom(
+    output: Path,
+    cases: Annotated[int, typer.Option(min=1)] = 20,
+    slices: Annotated[int | None, typer.Option(min=4, help="per case; none: by thickness")] = None,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="pixels along a side of a slice")] = 512,
+    seed: int = 0,
+    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
+    population: Annotated[str, typer.Option(help="child: birth to 16 years, or adult")] = "child",
+    workers: Workers = 0,
+) -> None:
+    """Write synthetic CT of children or adults as an nnU-Net raw dataset, with the true pose of each case."""
+    from isopose.data.phantom import write_cohort
+    from isopose.progress import Terminal
+
+    with Terminal().counting("phantoms") as progress:
+        folder = write_cohort(
+            output,
+            cases=cases,
+            slices=slices,
+            size=size,
+            seed=seed,
+            test_fraction=test_fraction,
+            population=population,  # type: ignore[arg-type]  # told in one line where it is neither
+            workers=workers,
+            progress=progress,
+        )
+    typer.echo(folder)

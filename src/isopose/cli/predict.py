@@ -1,0 +1,86 @@
+"""``isopose predict``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import AsJson, Device, Precision, Ray, local_path
+from isopose.cli.output import fail_if, print_json
+from isopose.errors import InputError
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="folder that isopose fit made")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="image files, folders of them, DICOM series: a folder, ZIP, DICOMDIR or file"),
+    ],
+    output: Annotated[str, typer.Option(help="folder for the results")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option(help="number or instance UID, where a DICOM input holds several series")
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="also write them, per class")
+    ] = False,
+    steps: Annotated[bool, typer.Option("--steps", help="also draw the pipeline's steps, per scan")] = False,
+    corrections: Annotated[
+        Path | None, typer.Option(help="folder of poses and crops set by hand, as isopose serve keeps them")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    ray: Ray = None,
+    as_json: AsJson = False,
+) -> None:
+    """Segment scans; each result lies on its scan's own grid."""
+    from isopose.data.correction import read_corrections
+    from isopose.devices import choose_device
+    from isopose.inference.formats import NIFTI, choose_formats, result_files
+    from isopose.inference.scans import find_scans, predict_scans
+    from isopose.models.folder import load_model, with_precision
+    from isopose.progress import Terminal
+
+    wanted = choose_formats(formats or [NIFTI])
+    if ray is not None:
+        if corrections is not None:
+            raise InputError("--corrections: not known to --ray; predict those scans without it")
+        from isopose.cluster.places import place_of
+        from isopose.cluster.predict import predict_on_cluster
+
+        outcomes = predict_on_cluster(
+            place_of(model),
+            [place_of(given) for given in inputs],
+            place_of(output),
+            ray,
+            formats=wanted,
+            series=series,
+            probabilities=probabilities,
+            steps=steps,
+            device=device,
+            precision=precision,
+            reporter=Terminal(),
+        )
+    else:
+        outcomes = predict_scans(
+            with_precision(load_model(local_path(model), choose_device(device)), precision),
+            find_scans([local_path(given) for given in inputs], series),
+            local_path(output),
+            formats=wanted,
+            probabilities=probabilities,
+            steps=steps,
+            corrections=None if corrections is None else read_corrections(corrections),
+            reporter=Terminal(),
+        )
+    if as_json:
+        print_json([{"name": o.scan.name, "problem": o.problem, "record": o.record} for o in outcomes])
+    else:
+        for outcome in outcomes:
+            if outcome.record is not None:
+                volumes = "  ".join(f"{k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
+                for file in result_files(Path(), outcome.scan.name, wanted).values():
+                    typer.echo(f"{output.rstrip('/')}/{file}  {volumes}")
+    fail_if(outcome.problem for outcome in outcomes)

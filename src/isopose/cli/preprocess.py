@@ -1,0 +1,45 @@
+"""``isopose preprocess``."""
+
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import Config, Fold, Label, Ray, Setting, Workers, labels_of, local_path
+from isopose.cli.output import fail_if
+
+
+def preprocess(
+    dataset: Annotated[str, typer.Argument(help="as for fit")],
+    store: Annotated[str, typer.Option(help="folder for preprocessed slices, as for fit --store")],
+    preset: Annotated[str, typer.Option(help="default or paper")] = "default",
+    config: Config = None,
+    settings: Setting = None,
+    fold: Fold = None,
+    label: Label = None,
+    ray: Ray = None,
+    workers: Workers = 2,
+) -> None:
+    """Prepare a training's slices in advance; fit --store with the same settings finds them."""
+    from isopose.config import load_config
+    from isopose.progress import Terminal
+
+    chosen = [*(settings or []), *([] if fold is None else [f"train.fold={fold}"])]
+    loaded = load_config(preset, config, chosen)
+    if ray is not None:
+        from isopose.cluster.places import place_of
+        from isopose.cluster.preprocess import preprocess_on_cluster
+
+        place, outcomes = preprocess_on_cluster(
+            place_of(dataset), place_of(store), ray, loaded, labels=labels_of(label), reporter=Terminal()
+        )
+        fail_if(outcome.problem for outcome in outcomes)
+        typer.echo(f"store: {place}")
+        return
+    from isopose.io.datasets import open_dataset
+    from isopose.training.preprocessing import preprocess as run
+    from isopose.training.preprocessing import split
+
+    opened = open_dataset(local_path(dataset), labels_of(label))
+    cases = split(opened, loaded.train)
+    made, _ = run(local_path(store), cases, opened.labels, loaded.data, workers=workers, reporter=Terminal())
+    typer.echo(f"store: {made.folder}")

@@ -1,0 +1,35 @@
+"""``isopose restore``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import AsJson, Workers
+from isopose.cli.output import fail_if, print_json
+
+
+def restore(
+    predictions: Annotated[Path, typer.Argument(help="folder of the other segmenter's answers, or one file")],
+    homogenized: Annotated[Path, typer.Option(help="the folder that isopose homogenize wrote")],
+    output: Annotated[Path, typer.Option(help="folder for the results")],
+    keep_values: Annotated[
+        bool, typer.Option("--keep-values", help="label values as predicted, not those of the dataset")
+    ] = False,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Bring another segmenter's answers on a homogenized dataset back to each scan's own grid."""
+    from isopose.homogenize.restore import restore as run
+    from isopose.progress import Terminal
+
+    restored = run(
+        predictions, homogenized, output, keep_values=keep_values, workers=workers, reporter=Terminal()
+    )
+    if as_json:
+        print_json([{"name": one.case, "problem": one.problem, "record": one.record} for one in restored])
+    else:
+        for one in restored:
+            for name in one.record["files"] if one.record is not None else ():
+                typer.echo(output / name)
+    fail_if(one.problem for one in restored)

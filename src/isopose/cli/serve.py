@@ -1,0 +1,46 @@
+"""``isopose serve``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import Browser, Device, Host, Port, Precision, Token
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(help="folder that isopose fit made")],
+    folder: Annotated[
+        Path, typer.Option(help="for scans, results and what was set by hand; a later start goes on with it")
+    ] = Path("isopose-serve"),
+    forget: Annotated[bool, typer.Option("--forget", help="delete scans and results at the end")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8470,
+    token: Token = None,
+    browser: Browser = True,
+    device: Device = "auto",
+    precision: Precision = None,
+) -> None:
+    """A page in the browser: drop scans, look at the results, correct a pose by hand."""
+    from isopose.devices import choose_device
+    from isopose.models.folder import load_model, with_precision
+    from isopose.progress import Terminal
+    from isopose.serve import needs_extra
+
+    needs_extra()
+    from isopose.serve.launch import access_for, run_server
+    from isopose.serve.server import forget as delete
+    from isopose.serve.server import serve_app
+
+    # What cannot work is told before a page opens.
+    with_precision(load_model(model), precision)
+    choose_device(device)
+    run_server(
+        lambda access: serve_app(model, folder, access, device=device, precision=precision),
+        folder,
+        access_for(host, port, token),
+        Terminal(),
+        browser=browser,
+    )
+    if forget:
+        delete(folder)

@@ -1,0 +1,55 @@
+"""``isopose study``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import DatasetPath, Label, Setting, Workers, duration, labels_of, listed, whole
+
+
+def study(
+    dataset: DatasetPath,
+    output: Annotated[Path, typer.Option(help="folder for everything the study makes")],
+    presets: Annotated[str, typer.Option(help="default, paper, or both with a comma")] = "default",
+    arms: Annotated[str | None, typer.Option(help="names with commas; none: all")] = None,
+    seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    folds: Annotated[
+        int, typer.Option(min=1, help="1: the dataset's own test cases; more: every patient is tested once")
+    ] = 1,
+    source: Annotated[
+        Path | None, typer.Option(help="dataset of other patients, e.g. adults, from which Table 1 transfers")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="time for all training, e.g. 6h or 90m: shortens all arms alike")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file, for all arms")] = None,
+    settings: Setting = None,
+    label: Label = None,
+    workers: Workers = 2,
+) -> None:
+    """The paper's experiment on a dataset: train and test all arms, and write its tables and figure."""
+    from isopose.config import read_settings
+    from isopose.progress import Terminal
+    from isopose.study.plan import Options
+    from isopose.study.run import run_study
+
+    options = Options(
+        dataset=dataset,
+        labels=labels_of(label),
+        presets=tuple(listed(presets)),
+        seeds=tuple(whole("--seeds", seed) for seed in listed(seeds)),
+        folds=folds,
+        settings=tuple(settings or ()),
+        values=read_settings(config) if config else {},
+        source=source,
+    )
+    report = run_study(
+        output,
+        options,
+        arms=listed(arms) if arms else None,
+        budget_s=duration(budget) if budget else None,
+        workers=workers,
+        reporter=Terminal(),
+    )
+    typer.echo(f"report: {report}")

@@ -1,0 +1,10 @@
+"""``isopose study-run``."""
+
+from pathlib import Path
+
+
+def study_run(folder: Path) -> None:
+    """One run of a study, as isopose study starts it."""
+    from isopose.study.job import run_job
+
+    run_job(folder)
