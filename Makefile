@@ -61,6 +61,9 @@ release:
 	$(RUNTIME) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch dist/*.whl
 	$(TOOLS)/cyclonedx-py environment $(RUNTIME) --output-reproducible -o dist/isopose.cdx.json
 	sed -i "s|file://$(CURDIR)/dist/||" dist/isopose.cdx.json
+	$(PYTHON) -c "import json; bom = json.load(open('dist/isopose.cdx.json')); \
+		bom['components'].append(json.load(open('src/isopose/serve/static/niivue/component.json'))); \
+		json.dump(bom, open('dist/isopose.cdx.json', 'w'), indent=2)"
 	$(TOOLS)/pip-licenses --python $(RUNTIME) --from mixed --partial-match --fail-on "GPL;GNU;Proprietary;UNKNOWN" \
 		--format csv --output-file dist/licences.csv
 	$(TOOLS)/pip-audit --path $$($(RUNTIME) -c "import sysconfig; print(sysconfig.get_path('purelib'))") --progress-spinner off \

@@ -293,11 +293,16 @@ def test_a_zipped_series_is_answered_with_objects_that_name_it(client, real_ct):
     import pydicom
 
     given = pydicom.dcmread(next(file for file in series.rglob("*") if file.is_file()))
-    made = pydicom.dcmread(io.BytesIO(client.get(f"/api/jobs/{number}/download/dicom-seg").content))
-    assert made.Modality == "SEG"
-    named = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    listed = client.get(f"/api/jobs/{number}/view").json()["downloads"]
+    assert listed == ["nifti", "dicom-seg", "rtstruct", "dicom-sr", "report", "record"]
+    made = {
+        kind: pydicom.dcmread(io.BytesIO(client.get(f"/api/jobs/{number}/download/{kind}").content))
+        for kind in listed[1:4]
+    }
+    assert [one.Modality for one in made.values()] == ["SEG", "RTSTRUCT", "SR"]
+    assert len({one.StudyInstanceUID for one in made.values()}) == 1
+    named = made["dicom-seg"].ReferencedSeriesSequence[0].ReferencedInstanceSequence
     assert given.file_meta.MediaStorageSOPInstanceUID in {one.ReferencedSOPInstanceUID for one in named}
-    assert "dicom-seg" in client.get(f"/api/jobs/{number}/view").json()["downloads"]
 
 
 def test_a_model_of_volumes_shows_the_scan_and_takes_no_pose(serve, scan, tmp_path):

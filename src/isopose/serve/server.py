@@ -20,6 +20,7 @@ from isopose.data.correction import (
     write_correction,
 )
 from isopose.errors import InputError
+from isopose.inference.formats import FORMATS, NIFTI
 from isopose.io.limits import largest_bytes
 from isopose.serve.guard import Access
 from isopose.serve.jobs import DONE, Job, Jobs
@@ -33,8 +34,10 @@ TAKEN = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
 LONGEST_NAME = 200
 #: Results by the last part of their address: file, type, and ending of the download's name.
 DOWNLOADS = {
-    "nifti": (f"{RESULT}.nii.gz", "application/gzip", ".nii.gz"),
-    "dicom-seg": (f"{RESULT}.seg.dcm", "application/dicom", ".seg.dcm"),
+    **{
+        one: (f"{RESULT}{ending}", "application/gzip" if one == NIFTI else "application/dicom", ending)
+        for one, ending in FORMATS.items()
+    },
     "report": ("report.html", "text/html", "-report.html"),
     "record": (f"{RESULT}.json", "application/json", ".json"),
 }

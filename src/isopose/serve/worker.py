@@ -164,7 +164,7 @@ def _work(settings: Settings, pipe: Connection) -> None:
 
 def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
     from isopose.data.correction import correction_from_json
-    from isopose.inference.formats import NIFTI
+    from isopose.inference.formats import FORMATS, NIFTI
     from isopose.inference.scans import Scan, predict_scan
     from isopose.io.images import ending
     from isopose.serve.report import write_scan_report
@@ -186,7 +186,7 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             write_view(view, model, volume, prediction, record)
             write_scan_report(output / "report.html", model, volume, prediction, record)
 
-        formats = (NIFTI,) if ending(upload) else (NIFTI, "dicom-seg")
+        formats = (NIFTI,) if ending(upload) else tuple(FORMATS)
         outcome = predict_scan(
             model,
             Scan(RESULT, upload, job.series),

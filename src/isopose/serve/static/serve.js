@@ -6,7 +6,9 @@ import { StepsView } from "/static/steps.js";
 import { VolumeView } from "/static/volume.js";
 
 const byId = (id) => document.getElementById(id);
-const KINDS = { nifti: "NIfTI", "dicom-seg": "DICOM SEG", report: "Report", record: "Record" };
+const KINDS = {
+  nifti: "NIfTI", "dicom-seg": "DICOM SEG", rtstruct: "RTSTRUCT", "dicom-sr": "DICOM SR", report: "Report", record: "Record",
+};
 const WAITS = ["queued", "running"];
 
 const state = { jobs: [], chosen: null, view: null, shown: null, tab: "scan", z: 0, planes: null };
