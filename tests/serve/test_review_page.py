@@ -120,6 +120,23 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
     page.click("#tab-volume")
     page.wait_for_timeout(1500)
     assert coloured(pixels(page, "#volume")) > 100
+    # The other prediction beside it; both move together. More is marked in it, as in the slices.
+    page.select_option("#beside", "against")
+    page.wait_for_selector("#othervolume[data-drawn='against']", state="attached")
+    page.select_option("#planes", "axial")
+    page.wait_for_timeout(500)
+    both = [coloured(pixels(page, name)) for name in ("#volume", "#othervolume")]
+    assert 100 < both[0] < 0.7 * both[1]
+    # The cross moves in both.
+    page.select_option("#planes", "coronal")
+    page.wait_for_timeout(300)
+    before = [pixels(page, name) for name in ("#volume", "#othervolume")]
+    page.focus("#volume")
+    page.keyboard.press("PageUp")
+    page.wait_for_timeout(300)
+    after = [pixels(page, name) for name in ("#volume", "#othervolume")]
+    for one, other in zip(before, after, strict=True):
+        assert (one != other).any()
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
         page.wait_for_timeout(100)

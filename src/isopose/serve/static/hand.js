@@ -4,6 +4,8 @@ import { COLOURS, cropSquare, line, onNative, onSquare, paint } from "/static/st
 
 const PIXELS = 320;
 const byId = (id) => document.getElementById(id);
+/** Never minus nought. */
+const fixed = (value, digits) => (Math.round(value * 10 ** digits) / 10 ** digits || 0).toFixed(digits);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const same = ([a, b], [c, d], reach) => Math.hypot(a - c, b - d) < reach;
 
@@ -108,11 +110,11 @@ export class HandView {
   toFields() {
     const [angle, lx, ly, tx, ty] = this.now.pose;
     const half = this.view.frame.fov_mm / 2;
-    byId("roll").value = ((angle * 180) / Math.PI).toFixed(1);
+    byId("roll").value = fixed((angle * 180) / Math.PI, 1);
     byId("sx").value = Math.exp(lx).toFixed(3);
     byId("sy").value = Math.exp(ly).toFixed(3);
-    byId("tx").value = (tx * half).toFixed(1);
-    byId("ty").value = (ty * half).toFixed(1);
+    byId("tx").value = fixed(tx * half, 1);
+    byId("ty").value = fixed(ty * half, 1);
   }
 
   fromFields() {

@@ -1,6 +1,6 @@
 // isopose review: a table of cases and a plot on the left, the chosen case on the right.
 import { ask, panels, rgb, WINDOWS } from "/static/api.js";
-import { element, legend, tabs, themes } from "/static/shared.js";
+import { arrange, element, legend, tabs, themes } from "/static/shared.js";
 import { paint } from "/static/steps.js";
 import { VolumeView } from "/static/volume.js";
 
@@ -19,6 +19,8 @@ themes(byId("theme"));
 const volume = new VolumeView(byId("volume"), ({ vox, values }) => {
   if (state.view) byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${Math.round(values[0].value)} HU`;
 });
+let other = null; // The second one, made when it is first asked for.
+const arrangeSides = arrange(byId("sides"));
 tabs(document.querySelector('[role="tablist"]'), (name) => { state.tab = name; present(); });
 
 // ---- the table ----------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ function line(row) {
 // ---- the plot -----------------------------------------------------------------------------------------------
 
 function plot() {
-  const place = byId("scatter"), by = has.size ? "size_mm" : "age_years";
+  const place = byId("scatter"), by = has.size ? "size_mm" : "age_years", unit = has.size ? "mm" : "years";
   const known = state.listed.filter((row) => row.dice?.[state.target] != null && row[by] != null);
   byId("plot").hidden = !has.dice || !(has.size || has.age);
   if (byId("plot").hidden) return;
@@ -122,7 +124,7 @@ function plot() {
     draw("line", { x1: left, x2: wide, y1: y(dice), y2: y(dice) }), draw("text", { x: 4, y: y(dice) + 4 }, dice.toFixed(1)),
   ]);
   if (known.length) {
-    parts.push(draw("text", { x: left + 4, y: high - 6 }, `${low.toFixed(0)}`), draw("text", { x: wide - 6, y: high - 6, "text-anchor": "end" }, `${(low + span).toFixed(0)}`));
+    parts.push(draw("text", { x: left + 4, y: high - 6 }, `${low.toFixed(0)} ${unit}`), draw("text", { x: wide - 6, y: high - 6, "text-anchor": "end" }, `${(low + span).toFixed(0)} ${unit}`));
   }
   for (const row of known) {
     const dot = draw("circle", { cx: x(row[by]), cy: y(row.dice[state.target]), r: 5, tabindex: -1, role: "button", class: row.number === state.chosen ? "chosen" : "" });
@@ -158,8 +160,10 @@ async function choose(number) {
   byId("warnings").replaceChildren(...[...row.warnings, ...unknown].map((text) => element("li", { text })));
   // Of no moment may the last case stand under this one's name.
   Object.assign(state, { view: null, planes: null });
-  volume.shown = null;
-  volume.canvas.style.visibility = "hidden";
+  for (const one of volumes()) {
+    one.shown = null;
+    one.canvas.style.visibility = "hidden";
+  }
   byId("sides").replaceChildren(element("p", { className: "quiet", text: "Reading …" }));
   byId("empty").hidden = true;
   byId("shown").hidden = false;
@@ -187,17 +191,47 @@ async function choose(number) {
     const score = dice == null ? "" : `, Dice ${dice.toFixed(3)}`;
     return element("figure", {}, canvas, element("figcaption", { text: (KINDS[name] ?? "Scan") + score }));
   }));
+  choices(view.maps);
   await present();
   document.body.dataset.case = row.case;
+}
+
+/** Whose marks are shown in the planes and in 3D, and whose beside them, as far as this case has them. */
+function choices(maps) {
+  for (const [id, first] of [["map", []], ["beside", [["", "nothing"]]]]) {
+    const place = byId(id), before = place.value;
+    const all = [...first, ...maps.map((name) => [name, KINDS[name]])];
+    place.replaceChildren(...all.map(([value, text]) => element("option", { value, text })));
+    place.value = all.some(([value]) => value === before) ? before : all[0][0];
+  }
+}
+
+const volumes = () => (other ? [volume, other] : [volume]);
+
+async function showVolumes() {
+  const { view } = state, beside = byId("beside").value;
+  byId("second").hidden = !beside;
+  if (beside && !other) {
+    other = new VolumeView(byId("othervolume"), () => {});
+    other.planes(byId("planes").value);
+    volume.together(other);
+  }
+  for (const [one, map] of [[volume, byId("map").value], [other, beside]]) {
+    const mark = `${view.number} ${map}`;
+    if (!one || !map || one.shown === mark) continue;
+    one.shown = mark;
+    await one.show(`/api/cases/${view.number}`, view.labels, windowNow(), opacityNow(), map);
+    if (state.view !== view) return;
+    one.goto(state.z, view.shape[0]);
+  }
+  byId("volume").dataset.drawn = byId("map").value;
+  byId("othervolume").dataset.drawn = beside;
 }
 
 async function present() {
   if (!state.view) return;
   if (state.tab === "volume") {
-    if (volume.shown === state.view.number) return;
-    volume.shown = state.view.number;
-    await volume.show(`/api/cases/${state.view.number}`, state.view.labels, windowNow(), opacityNow());
-    volume.goto(state.z, state.view.shape[0]);
+    await showVolumes();
     return;
   }
   await slice(state.z);
@@ -230,11 +264,12 @@ function draw() {
     const map = canvas.dataset.name === "native" ? null : planes[canvas.dataset.name];
     paint(canvas, planes.native, windowNow(), map, colours, opacityNow(), scale, tall);
   }
+  arrangeSides();
   byId("sides").dataset.slice = state.z;
 }
 
 byId("slice").addEventListener("input", (event) => {
-  if (state.tab === "volume") volume.goto(Number(event.target.value), state.view.shape[0]);
+  if (state.tab === "volume") for (const one of volumes()) one.goto(Number(event.target.value), state.view.shape[0]);
   slice(Number(event.target.value));
 });
 byId("sides").addEventListener("wheel", (event) => {
@@ -243,8 +278,10 @@ byId("sides").addEventListener("wheel", (event) => {
   if (z >= 0 && z < state.view.shape[0]) slice(z);
 }, { passive: false });
 byId("window").append(...Object.keys(WINDOWS).map((name) => element("option", { text: name, value: name })));
-byId("window").addEventListener("change", () => { volume.window(windowNow()); draw(); });
-byId("opacity").addEventListener("input", () => { volume.opacity(opacityNow()); draw(); });
+byId("window").addEventListener("change", () => { for (const one of volumes()) one.window(windowNow()); draw(); });
+byId("opacity").addEventListener("input", () => { for (const one of volumes()) one.opacity(opacityNow()); draw(); });
+byId("planes").addEventListener("change", (event) => { for (const one of volumes()) one.planes(event.target.value); });
+for (const id of ["map", "beside"]) byId(id).addEventListener("change", () => present());
 
 // ---- decisions ----------------------------------------------------------------------------------------------
 
@@ -309,5 +346,6 @@ document.addEventListener("keydown", (event) => {
 });
 
 list();
+new ResizeObserver(() => plot()).observe(byId("plot"));
 if (state.listed.length) choose(state.listed[0].number);
 document.body.dataset.ready = "true";

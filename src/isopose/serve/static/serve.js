@@ -310,7 +310,7 @@ function poseFacts() {
   const entry = view.slices?.find(({ slice: z }) => z === state.z);
   const degrees = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(1)}°`;
   if (entry) {
-    rows.push(["Slice", state.z], ["Roll", degrees(entry.roll_degrees)], ["Size across", entry.scale_x.toFixed(2)], ["Size front to back", entry.scale_y.toFixed(2)]);
+    rows.push(["Slice", state.z], ["Roll", degrees(entry.roll_degrees)], ["Size across", entry.scale_x.toFixed(2)], ["Size front–back", entry.scale_y.toFixed(2)]);
     rows.push(["Confidence", entry.confidence.toFixed(2), entry.confidence < view.min_confidence]);
     rows.push(["Outline agrees", entry.agreement.toFixed(2), entry.agreement < view.min_agreement], ["Found by", entry.pose_from]);
   } else if (view.scales) {

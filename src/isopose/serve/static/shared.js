@@ -43,6 +43,29 @@ export function element(tag, { text, ...properties } = {}, ...children) {
   return made;
 }
 
+/** Pictures of one shape in as many columns as make them largest; again with every change of the place's size. */
+export function arrange(place) {
+  const gap = 10, caption = 30;
+  const largest = () => {
+    const pictures = [...place.children].filter((one) => !one.hidden && one.querySelector("canvas"));
+    const wide = place.clientWidth, high = place.clientHeight;
+    if (!pictures.length || !wide || !high) return;
+    const tall = Math.max(...pictures.map((one) => { const { width, height } = one.querySelector("canvas"); return height / width; }));
+    let best = { side: 0, columns: 1 };
+    for (let columns = 1; columns <= pictures.length; columns++) {
+      const rows = Math.ceil(pictures.length / columns);
+      const across = (wide - gap * (columns - 1)) / columns, down = ((high - gap * (rows - 1)) / rows - caption) / tall;
+      const side = Math.floor(Math.min(across, down));
+      if (side > best.side) best = { side, columns };
+    }
+    // In a place that is too low they are as wide as two of them can be, and the place scrolls.
+    const side = Math.max(best.side, Math.min(150, wide)), columns = Math.max(1, Math.min(pictures.length, Math.floor((wide + gap) / (side + gap))));
+    place.style.setProperty("grid-template-columns", `repeat(${best.side < 150 ? columns : best.columns}, ${side}px)`);
+  };
+  new ResizeObserver(largest).observe(place);
+  return largest;
+}
+
 /** The labels' colours and names. */
 export function legend(labels) {
   return labels.map(({ name, colour }) => {

@@ -1,6 +1,7 @@
 // The steps of one slice side by side: input, homogenised, cropped, prediction, restored.
 import { rgb } from "/static/api.js";
 import { apply, matrix, toMm, SQUARE } from "/static/geometry.js";
+import { arrange } from "/static/shared.js";
 
 export const COLOURS = { frame: "#56b4e9", reference: "#ff8fc7", crop: "#ff9f50" };
 
@@ -75,6 +76,7 @@ export class StepsView {
       place.append(figure);
       this.canvases[name] = canvas;
     }
+    this.arrange = arrange(place);
   }
 
   draw(view, z, planes, window, opacity) {
@@ -89,7 +91,7 @@ export class StepsView {
       const known = ["native", "restored"].includes(name) || (planes.homogenised && entry);
       canvas.parentElement.hidden = !known;
     }
-    if (!planes.homogenised || !entry) return;
+    if (!planes.homogenised || !entry) return this.arrange();
     const theta1 = matrix(entry.pose);
     line(context, SQUARE.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.frame);
     for (const outline of view.steps.outline) {
@@ -106,5 +108,6 @@ export class StepsView {
     const larger = Math.max(1, Math.round(512 / planes.crop.shape[1]));
     paint(crop, planes.crop, seen, null, colours, 0, larger);
     paint(predicted, planes.crop, seen, planes.crop_labels, colours, opacity, larger);
+    this.arrange();
   }
 }

@@ -1,5 +1,5 @@
 // The scan and its labels in NiiVue: three planes and 3D.
-import { NVImage, Niivue, SHOW_RENDER } from "/static/niivue/niivue.js";
+import { MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER } from "/static/niivue/niivue.js";
 import { rgb } from "/static/api.js";
 
 export class VolumeView {
@@ -11,6 +11,7 @@ export class VolumeView {
       sagittalNoseLeft: true,
       isOrientationTextVisible: true,
       multiplanarShowRender: SHOW_RENDER.ALWAYS,
+      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
       backColor: [0.024, 0.035, 0.047, 1],
       crosshairColor: [0.34, 0.71, 0.91, 0.7],
       crosshairWidth: 1,
@@ -30,8 +31,8 @@ export class VolumeView {
     return /swiftshader|llvmpipe|software|basic render/i.test(told ? gl.getParameter(told.UNMASKED_RENDERER_WEBGL) : "");
   }
 
-  /** Show a scan and its label map; classes have the colours given. */
-  async show(base, labels, window, opacity) {
+  /** Show a scan and one of its label maps; classes have the colours given. */
+  async show(base, labels, window, opacity, map = "labels") {
     await this.ready;
     // Of no moment may the last scan stand under this one's name; and of two that are loaded the later is shown.
     this.canvas.style.visibility = "hidden";
@@ -39,7 +40,7 @@ export class VolumeView {
     const which = this.slow ? "?reduced=true" : "";
     const volumes = [await NVImage.loadFromUrl({ url: `${base}/scan.nii${which}`, name: "scan.nii", colormap: "gray", cal_min: window[0], cal_max: window[1] })];
     if (labels.length) {
-      const marked = await NVImage.loadFromUrl({ url: `${base}/labels.nii${which}`, name: "labels.nii", opacity });
+      const marked = await NVImage.loadFromUrl({ url: `${base}/${map}.nii${which}`, name: "labels.nii", opacity });
       const colours = labels.map(({ colour }) => rgb(colour));
       const channel = (k) => [0, ...colours.map((colour) => colour[k])];
       marked.setColormapLabel({
@@ -71,6 +72,12 @@ export class VolumeView {
     this.viewer.setSliceType(kinds[name]);
   }
 
+  /** Move and turn with another view, whichever of them is used. */
+  together(other) {
+    this.viewer.broadcastTo([other.viewer], { "2d": true, "3d": true });
+    other.viewer.broadcastTo([this.viewer], { "2d": true, "3d": true });
+  }
+
   /** To the slice, from the feet, in the middle of which most is marked. */
   goto(z, slices) {
     const place = this.viewer.scene.crosshairPos;
@@ -86,5 +93,6 @@ export class VolumeView {
     event.preventDefault();
     event.stopPropagation();
     this.viewer.moveCrosshairInVox(...move);
+    this.viewer.sync();
   }
 }
