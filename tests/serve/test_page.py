@@ -1,5 +1,6 @@
 """The page in a real browser: from a dropped scan to a pose set by hand."""
 
+import json
 import shutil
 import signal
 import zipfile
@@ -100,6 +101,56 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
     page.click("#asfound")
     page.wait_for_selector("#pose dd:has-text('learned'), #pose dd:has-text('moments')")
     assert page.inner_text("#volumes") == volumes
+
+
+def test_slices_that_are_set_and_the_one_on_the_screen(opened, page, scan, tmp_path):
+    """Set at one slice with the button, edited at another without it: both hold, evenly between them."""
+    page.set_input_files("#file", scan)
+    drawn(page)
+    page.click("#tab-hand")
+    page.wait_for_timeout(500)
+    page.check("#scope-keys")
+    for z, roll in ((2, "-10"), (10, "30")):
+        page.fill("#handslice", str(z))
+        page.wait_for_selector(f"#handno:has-text('{z} of 11')")
+        page.fill("#roll", roll)
+        if z == 2:
+            page.click("#setkey")
+    page.check("#usecrop")
+    page.focus("#cropcanvas")
+    page.keyboard.press("ArrowRight")
+    page.click("text=Predict again")
+    page.wait_for_selector("#pose dd:has-text('hand')")
+    (file,) = (tmp_path / "kept" / "corrections").iterdir()
+    kept = json.loads(file.read_text())
+    assert len(kept["poses"]) == 2
+    assert len(kept["crops"]) == 2
+    page.click("#tab-steps")
+    # -10, and 5 degrees more a slice; the same below the first and above the last.
+    for z, roll in ((0, "−10.0°"), (2, "−10.0°"), (6, "+10.0°"), (10, "+30.0°"), (11, "+30.0°")):
+        page.fill("#slice", str(z))
+        page.wait_for_selector(f"#steps[data-slice='{z}']")
+        assert page.inner_text("#pose").split()[:4] == ["Slice", str(z), "Roll", roll]
+
+
+def test_nothing_of_a_scan_stands_under_the_name_of_the_next(opened, page, scan, tmp_path):
+    # The next one's voxels take a while.
+    page.add_init_script(
+        "const real = window.fetch; window.fetch = async (...given) => {"
+        "  if (String(given[0]).includes('/jobs/2/scan')) await new Promise((done) => setTimeout(done, 2000));"
+        "  return real(...given); };"
+    )
+    page.reload()
+    page.set_input_files("#file", scan)
+    drawn(page)
+    write_image(scene(slices=5).volume, tmp_path / "next.nii.gz")
+    page.set_input_files("#file", tmp_path / "next.nii.gz")
+    page.wait_for_selector(".job[data-number='2'] .state:has-text('done')")
+    page.click(".job[data-number='2'] .name")
+    page.wait_for_selector("#title:has-text('Scan 2')")
+    assert page.evaluate("getComputedStyle(document.getElementById('volume')).visibility") == "hidden"
+    page.wait_for_selector("body[data-drawn^='2']", state="attached")
+    assert page.evaluate("getComputedStyle(document.getElementById('volume')).visibility") == "visible"
 
 
 def test_the_pages_left_and_right_are_the_patients(opened, page, tmp_path, pixels):

@@ -24,7 +24,9 @@ const label = (job) => job.filename ?? `Scan ${job.number}`;
 
 // ---- giving scans -------------------------------------------------------------------------------------------
 
-const about = await ask("/api/about");
+/** What the server takes; asked for once, and again where that failed. */
+let known = null;
+const about = () => (known ??= ask("/api/about").catch((error) => { known = null; throw error; }));
 
 async function give(files) {
   for (const file of files) {
@@ -32,10 +34,11 @@ async function give(files) {
     byId("sending").append(line);
     const name = names.checked ? file.name : "a scan";
     try {
-      if (!about.taken.some((kind) => file.name.toLowerCase().endsWith(kind))) {
-        throw new Error(`expected a file that ends in ${about.taken.join(", ")}`);
+      const { taken, largest_bytes: largest } = await about();
+      if (!taken.some((kind) => file.name.toLowerCase().endsWith(kind))) {
+        throw new Error(`expected a file that ends in ${taken.join(", ")}`);
       }
-      if (file.size > about.largest_bytes) throw new Error(`larger than ${(about.largest_bytes / 2 ** 30).toFixed(0)} GB`);
+      if (file.size > largest) throw new Error(`larger than ${(largest / 2 ** 30).toFixed(0)} GB`);
       const number = await send(file, (part) => { line.textContent = `Sending ${name}: ${Math.round(100 * part)} %`; });
       line.remove();
       if (state.chosen === null || !state.view) state.chosen = number;
