@@ -173,6 +173,27 @@ def test_the_pages_left_and_right_are_the_patients(opened, page, tmp_path, pixel
         assert np.median(columns) > picture.shape[1] / 2
 
 
+def test_a_real_series_to_its_labels_and_files(opened, page, real_ct, tmp_path, pixels):
+    shutil.make_archive(str(tmp_path / "series"), "zip", real_ct / "dicom-series")
+    page.set_input_files("#file", tmp_path / "series.zip")
+    drawn(page)
+    page.wait_for_timeout(300)
+    assert coloured(pixels(page, "#volume")) > 300
+    page.click("#tab-steps")
+    page.wait_for_selector("#steps[data-slice='10']")
+    before = pixels(page, ".step-native canvas")
+    page.hover("#steps")
+    page.mouse.wheel(0, -100)
+    page.wait_for_selector("#steps[data-slice='11']")
+    assert (pixels(page, ".step-native canvas") != before).any()
+    links = page.locator("#downloads a").all_inner_texts()
+    assert links == ["NIfTI", "DICOM SEG", "RTSTRUCT", "DICOM SR", "Report", "Record"]
+    with page.expect_download() as given:
+        page.click("#downloads a:has-text('DICOM SEG')")
+    assert given.value.suggested_filename == "scan-1.seg.dcm"
+    assert Path(given.value.path()).read_bytes()[128:132] == b"DICM"
+
+
 def test_several_scans_one_that_cannot_be_read_and_a_restart(serve, model_folder, tmp_path, page, scan):
     served = serve("serve", model_folder, "--folder", tmp_path / "kept", "--device", "cpu")
     bad = tmp_path / "bad.nii"
