@@ -17,6 +17,7 @@ from isopose.data.fingerprint import (
     fingerprint_of,
     reduce_facts,
 )
+from isopose.data.tissue import Tissue
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of
 from isopose.io.images import read_volume, write_labels
@@ -91,7 +92,17 @@ def facts_of(values: np.ndarray) -> CaseFacts:
     distinct, counts = np.unique(values.astype(int), return_counts=True)
     one = (1.0, 1.0, 1.0)
     return CaseFacts(
-        "p", one, 1, (1.0, 1.0), distinct, counts, values.mean(), values.var(), (1.0, 0.0), (1, 0)
+        "p",
+        one,
+        1,
+        (1.0, 1.0),
+        distinct,
+        counts,
+        values.mean(),
+        values.var(),
+        (1.0, 0.0),
+        (1, 0),
+        Tissue(0, 0, None),
     )
 
 

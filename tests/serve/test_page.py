@@ -137,7 +137,7 @@ def test_nothing_of_a_scan_stands_under_the_name_of_the_next(opened, page, scan,
     # The next one's voxels take a while.
     page.add_init_script(
         "const real = window.fetch; window.fetch = async (...given) => {"
-        "  if (String(given[0]).includes('/jobs/2/scan')) await new Promise((done) => setTimeout(done, 2000));"
+        "  if (String(given[0]).includes('/2/scan')) await new Promise((done) => setTimeout(done, 2000));"
         "  return real(...given); };"
     )
     page.reload()

@@ -1,4 +1,4 @@
-"""What the training cases are like: grid sizes, body sizes, intensities of what is labelled, labels.
+"""What the training cases are like: grid sizes, body sizes, tissue, intensities of what is labelled, labels.
 
 Intensities follow nnU-Net v2 (``DatasetFingerprintExtractor``, ``CTNormalization``): raw values of labelled
 voxels, each case with the same weight however many of its voxels are labelled. nnU-Net draws equally many
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
+from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.io.datasets import Case
@@ -126,6 +127,7 @@ class Fingerprint:
         body_max_mm: largest sides, each axis by itself.
         fov_mm: side of the square that holds the body's box of every case, with a margin of 4 %.
         labels: in class order.
+        tissue: what the bodies are made of; none in models that did not look yet.
     """
 
     cases: Annotated[int, Field(ge=1)]
@@ -141,6 +143,7 @@ class Fingerprint:
     body_max_mm: tuple[Positive, Positive]
     fov_mm: Positive
     labels: tuple[LabelFacts, ...]
+    tissue: UsualTissue | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def to_json(self) -> dict[str, Any]:
@@ -184,6 +187,7 @@ class CaseFacts:
     variance: float
     volumes_ml: tuple[float, ...]
     label_slices: tuple[int, ...]
+    tissue: Tissue
 
 
 def fingerprint_of(
@@ -225,7 +229,8 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
     stored = read_labels(case.label, like=volume)
     volume = volume.reoriented()
     classes = labels.to_classes(stored.reoriented().array)
-    x0, y0, x1, y1 = body_box(body_mask(volume, config.body_threshold_hu), volume.spacing)
+    body = body_mask(volume, config.body_threshold_hu)
+    x0, y0, x1, y1 = body_box(body, volume.spacing)
     labelled = volume.array[classes > 0].astype(np.float64)
     values, counts = np.unique(np.rint(labelled).astype(np.int64), return_counts=True)
     millilitre = float(np.prod(volume.spacing)) / 1000.0
@@ -242,6 +247,7 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
         variance=float(labelled.var()) if labelled.size else 0.0,
         volumes_ml=tuple(float(np.count_nonzero(mask)) * millilitre for mask in inside),
         label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),
+        tissue=tissue_of(volume, body),
     )
 
 
@@ -268,6 +274,7 @@ def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig)
         body_max_mm=_two(body.max(axis=0)),
         fov_mm=float(body.max() * (1.0 + MARGIN)),
         labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
+        tissue=usual_tissue([f.tissue for f in facts]),
     )
 
 
@@ -342,6 +349,9 @@ def describe(fingerprint: Fingerprint) -> list[tuple[str, str]]:
             f"{i.low:g} to {i.high:g} HU ({i.percentiles[0]:g} and {i.percentiles[1]:g} percentile)",
         ),
     ]
+    if f.tissue is not None:
+        gas, bone = 100 * f.tissue.gas_max, 100 * f.tissue.bone_max
+        rows.append(("body", f"at most {gas:.0f} % gas or lung, {bone:.0f} % bone or as bright"))
     for label in f.labels:
         value = (
             f"{label.cases} cases, {label.slices} slices, {label.volume_median_ml:.1f} ml "

@@ -20,6 +20,7 @@ from torch import Tensor
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
+from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
@@ -88,8 +89,10 @@ def prepare(
     Raises:
         InputError: non-finite values, no body, labels on another grid or with unknown values.
     """
-    usual = usual_fov(fingerprint, config)
-    return prepare_as(volume, fingerprint.intensity, usual, config, labels, label_map)
+    fov = usual_fov(fingerprint, config)
+    return prepare_as(
+        volume, fingerprint.intensity, fov, config, labels, label_map, tissue=fingerprint.tissue
+    )
 
 
 def prepare_as(
@@ -99,6 +102,8 @@ def prepare_as(
     config: DataConfig,
     labels: Volume | None = None,
     label_map: Labels | None = None,
+    *,
+    tissue: UsualTissue | None = None,
 ) -> Prepared:
     """Likewise, where no training cases are known.
 
@@ -109,6 +114,7 @@ def prepare_as(
         config: size of the frame, the body's threshold.
         labels: stored label values on the volume's grid.
         label_map: their names; needed with ``labels``.
+        tissue: what bodies are usually made of; none: any.
 
     Raises:
         InputError: as :func:`prepare`.
@@ -122,6 +128,8 @@ def prepare_as(
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
     frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)
     warnings = (*doubts(lps), *warnings)
+    if tissue is not None:
+        warnings += tuple(unlike(tissue_of(lps, body), tissue))
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
     image = np.empty((len(body), frame.size, frame.size), dtype=np.float32)
     mask = np.empty(image.shape, dtype=bool)
