@@ -22,7 +22,7 @@ from isopose.data.slices import Batch
 from isopose.files import write_text
 from isopose.geometry.warp import warp
 from isopose.models.volume import pipeline_for
-from isopose.training.stages import SegmentationObjective
+from isopose.training.objectives import SegmentationObjective
 
 #: Slices a batch by the U-Net's pixels: as many as keep a step below some seconds.
 BATCH = {128: 12, 256: 6, 512: 2}

@@ -66,7 +66,7 @@ def measure(settings: list[str]) -> dict[str, float]:
     from isopose.models.volume import VolumePipeline, pipeline_for
     from isopose.study.measure import peak_memory, reset_peak
     from isopose.training.memory import PROCESS, training_bytes
-    from isopose.training.stages import SegmentationObjective
+    from isopose.training.objectives import SegmentationObjective
     from isopose.training.volumes import NOISE3D, VolumeSegmentationObjective
 
     config = load_config(settings=settings)

@@ -44,9 +44,9 @@ from isopose.models.roll import RollNetwork
 from isopose.models.scan import RIGHT, scan_poses, slice_poses
 from isopose.models.shipped import load_shipped
 from isopose.progress import Terminal
-from isopose.training.fit import _fabric as fabric_of
+from isopose.training.fabric import fabric_for
 from isopose.training.loop import Stage, train_stage
-from isopose.training.stages import PoseObjective, RollObjective
+from isopose.training.objectives import PoseObjective, RollObjective
 from isopose.training.transforms import poses_of
 
 matplotlib.use("Agg")
@@ -293,7 +293,7 @@ def _trained(
     """STN1 as a configuration has it, trained on the benchmark's own cohort; resumed where it was before."""
     torch.manual_seed(0)
     pipeline = Pipeline(config, 3, outline, slices.cases[0].record.air, top)
-    fabric = fabric_of(config)
+    fabric = fabric_for(config)
     objective: Any = PoseObjective(pipeline)
     if pipeline.pose.roll is not None:
         _weighted(pipeline.pose.roll, weights)

@@ -252,10 +252,10 @@ def test_record_example_is_a_record(examples: dict[str, Any]) -> None:
 def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
     model = examples["model.json"]
     assert set(model) == keys_of("save_model", "models/folder.py")[0]
-    info, *_ = keys_of("_info", "training/fit.py")
+    info, *_ = keys_of("training_info", "training/info.py")
     assert set(model["info"]) == info
-    spelt = keys_of("_info", "training/fit.py")
-    assert set(model["info"]["reference"]) in keys_of("_of_reference", "training/fit.py")
+    spelt = keys_of("training_info", "training/info.py")
+    assert set(model["info"]["reference"]) in keys_of("reference_info", "training/info.py")
     assert set(model["info"]["training"]) in spelt
     assert set(model["info"]["stages"]["unet"]) in spelt
     assert set(model["versions"]) == keys_of("versions", "models/folder.py")[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import isopose.training.fit as fit_module
+import isopose.training.stages as stages_module
 from bright import bright_model
 from isopose.data.correction import Correction, SetCrop, SetPose, outline_of
 from isopose.data.slices import Batch
@@ -15,7 +15,7 @@ from isopose.geometry.frame import Frame
 from isopose.io.datasets import open_dataset
 from isopose.models.folder import load_model
 from isopose.training.fit import fit
-from isopose.training.stages import CropObjective, PoseObjective
+from isopose.training.objectives import CropObjective, PoseObjective
 
 POSE = (0.3, 0.05, -0.05, 0.1, -0.1)
 CASE = "Muster_Erika_2"
@@ -32,7 +32,7 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
     dataset, config = open_dataset(cohort), tiny(f"pose.reference={CASE}", "train.fold=all")
     first = fit(dataset, tmp_path / "first", config, store=tmp_path / "store")
     seen = {}
-    train = fit_module._train
+    train = stages_module._train
 
     def watched(run, name, objective, training, *rest, **options):
         pose, theta2 = (
@@ -41,7 +41,7 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
         seen[name] = (training, pose, theta2, getattr(objective, "by_hand", None))
         return train(run, name, objective, training, *rest, **options)
 
-    monkeypatch.setattr(fit_module, "_train", watched)
+    monkeypatch.setattr(stages_module, "_train", watched)
     frame = Frame((140.0, 150.0), 300.0, 64)
     image = cohort / "imagesTr" / f"{CASE}_0000.nii.gz"
     correction = correction_of(image, frame, first.pipeline.pose.reference_mask)

@@ -35,7 +35,8 @@ from isopose.models.folder import Model, load_model
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
 from isopose.progress import Silent
-from isopose.training.fit import _check_mirroring, fit
+from isopose.training.claim import check_mirroring
+from isopose.training.fit import fit
 from isopose.training.transforms import poses_of, transforms_of
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
@@ -434,8 +435,8 @@ def test_a_side_that_cannot_be_mirrored_is_told_at_the_start(
     with pytest.raises(InputError, match=f"{setting.split('=')[0]}: label 'kidney left' .*; {way_out}"):
         fit(one_side, tmp_path / "model", tiny(*off, setting))
     assert not (tmp_path / "model").exists(), "the corrected command may use the same folder"
-    _check_mirroring(tiny(*off), labels)
-    _check_mirroring(tiny(setting), Labels.create({"kidney left": 1, "right kidney": 2}))
+    check_mirroring(tiny(*off), labels)
+    check_mirroring(tiny(setting), Labels.create({"kidney left": 1, "right kidney": 2}))
 
 
 def test_a_model_folder_that_is_a_file_is_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:

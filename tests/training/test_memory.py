@@ -70,7 +70,7 @@ from isopose.config import load_config
 from isopose.data.slices import Batch
 from isopose.models.volume import pipeline_for
 from isopose.training.memory import PROCESS, training_bytes
-from isopose.training.stages import SegmentationObjective
+from isopose.training.objectives import SegmentationObjective
 from isopose.study.measure import MB, peak_memory, reset_peak
 config = load_config(settings={[*SMALL, f"unet.recompute={recompute}"]!r})
 pipeline = pipeline_for(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)

@@ -13,7 +13,7 @@ from isopose.geometry.warp import resize
 from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
 from isopose.training.loop import NOISE
-from isopose.training.stages import RollObjective
+from isopose.training.objectives import RollObjective
 
 SIZE = 96
 AIR, TOP = -1.5, 2.5

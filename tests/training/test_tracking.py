@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,6 +119,8 @@ def test_wandb_has_settings_and_rows_and_nothing_of_the_machine(tmp_path, tiny):
     for rows in (ROWS[:2], ROWS[2:]):
         with Tracked(Silent(), ["wandb"], tmp_path, config) as tracked:
             told(tracked, rows)
+        # wandb names its files by the second, and would write the second part over the first.
+        time.sleep(1.1)
     records = wandb_records(tmp_path)
     runs = [record.run for record in records if record.HasField("run")]
     assert len({run.run_id for run in runs}) == 1

@@ -1,362 +1,192 @@
-"""The stages as objectives: what each computes from a batch, and how it is judged.
+"""Which networks are trained, one after the other, and on what."""
 
-An objective is a module whose ``forward(batch, noise)`` is the loss and whose ``judge(slices, batches)``
-returns numbers for validation, the score first; :mod:`isopose.training.loop` trains any of them the same way.
-On several ranks each judges a part of the batches, and all return the same numbers, of all.
-"""
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import copy
-import math
-from collections.abc import Iterable, Sequence
-
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from lightning_fabric import Fabric
 
-from isopose.data.slices import Batch, Slices
-from isopose.geometry.crop import jittered, mirrored
-from isopose.geometry.similarity import ANGLE, add_residual, isotropic, matrix_from_pose
-from isopose.geometry.warp import compose, warp
-from isopose.labels import mirrored_classes
-from isopose.models.pipeline import Pipeline, frame_from_crop, most_probable, restore
-from isopose.models.roll import view
-from isopose.ranks import gathered
-from isopose.training.losses import (
-    crop_loss,
-    level_weight,
-    one_hot,
-    pose_loss,
-    roll_loss,
-    segmentation_loss,
+from isopose.config import Config
+from isopose.data.slices import Slices
+from isopose.data.volumes import Volumes
+from isopose.errors import InputError
+from isopose.labels import Labels, mirrored_classes
+from isopose.models.pipeline import Pipeline
+from isopose.models.volume import VolumePipeline
+from isopose.progress import Reporter
+from isopose.training.augmentation import Augmentation
+from isopose.training.by_hand import Corrections, crops_by_hand, poses_by_hand, where_set
+from isopose.training.checkpoint import Progress
+from isopose.training.loop import NOISE, Stage, train_stage
+from isopose.training.objectives import (
+    CropObjective,
+    JointObjective,
+    PoseObjective,
+    RollObjective,
+    SegmentationObjective,
 )
-from isopose.training.targets import crop_targets
-
-#: Pose jitter at strength 1: radians, log scale, shift in half sides of the homogenised frame.
-POSE_JITTER = (0.17, 0.1, 0.1, 0.1, 0.1)
-
-
-class PoseObjective(nn.Module):
-    """STN1: the homogenised outline agrees with the reference's (Eq. 1)."""
-
-    def __init__(self, pipeline: Pipeline, by_hand: Tensor | None = None) -> None:
-        """``by_hand``: poses ``(N, 5)`` of the training rows that were set, NaN where none was."""
-        super().__init__()
-        self.pose = pipeline.pose
-        self.by_hand = by_hand
-
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
-        """The loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
-        theta = matrix_from_pose(self.pose(batch.image, batch.mask))
-        reference = self.pose.reference_mask
-        loss = pose_loss(warp(batch.mask, theta, _side(reference)), reference)
-        if self.by_hand is None:
-            return loss
-        by_hand = self.by_hand[batch.rows.cpu()].to(theta.device)
-        known = by_hand.isfinite().all(dim=1)
-        away = (theta[known] - matrix_from_pose(by_hand[known])).abs().sum(dim=(1, 2))
-        return loss + away.sum() / len(known)
-
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean agreement with the reference's outline over all slices, learned and of the start alone."""
-        learned, start = [], []
-        for batch in batches:
-            before = self.pose.start(batch.image, batch.mask)
-            after = self.pose.refine(batch.image, batch.mask, before)
-            learned.append(self.pose.agreement(batch.mask, after))
-            start.append(self.pose.agreement(batch.mask, before))
-        return {
-            "mask dice": float(gathered(learned).mean()),
-            f"{self.pose.config.start} alone": float(gathered(start).mean()),
-        }
+from isopose.training.transforms import box_of_all, poses_of, transforms_of, turned
+from isopose.training.volumes import (
+    NOISE3D,
+    VolumeCropObjective,
+    VolumeSegmentationObjective,
+    reach_of,
+    turned_volumes,
+    volume_box_of_all,
+    volume_crops_of,
+    volume_poses_of,
+)
 
 
-class RollObjective(nn.Module):
-    """Fine-tuning of the shipped roll network on a user's own slices, without any label.
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share."""
 
-    What the slices of a scan say together is taken as the truth for each; every slice is shown turned from it
-    by a known angle. So the network learns how these scanners and patients look, not another upright. How
-    sure it is stays what the shipped network says of the same view: slices that agree with their own mean
-    would make it surer and surer, and its confidence worthless.
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__()
-        assert pipeline.pose.roll is not None, "fine-tuning needs the roll network"
-        self.roll = pipeline.pose.roll
-        self.shown = pipeline.pose.shown
-        # As it was shipped, also in a resumed run; used, and no part of this module.
-        self.shipped = (copy.deepcopy(self.roll).eval().requires_grad_(False),)
-
-    def train(self, mode: bool = True) -> "RollObjective":
-        """As usual, but with the shipped statistics: those of small batches of turned slices are poor."""
-        super().train(mode)
-        self.roll.eval()
-        return self
-
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) turns the slices."""
-        assert batch.pose is not None, "fine-tuning follows a first estimate"
-        angle = math.pi * noise[:, 0]
-        # Every other slice nearly upright, as after a first look.
-        angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
-        seen = view(self.shown(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
-        with torch.no_grad():
-            sure = self.shipped[0](seen)[:, :2].norm(dim=1)
-        return roll_loss(self.roll(seen)[:, :2], angle, sure)
-
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean cosine of what a slice says alone and what its scan said at first, and the median angle."""
-        errors = []
-        for batch in batches:
-            assert batch.pose is not None, "fine-tuning follows a first estimate"
-            errors.append(self.roll.roll(self.shown(batch.image, batch.mask)).angle - batch.pose[:, ANGLE])
-        cosine = gathered(errors).cos()
-        return {
-            "roll cosine": float(cosine.mean()),
-            "roll degrees": math.degrees(float(cosine.clamp(-1.0, 1.0).acos().median())),
-        }
+    config: Config
+    labels: Labels
+    fabric: Fabric
+    work: Path
+    reporter: Reporter
 
 
-class CropObjective(nn.Module):
-    """STN2: the crop and its matrix agree with those of the labels' box (Eq. 2), or of one set by hand.
+def slice_stages(
+    run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None, corrections: Corrections
+) -> list[Progress]:
+    """Train the networks of slices; the pipeline then holds the best weights."""
+    config = run.config
+    reference = pipeline.pose.reference_mask.cpu()
+    by_hand = poses_by_hand(train_slices, corrections, reference)
 
-    Slices without a label have no target and do not train the crop.
-    """
+    def find_poses() -> None:
+        for slices in filter(None, (train_slices, val_slices)):
+            slices.pose = poses_of(pipeline, slices, run.fabric.device)
+        train_slices.pose = where_set(by_hand, train_slices.pose)
 
-    def __init__(self, pipeline: Pipeline, by_hand: Tensor | None = None) -> None:
-        """``by_hand``: crops ``(N, 3, 3)`` of the training rows that were set, NaN where none was."""
-        super().__init__()
-        self.crop = pipeline.crop
-        self.by_hand = by_hand
-        self.config = pipeline.config.crop
-        self.classes = pipeline.classes
-        self.air = pipeline.air
-
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
-        """The loss of a batch."""
-        image, mask, target, found = self._seen(batch)
-        if self.by_hand is not None:
-            by_hand = self.by_hand[batch.rows.cpu()].to(target.device)
-            target = torch.where(by_hand.isfinite(), by_hand, target)
-        theta2 = self.crop(image, mask)[found]
-        crop, target_crop = (
-            warp(image[found], theta, _side(image), fill=self.air) for theta in (theta2, target[found])
+    stages: list[Progress] = []
+    # Of a model that is trained on in parts, pose and crop are not among them.
+    learning = config.train.parts == "all"
+    if pipeline.pose.localisation is not None and learning:
+        pose = PoseObjective(pipeline, by_hand if by_hand.isfinite().any() else None)
+        stages.append(_train(run, "pose", pose, train_slices, val_slices, 0))
+    if pipeline.pose.roll is not None and config.pose.learned and learning:
+        find_poses()
+        stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
+        run.reporter.say(
+            "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
+            "it doubts poses that are right (docs/pose.md)"
         )
-        return crop_loss(crop, target_crop, theta2, target[found], self.config)
+    find_poses()
+    for slices in filter(None, (train_slices, val_slices)):
+        for line in turned(slices):
+            run.reporter.say(line)
+    if pipeline.joint is not None and learning:
+        stages.append(_train(run, "joint", JointObjective(pipeline), train_slices, val_slices, 3, "crop"))
+    if config.crop.enabled and not config.crop.learned and learning:
+        pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
+    crops = crops_by_hand(train_slices, corrections, reference)
+    if pipeline.crop.localisation is not None and learning:
+        labelled = train_slices.labelled()
+        judged = val_slices.labelled() if val_slices else None
+        of_labelled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
+        crop = CropObjective(pipeline, of_labelled if of_labelled.isfinite().any() else None)
+        stages.append(_train(run, "crop", crop, labelled, judged or None, 1))
+    for slices in filter(None, (train_slices, val_slices)):
+        slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
+    train_slices.pose = where_set(by_hand, train_slices.pose)
+    # In the final poses, which a joint network has changed where none was set.
+    crops = crops_by_hand(train_slices, corrections, reference)
+    train_slices.theta2 = where_set(crops, train_slices.theta2)
+    pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = SegmentationObjective(pipeline, run.labels.names)
+    stages.append(
+        _train(run, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(run, pipeline))
+    )
+    return stages
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean overlap (intersection over union) of predicted and target squares; nothing without any."""
-        values = []
-        for batch in batches:
-            image, mask, target, found = self._seen(batch)
-            values.append(square_overlap(self.crop(image, mask)[found], target[found]))
-        overlap = gathered(values)
-        return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
-    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        assert batch.pose is not None, "the crop is trained after the pose"
-        theta1 = matrix_from_pose(batch.pose)
-        size = (self.config.size, self.config.size)
-        image = warp(batch.image, theta1, size, fill=self.air)
-        mask = warp(batch.mask, theta1, size)
-        target, found = crop_targets(batch, batch.pose, self.config.size, self.config.margin, self.classes)
-        return image, mask, target, found
+def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:
+    """What the U-Net's slices go through while it trains, in place of homogenisation."""
+    if run.config.unet.augmentation == "off":
+        return None
+    # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
+    try:
+        mirror = mirrored_classes(run.labels.names) == tuple(range(run.labels.classes))
+    except InputError:
+        mirror = False
+    if not mirror:
+        run.reporter.say("note: the labels have sides, so the augmentation does not mirror")
+    return Augmentation(pipeline.air, mirror=mirror)
 
 
-class JointObjective(nn.Module):
-    """Pose and crop from one look: Eq. 1 + Eq. 2, from poses that the start gave the scan.
+def volume_stages(
+    run: Run, pipeline: VolumePipeline, train_slices: Slices, val_slices: Slices | None
+) -> list[Progress]:
+    """Likewise for whole volumes, whose pose needs no training."""
+    crop, device = run.config.crop, run.fabric.device
+    training = Volumes(train_slices.cases)
+    validation = Volumes(val_slices.cases) if val_slices else None
+    stages: list[Progress] = []
+    learning = run.config.train.parts == "all"
+    for volumes in filter(None, (training, validation)):
+        volumes.pose = volume_poses_of(pipeline, volumes, device)
+        for line in turned_volumes(volumes):
+            run.reporter.say(line)
+    if learning:
+        pipeline.reach.fill_(reach_of(training))
+    if crop.enabled and not crop.learned and learning:
+        pipeline.crop.start.copy_(volume_box_of_all(pipeline, training, device))
+    if pipeline.crop.localisation is not None and learning:
+        judged = validation.labelled() if validation else None
+        objective = VolumeCropObjective(pipeline)
+        stages.append(_train(run, "crop", objective, training.labelled(), judged or None, 1))
+    for volumes in filter(None, (training, validation)):
+        volumes.theta2 = volume_crops_of(pipeline, volumes, device)
+    unet = VolumeSegmentationObjective(pipeline, run.labels.names)
+    stages.append(_train(run, "unet", unet, training, validation, 2))
+    return stages
 
-    The crop's target is the labels' box in the pose just predicted. That pose is taken as given there, so
-    that Eq. 1 alone decides the pose and no error of the crop is made up for by a wrong pose; what the two
-    share is the network. Slices without a label train the pose only.
-    """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__()
-        assert pipeline.joint is not None, "only with stn=joint"
-        # The one part that learns; the rest of the pipeline is used, and no part of this module.
-        self.joint = pipeline.joint
-        self.look = pipeline.look
-        self.agreement = pipeline.pose.agreement
-        self.reference = pipeline.pose.reference_mask
-        self.config = pipeline.config
-        self.classes = pipeline.classes
-        self.air = pipeline.air
+def _train(
+    run: Run,
+    name: str,
+    objective: Any,
+    training: Slices | Volumes,
+    validation: Slices | Volumes | None,
+    number: int,
+    section: str = "",
+    augment: Augmentation | None = None,
+) -> Progress:
+    started = time.monotonic()
+    if isinstance(validation, Slices):
+        validation = validation.spread(run.config.train.validation_slices)
+    stage = Stage(
+        name=name,
+        objective=objective,
+        config=getattr(run.config, section or name).optimiser,
+        training=training,
+        validation=validation,
+        least=oversampling(run.config.train.oversample, run.labels),
+        seed=(run.config.train.seed, number),
+        section=section,
+        noise=NOISE3D if run.config.dims == 3 else NOISE,
+        augment=augment,
+    )
+    progress = train_stage(stage, run.fabric, run.work, run.reporter)
+    best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""
+    run.reporter.say(f"{name}: {progress.epoch} epochs{best}, {time.monotonic() - started:.0f} s")
+    return progress
 
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
-        """The loss of a batch."""
-        pose, theta2, target, found = self._seen(batch)
-        outline = warp(batch.mask, matrix_from_pose(pose), _side(self.reference))
-        loss = pose_loss(outline, self.reference)
-        size = (self.config.crop.size, self.config.crop.size)
-        theta1, theta2, target = matrix_from_pose(pose.detach()[found]), theta2[found], target[found]
-        # Straight from the frame, as the U-Net's input is.
-        crop, target_crop = (
-            warp(batch.image[found], compose(theta1, theta), size, fill=self.air)
-            for theta in (theta2, target)
+
+def oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dict[int, float]:
+    """Label column to the least part of slices that show it (the paper: a third kidney, a third tumour)."""
+    if configured is None:
+        return dict.fromkeys(range(min(2, len(labels.names))), 1.0 / 3.0)
+    unknown = sorted(set(configured) - set(labels.names))
+    if unknown:
+        raise InputError(
+            f"train.oversample: no label {unknown[0]!r}; expected some of {', '.join(labels.names)}"
         )
-        return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
-
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """The mean of agreement and overlap, then each, and the start's agreement alone."""
-        learned, start, overlap = [], [], []
-        for batch in batches:
-            assert batch.pose is not None, "the joint network starts from a first estimate"
-            pose, theta2, target, found = self._seen(batch)
-            learned.append(self.agreement(batch.mask, pose))
-            start.append(self.agreement(batch.mask, batch.pose))
-            overlap.append(square_overlap(theta2[found], target[found]))
-        parts = {"mask dice": float(gathered(learned).mean())}
-        squares = gathered(overlap)
-        if len(squares):
-            parts["box overlap"] = float(squares.mean())
-        alone = {f"{self.config.pose.start} alone": float(gathered(start).mean())}
-        return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone}
-
-    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        assert batch.pose is not None, "the joint network starts from a first estimate"
-        pose, theta2 = self.look(batch.image, batch.mask, batch.pose)
-        crop = self.config.crop
-        target, found = crop_targets(batch, pose.detach(), crop.size, crop.margin, self.classes)
-        return pose, theta2, target, found
-
-
-class SegmentationObjective(nn.Module):
-    """U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical).
-
-    Args:
-        pipeline: whose U-Net is trained.
-        names: of the classes from 1, under which validation scores are told; else their numbers.
-    """
-
-    def __init__(self, pipeline: Pipeline, names: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.names = tuple(names) or tuple(str(label) for label in range(1, pipeline.classes))
-        self.unet = pipeline.unet
-        self.config = pipeline.config
-        self.classes = pipeline.classes
-        self.air = pipeline.air
-        #: Class of the mirrored structure, class by class; without mirroring names may be any.
-        self.partners = list(mirrored_classes(self.names) if self.config.unet.mirror else range(self.classes))
-
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) disturbs pose and crop and mirrors slices.
-
-        A mirrored slice is seen through the mirrored transform, and what its labels name left is right there:
-        so the loss is that of the flipped crop and the flipped target with paired classes swapped.
-        """
-        size = (self.config.unet_size, self.config.unet_size)
-        theta = self._disturbed(batch, noise)
-        crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
-        outputs = self.unet(crop, deep=True)
-        labels = one_hot(batch.labels, self.classes)
-        if self.config.unet.mirror:
-            in_mirror = self._in_mirror(noise)[:, None, None, None]
-            labels = torch.where(in_mirror, labels[:, self.partners], labels)
-        native = self.config.unet.loss_space == "native"
-        target = labels if native else warped_target(labels, theta, size)
-        loss = torch.zeros((), device=crop.device)
-        for level, logits in enumerate(outputs):
-            probabilities = logits.float().softmax(dim=1)
-            goal = F.avg_pool2d(target, 2**level)
-            if native:
-                # Means of neighbours would hide a chequered answer from the loss: docs/pipeline.md, "U-Net".
-                probabilities = restore(probabilities, theta, _side(goal), mode="nearest")
-            loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
-        return loss
-
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean Dice over labels and patients in the frame, then each label's; nothing where none is."""
-        counts: list[Tensor] = []
-        for batch in batches:
-            theta = self._theta(batch)
-            size = (self.config.unet_size, self.config.unet_size)
-            crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
-            probabilities = self.unet(crop)[0].float().softmax(dim=1)
-            restored = restore(probabilities, theta, (batch.labels.shape[1], batch.labels.shape[2]))
-            classes = most_probable(restored)
-            predicted, truth = one_hot(classes, self.classes), one_hot(batch.labels, self.classes)
-            counts.append(
-                torch.stack([(predicted * truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3))])
-            )
-        both, predicted_sum, truth_sum = gathered(counts, dim=1)[:, :, 1:].cpu().numpy()
-        return dice_by_label(self.names, slices.patients, both, predicted_sum, truth_sum)
-
-    def _theta(self, batch: Batch) -> Tensor:
-        assert batch.pose is not None, "the U-Net is trained after the pose"
-        assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        return frame_from_crop(batch.pose, batch.theta2)
-
-    def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
-        """theta1 · theta2 with the small errors that pose and crop will have on patients not seen.
-
-        Where a slice is mirrored, of the transform so disturbed (:func:`isopose.geometry.crop.mirrored`).
-        """
-        assert batch.pose is not None, "the U-Net is trained after the pose"
-        assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        crop = self.config.crop
-        spread = self.config.unet.pose_jitter * noise.new_tensor(POSE_JITTER)
-        residual = noise[:, :5] * spread
-        if self.config.pose.scales == 1:
-            # No pose will ever stretch one axis more than the other there.
-            residual = isotropic(residual)
-        pose, theta2 = add_residual(batch.pose, residual), batch.theta2
-        if crop.enabled:
-            theta2 = jittered(theta2, noise[:, 5:8], shift=crop.jitter_shift, scale=crop.jitter_scale)
-        theta = frame_from_crop(pose, theta2)
-        return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
-
-    def _in_mirror(self, noise: Tensor) -> Tensor:
-        """Which slices ``(N,)`` are shown mirrored, each with the configured probability."""
-        return noise[:, 8] < 2.0 * self.config.unet.mirror - 1.0
-
-
-def warped_target(labels: Tensor, frame_from_crop: Tensor, size: tuple[int, int]) -> Tensor:
-    """One-hot labels warped once into the crop: the canonical space's soft target, background elsewhere."""
-    inside = warp(labels[:, 1:], frame_from_crop, size)
-    return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)
-
-
-def patient_dice(
-    patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
-) -> np.ndarray:
-    """Dice ``(patients, labels)`` over all slices of a patient together; NaN where neither has the label.
-
-    Args:
-        patients: of each slice.
-        both: ``(slices, labels)`` pixels in both, likewise ``predicted`` and ``truth``.
-        predicted: pixels in the prediction.
-        truth: pixels in the reference.
-    """
-    rows = []
-    for patient in sorted(set(patients)):
-        mine = np.array(patients) == patient
-        with np.errstate(invalid="ignore"):
-            rows.append(2.0 * both[mine].sum(0) / (predicted[mine].sum(0) + truth[mine].sum(0)))
-    return np.stack(rows)
-
-
-def dice_by_label(
-    names: Sequence[str], patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
-) -> dict[str, float]:
-    """Mean of all labels' Dice, then each label's over the patients; see :func:`patient_dice`."""
-    dice = patient_dice(patients, both, predicted, truth)
-    by_label = {
-        f"dice {name}": float(np.nanmean(of_label))
-        for name, of_label in zip(names, dice.T, strict=True)
-        if not np.isnan(of_label).all()
-    }
-    return {"dice": float(np.mean(list(by_label.values()))), **by_label} if by_label else {}
-
-
-def square_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union ``(N,)`` of the squares of two theta2 ``(N, 3, 3)``."""
-    low = torch.maximum(a[:, :2, 2] - a[:, 0, 0, None], b[:, :2, 2] - b[:, 0, 0, None])
-    high = torch.minimum(a[:, :2, 2] + a[:, 0, 0, None], b[:, :2, 2] + b[:, 0, 0, None])
-    common = (high - low).clamp(min=0.0).prod(dim=1)
-    return common / (4.0 * a[:, 0, 0].square() + 4.0 * b[:, 0, 0].square() - common)
-
-
-def _side(image: Tensor) -> tuple[int, int]:
-    return image.shape[2], image.shape[3]
+    return {labels.names.index(name): fraction for name, fraction in configured.items()}

@@ -21,7 +21,7 @@ from isopose.models.scan import TURNED
 from isopose.models.volume import VolumePipeline, crop_shape, restore_slices
 from isopose.ranks import gathered
 from isopose.training.losses import crop_loss, level_weight, segmentation_loss
-from isopose.training.stages import dice_by_label
+from isopose.training.objectives import dice_by_label
 from isopose.training.transforms import slices_of_scan
 
 #: Pose jitter at strength 1: roll, pitch, yaw in radians, log scales, shifts in half sides of the frame.
@@ -90,8 +90,8 @@ class VolumeSegmentationObjective(nn.Module):
     def forward(self, batch: VolumeBatch, noise: Tensor) -> Tensor:
         """The loss of a batch; ``noise`` ``(N, 15)`` in [-1, 1) disturbs pose and crop and mirrors volumes.
 
-        As in :class:`isopose.training.stages.SegmentationObjective`, a mirrored volume's paired classes are
-        swapped.
+        As in :class:`isopose.training.objectives.SegmentationObjective`, a mirrored volume's paired classes
+        are swapped.
         """
         (pipeline,) = self.pipeline
         size = crop_shape(pipeline.config)

@@ -18,7 +18,7 @@ from isopose.geometry.similarity import add_residual, identity_pose, matrix_from
 from isopose.geometry.warp import invert, warp
 from isopose.models.pipeline import Pipeline, restore
 from isopose.training.losses import crop_loss, one_hot, pose_loss, segmentation_loss
-from isopose.training.stages import (
+from isopose.training.objectives import (
     POSE_JITTER,
     CropObjective,
     JointObjective,
