@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import time
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
