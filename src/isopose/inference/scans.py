@@ -245,7 +245,9 @@ def _predict_scan(
     prediction: Prediction | VolumePrediction
     with reporter.counting(f"predict {scan.name}") as progress:
         if model.config.dims == 3:
-            prediction = predict_volume(model, volume, probabilities=probabilities, progress=progress)
+            prediction = predict_volume(
+                model, volume, probabilities=probabilities, crops=also is not None, progress=progress
+            )
             record = volume_record(model, prediction, input_hash)
         else:
             prediction = predict(

@@ -65,6 +65,7 @@ class VolumePrediction:
         record: decisions.
         probabilities: ``(classes, z, y, x)`` float32 on the input's grid, where asked for.
         warnings: one line each, for people.
+        crops: ``(D, M, M)`` uint8, the classes in the crop before they were restored, where asked for.
     """
 
     labels: Volume
@@ -72,6 +73,7 @@ class VolumePrediction:
     record: VolumeRecord
     probabilities: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    crops: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -80,6 +82,7 @@ def predict_volume(
     volume: Volume,
     *,
     probabilities: bool = False,
+    crops: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> VolumePrediction:
     """Segment one scan whole.
@@ -88,6 +91,7 @@ def predict_volume(
         model: trained with ``dims=3``.
         volume: CT in Hounsfield units, any size, spacing and orientation.
         probabilities: keep them, restored on the native grid.
+        crops: keep the classes in the crop.
         progress: called with (slices done, slices).
 
     Raises:
@@ -138,6 +142,7 @@ def predict_volume(
         record=record,
         probabilities=None if kept is None else undo(kept),
         warnings=(*prepared.warnings, *_warnings(record, model)),
+        crops=most_probable(crop)[0].cpu().numpy() if crops else None,
     )
 
 

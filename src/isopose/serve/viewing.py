@@ -4,8 +4,8 @@ Beside a job's results lies ``view/`` with
 
 * ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes,
   uncompressed so that neither side waits for it;
-* ``homogenised.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet, for
-  models of slices;
+* ``homogenised.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet; for
+  models of volumes the planes of the homogenised volume that meet the slices in their middle;
 * ``view.json``, all else that the page needs; it is written last.
 """
 
@@ -29,9 +29,10 @@ from isopose.inference.volumes import VolumePrediction
 from isopose.io.images import read_volume, write_image
 from isopose.labels import Labels, class_colours
 from isopose.models.folder import Model
+from isopose.models.volume import VolumePipeline
 
 #: Goes up with every change of what lies in ``view/``.
-FORMAT = 1
+FORMAT = 2
 #: Pixels along a side of the homogenised slices that are shown.
 SHOWN = 256
 #: Slices that are homogenised at a time.
@@ -55,7 +56,7 @@ def write_view(
         folder: ``view/``; made, and its contents replaced.
         model: that predicted.
         volume: the scan as read.
-        prediction: of it, with crops where the model is one of slices.
+        prediction: of it, with crops.
         record: of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,9 +64,10 @@ def write_view(
         path.unlink(missing_ok=True)
     upright = write_scan(folder, volume)
     write_label_map(folder, prediction.labels, model.labels)
-    steps = None
     if isinstance(prediction, Prediction):
         steps = _write_steps(folder, model, prediction)
+    else:
+        steps = _write_planes(folder, model, prediction)
     known = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
     write_json(
         folder / "view.json",
@@ -119,7 +121,6 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
     assert prediction.crops is not None, "the page shows the answer in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
-    low, scale = model.fingerprint.intensity.mean, max(model.fingerprint.intensity.sd, 1e-8)
     air = round(model.fingerprint.intensity.low)
     homogenised = np.full((slices, size, size), air, np.int16)
     crop = np.full((slices, side, side), air, np.int16)
@@ -131,17 +132,83 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
         for out, matrix, pixels in ((homogenised, theta1, size), (crop, theta, side)):
             seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
-            out[rows] = (seen[:, 0] * scale + low).round().cpu().numpy().astype(np.int16)
-    for name, array in (("homogenised", homogenised), ("crop", crop), ("crop_labels", prediction.crops)):
-        with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, array, allow_pickle=False)
+            out[rows] = _hounsfield(model, seen[:, 0])
+    _write_arrays(folder, homogenised=homogenised, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
-        "outline": contours(pipeline.pose.reference_mask),
+        **_about_steps(model),
+        # A correction holds for this reference, wherever its outline lies.
         "reference": {"centre": list(outline.centre), "spread": list(outline.spread)},
-        "window": [model.fingerprint.intensity.low, model.fingerprint.intensity.high],
+    }
+
+
+@torch.inference_mode()
+def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> dict[str, Any]:
+    """Likewise of a volume: for each slice the homogenised plane that meets it in the frame's middle."""
+    pipeline, prepared, record = model.pipeline, prediction.prepared, prediction.record
+    assert isinstance(pipeline, VolumePipeline), "predicted by a model of volumes"
+    assert prediction.crops is not None, "the page shows the answer in the crop"
+    device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
+    size, side = min(SHOWN, model.config.data.size), model.config.unet_size
+    stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
+    pose = torch.from_numpy(record.pose)[None].to(device)
+    stack_from_homogenised = pipeline.stack_from_homogenised(pose, stack_from_frame)
+    # Where x and y are 0, z of the stack is z' = m z + n; of each slice z' is known.
+    m, n = (float(value) for value in stack_from_homogenised[0, 2, 2:])
+    planes = torch.eye(4, device=device)
+    planes[2, 2:] = torch.tensor([1.0 / m, -n / m], device=device)
+    in_crop = torch.from_numpy(record.theta2).to(device)
+    crop_planes = in_crop.clone()
+    crop_planes[2] = planes[2]
+    image = torch.from_numpy(prepared.image)[None, None].to(device)
+    arrays = []
+    for matrix, pixels in ((planes, size), (crop_planes, side)):
+        theta = compose(stack_from_homogenised, matrix[None])
+        seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
+        arrays.append(_hounsfield(model, seen[0, 0]))
+    z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
+    depth = len(prediction.crops)
+    nearest = ((z - record.theta2[2, 3]) / record.theta2[2, 2] + 1.0) * depth / 2.0
+    inside = (nearest >= 0) & (nearest < depth)
+    classes = np.zeros((slices, side, side), np.uint8)
+    classes[inside] = prediction.crops[nearest[inside].astype(int)]
+    _write_arrays(folder, homogenised=arrays[0], crop=arrays[1], crop_labels=classes)
+    to_frame = stack_from_homogenised[0].cpu().numpy().astype(float)
+    square = record.theta2.astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
+    return {
+        **_about_steps(model),
+        "slices": [
+            {
+                "slice": int(row),
+                "frame_from_homogenised": np.column_stack(
+                    [to_frame[:2, :2], to_frame[:2, 2] * z[row] + to_frame[:2, 3]]
+                ).tolist(),
+                "homogenised_from_crop": square,
+            }
+            for row in np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+        ],
+    }
+
+
+def _about_steps(model: Model) -> dict[str, Any]:
+    intensity = model.fingerprint.intensity
+    return {
+        "outline": contours(model.pipeline.pose.reference_mask),
+        "window": [intensity.low, intensity.high],
         "crop_enabled": model.config.crop.enabled,
     }
+
+
+def _hounsfield(model: Model, normalised: Tensor) -> np.ndarray:
+    intensity = model.fingerprint.intensity
+    values = normalised * max(intensity.sd, 1e-8) + intensity.mean
+    return values.round().cpu().numpy().astype(np.int16)
+
+
+def _write_arrays(folder: Path, **arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
 
 
 def contours(mask: Tensor) -> list[list[list[float]]]:

@@ -6,6 +6,9 @@ export function matrix([angle, lx, ly, tx, ty]) {
   return [c * sx, -s * sy, s * sx, c * sy, tx, ty];
 }
 
+/** The same six numbers of a matrix. */
+export const flat = ([[a, b, tx], [c, d, ty]]) => [a, b, c, d, tx, ty];
+
 export const apply = ([a, b, c, d, tx, ty], [x, y]) => [a * x + b * y + tx, c * x + d * y + ty];
 
 /** From the frame's normalised coordinates to millimetres in the plane of the slice, and back. */

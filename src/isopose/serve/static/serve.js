@@ -209,7 +209,8 @@ async function follow() {
   byId("shown").hidden = byId("facts").hidden = false;
   byId("slice").max = view.shape[0] - 1;
   byId("slice").value = state.z;
-  byId("tab-hand").disabled = !view.steps || !view.slices?.length;
+  byId("tab-hand").disabled = !view.steps.reference || !view.slices?.length;
+  byId("tab-hand").title = view.steps.reference ? "" : "A model of volumes takes no pose by hand";
   if (byId("tab-hand").disabled && state.tab === "hand") openTab("scan");
   facts(job);
   if (!byId("tab-hand").disabled) { state.view.best = state.z; hand.open(state.view); }
@@ -219,7 +220,7 @@ async function follow() {
 
 /** The slice to begin with: the middle of those with a pose. */
 function best(view) {
-  const slices = (view.slices ?? []).map(({ slice: z }) => z);
+  const slices = (view.slices ?? view.steps.slices).map(({ slice: z }) => z);
   return slices.length ? slices[Math.floor(slices.length / 2)] : Math.floor(view.shape[0] / 2);
 }
 

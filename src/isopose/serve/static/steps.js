@@ -1,6 +1,6 @@
 // The steps of one slice side by side: input, homogenised, cropped, prediction, restored.
 import { rgb } from "/static/api.js";
-import { apply, matrix, toMm, SQUARE } from "/static/geometry.js";
+import { apply, flat, matrix, toMm, SQUARE } from "/static/geometry.js";
 import { arrange } from "/static/shared.js";
 
 export const COLOURS = { frame: "#56b4e9", reference: "#ff8fc7", crop: "#ff9f50" };
@@ -54,8 +54,8 @@ export function onNative(canvas, view, point) {
 }
 
 export function cropSquare(theta2) {
-  const [[scale, , x], [, , y]] = theta2;
-  return SQUARE.map(([a, b]) => [scale * a + x, scale * b + y]);
+  const [[across, , x], [, through, y]] = theta2;
+  return SQUARE.map(([a, b]) => [across * a + x, through * b + y]);
 }
 
 export class StepsView {
@@ -82,7 +82,7 @@ export class StepsView {
   draw(view, z, planes, window, opacity) {
     const colours = view.labels.map(({ colour }) => rgb(colour));
     const { native, homogenised, crop, predicted, restored } = this.canvases;
-    const entry = (view.slices ?? []).find(({ slice }) => slice === z);
+    const entry = (view.slices ?? view.steps.slices).find(({ slice }) => slice === z);
     const scale = Math.max(1, Math.round(560 / planes.native.shape[1]));
     const tall = view.spacing[1] / view.spacing[0];
     const context = paint(native, planes.native, window, null, colours, 0, scale, tall);
@@ -92,7 +92,7 @@ export class StepsView {
       canvas.parentElement.hidden = !known;
     }
     if (!planes.homogenised || !entry) return this.arrange();
-    const theta1 = matrix(entry.pose);
+    const theta1 = entry.pose ? matrix(entry.pose) : flat(entry.frame_from_homogenised);
     line(context, SQUARE.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.frame);
     for (const outline of view.steps.outline) {
       line(context, outline.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.reference);
