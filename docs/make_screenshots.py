@@ -40,6 +40,10 @@ def main(demo: str) -> None:
             page.goto(address)
             page.wait_for_selector("body[data-case]", state="attached")
             take(page, "page-review")
+            page.click("#tab-volume")
+            page.select_option("#beside", "against")
+            page.wait_for_selector("#othervolume[data-drawn='against']", state="attached")
+            take(page, "page-beside")
         browser.close()
 
 
