@@ -37,8 +37,9 @@ LOST = 0.5
 CLIPPED = 0.02
 #: Values further than this from the threshold say nothing more about where a boundary runs between pixels.
 SOFT_HU = 400.0
-#: Voxels that are worked on at a time, to bound the memory.
-CHUNK = 4_000_000
+#: Voxels that are worked on at a time, to bound the memory; of masks that grow step by step, so many as a core's
+#: cache holds a few times over.
+CHUNK, CACHED = 4_000_000, 250_000
 
 IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
@@ -59,8 +60,10 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
         InputError: nothing is denser than the threshold, or the values are not Hounsfield units.
     """
     threshold = _threshold(volume.array, threshold_hu)
-    coarse, pixel = _coarse(volume)
-    tissue = coarse > threshold
+    size, pixel = _working_grid(volume)
+    tissue = np.empty((len(volume.array), *size), dtype=bool)
+    for part in _parts(volume.array):
+        tissue[part] = _coarse(volume.array[part], size) > threshold
     if not tissue.any():
         raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
     box = tuple(
@@ -72,7 +75,7 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
         raise InputError(
             f"no body found above {threshold_hu:g} HU, only thin structures; is it a CT in Hounsfield units?"
         )
-    return _fine(trunk, coarse, tissue, threshold, volume.array.shape[1:])
+    return _fine(trunk, tissue, volume.array, threshold)
 
 
 def _threshold(array: np.ndarray, threshold_hu: float) -> float:
@@ -89,17 +92,18 @@ def _threshold(array: np.ndarray, threshold_hu: float) -> float:
     return max(threshold_hu, min(0.5 * lowest, max(0.75 * lowest, -120.0)))
 
 
-def _coarse(volume: Volume) -> tuple[np.ndarray, float]:
-    """Block means on square pixels, float32 ``(z, h, w)``, and the pixel's side in mm."""
-    depth, height, width = volume.array.shape
+def _working_grid(volume: Volume) -> tuple[tuple[int, int], float]:
+    """Rows and columns of the working pixels, and their side in mm."""
+    height, width = volume.array.shape[1:]
     extent = (height * volume.spacing[1], width * volume.spacing[0])
     pixel = float(np.clip(max(extent) / 256.0, *PIXEL_MM))
-    size = (max(1, round(extent[0] / pixel)), max(1, round(extent[1] / pixel)))
-    out = np.empty((depth, *size), dtype=np.float32)
-    for part in _parts(volume.array):
-        block = torch.from_numpy(np.ascontiguousarray(volume.array[part], dtype=np.float32))
-        out[part] = F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
-    return out, pixel
+    return (max(1, round(extent[0] / pixel)), max(1, round(extent[1] / pixel))), pixel
+
+
+def _coarse(slices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Means of slices over the working pixels, float32 ``(n, h, w)``."""
+    block = torch.from_numpy(np.ascontiguousarray(slices, dtype=np.float32))
+    return F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
 
 
 def _trunk(tissue: np.ndarray, pixel: float, apart: float) -> np.ndarray:
@@ -129,11 +133,18 @@ def _without_arms(body: np.ndarray, pixel: float) -> np.ndarray:
     if not core.any():
         return body.copy()
     kept, other = _pieces(core)
-    # Grown one step at a time against the pieces left out, so that both meet in the neck between them; a
-    # square corner loses 0.41 of the radius to an opening, which the further steps give back.
-    for step in range(neck + round(0.4 * neck) + 1):
-        kept = _dilate(kept, 1, within=body & ~other, first=step)
-        other = _dilate(other, 1, within=body & ~kept, first=step)
+    # A square corner loses 0.41 of the radius to an opening, which the further steps give back.
+    steps = neck + round(0.4 * neck) + 1
+    for part in _parts(body, CACHED):
+        kept[part] = _meeting(kept[part], other[part], body[part], steps)
+    return kept
+
+
+def _meeting(kept: np.ndarray, other: np.ndarray, body: np.ndarray, steps: int) -> np.ndarray:
+    """``kept`` grown one step at a time against ``other``, so that both meet in the neck between them."""
+    for step in range(steps):
+        kept = _grown(kept, step) & body & ~other
+        other = _grown(other, step) & body & ~kept
     return kept
 
 
@@ -190,7 +201,11 @@ def _opened(mask: np.ndarray, steps: int) -> np.ndarray:
 
 def _largest(mask: np.ndarray) -> np.ndarray:
     """The largest of the components connected in three dimensions, as an array of its own."""
-    labels, count = ndimage.label(mask)
+    try:
+        labels, count = ndimage.label(mask, output=np.uint16)
+    except RuntimeError:
+        # More components than that, in noise.
+        labels, count = ndimage.label(mask)
     if count < 2:
         return mask.copy()
     sizes = _sizes(labels, count)
@@ -226,9 +241,9 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _parts(stack: np.ndarray) -> list[slice]:
+def _parts(stack: np.ndarray, voxels: int = CHUNK) -> list[slice]:
     """Parts of a stack of slices that are worked on together where each slice is for itself."""
-    step = max(1, CHUNK // (stack.shape[1] * stack.shape[2]))
+    step = max(1, voxels // (stack.shape[1] * stack.shape[2]))
     return [slice(start, start + step) for start in range(0, len(stack), step)]
 
 
@@ -248,35 +263,49 @@ def _steps(radius_mm: float, pixel: float) -> int:
 
 def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
     """Erode slices by an octagon; the image's border takes nothing off, for there the body goes on."""
-    return ~_dilate(~mask, steps)
+    out = np.empty_like(mask)
+    for part in _parts(mask, CACHED):
+        out[part] = ~_dilate(~mask[part], steps)
+    return out
 
 
-def _dilate(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None, first: int = 0) -> np.ndarray:
-    """Dilate slices by an octagon: crosses and squares in turn, geodesic if ``within`` is given."""
-    for step in range(first, first + steps):
-        rows = mask.copy()
-        rows[:, 1:] |= mask[:, :-1]
-        rows[:, :-1] |= mask[:, 1:]
-        source = rows if step % 2 else mask
-        grown = rows.copy()
-        grown[:, :, 1:] |= source[:, :, :-1]
-        grown[:, :, :-1] |= source[:, :, 1:]
-        mask = grown if within is None else grown & within
-    return mask
+def _dilate(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -> np.ndarray:
+    """Dilate slices by an octagon, geodesic if ``within`` is given."""
+    out = np.empty_like(mask)
+    for part in _parts(mask, CACHED):
+        now = mask[part]
+        for step in range(steps):
+            now = _grown(now, step)
+            if within is not None:
+                now &= within[part]
+        out[part] = now
+    return out
 
 
-def _fine(
-    trunk: np.ndarray, coarse: np.ndarray, tissue: np.ndarray, threshold: float, size: tuple[int, ...]
-) -> np.ndarray:
+def _grown(mask: np.ndarray, step: int) -> np.ndarray:
+    """One step further: crosses and squares in turn, together an octagon."""
+    rows = mask.copy()
+    rows[:, 1:] |= mask[:, :-1]
+    rows[:, :-1] |= mask[:, 1:]
+    source = rows if step % 2 else mask
+    grown = rows.copy()
+    grown[:, :, 1:] |= source[:, :, :-1]
+    grown[:, :, :-1] |= source[:, :, 1:]
+    return grown
+
+
+def _fine(trunk: np.ndarray, tissue: np.ndarray, array: np.ndarray, threshold: float) -> np.ndarray:
     """Bring the trunk back to the volume's grid, its boundary placed between pixels by their values."""
-    out = np.empty((trunk.shape[0], *size), dtype=bool)
+    out = np.empty(array.shape, dtype=bool)
+    height, width = tissue.shape[1:]
     for part in _parts(out):
-        level = np.clip(coarse[part] - threshold, -SOFT_HU, SOFT_HU)
+        # Made again, for to keep them would take more memory than all masks.
+        level = np.clip(_coarse(array[part], (height, width)) - threshold, -SOFT_HU, SOFT_HU)
         # Gas inside and arms or table outside have the wrong sign, and no boundary is theirs.
         level[trunk[part] & ~tissue[part]] = SOFT_HU
         level[~trunk[part] & tissue[part]] = -SOFT_HU
         block = torch.from_numpy(level[:, None])
-        fine = F.interpolate(block, size=(size[0], size[1]), mode="bilinear", align_corners=False)
+        fine = F.interpolate(block, size=array.shape[1:], mode="bilinear", align_corners=False)
         out[part] = (fine[:, 0] > 0).numpy()
     return out
 
