@@ -37,8 +37,8 @@ LOST = 0.5
 CLIPPED = 0.02
 #: Values further than this from the threshold say nothing more about where a boundary runs between pixels.
 SOFT_HU = 400.0
-#: Voxels that are worked on at a time, to bound the memory; of masks that grow step by step, so many as a core's
-#: cache holds a few times over.
+#: Voxels that are worked on at a time, to bound the memory; of masks that grow step by step, so many as a
+#: core's cache holds a few times over.
 CHUNK, CACHED = 4_000_000, 250_000
 
 IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
