@@ -93,11 +93,14 @@ class Labels:
         table = np.zeros(256, dtype=np.uint8)
         for index, name in enumerate(self.names, start=1):
             table[self.values[name]] = index
-        return table[array.astype(np.uint8)]
+        return table[array.astype(np.uint8, copy=False)]
 
     def to_values(self, classes: np.ndarray) -> np.ndarray:
-        """Class indices back to stored values, as uint8."""
-        return np.array([0, *(self.values[name] for name in self.names)], dtype=np.uint8)[classes]
+        """Class indices back to stored values, as uint8; the array itself where the two are the same."""
+        table = np.array([0, *(self.values[name] for name in self.names)], dtype=np.uint8)
+        if np.array_equal(table, np.arange(len(table))):
+            return classes.astype(np.uint8, copy=False)
+        return table[classes]
 
 
 def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
