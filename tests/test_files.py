@@ -9,7 +9,6 @@ import pytest
 from isopose.errors import InputError
 from isopose.files import (
     hash_of,
-    hash_of_source,
     only_writer,
     output_folder,
     read_json,
@@ -107,16 +106,6 @@ def test_a_folder_for_results_is_made_or_refused_in_one_line(tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_hash_of_a_series_sees_every_file(tmp_path):
-    for name in ("b", "a"):
-        (tmp_path / name).write_text(name)
-    before = hash_of_source(tmp_path)
-    (tmp_path / "a").write_text("other")
-    assert hash_of_source(tmp_path) != before
-    (tmp_path / "a").write_text("a")
-    assert hash_of_source(tmp_path) == before
-
-
 #: Holds a folder and says so.
 HOLDER = (
     "import sys, time; from pathlib import Path; from isopose.files import only_writer\n"
@@ -169,12 +158,6 @@ def test_who_waits_comes_next(holder, tmp_path):
     finally:
         waiter.kill()
         waiter.wait()
-
-
-def test_a_source_is_a_regular_file(tmp_path):
-    (tmp_path / "scan.zip").symlink_to("/dev/zero")
-    with pytest.raises(InputError, match="expected a file or a folder"):
-        hash_of_source(tmp_path / "scan.zip")
 
 
 def test_a_text_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):

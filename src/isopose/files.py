@@ -141,17 +141,3 @@ def sha256(path: Path) -> str:
 def hash_of(value: Any) -> str:
     """SHA-256 of a JSON-able value's canonical form (sorted keys), in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def hash_of_source(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files in a folder (a DICOM series)."""
-    path = Path(path)
-    try:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
-        if path.exists() and not path.is_file():  # a device has no end
-            raise InputError(f"{path}: expected a file or a folder")
-        return sha256(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None

@@ -7,10 +7,10 @@ from bright import bright_model, dice, scene
 from isopose.data.correction import Correction, SetCrop, SetPose, outline_of, write_correction
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
-from isopose.files import hash_of_source
 from isopose.inference.predict import predict
 from isopose.inference.scans import find_scans, predict_scans
 from isopose.io.images import read_labels, write_image
+from isopose.io.sources import hash_of_source
 from isopose.progress import Silent
 
 HASH = "0" * 64

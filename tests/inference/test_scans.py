@@ -14,11 +14,12 @@ from bright import bright_model, scene
 from io_helpers import dicom_slice, save
 from isopose.config import PredictConfig
 from isopose.errors import InputError
-from isopose.files import hash_of_source, sha256
+from isopose.files import sha256
 from isopose.inference import scans as scans_module
 from isopose.inference.formats import choose_formats
 from isopose.inference.scans import Scan, find_scans, predict_scans
 from isopose.io.images import read_labels, read_volume, write_image
+from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.progress import Silent, Terminal
 

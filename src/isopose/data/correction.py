@@ -78,7 +78,7 @@ class Correction:
     """What a person set for one scan; between the slices that were set it changes evenly, beyond them not.
 
     Args:
-        image_sha256: of the scan, ``files.py: hash_of_source``.
+        image_sha256: of the scan, ``io/sources.py: hash_of_source``.
         frame: in which the poses are.
         reference: to whose outline they bring the scan.
         poses: by ascending slice; none: the poses are as found.

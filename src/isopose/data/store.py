@@ -26,9 +26,10 @@ from isopose.data.preprocess import prepare
 from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, damaged_file, read_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
-from isopose.files import hash_of, hash_of_source, only_writer, read_json, replacing, sha256, write_json
+from isopose.files import hash_of, only_writer, read_json, replacing, sha256, write_json
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
+from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.parallel import Progress, in_order
 

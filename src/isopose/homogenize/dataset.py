@@ -16,7 +16,6 @@ from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import (
     hash_of,
-    hash_of_source,
     only_writer,
     output_folder,
     read_json,
@@ -40,6 +39,7 @@ from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.io.layouts.nnunet import region_labels
+from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.models.folder import versions
 from isopose.parallel import in_order

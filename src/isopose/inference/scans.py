@@ -15,7 +15,7 @@ from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError
-from isopose.files import hash_of, hash_of_source, only_writer, output_folder, read_json, write_json
+from isopose.files import hash_of, only_writer, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
 from isopose.geometry.volume import Volume
@@ -25,6 +25,7 @@ from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.archive import is_archive
 from isopose.io.dicom import is_dicomdir
 from isopose.io.images import ending, read_volume, write_image
+from isopose.io.sources import hash_of_source
 from isopose.labels import Labels, voxels_of
 from isopose.models.folder import Model, for_prediction
 from isopose.models.pose import POSE_SOURCES

@@ -122,7 +122,7 @@ def is_dicomdir(path: Path) -> bool:
     return path.name.upper() == "DICOMDIR" and path.is_file()
 
 
-def _listed(path: Path) -> list[Path]:
+def listed_files(path: Path) -> list[Path]:
     """The image files that a ``DICOMDIR`` lists; pydicom's own reader leaves out those that are missing."""
     try:
         with quiet_pydicom():
@@ -149,7 +149,7 @@ def _listed(path: Path) -> list[Path]:
 def _files(folder: Path) -> list[Path]:
     """Files of a folder that may be images, else those of its subfolders; what a ``DICOMDIR`` lists."""
     if is_dicomdir(folder):
-        return _listed(folder)
+        return listed_files(folder)
     for pattern in ("*", "**/*"):
         files = sorted(p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith("."))
         files = [p for p in files if p.name.upper() != "DICOMDIR"]

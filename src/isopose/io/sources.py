@@ -1,0 +1,78 @@
+"""Which files a scan consists of, and the hash by which it is known again."""
+
+import re
+from pathlib import Path
+
+from isopose.errors import InputError
+from isopose.files import hash_of, sha256
+from isopose.io.dicom import is_dicom, is_dicomdir, listed_files, ordered_frames
+from isopose.io.images import ending
+from isopose.io.itk_header import LONGEST_HEADER
+
+#: The field of a header that names the files of the voxels, the last one of the header.
+_DATA = {
+    ".mhd": re.compile(rb"^ElementDataFile *= *(.*?)\s*$(.*)", re.MULTILINE | re.DOTALL),
+    ".nhdr": re.compile(rb"^data ?file: *(.*?)\s*$(.*)", re.MULTILINE | re.DOTALL | re.IGNORECASE),
+}
+#: A pattern of names with one number in it, and a number.
+_NUMBERED, _WHOLE = re.compile(r"[^%]*%0?\d{0,2}[diu][^%]*"), re.compile(r"\d{1,9}")
+#: Files of a pattern that are looked for.
+MOST = 100_000
+
+
+def hash_of_source(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files that a scan consists of.
+
+    Those of a folder (a DICOM series) are all that lie in it; of a ``DICOMDIR`` those that it lists; of one
+    file of a series those of the series; of a MetaImage or NRRD header those of its voxels, too.
+
+    Raises:
+        InputError: nothing is there, or neither a file nor a folder.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
+        if path.exists() and not path.is_file():  # a device has no end
+            raise InputError(f"{path}: expected a file or a folder")
+        files = sorted({path, *_others(path)}, key=lambda file: (file.name, file))
+        if len(files) == 1:
+            return sha256(path)
+        return hash_of([[file.name, sha256(file)] for file in files])
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+
+
+def _others(path: Path) -> list[Path]:
+    """The files beside a file that belong to the same scan, as far as they are there."""
+    kind = ending(path)
+    if kind in _DATA:
+        return [file for file in map(path.parent.joinpath, _named(path, _DATA[kind])) if file.is_file()]
+    if kind or path.suffix.lower() == ".zip":
+        return []
+    try:
+        if is_dicomdir(path):
+            return listed_files(path)
+        if is_dicom(path):
+            return [frame.path for frame in ordered_frames(path)]
+    except InputError:
+        # It is refused where it is read, in words that say why.
+        return []
+    return []
+
+
+def _named(path: Path, field: re.Pattern[bytes]) -> list[str]:
+    """The names in a header: one, a list of them, or a pattern with its first and last number."""
+    with open(path, "rb") as file:
+        found = field.search(file.read(LONGEST_HEADER).replace(b"\r\n", b"\n"))
+    if found is None:
+        return []
+    value, rest = (part.decode("utf-8", "surrogateescape") for part in found.groups())
+    words = value.split()
+    if words[:1] == ["LIST"]:
+        return [line.strip() for line in rest.split("\n") if line.strip()]
+    if len(words) >= 3 and _NUMBERED.fullmatch(words[0]) and all(map(_WHOLE.fullmatch, words[1:4])):
+        first, last, step = (*map(int, words[1:4]), 1)[:3]
+        return [words[0] % number for number in range(first, last + 1, max(step, 1))[:MOST]]
+    return [] if value.upper() == "LOCAL" else [value]

@@ -1,0 +1,155 @@
+"""A scan is known again by all of its files."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from bright import bright_model, scene
+from io_helpers import write_series
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.geometry.volume import Volume
+from isopose.inference.formats import NIFTI
+from isopose.inference.scans import find_scans, predict_scans
+from isopose.io.images import write_image
+from isopose.io.sources import hash_of_source
+from isopose.progress import Silent
+
+
+def test_a_file_by_itself_is_its_own_bytes_whatever_its_name(tmp_path):
+    write_image(scene(slices=3).volume, tmp_path / "a.nii.gz")
+    shutil.copy(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert hash_of_source(tmp_path / "a.nii.gz") == sha256(tmp_path / "a.nii.gz")
+    assert hash_of_source(tmp_path / "b.nii.gz") == hash_of_source(tmp_path / "a.nii.gz")
+
+
+def test_of_a_folder_every_file_counts_also_in_subfolders(tmp_path):
+    (tmp_path / "below").mkdir()
+    for name in ("b", "a", "below/c"):
+        (tmp_path / name).write_text(name)
+    before = hash_of_source(tmp_path)
+    (tmp_path / "below" / "c").write_text("other")
+    assert hash_of_source(tmp_path) != before
+    (tmp_path / "below" / "c").write_text("below/c")
+    assert hash_of_source(tmp_path) == before
+
+
+@pytest.mark.parametrize("header", ["scan.mhd", "scan.nhdr"])
+def test_the_voxels_beside_a_header_count(header, tmp_path):
+    image = sitk.GetImageFromArray(scene(slices=3).volume.array)
+    sitk.WriteImage(image, str(tmp_path / header))
+    (voxels,) = set(tmp_path.iterdir()) - {tmp_path / header}
+    before, alone = hash_of_source(tmp_path / header), sha256(tmp_path / header)
+    content = voxels.read_bytes()
+    voxels.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert sha256(tmp_path / header) == alone
+    assert hash_of_source(tmp_path / header) != before
+    voxels.write_bytes(content)
+    assert hash_of_source(tmp_path / header) == before
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        ("scan.mhd", "ObjectType = Image\nNDims = 3\nElementDataFile = LIST\none.raw\ntwo.raw\n"),
+        ("scan.mhd", "ObjectType = Image\r\nElementDataFile = LIST\r\none.raw\r\ntwo.raw\r\n"),
+        ("scan.nhdr", "NRRD0004\ndimension: 3\ndata file: LIST 2\none.raw\ntwo.raw\n"),
+    ],
+)
+def test_the_files_of_a_list_count(header, text, tmp_path):
+    (tmp_path / header).write_text(text, newline="")
+    for name in ("one.raw", "two.raw"):
+        (tmp_path / name).write_bytes(b"1")
+    found = {hash_of_source(tmp_path / header)}
+    for name in ("one.raw", "two.raw"):
+        (tmp_path / name).write_bytes(b"2")
+        found.add(hash_of_source(tmp_path / header))
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [("s.mhd", "ElementDataFile = cut%03d.raw 1 5 2"), ("s.nhdr", "data file: cut%03d.raw 1 5 2 2")],
+)
+def test_the_files_of_a_pattern_count(header, line, tmp_path):
+    (tmp_path / header).write_text(f"NRRD0004\n{line}\n" if header == "s.nhdr" else f"NDims = 3\n{line}\n")
+    for number in range(1, 6):
+        (tmp_path / f"cut{number:03d}.raw").write_bytes(b"1")
+    before = hash_of_source(tmp_path / header)
+    for number in range(1, 6):
+        file = tmp_path / f"cut{number:03d}.raw"
+        file.write_bytes(b"2")
+        assert (hash_of_source(tmp_path / header) != before) == (number % 2 == 1)
+        file.write_bytes(b"1")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ElementDataFile = cut%999999999d.raw 1 9 1",
+        "ElementDataFile = %s%n%d 1 9 1",
+        "ElementDataFile = cut%d.raw 0 999999999 1",
+        "ElementDataFile = ..",
+        "ElementDataFile = /dev/zero",
+        "ElementDataFile =",
+        "ElementDataFile = LOCAL",
+        "NDims = 3",
+    ],
+)
+def test_whatever_a_header_says_the_hash_has_an_end(line, tmp_path):
+    (tmp_path / "scan.mhd").write_text(f"{line}\n")
+    assert hash_of_source(tmp_path / "scan.mhd") == sha256(tmp_path / "scan.mhd")
+
+
+def test_one_file_of_a_series_stands_for_all_of_them(tmp_path):
+    write_series(tmp_path / "series", scene(slices=4).volume.array)
+    first, second, *_, last = sorted((tmp_path / "series").iterdir())
+    before = hash_of_source(first)
+    assert hash_of_source(second) == before
+    (tmp_path / "series" / "notes.txt").write_text("no slice")
+    assert hash_of_source(first) == before
+    content = last.read_bytes()
+    last.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert hash_of_source(first) != before
+
+
+def test_what_is_no_file_is_told(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        hash_of_source(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "scan.zip").symlink_to("/dev/zero")
+    for name in ("pipe", "scan.zip"):
+        with pytest.raises(InputError, match="expected a file or a folder"):
+            hash_of_source(tmp_path / name)
+
+
+def test_a_scan_whose_voxels_changed_beside_their_header_is_predicted_again(tmp_path):
+    """By the header's bytes alone the result of the other voxels would have counted as this scan's."""
+
+    def write(volume: Volume) -> None:
+        image = sitk.GetImageFromArray(volume.array)
+        image.SetSpacing([float(side) for side in volume.spacing])
+        sitk.WriteImage(image, str(tmp_path / "scan.mhd"))
+
+    def volumes() -> dict[str, float]:
+        scans = find_scans([tmp_path / "scan.mhd"])
+        (outcome,) = predict_scans(
+            bright_model(),
+            scans,
+            tmp_path / "out",
+            formats=(NIFTI,),
+            probabilities=False,
+            steps=False,
+            reporter=Silent(),
+        )
+        return outcome.record["volumes_ml"]
+
+    shown = scene(slices=4)
+    write(shown.volume)
+    header, before = sha256(tmp_path / "scan.mhd"), volumes()
+    write(shown.volume.with_array(np.where(shown.truth == 7, 40, shown.volume.array).astype(np.int16)))
+    assert sha256(tmp_path / "scan.mhd") == header
+    assert volumes() != before
