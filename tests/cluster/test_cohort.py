@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from bright import bright_model
-from isopose.cluster.cohort import Ledger, SetUp
+from isopose.cluster.cohort import Cohort, Ledger, SetUp
 from isopose.cluster.places import Place
 from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
@@ -194,3 +194,14 @@ def test_the_list_of_finished_scans_survives_a_torn_line(tmp_path):
     ledger.flush()
     (tmp_path / "done-9.jsonl").write_text('{"name": "c", "made_from": "1"}\n{"name": "d", "ma')
     assert ledger.read() == {"a": "2", "b": "1", "c": "1"}
+
+
+def test_voxels_beside_a_header_are_stamped_too(tmp_path):
+    cohort = Cohort([], Place(str(tmp_path / "out")), "0", "predict")
+    (tmp_path / "scan.mhd").write_text("NDims = 3\nElementDataFile = scan.raw\n")
+    (tmp_path / "scan.raw").write_bytes(b"1")
+    before = cohort.stamp([cohort.source(tmp_path / "scan.mhd")])
+    assert cohort.stamp([cohort.source(tmp_path / "scan.mhd")]) == before
+    (tmp_path / "scan.raw").write_bytes(b"22")
+    assert cohort.stamp([cohort.source(tmp_path / "scan.mhd")]) != before
+    assert cohort.stamp([cohort.source(tmp_path / "missing.mhd")]) != before

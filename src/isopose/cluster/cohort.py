@@ -5,6 +5,7 @@ finished scans (``done-*.jsonl``), each with a stamp of what it was made from. T
 """
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from isopose.cluster.places import Mirror, Place, bring
 from isopose.cluster.pool import Failed, Pool
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, only_writer, output_folder, sha256
+from isopose.io.sources import files_beside
 from isopose.progress import Reporter
 
 Item = TypeVar("Item")
@@ -95,6 +97,10 @@ class Cohort:
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
         try:
             stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
+            if self.origin(path).local is not None and path.is_file():
+                # Of other voxels beside the same header a result is not known.
+                beside = {str(one): Place(str(one)).files().get("", "") for one in files_beside(path)}
+                stamps |= {os.path.relpath(name, path): stamp for name, stamp in beside.items()}
         except InputError:
             raise
         except IsoposeError:  # is missing, which the scan's own result says

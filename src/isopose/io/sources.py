@@ -36,7 +36,7 @@ def hash_of_source(path: Path) -> str:
             return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
         if path.exists() and not path.is_file():  # a device has no end
             raise InputError(f"{path}: expected a file or a folder")
-        files = sorted({path, *_others(path)}, key=lambda file: (file.name, file))
+        files = sorted({path, *files_beside(path)}, key=lambda file: (file.name, file))
         if len(files) == 1:
             return sha256(path)
         return hash_of([[file.name, sha256(file)] for file in files])
@@ -44,8 +44,8 @@ def hash_of_source(path: Path) -> str:
         raise InputError(f"{path}: no such file") from None
 
 
-def _others(path: Path) -> list[Path]:
-    """The files beside a file that belong to the same scan, as far as they are there."""
+def files_beside(path: Path) -> list[Path]:
+    """The files beside a file that belong to the same scan, as far as they are there; none of a folder's."""
     kind = ending(path)
     if kind in _DATA:
         return [file for file in map(path.parent.joinpath, _named(path, _DATA[kind])) if file.is_file()]
