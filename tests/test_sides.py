@@ -12,6 +12,7 @@ from isopose.data.phantom.pose import POSITIONS, Pose
 from isopose.data.phantom.render import render
 from isopose.geometry.volume import Volume
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.models.shipped import load_reference, load_shipped
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
 LEFT, TUMOUR, RIGHT = 2, 5, 9
@@ -96,3 +97,28 @@ def test_patients_in_every_position_are_homogenised_alike(isopose, tmp_path):
         upside_down = np.corrcoef(image[:, ::-1, ::-1].ravel(), straight.ravel())[0, 1]
         assert alike > 0.93, (name, alike)
         assert alike > max(in_a_mirror, upside_down) + 0.02, (name, alike, in_a_mirror, upside_down)
+
+
+@pytest.mark.slow
+def test_sides_in_every_position_are_the_patients_in_predictions_too(isopose, monkeypatch, tmp_path):
+    """A network that calls left what lies left in its crop, on phantoms in whose pose left is known."""
+    model = bright_model(
+        {"pose": {"learned": False, "start": "anatomy", "size": 128}, "crop": {"enabled": False}},
+        sided=True,
+        reference=load_reference().mask,
+        fov_mm=420.0,
+    )
+    load_shipped(model.pipeline.pose.roll)
+    monkeypatch.setattr("isopose.models.folder.load_model", lambda *_, **__: model)
+    case = sample_case(11, 0, size=128, slices=12)
+    poses = {}
+    for position, right in product(POSITIONS, (True, False)):
+        name = f"{position.replace(' ', '-')}-{right}"
+        poses[name] = Pose(position, right, 0.0, 0.0, 0.0, case.pose.offset)
+        image, _ = render(case.anatomy, poses[name], case.scan, texture_generator(case), noise=False)
+        write_image(Volume(image, case.scan.world_from_index), tmp_path / "in" / f"{name}.nii.gz")
+    assert isopose("predict", tmp_path / "model", tmp_path / "in", "--output", tmp_path / "out")[0] == 0
+    for name, pose in poses.items():
+        labels = read_labels(tmp_path / "out" / f"{name}.nii.gz")
+        left, right = (np.array(world_centre(labels, labels.array == value)) for value in (LEFT, RIGHT))
+        assert (left - right) @ (pose.rotation @ [1.0, 0.0, 0.0])[: len(left)] > 20, name
