@@ -37,10 +37,23 @@ def test_of_a_folder_every_file_counts_also_in_subfolders(tmp_path):
     assert hash_of_source(tmp_path) == before
 
 
-@pytest.mark.parametrize("header", ["scan.mhd", "scan.nhdr"])
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_a_file_with_its_own_voxels_is_its_own_bytes(ending, tmp_path):
+    image = sitk.GetImageFromArray(scene(slices=3).volume.array)
+    sitk.WriteImage(image, str(tmp_path / f"scan{ending}"))
+    (tmp_path / "other.raw").write_bytes(b"1")
+    with open(tmp_path / f"scan{ending}", "ab") as file:
+        file.write(b"\ndata file: other.raw\nElementDataFile = other.raw\n")
+    assert hash_of_source(tmp_path / f"scan{ending}") == sha256(tmp_path / f"scan{ending}")
+
+
+@pytest.mark.parametrize("header", ["scan.mhd", "scan.nhdr", "scan.mha", "scan.nrrd"])
 def test_the_voxels_beside_a_header_count(header, tmp_path):
     image = sitk.GetImageFromArray(scene(slices=3).volume.array)
-    sitk.WriteImage(image, str(tmp_path / header))
+    apart = {".mha": ".mhd", ".nrrd": ".nhdr"}.get(header[4:], header[4:])
+    sitk.WriteImage(image, str(tmp_path / f"scan{apart}"))
+    # A header may name another file under either ending.
+    (tmp_path / f"scan{apart}").rename(tmp_path / header)
     (voxels,) = set(tmp_path.iterdir()) - {tmp_path / header}
     before, alone = hash_of_source(tmp_path / header), sha256(tmp_path / header)
     content = voxels.read_bytes()
@@ -96,6 +109,9 @@ def test_the_files_of_a_pattern_count(header, line, tmp_path):
         "ElementDataFile = /dev/zero",
         "ElementDataFile =",
         "ElementDataFile = LOCAL",
+        f"ElementDataFile = {'a' * 5000}",
+        "ElementDataFile = scan.mhd/below",
+        "ElementDataFile = a\0b",
         "NDims = 3",
     ],
 )

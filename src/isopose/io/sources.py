@@ -9,11 +9,11 @@ from isopose.io.dicom import is_dicom, is_dicomdir, listed_files, ordered_frames
 from isopose.io.images import ending
 from isopose.io.itk_header import LONGEST_HEADER
 
-#: The field of a header that names the files of the voxels, the last one of the header.
-_DATA = {
-    ".mhd": re.compile(rb"^ElementDataFile *= *(.*?)\s*$(.*)", re.MULTILINE | re.DOTALL),
-    ".nhdr": re.compile(rb"^data ?file: *(.*?)\s*$(.*)", re.MULTILINE | re.DOTALL | re.IGNORECASE),
-}
+#: The field of a header that names the files of the voxels, and all that follows it; NRRD's header ends at an
+#: empty line. Both formats may name others whatever a file's ending.
+_META = re.compile(rb"^ElementDataFile *= *([^\n]*)(.*)", re.MULTILINE | re.DOTALL)
+_NRRD = re.compile(rb"^data ?file: *([^\n]*)(.*)", re.MULTILINE | re.DOTALL | re.IGNORECASE)
+_DATA = {".mhd": _META, ".mha": _META, ".nhdr": _NRRD, ".nrrd": _NRRD}
 #: A pattern of names with one number in it, and a number.
 _NUMBERED, _WHOLE = re.compile(r"[^%]*%0?\d{0,2}[diu][^%]*"), re.compile(r"\d{1,9}")
 #: Files of a pattern that are looked for.
@@ -48,7 +48,7 @@ def files_beside(path: Path) -> list[Path]:
     """The files beside a file that belong to the same scan, as far as they are there; none of a folder's."""
     kind = ending(path)
     if kind in _DATA:
-        return [file for file in map(path.parent.joinpath, _named(path, _DATA[kind])) if file.is_file()]
+        return [file for file in map(path.parent.joinpath, _named(path, _DATA[kind])) if _is_there(file)]
     if kind or path.suffix.lower() == ".zip":
         return []
     try:
@@ -62,13 +62,21 @@ def files_beside(path: Path) -> list[Path]:
     return []
 
 
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that no disk takes, a folder that may not be looked into
+        return False
+
+
 def _named(path: Path, field: re.Pattern[bytes]) -> list[str]:
     """The names in a header: one, a list of them, or a pattern with its first and last number."""
     with open(path, "rb") as file:
-        found = field.search(file.read(LONGEST_HEADER).replace(b"\r\n", b"\n"))
+        header = file.read(LONGEST_HEADER).replace(b"\r\n", b"\n")
+    found = field.search(header.partition(b"\n\n")[0] if field is _NRRD else header)
     if found is None:
         return []
-    value, rest = (part.decode("utf-8", "surrogateescape") for part in found.groups())
+    value, rest = (part.decode("utf-8", "surrogateescape").strip() for part in found.groups())
     words = value.split()
     if words[:1] == ["LIST"]:
         return [line.strip() for line in rest.split("\n") if line.strip()]

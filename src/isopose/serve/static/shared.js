@@ -58,7 +58,7 @@ export function arrange(place) {
       const side = Math.floor(Math.min(across, down));
       if (side > best.side) best = { side, columns };
     }
-    // In a place that is too low they are as wide as two of them can be, and the place scrolls.
+    // In a place that is too low they keep this many pixels, and the place scrolls.
     const side = Math.max(best.side, Math.min(150, wide)), columns = Math.max(1, Math.min(pictures.length, Math.floor((wide + gap) / (side + gap))));
     place.style.setProperty("grid-template-columns", `repeat(${best.side < 150 ? columns : best.columns}, ${side}px)`);
   };
