@@ -23,6 +23,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     try:
         with replacing(path) as temporary:
+            # Safetensors' own files are for their owner's eyes only, and colleagues could not use a model.
+            temporary.touch()
+            usual = temporary.stat().st_mode
             save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(usual)
     except SafetensorError as error:  # in place of the OSError that one would expect
         raise IsoposeError(f"{path}: cannot be written ({error}); free some space, then resume") from None

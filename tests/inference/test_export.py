@@ -14,7 +14,7 @@ from bright import bright_model, dice, scene
 from isopose.config import validate_config
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
-from isopose.inference.export import PoseGraph, SegmentGraph, export_onnx
+from isopose.inference.export import Normalise, PoseGraph, SegmentGraph, export_onnx
 from isopose.inference.predict import predict
 from isopose.io.images import read_labels, write_image
 from isopose.labels import Labels
@@ -54,9 +54,13 @@ def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frames(model: Model, slices: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In Hounsfield units, some of them beyond what is clipped."""
     prepared = prepare(scene(slices=slices, roll=0.3).volume, model.fingerprint, model.config.data)
     image, mask = (torch.from_numpy(array)[:, None].float() for array in (prepared.image, prepared.mask))
-    return image, mask, torch.arange(slices) * prepared.spacing[2]
+    intensity = model.fingerprint.intensity
+    hu = image * intensity.sd + intensity.mean
+    hu = torch.where(image <= prepared.air, hu - 300.0, hu)
+    return hu, mask, torch.arange(slices) * prepared.spacing[2]
 
 
 @pytest.mark.parametrize("slices", [3, 7, 40])
@@ -66,18 +70,29 @@ def test_graphs_answer_as_pytorch_does(model: Model, exported: Path, slices: int
     image, mask, z_mm = frames(model, slices)
     with torch.inference_mode():
         theta, confidence = PoseGraph(model)(image, mask, z_mm)
-        expected = SegmentGraph(model.pipeline, image.shape[-1])(image, theta)
+        labels, expected = SegmentGraph(model)(image, theta)
     session = onnxruntime.InferenceSession(exported / "poses.onnx")
-    given = {"image": image.numpy(), "mask": mask.numpy(), "z_mm": z_mm.numpy()}
+    given = {"hu": image.numpy(), "mask": mask.numpy(), "z_mm": z_mm.numpy()}
     found_theta, found_confidence = session.run(None, given)
     np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
     np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
     session = onnxruntime.InferenceSession(exported / "segment.onnx")
-    [found] = session.run(None, {"image": image.numpy(), "frame_from_crop": theta.numpy()})
+    values, found = session.run(None, {"hu": image.numpy(), "frame_from_crop": theta.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    # But where two classes are as probable as each other.
+    assert (values == labels.numpy()).mean() > 0.999
+    np.testing.assert_array_equal(values, model.labels.to_values(found.argmax(axis=1)))
     # What is compared says something: classes differ, and the crop is not the whole frame.
     assert np.ptp(found[:, 1]) > 0.1
     assert np.abs(found[:, 0] - 1.0).min() < 1e-6
+
+
+def test_the_graphs_normalise_as_preprocessing_does(model: Model) -> None:
+    hu = np.linspace(-2000, 3000, 101, dtype=np.float32)
+    expected = model.fingerprint.intensity.normalise(hu)
+    found = Normalise(model.fingerprint.intensity)(torch.from_numpy(hu))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert np.ptp(expected) > 0
 
 
 def test_poses_and_crops_are_those_of_predict(model: Model, exported: Path) -> None:
@@ -96,8 +111,6 @@ def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path
     assert told["labels"] == dict(model.labels.values)
     assert told["classes"][0] == "background"
     assert told["frame"]["size"] == model.config.data.size
-    low, mean, sd = (told["intensity"][key] for key in ("low", "mean", "sd"))
-    assert (low - mean) / sd == pytest.approx(model.pipeline.air)
     assert told["model_sha256"] == model.weights_sha256
 
 
@@ -114,7 +127,9 @@ def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, EXAMPLE, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "least confidence in a pose" in done.stdout
-    assert "torch" not in EXAMPLE.read_text().split('"""')[2]
+    code = [line.strip() for line in EXAMPLE.read_text().split('"""')[2].splitlines()]
+    assert not any("torch" in line or "isopose" in line.split("#")[0] for line in code)
+    assert len([line for line in code if line and not line.startswith("#")]) <= 30
     found = read_labels(tmp_path / "labels.nii.gz", like=shown.volume).array
     for value in bright.labels.values.values():
         assert dice(found == value, shown.truth == value) > 0.85

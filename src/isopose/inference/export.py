@@ -1,9 +1,11 @@
 """``isopose export``: a model's networks, and all that lies between them, as two ONNX graphs.
 
 ``poses.onnx`` sees all slices of a scan and gives each one's theta1 · theta2; ``segment.onnx`` cuts, segments
-and restores slices by it, any number at a time. ``export.json`` says how a scan becomes what they see. With
-them any runtime does what :func:`isopose.inference.predict.predict` does, in float32, but for the widening of
-crops that cut a structure.
+and restores slices by it, any number at a time. Both take Hounsfield units and normalise them, and the second
+gives labels as they are stored, so that none of that can be done wrongly outside. ``export.json`` says how a
+scan becomes the frames that they see. With them any runtime does what
+:func:`isopose.inference.predict.predict` does, in float32, but for the widening of crops that cut a
+structure.
 """
 
 import logging
@@ -11,15 +13,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from isopose import __version__
+from isopose.data.fingerprint import Scale
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.files import output_folder, replacing, write_json
 from isopose.models.folder import Model, for_prediction
-from isopose.models.pipeline import Pipeline, frame_from_crop, restore
+from isopose.models.pipeline import frame_from_crop, restore
 from isopose.models.scan import FIRST, scan_poses, scan_transforms
 
 #: Of ONNX: the first that samples grids as PyTorch names the ways to.
@@ -27,6 +31,18 @@ OPSET = 20
 #: Slices that graphs are traced with; they take any number from two on.
 TRACED = 7
 MOST = 65536
+
+
+class Normalise(nn.Module):
+    """:meth:`isopose.data.fingerprint.Scale.normalise` of tensors."""
+
+    def __init__(self, scale: Scale) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, hu: Tensor) -> Tensor:
+        """Of any shape."""
+        return (hu.clamp(self.scale.low, self.scale.high) - self.scale.mean) / max(self.scale.sd, 1e-8)
 
 
 class PoseGraph(nn.Module):
@@ -38,17 +54,19 @@ class PoseGraph(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
+        self.normalise = Normalise(model.fingerprint.intensity)
         self.pipeline = model.pipeline
         self.config = model.config
 
-    def forward(self, image: Tensor, mask: Tensor, z_mm: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hu: Tensor, mask: Tensor, z_mm: Tensor) -> tuple[Tensor, Tensor]:
         """theta1 · theta2 ``(Z, 3, 3)`` and how sure the poses are ``(Z,)``.
 
         Args:
-            image: ``(Z, 1, S, S)`` frames, feet to head, of slices that show a body.
+            hu: ``(Z, 1, S, S)`` float32 frames, feet to head, of slices that show a body.
             mask: ``(Z, 1, S, S)`` float32, foreground.
             z_mm: ``(Z,)`` places along the scan.
         """
+        image = self.normalise(hu)
         transformer, start = self.pipeline.pose, None
         if transformer.roll is not None and transformer.config.per != "slice":
             few = (torch.arange(FIRST, device=image.device) * 2 + 1) * image.shape[0] // (2 * FIRST)
@@ -64,19 +82,29 @@ class SegmentGraph(nn.Module):
     """The cut, the U-Net and the way back to the frame.
 
     Args:
-        pipeline: of slices.
-        size: pixels along a side of the frame.
+        model: of slices.
     """
 
-    def __init__(self, pipeline: Pipeline, size: int) -> None:
-        super().__init__()
-        self.pipeline = pipeline
-        self.size = (size, size)
+    values: Tensor
 
-    def forward(self, image: Tensor, frame_from_crop: Tensor) -> Tensor:
-        """Probabilities ``(N, classes, S, S)`` in the frame of frames ``(N, 1, S, S)``."""
-        crop = self.pipeline.cut(image, frame_from_crop)
-        return restore(self.pipeline.probabilities(crop), frame_from_crop, self.size)
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.normalise = Normalise(model.fingerprint.intensity)
+        self.pipeline = model.pipeline
+        self.size = (model.config.data.size, model.config.data.size)
+        classes = np.arange(model.labels.classes)
+        self.register_buffer("values", torch.from_numpy(model.labels.to_values(classes)))
+
+    def forward(self, hu: Tensor, frame_from_crop: Tensor) -> tuple[Tensor, Tensor]:
+        """Label values ``(N, S, S)`` uint8 and probabilities ``(N, classes, S, S)``, both in the frame.
+
+        Args:
+            hu: ``(N, 1, S, S)`` float32 frames.
+            frame_from_crop: ``(N, 3, 3)`` of them, by ``poses.onnx``.
+        """
+        crop = self.pipeline.cut(self.normalise(hu), frame_from_crop)
+        probabilities = restore(self.pipeline.probabilities(crop), frame_from_crop, self.size)
+        return self.values[probabilities.argmax(dim=1)], probabilities
 
 
 def export_onnx(model: Model, folder: Path) -> None:
@@ -100,21 +128,20 @@ def export_onnx(model: Model, folder: Path) -> None:
     # Last: where it lies, the graphs beside it are whole and its own.
     (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
-    fast = for_prediction(model)
-    image, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
+    hu, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
     theta, z_mm = torch.eye(3).repeat(TRACED, 1, 1), torch.arange(TRACED, dtype=torch.float32)
     _write(
         PoseGraph(model),
-        (image, mask, z_mm),
+        (hu, mask, z_mm),
         folder / "poses.onnx",
         ("frame_from_crop", "confidence"),
         "slices",
     )
     _write(
-        SegmentGraph(fast.pipeline, size),
-        (image, theta),
+        SegmentGraph(for_prediction(model)),
+        (hu, theta),
         folder / "segment.onnx",
-        ("probabilities",),
+        ("labels", "probabilities"),
         "batch",
     )
     write_json(folder / "export.json", description(model))
@@ -122,7 +149,6 @@ def export_onnx(model: Model, folder: Path) -> None:
 
 def description(model: Model) -> dict[str, Any]:
     """How a scan becomes what the graphs see, and what their answers mean; names no patient."""
-    intensity = model.fingerprint.intensity
     return {
         "isopose": __version__,
         "model_sha256": model.weights_sha256,
@@ -133,7 +159,6 @@ def description(model: Model) -> dict[str, Any]:
             "fov_mm": usual_fov(model.fingerprint, model.config.data),
             "body_threshold_hu": model.config.data.body_threshold_hu,
         },
-        "intensity": {key: getattr(intensity, key) for key in ("low", "high", "mean", "sd")},
     }
 
 
