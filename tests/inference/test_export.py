@@ -11,15 +11,24 @@ import pytest
 import torch
 
 from bright import bright_model, dice, scene
-from isopose.config import validate_config
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
-from isopose.inference.export import Normalise, PoseGraph, SegmentGraph, export_onnx
+from isopose.geometry.warp import compose
+from isopose.inference.export import export_onnx
+from isopose.inference.graphs import (
+    Normalise,
+    PoseGraph,
+    SegmentGraph,
+    VolumePoseGraph,
+    VolumeSegmentGraph,
+)
 from isopose.inference.predict import predict
+from isopose.inference.volumes import predict_volume
 from isopose.io.images import read_labels, write_image
 from isopose.labels import Labels
 from isopose.models.folder import Model
 from isopose.models.shipped import load_shipped
+from isopose.models.volume import VolumePipeline
 
 pytestmark = pytest.mark.long
 
@@ -110,6 +119,7 @@ def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path
     told = json.loads((exported / "export.json").read_text())
     assert told["labels"] == dict(model.labels.values)
     assert told["classes"][0] == "background"
+    assert told["dims"] == 2
     assert told["frame"]["size"] == model.config.data.size
     assert told["model_sha256"] == model.weights_sha256
 
@@ -135,11 +145,53 @@ def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:
         assert dice(found == value, shown.truth == value) > 0.85
 
 
-def test_a_model_of_volumes_is_refused(model: Model, tmp_path: Path) -> None:
-    of_volumes = replace(model, config=validate_config({**model.config.model_dump(), "dims": 3,
-        "pose": {**model.config.pose.model_dump(), "per": "volume"}}, "test"))  # fmt: skip
-    with pytest.raises(InputError, match="expected a model with dims=2, got dims=3"):
-        export_onnx(of_volumes, tmp_path)
+@pytest.fixture(scope="module")
+def of_volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
+    """Finds bright masses, seen through a crop that is not the whole."""
+    pose = {"per": "volume", "learned": False, "start": "moments"}
+    made = bright_model({"dims": 3, "pose": pose, "predict": {"precision": "32-true", "crop_border": 0}})
+    folder = tmp_path_factory.mktemp("volumes")
+    export_onnx(made, folder)
+    return made, folder
+
+
+@pytest.mark.parametrize("slices", [4, 9, 30])
+def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
+    of_volumes: tuple[Model, Path], slices: int
+) -> None:
+    import onnxruntime
+
+    model, folder = of_volumes
+    volume = scene(slices=slices, roll=0.3).volume
+    prepared = prepare(volume, model.fingerprint, model.config.data)
+    record = predict_volume(model, volume).record
+    intensity = model.fingerprint.intensity
+    hu = torch.from_numpy(prepared.image * intensity.sd + intensity.mean)[:, None].float()
+    mask = torch.from_numpy(prepared.mask)[:, None].float()
+    # A slice of which nobody knows where its body is.
+    mask[0] = 0.0 if slices > 4 else mask[0]
+    shown = torch.from_numpy(np.flatnonzero(mask.flatten(1).any(dim=1)))
+    apart = torch.tensor([prepared.spacing[2] / prepared.frame.fov_mm], dtype=torch.float32)
+    with torch.inference_mode():
+        theta, confidence = VolumePoseGraph(model)(hu, mask, shown, apart)
+        labels, expected = VolumeSegmentGraph(model)(hu, theta)
+    session = onnxruntime.InferenceSession(folder / "poses.onnx")
+    given = {"hu": hu.numpy(), "mask": mask.numpy(), "shown": shown.numpy(), "apart": apart.numpy()}
+    found_theta, found_confidence = session.run(None, given)
+    np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
+    session = onnxruntime.InferenceSession(folder / "segment.onnx")
+    values, found = session.run(None, {"hu": hu.numpy(), "stack_from_crop": theta.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    assert (values == labels.numpy()).mean() > 0.999
+    assert set(np.unique(values)) == {0, *model.labels.values.values()}
+    if slices == 4:
+        stack = prepared.frame.stack_from_frame(prepared.shape[0], prepared.spacing[2])
+        pipeline = model.pipeline
+        assert isinstance(pipeline, VolumePipeline)
+        homogenised = pipeline.stack_from_homogenised(torch.from_numpy(record.pose)[None], stack)
+        predicted = compose(homogenised, torch.from_numpy(record.theta2)[None])
+        torch.testing.assert_close(theta, predicted, atol=1e-5, rtol=0)
 
 
 def test_without_the_extra_one_line_names_it(

@@ -44,6 +44,11 @@ def common_values(values: Tensor, weight: Tensor) -> Tensor:
     return values.gather(0, order.gather(0, middle))[0]
 
 
+def median(values: Tensor) -> Tensor:
+    """Median ``()`` of ``(N,)``, the lower of two middle ones, as ``Tensor.median``, which ONNX lacks."""
+    return values.sort().values[(values.shape[0] - 1) // 2]
+
+
 def smooth_values(values: Tensor, weight: Tensor, z_mm: Tensor, width_mm: float) -> Tensor:
     """Local straight lines through ``(N, K)`` values at every slice: no bias where they change steadily.
 

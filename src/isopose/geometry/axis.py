@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from isopose.geometry.aggregate import common_values
+from isopose.geometry.aggregate import common_values, median
 
 #: Scatter of a slice's centroid around the line that is shape and not tilt, in half sides of the frame, and
 #: spread of true tilts: from both follows how far the line of a few slices close together is believed.
@@ -15,7 +15,7 @@ TILT_SD = math.radians(5.0)
 MAX_TILT = math.radians(20.0)
 #: Rounds of reweighting, and residuals in medians beyond which a slice counts less than half.
 ROUNDS, OUTLYING = 10, 3.0
-#: Slices, evenly spread, of which all pairs are taken for the first line.
+#: At most so many slices, evenly spread, of which all pairs are taken for the first line.
 PAIRED = 128
 
 
@@ -35,14 +35,14 @@ def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
         ``(2,)`` the line's x and y at z = 0, and ``(2,)`` their slopes along z.
     """
     points, places, belief = centres.double(), z.double(), weight.double()
-    belief = belief / belief.sum().clamp(min=1e-12) * len(belief)
+    belief = belief / belief.sum().clamp(min=1e-12) * belief.shape[0]
     stiffness = (CENTROID_SD / math.tan(TILT_SD)) ** 2
     slope = _median_slope(points, belief, places)
     mean, middle = common_values(points - places[:, None] * slope, belief), places.new_zeros(())
     for _ in range(ROUNDS):
         off = (points - mean - (places - middle)[:, None] * slope).norm(dim=1)
         # No slice is off the line as long as all are as near to it as centroids ever are.
-        scale = OUTLYING * off.median().clamp(min=CENTROID_SD / OUTLYING)
+        scale = OUTLYING * median(off).clamp(min=CENTROID_SD / OUTLYING)
         w = belief / (1.0 + (off / scale).square())
         middle, mean = (w @ places) / w.sum(), (w @ points) / w.sum()
         along = places - middle
@@ -52,16 +52,15 @@ def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
 
 def _median_slope(points: Tensor, belief: Tensor, places: Tensor) -> Tensor:
     """Weighted median ``(2,)`` of the slopes of all pairs of slices."""
-    some = torch.linspace(0, len(places) - 1, min(PAIRED, len(places)), device=places.device).round().long()
+    count = places.shape[0]
+    some = torch.arange(0, count, (count + PAIRED - 1) // PAIRED, device=places.device)
     points, belief, places = points[some], belief[some], places[some]
-    a, b = torch.triu_indices(len(some), len(some), 1, device=places.device)
-    distance = places[b] - places[a]
-    apart = distance.abs() > 1e-9
-    if not apart.any():
-        return points.new_zeros(2)
-    a, b, distance = a[apart], b[apart], distance[apart]
-    slopes = (points[b] - points[a]) / distance[:, None]
-    return common_values(slopes, belief[a] * belief[b])
+    distance = places[None] - places[:, None]
+    # Each pair once, and none of slices at one place; without any the slope is none.
+    apart = distance > 1e-9
+    slopes = (points[None] - points[:, None]) * (apart / distance.where(apart, 1.0))[..., None]
+    weight = belief[None] * belief[:, None] * apart
+    return common_values(slopes.flatten(0, 1), weight.flatten())
 
 
 def tilt_of(slope: Tensor, roll: Tensor) -> tuple[Tensor, Tensor]:

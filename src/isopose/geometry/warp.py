@@ -117,8 +117,10 @@ def _grid(input_from_output: Tensor, size: Size) -> Tensor:
 def pixels_per_step(input_from_output: Tensor, input_size: Size, size: Size) -> Tensor:
     """How many input pixels one output pixel spans along input x and y (and z): ``(N, 2)`` or ``(N, 3)``."""
     axes = len(size)
-    per_output = input_from_output.new_tensor([2.0 / side for side in reversed(size)])
-    per_input = input_from_output.new_tensor([side / 2.0 for side in reversed(input_size)])
+    # Multiplied, not made from lists, which would fix the lengths that an exported graph leaves open.
+    one = input_from_output.new_ones(())
+    per_output = torch.stack([2.0 / (one * side) for side in reversed(size)])
+    per_input = torch.stack([one * side / 2.0 for side in reversed(input_size)])
     jacobian = per_input[:, None] * input_from_output[..., :axes, :axes] * per_output[None, :]
     return jacobian.square().sum(dim=-1).sqrt()
 
@@ -168,10 +170,10 @@ def _gaussian(sigma: Tensor, radius: int) -> Tensor:
 def _blur_in_graph(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     """As :func:`_blur_along` in an exported graph, which takes no shape from a value and has any N."""
     side = image.shape[3 - axis]
-    radius = min(GRAPH_RADIUS, side)
-    padded = F.pad(image, (radius, radius) if axis == 0 else (0, 0, radius, radius))
-    shifted = (padded.narrow(3 - axis, first, side) for first in range(2 * radius + 1))
-    weights = _gaussian(sigma, radius).unbind(dim=1)
+    padding = (GRAPH_RADIUS, GRAPH_RADIUS)
+    padded = F.pad(image, padding if axis == 0 else (0, 0, *padding))
+    shifted = (padded.narrow(3 - axis, first, side) for first in range(2 * GRAPH_RADIUS + 1))
+    weights = _gaussian(sigma, GRAPH_RADIUS).unbind(dim=1)
     return reduce(add, (w[:, None, None, None] * s for w, s in zip(weights, shifted, strict=True)))
 
 

@@ -1,11 +1,11 @@
 """``isopose export``: a model's networks, and all that lies between them, as two ONNX graphs.
 
-``poses.onnx`` sees all slices of a scan and gives each one's theta1 · theta2; ``segment.onnx`` cuts, segments
-and restores slices by it, any number at a time. Both take Hounsfield units and normalise them, and the second
-gives labels as they are stored, so that none of that can be done wrongly outside. ``export.json`` says how a
-scan becomes the frames that they see. With them any runtime does what
-:func:`isopose.inference.predict.predict` does, in float32, but for the widening of crops that cut a
-structure.
+``poses.onnx`` sees all slices of a scan and gives theta1 · theta2, of each or of the scan; ``segment.onnx``
+cuts, segments and restores by it (``inference/graphs.py``). Both take Hounsfield units and normalise them,
+the second gives labels as they are stored, so that none of that can be done wrongly outside. ``export.json``
+says how a scan becomes the frames that they see. With them any runtime does what
+:func:`isopose.inference.predict.predict` and :func:`isopose.inference.volumes.predict_volume` do, in float32,
+but for the widening of crops that cut a structure.
 """
 
 import logging
@@ -13,18 +13,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from isopose import __version__
-from isopose.data.fingerprint import Scale
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.files import output_folder, replacing, write_json
+from isopose.inference.graphs import PoseGraph, SegmentGraph, VolumePoseGraph, VolumeSegmentGraph
 from isopose.models.folder import Model, for_prediction
-from isopose.models.pipeline import frame_from_crop, restore
-from isopose.models.scan import FIRST, scan_poses, scan_transforms
 
 #: Of ONNX: the first that samples grids as PyTorch names the ways to.
 OPSET = 20
@@ -33,92 +30,16 @@ TRACED = 7
 MOST = 65536
 
 
-class Normalise(nn.Module):
-    """:meth:`isopose.data.fingerprint.Scale.normalise` of tensors."""
-
-    def __init__(self, scale: Scale) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, hu: Tensor) -> Tensor:
-        """Of any shape."""
-        return (hu.clamp(self.scale.low, self.scale.high) - self.scale.mean) / max(self.scale.sd, 1e-8)
-
-
-class PoseGraph(nn.Module):
-    """STN1 and STN2 of a whole scan.
-
-    Args:
-        model: of slices.
-    """
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.normalise = Normalise(model.fingerprint.intensity)
-        self.pipeline = model.pipeline
-        self.config = model.config
-
-    def forward(self, hu: Tensor, mask: Tensor, z_mm: Tensor) -> tuple[Tensor, Tensor]:
-        """theta1 · theta2 ``(Z, 3, 3)`` and how sure the poses are ``(Z,)``.
-
-        Args:
-            hu: ``(Z, 1, S, S)`` float32 frames, feet to head, of slices that show a body.
-            mask: ``(Z, 1, S, S)`` float32, foreground.
-            z_mm: ``(Z,)`` places along the scan.
-        """
-        image = self.normalise(hu)
-        transformer, start = self.pipeline.pose, None
-        if transformer.roll is not None and transformer.config.per != "slice":
-            few = (torch.arange(FIRST, device=image.device) * 2 + 1) * image.shape[0] // (2 * FIRST)
-            start = transformer.first_roll(image[few], mask[few])
-        slices = transformer.estimate(image, mask, self.config.predict.min_pose_dice, start)
-        found = scan_poses(transformer, slices, z_mm)
-        transforms = self.pipeline.transforms(image, mask, found.pose)
-        pose, theta2 = scan_transforms(self.config, found.pose, transforms, z_mm)
-        return frame_from_crop(pose, theta2), found.confidence
-
-
-class SegmentGraph(nn.Module):
-    """The cut, the U-Net and the way back to the frame.
-
-    Args:
-        model: of slices.
-    """
-
-    values: Tensor
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.normalise = Normalise(model.fingerprint.intensity)
-        self.pipeline = model.pipeline
-        self.size = (model.config.data.size, model.config.data.size)
-        classes = np.arange(model.labels.classes)
-        self.register_buffer("values", torch.from_numpy(model.labels.to_values(classes)))
-
-    def forward(self, hu: Tensor, frame_from_crop: Tensor) -> tuple[Tensor, Tensor]:
-        """Label values ``(N, S, S)`` uint8 and probabilities ``(N, classes, S, S)``, both in the frame.
-
-        Args:
-            hu: ``(N, 1, S, S)`` float32 frames.
-            frame_from_crop: ``(N, 3, 3)`` of them, by ``poses.onnx``.
-        """
-        crop = self.pipeline.cut(self.normalise(hu), frame_from_crop)
-        probabilities = restore(self.pipeline.probabilities(crop), frame_from_crop, self.size)
-        return self.values[probabilities.argmax(dim=1)], probabilities
-
-
 def export_onnx(model: Model, folder: Path) -> None:
     """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``.
 
     Args:
-        model: of slices.
+        model: of slices or of volumes.
         folder: where to; files of these names in it are replaced.
 
     Raises:
-        InputError: the model is of volumes, or the extra ``onnx`` is not installed.
+        InputError: the extra ``onnx`` is not installed.
     """
-    if model.config.dims == 3:
-        raise InputError("export: expected a model with dims=2, got dims=3, for which there is no graph yet")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -129,21 +50,39 @@ def export_onnx(model: Model, folder: Path) -> None:
     (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
     hu, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
-    theta, z_mm = torch.eye(3).repeat(TRACED, 1, 1), torch.arange(TRACED, dtype=torch.float32)
-    _write(
-        PoseGraph(model),
-        (hu, mask, z_mm),
-        folder / "poses.onnx",
-        ("frame_from_crop", "confidence"),
-        "slices",
-    )
-    _write(
-        SegmentGraph(for_prediction(model)),
-        (hu, theta),
-        folder / "segment.onnx",
-        ("labels", "probabilities"),
-        "batch",
-    )
+    fast = for_prediction(model)
+    if model.config.dims == 3:
+        theta, numbers = torch.eye(4)[None], torch.arange(TRACED - 2)
+        _write(
+            VolumePoseGraph(model),
+            {"hu": hu, "mask": mask, "shown": numbers, "apart": torch.full((1,), 0.02)},
+            ("slices", "slices", "bodies", None),
+            folder / "poses.onnx",
+            ("stack_from_crop", "confidence"),
+        )
+        _write(
+            VolumeSegmentGraph(fast),
+            {"hu": hu, "stack_from_crop": theta},
+            ("slices", None),
+            folder / "segment.onnx",
+            ("labels", "probabilities"),
+        )
+    else:
+        theta, z_mm = torch.eye(3).repeat(TRACED, 1, 1), torch.arange(TRACED, dtype=torch.float32)
+        _write(
+            PoseGraph(model),
+            {"hu": hu, "mask": mask, "z_mm": z_mm},
+            ("slices", "slices", "slices"),
+            folder / "poses.onnx",
+            ("frame_from_crop", "confidence"),
+        )
+        _write(
+            SegmentGraph(fast),
+            {"hu": hu, "frame_from_crop": theta},
+            ("batch", "batch"),
+            folder / "segment.onnx",
+            ("labels", "probabilities"),
+        )
     write_json(folder / "export.json", description(model))
 
 
@@ -154,6 +93,7 @@ def description(model: Model) -> dict[str, Any]:
         "model_sha256": model.weights_sha256,
         "labels": dict(model.labels.values),
         "classes": ["background", *model.labels.names],
+        "dims": model.config.dims,
         "frame": {
             "size": model.config.data.size,
             "fov_mm": usual_fov(model.fingerprint, model.config.data),
@@ -163,21 +103,32 @@ def description(model: Model) -> dict[str, Any]:
 
 
 def _write(
-    graph: nn.Module, arguments: tuple[Tensor, ...], path: Path, outputs: tuple[str, ...], name: str
+    graph: nn.Module,
+    given: dict[str, Tensor],
+    free: tuple[str | None, ...],
+    path: Path,
+    outputs: tuple[str, ...],
 ) -> None:
-    """Trace a graph whose first axis may have any length, and write it at once or not at all."""
-    axis = torch.export.Dim(name, min=2, max=MOST)
-    names = list(graph.forward.__annotations__)[: len(arguments)]
+    """Trace a graph and write it at once or not at all.
+
+    Args:
+        graph: what to write.
+        given: what it takes, by name.
+        free: for each of these, the name of its first axis if that may have any length.
+        path: where to.
+        outputs: names of what it gives.
+    """
+    axes = {name: torch.export.Dim(name, min=2, max=MOST) for name in free if name is not None}
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
         # Of the exporter about its own parts, and that axes of one length share a name.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             graph.eval(),
-            arguments,
-            input_names=names,
+            tuple(given.values()),
+            input_names=list(given),
             output_names=list(outputs),
-            dynamic_shapes=tuple({0: axis} for _ in arguments),
+            dynamic_shapes=tuple({} if name is None else {0: axes[name]} for name in free),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

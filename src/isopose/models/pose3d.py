@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose.geometry.aggregate import median
 from isopose.geometry.axis import line_through, tilt_of
 from isopose.geometry.moments import moments
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, SHIFT_X
@@ -64,7 +65,7 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         carried = matrix_from_pose3d(out)[:3, :2] @ centre
         # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
-    return VolumePose(out, scan.confidence.median(), slices.mirrored.mean())
+    return VolumePose(out, median(scan.confidence), slices.mirrored.mean())
 
 
 def places(slices: np.ndarray, count: int, stack_from_frame: Tensor) -> Tensor:
