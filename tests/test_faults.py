@@ -60,7 +60,8 @@ def run(arguments: list[str], gigabytes: int | None = None) -> tuple[int, str]:
         text=True,
         check=False,
         timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
+        # Not the address space, of which PyTorch's CUDA build takes gigabytes for its libraries alone.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limit),
     )
     return done.returncode, done.stderr
 

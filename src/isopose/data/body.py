@@ -9,12 +9,15 @@ pad thicker than 8 mm and denser than the threshold stays where it touches; lung
 than about four working pixels (4 to 8 mm) may be left out.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
+from isopose.data.runs import Runs, mapped, merged, parts_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
@@ -41,9 +44,6 @@ SOFT_HU = 400.0
 #: core's cache holds a few times over.
 CHUNK, CACHED = 4_000_000, 250_000
 
-IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
-IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
-
 
 def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
     """Mark the trunk, lungs and gas included, table and separable arms excluded.
@@ -61,17 +61,13 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
     """
     threshold = _threshold(volume.array, threshold_hu)
     size, pixel = _working_grid(volume)
-    tissue = np.empty((len(volume.array), *size), dtype=bool)
-    for part in _parts(volume.array):
-        tissue[part] = _coarse(volume.array[part], size) > threshold
-    if not tissue.any():
+    coarse = (_coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape, CHUNK))
+    tissue = Runs.of(coarse, (len(volume.array), *size))
+    if not len(tissue.starts):
         raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
-    box = tuple(
-        slice(max(s.start - 1, 0), s.stop + 1) for s in ndimage.find_objects(tissue.astype(np.uint8))[0]
-    )
-    trunk = np.zeros_like(tissue)
-    trunk[box] = _trunk(tissue[box], pixel, volume.spacing[2])
-    if not trunk.any():
+    box = tissue.box()
+    trunk = _trunk(tissue.cropped(box), pixel, volume.spacing[2]).placed(box, tissue.shape)
+    if not len(trunk.starts):
         raise InputError(
             f"no body found above {threshold_hu:g} HU, only thin structures; is it a CT in Hounsfield units?"
         )
@@ -106,124 +102,125 @@ def _coarse(slices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
 
 
-def _trunk(tissue: np.ndarray, pixel: float, apart: float) -> np.ndarray:
+def _trunk(tissue: Runs, pixel: float, apart: float) -> Runs:
     """The trunk in coarse slices of ``tissue``, ``apart`` mm, whose pixels have a side of ``pixel`` mm."""
     diameter = _diameter(_filled(_largest(tissue)), pixel)
     thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
     # One step more than was taken off gives the skin's corners back, and no more than a stub of table.
     body = _filled(_largest(_opened(tissue, thin)))
-    if not body.any():
+    if not len(body.starts):
         return body
     wall = _opened(tissue, max(1, thin // 3))
-    air = _filled(_largest(wall)) & ~tissue
+    air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue, voxels=CACHED)
     trunk = _without_arms(body, pixel)
     nearby = _steps(NEARBY * diameter, apart)
     # Where a chest's wall is so thin that both lungs were lost, what is left is a small part of the whole.
     whole = _with_gas(body, air, wall, thin, nearby)
-    lost = _areas(trunk) < LOST * _areas(whole)
+    lost = trunk.areas < LOST * whole.areas
     if lost.any():
-        trunk[lost] = _without_arms(whole, pixel)[lost]
+        again = _without_arms(whole, pixel)
+        trunk = merged(trunk.only(~lost[trunk.slices]), again.only(lost[again.slices]))
     return _with_gas(_filled(_opened(trunk, thin)), air, wall, thin, nearby)
 
 
-def _without_arms(body: np.ndarray, pixel: float) -> np.ndarray:
+def _without_arms(body: Runs, pixel: float) -> Runs:
     """Cut off what hangs on each slice's largest part by a narrow neck."""
     neck = _steps(NECK * _diameter(body, pixel), pixel)
-    core = _erode(body, neck)
-    if not core.any():
-        return body.copy()
-    kept, other = _pieces(core)
+    core = mapped(lambda mask: _eroded(mask, neck), body, voxels=CACHED)
+    if not len(core.starts):
+        return body
     # A square corner loses 0.41 of the radius to an opening, which the further steps give back.
     steps = neck + round(0.4 * neck) + 1
-    for part in _parts(body, CACHED):
-        kept[part] = _meeting(kept[part], other[part], body[part], steps)
-    return kept
+    return mapped(partial(_meeting, steps=steps), _kept(core), core, body, voxels=CACHED)
 
 
-def _meeting(kept: np.ndarray, other: np.ndarray, body: np.ndarray, steps: int) -> np.ndarray:
-    """``kept`` grown one step at a time against ``other``, so that both meet in the neck between them."""
+def _meeting(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
+    """``kept`` grown step by step against the other cores, so that both meet in the neck between them."""
+    other = core & ~kept
     for step in range(steps):
         kept = _grown(kept, step) & body & ~other
         other = _grown(other, step) & body & ~kept
     return kept
 
 
-def _with_gas(trunk: np.ndarray, air: np.ndarray, wall: np.ndarray, thin: int, nearby: int) -> np.ndarray:
+def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Runs:
     """Add gas that lies under a wall too thin to have stayed, and the wall with it."""
     gas = _gas(trunk, air, nearby)
-    return _filled(trunk | _dilate(gas, 2 * thin + 2, within=gas | wall)) if gas.any() else trunk
+    if not len(gas.starts):
+        return trunk
+    together = mapped(
+        lambda trunk, gas, wall: trunk | _dilated(gas, 2 * thin + 2, within=gas | wall),
+        *(trunk, gas, wall),
+        voxels=CACHED,
+    )
+    return _filled(together)
 
 
-def _gas(trunk: np.ndarray, air: np.ndarray, nearby: int) -> np.ndarray:
+def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     """Enclosed air that is the trunk's although the wall over it is as thin as a table.
 
     Gas under a child's belly wall lies within the convex hull of what was found, or, where a broad pocket has
     taken the whole front with it, where the trunk is in one of so many slices before or behind. Air between
     a back and a table is in neither.
     """
-    gas = np.zeros_like(trunk)
-    near = ndimage.maximum_filter1d(trunk, 2 * nearby + 1, axis=0)
-    for part in _parts(trunk):
-        labels, count = ndimage.label(air[part] & ~trunk[part], IN_PLANE)
-        within = np.zeros(count + 1)
-        for plane, body, beside in zip(labels, trunk[part], near[part], strict=True):
-            if not (plane.any() and body.any()):
-                continue
-            points = np.argwhere(plane)
-            rows = np.flatnonzero(body.any(axis=1))
-            first, last = body.argmax(axis=1), body.shape[1] - 1 - body[:, ::-1].argmax(axis=1)
-            outline = np.concatenate([np.stack([rows, side[rows]], 1) for side in (first - 0.5, last + 0.5)])
-            hull = ConvexHull(outline).equations if len(rows) > 1 else np.array([[0.0, 0.0, 1.0]])
-            inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1) | beside[tuple(points.T)]
-            within += np.bincount(plane[tuple(points.T)], weights=inside, minlength=count + 1)
-        enough = within / np.maximum(_sizes(labels, count), 1) >= WITHIN
-        enough[0] = False
-        gas[part] = enough[labels]
-    return gas
+    gas = mapped(lambda air, trunk: air & ~trunk, air, trunk, voxels=CACHED)
+    slices, within = gas.slices, np.zeros(len(gas.starts))
+    for part in parts_of(trunk.shape, CHUNK):
+        first, last = np.searchsorted(slices, (part.start, part.stop))
+        if first == last:
+            continue
+        around = slice(max(part.start - nearby, 0), min(part.stop + nearby, trunk.shape[0]))
+        near = ndimage.maximum_filter1d(trunk.mask(around), 2 * nearby + 1, axis=0)
+        for z in np.unique(slices[first:last]):
+            runs = slice(*np.searchsorted(slices, (z, z + 1)))
+            beside = near[z - around.start]
+            within[runs] = _within(gas, runs, trunk.mask(slice(z, z + 1))[0], beside)
+    numbers = gas.components(in_plane=True)
+    parts = np.bincount(numbers, within) / np.maximum(np.bincount(numbers, gas.lengths), 1)
+    return gas.only(parts[numbers] >= WITHIN)
 
 
-def _pieces(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split cores into those of the trunk and all others."""
-    kept = _largest(core)
-    for part in _parts(core):
-        labels, count = ndimage.label(kept[part], IN_PLANE)
-        areas = np.bincount(labels.ravel(), minlength=count + 1)
-        areas[0] = 0
-        for plane, shown in zip(labels, kept[part], strict=True):
-            sizes = areas[plane]
-            shown &= sizes >= PIECE * sizes.max()
-    return kept, core & ~kept
+def _within(gas: Runs, runs: slice, shown: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    """Of some runs of one slice, how many voxels lie in the hull of what is shown, or where ``beside`` is."""
+    if not shown.any():
+        return np.zeros(runs.stop - runs.start)
+    points, lengths = gas.points(runs), gas.lengths[runs]
+    rows = np.flatnonzero(shown.any(axis=1))
+    first, last = shown.argmax(axis=1), shown.shape[1] - 1 - shown[:, ::-1].argmax(axis=1)
+    outline = np.concatenate([np.stack([rows, side[rows]], 1) for side in (first - 0.5, last + 0.5)])
+    hull = ConvexHull(outline).equations if len(rows) > 1 else np.array([[0.0, 0.0, 1.0]])
+    inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1) | beside[tuple(points.T)]
+    return np.add.reduceat(inside, np.cumsum(lengths) - lengths, dtype=np.float64)
 
 
-def _opened(mask: np.ndarray, steps: int) -> np.ndarray:
-    return _dilate(_erode(mask, steps), steps + 1, within=mask)
+def _kept(core: Runs) -> Runs:
+    """Cores of the trunk: of the largest in 3D, each slice's largest piece and those not much smaller."""
+    largest = _largest(core)
+    numbers, slices = largest.components(in_plane=True), largest.slices
+    areas = np.bincount(numbers, largest.lengths)[numbers]
+    most = np.zeros(core.shape[0])
+    np.maximum.at(most, slices, areas)
+    return largest.only(areas >= PIECE * most[slices])
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest of the components connected in three dimensions, as an array of its own."""
-    try:
-        labels, count = ndimage.label(mask, output=np.uint16)
-    except RuntimeError:
-        # More components than that, in noise.
-        labels, count = ndimage.label(mask)
-    if count < 2:
-        return mask.copy()
-    sizes = _sizes(labels, count)
-    sizes[0] = 0
-    return labels == sizes.argmax()
+def _opened(runs: Runs, steps: int) -> Runs:
+    return mapped(lambda mask: _dilated(_eroded(mask, steps), steps + 1, within=mask), runs, voxels=CACHED)
 
 
-def _sizes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Voxels of each of so many components, background first."""
-    sizes = np.zeros(count + 1, dtype=np.int64)
-    # In parts, for bincount widens what it counts to eight bytes a voxel.
-    for part in _parts(labels):
-        sizes += np.bincount(labels[part].ravel(), minlength=count + 1)
-    return sizes
+def _largest(runs: Runs) -> Runs:
+    """The largest of the components connected in three dimensions."""
+    if not len(runs.starts):
+        return runs
+    numbers = runs.components()
+    return runs.only(numbers == np.bincount(numbers, runs.lengths).argmax())
 
 
-def _filled(mask: np.ndarray) -> np.ndarray:
+def _filled(runs: Runs) -> Runs:
     """Fill holes slice by slice, those included that the image's border closes."""
+    return mapped(_filled_slices, runs, voxels=CACHED)
+
+
+def _filled_slices(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, ((0, 0), (2, 2), (2, 2)))
     for side, line in (
         ((slice(None), 1, slice(2, -2)), mask[:, 0]),
@@ -234,52 +231,35 @@ def _filled(mask: np.ndarray) -> np.ndarray:
         after = np.logical_or.accumulate(line, axis=1)
         before = np.logical_or.accumulate(line[:, ::-1], axis=1)[:, ::-1]
         padded[side] = after & before
-    filled = np.empty_like(mask)
-    for part in _parts(mask):
-        labels, _ = ndimage.label(~padded[part], IN_PLANE)
-        filled[part] = (labels != labels[:, :1, :1])[:, 2:-2, 2:-2]
-    return filled
+    empty = Runs.of(iter([~padded]), padded.shape)
+    numbers, slices = empty.components(in_plane=True), empty.slices
+    # A slice's first run is its upper edge.
+    outer = numbers[np.searchsorted(slices, np.arange(len(padded)))]
+    return ~empty.only(numbers == outer[slices]).mask(slice(None))[:, 2:-2, 2:-2]
 
 
-def _parts(stack: np.ndarray, voxels: int = CHUNK) -> list[slice]:
-    """Parts of a stack of slices that are worked on together where each slice is for itself."""
-    step = max(1, voxels // (stack.shape[1] * stack.shape[2]))
-    return [slice(start, start + step) for start in range(0, len(stack), step)]
-
-
-def _diameter(body: np.ndarray, pixel: float) -> float:
+def _diameter(body: Runs, pixel: float) -> float:
     """Of the circle with the area of a typical slice of the body, in mm."""
-    areas = _areas(body)
+    areas = body.areas
     return float(2.0 * pixel * np.sqrt(np.median(areas[areas > 0]) / np.pi)) if areas.any() else 0.0
-
-
-def _areas(mask: np.ndarray) -> np.ndarray:
-    return np.count_nonzero(mask, axis=(1, 2))
 
 
 def _steps(radius_mm: float, pixel: float) -> int:
     return max(1, round(radius_mm / pixel))
 
 
-def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
+def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
     """Erode slices by an octagon; the image's border takes nothing off, for there the body goes on."""
-    out = np.empty_like(mask)
-    for part in _parts(mask, CACHED):
-        out[part] = ~_dilate(~mask[part], steps)
-    return out
+    return ~_dilated(~mask, steps)
 
 
-def _dilate(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -> np.ndarray:
+def _dilated(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -> np.ndarray:
     """Dilate slices by an octagon, geodesic if ``within`` is given."""
-    out = np.empty_like(mask)
-    for part in _parts(mask, CACHED):
-        now = mask[part]
-        for step in range(steps):
-            now = _grown(now, step)
-            if within is not None:
-                now &= within[part]
-        out[part] = now
-    return out
+    for step in range(steps):
+        mask = _grown(mask, step)
+        if within is not None:
+            mask &= within
+    return mask
 
 
 def _grown(mask: np.ndarray, step: int) -> np.ndarray:
@@ -294,16 +274,17 @@ def _grown(mask: np.ndarray, step: int) -> np.ndarray:
     return grown
 
 
-def _fine(trunk: np.ndarray, tissue: np.ndarray, array: np.ndarray, threshold: float) -> np.ndarray:
+def _fine(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float) -> np.ndarray:
     """Bring the trunk back to the volume's grid, its boundary placed between pixels by their values."""
     out = np.empty(array.shape, dtype=bool)
     height, width = tissue.shape[1:]
-    for part in _parts(out):
+    for part in parts_of(array.shape, CHUNK):
         # Made again, for to keep them would take more memory than all masks.
         level = np.clip(_coarse(array[part], (height, width)) - threshold, -SOFT_HU, SOFT_HU)
+        body, dense = trunk.mask(part), tissue.mask(part)
         # Gas inside and arms or table outside have the wrong sign, and no boundary is theirs.
-        level[trunk[part] & ~tissue[part]] = SOFT_HU
-        level[~trunk[part] & tissue[part]] = -SOFT_HU
+        level[body & ~dense] = SOFT_HU
+        level[~body & dense] = -SOFT_HU
         block = torch.from_numpy(level[:, None])
         fine = F.interpolate(block, size=array.shape[1:], mode="bilinear", align_corners=False)
         out[part] = (fine[:, 0] > 0).numpy()

@@ -1,0 +1,162 @@
+"""Masks of many slices as runs: where, row by row, what is marked begins and ends.
+
+A trunk and most of what is computed on the way to it are a few runs a row: a tenth of what a mask of bytes
+takes, and components are found by joining runs instead of numbering voxels, in half the time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """A mask ``(z, y, x)``.
+
+    Args:
+        starts: ``(n,)`` int64, in order; numbers count voxels in rows of x + 1, the last of which is never
+            marked, so that no run goes on in the next row.
+        stops: ``(n,)`` the same, one beyond each run's last voxel.
+        shape: ``(z, y, x)``.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, parts: Iterator[np.ndarray], shape: tuple[int, int, int]) -> "Runs":
+        """Of a mask that comes in parts ``(n, y, x)``, from its first slice to its last."""
+        height, width = shape[1:]
+        starts, stops, first = [], [], 0
+        for part in parts:
+            # Each row is followed by what is unmarked, and so is the one before the first.
+            rows = np.zeros((len(part) * height + 1, width + 1), dtype=bool)
+            rows[1:, :width] = part.reshape(-1, width)
+            flat = rows.ravel()[width:]
+            edges = np.flatnonzero(flat[1:] != flat[:-1]) + first * height * (width + 1)
+            starts.append(edges[::2])
+            stops.append(edges[1::2])
+            first += len(part)
+        return cls(np.concatenate(starts), np.concatenate(stops), shape)
+
+    @property
+    def per_slice(self) -> int:
+        """What numbers of one slice differ by from those of the next."""
+        return self.shape[1] * (self.shape[2] + 1)
+
+    @property
+    def slices(self) -> np.ndarray:
+        """``(n,)`` in which slice each run lies."""
+        return self.starts // self.per_slice
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """``(n,)`` voxels of each run."""
+        return self.stops - self.starts
+
+    @property
+    def areas(self) -> np.ndarray:
+        """``(z,)`` voxels of each slice."""
+        return np.bincount(self.slices, self.lengths, self.shape[0]).astype(np.int64)
+
+    def only(self, kept: np.ndarray) -> "Runs":
+        """The runs ``(n,)`` that are marked."""
+        return Runs(self.starts[kept], self.stops[kept], self.shape)
+
+    def mask(self, part: slice) -> np.ndarray:
+        """Slices as booleans ``(n, y, x)``."""
+        start, stop, _ = part.indices(self.shape[0])
+        first, last = np.searchsorted(self.starts, (start * self.per_slice, stop * self.per_slice))
+        edges = np.empty(2 * (last - first) + 2, dtype=np.int64)
+        edges[0], edges[-1] = start * self.per_slice, stop * self.per_slice
+        edges[1:-1:2], edges[2:-1:2] = self.starts[first:last], self.stops[first:last]
+        marked = np.arange(len(edges) - 1) % 2 == 1
+        # Many times as fast as to add up where runs start and stop.
+        flat = np.repeat(marked, np.diff(edges))
+        return flat.reshape(stop - start, self.shape[1], self.shape[2] + 1)[:, :, : self.shape[2]]
+
+    def points(self, runs: slice) -> np.ndarray:
+        """``(voxels, 2)`` rows and columns of the voxels of some runs, one after the other."""
+        lengths = self.lengths[runs]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows, columns = np.divmod(np.repeat(self.starts[runs], lengths) + within, self.shape[2] + 1)
+        return np.stack([rows % self.shape[1], columns], axis=1)
+
+    def box(self) -> Box:
+        """The smallest box that holds the mask, which is not empty, and a voxel more on each side."""
+        rows = self.starts // (self.shape[2] + 1)
+        lines = (rows // self.shape[1], rows % self.shape[1])
+        ends = [(int(line.min()), int(line.max()) + 1) for line in lines]
+        ends.append((int(self._columns().min()), int((self._columns() + self.lengths).max())))
+        z, y, x = (
+            slice(max(first - 1, 0), min(last + 1, side))
+            for (first, last), side in zip(ends, self.shape, strict=True)
+        )
+        return z, y, x
+
+    def cropped(self, box: Box) -> "Runs":
+        """The same within a box that holds it."""
+        shape = (box[0].stop - box[0].start, box[1].stop - box[1].start, box[2].stop - box[2].start)
+        return self._moved([-axis.start for axis in box], shape)
+
+    def placed(self, box: Box, shape: tuple[int, int, int]) -> "Runs":
+        """The same in a larger mask of which it is a box."""
+        return self._moved([axis.start for axis in box], shape)
+
+    def _moved(self, by: list[int], shape: tuple[int, int, int]) -> "Runs":
+        rows = self.starts // (self.shape[2] + 1)
+        z, y = rows // self.shape[1] + by[0], rows % self.shape[1] + by[1]
+        starts = (z * shape[1] + y) * (shape[2] + 1) + self._columns() + by[2]
+        return Runs(starts, starts + self.lengths, shape)
+
+    def _columns(self) -> np.ndarray:
+        return self.starts % (self.shape[2] + 1)
+
+    def components(self, *, in_plane: bool = False) -> np.ndarray:
+        """``(n,)`` numbers from 0 on, equal for runs that are connected by faces: in 3D, or in each slice."""
+        width = self.shape[2] + 1
+        pairs = [self._meeting(width, same_slice=True)]
+        if not in_plane:
+            pairs.append(self._meeting(self.per_slice, same_slice=False))
+        first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
+        count = len(self.starts)
+        graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
+        numbers: np.ndarray = connected_components(graph, directed=False)[1]
+        return numbers
+
+    def _meeting(self, further: int, *, same_slice: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of runs of which the second, so much further on, lies beside the first."""
+        first = np.searchsorted(self.stops, self.starts + further, side="right")
+        count = np.searchsorted(self.starts, self.stops + further, side="left") - first
+        one = np.repeat(np.arange(len(count)), count)
+        other = np.arange(len(one)) - np.repeat(np.cumsum(count) - count - first, count)
+        if same_slice:
+            # The next row after a slice's last is the next slice's first.
+            beside = self.slices[one] == self.slices[other]
+            one, other = one[beside], other[beside]
+        return one, other
+
+
+def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int) -> Runs:
+    """What a function makes of masks ``(n, y, x)``, so many voxels at a time; slices are for themselves."""
+    parts = parts_of(given[0].shape, voxels)
+    return Runs.of((function(*(runs.mask(part) for runs in given)) for part in parts), given[0].shape)
+
+
+def parts_of(shape: tuple[int, ...], voxels: int) -> list[slice]:
+    """Parts of a stack of slices that have so many voxels, or are one slice."""
+    step = max(1, voxels // (shape[1] * shape[2]))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def merged(one: Runs, other: Runs) -> Runs:
+    """Both together, which have no slice in common."""
+    starts = np.concatenate([one.starts, other.starts])
+    order = np.argsort(starts, kind="stable")
+    return Runs(starts[order], np.concatenate([one.stops, other.stops])[order], one.shape)
