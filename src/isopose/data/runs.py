@@ -120,26 +120,24 @@ class Runs:
 
     def components(self, *, in_plane: bool = False) -> np.ndarray:
         """``(n,)`` numbers from 0 on, equal for runs that are connected by faces: in 3D, or in each slice."""
-        width = self.shape[2] + 1
-        pairs = [self._meeting(width, same_slice=True)]
+        width, count = self.shape[2] + 1, len(self.starts)
+        # The row after a slice's last is the next slice's first, and not beside it.
+        pairs = [self._meeting(width, (self.starts // width + 1) % self.shape[1] != 0)]
         if not in_plane:
-            pairs.append(self._meeting(self.per_slice, same_slice=False))
+            pairs.append(self._meeting(self.per_slice, np.ones(count, dtype=bool)))
         first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
-        count = len(self.starts)
         graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
         numbers: np.ndarray = connected_components(graph, directed=False)[1]
         return numbers
 
-    def _meeting(self, further: int, *, same_slice: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of runs of which the second, so much further on, lies beside the first."""
-        first = np.searchsorted(self.stops, self.starts + further, side="right")
-        count = np.searchsorted(self.starts, self.stops + further, side="left") - first
-        one = np.repeat(np.arange(len(count)), count)
-        other = np.arange(len(one)) - np.repeat(np.cumsum(count) - count - first, count)
-        if same_slice:
-            # The next row after a slice's last is the next slice's first.
-            beside = self.slices[one] == self.slices[other]
-            one, other = one[beside], other[beside]
+    def _meeting(self, further: int, those: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs, int32, of ``those`` runs and of runs beside them, which lie so much further on."""
+        first = np.searchsorted(self.stops, self.starts + further, side="right").astype(np.int32)
+        count = np.searchsorted(self.starts, self.stops + further, side="left").astype(np.int32) - first
+        count[~those] = 0
+        one = np.repeat(np.arange(len(count), dtype=np.int32), count)
+        other = np.arange(len(one), dtype=np.int32)
+        other -= np.repeat(np.cumsum(count, dtype=np.int32) - count - first, count)
         return one, other
 
 
