@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopose.geometry import aggregate
-from isopose.geometry.aggregate import common_values, pooled, smooth_values
+from isopose.geometry.aggregate import common_values, median, pooled, smooth_values
 
 Z_MM = torch.arange(21) * 5.0
 
@@ -60,6 +60,12 @@ def test_common_values_are_weighted_medians():
     values = torch.tensor([[1.0, 10.0], [2.0, 30.0], [100.0, 20.0]])
     assert common_values(values, torch.ones(3)).tolist() == [2.0, 20.0]
     assert common_values(values, torch.tensor([5.0, 1.0, 1.0])).tolist() == [1.0, 10.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 10])
+def test_the_median_is_that_of_pytorch(count):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    assert median(values) == values.median()
 
 
 def test_smoothing_keeps_what_changes_steadily_and_levels_what_jumps():

@@ -62,6 +62,24 @@ def test_tilt_is_that_of_the_phantoms(roll, pitch, yaw):
     assert [float(angle) for angle in found] == pytest.approx([pitch, yaw], abs=1e-6)
 
 
+def test_slices_at_one_place_have_no_slope():
+    centres = torch.tensor([[0.1, 0.2], [0.3, 0.0], [0.2, 0.4]])
+    at_middle, slope = line_through(centres, torch.ones(3), torch.full((3,), 0.5))
+    torch.testing.assert_close(slope, torch.zeros(2))
+    assert at_middle.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [2, 127, 128, 129, 300])
+def test_of_many_slices_some_are_enough(count):
+    """Beyond 128 slices not all are paired."""
+    z = torch.linspace(-1.0, 1.0, count)
+    centres = torch.stack([0.1 + 0.05 * z, -0.2 - 0.03 * z], dim=1)
+    at_middle, slope = line_through(centres, torch.ones(count), z)
+    torch.testing.assert_close(at_middle, torch.tensor([0.1, -0.2]), atol=1e-4, rtol=0)
+    if count > 2:
+        torch.testing.assert_close(slope, torch.tensor([0.05, -0.03]), atol=1e-3, rtol=0)
+
+
 def test_tilt_is_bounded():
     pitch, yaw = tilt_of(torch.tensor([5.0, 5.0]), torch.tensor(0.0))
     assert (pitch.item(), yaw.item()) == pytest.approx((-MAX_TILT, MAX_TILT))
