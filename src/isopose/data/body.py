@@ -164,6 +164,8 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     a back and a table is in neither.
     """
     gas = mapped(lambda air, trunk: air & ~trunk, air, trunk, voxels=CACHED)
+    if not len(gas.starts):
+        return gas
     slices, within = gas.slices, np.zeros(len(gas.starts))
     for part in parts_of(trunk.shape, CHUNK):
         first, last = np.searchsorted(slices, (part.start, part.stop))

@@ -62,8 +62,8 @@ def export_onnx(model: Model, folder: Path) -> None:
         )
         _write(
             VolumeSegmentGraph(fast),
-            {"hu": hu, "stack_from_crop": theta},
-            ("slices", None),
+            {"hu": hu, "shown": numbers, "stack_from_crop": theta},
+            ("slices", "bodies", None),
             folder / "segment.onnx",
             ("labels", "probabilities"),
         )

@@ -126,17 +126,20 @@ class VolumeSegmentGraph(_Graph):
         model: of volumes.
     """
 
-    def forward(self, hu: Tensor, stack_from_crop: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hu: Tensor, shown: Tensor, stack_from_crop: Tensor) -> tuple[Tensor, Tensor]:
         """Label values ``(Z, S, S)`` uint8 and probabilities ``(Z, classes, S, S)``, both in the frames.
 
         Args:
             hu: ``(Z, 1, S, S)`` float32 frames, those that :class:`VolumePoseGraph` saw.
+            shown: ``(K,)`` likewise; all other slices are background.
             stack_from_crop: ``(1, 4, 4)``, by it.
         """
         stack = self.normalise(hu).transpose(0, 1)[None]
         crop = self.pipeline.probabilities(self.pipeline.cut(stack, stack_from_crop))
         probabilities = restore(crop, stack_from_crop, (hu.shape[0], hu.shape[2], hu.shape[3]))
-        slices = probabilities[0].transpose(0, 1)
+        body = torch.zeros(hu.shape[0], device=hu.device).scatter(0, shown, 1.0)[:, None, None, None]
+        background = torch.eye(self.pipeline.classes, 1, device=hu.device)[None, :, :, None]
+        slices = body * probabilities[0].transpose(0, 1) + (1.0 - body) * background
         return self.values[slices.argmax(dim=1)], slices
 
 
