@@ -52,6 +52,31 @@ def test_components_are_those_of_scipy(shape, density, seed, in_plane):
         np.testing.assert_array_equal(found, expected == number + 1)
 
 
+@settings(max_examples=200)
+@given(shapes, densities, st.integers(0, 99), st.booleans(), st.integers(1, 40))
+def test_components_found_in_parts_are_the_same(shape, density, seed, in_plane, together):
+    runs = runs_of(drawn(shape, density, seed))
+    whole = runs.components(in_plane=in_plane)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isopose.data.runs.TOGETHER", together)
+        np.testing.assert_array_equal(runs.components(in_plane=in_plane), whole)
+
+
+def test_voxels_beyond_32_bits_are_counted():
+    mask = drawn((2, 5, 6), 0.5)
+    runs = runs_of(mask)
+    assert runs.starts.dtype == np.int32
+    # A stack of which nobody could hold the mask.
+    huge, box = (70_000, 200, 200), (slice(65_000, 65_002), slice(10, 15), slice(20, 26))
+    placed = runs.placed(box, huge)
+    assert placed.starts.dtype == np.int64
+    expected = np.zeros((4, 200, 200), dtype=bool)
+    expected[1:3, 10:15, 20:26] = mask
+    np.testing.assert_array_equal(placed.mask(slice(64_999, 65_003)), expected)
+    np.testing.assert_array_equal(placed.components(), runs.components())
+    np.testing.assert_array_equal(placed.cropped(box).mask(slice(None)), mask)
+
+
 @given(shapes, densities, st.integers(0, 99))
 def test_points_are_where_a_slice_is_marked(shape, density, seed):
     mask = drawn(shape, density, seed)

@@ -92,6 +92,22 @@ def test_every_storage_gives_the_same_labels_in_the_world(
         np.testing.assert_allclose(getattr(labels, name), getattr(scan, name), rtol=1e-6, atol=1e-4)
 
 
+def test_arrays_in_files_change_nothing(model, supine, tmp_path, monkeypatch) -> None:
+    write_image(stored_otherwise(supine.volume, (2, 0, 1), (True, False, True)), tmp_path / "scan.nii.gz")
+    whole = predict(model, read_volume(tmp_path / "scan.nii.gz"), probabilities=True)
+    monkeypatch.setattr("isopose.scratch.LARGE", 1)
+    read = read_volume(tmp_path / "scan.nii.gz")
+    found = predict(model, read, probabilities=True)
+    for array in (read.array, found.labels.array, found.probabilities, found.prepared.image):
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        assert isinstance(array, np.memmap)
+    np.testing.assert_array_equal(found.labels.array, whole.labels.array)
+    np.testing.assert_array_equal(found.probabilities, whole.probabilities)
+    write_labels(found.labels, tmp_path / "labels.nii.gz")
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.nii.gz").array, whole.labels.array)
+
+
 def test_an_oblique_scan_keeps_its_own_axes(model, supine, expected) -> None:
     a, b = math.radians(14), math.radians(-9)
     turn = np.array([[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1.0]])

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from io_helpers import (
     ORIENTATIONS,
@@ -23,7 +24,7 @@ from io_helpers import (
 )
 from isopose.errors import InputError, IsoposeError
 from isopose.geometry.volume import Volume
-from isopose.io.images import peek, read_labels, read_volume, write_image, write_labels
+from isopose.io.images import peek, read_labels, read_volume, to_sitk, write_image, write_labels
 from isopose.io.quiet import quiet_itk
 
 ENDINGS = [".nii.gz", ".nii", ".nrrd", ".mha"]
@@ -314,7 +315,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="whole numbers"):
             write_labels(Volume(bad), path)
 
-    def broken(image, name, useCompression):
+    def broken(image, name):
         with open(name, "wb") as file:
             file.write(b"half")
         raise RuntimeError("ITK ERROR\n disk full")
@@ -335,16 +336,42 @@ def test_a_disk_that_is_full_without_a_word_leaves_nothing(tmp_path, monkeypatch
     volume = Volume(np.random.default_rng(0).integers(0, 9, (6, 40, 50)).astype(np.uint8))
     write = sitk.WriteImage
 
-    def cut(image, name, useCompression):
+    def cut(image, name):
         # What ITK's NIfTI writer leaves behind, without an exception, when the disk is full.
-        write(image, name, useCompression)
+        write(image, name)
         with open(name, "r+b") as file:
-            file.truncate(os.path.getsize(name) // 2)
+            file.truncate(20)
 
     monkeypatch.setattr(sitk, "WriteImage", cut)
-    with pytest.raises(IsoposeError, match="is the disk full"):
+    with pytest.raises(IsoposeError, match="cannot be written"):
         write_labels(volume, path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "f4", "f8", "i8"])
+def test_nifti_is_written_as_itk_writes_it_byte_for_byte(tmp_path, kind):
+    turn = Rotation.from_euler("zyx", (10, -20, 200), degrees=True).as_matrix()
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turn * (0.7, 0.8, 2.5), (-101.5, 33.25, 1200.0)
+    values = np.random.default_rng(0).integers(0, 100, (5, 6, 7)).astype(kind)
+    # As a result is, that goes back to a scan's own axes: a view, its slices not one after the other.
+    volume = Volume(values.transpose(2, 0, 1)[::-1], matrix)
+    sitk.WriteImage(to_sitk(volume), str(tmp_path / "itk.nii"))
+    for name in ("a.nii", "a.nii.gz", "b.nii.gz"):
+        write_image(volume, tmp_path / name)
+    wanted = (tmp_path / "itk.nii").read_bytes()
+    assert (tmp_path / "a.nii").read_bytes() == wanted
+    assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes()) == wanted
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_more_slices_than_nifti_holds_are_refused(tmp_path):
+    volume = Volume(np.zeros((32768, 1, 1), np.uint8))
+    with pytest.raises(IsoposeError, match="NIfTI holds at most 32767 slices, got 32768"):
+        write_image(volume, tmp_path / "a.nii.gz")
+    write_image(volume, tmp_path / "a.nrrd")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nrrd"]
+    assert read_volume(tmp_path / "a.nrrd").array.shape == volume.array.shape
 
 
 def test_written_files_are_packed(tmp_path):

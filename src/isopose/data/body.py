@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
+from isopose import scratch
 from isopose.data.runs import Runs, mapped, merged, parts_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -278,7 +279,7 @@ def _grown(mask: np.ndarray, step: int) -> np.ndarray:
 
 def _fine(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float) -> np.ndarray:
     """Bring the trunk back to the volume's grid, its boundary placed between pixels by their values."""
-    out = np.empty(array.shape, dtype=bool)
+    out = scratch.zeros(array.shape, bool)
     height, width = tissue.shape[1:]
     for part in parts_of(array.shape, CHUNK):
         # Made again, for to keep them would take more memory than all masks.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose import scratch
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
@@ -26,6 +27,7 @@ from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs
 from isopose.io.doubts import doubts
+from isopose.io.header import all_finite
 from isopose.labels import Labels
 
 #: Input and output pixels that are resampled at a time (16 MB in float32), to bound the memory.
@@ -119,7 +121,7 @@ def prepare_as(
     Raises:
         InputError: as :func:`prepare`.
     """
-    if not np.isfinite(volume.array).all():
+    if not all_finite(volume.array):
         raise InputError(
             "the scan holds values that are not finite (NaN or infinity); repair or export it again"
         )
@@ -131,8 +133,8 @@ def prepare_as(
     if tissue is not None:
         warnings += tuple(unlike(tissue_of(lps, body), tissue))
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
-    image = np.empty((len(body), frame.size, frame.size), dtype=np.float32)
-    mask = np.empty(image.shape, dtype=bool)
+    image = scratch.zeros((len(body), frame.size, frame.size), np.float32)
+    mask = scratch.zeros(image.shape, bool)
     size = (frame.size, frame.size)
     for part in chunks(body.shape, size):
         slices = warped(intensity.normalise(lps.array[part]), matrix, size, intensity.air, "bicubic")
@@ -235,7 +237,7 @@ def warped_labels(
         values: that are brought over; others become background.
     """
     values = tuple(values)
-    out = np.zeros((len(labels), *size), dtype=np.uint8)
+    out = scratch.zeros((len(labels), *size), np.uint8)
     for part in chunks(labels.shape, size):
         chunk = labels[part]
         matrix = input_from_output if input_from_output.ndim == 2 else input_from_output[part]
@@ -270,7 +272,7 @@ def warped_volume(
 ) -> np.ndarray:
     """A volume ``(z, y, x)`` through a matrix ``(4, 4)``, ``size`` float32, linearly."""
     source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    out = np.empty(size, dtype=np.float32)
+    out = scratch.zeros(size, np.float32)
     for part, values in warp_slabs(source, input_from_output, size, fill=fill, voxels=CHUNK):
         out[part] = values.numpy()
     return out

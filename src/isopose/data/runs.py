@@ -13,14 +13,17 @@ from scipy.sparse.csgraph import connected_components
 
 Box = tuple[slice, slice, slice]
 
+#: Runs among which components are found at a time: the graph that joins them takes many times their memory.
+TOGETHER = 250_000
+
 
 @dataclass(frozen=True, eq=False)
 class Runs:
     """A mask ``(z, y, x)``.
 
     Args:
-        starts: ``(n,)`` int64, in order; numbers count voxels in rows of x + 1, the last of which is never
-            marked, so that no run goes on in the next row.
+        starts: ``(n,)`` in order, int32 where that is enough; numbers count voxels in rows of x + 1, the last
+            of which is never marked, so that no run goes on in the next row.
         stops: ``(n,)`` the same, one beyond each run's last voxel.
         shape: ``(z, y, x)``.
     """
@@ -40,8 +43,8 @@ class Runs:
             rows[1:, :width] = part.reshape(-1, width)
             flat = rows.ravel()[width:]
             edges = np.flatnonzero(flat[1:] != flat[:-1]) + first * height * (width + 1)
-            starts.append(edges[::2])
-            stops.append(edges[1::2])
+            starts.append(edges[::2].astype(_whole(shape)))
+            stops.append(edges[1::2].astype(_whole(shape)))
             first += len(part)
         return cls(np.concatenate(starts), np.concatenate(stops), shape)
 
@@ -72,7 +75,7 @@ class Runs:
     def mask(self, part: slice) -> np.ndarray:
         """Slices as booleans ``(n, y, x)``."""
         start, stop, _ = part.indices(self.shape[0])
-        first, last = np.searchsorted(self.starts, (start * self.per_slice, stop * self.per_slice))
+        first, last = self._from_slice(start), self._from_slice(stop)
         edges = np.empty(2 * (last - first) + 2, dtype=np.int64)
         edges[0], edges[-1] = start * self.per_slice, stop * self.per_slice
         edges[1:-1:2], edges[2:-1:2] = self.starts[first:last], self.stops[first:last]
@@ -80,6 +83,11 @@ class Runs:
         # Many times as fast as to add up where runs start and stop.
         flat = np.repeat(marked, np.diff(edges))
         return flat.reshape(stop - start, self.shape[1], self.shape[2] + 1)[:, :, : self.shape[2]]
+
+    def _from_slice(self, z: int) -> int:
+        """The first run that lies in a slice or in those after it."""
+        # Of their own type, or all of them would be copied.
+        return int(np.searchsorted(self.starts, self.starts.dtype.type(z * self.per_slice)))
 
     def points(self, runs: slice) -> np.ndarray:
         """``(voxels, 2)`` rows and columns of the voxels of some runs, one after the other."""
@@ -110,25 +118,54 @@ class Runs:
         return self._moved([axis.start for axis in box], shape)
 
     def _moved(self, by: list[int], shape: tuple[int, int, int]) -> "Runs":
-        rows = self.starts // (self.shape[2] + 1)
+        wide = np.promote_types(self.starts.dtype, _whole(shape))
+        rows = self.starts.astype(wide) // (self.shape[2] + 1)
         z, y = rows // self.shape[1] + by[0], rows % self.shape[1] + by[1]
         starts = (z * shape[1] + y) * (shape[2] + 1) + self._columns() + by[2]
-        return Runs(starts, starts + self.lengths, shape)
+        starts = starts.astype(_whole(shape))
+        return Runs(starts, starts + self.lengths.astype(_whole(shape)), shape)
 
     def _columns(self) -> np.ndarray:
         return self.starts % (self.shape[2] + 1)
 
     def components(self, *, in_plane: bool = False) -> np.ndarray:
         """``(n,)`` numbers from 0 on, equal for runs that are connected by faces: in 3D, or in each slice."""
+        numbers, count = np.empty(len(self.starts), dtype=np.int32), 0
+        parts = self._parts()
+        for part in parts:
+            numbers[part] = self._runs(part)._connected(in_plane=in_plane) + count
+            count = int(numbers[part].max()) + 1
+        if in_plane or len(parts) < 2:
+            return numbers
+        pairs = []
+        for part in parts[1:]:
+            z = int(self.starts[part.start]) // self.per_slice
+            both = slice(self._from_slice(z - 1), self._from_slice(z + 1))
+            beside = self._runs(both)
+            pairs.append(numbers[both][np.stack(beside._meeting(self.per_slice, beside.lengths > 0))])
+        one, other = np.concatenate(pairs, axis=1)
+        return _joined(one, other, count)[numbers]
+
+    def _runs(self, part: slice) -> "Runs":
+        return Runs(self.starts[part], self.stops[part], self.shape)
+
+    def _parts(self) -> list[slice]:
+        """Of about so many runs, which end where a slice does."""
+        parts, start = [], 0
+        while start < len(self.starts):
+            last = int(self.starts[min(start + TOGETHER, len(self.starts)) - 1]) // self.per_slice
+            parts.append(slice(start, self._from_slice(last + 1)))
+            start = parts[-1].stop
+        return parts
+
+    def _connected(self, *, in_plane: bool) -> np.ndarray:
         width, count = self.shape[2] + 1, len(self.starts)
         # The row after a slice's last is the next slice's first, and not beside it.
         pairs = [self._meeting(width, (self.starts // width + 1) % self.shape[1] != 0)]
         if not in_plane:
             pairs.append(self._meeting(self.per_slice, np.ones(count, dtype=bool)))
         first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
-        graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
-        numbers: np.ndarray = connected_components(graph, directed=False)[1]
-        return numbers
+        return _joined(first, second, count)
 
     def _meeting(self, further: int, those: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs, int32, of ``those`` runs and of runs beside them, which lie so much further on."""
@@ -139,6 +176,19 @@ class Runs:
         other = np.arange(len(one), dtype=np.int32)
         other -= np.repeat(np.cumsum(count, dtype=np.int32) - count - first, count)
         return one, other
+
+
+def _joined(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+    """``(count,)`` numbers from 0 on, equal for what pairs join, in the order in which each first comes."""
+    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
+    numbers: np.ndarray = connected_components(graph, directed=False)[1]
+    return numbers
+
+
+def _whole(shape: tuple[int, int, int]) -> type[np.signedinteger]:
+    """Whole numbers that count all voxels of a mask in rows of one more, and a slice besides."""
+    most = (shape[0] + 1) * shape[1] * (shape[2] + 1)
+    return np.int32 if most <= np.iinfo(np.int32).max else np.int64
 
 
 def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int) -> Runs:

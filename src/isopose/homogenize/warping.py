@@ -3,6 +3,7 @@
 import numpy as np
 from torch import Tensor
 
+from isopose import scratch
 from isopose.data.preprocess import chunks, largest_share, warped, warped_labels, warped_volume
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -27,7 +28,7 @@ def homogenised_image(volume: Volume, transform: Transform) -> Volume:
         seen = warped_volume(array.clip(low, high), transform.volume_from_grid, there.array.shape, float(low))
         return there.with_array(np.rint(seen).astype(np.int16))
     matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
-    out = np.empty((len(array), *size), dtype=np.int16)
+    out = scratch.zeros((len(array), *size), np.int16)
     for part in chunks(array.shape, size):
         source = array[part].clip(low, high)
         seen = warped(source, matrix[part], size, float(low), "bicubic")
@@ -76,7 +77,7 @@ def restored_share(values: Volume, transform: Transform) -> np.ndarray:
     if transform.tilted is not None:
         return warped_volume(array, invert(transform.volume_from_grid), transform.stack_shape, 0.0)
     matrix, size = invert(transform.slice_from_grid), transform.slice_shape
-    out = np.empty((len(array), *size), dtype=np.float32)
+    out = scratch.zeros((len(array), *size), np.float32)
     for part in chunks(array.shape, size):
         out[part] = warped(array[part], matrix[part], size, 0.0, "bilinear")
     return out

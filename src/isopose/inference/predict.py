@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose import scratch
 from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import autocast, choose_precision
@@ -108,8 +109,8 @@ def predict(
     prepared = prepare(volume, model.fingerprint, model.config.data)
     device = model.pipeline.pose.reference_mask.device
     slices, height, width = prepared.shape
-    classes = np.zeros((slices, height, width), np.uint8)
-    kept = _background(model.pipeline.classes, classes.shape) if probabilities else None
+    values = scratch.zeros((slices, height, width), np.uint8)
+    kept = _background(model.pipeline.classes, values.shape) if probabilities else None
     records = SliceRecords.empty(slices)
     slice_from_frame = prepared.slice_from_frame.to(device)
 
@@ -132,7 +133,7 @@ def predict(
         slice_from_crop = compose(slice_from_frame, theta)
         region = reached(slice_from_crop, crop.shape[-1], (height, width))
         native = restore(crop, slice_from_crop, (height, width), region=region)
-        classes[(rows, *region)] = most_probable(native).cpu().numpy()
+        values[(rows, *region)] = model.labels.to_values(most_probable(native).cpu().numpy())
         if kept is not None:
             kept[(slice(None), rows, *region)] = native.movedim(1, 0).cpu().numpy()
         if progress is not None:
@@ -140,7 +141,7 @@ def predict(
 
     undo = prepared.reorientation.undo
     return Prediction(
-        labels=volume.with_array(undo(model.labels.to_values(classes))),
+        labels=volume.with_array(undo(values)),
         prepared=prepared,
         slices=records,
         probabilities=None if kept is None else undo(kept),
@@ -238,7 +239,7 @@ def _outside(areas: Tensor) -> list[str]:
 
 
 def _background(classes: int, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.zeros((classes, *shape), np.float32)
+    values = scratch.zeros((classes, *shape), np.float32)
     values[0] = 1.0
     return values
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose import scratch
 from isopose.data.preprocess import Prepared, prepare
 from isopose.geometry.crop3d import widened3d
 from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, ROLL
@@ -123,21 +124,21 @@ def predict_volume(
     body = warp(mask, compose(stack_from_homogenised, theta2), tuple(crop.shape[2:])) >= 0.5
     record.outside = float((shown_in_crop & ~body).sum()) / max(int(shown_in_crop.sum()), 1)
 
-    classes = np.zeros(prepared.shape, np.uint8)
-    kept = np.zeros((pipeline.classes, *prepared.shape), np.float32) if probabilities else None
+    labels = scratch.zeros(prepared.shape, np.uint8)
+    kept = scratch.zeros((pipeline.classes, *prepared.shape), np.float32) if probabilities else None
     theta = compose(pipeline.stack_from_homogenised(pose, volume_from_frame), theta2)
     # Slices that show no body are background, as slice by slice.
     shown = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
     for part, values in restore_slices(crop, theta, prepared.shape):
         values[0, ~shown[part]], values[1:, ~shown[part]] = 1.0, 0.0
-        classes[part] = most_probable(values[None])[0].cpu().numpy()
+        labels[part] = model.labels.to_values(most_probable(values[None])[0].cpu().numpy())
         if kept is not None:
             kept[:, part] = values.cpu().numpy()
         if progress is not None:
             progress(part.stop, slices)
     undo = prepared.reorientation.undo
     return VolumePrediction(
-        labels=volume.with_array(undo(model.labels.to_values(classes))),
+        labels=volume.with_array(undo(labels)),
         prepared=prepared,
         record=record,
         probabilities=None if kept is None else undo(kept),

@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 
+from isopose import scratch
 from isopose.errors import InputError
 from isopose.geometry.volume import SHEAR_TOLERANCE, Volume
 from isopose.io.dicom_frames import Frame, frames_of, read_header
@@ -20,6 +21,8 @@ from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 UNEVEN_SHARE, UNEVEN_MM = 0.01, 0.02
 #: Direction cosines of one series may differ by this much (rounding in the header).
 _TURN = 1e-4
+#: Of voxels, from the narrowest on.
+_TYPES = (np.int16, np.int32, np.float32)
 
 
 def is_dicom(path: Path) -> bool:
@@ -51,7 +54,7 @@ def read_series(path: Path, series: str | None = None) -> Volume:
     matrix = _matrix(path, frames)
     shape = (len(frames), *frames[0].size)
     Header(shape, matrix, np.dtype(np.int16)).checked(path)
-    array = _narrow(_pixels(frames))
+    array = _joined(_pixels(frames), shape)
     if not all_finite(array):
         raise InputError(f"{path}: holds values that are not finite (NaN or infinity); export it again")
     return on_file(path, array, matrix)
@@ -247,9 +250,8 @@ def _matrix(path: Path, frames: list[Frame]) -> np.ndarray:
     return matrix
 
 
-def _pixels(frames: list[Frame]) -> list[np.ndarray]:
+def _pixels(frames: list[Frame]) -> Iterator[np.ndarray]:
     """Rescaled ``(y, x)`` slices, each as its file's values need it."""
-    slices: list[np.ndarray] = []
     per_file = Counter(frame.path for frame in frames)
     opened: dict[Path, np.ndarray] = {}
     for frame in frames:
@@ -260,8 +262,7 @@ def _pixels(frames: list[Frame]) -> list[np.ndarray]:
                 opened[frame.path] = stack
         if stack.shape[1:] != frame.size or frame.index >= len(stack):
             raise InputError(f"{frame.path}: pixels do not match the header's size; copy or export it again")
-        slices.append(stack[frame.index])
-    return slices
+        yield stack[frame.index]
 
 
 def _decoded(path: Path) -> np.ndarray:
@@ -280,10 +281,22 @@ def _decoded(path: Path) -> np.ndarray:
     return array if array.ndim == 3 else array[None]
 
 
-def _narrow(slices: list[np.ndarray]) -> np.ndarray:
-    """One array of the narrowest of int16, int32 and float32 that holds all values."""
-    if any(s.dtype.kind == "f" for s in slices):
-        return np.stack(slices).astype(np.float32, copy=False)
-    low, high = min(int(s.min()) for s in slices), max(int(s.max()) for s in slices)
-    fits = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
-    return np.stack(slices, dtype=np.int16 if fits else np.int32, casting="unsafe")
+def _joined(slices: Iterator[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
+    """Slices as one array, of the narrowest of int16, int32 and float32 that holds all values."""
+    array = scratch.zeros(shape, _TYPES[0])
+    held = 0
+    for number, values in enumerate(slices):
+        needed = _needed(values)
+        if needed > held:
+            narrow, array, held = array, scratch.zeros(shape, _TYPES[needed]), needed
+            array[:number] = narrow[:number]
+        array[number] = values
+    return array
+
+
+def _needed(values: np.ndarray) -> int:
+    """The first of the types that holds all values."""
+    if values.dtype.kind == "f":
+        return 2
+    limits = np.iinfo(np.int16)
+    return 0 if limits.min <= values.min() and values.max() <= limits.max else 1

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from isopose import scratch
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.header import Header, all_finite, on_file
@@ -123,13 +124,15 @@ def read_nifti(path: Path) -> Volume:
             stored = _voxels(path, file, fields)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
-        array = stored.astype(fields.dtype, copy=False)
-    if fields.scaled:
-        # In float64 and back, slice by slice: float32 products of large integers would lose whole units.
+    array = stored
+    if fields.scaled or stored.dtype != fields.dtype:
+        array = scratch.zeros(fields.shape, fields.dtype)
+        # What float32 cannot hold becomes infinite and is refused.
         with np.errstate(over="ignore", invalid="ignore"):
             for plane, source in zip(array, stored, strict=True):
-                plane[...] = source.astype(np.float64) * fields.slope + fields.inter
+                # In float64 and back: float32 products of large integers would lose whole units.
+                scaled = fields.scaled
+                plane[...] = source.astype(np.float64) * fields.slope + fields.inter if scaled else source
     if not all_finite(array):
         raise InputError(
             f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
@@ -281,7 +284,7 @@ def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:
     if fields.offset < 0 or last > path.stat().st_size * _DEFLATE_LIMIT:
         raise EOFError(f"the header promises {wanted} bytes of voxels")
     file.seek(fields.offset)
-    array = np.empty(fields.shape, fields.stored)
+    array = scratch.zeros(fields.shape, fields.stored)
     view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     filled = 0
     while filled < wanted:

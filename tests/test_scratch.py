@@ -1,0 +1,67 @@
+"""Large arrays lie in a file that is gone with them."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isopose import scratch
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where they lie; from a page on."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "LARGE", 4096)
+    return tmp_path
+
+
+def mapped() -> list[str]:
+    """Files without a name that this process has mapped."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line]
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int16, np.float32, np.dtype(">i2")])
+def test_it_is_an_array_like_any_other(kind) -> None:
+    shape = (3, 50, 70)
+    values = np.random.default_rng(0).integers(0, 2, shape).astype(kind)
+    array = scratch.zeros(shape, kind)
+    assert type(array) is np.ndarray
+    assert array.dtype == np.dtype(kind)
+    assert array.flags.writeable
+    assert array.flags.c_contiguous
+    assert not array.any()
+    array[...] = values
+    assert np.array_equal(array, values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_large_ones_lie_in_a_file_without_a_name_as_long_as_they_live(files: Path) -> None:
+    before = len(mapped())
+    small, large = scratch.zeros((4095,), np.uint8), scratch.zeros((2, 4096), np.uint8)
+    assert list(files.iterdir()) == []
+    assert len(mapped()) == before + 1
+    view = large[1]
+    view[:] = 7
+    del large
+    assert len(mapped()) == before + 1
+    assert (view == 7).all()
+    del view
+    assert len(mapped()) == before
+    assert not small.any()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_where_the_disk_is_full_it_lies_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    before = len(mapped())
+    array = scratch.zeros((3, 4096), np.int16)
+    assert len(mapped()) == before
+    array[1] = 5
+    assert array.sum() == 5 * 4096
