@@ -20,6 +20,7 @@ from isopose.geometry.warp import (
     resize,
     warp,
     warp_slabs,
+    warp_straight,
 )
 
 
@@ -227,6 +228,36 @@ def test_resize_keeps_the_field_of_view():
         x, y = (out.sum(0) @ axis) / total, (out.sum(1) @ axis) / total
         assert x.item() == pytest.approx(2 * 66 / 120 - 1, abs=2e-3)
         assert y.item() == pytest.approx(2 * 36 / 120 - 1, abs=2e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.floats(0.2, 3.0), st.floats(-2.0, 2.0).filter(lambda x: abs(x) > 0.1)),
+    st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5)),
+    st.sampled_from(["bilinear", "bicubic", "nearest"]),
+)
+def test_straight_warps_are_warps(size_in, size_out, scales, shifts, mode) -> None:
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 2, *size_in)))
+    matrix = torch.diag(torch.tensor([*scales, 1.0], dtype=torch.float64))
+    matrix[:2, 2] = torch.tensor(shifts)
+    wanted = warp(image, matrix, size_out, fill=-7.5, mode=mode).float()
+    found = warp_straight(image, matrix, size_out, fill=-7.5, mode=mode)
+    assert found.dtype == torch.float32
+    # A pixel that lies between two may go to either as the nearest.
+    far = (found - wanted).abs() > 1e-4
+    assert far.float().mean() <= (0.05 if mode == "nearest" else 0.0)
+
+
+def test_straight_warps_are_float32_under_autocast_and_refuse_to_turn() -> None:
+    image, matrix = smooth_image(40, 30), torch.diag(torch.tensor([0.7, 1.1, 1.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = warp_straight(image, matrix, (20, 25), mode="bicubic")
+    assert torch.allclose(found, warp(image, matrix, (20, 25), mode="bicubic"), atol=1e-4)
+    matrix[0, 1] = 0.1
+    with pytest.raises(ValueError, match="scales and shifts only"):
+        warp_straight(image, matrix, (20, 25))
 
 
 @pytest.mark.parametrize("size", [(5, 8, 9), (12, 20, 14), (3, 40, 30)])

@@ -25,7 +25,7 @@ from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
-from isopose.geometry.warp import Mode, warp, warp_slabs
+from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.doubts import doubts
 from isopose.io.header import all_finite
 from isopose.labels import Labels
@@ -262,9 +262,10 @@ def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ..
 def warped(
     array: np.ndarray, input_from_output: Tensor, size: tuple[int, int], fill: float, mode: Mode
 ) -> np.ndarray:
-    """Slices ``(z, y, x)`` through matrices, ``(z, h, w)`` float32; see ``geometry/warp.py: warp``."""
+    """Slices ``(z, y, x)`` through a frame's matrix, or each through its own, to ``(z, h, w)`` float32."""
     source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[:, None]
-    return warp(source, input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+    through = warp_straight if input_from_output.ndim == 2 else warp
+    return through(source, input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
 
 
 def warped_volume(

@@ -7,7 +7,7 @@ resolution. Matrices map output to input, as samplers need it: ``x_input = input
 
 import math
 from collections.abc import Iterator
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Literal
 
@@ -62,6 +62,50 @@ def warp(
         grid = _grid(matrix, size)
         out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
         return (out + fill).to(kept)
+
+
+def warp_straight(
+    image: Tensor,
+    input_from_output: Tensor,
+    size: tuple[int, int],
+    *,
+    fill: float = 0.0,
+    mode: Mode = "bilinear",
+) -> Tensor:
+    """As :func:`warp` through one matrix that neither turns nor shears, in a fraction of its time on a CPU.
+
+    Blur and sampling then are the same for all rows, and for all columns: a product with a matrix each.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        input_from_output: ``(3, 3)``, normalised output to normalised input coordinates.
+        size: ``(h, w)`` of the output.
+        fill: value outside the input.
+        mode: interpolation.
+
+    Returns:
+        ``(N, C, h, w)`` float32.
+
+    Raises:
+        ValueError: the matrix turns or shears.
+    """
+    (scale_x, shear_x, shift_x), (shear_y, scale_y, shift_y), _ = input_from_output.tolist()
+    if shear_x or shear_y:
+        raise ValueError("expected a matrix that scales and shifts only")
+    height, width = image.shape[2:]
+    rows = _shares(scale_y, shift_y, height, size[0], mode).to(image.device)
+    columns = _shares(scale_x, shift_x, width, size[1], mode).to(image.device)
+    with torch.autocast(image.device.type, enabled=False):
+        return rows.T @ ((image.float() - fill) @ columns) + fill
+
+
+@lru_cache(maxsize=64)
+def _shares(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> Tensor:
+    """``(pixels, size)``: what each output pixel takes of each input pixel along one axis, zeros outside."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[0, 0], matrix[0, 2] = scale, shift
+    one_each = torch.eye(pixels, dtype=torch.float64)[None, None]
+    return warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float()
 
 
 def warp_slabs(
