@@ -18,6 +18,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from isopose import scratch
+from isopose.data.morphology import dilated, eroded, met, opened
 from isopose.data.runs import Runs, mapped, merged, parts_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -41,9 +42,8 @@ LOST = 0.5
 CLIPPED = 0.02
 #: Values further than this from the threshold say nothing more about where a boundary runs between pixels.
 SOFT_HU = 400.0
-#: Voxels that are worked on at a time, to bound the memory; of masks that grow step by step, so many as a
-#: core's cache holds a few times over.
-CHUNK, CACHED = 4_000_000, 250_000
+#: Voxels that are worked on at a time, to bound the memory.
+CHUNK = 4_000_000
 
 
 def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
@@ -112,7 +112,7 @@ def _trunk(tissue: Runs, pixel: float, apart: float) -> Runs:
     if not len(body.starts):
         return body
     wall = _opened(tissue, max(1, thin // 3))
-    air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue, voxels=CACHED)
+    air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue, voxels=CHUNK)
     trunk = _without_arms(body, pixel)
     nearby = _steps(NEARBY * diameter, apart)
     # Where a chest's wall is so thin that both lungs were lost, what is left is a small part of the whole.
@@ -127,21 +127,12 @@ def _trunk(tissue: Runs, pixel: float, apart: float) -> Runs:
 def _without_arms(body: Runs, pixel: float) -> Runs:
     """Cut off what hangs on each slice's largest part by a narrow neck."""
     neck = _steps(NECK * _diameter(body, pixel), pixel)
-    core = mapped(lambda mask: _eroded(mask, neck), body, voxels=CACHED)
+    core = mapped(partial(eroded, steps=neck), body, voxels=CHUNK)
     if not len(core.starts):
         return body
     # A square corner loses 0.41 of the radius to an opening, which the further steps give back.
     steps = neck + round(0.4 * neck) + 1
-    return mapped(partial(_meeting, steps=steps), _kept(core), core, body, voxels=CACHED)
-
-
-def _meeting(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
-    """``kept`` grown step by step against the other cores, so that both meet in the neck between them."""
-    other = core & ~kept
-    for step in range(steps):
-        kept = _grown(kept, step) & body & ~other
-        other = _grown(other, step) & body & ~kept
-    return kept
+    return mapped(partial(met, steps=steps), _kept(core), core, body, voxels=CHUNK)
 
 
 def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Runs:
@@ -150,9 +141,9 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
     if not len(gas.starts):
         return trunk
     together = mapped(
-        lambda trunk, gas, wall: trunk | _dilated(gas, 2 * thin + 2, within=gas | wall),
+        lambda trunk, gas, wall: trunk | dilated(gas, 2 * thin + 2, within=gas | wall),
         *(trunk, gas, wall),
-        voxels=CACHED,
+        voxels=CHUNK,
     )
     return _filled(together)
 
@@ -164,7 +155,7 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     taken the whole front with it, where the trunk is in one of so many slices before or behind. Air between
     a back and a table is in neither.
     """
-    gas = mapped(lambda air, trunk: air & ~trunk, air, trunk, voxels=CACHED)
+    gas = mapped(lambda air, trunk: air & ~trunk, air, trunk, voxels=CHUNK)
     if not len(gas.starts):
         return gas
     slices, within = gas.slices, np.zeros(len(gas.starts))
@@ -207,7 +198,7 @@ def _kept(core: Runs) -> Runs:
 
 
 def _opened(runs: Runs, steps: int) -> Runs:
-    return mapped(lambda mask: _dilated(_eroded(mask, steps), steps + 1, within=mask), runs, voxels=CACHED)
+    return mapped(partial(opened, steps=steps), runs, voxels=CHUNK)
 
 
 def _largest(runs: Runs) -> Runs:
@@ -220,7 +211,7 @@ def _largest(runs: Runs) -> Runs:
 
 def _filled(runs: Runs) -> Runs:
     """Fill holes slice by slice, those included that the image's border closes."""
-    return mapped(_filled_slices, runs, voxels=CACHED)
+    return mapped(_filled_slices, runs, voxels=CHUNK)
 
 
 def _filled_slices(mask: np.ndarray) -> np.ndarray:
@@ -249,32 +240,6 @@ def _diameter(body: Runs, pixel: float) -> float:
 
 def _steps(radius_mm: float, pixel: float) -> int:
     return max(1, round(radius_mm / pixel))
-
-
-def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Erode slices by an octagon; the image's border takes nothing off, for there the body goes on."""
-    return ~_dilated(~mask, steps)
-
-
-def _dilated(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -> np.ndarray:
-    """Dilate slices by an octagon, geodesic if ``within`` is given."""
-    for step in range(steps):
-        mask = _grown(mask, step)
-        if within is not None:
-            mask &= within
-    return mask
-
-
-def _grown(mask: np.ndarray, step: int) -> np.ndarray:
-    """One step further: crosses and squares in turn, together an octagon."""
-    rows = mask.copy()
-    rows[:, 1:] |= mask[:, :-1]
-    rows[:, :-1] |= mask[:, 1:]
-    source = rows if step % 2 else mask
-    grown = rows.copy()
-    grown[:, :, 1:] |= source[:, :, :-1]
-    grown[:, :, :-1] |= source[:, :, 1:]
-    return grown
 
 
 def _fine(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float) -> np.ndarray:
