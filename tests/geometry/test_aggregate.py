@@ -88,11 +88,12 @@ def test_one_slice_and_slices_at_one_place_keep_their_mean():
     assert same[:, 0].tolist() == pytest.approx([2.0, 2.0])
 
 
-def test_long_scans_go_in_pieces_with_the_same_result(monkeypatch):
+@pytest.mark.parametrize("pairs", [1, 84, 21 * 7])
+def test_long_scans_go_in_pieces_with_the_same_result(pairs, monkeypatch):
     torch.manual_seed(0)
     values, weight = torch.randn(21, 3), torch.rand(21)
     whole = smooth_values(values, weight, Z_MM, 15.0), *pooled(values[:, :2], Z_MM, 15.0)
-    monkeypatch.setattr(aggregate, "CHUNK", 4)
+    monkeypatch.setattr(aggregate, "PAIRS", pairs)
     parts = smooth_values(values, weight, Z_MM, 15.0), *pooled(values[:, :2], Z_MM, 15.0)
     for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one, other, atol=1e-6)

@@ -4,13 +4,13 @@ Slices of a scan are of one patient who lies one way; a slice may show little, o
 roll is what the slices say together, each by how sure it is, and sizes and centres are robust means.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-#: Rows that are smoothed at a time, so that memory grows with the slices and not with their square.
-CHUNK = 256
+#: Pairs of slices that are looked at together, so that memory does not grow with the square of their number.
+PAIRS = 1_000_000
 
 
 def pooled(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Tensor]:
@@ -28,12 +28,14 @@ def pooled(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Ten
     Returns:
         Means ``(N, 2)``, and how many slices each is worth, ``(N,)`` from 1: 1 / the sum of squared weights.
     """
-    means, counts = [], []
-    for near, _ in _near(z_mm, width_mm):
+
+    def rows(near: Tensor, _: Tensor) -> Tensor:
         weight = near / near.sum(dim=1, keepdim=True)
-        means.append(weight @ evidence.double())
-        counts.append(1.0 / weight.square().sum(dim=1))
-    return torch.cat(means).to(evidence.dtype), torch.cat(counts).to(evidence.dtype)
+        counts = 1.0 / weight.square().sum(dim=1, keepdim=True)
+        return torch.cat([weight @ evidence.double(), counts], dim=1)
+
+    found = _each(rows, z_mm, width_mm).to(evidence.dtype)
+    return found[:, :2], found[:, 2]
 
 
 def common_values(values: Tensor, weight: Tensor) -> Tensor:
@@ -59,25 +61,34 @@ def smooth_values(values: Tensor, weight: Tensor, z_mm: Tensor, width_mm: float)
         width_mm: standard deviation of the Gaussian by which neighbours count.
     """
     y = values.double()
-    out = []
-    for near, distance in _near(z_mm, width_mm):
+
+    def rows(near: Tensor, distance: Tensor) -> Tensor:
         w = near * weight.double()
         s0, s1, s2 = w.sum(1), (w * distance).sum(1), (w * distance.square()).sum(1)
         t0, t1 = w @ y, (w * distance) @ y
         # A little stiffness, so that a single slice, or slices at one place, keep a level line.
         s2 = s2 + 1e-3 * s0 * width_mm**2
-        out.append((s2[:, None] * t0 - s1[:, None] * t1) / (s0 * s2 - s1.square()).clamp(min=1e-24)[:, None])
-    return torch.cat(out).to(values.dtype)
+        return (s2[:, None] * t0 - s1[:, None] * t1) / (s0 * s2 - s1.square()).clamp(min=1e-24)[:, None]
+
+    return _each(rows, z_mm, width_mm).to(values.dtype)
 
 
-def _near(z_mm: Tensor, width_mm: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chunks of rows: Gaussian weights ``(n, N)`` and signed distances ``(n, N)`` in mm to all slices."""
+def _each(rows: Callable[[Tensor, Tensor], Tensor], z_mm: Tensor, width_mm: float) -> Tensor:
+    """``(N, K)`` that ``rows`` makes of Gaussian weights ``(n, N)`` and distances in mm to all slices."""
     z = z_mm.double()
+
+    def some(of: Tensor) -> Tensor:
+        distance = z[None, :] - of[:, None]
+        return rows(torch.exp(-0.5 * (distance / width_mm).square()), distance)
+
+    # A graph that is exported has no loop over a number of slices that it does not know.
     if torch.compiler.is_compiling():
-        # A graph that is exported has no loop over a number of slices that it does not know.
-        distance = z[None, :] - z[:, None]
-        yield torch.exp(-0.5 * (distance / width_mm).square()), distance
-        return
-    for first in range(0, len(z), CHUNK):
-        distance = z[None, :] - z[first : first + CHUNK, None]
-        yield torch.exp(-0.5 * (distance / width_mm).square()), distance
+        return some(z)
+    step = max(1, PAIRS // max(len(z), 1))
+    out = some(z[:step])
+    if step < len(z):
+        # In place: small results kept between large ones that are freed leave holes as large as those.
+        out = torch.cat([out, out.new_empty(len(z) - len(out), out.shape[1])])
+        for first in range(step, len(z), step):
+            out[first : first + step] = some(z[first : first + step])
+    return out
