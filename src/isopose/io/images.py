@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def write_image(volume: Volume, path: Path) -> None:
                 _write_nifti(volume, temporary)
             else:
                 sitk.WriteImage(to_sitk(volume), itk_name(temporary), useCompression=True)
-    except (OSError, EOFError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise IsoposeError(f"{path}: cannot be written ({_last_line(error)})") from None
 
 
@@ -203,12 +204,13 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     if slices > np.iinfo(np.int16).max:
         raise OSError(f"NIfTI holds at most {np.iinfo(np.int16).max} slices, got {slices}; write .nrrd")
     # The header is ITK's of the first slice, but for the number of slices.
-    sitk.WriteImage(to_sitk(Volume(volume.array[:1], volume.world_from_index)), itk_name(path))
-    packed = ending(path) == ".nii.gz"
-    with gzip.open(path, "rb") if packed else open(path, "rb") as first:
-        header = bytearray(first.read(_NIFTI_HEADER))
+    with tempfile.TemporaryDirectory() as place:
+        first = Path(place) / "first.nii"
+        sitk.WriteImage(to_sitk(Volume(volume.array[:1], volume.world_from_index)), itk_name(first))
+        header = bytearray(first.read_bytes()[:_NIFTI_HEADER])
     if len(header) < _NIFTI_HEADER:
-        raise OSError("the header did not arrive whole; is the disk full?")
+        raise OSError("the header did not arrive whole; is the disk of temporary files full?")
+    packed = ending(path) == ".nii.gz"
     header[_NIFTI_SLICES : _NIFTI_SLICES + 2] = slices.to_bytes(2, sys.byteorder)
     with (
         open(path, "wb") as raw,

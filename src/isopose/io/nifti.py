@@ -126,13 +126,12 @@ def read_nifti(path: Path) -> Volume:
         raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
     array = stored
     if fields.scaled or stored.dtype != fields.dtype:
-        array = scratch.zeros(fields.shape, fields.dtype)
+        array, as_stored = scratch.zeros(fields.shape, fields.dtype), not fields.scaled
         # What float32 cannot hold becomes infinite and is refused.
         with np.errstate(over="ignore", invalid="ignore"):
             for plane, source in zip(array, stored, strict=True):
                 # In float64 and back: float32 products of large integers would lose whole units.
-                scaled = fields.scaled
-                plane[...] = source.astype(np.float64) * fields.slope + fields.inter if scaled else source
+                plane[...] = source if as_stored else source.astype(np.float64) * fields.slope + fields.inter
     if not all_finite(array):
         raise InputError(
             f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
