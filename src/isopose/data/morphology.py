@@ -1,6 +1,6 @@
 """Masks that grow and shrink by octagons, slice by slice, 64 voxels of a row in one number.
 
-A step is a few operations on bits: a fifth of the time that it takes on bytes. Masks are booleans
+A step is a few operations on words in place of as many on bytes for each voxel. Masks are booleans
 ``(n, y, x)``; what lies beyond the image grows nothing, and takes nothing off, for there the body goes on.
 """
 

@@ -199,7 +199,7 @@ def write_image(volume: Volume, path: Path) -> None:
 
 
 def _write_nifti(volume: Volume, path: Path) -> None:
-    """Write slice by slice, since ITK holds the whole volume twice more, and says nothing of a full disk."""
+    """Write slice by slice, since ITK holds the whole volume once more, and says nothing of a full disk."""
     slices = len(volume.array)
     if slices > np.iinfo(np.int16).max:
         raise OSError(f"NIfTI holds at most {np.iinfo(np.int16).max} slices, got {slices}; write .nrrd")
