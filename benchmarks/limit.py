@@ -1,9 +1,10 @@
 """How near the U-Net's training step comes to what this machine can do, and where the rest goes.
 
-    python benchmarks/limit.py --output /tmp/limit
+    python benchmarks/limit.py --output /tmp/limit [--precision bf16-mixed] [--compile]
 
 The machine's peak is a large matrix product's and a large copy's, measured in the same run, in turn with what
-is held against it. Medians of several rounds. The tables go to stdout and to OUTPUT/limit.md.
+is held against it. Medians of several rounds. With --compile the same step is also made with a U-Net that
+went through torch.compile, in turn. The tables go to stdout and to OUTPUT/limit.md.
 """
 
 import argparse
@@ -45,11 +46,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--base-features", type=int, default=32)
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--compile", action="store_true", help="also a step whose U-Net is compiled")
     given = parser.parse_args()
     lines = [f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, {given.precision}", ""]
     lines += ["| U-Net input | slices a step | step, s | GFLOP a step | GFLOP/s | product's | part of it |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    profiles = []
+    profiles, compilations = [], []
     for size in given.sizes:
         step = training_step(size, given.base_features, given.precision)
         with FlopCounterMode(display=False) as counter:
@@ -65,6 +67,11 @@ def main() -> None:
             f"| {work / took / peak:.2f} |"
         )
         profiles.append((size, shares(step)))
+        if given.compile:
+            compilations.append(compared(size, given.base_features, given.precision, step))
+    if compilations:
+        lines += ["", "| U-Net input | step, s | compiled | part of it | the first, with compiling |"]
+        lines += ["| --- | --- | --- | --- | --- |", *compilations]
     lines += ["", "| part of a step, % | " + " | ".join(str(size) for size, _ in profiles) + " |"]
     lines += ["| --- |" + " --- |" * len(profiles)]
     for group in (*GROUPS, "other"):
@@ -94,14 +101,30 @@ def product(side: int = 3072) -> float:
     return 2 * side**3 / 1e9 / min(seconds(lambda: a @ b) for _ in range(2))
 
 
-def training_step(size: int, base_features: int, precision: str) -> Callable[[], None]:
-    """The whole of a step as isopose fit makes it, but for reading."""
+def compared(size: int, base_features: int, precision: str, step: Callable[[], None]) -> str:
+    """A row: the step in turn with one whose U-Net goes through torch.compile."""
+    compiled: list[Callable[[], None]] = []
+    first = seconds(lambda: compiled.append(training_step(size, base_features, precision, compiled=True)))
+    eager, faster = [], []
+    for _ in range(ROUNDS):
+        eager.append(seconds(step))
+        faster.append(seconds(compiled[0]))
+    before, after = statistics.median(eager), statistics.median(faster)
+    return f"| {size} | {before:.2f} | {after:.2f} | {after / before:.2f} | {first:.0f} |"
+
+
+def training_step(
+    size: int, base_features: int, precision: str, *, compiled: bool = False
+) -> Callable[[], None]:
+    """The whole of a step as isopose fit makes it, but for reading; it is made once."""
     config = load_config(
         settings=[f"data.size={size}", "unet.input=full", f"unet.base_features={base_features}"]
     )
     pipeline = pipeline_for(config, 3, torch.zeros(1, 1, size, size), 0.0, 1.0)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)
     objective = SegmentationObjective(pipeline).train()
+    if compiled:
+        pipeline.unet.compile()
     optimiser = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     n = BATCH[size]
     labels = torch.randint(0, 3, (n, size, size), dtype=torch.uint8)

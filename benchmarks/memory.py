@@ -2,14 +2,15 @@
 
     python benchmarks/memory.py --output /tmp/memory
 
-Each line is a process of its own with two training steps of slices that show nothing. The table goes to
-stdout and to OUTPUT/memory.md.
+Each line is a process of its own with two training steps of slices that show nothing, then a checkpoint. The
+table goes to stdout and to OUTPUT/memory.md.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from isopose.files import write_text
@@ -30,6 +31,8 @@ CASES = (
     ("data.size=256", "unet.input=full", "unet.optimiser.parts=3", "unet.recompute=true"),
     ("data.size=256", "unet.input=full", "unet.base_features=16", "unet.recompute=true"),
     ("data.size=256", "unet.input=full", "unet.base_features=16", "unet.loss_space=native"),
+    ("data.size=512", "unet.input=full", "unet.optimiser.batch_size=2"),
+    ("data.size=512", "unet.input=half", "unet.optimiser.batch_size=2"),
     ("data.size=128", "dims=3", "unet.depth=16"),
 )
 
@@ -65,6 +68,7 @@ def measure(settings: list[str]) -> dict[str, float]:
     from isopose.devices import autocast, choose_precision
     from isopose.models.volume import VolumePipeline, pipeline_for
     from isopose.study.measure import peak_memory, reset_peak
+    from isopose.training.checkpoint import Progress, save_checkpoint
     from isopose.training.memory import PROCESS, training_bytes
     from isopose.training.objectives import SegmentationObjective
     from isopose.training.volumes import NOISE3D, VolumeSegmentationObjective
@@ -93,6 +97,7 @@ def measure(settings: list[str]) -> dict[str, float]:
         noise = torch.zeros(n, 9)
     learning = torch.optim.AdamW(objective.parameters())
     before = reset_peak()
+    best = {name: value.clone() for name, value in objective.state_dict().items()}
     for _ in range(2):
         learning.zero_grad()
         for rows in torch.arange(n).tensor_split(optimiser.parts):
@@ -100,6 +105,10 @@ def measure(settings: list[str]) -> dict[str, float]:
                 loss = objective(batch.part(rows), noise[rows])
             loss.backward()
         learning.step()
+    learning.zero_grad()
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "unet.safetensors"
+        save_checkpoint(path, Progress(), objective.state_dict(), best, learning)
     foreseen = (training_bytes(config, 3, "cpu") - PROCESS) / 2**20
     return {"before": before, "peak": peak_memory(), "foreseen": foreseen}
 

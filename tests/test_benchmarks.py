@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bright import scene
 from isopose.config import load_config
 from isopose.demo import SMALL
+from isopose.io.images import write_image
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -205,3 +208,21 @@ def test_memory_of_a_training_is_measured_beside_what_was_foreseen(more):
     assert found["foreseen"] > 1
     for case in memory.CASES:
         load_config(settings=list(case))
+
+
+def test_a_predictions_time_is_shared_out_among_its_steps(make_model, tmp_path):
+    parts = load("parts")
+    write_image(scene().volume, tmp_path / "scan.nii.gz")
+    seen = parts.predicted(parts.for_prediction(make_model(real_unet=True)), tmp_path / "scan.nii.gz")
+    assert set(seen) == {*parts.STEPS, parts.REST}
+    assert all(seconds > 0 for seconds in seen.values()), seen
+
+
+def test_a_step_within_another_counts_once():
+    parts = load("parts")
+    parts.STEPS = {"outer": ("time.gmtime",), "inner": ("time.mktime",)}
+    inner = parts.patch("time.mktime", lambda: time.sleep(0.1))
+    outer = parts.patch("time.gmtime", lambda: (time.sleep(0.05), time.mktime()))
+    with inner, outer, parts.timed() as steps:
+        time.gmtime()
+    assert 0.05 <= steps["outer"] < 0.1 <= steps["inner"] < 0.15

@@ -73,6 +73,60 @@ def test_saving_does_not_tie_the_file_to_the_weights(tmp_path: Path) -> None:
         assert sorted(file.keys()) == ["best.w", "last.w"]
 
 
+def channels_last(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    module = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(seed)
+    module(torch.randn(2, 3, 6, 6, generator=generator)).square().mean().backward()
+    optimiser.step()
+    return module, optimiser
+
+
+def test_nothing_is_copied_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the optimiser's state it is three times the network, more than a step of few slices takes."""
+    module, optimiser = channels_last(0)
+    best = {name: value.clone() for name, value in module.state_dict().items()}
+    seen: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr("isopose.training.checkpoint.write_tensors", lambda _, whole, __: seen.update(whole))
+    save_checkpoint(tmp_path / "unet.safetensors", PROGRESS, module.state_dict(), best, optimiser)
+    [weight, bias] = module.parameters()
+    held = {"last.weight": weight, "best.weight": best["weight"], "last.bias": bias}
+    held |= {f"optimiser.0.{name}": optimiser.state[weight][name] for name in ("exp_avg", "exp_avg_sq")}
+    for name, value in held.items():
+        assert seen[name].data_ptr() == value.data_ptr(), name
+
+
+def test_weights_come_back_as_they_lay_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "unet.safetensors"
+    module, optimiser = channels_last(0)
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+    other, resumed = channels_last(1)
+    _, last, best = load_checkpoint(path, resumed)
+    other.load_state_dict(last)
+    [weight, _], [expected, _] = other.parameters(), module.parameters()
+    assert torch.equal(weight, expected)
+    assert torch.equal(best["weight"], expected)
+    for name in ("exp_avg", "exp_avg_sq"):
+        state = resumed.state[weight][name]
+        assert torch.equal(state, optimiser.state[expected][name])
+        assert state.stride() == optimiser.state[expected][name].stride() == weight.stride()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
+    """It says nothing of layouts: all was written in the usual one."""
+    path = tmp_path / "unet.safetensors"
+    module, optimiser = channels_last(0)
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+    with safe_open(path, framework="pt") as file:
+        about = {"progress": file.metadata()["progress"]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    plain = {n: (v.movedim(-1, 1).contiguous() if v.ndim == 4 else v) for n, v in tensors.items()}
+    save_file(plain, path, metadata=about)
+    _, last, _ = load_checkpoint(path, optimiser)
+    assert torch.equal(last["weight"], module.state_dict()["weight"])
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "no progress", "another progress"])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     from safetensors.torch import save_file

@@ -53,8 +53,21 @@ def save_checkpoint(
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
-    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_tensors(path, whole, {"progress": json.dumps(asdict(progress))})
+    whole: dict[str, Tensor] = {}
+    turned, places = [], set()
+    for name, value in tensors.items():
+        # As it lies in memory: where a batch is small, a copy of all would be the most that training holds.
+        plain = value.detach().cpu()
+        if plain.ndim == 4 and not plain.is_contiguous():
+            turned.append(name)
+            plain = plain.movedim(1, -1)
+        plain = plain.contiguous()
+        # Safetensors refuses what shares memory.
+        place = plain.untyped_storage().data_ptr()
+        whole[name] = plain.clone() if place in places else plain
+        places.add(place)
+    about = {"progress": json.dumps(asdict(progress)), "channels_last": json.dumps(turned)}
+    write_tensors(path, whole, about)
 
 
 def load_checkpoint(
@@ -71,10 +84,13 @@ def load_checkpoint(
     groups: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optimiser": {}}
     try:
         with safe_open(path, framework="pt") as file:
-            progress = TypeAdapter(Progress).validate_json((file.metadata() or {})["progress"])
+            about = file.metadata() or {}
+            progress = TypeAdapter(Progress).validate_json(about["progress"])
+            turned = set(json.loads(about.get("channels_last", "[]")))
             for key in file.keys():  # noqa: SIM118 - not a dictionary
                 group, _, name = key.partition(".")
-                groups[group][name] = file.get_tensor(key)
+                value = file.get_tensor(key)
+                groups[group][name] = value.movedim(-1, 1) if key in turned else value
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in groups["optimiser"].items():
             index, _, name = key.partition(".")

@@ -130,7 +130,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
                 }
                 improved = _advance(progress, config, numbers)
                 if improved:
-                    best = _weights(objective)
+                    _copy(objective, best)
                 row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
                 progress.history.append(row | numbers | times)
                 progress.scaler = dict(fabric.strategy.precision.state_dict())
@@ -176,6 +176,8 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoc
         fabric.clip_gradients(module, optimiser, max_norm=MAX_NORM, error_if_nonfinite=False)
         optimiser.step()
         report.step()
+    # Room for validation and the checkpoint.
+    optimiser.zero_grad()
     return float(summed(total)) / fabric.world_size / config.iterations
 
 
@@ -234,6 +236,12 @@ def _set_learning_rate(optimiser: torch.optim.Optimizer, config: OptimiserConfig
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def _copy(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Likewise into what is there, so that it is never held twice."""
+    for name, value in module.state_dict().items():
+        weights[name].copy_(value)
 
 
 def _finite(module: nn.Module) -> bool:

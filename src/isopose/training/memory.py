@@ -24,8 +24,8 @@ PROCESS = 1000e6
 #: cannot use; and more where a level is computed again. Measured (docs/performance.md).
 ON_THE_WAY, AGAIN = 9, 14
 #: Bytes a weight takes with its gradient and the optimiser's two moments; with a gradient that is being added
-#: to another; with the copies that mixed precision makes.
-A_WEIGHT, ADDED, MIXED = 16, 4, 4
+#: to another; with the copies that mixed precision makes; in the best epoch's weights, which the CPU holds.
+A_WEIGHT, ADDED, MIXED, BEST = 16, 4, 4, 4
 
 
 def parse_bytes(text: str) -> float:
@@ -60,6 +60,7 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
     low = (0.5 if config.dims == 2 else 0.75) if mixed else 1.0
     weights = sum(p.numel() for p in unet.parameters())
     of_a_weight = A_WEIGHT + (ADDED if settings.parts > 1 else 0) + (MIXED if mixed else 0)
+    of_a_weight += BEST if device == "cpu" else 0
     # Image, mask, one-hot labels (in integers, then not) and what resampling makes of them.
     pixels = part * (config.data.size**2 if config.dims == 2 else 0)
     batch = pixels * (24 + 16 * classes)
