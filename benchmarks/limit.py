@@ -22,6 +22,7 @@ from isopose.config import load_config
 from isopose.data.slices import Batch
 from isopose.files import write_text
 from isopose.geometry.warp import warp
+from isopose.heap import keep_freed_memory
 from isopose.models.volume import pipeline_for
 from isopose.training.objectives import SegmentationObjective
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--compile", action="store_true", help="also a step whose U-Net is compiled")
     given = parser.parse_args()
+    keep_freed_memory()
     lines = [f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, {given.precision}", ""]
     lines += ["| U-Net input | slices a step | step, s | GFLOP a step | GFLOP/s | product's | part of it |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]

@@ -48,6 +48,7 @@ def fit(
     """Train pose, crop and segmentation on a dataset."""
     from isopose.config import load_config
     from isopose.data.correction import read_corrections
+    from isopose.heap import keep_freed_memory
     from isopose.io.datasets import open_dataset
     from isopose.models.folder import load_model
     from isopose.progress import Terminal
@@ -57,6 +58,7 @@ def fit(
     from isopose.training.tracking import Tracked
     from isopose.training.transfer import settings_of
 
+    keep_freed_memory()
     budget = None if memory is None else parse_bytes(memory)
     options = {"train.fold": fold, "train.parts": train}
     chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]

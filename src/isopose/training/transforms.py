@@ -16,7 +16,14 @@ from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.scan import TURNED, scan_poses, scan_transforms, slice_poses
 from isopose.training.losses import one_hot
 
-BATCH = 32
+#: Slices that are looked at at a time, but no more than have so many pixels together.
+BATCH, PIXELS = 32, 32 * 256**2
+
+
+def batch_of(slices: Slices) -> int:
+    """How many slices are looked at at a time, so that memory does not grow with their pixels."""
+    largest = max(case.record.frame.size for case in slices.cases)
+    return max(1, min(BATCH, PIXELS // largest**2))
 
 
 @torch.no_grad()
@@ -40,7 +47,8 @@ def slices_of_scan(
         batch = slices.read(some).to(device)
         return batch.image, batch.mask
 
-    batches = [rows[first : first + BATCH] for first in range(0, len(rows), BATCH)]
+    size = batch_of(slices)
+    batches = [rows[first : first + size] for first in range(0, len(rows), size)]
     return slice_poses(transformer, read, batches, least)
 
 
@@ -66,7 +74,7 @@ def transforms_of(pipeline: Pipeline, slices: Slices, device: torch.device) -> t
     ``slices.pose`` is known; it is changed only where one network does pose and crop.
     """
     parts = []
-    for batch in slices.in_order(BATCH):
+    for batch in slices.in_order(batch_of(slices)):
         on_device = batch.to(device)
         assert on_device.pose is not None, "transforms follow a first estimate of the pose"
         parts.append(pipeline.transforms(on_device.image, on_device.mask, on_device.pose))
@@ -93,7 +101,7 @@ def box_of_all(pipeline: Pipeline, slices: Slices, device: torch.device) -> Tens
     """One box ``(4,)`` that holds every training label in the homogenised frame, where no crop is learned."""
     size = (pipeline.config.crop.size, pipeline.config.crop.size)
     union = torch.zeros(1, *size)
-    for batch in slices.in_order(BATCH):
+    for batch in slices.in_order(batch_of(slices)):
         on_device = batch.to(device)
         assert on_device.pose is not None, "the box is found after the pose"
         labels = one_hot(on_device.labels, pipeline.classes)[:, 1:].sum(dim=1, keepdim=True)

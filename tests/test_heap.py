@@ -1,0 +1,57 @@
+"""Freed memory is kept for the next step, where the C library is one that can."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+
+#: Pages that had to be cleared for steps after the first two; blocks are freed from the last to the first.
+STEPS = """
+import ctypes, resource, sys
+from isopose.heap import keep_freed_memory
+asked = sys.argv[1] == "keep" and keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.free.argtypes = [ctypes.c_void_p]
+def step():
+    blocks = [library.malloc(24_000_000) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, 24_000_000)
+    for block in reversed(blocks):
+        library.free(block)
+step()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(asked, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def steps(how: str, **environment: str) -> tuple[str, int]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, how],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=plain | environment,
+    )
+    asked, faults = done.stdout.split()
+    return asked, int(faults)
+
+
+def test_a_step_takes_again_what_the_last_one_freed() -> None:
+    _, by_itself = steps("plain")
+    asked, kept = steps("keep")
+    assert asked == "True"
+    assert kept < by_itself / 10, (kept, by_itself)
+
+
+def test_what_a_user_has_set_stands() -> None:
+    asked, _ = steps("keep", MALLOC_TRIM_THRESHOLD_="1000000")
+    assert asked == "False"
