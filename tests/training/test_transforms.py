@@ -1,0 +1,27 @@
+"""Transforms of all slices are computed so many slices at a time."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from isopose.geometry.frame import Frame
+from isopose.training import transforms
+
+
+def slices_of(*sizes: int) -> SimpleNamespace:
+    frames = [Frame((0.0, 0.0), 300.0, size) for size in sizes]
+    return SimpleNamespace(cases=[SimpleNamespace(record=SimpleNamespace(frame=one)) for one in frames])
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((64,), 32), ((256,), 32), ((256, 512), 8), ((4096,), 1)])
+def test_no_more_pixels_are_held_at_once_than_32_slices_of_256_have(sizes, expected) -> None:
+    assert transforms.batch_of(slices_of(*sizes)) == expected
+
+
+def test_poses_are_found_in_such_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "slice_poses", lambda _, __, batches, ___: batches)
+    found = transforms.slices_of_scan(None, slices_of(512), np.arange(3, 23), 0.5, torch.device("cpu"))
+    assert [len(rows) for rows in found] == [8, 8, 4]
+    assert np.concatenate(found).tolist() == list(range(3, 23))
