@@ -52,6 +52,24 @@ def test_a_step_takes_again_what_the_last_one_freed() -> None:
     assert kept < by_itself / 10, (kept, by_itself)
 
 
+def test_a_measurement_begins_with_what_is_in_use() -> None:
+    """What an earlier stage freed would else be room for the next one, whose memory would look too small."""
+    # What a module needs when it is loaded is taken from what was freed.
+    script = "from isopose.study.measure import MB, peak_memory, reset_peak" + STEPS.replace(
+        "print(", "_ = ("
+    )
+    script += """
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / MB
+start = reset_peak()
+step()
+print(before - start, peak_memory() - start)
+"""
+    done = subprocess.run([sys.executable, "-c", script, "keep"], capture_output=True, text=True, check=True)
+    given_back, taken = map(float, done.stdout.split())
+    assert given_back > 80, "what is kept: four blocks of 24 MB"
+    assert 85 < taken < 110, "what a step takes"
+
+
 def test_what_a_user_has_set_stands() -> None:
     asked, _ = steps("keep", MALLOC_TRIM_THRESHOLD_="1000000")
     assert asked == "False"

@@ -30,3 +30,10 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _LARGEST_IN_HEAP), (_TRIM_THRESHOLD, _MOST_KEPT))
     return all(bool(mallopt(name, value)) for name, value in settings)
+
+
+def give_back_freed_memory() -> None:
+    """Give what is freed back to the system, where glibc can: a process then holds what it uses."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)

@@ -36,6 +36,9 @@ def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompu
     # A part of half the slices, and a gradient that is added to another.
     assert one < of("unet.optimiser.parts=2") < one + 0.5 * weights
     assert of("train.precision=bf16-mixed") < 0.6 * two
+    # The best epoch's weights, a quarter of all that a weight takes beside them, lie in the CPU's memory.
+    on_a_gpu = training_bytes(small(), 3, "cuda")
+    assert two - on_a_gpu == pytest.approx(weights / 5, rel=0.01)
 
 
 def test_the_first_that_fits_is_taken() -> None:

@@ -15,7 +15,9 @@ def demo(
 ) -> None:
     """Phantom cohort, fit, predict, evaluate and report, on this machine, in some minutes."""
     from isopose.demo import run_demo
+    from isopose.heap import keep_freed_memory
     from isopose.progress import Terminal
 
+    keep_freed_memory()
     report = run_demo(output, workers=workers, seed=seed, reporter=Terminal())
     typer.echo(f"report: {report}")

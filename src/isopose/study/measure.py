@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from isopose.files import read_json, write_json
+from isopose.heap import give_back_freed_memory
 from isopose.models.pipeline import Pipeline
 from isopose.progress import StageReport, Terminal
 
@@ -60,10 +61,14 @@ class _Stage:
 
 
 def reset_peak() -> float:
-    """Forget the peak of memory so far where the system allows it; MB in use now."""
+    """Forget the peak of memory so far where the system allows it; MB in use now.
+
+    What earlier work freed is given back first: kept, it would take what comes next for nothing.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / MB
+    give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")

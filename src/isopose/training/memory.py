@@ -21,8 +21,9 @@ from isopose.training.losses import level_weight, segmentation_loss
 PROCESS = 1000e6
 #: What a step holds at its peak beyond what is kept for the way back, in maps of features as large as the
 #: first level's: gradients on the way, copies in the layout that a convolution wants, what the allocator
-#: cannot use; and more where a level is computed again. Measured (docs/performance.md).
-ON_THE_WAY, AGAIN = 9, 14
+#: cannot use; more where a level is computed again, and so many more of volumes. Measured
+#: (docs/performance.md).
+ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 14, 5
 #: Bytes a weight takes with its gradient and the optimiser's two moments; with a gradient that is being added
 #: to another; with the copies that mixed precision makes; in the best epoch's weights, which the CPU holds.
 A_WEIGHT, ADDED, MIXED, BEST = 16, 4, 4, 4
@@ -55,7 +56,8 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
     part = -(-settings.batch_size // settings.parts)
     mixed = choose_precision(config.train.precision, device) != "32-true"
     unet, kept, of_a_map = _kept(config, classes, part)
-    on_the_way = (AGAIN if config.unet.recompute else ON_THE_WAY) * of_a_map
+    maps = (AGAIN if config.unet.recompute else ON_THE_WAY) + (OF_VOLUMES if config.dims == 3 else 0)
+    on_the_way = maps * of_a_map
     # What convolutions see is kept in half as many bytes, and the norm of volumes in float32.
     low = (0.5 if config.dims == 2 else 0.75) if mixed else 1.0
     weights = sum(p.numel() for p in unet.parameters())
