@@ -13,13 +13,14 @@ from isopose.study.results import (
     ArmResult,
     Run,
     differences,
-    goal,
+    goals,
     holm,
     interval,
     load_results,
     steady,
-    time_to,
+    times_to,
 )
+from isopose.study.tables import time_table
 
 
 def scores(dice: float) -> Scores:
@@ -138,19 +139,43 @@ def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> Non
     values = [0.0, 0.3, 0.6, 0.6, 0.9]
     plain = arm("augmented", run({"a": 1.0}, history=history(values)))
     assert [round(s, 3) for _, s in steady(plain.runs[0].curve("dice kidney"))] == [0.0, 0.15, 0.3, 0.5, 0.7]
-    assert goal(plain, "dice kidney") == pytest.approx(0.7)
-    assert time_to(plain, "dice kidney", 0.45) == pytest.approx((40.0, 1))
+    assert goals(plain, "dice kidney") == {(0, 0): pytest.approx(0.7)}
+    wanted = {(0, 0): 0.45, (1, 0): 0.45}
+    assert times_to(plain, "dice kidney", wanted) == {(0, 0): pytest.approx(40.0)}
     posed = arm(
-        "pose", run({"a": 1.0}, history=history(values, stn=7.0)), run({"a": 1.0}, history=history([0.1] * 5))
+        "pose",
+        run({"a": 1.0}, history=history(values, stn=7.0)),
+        run({"a": 1.0}, seed=1, history=history([0.1] * 5)),
     )
     # One of the two runs never gets there.
-    assert time_to(posed, "dice kidney", 0.45) == pytest.approx((47.0, 1))
-    assert time_to(posed, "dice kidney", 0.95) == (None, 0)
+    assert times_to(posed, "dice kidney", wanted) == {(0, 0): pytest.approx(47.0), (1, 0): None}
     # Twenty CPU seconds an epoch, of which validation has the part that it has of the clock's: two of twelve.
-    seconds, runs = time_to(posed, "dice kidney", 0.45, "cpu_seconds")
-    assert (seconds, runs) == (pytest.approx(7.0 + 4 * 20.0 * 10.0 / 12.0), 1)
+    in_cpu = times_to(posed, "dice kidney", {(0, 0): 0.45}, "cpu_seconds")
+    assert in_cpu == {(0, 0): pytest.approx(7.0 + 4 * 20.0 * 10.0 / 12.0)}
     assert posed.seconds == pytest.approx(60.0 + 7.0 / 2)
     assert posed.cpu_seconds == pytest.approx(100.0 + 7.0 / 2)
+
+
+def test_each_seed_is_held_to_its_own_validation_patients() -> None:
+    """The second seed's patients were harder: its baseline ended lower, and it is that which counts."""
+    easy, hard = [0.3, 0.6, 0.9, 0.9, 0.9], [0.1, 0.2, 0.3, 0.3, 0.3]
+    base = arm("augmented", run({"a": 1.0}, history=history(easy)),
+               run({"a": 1.0}, seed=1, history=history(hard)))  # fmt: skip
+    posed = arm("pose", run({"a": 1.0}, history=history([0.9] * 5, stn=5.0)),
+                run({"a": 1.0}, seed=1, history=history([0.3] * 5)))  # fmt: skip
+    alone = arm("plain", run({"a": 1.0}, seed=1, history=history([0.1, 0.3, 0.3, 0.3, 0.1])))
+    other = arm("moments", run({"a": 1.0}, seed=2, history=history(easy)))
+    results = {each.arm.name: each for each in (base, posed, alone, other)}
+    assert goals(base, "dice kidney") == pytest.approx({(0, 0): 0.9, (1, 0): 0.3})
+    table = time_table(results, ["kidney"], "augmented")
+    cells = {row[0]: row[1:] for row in table.rows}
+    # 50 s of 10 s an epoch in both of the baseline's; 15 and 10 s with the pose.
+    assert cells["augmented"] == ("0:50 min (1.00)", "83 (1.00)")
+    assert cells["pose"] == ("0:12 min (0.25)", "19 (0.23)")
+    # Held to the baseline of its seed alone, in the first three epochs' mean not yet.
+    assert cells["plain"] == ("0:40 min (0.80)", "67 (0.80)")
+    assert cells["moments"] == ("–", "–"), "the baseline has no such seed"
+    assert "kidney 0.900, 0.300" in table.notes[0]
 
 
 def test_memory_is_what_the_stage_added() -> None:

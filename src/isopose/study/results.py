@@ -13,6 +13,8 @@ from isopose.evaluation.summary import Metric, by_patient, wilcoxon
 from isopose.files import read_json
 from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 
+#: Seed and fold of a run.
+Place = tuple[int, int]
 #: By the clock, or of all cores.
 Clock = Literal["seconds", "cpu_seconds"]
 #: Draws of patients for an interval, and its coverage.
@@ -84,11 +86,11 @@ class ArmResult:
         return [case for run in self.runs for case in run.evaluation.cases]
 
     @property
-    def places(self) -> frozenset[tuple[int, int]]:
+    def places(self) -> frozenset[Place]:
         """Seed and fold of each run."""
         return frozenset((run.seed, run.fold) for run in self.runs)
 
-    def only(self, places: Collection[tuple[int, int]]) -> "ArmResult":
+    def only(self, places: Collection[Place]) -> "ArmResult":
         """The arm's runs of these seeds and folds."""
         return replace(self, runs=tuple(run for run in self.runs if (run.seed, run.fold) in places))
 
@@ -271,15 +273,26 @@ def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     ]
 
 
-def goal(result: ArmResult, key: str) -> float | None:
-    """The validation score at which an arm ends, the mean of its runs."""
-    return result.mean([steady(run.curve(key))[-1][1] if run.curve(key) else None for run in result.runs])
+def goals(result: ArmResult, key: str) -> dict[Place, float]:
+    """The validation score at which each run of an arm ends, by seed and fold."""
+    curves = {(run.seed, run.fold): steady(run.curve(key)) for run in result.runs}
+    return {place: curve[-1][1] for place, curve in curves.items() if curve}
 
 
-def time_to(result: ArmResult, key: str, score: float, clock: Clock = "seconds") -> tuple[float | None, int]:
-    """Mean seconds of training until a validation score is held, of the runs that do, and how many do."""
-    reached = []
+def times_to(
+    result: ArmResult, key: str, wanted: Mapping[Place, float], clock: Clock = "seconds"
+) -> dict[Place, float | None]:
+    """Seconds of training until each run holds the score that is wanted of its seed and fold.
+
+    Another seed or fold has other validation patients, so that its scores say nothing about these.
+
+    Returns:
+        Of the runs whose seed and fold has a wanted score; ``None`` for one that never gets there.
+    """
+    out: dict[Place, float | None] = {}
     for run in result.runs:
-        within = [seconds for seconds, value in steady(run.curve(key, clock)) if value >= score]
-        reached.append(within[0] if within else None)
-    return result.mean(reached), sum(value is not None for value in reached)
+        place = (run.seed, run.fold)
+        if place in wanted:
+            points = steady(run.curve(key, clock))
+            out[place] = next((seconds for seconds, score in points if score >= wanted[place]), None)
+    return out

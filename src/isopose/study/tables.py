@@ -7,7 +7,16 @@ from isopose.evaluation.evaluate import CaseScores
 from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarise
 from isopose.evaluation.tables import METRIC_NAMES, NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
-from isopose.study.results import COVERAGE, ArmResult, Clock, Difference, differences, goal, time_to
+from isopose.study.results import (
+    COVERAGE,
+    ArmResult,
+    Clock,
+    Difference,
+    Place,
+    differences,
+    goals,
+    times_to,
+)
 
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 #: Names by which labels are the paper's two.
@@ -169,12 +178,15 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
 
 
 def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
-    """Time until an arm holds the validation Dice at which the baseline ends."""
+    """Time until an arm's runs hold the validation Dice at which the baseline's of the same seed and fold end.
+
+    In brackets the part of the baseline's own time, of the runs that get there.
+    """
     columns = (
         Column("Arm", text=True),
         *(Column(f"{label}{of}", text=True) for of in ("", ", CPU s") for label in labels),
     )
-    goals = {label: goal(results[baseline], f"dice {label}") for label in labels}
+    wanted = {label: goals(results[baseline], f"dice {label}") for label in labels}
     rows = []
     for name, result in results.items():
         if not result.runs[0].history:
@@ -182,25 +194,46 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         cells = []
         for clock in CLOCKS:
             for label in labels:
-                score = goals[label]
-                seconds, count = (
-                    (None, 0) if score is None else time_to(result, f"dice {label}", score, clock)
+                key = f"dice {label}"
+                cells.append(
+                    _reached(
+                        times_to(result, key, wanted[label], clock),
+                        times_to(results[baseline], key, wanted[label], clock),
+                        clock,
+                    )
                 )
-                part = "" if count in (0, len(result.runs)) else f" ({count} of {len(result.runs)} runs)"
-                as_text = _clock if clock == "seconds" else "{:.0f}".format
-                cells.append("not reached" if seconds is None else as_text(seconds) + part)
         rows.append((name, *cells))
     peers = any(result.arm.peer for result in results.values())
-    told = ", ".join(f"{label} {score:.3f}" for label, score in goals.items() if score is not None)
+    told = "; ".join(
+        f"{label} " + ", ".join(f"{score:.3f}" for _, score in sorted(of_label.items()))
+        for label, of_label in wanted.items()
+        if of_label
+    )
     return Table(
         f"Training until the validation Dice at which {baseline} ends",
         columns,
         tuple(rows),
         notes=(
-            f"validation Dice to hold for three epochs: {told}; pose and crop included, validation not",
+            f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same seed "
+            f"and fold ends, run by run: {told}; pose and crop included, validation not; in brackets the part "
+            f"of {baseline}'s time",
             *(("nnU-Net's is over all slices at once and not by patient: not comparable in height",) * peers),
         ),
     )
+
+
+def _reached(
+    times: Mapping[Place, float | None], of_baseline: Mapping[Place, float | None], clock: Clock
+) -> str:
+    """Mean time of the runs that get there, its part of the baseline's, and how many get there."""
+    pairs = [(seconds, of_baseline.get(place)) for place, seconds in times.items() if seconds is not None]
+    if not pairs:
+        return "not reached" if times else NO_VALUE
+    seconds = sum(mine for mine, _ in pairs) / len(pairs)
+    theirs = sum(its or 0.0 for _, its in pairs) / len(pairs)
+    part = f" ({seconds / theirs:.2f})" if theirs > 0 else ""
+    some = "" if len(pairs) == len(times) else f", {len(pairs)} of {len(times)} runs"
+    return (_clock(seconds) if clock == "seconds" else f"{seconds:.0f}") + part + some
 
 
 def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table]:
