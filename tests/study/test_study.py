@@ -3,15 +3,18 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from isopose.data.phantom import write_cohort
 from isopose.errors import InputError, IsoposeError
+from isopose.io.images import read_labels, write_labels
 from isopose.progress import Silent
 from isopose.study import job as study_job
 from isopose.study import run as study_run
@@ -139,6 +142,52 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert {row["seed"] for row in rows(output / "scores.csv") if row["arm"] == "decoder"} == {"0"}
 
 
+def test_a_source_is_only_trained_for_what_is_not_done(cohorts, tmp_path: Path, here: list[str]) -> None:
+    """A study that was carried here without its models trains the source again when that is needed."""
+    output = tmp_path / "study"
+    run_study(output, options(cohorts), arms=["decoder"], reporter=Silent())
+    shutil.rmtree(output / "runs" / "default" / "source" / "seed-0-fold-0" / "model")
+    here.clear()
+    run_study(output, options(cohorts), arms=["decoder"], reporter=Silent())
+    assert here == []
+    run_study(output, options(cohorts), arms=["decoder", "direct"], reporter=Silent())
+    assert [Path(folder).parts[-2] for folder in here if "runs" in folder] == ["source", "direct"]
+
+
+def test_a_source_has_labels_of_its_own(cohorts, tmp_path: Path, here: list[str]) -> None:
+    """The target's --label says nothing about the source, whose kidney may be the target's tumour."""
+    children, adults = cohorts
+    turned = tmp_path / "turned"
+    shutil.copytree(children, turned)
+    for path in turned.glob("labelsT?/*.nii.gz"):
+        labels = read_labels(path)
+        write_labels(labels.with_array(np.array([0, 2, 1], dtype=np.uint8)[labels.array]), path)
+    given = options((turned, adults), labels={"tumour": 1, "kidney": 2}, presets=("default",))
+    with pytest.raises(
+        InputError, match="marks kidney, tumour, the dataset tumour, kidney: expected the same"
+    ):
+        run_study(tmp_path / "other", given, arms=["direct"], reporter=Silent())
+    given = options((children, adults), labels={"kidney": 1, "tumour": 2}, source_labels=None)
+    run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
+    job = json.loads((tmp_path / "study/runs/default/source/seed-0-fold-0/job.json").read_text())
+    assert job["labels"] is None
+    given = options((children, adults), source_labels={"kidney": 1, "tumour": 9})
+    with pytest.raises(InputError, match="holds a study of other source"):
+        run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
+
+
+def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_path: Path) -> None:
+    children, adults = cohorts
+    pooled = tmp_path / "pooled"
+    shutil.copytree(adults, pooled)
+    for kind, end in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
+        shutil.copy(children / f"{kind}Ts" / f"phantom_004{end}", pooled / f"{kind}Tr" / f"case_x{end}")
+    message = r"case_x is the same scan as phantom_004, who is tested on \(1 such\): take"
+    with pytest.raises(InputError, match=message):
+        run_study(tmp_path / "study", options((children, pooled)), arms=["plain"], reporter=Silent())
+    assert not (tmp_path / "study").exists()
+
+
 def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, here: list[str]) -> None:
     run_study(tmp_path / "study", options(cohorts, folds=3, source=None), arms=["plain"], reporter=Silent())
     told = [r for r in rows(tmp_path / "study" / "scores.csv") if r["target"] == "kidney"]
@@ -208,7 +257,7 @@ def test_an_arm_that_cannot_be_tried_costs_the_others_nothing(
         return {"unet batch": 0.1, "unet validation": 0.0}
 
     monkeypatch.setattr(study_run, "_tried", tried)
-    arms = ["plain", "augmented", "decoder"]
+    arms = ["plain", "augmented", "direct", "decoder"]
     with pytest.raises(IsoposeError, match="2 of the runs failed: default plain, seed 0, fold 0"):
         run_study(tmp_path / "study", options(cohorts), arms=arms, reporter=Silent())
     assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"augmented"}

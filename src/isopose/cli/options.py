@@ -42,7 +42,7 @@ Precision = Annotated[
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
 
 
-def labels_of(given: list[str] | None) -> dict[str, int] | None:
+def labels_of(given: list[str] | None, option: str = "--label") -> dict[str, int] | None:
     """Label values by name, of ``--label NAME=VALUE``."""
     if not given:
         return None
@@ -50,9 +50,9 @@ def labels_of(given: list[str] | None) -> dict[str, int] | None:
     for item in given:
         name, _, value = item.partition("=")
         if not name or not value.isdecimal():
-            raise InputError(f"--label {item!r}: expected NAME=VALUE, e.g. kidney=1")
+            raise InputError(f"{option} {item!r}: expected NAME=VALUE, e.g. kidney=1")
         if name in labels:
-            raise InputError(f"--label {item!r}: {name} is {labels[name]} already; give each name once")
+            raise InputError(f"{option} {item!r}: {name} is {labels[name]} already; give each name once")
         labels[name] = int(value)
     return labels
 

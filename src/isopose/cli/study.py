@@ -20,6 +20,10 @@ def study(
     source: Annotated[
         Path | None, typer.Option(help="dataset of other patients, e.g. adults, from which Table 1 transfers")
     ] = None,
+    source_label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="a label of the source, in place of what its layout says"),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="time for all training, e.g. 6h or 90m: shortens all arms alike")
     ] = None,
@@ -43,6 +47,7 @@ def study(
         settings=tuple(settings or ()),
         values=read_settings(config) if config else {},
         source=source,
+        source_labels=labels_of(source_label, "--source-label"),
     )
     report = run_study(
         output,

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from isopose.study.arms import BY_NAME
 from isopose.study.results import ArmResult, steady
 
 
@@ -20,8 +21,9 @@ def _png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _colour(index: int) -> tuple[float, ...]:
-    return plt.get_cmap("tab20")(index % 20)
+def _colour(arm: str) -> tuple[float, ...]:
+    """An arm's own, the same in every figure."""
+    return plt.get_cmap("tab20")(list(BY_NAME).index(arm) % 20)
 
 
 def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -> bytes | None:
@@ -34,12 +36,12 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
         1, len(drawn), figsize=(5.2 * len(drawn), 4.2), squeeze=False, layout="constrained"
     )
     for axis, label in zip(axes[0], drawn, strict=True):
-        for index, (name, result) in enumerate(trained.items()):
+        for name, result in trained.items():
             for number, run in enumerate(result.runs):
                 points = np.array(steady(run.curve(f"dice {label}")))
                 if len(points):
                     axis.plot(
-                        points[:, 0] / 60.0, points[:, 1], color=_colour(index), lw=1.4,
+                        points[:, 0] / 60.0, points[:, 1], color=_colour(name), lw=1.4,
                         label=name if number == 0 else None,
                     )  # fmt: skip
         axis.set(title=label, xlabel="minutes of training", ylabel="validation Dice", ylim=(0.0, 1.0))
@@ -60,10 +62,10 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
     for axis, target in zip(axes[0], targets, strict=True):
         values = [list(results[name].by_patient(target).values()) for name in names]
         axis.boxplot(values, orientation="horizontal", showfliers=False, widths=0.6)
-        for place, dots in enumerate(values, start=1):
+        for place, (name, dots) in enumerate(zip(names, values, strict=True), start=1):
             # Spread by order, not by chance: the same scores give the same picture.
             spread = place + (np.arange(len(dots)) % 5 - 2) * 0.06
-            axis.plot(dots, spread, ".", color=_colour(place - 1), ms=5, alpha=0.8)
+            axis.plot(dots, spread, ".", color=_colour(name), ms=5, alpha=0.8)
         axis.set(title=target, xlabel="Dice of a patient", xlim=(-0.03, 1.03))
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].set_yticks(range(1, len(names) + 1), names)
@@ -84,7 +86,7 @@ def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
         1, len(targets), figsize=(4.6 * len(targets), 4.0), squeeze=False, layout="constrained"
     )
     for axis, target in zip(axes[0], targets, strict=True):
-        for index, (name, cases) in enumerate(known.items()):
+        for name, cases in known.items():
             points = sorted(
                 (case.body_size_mm or 0.0, case.scores[target].dice)
                 for case in cases
@@ -93,10 +95,10 @@ def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
             if not points:
                 continue
             size, dice = np.array(points, dtype=float).T
-            axis.plot(size, dice, ".", color=_colour(index), ms=3, alpha=0.5)
+            axis.plot(size, dice, ".", color=_colour(name), ms=3, alpha=0.5)
             reach = max(3, len(size) // 5)
             middle = [np.median(dice[max(0, n - reach) : n + reach + 1]) for n in range(len(size))]
-            axis.plot(size, middle, color=_colour(index), lw=1.4, label=name)
+            axis.plot(size, middle, color=_colour(name), lw=1.4, label=name)
         axis.set(title=target, xlabel="width of the body, mm", ylabel="Dice", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from isopose.config import Config, validate_config
-from isopose.devices import choose_device
+from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError, IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import badness
 from isopose.evaluation.tables import write_evaluation
-from isopose.files import read_json, write_json
+from isopose.files import only_writer, read_json, write_json
 from isopose.inference.scans import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 from isopose.study import nnunet
 from isopose.study.arms import BY_NAME
-from isopose.study.measure import Measuring, size_of, timed
+from isopose.study.measure import Measuring, circumstances, size_of, timed
 from isopose.training.fit import fit
 
 #: The model of an arm whose training is left out: the source's.
@@ -63,6 +63,13 @@ def run_job(folder: Path) -> None:
     Raises:
         IsoposeError: training failed or a scan could not be predicted.
     """
+    # A study that was killed may have left the process that does this run: it is waited for.
+    with only_writer(folder, wait=True):
+        if not (folder / "result.json").exists():
+            _run_job(folder)
+
+
+def _run_job(folder: Path) -> None:
     job = read_json(folder / "job.json")
     if not isinstance(job, dict) or "splits" not in job:
         raise InputError(f"{folder}: expected a folder that isopose study made, with its job.json")
@@ -71,21 +78,24 @@ def run_job(folder: Path) -> None:
     splits = job["splits"]
     cases = tuple(replace(case, split=splits[case.id]) for case in opened.cases if case.id in splits)
     dataset = replace(opened, cases=cases)
-    meter = Measuring(folder / "measures.json")
+    device = choose_device(config.train.device)
+    meter = Measuring(folder / "measures.json", device)
     arm = BY_NAME.get(job["arm"])
     if arm is not None and arm.peer is not None:
         shared, workers = Path(job["store"]), job["workers"]
         peer = nnunet.train(folder, shared, dataset, config, arm.peer, workers, meter)
         model, history, size = None, peer.history, peer.size
+        made = nnunet.versions() | circumstances(device, nnunet.precision(device))
     else:
         model = _model(folder, job, dataset, config, meter)
         history = model.info["history"] if job["arm"] != DIRECT else []
         size = size_of(model.pipeline)
+        made = circumstances(device, choose_precision(config.train.precision, device.type))
     result: dict[str, Any] = {
         "arm": job["arm"],
         "history": history,
         "size": size,
-        "device": choose_device(config.train.device).type,
+        "made": made,
     }
     if job["predict"]:
         held = [case for case in cases if case.split == "test" and case.label is not None]
@@ -142,9 +152,13 @@ def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring
 
 
 def _steps(model: Model, scans: Sequence[Scan], evaluation: Evaluation, output: Path) -> dict[str, str]:
-    """Pictures of the best, the median and the worst patient by the last label's Dice: place to case."""
+    """Pictures of the best, the median and the worst patient by the last label's Dice: place to case.
+
+    Of those who have that structure or were given it, where there are any.
+    """
     target = [name for name in evaluation.targets if name in model.labels.names][-1]
-    order = sorted(evaluation.cases, key=lambda case: badness(case.scores[target], "dice"))
+    marked = [case for case in evaluation.cases if case.scores[target].outcome != "empty"]
+    order = sorted(marked or evaluation.cases, key=lambda case: badness(case.scores[target], "dice"))
     places = {"best": order[0].case, "median": order[len(order) // 2].case, "worst": order[-1].case}
     wanted = [scan for scan in scans if scan.name in places.values()]
     predict_scans(model, wanted, output, probabilities=False, steps=True, reporter=Silent())

@@ -1,5 +1,6 @@
-"""What a run costs: seconds by stage are in the model's history; here are memory, predictions and sizes."""
+"""What a run costs and on what: its stages' seconds are in the model's history, the rest is here."""
 
+import platform
 import resource
 import sys
 import time
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isopose.files import read_json, write_json
 from isopose.heap import give_back_freed_memory
+from isopose.models.folder import versions
 from isopose.models.pipeline import Pipeline
 from isopose.progress import StageReport, Terminal
 
@@ -27,16 +29,17 @@ class Measuring(Terminal):
 
     Args:
         path: of the file.
+        device: that the run computes on.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self.device = path, device
         self.values: dict[str, Any] = read_json(path) if path.exists() else {"memory": {}, "predict": {}}
 
     @contextmanager
     def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:
         """Measure from here on."""
-        before = reset_peak()
+        before = reset_peak(self.device)
         with super().stage(name, epochs, iterations, done) as report:
             yield _Stage(self, report, name, before)
 
@@ -54,18 +57,49 @@ class _Stage:
         self.report.step()
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        known = self.meter.values["memory"].get(self.name, {"before_mb": self.before, "peak_mb": 0.0})
-        peak = max(known["peak_mb"], peak_memory())
-        self.meter.keep("memory", self.name, {"before_mb": known["before_mb"], "peak_mb": peak})
+        now = {"before_mb": self.before, "peak_mb": peak_memory(self.meter.device)}
+        # A run that was broken off has several processes, each with a peak over what it found itself.
+        known = self.meter.values["memory"].get(self.name, now)
+        most = max(known, now, key=lambda values: values["peak_mb"] - values["before_mb"])
+        self.meter.keep("memory", self.name, most)
         self.report.epoch(row)
 
 
-def reset_peak() -> float:
+def circumstances(device: torch.device, precision: str) -> dict[str, str]:
+    """On what a run computes and with which versions; seconds and memory compare where these are the same."""
+    gpu = device.type == "cuda"
+    return {
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device) if gpu else _processor(),
+        "threads": str(torch.get_num_threads()),
+        "precision": precision,
+        **versions(),
+    }
+
+
+def _processor() -> str:
+    """Its name, by Linux or by Python."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _on_gpu(device: torch.device | None) -> bool:
+    return torch.cuda.is_available() if device is None else device.type == "cuda"
+
+
+def reset_peak(device: torch.device | None = None) -> float:
     """Forget the peak of memory so far where the system allows it; MB in use now.
 
     What earlier work freed is given back first: kept, it would take what comes next for nothing.
+
+    Args:
+        device: whose memory; none: a GPU's where there is one.
     """
-    if torch.cuda.is_available():
+    if _on_gpu(device):
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / MB
     give_back_freed_memory()
@@ -76,9 +110,9 @@ def reset_peak() -> float:
         return peak_memory()
 
 
-def peak_memory() -> float:
+def peak_memory(device: torch.device | None = None) -> float:
     """MB at the peak since the last reset: allocated on a GPU, else resident."""
-    if torch.cuda.is_available():
+    if _on_gpu(device):
         return torch.cuda.max_memory_allocated() / MB
     try:
         return _status("VmHWM")

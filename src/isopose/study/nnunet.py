@@ -6,6 +6,7 @@ the split into training and validation.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import time
@@ -18,10 +19,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import Config
+from isopose.config import Config, OptimiserConfig
 from isopose.devices import choose_device
 from isopose.errors import InputError
-from isopose.files import read_json, write_json
+from isopose.files import read_json, replacing, write_json
 from isopose.inference.scans import Scan
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
@@ -40,6 +41,16 @@ CHECKPOINTS = 10
 def available() -> bool:
     """Whether nnU-Net v2 is installed."""
     return importlib.util.find_spec("nnunetv2") is not None
+
+
+def versions() -> dict[str, str]:
+    """Of nnU-Net."""
+    return {"nnunetv2": importlib.metadata.version("nnunetv2")}
+
+
+def precision(device: torch.device) -> str:
+    """What nnU-Net computes in."""
+    return "16-mixed" if device.type == "cuda" else "32-true"
 
 
 def require() -> None:
@@ -177,7 +188,13 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
             )
         if peer.posed:
             identifier = write_plans(NAME, identifier).stem
-        preprocess([NUMBER], identifier, [peer.configuration], [processes], show_progress_bar=False)
+            plans = read_json(preprocessed / f"{identifier}.json")
+        # Planners share data that they preprocess alike; to do it again would first remove what another has.
+        data = plans["configurations"][peer.configuration]["data_identifier"]
+        whole = preprocessed / f"{data}.json"
+        if not whole.exists():
+            preprocess([NUMBER], identifier, [peer.configuration], [processes], show_progress_bar=False)
+            write_json(whole, {"made by": identifier})
         # Last: where it lies, what it names is whole.
         write_json(done, {"plans": identifier})
     values: dict[str, Any] = read_json(preprocessed / f"{read_json(done)['plans']}.json")
@@ -221,6 +238,19 @@ def _nifti(source: Path, target: Path) -> Path:
     return target
 
 
+def lengths(optimiser: OptimiserConfig, slices: int) -> tuple[int, int]:
+    """Iterations of training and of validation an epoch, so that as many slices are seen as by other arms.
+
+    Validation is a fifth, as nnU-Net's own 50 are of 250.
+
+    Args:
+        optimiser: of the other arms' U-Net.
+        slices: that a batch of nnU-Net's holds.
+    """
+    iterations = max(1, round(optimiser.iterations * optimiser.batch_size / slices))
+    return iterations, max(1, round(iterations / 5))
+
+
 def _trainer(
     folder: Path,
     plans: dict[str, Any],
@@ -240,8 +270,7 @@ def _trainer(
     # As many slices a step as the study's own arms; a volume's patch holds several.
     depth = part["patch_size"][0] if len(part["patch_size"]) == 3 else 1
     part["batch_size"] = max(2, round(optimiser.batch_size / depth)) if depth > 1 else optimiser.batch_size
-    slices = optimiser.epochs * optimiser.iterations * optimiser.batch_size
-    iterations = max(1, round(slices / (optimiser.epochs * part["batch_size"] * depth)))
+    iterations, of_validation = lengths(optimiser, part["batch_size"] * depth)
     base: Any = nnUNetTrainer if peer.augmented else nnUNetTrainerNoDA
     if peer.posed:
         from isopose.nnunet.trainers.nnUNetTrainerIsopose import nnUNetTrainerIsopose
@@ -263,8 +292,7 @@ def _trainer(
             super().__init__(plans, configuration, fold, dataset_json, device)
             self.num_epochs = optimiser.epochs
             self.num_iterations_per_epoch = iterations
-            # Of nnU-Net's own 250 and 50.
-            self.num_val_iterations_per_epoch = max(1, round(iterations / 5))
+            self.num_val_iterations_per_epoch = of_validation
             self.save_every = max(1, optimiser.epochs // CHECKPOINTS)
             self.rows: list[dict[str, Any]] = []
             self.report: Any = None
@@ -273,6 +301,11 @@ def _trainer(
         def do_split(self) -> tuple[list[str], list[str]]:
             """The study's."""
             return [case.id for case in training], [case.id for case in validation]
+
+        def save_checkpoint(self, filename: str) -> None:
+            """Whole or not at all: one that was cut off would be taken for the last, and never read."""
+            with replacing(Path(filename)) as temporary:
+                super().save_checkpoint(str(temporary))
 
         def plot_network_architecture(self) -> None:
             """Not drawn."""
@@ -292,6 +325,8 @@ def _trainer(
 
         def on_epoch_end(self) -> None:
             epoch = self.current_epoch
+            # Before checkpoints are written and curves drawn, which the study's own arms do not count either.
+            cpu_seconds = time.process_time() - self.cpu
             super().on_epoch_end()
 
             def last(key: str) -> Any:
@@ -304,8 +339,9 @@ def _trainer(
                 "loss": float(last("train_losses")),
                 **_dice(names, last("dice_per_class_or_region")),
                 "seconds": end - last("epoch_start_timestamps"),
-                "cpu_seconds": time.process_time() - self.cpu,
+                "cpu_seconds": cpu_seconds,
                 "validation_seconds": end - self.trained,
+                "slices_a_batch": part["batch_size"] * depth,
             }
             self.rows = [*(known for known in self.rows if known["epoch"] <= epoch), row]
             write_json(self.kept, self.rows)

@@ -10,8 +10,10 @@ from isopose.config import Config, load_config
 from isopose.data.body import body_box, body_mask
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
+from isopose.io.cases import Case
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_volume
+from isopose.io.sources import hash_of_source
 from isopose.io.splits import check_sides, split_patients
 from isopose.parallel import Progress
 from isopose.study import nnunet
@@ -31,7 +33,7 @@ class Options:
 
     Args:
         dataset: path of the target patients' dataset.
-        labels: name to stored value where the dataset does not say.
+        labels: name to stored value, in place of what the dataset's layout says.
         presets: ``default``, ``paper`` or both.
         seeds: of training; each arm is trained once with each.
         folds: 1: tested on the dataset's own test cases; more: every labelled patient is tested once, by
@@ -39,6 +41,7 @@ class Options:
         settings: ``section.key=value`` for all arms alike.
         values: contents of a configuration file, likewise.
         source: path of the dataset from which Table 1 transfers, or none.
+        source_labels: its labels, likewise: another dataset may store others.
         scale: of every stage's epochs, the budget's; 1 without.
     """
 
@@ -50,6 +53,7 @@ class Options:
     settings: tuple[str, ...]
     values: Mapping[str, Any]
     source: Path | None
+    source_labels: Mapping[str, int] | None = None
     scale: float = 1.0
 
 
@@ -89,6 +93,58 @@ def check_options(options: Options) -> None:
     for arm in arms_of(options, None):
         for preset in options.presets:
             config_of(options, preset, arm, options.seeds[0])
+    if options.source is not None:
+        _check_source(options)
+
+
+def _check_source(options: Options) -> None:
+    """Check that the source marks the same structures and holds none of the patients who are tested on.
+
+    Raises:
+        InputError: it does not, or does.
+    """
+    source, target = source_of(options), open_dataset(options.dataset, options.labels)
+    if source.labels.names != target.labels.names:
+        raise InputError(
+            f"{source.root}: the source marks {', '.join(source.labels.names)}, the dataset "
+            f"{', '.join(target.labels.names)}: expected the same labels in the same order (--source-label)"
+        )
+    tested = {id for fold in range(options.folds) for id in held_out(patients_of(options, fold))}
+    same = _same_scans([c for c in target.cases if c.id in tested], source.cases)
+    if same:
+        mine, its = same[0]
+        raise InputError(
+            f"{source.root}: {its} is the same scan as {mine}, who is tested on ({len(same)} such): take the "
+            "patients who are tested on out of the source"
+        )
+
+
+def _same_scans(some: Iterable[Case], others: Iterable[Case]) -> list[tuple[str, str]]:
+    """Ids of cases whose images are the same files; only those of one size are read."""
+    by_size: dict[int, list[Case]] = {}
+    for case in some:
+        by_size.setdefault(_bytes_of(case.image), []).append(case)
+    hashes: dict[str, str] = {}
+    pairs = []
+    for other in others:
+        for case in by_size.get(_bytes_of(other.image), ()):
+            if case.id not in hashes:
+                hashes[case.id] = hash_of_source(case.image)
+            if hash_of_source(other.image) == hashes[case.id]:
+                pairs.append((case.id, other.id))
+    return pairs
+
+
+def _bytes_of(image: Path) -> int:
+    """Of a scan's file, or of all files of its folder.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if not image.exists():
+        raise InputError(f"{image}: no such file; isopose check lists what is missing")
+    files = (file for file in image.rglob("*") if file.is_file()) if image.is_dir() else (image,)
+    return sum(file.stat().st_size for file in files)
 
 
 def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
@@ -99,6 +155,8 @@ def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
     Raises:
         InputError: an unknown arm, one of transfer without a source, or nnU-Net's without nnU-Net.
     """
+    if names is not None and not names:
+        raise InputError(f"--arms: expected some of {', '.join(BY_NAME)}")
     for name in names or ():
         if name not in BY_NAME:
             raise InputError(f"--arms: {name!r} is unknown; expected some of {', '.join(BY_NAME)}")
@@ -168,6 +226,12 @@ def source_job(preset: str, seed: int) -> Job:
     return Job(preset, SOURCE.name, seed, 0)
 
 
+def source_of(options: Options) -> Dataset:
+    """The dataset from which Table 1 transfers."""
+    assert options.source is not None, "told by arms_of"
+    return open_dataset(options.source, options.source_labels)
+
+
 def patients_of(options: Options, fold: int) -> Dataset:
     """The target dataset with the patients of a fold marked as test cases.
 
@@ -234,7 +298,7 @@ def _identity(options: Options) -> dict[str, Any]:
         values.pop(key)
     return values | {
         "dataset": _contents(open_dataset(options.dataset, options.labels)),
-        "source": _contents(open_dataset(options.source)) if options.source else None,
+        "source": _contents(source_of(options)) if options.source else None,
         "settings": list(options.settings),
     }
 

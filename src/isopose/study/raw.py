@@ -2,16 +2,28 @@
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from isopose.evaluation.summary import METRICS, summarise
+from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarise
 from isopose.files import read_json
 from isopose.models.folder import versions
-from isopose.study.arms import ARMS
+from isopose.study.arms import ARMS, SOURCE
 from isopose.study.plan import STUDY, Options, config_of
-from isopose.study.results import Results, baseline_of, differences
+from isopose.study.results import (
+    ArmResult,
+    Clock,
+    Results,
+    Run,
+    baseline_of,
+    differences,
+    goals,
+    times_to,
+)
+from isopose.study.tables import labels_of
 
 
 def scores_csv(results: Results) -> str:
@@ -20,7 +32,7 @@ def scores_csv(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["preset", "arm", "seed", "fold", "case", "patient", "age_years", "body_size_mm", "target", *METRICS,
-         "outcome", "truth_ml", "prediction_ml"]
+         "outcome", "truth_ml", "prediction_ml", "folder"]
     )  # fmt: skip
     for preset, by_arm in results.items():
         for name, result in by_arm.items():
@@ -30,30 +42,38 @@ def scores_csv(results: Results) -> str:
                         writer.writerow(
                             [preset, name, run.seed, run.fold, case.case, case.patient, case.age_years,
                              case.body_size_mm, target, *(getattr(scores, m) for m in METRICS),
-                             scores.outcome, scores.truth_ml, scores.prediction_ml]
+                             scores.outcome, scores.truth_ml, scores.prediction_ml, run.folder]
                         )  # fmt: skip
     return text.getvalue()
 
 
-def runs_csv(results: Results) -> str:
-    """What every run cost, and where its files are."""
+def runs_csv(results: Results, sources: Mapping[str, Sequence[Run]]) -> str:
+    """What every run cost, on what, and where its files are; without training it has a row without stage.
+
+    Args:
+        results: of the arms.
+        sources: trainings on the source, by preset.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["preset", "arm", "seed", "fold", "stage", "epochs", "seconds", "cpu_seconds", "memory_before_mb",
-         "memory_peak_mb", "folder"]
+         "memory_peak_mb", "predict_seconds_median", "device", "processor", "threads", "precision", "folder"]
     )  # fmt: skip
-    for preset, by_arm in results.items():
-        for name, result in by_arm.items():
-            for run in result.runs:
-                cpu = run.seconds("cpu_seconds")
-                for stage, seconds in run.seconds().items():
-                    memory = run.measures["memory"].get(stage, {})
-                    epochs = sum(row["stage"] == stage for row in run.history)
-                    writer.writerow(
-                        [preset, name, run.seed, run.fold, stage, epochs, round(seconds, 2),
-                         round(cpu[stage], 2), memory.get("before_mb"), memory.get("peak_mb"), run.folder]
-                    )  # fmt: skip
+    runs = [(p, name, run) for p, arms in results.items() for name, arm in arms.items() for run in arm.runs]
+    runs += [(preset, SOURCE.name, run) for preset, of_preset in sources.items() for run in of_preset]
+    for preset, name, run in runs:
+        cpu = run.seconds("cpu_seconds")
+        predicted = [value["seconds"] for value in run.measures["predict"].values()]
+        for stage, seconds in (run.seconds() or {"": 0.0}).items():
+            memory = run.measures["memory"].get(stage, {})
+            epochs = sum(row["stage"] == stage for row in run.history)
+            writer.writerow(
+                [preset, name, run.seed, run.fold, stage, epochs, round(seconds, 2),
+                 round(cpu.get(stage, 0.0), 2), memory.get("before_mb"), memory.get("peak_mb"),
+                 round(median(predicted), 3) if predicted else None,
+                 *(run.made.get(key) for key in ("device", "processor", "threads", "precision")), run.folder]
+            )  # fmt: skip
     return text.getvalue()
 
 
@@ -69,10 +89,15 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                     name: {
                         "settings": list(result.arm.settings),
                         "folders": [run.folder for run in result.runs],
+                        "made": [dict(run.made) for run in result.runs],
                         "seconds": result.seconds,
                         "cpu_seconds": result.cpu_seconds,
                         "memory_mb": result.mean([run.memory_mb() for run in result.runs]),
                         "volumes_a_minute": result.volumes_a_minute,
+                        "predict": [dict(run.measures["predict"]) for run in result.runs],
+                        "memory": [dict(run.measures["memory"]) for run in result.runs],
+                        "cpu_seconds_to_baseline": _times(by_arm, result, "cpu_seconds"),
+                        "seconds_to_baseline": _times(by_arm, result, "seconds"),
                         "size": dict(result.runs[0].size),
                         "scores": {t: asdict(summarise(result.cases, t)) for t in result.targets},
                         "histories": [list(run.history) for run in result.runs],
@@ -80,7 +105,24 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                     for name, result in by_arm.items()
                 },
                 "differences": [asdict(each) for each in differences(by_arm, baseline_of(by_arm))],
+                "strata": {
+                    what: [asdict(each) for each in differences(by_arm, baseline_of(by_arm), split)]
+                    for what, split in (("age", age_strata), ("body size", size_strata))
+                },
             }
             for preset, by_arm in results.items()
         },
     }
+
+
+def _times(
+    by_arm: Mapping[str, ArmResult], result: ArmResult, clock: Clock
+) -> dict[str, dict[str, float | None]]:
+    """Label to run (``seed-S-fold-F``) to the time until the validation Dice at which the baseline's ends."""
+    baseline = by_arm[baseline_of(by_arm)]
+    out = {}
+    for label in labels_of(by_arm):
+        key = f"dice {label}"
+        times = times_to(result, key, goals(baseline, key), clock)
+        out[label] = {f"seed-{seed}-fold-{fold}": seconds for (seed, fold), seconds in times.items()}
+    return out

@@ -1,32 +1,39 @@
 """The report of a study: tables beside the paper's, figures and raw numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from isopose import __version__
 from isopose.errors import IsoposeError
 from isopose.evaluation.html import Picture, Section, limits_section, write_report
 from isopose.evaluation.tables import to_latex, to_markdown
-from isopose.files import read_json, replacing, write_json, write_text
+from isopose.files import replacing, write_json, write_text
 from isopose.study.arms import ARMS
 from isopose.study.figures import against_size, box_plots, learning_curves
-from isopose.study.plan import Options, config_of
+from isopose.study.plan import Options, arms_of, config_of, jobs_of, patients_of
 from isopose.study.raw import numbers, runs_csv, scores_csv
-from isopose.study.results import COVERAGE, ArmResult, Results, baseline_of, differences, load_results
+from isopose.study.results import (
+    COVERAGE,
+    ArmResult,
+    Place,
+    Results,
+    Run,
+    baseline_of,
+    differences,
+    load_results,
+    load_sources,
+)
 from isopose.study.tables import (
+    PAPER_NOTE,
     cost_table,
     difference_table,
+    in_table,
     labels_of,
     paper_table,
     score_table,
     strata_tables,
     time_table,
-)
-
-PAPER_NOTE = (
-    "The paper's columns are La Barbera et al., ISBI 2021: 80 children with renal tumours, slices of "
-    "512 x 512 pixels, one GPU. Another dataset, another machine: they are there to be compared in their "
-    "order, not in their height."
 )
 
 
@@ -43,60 +50,100 @@ def write_study_report(output: Path, options: Options) -> Path:
     if not results:
         raise IsoposeError(f"{output}: no run is finished yet, so there is nothing to report")
     sections: list[Section] = []
+    figures: dict[str, Picture] = {}
     for preset, by_arm in results.items():
-        sections += _preset_sections(output, preset, by_arm)
-    facts = _facts(output, options, results)
+        drawn = _pictures(output, preset, by_arm)
+        figures |= drawn
+        sections += _preset_sections(preset, by_arm, drawn, _twins(options, preset))
+    for name, picture in figures.items():
+        with replacing(output / "figures" / name) as path:
+            path.write_bytes(picture.data)
+    facts = _facts(options, results)
     phantom = (options.dataset / "phantom.json").exists()
     limits = limits_section(phantom=phantom, more=(PAPER_NOTE,))
     lead = (
-        "The experiment of the paper on this dataset: the same network, the same patients and the same "
-        "number of training steps in every arm; arms differ in what they are named for. Dice in per cent, "
+        "The experiment of the paper on this dataset: the same patients and the same number of training "
+        "steps in every arm, and the same network in all but nnU-Net's, which has its own; arms differ in "
+        "what they are named for. Dice in per cent, "
         "mean (standard deviation) over patients, in 3D on each scan's own grid, a patient's seeds averaged "
         "first.",
     )
     report = output / "report.html"
     write_report(report, title="isopose study", lead=lead, facts=facts, sections=[*sections, limits])
-    figures = sorted(path.name for path in (output / "figures").glob("*.png"))
     write_text(output / "report.md", _markdown(lead, facts, [*sections, limits], figures))
     main = [table for section in sections for table in section.tables if table.caption.startswith("Table")]
     write_text(output / "tables.tex", "\n".join(to_latex(table) for table in main))
     write_text(output / "scores.csv", scores_csv(results))
-    write_text(output / "runs.csv", runs_csv(results))
+    write_text(output / "runs.csv", runs_csv(results, load_sources(output)))
     write_json(output / "study-results.json", numbers(output, options, results))
     return report
 
 
 def _uneven(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
-    """Say where arms were run with different seeds, so that nobody compares their means."""
-    seeds: dict[str, list[str]] = {}
+    """Say where arms were run with different seeds or folds, so that nobody compares their means."""
+    runs: dict[str, list[str]] = {}
     for name, result in results.items():
-        seeds.setdefault(", ".join(map(str, sorted({seed for seed, _ in result.places}))), []).append(name)
-    if len(seeds) < 2:
+        runs.setdefault(_told(result.places), []).append(name)
+    if len(runs) < 2:
         return ()
-    ordered = sorted(seeds.items(), reverse=True)
-    told = "; ".join(f"seeds {which}: {', '.join(names)}" for which, names in ordered)
+    told = "; ".join(f"{which}: {', '.join(names)}" for which, names in sorted(runs.items(), reverse=True))
     return (
-        f"Not all arms were run with the same seeds ({told}), so compare them by the differences below and "
-        "not by these means.",
+        f"Not all arms were run with the same seeds and folds ({told}), so compare them by the differences "
+        "by patient and not by these means.",
     )
 
 
-def _preset_sections(output: Path, preset: str, results: Mapping[str, ArmResult]) -> list[Section]:
+def _told(places: Collection[Place]) -> str:
+    """Seeds, and their folds where there are several."""
+    seeds = sorted({seed for seed, _ in places})
+    folds = {seed: sorted(fold for s, fold in places if s == seed) for seed in seeds}
+    if all(of_seed == [0] for of_seed in folds.values()):
+        return f"seeds {', '.join(map(str, seeds))}"
+    return ", ".join(f"seed {seed} folds {' '.join(map(str, folds[seed]))}" for seed in seeds)
+
+
+def _made(run: Run) -> str:
+    """On what a run was made and by what, as far as it put that down."""
+    if "processor" not in run.made:
+        return "not recorded"
+    told = run.made
+    versions = ", ".join(f"{key} {told[key]}" for key in ("isopose", "torch", "nnunetv2") if key in told)
+    return f"{told['device']}, {told['processor']}, {told['threads']} threads; {versions}"
+
+
+def _machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
+    """Say where runs were not all made on one machine, so that nobody compares their seconds."""
+    # nnU-Net's version is only in its own arms.
+    made = {_made(run).partition(", nnunetv2")[0] for result in results.values() for run in result.runs}
+    if len(made) < 2 and made != {"not recorded"}:
+        return ()
+    told = " | ".join(sorted(made))
+    return (
+        f"These runs are not known to be of one machine and one version ({told}), so their seconds and their "
+        "memory may not compare; runs.csv tells each run's.",
+    )
+
+
+def _preset_sections(
+    preset: str, results: Mapping[str, ArmResult], drawn: Mapping[str, Picture], twins: Sequence[str]
+) -> list[Section]:
     baseline = baseline_of(results)
     labels = labels_of(results)
     tables = [
-        paper_table(preset, number, [r for r in results.values() if r.arm.table == number], labels)
+        paper_table(
+            preset, number, [r for r in results.values() if in_table(r, number)], labels, _uneven(results)
+        )
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
     compared = differences(results, baseline)
-    pictures = _pictures(output, preset, results, labels)
+    pictures = tuple(drawn.values())
     strata = strata_tables(results, baseline)
     return [
         Section(
             f"Preset {preset}: the paper's tables",
             tables=tuple(tables),
-            notes=(*_uneven(results), PAPER_NOTE),
+            notes=tuple(twins),
         ),
         Section(
             f"Preset {preset}: against {baseline}",
@@ -114,67 +161,91 @@ def _preset_sections(output: Path, preset: str, results: Mapping[str, ArmResult]
             text=(
                 "Training by stage, by the clock, without preprocessing, which the arms of a fold share. "
                 "Memory is what the U-Net's training held at its peak beyond what was there before it: "
-                "resident on a CPU, allocated on a GPU.",
+                "resident on a CPU, allocated on a GPU. Each run's folder is in runs.csv.",
             ),
+            notices=_machines(results),
             tables=(cost_table(results), time_table(results, labels, baseline)),
         ),
         *([Section(f"Preset {preset}: by age and size", tables=tuple(strata))] if strata else []),
     ]
 
 
-def _pictures(
-    output: Path, preset: str, results: Mapping[str, ArmResult], labels: tuple[str, ...]
-) -> tuple[Picture, ...]:
-    """Figures, which are also written as files, and the steps of three patients."""
+def _pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> dict[str, Picture]:
+    """File name to figure: of the scores and curves, and the steps of three patients."""
+    peers = any(result.arm.peer for result in results.values())
     drawn = {
         "boxes": (box_plots(results), "Dice of each patient by arm; the values are in scores.csv.",
                   "A dot is a patient, the box holds the middle half, the bar is the median."),
-        "curves": (learning_curves(results, labels),
+        "curves": (learning_curves(results, labels_of(results)),
                    "Validation Dice against minutes of training, a line a run.",
-                   "Validation Dice, the mean of three epochs, against the time of training."),
+                   "Validation Dice, the mean of three epochs, against the time of training."
+                   + " nnU-Net's is over all slices at once: not comparable in height." * peers),
         "size": (against_size(results), "Dice of each scan against the body's width, with running medians.",
                  "Dice against body size: a dot is a scan of a run, the line a running median."),
     }  # fmt: skip
-    pictures = []
-    for name, (data, alt, caption) in drawn.items():
-        if data is not None:
-            with replacing(output / "figures" / f"{preset}-{name}.png") as path:
-                path.write_bytes(data)
-            pictures.append(Picture(data, alt, caption))
+    pictures = {
+        f"{preset}-{name}.png": Picture(data, alt, caption)
+        for name, (data, alt, caption) in drawn.items()
+        if data is not None
+    }
     for arm in ("crop-half", "crop-full", "pose", *results):
         run = results[arm].runs[0] if arm in results else None
         if run is not None and run.shown:
             for place, case in run.shown.items():
                 path = output / run.folder / "shown" / "steps" / f"{case}.png"
                 if path.exists():
-                    pictures.append(
-                        Picture(
-                            path.read_bytes(),
-                            f"Input, homogenised slice, crop, prediction and restored labels of {case}",
-                            f"{case}, the {place} patient of {arm} (seed {run.seed}), step by step as in the "
-                            "paper's Figure 3",
-                        )
+                    pictures[f"{preset}-steps-{place}.png"] = Picture(
+                        path.read_bytes(),
+                        f"Input, homogenised slice, crop, prediction and restored labels of {case}",
+                        f"{case}, the {place} patient of {run.folder}, step by step as in the paper's "
+                        "Figure 3.",
                     )
             break
-    return tuple(pictures)
+    return pictures
 
 
-def _facts(output: Path, options: Options, results: Results) -> dict[str, str]:
+def _twins(options: Options, preset: str) -> list[str]:
+    """Which arms of a preset are not run for being configured as others."""
+    _, twins = jobs_of(replace(options, presets=(preset,)), arms_of(options, None))
+    return [f"{twin} is configured as {name} and not run again." for twin, name in twins.items()]
+
+
+def _facts(options: Options, results: Results) -> dict[str, str]:
+    """What the study is of: the patients, beside the paper's, and the training."""
     runs = [run for by_arm in results.values() for result in by_arm.values() for run in result.runs]
-    patients = {case.patient for run in runs for case in run.evaluation.cases}
-    facts = {"Runs": str(len(runs)), "Test patients": str(len(patients))}
+    scans = list({case.case: case for run in runs for case in run.evaluation.cases}.values())
+    facts = {
+        "Runs": str(len(runs)),
+        "Patients trained and validated on": _patients(options),
+        "Patients tested on": str(len({case.patient for case in scans})),
+    }
+    for name, unit, values in (
+        ("Ages tested on", "years", [case.age_years for case in scans if case.age_years is not None]),
+        ("Widths of their bodies", "mm", [c.body_size_mm for c in scans if c.body_size_mm is not None]),
+    ):
+        if values:
+            facts[name] = f"{min(values):.3g} to {max(values):.3g} {unit}"
     for preset in results:
         steps = config_of(options, preset, ARMS[0], 0).unet.optimiser
         facts[f"U-Net steps ({preset})"] = f"{steps.epochs * steps.iterations} of {steps.batch_size} slices"
-    return facts | {"Device": _device(output, runs[0].folder), "isopose": __version__}
+    made = sorted({_made(run) for run in runs})
+    return facts | {"Made on": " | ".join(made), "Report": f"isopose {__version__}"}
 
 
-def _device(output: Path, folder: str) -> str:
-    return str(read_json(output / folder / "result.json")["device"])
+def _patients(options: Options) -> str:
+    """How many patients train and validate; each fold has others."""
+    numbers = set()
+    for fold in range(options.folds):
+        cases = [case for case in patients_of(options, fold).cases if case.label is not None]
+        numbers.add(len({case.patient for case in cases if case.split != "test"}))
+    return " or ".join(map(str, sorted(numbers))) + " in each fold" * (options.folds > 1)
 
 
 def _markdown(
-    lead: Sequence[str], facts: Mapping[str, str], sections: Sequence[Section], figures: Sequence[str]
+    lead: Sequence[str],
+    facts: Mapping[str, str],
+    sections: Sequence[Section],
+    figures: Mapping[str, Picture],
 ) -> str:
     lines = ["# isopose study", "", *lead, "", *(f"* {name}: {value}" for name, value in facts.items()), ""]
     for section in sections:
@@ -185,5 +256,12 @@ def _markdown(
             lines += [to_markdown(table), ""]
         for note in (*section.notices, *section.notes):
             lines += [note, ""]
-    lines += ["## Figures", "", *(f"![{Path(name).stem}](figures/{name})\n" for name in figures)]
+    lines += ["## Figures", ""]
+    for name, picture in figures.items():
+        lines += [
+            f"![{picture.alt}](figures/{name})",
+            "",
+            f"*{name.removesuffix('.png')}.* {picture.caption}",
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"

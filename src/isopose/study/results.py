@@ -1,7 +1,7 @@
 """What the runs of a study came to: by patient, with its spread, and against the baseline."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ class Run:
         size: parameters and multiply-adds.
         evaluation: of the test patients.
         shown: place (best, median, worst) to the case whose steps are drawn.
+        made: device, processor, threads, precision and versions; only what the run put down.
     """
 
     folder: str
@@ -46,6 +47,7 @@ class Run:
     size: Mapping[str, float]
     evaluation: Evaluation
     shown: Mapping[str, str]
+    made: Mapping[str, str] = field(default_factory=dict)
 
     def seconds(self, key: str = "seconds") -> dict[str, float]:
         """Of training, by stage; ``cpu_seconds`` of all cores."""
@@ -131,7 +133,7 @@ Strata = Callable[[Sequence[CaseScores]], Mapping[str, Sequence[CaseScores]]]
 
 
 def load_results(output: Path) -> Results:
-    """Finished runs of a study by preset and arm, in the order of the tables.
+    """Finished runs of a study by preset and arm, in the order of the tables, without those of the source.
 
     Raises:
         InputError: a result that is none.
@@ -139,27 +141,52 @@ def load_results(output: Path) -> Results:
     found: dict[str, dict[str, list[Run]]] = {}
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
         preset, arm = path.parts[-4], path.parts[-3]
-        values = read_json(path)
-        if arm == SOURCE.name:
-            continue
-        if arm not in BY_NAME or not isinstance(values, dict) or "evaluation" not in values:
-            raise InputError(f"{path}: expected the result of a study's run; remove its folder and run again")
-        seed, fold = (int(part) for part in path.parent.name.removeprefix("seed-").split("-fold-"))
-        run = Run(
-            folder=str(path.parent.relative_to(output)),
-            seed=seed,
-            fold=fold,
-            history=tuple(values["history"]),
-            measures=values["measures"],
-            size=values["size"],
-            evaluation=Evaluation.from_json(values["evaluation"]),
-            shown=values.get("shown", {}),
-        )
-        found.setdefault(preset, {}).setdefault(arm, []).append(run)
+        if arm != SOURCE.name:
+            found.setdefault(preset, {}).setdefault(arm, []).append(_run(output, path))
     return {
         preset: {arm.name: ArmResult(arm, tuple(by_arm[arm.name])) for arm in ARMS if arm.name in by_arm}
         for preset, by_arm in sorted(found.items())
     }
+
+
+def load_sources(output: Path) -> dict[str, tuple[Run, ...]]:
+    """Finished trainings on the source, by preset: nothing was predicted, so that they have no scores."""
+    found: dict[str, list[Run]] = {}
+    for path in sorted((output / "runs").glob(f"*/{SOURCE.name}/seed-*-fold-*/result.json")):
+        found.setdefault(path.parts[-4], []).append(_run(output, path))
+    return {preset: tuple(runs) for preset, runs in found.items()}
+
+
+def _run(output: Path, path: Path) -> Run:
+    arm, values = path.parts[-3], read_json(path)
+    evaluation = Evaluation((), ())
+    if arm not in (*BY_NAME, SOURCE.name) or not isinstance(values, dict):
+        raise _no_result(path)
+    if arm != SOURCE.name:
+        if "evaluation" not in values:
+            raise _no_result(path)
+        evaluation = Evaluation.from_json(values["evaluation"])
+    seed, fold = (int(part) for part in path.parent.name.removeprefix("seed-").split("-fold-"))
+    return Run(
+        folder=str(path.parent.relative_to(output)),
+        seed=seed,
+        fold=fold,
+        history=tuple(values["history"]),
+        measures=values["measures"],
+        size=values["size"],
+        evaluation=evaluation,
+        shown=values.get("shown", {}),
+        made=values.get("made", {}),
+    )
+
+
+def _no_result(path: Path) -> InputError:
+    return InputError(f"{path}: expected the result of a study's run; remove its folder and run again")
+
+
+def scans_of(results: Mapping[str, ArmResult]) -> list[CaseScores]:
+    """Each scan once, whatever number of runs it was scored in, for what does not depend on its scores."""
+    return list({case.case: case for result in results.values() for case in result.cases}.values())
 
 
 def baseline_of(results: Mapping[str, ArmResult]) -> str:
@@ -179,6 +206,7 @@ class Difference:
         mean: of the differences.
         low, high: bootstrap interval of that mean, over patients.
         better: patients for whom the arm is better.
+        unpaired: patients with a value in one of the two only, such as a false alarm of one arm's.
         p_value: two-sided Wilcoxon signed-rank test, corrected after Holm for all comparisons of one call;
             none below :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
     """
@@ -191,6 +219,7 @@ class Difference:
     low: float
     high: float
     better: int
+    unpaired: int
     p_value: float | None
 
 
@@ -205,10 +234,11 @@ def differences(
         results: of the arms by name.
         baseline: the arm that is taken from the others.
         strata: how scans are grouped, such as :func:`isopose.evaluation.summary.size_strata`; arms are then
-            compared within each group of the baseline's scans.
+            compared within each group.
     """
-    groups = strata(results[baseline].cases) if strata else {"": results[baseline].cases}
-    rows: list[tuple[str, str, str, np.ndarray]] = []
+    scans_once = scans_of(results)
+    groups = strata(scans_once) if strata else {"": scans_once}
+    rows: list[tuple[str, str, str, int, np.ndarray]] = []
     for stratum, base in groups.items():
         scans = {case.case for case in base}
         for name, result in results.items():
@@ -223,11 +253,12 @@ def differences(
                 ours, theirs = by_patient(mine, target, "dice"), by_patient(its, target, "dice")
                 shared = sorted(ours.keys() & theirs.keys())
                 if shared:
-                    rows.append((name, target, stratum, np.array([ours[p] - theirs[p] for p in shared])))
+                    values = np.array([ours[p] - theirs[p] for p in shared])
+                    rows.append((name, target, stratum, len(ours.keys() ^ theirs.keys()), values))
     raw = [wilcoxon(values) for *_, values in rows]
     corrected = holm([p for p in raw if p is not None])
     out = []
-    for (name, target, stratum, values), p in zip(rows, raw, strict=True):
+    for (name, target, stratum, unpaired, values), p in zip(rows, raw, strict=True):
         low, high = interval(values)
         out.append(
             Difference(
@@ -239,6 +270,7 @@ def differences(
                 low=low,
                 high=high,
                 better=int((values > 0).sum()),
+                unpaired=unpaired,
                 p_value=None if p is None else corrected.pop(0),
             )
         )

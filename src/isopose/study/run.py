@@ -12,8 +12,9 @@ from pathlib import Path
 from isopose.config import Config
 from isopose.errors import InputError, IsoposeError
 from isopose.files import only_writer, output_folder, read_json, write_json
-from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.datasets import Dataset
 from isopose.progress import Reporter
+from isopose.study import nnunet
 from isopose.study.arms import BY_NAME, SOURCE, Arm
 from isopose.study.job import DIRECT, write_job
 from isopose.study.plan import (
@@ -32,6 +33,7 @@ from isopose.study.plan import (
     patients_of,
     settle,
     source_job,
+    source_of,
 )
 
 #: Exit codes of a run that was stopped and did not fail: by its own word, by SIGINT, by SIGTERM.
@@ -97,6 +99,7 @@ def _run_study(
     reporter: Reporter,
 ) -> Path:
     from isopose.study.report import write_study_report
+    from isopose.study.results import load_results
 
     options, settled = claim(output, options)
     if settled and budget_s is not None:
@@ -106,34 +109,45 @@ def _run_study(
     for twin, name in twins.items():
         reporter.say(f"{twin} is configured as {name}: not run again")
     seconds, untried = _estimate(study, jobs)
-    jobs = [job for job in jobs if _key(job) in seconds or job.arm == DIRECT]
+    jobs = [job for job in jobs if _can_run(output, job, seconds)]
     if not settled and jobs:
         if budget_s is not None:
-            scale = _scale(options, jobs, seconds, budget_s)
+            scale = _scale(output, options, jobs, seconds, budget_s)
             study = replace(study, options=replace(options, scale=scale))
         settle(output, study.options)
     _tell(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
         measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], progress)
     failed = [*untried, *_run_all(study, jobs, seconds)]
+    told = f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again"
+    if failed and not load_results(output):
+        raise IsoposeError(told)
     report = write_study_report(output, study.options)
     if failed:
-        raise IsoposeError(
-            f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again; "
-            f"report of the others: {report}"
-        )
+        raise IsoposeError(f"{told}; report of the others: {report}")
     return report
 
 
-def result_of(output: Path, job: Job) -> Path:
-    """Where a run's result lies once it is finished."""
-    return output / "runs" / job.place / "result.json"
+def _is_done(output: Path, job: Job) -> bool:
+    """Whether a run need not be done (again); the source's needs its model, from which others begin."""
+    folder = output / "runs" / job.place
+    return (folder / "result.json").exists() and (
+        job.arm != SOURCE.name or (folder / "model" / "model.json").exists()
+    )
+
+
+def _can_run(output: Path, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a run, and that of the source that it begins from, could be tried; or it is done."""
+    if _is_done(output, job):
+        return True
+    key = _key(source_job(job.preset, job.seed)) if _arm(job).source else _key(job)
+    return key in seconds
 
 
 def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Do what is not done; what failed, by name."""
     failed: list[str] = []
-    left = [job for job in _with_sources(jobs) if not result_of(study.output, job).exists()]
+    left = [job for job in _with_sources(study.output, jobs) if not _is_done(study.output, job)]
     # Of what was estimated for the runs that are done now, how much they took.
     estimated = taken = 0.0
     for number, job in enumerate(left, start=1):
@@ -152,12 +166,12 @@ def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[st
     return failed
 
 
-def _with_sources(jobs: Sequence[Job]) -> list[Job]:
-    """The runs with those before them whose models they begin from."""
+def _with_sources(output: Path, jobs: Sequence[Job]) -> list[Job]:
+    """The runs with those before them whose models they, as far as they are not done, begin from."""
     out: list[Job] = []
     for job in jobs:
         first = source_job(job.preset, job.seed)
-        if BY_NAME[job.arm].source and first not in out:
+        if BY_NAME[job.arm].source and first not in out and not _is_done(output, job):
             out.append(first)
         out.append(job)
     return out
@@ -172,7 +186,7 @@ def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
     options = study.options
     if job.arm == SOURCE.name:
         assert options.source is not None, "told by arms_of"
-        return options.source, open_dataset(options.source)
+        return options.source, source_of(options)
     return options.dataset, patients_of(options, job.fold)
 
 
@@ -197,7 +211,9 @@ def _start(
     sizes: dict[str, float],
     predict: bool,
 ) -> None:
-    begun = _arm(job).source and job.arm != SOURCE.name
+    of_source = job.arm == SOURCE.name
+    labels = study.options.source_labels if of_source else study.options.labels
+    begun = _arm(job).source and not of_source
     source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
     # By normalisation, which follows from the training patients: those of a fold, of the source, of a preset.
     store = "source" if _arm(job).source else f"fold-{job.fold}"
@@ -210,7 +226,7 @@ def _start(
         arm=job.arm,
         store=study.output / "stores" / store,
         source=source,
-        labels=dict(study.options.labels) if study.options.labels else None,
+        labels=dict(labels) if labels else None,
         path=path,
         sizes=sizes,
         predict=predict,
@@ -246,7 +262,8 @@ def _estimate(study: Study, jobs: Sequence[Job]) -> tuple[dict[str, dict[str, fl
     path = study.output / "estimate.json"
     known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     untried: list[str] = []
-    pairs = dict.fromkeys((job.preset, job.arm) for job in _with_sources(jobs))
+    to_do = [job for job in _with_sources(study.output, jobs) if not _is_done(study.output, job)]
+    pairs = dict.fromkeys((job.preset, job.arm) for job in to_do)
     for preset, arm in pairs:
         job = Job(preset, arm, study.options.seeds[0], 0)
         key = _key(job)
@@ -285,9 +302,15 @@ def _tried(study: Study, job: Job) -> dict[str, float]:
     shutil.rmtree(folder)
     # The first epoch warms up; the last counts.
     for row in history:
-        stage = row["stage"]
-        out[f"{stage} batch"] = (row["seconds"] - row["validation_seconds"]) / TRIED_ITERATIONS
-        out[f"{stage} validation"] = row["validation_seconds"]
+        stage, batch, validation = row["stage"], 1.0 / TRIED_ITERATIONS, 1.0
+        if "slices_a_batch" in row:
+            # nnU-Net's batches hold other numbers of slices, and its validation grows with its training.
+            slices, optimiser = row["slices_a_batch"], config.unet.optimiser
+            tried, of_validation = nnunet.lengths(sections["unet"].optimiser, slices)
+            whole, of_whole = nnunet.lengths(optimiser, slices)
+            batch, validation = whole / tried / optimiser.iterations, of_whole / of_validation
+        out[f"{stage} batch"] = batch * (row["seconds"] - row["validation_seconds"])
+        out[f"{stage} validation"] = validation * row["validation_seconds"]
     return out
 
 
@@ -307,14 +330,18 @@ def _seconds(options: Options, job: Job, seconds: Mapping[str, Mapping[str, floa
 
 
 def _scale(
-    options: Options, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]], budget_s: float
+    output: Path,
+    options: Options,
+    jobs: Sequence[Job],
+    seconds: Mapping[str, Mapping[str, float]],
+    budget_s: float,
 ) -> float:
     """The part of its epochs that every stage of every arm has, so that all runs fit the budget.
 
     Raises:
         InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.
     """
-    total = sum(_seconds(options, job, seconds) for job in _with_sources(jobs))
+    total = sum(_seconds(options, job, seconds) for job in _with_sources(output, jobs))
     scale = min(1.0, budget_s / total) if total > 0 else 1.0
     for preset in options.presets:
         epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimiser.epochs
@@ -329,18 +356,18 @@ def _scale(
 
 def _tell(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
     """How long it will take, arm by arm, before it starts."""
-    every = _with_sources(jobs)
+    every = _with_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
     where = "" if study.options.folds == 1 else " in the first fold"
     study.reporter.say(f"{len(held_out(dataset))} scans are tested on{where}")
     by_arm: dict[str, float] = {}
     for job in every:
-        if not result_of(study.output, job).exists():
+        if not _is_done(study.output, job):
             key = f"{job.preset} {job.arm}"
             by_arm[key] = by_arm.get(key, 0.0) + _seconds(study.options, job, seconds)
     for key, value in by_arm.items():
         study.reporter.say(f"estimate: {key:<28} {_clock(value)}")
-    done = sum(result_of(study.output, job).exists() for job in every)
+    done = sum(_is_done(study.output, job) for job in every)
     total = _clock(sum(by_arm.values()))
     study.reporter.say(f"estimate: {len(every) - done} of {len(every)} runs to do, training about {total}")
 

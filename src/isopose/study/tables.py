@@ -1,7 +1,7 @@
 """The tables of a study: the paper's three, differences, scores, cost and strata."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from isopose.evaluation.evaluate import CaseScores
 from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarise
@@ -15,12 +15,27 @@ from isopose.study.results import (
     Place,
     differences,
     goals,
+    scans_of,
     times_to,
 )
 
+#: Arms whose U-Net sees the slice as it lies.
+WHOLE = ("plain", "augmented")
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 #: Names by which labels are the paper's two.
 PAPERS = {"kidney": "kidney", "tumour": "tumour", "tumor": "tumour"}
+#: Below every table that has the paper's values in it, and below each what is its own.
+PAPER_NOTE = (
+    "Paper: La Barbera et al., ISBI 2021: 80 children with renal tumours, slices of 512 x 512 pixels, one "
+    "GPU. Another dataset, another machine: to be compared in order, not in height."
+)
+PAPER_NOTES = {
+    1: "The paper's Table 1 is of a 3D nnU-Net; here the U-Net is of slices.",
+    2: "At 128 x 128 pixels and 32 slices a batch the paper has, for kidney and tumour: nnUNet 83.66 (7.88) "
+    "and 69.52 (24.61) in 1 h 35 min, with data augmentation 88.99 (3.71) and 74.18 (22.07) in 2 h 15 min, "
+    "STN pose-size 86.75 (6.47) and 77.31 (27.36) in 1 h 45 min.",
+    3: "The paper's memory is what its GPU allocated for the nnU-Net.",
+}
 CAPTIONS = {
     1: "Table 1: from other patients to these",
     2: "Table 2: pose and size against augmentation",
@@ -33,7 +48,18 @@ def labels_of(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     return tuple(t for t in next(iter(results.values())).targets if "+" not in t)
 
 
-def paper_table(preset: str, number: int, results: Sequence[ArmResult], labels: Sequence[str]) -> Table:
+def in_table(result: ArmResult, number: int) -> bool:
+    """Whether an arm is in one of the paper's tables; Table 3 begins with the two without pose and crop."""
+    return result.arm.table == number or (number == 3 and result.arm.name in WHOLE)
+
+
+def paper_table(
+    preset: str,
+    number: int,
+    results: Sequence[ArmResult],
+    labels: Sequence[str],
+    notes: Sequence[str] = (),
+) -> Table:
     """One of the paper's tables: ours, then the paper's row."""
     papers = [label for label in labels if label in PAPERS]
     columns = (
@@ -60,11 +86,16 @@ def paper_table(preset: str, number: int, results: Sequence[ArmResult], labels: 
                 *(_published(published, label) for label in papers),
             )
         )
-    return Table(f"{CAPTIONS[number]} ({preset} preset)", columns, tuple(rows))
+    return Table(
+        f"{CAPTIONS[number]} ({preset} preset)",
+        columns,
+        tuple(rows),
+        notes=(*notes, PAPER_NOTE, PAPER_NOTES[number]),
+    )
 
 
 def _input(result: ArmResult) -> str:
-    return result.arm.name.removeprefix("crop-")
+    return "whole slice" if result.arm.name in WHOLE else result.arm.name.removeprefix("crop-")
 
 
 def _spread(result: ArmResult, target: str) -> str:
@@ -87,6 +118,7 @@ def _published(published: Published | None, label: str) -> str:
 def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     """An arm's Dice minus the baseline's, for each target and, where there are any, stratum."""
     strata = any(each.stratum for each in compared)
+    unpaired = any(each.unpaired for each in compared)
     columns = (
         Column("Arm", text=True),
         Column("Target", text=True),
@@ -95,6 +127,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
         Column("Difference (points)", 1),
         Column(f"{COVERAGE:.0%} interval", text=True),
         Column("Better for"),
+        *((Column("Value in one arm only"),) * unpaired),
         Column("p (Holm)", 4),
     )
     rows = tuple(
@@ -106,6 +139,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
             100 * each.mean,
             f"{100 * each.low:+.1f} to {100 * each.high:+.1f}",
             each.better,
+            *((each.unpaired,) * unpaired),
             each.p_value,
         )
         for each in compared
@@ -122,6 +156,7 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
         *(Column(f"{METRIC_NAMES[m]}: {what}", 1 if m == "hd95_mm" else 3)
           for m in METRICS for what in ("mean", "sd", "median", "worst")),
         Column("Missed"),
+        Column("False alarms"),
     )  # fmt: skip
     rows = []
     for name, result in results.items():
@@ -130,13 +165,20 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
             values: list[Cell] = []
             for metric in METRICS:
                 statistic = getattr(summary, metric)
-                values += [statistic.mean, statistic.sd, statistic.median, statistic.worst]
-            rows.append((name, target, summary.dice.patients, *values, summary.missed))
+                # No value on a structure that one side lacks is worse than any.
+                worst = "no value" if statistic.worst_case and statistic.worst is None else statistic.worst
+                values += [statistic.mean, statistic.sd, statistic.median, worst]
+            alarms = summary.false_alarms
+            rows.append((name, target, summary.dice.patients, *values, summary.missed, alarms))
     return Table(
         "Scores over patients",
         columns,
         tuple(rows),
-        notes=("worst and missed: of single scans in single runs; a patient's seeds are averaged elsewhere",),
+        notes=(
+            "worst, missed and false alarms: of single scans in single runs; a patient's seeds are averaged "
+            "elsewhere; a missed structure and a false alarm have no HD95 and are not in its mean, which so "
+            "flatters arms with many of them",
+        ),
     )
 
 
@@ -145,18 +187,20 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
     columns = (
         Column("Arm", text=True),
         Column("Runs"),
-        Column("Training by stage", text=True),
+        Column("Training by stage (CPU seconds)", text=True),
         Column("CPU seconds"),
         Column("Memory of the U-Net (MB)"),
         Column("Peak of the process (MB)"),
-        Column("Parameters", text=True),
-        Column("Multiply-adds a slice", text=True),
+        Column("Parameters, all networks", text=True),
+        Column("Multiply-adds of the U-Net, a slice (3D: a patch)", text=True),
         Column("Volumes predicted a minute", 1),
     )
     rows = []
     for name, result in results.items():
         stages = {
-            stage: result.mean([run.seconds().get(stage) for run in result.runs])
+            stage: tuple(
+                result.mean([run.seconds(clock).get(stage) for run in result.runs]) or 0.0 for clock in CLOCKS
+            )
             for stage in result.runs[0].seconds()
         }
         peaks = [v["peak_mb"] for run in result.runs for v in run.measures["memory"].values()]
@@ -165,7 +209,7 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
             (
                 name,
                 len(result.runs),
-                ", ".join(f"{stage} {_clock(value or 0.0)}" for stage, value in stages.items()) or "none",
+                ", ".join(f"{s} {_clock(wall)} ({cpu:.0f})" for s, (wall, cpu) in stages.items()) or "none",
                 result.cpu_seconds if stages else None,
                 result.mean([run.memory_mb() for run in result.runs]),
                 max(peaks) if peaks else None,
@@ -178,7 +222,7 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
 
 
 def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
-    """Time until an arm's runs hold the validation Dice at which the baseline's of the same seed and fold end.
+    """Time until runs hold the validation Dice at which the baseline's of the same seed and fold ends.
 
     In brackets the part of the baseline's own time, of the runs that get there.
     """
@@ -214,9 +258,9 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         columns,
         tuple(rows),
         notes=(
-            f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same seed "
-            f"and fold ends, run by run: {told}; pose and crop included, validation not; in brackets the part "
-            f"of {baseline}'s time",
+            f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same "
+            f"seed and fold ends ({told}); pose and crop included, validation not; in brackets the part of "
+            f"{baseline}'s own time",
             *(("nnU-Net's is over all slices at once and not by patient: not comparable in height",) * peers),
         ),
     )
@@ -240,13 +284,14 @@ def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table
     """Dice by age and by size: means, then differences from the baseline patient by patient."""
     tables = []
     for what, split in (("age", age_strata), ("body size", size_strata)):
-        groups = {name: split(result.cases) for name, result in results.items()}
-        names = list(dict.fromkeys(stratum for of_arm in groups.values() for stratum in of_arm))
+        # Once for all arms: by its own runs' scans each would have other limits.
+        groups = {name: {case.case for case in cases} for name, cases in split(scans_of(results)).items()}
+        names = list(groups)
         if len(names) < 2:
             continue
         columns = (Column("Arm", text=True), Column("Target", text=True), *(Column(n, 3) for n in names))
         rows = tuple(
-            (name, target, *(_mean_dice(groups[name].get(stratum, ()), target) for stratum in names))
+            (name, target, *(_mean_dice(result.cases, ids, target) for ids in groups.values()))
             for name, result in results.items()
             for target in result.targets
         )
@@ -257,8 +302,8 @@ def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table
     return tables
 
 
-def _mean_dice(cases: Sequence[CaseScores], target: str) -> float | None:
-    return summarise(cases, target).dice.mean if cases else None
+def _mean_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:
+    return summarise([case for case in cases if case.case in ids], target).dice.mean
 
 
 def _clock(seconds: float) -> str:
