@@ -69,6 +69,11 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
         assert [row["epoch"] for row in rows] == [1, 2, 3]
         assert all(row["seconds"] > row["validation_seconds"] > 0 for row in rows)
         assert all(row["cpu_seconds"] > 0 for row in rows)
+        assert all(row["slices_a_batch"] == 4 for row in rows)
+        assert result["made"]["nnunetv2"]
+        assert result["made"]["precision"] == "32-true"
+        checkpoints = [path.name for path in run.glob("results/*/*/fold_0/*.pth")]
+        assert sorted(checkpoints) == ["checkpoint_best.pth", "checkpoint_final.pth"], "none in part"
         assert any("dice kidney" in row for row in rows)
         assert result["size"]["parameters"] > 1e5
         assert set(result["measures"]["predict"]) == {"phantom_004", "phantom_005"}

@@ -1,5 +1,6 @@
 """Means by patient, differences with intervals and corrected p, and time to a score."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy import stats
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.study.arms import BY_NAME
+from isopose.study.report import _machines, _uneven
 from isopose.study.results import (
     ArmResult,
     Run,
@@ -20,7 +22,7 @@ from isopose.study.results import (
     steady,
     times_to,
 )
-from isopose.study.tables import time_table
+from isopose.study.tables import score_table, strata_tables, time_table
 
 
 def scores(dice: float) -> Scores:
@@ -47,9 +49,14 @@ def history(values: list[float], *, seconds: float = 10.0, stn: float = 0.0) -> 
 
 
 def run(dice: dict[str, float], *, seed: int = 0, **options) -> Run:
-    cases = tuple(CaseScores(name, name, {"kidney": scores(value)}) for name, value in dice.items())
+    sizes = options.get("sizes", {})
+    cases = tuple(
+        CaseScores(name, name, {"kidney": scores(value)}, body_size_mm=sizes.get(name))
+        for name, value in dice.items()
+    )
     return Run(
-        folder=f"runs/default/x/seed-{seed}-fold-0", seed=seed, fold=0,
+        made=options.get("made", {}),
+        folder=f"runs/default/x/seed-{seed}-fold-0", seed=seed, fold=options.get("fold", 0),
         history=options.get("history", history([0.5, 0.6])),
         measures={"memory": {"unet": {"before_mb": 400.0, "peak_mb": 500.0}}, "predict": {}},
         size={}, evaluation=Evaluation(("kidney",), cases), shown={},
@@ -117,6 +124,65 @@ def test_arms_are_compared_within_each_stratum_of_the_baselines_scans() -> None:
     assert (few.stratum, few.patients, few.better) == ("few", 2, 2)
     assert few.mean == pytest.approx(0.065)
     assert few.p_value is None, "two patients are too few for a test"
+
+
+def test_strata_are_the_same_for_all_arms() -> None:
+    """An arm with one fold of two has other scans, and by these alone its thirds would lie elsewhere."""
+    sizes = {p: 100.0 + 10 * n for n, p in enumerate(PATIENTS)}
+    first, second = dict.fromkeys(PATIENTS[:3], 0.5), dict.fromkeys(PATIENTS[3:], 0.5)
+    base = arm("augmented", run(first, sizes=sizes), run(second, fold=1, sizes=sizes))
+    posed = arm("pose", run(dict.fromkeys(first, 0.7), sizes=sizes))
+    dice, compared = strata_tables({"augmented": base, "pose": posed}, "augmented")
+    assert [c.name for c in dice.columns] == [
+        "Arm", "Target", "small (to 123 mm)", "middle (123 to 147 mm)", "large (over 147 mm)",
+    ]  # fmt: skip
+    # 100, 110 and 120 mm: all small.
+    assert {row[0]: row[2:] for row in dice.rows} == {
+        "augmented": (0.5, 0.5, 0.5),
+        "pose": (pytest.approx(0.7), None, None),
+    }
+    assert [(row[0], row[2], row[3]) for row in compared.rows] == [("pose", "small (to 123 mm)", 3)]
+
+
+def test_a_miss_has_no_hd95_and_is_told_so() -> None:
+    missed = Scores(dice=0.0, surface_dice=0.0, hd95_mm=None, truth_ml=10.0, prediction_ml=0.0)
+    alarm = Scores(dice=0.0, surface_dice=0.0, hd95_mm=None, truth_ml=0.0, prediction_ml=1.0)
+    empty = Scores(dice=None, surface_dice=None, hd95_mm=None, truth_ml=0.0, prediction_ml=0.0)
+
+    def of(name: str, third: Scores) -> ArmResult:
+        cases = (
+            CaseScores("a", "a", {"kidney": scores(0.8)}),
+            CaseScores("b", "b", {"kidney": missed}),
+            CaseScores("c", "c", {"kidney": third}),
+        )
+        return arm(name, replace(run({}), evaluation=Evaluation(("kidney",), cases)))
+
+    results = {"augmented": of("augmented", empty), "pose": of("pose", alarm)}
+    table = score_table(results)
+    rows = {row[0]: dict(zip([c.name for c in table.columns], row, strict=True)) for row in table.rows}
+    assert rows["pose"]["HD95 (mm): mean"] == pytest.approx(2.0)
+    assert rows["pose"]["HD95 (mm): worst"] == "no value"
+    assert (rows["pose"]["Missed"], rows["pose"]["False alarms"]) == (1, 1)
+    assert (rows["augmented"]["Missed"], rows["augmented"]["False alarms"]) == (1, 0)
+    [difference] = differences(results, "augmented")
+    assert (difference.patients, difference.unpaired) == (2, 1), "c's false alarm has nothing to compare with"
+
+
+def test_runs_of_different_machines_and_folds_are_told() -> None:
+    one = {"device": "cpu", "processor": "A", "threads": "2", "isopose": "1", "torch": "2"}
+    same = {
+        "x": arm("pose", run({"a": 1.0}, made=one)),
+        "y": arm("nnunet", run({"a": 1.0}, made=one | {"nnunetv2": "3"})),
+    }
+    assert _machines(same) == ()
+    other = same | {"z": arm("plain", run({"a": 1.0}, made=one | {"processor": "B"}))}
+    [told] = _machines(other)
+    assert "cpu, A, 2 threads; isopose 1, torch 2 | cpu, B, 2 threads" in told
+    assert "not recorded" in _machines({"x": arm("pose", run({"a": 1.0}))})[0]
+    both = arm("augmented", run({"a": 1.0}), run({"b": 1.0}, fold=1))
+    [told] = _uneven({"augmented": both, "pose": arm("pose", run({"a": 1.0}))})
+    assert "(seeds 0: pose; seed 0 folds 0 1: augmented)" in told
+    assert _uneven({"augmented": both, "pose": both}) == ()
 
 
 def test_holm_against_its_definition() -> None:

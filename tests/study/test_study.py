@@ -6,20 +6,26 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from isopose.data.phantom import write_cohort
 from isopose.errors import InputError, IsoposeError
+from isopose.files import only_writer, write_json
 from isopose.io.images import read_labels, write_labels
 from isopose.progress import Silent
 from isopose.study import job as study_job
 from isopose.study import run as study_run
+from isopose.study.arms import BY_NAME
 from isopose.study.job import run_job
-from isopose.study.plan import Options
+from isopose.study.nnunet import lengths
+from isopose.study.plan import Job, Options
 from isopose.study.run import RunFailed, _clock, run_study
 
 SMALL = {
@@ -101,9 +107,15 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert {row["target"] for row in told} == {"kidney", "tumour", "kidney+tumour"}
     assert all(60 < float(row["body_size_mm"]) < 500 for row in told)
     stages = {(row["arm"], row["stage"]): row for row in rows(output / "runs.csv")}
-    trained = {(arm, "unet") for arm in ARMS if arm != "direct"}
-    assert set(stages) == trained | {("crop-half", "crop")}
+    trained = {(arm, "unet") for arm in (*ARMS, "source") if arm != "direct"}
+    assert set(stages) == trained | {("crop-half", "crop"), ("direct", "")}
+    direct = stages.pop(("direct", ""))
+    assert (direct["seconds"], direct["epochs"]) == ("0.0", "0"), "nothing is trained"
+    assert float(direct["predict_seconds_median"]) > 0
+    assert (output / direct["folder"] / "result.json").exists()
     for row in stages.values():
+        assert (row["device"], row["threads"]) == ("cpu", str(torch.get_num_threads()))
+        assert row["processor"]
         assert (output / row["folder"] / "result.json").exists()
         assert float(row["memory_peak_mb"]) >= float(row["memory_before_mb"]) > 50
         assert float(row["cpu_seconds"]) > 0
@@ -120,14 +132,30 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
         assert word in text
     assert "Phantoms are phantoms" in page
     assert page.count("data:image/png") >= 6
-    for figure in re.findall(r"!\[.*\]\((.*)\)", text):
+    shown = re.findall(r"!\[.*\]\((.*)\)\n\n\*(.*)\.\* (.*)", text)
+    for figure, *_ in shown:
         assert (output / figure).read_bytes().startswith(b"\x89PNG")
-    assert text.count("](figures/") == 3
+    names = ["boxes", "curves", "size", "steps-best", "steps-median", "steps-worst"]
+    # Fewer patients than pictures: one who is the median is also another.
+    assert [name for _, name, _ in shown] == [f"default-{name}" for name in names]
+    assert "of runs/default/crop-half/seed-0-fold-0, step by step" in shown[-1][2]
+    assert "* Patients trained and validated on: 4\n* Patients tested on: 2\n" in text
+    assert re.search(r"\* Made on: cpu, .+, \d+ threads; isopose .+, torch .+\n", text)
+    assert "not known to be of one machine" not in text
+    # Table 3 begins with the U-Net on whole slices, the paper's memory beside it.
+    third = text[text.index("Table 3: the crop") :]
+    inputs = re.findall(
+        r"^\| [^|]+ \| [^|]+ \| (whole slice|half) \|.* \| (\S+) \| [^|]+ \| [^|]+ \|$", third, re.M
+    )
+    assert inputs == [("whole slice", "10.05"), ("whole slice", "10.05"), ("half", "3.52")]
     tex = (output / "tables.tex").read_text()
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
     assert "20.83 (35.55)" in tex
     whole = json.loads((output / "study-results.json").read_text())
     numbers = whole["presets"]["default"]["arms"]["plain"]
+    base = whole["presets"]["default"]["arms"]["augmented"]
+    assert 0 < base["cpu_seconds_to_baseline"]["kidney"]["seed-0-fold-0"] <= base["cpu_seconds"]
+    assert set(numbers["predict"][0]) == {"phantom_004", "phantom_005"}
     dice = [float(r["dice"]) for r in told if (r["arm"], r["target"]) == ("plain", "kidney")]
     assert numbers["scores"]["kidney"]["dice"]["mean"] == pytest.approx(sum(dice) / len(dice))
     assert numbers["size"]["unet_multiply_adds"] > numbers["size"]["unet_parameters"]
@@ -171,7 +199,9 @@ def test_a_source_has_labels_of_its_own(cohorts, tmp_path: Path, here: list[str]
     run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
     job = json.loads((tmp_path / "study/runs/default/source/seed-0-fold-0/job.json").read_text())
     assert job["labels"] is None
-    given = options((children, adults), source_labels={"kidney": 1, "tumour": 9})
+    given = options(
+        (children, adults), labels={"kidney": 1, "tumour": 2}, source_labels={"kidney": 1, "tumour": 9}
+    )
     with pytest.raises(InputError, match="holds a study of other source"):
         run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
 
@@ -283,6 +313,44 @@ def test_a_prediction_that_was_not_timed_is_made_again(cohorts, tmp_path: Path, 
     run_job(folder)
     assert made == [first]
     assert list(json.loads((folder / "result.json").read_text())["measures"]["predict"]) == [*others, first]
+
+
+def test_a_run_that_another_process_still_does_is_waited_for(tmp_path: Path) -> None:
+    """A study that was killed leaves its run's process behind, and starts again beside it."""
+    held = threading.Event()
+
+    def left_behind() -> None:
+        with only_writer(tmp_path):
+            held.set()
+            time.sleep(0.3)
+            (tmp_path / "result.json").write_text("{}")
+
+    other = threading.Thread(target=left_behind)
+    other.start()
+    assert held.wait(10)
+    # There is no job.json: had it begun, it would have failed.
+    run_job(tmp_path)
+    assert (tmp_path / "result.json").read_text() == "{}"
+    other.join()
+
+
+def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path, monkeypatch) -> None:
+    """A patch of 64 slices: one of its iterations is tried where four were asked for, and three are run."""
+    unet = {"optimiser": {"epochs": 2, "iterations": 30, "batch_size": 12}}
+    given = options(cohorts, source=None, values=SMALL | {"unet": SMALL["unet"] | unet})
+
+    def start(study, folder: Path, *rest, **named) -> None:
+        row = {"stage": "unet", "seconds": 25.0, "validation_seconds": 5.0, "slices_a_batch": 128}
+        write_json(folder / "result.json", {"history": [row, row]})
+
+    monkeypatch.setattr(study_run, "_start", start)
+    study = study_run.Study(tmp_path, given, 0, Silent())
+    job = Job("default", "nnunet-3d", 0, 0)
+    tried = study_run._tried(study, job)
+    assert tried == {"unet batch": pytest.approx(20.0 * 3 / 30), "unet validation": 5.0}
+    # Two epochs of three iterations and a validation.
+    assert study_run._seconds(given, job, {"default/nnunet-3d": tried}) == pytest.approx(2 * (60.0 + 5.0))
+    assert lengths(study_run.config_of(given, "default", BY_NAME["nnunet"], 0).unet.optimiser, 12) == (30, 6)
 
 
 @pytest.mark.slow

@@ -294,7 +294,8 @@ def settle(output: Path, options: Options) -> None:
 def _identity(options: Options) -> dict[str, Any]:
     values = asdict(options)
     # Presets and seeds may be added later: each is a run of its own.
-    for key in ("presets", "seeds", "scale"):
+    # The source's labels are in its contents.
+    for key in ("presets", "seeds", "scale", "source_labels"):
         values.pop(key)
     return values | {
         "dataset": _contents(open_dataset(options.dataset, options.labels)),

@@ -131,7 +131,11 @@ def _preset_sections(
     labels = labels_of(results)
     tables = [
         paper_table(
-            preset, number, [r for r in results.values() if in_table(r, number)], labels, _uneven(results)
+            preset,
+            number,
+            [r for r in results.values() if in_table(r, number)],
+            labels,
+            notes=(*_uneven(results), *_machines(results)),
         )
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())

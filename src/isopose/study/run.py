@@ -196,6 +196,8 @@ def _run(study: Study, job: Job) -> None:
     of_source = job.arm == SOURCE.name
     config = config_of(study.options, job.preset, _arm(job), job.seed)
     folder = study.output / "runs" / job.place
+    # Of a source whose model is gone, so that it is not done.
+    (folder / "result.json").unlink(missing_ok=True)
     sizes = {} if of_source else known_widths(study.output, dataset)
     _start(study, folder, job, path, dataset, config, sizes=sizes, predict=not of_source)
 
