@@ -9,11 +9,12 @@ from scipy import stats
 
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
-from isopose.study.arms import BY_NAME
+from isopose.study.arms import BY_NAME, FURTHER
 from isopose.study.report import _machines, _uneven
 from isopose.study.results import (
     ArmResult,
     Run,
+    against,
     differences,
     goals,
     holm,
@@ -22,7 +23,7 @@ from isopose.study.results import (
     steady,
     times_to,
 )
-from isopose.study.tables import score_table, strata_tables, time_table
+from isopose.study.tables import difference_table, score_table, strata_tables, time_table
 
 
 def scores(dice: float) -> Scores:
@@ -67,6 +68,7 @@ def arm(name: str, *runs: Run) -> ArmResult:
     return ArmResult(BY_NAME[name], runs)
 
 
+TO_BASELINE = [(name, "augmented") for name in ("plain", "moments", "pose")]
 PATIENTS = [f"p{n}" for n in range(8)]
 
 
@@ -74,17 +76,17 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     """The second seed was kinder to all; the arm that has it is not better for that."""
     base = arm("augmented", run({"a": 0.5, "b": 0.6}), run({"a": 0.9, "b": 0.9}, seed=1))
     single = arm("pose", run({"a": 0.6, "b": 0.7}))
-    [difference] = differences({"augmented": base, "pose": single}, "augmented")
+    [difference] = differences({"augmented": base, "pose": single}, TO_BASELINE)
     assert difference.mean == pytest.approx(0.1)
     other = arm("pose", run({"a": 0.6, "b": 0.7}, seed=2))
-    assert differences({"augmented": base, "pose": other}, "augmented") == []
+    assert differences({"augmented": base, "pose": other}, TO_BASELINE) == []
 
 
 def test_a_patients_seeds_are_averaged_before_anything_else() -> None:
     result = arm("pose", run({"a": 0.6, "b": 0.8}), run({"a": 0.8, "b": 1.0}, seed=1))
     assert result.by_patient("kidney") == pytest.approx({"a": 0.7, "b": 0.9})
     base = arm("augmented", run({"a": 0.5, "b": 0.9}), run({"a": 0.7, "b": 0.9}, seed=1))
-    [difference] = differences({"augmented": base, "pose": result}, "augmented")
+    [difference] = differences({"augmented": base, "pose": result}, TO_BASELINE)
     assert (difference.arm, difference.target, difference.patients) == ("pose", "kidney", 2)
     assert difference.mean == pytest.approx(0.05)
     assert difference.better == 1
@@ -98,7 +100,7 @@ def test_p_values_are_wilcoxons_corrected_over_all_rows() -> None:
     same = {p: v + (0.01 if n % 2 else -0.011) for n, (p, v) in enumerate(base.items())}
     results = {"augmented": arm("augmented", run(base)), "pose": arm("pose", run(better)),
                "plain": arm("plain", run(same))}  # fmt: skip
-    found = {each.arm: each for each in differences(results, "augmented")}
+    found = {each.arm: each for each in differences(results, TO_BASELINE)}
     raw = stats.wilcoxon([better[p] - base[p] for p in PATIENTS]).pvalue
     assert found["pose"].p_value == pytest.approx(2 * raw)
     assert found["plain"].p_value == stats.wilcoxon([same[p] - base[p] for p in PATIENTS]).pvalue
@@ -117,7 +119,7 @@ def test_arms_are_compared_within_each_stratum_of_the_baselines_scans() -> None:
             for name in ("most", "few")
         }
 
-    most, few = differences(results, "augmented", by_name)
+    most, few = differences(results, TO_BASELINE, by_name)
     assert (most.stratum, most.patients, most.better) == ("most", 6, 5)
     assert most.mean == pytest.approx(0.025)
     assert most.p_value == stats.wilcoxon([better[p] - 0.5 for p in PATIENTS[:6]]).pvalue
@@ -164,7 +166,7 @@ def test_a_miss_has_no_hd95_and_is_told_so() -> None:
     assert rows["pose"]["HD95 (mm): worst"] == "no value"
     assert (rows["pose"]["Missed"], rows["pose"]["False alarms"]) == (1, 1)
     assert (rows["augmented"]["Missed"], rows["augmented"]["False alarms"]) == (1, 0)
-    [difference] = differences(results, "augmented")
+    [difference] = differences(results, TO_BASELINE)
     assert (difference.patients, difference.unpaired) == (2, 1), "c's false alarm has nothing to compare with"
 
 
@@ -183,6 +185,22 @@ def test_runs_of_different_machines_and_folds_are_told() -> None:
     [told] = _uneven({"augmented": both, "pose": arm("pose", run({"a": 1.0}))})
     assert "(seeds 0: pose; seed 0 folds 0 1: augmented)" in told
     assert _uneven({"augmented": both, "pose": both}) == ()
+
+
+def test_arms_are_compared_with_others_than_the_baseline_and_in_surface_dice() -> None:
+    results = {
+        "pose": arm("pose", run({"a": 0.8, "b": 0.6})),
+        "moments": arm("moments", run({"a": 0.5, "b": 0.7})),
+    }
+    assert against(results, "moments") == [("pose", "moments")]
+    pairs = [("pose", "moments"), ("moments", "pose"), ("pose", "nnunet")]
+    first, second = differences(results, pairs, metric="surface_dice")
+    assert (first.arm, first.against, first.better) == ("pose", "moments", 1)
+    assert (first.mean, second.mean) == (pytest.approx(0.1), pytest.approx(-0.1))
+    table = difference_table([first, second], "both")
+    assert [column.name for column in table.columns][:3] == ["Arm", "Against", "Target"]
+    assert [row[:2] for row in table.rows] == [("pose", "moments"), ("moments", "pose")]
+    assert set(sum(FURTHER, ())) <= set(BY_NAME)
 
 
 def test_holm_against_its_definition() -> None:

@@ -78,6 +78,20 @@ _POSED = ("crop.enabled=false", "unet.input=full")
 
 #: What the paper's claim is held against.
 BASELINE = "augmented"
+#: What a reader asks besides, as an arm and what it is held against: what the learned pose, the mirroring,
+#: the crop and its size add, and how they and the pose within nnU-Net stand to nnU-Net.
+FURTHER: tuple[tuple[str, str], ...] = (
+    ("pose", "moments"),
+    ("pose-mirror", "pose"),
+    ("crop-full", "pose"),
+    ("crop-half", "pose"),
+    ("crop-half", "crop-full"),
+    ("pose", "nnunet"),
+    ("crop-half", "nnunet"),
+    ("nnunet-plain", "nnunet"),
+    ("nnunet-resenc", "nnunet"),
+    ("nnunet-pose", "nnunet"),
+)
 #: The model that transfer begins from, trained on other patients.
 SOURCE = Arm("source", "U-Net of the source, augmented", 1, _AUGMENTED, source=True)
 

@@ -11,13 +11,15 @@ from typing import Any
 from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarise
 from isopose.files import read_json
 from isopose.models.folder import versions
-from isopose.study.arms import ARMS, SOURCE
+from isopose.study.arms import ARMS, FURTHER, SOURCE
 from isopose.study.plan import STUDY, Options, config_of
 from isopose.study.results import (
+    PAIRED,
     ArmResult,
     Clock,
     Results,
     Run,
+    against,
     baseline_of,
     differences,
     goals,
@@ -104,15 +106,23 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                     }
                     for name, result in by_arm.items()
                 },
-                "differences": [asdict(each) for each in differences(by_arm, baseline_of(by_arm))],
+                "differences": {
+                    metric: [asdict(each) for each in differences(by_arm, _pairs(by_arm), metric=metric)]
+                    for metric in PAIRED
+                },
+                "further": [asdict(each) for each in differences(by_arm, FURTHER)],
                 "strata": {
-                    what: [asdict(each) for each in differences(by_arm, baseline_of(by_arm), split)]
+                    what: [asdict(each) for each in differences(by_arm, _pairs(by_arm), split)]
                     for what, split in (("age", age_strata), ("body size", size_strata))
                 },
             }
             for preset, by_arm in results.items()
         },
     }
+
+
+def _pairs(by_arm: Mapping[str, ArmResult]) -> list[tuple[str, str]]:
+    return against(by_arm, baseline_of(by_arm))
 
 
 def _times(

@@ -7,18 +7,20 @@ from pathlib import Path
 from isopose import __version__
 from isopose.errors import IsoposeError
 from isopose.evaluation.html import Picture, Section, limits_section, write_report
-from isopose.evaluation.tables import to_latex, to_markdown
+from isopose.evaluation.tables import METRIC_NAMES, to_latex, to_markdown
 from isopose.files import replacing, write_json, write_text
-from isopose.study.arms import ARMS
+from isopose.study.arms import ARMS, FURTHER
 from isopose.study.figures import against_size, box_plots, learning_curves
 from isopose.study.plan import Options, arms_of, config_of, jobs_of, patients_of
 from isopose.study.raw import numbers, runs_csv, scores_csv
 from isopose.study.results import (
     COVERAGE,
+    PAIRED,
     ArmResult,
     Place,
     Results,
     Run,
+    against,
     baseline_of,
     differences,
     load_results,
@@ -140,7 +142,16 @@ def _preset_sections(
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
-    compared = differences(results, baseline)
+    compared = [
+        difference_table(
+            differences(results, against(results, baseline), metric=metric),
+            f"{METRIC_NAMES[metric]}: differences by patient",
+        )
+        for metric in PAIRED
+    ]
+    further = differences(results, FURTHER)
+    if further:
+        compared.append(difference_table(further, "Dice: differences between other arms"))
     pictures = tuple(drawn.values())
     strata = strata_tables(results, baseline)
     return [
@@ -152,12 +163,12 @@ def _preset_sections(
         Section(
             f"Preset {preset}: against {baseline}",
             text=(
-                "Dice of each arm minus that of the same patients in "
+                "Scores of each arm minus those of the same patients in "
                 f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients; p of Wilcoxon's "
-                "signed-rank test, corrected after Holm for all rows of this table. Seeds and folds that "
+                "signed-rank test, corrected after Holm for all rows of a table. Seeds and folds that "
                 "both have.",
             ),
-            tables=(difference_table(compared, "Differences by patient"),),
+            tables=tuple(compared),
         ),
         Section(f"Preset {preset}: scores", tables=(score_table(results),), pictures=pictures),
         Section(

@@ -1,6 +1,6 @@
 """What the runs of a study came to: by patient, with its spread, and against the baseline."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ Place = tuple[int, int]
 Clock = Literal["seconds", "cpu_seconds"]
 #: Draws of patients for an interval, and its coverage.
 DRAWS, COVERAGE = 10_000, 0.95
+#: Scores that are compared by patient: a structure that is missed has them, and no distance.
+PAIRED: tuple[Metric, ...] = ("dice", "surface_dice")
 #: Epochs over which validation Dice is averaged before it is said to have reached something.
 STEADY = 3
 
@@ -196,22 +198,24 @@ def baseline_of(results: Mapping[str, ArmResult]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's scores minus the baseline's, patient by patient.
+    """An arm's scores minus another's, patient by patient.
 
     Args:
         arm: the arm.
+        against: the other, such as the baseline.
         target: what was scored.
         stratum: of the patients; empty for all of them.
         patients: with a value in both.
         mean: of the differences.
         low, high: bootstrap interval of that mean, over patients.
-        better: patients for whom the arm is better.
+        better: patients for whom the arm's score is higher.
         unpaired: patients with a value in one of the two only, such as a false alarm of one arm's.
         p_value: two-sided Wilcoxon signed-rank test, corrected after Holm for all comparisons of one call;
             none below :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
     """
 
     arm: str
+    against: str
     target: str
     stratum: str
     patients: int
@@ -223,46 +227,54 @@ class Difference:
     p_value: float | None
 
 
+def against(results: Mapping[str, ArmResult], baseline: str) -> list[tuple[str, str]]:
+    """Pairs for :func:`differences`: every arm and the baseline."""
+    return [(name, baseline) for name in results if name != baseline]
+
+
 def differences(
-    results: Mapping[str, ArmResult], baseline: str, strata: Strata | None = None
+    results: Mapping[str, ArmResult],
+    pairs: Iterable[tuple[str, str]],
+    strata: Strata | None = None,
+    metric: Metric = "dice",
 ) -> list[Difference]:
-    """Of every arm against the baseline, in Dice, for every target; p corrected over all of them together.
+    """Of arms against others, for every target; p corrected over all of them together.
 
     Only runs of seeds and folds that both have: a seed's luck is no difference of arms.
 
     Args:
         results: of the arms by name.
-        baseline: the arm that is taken from the others.
+        pairs: an arm and the one that is taken from it; where one was not run there is no row.
+        metric: of which more is better, and which a missed structure has.
         strata: how scans are grouped, such as :func:`isopose.evaluation.summary.size_strata`; arms are then
             compared within each group.
     """
     scans_once = scans_of(results)
     groups = strata(scans_once) if strata else {"": scans_once}
-    rows: list[tuple[str, str, str, int, np.ndarray]] = []
-    for stratum, base in groups.items():
-        scans = {case.case for case in base}
-        for name, result in results.items():
-            both = result.places & results[baseline].places
-            if name == baseline or not both:
-                continue
+    run = [(name, other) for name, other in pairs if name in results and other in results]
+    rows: list[tuple[tuple[str, str], str, str, int, np.ndarray]] = []
+    for stratum, members in groups.items():
+        scans = {case.case for case in members}
+        for pair in run:
+            both = results[pair[0]].places & results[pair[1]].places
             mine, its = (
-                [case for case in arm.only(both).cases if case.case in scans]
-                for arm in (result, results[baseline])
+                [case for case in results[arm].only(both).cases if case.case in scans] for arm in pair
             )
-            for target in result.targets:
-                ours, theirs = by_patient(mine, target, "dice"), by_patient(its, target, "dice")
+            for target in results[pair[0]].targets:
+                ours, theirs = by_patient(mine, target, metric), by_patient(its, target, metric)
                 shared = sorted(ours.keys() & theirs.keys())
                 if shared:
                     values = np.array([ours[p] - theirs[p] for p in shared])
-                    rows.append((name, target, stratum, len(ours.keys() ^ theirs.keys()), values))
+                    rows.append((pair, target, stratum, len(ours.keys() ^ theirs.keys()), values))
     raw = [wilcoxon(values) for *_, values in rows]
     corrected = holm([p for p in raw if p is not None])
     out = []
-    for (name, target, stratum, unpaired, values), p in zip(rows, raw, strict=True):
+    for ((name, other), target, stratum, unpaired, values), p in zip(rows, raw, strict=True):
         low, high = interval(values)
         out.append(
             Difference(
                 arm=name,
+                against=other,
                 target=target,
                 stratum=stratum,
                 patients=len(values),

@@ -13,6 +13,7 @@ from isopose.study.results import (
     Clock,
     Difference,
     Place,
+    against,
     differences,
     goals,
     scans_of,
@@ -116,11 +117,13 @@ def _published(published: Published | None, label: str) -> str:
 
 
 def difference_table(compared: Sequence[Difference], caption: str) -> Table:
-    """An arm's Dice minus the baseline's, for each target and, where there are any, stratum."""
+    """An arm's scores minus another's, for each target and, where there are any, stratum."""
     strata = any(each.stratum for each in compared)
     unpaired = any(each.unpaired for each in compared)
+    others = len({each.against for each in compared}) > 1
     columns = (
         Column("Arm", text=True),
+        *((Column("Against", text=True),) * others),
         Column("Target", text=True),
         *((Column("Stratum", text=True),) * strata),
         Column("Patients"),
@@ -133,6 +136,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     rows = tuple(
         (
             each.arm,
+            *((each.against,) * others),
             each.target,
             *((each.stratum,) * strata),
             each.patients,
@@ -297,7 +301,7 @@ def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table
         )
         tables.append(Table(f"Dice by {what}", columns, rows))
         if len(results) > 1:
-            compared = differences(results, baseline, split)
+            compared = differences(results, against(results, baseline), split)
             tables.append(difference_table(compared, f"Differences from {baseline} by patient and {what}"))
     return tables
 
