@@ -134,7 +134,7 @@ def test_strata_are_the_same_for_all_arms() -> None:
     first, second = dict.fromkeys(PATIENTS[:3], 0.5), dict.fromkeys(PATIENTS[3:], 0.5)
     base = arm("augmented", run(first, sizes=sizes), run(second, fold=1, sizes=sizes))
     posed = arm("pose", run(dict.fromkeys(first, 0.7), sizes=sizes))
-    dice, compared = strata_tables({"augmented": base, "pose": posed}, "augmented")
+    dice, volumes = strata_tables({"augmented": base, "pose": posed}, "augmented")
     assert [c.name for c in dice.columns] == [
         "Arm", "Target", "small (to 123 mm)", "middle (123 to 147 mm)", "large (over 147 mm)",
     ]  # fmt: skip
@@ -143,7 +143,41 @@ def test_strata_are_the_same_for_all_arms() -> None:
         "augmented": (0.5, 0.5, 0.5),
         "pose": (pytest.approx(0.7), None, None),
     }
-    assert [(row[0], row[2], row[3]) for row in compared.rows] == [("pose", "small (to 123 mm)", 3)]
+    assert volumes.caption == "Dice by the structure's volume", "three patients are not compared"
+
+
+def test_strata_of_enough_patients_are_compared() -> None:
+    names = [f"q{n}" for n in range(21)]
+    sizes = {q: 100.0 + n for n, q in enumerate(names)}
+    base = arm("augmented", run(dict.fromkeys(names, 0.5), sizes=sizes))
+    posed = arm("pose", run({q: 0.5 + 0.01 * n for n, q in enumerate(names)}, sizes=sizes))
+    _, compared, _ = strata_tables({"augmented": base, "pose": posed}, "augmented")
+    rows = [dict(zip([c.name for c in compared.columns], row, strict=True)) for row in compared.rows]
+    assert [row["Patients"] for row in rows] == [7, 7, 7]
+    assert [row["Difference (points)"] for row in rows] == ["+3.0", "+10.0", "+17.0"]
+    assert [row["Median"] for row in rows] == ["+3.0", "+10.0", "+17.0"]
+    assert rows[2]["p"] == stats.wilcoxon([0.01 * n for n in range(14, 21)]).pvalue
+    assert rows[2]["p (Holm)"] == pytest.approx(3 * rows[2]["p"])
+    assert "for the 3 tests" in compared.notes[0]
+
+
+def test_dice_by_the_volume_of_the_structure() -> None:
+    """What is small is hard: a mean over all sizes hides where arms differ."""
+    truth_ml = [0.0, 2.0, 4.0, 20.0, 40.0, 80.0, 90.0]
+
+    def of(name: str, dice: list[float]) -> ArmResult:
+        cases = tuple(
+            CaseScores(f"c{n}", f"c{n}", {"kidney": replace(scores(value), truth_ml=volume)})
+            for n, (value, volume) in enumerate(zip(dice, truth_ml, strict=True))
+        )
+        return arm(name, replace(run({}), evaluation=Evaluation(("kidney",), cases)))
+
+    results = {"augmented": of("augmented", [0.0, 0.1, 0.3, 0.8, 0.8, 0.9, 0.9]),
+               "pose": of("pose", [0.0, 0.5, 0.7, 0.8, 0.8, 0.9, 0.9])}  # fmt: skip
+    [table] = strata_tables(results, "augmented")
+    assert [column.name for column in table.columns][2:] == ["small", "middle", "large"]
+    assert [row[2:] for row in table.rows] == [pytest.approx((0.2, 0.8, 0.9)), pytest.approx((0.6, 0.8, 0.9))]
+    assert "kidney 14.7 and 53.3 ml" in table.notes[0]
 
 
 def test_a_miss_has_no_hd95_and_is_told_so() -> None:

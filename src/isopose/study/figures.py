@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from isopose.study.arms import BY_NAME
 from isopose.study.results import ArmResult, steady
 
+#: Arms whose Dice is drawn against body size.
+SHOWN = ("augmented", "pose", "crop-half", "nnunet")
+
 
 def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
@@ -27,26 +30,31 @@ def _colour(arm: str) -> tuple[float, ...]:
 
 
 def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -> bytes | None:
-    """Validation Dice of each label against the seconds of training, pose and crop included; a line a run."""
+    """Validation Dice of each label against CPU seconds of training, pose and crop included; a line a run.
+
+    CPU seconds, for other work on the machine stretches the clock's; nnU-Net's score is another, and dashed.
+    """
     trained = {name: result for name, result in results.items() if result.runs[0].history}
     drawn = [label for label in labels if any(r.runs[0].curve(f"dice {label}") for r in trained.values())]
     if not drawn:
         return None
     figure, axes = plt.subplots(
-        1, len(drawn), figsize=(5.2 * len(drawn), 4.2), squeeze=False, layout="constrained"
+        1, len(drawn), figsize=(5.2 * len(drawn) + 1.4, 4.6), squeeze=False, layout="constrained"
     )
     for axis, label in zip(axes[0], drawn, strict=True):
         for name, result in trained.items():
             for number, run in enumerate(result.runs):
-                points = np.array(steady(run.curve(f"dice {label}")))
+                points = np.array(steady(run.curve(f"dice {label}", "cpu_seconds")))
                 if len(points):
                     axis.plot(
-                        points[:, 0] / 60.0, points[:, 1], color=_colour(name), lw=1.4,
+                        points[:, 0], points[:, 1], color=_colour(name), lw=1.4,
+                        ls="--" if result.arm.peer else "-",
                         label=name if number == 0 else None,
                     )  # fmt: skip
-        axis.set(title=label, xlabel="minutes of training", ylabel="validation Dice", ylim=(0.0, 1.0))
+        axis.set(title=label, xlabel="CPU seconds of training", ylabel="validation Dice", ylim=(0.0, 1.0))
+        axis.set_xscale("log")
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return _png(figure)
 
 
@@ -62,11 +70,12 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
     for axis, target in zip(axes[0], targets, strict=True):
         values = [list(results[name].by_patient(target).values()) for name in names]
         axis.boxplot(values, orientation="horizontal", showfliers=False, widths=0.6)
-        for place, (name, dots) in enumerate(zip(names, values, strict=True), start=1):
+        for place, dots in enumerate(values, start=1):
             # Spread by order, not by chance: the same scores give the same picture.
             spread = place + (np.arange(len(dots)) % 5 - 2) * 0.06
-            axis.plot(dots, spread, ".", color=_colour(name), ms=5, alpha=0.8)
-        axis.set(title=target, xlabel="Dice of a patient", xlim=(-0.03, 1.03))
+            axis.plot(dots, spread, ".", color="tab:blue", ms=5, alpha=0.7)
+        lowest = min(map(min, filter(None, values)), default=0.0)
+        axis.set(title=target, xlabel="Dice of a patient", xlim=(lowest - 0.03, 1.03))
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].set_yticks(range(1, len(names) + 1), names)
     axes[0][0].invert_yaxis()
@@ -74,16 +83,17 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
 
 
 def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
-    """Dice of each scan against the body's width, by target; a colour an arm, with its running median."""
-    known = {
-        name: [case for case in result.cases if case.body_size_mm is not None]
-        for name, result in results.items()
-    }
+    """Dice of each scan against the body's width, by target; a colour an arm, with its running median.
+
+    Of :data:`SHOWN`, for more could not be told apart; of the first arms where none of these was run.
+    """
+    shown = [name for name in SHOWN if name in results] or list(results)[: len(SHOWN)]
+    known = {name: [case for case in results[name].cases if case.body_size_mm is not None] for name in shown}
     if not any(known.values()):
         return None
     targets = next(iter(results.values())).targets
     figure, axes = plt.subplots(
-        1, len(targets), figsize=(4.6 * len(targets), 4.0), squeeze=False, layout="constrained"
+        1, len(targets), figsize=(4.6 * len(targets) + 1.2, 4.0), squeeze=False, layout="constrained"
     )
     for axis, target in zip(axes[0], targets, strict=True):
         for name, cases in known.items():
@@ -101,5 +111,5 @@ def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
             axis.plot(size, middle, color=_colour(name), lw=1.4, label=name)
         axis.set(title=target, xlabel="width of the body, mm", ylabel="Dice", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return _png(figure)

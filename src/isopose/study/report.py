@@ -62,11 +62,13 @@ def write_study_report(output: Path, options: Options) -> Path:
             path.write_bytes(picture.data)
     facts = _facts(options, results)
     phantom = (options.dataset / "phantom.json").exists()
+    if phantom:
+        facts["Patients"] = "phantoms: drawn, not measured"
     limits = limits_section(phantom=phantom, more=(PAPER_NOTE,))
     lead = (
         "The experiment of the paper on this dataset: the same patients and the same number of training "
         "steps in every arm, and the same network in all but nnU-Net's, which has its own; arms differ in "
-        "what they are named for. Dice in per cent, "
+        "what they are named for. Dice in per cent in Tables 1 to 3 and as a part of 1 elsewhere, "
         "mean (standard deviation) over patients, in 3D on each scan's own grid, a patient's seeds averaged "
         "first.",
     )
@@ -164,9 +166,9 @@ def _preset_sections(
             f"Preset {preset}: against {baseline}",
             text=(
                 "Scores of each arm minus those of the same patients in "
-                f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients; p of Wilcoxon's "
-                "signed-rank test, corrected after Holm for all rows of a table. Seeds and folds that "
-                "both have.",
+                f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients; seeds and folds "
+                "that both have. All of this is about these patients, not about training again: for that, "
+                "see how far an arm's seeds lie apart in scores.csv.",
             ),
             tables=tuple(compared),
         ),
@@ -174,9 +176,10 @@ def _preset_sections(
         Section(
             f"Preset {preset}: cost",
             text=(
-                "Training by stage, by the clock, without preprocessing, which the arms of a fold share. "
+                "Training by stage, by the clock, without preprocessing, which the arms share. "
                 "Memory is what the U-Net's training held at its peak beyond what was there before it: "
-                "resident on a CPU, allocated on a GPU. Each run's folder is in runs.csv.",
+                "resident on a CPU, allocated on a GPU. Validation is counted here, and not in the time "
+                "until a Dice is reached. Each run's folder is in runs.csv.",
             ),
             notices=_machines(results),
             tables=(cost_table(results), time_table(results, labels, baseline)),
@@ -192,11 +195,11 @@ def _pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> di
         "boxes": (box_plots(results), "Dice of each patient by arm; the values are in scores.csv.",
                   "A dot is a patient, the box holds the middle half, the bar is the median."),
         "curves": (learning_curves(results, labels_of(results)),
-                   "Validation Dice against minutes of training, a line a run.",
-                   "Validation Dice, the mean of three epochs, against the time of training."
-                   + " nnU-Net's is over all slices at once: not comparable in height." * peers),
+                   "Validation Dice against CPU seconds of training, a line a run.",
+                   "Validation Dice, the mean of three epochs, against CPU seconds of training, a line a run."
+                   + " nnU-Net's (dashed) is over all slices at once: not comparable in height." * peers),
         "size": (against_size(results), "Dice of each scan against the body's width, with running medians.",
-                 "Dice against body size: a dot is a scan of a run, the line a running median."),
+                 "Dice against body size in some arms: a dot is a scan of a run, the line a running median."),
     }  # fmt: skip
     pictures = {
         f"{preset}-{name}.png": Picture(data, alt, caption)

@@ -206,12 +206,13 @@ class Difference:
         target: what was scored.
         stratum: of the patients; empty for all of them.
         patients: with a value in both.
-        mean: of the differences.
+        mean, median: of the differences; a mean may be a few patients'.
         low, high: bootstrap interval of that mean, over patients.
         better: patients for whom the arm's score is higher.
         unpaired: patients with a value in one of the two only, such as a false alarm of one arm's.
-        p_value: two-sided Wilcoxon signed-rank test, corrected after Holm for all comparisons of one call;
-            none below :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
+        raw_p: two-sided Wilcoxon signed-rank test; none below
+            :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
+        p_value: corrected after Holm for all comparisons of one call.
     """
 
     arm: str
@@ -220,10 +221,12 @@ class Difference:
     stratum: str
     patients: int
     mean: float
+    median: float
     low: float
     high: float
     better: int
     unpaired: int
+    raw_p: float | None
     p_value: float | None
 
 
@@ -279,10 +282,12 @@ def differences(
                 stratum=stratum,
                 patients=len(values),
                 mean=float(values.mean()),
+                median=float(np.median(values)),
                 low=low,
                 high=high,
                 better=int((values > 0).sum()),
                 unpaired=unpaired,
+                raw_p=p,
                 p_value=None if p is None else corrected.pop(0),
             )
         )

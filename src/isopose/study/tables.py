@@ -3,8 +3,10 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 from isopose.evaluation.evaluate import CaseScores
-from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarise
+from isopose.evaluation.summary import FEWEST_PAIRS, METRICS, age_strata, size_strata, summarise
 from isopose.evaluation.tables import METRIC_NAMES, NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
 from isopose.study.results import (
@@ -20,6 +22,8 @@ from isopose.study.results import (
     times_to,
 )
 
+#: Of structures by their volume.
+THIRDS = ("small", "middle", "large")
 #: Arms whose U-Net sees the slice as it lies.
 WHOLE = ("plain", "augmented")
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
@@ -65,7 +69,10 @@ def paper_table(
     papers = [label for label in labels if label in PAPERS]
     columns = (
         Column("Architecture", text=True),
+        Column("Arm", text=True),
+        Column("Runs"),
         Column("Training time", text=True),
+        Column("CPU seconds"),
         *((Column("U-Net input", text=True), Column("Memory (MB)")) if number == 3 else ()),
         *(Column(f"Dice {label}", text=True) for label in labels),
         Column("Paper: training", text=True),
@@ -79,7 +86,10 @@ def paper_table(
         rows.append(
             (
                 result.arm.title,
+                result.arm.name,
+                len(result.runs),
                 _clock(result.seconds) if result.runs[0].history else "none",
+                result.cpu_seconds if result.runs[0].history else None,
                 *((_input(result), memory) if number == 3 else ()),
                 *(_spread(result, label) for label in labels),
                 _clock(3600.0 * published.hours) if published and published.hours else NO_VALUE,
@@ -127,10 +137,12 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
         Column("Target", text=True),
         *((Column("Stratum", text=True),) * strata),
         Column("Patients"),
-        Column("Difference (points)", 1),
+        Column("Difference (points)", text=True),
         Column(f"{COVERAGE:.0%} interval", text=True),
+        Column("Median", text=True),
         Column("Better for"),
         *((Column("Value in one arm only"),) * unpaired),
+        Column("p", 4),
         Column("p (Holm)", 4),
     )
     rows = tuple(
@@ -140,15 +152,25 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
             each.target,
             *((each.stratum,) * strata),
             each.patients,
-            100 * each.mean,
-            f"{100 * each.low:+.1f} to {100 * each.high:+.1f}",
+            _points(each.mean),
+            f"{_points(each.low)} to {_points(each.high)}",
+            _points(each.median),
             each.better,
             *((each.unpaired,) * unpaired),
+            each.raw_p,
             each.p_value,
         )
         for each in compared
     )
-    return Table(caption, columns, rows)
+    tests = sum(each.raw_p is not None for each in compared)
+    note = f"p of Wilcoxon's signed-rank test, and corrected after Holm for the {tests} tests of this table"
+    return Table(caption, columns, rows, notes=(note,))
+
+
+def _points(value: float) -> str:
+    """Hundredths with their sign; what rounds to nothing has none."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def score_table(results: Mapping[str, ArmResult]) -> Table:
@@ -192,7 +214,7 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
         Column("Arm", text=True),
         Column("Runs"),
         Column("Training by stage (CPU seconds)", text=True),
-        Column("CPU seconds"),
+        Column("CPU seconds by run", text=True),
         Column("Memory of the U-Net (MB)"),
         Column("Peak of the process (MB)"),
         Column("Parameters, all networks", text=True),
@@ -214,7 +236,9 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
                 name,
                 len(result.runs),
                 ", ".join(f"{s} {_clock(wall)} ({cpu:.0f})" for s, (wall, cpu) in stages.items()) or "none",
-                result.cpu_seconds if stages else None,
+                ", ".join(f"{sum(run.seconds('cpu_seconds').values()):.0f}" for run in result.runs)
+                if stages
+                else None,
                 result.mean([run.memory_mb() for run in result.runs]),
                 max(peaks) if peaks else None,
                 f"{size['parameters'] / 1e6:.2f} M",
@@ -222,7 +246,8 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
                 result.volumes_a_minute,
             )
         )
-    return Table("Cost", columns, tuple(rows))
+    note = "runs of an arm do the same work: where their CPU seconds differ, other work disturbed them"
+    return Table("Cost", columns, tuple(rows), notes=(note,))
 
 
 def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
@@ -300,10 +325,40 @@ def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table
             for target in result.targets
         )
         tables.append(Table(f"Dice by {what}", columns, rows))
-        if len(results) > 1:
-            compared = differences(results, against(results, baseline), split)
-            tables.append(difference_table(compared, f"Differences from {baseline} by patient and {what}"))
-    return tables
+        compared = differences(results, against(results, baseline), split)
+        # Of fewer neither a test nor an interval says anything; study-results.json has them all.
+        enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
+        if enough:
+            tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))
+    volumes = _volume_table(results)
+    return [*tables, volumes] if volumes else tables
+
+
+def _volume_table(results: Mapping[str, ArmResult]) -> Table | None:
+    """Dice by the volume of the structure itself, in thirds of the scans that have it."""
+    scans = scans_of(results)
+    columns = (Column("Arm", text=True), Column("Target", text=True), *(Column(n, 3) for n in THIRDS))
+    rows: list[tuple[Cell, ...]] = []
+    limits = []
+    for target in next(iter(results.values())).targets:
+        volumes = {case.case: case.scores[target].truth_ml for case in scans}
+        there = [volume for volume in volumes.values() if volume > 0]
+        if len(there) < len(THIRDS):
+            continue
+        low, high = np.quantile(there, [1 / 3, 2 / 3])
+        limits.append(f"{target} {low:.3g} and {high:.3g} ml")
+        groups = [
+            {case for case, volume in volumes.items() if first < volume <= last}
+            for first, last in ((0.0, low), (low, high), (high, np.inf))
+        ]
+        rows += [
+            (name, target, *(_mean_dice(result.cases, ids, target) for ids in groups))
+            for name, result in results.items()
+        ]
+    if not rows:
+        return None
+    told = f"limits by the reference: {'; '.join(limits)}; scans without the structure are left out"
+    return Table("Dice by the structure's volume", columns, tuple(rows), notes=(told,))
 
 
 def _mean_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:
