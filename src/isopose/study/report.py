@@ -7,7 +7,7 @@ from pathlib import Path
 from isopose import __version__
 from isopose.errors import IsoposeError
 from isopose.evaluation.html import Picture, Section, limits_section, write_report
-from isopose.evaluation.tables import METRIC_NAMES, to_latex, to_markdown
+from isopose.evaluation.tables import METRIC_NAMES, Table, to_latex, to_markdown
 from isopose.files import replacing, write_json, write_text
 from isopose.study.arms import ARMS, FURTHER
 from isopose.study.figures import against_size, box_plots, learning_curves
@@ -128,19 +128,20 @@ def _machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     )
 
 
+def _paper_table(preset: str, number: int, results: Mapping[str, ArmResult], labels: Sequence[str]) -> Table:
+    """One of the paper's, with what is to be known of the runs in it."""
+    inside = {name: result for name, result in results.items() if in_table(result, number)}
+    notes = (*_uneven(inside), *_machines(inside))
+    return paper_table(preset, number, list(inside.values()), labels, notes)
+
+
 def _preset_sections(
     preset: str, results: Mapping[str, ArmResult], drawn: Mapping[str, Picture], twins: Sequence[str]
 ) -> list[Section]:
     baseline = baseline_of(results)
     labels = labels_of(results)
     tables = [
-        paper_table(
-            preset,
-            number,
-            [r for r in results.values() if in_table(r, number)],
-            labels,
-            notes=(*_uneven(results), *_machines(results)),
-        )
+        _paper_table(preset, number, results, labels)
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
