@@ -184,6 +184,11 @@ def test_a_source_is_only_trained_for_what_is_not_done(cohorts, tmp_path: Path, 
     assert here == []
     run_study(output, options(cohorts), arms=["decoder", "direct"], reporter=Silent())
     assert [Path(folder).parts[-2] for folder in here if "runs" in folder] == ["source", "direct"]
+    # Without what was estimated it is tried again, though it is there.
+    (output / "estimate.json").unlink()
+    here.clear()
+    run_study(output, options(cohorts), arms=["all"], reporter=Silent())
+    assert [Path(folder).parts[-4::2] for folder in here] == [("tried", "source"), ("runs", "all")]
 
 
 def test_a_source_has_labels_of_its_own(cohorts, tmp_path: Path, here: list[str]) -> None:

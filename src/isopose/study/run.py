@@ -264,7 +264,9 @@ def _estimate(study: Study, jobs: Sequence[Job]) -> tuple[dict[str, dict[str, fl
     path = study.output / "estimate.json"
     known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     untried: list[str] = []
-    to_do = [job for job in _with_sources(study.output, jobs) if not _is_done(study.output, job)]
+    every = _with_sources(study.output, jobs)
+    # By the source is estimated what begins from it, so that it is tried where it is done, too.
+    to_do = [job for job in every if job.arm == SOURCE.name or not _is_done(study.output, job)]
     pairs = dict.fromkeys((job.preset, job.arm) for job in to_do)
     for preset, arm in pairs:
         job = Job(preset, arm, study.options.seeds[0], 0)
