@@ -213,6 +213,9 @@ def test_a_source_has_labels_of_its_own(cohorts, tmp_path: Path, here: list[str]
     )
     with pytest.raises(InputError, match="holds a study of other source"):
         run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
+    given = options((children, adults), source=None, source_labels={"kidney": 1})
+    with pytest.raises(InputError, match="--source-label: there is no source"):
+        run_study(tmp_path / "none", given, arms=["plain"], reporter=Silent())
 
 
 def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_path: Path) -> None:
@@ -326,6 +329,8 @@ def test_a_prediction_that_was_not_timed_is_made_again(cohorts, tmp_path: Path, 
 
 def test_a_run_that_another_process_still_does_is_waited_for(tmp_path: Path) -> None:
     """A study that was killed leaves its run's process behind, and starts again beside it."""
+    # Of no dataset at all: had it begun, it would have failed.
+    write_json(tmp_path / "job.json", {"splits": {}})
     held = threading.Event()
 
     def left_behind() -> None:
@@ -337,10 +342,17 @@ def test_a_run_that_another_process_still_does_is_waited_for(tmp_path: Path) -> 
     other = threading.Thread(target=left_behind)
     other.start()
     assert held.wait(10)
-    # There is no job.json: had it begun, it would have failed.
     run_job(tmp_path)
     assert (tmp_path / "result.json").read_text() == "{}"
     other.join()
+
+
+def test_a_folder_that_no_study_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        run_job(tmp_path / "nowhere")
+    write_json(tmp_path / "job.json", [])
+    with pytest.raises(InputError, match="expected a folder that isopose study made"):
+        run_job(tmp_path)
 
 
 def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path, monkeypatch) -> None:

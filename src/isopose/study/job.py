@@ -63,16 +63,16 @@ def run_job(folder: Path) -> None:
     Raises:
         IsoposeError: training failed or a scan could not be predicted.
     """
-    # A study that was killed may have left the process that does this run: it is waited for.
-    with only_writer(folder, wait=True):
-        if not (folder / "result.json").exists():
-            _run_job(folder)
-
-
-def _run_job(folder: Path) -> None:
     job = read_json(folder / "job.json")
     if not isinstance(job, dict) or "splits" not in job:
         raise InputError(f"{folder}: expected a folder that isopose study made, with its job.json")
+    # A study that was killed may have left the process that does this run: it is waited for.
+    with only_writer(folder, wait=True):
+        if not (folder / "result.json").exists():
+            _run_job(folder, job)
+
+
+def _run_job(folder: Path, job: dict[str, Any]) -> None:
     config = validate_config(job["config"], str(folder / "job.json"))
     opened = open_dataset(Path(job["dataset"]), job["labels"])
     splits = job["splits"]

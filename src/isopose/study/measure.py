@@ -107,7 +107,7 @@ def reset_peak(device: torch.device | None = None) -> float:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
     except (OSError, KeyError):
-        return peak_memory()
+        return peak_memory(device)
 
 
 def peak_memory(device: torch.device | None = None) -> float:

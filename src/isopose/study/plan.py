@@ -81,7 +81,8 @@ def check_options(options: Options) -> None:
     """Check that a study can be made of what was asked for.
 
     Raises:
-        InputError: an unknown preset, a seed twice, no patient to test on, or settings that no arm can have.
+        InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have, or a
+            source of other labels or with patients who are tested on.
     """
     for preset in options.presets:
         if preset not in ("default", "paper"):
@@ -95,6 +96,8 @@ def check_options(options: Options) -> None:
             config_of(options, preset, arm, options.seeds[0])
     if options.source is not None:
         _check_source(options)
+    elif options.source_labels:
+        raise InputError("--source-label: there is no source; name it with --source")
 
 
 def _check_source(options: Options) -> None:
