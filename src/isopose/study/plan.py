@@ -81,8 +81,8 @@ def check_options(options: Options) -> None:
     """Check that a study can be made of what was asked for.
 
     Raises:
-        InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have, or a
-            source of other labels or with patients who are tested on.
+        InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have, or
+            a source of other labels or with patients who are tested on.
     """
     for preset in options.presets:
         if preset not in ("default", "paper"):
