@@ -6,7 +6,7 @@ import pytest
 
 from io_helpers import SECRETS, SHARED, dicom_slice, enhanced, raw_slices, rotation, save, write_series
 from isopose.errors import InputError
-from isopose.io.dicom import is_dicom
+from isopose.io.dicom_files import is_dicom
 from isopose.io.images import peek, read_volume
 
 REAL = SHARED / "real-ct" / "dicom-series"
@@ -131,8 +131,8 @@ def test_gaps_doubles_and_uneven_slices(tmp_path):
     save(dicom_slice(raw[0], (-10, 20, -296)), tmp_path / "double" / "again.dcm")
     refused(tmp_path / "double", "several slices at one position", "(1 too many)", "again.dcm")
     write_series(tmp_path / "uneven", raw)
-    save(dicom_slice(raw[0], (-10, 20, -298.03)), tmp_path / "uneven" / "010.dcm")
-    refused(tmp_path / "uneven", "unevenly spaced", "1.97 mm")
+    save(dicom_slice(raw[0], (-10, 20, -298.3)), tmp_path / "uneven" / "010.dcm")
+    refused(tmp_path / "uneven", "unevenly spaced", "1.70 mm")
 
 
 def test_rounded_positions_are_even(tmp_path):

@@ -23,7 +23,8 @@ from isopose.inference.formats import FORMATS, NIFTI, check_source, result_files
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.archive import is_archive
-from isopose.io.dicom import is_dicomdir
+from isopose.io.dicom import holds_slices
+from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.images import ending, read_volume, write_image
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels, voxels_of
@@ -90,9 +91,14 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
 
 
 def _scans_in(folder: Path) -> list[Path]:
-    """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series."""
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series.
+
+    Nor where it holds both, which is refused as one scan when that is read.
+    """
+    files = sorted(p for p in folder.iterdir() if not is_hidden(p.relative_to(folder)))
     images = [p for p in files if is_image(p)]
+    if images and holds_slices(folder):
+        return []
     packed = files if files and all(p.is_file() and is_archive(p) for p in files) else []
     return images or packed
 

@@ -10,43 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
     MRImageStorage,
     PositronEmissionTomographyImageStorage,
+    UID_dictionary,
 )
 
 from isopose.errors import InputError
+from isopose.io.dicom_files import begins_as_dicom, is_named, read_header, stored_class
+from isopose.io.dicom_rescale import rescale_of
 from isopose.io.quiet import quiet_pydicom
 
-_TAGS = [
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "Modality",
-    "ImageType",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SliceThickness",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
 #: Objects that hold rows and columns but are no scan.
 _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
-
-
 _AGAIN = "copy it again or remove it"
 #: Storage classes of slices; the class stands first in a file, so that it survives a cut.
 _SCANS = {
@@ -56,6 +37,8 @@ _SCANS = {
     EnhancedMRImageStorage,
     PositronEmissionTomographyImageStorage,
 }
+#: Of how many characters a modality is, at most; longer ones may be anything.
+_MODALITY = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,30 +48,36 @@ class Frame:
     Args:
         path: its file.
         index: its place in a multi-frame file, from 0.
+        uid: SOP instance UID of the file, empty where it has none; never shown.
         series: series instance UID, never shown.
         number: series number as text, empty where the file has none.
         modality: ``CT``, ``MR``, ...
+        kind: of what kind its file is, in the standard's words.
         size: rows and columns.
         position: ``(3,)`` LPS position of the first pixel's centre, in mm.
         axes: ``(2, 3)`` unit vectors along a row (growing column) and down a column (growing row).
         spacing: mm between columns and mm between rows, ``(x, y)``.
-        thickness: nominal slice thickness in mm, if told.
-        rescale: slope and intercept, if told.
+        thickness: nominal slice thickness in mm, where the file has one.
+        rescale: slope and intercept of this frame, where it has them.
+        unusable: why the stored values cannot be brought to their unit; empty where they can.
         grey: one unsigned or signed grey value per pixel, larger is brighter.
         localizer: a scout view.
     """
 
     path: Path
     index: int
+    uid: str
     series: str
     number: str
     modality: str
+    kind: str
     size: tuple[int, int]
     position: np.ndarray
     axes: np.ndarray
     spacing: tuple[float, float]
     thickness: float | None
     rescale: tuple[float, float] | None
+    unusable: str
     grey: bool
     localizer: bool
 
@@ -98,24 +87,25 @@ class Frame:
         return np.cross(self.axes[0], self.axes[1])
 
 
-def read_header(path: Path) -> Dataset | None:
-    """The technical fields of a DICOM file, or None where it is not one or too damaged to say.
+@dataclass(frozen=True)
+class NoFrame:
+    """A DICOM file without slices.
 
-    Files without the preamble are read as well where they end in ``.dcm`` or ``.ima``.
+    Args:
+        path: its file.
+        series: series instance UID, never shown.
+        kind: of what kind the file is, in the standard's words.
+        lacks: what an image lacks of where it lies; empty for what is no image.
     """
-    try:
-        with quiet_pydicom():
-            header = pydicom.dcmread(
-                path, stop_before_pixels=True, force=_named(path), specific_tags=list(_TAGS)
-            )
-            known = "Modality" in header or "SOPClassUID" in header or _stored_class(header)
-    except Exception:  # pydicom raises whatever a damaged element leads to
-        return None
-    return header if known else None
+
+    path: Path
+    series: str
+    kind: str
+    lacks: str = ""
 
 
-def frames_of(path: Path) -> list[Frame]:
-    """The frames of one file; empty where it is not DICOM, not a scan, or does not say where it lies.
+def look_at(path: Path) -> list[Frame] | NoFrame | None:
+    """The frames of one file, or why it has none; None where it is not DICOM.
 
     Raises:
         InputError: it is DICOM by its name or its first bytes, but its header is cut off. Passing over it
@@ -123,74 +113,138 @@ def frames_of(path: Path) -> list[Frame]:
     """
     try:
         with quiet_pydicom():
-            return _frames_of(path)
+            return _look_at(path)
     except InputError:
         raise
     except Exception:  # elements are decoded when they are asked for, and fail in as many ways as there are
         raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}") from None
 
 
-def _frames_of(path: Path) -> list[Frame]:
+def frames_of(path: Path) -> list[Frame]:
+    """The frames of one file; empty where it is not DICOM, not a scan, or does not say where it lies.
+
+    Raises:
+        InputError: as :func:`look_at`.
+    """
+    found = look_at(path)
+    return found if isinstance(found, list) else []
+
+
+def _look_at(path: Path) -> list[Frame] | NoFrame | None:
     header = read_header(path)
     if header is None:
-        if _named(path) or _marked(path):
-            raise InputError(
-                f"{path}: a damaged DICOM file, its header cannot be read; copy it again or remove it"
-            )
-        return []
+        if is_named(path) or begins_as_dicom(path):
+            raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}")
+        return None
+    kind, series = _kind(header), str(header.get("SeriesInstanceUID") or "")
     if not header.get("Rows") or not header.get("Columns"):
-        if _stored_class(header) in _SCANS:
+        if stored_class(header) in _SCANS:
             raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_AGAIN}")
-        return []
+        return NoFrame(path, series, kind)
     if str(header.get("Modality", "")).upper() in _NO_SCAN:
-        return []
+        return NoFrame(path, series, kind)
     shared = _first(header, "SharedFunctionalGroupsSequence")
     each = header.get("PerFrameFunctionalGroupsSequence") or []
-    if not each and int(header.get("NumberOfFrames") or 1) > 1:
-        return []
-    found = [_frame(path, header, [group, shared], i) for i, group in enumerate(each or [Dataset()])]
-    return [frame for frame in found if frame is not None] if None not in found else []
+    count = int(header.get("NumberOfFrames") or 1)
+    if count > 1 and not each:
+        return NoFrame(path, series, kind, "a position of each of their frames")
+    if count != len(each or [None]):
+        raise InputError(
+            f"{path}: a damaged DICOM file, it has {count} frames and says of {len(each)} where they lie; "
+            f"{_AGAIN}"
+        )
+    groups = [[group, shared] for group in each or [Dataset()]]
+    lacks = dict.fromkeys(name for own in groups for name in _lacking(header, own))
+    if lacks:
+        return NoFrame(path, series, kind, " and ".join(lacks))
+    return [_frame(path, header, own, index) for index, own in enumerate(groups)]
 
 
-def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -> Frame | None:
-    position = _numbers(_field(header, groups, "PlanePositionSequence", "ImagePositionPatient"), 3)
-    axes = _numbers(_field(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-    spacing = _numbers(_field(header, groups, "PixelMeasuresSequence", "PixelSpacing"), 2)
-    if position is None or axes is None or spacing is None:
-        return None
+def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -> Frame:
+    position, axes, spacing = (
+        _numbers(_field(header, groups, macro, name), count) for macro, name, count in _PLACE
+    )
+    assert position is not None and axes is not None and spacing is not None, "checked before"
     axes = axes.reshape(2, 3)
-    lengths = np.linalg.norm(axes, axis=1)
-    if (np.abs(lengths - 1) > 1e-2).any() or (spacing <= 0).any():
-        return None
     thickness = _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
-    slope = _numbers(_field(header, groups, "PixelValueTransformationSequence", "RescaleSlope"), 1)
-    intercept = _numbers(_field(header, groups, "PixelValueTransformationSequence", "RescaleIntercept"), 1)
     kinds = _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
+    modality = _modality(header)
+    # The frame's own pair before the shared one, and that before the file's; never halves of two.
+    values = [_first(group, "PixelValueTransformationSequence") for group in groups]
+    rescale, unusable = rescale_of([*values, header], modality)
     return Frame(
         path=path,
         index=index,
+        uid=str(header.get("SOPInstanceUID") or _of_file(header, "MediaStorageSOPInstanceUID")),
         series=str(header.get("SeriesInstanceUID") or ""),
         number=str(header.get("SeriesNumber") if header.get("SeriesNumber") is not None else ""),
-        modality=str(header.get("Modality") or "unknown modality"),
+        modality=modality,
+        kind=_kind(header),
         size=(int(header.Rows), int(header.Columns)),
         position=position,
-        axes=axes / lengths[:, None],
+        axes=axes / np.linalg.norm(axes, axis=1)[:, None],
         spacing=(float(spacing[1]), float(spacing[0])),  # DICOM: between rows first
         thickness=None if thickness is None else float(thickness[0]),
-        rescale=None if slope is None or intercept is None else (float(slope[0]), float(intercept[0])),
+        rescale=rescale,
+        unusable=unusable,
         grey=int(header.get("SamplesPerPixel") or 1) == 1
         and str(header.get("PhotometricInterpretation") or "MONOCHROME2") == "MONOCHROME2",
         localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
     )
 
 
+#: Where an enhanced file says where a frame lies, under which name, in how many numbers.
+_PLACE = (
+    ("PlanePositionSequence", "ImagePositionPatient", 3),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ("PixelMeasuresSequence", "PixelSpacing", 2),
+)
+
+
+def _lacking(header: Dataset, groups: Sequence[Dataset]) -> list[str]:
+    """The elements that a frame lacks of where it lies, and how large its pixels are."""
+    position, axes, spacing = (
+        _numbers(_field(header, groups, macro, name), count) for macro, name, count in _PLACE
+    )
+    turned = axes is not None and (np.abs(np.linalg.norm(axes.reshape(2, 3), axis=1) - 1) <= 1e-2).all()
+    sized = spacing is not None and (spacing > 0).all()
+    found = (position is not None, turned, sized)
+    lacking = [
+        name if _field(header, groups, macro, name) is None else f"a valid {name}"
+        for there, (macro, name, _) in zip(found, _PLACE, strict=True)
+        if not there
+    ]
+    if lacking[-1:] == ["PixelSpacing"] and header.get("ImagerPixelSpacing") is not None:
+        lacking[-1] += " (ImagerPixelSpacing is measured on the detector)"
+    return lacking
+
+
+def _kind(header: Dataset) -> str:
+    """What a file holds, in the standard's words where it is of a class that the standard names."""
+    uid = stored_class(header)
+    name = UID(uid).name.removesuffix(" Storage") if uid in UID_dictionary else ""
+    return name or _modality(header)
+
+
+def _modality(header: Dataset) -> str:
+    modality = str(header.get("Modality") or "").strip()
+    known = modality.isascii() and modality.isalnum() and modality.isupper() and len(modality) <= _MODALITY
+    return modality if known else "unknown modality"
+
+
+def _of_file(header: Dataset, name: str) -> str:
+    meta = getattr(header, "file_meta", None)
+    return "" if meta is None else str(meta.get(name) or "")
+
+
 def _field(header: Dataset, groups: Sequence[Dataset], macro: str, name: str) -> Any:
     """A field of the frame's own or the shared functional groups, else of the file itself."""
     for group in groups:
-        item = _first(group, macro)
-        if item.get(name) is not None:
-            return item.get(name)
-    return header.get(name)
+        value = _first(group, macro).get(name)
+        if value is not None and value != "":
+            return value
+    value = header.get(name)
+    return None if value == "" else value
 
 
 def _first(dataset: Dataset, name: str) -> Dataset:
@@ -200,21 +254,7 @@ def _first(dataset: Dataset, name: str) -> Dataset:
 
 def _numbers(value: Any, count: int) -> np.ndarray | None:
     """``count`` finite numbers, or None."""
-    if value is None or value == "":
+    if value is None:
         return None
     array = np.array(value, dtype=np.float64).reshape(-1)
     return array if array.size == count and np.isfinite(array).all() else None
-
-
-def _named(path: Path) -> bool:
-    return path.suffix.lower() in (".dcm", ".ima")
-
-
-def _marked(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _stored_class(header: Dataset) -> str:
-    meta = getattr(header, "file_meta", None)
-    return "" if meta is None else str(meta.get("MediaStorageSOPClassUID") or "")

@@ -14,14 +14,15 @@ from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 from isopose.geometry.volume import Volume
 from isopose.io.archive import is_archive, unpacked
-from isopose.io.dicom import is_dicom, peek_series, read_series
+from isopose.io.dicom import peek_series, read_series
+from isopose.io.dicom_files import is_dicom
+from isopose.io.endings import READABLE as READABLE
+from isopose.io.endings import ending as ending
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.itk_header import check_text_header
 from isopose.io.nifti import peek_nifti, read_nifti
 from isopose.io.quiet import complained, itk_name, quiet_itk
 
-#: Endings that can be read as one file; a DICOM series is a folder or one of its files.
-READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 #: Endings that can be written: one file each, so that a file is either whole or absent.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 #: Bytes before the voxels of a NIfTI-1 file, and where among them the number of slices is, ``dim[3]``.
@@ -41,12 +42,6 @@ _TYPES = {
     sitk.sitkFloat64: np.float32,
 }
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
-
-
-def ending(path: Path) -> str:
-    """The readable ending of a file name in lower case, ``.nii.gz`` as one; empty where there is none."""
-    name = Path(path).name.lower()
-    return next((e for e in READABLE if name.endswith(e)), "")
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:

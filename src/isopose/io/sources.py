@@ -5,8 +5,9 @@ from pathlib import Path
 
 from isopose.errors import InputError
 from isopose.files import hash_of, sha256
-from isopose.io.dicom import is_dicom, is_dicomdir, listed_files, ordered_frames
-from isopose.io.images import ending
+from isopose.io.dicom import ordered_frames
+from isopose.io.dicom_files import is_dicom, is_dicomdir, listed_files
+from isopose.io.endings import ending
 from isopose.io.itk_header import LONGEST_HEADER
 
 #: The field of a header that names the files of the voxels, and all that follows it; NRRD's header ends at an

@@ -1,0 +1,65 @@
+"""Copies of files beside the files: the same image is taken once."""
+
+import filecmp
+from pathlib import Path
+
+import numpy as np
+
+from isopose.errors import InputError
+from isopose.io.dicom_frames import Frame
+from isopose.io.dicom_pixels import pixels
+
+
+def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
+    """Frames of each image once, of the file with the shortest name.
+
+    Files are copies where they are the same SOP instance, or, without its UID, lie at one position; and
+    where their bytes are the same, or their places and their values in HU.
+
+    Args:
+        path: what messages name.
+        frames: of one series.
+
+    Raises:
+        InputError: files that are one SOP instance differ.
+    """
+    files: dict[Path, list[Frame]] = {}
+    for frame in frames:
+        files.setdefault(frame.path, []).append(frame)
+    kept: dict[tuple[str, bytes], Path] = {}
+    dropped: set[Path] = set()
+    for file in sorted(files, key=lambda file: (len(str(file)), file)):
+        own = files[file]
+        uid = own[0].uid
+        key = (uid, b"" if uid else np.stack([frame.position for frame in own]).tobytes())
+        other = kept.setdefault(key, file)
+        if other == file:
+            continue
+        if _same(files[other], own):
+            dropped.add(file)
+        elif uid:
+            raise InputError(
+                f"{path}: {_below(path, other)} and {_below(path, file)} have one SOP instance UID, but "
+                "differ in their pixels or places; remove the wrong one, or export the series again"
+            )
+    return [frame for frame in frames if frame.path not in dropped]
+
+
+def _same(one: list[Frame], two: list[Frame]) -> bool:
+    if filecmp.cmp(one[0].path, two[0].path, shallow=False):
+        return True
+    if len(one) != len(two) or not all(map(_same_place, one, two)):
+        return False
+    return all(map(np.array_equal, pixels(one), pixels(two)))
+
+
+def _same_place(one: Frame, two: Frame) -> bool:
+    same = (one.size, one.spacing, one.modality, one.grey, one.unusable) == (
+        *(two.size, two.spacing, two.modality),
+        *(two.grey, two.unusable),
+    )
+    return same and np.array_equal(one.position, two.position) and np.array_equal(one.axes, two.axes)
+
+
+def _below(path: Path, file: Path) -> str:
+    return file.relative_to(path).as_posix() if path in file.parents else file.name

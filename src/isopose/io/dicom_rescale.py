@@ -1,0 +1,84 @@
+"""From stored values to their unit: which slope and intercept are a frame's own, and which cannot be used."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+#: What CT calls its unit; an empty type is HU as well (PS3.3 C.8.2.1).
+_HU = ("", "HU", "HOUNSFIELD UNITS")
+
+
+def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, float] | None, str]:
+    """Slope and intercept of a frame, and why its values cannot be brought to their unit.
+
+    Real world value mappings are not used: they map to other quantities beside the modality's own unit.
+
+    Args:
+        places: where a pair may stand, the first to be preferred: the frame's own functional groups, the
+            shared ones, the file itself. Slope and intercept are taken from one place.
+        modality: CT needs a pair, and in HU.
+
+    Returns:
+        The pair, None where there is none; and the rest of a sentence that begins with "has CT images",
+        empty where the values can be used.
+    """
+    places = list(places)
+    if any(place.get("ModalityLUTSequence") for place in places):
+        return None, "whose values are looked up in a table (Modality LUT), expected a rescale slope"
+    for place in places:
+        slope, intercept = place.get("RescaleSlope"), place.get("RescaleIntercept")
+        if _empty(slope) and _empty(intercept):
+            continue
+        pair = _number(slope), _number(intercept)
+        if pair[0] is None or pair[1] is None or pair[0] == 0:
+            return None, _without(modality, " that can be used")
+        unit = str(place.get("RescaleType") or "").strip().upper()
+        if modality == "CT" and unit not in _HU:
+            return None, "whose rescale type is not HU, so their values are another quantity"
+        return (pair[0], pair[1]), ""
+    return None, _without(modality, "") if modality == "CT" else ""
+
+
+def _without(modality: str, rest: str) -> str:
+    unit = "HU" if modality == "CT" else "known"
+    return f"without rescale slope and intercept{rest}, so their values are not {unit}"
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value == ""
+
+
+def _number(value: Any) -> float | None:
+    """One finite number, or None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def rescaled(values: np.ndarray, pair: tuple[float, float] | None) -> np.ndarray:
+    """Stored values times slope plus intercept: whole numbers where all of them are, else float64.
+
+    Args:
+        values: stored values, integers or floats.
+        pair: slope and intercept; None leaves the values as they are.
+    """
+    if pair is None:
+        return values
+    slope, intercept = pair
+    if values.dtype.kind == "f" or slope % 1 or intercept % 1:
+        return values * np.float64(slope) + intercept
+    largest = max(abs(float(limit)) for limit in (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max))
+    reach = largest * abs(slope) + abs(intercept)
+    if reach >= 2**62:
+        return values * np.float64(slope) + intercept
+    wide = np.int32 if reach < 2**31 else np.int64
+    scaled: np.ndarray = values.astype(wide)
+    if slope != 1:
+        scaled *= int(slope)
+    scaled += int(intercept)
+    return scaled

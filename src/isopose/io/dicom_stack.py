@@ -1,0 +1,143 @@
+"""Frames of one series as a regular stack: their order, and the grid that their positions lie on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from isopose.errors import InputError
+from isopose.geometry.volume import SHEAR_TOLERANCE
+from isopose.io.dicom_frames import Frame
+
+#: Positions are often rounded to 0.1 mm, so that a distance may be off by as much without meaning anything,
+#: or are measured with a jitter of some hundredths. Of thick slices 1 % is nothing either; but never so
+#: much of thin ones that a distance could be that of two.
+_ROUNDING_MM, _UNEVEN_SHARE, _THIN_SHARE = 0.1, 0.01, 0.4
+#: Rounding is seldom exactly representable.
+_SLACK_MM = 1e-3
+#: Closer than this, or than this share of the usual distance, are slices at one position.
+_DOUBLE_MM, _DOUBLE_SHARE = 0.02, 0.2
+#: Direction cosines of one series may differ this much from their mean: 0.5 mm at the rim of a large slice.
+_TURN = 2e-3
+#: Below this, orientations or positions are as exact as headers write them, and are taken as they are.
+_EXACT, _EXACT_MM = 1e-9, 1e-3
+
+
+def named(path: Path, frame: Frame) -> str:
+    """How messages begin: the place and the number of the series."""
+    return f"{path}: series {frame.number}" if frame.number else f"{path}: the series"
+
+
+def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
+    """Frames of one kind, by position along the normal.
+
+    Raises:
+        InputError: they differ in size, pixel size or orientation, or cannot be HU.
+    """
+    first = frames[0]
+    where = named(path, first)
+    for what, values in (
+        ("image size", {f"{f.size[1]} x {f.size[0]}" for f in frames}),
+        ("modality", {f.modality for f in frames}),
+    ):
+        if len(values) > 1:
+            raise InputError(
+                f"{where} mixes images of differing {what} ({', '.join(sorted(values))}); separate them"
+            )
+    if max(np.abs(np.subtract(f.spacing, first.spacing)).max() for f in frames) > 1e-3 * min(first.spacing):
+        raise InputError(f"{where} mixes images of differing pixel size; separate them")
+    mean = np.mean([f.axes for f in frames], axis=0)
+    if max(np.abs(f.axes - mean).max() for f in frames) > _TURN:
+        raise InputError(f"{where} mixes images of differing orientation; separate them")
+    if not all(f.grey for f in frames):
+        raise InputError(f"{where} holds colour or inverted images, expected grey values (MONOCHROME2)")
+    unusable = next((f.unusable for f in frames if f.unusable), "")
+    if unusable:
+        raise InputError(f"{where} has {first.modality} images {unusable}; export the original series")
+    normal = np.cross(*_axes(frames))
+    return sorted(frames, key=lambda f: float(f.position @ normal))
+
+
+def _axes(frames: list[Frame]) -> np.ndarray:
+    """``(2, 3)`` unit vectors of all slices: theirs where they are one, else the nearest to their mean."""
+    each = np.stack([f.axes for f in frames])
+    if np.abs(each - each[0]).max() <= _EXACT:
+        return frames[0].axes
+    left, _, right = np.linalg.svd(each.mean(axis=0), full_matrices=False)
+    axes: np.ndarray = left @ right
+    return axes
+
+
+def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
+    """``(4, 4)`` LPS from index of ordered frames, once they are known to be a regular stack.
+
+    Where the positions do not lie on a line as exactly as they could, spacing and origin are those of the
+    line fitted to all of them.
+
+    Raises:
+        InputError: doubled, missing or unevenly spaced slices; gantry tilt.
+    """
+    first, axes = frames[0], _axes(frames)
+    normal = np.cross(axes[0], axes[1])
+    matrix = np.eye(4)
+    matrix[:3, 0] = axes[0] * first.spacing[0]
+    matrix[:3, 1] = axes[1] * first.spacing[1]
+    matrix[:3, 2] = normal * (first.thickness or 1.0)
+    matrix[:3, 3] = first.position
+    if len(frames) == 1:
+        return matrix
+    positions = np.stack([f.position for f in frames])
+    usual = _usual_step(path, frames, normal)
+    where, index = named(path, first), np.arange(len(frames))[:, None]
+    line = (positions[-1] - positions[0]) / (len(frames) - 1)
+    sideways = float(np.linalg.norm(np.cross(line, normal)))
+    tilt = min(1.0, sideways / float(np.linalg.norm(line)))
+    rounding = np.sqrt(3) * _ROUNDING_MM  # of all three coordinates
+    if tilt > SHEAR_TOLERANCE and sideways * (len(frames) - 1) > rounding:
+        raise InputError(
+            f"{where} was scanned with a tilted gantry ({np.degrees(np.arcsin(tilt)):.1f} degrees), so "
+            "its slices do not stack at right angles; resample it to a rectangular grid first"
+        )
+    astray = np.linalg.norm(positions - positions[0] - index * line, axis=1).max()
+    if astray > max(0.5 * min(first.spacing), rounding, _UNEVEN_SHARE * usual):
+        raise InputError(
+            f"{where}: slices are shifted against each other by up to {astray:.2f} mm; separate them"
+        )
+    if astray > _EXACT_MM:
+        line, matrix[:3, 3] = np.polyfit(index[:, 0], positions, 1)
+    matrix[:3, 2] = normal * (line @ normal)
+    return matrix
+
+
+def _usual_step(path: Path, frames: list[Frame], normal: np.ndarray) -> float:
+    """Median distance of slices in mm, of which no distance differs by more than rounding.
+
+    Raises:
+        InputError: doubled, missing or unevenly spaced slices.
+    """
+    along = np.array([frame.position @ normal for frame in frames])
+    where, steps = named(path, frames[0]), np.diff(along)
+    usual = float(np.median(steps))
+    doubled = np.flatnonzero(steps < max(_DOUBLE_MM, _DOUBLE_SHARE * usual))
+    if doubled.size:
+        one, two = frames[doubled[0]], frames[doubled[0] + 1]
+        if one.path == two.path:
+            pair = f"frames {one.index + 1} and {two.index + 1} of {one.path.name}"
+        else:
+            pair = f"{one.path.name} and {two.path.name}"
+        raise InputError(
+            f"{where} has several slices at one position, e.g. {pair} "
+            f"({doubled.size} too many); copies, phases or reconstructions must go into a folder each"
+        )
+    # Each coordinate is rounded; of upright slices only one of them counts.
+    rounding = _ROUNDING_MM * np.abs(normal).sum() + _SLACK_MM
+    allowed = max(_UNEVEN_SHARE * usual, min(rounding, _THIN_SHARE * usual))
+    uneven = np.flatnonzero(np.abs(steps - usual) > allowed)
+    if uneven.size:
+        at = uneven[0]
+        missing = int(np.rint(steps / usual - 1)[uneven].clip(0).sum())
+        told = f"slices are missing (about {missing})" if missing else "the slices are unevenly spaced"
+        raise InputError(
+            f"{where}: {told}, e.g. {steps[at]:.2f} mm between {along[at]:.2f} and {along[at + 1]:.2f} mm "
+            f"where {usual:.2f} mm is usual; export the whole series, or resample it to even spacing"
+        )
+    return usual
