@@ -2,17 +2,22 @@
 
 import contextlib
 import errno
+import re
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from isopose.errors import InputError
+from isopose.io.dicom_files import is_dicom, is_hidden, is_named
+from isopose.io.endings import ending
 from isopose.io.limits import VARIABLE, largest_bytes
 
 _CHUNK = 1 << 20
+#: In UTF-8; systems take no longer names.
+_LONGEST_PART, _LONGEST_NAME = 200, 800
 
 
 def is_archive(path: Path) -> bool:
@@ -24,18 +29,19 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """A folder with what is in an archive; it is removed again afterwards.
 
-    Members are written below the folder whatever their names say, links as plain files, and no more of them
-    than their sizes in the archive's directory, which are summed up before.
+    Members lie below the folder whatever their names say, links as plain files, and no more of them than
+    their sizes in the archive's directory, which are summed up before. Hidden members and those that an
+    operating system adds (``__MACOSX``, ``Thumbs.db``) are left out, as they are in a folder.
 
     Raises:
-        InputError: no archive, damaged, encrypted, too large. What is raised within the block names the
-            archive in place of the folder.
+        InputError: no archive, damaged, encrypted, too large, without DICOM. What is raised within the block
+            names the archive in place of the folder, and members as the archive does.
     """
     with tempfile.TemporaryDirectory(prefix="isopose-") as place:
         folder = Path(place)
         try:
             with zipfile.ZipFile(path) as archive:
-                _unpack(path, archive, folder)
+                renamed = _unpack(path, archive, folder)
         except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
             raise InputError(f"{path}: cannot be unpacked ({error}); pack or copy it again") from None
         except OSError as error:
@@ -46,13 +52,18 @@ def unpacked(path: Path) -> Iterator[Path]:
                 f"{path}: cannot be unpacked (its directory is damaged); copy it again"
             ) from None
         try:
+            _check_kind(folder)
             yield folder
         except InputError as error:
-            raise InputError(str(error).replace(place, str(path))) from None
+            text = str(error)
+            for target, name in renamed.items():
+                text = text.replace(f"{place}/{target}", f"{place}/{name}").replace(target, name)
+            raise InputError(text.replace(f"{place}/", f"{path}: ").replace(place, str(path))) from None
 
 
-def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
-    members = [member for member in archive.infolist() if not member.is_dir()]
+def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str]:
+    """Write the members; return where those lie whose names could not be kept, and these names."""
+    members = [member for member in archive.infolist() if _is_shown(member.filename)]
     total = sum(member.file_size for member in members)
     free = shutil.disk_usage(folder).free
     largest = largest_bytes()
@@ -63,9 +74,14 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
             else f"the {largest / 2**30:g} GB that are taken from one ({VARIABLE} sets another limit)"
         )
         raise InputError(f"{path}: unpacks to {told}; unpack it yourself and give the folder")
+    renamed = {}
     for number, member in enumerate(members):
-        # Names are kept only for their order: two may differ by what this system cannot tell apart.
-        target = folder / f"{number:06d}{Path(member.filename).suffix[:8]}"
+        target = folder / member.filename
+        # Two names may differ by what this system cannot tell apart.
+        if not _can_be_kept(member.filename) or target.exists() or _below_file(target, folder):
+            place = f"~{number:06d}/{_last_part(member.filename)}"
+            renamed[place], target = _printable(member.filename), folder / place
+        target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member) as source, open(target, "wb") as file:
             left = member.file_size
             while part := source.read(min(_CHUNK, left + 1)):
@@ -73,3 +89,51 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
                 if left < 0:
                     raise zipfile.BadZipFile("a member is larger than the archive says")
                 file.write(part)
+    return renamed
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise an InputError where an archive holds no DICOM but what could be meant instead."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if any(is_named(file) or is_dicom(file) for file in files):
+        return
+    volumes, archives = [f for f in files if ending(f)], [f for f in files if is_archive(f)]
+    if volumes or archives:
+        found = (volumes or archives)[0].relative_to(folder).as_posix()
+        raise InputError(
+            f"{folder}: expected a DICOM series, found {'a volume' if volumes else 'another archive'} "
+            f"({found}); unpack it and give that"
+        )
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a member is a file that is neither hidden nor added by an operating system."""
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    return name[-1:] not in ("/", "\\") and bool(parts) and not is_hidden(PurePosixPath(*parts))
+
+
+def _can_be_kept(name: str) -> bool:
+    """Whether a member's name is one of a file below a folder on every system."""
+    parts = name.split("/")
+    return (
+        not any(part in ("", ".", "..") or part.startswith("~") for part in parts)
+        and not re.search(r'[\\:<>"|?*]', name)
+        and name.isprintable()
+        and max(len(part.encode()) for part in parts) <= _LONGEST_PART
+        and len(name.encode()) <= _LONGEST_NAME
+    )
+
+
+def _below_file(target: Path, folder: Path) -> bool:
+    """Whether what should be a folder is another member's file."""
+    return any(parent.is_file() for parent in target.parents if folder in parent.parents)
+
+
+def _last_part(name: str) -> str:
+    """A member's name without its folders, as far as every system takes it."""
+    last = re.sub(r"[^\w.()+ -]", "_", re.split(r"[/\\]", name)[-1])
+    return last if len(last.encode()) <= _LONGEST_PART else f"member{PurePosixPath(last).suffix[:8]}"
+
+
+def _printable(name: str) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in name)

@@ -213,7 +213,5 @@ def _needed(values: np.ndarray) -> int:
     if values.dtype.kind == "f":
         return 2
     low, high = int(values.min()), int(values.max())
-    for place, kind in enumerate((np.int16, np.int32)):
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return place
-    return 2
+    bits = max(high, -1 - low).bit_length()
+    return 0 if bits < 16 else 1 if bits < 32 else 2

@@ -41,6 +41,14 @@ _SCANS = {
 _MODALITY = 16
 
 
+#: Where an enhanced file says where a frame lies, under which name, in how many numbers.
+_PLACE = (
+    ("PlanePositionSequence", "ImagePositionPatient", 3),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ("PixelMeasuresSequence", "PixelSpacing", 2),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One slice: where its pixels are and where it lies.
@@ -154,17 +162,25 @@ def _look_at(path: Path) -> list[Frame] | NoFrame | None:
             f"{_AGAIN}"
         )
     groups = [[group, shared] for group in each or [Dataset()]]
-    lacks = dict.fromkeys(name for own in groups for name in _lacking(header, own))
+    places = [_place(header, own) for own in groups]
+    lacks = dict.fromkeys(name for _, lacking in places for name in lacking)
     if lacks:
         return NoFrame(path, series, kind, " and ".join(lacks))
-    return [_frame(path, header, own, index) for index, own in enumerate(groups)]
+    return [
+        _frame(path, header, own, index, *place)
+        for index, (own, (place, _)) in enumerate(zip(groups, places, strict=True))
+    ]
 
 
-def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -> Frame:
-    position, axes, spacing = (
-        _numbers(_field(header, groups, macro, name), count) for macro, name, count in _PLACE
-    )
-    assert position is not None and axes is not None and spacing is not None, "checked before"
+def _frame(
+    path: Path,
+    header: Dataset,
+    groups: Sequence[Dataset],
+    index: int,
+    position: np.ndarray,
+    axes: np.ndarray,
+    spacing: np.ndarray,
+) -> Frame:
     axes = axes.reshape(2, 3)
     thickness = _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
     kinds = _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
@@ -193,30 +209,27 @@ def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -
     )
 
 
-#: Where an enhanced file says where a frame lies, under which name, in how many numbers.
-_PLACE = (
-    ("PlanePositionSequence", "ImagePositionPatient", 3),
-    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
-    ("PixelMeasuresSequence", "PixelSpacing", 2),
-)
+def _place(header: Dataset, groups: Sequence[Dataset]) -> tuple[list[np.ndarray], list[str]]:
+    """Position, orientation and pixel size of a frame, and which of them it lacks."""
+    found, lacks = [], []
+    for macro, name, count in _PLACE:
+        value = _field(header, groups, macro, name)
+        numbers = _numbers(value, count)
+        if numbers is not None and _is_valid(name, numbers):
+            found.append(numbers)
+        elif value is not None:
+            lacks.append(f"a valid {name}")
+        elif name == "PixelSpacing" and header.get("ImagerPixelSpacing") is not None:
+            lacks.append("PixelSpacing (ImagerPixelSpacing is that of the detector)")
+        else:
+            lacks.append(name)
+    return found, lacks
 
 
-def _lacking(header: Dataset, groups: Sequence[Dataset]) -> list[str]:
-    """The elements that a frame lacks of where it lies, and how large its pixels are."""
-    position, axes, spacing = (
-        _numbers(_field(header, groups, macro, name), count) for macro, name, count in _PLACE
-    )
-    turned = axes is not None and (np.abs(np.linalg.norm(axes.reshape(2, 3), axis=1) - 1) <= 1e-2).all()
-    sized = spacing is not None and (spacing > 0).all()
-    found = (position is not None, turned, sized)
-    lacking = [
-        name if _field(header, groups, macro, name) is None else f"a valid {name}"
-        for there, (macro, name, _) in zip(found, _PLACE, strict=True)
-        if not there
-    ]
-    if lacking[-1:] == ["PixelSpacing"] and header.get("ImagerPixelSpacing") is not None:
-        lacking[-1] += " (ImagerPixelSpacing is measured on the detector)"
-    return lacking
+def _is_valid(name: str, numbers: np.ndarray) -> bool:
+    if name == "ImageOrientationPatient":
+        return bool((np.abs(np.linalg.norm(numbers.reshape(2, 3), axis=1) - 1) <= 1e-2).all())
+    return name != "PixelSpacing" or bool((numbers > 0).all())
 
 
 def _kind(header: Dataset) -> str:

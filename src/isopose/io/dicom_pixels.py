@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import pixel_array
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -165,16 +166,16 @@ def _decoded(data: Dataset, name: str) -> tuple[np.ndarray, bool]:
     return (array if array.ndim == 3 else array[None]), clean
 
 
-def _syntax(data: Dataset) -> str:
+def _syntax(data: Dataset) -> UID:
     """Transfer syntax, as found by pydicom where the file does not name one."""
     meta = getattr(data, "file_meta", None)
     named = None if meta is None else meta.get("TransferSyntaxUID")
     if named:
-        return str(named)
+        return UID(named)
     implicit, little = data.original_encoding
-    return str(
-        ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    )
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 def _by_gdcm(plain: Dataset) -> np.ndarray:
