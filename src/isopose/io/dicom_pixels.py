@@ -24,6 +24,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    RLELossless,
     generate_uid,
 )
 
@@ -162,7 +163,13 @@ def _decoded(data: Dataset, name: str) -> tuple[np.ndarray, bool]:
         array = pixel_array(plain, raw=True, correct_unused_bits=False)
         clean = False
     else:
-        array, clean = _by_gdcm(plain), True
+        try:
+            array, clean = _by_gdcm(plain), True
+        except RuntimeError:
+            # GDCM does not take run lengths of very small images.
+            if plain.file_meta.TransferSyntaxUID != RLELossless:
+                raise
+            array, clean = pixel_array(plain, raw=True, correct_unused_bits=False), False
     return (array if array.ndim == 3 else array[None]), clean
 
 

@@ -1,0 +1,363 @@
+"""Which files are DICOM and which of a folder are read: without a preamble, copies, other objects beside them."""
+
+import json
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from io_helpers import SECRETS, dicom_slice, enhanced, raw_slices, save, write_series
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.inference.scans import find_scans
+from isopose.io.dicom_files import is_dicom
+from isopose.io.images import peek, read_volume, write_image
+from isopose.io.sources import hash_of_source
+
+ENCODINGS = ["implicit", "explicit", "big endian", "with the file's own group"]
+
+
+def refused(path, *words):
+    text = ""
+    for read in (read_volume, peek):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        text = str(caught.value)
+        assert "\n" not in text
+        for word in words:
+            assert word in text, text
+        assert not any(secret in text for secret in SECRETS), text
+    return text
+
+
+def without_preamble(path, encoding):
+    """Write a file anew as old scanners and some archives do."""
+    data = pydicom.dcmread(path)
+    meta = data.file_meta
+    bare = Dataset()
+    bare.update({tag: data[tag] for tag in data.keys()})  # noqa: SIM118
+    if encoding == "big endian":
+        bare.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+    if encoding == "with the file's own group":
+        bare.file_meta = meta
+        bare.preamble = None
+        pydicom.dcmwrite(path, bare, enforce_file_format=False)
+    else:
+        implicit, little = encoding == "implicit", encoding != "big endian"
+        pydicom.dcmwrite(path, bare, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+    start = path.read_bytes()[:132]
+    assert start[128:] != b"DICM"
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm", ".img", ".1", ".IMA"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("some", [True, False])
+def test_files_without_a_preamble_are_read(tmp_path, encoding, ending, some):
+    raw = raw_slices(6)
+    folder = write_series(tmp_path / "series", raw)
+    whole = read_volume(folder)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file = file.rename(file.with_suffix(ending))
+        if number % 2 or not some:
+            without_preamble(file, encoding)
+        assert is_dicom(file)
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.array, whole.array)
+    np.testing.assert_array_equal(volume.world_from_index, whole.world_from_index)
+    np.testing.assert_array_equal(read_volume(folder / f"003{ending}").array, whole.array)
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    np.testing.assert_array_equal(read_volume(tmp_path / archive).array, whole.array)
+
+
+def test_a_file_of_several_frames_without_a_preamble(tmp_path):
+    raw = raw_slices()
+    path = save(enhanced(raw, (3, 0, 4, 2, 1)), tmp_path / "enhanced")
+    without_preamble(path, "implicit")
+    for place in (path, tmp_path):
+        np.testing.assert_array_equal(read_volume(place).array, raw.astype(int) - 1024)
+
+
+def test_padding_without_a_preamble_has_the_signedness_of_the_pixels(tmp_path):
+    raw = raw_slices(3)
+    raw[:, 0] = 63536
+    for i, pixels in enumerate(raw):
+        data = dicom_slice(pixels, (0, 0, 2 * i), BitsStored=16, HighBit=15)
+        data.add_new(0x00280120, "US", 63536)
+        without_preamble(save(data, tmp_path / str(i)), "implicit")
+    np.testing.assert_array_equal(read_volume(tmp_path).array[:, 0], -1000)
+
+
+@pytest.mark.parametrize("encoding", ["implicit", "explicit", "big endian"])
+@pytest.mark.parametrize("kept", [60, 200, 500, -20])
+def test_a_damaged_file_without_a_preamble_is_named(tmp_path, encoding, kept):
+    raw = np.random.default_rng(0).integers(0, 4096, (4, 20, 20)).astype(np.uint16)
+    folder = write_series(tmp_path, raw)
+    for file in sorted(folder.iterdir()):
+        without_preamble(file.rename(file.with_suffix("")), encoding)
+    first = folder / "003"
+    first.write_bytes(first.read_bytes()[:kept])
+    with pytest.raises(InputError, match="003: ") as caught:
+        read_volume(folder)
+    assert not any(secret in str(caught.value) for secret in SECRETS)
+
+
+def junk(folder):
+    """Files that are no DICOM, whatever their first bytes look like."""
+    draw = np.random.default_rng(0)
+    files = {
+        "notes.txt": b"\x08 CT of the abdomen\n" * 40,
+        "data.json": json.dumps({"Modality": "CT", "Rows": 512}).encode(),
+        "random": draw.bytes(2000),
+        "zeros": bytes(2000),
+        "table": b"\x08\x00 a table\n" * 40,
+        "odd": b"\x08\x00\x05\x00\x01\x00\x00\x00" + bytes(200),  # odd length
+        "long": b"\x08\x00\x05\x00\xff\xff\xff\x7f" + bytes(200),
+        "private": b"\x08\x00\xff\xfe\x04\x00\x00\x00" + bytes(200),
+        "Thumbs.db": b"\xd0\xcf\x11\xe0" + bytes(500),
+        "desktop.ini": b"[.ShellClassInfo]\n",
+        ".DS_Store": b"\0\0\0\1Bud1" + bytes(300),
+        "._000.dcm": bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(160),
+        "__MACOSX/000.dcm": bytes.fromhex("0005160700020000") + bytes(160),
+        ".hidden/000.dcm": b"no DICOM",
+        "short": b"\x08\x00",
+        "empty": b"",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    for kind in ("jpeg", "png", "bmp", "gif"):
+        Image.new("L", (20, 20)).save(folder / f"picture.{kind}")
+    return folder
+
+
+def test_other_files_are_not_taken_for_dicom(tmp_path):
+    for file in junk(tmp_path).rglob("*"):
+        assert not is_dicom(file), file
+    with pytest.raises(InputError, match="no DICOM image series here"):
+        read_volume(tmp_path)
+
+
+def test_other_files_beside_slices_do_not_matter(tmp_path):
+    raw = raw_slices()
+    junk(write_series(tmp_path / "series", raw))
+    np.testing.assert_array_equal(read_volume(tmp_path / "series").array, raw.astype(int) - 1024)
+    np.testing.assert_array_equal(read_volume(tmp_path).array, raw.astype(int) - 1024)
+
+
+@pytest.mark.parametrize("place", ["{}(1).dcm", "{} copy.dcm", "copy of {}.dcm", "a/{}.dcm", "{}"])
+@pytest.mark.parametrize("some", [True, False])
+def test_copies_of_files_are_taken_once(tmp_path, place, some):
+    raw = raw_slices()
+    folder = write_series(tmp_path / "series" / "b", raw)
+    base = folder.parent if place.startswith("a/") else folder
+    for number, file in enumerate(sorted(folder.iterdir())):
+        if number < 2 or not some:
+            copy = base / place.format(file.stem)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(file, copy)
+    before = hash_of_source(folder.parent)
+    volume = read_volume(folder.parent)
+    np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
+    np.testing.assert_allclose(volume.spacing, (0.75, 0.5, 2))
+    np.testing.assert_array_equal(peek(folder.parent).world_from_index, volume.world_from_index)
+    np.testing.assert_array_equal(read_volume(folder / "003.dcm").array, volume.array)
+    assert hash_of_source(folder.parent) == before
+    assert hash_of_source(folder / "003.dcm") == hash_of_source(folder / "010.dcm")
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder.parent)
+    np.testing.assert_array_equal(read_volume(tmp_path / archive).array, volume.array)
+
+
+def again(path, **fields):
+    """The same instance once more, written otherwise."""
+    data = pydicom.dcmread(path)
+    for name, value in fields.items():
+        setattr(data, name, value)
+    return save(data, path.with_stem(f"{path.stem}x"))
+
+
+def test_copies_that_are_encoded_otherwise_are_taken_once(tmp_path):
+    raw = raw_slices()
+    folder = write_series(tmp_path, raw)
+    one = again(folder / "003.dcm", SeriesDescription="exported again")
+    assert one.read_bytes() != (folder / "003.dcm").read_bytes()
+    data = pydicom.dcmread(folder / "010.dcm")
+    data.compress(RLELossless, generate_instance_uid=False)
+    save(data, folder / "packed.dcm")
+    shutil.copy(folder / "017.dcm", folder / "bare")
+    without_preamble(folder / "bare", "implicit")
+    np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"PixelData": bytes(84)},
+        {"RescaleIntercept": -1000},
+        {"ImagePositionPatient": [-10, 20, -301]},
+        {"ImageOrientationPatient": [1, 1e-4, 0, 0, 1, 0]},
+        {"PixelSpacing": [0.5, 0.7501]},
+        {"PhotometricInterpretation": "MONOCHROME1"},
+    ],
+)
+def test_one_instance_with_two_contents_is_refused(tmp_path, fields):
+    folder = write_series(tmp_path, raw_slices())
+    again(folder / "003.dcm", **fields)
+    refused(folder, "003.dcm and 003x.dcm have one SOP instance UID", "differ")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_copies_without_a_uid(tmp_path, same):
+    raw = raw_slices()
+    folder = write_series(tmp_path, raw)
+    for file in list(folder.iterdir()):
+        data = pydicom.dcmread(file)
+        del data.SOPInstanceUID
+        del data.file_meta.MediaStorageSOPInstanceUID
+        pydicom.dcmwrite(file, data, enforce_file_format=False)
+        if not same:
+            data.PixelData = bytes(84)
+        pydicom.dcmwrite(file.with_stem(f"{file.stem}x"), data, enforce_file_format=False)
+    if same:
+        np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+    else:
+        refused(folder, "several slices at one position")
+
+
+def test_another_instance_at_one_position_is_no_copy(tmp_path):
+    folder = write_series(tmp_path, raw_slices())
+    again(folder / "003.dcm", SOPInstanceUID="1.2.3.4")
+    refused(folder, "several slices at one position", "003.dcm and 003x.dcm")
+
+
+def test_a_copy_of_a_file_of_several_frames(tmp_path):
+    raw = raw_slices()
+    save(enhanced(raw, (3, 0, 4, 2, 1)), tmp_path / "a.dcm")
+    shutil.copy(tmp_path / "a.dcm", tmp_path / "a(1).dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path).array, raw.astype(int) - 1024)
+
+
+@pytest.mark.parametrize("name", ["mask.nii.gz", "mask.nii", "mask.nrrd", "mask.mha", "mask.mhd", "SEG.NRRD"])
+@pytest.mark.parametrize("where", ["beside", "above", "without endings"])
+def test_a_volume_beside_slices_is_not_guessed_at(tmp_path, name, where):
+    raw = raw_slices()
+    place = tmp_path / "scan"
+    folder = write_series(place / "IMAGES" if where == "above" else place, raw)
+    series = read_volume(folder)
+    if where == "without endings":
+        for file in sorted(folder.iterdir()):
+            file.rename(file.with_suffix(""))
+    write_image(series.with_array((series.array > 0).astype(np.uint8)), tmp_path / "mask.nrrd")
+    shutil.copy(tmp_path / "mask.nrrd", place / name)
+    refused(place, "holds both DICOM slices and", name, "give one of the slices' files")
+    # As one scan, so that others beside it are done and a dataset's case may name the folder.
+    assert [scan.path for scan in find_scans([place])] == [place]
+    # What the line says to do helps.
+    slice_ = next(file for file in sorted(folder.iterdir()) if file.name.startswith("003"))
+    np.testing.assert_array_equal(read_volume(slice_).array, raw.astype(int) - 1024)
+
+
+def test_folders_of_volumes_alone_are_scans_as_before(tmp_path):
+    volume = Volume(np.zeros((3, 4, 5), np.int16))
+    for name in ("a.nii.gz", "b.nrrd"):
+        write_image(volume, tmp_path / name)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "notes.txt").write_text("no DICOM")
+    data = dicom_slice(raw_slices()[0], (0, 0, 0), SOPClassUID=SegmentationStorage, Modality="SEG")
+    save(data, tmp_path / "results" / "a.dcm")
+    assert [scan.name for scan in find_scans([tmp_path])] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (["ImagePositionPatient"], "5 CT Image, which lack ImagePositionPatient"),
+        (["ImageOrientationPatient"], "5 CT Image, which lack ImageOrientationPatient"),
+        (["PixelSpacing"], "5 CT Image, which lack PixelSpacing"),
+        (
+            ["ImagePositionPatient", "PixelSpacing"],
+            "5 CT Image, which lack ImagePositionPatient and PixelSpacing",
+        ),
+    ],
+)
+def test_what_images_lack_is_reported(tmp_path, missing, words):
+    folder = write_series(tmp_path, raw_slices(), **dict.fromkeys(missing))
+    refused(folder, "no DICOM image series here", words)
+    refused(folder / "003.dcm", "1 CT Image, which lacks")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"ImagePositionPatient": ""}, "lack ImagePositionPatient"),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 1, 0]}, "lack a valid ImageOrientationPatient"),
+        ({"PixelSpacing": [0, 0]}, "lack a valid PixelSpacing"),
+        ({"ImagePositionPatient": [1, 2]}, "lack a valid ImagePositionPatient"),
+    ],
+)
+def test_what_images_have_in_an_unusable_form_is_reported(tmp_path, fields, words):
+    refused(write_series(tmp_path, raw_slices(), **fields), words)
+
+
+def test_the_detectors_pixel_size_is_not_that_of_the_patient(tmp_path):
+    folder = write_series(tmp_path, raw_slices(), PixelSpacing=None, ImagerPixelSpacing=[0.5, 0.75])
+    refused(folder, "which lack PixelSpacing (ImagerPixelSpacing is that of the detector)")
+
+
+@pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+@pytest.mark.parametrize("end", ["003.dcm", "031.dcm"])
+def test_a_slice_that_does_not_say_where_it_lies_is_not_left_out(tmp_path, name, end):
+    """At an end of the stack no gap would show that it is gone."""
+    folder = write_series(tmp_path, raw_slices())
+    data = pydicom.dcmread(folder / end)
+    delattr(data, name)
+    save(data, folder / end)
+    refused(folder, f"series 4 has images that lack {name} (1 of 5, e.g. {end})")
+
+
+def test_a_picture_of_the_doses_in_the_series_is_left_out(tmp_path):
+    raw = raw_slices()
+    folder = write_series(tmp_path, raw)
+    fields = {"ImagePositionPatient": None, "SOPClassUID": SecondaryCaptureImageStorage}
+    save(dicom_slice(raw[0], (0, 0, 0), **fields), folder / "dose.dcm")
+    np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+
+
+def test_other_objects_are_called_what_they_are(tmp_path):
+    for number, uid in enumerate((BasicTextSRStorage, BasicTextSRStorage, SegmentationStorage)):
+        data = dicom_slice(raw_slices()[0], (0, 0, 0), SOPClassUID=uid)
+        data.Modality = "SR" if uid == BasicTextSRStorage else "SEG"
+        if uid == BasicTextSRStorage:
+            del data.Rows, data.Columns, data.PixelData
+        save(data, tmp_path / f"{number}.dcm")
+    refused(tmp_path, "no DICOM image series here", "2 Basic Text SR", "1 Segmentation")
+    refused(tmp_path / "0.dcm", "1 Basic Text SR")
+
+
+def test_nothing_of_a_patient_in_what_is_found(tmp_path):
+    data = dicom_slice(raw_slices()[0], (0, 0, 0), ImagePositionPatient=None)
+    data.SOPClassUID = "1.2.3"
+    data.file_meta.MediaStorageSOPClassUID = "1.2.3"
+    data.Modality = "Muster^Erika"
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    save(data, tmp_path / "a.dcm")
+    refused(tmp_path, "1 unknown modality, which lacks ImagePositionPatient")
+
+
+def test_subfolders_are_looked_into_where_a_folder_has_no_images(tmp_path):
+    """An object that is no image beside the folders does not hide them."""
+    raw = raw_slices()
+    write_series(tmp_path / "below", raw)
+    report = dicom_slice(raw[0], (0, 0, 0), SOPClassUID=BasicTextSRStorage, Modality="SR")
+    del report.Rows, report.Columns, report.PixelData
+    save(report, tmp_path / "report.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path).array, raw.astype(int) - 1024)
