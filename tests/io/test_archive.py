@@ -110,3 +110,141 @@ def test_a_dicomdir_gives_the_files_that_it_lists(tmp_path):
     damaged.write_bytes(whole.replace(b"IM000000", b"..      ").replace(b"IM000001", b"../ABCDE"))
     with pytest.raises(InputError, match="not below it"):
         read_volume(damaged)
+
+
+JUNK = bytes.fromhex("0005160700020000") + b"Mac OS X        \0\2" + bytes(160)
+
+
+def added_by_systems(path, names):
+    """What macOS and Windows add to an archive beside its members."""
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in names:
+            folder, _, last = name.rpartition("/")
+            archive.writestr(f"__MACOSX/{folder}/._{last}", JUNK)
+            archive.writestr(f"{folder}/._{last}", JUNK)
+        for name in (".DS_Store", "Scan/.DS_Store", "Scan/Thumbs.db", "Scan/desktop.ini", "Scan/.x/000.dcm"):
+            archive.writestr(name, b"no DICOM")
+    return path
+
+
+def test_what_systems_add_is_left_out(tmp_path):
+    folder = write_series(tmp_path / "series", raw_slices())
+    path = packed(folder, tmp_path / "finder.zip")
+    added_by_systems(path, [f"Scan/{file.name}" for file in folder.iterdir()])
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, read_volume(folder).array)
+    np.testing.assert_array_equal(volume.world_from_index, read_volume(folder).world_from_index)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    np.testing.assert_array_equal(read_volume(tmp_path / "unpacked").array, volume.array)
+    np.testing.assert_array_equal(read_volume(tmp_path / "unpacked" / "Scan").array, volume.array)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("{}", "a/b/c/{}", "scan\\{}", "C:\\scan\\{}", "Größe/Ärzte/{}", "扫描/{}", "a:b/{}", "~1/{}"),
+        *("/abs/{}", "./{}", "a//{}", "x" * 120 + "/{}", "y" * 300 + "/{}", "z/" * 450 + "{}"),
+    ],
+)
+def test_members_are_read_and_named_whatever_their_folders(tmp_path, name):
+    folder = write_series(tmp_path / "series", raw_slices())
+    path = tmp_path / "scan.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, name.format(file.name))
+    np.testing.assert_array_equal(read_volume(path).array, read_volume(folder).array)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.iterdir():
+            cut = file.read_bytes()[:900] if file.name == "003.dcm" else file.read_bytes()
+            archive.writestr(name.format(file.name), cut)
+    with zipfile.ZipFile(path) as archive:
+        (as_archived,) = [member for member in archive.namelist() if member.endswith("003.dcm")]
+    with pytest.raises(InputError) as caught:
+        read_volume(path)
+    # Long messages are shortened in the middle.
+    assert str(caught.value)[:400].startswith(f"{path}: {as_archived}: "[:400])
+    assert "isopose-" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["IM.dcm", "scan/IM.dcm", "scan\\IM.dcm"])
+def test_members_of_one_name_are_all_kept(tmp_path, name):
+    folder = write_series(tmp_path / "series", raw_slices())
+    path = tmp_path / "scan.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, name)
+    np.testing.assert_array_equal(read_volume(path).array, read_volume(folder).array)
+
+
+def test_a_member_and_a_folder_of_one_name_are_both_kept(tmp_path):
+    folder = write_series(tmp_path / "series", raw_slices())
+    path = tmp_path / "scan.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, file in enumerate(folder.iterdir()):
+            archive.write(file, "a" + "/a" * (number + 1))
+    np.testing.assert_array_equal(read_volume(path).array, read_volume(folder).array)
+
+
+def test_a_name_of_several_lines_stays_one_line(tmp_path):
+    folder = write_series(tmp_path / "series", raw_slices())
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for number, file in enumerate(sorted(folder.iterdir())):
+            archive.writestr(f"a\n\x1b[31m{number}.dcm", file.read_bytes()[:900])
+    with pytest.raises(InputError) as caught:
+        read_volume(tmp_path / "scan.zip")
+    assert str(caught.value).isprintable()
+    assert r"a \x1b[31m0.dcm" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["scan/ct.nii.gz", "ct.nrrd", "inner.zip", "scan/inner.ZIP"])
+def test_archives_of_something_else_are_refused_with_what_they_hold(tmp_path, name):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"something")
+        archive.writestr("__MACOSX/._x", JUNK)
+        archive.writestr("notes.txt", b"hello")
+    kind = "another archive" if name.lower().endswith("zip") else "a volume"
+    with pytest.raises(InputError) as caught:
+        read_volume(path)
+    assert (
+        str(caught.value)
+        == f"{path}: expected a DICOM series, found {kind} ({name}); unpack it and give that"
+    )
+
+
+def test_a_volume_and_an_archive_beside_a_packed_series(tmp_path):
+    folder = write_series(tmp_path / "series", raw_slices())
+    path = packed(folder, tmp_path / "a.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("backup.zip", b"something")
+    np.testing.assert_array_equal(read_volume(path).array, read_volume(folder).array)
+    path = packed(folder, tmp_path / "b.zip", prefix="")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("mask.nii.gz", b"something")
+    with pytest.raises(InputError, match=r"b\.zip: holds both DICOM slices and mask\.nii\.gz"):
+        read_volume(path)
+
+
+def test_a_packed_medium(tmp_path):
+    folder = write_series(tmp_path / "series", raw_slices(), FrameOfReferenceUID="1.2.8")
+    made = FileSet()
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        data.StudyDate, data.StudyTime, data.StudyID, data.AccessionNumber = "20200101", "120000", "1", ""
+        data.InstanceNumber = 1
+        made.add(data)
+    made.write(tmp_path / "medium")
+    path = tmp_path / "medium.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted((tmp_path / "medium").rglob("*")):
+            archive.write(file, f"CD/{file.relative_to(tmp_path / 'medium')}")
+    np.testing.assert_array_equal(read_volume(path).array, read_volume(folder).array)
+
+
+def test_a_gap_in_an_archive_names_no_place_of_this_system(tmp_path):
+    folder = write_series(tmp_path / "series", raw_slices(8), skip=(3,))
+    path = packed(folder, tmp_path / "a.zip")
+    with pytest.raises(InputError, match=r"a\.zip: series 4: slices are missing"):
+        read_volume(path)

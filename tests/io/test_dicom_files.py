@@ -1,4 +1,4 @@
-"""Which files are DICOM and which of a folder are read: without a preamble, copies, other objects beside them."""
+"""Which files are DICOM, and which of a folder are read: without a preamble, copies, objects beside them."""
 
 import json
 import shutil
@@ -343,6 +343,7 @@ def test_other_objects_are_called_what_they_are(tmp_path):
     refused(tmp_path / "0.dcm", "1 Basic Text SR")
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_nothing_of_a_patient_in_what_is_found(tmp_path):
     data = dicom_slice(raw_slices()[0], (0, 0, 0), ImagePositionPatient=None)
     data.SOPClassUID = "1.2.3"

@@ -57,7 +57,8 @@ def unpacked(path: Path) -> Iterator[Path]:
         except InputError as error:
             text = str(error)
             for target, name in renamed.items():
-                text = text.replace(f"{place}/{target}", f"{place}/{name}").replace(target, name)
+                text = text.replace(target, name)
+                text = text.replace(PurePosixPath(target).name, _parts(name)[-1])
             raise InputError(text.replace(f"{place}/", f"{path}: ").replace(place, str(path))) from None
 
 
@@ -79,8 +80,8 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
         target = folder / member.filename
         # Two names may differ by what this system cannot tell apart.
         if not _can_be_kept(member.filename) or target.exists() or _below_file(target, folder):
-            place = f"~{number:06d}/{_last_part(member.filename)}"
-            renamed[place], target = _printable(member.filename), folder / place
+            place = _another_name(number, member.filename)
+            renamed[place], target = member.filename, folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member) as source, open(target, "wb") as file:
             left = member.file_size
@@ -106,9 +107,14 @@ def _check_kind(folder: Path) -> None:
         )
 
 
+def _parts(name: str) -> list[str]:
+    """A member's folders and its own name; Windows' separator counts as one."""
+    return [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+
+
 def _is_shown(name: str) -> bool:
     """Whether a member is a file that is neither hidden nor added by an operating system."""
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    parts = _parts(name)
     return name[-1:] not in ("/", "\\") and bool(parts) and not is_hidden(PurePosixPath(*parts))
 
 
@@ -129,11 +135,9 @@ def _below_file(target: Path, folder: Path) -> bool:
     return any(parent.is_file() for parent in target.parents if folder in parent.parents)
 
 
-def _last_part(name: str) -> str:
-    """A member's name without its folders, as far as every system takes it."""
-    last = re.sub(r"[^\w.()+ -]", "_", re.split(r"[/\\]", name)[-1])
-    return last if len(last.encode()) <= _LONGEST_PART else f"member{PurePosixPath(last).suffix[:8]}"
-
-
-def _printable(name: str) -> str:
-    return "".join(sign if sign.isprintable() else "?" for sign in name)
+def _another_name(number: int, name: str) -> str:
+    """Where a member lies whose name cannot be kept: as deep as it did, in folders of such ones alone."""
+    *folders, last = [re.sub(r"[^\w.()+ -]", "_", part) for part in _parts(name)]
+    if len(last.encode()) > _LONGEST_PART:
+        last = f"member{PurePosixPath(last).suffix[:8]}"
+    return "/".join([*(f"~{part[:40]}" for part in folders[:16]), f"~{number:06d}{last}"])

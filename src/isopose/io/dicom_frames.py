@@ -29,7 +29,7 @@ from isopose.io.quiet import quiet_pydicom
 #: Objects that hold rows and columns but are no scan.
 _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
 _AGAIN = "copy it again or remove it"
-#: Storage classes of slices; the class stands first in a file, so that it survives a cut.
+#: Storage classes of slices; the class stands first in a file, so that it survives a cut, at least in part.
 _SCANS = {
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -146,7 +146,7 @@ def _look_at(path: Path) -> list[Frame] | NoFrame | None:
         return None
     kind, series = _kind(header), str(header.get("SeriesInstanceUID") or "")
     if not header.get("Rows") or not header.get("Columns"):
-        if stored_class(header) in _SCANS:
+        if any(uid.startswith(stored_class(header) or "-") for uid in _SCANS):
             raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_AGAIN}")
         return NoFrame(path, series, kind)
     if str(header.get("Modality", "")).upper() in _NO_SCAN:

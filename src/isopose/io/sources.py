@@ -37,9 +37,12 @@ def hash_of_source(path: Path) -> str:
             return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
         if path.exists() and not path.is_file():  # a device has no end
             raise InputError(f"{path}: expected a file or a folder")
-        files = sorted({path, *files_beside(path)}, key=lambda file: (file.name, file))
+        beside = files_beside(path)
+        # Of a series' file the series is the scan: a copy of one of its files adds nothing to it.
+        own = [] if beside and not ending(path) and not is_dicomdir(path) else [path]
+        files = sorted({*own, *beside}, key=lambda file: (file.name, file))
         if len(files) == 1:
-            return sha256(path)
+            return sha256(files[0])
         return hash_of([[file.name, sha256(file)] for file in files])
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
