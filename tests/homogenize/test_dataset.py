@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from patients import patient, write_dataset
 
 from bright import bright_model, dice, scene
+from io_helpers import write_series
 from isopose.config import HomogenizeConfig, homogenize_config
 from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
@@ -316,6 +317,22 @@ def test_a_bad_scan_does_not_stop_the_rest_and_leaves_nothing(source, tmp_path) 
     outcomes = run(folder, output)
     assert "unknown label value" in outcomes[1].problem
     assert not (output / "dataset.json").exists(), "no case is no dataset"
+
+
+def test_a_mask_beside_slices_is_not_taken_for_the_scan(tmp_path) -> None:
+    here = scene(slices=3)
+    stored = (here.volume.array + 1024).astype(np.uint16)
+    folder = write_series(tmp_path / "scan", stored, BitsStored=16, HighBit=15)
+    write_image(here.volume.with_array(here.truth.astype(np.uint8)), folder / "mask.nrrd")
+    (outcome,) = run(folder, tmp_path / "out")
+    assert outcome.problem is not None
+    assert "holds both DICOM slices and mask.nrrd" in outcome.problem
+    (tmp_path / "cases.csv").write_text("image,label\nscan,scan/mask.nrrd\n")
+    problems = check_dataset(open_dataset(tmp_path / "cases.csv"))
+    assert any("holds both DICOM slices and mask.nrrd" in problem.message for problem in problems)
+    (outcome,) = run(tmp_path / "cases.csv", tmp_path / "from-manifest")
+    assert outcome.problem is not None
+    assert "holds both DICOM slices and mask.nrrd" in outcome.problem
 
 
 def test_a_folder_of_something_else_is_left_alone(source, tmp_path) -> None:

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from bright import bright_model, scene
-from io_helpers import dicom_slice, save
+from io_helpers import dicom_slice, save, write_series
 from isopose.config import PredictConfig
 from isopose.errors import InputError
 from isopose.files import sha256
@@ -90,6 +90,22 @@ def test_names_that_would_meet_are_refused(tmp_path):
         find_scans([tmp_path / "a", tmp_path / "b"])
     with pytest.raises(InputError, match=r"nowhere\.nii\.gz: no such file or folder"):
         find_scans([tmp_path / "nowhere.nii.gz"])
+
+
+def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path):
+    here = scene(slices=4)
+    stored = (here.volume.array + 1024).astype(np.uint16)
+    for name in ("mixed", "plain"):
+        write_series(tmp_path / name, stored, BitsStored=16, HighBit=15)
+    write_image(here.volume.with_array(here.truth.astype(np.uint8)), tmp_path / "mixed" / "mask.nii.gz")
+    mixed, plain = run(model, [tmp_path / "mixed", tmp_path / "plain"], tmp_path / "out")
+    assert mixed.record is None
+    assert mixed.problem.startswith(f"{tmp_path / 'mixed'}: holds both DICOM slices and mask.nii.gz; ")
+    assert plain.problem is None
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plain.json", "plain.nii.gz"]
+    # One of the slices chooses the series, and the answer is that of the series alone.
+    slices, _ = run(model, [tmp_path / "mixed" / "003.dcm", tmp_path / "plain"], tmp_path / "chosen")
+    assert slices.record["volumes_ml"] == plain.record["volumes_ml"]
 
 
 def test_the_current_folder_has_a_name(tmp_path, monkeypatch):

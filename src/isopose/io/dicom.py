@@ -75,9 +75,11 @@ def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
 
 
 def holds_slices(folder: Path) -> bool:
-    """Whether a folder or one below it holds DICOM slices; looks no further than to the first."""
+    """Whether a folder or one in it holds DICOM slices; looks no further than to the first of them."""
+    folders = [folder, *(below for below in sorted(folder.iterdir()) if below.is_dir())]
+    files = (file for place in folders for file in files_in(place, below=False))
     try:
-        return any(frames_of(file) for file in files_in(folder, below=True) if not ending(file))
+        return any(frames_of(file) for file in files if not ending(file))
     except InputError:
         # A damaged slice is one; it is refused where it is read, in words that say why.
         return True
