@@ -5,6 +5,7 @@ pixels. So uncompressed values are taken as pydicom reads them, and compressed o
 file that holds nothing but the pixels.
 """
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -104,15 +105,19 @@ def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
     """
     per_file = Counter(frame.path for frame in frames)
     opened: dict[Path, _Stored] = {}
-    for frame in frames:
-        stored = opened.get(frame.path)
-        if stored is None:
-            stored = _stored(frame.path)
-            if per_file[frame.path] > 1:
-                opened[frame.path] = stored
-        if stored.array.shape[1:] != frame.size or frame.index >= len(stored.array):
-            raise InputError(f"{frame.path}: pixels do not match the header's size; copy or export it again")
-        yield _in_unit(stored, frame)
+    with tempfile.TemporaryDirectory(prefix="isopose-") as place:
+        for frame in frames:
+            stored = opened.get(frame.path)
+            if stored is None:
+                itk_name(frame.path)  # as for other formats, so that all that follows can be given the name
+                stored = _stored(frame.path, Path(place))
+                if per_file[frame.path] > 1:
+                    opened[frame.path] = stored
+            if stored.array.shape[1:] != frame.size or frame.index >= len(stored.array):
+                raise InputError(
+                    f"{frame.path}: pixels do not match the header's size; copy or export it again"
+                )
+            yield _in_unit(stored, frame)
 
 
 def _in_unit(stored: _Stored, frame: Frame) -> np.ndarray:
@@ -132,12 +137,13 @@ def _in_unit(stored: _Stored, frame: Frame) -> np.ndarray:
     return scaled
 
 
-def _stored(path: Path) -> _Stored:
+def _stored(path: Path, place: Path) -> _Stored:
+    """What a file stores; ``place`` is a folder for what has to be decompressed."""
     try:
         with quiet_pydicom():
             data = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS))
             names = next(names for names in _PIXELS if names[0] in data)
-            array, clean = _decoded(data, names[0])
+            array, clean = _decoded(data, names[0], place)
             bits, shift = _bits(data, array, clean)
             padding = _padding(data, names[1], names[2], array.dtype)
     except Exception:  # whatever a damaged or unknown encoding leads to, and libraries quote the header
@@ -148,29 +154,35 @@ def _stored(path: Path) -> _Stored:
     return _Stored(array, bits, shift, padding)
 
 
-def _decoded(data: Dataset, name: str) -> tuple[np.ndarray, bool]:
+def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
     """``(frame, y, x)`` as stored, and whether unused bits were removed."""
+    form = {field: int(data.get(field)) for field in _FORM if data.get(field) is not None}
+    form["NumberOfFrames"] = form.get("NumberOfFrames") or 1
+    syntax, bits = _syntax(data), form.get("BitsAllocated", 16)
+    if syntax in _UNCOMPRESSED and syntax.is_little_endian and bits in (8, 16, 32, 64):
+        if data[name].is_undefined_length:
+            raise ValueError("compressed, against what the file says")
+        kind = "f" if name != "PixelData" else "i" if form.get("PixelRepresentation") else "u"
+        shape = form["NumberOfFrames"], form["Rows"], form["Columns"]
+        array = np.frombuffer(data[name].value, f"<{kind}{bits // 8}", math.prod(shape))
+        return array.reshape(shape), False
     plain = Dataset()
-    for field in _FORM:
-        if data.get(field) is not None:
-            setattr(plain, field, int(data.get(field)))
+    for field, value in form.items():
+        setattr(plain, field, value)
     plain.SamplesPerPixel, plain.PhotometricInterpretation = 1, "MONOCHROME2"
-    plain.NumberOfFrames = plain.get("NumberOfFrames") or 1
     plain[name] = data[name]
     plain.file_meta = FileMetaDataset()
-    plain.file_meta.TransferSyntaxUID = _syntax(data)
-    if plain.file_meta.TransferSyntaxUID in _UNCOMPRESSED and plain.get("BitsAllocated", 8) % 8 == 0:
-        array = pixel_array(plain, raw=True, correct_unused_bits=False)
-        clean = False
-    else:
+    plain.file_meta.TransferSyntaxUID = syntax
+    if syntax not in _UNCOMPRESSED or bits % 8:
         try:
-            array, clean = _by_gdcm(plain), True
+            array = _by_gdcm(plain, place)
+            return (array if array.ndim == 3 else array[None]), True
         except RuntimeError:
             # GDCM does not take run lengths of very small images.
-            if plain.file_meta.TransferSyntaxUID != RLELossless:
+            if syntax != RLELossless:
                 raise
-            array, clean = pixel_array(plain, raw=True, correct_unused_bits=False), False
-    return (array if array.ndim == 3 else array[None]), clean
+    array = pixel_array(plain, raw=True, correct_unused_bits=False)
+    return (array if array.ndim == 3 else array[None]), False
 
 
 def _syntax(data: Dataset) -> UID:
@@ -185,19 +197,18 @@ def _syntax(data: Dataset) -> UID:
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _by_gdcm(plain: Dataset) -> np.ndarray:
+def _by_gdcm(plain: Dataset, place: Path) -> np.ndarray:
     uid = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
     plain.SOPClassUID, plain.SOPInstanceUID = uid, generate_uid()
     plain.file_meta.MediaStorageSOPClassUID = uid
     plain.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID
-    with tempfile.TemporaryDirectory(prefix="isopose-") as place:
-        file = Path(place) / "pixels.dcm"
-        pydicom.dcmwrite(file, plain, enforce_file_format=True)
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(itk_name(file))
-        with quiet_itk():
-            return sitk.GetArrayFromImage(reader.Execute())
+    file = place / "pixels.dcm"
+    pydicom.dcmwrite(file, plain, enforce_file_format=True)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(itk_name(file))
+    with quiet_itk():
+        return sitk.GetArrayFromImage(reader.Execute())
 
 
 def _bits(data: Dataset, array: np.ndarray, clean: bool) -> tuple[int, int]:
