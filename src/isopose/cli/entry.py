@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import sys
-import traceback
 from multiprocessing import active_children
 from types import FrameType
 from typing import NoReturn
@@ -20,19 +19,9 @@ def main() -> NoReturn:
         signal.signal(number, _stop)
     # A peer's worker, forked from here, is ended by its own pool and has nothing to tell.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    with silent():
-        try:
-            _run()
-        except Exception as error:
-            # Where it arose, without its words: they are a library's, and may quote what is in a file.
-            print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
-            _fail(f"a fault of isopose ({type(error).__name__}); report the lines above, please", 1)
-    sys.exit(0)
-
-
-def _run() -> None:
     try:
-        app()
+        with silent():
+            app()
     except IsoposeError as error:
         _fail(str(error), error.exit_code)
     except _Stopped:
@@ -50,6 +39,7 @@ def _run() -> None:
         if error.errno not in _NOT_WRITABLE:
             raise
         _fail(f"{error.filename or 'output'}: {error.strerror}; nothing was left half-written", 1)
+    sys.exit(0)
 
 
 _NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation")

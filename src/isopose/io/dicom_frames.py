@@ -66,7 +66,7 @@ class Frame:
         path: its file.
         index: its place in a multi-frame file, from 0.
         series: series instance UID, never shown.
-        number: series number as text, empty where the file has none.
+        number: series number as text, empty where the file has none that is a number.
         modality: ``CT``, ``MR``, ...
         size: rows and columns.
         position: ``(3,)`` LPS position of the first pixel's centre, in mm.
@@ -162,7 +162,7 @@ def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -
     lengths = np.linalg.norm(axes, axis=1)
     if (np.abs(lengths - 1) > 1e-2).any() or (spacing <= 0).any():
         return None
-    thickness = _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
+    thickness = _thickness(header, groups)
     slope = _numbers(_field(header, groups, "PixelValueTransformationSequence", "RescaleSlope"), 1)
     intercept = _numbers(_field(header, groups, "PixelValueTransformationSequence", "RescaleIntercept"), 1)
     kinds = _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
@@ -170,7 +170,7 @@ def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -
         path=path,
         index=index,
         series=str(header.get("SeriesInstanceUID") or ""),
-        number=str(header.get("SeriesNumber") if header.get("SeriesNumber") is not None else ""),
+        number=_shown(header.get("SeriesNumber")),
         modality=str(header.get("Modality") or "unknown modality"),
         size=(int(header.Rows), int(header.Columns)),
         position=position,
@@ -182,6 +182,13 @@ def _frame(path: Path, header: Dataset, groups: Sequence[Dataset], index: int) -
         and str(header.get("PhotometricInterpretation") or "MONOCHROME2") == "MONOCHROME2",
         localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
     )
+
+
+def _thickness(header: Dataset, groups: Sequence[Dataset]) -> np.ndarray | None:
+    try:
+        return _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
+    except Exception:  # of any kind; without it a slice's place is known all the same
+        return None
 
 
 def _field(header: Dataset, groups: Sequence[Dataset], macro: str, name: str) -> Any:
@@ -204,6 +211,12 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
         return None
     array = np.array(value, dtype=np.float64).reshape(-1)
     return array if array.size == count and np.isfinite(array).all() else None
+
+
+def _shown(number: Any) -> str:
+    """A number as text; of another kind of element, which may hold anything, nothing."""
+    text = "" if number is None else str(number)
+    return text if text.isascii() and text.removeprefix("-").isdecimal() else ""
 
 
 def _named(path: Path) -> bool:

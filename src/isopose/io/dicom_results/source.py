@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
@@ -87,6 +89,7 @@ class Source:
         return [self.instance(file=file) for file in range(len(self.headers))]
 
 
+@quiet_pydicom()
 def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     """The series that a volume was read from.
 
@@ -109,10 +112,8 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
         raise InputError(f"{path}: expected {len(volume.array)} slices, found {len(frames)}; it has changed")
     paths = list(dict.fromkeys(frame.path for frame in frames))
     identified = [_identified(file, frames[0].modality, len(frames) > len(paths)) for file in paths]
-    headers, missing = (
-        [header for header, _ in identified],
-        {name for _, names in identified for name in names},
-    )
+    headers = [header for header, _ in identified]
+    missing = sorted({name for _, names in identified for name in names})
     first = _read(paths[0])
     shared, invalid = copied(first, SHARED)
     image, invalid_too = copied(first, IMAGE)
@@ -120,12 +121,15 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     stripped = [name for name in _TIES if not ties[name]]
     for name in stripped:
         ties[name] = uid_of([header.SOPInstanceUID for header in headers], name)
+    odd = [name for name in _TIES if not UID(ties[name]).is_valid]
+    odd += [one.keyword for header in headers for one in header if not UID(one.value).is_valid]
     for name in EMPTY:
         if name not in shared:
             setattr(shared, name, "")
-    with quiet_pydicom():
-        shared.StudyInstanceUID = ties["StudyInstanceUID"]
-        shared.FrameOfReferenceUID = ties["FrameOfReferenceUID"]
+    shared.StudyInstanceUID, shared.FrameOfReferenceUID = (
+        ties["StudyInstanceUID"],
+        ties["FrameOfReferenceUID"],
+    )
     places = {file: number for number, file in enumerate(paths)}
     return Source(
         shared,
@@ -134,24 +138,24 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
         np.array([places[frame.path] for frame in frames]),
         np.array([frame.index for frame in frames]),
         _thickness(frames[0].thickness, volume),
-        tuple(_warnings([*stripped, *sorted(missing)], [*invalid, *invalid_too])),
+        tuple(_warnings([*stripped, *missing], dict.fromkeys(odd), [*invalid, *invalid_too])),
         image,
     )
 
 
-def _warnings(made_up: list[str], invalid: list[str]) -> list[str]:
-    lines = []
-    if made_up:
-        lines.append(
-            f"the series has no valid {' and '.join(made_up)}: the DICOM results name one that was made up, "
-            "by which no archive can file them with it"
+def _warnings(made_up: Iterable[str], kept: Iterable[str], invalid: Iterable[str]) -> Iterator[str]:
+    if names := ", ".join(made_up):
+        yield (
+            f"the series has no usable {names}: the DICOM results name one that was made up, by which no "
+            "archive can file them with it"
         )
-    if invalid:
-        lines.append(
-            f"the series' {', '.join(invalid)} {'is' if len(invalid) == 1 else 'are'} not valid by the DICOM "
-            "standard and left empty in the DICOM results"
+    if names := ", ".join(kept):
+        yield (
+            "not valid in the series, and kept as it is in the DICOM results, which an archive may therefore "
+            f"refuse: {names}"
         )
-    return lines
+    if names := ", ".join(invalid):
+        yield f"not valid in the series, and left empty or out in the DICOM results: {names}"
 
 
 def _thickness(nominal: float | None, volume: Volume) -> float:
@@ -163,8 +167,7 @@ def _thickness(nominal: float | None, volume: Volume) -> float:
 
 def _read(file: Path, names: list[str] | None = None) -> Dataset:
     try:
-        with quiet_pydicom():
-            return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=names)
+        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=names)
     except Exception:  # pydicom raises whatever a damaged element leads to
         raise InputError(
             f"{file}: its header cannot be read as a whole, which a DICOM result needs; write NIfTI, or "
@@ -182,8 +185,7 @@ def _identified(file: Path, modality: str, several: bool) -> tuple[Dataset, list
         if not uid:
             missing.append(name)
             uid = _class_of(modality, several) if name == "SOPClassUID" else _instance_of(file, header)
-        with quiet_pydicom():
-            setattr(out, name, uid)
+        setattr(out, name, uid)
     return out, missing
 
 
