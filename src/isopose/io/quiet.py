@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -15,6 +16,8 @@ import SimpleITK as sitk
 from isopose.errors import InputError
 
 _ONE_AT_A_TIME = threading.RLock()
+#: In messages of ITK, GDCM, MetaIO and NrrdIO: places in their code, and their names.
+_OF_ITK = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
 
 
 def itk_name(path: Path) -> str:
@@ -39,8 +42,8 @@ def quiet_itk() -> Iterator[list[str]]:
 
     Yields:
         A list that holds the caught lines once the block is over: MetaIO reports a damaged compressed file
-        there and nowhere else. When the block succeeds and MetaIO has not :func:`complained`,
-        they are passed on, for they can only come from elsewhere (a progress bar).
+        there and nowhere else. When the block succeeds they are passed on, for they come from elsewhere (a
+        progress bar), unless one of them is of ITK or a library in it, which may quote what is in a file.
     """
     heard: list[str] = []
     with _ONE_AT_A_TIME:
@@ -122,7 +125,7 @@ def _standard_error_aside(heard: list[str]) -> Iterator[None]:
                 caught.seek(0)
                 text = caught.read()
                 heard.extend(text.decode(errors="replace").splitlines())
-            if not complained(heard):
+            if not (complained(heard) or _OF_ITK.search(text)):
                 os.write(2, text)
     finally:
         os.close(kept)
