@@ -15,6 +15,7 @@ from typing import TypeVar
 import SimpleITK as sitk
 
 from isopose.errors import InputError, IsoposeError
+from isopose.silence import silence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,6 +80,7 @@ def _context() -> BaseContext:
 
 
 def _start_worker() -> None:
+    silence()
     # A terminal sends Ctrl-C to the workers too; the parent ends them, and alone says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

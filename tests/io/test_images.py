@@ -389,10 +389,17 @@ def test_written_files_are_packed(tmp_path):
         assert (tmp_path / f"a{ending}").stat().st_size < 5000
 
 
-def test_quiet_drops_only_what_failed(capfd):
+def test_quiet_drops_what_failed_and_what_itk_says(capfd):
     with quiet_itk():
         os.write(2, b"a progress bar")
     assert capfd.readouterr().err == "a progress bar"
+    for message in (
+        b"Warning: In /build/gdcmAttribute.h, line 12, function Set\nValue Mustermann is not valid\n",
+        b"[nrrd] read_header: couldn't parse Mustermann\n",
+    ):
+        with quiet_itk():
+            os.write(2, message)
+        assert capfd.readouterr().err == ""
 
     def fail():
         with quiet_itk():

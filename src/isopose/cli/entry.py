@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from isopose.cli.commands import app
 from isopose.errors import IsoposeError
+from isopose.silence import silent
 
 
 def main() -> NoReturn:
@@ -19,7 +20,8 @@ def main() -> NoReturn:
     # A peer's worker, forked from here, is ended by its own pool and has nothing to tell.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
-        app()
+        with silent():
+            app()
     except IsoposeError as error:
         _fail(str(error), error.exit_code)
     except _Stopped:

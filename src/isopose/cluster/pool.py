@@ -17,6 +17,7 @@ import torch
 
 from isopose import __version__
 from isopose.errors import InputError, IsoposeError
+from isopose.silence import silence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,6 +47,7 @@ class Worker(Generic[Item, Result]):
 
     def ready(self) -> None:
         """Set up the worker. Not where it is made: what is raised there reaches nobody but as text."""
+        silence()
         if self.version != __version__:
             raise InputError(
                 f"{os.uname().nodename}: has isopose {__version__}, expected {self.version}; install the same"

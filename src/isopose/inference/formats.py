@@ -1,14 +1,22 @@
 """The formats in which ``isopose predict`` writes labels, and the files of one scan."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from isopose.errors import InputError
+from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, replacing
 from isopose.geometry.volume import Volume
 from isopose.io.images import ending, write_labels
+from isopose.io.quiet import quiet_pydicom
 from isopose.labels import Labels, class_colours
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from isopose.io.dicom_results.source import Source
 
 #: Format to the ending of its files; all but the first refer to a DICOM series.
 FORMATS = {
@@ -55,6 +63,28 @@ def result_files(output: Path, name: str, formats: Sequence[str]) -> dict[str, P
     return {one: output / f"{name}{FORMATS[one]}" for one in formats}
 
 
+def open_dicom(path: Path, series: str | None, formats: Iterable[str], volume: Volume) -> "Source | None":
+    """What DICOM results say of their series, read and checked; None where there are no such results.
+
+    Done before a scan is predicted, a series of which no result can be written costs no time.
+
+    Args:
+        path: the scan.
+        series: which of several, see ``read_volume``.
+        formats: of the results.
+        volume: the scan as read, or labels on its grid.
+
+    Raises:
+        InputError: the series does not say what its results would have to name.
+    """
+    if all(one == NIFTI for one in formats):
+        return None
+    # Slow to load, and only for these.
+    from isopose.io.dicom_results.source import open_source
+
+    return open_source(path, series, volume)
+
+
 def write_results(
     files: Mapping[str, Path],
     predicted: Volume,
@@ -64,8 +94,9 @@ def write_results(
     path: Path,
     series: str | None,
     made_from: list[str],
+    source: "Source | None" = None,
 ) -> tuple[str, ...]:
-    """Write a label map in each format, every file at once or not at all.
+    """Write a label map in each format: all files, each at once, or none.
 
     Args:
         files: see :func:`result_files`.
@@ -75,6 +106,7 @@ def write_results(
         path: the scan, for DICOM objects a series.
         series: which of several, see ``read_volume``.
         made_from: hashes of all that decides the result.
+        source: from :func:`open_dicom`, where it is there already.
 
     Returns:
         Warnings, one line each.
@@ -82,32 +114,50 @@ def write_results(
     Raises:
         InputError: the series does not say what its results would have to name.
     """
-    dicom = {one: file for one, file in files.items() if one != NIFTI}
-    if NIFTI in files:
-        write_labels(predicted, files[NIFTI])
-    if not dicom:
-        return ()
-    # Slow to load, and only for these.
+    source = source or open_dicom(path, series, files, predicted)
+    with ExitStack() as whole:
+        if source is not None:
+            for one, made in _objects(files, predicted, labels, volumes_ml, path, made_from, source).items():
+                temporary = whole.enter_context(replacing(files[one]))
+                with quiet_pydicom():
+                    made.save_as(temporary, enforce_file_format=True)
+        if NIFTI in files:
+            write_labels(predicted, files[NIFTI])
+    return () if source is None else source.warnings
+
+
+def _objects(
+    formats: Collection[str],
+    predicted: Volume,
+    labels: Labels,
+    volumes_ml: Mapping[str, float],
+    path: Path,
+    made_from: list[str],
+    source: "Source",
+) -> "dict[str, Dataset]":
+    """The DICOM objects, by format."""
     from isopose.io.dicom_results.report import report
     from isopose.io.dicom_results.segmentation import segmentation
-    from isopose.io.dicom_results.source import open_source
     from isopose.io.dicom_results.structures import structures
 
-    source = open_source(path, series, predicted)
-    classes, names = labels.to_classes(predicted.array), labels.names
+    classes, names = predicted.with_array(labels.to_classes(predicted.array)), labels.names
     # Of the voxels too: on other devices single ones differ, and two objects may not share an identifier.
-    voxels = hashlib.sha256(classes.tobytes()).hexdigest()
+    voxels = hashlib.sha256(classes.array.tobytes()).hexdigest()
     colours, made_from = class_colours(names), [*made_from, hash_of(list(names)), voxels]
-    objects = {}
-    if "dicom-seg" in dicom:
-        objects["dicom-seg"] = segmentation(source, classes, names, colours, made_from)
-    if "rtstruct" in dicom:
-        objects["rtstruct"] = structures(
-            source, classes, predicted.world_from_index, names, colours, made_from
-        )
-    if "dicom-sr" in dicom:
-        objects["dicom-sr"] = report(source, objects["dicom-seg"], names, volumes_ml, made_from)
-    for one, file in dicom.items():
-        with replacing(file) as temporary:
-            objects[one].save_as(temporary, enforce_file_format=True)
-    return source.warnings
+    objects: dict[str, Dataset] = {}
+    try:
+        with quiet_pydicom():
+            if "dicom-seg" in formats:
+                objects["dicom-seg"] = segmentation(source, classes, names, colours, made_from)
+            if "rtstruct" in formats:
+                objects["rtstruct"] = structures(source, classes, names, colours, made_from)
+            if "dicom-sr" in formats:
+                objects["dicom-sr"] = report(source, objects["dicom-seg"], names, volumes_ml, made_from)
+    except (IsoposeError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        # Without its words, which may quote what was copied from the series.
+        raise InputError(
+            f"{path}: the DICOM results cannot be made of this series ({type(error).__name__}); write NIfTI"
+        ) from None
+    return objects

@@ -19,7 +19,7 @@ from isopose.files import hash_of, only_writer, output_folder, read_json, write_
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
 from isopose.geometry.volume import Volume
-from isopose.inference.formats import FORMATS, NIFTI, check_source, result_files, write_results
+from isopose.inference.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.archive import is_archive
@@ -249,6 +249,7 @@ def _predict_scan(
         reporter.say("  is there already, made from the same scan and model")
         return known
     volume = read_volume(scan.path, scan.series)
+    source = open_dicom(scan.path, scan.series, formats, volume)
     prediction: Prediction | VolumePrediction
     with reporter.counting(f"predict {scan.name}") as progress:
         if model.config.dims == 3:
@@ -292,6 +293,7 @@ def _predict_scan(
             for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
             if key in record
         ],
+        source=source,
     )
     if prediction.probabilities is not None:
         for path, values in zip(maps, prediction.probabilities, strict=True):

@@ -58,7 +58,7 @@ class Frame:
         index: its place in a multi-frame file, from 0.
         uid: SOP instance UID of the file, empty where it has none; never shown.
         series: series instance UID, never shown.
-        number: series number as text, empty where the file has none.
+        number: series number as text, empty where the file has none that is a number.
         modality: ``CT``, ``MR``, ...
         kind: of what kind its file is, in the standard's words.
         size: rows and columns.
@@ -182,7 +182,7 @@ def _frame(
     spacing: np.ndarray,
 ) -> Frame:
     axes = axes.reshape(2, 3)
-    thickness = _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
+    thickness = _thickness(header, groups)
     kinds = _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
     modality = _modality(header)
     # The frame's own pair before the shared one, and that before the file's; never halves of two.
@@ -193,7 +193,7 @@ def _frame(
         index=index,
         uid=str(header.get("SOPInstanceUID") or _of_file(header, "MediaStorageSOPInstanceUID")),
         series=str(header.get("SeriesInstanceUID") or ""),
-        number=str(header.get("SeriesNumber") if header.get("SeriesNumber") is not None else ""),
+        number=_shown(header.get("SeriesNumber")),
         modality=modality,
         kind=_kind(header),
         size=(int(header.Rows), int(header.Columns)),
@@ -250,6 +250,13 @@ def _of_file(header: Dataset, name: str) -> str:
     return "" if meta is None else str(meta.get(name) or "")
 
 
+def _thickness(header: Dataset, groups: Sequence[Dataset]) -> np.ndarray | None:
+    try:
+        return _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
+    except Exception:  # of any kind; without it a slice's place is known all the same
+        return None
+
+
 def _field(header: Dataset, groups: Sequence[Dataset], macro: str, name: str) -> Any:
     """A field of the frame's own or the shared functional groups, else of the file itself."""
     for group in groups:
@@ -271,3 +278,9 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
         return None
     array = np.array(value, dtype=np.float64).reshape(-1)
     return array if array.size == count and np.isfinite(array).all() else None
+
+
+def _shown(number: Any) -> str:
+    """A number as text; of another kind of element, which may hold anything, nothing."""
+    text = "" if number is None else str(number)
+    return text if text.isascii() and text.removeprefix("-").isdecimal() else ""

@@ -1,13 +1,14 @@
-"""Keeping the chatter of libraries from the user's terminal, and hearing what matters in it."""
+"""Keeping what libraries say from the user's terminal, and hearing what matters in it."""
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -15,6 +16,8 @@ import SimpleITK as sitk
 from isopose.errors import InputError
 
 _ONE_AT_A_TIME = threading.RLock()
+#: In messages of ITK, GDCM, MetaIO and NrrdIO: places in their code, and their names.
+_OF_ITK = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
 
 
 def itk_name(path: Path) -> str:
@@ -39,8 +42,8 @@ def quiet_itk() -> Iterator[list[str]]:
 
     Yields:
         A list that holds the caught lines once the block is over: MetaIO reports a damaged compressed file
-        there and nowhere else. When the block succeeds and MetaIO has not :func:`complained`,
-        they are passed on, for they can only come from elsewhere (a progress bar).
+        there and nowhere else. When the block succeeds they are passed on, for they come from elsewhere (a
+        progress bar), unless one of them is of ITK or a library in it, which may quote what is in a file.
     """
     heard: list[str] = []
     with _ONE_AT_A_TIME:
@@ -58,18 +61,49 @@ def complained(heard: list[str]) -> bool:
     return any("Uncompress failed" in line or "MetaImage:" in line or "MetaObject:" in line for line in heard)
 
 
+class _Quiet:
+    """Warnings and loggers set to silence by the first block that asks for it, and back after the last.
+
+    Both are settings of the whole process: blocks in several threads that each set them back to what they
+    found would leave a user's own settings changed for good.
+    """
+
+    def __init__(self, loggers: tuple[str, ...]) -> None:
+        self._loggers = loggers
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._undo.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                for name in self._loggers:
+                    # Loggers of single modules below it have no level of their own.
+                    logger = logging.getLogger(name)
+                    self._undo.callback(logger.setLevel, logger.level)
+                    logger.setLevel(logging.CRITICAL + 1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._undo.close()
+
+
+_PYDICOM = _Quiet(("pydicom", "highdicom"))
+
+
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom inside the block: its warnings quote values, which may be the patient's."""
-    logger = logging.getLogger("pydicom")
-    disabled = logger.disabled
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = disabled
+    """Silence pydicom and highdicom inside the block; their messages quote values, which may be a patient's.
+
+    What the caller has set for warnings and logging holds again afterwards.
+    """
+    with _PYDICOM:
+        yield
 
 
 @contextmanager
@@ -91,7 +125,7 @@ def _standard_error_aside(heard: list[str]) -> Iterator[None]:
                 caught.seek(0)
                 text = caught.read()
                 heard.extend(text.decode(errors="replace").splitlines())
-            if not complained(heard):
+            if not (complained(heard) or _OF_ITK.search(text)):
                 os.write(2, text)
     finally:
         os.close(kept)

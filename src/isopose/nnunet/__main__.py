@@ -5,6 +5,7 @@ import sys
 
 from isopose.errors import InputError
 from isopose.nnunet.plans import write_plans
+from isopose.silence import silence
 
 
 def main() -> int:
@@ -13,6 +14,7 @@ def main() -> int:
     parser.add_argument("dataset", help="number or name of a dataset that nnU-Net has planned")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of its plans (%(default)s)")
     given = parser.parse_args()
+    silence()
     try:
         path = write_plans(given.dataset, given.plans)
     except InputError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from isopose.errors import InputError, IsoposeError
 from isopose.progress import Silent
 from isopose.serve.jobs import CANCELLED, DONE, FAILED, RUNNING, Job, Jobs
+from isopose.silence import silence
 
 #: Name of a job's results, in place of a file's that may name a patient.
 RESULT = "segmentation"
@@ -138,6 +139,7 @@ class Worker:
 
 def _work(settings: Settings, pipe: Connection) -> None:
     """Of the process: predict what comes through the pipe until it is closed."""
+    silence()
     # Ctrl-C in the terminal is the server's to obey.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from isopose.devices import choose_device

@@ -6,10 +6,12 @@ import highdicom as hd
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage
 
 from isopose import __version__
 from isopose.io.dicom_results.codes import Meaning, meanings
-from isopose.io.dicom_results.source import CHARACTERS, MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.dicom_results.copied import CHARACTERS
+from isopose.io.dicom_results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
 
 SERIES_NUMBER = 9103
 #: Of the Unified Code for Units of Measure; pydicom knows no plain one.
@@ -52,8 +54,8 @@ def report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    return hd.sr.Comprehensive3DSR(
-        evidence=[*source.headers, segments],
+    made = hd.sr.Comprehensive3DSR(
+        evidence=[*_evidence(source), segments],
         content=content,
         series_instance_uid=uid_of(made_from, "report series"),
         series_number=SERIES_NUMBER,
@@ -65,6 +67,26 @@ def report(
         series_description="isopose volumes, for research only",
         specific_character_set=CHARACTERS,
     )
+    # As the series has them: highdicom knows the elements of some classes only.
+    classes = {header.SOPInstanceUID: header.SOPClassUID for header in source.headers}
+    for study in made.CurrentRequestedProcedureEvidenceSequence:
+        for series in study.ReferencedSeriesSequence:
+            for instance in series.ReferencedSOPSequence:
+                uid = instance.ReferencedSOPInstanceUID
+                instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
+    return made
+
+
+def _evidence(source: Source) -> list[Dataset]:
+    """The series' files as highdicom takes them: identifiers, and what a result shares with them."""
+    files = []
+    for header in source.headers:
+        one = Dataset()
+        one.update(source.shared)
+        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, header.SOPInstanceUID
+        one.SeriesInstanceUID = source.series
+        files.append(one)
+    return files
 
 
 def _measured(
@@ -83,7 +105,7 @@ def _measured(
             sop_class_uid=segments.SOPClassUID,
             sop_instance_uid=segments.SOPInstanceUID,
             segment_number=number,
-            source_series=hd.sr.SourceSeriesForSegmentation(source.headers[0].SeriesInstanceUID),
+            source_series=hd.sr.SourceSeriesForSegmentation(source.series),
         ),
         finding_category=meaning.category,
         finding_type=meaning.kind,

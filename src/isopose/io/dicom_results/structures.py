@@ -10,22 +10,17 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
 from isopose import __version__
+from isopose.geometry.volume import Volume
 from isopose.io.dicom_results.codes import meanings
-from isopose.io.dicom_results.source import CHARACTERS, MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.dicom_results.copied import CHARACTERS
+from isopose.io.dicom_results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
 
 SERIES_NUMBER = 9102
-#: The patient's and the study's attributes, which a result has in common with its series.
-_SHARED = (
-    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
-    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
-    *("AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator"),
-)
 
 
 def structures(
     source: Source,
-    classes: np.ndarray,
-    world_from_index: np.ndarray,
+    classes: Volume,
     names: Sequence[str],
     colours: Sequence[str],
     made_from: list[str],
@@ -34,22 +29,19 @@ def structures(
 
     Args:
         source: the series.
-        classes: class indices ``(z, y, x)`` on its grid, as ``read_series`` stacks it.
-        world_from_index: ``(4, 4)`` of that grid, LPS mm.
+        classes: class indices, uint8, on its grid, as ``read_series`` stacks it.
         names: of the classes 1, 2, ...
         colours: for each class a colour as ``#rrggbb``.
         made_from: hashes of all that decides the result; equal ones give equal identifiers.
     """
-    first, now = source.headers[0], datetime.datetime.now()
+    now = datetime.datetime.now()
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = RTStructureSetStorage
     meta.MediaStorageSOPInstanceUID = UID(uid_of(made_from, "structures"))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     out = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     out.SpecificCharacterSet = CHARACTERS
-    for name in _SHARED:
-        if first.get(name) is not None:
-            setattr(out, name, first.get(name))
+    out.update(source.shared)
     out.SOPClassUID, out.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
     out.Modality, out.SeriesNumber = "RTSTRUCT", SERIES_NUMBER
     out.SeriesInstanceUID = uid_of(made_from, "structures series")
@@ -67,13 +59,13 @@ def structures(
     for number, (meaning, colour) in enumerate(described, start=1):
         item = Dataset()
         item.ROINumber, item.ROIName = number, meaning.name[:64]
-        item.ReferencedFrameOfReferenceUID = first.FrameOfReferenceUID
+        item.ReferencedFrameOfReferenceUID = source.shared.FrameOfReferenceUID
         item.ROIGenerationAlgorithm = "AUTOMATIC"
         roi.append(item)
         item = Dataset()
         item.ReferencedROINumber = number
         item.ROIDisplayColor = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-        item.ContourSequence = Items(_contours(source, classes == number, world_from_index))
+        item.ContourSequence = Items(_contours(source, classes.array == number, classes.world_from_index))
         contours.append(item)
         item = Dataset()
         item.ObservationNumber = item.ReferencedROINumber = number
@@ -111,35 +103,20 @@ def _contours(source: Source, mask: np.ndarray, world_from_index: np.ndarray) ->
             item.ContourGeometricType = "CLOSED_PLANAR"
             item.NumberOfContourPoints = len(points)
             item.ContourData = [f"{value:.4f}" for value in points.ravel()]
-            item.ContourImageSequence = Items([_image(source, int(z))])
+            item.ContourImageSequence = Items([source.instance(int(z))])
             yield item
 
 
 def _referenced(source: Source) -> Dataset:
-    first = source.headers[0]
     series = Dataset()
-    series.SeriesInstanceUID = first.SeriesInstanceUID
-    series.ContourImageSequence = Items(_instance(header) for header in source.headers)
+    series.SeriesInstanceUID = source.series
+    series.ContourImageSequence = Items(source.instances())
     study = Dataset()
     # The class of what was a study's own object once; readers still look for it.
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"
-    study.ReferencedSOPInstanceUID = first.StudyInstanceUID
+    study.ReferencedSOPInstanceUID = source.shared.StudyInstanceUID
     study.RTReferencedSeriesSequence = Items([series])
     frame = Dataset()
-    frame.FrameOfReferenceUID = first.FrameOfReferenceUID
+    frame.FrameOfReferenceUID = source.shared.FrameOfReferenceUID
     frame.RTReferencedStudySequence = Items([study])
     return frame
-
-
-def _image(source: Source, z: int) -> Dataset:
-    item = _instance(source.headers[source.files[z]])
-    if source.multi_frame:
-        item.ReferencedFrameNumber = int(source.frames[z]) + 1
-    return item
-
-
-def _instance(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = header.SOPClassUID
-    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    return item

@@ -1,0 +1,196 @@
+"""What DICOM results copy from their series: elements of the patient and the study, each checked."""
+
+import re
+from collections.abc import Iterable
+from io import BytesIO
+from typing import Any
+
+import pydicom
+from pydicom.charset import python_encoding
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, DA, DT, STR_VR, TM, VR, PersonName, validate_value
+
+from isopose.io.quiet import quiet_pydicom
+
+#: UTF-8: a label's name may be in another script than the patient's.
+CHARACTERS = "ISO_IR 192"
+#: Of these the standard wants an entry, be it empty.
+EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
+)
+#: Elements of the modules Patient, Clinical Trial Subject, General Study, Patient Study and Clinical Trial
+#: Study (DICOM PS3.3, C.7.1 and C.7.2), and that of the frame of reference.
+SHARED = (
+    *EMPTY,
+    *("IssuerOfPatientID", "TypeOfPatientID", "IssuerOfPatientIDQualifiersSequence"),
+    *("PatientBirthTime", "OtherPatientNames", "OtherPatientIDsSequence", "QualityControlSubject"),
+    *("PatientBirthDateInAlternativeCalendar", "PatientAlternativeCalendar", "EthnicGroupCodeSequence"),
+    *("PatientSpeciesDescription", "PatientSpeciesCodeSequence", "PatientBreedDescription"),
+    *("PatientBreedCodeSequence", "BreedRegistrationSequence", "ResponsiblePerson"),
+    *("ResponsiblePersonRole", "ResponsibleOrganization", "PatientComments", "PatientIdentityRemoved"),
+    *("DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+    *("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName"),
+    *("ClinicalTrialSiteID", "ClinicalTrialSiteName", "ClinicalTrialSubjectID"),
+    *("ClinicalTrialSubjectReadingID", "ClinicalTrialProtocolEthicsCommitteeName"),
+    "ClinicalTrialProtocolEthicsCommitteeApprovalNumber",
+    *("StudyDescription", "IssuerOfAccessionNumberSequence", "ConsultingPhysicianName"),
+    *("ProcedureCodeSequence", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "RequestingService"),
+    *("ReasonForPerformedProcedureCodeSequence", "AdmittingDiagnosesDescription"),
+    *("AdmittingDiagnosesCodeSequence", "PatientAge", "PatientSize", "PatientWeight"),
+    *("PatientBodyMassIndex", "MedicalAlerts", "Allergies", "Occupation", "SmokingStatus"),
+    *("AdditionalPatientHistory", "PregnancyStatus", "LastMenstrualDate", "PatientSexNeutered"),
+    *("ReasonForVisit", "AdmissionID", "IssuerOfAdmissionIDSequence", "ServiceEpisodeID"),
+    *("ServiceEpisodeDescription", "PatientState"),
+    *("ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription"),
+    *("LongitudinalTemporalOffsetFromEvent", "LongitudinalTemporalEventType"),
+)
+#: What a segmentation says of the images that it was made from.
+IMAGE = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+#: What the standard lets these hold, and nothing else.
+_ENUMERATED = {
+    "PatientSex": ("M", "F", "O"),
+    "PatientIdentityRemoved": ("YES", "NO"),
+    "QualityControlSubject": ("YES", "NO"),
+    "PatientSexNeutered": ("ALTERED", "UNALTERED"),
+    "SmokingStatus": ("YES", "NO", "UNKNOWN"),
+    "PregnancyStatus": (1, 2, 3, 4),
+    "LossyImageCompression": ("00", "01"),
+}
+#: Values of more than one line may hold its end, a tab and a new page.
+_LINES = {VR.LT, VR.ST, VR.UT}
+_CONTROL, _CONTROL_IN_LINES = (
+    re.compile(r"[\x00-\x1f\x7f-\x9f]"),
+    re.compile(r"[^\t\n\f\r -~\xa0-\U0010ffff]"),
+)
+#: What is put in the place of bytes that are not of the character set.
+_REPLACED = "\ufffd"
+#: Parts of a person's name in one of its three groups, and one of those that a date must have.
+_NAME_PARTS = 5
+_UID = re.compile(r"[0-9.]{1,64}")
+
+
+def copied(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
+    """Copy those elements of a header that are valid, in UTF-8.
+
+    An element counts as valid where its value is one that the standard lets it have: of its length, its
+    characters, its number of values, a date of the calendar, text in the character set that the header names.
+    A sequence is left out as a whole; of its items' private elements nothing is copied.
+
+    Args:
+        header: as read from a file; its elements may be damaged in any way.
+        names: keywords of the elements.
+
+    Returns:
+        What is there and valid; keywords of what is there and is not.
+    """
+    kept, failed = Dataset(), []
+    with quiet_pydicom():
+        for name in names:
+            tag = tag_for_keyword(name)
+            assert tag is not None, name
+            try:
+                if tag in header:
+                    element = _checked(header, tag, _is_declared(header, False))
+                    _write(element)
+                    if not element.is_empty:
+                        kept.add(element)
+            except Exception:  # an element is decoded when it is asked for, which fails in any way
+                failed.append(name)
+    return kept, failed
+
+
+def uid_in(header: Dataset, name: str) -> str:
+    """An identifier as a header gives it, to which a result can refer, else an empty one.
+
+    Leading zeros and empty parts, which the standard does not allow, are left as they are: an archive that
+    holds the series knows it by them.
+    """
+    try:
+        with quiet_pydicom():
+            value = str(header.get(name) or "")
+    except Exception:  # likewise
+        return ""
+    return value if _UID.fullmatch(value) else ""
+
+
+def _checked(dataset: Dataset, tag: int, declared: bool) -> DataElement:
+    """The element anew.
+
+    Args:
+        dataset: that holds it.
+        tag: of the element.
+        declared: whether the dataset names a character set that holds more than ASCII.
+
+    Raises:
+        Exception: it is not valid.
+    """
+    vr, many = dictionary_VR(tag), dictionary_VM(tag) != "1"
+    value: Any = dataset[tag].value
+    if isinstance(value, Items) != (vr == VR.SQ):
+        raise ValueError("another kind of element")
+    if vr == VR.SQ:
+        return DataElement(tag, vr, [_item(item, declared) for item in value])
+    if value is None or (isinstance(value, str | bytes | list | PersonName) and not value):
+        return DataElement(tag, vr, None)
+    values = list(value) if isinstance(value, pydicom.multival.MultiValue | list) else [value]
+    if len(values) > 1 and not many:
+        raise ValueError("several values")
+    if vr in STR_VR:
+        values = [_text(vr, one, declared) for one in values]
+    for one in values:
+        validate_value(vr, one, RAISE)
+    allowed = _ENUMERATED.get(keyword_for_tag(tag))
+    if allowed and any(one not in allowed for one in values):
+        raise ValueError("not one of what is allowed")
+    return DataElement(tag, vr, values if len(values) > 1 else values[0], validation_mode=RAISE)
+
+
+def _item(item: Dataset, declared: bool) -> Dataset:
+    declared, kept = _is_declared(item, declared), Dataset()
+    for tag in sorted(item.keys()):
+        if not tag.is_private and keyword_for_tag(tag) != "SpecificCharacterSet":
+            kept.add(_checked(item, tag, declared))
+    return kept
+
+
+def _text(vr: str, value: Any, declared: bool) -> str:
+    text = value.decode("ascii") if isinstance(value, bytes) else str(value)
+    if not text.isascii() and not (declared and vr in CUSTOMIZABLE_CHARSET_VR):
+        raise ValueError("no character set")
+    if _REPLACED in text or (_CONTROL_IN_LINES if vr in _LINES else _CONTROL).search(text):
+        raise ValueError("not of the character set")
+    if vr == VR.PN and any(group.count("^") >= _NAME_PARTS for group in text.split("=")):
+        raise ValueError("too many parts of a name")
+    if vr == VR.DA and not (len(text) == 8 and DA(text)):
+        raise ValueError("no date")
+    if vr == VR.TM and not ("-" not in text and TM(text)):
+        raise ValueError("no time")
+    if vr == VR.DT and not DT(text):
+        raise ValueError("no date and time")
+    return text
+
+
+def _is_declared(dataset: Dataset, inherited: bool) -> bool:
+    """Whether the character set is one that is known and holds more than ASCII."""
+    try:
+        value = dataset.get("SpecificCharacterSet")
+    except Exception:  # likewise
+        return False
+    if value is None:
+        return inherited
+    terms = [value] if isinstance(value, str) else list(value)
+    beyond = [term for term in terms if term not in ("", "ISO_IR 6", "ISO 2022 IR 6")]
+    return bool(beyond) and all(term in python_encoding for term in beyond)
+
+
+def _write(element: DataElement) -> None:
+    """Raise whatever writing the element raises."""
+    alone = Dataset()
+    alone.SpecificCharacterSet = CHARACTERS
+    alone.add(element)
+    pydicom.dcmwrite(BytesIO(), alone, implicit_vr=False, little_endian=True, enforce_file_format=False)

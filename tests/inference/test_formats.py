@@ -1,0 +1,118 @@
+"""The results of one scan: checked before it is predicted, all or none, without a word of a library's."""
+
+import json
+
+import numpy as np
+import pydicom
+import pytest
+
+from bright import bright_model
+from io_helpers import dicom_slice, save
+from isopose.errors import InputError
+from isopose.inference import scans
+from isopose.inference.formats import FORMATS, result_files, write_results
+from isopose.inference.scans import Scan, predict_scans
+from isopose.io.images import read_volume
+from isopose.labels import Labels
+from isopose.progress import Silent
+
+
+def series(folder, **fields):
+    y, x = np.meshgrid(*[(np.arange(48) - 23.5) * 5.0] * 2, indexing="ij")
+    hu = np.where(np.hypot(x - 30, y) < 20, 200, np.where(np.hypot(x / 100, y / 72) < 1, 40, -1000))
+    for number in range(4):
+        data = dicom_slice((hu + 1024).astype(np.uint16), (0, 0, 5.0 * number), PixelSpacing=[5, 5], **fields)
+        data.FrameOfReferenceUID = "1.2.9"
+        save(data, folder / f"{number}.dcm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+
+
+def predict(model, folders, output, formats):
+    return predict_scans(
+        model,
+        [Scan(folder.name, folder) for folder in folders],
+        output,
+        probabilities=False,
+        steps=False,
+        reporter=Silent(),
+        formats=formats,
+    )
+
+
+def test_a_series_of_which_no_result_can_be_written_is_reported_before_it_is_predicted(
+    model, tmp_path, monkeypatch
+):
+    nameless, sound = series(tmp_path / "nameless"), series(tmp_path / "sound", PatientSex="Z")
+    for file in nameless.iterdir():
+        data = pydicom.dcmread(file)
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = ""
+        pydicom.dcmwrite(file, data, enforce_file_format=False)
+    predicted = []
+
+    def counted(*given, **named):
+        predicted.append(given[1])
+        return scans_predict(*given, **named)
+
+    scans_predict = scans.predict
+    monkeypatch.setattr(scans, "predict", counted)
+    output = tmp_path / "out"
+    refused, done = predict(model, [nameless, sound], output, ("dicom-seg", "rtstruct"))
+    assert "expected SOPInstanceUID" in refused.problem
+    assert len(predicted) == 1
+    assert any(line.endswith(": PatientSex") for line in done.record["warnings"])
+    assert sorted(path.name for path in output.iterdir()) == [
+        "sound.json",
+        "sound.rtstruct.dcm",
+        "sound.seg.dcm",
+    ]
+    assert json.loads((output / "sound.json").read_text())["warnings"] == done.record["warnings"]
+    read = pydicom.dcmread(output / "sound.seg.dcm")
+    assert (str(read.PatientName), read.PatientSex) == ("Muster^Erika", "")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("Muster"), ValueError("Muster^Erika 20090817"), RecursionError("Muster")]
+)
+def test_whatever_fails_at_the_last_object_leaves_none_and_is_not_quoted(error, tmp_path, monkeypatch):
+    source = series(tmp_path / "series")
+    labels = read_volume(source)
+    labels = labels.with_array((labels.array > 150).astype(np.uint8))
+    files = result_files(tmp_path / "out", "scan", tuple(FORMATS))
+
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("isopose.io.dicom_results.report.report", broken)
+    with pytest.raises(InputError) as caught:
+        write_results(
+            files, labels, Labels({"mass": 1}), {"mass": 1.0}, path=source, series=None, made_from=[]
+        )
+    told = str(caught.value)
+    assert str(source) in told
+    assert type(error).__name__ in told
+    assert not any(secret in told for secret in ("Muster", "20090817"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_objects_that_cannot_be_written_leave_none(tmp_path, monkeypatch):
+    source = series(tmp_path / "series")
+    labels = read_volume(source)
+    labels = labels.with_array((labels.array > 150).astype(np.uint8))
+    files = result_files(tmp_path / "out", "scan", tuple(FORMATS))
+
+    def full(self, path, **_):
+        path.write_bytes(b"half")
+        if path.name.endswith(".sr.dcm"):
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", full)
+    with pytest.raises(OSError, match="No space"):
+        write_results(
+            files, labels, Labels({"mass": 1}), {"mass": 1.0}, path=source, series=None, made_from=[]
+        )
+    assert list((tmp_path / "out").iterdir()) == []
