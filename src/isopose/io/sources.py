@@ -6,12 +6,12 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import hash_of, sha256
 from isopose.io.dicom import is_dicom, is_dicomdir, listed_files, ordered_frames
-from isopose.io.images import ending
+from isopose.io.images import ending, missing
 from isopose.io.itk_header import LONGEST_HEADER
 
 #: The field of a header that names the files of the voxels, and all that follows it; NRRD's header ends at an
 #: empty line. Both formats may name others whatever a file's ending.
-_META = re.compile(rb"^ElementDataFile *= *([^\n]*)(.*)", re.MULTILINE | re.DOTALL)
+_META = re.compile(rb"^[ \t]*ElementDataFile *[=:] *([^\n]*)(.*)", re.MULTILINE | re.DOTALL)
 _NRRD = re.compile(rb"^data ?file: *([^\n]*)(.*)", re.MULTILINE | re.DOTALL | re.IGNORECASE)
 _DATA = {".mhd": _META, ".mha": _META, ".nhdr": _NRRD, ".nrrd": _NRRD}
 #: A pattern of names with one number in it, and a number.
@@ -41,7 +41,7 @@ def hash_of_source(path: Path) -> str:
             return sha256(path)
         return hash_of([[file.name, sha256(file)] for file in files])
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(missing(path)) from None
 
 
 def files_beside(path: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def _named(path: Path, field: re.Pattern[bytes]) -> list[str]:
         return []
     value, rest = (part.decode("utf-8", "surrogateescape").strip() for part in found.groups())
     words = value.split()
-    if words[:1] == ["LIST"]:
+    if words and words[0].upper() == "LIST":
         return [line.strip() for line in rest.split("\n") if line.strip()]
     if len(words) >= 3 and _NUMBERED.fullmatch(words[0]) and all(map(_WHOLE.fullmatch, words[1:4])):
         first, last, step = (*map(int, words[1:4]), 1)[:3]
