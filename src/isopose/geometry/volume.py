@@ -16,7 +16,7 @@ SHEAR_TOLERANCE = 1e-3
 
 
 def is_sheared(matrix: np.ndarray) -> bool:
-    """Whether the columns of a ``(4, 4)`` index-to-world matrix are off right angles by more than rounding."""
+    """Whether a ``(4, 4)`` index-to-world matrix is off right angles by more than rounding in a header."""
     axes = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE)
 

@@ -120,8 +120,8 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
         )
     if space.lower() not in map(str.lower, SPACES):
         raise InputError(
-            f"{path}: the header's 'space' is not one of the patient's (expected {', '.join(SPACES)}), so left "
-            "and right are unknown; export it again"
+            f"{path}: the header's 'space' is not one of the patient's, so left and right are unknown; "
+            f"expected {', '.join(SPACES)}, export it again"
         )
     directions = fields.get("spacedirections", "")
     if len(re.findall(r"\([^()]*\)", directions)) != 3 or "nan" in directions.lower():
@@ -136,7 +136,8 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
             )
     if {"oldmin", "oldmax"} & set(fields):
         raise InputError(
-            f"{path}: its values were quantized ('old min', 'old max') and are no HU; export it again as int16"
+            f"{path}: its values were quantized ('old min', 'old max') and are no HU; "
+            "export it again as int16"
         )
 
 
@@ -176,7 +177,7 @@ def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
     if words[0].upper() == "LIST":
         # How many dimensions each file has; without it all but the last.
         each = int(words[1]) if len(words) > 1 and words[1].isdigit() else len(sizes) - 1
-        found, wanted = len(rest), math.prod(sizes[each:])
+        found, wanted = len(rest), math.prod(sizes[each:]) if 0 < each <= len(sizes) else 0
     elif "%" in words[0]:
         numbers = [int(n) if n.isdigit() else 0 for n in words[1:]]
         if not _PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
