@@ -28,7 +28,7 @@ from isopose.progress import Reporter
 #: Folder of the probabilities, as ``isopose predict`` has it, on both sides.
 PROBABILITIES = "probabilities"
 BACKGROUND = "background"
-#: How a record's warnings of a predicted label map begin; its others are of the pose, known since it was made.
+#: How a record's warnings of a predicted label map begin; its others are of the pose, and known before.
 LABEL_NOTE = "label: "
 
 

@@ -1,4 +1,4 @@
-"""What makes a scan look unlike CT of a trunk in Hounsfield units, reported before anyone trusts its labels."""
+"""What makes a scan look unlike CT of a trunk in Hounsfield units; a warning before its labels are trusted."""
 
 from collections.abc import Iterator
 

@@ -228,8 +228,8 @@ def _scaling(path: Path, header: np.void) -> tuple[float, float]:
         return 1.0, 0.0
     if not np.isfinite(inter):
         raise InputError(
-            f"{path}: the header scales its values by {slope:g}, but what it adds (scl_inter) is not a number; "
-            "export it again"
+            f"{path}: the header scales its values by {slope:g}, but what it adds (scl_inter) is not a "
+            "number; export it again"
         )
     return slope, inter
 
@@ -278,8 +278,8 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
             return  # voxels, behind a mark that some tools set without an extension
         if length < 8 or place + length > end:
             raise InputError(
-                f"{path}: the header's extensions reach beyond byte {end}, where its voxels are said to begin; "
-                "export it again"
+                f"{path}: the header's extensions reach beyond byte {end}, where its voxels are said to "
+                "begin; export it again"
             )
         place += length
 
@@ -301,8 +301,9 @@ def _header(raw: bytes) -> tuple[np.void, Literal["<", ">"]] | None:
 def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
     unit = int(header["units"]) & 7
     if unit not in (0, 2):
+        name = _UNITS.get(unit, f"unknown (code {unit})")
         raise InputError(
-            f"{path}: expected millimeters, but the header's unit is {_UNITS.get(unit, f'unknown (code {unit})')}; "
+            f"{path}: expected millimeters, but the header's unit is {name}; "
             "set xyzt_units to mm and check the voxel size"
         )
     sform, qform = int(header["scode"]) > 0, int(header["qcode"]) > 0

@@ -1,4 +1,4 @@
-"""Which sizes of voxels, scans and bodies a patient's CT can have; others come from a wrong unit or header."""
+"""Which sizes of voxels, scans and bodies a patient's CT can have; others come from a wrong unit."""
 
 from collections.abc import Iterator
 
