@@ -1,4 +1,4 @@
-"""What makes a scan look unlike CT of a trunk in Hounsfield units; a warning before its labels are trusted."""
+"""What makes a scan look unlike CT of a trunk in Hounsfield units, to warn before its labels are used."""
 
 from collections.abc import Iterator
 
