@@ -1,5 +1,6 @@
 """``isopose restore``: another segmenter's answers on homogenised scans, back on each scan's own grid."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -184,10 +185,10 @@ def _check_targets(one: _Prediction, job: _Job) -> None:
     """Refuse to replace what this command did not write."""
     targets = [job.output / f"{one.case}{ENDING}"]
     targets += [_probability_path(job.output, one.case, name) for name, _ in one.probabilities]
-    sources = {path.resolve() for path in (one.labels, *(path for _, path in one.probabilities)) if path}
+    sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
     ours = _known(job.output / f"{one.case}.json") is not None
     for path in targets:
-        if path.resolve() in sources or (path.exists() and not ours):
+        if os.path.realpath(path) in sources or (path.exists() and not ours):
             raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
 
 

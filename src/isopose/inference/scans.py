@@ -150,7 +150,8 @@ def predict_scans(
     for scan in scans:
         check_source(scan.path, formats)
         files = result_files(output, scan.name, formats).values()
-        if scan.path.resolve() in [file.resolve() for file in files]:
+        # Unlike Path.resolve, this leaves a link that leads to itself as it is.
+        if os.path.realpath(scan.path) in map(os.path.realpath, files):
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     if steps:
         check_steps(model)

@@ -30,6 +30,8 @@ def hash_of_source(path: Path) -> str:
         InputError: nothing is there, or neither a file nor a folder.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(missing(path))
     try:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
