@@ -87,11 +87,11 @@ def test_a_body_of_no_patient_is_reported_by_all_three(tmp_path):
     root.mkdir()
     write(root / "a_0000.nii.gz", good)
     write(root / "b_0000.nii.gz", small)
-    wanted = "a body of 19 x 14 mm is none of a patient"
+    wanted = "a body of 19 x 14 mm is not a patient's"
 
     (root / "list.csv").write_text("image,label\na_0000.nii.gz,\nb_0000.nii.gz,\n")
     problems = check_dataset(open_dataset(root / "list.csv"))
-    said = {p.case: p for p in problems if "of a patient" in p.message}
+    said = {p.case: p for p in problems if "a patient's, expected" in p.message}
     assert list(said) == ["b_0000"]
     assert wanted in said["b_0000"].message
     assert "centimeters?" in said["b_0000"].message
@@ -109,7 +109,7 @@ def test_a_body_of_no_patient_is_reported_by_all_three(tmp_path):
         assert (first.problem, second.problem) == (None, None)
         warnings = [getattr(o.record, "warnings", None) or o.record["warnings"] for o in outcomes]
         assert any(wanted in line for line in warnings[1])
-        assert not any("of a patient" in line for line in warnings[0])
+        assert not any("a patient's, expected" in line for line in warnings[0])
     kept = json.loads((tmp_path / "out" / "b.json").read_text())
     assert any(wanted in line for line in kept["warnings"])
 

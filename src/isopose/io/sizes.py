@@ -83,7 +83,7 @@ def size_doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> 
             )
     elif not BODY_MM[0] <= max(body_mm) <= BODY_MM[1]:
         yield (
-            f"a body of {body_mm[0]:.0f} x {body_mm[1]:.0f} mm is none of a patient, expected a width of "
+            f"a body of {body_mm[0]:.0f} x {body_mm[1]:.0f} mm is not a patient's, expected a width of "
             f"{BODY_MM[0]:g} to {BODY_MM[1]:g} mm; is the voxel size in mm{_guess(body_mm, _USUAL_BODY_MM)}?"
         )
 
