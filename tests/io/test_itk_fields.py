@@ -175,6 +175,8 @@ def test_the_matrix_of_metaimage_is_believed(tmp_path):
         ([(b"ElementSpacing", b"Spacing")], "ElementSpacing"),
         ([(b"DimSize", b"F" * 300 + b" = 3\nDimSize")], "of its header is not one"),
         ([(b"DimSize", b"no field\nDimSize")], "of its header is not one"),
+        # A DICOM text of several lines, as ITK writes it.
+        ([(b"DimSize", b"0010|4000 = a\nOffset = 1 2 3\nDimSize")], "field Offset twice"),
     ],
 )
 def test_what_itk_passes_over_in_metaimage_is_refused(tmp_path, changes, word):

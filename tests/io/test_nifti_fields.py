@@ -111,6 +111,13 @@ def test_extensions_lie_before_the_voxels(tmp_path, lengths):
         refused(tmp_path / "b.nii", "voxels are said to begin")
 
 
+def test_very_many_extensions_take_no_time(tmp_path):
+    path = written(tmp_path / "a.nii", (348, "B", 1), (OFFSET, "f", 352 + (1 << 24)))
+    data = bytearray(path.read_bytes()[:352] + struct.pack("<4i", 16, 6, 0, 0) * (1 << 20))
+    path.write_bytes(data + ARRAY.tobytes())
+    refused(path, "extensions reach beyond")
+
+
 def test_zeros_behind_the_extensions_and_a_mark_without_any(tmp_path):
     image = nib.Nifti1Image(ARRAY.T, AFFINE)
     image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"x" * 24))

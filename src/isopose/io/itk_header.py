@@ -38,6 +38,11 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 SPACES = ("LPS", "left-posterior-superior", "RAS", "right-anterior-superior", "LAS", "left-anterior-superior")
 #: A pattern of file names with one number in it; of others ITK prints what lies in memory, or ends.
 _PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
+#: Fields of MetaImage by which its voxels have their place. A second one comes from a text of several lines.
+_ONCE = (
+    *("NDims", "DimSize", "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels"),
+    *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize"),
+)
 _MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
@@ -77,10 +82,11 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
             )
         named = fits.groupdict() if fits else {}
         if named.get("name"):
-            name = named["name"].strip().decode("utf-8", "replace")
-            fields[name.lower().replace(" ", "") if nrrd else name] = (
-                named["value"].decode("utf-8", "replace").strip()
-            )
+            name, value = (named[n].decode("utf-8", "replace").strip() for n in ("name", "value"))
+            name = name.lower().replace(" ", "") if nrrd else name
+            if name in fields and name in _ONCE:
+                raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
+            fields[name] = value
         if (nrrd and fields.get("datafile", "").startswith("LIST")) or "ElementDataFile" in fields:
             rest = lines[number + 1 :]
             break
@@ -173,13 +179,13 @@ def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
     words = fields.get("ElementDataFile", "").split()
     if not words:
         return
-    sizes = [int(n) if n.isdigit() else 0 for n in fields.get("DimSize", "").split()]
+    sizes = [_whole(n) for n in fields.get("DimSize", "").split()]
     if words[0].upper() == "LIST":
         # How many dimensions each file has; without it all but the last.
-        each = int(words[1]) if len(words) > 1 and words[1].isdigit() else len(sizes) - 1
+        each = (_whole(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
         found, wanted = len(rest), math.prod(sizes[each:]) if 0 < each <= len(sizes) else 0
     elif "%" in words[0]:
-        numbers = [int(n) if n.isdigit() else 0 for n in words[1:]]
+        numbers = [_whole(n) for n in words[1:]]
         if not _PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
             raise InputError(
                 f"{path}: expected a pattern of file names with first, last and step in 'ElementDataFile', "
@@ -194,6 +200,11 @@ def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
             f"{path}: expected a file for each of {wanted} slices, but the header lists {max(found, 0)}; "
             "export it as one file"
         )
+
+
+def _whole(text: str) -> int:
+    """A count in a header; 0 where it is none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _number(text: str) -> float:

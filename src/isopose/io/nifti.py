@@ -59,6 +59,7 @@ _NIFTI2: _Layout = [
 _LENGTHS = {348: _NIFTI1, 540: _NIFTI2}
 #: Bytes after a header that say whether extensions follow, and the least that one has: its length and code.
 _MARK, _EXTENSION = 4, 16
+_MOST_EXTENSIONS = 10_000
 #: Codes of extensions that are known or will be (nifti1.h); they are even.
 _CODES = range(0, 100, 2)
 _TYPES = {
@@ -242,14 +243,14 @@ def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Lit
     Raises:
         InputError: it is no whole number, or lies inside the header or an extension.
     """
-    told = float(header["offset"])
-    if not np.isfinite(told) or told != int(told):
+    stated = float(header["offset"])
+    if not np.isfinite(stated) or stated != int(stated):
         raise InputError(
             f"{path}: the voxels' place in the file (vox_offset) is not a whole number; the header is damaged"
         )
     least = int(header["size"]) + _MARK
     extended = len(raw) >= least and raw[least - _MARK] != 0
-    if told == 0 and not extended:
+    if stated == 0 and not extended:
         return least
     offset = int(header["offset"])
     if offset < least:
@@ -265,7 +266,9 @@ def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Lit
 def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: Literal["<", ">"]) -> None:
     """Refuse extensions that reach beyond the byte where the voxels are said to begin."""
     place = start
-    while place + _EXTENSION <= max(end, start + _EXTENSION):
+    for _ in range(_MOST_EXTENSIONS):
+        if place + _EXTENSION > max(end, start + _EXTENSION):
+            return
         try:
             file.seek(place)
             found = np.frombuffer(file.read(8), f"{order}i4")
@@ -276,12 +279,13 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
             return  # zeros up to the voxels
         if start == end and (length < _EXTENSION or length % 16 or code not in _CODES):
             return  # voxels, behind a mark that some tools set without an extension
-        if length < 8 or place + length > end:
-            raise InputError(
-                f"{path}: the header's extensions reach beyond byte {end}, where its voxels are said to "
-                "begin; export it again"
-            )
+        if length < _EXTENSION or place + length > end:
+            break
         place += length
+    raise InputError(
+        f"{path}: the header's extensions reach beyond byte {end}, where its voxels are said to begin; "
+        "export it again"
+    )
 
 
 def _header(raw: bytes) -> tuple[np.void, Literal["<", ">"]] | None:
