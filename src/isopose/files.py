@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,16 +97,44 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
         os.close(place)
 
 
-def read_text(path: Path, expected: str, encoding: str = "utf-8") -> str:
-    """Read a text file that a user may have touched.
+def composed(name: str) -> str:
+    """A name as one writes it everywhere: macOS and archives made there store an accent as a sign of its own.
+
+    Two names that look the same are the same then, and a file meets its label, its prediction and its record.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def as_stored(path: Path) -> Path:
+    """A path as it lies on the disk, where its accents may be stored in another way; else the path itself."""
+    path = Path(path)
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[len(found.parts) :]:
+        below = found / part
+        if not os.path.lexists(below):
+            try:
+                names = [entry for entry in found.iterdir() if composed(entry.name) == composed(part)]
+            except OSError:
+                names = []
+            if len(names) != 1:
+                return path
+            below = names[0]
+        found = below
+    return found
+
+
+def read_text(path: Path, expected: str) -> str:
+    """Read a UTF-8 text file that a user may have touched, without the mark by which Windows begins one.
 
     Args:
         path: of a regular file: a device has no end.
         expected: what it should be, for the message.
-        encoding: of the text.
 
     Raises:
-        InputError: the file is missing, unreadable, too large or not text; the message names it.
+        InputError: the file is missing, unreadable, too large or not text; the message names it, and the line
+            that is not UTF-8.
     """
     path = Path(path)
     try:
@@ -113,11 +142,19 @@ def read_text(path: Path, expected: str, encoding: str = "utf-8") -> str:
             raise OSError("not a file")
         if path.stat().st_size > LARGEST_TEXT:
             raise OSError(f"larger than {LARGEST_TEXT >> 20} MB")
-        return path.read_text(encoding=encoding)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected {expected}, but it cannot be read ({error})") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
+        raise InputError(
+            f"{path}: expected {expected}, but line {line} is not UTF-8; save it as UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -21,13 +21,13 @@ def grid(spacing=SPACING, turn=None):
     return matrix
 
 
-def scan(seed, shape=(6, 24, 24)):
+def scan(seed, shape=(6, 96, 96)):
     array = np.random.default_rng(seed).integers(-1000, 1500, shape).astype(np.int16)
     array[0, 0, 0] = -1000
     return array
 
 
-def mark(shape=(6, 24, 24)):
+def mark(shape=(6, 96, 96)):
     array = np.zeros(shape, np.uint8)
     array[2:4, 5:9, 5:9], array[4, 6:9, 6:9] = 1, 2
     return array
@@ -78,19 +78,19 @@ def test_every_problem_is_reported_with_its_case(cohort, tmp_path):
     cohort("c_nolabel").label.unlink()
     cut = cohort("d_cut").image
     cut.write_bytes(cut.read_bytes()[:-200])
-    cohort("e_small", image=scan(50, (2, 24, 24)), label=mark((6, 24, 24))[2:4])
-    cohort("f_grid", label=mark((5, 24, 24)))
+    cohort("e_small", image=scan(50, (2, 96, 96)), label=mark((6, 96, 96))[2:4])
+    cohort("f_grid", label=mark((5, 96, 96)))
     moved = grid()
     moved[0, 3] = 5
     cohort("g_moved", label_matrix=moved)
     odd = mark()
     odd[0, 0, :2], odd[0, 1, 0] = 9, 7
     cohort("h_unknown", label=odd)
-    cohort("i_empty", label=np.zeros((6, 24, 24), np.uint8))
+    cohort("i_empty", label=np.zeros((6, 96, 96), np.uint8))
     nan = scan(51).astype(np.float32)
     nan[1, 2, 3] = np.nan
     cohort("j_nan", image=nan)
-    cohort("k_flat", image=np.full((6, 24, 24), -1000, np.int16))
+    cohort("k_flat", image=np.full((6, 96, 96), -1000, np.int16))
     cohort("l_fraction", label=mark() * np.float32(0.5))
     write_series(tmp_path / "m_gap", raw_slices(6), skip=(3,))
     write_series(tmp_path / "n_mixed" / "x", raw_slices(6))
@@ -109,7 +109,7 @@ def test_every_problem_is_reported_with_its_case(cohort, tmp_path):
     only(problems, "c_nolabel", "error", "label: ", "no such file")
     only(problems, "d_cut", "error", "truncated or corrupt")
     only(problems, "e_small", "error", "2 axial slices", "at least 3")
-    only(problems, "f_grid", "error", "24 x 24 x 5 voxels", "24 x 24 x 6")
+    only(problems, "f_grid", "error", "96 x 96 x 5 voxels", "96 x 96 x 6")
     only(problems, "g_moved", "error", "5.00 mm apart")
     only(problems, "h_unknown", "error", "7 (1 voxels), 9 (2 voxels)", "[1, 2]")
     only(problems, "i_empty", "error", "every voxel is background")
@@ -123,7 +123,7 @@ def test_every_problem_is_reported_with_its_case(cohort, tmp_path):
 
 
 def test_a_case_can_have_several_problems(cohort):
-    case = cohort("a", label=np.zeros((6, 24, 24), np.uint8))
+    case = cohort("a", label=np.zeros((6, 96, 96), np.uint8))
     case.image.unlink()
     messages = [p.message for p in check_dataset(cohort.dataset()) if p.case == "a"]
     assert len(messages) == 2
@@ -157,14 +157,17 @@ def test_unusual_grids(cohort):
     assert "5.00 x 0.80 x 0.80 mm" in sagittal[0]
     assert not [p for p in problems if p.case == "q_thin"]
     only(problems, "t_tilted", "warning", "25 degrees")
-    only(problems, "u_unit", "warning", "0.08 x 0.08 x 0.30", "0.80 x 0.80 x 3.00")
+    size, off = [p.message for p in problems if p.case == "u_unit"]
+    assert "8 x 8 mm" in size
+    assert "0.08 x 0.08 x 0.30" in off
+    assert "0.80 x 0.80 x 3.00" in off
 
 
 def test_the_same_image_twice(cohort, tmp_path):
     array = scan(9)
     cohort("a", image=array)
     # The same scan in another storage order and type.
-    matrix = grid() @ [[-1, 0, 0, 23], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    matrix = grid() @ [[-1, 0, 0, 95], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     cohort("b", image=array[:, :, ::-1].astype(np.float32), label=mark()[:, :, ::-1], matrix=matrix)
     cohort("c", image=array, patient="a")
     problems = check_dataset(cohort.dataset())
@@ -195,7 +198,7 @@ def test_the_dataset_as_a_whole(cohort):
 
 def test_workers_change_nothing_and_progress_is_told(cohort):
     cohort("a")
-    cohort("b", label=np.zeros((6, 24, 24), np.uint8))
+    cohort("b", label=np.zeros((6, 96, 96), np.uint8))
     cohort("c").image.unlink()
     told = []
     expected = check_dataset(cohort.dataset(), progress=lambda done, total: told.append((done, total)))

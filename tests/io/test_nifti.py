@@ -100,8 +100,8 @@ def test_mirrored_qform(header, tmp_path):
 
 def test_shear_units_and_damage(header):
     refused(header(SFORM_ONLY, (SROW, "12f", -0.7, 0.3, 0, 5, 0, -0.8, 0, 5, 0, 0, 2.5, 5)), "right angles")
-    refused(header((UNITS, "B", 1)), "metre")
-    refused(header((UNITS, "B", 3)), "not mm")
+    refused(header((UNITS, "B", 1)), "meters")
+    refused(header((UNITS, "B", 3)), "micrometers")
     refused(header((SROW, "f", np.nan)), "damaged")
     refused(header((DIM, "8h", 3, 0, 5, 4, 1, 1, 1, 1)), "dimensions")
     refused(header((DIM, "8h", 3, -6, 5, 4, 1, 1, 1, 1)), "dimensions")

@@ -29,7 +29,8 @@ def evaluate(
 
     if output is not None:
         output_folder(output)
-    with Terminal().counting("evaluate") as progress:
+    reporter = Terminal()
+    with reporter.counting("evaluate") as progress:
         evaluation = evaluate_folder(
             predictions,
             labels,
@@ -38,6 +39,7 @@ def evaluate(
             allow_missing=allow_missing,
             workers=max(workers, 1),
             progress=progress,
+            note=lambda line: reporter.say(f"warning: {line}"),
         )
     if output is not None:
         write_evaluation(evaluation, output)

@@ -28,6 +28,7 @@ from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.doubts import doubts
 from isopose.io.header import all_finite
+from isopose.io.sizes import check_extent, size_doubts
 from isopose.labels import Labels
 
 #: Input and output pixels that are resampled at a time (16 MB in float32), to bound the memory.
@@ -89,7 +90,8 @@ def prepare(
         label_map: their names; needed with ``labels``.
 
     Raises:
-        InputError: non-finite values, no body, labels on another grid or with unknown values.
+        InputError: non-finite values, no body, a size that no patient has, labels on another grid or with
+            unknown values.
     """
     fov = usual_fov(fingerprint, config)
     return prepare_as(
@@ -126,10 +128,11 @@ def prepare_as(
             "the scan holds values that are not finite (NaN or infinity); repair or export it again"
         )
     lps = volume.reoriented()
-    body = body_mask(lps, config.body_threshold_hu)
+    check_extent(lps)
+    body, body_mm = trunk(lps, config.body_threshold_hu)
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
     frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)
-    warnings = (*doubts(lps), *warnings)
+    warnings = (*doubts(lps, body_mm), *warnings)
     if tissue is not None:
         warnings += tuple(unlike(tissue_of(lps, body), tissue))
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
@@ -169,6 +172,24 @@ def prepare_as(
         air=intensity.air,
         warnings=warnings,
     )
+
+
+def trunk(upright: Volume, threshold_hu: float) -> tuple[np.ndarray, tuple[float, float]]:
+    """The body's mask ``(z, y, x)`` and the sides ``(x, y)`` in mm of its in-plane box.
+
+    Args:
+        upright: the scan, reoriented to the patient's axes.
+        threshold_hu: see :func:`isopose.data.body.body_mask`.
+
+    Raises:
+        InputError: no body; where the field of view is too small for one, the message says so.
+    """
+    try:
+        body = body_mask(upright, threshold_hu)
+    except InputError as error:
+        raise InputError("; ".join([str(error), *size_doubts(upright)])) from None
+    x0, y0, x1, y1 = body_box(body, upright.spacing)
+    return body, (x1 - x0, y1 - y0)
 
 
 def frame_of(

@@ -9,7 +9,7 @@ from any number of workers.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -205,8 +205,10 @@ def write_case(
     rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     volume = read_volume(case.image)
-    stored = read_labels(case.label, like=volume)
+    notes: list[str] = []
+    stored = read_labels(case.label, like=volume, note=notes.append)
     prepared = prepare(volume, fingerprint, config, stored, labels)
+    prepared = replace(prepared, warnings=(*prepared.warnings, *(f"label: {note}" for note in notes)))
     assert prepared.labels is not None
     contents: dict[str, np.ndarray] = {
         "image": prepared.image.astype(np.float16),

@@ -12,7 +12,7 @@ import numpy as np
 from isopose import __version__
 from isopose.errors import InputError
 from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
-from isopose.files import hash_of, sha256
+from isopose.files import composed, hash_of, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import ending, read_labels
@@ -111,6 +111,7 @@ def evaluate(
     allow_missing: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Score every prediction against the label of the same case, in 3D on the scan's own grid.
 
@@ -126,6 +127,7 @@ def evaluate(
         allow_missing: list scans without a prediction instead of refusing.
         workers: number of scans scored at once.
         progress: called with (scans done, scans in all) after each scan.
+        note: called with a line for people where a label map was read otherwise than it is stored.
 
     Raises:
         InputError: nothing to score, a missing or ambiguous prediction, an unreadable file, an unknown label
@@ -159,7 +161,7 @@ def evaluate(
     scored: list[tuple[CaseScores, dict[str, str]]] = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         try:
-            for result in pool.map(lambda pair: _score_pair(pair, labels, sizes, tolerance_mm), pairs):
+            for result in pool.map(lambda pair: _score_pair(pair, labels, sizes, tolerance_mm, note), pairs):
                 scored.append(result)
                 if progress is not None:
                     progress(len(scored), len(pairs))
@@ -194,6 +196,7 @@ def evaluate_folder(
     allow_missing: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """:func:`evaluate` against a path: a dataset of any layout, or a folder that holds label maps itself.
 
@@ -202,7 +205,7 @@ def evaluate_folder(
         truth: what :func:`isopose.io.datasets.open_dataset` reads, or a folder of label maps. Of the latter
             the labels are named by ``labels``, or by the dataset that the folder lies in (as ``labelsTr``).
         labels: name to stored value, in place of what the dataset says.
-        tolerance_mm, allow_missing, workers, progress: see :func:`evaluate`.
+        tolerance_mm, allow_missing, workers, progress, note: see :func:`evaluate`.
 
     Raises:
         InputError: see :func:`evaluate`.
@@ -222,6 +225,7 @@ def evaluate_folder(
         allow_missing=allow_missing,
         workers=workers,
         progress=progress,
+        note=note,
     )
 
 
@@ -234,7 +238,7 @@ def label_maps(folder: Path) -> dict[str, Path]:
         kind = ending(path)
         if not kind or path.name.startswith("."):
             continue
-        case = path.name[: -len(kind)]
+        case = composed(path.name[: -len(kind)])
         if case in found:
             raise InputError(
                 f"{case}: two label maps, {found[case].name} and {path.name}, in {folder}; keep one"
@@ -276,11 +280,20 @@ def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
 
 
 def _score_pair(
-    pair: _Pair, labels: Labels, sizes: Mapping[str, float], tolerance_mm: float
+    pair: _Pair,
+    labels: Labels,
+    sizes: Mapping[str, float],
+    tolerance_mm: float,
+    note: Callable[[str], None] | None,
 ) -> tuple[CaseScores, dict[str, str]]:
     """Score one scan; also the SHA-256 of its two files."""
+
+    def noted(path: Path) -> Callable[[str], None]:
+        return lambda line: note(f"{pair.case}: {path}: {line}") if note else None
+
     try:
-        prediction, truth = read_labels(pair.prediction), read_labels(pair.label)
+        prediction = read_labels(pair.prediction, note=noted(pair.prediction))
+        truth = read_labels(pair.label, note=noted(pair.label))
         if not prediction.same_grid(truth):
             truth = _on_grid(pair, prediction)
         # Most of a scan is background; each step below would go through all of it for every target.

@@ -15,6 +15,12 @@ from isopose.errors import InputError
 SHEAR_TOLERANCE = 1e-3
 
 
+def is_sheared(matrix: np.ndarray) -> bool:
+    """Whether a ``(4, 4)`` index-to-world matrix is off right angles by more than rounding in a header."""
+    axes = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE)
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """A 3D array and its index-to-world matrix; it cannot exist in an invalid state.
@@ -39,8 +45,7 @@ class Volume:
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-6).any() or (lengths > 1e4).any():
             raise InputError(f"voxel size {tuple(lengths)} mm is not plausible; the file's header is damaged")
-        axes = matrix[:3, :3] / lengths
-        if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+        if is_sheared(matrix):
             raise InputError(
                 "the voxel axes are not at right angles (gantry tilt or a sheared matrix); "
                 "resample the scan to a rectangular grid first"

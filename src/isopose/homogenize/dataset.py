@@ -4,7 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
@@ -15,6 +15,7 @@ from isopose.config import HomogenizeConfig
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import (
+    composed,
     hash_of,
     only_writer,
     output_folder,
@@ -206,7 +207,11 @@ def check_claim(job: Job, dataset: Dataset) -> None:
                 "choose another folder"
             )
         expected = {case.id for case in dataset.cases}
-        there = {path.stem for path in (job.root / FOLDER).glob("*.json") if not path.name.startswith(".")}
+        there = {
+            composed(path.stem)
+            for path in (job.root / FOLDER).glob("*.json")
+            if not path.name.startswith(".")
+        }
         if there - expected:
             raise InputError(
                 f"{job.root}: holds case {min(there - expected)!r}, which {dataset.root} does not have; "
@@ -243,11 +248,12 @@ def make_case(case: Case, *, job: Job) -> Outcome:
             return Outcome(case.id, known, None, made=False)
         _remove(job.root, case.id)
         volume = read_volume(case.image)
-        classes = None
+        classes, notes = None, list[str]()
         if case.label is not None:
-            stored = read_labels(case.label, like=volume)
+            stored = read_labels(case.label, like=volume, note=notes.append)
             classes = stored.with_array(job.labels.to_classes(stored.array))
         scan = homogenise(_homogeniser(job.model, job.config), volume, classes)
+        scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
     except InputError as error:
         _remove(job.root, case.id)
         told = str(error)

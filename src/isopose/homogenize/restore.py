@@ -1,5 +1,6 @@
 """``isopose restore``: another segmenter's answers on homogenised scans, back on each scan's own grid."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from isopose import __version__
 from isopose.data.preprocess import largest_share
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.files import only_writer, output_folder, read_json, sha256, write_json
+from isopose.files import composed, only_writer, output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.dataset import ENDING
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD, read_record
@@ -28,6 +29,8 @@ from isopose.progress import Reporter
 #: Folder of the probabilities, as ``isopose predict`` has it, on both sides.
 PROBABILITIES = "probabilities"
 BACKGROUND = "background"
+#: How a record's warnings of a predicted label map begin; its others are of the pose, and known before.
+LABEL_NOTE = "label: "
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ def _restore_all(found: Sequence[_Prediction], job: _Job, workers: int, reporter
             left = (time.monotonic() - started) / done * (len(found) - done)
             told = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
             reporter.say(f"[{done}/{len(found)}] {result.case}{told if left or result.problem else ''}")
+            for warning in (result.record or {}).get("warnings", ()):
+                if warning.startswith(LABEL_NOTE):
+                    reporter.say(f"  warning: {warning}")
             restored.append(result)
     return restored
 
@@ -151,19 +157,20 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
         raise InputError(f"{predictions}: no such file or folder")
     folders = [predictions, predictions / PROBABILITIES]
     files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-    cases = sorted(path.stem for path in (homogenized / FOLDER).glob("*.json") if path.name[0] != ".")
+    stems = (path.stem for path in (homogenized / FOLDER).glob("*.json") if path.name[0] != ".")
+    cases = {composed(stem): stem for stem in stems}
     labels: dict[str, list[Path]] = {}
     classes: dict[str, dict[str, Path]] = {}
     strange = []
     for path in [predictions] if predictions.is_file() else filter(is_image, files):
-        name = path.name[: len(path.name) - len(ending(path))]
+        name = composed(path.name[: len(path.name) - len(ending(path))])
         case = max((c for c in cases if name == c or name.startswith(f"{c}_")), key=len, default=None)
         if case is None:
             strange.append(path)
         elif name == case:
-            labels.setdefault(case, []).append(path)
+            labels.setdefault(cases[case], []).append(path)
         else:
-            classes.setdefault(case, {})[unquote(name[len(case) + 1 :])] = path
+            classes.setdefault(cases[case], {})[unquote(name[len(case) + 1 :])] = path
     for paths in labels.values():
         if len(paths) > 1:
             raise InputError(f"{paths[0]}: {paths[1].name} is of the same case; keep one of them")
@@ -178,10 +185,10 @@ def _check_targets(one: _Prediction, job: _Job) -> None:
     """Refuse to replace what this command did not write."""
     targets = [job.output / f"{one.case}{ENDING}"]
     targets += [_probability_path(job.output, one.case, name) for name, _ in one.probabilities]
-    sources = {path.resolve() for path in (one.labels, *(path for _, path in one.probabilities)) if path}
+    sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
     ours = _known(job.output / f"{one.case}.json") is not None
     for path in targets:
-        if path.resolve() in sources or (path.exists() and not ours):
+        if os.path.realpath(path) in sources or (path.exists() and not ours):
             raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
 
 
@@ -214,9 +221,10 @@ def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
     for name in known["files"] if known is not None else ():
         (job.output / name).unlink(missing_ok=True)
     written: list[Path] = []
+    notes: list[str] = []
     labels = _from_probabilities(one, job, kept.transform, written) if one.probabilities else None
     if labels is None and one.labels is not None:
-        labels = _from_labels(one.labels, job, kept.transform)
+        labels = _from_labels(one.labels, job, kept.transform, notes)
     if labels is not None:
         written.insert(0, job.output / f"{one.case}{ENDING}")
         write_labels(labels, written[0])
@@ -224,15 +232,15 @@ def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
         **head,
         "files": {path.relative_to(job.output).as_posix(): sha256(path) for path in written},
         # Of the pose: a segmenter that saw the patient turned over has marked the wrong side.
-        "warnings": list(kept.warnings),
+        "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
     }
     write_json(manifest, record)
     return record
 
 
-def _from_labels(path: Path, job: _Job, transform: Transform) -> Volume:
-    """A label map on the scan's own grid."""
-    labels = read_labels(path, like=transform.homogenised)
+def _from_labels(path: Path, job: _Job, transform: Transform, notes: list[str]) -> Volume:
+    """A label map on the scan's own grid; how it was read otherwise than stored is added to the notes."""
+    labels = read_labels(path, like=transform.homogenised, note=notes.append)
     present = values_in(labels.array)
     table = np.arange(256, dtype=np.uint8)
     if job.values and not job.keep_values:

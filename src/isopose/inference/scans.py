@@ -2,6 +2,7 @@
 
 import glob
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError
-from isopose.files import hash_of, only_writer, output_folder, read_json, write_json
+from isopose.files import composed, hash_of, only_writer, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
 from isopose.geometry.volume import Volume
@@ -75,7 +76,7 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     """
     scans = []
     for path in inputs:
-        if not path.exists():
+        if not os.path.lexists(path):
             raise InputError(f"{path}: no such file or folder")
         inside = _scans_in(path) if path.is_dir() else []
         scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
@@ -104,18 +105,23 @@ def _scans_in(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name is one of a volume's (not a DICOM slice's)."""
-    return path.is_file() and not path.name.startswith(".") and bool(ending(path))
+    """Whether a file's name is one of a volume's (not a DICOM slice's); also of a link that leads nowhere."""
+    there = path.is_file() or (path.is_symlink() and not path.exists())
+    return there and not path.name.startswith(".") and bool(ending(path))
 
 
 def scan_name(path: Path) -> str:
-    """The name under which a scan's results are written."""
-    path = path.resolve()
-    name = path.parent.name if is_dicomdir(path) else path.name
+    """The name under which a scan's results are written: a link's own, not that of what it leads to."""
+    name = _name_of(path.parent if is_dicomdir(path) else path)
     suffix = ending(path)
     if not suffix and path.is_file() and not is_dicomdir(path) and path.suffix.lower() in (".dcm", ".zip"):
         suffix = path.suffix
-    return name[: len(name) - len(suffix)].removesuffix("_0000")
+    return composed(name[: len(name) - len(suffix)].removesuffix("_0000"))
+
+
+def _name_of(path: Path) -> str:
+    """The last part of a path; of ``.`` and ``..`` that of the folder that they stand for."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def record_name(name: str) -> str:
@@ -150,7 +156,8 @@ def predict_scans(
     for scan in scans:
         check_source(scan.path, formats)
         files = result_files(output, scan.name, formats).values()
-        if scan.path.resolve() in [file.resolve() for file in files]:
+        # Unlike Path.resolve, this leaves a link that leads to itself as it is.
+        if os.path.realpath(scan.path) in map(os.path.realpath, files):
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     if steps:
         check_steps(model)

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isopose.errors import InputError
+from isopose.files import as_stored, composed
 from isopose.labels import Labels
 
 #: What a manifest or a layout may say about a case.
@@ -61,7 +62,8 @@ def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterab
         InputError: no case, an id twice (upper and lower case do not differ on every system), or an id that
             cannot be a file name.
     """
-    ordered = tuple(sorted(cases, key=lambda case: case.id))
+    named = (replace(c, id=composed(c.id), patient=composed(c.patient)) for c in cases)
+    ordered = tuple(sorted(named, key=lambda case: case.id))
     if not ordered:
         raise InputError(f"{root}: no cases here, expected the images of a {layout} dataset")
     seen: dict[str, str] = {}
@@ -87,7 +89,7 @@ def inside(root: Path, listed: object, where: Path) -> Path:
     path = Path(listed)
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{where}: path {listed!r} leaves the dataset's folder; list paths relative to it")
-    return root / path
+    return as_stored(root / path)
 
 
 def _check_id(root: Path, name: str) -> None:

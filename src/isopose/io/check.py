@@ -10,11 +10,14 @@ from typing import Literal
 
 import numpy as np
 
+from isopose.config import DataConfig
+from isopose.data.preprocess import trunk
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Case, Dataset
 from isopose.io.doubts import doubts
 from isopose.io.images import on_image_grid, read_labels, read_volume
+from isopose.io.sizes import check_extent
 from isopose.io.splits import check_sides
 from isopose.labels import Labels, voxels_of
 from isopose.parallel import in_order
@@ -100,10 +103,19 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
         values = _label_values(case, labels, None, note)
         return _Report(tuple(problems), values=values)
     upright = image.reoriented()
-    for message in _image_errors(upright, min_slices):
+    errors = list(_image_errors(upright, min_slices))
+    body_mm = None
+    if not errors:
+        try:
+            check_extent(upright)
+            _, body_mm = trunk(upright, DataConfig().body_threshold_hu)
+        except (InputError, MemoryError) as error:
+            errors.append(f"image: {str(error) or 'too large for the memory of this machine'}")
+    for message in errors:
         note("error", message)
-    for message in doubts(upright):
-        note("warning", f"image: {message}")
+    for message in doubts(upright, body_mm):
+        if not any(message in error for error in errors):
+            note("warning", f"image: {message}")
     values = _label_values(case, labels, image, note)
     x, y, z = (float(s) for s in upright.spacing)
     return _Report(tuple(problems), _digest(upright), (x, y, z), values)
@@ -129,7 +141,7 @@ def _label_values(
     if case.label is None:
         return frozenset()
     try:
-        marked = read_labels(case.label)
+        marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
     except (InputError, MemoryError) as error:
         note("error", f"label: {str(error) or 'too large for the memory of this machine'}")
         return frozenset()

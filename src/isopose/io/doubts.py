@@ -1,10 +1,11 @@
-"""What makes a scan look unlike CT of a trunk in Hounsfield units, told before anyone trusts its labels."""
+"""What makes a scan look unlike CT of a trunk in Hounsfield units, to warn before its labels are used."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from isopose.geometry.volume import Volume
+from isopose.io.sizes import size_doubts
 
 #: CT without a voxel below this has no fat and no air: its values are not HU.
 _AIRLESS_HU = -10
@@ -14,19 +15,18 @@ _NARROW_HU = 300
 _HIGHEST_HU = 32000
 #: Voxels longer than this multiple of another side, and than this many mm, are not the pixels of axial CT.
 _THICK, _THICK_MM = 1.8, 1.5
-#: No scanner's bore takes a wider slice.
-_WIDEST_MM = 1000.0
 #: Further from the patient's axes than this many degrees is unusual in CT.
 _OBLIQUE_DEGREES = 20.0
 
 
-def doubts(upright: Volume) -> Iterator[str]:
-    """One line for each way in which a scan's values or grid are unusual for axial CT in HU.
+def doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Iterator[str]:
+    """One line for each way in which a scan's values, grid or size are unusual for axial CT in HU.
 
     None of them proves anything, so they warn and never refuse.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
+        body_mm: sides ``(x, y)`` of the body's in-plane box; none where no body was found.
     """
     low, high = float(upright.array.min()), float(upright.array.max())
     if low < high:
@@ -48,9 +48,7 @@ def doubts(upright: Volume) -> Iterator[str]:
             f"voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
             "those of axial CT; use the axial series, or resample the scan"
         )
-    width, depth = x * upright.array.shape[2], y * upright.array.shape[1]
-    if max(width, depth) > _WIDEST_MM:
-        yield f"slices of {width:.0f} x {depth:.0f} mm fit into no scanner; is the voxel size in mm?"
+    yield from size_doubts(upright, body_mm)
     off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))
     if off > _OBLIQUE_DEGREES:
         yield f"its axes lie {off:.0f} degrees off the patient's; expected nearly axial slices"

@@ -9,6 +9,7 @@ import numpy as np
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.limits import VARIABLE, largest_bytes
+from isopose.io.sizes import check_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +55,10 @@ def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volu
     """A volume whose complaints name the file that it came from.
 
     Raises:
-        InputError: the grid is not a valid one.
+        InputError: the grid is not a valid one, or its voxels are of no patient's scan.
     """
     try:
-        return Volume(array, world_from_index)
+        return check_sizes(Volume(array, world_from_index))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

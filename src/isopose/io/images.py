@@ -3,6 +3,7 @@
 import gzip
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,27 +20,29 @@ from isopose.io.dicom_files import is_dicom
 from isopose.io.endings import READABLE as READABLE
 from isopose.io.endings import ending as ending
 from isopose.io.header import Header, all_finite, on_file
-from isopose.io.itk_header import check_text_header
+from isopose.io.itk_header import check_fields, check_text_header
 from isopose.io.nifti import peek_nifti, read_nifti
 from isopose.io.quiet import complained, itk_name, quiet_itk
 
 #: Endings that can be written: one file each, so that a file is either whole or absent.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+#: How far from a whole number a label may lie to be rounded.
+ROUNDING = 1e-3
+#: What float32 may miss of a label by itself.
+_EPSILON = 256 * float(np.finfo(np.float32).eps)
 #: Bytes before the voxels of a NIfTI-1 file, and where among them the number of slices is, ``dim[3]``.
 _NIFTI_HEADER, _NIFTI_SLICES = 352, 46
 #: zlib's level: CT becomes as small as at higher ones, in a third of the time.
 _LEVEL = 3
 _TYPES = {
-    sitk.sitkUInt8: np.uint8,
-    sitk.sitkInt8: np.int8,
-    sitk.sitkUInt16: np.uint16,
-    sitk.sitkInt16: np.int16,
-    sitk.sitkUInt32: np.uint32,
-    sitk.sitkInt32: np.int32,
-    sitk.sitkUInt64: np.uint64,
-    sitk.sitkInt64: np.int64,
-    sitk.sitkFloat32: np.float32,
-    sitk.sitkFloat64: np.float32,
+    # One channel as an axis of its own arrives as a vector of one component.
+    getattr(sitk, f"sitk{vector}{name}"): dtype
+    for vector in ("", "Vector")
+    for name, dtype in (
+        *(("UInt8", np.uint8), ("Int8", np.int8), ("UInt16", np.uint16), ("Int16", np.int16)),
+        *(("UInt32", np.uint32), ("Int32", np.int32), ("UInt64", np.uint64), ("Int64", np.int64)),
+        *(("Float32", np.float32), ("Float64", np.float32)),
+    )
 }
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 
@@ -72,10 +75,9 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
     with quiet_itk() as heard:
         try:
             image = reader.Execute()
-        except RuntimeError as error:
-            raise InputError(
-                f"{path}: truncated or corrupt ({_last_line(error)}); copy or export it again"
-            ) from None
+        except RuntimeError:
+            # ITK's message may quote what the header says of the patient.
+            raise InputError(f"{path}: truncated or corrupt; copy or export it again") from None
     if complained(heard):
         raise InputError(f"{path}: truncated or corrupt (its voxels do not unpack); copy or export it again")
     array = scratch.zeros(header.shape, header.dtype)
@@ -104,31 +106,54 @@ def peek(path: Path, series: str | None = None) -> Header:
     return peek_nifti(path) if kind in (".nii", ".nii.gz") else _information(path)[1]
 
 
-def read_labels(path: Path, like: Volume | None = None) -> Volume:
+def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], None] | None = None) -> Volume:
     """Read a label map as uint8.
 
     Args:
-        path: a file; whole numbers 0 to 255, in any type.
+        path: a file; whole numbers 0 to 255, in any type, to within a thousandth: a scale factor of a
+            header leaves 1.0000153 where 1 was.
         like: the image that the labels belong to. The result then lies on exactly that grid: a difference
             within a tenth of a voxel is rounding in a header, and a map stored in another axis order is
             reordered, which is exact.
+        note: called with a line for people where numbers were rounded.
 
     Raises:
         InputError: as :func:`read_volume`; values that are not whole or not in 0 to 255; another grid.
     """
     volume = read_volume(path)
     low, high = volume.array.min(), volume.array.max()
-    if low < 0 or high > 255:
+    if np.rint(low) < 0 or np.rint(high) > 255:
         raise InputError(
             f"{path}: expected labels from 0 to 255, got values from {low} to {high}; is it the image?"
         )
-    labels = volume.array.astype(np.uint8)
-    if volume.array.dtype.kind == "f" and not np.array_equal(labels, volume.array):
-        raise InputError(
-            f"{path}: expected whole numbers, got fractions; labels must be resampled by nearest neighbour"
-        )
+    if volume.array.dtype.kind == "f":
+        labels, farthest = _rounded(path, volume.array)
+        if farthest and note is not None:
+            note(
+                f"its labels are whole numbers only to within {farthest:.2g} and were rounded; "
+                "store them as integers without a scale factor"
+            )
+    else:
+        labels = volume.array.astype(np.uint8)
     volume = volume.with_array(labels)
     return volume if like is None else on_image_grid(path, volume, like)
+
+
+def _rounded(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
+    """Values from 0 to 255 as uint8, and how far the farthest was from a whole number."""
+    labels, farthest = scratch.zeros(array.shape, np.uint8), 0.0
+    for plane, values in zip(labels, array, strict=True):
+        whole = np.rint(values)
+        off = np.abs(values - whole)
+        if off.max() > ROUNDING + _EPSILON:
+            worst = values.flat[off.argmax()]
+            raise InputError(
+                f"{path}: holds values that are not whole numbers, e.g. {worst:g}: expected labels, which "
+                "must be resampled by nearest neighbor"
+            )
+        plane[...] = whole
+        farthest = max(farthest, float(off.max()))
+    return labels, farthest
 
 
 def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
@@ -226,10 +251,17 @@ def to_sitk(volume: Volume) -> sitk.Image:
     return image
 
 
+def missing(path: Path) -> str:
+    """The line for a path at which nothing is."""
+    if path.is_symlink():
+        return f"{path}: is a link to what is not there; fetch it (git annex get, dvc pull) or mend the link"
+    return f"{path}: no such file or folder"
+
+
 def _existing(path: Path) -> Path:
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(missing(path))
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy or export it again")
     return path
@@ -243,27 +275,25 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
             f"{path}: not a format that can be read; expected a DICOM folder, ZIP or file, or "
             f"{', '.join(READABLE)}"
         )
-    check_text_header(path, kind)
+    fields = check_text_header(path, kind)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
     reader.SetFileName(itk_name(path))
     with quiet_itk():
         try:
             reader.ReadImageInformation()
-        except RuntimeError as error:
+        except RuntimeError:
             raise InputError(
-                f"{path}: cannot be read ({_last_line(error)}); copy or export it again"
+                f"{path}: its header or the files that it names cannot be read; copy or export it again"
             ) from None
     size, pixel = reader.GetSize(), reader.GetPixelID()
-    if len(size) < 3 or any(n > 1 for n in size[3:]) or pixel not in _TYPES:
+    single = pixel in _TYPES and reader.GetNumberOfComponents() == 1
+    if len(size) < 3 or any(n > 1 for n in size[3:]) or not single:
         raise InputError(
             f"{path}: expected one 3D volume with one number per voxel, got {' x '.join(map(str, size))} "
             f"with {reader.GetNumberOfComponents()} per voxel; split time points or channels apart"
         )
-    if kind in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
-        raise InputError(
-            f"{path}: the header has no 'space', so left and right are unknown; export it again with one"
-        )
+    check_fields(path, kind, fields)
     matrix = np.eye(4)
     rank = len(size)
     matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]

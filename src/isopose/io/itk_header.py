@@ -1,5 +1,10 @@
-"""What a NRRD or MetaImage header must look like before ITK, which crashes on some others, may read it."""
+"""What a NRRD or MetaImage header must look like before ITK may read it.
 
+ITK crashes on some headers, fills voxels with whatever was in memory on others, and passes over fields that
+change where a voxel lies or what it is worth. Whatever it would get wrong is refused here.
+"""
+
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +13,8 @@ from isopose.errors import InputError
 #: Bytes that a header may have, and a field's value in NRRD: ITK crashes on long ones that it cannot use.
 #: Comments, contents and keys of one's own may be longer, as Slicer writes them.
 LONGEST_HEADER, LONGEST_VALUE = 1 << 20, 500
+#: Bytes of a field's name in MetaImage: longer ones run over in ITK's memory.
+LONGEST_NAME = 200
 #: The fields of NRRD (definition of the format, section 5), of which ITK crashes on others.
 FIELDS = (
     *("dimension", "type", "block size", "encoding", "endian", "min", "max", "old min", "old max"),
@@ -18,43 +25,190 @@ FIELDS = (
 #: A line of NRRD after the first: a comment, ``key:=value`` or ``field: value``, of which some fields are
 #: also written as one word.
 _NRRD = re.compile(
-    rb"#.*|[^:]+:=.*|content: .*|(?:"
+    rb"#.*|[^:]+:=.*|content: .*|(?P<name>"
     + "|".join(f.replace(" ", " ?") for f in FIELDS).encode()
-    + rb"): .{0,%d}" % LONGEST_VALUE,
+    + rb"): (?P<value>.{0,%d})" % LONGEST_VALUE,
     re.IGNORECASE,
 )
-#: A line of MetaImage.
-_META = re.compile(rb"\w+ *=.*")
+#: A line of MetaImage: its own fields, and whatever the dictionary of an ITK image held, DICOM's tags among
+#: it, whose text may switch character sets by an escape.
+_META = re.compile(rb"(?P<name>[^\x00-\x1f\x7f=:]{1,%d})[=:](?P<value>[^\x00]*)" % LONGEST_NAME)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+#: The spaces of NRRD whose axes are the patient's, which ITK turns to its own; it takes others for its own.
+SPACES = ("LPS", "left-posterior-superior", "RAS", "right-anterior-superior", "LAS", "left-anterior-superior")
+#: A pattern of file names with one number in it; of others ITK prints what lies in memory, or ends.
+_PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
+#: Fields of MetaImage by which its voxels have their place. A second one comes from a text of several lines.
+_ONCE = (
+    *("NDims", "DimSize", "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels"),
+    *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize"),
+)
+_MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
-def check_text_header(path: Path, kind: str) -> None:
-    """Refuse a header that is not lines of text.
+def check_text_header(path: Path, kind: str) -> dict[str, str]:
+    """Refuse a header on which ITK may crash: other than lines of text, or files that do not make a scan.
 
     Args:
         path: of a file.
         kind: its ending: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
 
+    Returns:
+        Its fields, those of NRRD in lower case and without blanks.
+
     Raises:
-        InputError: it has no end, or a line that no such header has.
+        InputError: it has no end, a line that no such header has, or a list of files that are not one for
+            each slice. No line is quoted, since it may name the patient.
     """
-    with open(path, "rb") as file:
-        start = file.read(LONGEST_HEADER)
+    with open(path, "rb") as opened:
+        start = opened.read(LONGEST_HEADER)
     nrrd = kind in (".nrrd", ".nhdr")
-    for number, line in enumerate(start.replace(b"\r\n", b"\n").split(b"\n")):
+    fields: dict[str, str] = {}
+    lines = start.replace(b"\r\n", b"\n").split(b"\n")
+    rest: list[bytes] = []
+    for number, line in enumerate(lines):
         if nrrd and not line:
             break
-        fits = (
-            line.startswith(b"NRRD") if nrrd and number == 0 else (_NRRD if nrrd else _META).fullmatch(line)
-        )
+        fits = None
+        if nrrd and number == 0:
+            fits = re.match(rb"NRRD.*", line)
+        elif line:
+            fits = (_NRRD if nrrd else _META).fullmatch(line)
         # The last line of a file may be empty.
-        if (line and not fits) or _CONTROL.search(line):
+        if (line and not fits) or (_CONTROL.search(line) if nrrd or not fits else b"\x00" in line):
             raise InputError(
                 f"{path}: line {number + 1} of its header is not one of a {kind} file; "
                 "copy or export it again"
             )
-        if not nrrd and line.startswith(b"ElementDataFile"):
+        named = fits.groupdict() if fits else {}
+        if named.get("name"):
+            name, value = (named[n].decode("utf-8", "replace").strip() for n in ("name", "value"))
+            name = name.lower().replace(" ", "") if nrrd else name
+            if name in fields and name in _ONCE:
+                raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
+            fields[name] = value
+        if (nrrd and fields.get("datafile", "").startswith("LIST")) or "ElementDataFile" in fields:
+            rest = lines[number + 1 :]
             break
     else:
         if kind in (".nrrd", ".mha"):
             raise InputError(f"{path}: its header has no end; copy or export it again")
+    if not nrrd:
+        _check_files(path, fields, [line for line in rest if line.strip()])
+    elif "%" in (file := fields.get("datafile", "")) and not _PATTERN.fullmatch(file.split()[0]):
+        raise InputError(f"{path}: the pattern of its 'data file' cannot be read; export it as one file")
+    return fields
+
+
+def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:
+    """Refuse what a header says and ITK does not take into account.
+
+    Args:
+        path: of the file, for the message.
+        kind: its ending.
+        fields: of its header, see :func:`check_text_header`.
+
+    Raises:
+        InputError: no place in the patient, another unit than mm, or scaled values. Values of fields that may
+            be a patient's are not quoted.
+    """
+    if kind in (".nrrd", ".nhdr"):
+        _check_nrrd(path, fields)
+    else:
+        _check_meta(path, fields)
+
+
+def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
+    space = fields.get("space")
+    if space is None:
+        raise InputError(
+            f"{path}: the header has no 'space', so left and right are unknown; export it again with one"
+        )
+    if space.lower() not in map(str.lower, SPACES):
+        raise InputError(
+            f"{path}: the header's 'space' is not one of the patient's, so left and right are unknown; "
+            f"expected {', '.join(SPACES)}, export it again"
+        )
+    directions = fields.get("spacedirections", "")
+    if len(re.findall(r"\([^()]*\)", directions)) != 3 or "nan" in directions.lower():
+        raise InputError(
+            f"{path}: expected 'space directions' of three axes, so that each voxel has a place; "
+            "export it again"
+        )
+    for name in ("spaceunits", "units"):
+        if any(unit.strip().lower() not in (*_MM, "none", "???") for unit in _quoted(fields.get(name, ""))):
+            raise InputError(
+                f"{path}: expected millimeters, but the header's units are others; export it again in mm"
+            )
+    if {"oldmin", "oldmax"} & set(fields):
+        raise InputError(
+            f"{path}: its values were quantized ('old min', 'old max') and are no HU; "
+            "export it again as int16"
+        )
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r'"([^"]*)"', text) if '"' in text else text.split()
+
+
+def _check_meta(path: Path, fields: dict[str, str]) -> None:
+    if "ElementSpacing" not in fields and "ElementSize" not in fields:
+        raise InputError(f"{path}: the header has no 'ElementSpacing', the voxels' size; export it again")
+    turned = {"TransformMatrix", "Rotation", "Orientation"} & set(fields)
+    # ITK takes the axes from the matrix alone; without one they are those that it calls RAI.
+    if not turned and fields.get("AnatomicalOrientation", "RAI").upper() not in ("RAI", "???", ""):
+        raise InputError(
+            f"{path}: its 'AnatomicalOrientation' needs a 'TransformMatrix', which the header does not have, "
+            "so left and right are unknown; export it again"
+        )
+    if fields.get("DistanceUnits", "mm").lower() not in (*_MM, "?"):
+        raise InputError(
+            f"{path}: expected millimeters, but the header's DistanceUnits are others; export it again in mm"
+        )
+    for name, neutral in (("Slope", 1.0), ("Offset", 0.0)):
+        text = fields.get(f"ElementToIntensityFunction{name}", str(neutral))
+        if _number(text) != neutral:
+            raise InputError(
+                f"{path}: its values are scaled (ElementToIntensityFunction{name}), which readers of "
+                "MetaImage pass over; export it again with the values themselves"
+            )
+
+
+def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
+    """ITK ends the process, or makes up voxels, where there are fewer files than slices."""
+    words = fields.get("ElementDataFile", "").split()
+    if not words:
+        return
+    sizes = [_whole(n) for n in fields.get("DimSize", "").split()]
+    if words[0].upper() == "LIST":
+        # How many dimensions each file has; without it all but the last.
+        each = (_whole(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
+        found, wanted = len(rest), math.prod(sizes[each:]) if 0 < each <= len(sizes) else 0
+    elif "%" in words[0]:
+        numbers = [_whole(n) for n in words[1:]]
+        if not _PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
+            raise InputError(
+                f"{path}: expected a pattern of file names with first, last and step in 'ElementDataFile', "
+                "such as slice_%03d.raw 1 40 1; export it as one file"
+            )
+        first, last, step = numbers
+        found, wanted = (last - first) // step + 1, math.prod(sizes[len(sizes) - 1 :])
+    else:
+        return
+    if found != wanted:
+        raise InputError(
+            f"{path}: expected a file for each of {wanted} slices, but the header lists {max(found, 0)}; "
+            "export it as one file"
+        )
+
+
+def _whole(text: str) -> int:
+    """A count in a header; 0 where it is none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -3,7 +3,9 @@
 SimpleITK writes NIfTI well but reads it leniently: a truncated file comes back filled with whatever was in
 memory, without an error, and the voxel size is taken from ``pixdim`` even where the sform says otherwise.
 Both would be a silent error here, so the header, the affine and the length of the voxel data are read and
-checked by us. Field names and rules are those of the NIfTI-1 and NIfTI-2 standards (nifti1.h, nifti2.h).
+checked by us. Field names and rules are those of the NIfTI-1 and NIfTI-2 standards (nifti1.h, nifti2.h);
+where readers disagree about a field (``vox_offset`` inside the header, a negative ``pixdim``), what nibabel
+takes is taken, or the file is refused.
 """
 
 import gzip
@@ -16,7 +18,7 @@ import numpy as np
 
 from isopose import scratch
 from isopose.errors import InputError
-from isopose.geometry.volume import Volume
+from isopose.geometry.volume import Volume, is_sheared
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.limits import largest_bytes
 
@@ -55,6 +57,11 @@ _NIFTI2: _Layout = [
     ("units", "i4", 500),
 ]
 _LENGTHS = {348: _NIFTI1, 540: _NIFTI2}
+#: Bytes after a header that say whether extensions follow, and the least that one has: its length and code.
+_MARK, _EXTENSION = 4, 16
+_MOST_EXTENSIONS = 10_000
+#: Codes of extensions that are known or will be (nifti1.h); they are even.
+_CODES = range(0, 100, 2)
 _TYPES = {
     2: "u1",
     4: "i2",
@@ -68,6 +75,12 @@ _TYPES = {
     1280: "u8",
 }
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: How far a voxel may move, in mm, where the qform stands in for a sform that is not at right angles.
+_STANDS_IN_MM = 0.5
+#: How far the qform's quaternion may be longer than 1 by rounding.
+_LONGER = 1e-3
+#: The codes of ``xyzt_units`` that are no millimeters.
+_UNITS = {1: "meters", 3: "micrometers"}
 #: A deflated byte can stand for no more than this many bytes; a header that claims more is damaged.
 _DEFLATE_LIMIT = 1032
 
@@ -111,11 +124,13 @@ def read_nifti(path: Path) -> Volume:
     """Read a ``.nii`` or ``.nii.gz`` file of three dimensions.
 
     The grid comes from the sform where its code is set, else from the qform, as the standard and nibabel have
-    it; where both are set they must agree to within a voxel. Integers keep their type, all else is float32.
+    it; where both are set they must agree to within a voxel. A sform that is not at right angles is passed
+    over where the qform puts every voxel within 0.5 mm of it. Integers keep their type, all else is float32.
 
     Raises:
         InputError: not NIfTI, truncated or corrupt, not 3D, colour or complex voxels, no orientation in the
-            header or two that contradict each other, a unit other than mm, sheared, or non-finite values.
+            header or two that contradict each other, a unit other than mm, sheared, voxels that begin inside
+            the header or an extension, a slope without an intercept, or non-finite values.
     """
     try:
         with _opened(path) as file:
@@ -192,18 +207,84 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
             f"{path}: expected one real number per voxel, got NIfTI type {int(header['type'])} "
             "(colour, complex or extended); export it as int16 or float32"
         )
-    if not np.isfinite(float(header["offset"])):
-        raise InputError(f"{path}: the voxels' place in the file is not a number; the header is damaged")
-    slope, inter = float(header["slope"]), float(header["inter"])
-    if not np.isfinite([slope, inter]).all():
-        slope, inter = 1.0, 0.0  # the standard's "no scaling"; some tools write NaN for it
+    slope, inter = _scaling(path, header)
     return _Fields(
         shape=(extent[2], extent[1], extent[0]),
         stored=np.dtype(kind).newbyteorder(order),
-        offset=int(header["offset"]),
+        offset=_offset(path, file, header, raw, order),
         slope=slope,
         inter=inter,
         world_from_index=_place(path, header, tuple(extent[:3])),
+    )
+
+
+def _scaling(path: Path, header: np.void) -> tuple[float, float]:
+    """Slope and intercept, ``(1, 0)`` where the header has no valid slope: 0, NaN or infinity.
+
+    Raises:
+        InputError: a slope whose intercept is no number, of which no reader can know what was meant.
+    """
+    slope, inter = float(header["slope"]), float(header["inter"])
+    if slope == 0 or not np.isfinite(slope):
+        return 1.0, 0.0
+    if not np.isfinite(inter):
+        raise InputError(
+            f"{path}: the header scales its values by {slope:g}, but what it adds (scl_inter) is not a "
+            "number; export it again"
+        )
+    return slope, inter
+
+
+def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Literal["<", ">"]) -> int:
+    """The byte at which the voxels begin, behind the header and its extensions.
+
+    An offset of 0 is one that was never set: the voxels follow the header.
+
+    Raises:
+        InputError: it is no whole number, or lies inside the header or an extension.
+    """
+    stated = float(header["offset"])
+    if not np.isfinite(stated) or stated != int(stated):
+        raise InputError(
+            f"{path}: the voxels' place in the file (vox_offset) is not a whole number; the header is damaged"
+        )
+    least = int(header["size"]) + _MARK
+    extended = len(raw) >= least and raw[least - _MARK] != 0
+    if stated == 0 and not extended:
+        return least
+    offset = int(header["offset"])
+    if offset < least:
+        raise InputError(
+            f"{path}: its voxels are said to begin at byte {offset}, inside the header of {least} bytes; "
+            "export it again"
+        )
+    if extended:
+        _check_extensions(path, file, least, offset, order)
+    return offset
+
+
+def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: Literal["<", ">"]) -> None:
+    """Refuse extensions that reach beyond the byte where the voxels are said to begin."""
+    place = start
+    for _ in range(_MOST_EXTENSIONS):
+        if place + _EXTENSION > max(end, start + _EXTENSION):
+            return
+        try:
+            file.seek(place)
+            found = np.frombuffer(file.read(8), f"{order}i4")
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
+        length, code = (int(n) for n in found) if len(found) == 2 else (0, 0)
+        if length == 0:
+            return  # zeros up to the voxels
+        if start == end and (length < _EXTENSION or length % 16 or code not in _CODES):
+            return  # voxels, behind a mark that some tools set without an extension
+        if length < _EXTENSION or place + length > end:
+            break
+        place += length
+    raise InputError(
+        f"{path}: the header's extensions reach beyond byte {end}, where its voxels are said to begin; "
+        "export it again"
     )
 
 
@@ -224,8 +305,9 @@ def _header(raw: bytes) -> tuple[np.void, Literal["<", ">"]] | None:
 def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
     unit = int(header["units"]) & 7
     if unit not in (0, 2):
+        name = _UNITS.get(unit, f"unknown (code {unit})")
         raise InputError(
-            f"{path}: expected millimetres, but the header's unit is {'metre' if unit == 1 else 'not mm'}; "
+            f"{path}: expected millimeters, but the header's unit is {name}; "
             "set xyzt_units to mm and check the voxel size"
         )
     sform, qform = int(header["scode"]) > 0, int(header["qcode"]) > 0
@@ -234,23 +316,39 @@ def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.nd
             f"{path}: the header has no orientation (sform and qform codes are 0), so left and right are "
             "unknown; export it again with an orientation"
         )
-    candidates = []
-    if sform:
-        candidates.append(np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]]))
-    if qform:
-        candidates.append(_qform(header))
-    if len(candidates) == 2 and np.isfinite(candidates).all():
+    srow = np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]])
+    if not qform:
+        return srow
+    if not sform:
+        _check_qform(path, header)
+        return _qform(header)
+    other = _qform(header)
+    if np.isfinite([srow, other]).all():
         corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
             *(np.array(size) - 1.0),
             1.0,
         ]
-        apart = np.linalg.norm(corners @ (candidates[0] - candidates[1]).T, axis=1).max()
-        if apart > np.linalg.norm(candidates[0][:3, :3], axis=0).max():
+        apart = np.linalg.norm(corners @ (srow - other).T, axis=1).max()
+        if apart > np.linalg.norm(srow[:3, :3], axis=0).max():
             raise InputError(
                 f"{path}: the header's sform and qform place the volume up to {apart:.1f} mm apart; "
                 "find out which one is right and set the other's code to 0"
             )
-    return candidates[0]
+        if apart <= _STANDS_IN_MM and is_sheared(srow) and not is_sheared(other):
+            return other
+    return srow
+
+
+def _check_qform(path: Path, header: np.void) -> None:
+    """Refuse a qform that readers take in different ways."""
+    factor, sides = float(header["pixdim"][0]), header["pixdim"][1:4].astype(np.float64)
+    if not (factor >= 0 or factor == -1) or (sides < 0).any():
+        raise InputError(
+            f"{path}: the header's qform has pixdim {header['pixdim'][:4].tolist()}, expected 1 or -1 and "
+            "three positive sides, so left and right are unknown; export it again"
+        )
+    if np.square(header["quatern"].astype(np.float64)).sum() > 1.0 + _LONGER:
+        raise InputError(f"{path}: the header's qform is no rotation; export it again")
 
 
 def _place(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
@@ -269,7 +367,7 @@ def _qform(header: np.void) -> np.ndarray:
             [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
         ]
     )
-    scale = header["pixdim"][1:4].astype(np.float64) * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
+    scale = np.abs(header["pixdim"][1:4].astype(np.float64)) * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
     matrix = np.eye(4)
     matrix[:3, :3] = rotation * scale
     matrix[:3, 3] = header["qoffset"]

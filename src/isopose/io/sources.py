@@ -8,11 +8,12 @@ from isopose.files import hash_of, sha256
 from isopose.io.dicom import ordered_frames
 from isopose.io.dicom_files import is_dicom, is_dicomdir, listed_files
 from isopose.io.endings import ending
+from isopose.io.images import missing
 from isopose.io.itk_header import LONGEST_HEADER
 
 #: The field of a header that names the files of the voxels, and all that follows it; NRRD's header ends at an
 #: empty line. Both formats may name others whatever a file's ending.
-_META = re.compile(rb"^ElementDataFile *= *([^\n]*)(.*)", re.MULTILINE | re.DOTALL)
+_META = re.compile(rb"^[ \t]*ElementDataFile *[=:] *([^\n]*)(.*)", re.MULTILINE | re.DOTALL)
 _NRRD = re.compile(rb"^data ?file: *([^\n]*)(.*)", re.MULTILINE | re.DOTALL | re.IGNORECASE)
 _DATA = {".mhd": _META, ".mha": _META, ".nhdr": _NRRD, ".nrrd": _NRRD}
 #: A pattern of names with one number in it, and a number.
@@ -31,6 +32,8 @@ def hash_of_source(path: Path) -> str:
         InputError: nothing is there, or neither a file nor a folder.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(missing(path))
     try:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -45,7 +48,7 @@ def hash_of_source(path: Path) -> str:
             return sha256(files[0])
         return hash_of([[file.name, sha256(file)] for file in files])
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(missing(path)) from None
 
 
 def files_beside(path: Path) -> list[Path]:
@@ -82,7 +85,7 @@ def _named(path: Path, field: re.Pattern[bytes]) -> list[str]:
         return []
     value, rest = (part.decode("utf-8", "surrogateescape").strip() for part in found.groups())
     words = value.split()
-    if words[:1] == ["LIST"]:
+    if words and words[0].upper() == "LIST":
         return [line.strip() for line in rest.split("\n") if line.strip()]
     if len(words) >= 3 and _NUMBERED.fullmatch(words[0]) and all(map(_WHOLE.fullmatch, words[1:4])):
         first, last, step = (*map(int, words[1:4]), 1)[:3]

@@ -186,7 +186,7 @@ class Decisions:
         self.of: dict[str, tuple[str, str]] = {}
         self._others: list[tuple[str, str, str]] = []
         if path.exists():
-            text = read_text(path, "decisions of a review (CSV)", encoding="utf-8-sig")
+            text = read_text(path, "decisions of a review (CSV)")
             rows = list(csv.reader(io.StringIO(text)))
             if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
                 raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to begin anew")

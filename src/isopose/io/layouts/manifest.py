@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from isopose.errors import InputError
+from isopose.files import as_stored
 from isopose.io.cases import SPLITS, Case, Dataset, dataset_of
 from isopose.io.images import ending
 from isopose.io.layouts.table import age_in, read_table
@@ -27,14 +28,14 @@ def open_manifest(path: Path, labels: Labels | None) -> Dataset:
     for line, row in read_table(path, ("image", "label"), ("case", "patient", "age", "split")):
         if not row["image"]:
             raise InputError(f"{path}: line {line} has no image; remove the line or fill it in")
-        image = path.parent / row["image"]
+        image = as_stored(path.parent / row["image"])
         name = row["case"] or image.name[: len(image.name) - len(ending(image))]
         split = row["split"].lower() or None
         if split not in (None, *SPLITS):
             raise InputError(
                 f"{path}: line {line} has split {row['split']!r}, expected {', '.join(SPLITS)} or none"
             )
-        label = path.parent / row["label"] if row["label"] else None
+        label = as_stored(path.parent / row["label"]) if row["label"] else None
         age = age_in(path, line, row["age"])
         cases.append(Case(name, image, label, row["patient"] or name, age, split))
     named = labels or Labels.create({"kidney": 1, "tumour": 2})

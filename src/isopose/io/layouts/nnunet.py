@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isopose.errors import InputError
+from isopose.files import composed
 from isopose.io.cases import Case, Dataset, dataset_of, inside
 from isopose.io.images import READABLE
 from isopose.labels import Labels
@@ -92,18 +93,26 @@ def region_labels(where: Path, described: object) -> Labels:
 def _folder(root: Path, images: str, labels: str, end: str, split: str) -> Iterator[Case]:
     """Cases of a folder of images and one of labels; a missing partner is expected, not dropped."""
     found: dict[str, Path] = {}
+    marked: dict[str, Path] = {}
     for path in _files(root / images, end):
         stem = path.name[: -len(end)]
         if len(stem) < 6 or stem[-5] != "_" or not stem[-4:].isdigit():
             raise InputError(f"{path}: expected a name that ends in _0000{end}, as nnU-Net has it")
         if stem[-4:] != "0000":
             raise InputError(f"{path}: expected one channel (_0000), got another; one channel is supported")
-        found[stem[:-5]] = path
-    marked = {path.name[: -len(end)]: path for path in _files(root / labels, end)}
+        _add(found, composed(stem[:-5]), path)
+    for path in _files(root / labels, end):
+        _add(marked, composed(path.name[: -len(end)]), path)
     for name in sorted({*found, *marked}):
         image = found.get(name, root / images / f"{name}_0000{end}")
         expected = marked.get(name, root / labels / f"{name}{end}" if split == "train" else None)
         yield Case(name, image, expected, patient=name, split=split)
+
+
+def _add(files: dict[str, Path], name: str, path: Path) -> None:
+    if name in files:
+        raise InputError(f"{path}: another file beside it has the name {name!r} too; keep one")
+    files[name] = path
 
 
 def _files(folder: Path, end: str) -> list[Path]:

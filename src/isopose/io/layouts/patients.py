@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isopose.errors import InputError
+from isopose.files import composed
 from isopose.io.cases import Dataset
 from isopose.io.layouts.table import age_in, read_table
 
@@ -25,9 +26,10 @@ def with_patients(dataset: Dataset, folder: Path) -> Dataset:
     for line, row in read_table(path, ("case", "patient"), ("age_years",)):
         if not row["case"] or not row["patient"]:
             raise InputError(f"{path}: line {line} needs both a case and a patient")
-        if row["case"] in told:
-            raise InputError(f"{path}: line {line} lists case {row['case']!r} again; each case once")
-        told[row["case"]] = (row["patient"], age_in(path, line, row["age_years"]))
+        case_id = composed(row["case"])
+        if case_id in told:
+            raise InputError(f"{path}: line {line} lists case {case_id!r} again; each case once")
+        told[case_id] = (composed(row["patient"]), age_in(path, line, row["age_years"]))
     if not any(case.id in told for case in dataset.cases):
         raise InputError(
             f"{path}: none of its cases is in the dataset, whose ids look like {dataset.cases[0].id!r}"

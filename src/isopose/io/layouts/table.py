@@ -23,7 +23,7 @@ def read_table(
             than the header.
     """
     try:
-        lines = read_text(path, "a CSV table in UTF-8", "utf-8-sig").splitlines()
+        lines = read_text(path, "a CSV table in UTF-8").splitlines()
         delimiter = max(",;\t", key=lines[0].count) if lines else ","
         rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:

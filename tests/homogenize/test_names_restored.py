@@ -1,0 +1,34 @@
+"""A prediction meets its case where one of them stores accents as signs of their own."""
+
+import shutil
+import unicodedata
+
+import pytest
+from patients import write_dataset
+
+from isopose.config import homogenize_config
+from isopose.files import composed
+from isopose.homogenize.dataset import homogenize, open_input
+from isopose.homogenize.restore import restore
+from isopose.progress import Silent
+
+NFC, NFD = (unicodedata.normalize(form, "Käthe_Ñ") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize("stored", [NFC, NFD])
+def test_what_was_homogenized_is_restored(tmp_path, stored):
+    source = write_dataset(tmp_path / "source", {stored: "Tr"})
+    (outcome,) = homogenize(
+        open_input(source), tmp_path / "same", homogenize_config(size=64), reporter=Silent()
+    )
+    assert (outcome.case, outcome.problem) == (NFC, None)
+    (tmp_path / "found").mkdir()
+    (made,) = (tmp_path / "same" / "labelsTr").iterdir()
+    shutil.copy(made, tmp_path / "found" / f"{NFD}.nii.gz")
+    # As an archive of macOS gives a record back.
+    (record,) = (path for path in (tmp_path / "same").rglob(f"{NFC}.json"))
+    for name in (record.name, f"{NFD}.json"):
+        record = record.rename(record.with_name(name))
+        (restored,) = restore(tmp_path / "found", tmp_path / "same", tmp_path / name, reporter=Silent())
+        assert restored.problem is None
+        assert composed(restored.case) == NFC

@@ -1,0 +1,59 @@
+"""Labels that went through a scale factor are rounded on the way there and back, and it is said each time."""
+
+import nibabel as nib
+import numpy as np
+from patients import write_dataset
+
+from isopose.config import homogenize_config
+from isopose.homogenize.dataset import homogenize, open_input
+from isopose.homogenize.restore import restore
+from isopose.io.images import read_labels
+from isopose.progress import Silent
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def scale(path):
+    """Rewrite labels as nibabel writes floating-point ones as uint16."""
+    image = nib.load(path)
+    values = image.get_fdata()
+    header = image.header.copy()
+    header.set_data_dtype("uint16")
+    header.set_slope_inter(np.nan, np.nan)
+    nib.save(nib.Nifti1Image(values, image.affine, header), path)
+    again = nib.load(path).get_fdata()
+    assert 0 < np.abs(again - np.rint(again)).max() < 1e-3
+
+
+def test_there_and_back(tmp_path):
+    plain = write_dataset(tmp_path / "plain", {"a": "Tr"})
+    source = write_dataset(tmp_path / "source", {"a": "Tr"})
+    scale(source / "labelsTr" / "a.nii.gz")
+    made = {}
+    for root in (plain, source):
+        heard = Heard()
+        (outcome,) = homogenize(
+            open_input(root), tmp_path / f"{root.name}-same", homogenize_config(size=64), reporter=heard
+        )
+        assert outcome.problem is None
+        assert sum("were rounded" in line for line in heard.lines) == (root == source)
+        made[root] = tmp_path / f"{root.name}-same" / "labelsTr" / "a.nii.gz"
+    np.testing.assert_array_equal(read_labels(made[source]).array, read_labels(made[plain]).array)
+
+    scale(made[source])
+    back = {}
+    for root in (plain, source):
+        heard = Heard()
+        (one,) = restore(made[root].parent, made[root].parents[1], tmp_path / root.name / "b", reporter=heard)
+        assert one.problem is None
+        assert any("were rounded" in line for line in heard.lines) == (root == source)
+        # Of the labels that were homogenized, and of those that were predicted.
+        assert sum("were rounded" in line for line in one.record["warnings"]) == (2 if root == source else 0)
+        back[root] = read_labels(tmp_path / root.name / "b" / "a.nii.gz")
+    np.testing.assert_array_equal(back[source].array, back[plain].array)

@@ -1,0 +1,118 @@
+"""Results are named as what the user gives is named, not as what a link leads to."""
+
+import os
+
+import numpy as np
+import pydicom
+import pytest
+
+from bright import bright_model, scene
+from io_helpers import dicom_slice, raw_slices, save, write_series
+from isopose.config import homogenize_config
+from isopose.errors import InputError
+from isopose.evaluation.evaluate import evaluate_folder
+from isopose.homogenize.dataset import homogenize, open_input
+from isopose.inference.scans import find_scans, predict_scans
+from isopose.io.check import check_dataset
+from isopose.io.datasets import open_dataset
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.progress import Silent
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+
+
+def store(tmp_path, cases=("case_1", "case_2"), target="ct.nii.gz"):
+    """A folder of links into a store, as data versioning makes it; each case turned otherwise."""
+    (tmp_path / "links").mkdir()
+    for number, case in enumerate(cases):
+        file = tmp_path / "store" / case / "ct.nii.gz"
+        write_image(scene(slices=3, roll=0.1 * number).volume, file)
+        if target != file.name:
+            file = file.rename(file.with_name(target))
+        (tmp_path / "links" / f"{case}_0000.nii.gz").symlink_to(file)
+    return tmp_path / "links"
+
+
+def names(inputs):
+    return [scan.name for scan in find_scans(inputs)]
+
+
+@pytest.mark.parametrize("target", ["ct.nii.gz", "SHA256E-s8181--0af31.nii.gz", "9a0364b9e99bb480"])
+def test_predict_and_homogenize_name_results_as_the_links(tmp_path, model, target):
+    links = store(tmp_path, target=target)
+    predicted = predict_scans(
+        model, find_scans([links]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+    )
+    assert [outcome.problem for outcome in predicted] == [None, None]
+    for number, case in enumerate(("case_1", "case_2")):
+        here = scene(slices=3, roll=0.1 * number)
+        labels = read_labels(tmp_path / "out" / f"{case}.nii.gz", like=here.volume)
+        assert np.mean(labels.array == here.truth) > 0.97
+    brought = homogenize(open_input(links), tmp_path / "same", homogenize_config(size=64), reporter=Silent())
+    assert [(outcome.case, outcome.problem) for outcome in brought] == [("case_1", None), ("case_2", None)]
+    assert (tmp_path / "same" / "imagesTs" / "case_2_0000.nii.gz").is_file()
+
+
+def test_datasets_and_evaluations_of_links(tmp_path):
+    links = store(tmp_path)
+    (tmp_path / "found").mkdir()
+    for number, case in enumerate(("case_1", "case_2")):
+        here = scene(slices=3, roll=0.1 * number)
+        write_labels(here.volume.with_array(here.truth), tmp_path / "store" / case / "seg.nii.gz")
+        (links / f"{case}_seg.nii.gz").symlink_to(tmp_path / "store" / case / "seg.nii.gz")
+        (tmp_path / "found" / f"{case}.nii.gz").symlink_to(tmp_path / "store" / case / "seg.nii.gz")
+    (links / "list.csv").write_text(
+        "image,label\n" + "".join(f"{c}_0000.nii.gz,{c}_seg.nii.gz\n" for c in ("case_1", "case_2"))
+    )
+    dataset = open_dataset(links / "list.csv", {"kidney": 1, "tumour": 7})
+    assert [case.id for case in dataset.cases] == ["case_1_0000", "case_2_0000"]
+    assert check_dataset(dataset) == []
+    evaluation = evaluate_folder(tmp_path / "found", tmp_path / "found", {"kidney": 1, "tumour": 7})
+    assert [case.case for case in evaluation.cases] == ["case_1", "case_2"]
+
+
+def test_links_to_series_and_their_directories(tmp_path):
+    write_series(tmp_path / "store" / "1.2.840", raw_slices(3))
+    (tmp_path / "anna").symlink_to(tmp_path / "store" / "1.2.840")
+    save(dicom_slice(raw_slices(1)[0], (0, 0, 0)), tmp_path / "store" / "9f86d081")
+    (tmp_path / "bert.dcm").symlink_to(tmp_path / "store" / "9f86d081")
+    (tmp_path / "store" / "medium").mkdir()
+    pydicom.dcmwrite(tmp_path / "store" / "medium" / "DICOMDIR", dicom_slice(raw_slices(1)[0], (0, 0, 0)))
+    (tmp_path / "cleo").symlink_to(tmp_path / "store" / "medium")
+    given = [tmp_path / "anna", tmp_path / "bert.dcm", tmp_path / "cleo" / "DICOMDIR"]
+    assert names(given) == ["anna", "bert", "cleo"]
+    np.testing.assert_array_equal(
+        read_volume(tmp_path / "anna").array, read_volume(tmp_path / "store" / "1.2.840").array
+    )
+
+
+def test_the_folder_here_and_the_one_above_have_their_names(tmp_path, monkeypatch):
+    write_series(tmp_path / "anna" / "series", raw_slices(1))
+    (tmp_path / "link").symlink_to(tmp_path / "anna")
+    monkeypatch.chdir(tmp_path / "anna" / "series")
+    for given, name in ((".", "series"), ("..", "anna"), ("../series", "series"), ("../../link", "link")):
+        assert names([type(tmp_path)(given)]) == [name]
+    (tmp_path / "anna" / "series" / "DICOMDIR").write_bytes(b"x")
+    assert names([type(tmp_path)("DICOMDIR")]) == ["series"]
+    assert names([type(tmp_path)("../series/DICOMDIR")]) == ["series"]
+
+
+def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path, model):
+    links = store(tmp_path)
+    os.unlink(tmp_path / "store" / "case_1" / "ct.nii.gz")
+    (links / "case_3.nii.gz").symlink_to(links / "case_3.nii.gz")
+    outcomes = predict_scans(
+        model, find_scans([links]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+    )
+    assert [outcome.scan.name for outcome in outcomes] == ["case_1", "case_2", "case_3"]
+    assert outcomes[1].problem is None
+    for outcome in (outcomes[0], outcomes[2]):
+        assert outcome.problem.startswith(f"{outcome.scan.path}: is a link to what is not there")
+    (links / "list.csv").write_text("image,label\ncase_1_0000.nii.gz,\ncase_2_0000.nii.gz,\n")
+    problems = check_dataset(open_dataset(links / "list.csv"))
+    assert [p.case for p in problems if p.severity == "error"] == ["case_1_0000"]
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_scans([links / "none.nii.gz"])

@@ -1,0 +1,245 @@
+"""Every field of a NIfTI header that can shift or scale a voxel, against nibabel, which many read by."""
+
+import gzip
+import struct
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from io_helpers import rotation, upright
+from isopose.errors import InputError
+from isopose.io.images import peek, read_labels, read_volume
+
+ARRAY = upright().array
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = rotation([10, 20, 30]) * [0.7, 0.8, 2.5]
+AFFINE[:3, 3] = (-10.5, 20.25, -300)
+OFFSET, SCALE, UNITS, CODES, SROW, PIXDIM = 108, 112, 123, 252, 280, 76
+
+
+def written(path, *edits, kind=nib.Nifti1Image, array=ARRAY, order="<"):
+    """A file as nibabel writes it, with numbers put over those of its header."""
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(array.dtype)
+    image = kind(array.T, AFFINE, header)
+    image.set_sform(AFFINE, 1)
+    image.set_qform(AFFINE, 1)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+    packed = path.name.endswith(".gz")
+    data = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
+    for place, form, *values in edits:
+        struct.pack_into(order + form, data, place, *values)
+    path.write_bytes(gzip.compress(bytes(data)) if packed else data)
+    return path
+
+
+def as_nibabel(path):
+    """Compare values and every voxel's place with nibabel's."""
+    image, volume = nib.load(path), read_volume(path)
+    np.testing.assert_allclose(volume.array, image.get_fdata().T, rtol=1e-6)
+    np.testing.assert_allclose(volume.world_from_index, LPS @ image.affine, atol=1e-4)
+    return volume
+
+
+def refused(path, *words, calls=(read_volume, peek)):
+    for call in calls:
+        with pytest.raises(InputError) as caught:
+            call(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        for word in words:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_both_versions_in_both_byte_orders(tmp_path, kind, order, ending):
+    as_nibabel(written(tmp_path / f"a{ending}", kind=kind, order=order))
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_voxels_that_begin_at_0_follow_the_header(tmp_path, ending):
+    path = written(tmp_path / f"a{ending}", (OFFSET, "f", 0))
+    volume = read_volume(path)
+    # nibabel itself takes the header for voxels here.
+    np.testing.assert_array_equal(volume.array, ARRAY)
+    np.testing.assert_allclose(volume.world_from_index, LPS @ AFFINE, atol=1e-4)
+    assert peek(path).shape == ARRAY.shape
+    two = written(tmp_path / f"b{ending}", (168, "q", 0), kind=nib.Nifti2Image)
+    np.testing.assert_array_equal(read_volume(two).array, ARRAY)
+
+
+def test_labels_are_not_shifted_by_it(tmp_path):
+    labels = np.zeros((8, 9, 10), np.int16)
+    labels[5, 6, 7] = 3
+    path = written(tmp_path / "a.nii", (OFFSET, "f", 0), array=labels)
+    assert np.argwhere(read_labels(path).array == 3).tolist() == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize("offset", [-1, 1, 100, 348, 351, 352.5, 367.9, np.nan, np.inf, -np.inf, -352])
+def test_other_places_inside_the_header_are_refused(tmp_path, offset):
+    refused(written(tmp_path / "a.nii", (OFFSET, "f", offset)), "")
+
+
+@pytest.mark.parametrize("offset", [-1, 1, 352, 540, 543])
+def test_of_version_2_too(tmp_path, offset):
+    refused(written(tmp_path / "a.nii", (168, "q", offset), kind=nib.Nifti2Image), "inside the header")
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e30])
+def test_places_behind_the_file_are_refused(tmp_path, offset):
+    for name in ("a.nii", "a.nii.gz"):
+        refused(written(tmp_path / name, (OFFSET, "f", offset)), "truncated", calls=(read_volume,))
+
+
+@pytest.mark.parametrize("lengths", [(16,), (32, 48), (160,)])
+def test_extensions_lie_before_the_voxels(tmp_path, lengths):
+    image = nib.Nifti1Image(ARRAY.T, AFFINE)
+    for length in lengths:
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"x" * (length - 8)))
+    nib.save(image, tmp_path / "a.nii")
+    volume = as_nibabel(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volume.array, ARRAY)
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    # Before the extensions' end, and without a word.
+    for wrong in (0, 352, 352 + sum(lengths) - 8):
+        struct.pack_into("<f", data, OFFSET, wrong)
+        (tmp_path / "b.nii").write_bytes(data)
+        refused(tmp_path / "b.nii", "voxels are said to begin")
+
+
+def test_very_many_extensions_take_no_time(tmp_path):
+    path = written(tmp_path / "a.nii", (348, "B", 1), (OFFSET, "f", 352 + (1 << 24)))
+    data = bytearray(path.read_bytes()[:352] + struct.pack("<4i", 16, 6, 0, 0) * (1 << 20))
+    path.write_bytes(data + ARRAY.tobytes())
+    refused(path, "extensions reach beyond")
+
+
+def test_zeros_behind_the_extensions_and_a_mark_without_any(tmp_path):
+    image = nib.Nifti1Image(ARRAY.T, AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"x" * 24))
+    nib.save(image, tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    data[384:384] = bytes(32)
+    struct.pack_into("<f", data, OFFSET, 416)
+    (tmp_path / "a.nii").write_bytes(data)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii").array, ARRAY)
+    np.testing.assert_array_equal(read_volume(written(tmp_path / "b.nii", (348, "B", 1))).array, ARRAY)
+
+
+@pytest.mark.parametrize("slope", [1, 2, -0.5, 0, np.nan, np.inf, -np.inf, 1e-3])
+@pytest.mark.parametrize("inter", [0, -1024, np.nan, np.inf, -np.inf])
+def test_scaling_is_nibabels_or_refused(tmp_path, slope, inter):
+    path = written(tmp_path / "a.nii", (SCALE, "2f", slope, inter))
+    if slope and np.isfinite(slope) and not np.isfinite(inter):
+        # nibabel raises, too.
+        refused(path, "scl_inter")
+        return
+    as_nibabel(path)
+
+
+def test_a_halved_scan_with_a_slope_of_2_and_no_intercept(tmp_path):
+    half = np.round(ARRAY / 2).astype(np.int16)
+    path = written(tmp_path / "a.nii", (SCALE, "2f", 2, np.nan), array=half)
+    refused(path, "scales its values by 2", "not a number")
+
+
+def test_windows_and_intents_change_nothing(tmp_path):
+    for edits in ([(124, "2f", 40, -160)], [(68, "h", 1002)], [(39, "B", 57)], [(56, "3f", 1, 2, 3)]):
+        np.testing.assert_array_equal(as_nibabel(written(tmp_path / "a.nii", *edits)).array, ARRAY)
+
+
+@pytest.mark.parametrize("unit", range(8))
+@pytest.mark.parametrize("time", [0, 8, 16, 24])
+def test_units(tmp_path, unit, time):
+    path = written(tmp_path / "a.nii", (UNITS, "B", unit | time))
+    if unit in (0, 2):
+        as_nibabel(path)
+    else:
+        refused(path, {1: "meters", 3: "micrometers"}.get(unit, f"code {unit}"))
+
+
+QFORM = (CODES, "2h", 1, 0)
+
+
+@pytest.mark.parametrize("factor", [1, -1, 0, 5])
+def test_the_qforms_handedness_is_nibabels(tmp_path, factor):
+    as_nibabel(written(tmp_path / "a.nii", QFORM, (PIXDIM, "f", factor)))
+
+
+@pytest.mark.parametrize(
+    "pixdim",
+    [
+        (-2, 0.7, 0.8, 2.5),
+        (np.nan, 0.7, 0.8, 2.5),
+        (1, -0.7, 0.8, 2.5),
+        (1, 0.7, 0, 2.5),
+        (1, 0.7, 0.8, np.nan),
+    ],
+)
+def test_a_qform_that_readers_take_in_different_ways_is_refused(tmp_path, pixdim):
+    refused(written(tmp_path / "a.nii", QFORM, (PIXDIM, "4f", *pixdim)), "")
+    # Where the sform says where voxels lie, nobody reads it.
+    as_nibabel(written(tmp_path / "a.nii", (CODES, "2h", 0, 1), (PIXDIM, "4f", *pixdim)))
+
+
+def test_a_quaternion_that_is_none(tmp_path):
+    refused(written(tmp_path / "a.nii", QFORM, (256, "3f", 0.9, 0.9, 0.9)), "no rotation")
+
+
+def sheared(path, off, *more):
+    """A file whose sform is off right angles by so much, beside a qform that is not."""
+    srow = AFFINE.copy()
+    srow[:3, 0] += off * AFFINE[:3, 1] / np.linalg.norm(AFFINE[:3, 1]) * np.linalg.norm(AFFINE[:3, 0])
+    return written(path, (SROW, "12f", *srow[:3].ravel()), *more)
+
+
+def test_a_sound_qform_stands_in_for_a_sform_off_right_angles(tmp_path):
+    path = sheared(tmp_path / "a.nii", 1.5e-3)
+    for volume in (read_volume(path), peek(path)):
+        np.testing.assert_allclose(volume.world_from_index, LPS @ AFFINE, atol=1e-4)
+    # Alone, further off than half a millimeter, or beside another rotation it does not.
+    refused(sheared(tmp_path / "b.nii", 1.5e-3, (CODES, "2h", 0, 1)), "right angles")
+    refused(sheared(tmp_path / "c.nii", 0.3), "")
+    np.testing.assert_allclose(
+        read_volume(sheared(tmp_path / "d.nii", 1e-4)).world_from_index[0, 0],
+        -(AFFINE[0, 0] + 1e-4 * 0.7 * AFFINE[0, 1] / 0.8),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_every_type_as_image_and_labels(tmp_path, kind, order):
+    array = (upright((4, 5, 6), np.int64).array % 120).astype(kind)
+    path = written(tmp_path / "a.nii.gz", array=array, order=order)
+    assert as_nibabel(path).array.dtype == (np.float32 if kind[0] == "f" else np.dtype(kind))
+    np.testing.assert_array_equal(read_labels(path).array, array)
+
+
+def test_float64_beyond_float32_and_dimensions(tmp_path):
+    refused(written(tmp_path / "a.nii", array=np.full((3, 4, 5), 1e300)), "not finite", calls=(read_volume,))
+    for rank in (3, 4, 7):
+        as_nibabel_shape = written(tmp_path / "b.nii", (40, "8h", rank, 6, 5, 4, 1, 1, 1, 1))
+        np.testing.assert_array_equal(read_volume(as_nibabel_shape).array, ARRAY)
+    refused(written(tmp_path / "c.nii", (40, "8h", 5, 6, 5, 4, 1, 3, 1, 1)), "one 3D volume")
+
+
+def test_members_one_after_the_other_and_what_follows_them(tmp_path):
+    whole = gzip.decompress(written(tmp_path / "a.nii.gz").read_bytes())
+    parts = [gzip.compress(part) for part in (whole[:300], whole[300:400], whole[400:])]
+    (tmp_path / "b.nii.gz").write_bytes(b"".join(parts) + bytes(64))
+    np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz").array, ARRAY)
+    (tmp_path / "c.nii.gz").write_bytes(b"".join(parts) + b"junk")
+    refused(tmp_path / "c.nii.gz", "truncated or corrupt", calls=(read_volume,))
+
+
+def test_pairs_and_other_formats_are_refused_in_one_line(tmp_path):
+    nib.save(nib.Nifti1Pair(ARRAY.T, AFFINE), tmp_path / "a.hdr")
+    for name in ("a.hdr", "a.img"):
+        refused(tmp_path / name, "not a format that can be read")
+    (tmp_path / "a.hdr").rename(tmp_path / "b.nii")
+    refused(tmp_path / "b.nii", "single NIfTI")
