@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from isopose.cluster.pool import TRIES, Failed, Pool, Worker, cluster
+from isopose.cluster.pool import TRIES, Pool, Worker, cluster
 from isopose.errors import InputError, IsoposeError
+from isopose.isolation import Failed
 
 ray = pytest.importorskip("ray")
 # Workers have no way to import a test.

@@ -65,7 +65,16 @@ class PredictJob:
     def work(self, item: Scan, root: Path) -> Outcome:
         assert self.model is not None, "opened"
         check_source(item.path, self.formats)
-        return predict_scan(self.model, item, root, self.formats, self.probabilities, self.steps, Silent())
+        return predict_scan(
+            self.model,
+            item,
+            root,
+            self.formats,
+            self.probabilities,
+            self.steps,
+            Silent(),
+            reported=InputError,
+        )
 
     def told(self, item: Scan, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
         problem = None if result.problem is None else renamed(result.problem)

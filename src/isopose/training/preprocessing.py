@@ -50,7 +50,10 @@ def preprocess(
         config: how to prepare.
         given: fingerprint of a model that learns on.
         workers: processes.
-        reporter: where progress and warnings go.
+        reporter: where progress, warnings and the cases that cannot be used go.
+
+    Raises:
+        InputError: cases that cannot be used. All are reported before, and those that can be are kept.
     """
     training, validation = cases
     fingerprint = given or _fingerprint(folder, training, labels, config, workers, reporter)
@@ -63,6 +66,7 @@ def preprocess(
             config,
             workers=workers,
             progress=progress,
+            say=reporter.say,
         )
     for case in store.cases:
         for warning in case.record.warnings:
@@ -77,7 +81,9 @@ def _fingerprint(
     if path.exists():
         return Fingerprint.from_json(read_json(path))
     with reporter.counting("fingerprint") as progress:
-        fingerprint = fingerprint_of(training, labels, config, workers=workers, progress=progress)
+        fingerprint = fingerprint_of(
+            training, labels, config, workers=workers, progress=progress, say=reporter.say
+        )
     write_json(path, fingerprint.to_json())
     return fingerprint
 
@@ -87,7 +93,14 @@ def fingerprint_path(folder: Path, training: Cases, labels: Labels, config: Data
 
     A resumed run and one that shares the store need not read every scan again.
     """
-    files = [(path, path.stat()) for case in training for path in (case.image, case.label) if path]
-    made_from = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    made_from = [_stamp(path) for case in training for path in (case.image, case.label) if path]
     key = hash_of([made_from, config.model_dump(mode="json"), dict(labels.values), __version__])
     return folder / f"fingerprint-{key[:12]}.json"
+
+
+def _stamp(path: Path) -> list[str | int]:
+    try:
+        stat = path.stat()
+        return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    except (OSError, RuntimeError):  # its case is reported where it is read, with all others
+        return [str(path)]
