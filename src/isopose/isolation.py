@@ -53,8 +53,8 @@ def line_of(error: Exception) -> IsoposeError:
         return error
     if is_out_of_memory(error):
         return IsoposeError(
-            "out of memory: too large for the memory of this machine; close other programs, use fewer --workers "
-            "or --device cpu"
+            "out of memory: too large for the memory of this machine; close other programs, use fewer "
+            "--workers, or --device cpu"
         )
     where = _place(error)
     if isinstance(error, OSError) and error.errno is not None:

@@ -16,11 +16,12 @@ from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.io.datasets import Case, open_dataset
+from isopose.io.splits import split
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.parallel import together
 from isopose.progress import Reporter
-from isopose.training.preprocessing import fingerprint_path, split
+from isopose.training.preprocessing import fingerprint_path
 
 
 @dataclass(frozen=True)

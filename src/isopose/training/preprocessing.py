@@ -1,34 +1,17 @@
-"""Which cases a training learns from and is judged by, and their slices as its networks see them."""
+"""A training's cases as slices, as its networks see them."""
 
 from pathlib import Path
 
 from isopose import __version__
-from isopose.config import DataConfig, TrainConfig
+from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.store import Store, write_store
-from isopose.errors import InputError
 from isopose.files import hash_of, read_json, write_json
-from isopose.io.datasets import Case, Dataset
-from isopose.io.splits import check_sides, split_patients
+from isopose.io.cases import Case
 from isopose.labels import Labels
 from isopose.progress import Reporter
 
 Cases = tuple[Case, ...]
-
-
-def split(dataset: Dataset, config: TrainConfig) -> tuple[Cases, Cases]:
-    """Training and validation cases of ``train.fold``, by patient; none is of split ``test``.
-
-    Raises:
-        InputError: no case to train on, or a patient on two sides.
-    """
-    if config.fold == "all":
-        check_sides(dataset)
-        whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
-        if not whole:
-            raise InputError(f"{dataset.root}: no case with a label to train on")
-        return whole, ()
-    return split_patients(dataset, config.folds, config.fold, config.seed)
 
 
 def preprocess(
