@@ -17,6 +17,8 @@ _NO_MEMORY = (
     *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation"),
     *("ALLOC_FAILED", "unable to allocate"),
 )
+#: They call whatever work they are given, and are never the place at which it failed.
+_CARRIERS = (__name__, "isopose.parallel", "isopose.cluster.pool")
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _place(error: Exception) -> str:
     places = [
         f" at {module}:{line}"
         for module, line in frames
-        if str(module).startswith("isopose.") and module != __name__
+        if str(module).startswith("isopose.") and module not in _CARRIERS
     ]
     return places[-1] if places else ""
 

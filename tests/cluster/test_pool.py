@@ -97,7 +97,7 @@ def test_an_error_that_may_pass_is_tried_again_and_then_told(pool, tmp_path):
 
 def test_a_place_for_results_that_takes_nothing_ends_the_run(pool, tmp_path):
     """Once three workers have found it so: one alone may see another disk."""
-    with pytest.raises(RunError, match="^out: No space left on device; nothing was left half-written$"):
+    with pytest.raises(RunError, match=r"^out: No space left on device; nothing was left half-written$"):
         run(pool, Squares(tmp_path, full=(6,)), 4)
     assert tries(tmp_path, 6) == TRIES
 

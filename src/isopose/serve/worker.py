@@ -22,6 +22,8 @@ from isopose.serve.jobs import CANCELLED, DONE, FAILED, RUNNING, Job, Jobs
 RESULT = "segmentation"
 #: Seconds after which the server looks whether a running scan was cancelled.
 LOOK = 0.2
+#: Seconds after which the queue is tried again where its disk is full.
+AGAIN = 5.0
 #: Seconds between two messages of how far a scan is.
 _TELL = 0.2
 
@@ -109,7 +111,7 @@ class Worker:
                 self.jobs.finish(job.number, state, problem=problem, seconds=seconds)
             except sqlite3.Error:
                 # It would be shown as running for ever; the disk may have room again.
-                self._ends.wait(timeout=5)
+                self._ends.wait(timeout=AGAIN)
             else:
                 break
 
