@@ -191,7 +191,5 @@ def test_what_a_request_raises_is_answered_in_one_line():
     # A client that raises what the server's log would show.
     answer = TestClient(app, base_url="http://127.0.0.1:8000").get("/fails")
     assert answer.status_code == 500
-    assert answer.json() == {"detail": "failed unexpectedly by KeyError; please report it"} or (
-        "failed unexpectedly by KeyError at isopose." in answer.json()["detail"]
-    )
+    assert answer.json()["detail"].startswith("failed unexpectedly by KeyError")
     assert SECRET not in answer.text
