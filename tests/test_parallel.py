@@ -1,6 +1,7 @@
 """Work in several processes: in order, told by name, in workers that begin quickly and safely."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from isopose.errors import InputError, IsoposeError
-from isopose.parallel import in_order
+from isopose.errors import InputError, IsoposeError, RunError
+from isopose.isolation import Failed
+from isopose.parallel import all_of, attempts, in_order
 
 
 def told(workers, work, items, **more):
@@ -56,8 +58,67 @@ def test_a_failure_names_its_item(workers):
 
 
 def test_a_worker_that_dies_is_told():
-    with pytest.raises(IsoposeError, match="3"):
+    with pytest.raises(IsoposeError, match=r"^3: a worker process died at this case"):
         told(1, dies, [3])
+
+
+class Unsendable(Exception):
+    """One that is not the same once it was pickled."""
+
+    def __init__(self, place, line):
+        super().__init__(f"{place} {line} DOE^JOHN")
+
+
+def fails(item):
+    if item in (2, 9):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == 4:
+        raise Unsendable("itk", 3)
+    if item == 5:
+        return lambda: item
+    if item == 7:
+        raise MemoryError("DOE^JOHN")
+    time.sleep(0.1)
+    return item, os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_item_that_fails_in_any_way_takes_no_other_with_it(workers):
+    seen = []
+    progress = lambda done, total: seen.append((done, total))  # noqa: E731
+    found = list(attempts(fails, range(12), name=str, workers=workers, progress=progress))
+    assert seen == [(n + 1, 12) for n in range(12)]
+    failed = {n: one.why for n, one in enumerate(found) if isinstance(one, Failed)}
+    assert failed.keys() == {2, 4, 5, 7, 9}
+    assert [one[0] for n, one in enumerate(found) if n not in failed] == [0, 1, 3, 6, 8, 10, 11]
+    assert failed[2] == failed[9].replace("9", "2", 1)
+    assert failed[2].startswith("2: a worker process died at this case, most often for want of memory; ")
+    assert failed[4].startswith("4: failed unexpectedly by Unsendable")
+    assert failed[7].startswith("7: out of memory: ")
+    assert not any("DOE" in why for why in failed.values())
+
+
+def full(item):
+    if item == 1:
+        raise OSError(28, "DOE^JOHN", "out")
+    return item
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_concerns_all_items_is_raised(workers):
+    found = attempts(full, range(4), name=str, workers=workers)
+    assert next(found) == 0
+    with pytest.raises(RunError, match=r"^out: No space left on device; nothing was left half-written$"):
+        next(found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_that_fail_are_said_before_it_is_raised(workers):
+    said, lines = [], [f"  error: {n}: is broken" for n in (1, 2)]
+    with pytest.raises(InputError, match=r"^2 of 2 cases cannot be used, the first: 1: is broken; mend them"):
+        all_of(refused, [1, 2], name=str, workers=workers, say=said.append)
+    assert said == lines
+    assert all_of(full, [0, 2], name=str, workers=workers) == [0, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")

@@ -1,4 +1,4 @@
-"""The two ways a run can end badly: what the user gave is wrong (exit 2), or we failed (exit 1)."""
+"""The two ways a run can end badly: what the user gave is wrong (exit 2), or we or the machine failed (1)."""
 
 #: Characters of a message; what a user's file holds is quoted in it and may be of any length.
 LONGEST = 1000
@@ -31,3 +31,7 @@ class InputError(IsoposeError):
     """
 
     exit_code = 2
+
+
+class RunError(IsoposeError):
+    """What concerns all scans, such as a full disk: it ends the run at once, raised amid one scan or not."""

@@ -6,14 +6,19 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from isopose.errors import InputError
+from isopose.errors import InputError, RunError
 
 #: Bytes of a text file that is read; an evaluation of 10,000 scans takes 20 MB.
 LARGEST_TEXT = 512 << 20
+#: By these a place takes nothing at all; any other is of one file, such as a name that is too long.
+_NOT_WRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE),
+)
 
 
 @contextmanager
@@ -22,15 +27,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the full suffix (``.nii.gz``), by which writers choose their format. When the
     block raises, the temporary file is removed and whatever was at ``path`` before stays as it was.
+
+    Raises:
+        RunError: the place is full or may not be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        raise RunError(f"{path}: {os.strerror(error.errno)}; nothing was left half-written") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def output_folder(path: Path) -> Path:

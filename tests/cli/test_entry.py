@@ -22,14 +22,48 @@ def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_p
     assert "Traceback" not in err
 
 
-def test_too_little_memory_says_what_to_lower(isopose, cohort, model_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError("64 GB"), RuntimeError("bad allocation for DOE^JOHN")])
+def test_too_little_memory_for_all_says_what_to_lower(
+    error, isopose, cohort, model_folder, tmp_path, monkeypatch
+):
     def hungry(*args, **kwargs):
-        raise MemoryError
+        raise error
 
-    monkeypatch.setattr("isopose.inference.scans.read_volume", hungry)
+    monkeypatch.setattr("isopose.models.folder.load_model", hungry)
     code, _, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
     assert code == 1
-    assert err.splitlines()[-1].startswith("isopose: out of memory; lower the batch size")
+    assert err.startswith("isopose: out of memory; lower the batch size")
+    assert err.count("\n") == 1
+
+
+def test_what_nobody_foresaw_is_one_line_without_a_librarys_words(isopose, cohort, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise KeyError("DOE^JOHN")
+
+    monkeypatch.setattr("isopose.io.datasets.read_json", fail)
+    code, out, err = isopose("check", cohort)
+    assert (code, out) == (1, "")
+    assert err.startswith("isopose: failed unexpectedly by KeyError at isopose.io.datasets:")
+    assert err.endswith("; please report it\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["fit", "preprocess"])
+def test_too_few_patients_are_said_before_anything_heavy_is_loaded(command, cohort, tmp_path):
+    """Fifteen seconds of loading, for a line that the list of the cases gives."""
+    place = "--model" if command == "fit" else "--store"
+    code = (
+        "import sys\n"
+        "from isopose.cli import main\n"
+        f"sys.argv = ['isopose', {command!r}, {str(cohort)!r}, {place!r}, {str(tmp_path / 'out')!r}]\n"
+        "try: main()\n"
+        "finally: print('heavy:', sorted({'torch', 'monai', 'blosc2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "heavy: []\n"), done.stderr
+    assert "5 folds need as many labelled patients, got 2; use fewer" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def start(*arguments):

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import sys
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from isopose.cluster.pool import TRIES, Failed, Pool, Worker, cluster
-from isopose.errors import InputError, IsoposeError
+from isopose.cluster.pool import TRIES, Pool, Worker, cluster
+from isopose.errors import InputError, IsoposeError, RunError
+from isopose.isolation import Failed
 
 ray = pytest.importorskip("ray")
 # Workers have no way to import a test.
@@ -23,6 +25,7 @@ class Squares:
     dies: tuple[int, ...] = ()
     once: tuple[int, ...] = ()
     raises: tuple[int, ...] = ()
+    full: tuple[int, ...] = ()
 
     def __call__(self):
         with open(self.notes / "opened", "a") as file:
@@ -37,6 +40,8 @@ class Squares:
             os.kill(os.getpid(), signal.SIGKILL)
         if number in self.raises:
             raise OSError(f"no disk for {number}")
+        if number in self.full:
+            raise OSError(errno.ENOSPC, "", "out")
         return number * number
 
 
@@ -85,14 +90,22 @@ def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(poo
 
 def test_an_error_that_may_pass_is_tried_again_and_then_told(pool, tmp_path):
     results, _ = run(pool, Squares(tmp_path, raises=(6,)), 4)
-    assert results.pop(2) == Failed("OSError: no disk for 6, 3 times")
+    why = "failed unexpectedly by OSError; please report it, 3 times"
+    assert results.pop(2) == Failed(why, ours=True), "without the words of what raised it"
     assert results == {0: 0, 1: 9, 3: 81}
+
+
+def test_a_place_for_results_that_takes_nothing_ends_the_run(pool, tmp_path):
+    """Once three workers have found it so: one alone may see another disk."""
+    with pytest.raises(RunError, match=r"^out: No space left on device; nothing was left half-written$"):
+        run(pool, Squares(tmp_path, full=(6,)), 4)
+    assert tries(tmp_path, 6) == TRIES
 
 
 def test_when_everything_fails_the_run_ends_with_the_reason(pool, monkeypatch, tmp_path):
     monkeypatch.setattr("isopose.cluster.pool.GIVE_UP", 2)
     monkeypatch.setattr("isopose.cluster.pool.TRIES", 1)
-    with pytest.raises(IsoposeError, match=r"the last 2 items all failed 1 times, .*no disk for"):
+    with pytest.raises(IsoposeError, match=r"the last 2 items all failed 1 times, .*by OSError"):
         run(pool, Squares(tmp_path, raises=tuple(range(0, 60, 3))), 20)
 
 

@@ -17,7 +17,7 @@ from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.preprocess import prepare
 from isopose.data.store import Store, folder_name, open_store, store_key, write_store
-from isopose.errors import InputError, IsoposeError
+from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import sha256
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.labels import Labels
@@ -211,7 +211,7 @@ def test_a_full_disk_is_said_in_one_line(cohort, fingerprint, tmp_path, monkeypa
         raise OSError(28, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(IsoposeError, match=r"^case_000: No space left on device") as error:
+    with pytest.raises(RunError, match=r"image.b2nd: No space left on device; nothing was left") as error:
         write_store(tmp_path, cohort, fingerprint, LABELS, CONFIG)
     assert "\n" not in str(error.value)
 

@@ -1,10 +1,11 @@
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from io_helpers import raw_slices, rotation, write_series
-from isopose.errors import IsoposeError
 from isopose.geometry.volume import Volume
 from isopose.io import check
 from isopose.io.cases import Case, dataset_of
@@ -211,15 +212,19 @@ def test_workers_change_nothing_and_progress_is_told(cohort):
 
 def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch):
     cohort("a")
-    monkeypatch.setattr(check, "_inspect", die)
-    with pytest.raises(IsoposeError, match=r"a: a worker process died.*fewer workers"):
-        check_dataset(cohort.dataset(), workers=1)
+    cohort("b", label=np.zeros((6, 24, 24), np.uint8))
+    expected = [p for p in check_dataset(cohort.dataset()) if p.case == "b"]
+    monkeypatch.setattr(check, "_inspect", die_of_a)
+    for workers in (1, 2):
+        problems = check_dataset(cohort.dataset(), workers=workers)
+        only(problems, "a", "error", "a worker process died at this case", "fewer workers")
+        assert [p for p in problems if p.case == "b"] == expected
 
 
-def die(case, labels, min_slices):
-    import os
-
-    os._exit(9)
+def die_of_a(case, labels, min_slices, original=check._inspect):
+    if case.id == "a":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(case, labels, min_slices)
 
 
 def test_lack_of_memory_is_one_case_only(cohort, monkeypatch):
@@ -232,4 +237,6 @@ def test_lack_of_memory_is_one_case_only(cohort, monkeypatch):
         return original(path)
 
     monkeypatch.setattr(check, "read_volume", read)
-    only(check_dataset(cohort.dataset()), "a", "error", "too large for the memory")
+    problems = check_dataset(cohort.dataset())
+    only(problems, "a", "error", "out of memory: too large for the memory of this machine")
+    assert {p.case for p in problems if p.severity == "error"} == {"a"}

@@ -1,31 +1,37 @@
 """``isopose check``."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from isopose.cli.options import AsJson, DatasetPath, Label, Workers, labels_of
 from isopose.cli.output import print_json
 
+if TYPE_CHECKING:
+    from isopose.data.fingerprint import Fingerprint
+    from isopose.io.check import Problem
+    from isopose.io.datasets import Dataset
+
 
 def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_json: AsJson = False) -> None:
     """Report every problem of a dataset with its case, and its fingerprint."""
-    from isopose.config import DataConfig
-    from isopose.data.fingerprint import describe, fingerprint_of
+    from isopose.data.fingerprint import describe
     from isopose.io.check import check_dataset
     from isopose.io.datasets import open_dataset
     from isopose.progress import Terminal
 
     opened = open_dataset(dataset, labels_of(label))
-    with Terminal().counting("check") as progress:
-        problems = check_dataset(opened, workers=workers, progress=progress)
+    problems: list[Problem] = []
+    fingerprint: Fingerprint | None = None
+    stopped: BaseException | None = None
+    try:
+        with Terminal().counting("check") as progress:
+            check_dataset(opened, workers=workers, progress=progress, found=problems.append)
+        fingerprint = _fingerprint(opened, problems, workers)
+    # Ctrl-C too: what was found until then is reported before what stopped it.
+    except BaseException as error:
+        stopped = error
     broken = {problem.case for problem in problems if problem.severity == "error"}
-    # The fingerprint is of what training may see, and of cases that can be read.
-    usable = [c for c in opened.cases if c.label is not None and c.split != "test" and c.id not in broken]
-    fingerprint = None
-    if usable:
-        with Terminal().counting("fingerprint") as progress:
-            fingerprint = fingerprint_of(
-                usable, opened.labels, DataConfig(), workers=workers, progress=progress
-            )
     if as_json:
         print_json(
             {
@@ -34,6 +40,7 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
                 "cases": len(opened.cases),
                 "problems": [vars(problem) for problem in problems],
                 "fingerprint": fingerprint and fingerprint.to_json(),
+                "stopped": None if stopped is None else _why(stopped),
             }
         )
     else:
@@ -44,6 +51,41 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
         for name, value in describe(fingerprint) if fingerprint else []:
             typer.echo(f"{name:<32} {value}")
-        typer.echo(f"{len(broken)} of {len(opened.cases)} cases cannot be used" if broken else "no errors")
+        if stopped is None or broken:
+            typer.echo(
+                f"{len(broken)} of {len(opened.cases)} cases cannot be used" if broken else "no errors"
+            )
+    if stopped is not None:
+        raise stopped
     if broken:
         raise typer.Exit(2)
+
+
+def _why(stopped: BaseException) -> str:
+    from isopose.isolation import line_of
+
+    return str(line_of(stopped)) if isinstance(stopped, Exception) else "stopped by a signal"
+
+
+def _fingerprint(dataset: "Dataset", problems: "list[Problem]", workers: int) -> "Fingerprint | None":
+    """Of what training may see, and of cases that can be read; one that it fails at is a problem more."""
+    from isopose.config import DataConfig
+    from isopose.data.fingerprint import facts_of, reduce_facts
+    from isopose.io.check import Problem
+    from isopose.isolation import Failed
+    from isopose.progress import Terminal
+
+    broken = {problem.case for problem in problems if problem.severity == "error"}
+    usable = [c for c in dataset.cases if c.label is not None and c.split != "test" and c.id not in broken]
+    if not usable:
+        return None
+    facts = []
+    with Terminal().counting("fingerprint") as progress:
+        answers = facts_of(usable, dataset.labels, DataConfig(), workers=workers, progress=progress)
+        for case, answer in zip(usable, answers, strict=True):
+            if isinstance(answer, Failed):
+                why = answer.why.removeprefix(f"{case.id}: ")
+                problems.append(Problem(case.id, "error", f"fingerprint: {why}"))
+            else:
+                facts.append(answer)
+    return reduce_facts(facts, dataset.labels, DataConfig()) if facts else None

@@ -1,6 +1,5 @@
 """``main``: every foreseen failure in one line and an exit code."""
 
-import errno
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from typing import NoReturn
 
 from isopose.cli.commands import app
 from isopose.errors import IsoposeError
+from isopose.isolation import is_out_of_memory, line_of
 from isopose.silence import silent
 
 
@@ -26,32 +26,15 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except _Stopped:
         _fail("stopped; what was finished is kept, the same command (fit: with --resume) goes on", 130)
-    except FloatingPointError as error:
-        _fail(f"{error}: the model's weights are damaged; copy its folder again, or train again", 2)
-    except MemoryError:
-        _fail(_OUT_OF_MEMORY, 1)
-    except RuntimeError as error:
-        # PyTorch and ITK have no common kind of error for it.
-        if not any(sign in str(error) for sign in _NO_MEMORY):
-            raise
-        _fail(_OUT_OF_MEMORY, 1)
-    except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
-            raise
-        _fail(f"{error.filename or 'output'}: {error.strerror}; nothing was left half-written", 1)
+    except Exception as error:
+        # No traceback: the message at its end may quote a patient's name.
+        _fail(_OUT_OF_MEMORY if is_out_of_memory(error) else str(line_of(error)), 1)
     sys.exit(0)
 
 
-_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation")
 _OUT_OF_MEMORY = (
     "out of memory; lower the batch size (--set unet.optimiser.batch_size=4), let fit --memory choose, "
     "or lower data.size; predict: take --device cpu, or close other programs"
-)
-
-#: What the place that is written to, and not the program, is the reason of.
-_NOT_WRITABLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
 
 

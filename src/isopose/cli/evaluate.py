@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from isopose.cli.options import AsJson, Label, Workers, labels_of
-from isopose.cli.output import print_json
+from isopose.cli.output import fail_if, print_json
 
 
 def evaluate(
@@ -37,11 +37,14 @@ def evaluate(
             labels_of(label),
             tolerance_mm=tolerance,
             allow_missing=allow_missing,
+            allow_failed=True,
             workers=max(workers, 1),
             progress=progress,
             note=lambda line: reporter.say(f"warning: {line}"),
         )
-    if output is not None:
+    if not evaluation.cases and not as_json:
+        fail_if(evaluation.failed.values())
+    if output is not None and evaluation.cases:
         write_evaluation(evaluation, output)
         # Drawing takes a quarter of a second to load.
         from isopose.evaluation.html import write_evaluation_report
@@ -51,3 +54,4 @@ def evaluate(
         print_json(evaluation.to_json())
     else:
         typer.echo(markdown(evaluation))
+    fail_if(evaluation.failed.values())

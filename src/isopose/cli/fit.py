@@ -1,12 +1,15 @@
 """``isopose fit``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isopose.cli.options import Config, DatasetPath, Fold, Label, Setting, Workers, labels_of
 from isopose.errors import InputError
+
+if TYPE_CHECKING:
+    from isopose.models.folder import Model
 
 
 def fit(
@@ -47,26 +50,29 @@ def fit(
 ) -> None:
     """Train pose, crop and segmentation on a dataset."""
     from isopose.config import load_config
-    from isopose.data.correction import read_corrections
     from isopose.heap import keep_freed_memory
     from isopose.io.datasets import open_dataset
-    from isopose.models.folder import load_model
+    from isopose.io.splits import split
     from isopose.progress import Terminal
-    from isopose.ranks import rank
-    from isopose.training.fit import fit as run
-    from isopose.training.memory import fit_into, parse_bytes
-    from isopose.training.tracking import Tracked
-    from isopose.training.transfer import settings_of
 
     keep_freed_memory()
-    budget = None if memory is None else parse_bytes(memory)
+    budget = None if memory is None else _bytes(memory)
     options = {"train.fold": fold, "train.parts": train}
     chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
-    begun = load_model(source) if source else None
+    begun, base = _begun(source) if source else (None, None)
     if begun and preset is not None:
         raise InputError("--preset: a model that learns on keeps its own settings; leave it out, or --from")
-    loaded = load_config(preset or "default", config, chosen, base=settings_of(begun) if begun else None)
+    loaded = load_config(preset or "default", config, chosen, base=base)
     opened = open_dataset(dataset, labels_of(label))
+    # Before what takes many seconds to load: too few patients for the folds are said at once.
+    split(opened, loaded.train)
+
+    from isopose.data.correction import read_corrections
+    from isopose.ranks import rank
+    from isopose.training.fit import fit as run
+    from isopose.training.memory import fit_into
+    from isopose.training.tracking import Tracked
+
     reporter = Terminal()
     if budget is not None:
         # A model that learns on keeps the input that its weights are for.
@@ -85,3 +91,18 @@ def fit(
         )
     if rank() == 0:
         typer.echo(f"model: {model}")
+
+
+def _bytes(memory: str) -> float:
+    from isopose.training.memory import parse_bytes
+
+    return parse_bytes(memory)
+
+
+def _begun(source: Path) -> "tuple[Model, dict[str, Any]]":
+    """The model to begin with, and its settings."""
+    from isopose.models.folder import load_model
+    from isopose.training.transfer import settings_of
+
+    model = load_model(source)
+    return model, settings_of(model)

@@ -40,7 +40,7 @@ def predict(
     from isopose.data.correction import read_corrections
     from isopose.devices import choose_device
     from isopose.inference.formats import NIFTI, choose_formats, result_files
-    from isopose.inference.scans import find_scans, predict_scans
+    from isopose.inference.scans import check_apart, find_scans, predict_scans
     from isopose.models.folder import load_model, with_precision
     from isopose.progress import Terminal
 
@@ -65,10 +65,12 @@ def predict(
             reporter=Terminal(),
         )
     else:
+        paths, folder = [local_path(given) for given in inputs], local_path(output)
+        check_apart(paths, folder)
         outcomes = predict_scans(
             with_precision(load_model(local_path(model), choose_device(device)), precision),
-            find_scans([local_path(given) for given in inputs], series),
-            local_path(output),
+            find_scans(paths, series),
+            folder,
             formats=wanted,
             probabilities=probabilities,
             steps=steps,

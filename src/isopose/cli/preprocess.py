@@ -36,10 +36,12 @@ def preprocess(
         typer.echo(f"store: {place}")
         return
     from isopose.io.datasets import open_dataset
-    from isopose.training.preprocessing import preprocess as run
-    from isopose.training.preprocessing import split
+    from isopose.io.splits import split
 
     opened = open_dataset(local_path(dataset), labels_of(label))
+    # Before what takes seconds to load: too few patients for the folds are said at once.
     cases = split(opened, loaded.train)
+    from isopose.training.preprocessing import preprocess as run
+
     made, _ = run(local_path(store), cases, opened.labels, loaded.data, workers=workers, reporter=Terminal())
     typer.echo(f"store: {made.folder}")

@@ -48,11 +48,18 @@ def review(
             scores.append(None)
             continue
         with reporter.counting(f"evaluate {one.name}") as progress:
-            scores.append(
-                evaluate_folder(
-                    one, labels, values, allow_missing=True, workers=max(workers, 1), progress=progress
-                )
+            scored = evaluate_folder(
+                one,
+                labels,
+                values,
+                allow_missing=True,
+                allow_failed=True,
+                workers=max(workers, 1),
+                progress=progress,
             )
+        for why in scored.failed.values():
+            reporter.say(f"warning: not scored: {why}")
+        scores.append(scored)
     cohort = open_cohort(
         predictions,
         folder,

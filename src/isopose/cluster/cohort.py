@@ -16,10 +16,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
 from isopose.cluster.places import Mirror, Place, bring
-from isopose.cluster.pool import Failed, Pool
-from isopose.errors import InputError, IsoposeError
+from isopose.cluster.pool import Pool
+from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import hash_of, only_writer, output_folder, sha256
 from isopose.io.sources import files_beside
+from isopose.isolation import Failed, failure_of
 from isopose.progress import Reporter
 
 Item = TypeVar("Item")
@@ -152,17 +153,22 @@ def run_cohort(
         IsoposeError: a place cannot be reached, no worker lives.
     """
     names = [job.name(item) for item in items]
-    sources = [[cohort.source(path) for path in job.sources(item)] for item in items]
-    stamps = dict(zip(names, map(cohort.stamp, sources), strict=True))
+    sources: dict[int, list[Source]] = {}
+    unknown: dict[int, Result] = {}
+    for number, item in enumerate(items):
+        try:
+            sources[number] = [cohort.source(path) for path in job.sources(item)]
+        except Exception as error:
+            unknown[number] = job.failed(item, str(failure_of(error)))
+    stamps = {names[number]: cohort.stamp(found) for number, found in sources.items()}
     ledger = Ledger(cohort.output / FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
-    results: dict[int, Result] = _known(job, items, finished, cohort.output)
+    known = _known(job, items, finished, cohort.output)
+    results: dict[int, Result] = {**unknown, **known}
     for number, result in results.items():
         _say(reporter, names[number], job.problem(result), job.warnings(result))
-    if results:
-        reporter.say(
-            f"{len(results)} of {len(items)} are there already, made from the same scans and settings"
-        )
+    if known:
+        reporter.say(f"{len(known)} of {len(items)} are there already, made from the same scans and settings")
     token = uuid.uuid4().hex
     (cohort.output / FOLDER / "run.json").write_json(
         {
@@ -325,6 +331,9 @@ class SetUp:
                 result = self.job.work(item, root)
             except InputError as error:
                 result = self.job.failed(item, str(error))
+            except RunError as error:
+                # Of this machine's disk, not of the place that results go to; another may have room.
+                raise IsoposeError(f"{os.uname().nodename}: {error}") from None
             _publish(self.output, record, root, before)
             return self.job.told(task.item, result, renamed)
 
@@ -353,6 +362,9 @@ def _hashes(root: Path) -> dict[str, str]:
 def _publish(output: Place, record: str, root: Path, before: dict[str, str]) -> None:
     """Bring the output up to what is in a folder; where a record lies, the files beside it are whole."""
     after = _hashes(root)
+    if record not in after:
+        # What a scan that failed has left is nobody's.
+        after = {}
     if after == before:
         return
     if record in before:

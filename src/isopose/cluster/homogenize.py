@@ -12,6 +12,7 @@ from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
 from isopose.config import HomogenizeConfig
+from isopose.errors import InputError
 from isopose.homogenize.dataset import (
     Job,
     Outcome,
@@ -58,7 +59,7 @@ class HomogenizeJob:
         return [*read_record(record).files]
 
     def work(self, item: Case, root: Path) -> Outcome:
-        return make_case(item, job=replace(self.shared, root=root))
+        return make_case(item, job=replace(self.shared, root=root), reported=InputError)
 
     def told(self, item: Case, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
         problem = None if result.problem is None else renamed(result.problem)

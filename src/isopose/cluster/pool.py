@@ -16,7 +16,8 @@ import SimpleITK as sitk
 import torch
 
 from isopose import __version__
-from isopose.errors import InputError, IsoposeError
+from isopose.errors import InputError, IsoposeError, RunError
+from isopose.isolation import Failed, line_of
 from isopose.silence import silence
 
 Item = TypeVar("Item")
@@ -30,13 +31,6 @@ GIVE_UP = 20
 PATIENCE = 300.0
 #: Workers that may die at their start, one after the other, before it is taken for a fault of the machines.
 STARTS = 8
-
-
-@dataclass(frozen=True)
-class Failed:
-    """What is known of an item that could not be done."""
-
-    why: str
 
 
 class Worker(Generic[Item, Result]):
@@ -54,11 +48,17 @@ class Worker(Generic[Item, Result]):
             )
         torch.set_num_threads(self.threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(self.threads)
-        self.work = self.set_up()
+        try:
+            self.work = self.set_up()
+        except Exception as error:
+            raise line_of(error) from None
 
     def do(self, item: Item) -> Result:
-        """The work."""
-        return self.work(item)
+        """The work. What it raises is put into words here, where it is known, and can be sent."""
+        try:
+            return self.work(item)
+        except Exception as error:
+            raise line_of(error) from None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Pool:
             say: for what happens to workers.
 
         Raises:
-            IsoposeError: from ``set_up``; no worker lives.
+            IsoposeError: from ``set_up``; no worker lives; a :class:`~isopose.errors.RunError` that several
+                workers have met.
         """
         return _Run(self, set_up, items, say).results()
 
@@ -193,11 +194,14 @@ class _Run(Generic[Item, Result]):
             if lives:
                 # It may be the worker that is broken (a full disk, a GPU in error) and would fail every item.
                 ray.kill(actor)
-            why = _told(error) if lives else "the worker died"
+            told = _told(error)
+            why = told if lives else "the worker died"
             if self.tries[number] < TRIES:
                 self.say(f"  item {number + 1}: {why}; it is tried again")
                 self.waiting.append(number)
                 return
+            if isinstance(told, RunError):
+                raise told from None
             hint = "" if lives else ", most often for want of memory; give it more, or leave it out"
             self.given_up += 1
             if self.given_up >= GIVE_UP:
@@ -205,7 +209,7 @@ class _Run(Generic[Item, Result]):
                     f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; mend that, and "
                     "give the same command, which goes on"
                 ) from None
-            yield number, Failed(f"{why}, {TRIES} times{hint}")
+            yield number, Failed(f"{why}, {TRIES} times{hint}", ours=True)
             return
         self.given_up = 0
         self.idle.append(actor)
@@ -213,13 +217,11 @@ class _Run(Generic[Item, Result]):
 
 
 def _told(error: Exception) -> IsoposeError | str:
-    """What the work or the set-up raised, where that is what Ray reports; what is not foreseen, in words."""
+    """What the work or the set-up raised, where that is what Ray reports; anything else by its class."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, IsoposeError):
         return type(cause)(str(cause))
-    if isinstance(cause, Exception):
-        return f"{type(cause).__name__}: {cause}"
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return type(cause if isinstance(cause, Exception) else error).__name__
 
 
 def _probe(address: str) -> None:

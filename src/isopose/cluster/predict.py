@@ -17,6 +17,7 @@ from isopose.inference.formats import check_source
 from isopose.inference.scans import (
     Outcome,
     Scan,
+    check_apart,
     check_steps,
     find_scans,
     predict_scan,
@@ -65,7 +66,16 @@ class PredictJob:
     def work(self, item: Scan, root: Path) -> Outcome:
         assert self.model is not None, "opened"
         check_source(item.path, self.formats)
-        return predict_scan(self.model, item, root, self.formats, self.probabilities, self.steps, Silent())
+        return predict_scan(
+            self.model,
+            item,
+            root,
+            self.formats,
+            self.probabilities,
+            self.steps,
+            Silent(),
+            reported=InputError,
+        )
 
     def told(self, item: Scan, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
         problem = None if result.problem is None else renamed(result.problem)
@@ -129,6 +139,8 @@ def predict_on_cluster(
     settings = hash_of([*settings_of(loaded), list(formats), probabilities, steps, series])
     with TemporaryDirectory(prefix="isopose-") as below:
         mirrors = [Mirror.make(place, Path(below) / str(n)) for n, place in enumerate(inputs)]
+        if output.local is not None:
+            check_apart([place.local for place in inputs if place.local is not None], output.local)
         scans = find_scans([mirror.folder for mirror in mirrors], series)
         if output.local is not None and any(output.local == scan.path.parent for scan in scans):
             raise InputError(

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from isopose.cluster.cohort import Cohort, Source, held, run_cohort
 from isopose.cluster.places import Mirror, Place
-from isopose.cluster.pool import Failed, Pool, cluster
+from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config, DataConfig
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
 from isopose.data.record import ARRAYS, read_record
@@ -16,9 +16,12 @@ from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.io.datasets import Case, open_dataset
+from isopose.io.splits import split
+from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
+from isopose.parallel import together
 from isopose.progress import Reporter
-from isopose.training.preprocessing import fingerprint_path, split
+from isopose.training.preprocessing import fingerprint_path
 
 
 @dataclass(frozen=True)
@@ -163,34 +166,41 @@ def _fingerprint(
 ) -> Fingerprint:
     """Of the training cases; kept beside the store, where ``fit --store`` finds it too."""
     cohort = Cohort([mirror], store, "", "fingerprint")
-    sources = [[cohort.source(path) for path in (case.image, case.label) if path] for case in training]
+    sources: dict[int, list[Source]] = {}
+    failed: list[Failed] = []
+
+    def fail(number: int, why: str, *, ours: bool) -> None:
+        failed.append(Failed(f"{training[number].id}: {why}", ours))
+        reporter.say(f"  error: {failed[-1].why}")
+
+    for number, case in enumerate(training):
+        try:
+            sources[number] = [cohort.source(path) for path in (case.image, case.label) if path]
+        except Exception as error:
+            fail(number, str(failure_of(error)), ours=True)
     if mirror.place.local is not None:
         name = fingerprint_path(Path(), tuple(training), labels, config).name
     else:
-        stamps = [[case.id, cohort.stamp(paths)] for case, paths in zip(training, sources, strict=True)]
+        stamps = [[training[number].id, cohort.stamp(found)] for number, found in sources.items()]
         name = (
             f"fingerprint-{hash_of([stamps, config.model_dump(mode='json'), dict(labels.values)])[:12]}.json"
         )
     known = store.read([name]).get(name)
-    if known is not None:
+    if known is not None and not failed:
         return Fingerprint.from_json(json.loads(known), str(store / name))
-    tasks = list(zip(training, sources, strict=True))
+    numbers = list(sources)
+    tasks = [(training[number], sources[number]) for number in numbers]
     facts: dict[int, CaseFacts] = {}
-    problems = []
     with reporter.counting("fingerprint") as progress:
         answers = pool.run(_Measure(labels, config), tasks, reporter.say)
-        for done, (number, answer) in enumerate(answers, start=1):
+        for done, (task, answer) in enumerate(answers, start=1):
             if isinstance(answer, Failed):
-                problems.append(f"{training[number].id}: {answer.why}")
-                reporter.say(f"  error: {problems[-1]}")
+                fail(numbers[task], answer.why, ours=answer.ours)
             else:
-                facts[number] = answer
+                facts[numbers[task]] = answer
             progress(done, len(tasks))
-    if problems:
-        raise InputError(
-            f"{len(problems)} of {len(tasks)} cases cannot be used, the first: {problems[0]}; "
-            "mend them or take them out of the dataset"
-        )
-    fingerprint = reduce_facts([facts[n] for n in range(len(tasks))], labels, config)
+    if failed:
+        raise together(failed, len(training))
+    fingerprint = reduce_facts([facts[n] for n in range(len(training))], labels, config)
     (store / name).write_json(fingerprint.to_json())
     return fingerprint

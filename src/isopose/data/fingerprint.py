@@ -7,7 +7,7 @@ is random.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -23,8 +23,9 @@ from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
+from isopose.isolation import Failed
 from isopose.labels import Labels
-from isopose.parallel import Progress, in_order
+from isopose.parallel import Progress, all_of, attempts
 
 #: Air around the largest body's box in the frame that holds all of them, as a part of its side.
 MARGIN = 0.04
@@ -196,6 +197,7 @@ def fingerprint_of(
     config: DataConfig,
     workers: int = 0,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Fingerprint:
     """Look at every training case once.
 
@@ -204,16 +206,29 @@ def fingerprint_of(
         labels: names and stored values.
         config: percentiles and the body's threshold.
         workers: processes; any number gives the same numbers.
-        progress: told the cases done and all cases.
+        progress: called with the cases done and all cases.
+        say: called with a line for each case that cannot be used.
 
     Raises:
-        InputError: no case, or a case that cannot be used, which is named.
+        InputError: no case, or cases that cannot be used, once all were looked at.
     """
     if not cases:
         raise InputError("fingerprint: expected at least one training case, got none")
     work = partial(case_facts, labels=labels, config=config)
-    facts = list(in_order(work, cases, name=attrgetter("id"), workers=workers, progress=progress))
+    facts = all_of(work, cases, name=attrgetter("id"), workers=workers, progress=progress, say=say)
     return reduce_facts(facts, labels, config)
+
+
+def facts_of(
+    cases: Sequence[Case],
+    labels: Labels,
+    config: DataConfig,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[CaseFacts | Failed]:
+    """Look at cases one by one, of which some may turn out not to be usable; see :func:`fingerprint_of`."""
+    work = partial(case_facts, labels=labels, config=config)
+    return attempts(work, cases, name=attrgetter("id"), workers=workers, progress=progress)
 
 
 @one_thread()

@@ -8,7 +8,7 @@ from any number of workers.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -31,7 +31,7 @@ from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
-from isopose.parallel import Progress, in_order
+from isopose.parallel import Progress, all_of
 
 __all__ = ["Record", "Store", "StoredCase", "open_store", "store_key", "write_store"]
 
@@ -78,6 +78,7 @@ def write_store(
     config: DataConfig,
     workers: int = 0,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Store:
     """Prepare cases and write them, or go on where an earlier run was stopped.
 
@@ -91,10 +92,11 @@ def write_store(
         labels: names and stored values.
         config: how to prepare.
         workers: processes; any number writes the same bytes.
-        progress: told the cases done and all cases.
+        progress: called with the cases done and all cases.
+        say: called with a line for each case that cannot be used.
 
     Raises:
-        InputError: a case that cannot be used, which is named; two cases of one name.
+        InputError: two cases of one name; cases that cannot be used, once all others are prepared.
         IsoposeError: the disk is full or may not be written to.
     """
     names = [folder_name(case.id) for case in cases]
@@ -113,8 +115,7 @@ def write_store(
             # Until all cases are whole this is not a store.
             (root / "store.json").unlink(missing_ok=True)
             _remove_leftovers(root, set(names))
-            for _ in in_order(work, cases, name=attrgetter("id"), workers=workers, progress=progress):
-                pass
+            all_of(work, cases, name=attrgetter("id"), workers=workers, progress=progress, say=say)
             write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
     except OSError as error:
         raise IsoposeError(
@@ -203,24 +204,27 @@ def write_case(
         if same == (case.id, case.patient, case.age_years, sources) and not damaged_file(folder, known):
             return
     rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    volume = read_volume(case.image)
-    notes: list[str] = []
-    stored = read_labels(case.label, like=volume, note=notes.append)
-    prepared = prepare(volume, fingerprint, config, stored, labels)
-    prepared = replace(prepared, warnings=(*prepared.warnings, *(f"label: {note}" for note in notes)))
-    assert prepared.labels is not None
-    contents: dict[str, np.ndarray] = {
-        "image": prepared.image.astype(np.float16),
-        "mask": prepared.mask.astype(np.uint8),
-        "labels": prepared.labels,
-    }
-    for name, array in contents.items():
-        with replacing(folder / f"{name}.b2nd") as temporary:
-            temporary.write_bytes(_compressed(array))
-    hashes = {f"{name}.b2nd": sha256(folder / f"{name}.b2nd") for name in ARRAYS}
-    record = record_of(case, prepared, labels, hashes, sources)
-    write_json(folder / "record.json", RECORD.dump_python(record, mode="json"))
+    try:
+        volume = read_volume(case.image)
+        notes: list[str] = []
+        stored = read_labels(case.label, like=volume, note=notes.append)
+        prepared = prepare(volume, fingerprint, config, stored, labels)
+        prepared = replace(prepared, warnings=(*prepared.warnings, *(f"label: {note}" for note in notes)))
+        assert prepared.labels is not None
+        contents: dict[str, np.ndarray] = {
+            "image": prepared.image.astype(np.float16),
+            "mask": prepared.mask.astype(np.uint8),
+            "labels": prepared.labels,
+        }
+        for name, array in contents.items():
+            with replacing(folder / f"{name}.b2nd") as temporary:
+                temporary.write_bytes(_compressed(array))
+        hashes = {f"{name}.b2nd": sha256(folder / f"{name}.b2nd") for name in ARRAYS}
+        record = record_of(case, prepared, labels, hashes, sources)
+        write_json(folder / "record.json", RECORD.dump_python(record, mode="json"))
+    except BaseException:
+        rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _compressed(array: np.ndarray) -> bytes:

@@ -16,7 +16,9 @@ from isopose.files import composed, hash_of, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import ending, read_labels
+from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
+from isopose.parallel import together
 
 FORMAT = "isopose-evaluation/1"
 
@@ -50,6 +52,7 @@ class Evaluation:
         cases: one entry per scored scan, by ascending id.
         missing: ids of scans that have a label and no prediction; they are in no mean.
         unlabelled: ids of predictions without a label, which were left alone.
+        failed: ids of scans that could not be scored, each with one line that says why; they are in no mean.
         tolerance_mm: tolerance of the surface Dice in mm.
         provenance: version, labels and SHA-256 of every file read.
     """
@@ -58,6 +61,7 @@ class Evaluation:
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
     tolerance_mm: float = SURFACE_TOLERANCE_MM
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,9 +86,13 @@ class Evaluation:
             )
             lists = {name: tuple(value[name]) for name in ("targets", "missing", "unlabelled")}
             return cls(
-                cases=cases, tolerance_mm=value["tolerance_mm"], provenance=value["provenance"], **lists
+                cases=cases,
+                failed=dict(value.get("failed", {})),
+                tolerance_mm=value["tolerance_mm"],
+                provenance=value["provenance"],
+                **lists,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"the evaluation is damaged ({type(error).__name__}: {error}); evaluate again"
             ) from None
@@ -109,6 +117,7 @@ def evaluate(
     ages_years: Mapping[str, float] | None = None,
     tolerance_mm: float = SURFACE_TOLERANCE_MM,
     allow_missing: bool = False,
+    allow_failed: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -125,6 +134,8 @@ def evaluate(
         ages_years: age per case in years; fills in where the dataset says nothing.
         tolerance_mm: tolerance of the surface Dice in mm.
         allow_missing: list scans without a prediction instead of refusing.
+        allow_failed: list scans that cannot be scored, whatever that raises, instead of refusing once all
+            others are scored.
         workers: number of scans scored at once.
         progress: called with (scans done, scans in all) after each scan.
         note: called with a line for people where a label map was read otherwise than it is stored.
@@ -159,21 +170,29 @@ def evaluate(
     ]
     sizes = body_sizes_mm or {}
     scored: list[tuple[CaseScores, dict[str, str]]] = []
+    failed: dict[str, Failed] = {}
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         try:
-            for result in pool.map(lambda pair: _score_pair(pair, labels, sizes, tolerance_mm, note), pairs):
-                scored.append(result)
+            results = pool.map(lambda pair: _tried(pair, labels, sizes, tolerance_mm, note), pairs)
+            for pair, result in zip(pairs, results, strict=True):
+                if isinstance(result, Failed):
+                    failed[pair.case] = result
+                else:
+                    scored.append(result)
                 if progress is not None:
-                    progress(len(scored), len(pairs))
+                    progress(len(scored) + len(failed), len(pairs))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if failed and not allow_failed:
+        raise together(list(failed.values()), len(pairs))
     inputs = {result.case: hashes for result, hashes in scored}
     return Evaluation(
         targets=tuple(labels.targets()),
         cases=tuple(result for result, _ in scored),
         missing=missing,
         unlabelled=tuple(sorted(set(found) - set(known))),
+        failed={case: result.why for case, result in failed.items()},
         tolerance_mm=float(tolerance_mm),
         provenance={
             "isopose": __version__,
@@ -194,6 +213,7 @@ def evaluate_folder(
     *,
     tolerance_mm: float = SURFACE_TOLERANCE_MM,
     allow_missing: bool = False,
+    allow_failed: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -205,7 +225,7 @@ def evaluate_folder(
         truth: what :func:`isopose.io.datasets.open_dataset` reads, or a folder of label maps. Of the latter
             the labels are named by ``labels``, or by the dataset that the folder lies in (as ``labelsTr``).
         labels: name to stored value, in place of what the dataset says.
-        tolerance_mm, allow_missing, workers, progress, note: see :func:`evaluate`.
+        tolerance_mm, allow_missing, allow_failed, workers, progress, note: see :func:`evaluate`.
 
     Raises:
         InputError: see :func:`evaluate`.
@@ -223,6 +243,7 @@ def evaluate_folder(
         named,
         tolerance_mm=tolerance_mm,
         allow_missing=allow_missing,
+        allow_failed=allow_failed,
         workers=workers,
         progress=progress,
         note=note,
@@ -279,6 +300,24 @@ def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
     return wanted
 
 
+def _tried(
+    pair: _Pair,
+    labels: Labels,
+    sizes: Mapping[str, float],
+    tolerance_mm: float,
+    note: Callable[[str], None] | None,
+) -> tuple[CaseScores, dict[str, str]] | Failed:
+    """Score one scan, or say why it cannot be scored."""
+    try:
+        return _score_pair(pair, labels, sizes, tolerance_mm, note)
+    except Exception as error:
+        told = failure_of(error)
+        # It is kept with the scores, which shall not say where files lay.
+        why = str(told).replace(str(pair.prediction), f"prediction {pair.prediction.name}")
+        why = why.replace(str(pair.label), f"label {pair.label.name}")
+        return Failed(f"{pair.case}: {why}", not isinstance(told, InputError))
+
+
 def _score_pair(
     pair: _Pair,
     labels: Labels,
@@ -291,18 +330,15 @@ def _score_pair(
     def noted(path: Path) -> Callable[[str], None]:
         return lambda line: note(f"{pair.case}: {path}: {line}") if note else None
 
-    try:
-        prediction = read_labels(pair.prediction, note=noted(pair.prediction))
-        truth = read_labels(pair.label, note=noted(pair.label))
-        if not prediction.same_grid(truth):
-            truth = _on_grid(pair, prediction)
-        # Most of a scan is background; each step below would go through all of it for every target.
-        box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
-        predicted, marked = prediction.array[box], truth.array[box]
-        for path, array in ((pair.prediction, predicted), (pair.label, marked)):
-            _check_values(path, array, labels)
-    except InputError as error:
-        raise InputError(f"{pair.case}: {error}") from None
+    prediction = read_labels(pair.prediction, note=noted(pair.prediction))
+    truth = read_labels(pair.label, note=noted(pair.label))
+    if not prediction.same_grid(truth):
+        truth = _on_grid(pair, prediction)
+    # Most of a scan is background; each step below would go through all of it for every target.
+    box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
+    predicted, marked = prediction.array[box], truth.array[box]
+    for path, array in ((pair.prediction, predicted), (pair.label, marked)):
+        _check_values(path, array, labels)
     spacing_zyx = prediction.spacing[::-1]
     scores = {
         target: score(np.isin(predicted, values), np.isin(marked, values), spacing_zyx, tolerance_mm)

@@ -337,6 +337,9 @@ def left_out(evaluation: Evaluation) -> tuple[str, ...]:
         sentences.append(
             f"Without a prediction, in no mean ({len(evaluation.missing)}): {', '.join(evaluation.missing)}."
         )
+    if evaluation.failed:
+        names = ", ".join(evaluation.failed)
+        sentences.append(f"Could not be scored, in no mean ({len(evaluation.failed)}): {names}.")
     if evaluation.unlabelled:
         names = ", ".join(evaluation.unlabelled)
         sentences.append(f"Predictions without a label, not scored ({len(evaluation.unlabelled)}): {names}.")

@@ -41,9 +41,10 @@ from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.io.layouts.nnunet import region_labels
 from isopose.io.sources import hash_of_source
+from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
 from isopose.models.folder import versions
-from isopose.parallel import in_order
+from isopose.parallel import attempts
 from isopose.progress import Reporter
 
 ENDING = ".nii.gz"
@@ -99,7 +100,7 @@ def homogenize(
     workers: int = 0,
     reporter: Reporter,
 ) -> list[Outcome]:
-    """Bring every case to one pose and size; one that cannot be read is reported and does not stop the rest.
+    """Bring every case to one pose and size; one that fails, whatever by, is reported and stops no other.
 
     Writes an nnU-Net v2 raw dataset (``docs/formats.md``). Cases with labels that are not for testing go to
     ``imagesTr`` and ``labelsTr``, all others to ``imagesTs`` and, with labels, ``labelsTs``. A case that is
@@ -118,7 +119,7 @@ def homogenize(
 
     Raises:
         InputError: no such model, or a folder that holds something else.
-        IsoposeError: the output cannot be written.
+        RunError: the output is full or cannot be written to.
     """
     homogeniser = open_homogeniser(model, config)
     job = job_of(dataset, output, config, model, homogeniser)
@@ -138,8 +139,11 @@ def _homogenize(
     total = len(dataset.cases)
     try:
         with reporter.counting("homogenize") as progress:
-            found = in_order(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
-            for done, outcome in enumerate(found, start=1):
+            found = attempts(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+            for done, (case, result) in enumerate(zip(dataset.cases, found, strict=True), start=1):
+                outcome = Outcome(case.id, None, result.why) if isinstance(result, Failed) else result
+                if isinstance(result, Failed):
+                    _remove(job.root, case.id)
                 outcomes.append(outcome)
                 made += outcome.made
                 each = (time.monotonic() - started) / max(made, 1)
@@ -236,28 +240,38 @@ def _homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogeniser:
 
 
 @one_thread()
-def make_case(case: Case, *, job: Job) -> Outcome:
-    """Homogenise one case and write it, unless it is there already; an unusable one is told, not raised."""
-    part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
+def make_case(case: Case, *, job: Job, reported: type[Exception] = Exception) -> Outcome:
+    """Homogenise one case and write it, unless it is there already; why it cannot be done is not raised.
+
+    Of what is raised only ``reported`` becomes the case's line; a cluster tries again what may pass.
+
+    Raises:
+        RunError: it concerns all cases.
+    """
     try:
-        sources = {"image": hash_of_source(case.image)}
-        if case.label is not None:
-            sources["label"] = hash_of_source(case.label)
-        known = _known(job, case.id)
-        if known is not None and (known.part, known.sources) == (part, sources) and is_whole(job.root, known):
-            return Outcome(case.id, known, None, made=False)
+        return _make_case(case, job)
+    except reported as error:
+        told = failure_of(error)
         _remove(job.root, case.id)
-        volume = read_volume(case.image)
-        classes, notes = None, list[str]()
-        if case.label is not None:
-            stored = read_labels(case.label, like=volume, note=notes.append)
-            classes = stored.with_array(job.labels.to_classes(stored.array))
-        scan = homogenise(_homogeniser(job.model, job.config), volume, classes)
-        scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
-    except InputError as error:
-        _remove(job.root, case.id)
-        told = str(error)
-        return Outcome(case.id, None, told if str(case.image) in told else f"{case.image}: {told}")
+        return Outcome(case.id, None, named(str(told), str(case.image)))
+
+
+def _make_case(case: Case, job: Job) -> Outcome:
+    part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
+    sources = {"image": hash_of_source(case.image)}
+    if case.label is not None:
+        sources["label"] = hash_of_source(case.label)
+    known = _known(job, case.id)
+    if known is not None and (known.part, known.sources) == (part, sources) and is_whole(job.root, known):
+        return Outcome(case.id, known, None, made=False)
+    _remove(job.root, case.id)
+    volume = read_volume(case.image)
+    classes, notes = None, list[str]()
+    if case.label is not None:
+        stored = read_labels(case.label, like=volume, note=notes.append)
+        classes = stored.with_array(job.labels.to_classes(stored.array))
+    scan = homogenise(_homogeniser(job.model, job.config), volume, classes)
+    scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
     image, label = _paths(job.root, case.id, part)
     # The record last: where it lies, the files are whole.
     if scan.labels is not None:

@@ -1,5 +1,6 @@
 """``isopose restore``: another segmenter's answers on homogenised scans, back on each scan's own grid."""
 
+import glob
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.scans import as_file, is_image
 from isopose.io.images import ending, on_image_grid, read_labels, read_volume, write_image, write_labels
-from isopose.parallel import in_order
+from isopose.isolation import Failed, all_or_none, failure_of, named
+from isopose.parallel import attempts
 from isopose.progress import Reporter
 
 #: Folder of the probabilities, as ``isopose predict`` has it, on both sides.
@@ -70,7 +72,7 @@ def restore(
     workers: int = 0,
     reporter: Reporter,
 ) -> list[Restored]:
-    """Bring predictions back; one that cannot be used is reported and does not stop the rest.
+    """Bring predictions back; one that fails, whatever by, is reported and stops no other.
 
     Label maps (``CASE.nii.gz`` or another ending that can be read) come back value by value, linearly, the
     largest share wins. Probabilities (``CASE_CLASS.nii.gz``, beside them or in a folder ``probabilities``)
@@ -90,7 +92,7 @@ def restore(
 
     Raises:
         InputError: no homogenised dataset, no prediction, or a result would replace another file.
-        IsoposeError: the output cannot be written.
+        RunError: the output is full or cannot be written to.
     """
     job = _Job(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
     found, strange = _find(Path(predictions), Path(homogenized))
@@ -113,10 +115,13 @@ def _restore_all(found: Sequence[_Prediction], job: _Job, workers: int, reporter
     restored: list[Restored] = []
     started = time.monotonic()
     with reporter.counting("restore") as progress:
-        results = in_order(
+        results = attempts(
             partial(_restore, job=job), found, name=lambda one: one.case, workers=workers, progress=progress
         )
-        for done, result in enumerate(results, start=1):
+        for done, (one, answer) in enumerate(zip(found, results, strict=True), start=1):
+            result = Restored(one.case, None, answer.why) if isinstance(answer, Failed) else answer
+            if isinstance(answer, Failed):
+                _remove_half_written(one, job)
             left = (time.monotonic() - started) / done * (len(found) - done)
             told = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
             reporter.say(f"[{done}/{len(found)}] {result.case}{told if left or result.problem else ''}")
@@ -181,10 +186,16 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
     return found, strange
 
 
+def _targets(one: _Prediction, job: _Job) -> list[Path]:
+    """All files that may be written of a case, but for its record."""
+    names = {*(name for name, _ in one.probabilities), BACKGROUND} if one.probabilities else set()
+    maps = [_probability_path(job.output, one.case, name) for name in sorted(names)]
+    return [job.output / f"{one.case}{ENDING}", *maps]
+
+
 def _check_targets(one: _Prediction, job: _Job) -> None:
     """Refuse to replace what this command did not write."""
-    targets = [job.output / f"{one.case}{ENDING}"]
-    targets += [_probability_path(job.output, one.case, name) for name, _ in one.probabilities]
+    targets = _targets(one, job)
     sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
     ours = _known(job.output / f"{one.case}.json") is not None
     for path in targets:
@@ -192,13 +203,22 @@ def _check_targets(one: _Prediction, job: _Job) -> None:
             raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
 
 
+def _remove_half_written(one: _Prediction, job: _Job) -> None:
+    """Clear away what a worker that died has left; where the record lies, it had not begun to write."""
+    if (job.output / f"{one.case}.json").exists():
+        return
+    for path in _targets(one, job):
+        path.unlink(missing_ok=True)
+        for half in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+            half.unlink(missing_ok=True)
+
+
 @one_thread()
 def _restore(one: _Prediction, *, job: _Job) -> Restored:
     try:
         return Restored(one.case, _restored(one, job), None)
-    except InputError as error:
-        told = str(error)
-        return Restored(one.case, None, told if one.case in told else f"{one.case}: {told}")
+    except Exception as error:
+        return Restored(one.case, None, named(str(failure_of(error)), one.case))
 
 
 def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
@@ -222,19 +242,20 @@ def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
         (job.output / name).unlink(missing_ok=True)
     written: list[Path] = []
     notes: list[str] = []
-    labels = _from_probabilities(one, job, kept.transform, written) if one.probabilities else None
-    if labels is None and one.labels is not None:
-        labels = _from_labels(one.labels, job, kept.transform, notes)
-    if labels is not None:
-        written.insert(0, job.output / f"{one.case}{ENDING}")
-        write_labels(labels, written[0])
-    record = {
-        **head,
-        "files": {path.relative_to(job.output).as_posix(): sha256(path) for path in written},
-        # Of the pose: a segmenter that saw the patient turned over has marked the wrong side.
-        "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
-    }
-    write_json(manifest, record)
+    with all_or_none(written):
+        labels = _from_probabilities(one, job, kept.transform, written) if one.probabilities else None
+        if labels is None and one.labels is not None:
+            labels = _from_labels(one.labels, job, kept.transform, notes)
+        if labels is not None:
+            written.insert(0, job.output / f"{one.case}{ENDING}")
+            write_labels(labels, written[0])
+        record = {
+            **head,
+            "files": {path.relative_to(job.output).as_posix(): sha256(path) for path in written},
+            # Of the pose: a segmenter that saw the patient turned over has marked the wrong side.
+            "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
+        }
+        write_json(manifest, record)
     return record
 
 

@@ -28,6 +28,7 @@ from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.images import ending, read_volume, write_image
 from isopose.io.sources import hash_of_source
+from isopose.isolation import all_or_none, failure_of, named
 from isopose.labels import Labels, voxels_of
 from isopose.models.folder import Model, for_prediction
 from isopose.models.pose import POSE_SOURCES
@@ -91,6 +92,29 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     return scans
 
 
+def check_apart(inputs: Sequence[Path], output: Path) -> None:
+    """Check that results do not come to lie in a folder of scans, where the next run took them for scans.
+
+    Args:
+        inputs: as for :func:`find_scans`.
+        output: folder for the results.
+
+    Raises:
+        InputError: the output is a folder of scans, or lies in one of a DICOM series.
+    """
+    place = output.resolve()
+    for path in inputs:
+        if not path.is_dir():
+            continue
+        folder = path.resolve()
+        # All that lies below the folder of a series belongs to it.
+        if place == folder or (folder in place.parents and not _scans_in(path)):
+            raise InputError(
+                f"{output}: is the folder of the scans, where the next run would take results for scans; "
+                "choose another folder for --output"
+            )
+
+
 def _scans_in(folder: Path) -> list[Path]:
     """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series.
 
@@ -140,7 +164,7 @@ def predict_scans(
     formats: Sequence[str] = (NIFTI,),
     corrections: Mapping[str, Correction] | None = None,
 ) -> list[Outcome]:
-    """Predict scan after scan; one that cannot be read is reported and does not stop the rest.
+    """Predict scan after scan; one that cannot be done, whatever it raises, is reported and stops no other.
 
     Writes ``NAME.nii.gz``, or the files of other formats (``inference/formats.py``), and ``NAME.json`` (what
     it was made from, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
@@ -150,8 +174,8 @@ def predict_scans(
     ``corrections`` are poses and crops that a person set, by the hash of the scan.
 
     Raises:
-        InputError: a result would overwrite its scan, a format does not go with a scan, or the output cannot
-            be written to.
+        InputError: a result would overwrite its scan, or a format does not go with a scan.
+        RunError: the output is full or cannot be written to.
     """
     for scan in scans:
         check_source(scan.path, formats)
@@ -209,17 +233,22 @@ def predict_scan(
     *,
     corrections: Mapping[str, Correction] | None = None,
     also: Also | None = None,
+    reported: type[Exception] = Exception,
 ) -> Outcome:
-    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; tell, not raise.
+    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; report, not raise.
 
-    ``also`` is called with the scan, what was predicted and its record before that is written.
+    ``also`` is called with the scan, what was predicted and its record before that is written. Of what is
+    raised only ``reported`` becomes the scan's line; a cluster tries again what may pass.
+
+    Raises:
+        RunError: it concerns all scans.
     """
     try:
         record = _predict_scan(
             model, scan, output, formats, probabilities, steps, reporter, corrections or {}, also
         )
-    except InputError as error:
-        problem = str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}"
+    except reported as error:
+        problem = named(str(failure_of(error)), str(scan.path))
         reporter.say(f"  error: {problem}")
         return Outcome(scan, None, problem)
     for warning in record["warnings"]:
@@ -282,38 +311,40 @@ def _predict_scan(
             )
     # The record last: where it lies, the results beside it are whole.
     manifest.unlink(missing_ok=True)
-    kept = {name for name in listed - wanted if same and (output / name).exists()}
+    ours = {_below(output, path) for path in _every_result(output, scan.name)}
+    kept = {name for name in (listed & ours) - wanted if same and (output / name).exists()}
     for path in _every_result(output, scan.name):
         # Of another model or scan, and soon beside a record that is not theirs.
         if _below(output, path) in listed - wanted - kept:
             path.unlink(missing_ok=True)
     record["files"] = sorted(wanted | kept)
-    record["warnings"] += write_results(
-        files,
-        prediction.labels,
-        model.labels,
-        record["volumes_ml"],
-        path=scan.path,
-        series=scan.series,
-        made_from=[
-            record[key]
-            for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
-            if key in record
-        ],
-        source=source,
-    )
-    if prediction.probabilities is not None:
-        for path, values in zip(maps, prediction.probabilities, strict=True):
-            write_image(volume.with_array(values), path)
-    for path in pictures:
-        assert isinstance(prediction, Prediction), "refused by predict_scans"
-        # Drawing takes a quarter of a second to load.
-        from isopose.inference.steps import write_steps
+    with all_or_none([output / name for name in wanted | kept]):
+        record["warnings"] += write_results(
+            files,
+            prediction.labels,
+            model.labels,
+            record["volumes_ml"],
+            path=scan.path,
+            series=scan.series,
+            made_from=[
+                record[key]
+                for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
+                if key in record
+            ],
+            source=source,
+        )
+        if prediction.probabilities is not None:
+            for path, values in zip(maps, prediction.probabilities, strict=True):
+                write_image(volume.with_array(values), path)
+        for path in pictures:
+            assert isinstance(prediction, Prediction), "refused by predict_scans"
+            # Drawing takes a quarter of a second to load.
+            from isopose.inference.steps import write_steps
 
-        write_steps(model, volume, prediction, path)
-    if also is not None:
-        also(volume, prediction, record)
-    write_json(manifest, record)
+            write_steps(model, volume, prediction, path)
+        if also is not None:
+            also(volume, prediction, record)
+        write_json(manifest, record)
     return record
 
 

@@ -19,8 +19,9 @@ from isopose.io.doubts import doubts
 from isopose.io.images import on_image_grid, read_labels, read_volume
 from isopose.io.sizes import check_extent
 from isopose.io.splits import check_sides
+from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels, voxels_of
-from isopose.parallel import in_order
+from isopose.parallel import attempts
 
 #: Voxel sizes (x, y, z) this many times off the cohort's median stand out; slices of 0.5 to 5 mm are common.
 _OUTLIER = (3.0, 3.0, 10.0)
@@ -59,6 +60,7 @@ def check_dataset(
     min_slices: int = 3,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    found: Callable[[Problem], None] | None = None,
 ) -> list[Problem]:
     """Read every case of a dataset and list all that is wrong with it; it never stops at the first.
 
@@ -67,20 +69,32 @@ def check_dataset(
         min_slices: fewest axial slices of a case.
         workers: processes; 0 reads in this one. The answer does not depend on it.
         progress: called with the numbers of cases done and of all cases.
+        found: called with each problem as soon as it is known; what is stopped has said so much.
 
     Returns:
         Problems in the order of the cases, those of one case in the order of the checks, and at the end those
-        of the whole dataset. Empty when there is none.
-
-    Raises:
-        IsoposeError: a worker process died (as a rule for lack of memory).
+        of the whole dataset. Empty when there is none. Whatever a case raises, or a worker process that
+        dies of it, is a problem of that case.
     """
+    problems: list[Problem] = []
+
+    def note(new: Iterable[Problem]) -> None:
+        for problem in new:
+            problems.append(problem)
+            if found:
+                found(problem)
+
     inspect = partial(_inspect, labels=dataset.labels, min_slices=min_slices)
-    reports = list(
-        in_order(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
-    )
-    problems = [problem for report in reports for problem in report.problems]
-    return [*problems, *_between(dataset, reports)]
+    answers = attempts(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+    reports = []
+    for case, answer in zip(dataset.cases, answers, strict=True):
+        if isinstance(answer, Failed):
+            why = answer.why.removeprefix(f"{case.id}: ")
+            answer = _Report((Problem(case.id, "error", why),))
+        reports.append(answer)
+        note(answer.problems)
+    note(_between(dataset, reports))
+    return problems
 
 
 def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
@@ -95,30 +109,35 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
             "warning",
             "has no label, so it can be predicted but does not train; give it one or mark it as test",
         )
+    image: Volume | None = None
+    digest, spacing = None, None
     try:
         image = read_volume(case.image)
-    except (InputError, MemoryError) as error:
-        note("error", f"image: {str(error) or 'too large for the memory of this machine'}")
-        # Without the image the label can still be missing or broken, and the user wants to know both at once.
-        values = _label_values(case, labels, None, note)
-        return _Report(tuple(problems), values=values)
-    upright = image.reoriented()
-    errors = list(_image_errors(upright, min_slices))
-    body_mm = None
-    if not errors:
-        try:
-            check_extent(upright)
-            _, body_mm = trunk(upright, DataConfig().body_threshold_hu)
-        except (InputError, MemoryError) as error:
-            errors.append(f"image: {str(error) or 'too large for the memory of this machine'}")
-    for message in errors:
-        note("error", message)
-    for message in doubts(upright, body_mm):
-        if not any(message in error for error in errors):
-            note("warning", f"image: {message}")
-    values = _label_values(case, labels, image, note)
-    x, y, z = (float(s) for s in upright.spacing)
-    return _Report(tuple(problems), _digest(upright), (x, y, z), values)
+        upright = image.reoriented()
+        errors = list(_image_errors(upright, min_slices))
+        body_mm = None
+        if not errors:
+            try:
+                check_extent(upright)
+                _, body_mm = trunk(upright, DataConfig().body_threshold_hu)
+            except InputError as error:
+                errors.append(f"image: {error}")
+        for message in errors:
+            note("error", message)
+        for message in doubts(upright, body_mm):
+            if not any(message in error for error in errors):
+                note("warning", f"image: {message}")
+        x, y, z = (float(s) for s in upright.spacing)
+        digest, spacing = _digest(upright), (x, y, z)
+    except Exception as error:
+        note("error", f"image: {failure_of(error)}")
+    # Without the image the label can still be missing or broken, and the user wants to know both at once.
+    values: frozenset[int] = frozenset()
+    try:
+        values = _label_values(case, labels, image, note)
+    except Exception as error:
+        note("error", f"label: {failure_of(error)}")
+    return _Report(tuple(problems), digest, spacing, values)
 
 
 def _image_errors(upright: Volume, min_slices: int) -> Iterable[str]:
@@ -140,11 +159,7 @@ def _label_values(
     """The known values that occur in the case's labels."""
     if case.label is None:
         return frozenset()
-    try:
-        marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
-    except (InputError, MemoryError) as error:
-        note("error", f"label: {str(error) or 'too large for the memory of this machine'}")
-        return frozenset()
+    marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
     counts = voxels_of(marked.array)
     present = {int(v) for v in np.flatnonzero(counts)} - {0}
     known = set(labels.values.values())

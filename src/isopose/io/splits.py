@@ -3,8 +3,24 @@
 import hashlib
 from collections.abc import Iterable
 
+from isopose.config import TrainConfig
 from isopose.errors import InputError
 from isopose.io.cases import Case, Dataset
+
+
+def split(dataset: Dataset, config: TrainConfig) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Training and validation cases of ``train.fold``, by patient; none is of split ``test``.
+
+    Raises:
+        InputError: no case to train on, or a patient on two sides.
+    """
+    if config.fold == "all":
+        check_sides(dataset)
+        whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
+        if not whole:
+            raise InputError(f"{dataset.root}: no case with a label to train on")
+        return whole, ()
+    return split_patients(dataset, config.folds, config.fold, config.seed)
 
 
 def split_patients(

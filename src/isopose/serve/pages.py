@@ -4,9 +4,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isopose.isolation import line_of
 from isopose.serve.guard import Access, Guard
 from isopose.serve.viewing import slice_bytes
 
@@ -24,7 +26,8 @@ def add_pages(app: FastAPI, page: str) -> None:
 
 
 def with_guard(app: FastAPI, access: Access) -> None:
-    """Nothing is answered but through the guard."""
+    """Nothing is answered but through the guard, and what fails unforeseen is answered in one line."""
+    app.add_middleware(_OneLine)
     app.add_middleware(Guard, access=access)
 
 
@@ -39,6 +42,31 @@ def slice_answer(folder: Path, shape: tuple[int, int, int], z: int) -> Response:
         return Response(slice_bytes(folder, shape, z), media_type="application/octet-stream")
     except IndexError:
         raise HTTPException(404, f"there are slices 0 to {shape[0] - 1}") from None
+
+
+class _OneLine:
+    """ASGI middleware for what no one foresaw: the log would show its message, which may name a patient."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            # An answer that has begun can only be broken off.
+            if not begun:
+                await JSONResponse({"detail": str(line_of(error))}, 500)(scope, receive, send)
 
 
 class _Unchanging(StaticFiles):

@@ -7,7 +7,7 @@ from fastapi import Body, FastAPI, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 
 from isopose import __version__
-from isopose.errors import IsoposeError
+from isopose.isolation import line_of
 from isopose.labels import class_colours
 from isopose.serve.cohort import LONGEST_COMMENT, Cohort, Decisions, Reviewed, case_view, thumbnail
 from isopose.serve.guard import Access
@@ -59,8 +59,8 @@ def review_app(cohort: Cohort, access: Access) -> FastAPI:
         with reading:
             try:
                 path = thumbnail(cohort, case)
-            except IsoposeError as error:
-                raise HTTPException(422, str(error)) from None
+            except Exception as error:
+                raise HTTPException(422, str(line_of(error))) from None
         return FileResponse(path, media_type="image/png", headers={"cache-control": "private, max-age=600"})
 
     def view_of(number: int) -> tuple[Any, dict[str, Any]]:
@@ -68,8 +68,8 @@ def review_app(cohort: Cohort, access: Access) -> FastAPI:
         with viewing:
             try:
                 return case_view(cohort, number)
-            except IsoposeError as error:
-                raise HTTPException(422, str(error)) from None
+            except Exception as error:
+                raise HTTPException(422, str(line_of(error))) from None
 
     @app.get("/api/cases/{number}/view")
     def view(number: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from isopose.errors import InputError, IsoposeError
+from isopose.isolation import line_of
 from isopose.progress import Silent
 from isopose.serve.jobs import CANCELLED, DONE, FAILED, RUNNING, Job, Jobs
 from isopose.silence import silence
@@ -22,6 +23,8 @@ from isopose.silence import silence
 RESULT = "segmentation"
 #: Seconds after which the server looks whether a running scan was cancelled.
 LOOK = 0.2
+#: Seconds after which the queue is tried again where its disk is full.
+AGAIN = 5.0
 #: Seconds between two messages of how far a scan is.
 _TELL = 0.2
 
@@ -71,12 +74,19 @@ class Worker:
 
     def _watch(self) -> None:
         while not self._ends.is_set():
-            job = self.jobs.take()
+            job = self._next()
             if job is None:
                 self._wake.wait(timeout=5)
                 self._wake.clear()
                 continue
             self._run(job)
+
+    def _next(self) -> Job | None:
+        """The next scan; none where none waits or the queue cannot be read now."""
+        try:
+            return self.jobs.take()
+        except sqlite3.Error:
+            return None
 
     def _run(self, job: Job) -> None:
         started = time.monotonic()
@@ -88,10 +98,23 @@ class Worker:
             outcome = self._outcome(job)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             outcome = (FAILED, self._last_words())
+        # This thread serves all scans: whatever one raises (no process can be made, the queue's disk is full)
+        # must not end it.
+        except Exception as error:
+            self._end_process()
+            outcome = (FAILED, str(line_of(error)))
         if self._ends.is_set():
             return
         state, problem = outcome
-        self.jobs.finish(job.number, state, problem=problem, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        while not self._ends.is_set():
+            try:
+                self.jobs.finish(job.number, state, problem=problem, seconds=seconds)
+            except sqlite3.Error:
+                # It would be shown as running for ever; the disk may have room again.
+                self._ends.wait(timeout=AGAIN)
+            else:
+                break
 
     def _outcome(self, job: Job) -> tuple[str, str | None]:
         assert self._pipe is not None, "made with the process"
@@ -142,32 +165,38 @@ def _work(settings: Settings, pipe: Connection) -> None:
     silence()
     # Ctrl-C in the terminal is the server's to obey.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from isopose.devices import choose_device
-    from isopose.models.folder import for_prediction, load_model, with_precision
-
-    try:
-        model = for_prediction(
-            with_precision(load_model(settings.model, choose_device(settings.device)), settings.precision)
-        )
-        broken = None
-    except IsoposeError as error:
-        model, broken = None, str(error)
+    model, broken = _loaded(settings)
     while True:
         try:
             job: Job = pipe.recv()
         except (EOFError, OSError):
             return
-        told = (FAILED, broken) if broken is not None else _predicted(model, job, settings.jobs, pipe)
+        if model is None:
+            # What it failed by, such as a lack of memory, may have passed.
+            model, broken = _loaded(settings)
+        told = (FAILED, broken) if model is None else _predicted(model, job, settings.jobs, pipe)
         try:
             pipe.send(told)
         except OSError:
             return
 
 
+def _loaded(settings: Settings) -> tuple[Any, str | None]:
+    """The model, or the line that says why there is none."""
+    from isopose.devices import choose_device
+    from isopose.models.folder import for_prediction, load_model, with_precision
+
+    try:
+        loaded = load_model(settings.model, choose_device(settings.device))
+        return for_prediction(with_precision(loaded, settings.precision)), None
+    except Exception as error:
+        return None, str(line_of(error))
+
+
 def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
     from isopose.data.correction import correction_from_json
     from isopose.inference.formats import FORMATS, NIFTI
-    from isopose.inference.scans import Scan, predict_scan
+    from isopose.inference.scans import Scan, predict_scan, record_name
     from isopose.io.images import ending
     from isopose.serve.report import write_scan_report
     from isopose.serve.viewing import read_view, write_view
@@ -200,11 +229,17 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             corrections=corrections,
             also=also,
         )
-    except (IsoposeError, FloatingPointError, MemoryError, OSError, RuntimeError) as error:
-        return FAILED, _without(upload, str(InputError(str(error) or type(error).__name__)))
-    if outcome.problem is not None:
-        return FAILED, _without(upload, outcome.problem)
-    return DONE, None
+        problem = outcome.problem
+    # A full disk as well: this scan is not done, and the page goes on.
+    except Exception as error:
+        problem = str(line_of(error))
+    if problem is None:
+        return DONE, None
+    if not (output / record_name(RESULT)).exists():
+        # Half of it may be there; where the record lies, all is as it was before.
+        for made in (output, view):
+            shutil.rmtree(made, ignore_errors=True)
+    return FAILED, _without(upload, problem)
 
 
 def _without(upload: Path, problem: str) -> str:

@@ -13,6 +13,7 @@ from isopose.data.store import Store
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
 from isopose.io.datasets import Case, Dataset
+from isopose.io.splits import split
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.shipped import load_shipped
@@ -22,7 +23,7 @@ from isopose.training.by_hand import Corrections, cases_by_hand
 from isopose.training.claim import check_batches, check_claim, check_mirroring, claim, claim_data
 from isopose.training.fabric import fabric_for
 from isopose.training.info import reference_info, training_info, warn_of_seen
-from isopose.training.preprocessing import preprocess, split
+from isopose.training.preprocessing import preprocess
 from isopose.training.stages import Run, oversampling, slice_stages, volume_stages
 from isopose.training.targets import check_reference, choose_reference
 from isopose.training.transfer import check_source

@@ -1,34 +1,17 @@
-"""Which cases a training learns from and is judged by, and their slices as its networks see them."""
+"""A training's cases as slices, as its networks see them."""
 
 from pathlib import Path
 
 from isopose import __version__
-from isopose.config import DataConfig, TrainConfig
+from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.store import Store, write_store
-from isopose.errors import InputError
 from isopose.files import hash_of, read_json, write_json
-from isopose.io.datasets import Case, Dataset
-from isopose.io.splits import check_sides, split_patients
+from isopose.io.cases import Case
 from isopose.labels import Labels
 from isopose.progress import Reporter
 
 Cases = tuple[Case, ...]
-
-
-def split(dataset: Dataset, config: TrainConfig) -> tuple[Cases, Cases]:
-    """Training and validation cases of ``train.fold``, by patient; none is of split ``test``.
-
-    Raises:
-        InputError: no case to train on, or a patient on two sides.
-    """
-    if config.fold == "all":
-        check_sides(dataset)
-        whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
-        if not whole:
-            raise InputError(f"{dataset.root}: no case with a label to train on")
-        return whole, ()
-    return split_patients(dataset, config.folds, config.fold, config.seed)
 
 
 def preprocess(
@@ -50,7 +33,10 @@ def preprocess(
         config: how to prepare.
         given: fingerprint of a model that learns on.
         workers: processes.
-        reporter: where progress and warnings go.
+        reporter: where progress, warnings and the cases that cannot be used go.
+
+    Raises:
+        InputError: cases that cannot be used. All are reported before, and those that can be are kept.
     """
     training, validation = cases
     fingerprint = given or _fingerprint(folder, training, labels, config, workers, reporter)
@@ -63,6 +49,7 @@ def preprocess(
             config,
             workers=workers,
             progress=progress,
+            say=reporter.say,
         )
     for case in store.cases:
         for warning in case.record.warnings:
@@ -77,7 +64,9 @@ def _fingerprint(
     if path.exists():
         return Fingerprint.from_json(read_json(path))
     with reporter.counting("fingerprint") as progress:
-        fingerprint = fingerprint_of(training, labels, config, workers=workers, progress=progress)
+        fingerprint = fingerprint_of(
+            training, labels, config, workers=workers, progress=progress, say=reporter.say
+        )
     write_json(path, fingerprint.to_json())
     return fingerprint
 
@@ -87,7 +76,14 @@ def fingerprint_path(folder: Path, training: Cases, labels: Labels, config: Data
 
     A resumed run and one that shares the store need not read every scan again.
     """
-    files = [(path, path.stat()) for case in training for path in (case.image, case.label) if path]
-    made_from = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    made_from = [_stamp(path) for case in training for path in (case.image, case.label) if path]
     key = hash_of([made_from, config.model_dump(mode="json"), dict(labels.values), __version__])
     return folder / f"fingerprint-{key[:12]}.json"
+
+
+def _stamp(path: Path) -> list[str | int]:
+    try:
+        stat = path.stat()
+        return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    except (OSError, RuntimeError):  # its case is reported where it is read, with all others
+        return [str(path)]

@@ -1,0 +1,195 @@
+"""Scans that break the process beside the server, in any way: each has its line, and the next one is done."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from isopose.inference.scans import find_scans, predict_scans
+from isopose.io.images import read_labels
+from isopose.isolation import line_of
+from isopose.models.folder import for_prediction, load_model
+from isopose.progress import Silent
+from isopose.serve import worker as worker_module
+from isopose.serve.guard import Access
+from isopose.serve.jobs import Jobs
+from isopose.serve.pages import with_guard
+from isopose.serve.worker import RESULT, Settings, Worker, _predicted, _work
+
+#: What a library may quote, and nobody may read.
+SECRET = "ROE^JANE"
+
+
+class Unsendable(Exception):
+    """One that is not the same once it was pickled."""
+
+    def __init__(self, place, line):
+        super().__init__(f"{place}: {line} {SECRET}")
+
+
+RAISED = [
+    MemoryError(SECRET),
+    RecursionError(SECRET),
+    KeyError(SECRET),
+    SystemError(SECRET),
+    RuntimeError(f"bad allocation for {SECRET}"),
+    OSError(28, SECRET, "scan.nii"),
+    Unsendable(SECRET, 3),
+]
+
+
+@pytest.fixture
+def queue(tmp_path, scan):
+    """A queue, and how to give it the scan once more."""
+    jobs = Jobs(tmp_path / "queue.sqlite")
+
+    def give():
+        number = jobs.reserve()
+        (tmp_path / "jobs" / str(number)).mkdir(parents=True)
+        shutil.copy(scan, tmp_path / "jobs" / str(number) / "upload.nii.gz")
+        jobs.add(number, scan.name, "upload.nii.gz")
+        return number
+
+    jobs.give, jobs.folder = give, tmp_path / "jobs"
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture(scope="module")
+def expected(model_folder, scan, tmp_path_factory):
+    """What the command line makes of the scan."""
+    out = tmp_path_factory.mktemp("expected")
+    model, scans = load_model(model_folder), find_scans([scan])
+    predict_scans(model, scans, out, probabilities=False, steps=False, reporter=Silent())
+    return read_labels(out / scan.name).array
+
+
+class Pipe:
+    """Takes how far a scan is."""
+
+    def send(self, message):
+        pass
+
+
+@pytest.mark.parametrize("where", ["inference.scans.read_volume", "serve.report.write_scan_report"])
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expected, monkeypatch):
+    """While it is read, and when all but the last file of its results is written."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    model = for_prediction(load_model(model_folder))
+    queue.give()
+    job = queue.take()
+    with monkeypatch.context() as patched:
+        patched.setattr(f"isopose.{where}", fail)
+        state, problem = _predicted(model, job, queue.folder, Pipe())
+    assert state == "failed"
+    assert SECRET not in problem
+    assert "\n" not in problem
+    assert problem.startswith(str(line_of(error))[:20])
+    place = queue.folder / str(job.number)
+    assert [path.name for path in place.rglob("*") if path.is_file()] == ["upload.nii.gz"]
+    # The same process goes on, with the same scan even.
+    assert _predicted(model, job, queue.folder, Pipe()) == ("done", None)
+    np.testing.assert_array_equal(read_labels(place / "result" / f"{RESULT}.nii.gz").array, expected)
+
+
+def work_that_dies(settings, pipe):
+    """Of the process: the first scan kills it, the second raises what cannot be sent."""
+    from isopose.inference import scans
+
+    def read(path, series=None, original=scans.read_volume):
+        if path.parent.name == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if path.parent.name == "2":
+            raise Unsendable(SECRET, 3)
+        return original(path, series)
+
+    scans.read_volume = read
+    _work(settings, pipe)
+
+
+def test_a_scan_that_kills_the_process_is_told_and_the_next_is_done(
+    queue, model_folder, expected, monkeypatch
+):
+    monkeypatch.setattr(worker_module, "_work", work_that_dies)
+    monkeypatch.setattr(worker_module, "AGAIN", 0.1)
+    finish, full = queue.finish, [sqlite3.OperationalError("database or disk is full")]
+
+    def finish_later(*args, **kwargs):
+        if full:
+            raise full.pop()
+        finish(*args, **kwargs)
+
+    monkeypatch.setattr(queue, "finish", finish_later)
+    for _ in range(3):
+        queue.give()
+    worker = Worker(Settings(model_folder, "cpu", None, queue.folder), queue)
+    worker.start()
+    try:
+        deadline = time.monotonic() + 120
+        while any(job.state in ("queued", "running") for job in queue.all()):
+            assert time.monotonic() < deadline, queue.all()
+            time.sleep(0.1)
+    finally:
+        worker.stop()
+    third, second, first = queue.all()
+    assert [first.state, second.state, third.state] == ["failed", "failed", "done"]
+    assert "was killed, most often for want of memory" in first.problem
+    assert second.problem.startswith("failed unexpectedly by Unsendable at isopose.inference.scans:")
+    assert SECRET not in second.problem
+    result = queue.folder / "3" / "result" / f"{RESULT}.nii.gz"
+    np.testing.assert_array_equal(read_labels(result).array, expected)
+
+
+def test_a_model_that_could_not_be_loaded_is_tried_again(queue, model_folder, monkeypatch):
+    class Once:
+        """A pipe through which one scan comes."""
+
+        def __init__(self, job):
+            self.jobs, self.sent = [job], []
+
+        def recv(self):
+            if not self.jobs:
+                raise EOFError
+            return self.jobs.pop()
+
+        def send(self, message):
+            self.sent.append(message)
+
+    def hungry(*args):
+        monkeypatch.undo()
+        raise MemoryError(SECRET)
+
+    queue.give()
+    pipe = Once(queue.take())
+    monkeypatch.setattr("isopose.models.folder.load_model", hungry)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        _work(Settings(model_folder, "cpu", None, queue.folder), pipe)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert pipe.sent[-1] == ("done", None)
+
+
+def test_what_a_request_raises_is_answered_in_one_line():
+    app = FastAPI()
+
+    @app.get("/fails")
+    def fails():
+        raise KeyError(SECRET)
+
+    with_guard(app, Access("127.0.0.1", 8000))
+    # A client that raises what the server's log would show.
+    answer = TestClient(app, base_url="http://127.0.0.1:8000").get("/fails")
+    assert answer.status_code == 500
+    assert answer.json()["detail"].startswith("failed unexpectedly by KeyError")
+    assert SECRET not in answer.text
