@@ -130,6 +130,6 @@ def test_an_address_without_a_cluster_is_told_at_once(address, told):
 @pytest.mark.parametrize("device", ["cuda:1", "mps", "tpu"])
 def test_a_device_that_no_worker_can_be_given_is_refused(device):
     """It was taken for a CPU without a word."""
-    with pytest.raises(InputError, match=f"--device {device}: .*expected auto, cpu, cuda"):
-        with cluster("127.0.0.1:1", device):
-            pass
+    told = f"--device {device}: .*expected auto, cpu, cuda"
+    with pytest.raises(InputError, match=told), cluster("127.0.0.1:1", device):
+        pass

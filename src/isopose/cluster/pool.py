@@ -253,7 +253,7 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
     """
     if device not in DEVICES:
         raise InputError(
-            f"--device {device}: on a cluster each worker takes what Ray gives it; expected {', '.join(DEVICES)}"
+            f"--device {device}: a cluster's worker takes what Ray gives it; expected {', '.join(DEVICES)}"
         )
     # Nothing is sent anywhere.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
