@@ -187,7 +187,7 @@ def _contenders(
     settings: list[str] | None,
     reporter: Terminal,
 ) -> list[Contender]:
-    """All of the table; those that have to be trained are, with these settings over their own, unless none."""
+    """All of the table; what has to be trained is, with settings over its own, unless they are none."""
     image, mask = reference.images, reference.masks
     air, top = fingerprint.intensity.air, fingerprint.intensity.top
     box = box_of_mask(mask[:, 0] > 0.5)[0][0]

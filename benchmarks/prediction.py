@@ -5,8 +5,8 @@
 
 STUDY is a folder of isopose study whose models are still there, with the arm and `nnunet` of one seed in the
 default preset; needs nnU-Net (make peers). Both sides predict the study's test scans, or phantoms drawn for
-this on so many pixels, in turn, ROUNDS (--rounds) times, each time in a process of its own: a first scan, from the start
-of the process, then SCANS of them, warm. The tables go to stdout and to OUTPUT/prediction.md.
+this on so many pixels, in turn, --rounds times, each time in a process of its own: a first scan, from the
+start of the process, then SCANS of them, warm. The tables go to stdout and to OUTPUT/prediction.md.
 
 On more pixels both use the networks that they have: nnU-Net resamples to the spacing that it was trained on
 and back. Trained on as many pixels its patches would be larger and slower than here.
