@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bright import bright_model
 from isopose.data.phantom import write_cohort
+from isopose.labels import Labels
 from isopose.models.folder import save_model
 from scripts import ROOT, ran
 
@@ -95,7 +97,7 @@ def test_every_script_is_type_checked() -> None:
     assert "mypy" in (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
 
 
-# What needs seconds
+# What needs seconds, and more on a machine that does other things
 
 
 def test_the_configurations_page_is_written(tmp_path: Path) -> None:
@@ -108,7 +110,9 @@ def test_the_configurations_page_is_written(tmp_path: Path) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose U-Net has its first, random weights."""
     folder = tmp_path_factory.mktemp("scripts") / "model"
-    save_model(folder, bright_model({"data": {"size": 64}}, real_unet=True))
+    made = bright_model({"data": {"size": 64}}, real_unet=True)
+    # Its classes under the values of the phantoms.
+    save_model(folder, replace(made, labels=Labels.create({"kidney": 1, "tumour": 2})))
     return folder
 
 
@@ -125,7 +129,7 @@ def demo(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_readmes_picture_is_drawn(demo: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     copy = shutil.copy(ROOT / "docs" / "make_pictures.py", tmp_path)
@@ -142,7 +146,7 @@ def test_parts_of_a_prediction_are_told(model: Path, demo: Path, tmp_path: Path)
     assert "| the whole, s |" in told
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_growth_is_told_and_drawn(model: Path, tmp_path: Path) -> None:
     sizes = ("--slices", 4, 8, "--sides", 64, 96)
     told = ran("benchmarks/growth.py", model, "--output", tmp_path, *sizes)
@@ -160,7 +164,7 @@ def test_memory_of_a_case_is_told(tmp_path: Path) -> None:
     assert len((tmp_path / "memory.md").read_text().splitlines()) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_limit_is_told(tmp_path: Path) -> None:
     small = ("--sizes", 64, "--batches", 2, "--rounds", 1, "--base-features", 4)
     told = ran("benchmarks/limit.py", "--output", tmp_path, *small)
@@ -169,27 +173,27 @@ def test_the_limit_is_told(tmp_path: Path) -> None:
     assert "\n| convolution | " in told
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_start_is_told(tmp_path: Path) -> None:
     told = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
     assert told == (tmp_path / "start_up.md").read_text()
     assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", told))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_way_there_and_back_is_told(tmp_path: Path) -> None:
     ran("benchmarks/homogenize.py", tmp_path, "--patients", 1, "--slices", 4, "--size", 64)
     assert "| volume, 384 | " in (tmp_path / "homogenize.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
 def test_a_scans_first_picture_on_the_page_is_timed(model: Path) -> None:
     told = ran("benchmarks/page.py", model, "--slices", 4, "--size", 64, "--rounds", 1)
     assert [line.split()[0] for line in told.splitlines()] == ["predicted_s", "picture_after_s"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
 def test_the_page_is_pictured(demo: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
