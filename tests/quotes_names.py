@@ -116,7 +116,7 @@ METHODS = ("fit", "transform", "transform_labels", "inverse_transform")
 
 #: A figure, its unit, and the constant that it is said to be.
 FIGURE = re.compile(
-    r"(?<![\w.])(\d+(?:\.\d+)?|twice)[  ]?(degrees|%|mm|MB|s)?(?:[ ,][^`(.;\d]{0,40})?"
+    r"(?<![\w.])(-?\d+(?:\.\d+)?|twice)[  ]?(degrees|%|mm|HU|MB|s)?(?:[ ,][^`(.;\d]{0,40})?"
     r"\(`([\w/]+\.py): ([A-Z][A-Z_0-9]+)`"
 )
 UNITS = {"degrees": 57.29577951308232, "%": 100.0, "MB": 1 / 2**20}
@@ -137,7 +137,7 @@ def wrong_figures(text: str) -> list[str]:
             continue
         quoted = 2.0 if figure == "twice" else float(figure)
         in_unit = value * UNITS.get(unit, 1.0)
-        if abs(quoted - in_unit) > 0.005 * quoted:
+        if abs(quoted - in_unit) > 0.005 * abs(quoted):
             wrong.append(f"{figure} {unit} ({path}: {name}): it is {in_unit:g}")
     return wrong
 
@@ -177,4 +177,19 @@ def wrong_surroundings(text: str) -> list[str]:
             wrong += [] if target in targets else [f"{code}: no target {target}"]
         for variable in re.findall(r"\b(ISOPOSE_[A-Z_]+)", code):
             wrong += [] if variable in sources else [f"{code}: {variable} is read nowhere"]
+    return wrong
+
+
+def wrong_versions(text: str) -> list[str]:
+    """Versions in the table of tools that are others than those that the tests run with."""
+    pinned = dict(
+        line.lower().split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if re.fullmatch(r"[\w.-]+==[\w.+-]+", line)
+    )
+    wrong = []
+    for name, version in re.findall(r"\b([A-Za-z][\w-]*) (\d+\.\d+)\b(?! by hand)", prose(text)):
+        known = pinned.get(name.lower())
+        if known is not None and not f"{known}.".startswith(f"{version}."):
+            wrong.append(f"{name} {version}: tests run with {known}")
     return wrong

@@ -15,6 +15,7 @@ import pytest
 
 from isopose.config import Config, HomogenizeConfig, load_config, validate_config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.phantom.growth import reference_size
 from isopose.data.record import RECORD
 from isopose.evaluation.evaluate import Evaluation
 from isopose.evaluation.tables import csv_text
@@ -149,6 +150,22 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def test_table_of_the_reference_childs_sizes_is_the_code() -> None:
+    text = (ROOT / "docs" / "phantom.md").read_text(encoding="utf-8").partition("## Sizes")[2]
+    rows = [row for row in table_rows(text) if row[0] == "adult" or row[0].isdecimal()]
+    assert len(rows) == 11
+    for age, *told in rows:
+        one = reference_size(30.0 if age == "adult" else float(age))
+        assert float(told[2]) == pytest.approx(one.width, abs=0.51)
+        assert float(told[3]) == pytest.approx(one.depth, abs=0.51)
+        assert float(told[0]) == pytest.approx(one.stature_mm / 10, abs=0.51)
+        assert float(told[1]) == pytest.approx(one.mass_kg, abs=0.051)
+        assert float(told[4]) == pytest.approx(one.width / one.depth, abs=0.0051)
+        volumes = (one.kidney_length, one.kidney_ml, one.liver_ml, one.spleen_ml)
+        for quoted, value in zip(told[5:], volumes, strict=True):
+            assert float(quoted) == pytest.approx(value, abs=0.51)
 
 
 # Formats

@@ -77,7 +77,7 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
         "import sys, isopose.cli\n"
         f"try: isopose.cli.app({arguments!r})\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "unneeded = {'torch._dynamo', 'torch._inductor', 'matplotlib', 'isopose.data.store', 'lightning_fabric'}\n"
+        "unneeded = {'torch._dynamo', 'torch._inductor', 'matplotlib', 'isopose.data.store'}\n"
         "print('unneeded:', sorted(unneeded & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
