@@ -165,9 +165,9 @@ def _cohort(output: Path, cases: int, workers: int, reporter: Terminal) -> tuple
             test_fraction=0.0, workers=workers, progress=progress,
         )  # fmt: skip
     dataset = open_dataset(folder)
-    cases = tuple(case for case in dataset.cases if case.label is not None)
-    fingerprint = fingerprint_of(cases, dataset.labels, DATA, workers=workers)
-    store = write_store(output / "store", cases, fingerprint, dataset.labels, DATA, workers=workers)
+    labelled = tuple(case for case in dataset.cases if case.label is not None)
+    fingerprint = fingerprint_of(labelled, dataset.labels, DATA, workers=workers)
+    store = write_store(output / "store", labelled, fingerprint, dataset.labels, DATA, workers=workers)
     return Slices(store.cases), fingerprint
 
 
