@@ -87,7 +87,7 @@ def changes(start: str, arm: Arm) -> dict[str, Any]:
 
 
 def trained(
-    folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed: int
+    folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed: int, settings: Sequence[str] = ()
 ) -> tuple[Model, float]:
     """The arm's model and the seconds of its U-Net; pose and crop are another arm's where one has them."""
     place = folder / start / arm.model
@@ -100,22 +100,24 @@ def trained(
                     checkpoints.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(done, checkpoints / done.name)
                     break
-    config = load_config(base=changes(start, arm), settings=[f"train.seed={seed}"])
+    config = load_config(base=changes(start, arm), settings=[*settings, f"train.seed={seed}"])
     meter = Meter(place / "seconds.json", f"seed {seed}, {start}, {arm.model}")
     model = fit(dataset, place / "model", config, resume=True, store=store, reporter=meter)
     return model, meter.total("unet")
 
 
-def run(folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed: int) -> dict[str, Any]:
+def run(
+    folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed: int, settings: Sequence[str]
+) -> dict[str, Any]:
     """Train, predict and score one arm on one cohort; its numbers."""
     place = folder / start / arm.model / ("averaged" if arm.averaged else "plain")
     result = place / "result.json"
     if result.exists():
         known: dict[str, Any] = read_json(result)
         return known
-    model, training = trained(folder, dataset, store, start, arm, seed)
-    settings = model.config.predict.model_copy(update={"mirror": arm.averaged})
-    model = replace(model, config=model.config.model_copy(update={"predict": settings}))
+    model, training = trained(folder, dataset, store, start, arm, seed, settings)
+    predict = model.config.predict.model_copy(update={"mirror": arm.averaged})
+    model = replace(model, config=model.config.model_copy(update={"predict": predict}))
     scans = find_scans([dataset.root / "imagesTs"])
     meter = Meter(place / "seconds.json", f"seed {seed}, {start}, {arm.name}")
     for scan in scans:
@@ -128,23 +130,24 @@ def run(folder: Path, dataset: Dataset, store: Path, start: str, arm: Arm, seed:
                 raise IsoposeError(outcome.problem)
             meter.keep(f"predict {scan.name}")
     evaluation = evaluate(place / "predictions", dataset, cases=[scan.name for scan in scans])
+    dice = {target: [case.scores[target].dice for case in evaluation.cases] for target in TARGETS}
     numbers = {
-        "dice": {target: [case.scores[target].dice for case in evaluation.cases] for target in TARGETS},
+        "dice": dice,
         "training": training,
         "prediction": meter.total("predict") / len(scans),
     }
     write_json(result, numbers)
-    means = [f"{target} {np.mean(_known(values)):.3f}" for target, values in numbers["dice"].items()]
+    means = [f"{target} {np.mean(_known(values)):.3f}" for target, values in dice.items()]
     meter.say(", ".join(means))
     return numbers
 
 
-def table(results: Mapping[tuple[str, str], Mapping[int, dict[str, Any]]], cases: int) -> str:
+def table(results: Mapping[tuple[str, str], Mapping[int, dict[str, Any]]], given: argparse.Namespace) -> str:
     """The table of what is done.
 
     Args:
         results: start and arm to the numbers of each seed; seeds that an arm lacks are left out of its line.
-        cases: patients of a cohort.
+        given: patients of a cohort (``cases``), their slices and pixels.
     """
     lines = [HEAD]
     for (start, arm), of_seed in results.items():
@@ -174,11 +177,11 @@ def table(results: Mapping[tuple[str, str], Mapping[int, dict[str, Any]]], cases
     seeds = sorted({seed for of_seed in results.values() for seed in of_seed})
     lines.append(
         NOTE.format(
-            cases=cases,
+            cases=given.cases,
             names=", ".join(map(str, seeds)),
             base=BASE,
-            slices=SLICES,
-            size=SIZE,
+            slices=given.slices,
+            size=given.size,
         )
     )
     return "\n".join(lines)
@@ -199,6 +202,15 @@ def main() -> None:
     parser.add_argument(
         "--cases", type=int, default=CASES, help="patients of a cohort, a fifth only tested on"
     )
+    parser.add_argument("--slices", type=int, default=SLICES, help="of a phantom")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels of a phantom's side")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        help="section.key=value over every arm's, repeated",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
     parser.add_argument("--workers", type=int, default=0, help="processes that make phantoms")
@@ -213,17 +225,19 @@ def main() -> None:
             cohort = write_cohort(
                 folder / "cohort",
                 cases=given.cases,
-                slices=SLICES,
-                size=SIZE,
+                slices=given.slices,
+                size=given.size,
                 seed=seed,
                 test_fraction=TEST_FRACTION,
                 workers=given.workers,
             )
             dataset = open_dataset(cohort)
             for arm in ARMS:
-                results[start, arm.name][seed] = run(folder, dataset, folder / "store", start, arm, seed)
-                write_text(given.output / "augmentation.md", table(results, given.cases))
-    print(table(results, given.cases))
+                results[start, arm.name][seed] = run(
+                    folder, dataset, folder / "store", start, arm, seed, given.settings
+                )
+                write_text(given.output / "augmentation.md", table(results, given))
+    print(table(results, given))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def main() -> None:
             scan = Path(place) / "scan.nii.gz"
             write_scan(scan, count, side)
             command = [sys.executable, __file__, given.model, "--output", given.output, "--one", scan]
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+            done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
         found = cases[count, side] = json.loads(done.stdout.splitlines()[-1])
         lines.append(
             f"| {count} | {side} | {found['seconds']:.1f} | {1e3 * found['seconds'] / count:.1f} "
@@ -139,4 +139,4 @@ def resident() -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

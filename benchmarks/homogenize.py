@@ -18,6 +18,7 @@ import typer
 
 from isopose.config import HomogenizeConfig
 from isopose.data.phantom import render, sample_case, texture_generator
+from isopose.data.phantom.case import PhantomCase
 from isopose.data.phantom.randomised import roll_of
 from isopose.data.preprocess import warped_labels
 from isopose.devices import one_thread
@@ -46,12 +47,13 @@ class Row:
     seconds: float
 
 
-def measured(per: str, size: int, case, volume: Volume, classes: np.ndarray) -> Row:
+def measured(per: str, size: int, case: PhantomCase, volume: Volume, classes: np.ndarray) -> Row:
     """One patient by one way."""
     ours = shipped_homogeniser(HomogenizeConfig(per=per, size=size))
     started = time.monotonic()
     scan = homogenise(ours, volume, volume.with_array(classes))
     seconds = time.monotonic() - started
+    assert scan.labels is not None
     t = scan.transform
     back = warped_labels(scan.labels.array, invert(t.slice_from_grid), t.slice_shape, NAMES)
     off = math.degrees(scan.poses.roll - roll_of(case.pose))

@@ -1,17 +1,18 @@
 """How near the U-Net's training step comes to what this machine can do, and where the rest goes.
 
-    python benchmarks/limit.py --output /tmp/limit [--precision bf16-mixed] [--compile]
+    python benchmarks/limit.py --output /tmp/limit [--sizes 128 256] [--batches 12 6] [--precision bf16-mixed]
+        [--compile]
 
 The machine's peak is a large matrix product's and a large copy's, measured in the same run, in turn with what
-is held against it. Medians of several rounds. With --compile the same step is also made with a U-Net that
+is held against it. Medians of ROUNDS. With --compile the same step is also made with a U-Net that
 went through torch.compile, in turn. The tables go to stdout and to OUTPUT/limit.md.
 """
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,9 +27,6 @@ from isopose.heap import keep_freed_memory
 from isopose.models.volume import pipeline_for
 from isopose.training.objectives import SegmentationObjective
 
-#: Slices a batch by the U-Net's pixels: as many as keep a step below some seconds.
-BATCH = {128: 12, 256: 6, 512: 2}
-ROUNDS = 5
 #: Operators of the profile by what they are; the first whose name is in the operator's.
 GROUPS = {
     "convolution": ("conv",),
@@ -45,6 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--batches", type=int, nargs="+", default=[12, 6], help="slices a step, by size")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base-features", type=int, default=32)
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--compile", action="store_true", help="also a step whose U-Net is compiled")
@@ -54,23 +54,26 @@ def main() -> None:
     lines += ["| U-Net input | slices a step | step, s | GFLOP a step | GFLOP/s | product's | part of it |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     profiles, compilations = [], []
-    for size in given.sizes:
-        step = training_step(size, given.base_features, given.precision)
+    for size, batch in zip(given.sizes, given.batches, strict=True):
+        step = training_step(size, batch, given.base_features, given.precision)
         with FlopCounterMode(display=False) as counter:
             step()
         work = counter.get_total_flops() / 1e9
         steps, products = [], []
-        for _ in range(ROUNDS):
+        for _ in range(given.rounds):
             products.append(product())
             steps.append(seconds(step))
         took, peak = statistics.median(steps), statistics.median(products)
         lines.append(
-            f"| {size} | {BATCH[size]} | {took:.2f} | {work:.0f} | {work / took:.0f} | {peak:.0f} "
+            f"| {size} | {batch} | {took:.2f} | {work:.0f} | {work / took:.0f} | {peak:.0f} "
             f"| {work / took / peak:.2f} |"
         )
         profiles.append((size, shares(step)))
         if given.compile:
-            compilations.append(compared(size, given.base_features, given.precision, step))
+            compiled = partial(
+                training_step, size, batch, given.base_features, given.precision, compiled=True
+            )
+            compilations.append(f"| {size} | {compared(step, compiled, given.rounds)} |")
     if compilations:
         lines += ["", "| U-Net input | step, s | compiled | part of it | the first, with compiling |"]
         lines += ["| --- | --- | --- | --- | --- |", *compilations]
@@ -84,7 +87,7 @@ def main() -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     for size in given.sizes:
-        took, rate, peak = resampling(size)
+        took, rate, peak = resampling(size, given.rounds)
         lines.append(f"| {size} | {1e3 * took:.0f} | {rate:.1f} | {peak:.1f} | {rate / peak:.2f} |")
     print("\n".join(lines))
     write_text(given.output / "limit.md", "\n".join(lines) + "\n")
@@ -103,32 +106,32 @@ def product(side: int = 3072) -> float:
     return 2 * side**3 / 1e9 / min(seconds(lambda: a @ b) for _ in range(2))
 
 
-def compared(size: int, base_features: int, precision: str, step: Callable[[], None]) -> str:
-    """A row: the step in turn with one whose U-Net goes through torch.compile."""
-    compiled: list[Callable[[], None]] = []
-    first = seconds(lambda: compiled.append(training_step(size, base_features, precision, compiled=True)))
+def compared(step: Callable[[], None], compiled: Callable[[], Callable[[], None]], rounds: int) -> str:
+    """Cells of a row: the step in turn with one whose U-Net goes through torch.compile."""
+    started = time.perf_counter()
+    other = compiled()
+    first = time.perf_counter() - started
     eager, faster = [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         eager.append(seconds(step))
-        faster.append(seconds(compiled[0]))
+        faster.append(seconds(other))
     before, after = statistics.median(eager), statistics.median(faster)
-    return f"| {size} | {before:.2f} | {after:.2f} | {after / before:.2f} | {first:.0f} |"
+    return f"{before:.2f} | {after:.2f} | {after / before:.2f} | {first:.0f}"
 
 
 def training_step(
-    size: int, base_features: int, precision: str, *, compiled: bool = False
+    size: int, n: int, base_features: int, precision: str, *, compiled: bool = False
 ) -> Callable[[], None]:
-    """The whole of a step as isopose fit makes it, but for reading; it is made once."""
+    """The whole of a step on n slices as isopose fit makes it, but for reading; it is made once."""
     config = load_config(
         settings=[f"data.size={size}", "unet.input=full", f"unet.base_features={base_features}"]
     )
     pipeline = pipeline_for(config, 3, torch.zeros(1, 1, size, size), 0.0, 1.0)
-    pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = SegmentationObjective(pipeline).train()
     if compiled:
         pipeline.unet.compile()
     optimiser = torch.optim.AdamW(objective.parameters(), lr=1e-3)
-    n = BATCH[size]
     labels = torch.randint(0, 3, (n, size, size), dtype=torch.uint8)
     image, mask = torch.randn(n, 1, size, size), torch.ones(n, 1, size, size)
     batch = Batch(torch.arange(n), image, mask, labels, torch.zeros(n, 5), torch.eye(3).expand(n, 3, 3))
@@ -159,7 +162,7 @@ def shares(step: Callable[[], None]) -> dict[str, float]:
     return {group: value / total for group, value in times.items()}
 
 
-def resampling(size: int, slices: int = 12) -> tuple[float, float, float]:
+def resampling(size: int, rounds: int, slices: int = 12) -> tuple[float, float, float]:
     """Seconds of a warp, its GB/s (image, grid and result once each), and those of a copy."""
     image = torch.randn(slices, 1, size, size)
     theta = torch.eye(3).repeat(slices, 1, 1) * 0.99
@@ -167,7 +170,7 @@ def resampling(size: int, slices: int = 12) -> tuple[float, float, float]:
     large = torch.randn(32_000_000)
     target = torch.empty_like(large)
     times, copies = [], []
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         times.append(seconds(lambda: warp(image, theta, (size, size))))
         copies.append(8 * large.numel() / 1e9 / seconds(lambda: target.copy_(large)))
     took = statistics.median(times[1:])
@@ -175,4 +178,4 @@ def resampling(size: int, slices: int = 12) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """What the U-Net's training holds at its peak, beside what isopose fit --memory foresees.
 
-    python benchmarks/memory.py --output /tmp/memory
+    python benchmarks/memory.py --output /tmp/memory [--case "data.size=128 unet.input=full" ...]
 
 Each line is a process of its own with two training steps of slices that show nothing, then a checkpoint. The
 table goes to stdout and to OUTPUT/memory.md.
@@ -11,9 +11,30 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from isopose.config import Config, load_config
+from isopose.data.slices import Batch
+from isopose.data.volumes import VolumeBatch
+from isopose.devices import autocast, choose_precision
 from isopose.files import write_text
+from isopose.models.pipeline import Pipeline
+from isopose.models.volume import VolumePipeline
+from isopose.study.measure import peak_memory, reset_peak
+from isopose.training.checkpoint import Progress, save_checkpoint
+from isopose.training.memory import PROCESS, training_bytes
+from isopose.training.objectives import SegmentationObjective
+from isopose.training.volumes import NOISE3D, VolumeSegmentationObjective
+
+#: Loss of some rows of a batch.
+Loss = Callable[[Tensor], Tensor]
+#: Background included; slices of a volume; numbers that disturb a slice.
+CLASSES, DEPTH, NOISE = 3, 20, 9
+OUTLINE = torch.zeros(1, 1, 128, 128)
 
 #: What is measured: settings over the default preset.
 CASES = (
@@ -40,6 +61,9 @@ CASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--case", action="append", help="settings over the default preset, in place of the table's; repeated"
+    )
     parser.add_argument("--one", help="settings of one case, as JSON: measured here")
     given = parser.parse_args()
     if given.one is not None:
@@ -47,9 +71,9 @@ def main() -> None:
         return
     lines = ["| settings | before, MB | peak, MB | training's own, MB | foreseen, MB | measured / foreseen |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
-    for case in CASES:
+    for case in [tuple(case.split()) for case in given.case or ()] or CASES:
         command = [sys.executable, __file__, "--output", str(given.output), "--one", json.dumps(case)]
-        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         own = found["peak"] - found["before"]
         lines.append(
             f"| {' '.join(case)} | {found['before']:.0f} | {found['peak']:.0f} | {own:.0f} "
@@ -60,58 +84,53 @@ def main() -> None:
 
 
 def measure(settings: list[str]) -> dict[str, float]:
-    import torch
-
-    from isopose.config import load_config
-    from isopose.data.slices import Batch
-    from isopose.data.volumes import VolumeBatch
-    from isopose.devices import autocast, choose_precision
-    from isopose.models.volume import VolumePipeline, pipeline_for
-    from isopose.study.measure import peak_memory, reset_peak
-    from isopose.training.checkpoint import Progress, save_checkpoint
-    from isopose.training.memory import PROCESS, training_bytes
-    from isopose.training.objectives import SegmentationObjective
-    from isopose.training.volumes import NOISE3D, VolumeSegmentationObjective
-
+    """Megabytes before two steps and at their peak, and what was foreseen of the training itself."""
     config = load_config(settings=settings)
     precision = choose_precision(config.train.precision, "cpu")
-    pipeline = pipeline_for(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)
     optimiser = config.unet.optimiser
-    n, size = optimiser.batch_size, config.data.size
-    if isinstance(pipeline, VolumePipeline):
-        volumes = [torch.zeros(1, 1, 20, size, size) for _ in range(n)]
-        labels = tuple(torch.zeros(1, 20, size, size).byte() for _ in range(n))
-        eye = torch.eye(4).repeat(n, 1, 1)
-        batch = VolumeBatch(
-            torch.arange(n), tuple(volumes), tuple(volumes), labels, eye, torch.zeros(n, 9), eye
-        )
-        objective = VolumeSegmentationObjective(pipeline, ("a", "b")).train()
-        noise = torch.zeros(n, NOISE3D)
-    else:
-        pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)
-        image = torch.zeros(n, 1, size, size)
-        labels = torch.zeros(n, size, size).byte()
-        theta2 = torch.eye(3).repeat(n, 1, 1)
-        batch = Batch(torch.arange(n), image, image, labels, torch.zeros(n, 5), theta2)
-        objective = SegmentationObjective(pipeline).train()
-        noise = torch.zeros(n, 9)
+    objective, loss = volumes_of(config) if config.dims == 3 else slices_of(config)
     learning = torch.optim.AdamW(objective.parameters())
     before = reset_peak()
     best = {name: value.clone() for name, value in objective.state_dict().items()}
     for _ in range(2):
         learning.zero_grad()
-        for rows in torch.arange(n).tensor_split(optimiser.parts):
+        for rows in torch.arange(optimiser.batch_size).tensor_split(optimiser.parts):
             with autocast(precision, "cpu"):
-                loss = objective(batch.part(rows), noise[rows])
-            loss.backward()
+                part = loss(rows)
+            part.backward()
         learning.step()
     learning.zero_grad()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "unet.safetensors"
         save_checkpoint(path, Progress(), objective.state_dict(), best, learning)
-    foreseen = (training_bytes(config, 3, "cpu") - PROCESS) / 2**20
+    foreseen = (training_bytes(config, CLASSES, "cpu") - PROCESS) / 2**20
     return {"before": before, "peak": peak_memory(), "foreseen": foreseen}
 
 
+def slices_of(config: Config) -> tuple[torch.nn.Module, Loss]:
+    """The U-Net's objective, and its loss on some rows of a batch of slices."""
+    n, size = config.unet.optimiser.batch_size, config.data.size
+    pipeline = Pipeline(config, CLASSES, OUTLINE, 0.0, 1.0)
+    pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = SegmentationObjective(pipeline).train()
+    image, labels = torch.zeros(n, 1, size, size), torch.zeros(n, size, size).byte()
+    batch = Batch(torch.arange(n), image, image, labels, torch.zeros(n, 5), torch.eye(3).repeat(n, 1, 1))
+    noise = torch.zeros(n, NOISE)
+    return objective, lambda rows: objective(batch.part(rows), noise[rows])
+
+
+def volumes_of(config: Config) -> tuple[torch.nn.Module, Loss]:
+    """The U-Net's objective, and its loss on some rows of a batch of volumes."""
+    n, size = config.unet.optimiser.batch_size, config.data.size
+    pipeline = VolumePipeline(config, CLASSES, OUTLINE, 0.0, 1.0)
+    objective = VolumeSegmentationObjective(pipeline, ("a", "b")).train()
+    volumes = tuple(torch.zeros(1, 1, DEPTH, size, size) for _ in range(n))
+    labels = tuple(torch.zeros(1, DEPTH, size, size).byte() for _ in range(n))
+    eye = torch.eye(4).repeat(n, 1, 1)
+    batch = VolumeBatch(torch.arange(n), volumes, volumes, labels, eye, torch.zeros(n, 9), eye)
+    noise = torch.zeros(n, NOISE3D)
+    return objective, lambda rows: objective(batch.part(rows), noise[rows])
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -30,6 +30,7 @@ def measure(model: Path, scan: Path) -> dict[str, float]:
         options = ["--folder", folder, "--port", "0", "--no-browser"]
         command = [sys.executable, "-m", "isopose", "serve", str(model), *options]
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert server.stderr is not None
         address = server.stderr.readline().split()[3]
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=BY_SOFTWARE)
         try:

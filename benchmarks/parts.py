@@ -1,6 +1,6 @@
 """Where the time of a prediction goes, step by step.
 
-    python benchmarks/parts.py MODEL SCAN [SCAN ...] --output /tmp/parts
+    python benchmarks/parts.py MODEL SCAN [SCAN ...] --output /tmp/parts [--rounds 5]
 
 MODEL is any model of slices. Each scan is predicted as isopose predict does, in this process, ROUNDS times
 after one to warm up; what is told is the median of each step's part. A step's time is that of all that it
@@ -9,7 +9,6 @@ calls, but for other steps. The table goes to stdout and to OUTPUT/parts.md.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from isopose.inference.scans import find_scans, predict_scans
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 
-ROUNDS = 5
 #: Steps, and the functions that take them, where they are called.
 STEPS = {
     "reading, and its hash": (
@@ -48,12 +46,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("scans", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     model = for_prediction(load_model(given.model))
     found = []
     for scan in given.scans:
         predicted(model, scan)
-        found.append([predicted(model, scan) for _ in range(ROUNDS)])
+        found.append([predicted(model, scan) for _ in range(given.rounds)])
     wholes = [statistics.median(sum(one.values()) for one in rounds) for rounds in found]
     lines = ["| part of a prediction, % | " + " | ".join(scan.name for scan in given.scans) + " |"]
     lines += ["| --- |" + " --- |" * len(found)]
@@ -107,4 +106,4 @@ def timed() -> Iterator[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -105,7 +105,9 @@ class Meter(Silent):
         return sum(value for key, value in self.seconds.items() if key.rpartition(" ")[0] == stage)
 
 
-def run(folder: Path, cohort: Path, store: Path, arm: str, seed: int, workers: int) -> dict[str, Any]:
+def run(
+    folder: Path, cohort: Path, store: Path, arm: str, seed: int, given: argparse.Namespace
+) -> dict[str, Any]:
     """Train, predict and score one arm on one cohort; its numbers."""
     result = folder / "result.json"
     if result.exists():
@@ -113,8 +115,10 @@ def run(folder: Path, cohort: Path, store: Path, arm: str, seed: int, workers: i
         return known
     dataset = open_dataset(cohort)
     meter = Meter(folder / "seconds.json", f"seed {seed}, {arm}")
-    config = load_config(base=merged(SMALL, ARMS[arm]), settings=[f"train.seed={seed}"])
-    model = fit(dataset, folder / "model", config, resume=True, store=store, workers=workers, reporter=meter)
+    config = load_config(base=merged(SMALL, ARMS[arm]), settings=[*given.settings, f"train.seed={seed}"])
+    model = fit(
+        dataset, folder / "model", config, resume=True, store=store, workers=given.workers, reporter=meter
+    )
     scans = find_scans([dataset.root / "imagesTs"])
     for scan in scans:
         if f"predict {scan.name}" not in meter.seconds:
@@ -209,6 +213,15 @@ def main() -> None:
     parser.add_argument(
         "--cases", type=int, default=CASES, help="patients of a cohort, a fifth only tested on"
     )
+    parser.add_argument("--slices", type=int, default=SLICES, help="of a phantom")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels of a phantom's side")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        help="section.key=value over every arm's, repeated",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--workers", type=int, default=0)
@@ -219,31 +232,31 @@ def main() -> None:
         cohort = write_cohort(
             folder / "cohort",
             cases=given.cases,
-            slices=SLICES,
-            size=SIZE,
+            slices=given.slices,
+            size=given.size,
             seed=seed,
             test_fraction=TEST_FRACTION,
             workers=given.workers,
         )
         for arm in given.arms:
             place = folder / arm.translate({ord(sign): "-" for sign in ",() '"})
-            results[arm].append(run(place, cohort, folder / "store", arm, seed, given.workers))
+            results[arm].append(run(place, cohort, folder / "store", arm, seed, given))
         # After each seed, so that a long run can be looked at.
-        write_text(given.output / "pipelines.md", table(results, given.seeds, given.cases))
-    print(table(results, given.seeds, given.cases))
+        write_text(given.output / "pipelines.md", table(results, given))
+    print(table(results, given))
 
 
-def table(results: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int], cases: int) -> str:
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]], given: argparse.Namespace) -> str:
     """The whole Markdown table and what its figures are."""
     done = len(next(iter(results.values())))
     patients = sum(len(result["dice"]["kidney"]) for result in next(iter(results.values())))
     note = NOTE.format(
         patients=patients,
         seeds=done,
-        cases=cases,
-        names=" ".join(map(str, seeds[:done])),
-        slices=SLICES,
-        size=SIZE,
+        cases=given.cases,
+        names=" ".join(map(str, given.seeds[:done])),
+        slices=given.slices,
+        size=given.size,
     )
     return "\n".join([HEAD, *(row(arm, of_arm) for arm, of_arm in results.items()), note])
 

@@ -54,7 +54,7 @@ import matplotlib.pyplot as plt
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"
 #: The cohort from which the paper's STN learns and the intensities come: other patients than the table's.
-COHORT, COHORT_CASES, COHORT_SLICES = 2_000_081, 48, 16
+COHORT, COHORT_SLICES = 2_000_081, 16
 #: Pixels of the reference, and of the paper's STN (its Table 2 has 128 and 512).
 REFERENCE_SIZE, PAPER_SIZE = 96, 128
 WARM = 3
@@ -108,13 +108,18 @@ def main(
     ] = 60,
     weights: Annotated[Path | None, typer.Option(help="of another roll network than the shipped one")] = None,
     trained: Annotated[bool, typer.Option(help="train what has to be: some minutes the first time")] = True,
+    cohort: Annotated[int, typer.Option(help="phantoms to train on")] = 48,
+    candidates: Annotated[int, typer.Option(help="phantoms of which the reference is chosen")] = 40,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value for what is trained, repeated")
+    ] = None,
     workers: int = 2,
 ) -> None:
     """Measure all contenders and write the tables."""
     output.mkdir(parents=True, exist_ok=True)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     reporter = Terminal()
-    slices, fingerprint = _cohort(output, workers, reporter)
+    slices, fingerprint = _cohort(output, cohort, workers, reporter)
     with reporter.counting("phantoms") as progress:
         (output / "phantoms").mkdir(exist_ok=True)
         groups = {"phantoms": phantoms(output / "phantoms", cases, fingerprint, workers, progress)}
@@ -124,9 +129,11 @@ def main(
             groups["real"] = turned_scans(output / "real", REAL, turns, fingerprint, workers, progress)
     with one_thread(), torch.inference_mode():
         others = torch.cat([batch.mask for batch in slices.in_order(64)])[::4]
-        reference = reference_scan(fingerprint, others)
+        reference = reference_scan(fingerprint, others, candidates)
     with one_thread():
-        contenders = _contenders(reference, fingerprint, slices, output, weights, trained, reporter)
+        contenders = _contenders(
+            reference, fingerprint, slices, output, weights, settings or [] if trained else None, reporter
+        )
     results: dict[str, Any] = {"versions": versions(), "all": {}, "registered": {}}
     known = [scan for scans in groups.values() for scan in scans[:SPOILT]]
     groups["spoilt"] = [spoilt(scan, number) for number, scan in enumerate(known)]
@@ -151,16 +158,16 @@ def main(
     typer.echo(f"tables: {output / 'pose.md'}  picture: {output / 'pose.png'}")
 
 
-def _cohort(output: Path, workers: int, reporter: Terminal) -> tuple[Slices, Fingerprint]:
+def _cohort(output: Path, cases: int, workers: int, reporter: Terminal) -> tuple[Slices, Fingerprint]:
     with reporter.counting("cohort") as progress:
         folder = write_cohort(
-            output / "cohort", cases=COHORT_CASES, slices=COHORT_SLICES, size=192, seed=COHORT,
+            output / "cohort", cases=cases, slices=COHORT_SLICES, size=192, seed=COHORT,
             test_fraction=0.0, workers=workers, progress=progress,
         )  # fmt: skip
     dataset = open_dataset(folder)
-    cases = tuple(case for case in dataset.cases if case.label is not None)
-    fingerprint = fingerprint_of(cases, dataset.labels, DATA, workers=workers)
-    store = write_store(output / "store", cases, fingerprint, dataset.labels, DATA, workers=workers)
+    labelled = tuple(case for case in dataset.cases if case.label is not None)
+    fingerprint = fingerprint_of(labelled, dataset.labels, DATA, workers=workers)
+    store = write_store(output / "store", labelled, fingerprint, dataset.labels, DATA, workers=workers)
     return Slices(store.cases), fingerprint
 
 
@@ -177,9 +184,10 @@ def _contenders(
     slices: Slices,
     output: Path,
     weights: Path | None,
-    trained: bool,
+    settings: list[str] | None,
     reporter: Terminal,
 ) -> list[Contender]:
+    """All of the table; what has to be trained is, with settings over its own, unless they are none."""
     image, mask = reference.images, reference.masks
     air, top = fingerprint.intensity.air, fingerprint.intensity.top
     box = box_of_mask(mask[:, 0] > 0.5)[0][0]
@@ -211,15 +219,15 @@ def _contenders(
             ),
         ),
     ]
-    if trained:
+    if settings is not None:
         as_it_lies = resize(mask, (PAPER_SIZE, PAPER_SIZE))
         small: dict[str, Any] = {"data": {"size": 128, "pixel_mm": None}, "pose": {"size": PAPER_SIZE}}
-        config = load_config("paper", base=small)
+        config = load_config("paper", base=small, settings=settings)
         stn = _trained("paper", config, as_it_lies, slices, top, output, reporter)
         found.append(
             Contender("the paper's STN", as_it_lies, poses(lambda scan: stn(scan.images, scan.masks)))
         )
-        config = load_config(base={"pose": {"start": "moments", "learned": True}})
+        config = load_config(base={"pose": {"start": "moments", "learned": True}}, settings=settings)
         refined = _trained("residual", config, filled, slices, top, output, reporter)
         found.append(
             Contender(
@@ -228,7 +236,7 @@ def _contenders(
                 poses(lambda scan: refined(scan.images, scan.masks)),
             )
         )
-        config = load_config(base={"pose": {"learned": True}})
+        config = load_config(base={"pose": {"learned": True}}, settings=settings)
         tuned = _trained("tuned", config, filled, slices, top, output, reporter, weights)
         found.append(Contender("isopose, smooth, fine-tuned", filled, partial(_ours, tuned)))
     for per in ("slice", "smooth", "volume"):
@@ -428,7 +436,7 @@ def _rates(errors: list[np.ndarray], estimates: list[Estimate]) -> dict[str, Any
     if estimates[0].confidence is None:
         return None
     error = np.abs(np.concatenate(errors))
-    confidence = np.concatenate([e.confidence for e in estimates])  # type: ignore[misc]
+    confidence = np.concatenate([e.confidence for e in estimates if e.confidence is not None])
     bad = error > RIGHT
     edges = np.quantile(confidence, np.linspace(0.0, 1.0, 11))
     place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, 9)

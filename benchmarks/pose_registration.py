@@ -6,6 +6,7 @@ which the best by its own metric goes on to the finer ones; centre and size star
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,6 +22,8 @@ STARTS = (-60.0, -30.0, 0.0, 30.0, 60.0)
 #: Shrink factor and blur in pixels of the coarse level, and of the two finer ones.
 COARSE, FINE = ((4, 2.0),), ((2, 1.0), (1, 0.0))
 ITERATIONS = 100
+
+Linear = TypeVar("Linear", sitk.Similarity2DTransform, sitk.AffineTransform)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Registration:
             for m in (mask, self.mask)
         )
         size = float((of.radii.prod() / reference.radii.prod()).sqrt())
-        best: tuple[float, sitk.Transform] | None = None
+        best: tuple[float, sitk.Similarity2DTransform] | None = None
         for degrees in STARTS:
             start = sitk.Similarity2DTransform()
             start.SetCenter([float(v) for v in reference.centre[0]])
@@ -63,6 +66,7 @@ class Registration:
             if best is None or found[0] < best[0]:
                 best = found
         assert best is not None
+        transform: sitk.Similarity2DTransform | sitk.AffineTransform
         transform = self._run(fixed, moving, best[1], FINE)[1]
         if self.kind == "affine":
             affine = sitk.AffineTransform(2)
@@ -81,9 +85,9 @@ class Registration:
         self,
         fixed: sitk.Image,
         moving: sitk.Image,
-        transform: sitk.Transform,
+        transform: Linear,
         levels: tuple[tuple[int, float], ...],
-    ) -> tuple[float, sitk.Transform]:
+    ) -> tuple[float, Linear]:
         method = sitk.ImageRegistrationMethod()
         if self.by == "masks":
             method.SetMetricAsMeanSquares()

@@ -36,8 +36,6 @@ DATA = DataConfig(size=FRAME)
 #: Applied to real scans: degrees, factor, mm.
 TURN, SMALLEST, LARGEST, SHIFT = 60.0, 0.5, 1.6, 30.0
 AIR = -1000.0
-#: Phantoms of which the reference is chosen.
-CANDIDATES = 40
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,8 @@ def turned_scans(
     return [_read(path) for path in paths]
 
 
-def reference_scan(fingerprint: Fingerprint, others: Tensor) -> Scan:
-    """The reference of all contenders: of phantoms of 2 years, laid exactly upright, the most typical.
+def reference_scan(fingerprint: Fingerprint, others: Tensor, candidates: int) -> Scan:
+    """The reference of all contenders: of some phantoms of 2 years, laid exactly upright, the most typical.
 
     Typical is the one whose outline, in the middle slice, agrees best with those of other patients, none of
     the table: masks ``(N, 1, S, S)``, brought onto it by moments.
@@ -130,7 +128,7 @@ def reference_scan(fingerprint: Fingerprint, others: Tensor) -> Scan:
         whole = _scan("reference", Volume(image, scan.world_from_index), fingerprint, truth)
         middle = whole.of(np.array([len(whole.roll) // 2]))
         found.append((_typical(middle.masks, others), middle))
-        if len(found) == CANDIDATES:
+        if len(found) == candidates:
             break
     return max(found, key=lambda pair: pair[0])[1]
 

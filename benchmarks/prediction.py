@@ -5,8 +5,8 @@
 
 STUDY is a folder of isopose study whose models are still there, with the arm and `nnunet` of one seed in the
 default preset; needs nnU-Net (make peers). Both sides predict the study's test scans, or phantoms drawn for
-this on so many pixels, in turn, ROUNDS times, each time in a process of its own: a first scan, from the start
-of the process, then SCANS of them, warm. The tables go to stdout and to OUTPUT/prediction.md.
+this on so many pixels, in turn, --rounds times, each time in a process of its own: a first scan, from the
+start of the process, then SCANS of them, warm. The tables go to stdout and to OUTPUT/prediction.md.
 
 On more pixels both use the networks that they have: nnU-Net resamples to the spacing that it was trained on
 and back. Trained on as many pixels its patches would be larger and slower than here.
@@ -54,7 +54,7 @@ def main() -> None:
         print(json.dumps(timed(given.one, folders[given.one], given.cohort, given.scans)))
         return
     with tempfile.TemporaryDirectory() as place:
-        cohorts = [drawn(Path(place), size, given) for size in given.sizes or ()]
+        cohorts: list[Path | None] = [drawn(Path(place), size, given) for size in given.sizes or ()]
         tables = [measured(given, cohort) for cohort in cohorts or [None]]
     print("\n\n".join(tables))
     write_text(given.output / "prediction.md", "\n\n".join(tables) + "\n")
@@ -105,7 +105,7 @@ def measured(given: argparse.Namespace, cohort: Path | None) -> str:
             command += ["--arm", given.arm, "--seed", given.seed, "--scans", given.scans, "--one", side]
             command += [] if cohort is None else ["--cohort", cohort]
             started = time.time()
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+            done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
             values = json.loads(done.stdout.splitlines()[-1])
             found[side].append(values | {"cold": values["first"] - started})
         print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
@@ -180,15 +180,16 @@ def theirs(folder: Path, dataset: Any, *, mirrored: bool) -> Predictor:
     config = validate_config(job["config"], "job.json")
     peer = BY_NAME["nnunet"].peer
     assert peer is not None
+    device = torch.device("cpu")
     # Finished already: this only loads it.
-    meter = Measuring(folder / "measures.json")
+    meter = Measuring(folder / "measures.json", device)
     trainer = nnunet.train(folder, Path(job["store"]), dataset, config, peer, 1, meter).trainer
     trainer.set_deep_supervision_enabled(False)
     axes = trainer.inference_allowed_mirroring_axes if mirrored else None
     made = nnUNetPredictor(
         use_mirroring=mirrored,
         perform_everything_on_device=False,
-        device=torch.device("cpu"),
+        device=device,
         allow_tqdm=False,
     )
     made.manual_initialization(
@@ -221,4 +222,4 @@ def scan_shape(scan: Any) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

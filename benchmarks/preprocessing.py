@@ -74,7 +74,7 @@ def row(root: Path, size: int, given: argparse.Namespace) -> str:
 def alone(side: str, root: Path, size: int, processes: int) -> float:
     """Seconds of one round in a process of its own."""
     given = ["--one", side, "--output", str(root), "--sizes", str(size), "--processes", str(processes)]
-    done = subprocess.run([sys.executable, __file__, *given], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, __file__, *given], stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
 
@@ -108,4 +108,4 @@ def megabytes(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

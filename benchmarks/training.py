@@ -1,6 +1,7 @@
 """A training step and its memory against nnU-Net v2 2D, on the same phantoms at several sizes.
 
     python benchmarks/training.py --output /tmp/training [--sizes 128 256 512] [--batches 12 6 2]
+        [--cases 8] [--slices 20] [--rounds 3]
 
 Needs nnU-Net (make peers). Each size is a short study of its own (isopose study): whole arms, read from their
 stores, augmented and validated as ever, in turn, once for each of ROUNDS seeds, each in a process of its own.
@@ -28,13 +29,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--batches", type=int, nargs="+", default=[12, 6, 2], help="slices a step")
+    parser.add_argument("--cases", type=int, default=8, help="phantoms of a size")
+    parser.add_argument("--slices", type=int, default=20, help="of a phantom")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     lines = ["| pixels | slices a step | arm | ms a slice | CPU ms | part of nnU-Net's | memory, MB |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for size, batch in zip(given.sizes, given.batches, strict=True):
         folder = given.output / str(size)
-        study(folder, size, batch, given.rounds)
+        study(folder, size, batch, given)
         found = {arm: measured(folder / "study", arm, given.rounds, batch) for arm in ARMS}
         for arm, (wall, cpu, memory) in found.items():
             lines.append(
@@ -46,7 +49,7 @@ def main() -> None:
     write_text(given.output / "training.md", "\n".join(lines) + "\n")
 
 
-def study(folder: Path, size: int, batch: int, rounds: int) -> None:
+def study(folder: Path, size: int, batch: int, given: argparse.Namespace) -> None:
     """A study of a few steps; what of it is there already is not run again."""
     from isopose.data.phantom import write_cohort
 
@@ -59,8 +62,10 @@ def study(folder: Path, size: int, batch: int, rounds: int) -> None:
     ]
     write_text(folder / "study.toml", "\n".join(settings))
     if not (folder / "cohort").exists():
-        write_cohort(folder / "cohort", cases=8, slices=20, size=size, seed=6, test_fraction=0.15)
-    seeds = ",".join(map(str, range(rounds)))
+        write_cohort(
+            folder / "cohort", cases=given.cases, slices=given.slices, size=size, seed=6, test_fraction=0.15
+        )
+    seeds = ",".join(map(str, range(given.rounds)))
     command = [Path(sys.executable).parent / "isopose", "study", folder / "cohort"]
     command += ["--output", folder / "study", "--config", folder / "study.toml", "--presets", "default"]
     command += ["--arms", ",".join(ARMS), "--seeds", seeds]
@@ -85,4 +90,4 @@ def measured(folder: Path, arm: str, rounds: int, batch: int) -> tuple[float, fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

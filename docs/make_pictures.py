@@ -5,6 +5,7 @@ Run ``python docs/make_pictures.py demo`` after ``make demo``.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def main(demo: Path) -> None:
     truths = [c for c in read_json(demo / "cohort" / "phantom.json")["cases"] if c["split"] == "test"]
     by_age = sorted(truths, key=lambda c: c["age_years"])
     by_roll = sorted(truths, key=lambda c: -abs(c["roll"]))
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for case in (by_age[0], by_roll[0], by_roll[1], by_age[-1], *by_age):
         if case not in chosen and len(chosen) < 4:
             chosen.append(case)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -57,7 +58,7 @@ def _run(root: Path, count: int, bad: int, seed: int) -> list[str]:
     output = bucket / "out"
     command = [*ISOPOSE, "predict", root / "model", bucket / "scans", "--output", output, "--ray"]
 
-    size = {"object_store_memory": STORE}
+    size: dict[str, Any] = {"object_store_memory": STORE}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **size})
     machines = [cluster.add_node(num_cpus=1, **size) for _ in range(2)]
     started = time.monotonic()
@@ -135,7 +136,7 @@ def _storage() -> Place:
 def _scans(root: Path, count: int, bad: int, seed: int) -> tuple[Path, set[str]]:
     """Scans and a model."""
     (root / "settings.toml").write_text(SETTINGS)
-    quietly = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quietly: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     size = ("--cases", "24", "--slices", "6", "--size", "64", "--seed", str(seed), "--workers", "2")
     subprocess.run([*ISOPOSE, "phantom", root / "kids", *size], **quietly)
     options = ("--config", root / "settings.toml", "--fold", "all")

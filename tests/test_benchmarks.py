@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_the_table_says_what_was_measured(pipelines):
 
     results = {"one": [result([0.8, 0.9], 0.7), result([0.9, 1.0], 0.8)]}
     results["one"][1]["training"]["joint"] = 20.0
-    table = pipelines.table(results, [0, 1], 10)
+    table = pipelines.table(results, Namespace(seeds=[0, 1], cases=10, slices=20, size=192))
     line = next(line for line in table.splitlines() if line.startswith("| one"))
     assert line == (
         "| one | 0.900 (0.082) | 0.500 (0.000) | 0.75 | 2.0 / 3.0 | joint 15 + unet 100 | 0.5 | 12,345 |"
@@ -155,7 +156,7 @@ def test_the_table_of_augmentation_pairs_patients_of_the_same_seed(augmentation)
         ("anatomy", "mirroring"): {1: numbers([0.8, 0.8], [0.6, 0.8])},
         ("identity", "jitter"): {},
     }
-    lines = augmentation.table(results, 10).splitlines()
+    lines = augmentation.table(results, Namespace(cases=10, slices=20, size=192)).splitlines()
     assert lines[2] == "| anatomy | jitter | 4 | 0.750 (0.129) | 0.567 (0.115) |  |  | 100 | 0.5 |"
     # Differences are 0.1 and 0.2: mean 0.15, standard deviation 0.071, standard error 0.05.
     cells = ["anatomy", "mirroring", "2", "0.800 (0.000)", "0.700 (0.141)"]
@@ -188,14 +189,13 @@ def test_pose_and_crop_are_taken_from_an_arm_that_has_them(augmentation, monkeyp
 
 def test_a_training_step_is_shared_out_among_its_operators():
     limit = load("limit")
-    limit.BATCH[64] = 2
-    step = limit.training_step(64, 4, "32-true")
+    step = limit.training_step(64, 2, 4, "32-true")
     found = limit.shares(step)
     assert sum(found.values()) == pytest.approx(1.0)
     assert set(found) == {*limit.GROUPS, "other"}
     assert found["convolution"] > found["batch norm"] > 0
     assert found["resampling"] > 0
-    took, rate, peak = limit.resampling(64, slices=2)
+    took, rate, peak = limit.resampling(64, 2, slices=2)
     assert rate == pytest.approx(4 * 6 * 2 * 64 * 64 / 1e9 / took)
     assert peak > 0
 

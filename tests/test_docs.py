@@ -1,11 +1,10 @@
-"""What the documentation says is so: links, names, commands, examples, tables."""
+"""What the documentation shows is so: functions, code, examples of files, tables made of the code."""
 
 import ast
 import importlib.util
 import json
 import math
 import re
-import shlex
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -13,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import typer.main
 
 from isopose.config import Config, HomogenizeConfig, load_config, validate_config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.phantom.growth import reference_size
 from isopose.data.record import RECORD
 from isopose.evaluation.evaluate import Evaluation
 from isopose.evaluation.tables import csv_text
@@ -24,20 +23,14 @@ from isopose.geometry.similarity import matrix_from_pose
 from isopose.homogenize.record import CASE
 from isopose.io.datasets import open_dataset
 from isopose.models.shipped import load_reference
+from quotes import FENCE, INLINE, SOURCE, prose
+from scripts import ROOT
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "isopose"
 PAGES = [
     ROOT / "README.md",
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if "study" not in page.parts),
 ]
-FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`([^`\n]+)`")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-
-
-def prose(page: Path) -> str:
-    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -50,20 +43,12 @@ def table_rows(text: str) -> list[list[str]]:
     return [row for row in rows if not set("".join(row)) <= {"-", " ", ":"}]
 
 
-# Links and names
-
-
-@each_page
-def test_relative_links_point_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if not re.match(r"[a-z]+:", target):
-            name = target.partition("#")[0]
-            assert not name or (page.parent / name).exists(), f"{page.name}: {target}"
+# Names
 
 
 @each_page
 def test_named_functions_exist(page: Path) -> None:
-    for code in INLINE.findall(prose(page)):
+    for code in INLINE.findall(prose(page.read_text(encoding="utf-8"))):
         if found := re.fullmatch(r"(\S+\.py): ([\w.]+)", code):
             module = next((base / found[1] for base in (SOURCE, ROOT) if (base / found[1]).exists()), None)
             assert module is not None, f"{page.name}: no file {found[1]}"
@@ -102,7 +87,7 @@ def test_names_are_told_apart() -> None:
     assert "cos" not in names, "a local variable is no name of the module"
 
 
-# Code and commands
+# Code
 
 
 @each_page
@@ -111,51 +96,6 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     scope: dict[str, Any] = {"__name__": page.stem}
     for number, text in enumerate(text for language, text in blocks(page) if language == "python"):
         exec(compile(text, f"{page.name}, python block {number + 1}", "exec"), scope)
-
-
-@each_page
-def test_commands_in_blocks_parse(page: Path) -> None:
-    group = typer.main.get_command(_app())
-    for language, text in blocks(page):
-        if language not in ("", "console", "bash", "sh"):
-            continue
-        for line in text.replace("\\\n", " ").splitlines():
-            if found := re.match(r"\s*(?:\$ )?(?:\S*/)?isopose (.*)", line):
-                name, *rest = shlex.split(found[1], comments=True)
-                command(group, name).make_context(name, [word for word in rest if word != "&"])
-
-
-@each_page
-def test_commands_in_sentences_exist(page: Path) -> None:
-    group = typer.main.get_command(_app())
-    for code in INLINE.findall(prose(page)):
-        if not code.startswith("isopose "):
-            continue
-        words = code.split()[1:]
-        if words[0].startswith("-"):
-            continue
-        parameters = command(group, words[0]).params
-        known = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
-        known |= {"--help", "-h"}
-        given = {word.partition("=")[0] for word in words if word.startswith("-")}
-        assert given <= known, f"{page.name}: {code}"
-
-
-def _app() -> typer.Typer:
-    from isopose.cli import app
-
-    return app
-
-
-def command(group: Any, name: str) -> Any:
-    assert name in group.commands, f"isopose has no command {name!r}"
-    return group.commands[name]
-
-
-def test_a_wrong_option_does_not_parse() -> None:
-    group = typer.main.get_command(_app())
-    with pytest.raises(Exception, match="No such option"):
-        command(group, "fit").make_context("fit", ["DATASET", "--model", "M", "--presets", "paper"])
 
 
 # Configuration
@@ -210,6 +150,22 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def test_table_of_the_reference_childs_sizes_is_the_code() -> None:
+    text = (ROOT / "docs" / "phantom.md").read_text(encoding="utf-8").partition("## Sizes")[2]
+    rows = [row for row in table_rows(text) if row[0] == "adult" or row[0].isdecimal()]
+    assert len(rows) == 11
+    for age, *told in rows:
+        one = reference_size(30.0 if age == "adult" else float(age))
+        assert float(told[2]) == pytest.approx(one.width, abs=0.51)
+        assert float(told[3]) == pytest.approx(one.depth, abs=0.51)
+        assert float(told[0]) == pytest.approx(one.stature_mm / 10, abs=0.51)
+        assert float(told[1]) == pytest.approx(one.mass_kg, abs=0.051)
+        assert float(told[4]) == pytest.approx(one.width / one.depth, abs=0.0051)
+        volumes = (one.kidney_length, one.kidney_ml, one.liver_ml, one.spleen_ml)
+        for quoted, value in zip(told[5:], volumes, strict=True):
+            assert float(quoted) == pytest.approx(value, abs=0.51)
 
 
 # Formats

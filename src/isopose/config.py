@@ -185,7 +185,7 @@ class TrainConfig(Section):
         description="with --from: what learns on. all: every network; decoder: the U-Net's whole decoder; "
         "first2-last2: its first two encoder and last two decoder levels",
     )
-    device: str = Field("auto", description="auto, cpu, cuda, mps")
+    device: str = Field("auto", description="auto, cpu, cuda, a GPU by its number (cuda:1), mps")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
         "auto", description="auto: mixed where the GPU or CPU computes in 16 bits itself, else 32"
     )

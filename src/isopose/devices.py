@@ -11,16 +11,28 @@ from isopose.errors import InputError
 def choose_device(name: str) -> torch.device:
     """The named device, or with ``auto`` a GPU where there is one.
 
+    Args:
+        name: ``auto``, ``cpu``, ``cuda``, a GPU by its number (``cuda:1``) or ``mps``.
+
     Raises:
         InputError: the device is unknown or not there.
     """
+    available = available_devices()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(name, False):
-        usable = ", ".join(key for key, there in available.items() if there)
-        raise InputError(f"device {name!r} is not there; expected auto or one of {usable}")
+        name = "cuda" if "cuda" in available else "cpu"
+    if name not in available:
+        raise InputError(f"device {name!r} is not there; expected auto or one of {', '.join(available)}")
     return torch.device(name)
+
+
+def available_devices() -> list[str]:
+    """Names of what can be computed on here; GPUs also by their numbers."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
 
 
 def fast_bfloat16(device: str) -> bool:

@@ -17,6 +17,20 @@ def model():
     return bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
 
 
+def test_a_model_is_loaded_onto_the_gpu_that_is_named(monkeypatch):
+    """As the docstring and the documentation have it; a machine without that GPU says so in one line."""
+    asked = []
+    monkeypatch.setattr("isopose.api.pipeline.load_model", lambda folder, device: asked.append(str(device)))
+    monkeypatch.setattr("isopose.api.pipeline.for_prediction", lambda model: model)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for device in ("cuda:1", "cuda", "cpu"):
+        Pipeline.load("model", device=device)
+    assert asked == ["cuda:1", "cuda", "cpu"]
+    with pytest.raises(InputError, match="device 'cuda:2' is not there"):
+        Pipeline.load("model", device="cuda:2")
+
+
 def test_the_same_as_the_command_writes(model, tmp_path):
     volume = scene(roll=math.radians(15), slices=3).volume
     write_image(volume, tmp_path / "child.nii.gz")

@@ -71,6 +71,20 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.endswith("heavy: []\n")
 
 
+def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort, model_folder, tmp_path):
+    arguments = ["predict", str(model_folder), str(cohort / "imagesTs"), "--output", str(tmp_path / "out")]
+    code = (
+        "import sys, isopose.cli\n"
+        f"try: isopose.cli.app({arguments!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "unneeded = {'torch._dynamo', 'torch._inductor', 'matplotlib', 'isopose.data.store'}\n"
+        "print('unneeded:', sorted(unneeded & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("unneeded: []\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

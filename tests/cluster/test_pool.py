@@ -138,3 +138,11 @@ def test_without_machines_it_ends(pool, monkeypatch, tmp_path):
 def test_an_address_without_a_cluster_is_told_at_once(address, told):
     with pytest.raises(InputError, match=told), cluster(address):
         pass
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps", "tpu"])
+def test_a_device_that_no_worker_can_be_given_is_refused(device):
+    """It was taken for a CPU without a word."""
+    told = f"--device {device}: .*expected auto, cpu, cuda"
+    with pytest.raises(InputError, match=told), cluster("127.0.0.1:1", device):
+        pass

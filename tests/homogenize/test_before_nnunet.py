@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 from isopose.data.phantom import write_cohort
 from isopose.io.images import read_labels, read_volume
 from isopose.study.nnunet import available
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "homogenize_for_nnunet.sh"
+from scripts import ran
 
 #: nnU-Net's own trainer but for its length.
 BRIEF = """
@@ -46,15 +44,9 @@ def test_the_example_plans_trains_predicts_restores_and_evaluates(tmp_path):
         "nnUNet_compile": "f",
         "nnUNet_n_proc_DA": "1",
     }
-    done = subprocess.run(
-        ["sh", str(SCRIPT), str(cohort), str(tmp_path / "work")],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    told = ran("examples/homogenize_for_nnunet.sh", cohort, tmp_path / "work", env=settings)
     # nnU-Net's own check of the dataset.
-    assert "verify_dataset_integrity Done." in done.stdout
+    assert "verify_dataset_integrity Done." in told
     plans = json.loads((tmp_path / "work/preprocessed/Dataset501_Upright/nnUNetPlans.json").read_text())
     size = plans["original_median_shape_after_transp"][1:]
     assert size[0] == size[1] >= 128

@@ -1,7 +1,6 @@
 """The exported graphs answer as the model does, in a runtime that knows nothing of it."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +28,11 @@ from isopose.labels import Labels
 from isopose.models.folder import Model
 from isopose.models.shipped import load_shipped
 from isopose.models.volume import VolumePipeline
+from scripts import ROOT, ran
 
 pytestmark = pytest.mark.long
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"
+EXAMPLE = ROOT / "examples" / "onnx_without_torch.py"
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +134,7 @@ def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:
     shown = scene(slices=12, roll=0.3)
     write_image(shown.volume, tmp_path / "scan.nii.gz")
     files = [tmp_path / name for name in ("export", "scan.nii.gz", "labels.nii.gz")]
-    done = subprocess.run([sys.executable, EXAMPLE, *files], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "least confidence in a pose" in done.stdout
+    assert "least confidence in a pose" in ran("examples/onnx_without_torch.py", *files)
     code = [line.strip() for line in EXAMPLE.read_text().split('"""')[2].splitlines()]
     assert not any("torch" in line or "isopose" in line.split("#")[0] for line in code)
     assert len([line for line in code if line and not line.startswith("#")]) <= 30

@@ -103,6 +103,14 @@ def test_what_an_arm_is_named_for_wins_over_a_setting(options: Options) -> None:
     assert of(given, "default", "augmented").unet.augmentation == "nnunet"
 
 
+def test_a_gpu_by_its_number_is_not_promised_to_nnunet(options: Options) -> None:
+    """Whose trainer takes the first one that it sees, whatever it is given."""
+    second = replace(options, settings=(*options.settings, "train.device=cuda:1"))
+    assert of(second, "default", "pose").train.device == "cuda:1"
+    with pytest.raises(InputError, match=r"train.device=cuda:1: nnU-Net .* CUDA_VISIBLE_DEVICES=1"):
+        of(second, "default", "nnunet")
+
+
 def test_runs_are_every_arm_with_every_seed_and_twins_are_not_run_twice(options: Options) -> None:
     arms = arms_of(options, None)
     assert not any(arm.source for arm in arms)

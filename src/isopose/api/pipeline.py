@@ -47,10 +47,10 @@ class Pipeline:
 
         Args:
             folder: the model's.
-            device: auto, cpu, cuda, cuda:1, mps.
+            device: auto, cpu, cuda, a GPU by its number (cuda:1), mps.
 
         Raises:
-            InputError: no model, or one that is damaged, tampered with or of another format.
+            InputError: no model, or one that is damaged, tampered with or of another format; no such device.
         """
         return cls(load_model(Path(folder), choose_device(device)))
 

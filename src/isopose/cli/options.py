@@ -35,7 +35,7 @@ Token = Annotated[
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in one")]
 Config = Annotated[Path | None, typer.Option(help="TOML or JSON file")]
 Fold = Annotated[str | None, typer.Option(help="validation fold from 0, or all; as train.fold")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, a GPU by its number (cuda:1), mps")]
 Precision = Annotated[
     str | None, typer.Option(help="of the U-Net, e.g. 32-true; none: the model's predict.precision")
 ]

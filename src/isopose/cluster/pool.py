@@ -31,6 +31,8 @@ GIVE_UP = 20
 PATIENCE = 300.0
 #: Workers that may die at their start, one after the other, before it is taken for a fault of the machines.
 STARTS = 8
+#: What a run may ask of its workers: with ``auto`` each has a GPU if the cluster has some.
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class Worker(Generic[Item, Result]):
@@ -251,8 +253,12 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
         device: ``auto``, ``cpu`` or ``cuda``: whether each worker has a GPU, if the cluster has some.
 
     Raises:
-        InputError: Ray is not installed, or no cluster is there.
+        InputError: Ray is not installed, no cluster is there, or it has no such device.
     """
+    if device not in DEVICES:
+        raise InputError(
+            f"--device {device}: a cluster's worker takes what Ray gives it; expected {', '.join(DEVICES)}"
+        )
     # Nothing is sent anywhere.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -100,8 +100,8 @@ def reset_peak(device: torch.device | None = None) -> float:
         device: whose memory; none: a GPU's where there is one.
     """
     if _on_gpu(device):
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / MB
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / MB
     give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -113,7 +113,7 @@ def reset_peak(device: torch.device | None = None) -> float:
 def peak_memory(device: torch.device | None = None) -> float:
     """MB at the peak since the last reset: allocated on a GPU, else resident."""
     if _on_gpu(device):
-        return torch.cuda.max_memory_allocated() / MB
+        return torch.cuda.max_memory_allocated(device) / MB
     try:
         return _status("VmHWM")
     except (OSError, KeyError):

@@ -188,6 +188,12 @@ def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
         raise InputError("preset: give presets by --presets, not as a setting")
     if config.train.fold != 0:
         raise InputError("train.fold: a study deals the folds itself (--folds); leave the setting out")
+    if arm.peer is not None and config.train.device.startswith("cuda:"):
+        number = config.train.device.removeprefix("cuda:")
+        raise InputError(
+            f"train.device=cuda:{number}: nnU-Net takes the first GPU that it sees; expected cuda, with "
+            f"CUDA_VISIBLE_DEVICES={number} in the environment"
+        )
     lengths = []
     for stage in STAGES:
         epochs = max(1, round(options.scale * getattr(config, stage).optimiser.epochs))

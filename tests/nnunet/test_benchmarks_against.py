@@ -1,0 +1,70 @@
+"""Benchmarks against nnU-Net v2, where it is installed (``make test-peers``), on their smallest size."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isopose.data.phantom import write_cohort
+from isopose.study.nnunet import available
+from scripts import ran
+
+pytestmark = [
+    pytest.mark.skipif(not available(), reason="nnunetv2 is not installed (extra: nnunet)"),
+    pytest.mark.slow,
+]
+
+SETTINGS = (
+    *("data.size=64", "unet.base_features=4", "unet.optimiser.epochs=2", "unet.optimiser.iterations=3"),
+    *("unet.optimiser.batch_size=4", "crop.optimiser.epochs=1", "crop.optimiser.iterations=2"),
+    *("train.folds=3", "train.device=cpu"),
+)
+
+
+def rows_of(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_predictions_of_both_sides_are_timed(tmp_path: Path) -> None:
+    """Of a study's models, on its own test scans and on phantoms drawn for it."""
+    write_cohort(tmp_path / "children", cases=6, slices=6, size=64, test_fraction=0.34)
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    command = [sys.executable, "-m", "isopose", "study", tmp_path / "children"]
+    command += ["--output", tmp_path / "study", "--arms", "crop-half,nnunet", "--presets", "default"]
+    command += ["--workers", "1", *settings]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    given = ("--study", tmp_path / "study", "--output", tmp_path / "out", "--rounds", 1, "--scans", 1)
+    told = ran("benchmarks/prediction.py", *given)
+    assert told == (tmp_path / "out" / "prediction.md").read_text()
+    _, *sides = rows_of(told)
+    assert [side[0] for side in sides] == [
+        "isopose", "isopose, 32 bits", "nnU-Net, plain", "nnU-Net, mirrored",
+    ]  # fmt: skip
+    # Seconds warm, times isopose, and a Dice of each: all were predicted.
+    assert all(float(side[1]) > 0 and "kidney" in side[7] for side in sides)
+    assert float(sides[0][2]) == 1.0
+    told = ran("benchmarks/prediction.py", *given, "--sizes", 96, "--slices", 5)
+    assert "1 scans of 96 x 96 x 5 voxels, medians of 1 rounds" in told
+
+
+def test_training_steps_of_both_sides_are_timed(tmp_path: Path) -> None:
+    small = ("--sizes", 64, "--batches", 4, "--cases", 7, "--slices", 6, "--rounds", 1)
+    told = ran("benchmarks/training.py", "--output", tmp_path, *small)
+    _, *arms = rows_of((tmp_path / "training.md").read_text())
+    assert [arm[:3] for arm in arms] == [
+        ["64", "4", "augmented"], ["64", "4", "pose"], ["64", "4", "crop-half"], ["64", "4", "nnunet"],
+    ]  # fmt: skip
+    assert arms[-1][5] == "1.000"
+    assert all(line in told for line in (tmp_path / "training.md").read_text().splitlines())
+
+
+def test_preprocessing_of_both_sides_is_timed(tmp_path: Path) -> None:
+    small = ("--sizes", 64, "--cases", 3, "--slices", 5, "--processes", 1, "--rounds", 1)
+    told = ran("benchmarks/preprocessing.py", "--output", tmp_path, *small)
+    assert told == (tmp_path / "preprocessing.md").read_text()
+    _, row = rows_of(told)
+    assert row[0] == "64"
+    assert all(float(seconds) > 0 for seconds in row[1:4])

@@ -1,0 +1,34 @@
+"""Markdown taken apart, and what the finders of false quotes (``quotes_*.py``) share."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from scripts import ROOT
+
+SOURCE = ROOT / "src" / "isopose"
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+#: What looks like a setting, or like a file of ours, and is a part of a model's weights, or of a bundle.
+OTHERS = {"pose.reference_mask", "docs/README.md"}
+
+
+def prose(text: str) -> str:
+    """A page without its blocks."""
+    return FENCE.sub("", text)
+
+
+def lines_of_code(text: str) -> Iterator[str]:
+    """Lines of shell blocks, joined where they go on, and all that a sentence quotes."""
+    for language, block in FENCE.findall(text):
+        if language in ("", "console", "bash", "sh"):
+            yield from block.replace("\\\n", " ").splitlines()
+    yield from INLINE.findall(prose(text))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """A source file, parsed."""
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -1,0 +1,255 @@
+"""Each script beside the package runs on its smallest size, and is type-checked with the rest."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bright import bright_model
+from isopose.data.phantom import write_cohort
+from isopose.labels import Labels
+from isopose.models.folder import save_model
+from scripts import ROOT, ran
+
+FOLDERS = ("benchmarks", "docs", "examples", "fuzz")
+#: Scripts that a test runs otherwise than by ``ran``: the test, and what in it runs them.
+OTHERWISE = {
+    "docs/site_hooks.py": ("test_site.py", '"-m", "mkdocs", "build"'),
+    "examples/homogenize.ipynb": ("test_notebooks.py", 'EXAMPLES.glob("*.ipynb")'),
+    "examples/train_and_predict.ipynb": ("test_notebooks.py", 'EXAMPLES.glob("*.ipynb")'),
+    "fuzz/__main__.py": ("test_fuzz.py", 'ROOT / "fuzz"'),
+}
+CHROMIUM = shutil.which("chromium")
+#: Of trainings that show only that they run; ``dims=3`` has its volumes of the same size.
+BRIEF = ("data.size=64", "pose.size=32", "crop.size=32", "unet.base_features=2", "train.validation_slices=4")
+STEPS = ("epochs=1", "min_epochs=1", "iterations=2", "batch_size=2")
+
+
+def brief(*stages: str, also: tuple[str, ...] = BRIEF) -> list[str]:
+    """``--set`` of a training in as few steps as there can be."""
+    settings = [*also, *(f"{stage}.optimiser.{step}" for stage in stages for step in STEPS)]
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def scripts() -> set[str]:
+    """Every script and notebook by its path; modules that scripts import are none."""
+    files = {path for folder in FOLDERS for path in (ROOT / folder).glob("*.*") if path.suffix != ".md"}
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
+    return set(texts) - set(modules_of(texts))
+
+
+def modules_of(texts: dict[str, str]) -> list[str]:
+    """Python files that nobody starts: without a main part, beside others that have one."""
+    return [
+        name
+        for name, text in texts.items()
+        if name.startswith(("benchmarks/", "fuzz/")) and '__name__ == "__main__"' not in text
+    ]
+
+
+def run_by(text: str) -> set[str]:
+    """Scripts that a test file's calls of ``ran`` name."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return {
+        str(argument.value)
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == "ran"
+        for argument in call.args[:1]
+        if isinstance(argument, ast.Constant)
+    }
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    run = {name for text in tests.values() for name in run_by(text)}
+    for name, (test, part) in OTHERWISE.items():
+        assert part in tests[ROOT / "tests" / test], f"tests/{test} no longer runs {name}"
+    assert run | set(OTHERWISE) == scripts()
+    assert not run & set(OTHERWISE)
+
+
+def test_a_script_that_nothing_runs_is_found() -> None:
+    found = scripts()
+    assert {"benchmarks/limit.py", "fuzz/kills.py", "examples/homogenize.ipynb"} <= found
+    assert not {"benchmarks/pose_scans.py", "fuzz/seeds.py", "docs/index.md"} & found
+    assert run_by('ran("benchmarks/limit.py", "--rounds", 1)\nrun("fuzz/kills.py")') == {
+        "benchmarks/limit.py"
+    }
+
+
+def test_every_module_beside_the_scripts_is_imported_by_one() -> None:
+    for folder in ("benchmarks", "fuzz"):
+        texts = {str(p.relative_to(ROOT)): p.read_text() for p in (ROOT / folder).glob("*.py")}
+        imported = set(re.findall(r"^(?:from|import) (\w+)", "\n".join(texts.values()), re.MULTILINE))
+        assert {Path(name).stem for name in modules_of(texts)} <= imported
+
+
+def test_every_script_is_type_checked() -> None:
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert {"src/isopose", *FOLDERS} <= set(checked["files"])
+    assert not {"exclude", "overrides"} & set(checked)
+    assert "mypy" in (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+
+
+# What needs seconds, and more on a machine that does other things
+
+
+def test_the_configurations_page_is_written(tmp_path: Path) -> None:
+    copy = shutil.copy(ROOT / "docs" / "make_configuration.py", tmp_path)
+    ran("docs/make_configuration.py", at=Path(copy))
+    assert (tmp_path / "configuration.md").read_text() == (ROOT / "docs" / "configuration.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose U-Net has its first, random weights."""
+    folder = tmp_path_factory.mktemp("scripts") / "model"
+    made = bright_model({"data": {"size": 64}}, real_unet=True)
+    # Its classes under the values of the phantoms.
+    save_model(folder, replace(made, labels=Labels.create({"kidney": 1, "tumour": 2})))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as ``isopose demo`` leaves it, with as much of it as the pictures are drawn of."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_cohort(folder / "cohort", cases=6, slices=6, size=64, seed=1, test_fraction=0.67)
+    for arm in ("with", "without"):
+        shutil.copytree(model, folder / arm / "model")
+        command = [sys.executable, "-m", "isopose", "predict", folder / arm / "model"]
+        command += [folder / "cohort" / "imagesTs", "--output", folder / arm / "predictions"]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.long
+def test_the_readmes_picture_is_drawn(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    copy = shutil.copy(ROOT / "docs" / "make_pictures.py", tmp_path)
+    ran("docs/make_pictures.py", demo, at=Path(copy))
+    assert (tmp_path / "pictures" / "steps.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_parts_of_a_prediction_are_told(model: Path, demo: Path, tmp_path: Path) -> None:
+    scan = next((demo / "cohort" / "imagesTs").iterdir())
+    told = ran("benchmarks/parts.py", model, scan, "--output", tmp_path, "--rounds", 1)
+    assert told == (tmp_path / "parts.md").read_text()
+    assert "| U-Net |" in told
+    assert "| the whole, s |" in told
+
+
+@pytest.mark.long
+def test_growth_is_told_and_drawn(model: Path, tmp_path: Path) -> None:
+    sizes = ("--slices", 4, 8, "--sides", 64, 96)
+    told = ran("benchmarks/growth.py", model, "--output", tmp_path, *sizes)
+    assert [line.split(" | ")[:2] for line in told.splitlines()[2:]] == [
+        ["| 4", "64"], ["| 8", "64"], ["| 4", "96"],
+    ]  # fmt: skip
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_memory_of_a_case_is_told(tmp_path: Path) -> None:
+    case = "data.size=64 unet.input=half unet.base_features=4"
+    told = ran("benchmarks/memory.py", "--output", tmp_path, "--case", case)
+    assert told.startswith(f"| {case} | ")
+    assert len((tmp_path / "memory.md").read_text().splitlines()) == 3
+
+
+@pytest.mark.long
+def test_the_limit_is_told(tmp_path: Path) -> None:
+    small = ("--sizes", 64, "--batches", 2, "--rounds", 1, "--base-features", 4)
+    told = ran("benchmarks/limit.py", "--output", tmp_path, *small)
+    assert told == (tmp_path / "limit.md").read_text()
+    assert "\n| 64 | 2 | " in told
+    assert "\n| convolution | " in told
+
+
+@pytest.mark.long
+def test_the_start_is_told(tmp_path: Path) -> None:
+    told = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
+    assert told == (tmp_path / "start_up.md").read_text()
+    assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", told))
+
+
+@pytest.mark.long
+def test_the_way_there_and_back_is_told(tmp_path: Path) -> None:
+    ran("benchmarks/homogenize.py", tmp_path, "--patients", 1, "--slices", 4, "--size", 64)
+    assert "| volume, 384 | " in (tmp_path / "homogenize.md").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
+def test_a_scans_first_picture_on_the_page_is_timed(model: Path) -> None:
+    told = ran("benchmarks/page.py", model, "--slices", 4, "--size", 64, "--rounds", 1)
+    assert [line.split()[0] for line in told.splitlines()] == ["predicted_s", "picture_after_s"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
+def test_the_page_is_pictured(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    copy = shutil.copy(ROOT / "docs" / "make_screenshots.py", tmp_path)
+    ran("docs/make_screenshots.py", demo, at=Path(copy))
+    assert sorted(path.stem for path in (tmp_path / "pictures").iterdir()) == [
+        "page-beside", "page-hand", "page-review", "page-scan", "page-steps",
+    ]  # fmt: skip
+
+
+# What needs minutes
+
+
+@pytest.mark.long
+def test_pipelines_are_compared(tmp_path: Path) -> None:
+    size = ("--cases", 10, "--slices", 4, "--size", 64)
+    settings = brief("pose", "crop", "unet")
+    told = ran("benchmarks/pipelines.py", "--output", tmp_path, *size, *settings)
+    assert told == (tmp_path / "pipelines.md").read_text() + "\n"
+    rows = [line for line in told.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 8
+    assert "2 unseen phantom patients of 1 cohorts (10 patients each, seeds 0)" in told
+    assert "4 slices of 64 pixels" in told
+
+
+@pytest.mark.long
+def test_jitter_and_mirroring_are_compared(tmp_path: Path) -> None:
+    size = ("--cases", 10, "--slices", 4, "--size", 64, "--seeds", 0)
+    told = ran("benchmarks/augmentation.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))
+    rows = [line for line in told.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| anatomy"] * 5 + ["| identity"] * 5
+    assert "cohorts of 10, seeds 0;" in told
+
+
+@pytest.mark.long
+def test_poses_are_compared(tmp_path: Path) -> None:
+    size = ("--cases", 2, "--turns", 1, "--registered", 1, "--cohort", 4, "--candidates", 1, "--workers", 0)
+    ran("benchmarks/pose.py", tmp_path, *size, *brief("pose", also=()))
+    told = (tmp_path / "pose.md").read_text()
+    for contender in ("moments", "the paper's STN", "isopose, smooth", "SimpleITK, images, affine"):
+        assert f"| {contender} | " in told
+    assert (tmp_path / "pose.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+def test_commands_are_killed_and_given_again() -> None:
+    told = ran("fuzz/kills.py", "--kills", 1, "--commands", "preprocess,predict")
+    assert [line.split(" | ")[::2] for line in told.splitlines()[2:4]] == [
+        ["| preprocess", "0 |"], ["| predict", "0 |"],
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_a_cohort_outlives_a_machine() -> None:
+    for needed in ("ray", "moto", "s3fs"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed (extra: dev)")
+    told = ran("fuzz/cohort.py", "--scans", 15, "--bad", 2)
+    assert "13 results, 2 told, 0 different" in told
+    assert "problem" not in told
