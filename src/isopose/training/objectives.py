@@ -69,7 +69,7 @@ class PoseObjective(nn.Module):
         return loss + away.sum() / len(known)
 
     def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean agreement with the reference's outline, learned and of the start alone, and how the roll is seen.
+        """Mean agreement with the reference's outline, learned and of the start alone; how the roll is seen.
 
         The agreement chooses the weights (Eq. 1); what it hides stands beside it: how far the estimated angle
         follows turns, and how far it is from the moments' and from the true one.

@@ -146,7 +146,7 @@ def judged_turns(
     """Of a batch: slopes of some slices, distances in radians from moments, and from the truth where known.
 
     Returns:
-        ``(M,)`` of one in :data:`TURNED_OF_A_BATCH` slices, ``(N,)``, and ``(K,)`` of those with a known truth.
+        ``(M,)`` of one in :data:`TURNED_OF_A_BATCH` slices, ``(N,)``, ``(K,)`` of those with a known truth.
     """
     some = batch.part(torch.arange(0, len(batch.rows), TURNED_OF_A_BATCH, device=batch.image.device))
     learned, by_moments = angles_of(estimate, reference, batch.image, batch.mask)

@@ -112,8 +112,8 @@ def write_cohort(
 def true_rolls(folder: Path) -> dict[str, float]:
     """Case to the angle in the plane of the slices at which its phantom lies, radians from +x to +y (LPS).
 
-    From ``phantom.json``, as :func:`isopose.data.phantom.randomised.roll_of` has it. Empty where the folder is
-    no whole cohort of phantoms: real patients have no known roll, and none is made up.
+    From ``phantom.json``, as :func:`isopose.data.phantom.randomised.roll_of` has it. Empty where the folder
+    is no whole cohort of phantoms: real patients have no known roll, and none is made up.
     """
     path = Path(folder) / TRUTH_FILE
     if not path.is_file():
