@@ -76,7 +76,7 @@ def options(cohorts: tuple[Path, Path], **change) -> Options:
     children, adults = cohorts
     given = {
         "dataset": children, "labels": None, "presets": ("default",), "seeds": (0,), "folds": 1,
-        "settings": (), "values": SMALL, "source": adults,
+        "settings": (), "values": SMALL, "source": adults, "short_stns": True,
     }  # fmt: skip
     return Options(**given | change)
 
@@ -254,10 +254,16 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_told(
     )  # fmt: skip
     given = options(cohorts, source=None)
     arms = ["plain", "crop-half"]
-    with pytest.raises(InputError, match=r"leave 1\.0 epochs of 4 to each U-Net; give at least 15 s"):
+    # 4 s of 5 are the crop's.
+    with pytest.raises(
+        InputError,
+        match=r"leave 0\.2 epochs of 4 to each U-Net; STN1 and STN2 take 4 s of it, and are not shortened; "
+        r"give at least 16 s",
+    ):
         run_study(tmp_path / "small", given, arms=arms, budget_s=5.0, reporter=Silent())
-    run_study(tmp_path / "study", given, arms=arms, budget_s=15.0, reporter=Silent())
+    run_study(tmp_path / "study", given, arms=arms, budget_s=16.0, reporter=Silent())
     epochs = {(r["arm"], r["stage"]): r["epochs"] for r in rows(tmp_path / "study" / "runs.csv")}
+    # The crop's two epochs stay, whatever is left for the U-Nets: of 16 s 4 are its own.
     assert epochs == {("plain", "unet"): "3", ("crop-half", "unet"): "3", ("crop-half", "crop"): "2"}
     # Settled: arms that come later are as long, whatever is said then.
     reporter = Listening()

@@ -66,13 +66,12 @@ def lengths_of(
 
 def _trained(config: Config, section: str, done: Mapping[str, int] | None) -> tuple[int, int]:
     """Steps and slices by which a transformer is trained: of the epochs that were done, else of all."""
-    joint = config.stn == "joint"
+    # One network for both (stn=joint) is none of the arms', whose U-Net often has no crop.
     learns = {"pose": config.pose.learned, "crop": config.crop.enabled and config.crop.learned}
-    if not joint and not learns[section]:
+    if not learns[section]:
         return 0, 0
-    # One network for both, whose optimizer is the crop's.
-    optimiser = config.crop.optimiser if joint else getattr(config, section).optimiser
-    epochs = optimiser.epochs if done is None else done.get("joint" if joint else section, 0)
+    optimiser = getattr(config, section).optimiser
+    epochs = optimiser.epochs if done is None else done.get(section, 0)
     steps = epochs * optimiser.iterations
     return steps, steps * optimiser.batch_size
 

@@ -307,8 +307,8 @@ def notes_of_length(output: Path) -> tuple[str, ...]:
     if known["scale"] in (None, 1.0) or known.get("scales") == SHORTENED:
         return ()
     return (
-        "note: the version that settled this study's length shortened STN1 and STN2 as well; runs from now on "
-        "have them whole, so that arms with a pose may not compare: start a study anew for that",
+        "note: the version that settled this study's length shortened STN1 and STN2 as well; runs from now "
+        "on have them whole, so that arms with a pose may not compare: start a study anew for that",
     )
 
 

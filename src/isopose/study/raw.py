@@ -71,7 +71,7 @@ def runs_csv(results: Results, sources: Mapping[str, Sequence[Run]]) -> str:
         for stage, seconds in (run.seconds() or {"": 0.0}).items():
             memory = run.measures["memory"].get(stage, {})
             epochs = sum(row["stage"] == stage for row in run.history)
-            turning = (run.stn.get("turning") or {}) if stage in ("pose", "joint") else {}
+            turning = (run.stn.get("turning") or {}) if stage == "pose" else {}
             writer.writerow(
                 [preset, name, run.seed, run.fold, stage, epochs, round(seconds, 2),
                  round(cpu.get(stage, 0.0), 2), memory.get("before_mb"), memory.get("peak_mb"),

@@ -178,7 +178,7 @@ def _preset_sections(
             tables=tuple(tables),
             notes=tuple(twins),
         ),
-        *([_stn_section(preset, stns, of_stns)] if stns else []),
+        *([_stn_section(preset, stns)] if stns else []),
         Section(
             f"Preset {preset}: against {baseline}",
             text=(
@@ -205,7 +205,7 @@ def _preset_sections(
     ]
 
 
-def _stn_section(preset: str, table: Table, notes: Sequence[str]) -> Section:
+def _stn_section(preset: str, table: Table) -> Section:
     """Whether STN1 and STN2 did what they are there for."""
     return Section(
         f"Preset {preset}: STN1 and STN2",
@@ -214,7 +214,6 @@ def _stn_section(preset: str, table: Table, notes: Sequence[str]) -> Section:
             "overlap (its validation score) does not show whether it turns: a trunk that leans by ten "
             "degrees overlaps an upright one by 0.95 to 0.98.",
         ),
-        notices=tuple(notes),
         tables=(table,),
     )
 
