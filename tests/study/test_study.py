@@ -155,6 +155,14 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     tex = (output / "tables.tex").read_text()
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
     assert "20.83 (35.55)" in tex
+    # STN2 was trained in four steps, which was asked for and is said beside the table.
+    short = "STN2 was shortened in crop-half (4 of 3,000 steps): this says nothing about the default preset."
+    assert short in text
+    assert short in tex
+    assert short in page
+    result = json.loads((output / "runs/default/crop-half/seed-0-fold-0/result.json").read_text())
+    lengths = {"steps": 4, "preset_steps": 3000, "slices": 16, "preset_slices": 48000}
+    assert result["stn"] == {"lengths": {"STN2": lengths}, "turning": None}
     whole = json.loads((output / "study-results.json").read_text())
     numbers = whole["presets"]["default"]["arms"]["plain"]
     base = whole["presets"]["default"]["arms"]["augmented"]
@@ -390,7 +398,12 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
     assert bad.returncode == 2
     assert bad.stderr.strip() == "isopose: --budget: expected hours and minutes, e.g. 6h or 90m, got 'soon'"
     assert not (tmp_path / "study").exists()
-    done = subprocess.run(command, capture_output=True, text=True)
+    short = subprocess.run(command, capture_output=True, text=True)
+    assert short.returncode == 2
+    assert short.stderr.count("\n") == 1
+    assert "a study shortens the U-Net only" in short.stderr
+    assert not (tmp_path / "study").exists()
+    done = subprocess.run([*command, "--short-stns"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"report: {tmp_path / 'study' / 'report.html'}"
     assert "estimate: 1 of 1 runs to do" in done.stderr
