@@ -104,7 +104,7 @@ def jobs(place: Path) -> Mapping[str, Job]:
         "study": Job(
             lambda out: [
                 *(*isopose, "study", data, "--output", str(out), "--arms", "plain,moments"),
-                *("--config", settings, "--presets", "default"),
+                *("--config", settings, "--presets", "default", "--short-stns"),
             ]
         ),
     }

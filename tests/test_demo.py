@@ -95,6 +95,9 @@ def test_the_report_shows_both_arms(made):
     # Three patients' steps and two arms' curves, within the one file.
     assert html.count("data:image/png;base64,") + html.count("data:image/svg+xml") >= 5
     assert not re.search(r"""(src|href)=["']?https?:""", html)
+    # A short demo is no test of any preset, and says so.
+    assert "2 of 2 slices: shortened, the default preset has 3000" in html
+    assert "says nothing about the paper" in html
     assert re.search(r"Test patients.{0,80}\b2\b", html, re.S)
     assert said[-1] == "phantoms are phantoms: these numbers say nothing about patients"
 

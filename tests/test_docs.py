@@ -314,3 +314,12 @@ def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None
     assert set(truth["parameters"]) in written
     of_case = keys_of("truth", "data/phantom/case.py")[0] | {"case", "patient", "split"}
     assert set(truth["cases"][0]) <= of_case
+
+
+@each_page
+def test_the_frames_default_size_is_quoted_as_it_is(page: Path) -> None:
+    """A page said 192 where the default had long been 256."""
+    told = re.findall(r"frame (?:has|of) (\d+) pixels by default", prose(page))
+    assert {int(size) for size in told} <= {Config().data.size}
+    if page.name == "own-data.md":
+        assert told

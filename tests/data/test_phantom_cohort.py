@@ -11,7 +11,14 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopose.data.phantom import render, sample_case, texture_generator, truth, write_cohort
+from isopose.data.phantom import (
+    render,
+    sample_case,
+    texture_generator,
+    true_rolls,
+    truth,
+    write_cohort,
+)
 from isopose.data.phantom.case import age_at
 from isopose.data.phantom.pose import POSITIONS, Pose, sample_pose
 from isopose.data.phantom.scan import landmarks, sample_scan
@@ -271,3 +278,26 @@ def test_gas_rises_against_gravity_in_the_same_patient() -> None:
         height[position] = np.array([x[bowel].mean(), y[bowel].mean()])
     assert height["prone"][1] > height["supine"][1] + 2.0  # to the back, which is up
     assert height["left decubitus"][0] < height["supine"][0] - 1.0  # to the right, which is up
+
+
+def test_true_rolls_are_those_that_the_patients_were_drawn_at(cohort: Path, tmp_path: Path) -> None:
+    """A header that is right about a patient on a side has no turn of its own; one that is wrong has."""
+    told = json.loads((cohort / "phantom.json").read_text())
+    expected = {
+        case["case"]: case["roll"] + (0.0 if case["header_right"] else POSITIONS[case["position"]])
+        for case in told["cases"]
+    }
+    found = true_rolls(cohort)
+    assert found.keys() == expected.keys()
+    for case, roll in found.items():
+        assert np.angle(np.exp(1j * (roll - expected[case]))) == pytest.approx(0.0, abs=1e-9)
+    # Of what is no whole cohort nothing is known: no file, another's file, a damaged or unfinished one.
+    assert true_rolls(tmp_path) == {}
+    for text in (
+        "[]", "{}", "not json", '{"complete": false, "cases": []}', '{"complete": true, "cases": [{}]}',
+        '{"complete": true, "cases": [{"case": "a", "world_from_canonical": 3}]}',
+        '{"complete": true, "cases": [{"case": "a", "world_from_canonical": [[1, "x"], [0, 1]]}]}',
+        '{"complete": true, "cases": 7}',
+    ):  # fmt: skip
+        (tmp_path / "phantom.json").write_text(text)
+        assert true_rolls(tmp_path) == {}, text

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from isopose.config import Config
+from isopose.config import Config, load_config
 from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
+from isopose.files import read_json, write_json
 from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE
 from isopose.study.plan import (
@@ -20,6 +21,7 @@ from isopose.study.plan import (
     config_of,
     held_out,
     jobs_of,
+    notes_of_length,
     patients_of,
     settle,
 )
@@ -85,11 +87,15 @@ def test_the_users_settings_hold_for_all_arms_and_every_stage_has_the_same_steps
         steps = set()
         for arm in (*ARMS, SOURCE):
             config = config_of(half, preset, arm, 3)
+            whole = load_config(preset)
             assert (config.data.size, config.unet.base_features, config.train.seed) == (128, 8, 3)
             for stage in STAGES:
                 optimiser = getattr(config, stage).optimiser
                 # No arm stops early: none has fewer steps than another.
                 assert optimiser.min_epochs == optimiser.patience == optimiser.epochs
+            # The budget's part is of the U-Net alone.
+            assert config.pose.optimiser.epochs == whole.pose.optimiser.epochs
+            assert config.crop.optimiser.epochs == whole.crop.optimiser.epochs
             optimiser = config.unet.optimiser
             steps.add((optimiser.epochs, optimiser.iterations, optimiser.batch_size))
         assert len(steps) == 1
@@ -181,6 +187,67 @@ def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, mess
         check_options(replace(options, **change))
 
 
+@pytest.mark.parametrize(
+    ("settings", "values", "told"),
+    [
+        (("pose.optimiser.epochs=10",), {}, "STN1 of the arm pose (paper preset) for 2500 steps and 30000"),
+        (("pose.optimiser.iterations=20",), {}, "STN1 of the arm pose (paper preset) for 1000 steps"),
+        (
+            ("pose.optimiser.batch_size=4",),
+            {},
+            "STN1 of the arm pose (paper preset) for 12500 steps and 50000",
+        ),
+        (
+            ("crop.optimiser.epochs=5",),
+            {},
+            "STN2 of the arm crop-full (default preset) for 500 steps and 8000",
+        ),
+        (
+            (),
+            {"crop": {"optimiser": {"iterations": 50}}},
+            "STN2 of the arm crop-full (default preset) for 1500",
+        ),
+        ((), {"pose": {"optimiser": {"epochs": 10}}}, "STN1 of the arm pose (paper preset) for 2500 steps"),
+        (("pose.learned=false",), {}, "STN1 of the arm pose (paper preset) for 0 steps"),
+        (("crop.learned=false",), {}, "STN2 of the arm crop-full (default preset) for 0 steps"),
+        (("crop.enabled=false",), {}, "STN2 of the arm crop-full (default preset) for 0 steps"),
+    ],
+)
+def test_settings_that_shorten_an_stn_are_refused_unless_it_is_asked_for(
+    options: Options, settings: tuple[str, ...], values: dict, told: str
+) -> None:
+    """A twelfth of STN1's steps was once taken for the paper's preset."""
+    given = replace(options, settings=(*options.settings, *settings), values={**options.values, **values})
+    with pytest.raises(InputError, match="a study shortens the U-Net only") as error:
+        check_options(given)
+    assert told in str(error.value)
+    assert "--short-stns" in str(error.value)
+    assert "\n" not in str(error.value)
+    check_options(replace(given, short_stns=True))
+
+
+def test_settings_that_leave_the_stns_as_long_or_longer_are_taken(options: Options) -> None:
+    for settings in (
+        ("pose.optimiser.epochs=100", "pose.optimiser.iterations=125"),
+        ("pose.optimiser.epochs=50", "pose.optimiser.momentum=0.9", "crop.optimiser.epochs=60"),
+        ("pose.optimiser.batch_size=24", "crop.optimiser.batch_size=16"),
+        # The U-Net may be as short as anyone likes; what ends a stage early is set by the study itself.
+        ("unet.optimiser.epochs=1", "unet.optimiser.iterations=1", "unet.optimiser.batch_size=2"),
+        ("pose.optimiser.min_epochs=1", "pose.optimiser.patience=1"),
+    ):
+        check_options(replace(options, settings=(*options.settings, *settings)))
+
+
+def test_a_study_whose_budget_shortened_the_stns_too_says_so(options: Options, tmp_path: Path) -> None:
+    """As an earlier version settled it: no word of what was scaled."""
+    claim(tmp_path / "study", options)
+    path = tmp_path / "study" / "study.json"
+    write_json(path, read_json(path) | {"scale": 0.25})
+    assert "shortened STN1 and STN2 as well" in " ".join(notes_of_length(tmp_path / "study"))
+    settle(tmp_path / "study", replace(options, scale=0.25))
+    assert notes_of_length(tmp_path / "study") == ()
+
+
 def test_a_dataset_without_labelled_test_cases_needs_folds(options: Options, tmp_path: Path) -> None:
     folder = write_cohort(tmp_path / "no-test", cases=3, slices=4, size=64, test_fraction=0.0)
     with pytest.raises(InputError, match="add --folds 5"):
@@ -209,6 +276,8 @@ def test_a_folder_is_one_studys_and_keeps_its_length(options: Options, tmp_path:
     (moved / "labelsTr" / "phantom_001.nii.gz").unlink()
     with pytest.raises(InputError, match="phantom_001: no such label file"):
         claim(tmp_path / "study", replace(options, dataset=moved))
+    # What --short-stns allows is in the settings: it is no other study for it.
+    assert claim(tmp_path / "study", replace(options, short_stns=True))[1]
     with pytest.raises(InputError, match="a study of other settings"):
         claim(tmp_path / "study", replace(options, settings=("data.size=96",)))
     (tmp_path / "full").mkdir()

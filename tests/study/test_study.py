@@ -76,7 +76,7 @@ def options(cohorts: tuple[Path, Path], **change) -> Options:
     children, adults = cohorts
     given = {
         "dataset": children, "labels": None, "presets": ("default",), "seeds": (0,), "folds": 1,
-        "settings": (), "values": SMALL, "source": adults,
+        "settings": (), "values": SMALL, "source": adults, "short_stns": True,
     }  # fmt: skip
     return Options(**given | change)
 
@@ -155,6 +155,14 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     tex = (output / "tables.tex").read_text()
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
     assert "20.83 (35.55)" in tex
+    # STN2 was trained in four steps, which was asked for and is said beside the table.
+    short = "STN2 was shortened in crop-half (4 of 3,000 steps): this says nothing about the default preset."
+    assert short in text
+    assert short in tex
+    assert short in page
+    result = json.loads((output / "runs/default/crop-half/seed-0-fold-0/result.json").read_text())
+    lengths = {"steps": 4, "preset_steps": 3000, "slices": 16, "preset_slices": 48000}
+    assert result["stn"] == {"lengths": {"STN2": lengths}, "turning": None}
     whole = json.loads((output / "study-results.json").read_text())
     numbers = whole["presets"]["default"]["arms"]["plain"]
     base = whole["presets"]["default"]["arms"]["augmented"]
@@ -254,10 +262,16 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_told(
     )  # fmt: skip
     given = options(cohorts, source=None)
     arms = ["plain", "crop-half"]
-    with pytest.raises(InputError, match=r"leave 1\.0 epochs of 4 to each U-Net; give at least 15 s"):
+    # 4 s of 5 are the crop's.
+    with pytest.raises(
+        InputError,
+        match=r"leave 0\.2 epochs of 4 to each U-Net; STN1 and STN2 take 4 s of it, and are not shortened; "
+        r"give at least 16 s",
+    ):
         run_study(tmp_path / "small", given, arms=arms, budget_s=5.0, reporter=Silent())
-    run_study(tmp_path / "study", given, arms=arms, budget_s=15.0, reporter=Silent())
+    run_study(tmp_path / "study", given, arms=arms, budget_s=16.0, reporter=Silent())
     epochs = {(r["arm"], r["stage"]): r["epochs"] for r in rows(tmp_path / "study" / "runs.csv")}
+    # The crop's two epochs stay, whatever is left for the U-Nets: of 16 s 4 are its own.
     assert epochs == {("plain", "unet"): "3", ("crop-half", "unet"): "3", ("crop-half", "crop"): "2"}
     # Settled: arms that come later are as long, whatever is said then.
     reporter = Listening()
@@ -384,7 +398,12 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
     assert bad.returncode == 2
     assert bad.stderr.strip() == "isopose: --budget: expected hours and minutes, e.g. 6h or 90m, got 'soon'"
     assert not (tmp_path / "study").exists()
-    done = subprocess.run(command, capture_output=True, text=True)
+    short = subprocess.run(command, capture_output=True, text=True)
+    assert short.returncode == 2
+    assert short.stderr.count("\n") == 1
+    assert "a study shortens the U-Net only" in short.stderr
+    assert not (tmp_path / "study").exists()
+    done = subprocess.run([*command, "--short-stns"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"report: {tmp_path / 'study' / 'report.html'}"
     assert "estimate: 1 of 1 runs to do" in done.stderr

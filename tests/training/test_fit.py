@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from isopose.config import Config
+from isopose.data.phantom import true_rolls, write_cohort
 from isopose.data.slices import Slices
 from isopose.data.store import Record, StoredCase, open_store
 from isopose.errors import InputError, IsoposeError
@@ -36,7 +38,7 @@ from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
 from isopose.progress import Silent
 from isopose.training.claim import check_mirroring
-from isopose.training.fit import fit
+from isopose.training.fit import _against, fit
 from isopose.training.transforms import poses_of, transforms_of
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
@@ -137,6 +139,8 @@ def test_three_stages_train_one_after_the_other(fitted: Fitted) -> None:
     assert [stages[name]["epochs"] for name in stages] == [2, 2, 3]
     assert all(np.isfinite(row["loss"]) for row in history)
     assert {"mask dice", "loss", "learning_rate", "seconds"} <= history[0].keys()
+    assert {"roll slope", "degrees from moments"} <= history[0].keys()
+    assert "degrees from the true roll" not in history[0], "these are no phantoms"
     assert "box overlap" in history[2]
     assert {"dice", "dice kidney", "dice tumour"} <= history[4].keys()
     assert all((fitted.folder / "work" / "tensorboard" / name).is_dir() for name in stages)
@@ -237,6 +241,66 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_pa
     assert touched == ["unet.safetensors"]
     assert_same_weights(tmp_path / "model", fitted.folder)
     assert info_of(tmp_path / "model") == info_of(fitted.folder)
+
+
+def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """From moments a slice is followed however short the training; from the identity nothing is learned."""
+    turning = fitted.model.info["turning"]
+    assert turning["slope"] > 0.8
+    assert turning["degrees_from_truth"] is None
+    assert turning["patients"] == "validation"
+    assert turning["slices"] > 0
+    assert not any("has not learned to turn" in line for line in fitted.said)
+    assert any(line.startswith("STN1's roll on ") for line in fitted.said)
+    assert json.loads((fitted.folder / "model.json").read_text())["info"]["turning"] == turning
+
+    reporter, config = Listening(), tiny("pose.start=identity")
+    model = fit(fitted.dataset, tmp_path / "still", config, store=fitted.store, reporter=reporter)
+    assert model.info["turning"]["slope"] < 0.5
+    [warning] = [line for line in reporter.lines if "has not learned to turn" in line]
+    assert warning.startswith("warning: STN1")
+    assert "pose.optimiser.epochs" in warning
+    # Nothing in it is a case's name, and a trial of the speed judges nothing.
+    assert "Muster" not in warning
+    quick = Listening()
+    tried = fit(fitted.dataset, tmp_path / "tried", config, store=fitted.store, reporter=quick, trial=True)
+    assert tried.info["turning"] is None
+    assert not any("learned to turn" in line for line in quick.lines)
+
+
+def test_without_validation_patients_the_roll_is_measured_on_those_that_train(
+    fitted: Fitted, tiny, tmp_path: Path
+) -> None:
+    model = fit(fitted.dataset, tmp_path / "all", tiny("train.fold=all"), reporter=Listening())
+    assert model.info["turning"]["patients"] == "training"
+
+
+@pytest.mark.slow
+def test_of_phantoms_the_true_roll_is_known_against_the_reference(tiny, tmp_path: Path) -> None:
+    """Paper preset, whose reference is taken as it lies: its own roll is no error of the others'."""
+    cohort = write_cohort(tmp_path / "phantoms", cases=4, slices=4, size=64, test_fraction=0.0)
+    dataset, config, reporter = open_dataset(cohort), tiny(preset="paper"), Listening()
+    model = fit(dataset, tmp_path / "model", config, reporter=reporter)
+    [shown] = [line for line in reporter.lines if line.startswith("reference: ")]
+    rolls, (_, validation) = true_rolls(cohort), split_patients(dataset, 3, 0, 0)
+    own = rolls[shown.split()[1].rstrip(",")]
+    # After so few steps STN1 says about the same of all slices.
+    off = np.degrees([abs(rolls[case.id] - own) for case in validation])
+    turning = model.info["turning"]
+    assert off.min() - 3.0 < turning["degrees_from_truth"] < off.max() + 3.0
+    assert turning["moments_from_truth"] < 20.0
+    assert "degrees from the true roll" in model.info["history"][0]
+    assert f"{turning['degrees_from_truth']:.1f} degrees from the true one (moments: " in "\n".join(
+        reporter.lines
+    )
+
+
+@pytest.mark.parametrize(("lean", "expected"), [(0.0, 0.5), (0.2, 0.7)])
+def test_a_reference_that_was_turned_upright_is_no_longer_where_it_lay(lean: float, expected: float) -> None:
+    """One that lay at 0.3 and was turned by 0.2 is shown at 0.1."""
+    reference = SimpleNamespace(case="a", lean=lean)
+    assert _against({"a": 0.3, "b": 0.8}, reference)["b"] == pytest.approx(expected)
+    assert _against({"b": 0.8}, reference) == {}
 
 
 @pytest.fixture(scope="module")

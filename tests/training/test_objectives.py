@@ -137,12 +137,47 @@ def test_pose_objective_is_eq_1_and_learns() -> None:
     before = untrained["mask dice"]
     # Untrained it is its own start, which is told beside it.
     assert untrained["identity alone"] == before
+    # What its mask Dice hides stands beside it, and does not choose the weights.
+    assert list(untrained) == ["mask dice", "identity alone", "roll slope", "degrees from moments"]
+    assert untrained["roll slope"] == 0.0
     assert before == pytest.approx(dice.mean().item(), abs=1e-4)
     losses = train(objective, batch, 1e-3, 40)
     assert losses[-1] < 0.5 * losses[0]
     trained = judge(objective, batch)
     assert trained["mask dice"] > before + 0.1
     assert trained["identity alone"] == before
+
+
+def test_the_slope_tells_an_stn1_that_turns_from_one_that_has_learned_the_size_alone() -> None:
+    """After a few steps the masks overlap well, and the roll is still that of the slice."""
+    lying = poses(24)
+    batch = batch_of(lying)
+    objective = PoseObjective(pipeline_of(config("pose.start=identity", "pose.max_angle=3.2")))
+    still = torch.zeros(24, 9)
+    optimiser = torch.optim.Adam(objective.parameters(), lr=3e-4)
+
+    def steps(count: int) -> dict[str, float]:
+        for _ in range(count):
+            optimiser.zero_grad()
+            objective(batch, still).backward()
+            optimiser.step()
+        return judge(objective, batch)
+
+    early, late = steps(12), steps(250)
+    assert early["mask dice"] > 0.85
+    assert early["roll slope"] < 0.5 < late["roll slope"]
+    assert late["degrees from moments"] < 0.5 * early["degrees from moments"]
+
+
+def test_of_phantoms_the_distance_from_the_true_roll_is_told() -> None:
+    batch = batch_of(poses())
+    objective = PoseObjective(pipeline_of(config("pose.start=identity")), None, {"one": 0.25})
+    cases = [SimpleNamespace(record=SimpleNamespace(id=name)) for name in ("one", "two")]
+    slices = SimpleNamespace(cases=cases, rows=np.array([[0, 0]] * 4 + [[1, 0]] * 2))
+    with torch.no_grad():
+        judged = objective.judge(slices, [batch])
+    # Untrained it says 0 of all.
+    assert judged["degrees from the true roll"] == pytest.approx(math.degrees(0.25), abs=1e-3)
 
 
 def test_moments_alone_find_most_of_the_pose() -> None:
@@ -212,6 +247,9 @@ def test_joint_objective_is_eq_1_and_eq_2_at_its_start() -> None:
     assert judged["box overlap"] == pytest.approx(target[:, 0, 0].square().mean().item(), rel=1e-4)
     assert judged["pose and crop"] == pytest.approx((judged["mask dice"] + judged["box overlap"]) / 2)
     assert next(iter(judged)) == "pose and crop"
+    # From the identity this network alone sees the roll; from the shipped network's start it does not.
+    assert judged["roll slope"] == 0.0
+    assert "degrees from moments" in judged
 
 
 def test_joint_learns_a_known_shift_and_box() -> None:

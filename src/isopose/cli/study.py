@@ -25,8 +25,17 @@ def study(
         typer.Option(metavar="NAME=VALUE", help="a label of the source, in place of what its layout says"),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="time for all training, e.g. 6h or 90m: shortens all arms alike")
+        str | None,
+        typer.Option(help="time for all training, e.g. 6h or 90m: shortens the U-Net of all arms alike"),
     ] = None,
+    short_stns: Annotated[
+        bool,
+        typer.Option(
+            "--short-stns",
+            help="allow settings that train STN1 or STN2 less than the preset; the report then says that "
+            "it is no test of the preset",
+        ),
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file, for all arms")] = None,
     settings: Setting = None,
     label: Label = None,
@@ -48,6 +57,7 @@ def study(
         values=read_settings(config) if config else {},
         source=source,
         source_labels=labels_of(source_label, "--source-label"),
+        short_stns=short_stns,
     )
     report = run_study(
         output,

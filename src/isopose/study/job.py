@@ -18,6 +18,7 @@ from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 from isopose.study import nnunet
 from isopose.study.arms import BY_NAME
+from isopose.study.lengths import lengths_of
 from isopose.study.measure import Measuring, circumstances, size_of, timed
 from isopose.training.fit import fit
 
@@ -38,6 +39,7 @@ def write_job(
     sizes: dict[str, float],
     predict: bool,
     workers: int,
+    trial: bool = False,
 ) -> None:
     """Put down all that a run needs; splits are by case, so that the run deals nothing itself."""
     write_json(
@@ -53,6 +55,7 @@ def write_job(
             "sizes_mm": sizes,
             "predict": predict,
             "workers": workers,
+            "trial": trial,
         },
     )
 
@@ -80,6 +83,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
     dataset = replace(opened, cases=cases)
     device = choose_device(config.train.device)
     meter = Measuring(folder / "measures.json", device)
+    stn: dict[str, Any] = {"lengths": {}, "turning": None}
     arm = BY_NAME.get(job["arm"])
     if arm is not None and arm.peer is not None:
         shared, workers = Path(job["store"]), job["workers"]
@@ -89,6 +93,9 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
     else:
         model = _model(folder, job, dataset, config, meter)
         history = model.info["history"] if job["arm"] != DIRECT else []
+        if arm is not None:
+            stns = {name: length.to_json() for name, length in lengths_of(config, arm, history).items()}
+            stn = {"lengths": stns, "turning": model.info.get("turning")}
         size = size_of(model.pipeline)
         made = circumstances(device, choose_precision(config.train.precision, device.type))
     result: dict[str, Any] = {
@@ -96,6 +103,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         "history": history,
         "size": size,
         "made": made,
+        "stn": stn,
     }
     if job["predict"]:
         held = [case for case in cases if case.split == "test" and case.label is not None]
@@ -130,6 +138,7 @@ def _model(folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, 
         store=Path(job["store"]),
         workers=job["workers"],
         reporter=meter,
+        trial=job.get("trial", False),
     )
 
 

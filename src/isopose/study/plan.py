@@ -18,11 +18,12 @@ from isopose.io.splits import check_sides, split_patients
 from isopose.parallel import Progress
 from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm
+from isopose.study.lengths import refuse_short
 
 #: In a study's folder: what it is of, and the widths of the bodies that are scored.
 STUDY, SIZES = "study.json", "sizes.json"
-#: The stages whose length the budget rule sets.
-STAGES = ("pose", "crop", "unet")
+#: The stages of a run, and that whose length a budget sets: STNs that are cut short are no test of the paper.
+STAGES, SHORTENED = ("pose", "crop", "unet"), "unet"
 #: Fewest epochs of the U-Net that a budget may leave.
 FEWEST_EPOCHS = 3
 
@@ -42,7 +43,8 @@ class Options:
         values: contents of a configuration file, likewise.
         source: path of the dataset from which Table 1 transfers, or none.
         source_labels: its labels, likewise: another dataset may store others.
-        scale: of every stage's epochs, the budget's; 1 without.
+        scale: of the U-Net's epochs, the budget's; 1 without.
+        short_stns: settings may train STN1 and STN2 shorter than the preset, which the report then says.
     """
 
     dataset: Path
@@ -55,6 +57,7 @@ class Options:
     source: Path | None
     source_labels: Mapping[str, int] | None = None
     scale: float = 1.0
+    short_stns: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def check_options(options: Options) -> None:
     """Check that a study can be made of what was asked for.
 
     Raises:
-        InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have, or
-            a source of other labels or with patients who are tested on.
+        InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have or
+            that shorten its STNs (unless that was asked for), or a source of other labels or with patients
+            who are tested on.
     """
     for preset in options.presets:
         if preset not in ("default", "paper"):
@@ -93,7 +97,9 @@ def check_options(options: Options) -> None:
     patients_of(options, 0)
     for arm in arms_of(options, None):
         for preset in options.presets:
-            config_of(options, preset, arm, options.seeds[0])
+            config = config_of(options, preset, arm, options.seeds[0])
+            if not options.short_stns:
+                refuse_short(config, arm)
     if options.source is not None:
         _check_source(options)
     elif options.source_labels:
@@ -179,8 +185,8 @@ def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
 def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
     """The configuration of an arm: preset, file, settings, then what the arm is named for.
 
-    Every stage has the same number of steps in all arms: no early stopping, and the budget's part of the
-    epochs. The weights of the best smoothed validation score are kept, as ever.
+    Every stage has the same number of steps in all arms: no early stopping, and of the U-Net's epochs the
+    budget's part. The weights of the best smoothed validation score are kept, as ever.
     """
     wanted = [*options.settings, *arm.settings, f"train.seed={seed}"]
     config = load_config(preset, settings=wanted, base=dict(options.values))
@@ -196,7 +202,8 @@ def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
         )
     lengths = []
     for stage in STAGES:
-        epochs = max(1, round(options.scale * getattr(config, stage).optimiser.epochs))
+        scale = options.scale if stage == SHORTENED else 1.0
+        epochs = max(1, round(scale * getattr(config, stage).optimiser.epochs))
         lengths += [f"{stage}.optimiser.{key}={epochs}" for key in ("epochs", "min_epochs", "patience")]
     return load_config(preset, settings=[*wanted, *lengths], base=dict(options.values))
 
@@ -296,15 +303,27 @@ def claim(output: Path, options: Options) -> tuple[Options, bool]:
 
 
 def settle(output: Path, options: Options) -> None:
-    """Put down, for good, which part of their epochs all stages of all arms have."""
-    write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale})
+    """Put down, for good, which part of its epochs the U-Net of every arm has."""
+    write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale, "scales": SHORTENED})
+
+
+def notes_of_length(output: Path) -> tuple[str, ...]:
+    """What is to be said of a study whose budget was settled by a version that shortened the STNs as well."""
+    known = read_json(output / STUDY)
+    if known["scale"] in (None, 1.0) or known.get("scales") == SHORTENED:
+        return ()
+    return (
+        "note: the version that settled this study's length shortened STN1 and STN2 as well; runs from now "
+        "on have them whole, so that arms with a pose may not compare: start a study anew for that",
+    )
 
 
 def _identity(options: Options) -> dict[str, Any]:
     values = asdict(options)
     # Presets and seeds may be added later: each is a run of its own.
     # The source's labels are in its contents.
-    for key in ("presets", "seeds", "scale", "source_labels"):
+    # What --short-stns allows is in the settings.
+    for key in ("presets", "seeds", "scale", "source_labels", "short_stns"):
         values.pop(key)
     return values | {
         "dataset": _contents(open_dataset(options.dataset, options.labels)),

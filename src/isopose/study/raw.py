@@ -60,7 +60,8 @@ def runs_csv(results: Results, sources: Mapping[str, Sequence[Run]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["preset", "arm", "seed", "fold", "stage", "epochs", "seconds", "cpu_seconds", "memory_before_mb",
-         "memory_peak_mb", "predict_seconds_median", "device", "processor", "threads", "precision", "folder"]
+         "memory_peak_mb", "predict_seconds_median", "device", "processor", "threads", "precision", "folder",
+         "roll_slope", "roll_degrees_from_truth", "roll_degrees_from_moments"]
     )  # fmt: skip
     runs = [(p, name, run) for p, arms in results.items() for name, arm in arms.items() for run in arm.runs]
     runs += [(preset, SOURCE.name, run) for preset, of_preset in sources.items() for run in of_preset]
@@ -70,11 +71,13 @@ def runs_csv(results: Results, sources: Mapping[str, Sequence[Run]]) -> str:
         for stage, seconds in (run.seconds() or {"": 0.0}).items():
             memory = run.measures["memory"].get(stage, {})
             epochs = sum(row["stage"] == stage for row in run.history)
+            turning = (run.stn.get("turning") or {}) if stage == "pose" else {}
             writer.writerow(
                 [preset, name, run.seed, run.fold, stage, epochs, round(seconds, 2),
                  round(cpu.get(stage, 0.0), 2), memory.get("before_mb"), memory.get("peak_mb"),
                  round(median(predicted), 3) if predicted else None,
-                 *(run.made.get(key) for key in ("device", "processor", "threads", "precision")), run.folder]
+                 *(run.made.get(key) for key in ("device", "processor", "threads", "precision")), run.folder,
+                 *(turning.get(key) for key in ("slope", "degrees_from_truth", "degrees_from_moments"))]
             )  # fmt: skip
     return text.getvalue()
 
@@ -92,6 +95,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                         "settings": list(result.arm.settings),
                         "folders": [run.folder for run in result.runs],
                         "made": [dict(run.made) for run in result.runs],
+                        "stn": [dict(run.stn) for run in result.runs],
                         "seconds": result.seconds,
                         "cpu_seconds": result.cpu_seconds,
                         "memory_mb": result.mean([run.memory_mb() for run in result.runs]),

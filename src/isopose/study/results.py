@@ -39,6 +39,8 @@ class Run:
         evaluation: of the test patients.
         shown: place (best, median, worst) to the case whose steps are drawn.
         made: device, processor, threads, precision and versions; only what the run put down.
+        stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and how STN1 sees the roll
+            as ``turning`` (:class:`isopose.training.turning.Turning`); empty of versions that put none down.
     """
 
     folder: str
@@ -50,6 +52,7 @@ class Run:
     evaluation: Evaluation
     shown: Mapping[str, str]
     made: Mapping[str, str] = field(default_factory=dict)
+    stn: Mapping[str, Any] = field(default_factory=dict)
 
     def seconds(self, key: str = "seconds") -> dict[str, float]:
         """Of training, by stage; ``cpu_seconds`` of all cores."""
@@ -179,6 +182,7 @@ def _run(output: Path, path: Path) -> Run:
         evaluation=evaluation,
         shown=values.get("shown", {}),
         made=values.get("made", {}),
+        stn=values.get("stn", {}),
     )
 
 

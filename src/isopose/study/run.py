@@ -19,6 +19,7 @@ from isopose.study.arms import BY_NAME, SOURCE, Arm
 from isopose.study.job import DIRECT, write_job
 from isopose.study.plan import (
     FEWEST_EPOCHS,
+    SHORTENED,
     STAGES,
     Job,
     Options,
@@ -30,6 +31,7 @@ from isopose.study.plan import (
     jobs_of,
     known_widths,
     measure_widths,
+    notes_of_length,
     patients_of,
     settle,
     source_job,
@@ -71,8 +73,8 @@ def run_study(
         output: the study's folder; it may hold the same study, which goes on.
         options: what the study is of.
         arms: names of those to run now; none is all. The report shows all that are there.
-        budget_s: seconds that all runs of the study may take together; every stage of every arm then has the
-            same part of its epochs. It is settled when a study first starts.
+        budget_s: seconds that all runs of the study may take together; the U-Net of every arm then has the
+            same part of its epochs, STN1 and STN2 have all of theirs. Settled when a study first starts.
         workers: processes for preprocessing.
         reporter: where progress goes.
 
@@ -104,6 +106,8 @@ def _run_study(
     options, settled = claim(output, options)
     if settled and budget_s is not None:
         reporter.say("note: this study's length was settled when it first started; --budget changes nothing")
+    for line in notes_of_length(output):
+        reporter.say(line)
     study = Study(output, options, workers, reporter)
     jobs, twins = jobs_of(options, chosen)
     for twin, name in twins.items():
@@ -212,6 +216,7 @@ def _start(
     *,
     sizes: dict[str, float],
     predict: bool,
+    trial: bool = False,
 ) -> None:
     of_source = job.arm == SOURCE.name
     labels = study.options.source_labels if of_source else study.options.labels
@@ -233,6 +238,7 @@ def _start(
         sizes=sizes,
         predict=predict,
         workers=study.workers,
+        trial=trial,
     )
     child = subprocess.Popen([sys.executable, "-m", "isopose", "study-run", str(folder)])
     try:
@@ -297,10 +303,10 @@ def _tried(study: Study, job: Job) -> dict[str, float]:
         )
         for stage in STAGES
     }
-    folder = study.output / "tried" / job.place
+    folder, short = study.output / "tried" / job.place, config.model_copy(update=sections)
     path, dataset = _dataset(study, job)
     if not (folder / "result.json").exists():
-        _start(study, folder, job, path, dataset, config.model_copy(update=sections), sizes={}, predict=False)
+        _start(study, folder, job, path, dataset, short, sizes={}, predict=False, trial=True)
     out: dict[str, float] = {}
     history = read_json(folder / "result.json")["history"]
     shutil.rmtree(folder)
@@ -320,17 +326,22 @@ def _tried(study: Study, job: Job) -> dict[str, float]:
 
 def _seconds(options: Options, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> float:
     """Estimated seconds of a run's training."""
+    return sum(_by_stage(options, job, seconds).values())
+
+
+def _by_stage(options: Options, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Estimated seconds of each stage of a run's training."""
     if job.arm == DIRECT:
-        return 0.0
+        return {}
     config = config_of(options, job.preset, _arm(job), job.seed)
     tried = seconds[_key(job)]
-    total = 0.0
+    out: dict[str, float] = {}
     for stage in dict.fromkeys(key.rpartition(" ")[0] for key in tried):
         # The joint network's optimiser is the crop's.
         optimiser = getattr(config, "crop" if stage == "joint" else stage).optimiser
         batch, validation = tried[f"{stage} batch"], tried[f"{stage} validation"]
-        total += optimiser.epochs * (optimiser.iterations * batch + validation)
-    return total
+        out[stage] = optimiser.epochs * (optimiser.iterations * batch + validation)
+    return out
 
 
 def _scale(
@@ -340,20 +351,25 @@ def _scale(
     seconds: Mapping[str, Mapping[str, float]],
     budget_s: float,
 ) -> float:
-    """The part of its epochs that every stage of every arm has, so that all runs fit the budget.
+    """The part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
+
+    STN1 and STN2 are never shortened, so what they take is left over from the budget first.
 
     Raises:
         InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.
     """
-    total = sum(_seconds(options, job, seconds) for job in _with_sources(output, jobs))
-    scale = min(1.0, budget_s / total) if total > 0 else 1.0
+    every = [_by_stage(options, job, seconds) for job in _with_sources(output, jobs)]
+    unets = sum(stages.get(SHORTENED, 0.0) for stages in every)
+    whole = sum(sum(stages.values()) for stages in every) - unets
+    scale = min(1.0, max(0.0, budget_s - whole) / unets) if unets > 0 else 1.0
     for preset in options.presets:
         epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimiser.epochs
         if round(scale * epochs) < min(FEWEST_EPOCHS, epochs):
+            least = whole + unets * min(FEWEST_EPOCHS, epochs) / epochs
+            stns = f" STN1 and STN2 take {_clock(whole)} of it, and are not shortened;" if whole else ""
             raise InputError(
-                f"--budget: {_clock(budget_s)} leave {scale * epochs:.1f} epochs of {epochs} to each U-Net; "
-                f"give at least {_clock(total * FEWEST_EPOCHS / epochs)}, fewer arms or seeds, or a smaller "
-                "configuration"
+                f"--budget: {_clock(budget_s)} leave {scale * epochs:.1f} epochs of {epochs} to each U-Net;"
+                f"{stns} give at least {_clock(least)}, fewer arms or seeds, or a smaller configuration"
             )
     return scale
 

@@ -1,13 +1,16 @@
 """``isopose fit``: from a dataset to a model folder, stage after stage."""
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from lightning_fabric import seed_everything
 
 from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.phantom import true_rolls
 from isopose.data.slices import Slices
 from isopose.data.store import Store
 from isopose.errors import InputError
@@ -25,7 +28,7 @@ from isopose.training.fabric import fabric_for
 from isopose.training.info import reference_info, training_info, warn_of_seen
 from isopose.training.preprocessing import preprocess
 from isopose.training.stages import Run, oversampling, slice_stages, volume_stages
-from isopose.training.targets import check_reference, choose_reference
+from isopose.training.targets import Reference, check_reference, choose_reference
 from isopose.training.transfer import check_source
 
 
@@ -40,6 +43,7 @@ def fit(
     corrections: Corrections | None = None,
     workers: int = 0,
     reporter: Reporter | None = None,
+    trial: bool = False,
 ) -> Model:
     """Train pose, crop (or both as one) and U-Net one after the other and write the model.
 
@@ -55,6 +59,7 @@ def fit(
             are trained towards. Validation cases are seen as a prediction will see its own.
         workers: processes for preprocessing; 0 does it here.
         reporter: where progress goes.
+        trial: a few batches to see how long they take, whose networks are not judged and do not warn.
 
     Raises:
         InputError: the dataset or a setting does not allow it, or the folder holds another run.
@@ -71,7 +76,7 @@ def fit(
     if corrections and config.dims == 3:
         raise InputError("--corrections: poses set by hand are those of slices, expected dims=2, got dims=3")
     check_batches(config, fabric.world_size)
-    run = Run(config, dataset.labels, fabric, folder / "work", reporter)
+    run = Run(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The others find what the first has made, and go on with it; the first holds the folder for all.
     with ExitStack() as held:
         with fabric.rank_zero_first():
@@ -134,6 +139,7 @@ def _fit(
             f"{math.degrees(reference.lean):+.1f} degrees)"
         )
         mask, of_reference = reference.mask, reference_info(reference, stored)
+        run = replace(run, truth=_against(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info["reference"]
     pipeline = pipeline_for(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
@@ -147,11 +153,11 @@ def _fit(
     if pipeline.pose.roll is not None and source is None:
         load_shipped(pipeline.pose.roll)
     if isinstance(pipeline, VolumePipeline):
-        stages = volume_stages(run, pipeline, train_slices, val_slices)
+        stages, turning = volume_stages(run, pipeline, train_slices, val_slices), None
     else:
-        stages = slice_stages(run, pipeline, train_slices, val_slices, corrections)
+        stages, turning = slice_stages(run, pipeline, train_slices, val_slices, corrections)
 
-    info = training_info(stages, of_reference, stored, training, validation, source)
+    info = training_info(stages, turning, of_reference, stored, training, validation, source)
     if corrections:
         info["training"]["corrections_sha256"] = sorted(one.sha256 for one in corrections.values())
     if fabric.is_global_zero:
@@ -159,3 +165,15 @@ def _fit(
         write_text(folder / CARD, model_card(load_model(folder)))
     fabric.barrier()
     return load_model(folder)
+
+
+def _against(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
+    """Angles at which cases lie against the homogenized reference, of their rolls in their slices, radians.
+
+    STN1 brings patients to the reference as it is shown, which may lean itself. Empty where its own roll is
+    not known.
+    """
+    if reference.case not in rolls:
+        return {}
+    own = rolls[reference.case] - reference.lean
+    return {case: roll - own for case, roll in rolls.items()}

@@ -8,6 +8,7 @@ from isopose.models.folder import Model
 from isopose.progress import Reporter
 from isopose.training.checkpoint import Progress
 from isopose.training.targets import Reference
+from isopose.training.turning import Turning
 
 
 def reference_info(reference: Reference, store: Store) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def reference_info(reference: Reference, store: Store) -> dict[str, Any]:
 
 def training_info(
     stages: list[Progress],
+    turning: Turning | None,
     reference: dict[str, Any],
     store: Store,
     training: tuple[Case, ...],
@@ -57,6 +59,7 @@ def training_info(
             }
             for stage in stages
         },
+        "turning": turning.to_json() if turning else None,
         "history": [row for stage in stages for row in stage.history],
     }
 

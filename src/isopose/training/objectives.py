@@ -7,7 +7,7 @@ On several ranks each judges a part of the batches, and all return the same numb
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from isopose.training.losses import (
     segmentation_loss,
 )
 from isopose.training.targets import crop_targets
+from isopose.training.turning import estimate_of, judged_turns, summed_up
 
 #: Pose jitter at strength 1: radians, log scale, shift in half sides of the homogenised frame.
 POSE_JITTER = (0.17, 0.1, 0.1, 0.1, 0.1)
@@ -39,11 +40,21 @@ POSE_JITTER = (0.17, 0.1, 0.1, 0.1, 0.1)
 class PoseObjective(nn.Module):
     """STN1: the homogenised outline agrees with the reference's (Eq. 1)."""
 
-    def __init__(self, pipeline: Pipeline, by_hand: Tensor | None = None) -> None:
-        """``by_hand``: poses ``(N, 5)`` of the training rows that were set, NaN where none was."""
+    def __init__(
+        self, pipeline: Pipeline, by_hand: Tensor | None = None, truth: Mapping[str, float] | None = None
+    ) -> None:
+        """Take STN1 from a pipeline.
+
+        Args:
+            pipeline: whose STN1 is trained.
+            by_hand: poses ``(N, 5)`` of the training rows that were set, NaN where none was.
+            truth: case id to the true roll against the reference, radians, where it is known.
+        """
         super().__init__()
         self.pose = pipeline.pose
+        self.air = pipeline.air
         self.by_hand = by_hand
+        self.truth = dict(truth or {})
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
         """The loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
@@ -57,10 +68,17 @@ class PoseObjective(nn.Module):
         away = (theta[known] - matrix_from_pose(by_hand[known])).abs().sum(dim=(1, 2))
         return loss + away.sum() / len(known)
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean agreement with the reference's outline over all slices, learned and of the start alone."""
-        learned, start = [], []
+    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
+        """Mean agreement with the reference's outline, learned and of the start alone; how the roll is seen.
+
+        The agreement chooses the weights (Eq. 1); what it hides stands beside it: how far the estimated angle
+        follows turns, and how far it is from the moments' and from the true one.
+        """
+        learned, start, turns = [], [], []
         for batch in batches:
+            turns.append(
+                judged_turns(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
+            )
             before = self.pose.start(batch.image, batch.mask)
             after = self.pose.refine(batch.image, batch.mask, before)
             learned.append(self.pose.agreement(batch.mask, after))
@@ -68,6 +86,7 @@ class PoseObjective(nn.Module):
         return {
             "mask dice": float(gathered(learned).mean()),
             f"{self.pose.config.start} alone": float(gathered(start).mean()),
+            **summed_up(turns),
         }
 
 
@@ -172,9 +191,13 @@ class JointObjective(nn.Module):
     share is the network. Slices without a label train the pose only.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, truth: Mapping[str, float] | None = None) -> None:
+        """Take the joint network from a pipeline; ``truth`` as for :class:`PoseObjective`."""
         super().__init__()
         assert pipeline.joint is not None, "only with stn=joint"
+        # None where the shipped network sees the roll, of which this one regresses a small rest.
+        self.estimate = estimate_of(pipeline)
+        self.truth = dict(truth or {})
         # The one part that learns; the rest of the pipeline is used, and no part of this module.
         self.joint = pipeline.joint
         self.look = pipeline.look
@@ -198,10 +221,12 @@ class JointObjective(nn.Module):
         )
         return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """The mean of agreement and overlap, then each, and the start's agreement alone."""
-        learned, start, overlap = [], [], []
+    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
+        """The mean of agreement and overlap, each, the start's agreement alone, and the roll if it learns."""
+        learned, start, overlap, turns = [], [], [], []
         for batch in batches:
+            if self.estimate is not None:
+                turns.append(judged_turns(self.estimate, self.reference, self.air, self.truth, slices, batch))
             assert batch.pose is not None, "the joint network starts from a first estimate"
             pose, theta2, target, found = self._seen(batch)
             learned.append(self.agreement(batch.mask, pose))
@@ -212,7 +237,8 @@ class JointObjective(nn.Module):
         if len(squares):
             parts["box overlap"] = float(squares.mean())
         alone = {f"{self.config.pose.start} alone": float(gathered(start).mean())}
-        return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone}
+        roll = summed_up(turns) if turns else {}
+        return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone, **roll}
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert batch.pose is not None, "the joint network starts from a first estimate"

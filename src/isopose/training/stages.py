@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from isopose.training.objectives import (
     SegmentationObjective,
 )
 from isopose.training.transforms import box_of_all, poses_of, transforms_of, turned
+from isopose.training.turning import Turning, measure_turning, warning_of
 from isopose.training.volumes import (
     NOISE3D,
     VolumeCropObjective,
@@ -43,19 +44,35 @@ from isopose.training.volumes import (
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages of one run share."""
+    """What the stages of one run share.
+
+    Args:
+        config: all settings.
+        labels: of the dataset.
+        fabric: device, precision, ranks.
+        work: folder of checkpoints and curves.
+        reporter: where progress goes.
+        truth: case id to the true roll against the reference, radians, where it is known (phantoms).
+        trial: run for its speed alone: what the networks learned is not judged.
+    """
 
     config: Config
     labels: Labels
     fabric: Fabric
     work: Path
     reporter: Reporter
+    truth: Mapping[str, float] = field(default_factory=dict)
+    trial: bool = False
 
 
 def slice_stages(
     run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None, corrections: Corrections
-) -> list[Progress]:
-    """Train the networks of slices; the pipeline then holds the best weights."""
+) -> tuple[list[Progress], Turning | None]:
+    """Train the networks of slices; the pipeline then holds the best weights.
+
+    Returns:
+        How far each stage has come, and how STN1 sees the roll where one was trained.
+    """
     config = run.config
     reference = pipeline.pose.reference_mask.cpu()
     by_hand = poses_by_hand(train_slices, corrections, reference)
@@ -66,11 +83,13 @@ def slice_stages(
         train_slices.pose = where_set(by_hand, train_slices.pose)
 
     stages: list[Progress] = []
+    turning: Turning | None = None
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
     if pipeline.pose.localisation is not None and learning:
-        pose = PoseObjective(pipeline, by_hand if by_hand.isfinite().any() else None)
+        pose = PoseObjective(pipeline, by_hand if by_hand.isfinite().any() else None, run.truth)
         stages.append(_train(run, "pose", pose, train_slices, val_slices, 0))
+        turning = _measured(run, pipeline, train_slices, val_slices, "pose")
     if pipeline.pose.roll is not None and config.pose.learned and learning:
         find_poses()
         stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
@@ -83,7 +102,9 @@ def slice_stages(
         for line in turned(slices):
             run.reporter.say(line)
     if pipeline.joint is not None and learning:
-        stages.append(_train(run, "joint", JointObjective(pipeline), train_slices, val_slices, 3, "crop"))
+        joint = JointObjective(pipeline, run.truth)
+        stages.append(_train(run, "joint", joint, train_slices, val_slices, 3, "crop"))
+        turning = _measured(run, pipeline, train_slices, val_slices, "crop")
     if config.crop.enabled and not config.crop.learned and learning:
         pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
     crops = crops_by_hand(train_slices, corrections, reference)
@@ -104,7 +125,29 @@ def slice_stages(
     stages.append(
         _train(run, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(run, pipeline))
     )
-    return stages
+    return stages, turning
+
+
+def _measured(
+    run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None, section: str
+) -> Turning | None:
+    """Measure how the trained STN1 sees the roll, say it, and warn where it has not learned to turn."""
+    if run.trial:
+        return None
+    patients = "validation" if val_slices else "training"
+    slices = (val_slices or train_slices).spread(run.config.train.validation_slices)
+    turning = measure_turning(pipeline, slices, run.fabric, run.truth, patients)
+    if turning is not None:
+        true = turning.degrees_from_truth
+        run.reporter.say(
+            f"STN1's roll on {turning.slices} slices of {patients} patients: slope {turning.slope:.2f}, "
+            + (f"{true:.1f} degrees from the true one (moments: {turning.moments_from_truth:.1f}), "
+               if true is not None else "")
+            + f"{turning.degrees_from_moments:.1f} degrees from the moments' at the median"
+        )  # fmt: skip
+        if not turning.learned:
+            run.reporter.say(warning_of(turning, section))
+    return turning
 
 
 def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:

@@ -1,0 +1,94 @@
+"""How long the arms of a study train STN1 and STN2, and how long their preset would.
+
+A study shortens the U-Net only. STN1 learns size first and rotation last, so that one that was cut short is
+no test of the method, however well its masks overlap.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from isopose.config import Config, load_config
+from isopose.errors import InputError
+from isopose.study.arms import Arm
+
+#: What the transformers are called, and the settings that make them long.
+STNS = {"STN1": "pose", "STN2": "crop"}
+
+
+@dataclass(frozen=True)
+class Length:
+    """Of one transformer's training in one run, and in the run's preset.
+
+    Args:
+        steps: batches.
+        preset_steps: batches of the preset.
+        slices: that were seen, each as often as it was.
+        preset_slices: likewise of the preset.
+    """
+
+    steps: int
+    preset_steps: int
+    slices: int
+    preset_slices: int
+
+    @property
+    def short(self) -> bool:
+        """Whether it is trained less than its preset would: in fewer steps, or on fewer slices."""
+        return self.steps < self.preset_steps or self.slices < self.preset_slices
+
+    def to_json(self) -> dict[str, int]:
+        """Plain values."""
+        return asdict(self)
+
+
+def lengths_of(
+    config: Config, arm: Arm, history: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Length]:
+    """STN1's and STN2's lengths in an arm, of those that the arm or its preset trains.
+
+    Args:
+        config: of the run.
+        arm: whose own settings are its preset's too: what it is named for shortens nothing.
+        history: a row an epoch, of a run that is done; without it as long as the configuration says.
+    """
+    preset = load_config(config.preset, settings=list(arm.settings))
+    done = Counter(row["stage"] for row in history) if history is not None else None
+    found = {}
+    for name, section in STNS.items():
+        steps, slices = _trained(config, section, done)
+        preset_steps, preset_slices = _trained(preset, section, None)
+        if steps or preset_steps:
+            found[name] = Length(steps, preset_steps, slices, preset_slices)
+    return found
+
+
+def _trained(config: Config, section: str, done: Mapping[str, int] | None) -> tuple[int, int]:
+    """Steps and slices by which a transformer is trained: of the epochs that were done, else of all."""
+    # One network for both (stn=joint) is none of the arms', whose U-Net often has no crop.
+    learns = {"pose": config.pose.learned, "crop": config.crop.enabled and config.crop.learned}
+    if not learns[section]:
+        return 0, 0
+    optimiser = getattr(config, section).optimiser
+    epochs = optimiser.epochs if done is None else done.get(section, 0)
+    steps = epochs * optimiser.iterations
+    return steps, steps * optimiser.batch_size
+
+
+def refuse_short(config: Config, arm: Arm) -> None:
+    """Check that settings leave STN1 and STN2 of an arm as long as its preset has them.
+
+    Raises:
+        InputError: one is shorter.
+    """
+    for name, length in lengths_of(config, arm).items():
+        if length.short:
+            section = STNS[name]
+            raise InputError(
+                f"these settings train {name} of the arm {arm.name} ({config.preset} preset) for "
+                f"{length.steps} steps and {length.slices} slices, the preset for {length.preset_steps} and "
+                f"{length.preset_slices}: a study shortens the U-Net only. Leave {section}.optimiser.epochs, "
+                f"iterations, batch_size and {section}.learned as they are, or add --short-stns, which the "
+                "report then says"
+            )

@@ -1,0 +1,129 @@
+"""What a study's report says of STN1 and STN2: how long they were trained, and whether STN1 turns."""
+
+from collections.abc import Mapping, Sequence
+
+from isopose.evaluation.tables import Cell, Column, Table
+from isopose.study.lengths import STNS, Length, lengths_of
+from isopose.study.plan import Options, config_of
+from isopose.study.results import ArmResult, Run
+from isopose.training.turning import LEAST_SLOPE
+
+#: In place of a number that the version which made a run did not take.
+NOT_MEASURED = "not measured"
+
+
+def lengths_by_arm(
+    options: Options, preset: str, results: Mapping[str, ArmResult]
+) -> dict[str, dict[str, Length]]:
+    """STN1's and STN2's length in each arm: of the run of it that trained each least.
+
+    Runs of versions that did not put it down are counted by their history and the study's settings.
+    """
+    found: dict[str, dict[str, Length]] = {}
+    for name, result in results.items():
+        if result.arm.peer is None:
+            every = [_lengths(options, preset, result, run) for run in result.runs]
+            found[name] = {
+                stn: min((one[stn] for one in every if stn in one), key=lambda length: length.steps)
+                for stn in STNS
+                if any(stn in one for one in every)
+            }
+    return found
+
+
+def _lengths(options: Options, preset: str, result: ArmResult, run: Run) -> dict[str, Length]:
+    known = run.stn.get("lengths")
+    if known is not None:
+        return {name: Length(**values) for name, values in known.items()}
+    # What trains nothing, as direct inference, has no history to count.
+    return lengths_of(config_of(options, preset, result.arm, run.seed), result.arm, run.history)
+
+
+def notes_of(
+    preset: str, results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[str, Length]]
+) -> tuple[str, ...]:
+    """What is to be known of the STNs of some arms before their scores are believed, a line each."""
+    notes = []
+    for stn in STNS:
+        by_steps: dict[str, list[str]] = {}
+        for name in results:
+            length = lengths.get(name, {}).get(stn)
+            if length is not None and length.short:
+                by_steps.setdefault(_part(length), []).append(name)
+        for part, names in by_steps.items():
+            whose = "the paper's" if preset == "paper" else f"the {preset}"
+            notes.append(
+                f"{stn} was shortened in {', '.join(names)} ({part}): this says nothing about {whose} preset."
+            )
+    still = [
+        f"{name} seed {run.seed} ({run.stn['turning']['slope']:.2f})"
+        for name, result in results.items()
+        for run in result.runs
+        if run.stn.get("turning") and run.stn["turning"]["slope"] < LEAST_SLOPE
+    ]
+    if still:
+        notes.append(
+            f"STN1 has not learned to turn in {', '.join(still)}: of a turn of the slice its angle follows "
+            f"less than {LEAST_SLOPE:.0%}, so that patients keep their own roll. Such a run is no test of "
+            "the method."
+        )
+    return tuple(notes)
+
+
+def _part(length: Length) -> str:
+    told = f"{length.steps:,} of {length.preset_steps:,} steps"
+    if length.steps >= length.preset_steps:
+        told = f"{length.slices:,} of {length.preset_slices:,} slices seen"
+    return told
+
+
+def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[str, Length]]) -> Table | None:
+    """How STN1 sees the roll in each run that trained it, and how long both were trained; or none."""
+    columns = (
+        Column("Arm", text=True),
+        Column("Seed"),
+        Column("Fold"),
+        Column("STN1's steps (preset's)", text=True),
+        Column("STN2's steps (preset's)", text=True),
+        Column("Slope on applied turns", text=True),
+        Column("Degrees from the true roll", text=True),
+        Column("Moments: from the true roll", text=True),
+        Column("Degrees from moments", text=True),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, result in results.items():
+        of_arm = lengths.get(name, {})
+        if not of_arm:
+            continue
+        for run in result.runs:
+            rows.append(
+                (name, run.seed, run.fold, *(_steps(of_arm.get(stn)) for stn in STNS), *_roll(run, of_arm))
+            )
+    if not rows:
+        return None
+    return Table(
+        "STN1 and STN2 in each run",
+        columns,
+        tuple(rows),
+        notes=(
+            "medians over slices of validation patients (of training patients where none validate), after "
+            "training; slope: change of STN1's angle over the angle by which a slice was turned, 1 follows, "
+            f"0 has learned nothing, below {LEAST_SLOPE} it has not learned to turn; the true roll is known "
+            "of phantoms only",
+        ),
+    )
+
+
+def _steps(length: Length | None) -> str:
+    return "none" if length is None else f"{length.steps:,} ({length.preset_steps:,})"
+
+
+def _roll(run: Run, lengths: Mapping[str, Length]) -> Sequence[str]:
+    """Slope and distances of a run as texts."""
+    if "STN1" not in lengths or not lengths["STN1"].steps:
+        return ("no STN1",) * 4
+    turning = run.stn.get("turning")
+    if not turning:
+        return (NOT_MEASURED,) * 4
+    values = (turning[key] for key in ("degrees_from_truth", "moments_from_truth", "degrees_from_moments"))
+    return (f"{turning['slope']:.2f}", *("not known" if v is None else f"{v:.1f}" for v in values))

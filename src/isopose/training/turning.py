@@ -1,0 +1,221 @@
+"""Whether a network that finds poses has learned to turn them, which the Dice of the masks does not show.
+
+Eq. 1 is near its best once place and size are right: a trunk that leans by ten degrees overlaps an upright
+one by 0.95 to 0.98. So STN1 is asked: slices are turned by known angles, and its estimate has to follow.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from isopose.data.slices import Batch, Slices
+from isopose.geometry.moments import moments, pose_from_moments
+from isopose.geometry.similarity import ANGLE, POSE_SIZE, matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.models.pipeline import Pipeline
+from isopose.ranks import gathered
+from isopose.training.transforms import batch_of
+
+#: By which slices are turned, radians: about as far as patients lie from upright (docs/phantom.md).
+TURNS = (-math.radians(15.0), math.radians(15.0))
+#: Below this slope more than half of a patient's turn is left in the homogenized slice, which then varies
+#: nearly as much as it did: the network has not learned to turn.
+LEAST_SLOPE = 0.5
+#: Of a batch's slices one in so many is turned after each epoch, for it takes a look at each turn.
+TURNED_OF_A_BATCH = 4
+
+#: From images and masks ``(N, 1, S, S)`` to poses ``(N, 5)``.
+Estimate = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Turning:
+    """How a trained STN1 sees the roll; medians over slices.
+
+    Args:
+        slope: change of the estimated angle over the angle by which a slice was turned: 1 follows turns, 0
+            has learned nothing of them.
+        degrees_from_moments: distance of its angle and that of the mask's moments, of axes (at most 90).
+        degrees_from_truth: distance of its angle and the true one, where the patients are phantoms.
+        moments_from_truth: distance of the moments' angle and the true one, to compare.
+        slices: that were looked at.
+        patients: whose they are; of training patients where none validate.
+    """
+
+    slope: float
+    degrees_from_moments: float
+    degrees_from_truth: float | None
+    moments_from_truth: float | None
+    slices: int
+    patients: Literal["validation", "training"]
+
+    @property
+    def learned(self) -> bool:
+        """Whether it follows turns well enough to bring patients to one roll."""
+        return self.slope >= LEAST_SLOPE
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as they are kept with a model."""
+        return asdict(self)
+
+
+def estimate_of(pipeline: Pipeline) -> Estimate | None:
+    """The trained estimate of single slices' poses; none where no trained network sees the roll.
+
+    With the roll network that ships with the package no STN1 regresses the angle.
+    """
+    if pipeline.pose.localisation is not None:
+        return pipeline.pose
+    if pipeline.joint is not None and pipeline.pose.roll is None:
+        return lambda image, mask: pipeline.look(image, mask, pipeline.pose.start(image, mask))[0]
+    return None
+
+
+def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tensor:
+    """Slope ``(N,)`` of each slice's estimated angle on the angle by which it was turned.
+
+    Regressed through the slice as it lies, over :data:`TURNS`; changes are wrapped to half a turn.
+
+    Args:
+        estimate: of poses.
+        image: ``(N, 1, S, S)`` normalized.
+        mask: ``(N, 1, S, S)``.
+        air: value outside the image.
+    """
+    lying = estimate(image, mask)[:, ANGLE].float()
+    along = torch.zeros_like(lying)
+    for turn in TURNS:
+        # A matrix maps output to input: to turn a slice by an angle is to look at it turned back.
+        back = torch.zeros(POSE_SIZE, device=image.device)
+        back[ANGLE] = -turn
+        theta = matrix_from_pose(back)
+        size = (image.shape[2], image.shape[3])
+        turned = warp(image, theta, size, fill=air), warp(mask, theta, size)
+        along += turn * wrapped(estimate(*turned)[:, ANGLE].float() - lying)
+    return along / sum(turn**2 for turn in TURNS)
+
+
+def angles_of(estimate: Estimate, reference: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles ``(N,)`` of slices against the reference, by an estimate and by moments of the masks.
+
+    Args:
+        estimate: of poses.
+        reference: ``(1, 1, S, S)`` mask.
+        image: ``(N, 1, S, S)`` normalized.
+        mask: ``(N, 1, S, S)``.
+    """
+    by_moments = pose_from_moments(moments(mask), moments(reference))
+    return estimate(image, mask)[:, ANGLE].float(), by_moments[:, ANGLE].float()
+
+
+def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Tensor:
+    """True angle ``(N,)`` of rows of slices, radians; NaN where the case's is not known.
+
+    Args:
+        truth: case id to the angle at which the patient lies against the reference.
+        slices: whose cases have the ids.
+        rows: ``(N,)`` of the slices.
+    """
+    cases = [slices.cases[slices.rows[row, 0]].record.id for row in rows.cpu().tolist()]
+    return torch.tensor([truth.get(case, math.nan) for case in cases], device=rows.device)
+
+
+def wrapped(angle: Tensor) -> Tensor:
+    """Angles brought to within half a turn, radians."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+def between_axes(a: Tensor, b: Tensor) -> Tensor:
+    """Distance of the directions of two axes, radians, at most a quarter turn: an axis has no head."""
+    return 0.5 * wrapped(2.0 * (a - b)).abs()
+
+
+def judged_turns(
+    estimate: Estimate,
+    reference: Tensor,
+    air: float,
+    truth: Mapping[str, float],
+    slices: Slices,
+    batch: Batch,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a batch: slopes of some slices, distances in radians from moments, and from the truth where known.
+
+    Returns:
+        ``(M,)`` of one in :data:`TURNED_OF_A_BATCH` slices, ``(N,)``, ``(K,)`` of those with a known truth.
+    """
+    some = batch.part(torch.arange(0, len(batch.rows), TURNED_OF_A_BATCH, device=batch.image.device))
+    learned, by_moments = angles_of(estimate, reference, batch.image, batch.mask)
+    off = learned.new_zeros(0)
+    if truth:
+        off = wrapped(learned - true_angles(truth, slices, batch.rows)).abs()
+        off = off[off.isfinite()]
+    return slopes(estimate, some.image, some.mask, air), between_axes(learned, by_moments), off
+
+
+def summed_up(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """Medians over all slices of what :func:`judged_turns` says of each batch, for progress and curves."""
+    # By number, for a rank may have had no batch.
+    slope, from_moments, from_truth = (gathered([part[n] for part in parts]) for n in range(3))
+    told = {"roll slope": float(slope.median()), "degrees from moments": _degrees(from_moments)}
+    return told | ({"degrees from the true roll": _degrees(from_truth)} if len(from_truth) else {})
+
+
+@torch.no_grad()
+def measure_turning(
+    pipeline: Pipeline, slices: Slices, fabric: Fabric, truth: Mapping[str, float], patients: str
+) -> Turning | None:
+    """Measure how the trained STN1 sees the roll; nothing where no trained network sees it.
+
+    Args:
+        pipeline: with its best weights, in evaluation mode.
+        slices: of patients that did not train it, or of those that did where no others are there.
+        fabric: whose ranks share the work; all return the same.
+        truth: case id to the true angle against the reference, radians; empty where it is not known.
+        patients: whose the slices are.
+    """
+    estimate = estimate_of(pipeline)
+    if estimate is None:
+        return None
+    reference = pipeline.pose.reference_mask
+    found: list[tuple[Tensor, ...]] = []
+    for batch in slices.in_order(batch_of(slices), fabric.global_rank, fabric.world_size):
+        on_device = batch.to(fabric.device)
+        image, mask = on_device.image, on_device.mask
+        true = true_angles(truth, slices, on_device.rows)
+        angles = angles_of(estimate, reference, image, mask)
+        found.append((*angles, true, slopes(estimate, image, mask, pipeline.air)))
+    learned, by_moments, true, slope = (gathered([part[n] for part in found]) for n in range(4))
+    known = true.isfinite()
+    return Turning(
+        slope=float(slope.median()),
+        degrees_from_moments=_degrees(between_axes(learned, by_moments)),
+        degrees_from_truth=_degrees(wrapped(learned - true).abs()[known]) if known.any() else None,
+        moments_from_truth=_degrees(wrapped(by_moments - true).abs()[known]) if known.any() else None,
+        slices=len(slope),
+        patients="validation" if patients == "validation" else "training",
+    )
+
+
+def warning_of(turning: Turning, section: str) -> str:
+    """The line that says that STN1 has not learned to turn, and what to change.
+
+    Args:
+        turning: what was measured.
+        section: of the configuration that holds the network's optimizer.
+    """
+    degrees = math.degrees(TURNS[-1])
+    return (
+        f"warning: STN1 has not learned to turn: of a turn by {degrees:.0f} degrees its estimate follows "
+        f"{turning.slope * degrees:.1f} (slope {turning.slope:.2f}, expected at least {LEAST_SLOPE}), "
+        "so that homogenized slices keep the patient's own roll, whatever their mask Dice; train it longer "
+        f"({section}.optimiser.epochs) or with momentum ({section}.optimiser.momentum=0.9)"
+    )
+
+
+def _degrees(radians: Tensor) -> float:
+    return math.degrees(float(radians.median()))

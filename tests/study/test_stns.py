@@ -1,0 +1,158 @@
+"""What a study's report says of STN1 and STN2: a short one or one that does not turn is never passed over."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isopose.config import load_config
+from isopose.evaluation.evaluate import CaseScores, Evaluation
+from isopose.evaluation.metrics import Scores
+from isopose.evaluation.tables import to_markdown
+from isopose.files import write_json
+from isopose.study.arms import BY_NAME
+from isopose.study.lengths import Length, lengths_of
+from isopose.study.plan import Options
+from isopose.study.results import ArmResult, Run, load_results
+from isopose.study.stns import NOT_MEASURED, lengths_by_arm, notes_of, stn_table
+
+RESULTS = Path(__file__).parents[2] / "docs" / "study" / "results"
+WHOLE = {"steps": 12500, "preset_steps": 12500, "slices": 150000, "preset_slices": 150000}
+TURNS = {
+    "slope": 0.93,
+    "degrees_from_moments": 2.0,
+    "degrees_from_truth": 2.3,
+    "moments_from_truth": 2.2,
+    "slices": 100,
+    "patients": "validation",
+}
+
+
+def options(**values: Any) -> Options:
+    return Options(Path("nowhere"), None, ("paper",), (0,), 1, (), values, None, short_stns=True)
+
+
+def history(**epochs: int) -> tuple[dict[str, Any], ...]:
+    return tuple({"stage": stage, "epoch": n + 1} for stage, count in epochs.items() for n in range(count))
+
+
+def run(seed: int = 0, epochs: tuple[dict[str, Any], ...] = (), **stn: Any) -> Run:
+    return Run(
+        folder="", seed=seed, fold=0, history=epochs, measures={}, size={}, evaluation=Evaluation((), ()),
+        shown={}, stn=stn,
+    )  # fmt: skip
+
+
+def results(**runs: list[Run]) -> dict[str, ArmResult]:
+    return {
+        name.replace("_", "-"): ArmResult(BY_NAME[name.replace("_", "-")], tuple(of))
+        for name, of in runs.items()
+    }
+
+
+def test_whole_stns_that_turn_are_shown_and_need_no_note() -> None:
+    found = results(augmented=[run(lengths={})], pose=[run(lengths={"STN1": WHOLE}, turning=TURNS)])
+    lengths = lengths_by_arm(options(), "paper", found)
+    assert lengths == {"augmented": {}, "pose": {"STN1": Length(**WHOLE)}}
+    assert notes_of("paper", found, lengths) == ()
+    table = stn_table(found, lengths)
+    assert table is not None
+    # What trains none is in no row.
+    assert table.rows == (("pose", 0, 0, "12,500 (12,500)", "none", "0.93", "2.3", "2.2", "2.0"),)
+
+
+def test_a_run_that_has_not_learned_to_turn_is_named() -> None:
+    still = TURNS | {"slope": 0.04, "degrees_from_truth": None, "moments_from_truth": None}
+    whole = {"STN1": WHOLE}
+    found = results(pose=[run(lengths=whole, turning=TURNS), run(1, lengths=whole, turning=still)])
+    lengths = lengths_by_arm(options(), "paper", found)
+    [note] = notes_of("paper", found, lengths)
+    assert "STN1 has not learned to turn in pose seed 1 (0.04)" in note
+    assert "seed 0" not in note
+    table = stn_table(found, lengths)
+    assert table is not None
+    assert table.rows[1][5:] == ("0.04", "not known", "not known", "2.0")
+
+
+def test_a_short_stn_says_nothing_about_its_preset() -> None:
+    """In one of two runs is enough."""
+    short = WHOLE | {"steps": 1000, "slices": 12000}
+    few = WHOLE | {"slices": 50000}
+    found = results(
+        pose=[run(lengths={"STN1": WHOLE}, turning=TURNS), run(1, lengths={"STN1": short}, turning=TURNS)],
+        crop_full=[run(lengths={"STN1": WHOLE, "STN2": few}, turning=TURNS)],
+    )
+    notes = notes_of("paper", found, lengths_by_arm(options(), "paper", found))
+    assert notes == (
+        "STN1 was shortened in pose (1,000 of 12,500 steps): this says nothing about the paper's preset.",
+        "STN2 was shortened in crop-full (50,000 of 150,000 slices seen): this says nothing about the "
+        "paper's preset.",
+    )
+
+
+def test_runs_of_versions_that_put_nothing_down_are_counted_by_their_history() -> None:
+    """Ten epochs of 100 batches, and nobody measured what had been learned."""
+    given = options(pose={"optimiser": {"epochs": 10, "iterations": 100}})
+    found = results(
+        pose=[run(epochs=history(pose=10, unet=3))], plain=[run(epochs=history(unet=3))],
+        direct=[run()], nnunet=[run(epochs=history(unet=3))],
+    )  # fmt: skip
+    lengths = lengths_by_arm(given, "paper", found)
+    assert lengths["pose"]["STN1"] == Length(1000, 12500, 12000, 150000)
+    assert lengths["plain"] == lengths["direct"] == {}
+    assert "nnunet" not in lengths
+    [note] = notes_of("paper", found, lengths)
+    assert "STN1 was shortened in pose (1,000 of 12,500 steps)" in note
+    table = stn_table(found, lengths)
+    assert table is not None
+    assert table.rows == (("pose", 0, 0, "1,000 (12,500)", "none", *(NOT_MEASURED,) * 4),)
+
+
+def test_lengths_follow_what_was_done_and_what_the_arm_is_named_for() -> None:
+    config = load_config("paper")
+    done = lengths_of(config, BY_NAME["crop-half"], history(pose=50, crop=3, unet=1))
+    assert done["STN1"] == Length(12500, 12500, 150000, 150000)
+    assert done["STN2"] == Length(750, 12500, 9000, 150000)
+    moments = load_config("paper", settings=list(BY_NAME["moments"].settings))
+    assert lengths_of(moments, BY_NAME["moments"]) == {}
+    # The default preset's pose needs no training, its crop does.
+    assert set(lengths_of(load_config(), BY_NAME["crop-full"])) == {"STN2"}
+
+
+def test_the_published_study_is_read_and_its_stns_are_told(tmp_path: Path) -> None:
+    """Of a version that knew nothing of all this."""
+    known = json.loads((RESULTS / "study.json").read_text())["of"]["values"]
+    found = load_results(RESULTS)
+    assert all(run.stn == {} for run in found["paper"]["pose"].runs)
+    lengths = lengths_by_arm(options(**known), "paper", found["paper"])
+    notes = notes_of("paper", found["paper"], lengths)
+    report = (RESULTS.parent / "report.md").read_text()
+    assert len(notes) == 2
+    for note in notes:
+        assert note in report
+    table = stn_table(found["paper"], lengths)
+    assert table is not None
+    assert to_markdown(table) in report
+
+
+def test_what_a_run_puts_down_is_read_again(tmp_path: Path) -> None:
+    scores = Scores(dice=0.5, surface_dice=0.5, hd95_mm=1.0, truth_ml=10.0, prediction_ml=10.0)
+    evaluation = Evaluation(("kidney",), (CaseScores("a", "a", {"kidney": scores}),))
+    stn = {"lengths": {"STN1": WHOLE}, "turning": TURNS}
+    write_json(
+        tmp_path / "runs" / "paper" / "pose" / "seed-0-fold-0" / "result.json",
+        {"arm": "pose", "history": [], "size": {}, "measures": {"memory": {}, "predict": {}},
+         "evaluation": evaluation.to_json(), "stn": stn},
+    )  # fmt: skip
+    found = load_results(tmp_path)["paper"]
+    assert found["pose"].runs[0].stn == stn
+    assert lengths_by_arm(options(), "paper", found)["pose"]["STN1"] == Length(**WHOLE)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_a_note_is_beside_every_table_of_the_paper_that_has_such_an_arm(preset: str) -> None:
+    tex = (RESULTS.parent / "tables.tex").read_text()
+    third = tex[tex.index(f"Table 3: the crop and the size of the U-Net's input ({preset} preset)") :]
+    whose = "the paper's" if preset == "paper" else "the default"
+    assert f"this says nothing about {whose} preset." in third[: third.index("end{table}")]
