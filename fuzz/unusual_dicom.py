@@ -36,6 +36,8 @@ from unusual_enhanced import as_enhanced
 from unusual_places import lay_beside, pack
 
 _TEXTS = (1, "1", "1.0", "+1", "1e0", "1.00000000000", " 1 ")
+#: Slices of one series that do not lie together.
+_APART = "slices in several folders"
 #: Other beginnings of files than the standard's.
 _PARTS = ("some without preamble", "preamble without meta header", "meta header without preamble")
 SYNTAXES = {
@@ -77,6 +79,8 @@ def _written(folder: Path, draw: Random) -> None:
     _pixels(made, draw)
     if maybe(draw, 0.5):
         odd_elements(made.slices, made.kinds, draw)
+        # Another quantity than HU may be refused.
+        made.valid &= {str(d.get("RescaleType", "HU")) for d in made.slices} <= {"HU", ""}
     scan = folder / "scan"
     shutil.rmtree(scan, ignore_errors=True)
     scan.mkdir()
@@ -93,7 +97,7 @@ def _written(folder: Path, draw: Random) -> None:
     Note(
         scan=given,
         kinds=made.kinds or ["plain"],
-        valid=made.valid and valid,
+        valid=made.valid and valid and not {_APART, "ZIP of several folders"} & set(made.kinds),
         tolerance=made.tolerance,
         gdcm=made.gdcm and gdcm,
         hu="MR without rescaling" not in made.kinds,
@@ -346,4 +350,9 @@ def _names(made: Series, count: int, draw: Random) -> list[str]:
     numbers = list(range(count))
     if maybe(draw, 0.6):
         draw.shuffle(numbers)
-    return [form.format(number) for number in numbers]
+    names = [form.format(number) for number in numbers]
+    if maybe(draw, 0.03):
+        made.kinds.append(_APART)
+        made.gdcm = False
+        names = [draw.choice(("", "", "more/", "a/b/")) + name for name in names]
+    return names

@@ -79,6 +79,13 @@ def _write(path: Path, d: Dataset) -> None:
     pydicom.dcmwrite(path, d, enforce_file_format=True)
 
 
+#: Names of an archive's members, of a file's name and its number; the first ones are sound.
+_ODD_NAMES = (
+    *("{1}", "a/{0}", "\u00fc \u4e2d/{0}", "deep/" * 30 + "{0}", "x{1}.zip.d/{0}", "b c/{1}/{0}"),
+    *("../{0}", "/abs/{0}", "a\\b\\{0}", "C:/{0}", "../../{1}/{0}", "./{0}", "a//{0}", ".hidden/{1}.dcm"),
+)
+
+
 def pack(folder: Path, kinds: list[str], draw: Random) -> tuple[str, bool]:
     """The folder as it is, one of its files, or an archive of it.
 
@@ -92,20 +99,20 @@ def pack(folder: Path, kinds: list[str], draw: Random) -> tuple[str, bool]:
     if act < 0.65:
         return "scan", not (below or beside)
     if act < 0.75:
-        chosen = (
-            next(
-                path
-                for path in sorted(scan.rglob("*"))
-                if path.is_file() and path.name.startswith(("IM", "1."))
-            )
-            if any(path.name.startswith(("IM", "1.")) for path in scan.rglob("*") if path.is_file())
-            else None
-        )
+        slices = [path for path in sorted(scan.rglob("*")) if path.is_file()]
+        chosen = next((path for path in slices if path.name.startswith(("IM", "1."))), None)
         if chosen is None or beside:
             return "scan", not (below or beside)
         kinds.append("given as one file")
         return str(chosen.relative_to(folder)), not below
-    kind = draw.choice(("ZIP", "ZIP of the Finder", "ZIP with odd names"))
+    kind = draw.choice(
+        (
+            *("ZIP", "ZIP of the Finder") * 2,
+            "ZIP with odd names",
+            "ZIP with odd names",
+            "ZIP of several folders",
+        )
+    )
     kinds.append(kind)
     _archive(folder / "scan.zip", scan, kind, draw)
     return "scan.zip", False
@@ -114,25 +121,16 @@ def pack(folder: Path, kinds: list[str], draw: Random) -> tuple[str, bool]:
 def _archive(path: Path, scan: Path, kind: str, draw: Random) -> None:
     files = sorted(file for file in scan.rglob("*") if file.is_file())
     packed = draw.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED))
+    form = draw.choice(_ODD_NAMES)
     with zipfile.ZipFile(path, "w", packed) as archive:
         if maybe(draw, 0.3):
             archive.writestr("scan/", b"")
         for number, file in enumerate(files):
             name = f"scan/{file.relative_to(scan)}"
             if kind == "ZIP with odd names":
-                name = draw.choice(
-                    (
-                        f"../{file.name}",
-                        f"/abs/{file.name}",
-                        f"a\\b\\{file.name}",
-                        f"\u00fc \u4e2d/{file.name}",
-                        f"{'deep/' * 30}{file.name}",
-                        f"{number}",
-                        f"C:/{file.name}",
-                        f"x{number}.zip.d/{file.name}",
-                        f".hidden/{number}.dcm",
-                    )
-                )
+                name = form.format(file.name, number)
+            elif kind == "ZIP of several folders":
+                name = draw.choice(_ODD_NAMES[:6]).format(file.name, number)
             archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), file.read_bytes())
             if kind == "ZIP of the Finder":
                 junk = io.BytesIO(bytes.fromhex("0005160700020000") + b"Mac OS X        \0\2" + bytes(160))
