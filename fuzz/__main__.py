@@ -110,25 +110,37 @@ def _all(given: argparse.Namespace, seeds: Path, place: Path) -> int:
             f"| {slowest[name]:.1f} |"
         )
     print(f"in all: {sum(sum(found.values()) for found in counts.values())}, failed: {len(failures)}")
-    _print_refused([row for row in rows if row["kinds"] and row["kind"] == "refused"])
+    _print_unusual([row for row in rows if row["kinds"]])
     for row in failures[:50]:
         print(f"{row['target']}:{row['number']}: {row['told'][-600:]}")
     return 1 if failures or sum(sum(found.values()) for found in counts.values()) != given.inputs else 0
 
 
-def _print_refused(rows: list[dict[str, Any]]) -> None:
-    """Why unusual inputs were refused, valid ones first of all, so that it is seen where too much is."""
-    for name in dict.fromkeys(row["target"] for row in rows):
-        found = [row for row in rows if row["target"] == name and row["valid"]]
-        others = sum(row["target"] == name for row in rows) - len(found)
-        print(f"\n{name}: refused although valid: {len(found)}; refused of those that may be: {others}")
+def _print_unusual(rows: list[dict[str, Any]]) -> None:
+    """How many unusual inputs were refused although they are valid, and why most often."""
+    if not rows:
+        return
+    print("\n| input | tried | read, and alike | refused although valid | refused, as it may be | failed |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    names = list(dict.fromkeys(row["target"] for row in rows))
+    refused = {
+        name: [row for row in rows if row["target"] == name and row["kind"] == "refused" and row["valid"]]
+        for name in names
+    }
+    for name in names:
+        kinds = Counter(row["kind"] for row in rows if row["target"] == name)
+        print(
+            f"| {name} | {sum(kinds.values())} | {kinds['read']} | {len(refused[name])} "
+            f"| {kinds['refused'] - len(refused[name])} | {kinds['failed']} |"
+        )
+    for name in names:
         reasons: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in found:
+        for row in refused[name]:
             reasons[_reason(row["told"])].append(row)
         for reason, alike in sorted(reasons.items(), key=lambda item: -len(item[1]))[:REASONS]:
-            kinds = Counter(kind for row in alike for kind in row["kinds"]).most_common(3)
-            often = ", ".join(f"{kind} ({times})" for kind, times in kinds)
-            print(f"- {len(alike)} times, e.g. {name}:{alike[0]['number']}: {reason} [{often}]")
+            kinds = Counter(kind for row in alike for kind in row["kinds"])
+            often = ", ".join(f"{kind} ({times})" for kind, times in kinds.most_common(3))
+            print(f"refused {len(alike)} times, e.g. {name}:{alike[0]['number']}: {reason} [{often}]")
 
 
 def _reason(message: str) -> str:

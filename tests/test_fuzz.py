@@ -19,7 +19,8 @@ def test_inputs_are_read_right_or_refused_in_one_line(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+    first, second = done.stdout.split("\nin all: ")
+    rows = [line.split("|") for line in first.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 12
     for _, _, tried, read, refused, failed, *_ in rows:
         assert int(tried) == 30
@@ -27,7 +28,7 @@ def test_inputs_are_read_right_or_refused_in_one_line(tmp_path):
         assert int(failed) == 0
         assert int(refused) > 0
     for name in UNUSUAL:
-        assert f"{name}: refused although valid: " in done.stdout
+        assert f"| {name} | 30 | " in second
 
 
 def test_the_harness_finds_what_is_wrong(tmp_path):
