@@ -21,7 +21,10 @@ def nifti_truth(data: bytes) -> Truth:
     if not 1 <= int(header["dim"][0]) <= 7:
         raise MustBeRefused("it has no dimensions")
     # What nibabel mends as it opens a file: signs of voxel sizes, qfac, voxels within the header.
+    codes = int(header["sform_code"]), int(header["qform_code"])
     header.check_fix(_SILENT, error_level=1000)
+    # Not codes that are not in the standard's list, which nifti1_io.c takes for what is set.
+    header["sform_code"], header["qform_code"] = codes
     header["vox_offset"] = max(float(header["vox_offset"]), header.single_vox_offset)
     factor = {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
     shape = [int(n) for n in header["dim"][1 : int(header["dim"][0]) + 1]]
