@@ -33,7 +33,7 @@ from pydicom.uid import (
 from unusual_body import Scan, drawn_scan, maybe
 from unusual_elements import odd_elements
 from unusual_enhanced import as_enhanced
-from unusual_places import lay_beside, pack
+from unusual_places import APART, lay_beside, pack
 
 _TEXTS = (1, "1", "1.0", "+1", "1e0", "1.00000000000", " 1 ")
 #: Slices of one series that do not lie together.
@@ -97,7 +97,7 @@ def _written(folder: Path, draw: Random) -> None:
     Note(
         scan=given,
         kinds=made.kinds or ["plain"],
-        valid=made.valid and valid and not {_APART, "ZIP of several folders"} & set(made.kinds),
+        valid=made.valid and valid and not {_APART, *APART} & set(made.kinds),
         tolerance=made.tolerance,
         gdcm=made.gdcm and gdcm,
         hu="MR without rescaling" not in made.kinds,
