@@ -1,17 +1,20 @@
-"""``python fuzz``: damaged inputs by the thousand; each must be read, or refused in one clear line.
+"""``python fuzz``: damaged and unusual inputs by the thousand: each is read, or refused in one clear line.
 
     python fuzz --inputs 20000 --seed 1 --jobs 2
 
-Each input is a copy of sound files (``seeds.py``) damaged by ``mutations.py``, and is read in a process of
-its own with a bound on memory and time. A failure is an exception that isopose did not foresee, a message
-that is not one line, a value that should have been refused, a crash, or a bound reached. Failures are kept,
-and repeat by ``python fuzz --only TARGET:NUMBER --seed SEED``.
+Each damaged input is a copy of sound files (``seeds.py``) changed by ``mutations.py``; each unusual one
+(``unusual_*.py``) is valid or nearly so, and what is read of it is compared with independent readers
+(``oracles.py``). Each is read in a process of its own with a bound on memory and time. A failure is an
+exception that isopose did not foresee, a message that is not one line, a value that should have been refused,
+other values or places than the independent readers', a crash, or a bound reached. Failures are kept, and
+repeat by ``python fuzz --only TARGET:NUMBER --seed SEED``.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,9 +25,11 @@ import traceback
 from collections import Counter, defaultdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import planes
 import targets
 from seeds import write_seeds
 
@@ -34,6 +39,8 @@ SECONDS, BYTES = 20, 2 * 2**30
 COMMANDS = 10
 #: Longest message that is one clear line.
 LINE = 1500
+#: Reasons for refusing valid inputs that are listed for each kind of unusual input.
+REASONS = 12
 
 
 def main() -> int:
@@ -85,10 +92,11 @@ def _all(given: argparse.Namespace, seeds: Path, place: Path) -> int:
         os.waitpid(pid, 0)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     slowest: dict[str, float] = defaultdict(float)
-    failures = []
+    failures, rows = [], []
     for path in jobs.values():
         for line in path.read_text().splitlines():
             row = json.loads(line)
+            rows.append(row)
             counts[row["target"]][row["kind"]] += 1
             slowest[row["target"]] = max(slowest[row["target"]], row["seconds"])
             if row["kind"] == "failed":
@@ -102,9 +110,42 @@ def _all(given: argparse.Namespace, seeds: Path, place: Path) -> int:
             f"| {slowest[name]:.1f} |"
         )
     print(f"in all: {sum(sum(found.values()) for found in counts.values())}, failed: {len(failures)}")
+    _print_unusual([row for row in rows if row["kinds"]])
     for row in failures[:50]:
         print(f"{row['target']}:{row['number']}: {row['told'][-600:]}")
     return 1 if failures or sum(sum(found.values()) for found in counts.values()) != given.inputs else 0
+
+
+def _print_unusual(rows: list[dict[str, Any]]) -> None:
+    """How many unusual inputs were refused although they are valid, and why most often."""
+    if not rows:
+        return
+    print("\n| input | tried | read, and alike | refused although valid | refused, as it may be | failed |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    names = list(dict.fromkeys(row["target"] for row in rows))
+    refused = {
+        name: [row for row in rows if row["target"] == name and row["kind"] == "refused" and row["valid"]]
+        for name in names
+    }
+    for name in names:
+        kinds = Counter(row["kind"] for row in rows if row["target"] == name)
+        print(
+            f"| {name} | {sum(kinds.values())} | {kinds['read']} | {len(refused[name])} "
+            f"| {kinds['refused'] - len(refused[name])} | {kinds['failed']} |"
+        )
+    for name in names:
+        reasons: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in refused[name]:
+            reasons[_reason(row["told"])].append(row)
+        for reason, alike in sorted(reasons.items(), key=lambda item: -len(item[1]))[:REASONS]:
+            kinds = Counter(kind for row in alike for kind in row["kinds"])
+            often = ", ".join(f"{kind} ({times})" for kind, times in kinds.most_common(3))
+            print(f"refused {len(alike)} times, e.g. {name}:{alike[0]['number']}: {reason} [{often}]")
+
+
+def _reason(message: str) -> str:
+    """A message without its paths and numbers, so that alike ones can be counted."""
+    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"\S*/\S*", "PATH", message))[:200]
 
 
 def _job(
@@ -116,7 +157,10 @@ def _job(
             folder = _damaged(seeds, work, name, number, seed)
             started = time.monotonic()
             kind, text = _in_a_process(name, folder, seeds, number)
+            note = planes.note_of(folder)
             row = {
+                "kinds": note.kinds if note else [],
+                "valid": bool(note and note.valid and (note.hu or not _by_command(number))),
                 "target": name,
                 "number": number,
                 "kind": kind,
@@ -134,7 +178,10 @@ def _job(
 
 def _damaged(seeds: Path, work: Path, name: str, number: int, seed: int) -> Path:
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(seeds / name, work)
+    if (seeds / name).is_dir():
+        shutil.copytree(seeds / name, work)
+    else:
+        work.mkdir()
     targets.BY_NAME[name].damage(work, Random(f"{seed} {name} {number}"))
     return work
 
@@ -169,16 +216,26 @@ def _in_a_process(name: str, folder: Path, seeds: Path, number: int) -> tuple[st
     return "failed", "ended without a word"
 
 
+def _by_command(number: int) -> bool:
+    """Whether an input goes through the whole command line."""
+    return number // len(targets.TARGETS) % COMMANDS == 0
+
+
 def _outcome(name: str, folder: Path, seeds: Path, number: int) -> tuple[str, str]:
     from isopose.errors import IsoposeError
 
     target = targets.BY_NAME[name]
     try:
-        if number // len(targets.TARGETS) % COMMANDS == 0:
-            return _of_command(target.command(folder, seeds), folder)
+        if _by_command(number):
+            found = _of_command(target.command(folder, seeds), folder)
+            if found[0] == "read" and target.after:
+                target.after(folder)
+            return found
         target.act(folder)
     except IsoposeError as error:
         return _judged(str(error))
+    except planes.Differs as error:
+        return "failed", str(error)
     except BaseException:
         return "failed", traceback.format_exc()
     return "read", ""

@@ -9,8 +9,15 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import mutations
+import planes
+from oracles import truth_of
+from oracles_nifti import nifti_truth
+from unusual_dicom import unusual_dicom
+from unusual_itk import unusual_itk
+from unusual_nifti import unusual_nifti
 
 #: Damages the files of a copied folder.
 Damage = Callable[[Path, Random], None]
@@ -24,15 +31,17 @@ class Target:
 
     Args:
         name: of the folder of seeds.
-        damage: what is done to a copy of it.
+        damage: what is done to a copy of it; an unusual input is made from nothing.
         act: what is done with the copy, in a process of its own; returns where it is accepted.
         command: the same as a command line, run now and then in place of it.
+        after: what is looked at where the command ended well.
     """
 
     name: str
     damage: Damage
     act: Act
     command: Callable[[Path, Path], list[str]]
+    after: Act | None = None
 
 
 def _packed_or_not(folder: Path, draw: Random) -> None:
@@ -126,9 +135,30 @@ def _read(folder: Path) -> None:
     assert header.shape == volume.array.shape, "the header promised another size"
     assert volume.array.dtype == header.dtype, "the header promised another type"
     _sound(volume)
+    if path.name.endswith((".nii", ".nii.gz")):
+        _as_nibabel(path, volume)
 
 
-def _sound(volume) -> None:  # type: ignore[no-untyped-def]
+def _as_nibabel(path: Path, volume: Any) -> None:
+    """Where nibabel reads a damaged file as well, it finds the same values and places."""
+    import numpy as np
+
+    try:
+        truth = nifti_truth(path.read_bytes())
+    except planes.MustBeRefused as error:
+        truth = planes.Truth(refuse=str(error))
+    except Exception:  # in as many ways as a header can be damaged
+        return
+    # Of places that are far away float32 keeps fewer digits.
+    tolerance = max(
+        2 * planes.PLACES, 1e-6 * float(np.abs(volume.world_from_index).max()) * max(volume.array.shape)
+    )
+    found = planes.difference(volume.array, volume.world_from_index, truth, tolerance)
+    if found:
+        raise planes.Differs(found)
+
+
+def _sound(volume: Any) -> None:
     import numpy as np
 
     assert np.isfinite(volume.array).all(), "values that are not finite were accepted"
@@ -136,6 +166,53 @@ def _sound(volume) -> None:  # type: ignore[no-untyped-def]
     assert (volume.spacing > 0).all(), "voxels without size were accepted"
     direction = volume.direction
     assert np.allclose(direction.T @ direction, np.eye(3), atol=2e-2), "a sheared grid was accepted"
+
+
+def _given(folder: Path) -> Path:
+    """What the note of an unusual input says that isopose is given."""
+    return folder / _note(folder).scan
+
+
+def _note(folder: Path) -> planes.Note:
+    note = planes.note_of(folder)
+    assert note is not None, "an unusual input has a note"
+    return note
+
+
+def _read_alike(folder: Path) -> None:
+    """Values and places as independent readers find them."""
+    from isopose.errors import IsoposeError
+    from isopose.io.images import peek, read_volume
+
+    note = _note(folder)
+    truth = truth_of(folder, note)
+    try:
+        volume = read_volume(folder / note.scan)
+    except IsoposeError as error:
+        if "secret" in str(error).lower():
+            raise planes.Differs(f"names the patient: {error}") from None
+        raise
+    header = peek(folder / note.scan)
+    assert header.shape == volume.array.shape, "the header promised another size"
+    _sound(volume)
+    found = planes.difference(volume.array, volume.world_from_index, truth, note.tolerance)
+    if found:
+        raise planes.Differs(f"{found} ({', '.join(note.kinds)})")
+
+
+def _written_alike(folder: Path) -> None:
+    """The label map lies where independent readers find the scan."""
+    import nibabel as nib
+    import numpy as np
+
+    note = _note(folder)
+    (written,) = (folder / "out").rglob("*.nii.gz")
+    labels = nib.Nifti1Image.from_filename(written)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ labels.affine
+    truth = planes.places_only(truth_of(folder, note))
+    found = planes.difference(np.zeros(labels.shape[::-1]), lps, truth, note.tolerance + planes.PLACES)
+    if found:
+        raise planes.Differs(f"the label map: {found} ({', '.join(note.kinds)})")
 
 
 def _series(folder: Path) -> Path:
@@ -281,6 +358,10 @@ TARGETS = (
         ],
     ),
     Target("checkpoint", _packed_or_not, _resume, lambda folder, _: ["check", str(folder)]),
+    # Not damaged, but unlike what is read every day; what is read is compared.
+    Target("unusual-dicom", unusual_dicom, _read_alike, _predict_with(_given), _written_alike),
+    Target("unusual-nifti", unusual_nifti, _read_alike, _predict_with(_given), _written_alike),
+    Target("unusual-itk", unusual_itk, _read_alike, _predict_with(_given), _written_alike),
 )
 BY_NAME = {target.name: target for target in TARGETS}
 

@@ -4,25 +4,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+UNUSUAL = ("unusual-dicom", "unusual-nifti", "unusual-itk")
 
 
-def test_damaged_inputs_are_read_or_refused_in_one_line(tmp_path):
+def test_inputs_are_read_right_or_refused_in_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "fuzz", "--inputs", "270", "--seed", "11", "--keep", tmp_path / "found"],
+        [sys.executable, ROOT / "fuzz", "--inputs", "360", "--seed", "11", "--keep", tmp_path / "found"],
         capture_output=True,
         text=True,
         check=False,
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
-    assert len(rows) == 9
+    first, second = done.stdout.split("\nin all: ")
+    rows = [line.split("|") for line in first.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 12
     for _, _, tried, read, refused, failed, *_ in rows:
         assert int(tried) == 30
         assert int(read) + int(refused) == 30
         assert int(failed) == 0
         assert int(refused) > 0
+    for name in UNUSUAL:
+        assert f"| {name} | 30 | " in second
 
 
 def test_the_harness_finds_what_is_wrong(tmp_path):
@@ -42,3 +48,36 @@ def test_the_harness_finds_what_is_wrong(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "IndexError" in done.stdout
     assert list((tmp_path / "found").glob("nifti-*.txt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [
+        ("values", "v.with_array(v.array[..., ::-1])"),
+        ("values", "v.with_array(v.array + (v.array.max() > 255))"),
+        ("places", "Volume(v.array, np.diag([-1.0, 1.0, 1.0, 1.0]) @ v.world_from_index)"),
+    ],
+)
+def test_other_values_or_places_than_independent_readers_find_are_failures(tmp_path, what, fault):
+    script = (
+        "import sys, runpy\n"
+        "import numpy as np\n"
+        "import isopose.io.images as images\n"
+        "from isopose.geometry.volume import Volume\n"
+        "real = images.read_volume\n"
+        "def read(path, series=None):\n"
+        "    v = real(path, series)\n"
+        f"    return {fault}\n"
+        "images.read_volume = read\n"
+        f"sys.argv = ['fuzz', '--targets', '{','.join(UNUSUAL)}', '--keep', {str(tmp_path / 'found')!r}]\n"
+        "sys.argv += ['--inputs', '90']\n"
+        f"runpy.run_path({str(ROOT / 'fuzz')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    for name in UNUSUAL:
+        texts = [path.read_text() for path in (tmp_path / "found").glob(f"{name}-*.txt")]
+        assert any(text.startswith(f"{what}: ") for text in texts), name
