@@ -8,8 +8,8 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
 #: Edges of a voxel, mm. No CT of a patient is finer than 0.05, and a voxel in meters has edges of 0.0003 to
-#: 0.005. Slices of sparse series of the lung are 10 to 20 apart; a voxel in micrometers has edges of 300 up.
-EDGE_MM = (0.01, 50.0)
+#: 0.005. Slices of sparse series of the lung are 10 to 20 apart; voxels in micrometers have edges of 200 up.
+EDGE_MM = (0.01, 100.0)
 #: Longest side of what a scan shows, mm: twice as far as any table moves, and more than memory takes if wide.
 LONGEST_MM = 5000.0
 #: Widest slice that a scanner's bore takes, and longest scan of a table, mm.
