@@ -78,7 +78,7 @@ class ReferencePose(InvertibleTransform):
         """
         info = self.pop_transform(data)
         transform = Transform.from_text(info[TraceKeys.EXTRA_INFO]["transform"])
-        channels = [as_volume(MetaTensor(channel, affine=data.affine)) for channel in data]  # type: ignore[attr-defined]
+        channels = [as_volume(MetaTensor(channel, affine=data.affine)) for channel in data.as_tensor()]  # type: ignore[attr-defined]
         if len(channels) == 1 and are_labels(channels[0].array):
             parts = [restored_labels(as_labels(channels[0]), transform)]
         else:
@@ -165,11 +165,9 @@ def _meta_like(data: torch.Tensor, *channels: Volume) -> MetaTensor:
     """Channels on one grid as float32, with the meta data of a tensor and its record of transforms."""
     made: list[MetaTensor] = [like(data)(volume) for volume in channels]
     values = torch.cat([one.as_tensor() for one in made]).float()
-    out = MetaTensor(
+    return MetaTensor(
         values,
-        affine=made[0].affine,
-        meta={**data.meta, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
+        # Not beside it: MONAI warns where an affine is given twice.
+        meta={**data.meta, "affine": made[0].affine, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
         applied_operations=list(data.applied_operations),  # type: ignore[attr-defined]
     )
-    out.meta["affine"] = made[0].affine
-    return out
