@@ -48,7 +48,7 @@ test-peers: peers
 	.venv-peers/bin/python -m pytest tests/data/test_nnunet_parity.py tests/study/test_nnunet.py \
 		tests/homogenize/test_before_nnunet.py tests/nnunet
 
-# Wheel and sdist; what is installed with them, as a bill of materials; its licences; and its known weaknesses,
+# Wheel and sdist; what is installed with them, as a bill of materials; its licenses; and its known weaknesses,
 # where the tool reaches a database of them.
 RUNTIME := build/runtime/bin/python
 TOOLS := .venv-release/bin
@@ -65,7 +65,7 @@ release:
 		bom['components'].append(json.load(open('src/isopose/serve/static/niivue/component.json'))); \
 		json.dump(bom, open('dist/isopose.cdx.json', 'w'), indent=2)"
 	$(TOOLS)/pip-licenses --python $(RUNTIME) --from mixed --partial-match --fail-on "GPL;GNU;Proprietary;UNKNOWN" \
-		--format csv --output-file dist/licences.csv
+		--format csv --output-file dist/licenses.csv
 	$(TOOLS)/pip-audit --path $$($(RUNTIME) -c "import sysconfig; print(sysconfig.get_path('purelib'))") --progress-spinner off \
 		> dist/audit.txt 2>&1 || echo "pip-audit: see dist/audit.txt"
 	@! grep -q "could not be audited" dist/audit.txt || echo "pip-audit: not all could be looked up, see dist/audit.txt"

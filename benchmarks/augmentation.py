@@ -65,11 +65,11 @@ ARMS = (
 )
 #: Against this arm differences are taken: what was done before there was any mirroring.
 BASE = "jitter"
-TARGETS = ("kidney", "tumour")
+TARGETS = ("kidney", "tumor")
 
 HEAD = (
-    "| start of the pose | while the U-Net trains | patients | kidney Dice | tumour Dice "
-    f"| kidney, against {BASE} | tumour, against {BASE} | training, s | prediction, s |\n"
+    "| start of the pose | while the U-Net trains | patients | kidney Dice | tumor Dice "
+    f"| kidney, against {BASE} | tumor, against {BASE} | training, s | prediction, s |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 NOTE = """

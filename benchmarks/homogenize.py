@@ -1,8 +1,8 @@
-"""What homogenising costs a label, and what it does to a cohort: there and back, on phantoms of known pose.
+"""What homogenizing costs a label, and what it does to a cohort: there and back, on phantoms of known pose.
 
     python benchmarks/homogenize.py OUT
 
-writes ``OUT/homogenize.md`` and ``OUT/homogenize.json``. Labels go to the homogenised grid and back, as
+writes ``OUT/homogenize.md`` and ``OUT/homogenize.json``. Labels go to the homogenized grid and back, as
 ``isopose homogenize`` and ``isopose restore`` take them; no segmenter is in between, so what is lost is lost
 by the way alone. The cohort is one that nothing else draws from.
 """
@@ -19,19 +19,19 @@ import typer
 from isopose.config import HomogenizeConfig
 from isopose.data.phantom import render, sample_case, texture_generator
 from isopose.data.phantom.case import PhantomCase
-from isopose.data.phantom.randomised import roll_of
+from isopose.data.phantom.randomized import roll_of
 from isopose.data.preprocess import warped_labels
 from isopose.devices import one_thread
 from isopose.files import output_folder, write_json, write_text
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
-from isopose.homogenize.homogeniser import shipped_homogeniser
-from isopose.homogenize.scan import HomogenisedScan, homogenise
+from isopose.homogenize.estimator import shipped_estimator
+from isopose.homogenize.scan import HomogenizedScan, homogenize_scan
 from isopose.models.folder import versions
 from isopose.progress import Terminal
 
 COHORT = 3_000_017
-NAMES = {1: "kidney", 2: "tumour"}
+NAMES = {1: "kidney", 2: "tumor"}
 WAYS = [("volume", 384), ("volume", 256), ("volume", 512), ("smooth", 384), ("slice", 384)]
 
 
@@ -49,9 +49,9 @@ class Row:
 
 def measured(per: str, size: int, case: PhantomCase, volume: Volume, classes: np.ndarray) -> Row:
     """One patient by one way."""
-    ours = shipped_homogeniser(HomogenizeConfig(per=per, size=size))
+    ours = shipped_estimator(HomogenizeConfig(per=per, size=size))
     started = time.monotonic()
-    scan = homogenise(ours, volume, volume.with_array(classes))
+    scan = homogenize_scan(ours, volume, volume.with_array(classes))
     seconds = time.monotonic() - started
     assert scan.labels is not None
     t = scan.transform
@@ -67,7 +67,7 @@ def measured(per: str, size: int, case: PhantomCase, volume: Volume, classes: np
     )
 
 
-def body_width(scan: HomogenisedScan) -> float:
+def body_width(scan: HomogenizedScan) -> float:
     """Of the body in the middle slice, in sides of the reference's frame."""
     return width_of(scan.image.array > -250) / scan.transform.grid.usual
 
@@ -89,7 +89,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 def table(rows: dict[str, list[Row]]) -> str:
     """Markdown: a line for each way."""
     lines = [
-        "| poses, pixels | kidney Dice, mean / worst | tumour Dice, mean / worst | largest grid | s a scan |",
+        "| poses, pixels | kidney Dice, mean / worst | tumor Dice, mean / worst | largest grid | s a scan |",
         "| --- | --- | --- | --- | --- |",
     ]
     for way, all_of in rows.items():
@@ -109,7 +109,7 @@ def main(
     slices: int = 8,
     size: Annotated[int, typer.Option(help="pixels of the phantoms' slices")] = 512,
 ) -> None:
-    """Draw, homogenise, restore, compare."""
+    """Draw, homogenize, restore, compare."""
     output_folder(output)
     rows: dict[str, list[Row]] = {f"{per}, {pixels}": [] for per, pixels in WAYS}
     with Terminal().counting("patients") as progress, one_thread():

@@ -34,7 +34,7 @@ GROUPS = {
     "ReLU": ("threshold", "clamp", "relu"),
     "resampling": ("grid", "affine"),
     "concatenation": ("cat",),
-    "optimiser": ("_foreach", "fused", "addcmul", "addcdiv"),
+    "optimizer": ("_foreach", "fused", "addcmul", "addcdiv"),
     "copies": ("copy_", "contiguous", "clone", "fill_", "zero"),
 }
 
@@ -131,19 +131,19 @@ def training_step(
     objective = SegmentationObjective(pipeline).train()
     if compiled:
         pipeline.unet.compile()
-    optimiser = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     labels = torch.randint(0, 3, (n, size, size), dtype=torch.uint8)
     image, mask = torch.randn(n, 1, size, size), torch.ones(n, 1, size, size)
     batch = Batch(torch.arange(n), image, mask, labels, torch.zeros(n, 5), torch.eye(3).expand(n, 3, 3))
     noise = torch.rand(n, 9) * 2 - 1
 
     def step() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = objective(batch, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 12.0)
-        optimiser.step()
+        optimizer.step()
 
     step()
     return step

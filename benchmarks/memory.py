@@ -47,13 +47,13 @@ CASES = (
     ("data.size=128", "unet.input=full", "unet.base_features=16"),
     ("data.size=256", "unet.input=full", "unet.base_features=16"),
     ("data.size=256", "unet.input=half", "unet.base_features=16"),
-    ("data.size=256", "unet.input=full", "unet.optimiser.batch_size=6"),
-    ("data.size=256", "unet.input=full", "unet.optimiser.parts=3"),
-    ("data.size=256", "unet.input=full", "unet.optimiser.parts=3", "unet.recompute=true"),
+    ("data.size=256", "unet.input=full", "unet.optimizer.batch_size=6"),
+    ("data.size=256", "unet.input=full", "unet.optimizer.parts=3"),
+    ("data.size=256", "unet.input=full", "unet.optimizer.parts=3", "unet.recompute=true"),
     ("data.size=256", "unet.input=full", "unet.base_features=16", "unet.recompute=true"),
     ("data.size=256", "unet.input=full", "unet.base_features=16", "unet.loss_space=native"),
-    ("data.size=512", "unet.input=full", "unet.optimiser.batch_size=2"),
-    ("data.size=512", "unet.input=half", "unet.optimiser.batch_size=2"),
+    ("data.size=512", "unet.input=full", "unet.optimizer.batch_size=2"),
+    ("data.size=512", "unet.input=half", "unet.optimizer.batch_size=2"),
     ("data.size=128", "dims=3", "unet.depth=16"),
 )
 
@@ -87,14 +87,14 @@ def measure(settings: list[str]) -> dict[str, float]:
     """Megabytes before two steps and at their peak, and what was foreseen of the training itself."""
     config = load_config(settings=settings)
     precision = choose_precision(config.train.precision, "cpu")
-    optimiser = config.unet.optimiser
+    optimizer = config.unet.optimizer
     objective, loss = volumes_of(config) if config.dims == 3 else slices_of(config)
     learning = torch.optim.AdamW(objective.parameters())
     before = reset_peak()
     best = {name: value.clone() for name, value in objective.state_dict().items()}
     for _ in range(2):
         learning.zero_grad()
-        for rows in torch.arange(optimiser.batch_size).tensor_split(optimiser.parts):
+        for rows in torch.arange(optimizer.batch_size).tensor_split(optimizer.parts):
             with autocast(precision, "cpu"):
                 part = loss(rows)
             part.backward()
@@ -109,7 +109,7 @@ def measure(settings: list[str]) -> dict[str, float]:
 
 def slices_of(config: Config) -> tuple[torch.nn.Module, Loss]:
     """The U-Net's objective, and its loss on some rows of a batch of slices."""
-    n, size = config.unet.optimiser.batch_size, config.data.size
+    n, size = config.unet.optimizer.batch_size, config.data.size
     pipeline = Pipeline(config, CLASSES, OUTLINE, 0.0, 1.0)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = SegmentationObjective(pipeline).train()
@@ -121,7 +121,7 @@ def slices_of(config: Config) -> tuple[torch.nn.Module, Loss]:
 
 def volumes_of(config: Config) -> tuple[torch.nn.Module, Loss]:
     """The U-Net's objective, and its loss on some rows of a batch of volumes."""
-    n, size = config.unet.optimiser.batch_size, config.data.size
+    n, size = config.unet.optimizer.batch_size, config.data.size
     pipeline = VolumePipeline(config, CLASSES, OUTLINE, 0.0, 1.0)
     objective = VolumeSegmentationObjective(pipeline, ("a", "b")).train()
     volumes = tuple(torch.zeros(1, 1, DEPTH, size, size) for _ in range(n))

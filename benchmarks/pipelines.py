@@ -55,13 +55,13 @@ ARMS: dict[str, Mapping[str, Any]] = {
     # As many slices seen as in the other arms, twenty a volume; fewer features, for each costs more.
     "volumes, anatomy": {
         "dims": 3,
-        "crop": {"optimiser": {"iterations": 20, "batch_size": 2}},
-        "unet": {"base_features": 8, "optimiser": {"iterations": 42, "batch_size": 1}},
+        "crop": {"optimizer": {"iterations": 20, "batch_size": 2}},
+        "unet": {"base_features": 8, "optimizer": {"iterations": 42, "batch_size": 1}},
     },
 }
 
 HEAD = (
-    "| pipeline | kidney Dice | tumour Dice | crop overlap | roll off by | training, s | prediction, s "
+    "| pipeline | kidney Dice | tumor Dice | crop overlap | roll off by | training, s | prediction, s "
     "| parameters |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
@@ -197,7 +197,7 @@ def row(arm: str, results: Sequence[Mapping[str, Any]]) -> str:
     cells = (
         arm,
         dice("kidney"),
-        dice("tumour"),
+        dice("tumor"),
         f"{np.mean(overlaps):.2f}" if overlaps else "",
         f"{np.median(rolls):.1f} / {np.percentile(rolls, 90):.1f}",
         training,

@@ -71,7 +71,7 @@ class Contender:
     Args:
         name: in the table.
         mask: ``(1, 1, S, S)`` of the reference as it sees it.
-        thetas: of a scan, ``(n, 3, 3)`` frame from homogenised.
+        thetas: of a scan, ``(n, 3, 3)`` frame from homogenized.
         confidence: of the last scan, ``(n,)``, where it knows.
         on_all: whether it is quick enough for every slice; else the middle slices only.
     """
@@ -84,18 +84,18 @@ class Contender:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One contender's of one scan: angle in radians, spreads along the patient's axes and centre in mm."""
+    """One contender's of one scan: angle in radians, spreads along the patient's axes and center in mm."""
 
     angle: np.ndarray
     extent: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     dice: np.ndarray
     confidence: np.ndarray | None
     seconds: float
 
     def of(self, rows: np.ndarray) -> "Estimate":
         """Some slices only."""
-        names = ("angle", "extent", "centre", "dice", *(() if self.confidence is None else ("confidence",)))
+        names = ("angle", "extent", "center", "dice", *(() if self.confidence is None else ("confidence",)))
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
@@ -165,9 +165,9 @@ def _cohort(output: Path, cases: int, workers: int, reporter: Terminal) -> tuple
             test_fraction=0.0, workers=workers, progress=progress,
         )  # fmt: skip
     dataset = open_dataset(folder)
-    labelled = tuple(case for case in dataset.cases if case.label is not None)
-    fingerprint = fingerprint_of(labelled, dataset.labels, DATA, workers=workers)
-    store = write_store(output / "store", labelled, fingerprint, dataset.labels, DATA, workers=workers)
+    labeled = tuple(case for case in dataset.cases if case.label is not None)
+    fingerprint = fingerprint_of(labeled, dataset.labels, DATA, workers=workers)
+    store = write_store(output / "store", labeled, fingerprint, dataset.labels, DATA, workers=workers)
     return Slices(store.cases), fingerprint
 
 
@@ -310,7 +310,7 @@ def _trained(
     stage = Stage(
         name="pose",
         objective=objective,
-        config=config.pose.optimiser,
+        config=config.pose.optimizer,
         training=slices,
         validation=None,
         least={},
@@ -366,11 +366,11 @@ def _estimate(contender: Contender, scan: Scan) -> Estimate:
     of = moments(contender.mask)
     spread = spread_along(of, torch.zeros(1))[0].numpy()
     half = scan.fov_mm / 2.0
-    centre = (thetas[:, :2, :2] @ of.centre[0].numpy()) + thetas[:, :2, 2]
+    center = (thetas[:, :2, :2] @ of.center[0].numpy()) + thetas[:, :2, 2]
     return Estimate(
         angle=np.array([angle for angle, _ in parts]),
         extent=np.array([scales for _, scales in parts]) * spread * half,
-        centre=centre * half + scan.centre_mm,
+        center=center * half + scan.center_mm,
         dice=dice,
         confidence=confidence,
         seconds=seconds,
@@ -382,12 +382,12 @@ def _of_phantoms(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]
     roll = [_wrapped(e.angle - s.roll) for s, e in pairs]
     size = np.concatenate([np.abs(e.extent / s.spread_mm - 1.0).max(axis=1) for s, e in pairs])
     mean = np.concatenate([np.abs(np.sqrt((e.extent / s.spread_mm).prod(axis=1)) - 1.0) for s, e in pairs])
-    centre = np.concatenate([np.linalg.norm(e.centre - s.middle_mm, axis=1) for s, e in pairs])
+    center = np.concatenate([np.linalg.norm(e.center - s.middle_mm, axis=1) for s, e in pairs])
     return {
         "rotation": _spread(np.degrees(np.abs(np.concatenate(roll)))),
         "scale": _spread(100.0 * size),
         "mean_scale": _spread(100.0 * mean),
-        "centre": _spread(centre),
+        "center": _spread(center),
         "swaps": int(sum(np.median(np.abs(r)) > math.pi / 2 for r in roll)),
         "confidence": _rates(roll, estimates),
         "angles": np.degrees(np.concatenate(roll)).round(3).tolist(),
@@ -401,7 +401,7 @@ def _of_turned(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]:
         for s, e in zip(scans, estimates, strict=True)
         if s.name.endswith("_0000")
     }
-    rolls, absolute, sizes, means, centres, used, leans, upright = [], [], [], [], [], [], [], []
+    rolls, absolute, sizes, means, centers, used, leans, upright = [], [], [], [], [], [], [], []
     for scan, estimate in zip(scans, estimates, strict=True):
         first, before = plain[scan.name.split("_")[0]]
         if scan is first:
@@ -416,13 +416,13 @@ def _of_turned(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]:
         ratio = estimate.extent[here] / before.extent[there] / factor
         sizes.append(np.abs(ratio - 1.0).max(axis=1))
         means.append(np.abs(np.sqrt(ratio.prod(axis=1)) - 1.0))
-        centres.append(np.linalg.norm(estimate.centre[here] - scan.moved(before.centre[there]), axis=1))
+        centers.append(np.linalg.norm(estimate.center[here] - scan.moved(before.center[there]), axis=1))
         used.append(estimate)
     return {
         "rotation": _spread(np.degrees(np.abs(np.concatenate(rolls)))),
         "scale": _spread(100.0 * np.concatenate(sizes)),
         "mean_scale": _spread(100.0 * np.concatenate(means)),
-        "centre": _spread(np.concatenate(centres)),
+        "center": _spread(np.concatenate(centers)),
         "swaps": int(sum(np.median(np.abs(a)) > math.pi / 2 for a in absolute)),
         "lean": _spread(np.degrees(np.abs(np.concatenate(leans)))),
         "absolute": _spread(np.degrees(np.abs(np.concatenate(absolute)))),
@@ -485,7 +485,7 @@ def _tables(results: dict[str, Any]) -> str:
                 "",
                 "rotation error °: median / 95 / 99 % / worst",
                 "scale error %: median / 95 %",
-                "centre mm: median / 95 %",
+                "center mm: median / 95 %",
                 "mask Dice: mean / 1 % / worst",
                 "side swaps (scans)",
                 "ms a slice",
@@ -515,7 +515,7 @@ def _tables(results: dict[str, Any]) -> str:
 
 
 def _row(name: str, row: dict[str, Any], part: str, group: str) -> str:
-    r, s, c, d = row["rotation"], row["scale"], row["centre"], row["dice"]
+    r, s, c, d = row["rotation"], row["scale"], row["center"], row["dice"]
     cells = [
         name,
         f"{r['median']:.2f} / {r['p95']:.1f} / {r['p99']:.1f} / {r['worst']:.0f}",
@@ -544,19 +544,17 @@ def _picture(results: dict[str, Any], path: Path) -> None:
     axes = grid.ravel()
     for unused in axes[len(panels) :]:
         unused.axis("off")
-    colours = plt.get_cmap("tab20")
+    colors = plt.get_cmap("tab20")
     names = list(dict.fromkeys(name for part, group in panels for name in results[part][group]))
     for axis, (part, group) in zip(axes, panels, strict=False):
         for name, row in results[part][group].items():
             error = np.sort(np.abs(row["angles"]))
             style = "-" if name.startswith("isopose") else "--" if name.startswith("Simple") else ":"
             share = (np.arange(len(error)) + 1) / len(error)
-            axis.plot(
-                np.maximum(error, 0.02), share, style, label=name, color=colours(names.index(name) % 20)
-            )
+            axis.plot(np.maximum(error, 0.02), share, style, label=name, color=colors(names.index(name) % 20))
         axis.set(xscale="log", xlim=(0.05, 180), xlabel="rotation error, degrees", ylim=(0, 1))
         axis.set_title(f"{group}, {'all slices' if part == 'all' else 'slices that were registered'}")
-        axis.axvline(6.0, color="grey", linewidth=0.8)
+        axis.axvline(6.0, color="gray", linewidth=0.8)
         axis.grid(alpha=0.3)
     for first in grid[:, 0]:
         first.set_ylabel("part of the slices within")

@@ -1,7 +1,7 @@
 """The classical way: SimpleITK registers each slice to the reference slice, by masks or by images.
 
-Several starting angles at the coarsest level, since a local optimiser does not cross 30 degrees by itself, of
-which the best by its own metric goes on to the finer ones; centre and size start from the masks' moments.
+Several starting angles at the coarsest level, since a local optimizer does not cross 30 degrees by itself, of
+which the best by its own metric goes on to the finer ones; center and size start from the masks' moments.
 """
 
 import math
@@ -31,7 +31,7 @@ class Registration:
     """One of the four ways.
 
     Args:
-        image: fixed, ``(S, S)`` normalised coordinates as its physical space.
+        image: fixed, ``(S, S)`` normalized coordinates as its physical space.
         mask: of the fixed image.
         by: ``masks`` or ``images``.
         kind: ``similarity`` or ``affine``.
@@ -43,7 +43,7 @@ class Registration:
     kind: str
 
     def theta(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Frame from homogenised ``(3, 3)``, normalised, of one slice; not always of the form T · R · S."""
+        """Frame from homogenized ``(3, 3)``, normalized, of one slice; not always of the form T · R · S."""
         fixed_mask, moving_mask = _physical(self.mask), _physical(mask)
         pair = (fixed_mask, moving_mask)
         if self.by == "masks":
@@ -58,8 +58,8 @@ class Registration:
         best: tuple[float, sitk.Similarity2DTransform] | None = None
         for degrees in STARTS:
             start = sitk.Similarity2DTransform()
-            start.SetCenter([float(v) for v in reference.centre[0]])
-            start.SetTranslation([float(v) for v in (of.centre - reference.centre)[0]])
+            start.SetCenter([float(v) for v in reference.center[0]])
+            start.SetTranslation([float(v) for v in (of.center - reference.center)[0]])
             start.SetAngle(math.radians(degrees))
             start.SetScale(size)
             found = self._run(fixed, moving, start, COARSE)
@@ -75,10 +75,10 @@ class Registration:
             affine.SetTranslation(transform.GetTranslation())
             transform = self._run(fixed, moving, affine, FINE)[1]
         matrix = np.array(transform.GetMatrix()).reshape(2, 2)
-        centre = np.array(transform.GetCenter())
+        center = np.array(transform.GetCenter())
         theta = np.eye(3)
         theta[:2, :2] = matrix
-        theta[:2, 2] = np.array(transform.GetTranslation()) + centre - matrix @ centre
+        theta[:2, 2] = np.array(transform.GetTranslation()) + center - matrix @ center
         return theta
 
     def _run(
@@ -119,7 +119,7 @@ def nearest_pose(theta: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _physical(array: np.ndarray) -> sitk.Image:
-    """A square image whose physical space is normalised coordinates, -1 to 1 over the whole."""
+    """A square image whose physical space is normalized coordinates, -1 to 1 over the whole."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.float32))
     side = array.shape[0]
     image.SetSpacing([2.0 / side] * 2)

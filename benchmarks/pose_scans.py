@@ -16,14 +16,14 @@ from isopose.data.phantom import render, sample_case, texture_generator
 from isopose.data.phantom.anatomy import Anatomy
 from isopose.data.phantom.outline import COS, SIN
 from isopose.data.phantom.pose import Pose
-from isopose.data.phantom.randomised import roll_of
+from isopose.data.phantom.randomized import roll_of
 from isopose.data.phantom.scan import sample_scan
 from isopose.data.preprocess import Prepared, prepare
 from isopose.files import replacing
 from isopose.geometry.moments import moments, pose_from_moments
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import invert, normalised_from_pixel, warp
+from isopose.geometry.warp import invert, normalized_from_pixel, warp
 from isopose.io.images import read_volume
 from isopose.models.pose import soft_dice
 from isopose.parallel import Progress, in_order
@@ -44,16 +44,16 @@ class Scan:
 
     Args:
         name: of the scan; turned versions of one scan begin with its name.
-        image: ``(n, S, S)`` normalised, only slices with a body.
+        image: ``(n, S, S)`` normalized, only slices with a body.
         mask: ``(n, S, S)``.
         z_mm: ``(n,)``.
         slices: ``(n,)`` indices from the feet.
-        centre_mm: of the frame.
+        center_mm: of the frame.
         fov_mm: of the frame.
         roll: ``(n,)`` true roll of each slice, radians.
         spread_mm: ``(n, 2)`` true spreads of the body along the patient's own axes; NaN if unknown.
         middle_mm: ``(n, 2)`` true centroid of the body; NaN if unknown.
-        applied: ``(angle, factor, shift x, shift y, centre x, centre y)`` radians and mm, of turned scans.
+        applied: ``(angle, factor, shift x, shift y, center x, center y)`` radians and mm, of turned scans.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Scan:
     mask: np.ndarray
     z_mm: np.ndarray
     slices: np.ndarray
-    centre_mm: np.ndarray
+    center_mm: np.ndarray
     fov_mm: float
     roll: np.ndarray
     spread_mm: np.ndarray
@@ -79,9 +79,9 @@ class Scan:
     def moved(self, points: np.ndarray) -> np.ndarray:
         """Where the applied transform takes points ``(n, 2)`` of the scan as it was, mm."""
         angle, factor, *rest = self.applied
-        shift, centre = np.array(rest[:2]), np.array(rest[2:])
+        shift, center = np.array(rest[:2]), np.array(rest[2:])
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        return factor * (points - centre) @ turn.T + centre + shift
+        return factor * (points - center) @ turn.T + center + shift
 
     def of(self, rows: np.ndarray) -> "Scan":
         """Some slices only."""
@@ -203,8 +203,8 @@ def _turned(folder: Path, fingerprint: Fingerprint, job: tuple[str, Path, int]) 
             factor = math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
             shift = rng.uniform(-SHIFT, SHIFT, 2) * factor
             height, width = volume.array.shape[1:]
-            centre = np.array([(width - 1) * volume.spacing[0], (height - 1) * volume.spacing[1]]) / 2.0
-            volume, applied = _apply(volume, np.array([angle, factor, *shift, *centre]))
+            center = np.array([(width - 1) * volume.spacing[0], (height - 1) * volume.spacing[1]]) / 2.0
+            volume, applied = _apply(volume, np.array([angle, factor, *shift, *center]))
         truth = (np.full(len(volume.array), applied[0]), None, None)
         _write(path, replace(_scan(path.stem, volume, fingerprint, truth), applied=applied))
     return path
@@ -213,31 +213,31 @@ def _turned(folder: Path, fingerprint: Fingerprint, job: tuple[str, Path, int]) 
 def _apply(volume: Volume, applied: np.ndarray) -> tuple[Volume, np.ndarray]:
     """A scan turned, scaled and shifted in its plane, on a grid that holds it, and what was applied."""
     angle, factor, *rest = applied
-    shift, centre = np.array(rest[:2]), np.array(rest[2:])
+    shift, center = np.array(rest[:2]), np.array(rest[2:])
     spacing = np.asarray(volume.spacing[:2])
     height, width = volume.array.shape[1:]
     half = factor * math.hypot(*(np.array([width, height]) * spacing)) / 2.0 + np.abs(shift).max() + 10.0
     # Half the size would alias on the old pixels; a finer grid costs nothing here.
     pixel = float(spacing.min() * min(factor, 1.0))
     side = math.ceil(2.0 * half / pixel)
-    origin = centre - (side - 1) / 2.0 * pixel
+    origin = center - (side - 1) / 2.0 * pixel
     cos, sin = math.cos(angle), math.sin(angle)
     turn = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
     forward = torch.eye(3, dtype=torch.float64)
     forward[:2, :2] = factor * turn
-    forward[:2, 2] = torch.from_numpy(centre + shift) - factor * turn @ torch.from_numpy(centre)
+    forward[:2, 2] = torch.from_numpy(center + shift) - factor * turn @ torch.from_numpy(center)
     new_mm = torch.diag(torch.tensor([pixel, pixel, 1.0], dtype=torch.float64))
     new_mm[:2, 2] = torch.from_numpy(origin)
     old_mm = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
     old_from_new = invert(old_mm) @ invert(forward) @ new_mm
-    norm_old = normalised_from_pixel((height, width), dtype=torch.float64)
-    norm_new = normalised_from_pixel((side, side), dtype=torch.float64)
+    norm_old = normalized_from_pixel((height, width), dtype=torch.float64)
+    norm_new = normalized_from_pixel((side, side), dtype=torch.float64)
     theta = norm_old @ old_from_new @ invert(norm_new)
     source = torch.from_numpy(volume.array.astype(np.float32))[:, None]
     out = torch.cat([warp(s[None], theta.float(), (side, side), fill=AIR, mode="bicubic") for s in source])
     world = volume.world_from_index @ np.diag([pixel / spacing[0], pixel / spacing[1], 1.0, 1.0])
-    # Millimetres of the new grid start at its own first voxel.
-    moved = np.array([angle, factor, *(shift - origin), *centre])
+    # Millimeters of the new grid start at its own first voxel.
+    moved = np.array([angle, factor, *(shift - origin), *center])
     return Volume(out[:, 0].numpy().round().astype(np.int16), world), moved
 
 
@@ -270,7 +270,7 @@ def _scan(name: str, volume: Volume, fingerprint: Fingerprint, truth: Sequence[n
         mask=prepared.mask[shown],
         z_mm=shown * prepared.spacing[2],
         slices=shown,
-        centre_mm=np.array(prepared.frame.centre_mm),
+        center_mm=np.array(prepared.frame.center_mm),
         fov_mm=prepared.frame.fov_mm,
         roll=roll[shown],
         spread_mm=spread[shown],

@@ -55,9 +55,9 @@ def study(folder: Path, size: int, batch: int, given: argparse.Namespace) -> Non
 
     settings = [f"[data]\nsize = {size}\n"]
     for stage in ("pose", "crop"):
-        settings += [f"[{stage}.optimiser]\nepochs = 1\nmin_epochs = 1\niterations = 1\n"]
+        settings += [f"[{stage}.optimizer]\nepochs = 1\nmin_epochs = 1\niterations = 1\n"]
     settings += [
-        f"[unet.optimiser]\nepochs = {EPOCHS}\nmin_epochs = {EPOCHS}\niterations = {ITERATIONS}\n"
+        f"[unet.optimizer]\nepochs = {EPOCHS}\nmin_epochs = {EPOCHS}\niterations = {ITERATIONS}\n"
         f"batch_size = {batch}\n"
     ]
     write_text(folder / "study.toml", "\n".join(settings))

@@ -34,7 +34,7 @@ size = 256
 [unet]
 input = "quarter"
 
-[unet.optimiser]
+[unet.optimizer]
 epochs = 60
 min_epochs = 30
 ```

@@ -18,7 +18,7 @@ from isopose.models.folder import load_model
 
 
 def main(demo: Path) -> None:
-    """Draw the youngest, the most rolled, the prone or most off-centre, and the oldest test patient."""
+    """Draw the youngest, the most rolled, the prone or most off-center, and the oldest test patient."""
     truths = [c for c in read_json(demo / "cohort" / "phantom.json")["cases"] if c["split"] == "test"]
     by_age = sorted(truths, key=lambda c: c["age_years"])
     by_roll = sorted(truths, key=lambda c: -abs(c["roll"]))

@@ -3,7 +3,7 @@
 #
 #     sh examples/homogenize_for_nnunet.sh DATASET WORK
 #
-# DATASET is an nnU-Net raw dataset with labelled test cases (imagesTs, labelsTs), WORK a folder for everything. Needs
+# DATASET is an nnU-Net raw dataset with labeled test cases (imagesTs, labelsTs), WORK a folder for everything. Needs
 # isopose and nnU-Net (pip install nnunetv2) in one environment. CONFIGURATION is 2d or 3d_fullres, FOLD 0 to 4 or
 # all, TRAINER one of nnU-Net's, DEVICE cuda, cpu or mps, SIZE the pixels along a side of the reference's frame.
 set -eu

@@ -56,13 +56,13 @@ write_store(Path(sys.argv[2]), data.cases, fingerprint, data.labels, config, wor
 SETTINGS = """
 [data]
 size = 64
-[crop.optimiser]
+[crop.optimizer]
 epochs = 2
 iterations = 6
 batch_size = 4
 [unet]
 base_features = 4
-[unet.optimiser]
+[unet.optimizer]
 epochs = 3
 iterations = 8
 batch_size = 4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Millimetres by which places may differ where the header is not rounded: float32 affines and cosines of six
+#: Millimeters by which places may differ where the header is not rounded: float32 affines and cosines of six
 #: decimals.
 PLACES = 1e-3
 #: Share of a value by which it may differ: its own and its summands' rounding to float32.
@@ -54,7 +54,7 @@ def note_of(folder: Path) -> Note | None:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A slice: its values, and where its pixels lie in LPS millimetres.
+    """A slice: its values, and where its pixels lie in LPS millimeters.
 
     Args:
         values: ``(rows, columns)`` float64.

@@ -23,7 +23,7 @@ from isopose.models.volume import pipeline_for
 from isopose.progress import Silent
 from isopose.training.checkpoint import Progress, save_checkpoint
 
-LABELS = Labels.create({"kidney": 1, "tumour": 2})
+LABELS = Labels.create({"kidney": 1, "tumor": 2})
 SHAPE, SPACING = (6, 40, 40), (8.0, 8.0, 10.0)
 
 
@@ -62,7 +62,7 @@ def write_seeds(root: Path) -> None:
     (root / "config" / "run.json").write_text(json.dumps(load_config("paper").model_dump(mode="json")))
     (root / "config" / "run.toml").write_text(
         'preset = "paper"\n[data]\nsize = 64\nwindow = [-200.0, 300.0]\n[pose]\nstart = "moments"\n[unet]\n'
-        "base_features = 8\ninput = 64\n[unet.optimiser]\nepochs = 3\nlearning_rate = 0.01\n"
+        "base_features = 8\ninput = 64\n[unet.optimizer]\nepochs = 3\nlearning_rate = 0.01\n"
         '[train]\nfold = 1\noversample = { kidney = 0.5 }\ndevice = "cpu"\n'
     )
     _write_model(root / "model" / "model")
@@ -75,13 +75,13 @@ def write_seeds(root: Path) -> None:
     _write_store(root / "store", root / "dataset" / "nnunet")
     (root / "checkpoint").mkdir()
     layer = torch.nn.Linear(3, 2)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     layer(torch.ones(1, 3)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     weights = dict(layer.state_dict())
     row = {"stage": "unet", "epoch": 1, "loss": 0.5}
     save_checkpoint(
-        root / "checkpoint" / "unet.safetensors", Progress(1, history=[row]), weights, weights, optimiser
+        root / "checkpoint" / "unet.safetensors", Progress(1, history=[row]), weights, weights, optimizer
     )
 
 
@@ -116,7 +116,7 @@ def _write_datasets(root: Path, image: sitk.Image, marks: sitk.Image) -> None:
             "labelsTr/a.nii.gz",
             {
                 "channel_names": {"0": "CT"},
-                "labels": {"background": 0, "kidney": 1, "tumour": 2},
+                "labels": {"background": 0, "kidney": 1, "tumor": 2},
                 "numTraining": 1,
                 "file_ending": ".nii.gz",
             },
@@ -127,7 +127,7 @@ def _write_datasets(root: Path, image: sitk.Image, marks: sitk.Image) -> None:
             "labelsTr/a.nii.gz",
             {
                 "modality": {"0": "CT"},
-                "labels": {"0": "background", "1": "kidney", "2": "tumour"},
+                "labels": {"0": "background", "1": "kidney", "2": "tumor"},
                 "numTraining": 1,
                 "numTest": 0,
                 "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}],

@@ -304,8 +304,8 @@ def _resume(folder: Path) -> None:
 
     from isopose.training.checkpoint import load_checkpoint
 
-    optimiser = torch.optim.SGD(torch.nn.Linear(3, 2).parameters(), lr=0.1, momentum=0.9)
-    load_checkpoint(folder / "unet.safetensors", optimiser)
+    optimizer = torch.optim.SGD(torch.nn.Linear(3, 2).parameters(), lr=0.1, momentum=0.9)
+    load_checkpoint(folder / "unet.safetensors", optimizer)
 
 
 def _predict_with(scan: Callable[[Path], Path]) -> Callable[[Path, Path], list[str]]:

@@ -16,9 +16,9 @@ from isopose.models.folder import Model
 from isopose.models.volume import pipeline_for
 
 INTENSITY = Intensity((0.5, 99.5), -80.0, 100.0, 400.0, 95.0, 75.0, -200.0, 900.0)
-LABELS = Labels.create({"kidney": 1, "tumour": 7})
+LABELS = Labels.create({"kidney": 1, "tumor": 7})
 #: Of :class:`Sided`; the classes of the sides do not follow one another.
-SIDED = Labels.create({"left kidney": 2, "tumour": 5, "right kidney": 9})
+SIDED = Labels.create({"left kidney": 2, "tumor": 5, "right kidney": 9})
 THRESHOLDS_HU = (145.0, 325.0)
 #: Half axes of the body in mm and side of the frame: at the identity the body is the reference.
 BODY, FOV = (100.0, 72.0), 230.0
@@ -29,7 +29,7 @@ class Brightness(nn.Module):
 
     def __init__(self, blind: Any = None) -> None:
         super().__init__()
-        self.levels = [float(INTENSITY.normalise(np.array([level]))[0]) for level in THRESHOLDS_HU]
+        self.levels = [float(INTENSITY.normalize(np.array([level]))[0]) for level in THRESHOLDS_HU]
         self.blind = blind
         self.seen: list[Tensor] = []
 
@@ -71,7 +71,7 @@ def fingerprint(fov_mm: float = FOV) -> Fingerprint:
 
 
 def ellipse(size: int, radii: tuple[float, float]) -> Tensor:
-    """``(1, 1, size, size)`` with an ellipse of these half axes ``(x, y)`` in half sides, centred."""
+    """``(1, 1, size, size)`` with an ellipse of these half axes ``(x, y)`` in half sides, centered."""
     line = (torch.arange(size) + 0.5) / size * 2 - 1
     return ((line / radii[0]).square() + (line[:, None] / radii[1]).square() <= 1).float()[None, None]
 
@@ -121,18 +121,18 @@ def scene(
     *,
     roll: float = 0.0,
     scale: float = 1.0,
-    centre: tuple[float, float] = (0.0, 0.0),
+    center: tuple[float, float] = (0.0, 0.0),
     spacing: tuple[float, float, float] = (2.1, 2.9, 6.0),
     slices: int = 6,
     field: tuple[float, float] = (250.0, 205.0),
     empty: tuple[int, ...] = (),
 ) -> Scene:
-    """A body with a mass shaped like an L on the patient's left and in front, a tumour in its corner.
+    """A body with a mass shaped like an L on the patient's left and in front, a tumor in its corner.
 
     Args:
         roll: radians from +x (left) to +y (back), about the body's middle.
         scale: of everything.
-        centre: of the body in mm, from the middle of the field of view.
+        center: of the body in mm, from the middle of the field of view.
         spacing: ``(x, y, z)``.
         slices: how many.
         field: field of view ``(x, y)`` in mm.
@@ -140,8 +140,8 @@ def scene(
     """
     width, height = (round(side / step) for side, step in zip(field, spacing[:2], strict=True))
     y, x = np.meshgrid(
-        (np.arange(height) - (height - 1) / 2) * spacing[1] - centre[1],
-        (np.arange(width) - (width - 1) / 2) * spacing[0] - centre[0],
+        (np.arange(height) - (height - 1) / 2) * spacing[1] - center[1],
+        (np.arange(width) - (width - 1) / 2) * spacing[0] - center[0],
         indexing="ij",
     )
     u = (np.cos(roll) * x + np.sin(roll) * y) / scale
@@ -160,7 +160,7 @@ def scene(
         array[z], truth[z] = -1000.0, 0
     matrix = np.diag([*spacing, 1.0])
     matrix[:3, 3] = (-37.5, 12.25, 400.0)
-    middle = np.array([(width - 1) / 2 * spacing[0] + centre[0], (height - 1) / 2 * spacing[1] + centre[1]])
+    middle = np.array([(width - 1) / 2 * spacing[0] + center[0], (height - 1) / 2 * spacing[1] + center[1]])
     there = middle + matrix[:2, 3]
     return Scene(
         Volume(array.astype(np.int16), matrix), truth.astype(np.uint8), (float(there[0]), float(there[1]))
@@ -183,11 +183,11 @@ def stored_otherwise(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, .
     return Volume(np.ascontiguousarray(xyz.transpose(2, 1, 0)), volume.world_from_index @ there)
 
 
-def world_centre(labels: Volume, mask: np.ndarray) -> np.ndarray:
+def world_center(labels: Volume, mask: np.ndarray) -> np.ndarray:
     """Mean position ``(x, y, z)`` of marked voxels in LPS mm."""
     index = np.argwhere(mask).mean(axis=0)[::-1]
-    centre: np.ndarray = (labels.world_from_index @ [*index, 1.0])[:3]
-    return centre
+    center: np.ndarray = (labels.world_from_index @ [*index, 1.0])[:3]
+    return center
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

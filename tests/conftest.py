@@ -21,7 +21,7 @@ def real_ct() -> Path:
 
 @pytest.fixture(scope="session")
 def make_model():
-    """Build a model that marks what is brighter than 145 HU as kidney (1), than 325 HU as tumour (7)."""
+    """Build a model that marks what is brighter than 145 HU as kidney (1), than 325 HU as tumor (7)."""
     from bright import bright_model
 
     return bright_model

@@ -40,8 +40,8 @@ def stored(volume, axes, flips):
     world = np.flip(world.transpose(*axes, 3), flipped)
     matrix = np.eye(4)
     matrix[:, 3] = world[0, 0, 0]
-    for axis, neighbour in enumerate([(0, 0, 1), (0, 1, 0), (1, 0, 0)]):
-        matrix[:, axis] = world[neighbour] - world[0, 0, 0]
+    for axis, neighbor in enumerate([(0, 0, 1), (0, 1, 0), (1, 0, 0)]):
+        matrix[:, axis] = world[neighbor] - world[0, 0, 0]
     return Volume(np.ascontiguousarray(array), matrix)
 
 

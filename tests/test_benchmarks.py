@@ -47,7 +47,7 @@ def test_every_arm_is_a_configuration_with_the_same_unet_and_data(pipelines):
     assert {config.data for config in configs.values()} == {small.data}
     for config in (config for config in configs.values() if config.dims == 2):
         assert config.unet == small.unet
-        assert config.crop.optimiser.iterations == SMALL["crop"]["optimiser"]["iterations"]
+        assert config.crop.optimizer.iterations == SMALL["crop"]["optimizer"]["iterations"]
     # Of volumes as many slices are seen.
     [volumes] = [config for config in configs.values() if config.dims == 3]
     assert slices_seen(volumes, 20) == slices_seen(small, 1)
@@ -55,7 +55,7 @@ def test_every_arm_is_a_configuration_with_the_same_unet_and_data(pipelines):
 
 
 def slices_seen(config, in_each):
-    steps = config.unet.optimiser
+    steps = config.unet.optimizer
     return steps.epochs * steps.iterations * steps.batch_size * in_each
 
 
@@ -84,7 +84,7 @@ def test_the_roll_is_compared_with_the_phantoms_own(pipelines, tmp_path):
 def test_the_table_says_what_was_measured(pipelines):
     def result(kidney, overlap):
         return {
-            "dice": {"kidney": kidney, "tumour": [0.5, None]},
+            "dice": {"kidney": kidney, "tumor": [0.5, None]},
             "overlap": overlap,
             "roll": [1.0, 2.0, 3.0],
             "training": {"joint": 10.0, "unet": 100.0},
@@ -148,8 +148,8 @@ def test_arms_of_augmentation_differ_in_jitter_and_mirroring_alone(augmentation)
 
 
 def test_the_table_of_augmentation_pairs_patients_of_the_same_seed(augmentation):
-    def numbers(kidney, tumour):
-        return {"dice": {"kidney": kidney, "tumour": tumour}, "training": 100.0, "prediction": 0.5}
+    def numbers(kidney, tumor):
+        return {"dice": {"kidney": kidney, "tumor": tumor}, "training": 100.0, "prediction": 0.5}
 
     results = {
         ("anatomy", "jitter"): {0: numbers([0.8, 0.9], [0.5, None]), 1: numbers([0.7, 0.6], [0.5, 0.7])},

@@ -41,9 +41,9 @@ DEFAULTS = {
     "unet.smallest_skip": 32,
     "unet.output_norm": False,
     "unet.loss_space": "canonical",
-    "unet.optimiser.name": "adamw",
-    "unet.optimiser.learning_rate": 2e-3,
-    "unet.optimiser.min_epochs": 50,
+    "unet.optimizer.name": "adamw",
+    "unet.optimizer.learning_rate": 2e-3,
+    "unet.optimizer.min_epochs": 50,
     "train.seed": 0,
     "train.folds": 5,
     "train.fold": 0,
@@ -60,30 +60,30 @@ OF_PAPER = {
     "data.clip_percentiles": (0.5, 99.5),
     "pose.start": "identity",
     "pose.scales": 2,
-    "pose.optimiser.name": "sgd",
-    "pose.optimiser.learning_rate": 0.01,
-    "pose.optimiser.schedule": "constant",
-    "pose.optimiser.epochs": 50,
-    "pose.optimiser.momentum": 0.0,
+    "pose.optimizer.name": "sgd",
+    "pose.optimizer.learning_rate": 0.01,
+    "pose.optimizer.schedule": "constant",
+    "pose.optimizer.epochs": 50,
+    "pose.optimizer.momentum": 0.0,
     "crop.enabled": True,
     "crop.learned": True,
     "crop.per": "slice",
     "crop.jitter_shift": 0.0,
-    "crop.optimiser.name": "sgd",
-    "crop.optimiser.learning_rate": 0.01,
-    "crop.optimiser.epochs": 50,
+    "crop.optimizer.name": "sgd",
+    "crop.optimizer.learning_rate": 0.01,
+    "crop.optimizer.epochs": 50,
     "unet.input": "full",
     "unet.bottleneck": 8,
     "unet.smallest_skip": 32,
     "unet.loss_space": "native",
     "unet.output_norm": True,
-    "unet.optimiser.name": "sgd",
-    "unet.optimiser.learning_rate": 0.01,
-    "unet.optimiser.schedule": "poly",
-    "unet.optimiser.momentum": 0.99,
-    "unet.optimiser.weight_decay": 3e-5,
-    "unet.optimiser.min_epochs": 50,
-    "unet.optimiser.batch_size": 12,
+    "unet.optimizer.name": "sgd",
+    "unet.optimizer.learning_rate": 0.01,
+    "unet.optimizer.schedule": "poly",
+    "unet.optimizer.momentum": 0.99,
+    "unet.optimizer.weight_decay": 3e-5,
+    "unet.optimizer.min_epochs": 50,
+    "unet.optimizer.batch_size": 12,
     "unet.pose_jitter": 0.0,
     "unet.mirror": 0.0,
     "predict.mirror": False,
@@ -148,26 +148,26 @@ def test_file_over_preset_and_settings_over_file(tmp_path, suffix):
     path = tmp_path / f"c{suffix}"
     if suffix == ".toml":
         path.write_text(
-            "[unet]\nbase_features = 8\n[unet.optimiser]\nbatch_size = 3\nlearning_rate = 0.5\n"
-            "[train]\noversample = { tumour = 0.5 }\n"
+            "[unet]\nbase_features = 8\n[unet.optimizer]\nbatch_size = 3\nlearning_rate = 0.5\n"
+            "[train]\noversample = { tumor = 0.5 }\n"
         )
     else:
         content = {
-            "unet": {"base_features": 8, "optimiser": {"batch_size": 3, "learning_rate": 0.5}},
-            "train": {"oversample": {"tumour": 0.5}},
+            "unet": {"base_features": 8, "optimizer": {"batch_size": 3, "learning_rate": 0.5}},
+            "train": {"oversample": {"tumor": 0.5}},
         }
         path.write_text(json.dumps(content))
-    settings = ["unet.optimiser.batch_size=5", "unet.optimiser.batch_size=4", "data.pixel_mm=1.5"]
+    settings = ["unet.optimizer.batch_size=5", "unet.optimizer.batch_size=4", "data.pixel_mm=1.5"]
     config = load_config("paper", path, settings, base={"unet": {"base_features": 4, "max_features": 64}})
     expected = dict(flat(load_config("paper").model_dump()))
     del expected["train.oversample"]
     expected |= {
         "unet.max_features": 64,
         "unet.base_features": 8,
-        "unet.optimiser.batch_size": 4,
-        "unet.optimiser.learning_rate": 0.5,
+        "unet.optimizer.batch_size": 4,
+        "unet.optimizer.learning_rate": 0.5,
         "data.pixel_mm": 1.5,
-        "train.oversample.tumour": 0.5,
+        "train.oversample.tumor": 0.5,
     }
     assert dict(flat(config.model_dump())) == expected
 
@@ -183,8 +183,8 @@ def test_file_over_preset_and_settings_over_file(tmp_path, suffix):
         ("pose.reference=case_0003", lambda c: c.pose.reference == "case_0003"),
         ("pose.reference=a=b", lambda c: c.pose.reference == "a=b"),
         ("data.clip_percentiles=[1, 99]", lambda c: c.data.clip_percentiles == (1.0, 99.0)),
-        ('train.oversample={"tumour": 0.25}', lambda c: c.train.oversample == {"tumour": 0.25}),
-        ("unet.optimiser.learning_rate=1e-4", lambda c: c.unet.optimiser.learning_rate == 1e-4),
+        ('train.oversample={"tumor": 0.25}', lambda c: c.train.oversample == {"tumor": 0.25}),
+        ("unet.optimizer.learning_rate=1e-4", lambda c: c.unet.optimizer.learning_rate == 1e-4),
     ],
 )
 def test_settings_are_words_or_json(setting, read):
@@ -202,19 +202,19 @@ def test_a_preset_named_in_a_file_or_setting_is_that_preset(tmp_path):
 
 
 WRONG = {
-    "unet.colour=3": "unet.colour",
-    "colour=3": "colour",
+    "unet.color=3": "unet.color",
+    "color=3": "color",
     "unet=3": "unet",
-    "unet.optimiser=fast": "unet.optimiser",
-    "unet.optimiser.learning_rate=0": "unet.optimiser.learning_rate",
-    "unet.optimiser.learning_rate=fast": "unet.optimiser.learning_rate",
-    "unet.optimiser.learning_rate=NaN": "unet.optimiser.learning_rate",
-    "unet.optimiser.learning_rate=Infinity": "unet.optimiser.learning_rate",
-    "unet.optimiser.learning_rate.x=1": "unet.optimiser.learning_rate",
-    "unet.optimiser.momentum=1": "unet.optimiser.momentum",
-    "unet.optimiser.epochs=0": "unet.optimiser.epochs",
-    "unet.optimiser.epochs=1.5": "unet.optimiser.epochs",
-    "unet.optimiser.name=lbfgs": "unet.optimiser.name",
+    "unet.optimizer=fast": "unet.optimizer",
+    "unet.optimizer.learning_rate=0": "unet.optimizer.learning_rate",
+    "unet.optimizer.learning_rate=fast": "unet.optimizer.learning_rate",
+    "unet.optimizer.learning_rate=NaN": "unet.optimizer.learning_rate",
+    "unet.optimizer.learning_rate=Infinity": "unet.optimizer.learning_rate",
+    "unet.optimizer.learning_rate.x=1": "unet.optimizer.learning_rate",
+    "unet.optimizer.momentum=1": "unet.optimizer.momentum",
+    "unet.optimizer.epochs=0": "unet.optimizer.epochs",
+    "unet.optimizer.epochs=1.5": "unet.optimizer.epochs",
+    "unet.optimizer.name=lbfgs": "unet.optimizer.name",
     "unet.base_features=none": "unet.base_features",
     "data.size=100": "data.size",
     "data.size=[256]": "data.size",
@@ -234,8 +234,8 @@ WRONG = {
     "train.fold=5": "train.fold",
     "train.fold=-1": "train.fold",
     "train.folds=1": "train.folds",
-    'train.oversample={"tumour": 2}': "train.oversample",
-    'train.oversample={"tumour": "much"}': "train.oversample",
+    'train.oversample={"tumor": 2}': "train.oversample",
+    'train.oversample={"tumor": "much"}': "train.oversample",
     "train.precision=64": "train.precision",
     "preset=best": "preset",
 }
@@ -273,7 +273,7 @@ def test_a_setting_without_key_or_value_is_refused(setting):
         ("bad.json", b"{", "expected a JSON file"),
         ("list.json", b"[1]", "expected sections such as"),
         ("binary.toml", b"\xff\xfe\x00", "expected TOML"),
-        ("key.toml", b"[unet]\ncolour = 1\n", "unet.colour: no such setting"),
+        ("key.toml", b"[unet]\ncolor = 1\n", "unet.color: no such setting"),
         ("section.json", b'{"unet": null}', "unet: "),
     ],
 )
@@ -297,7 +297,7 @@ def test_nothing_of_it_can_be_changed():
     for target, name in (
         (config, "preset"),
         (config.unet, "base_features"),
-        (config.unet.optimiser, "name"),
+        (config.unet.optimizer, "name"),
         (config.predict, "batch_size"),
     ):
         before = getattr(target, name)
@@ -307,11 +307,11 @@ def test_nothing_of_it_can_be_changed():
 
 def test_merging_leaves_the_presets_alone():
     before = load_config("paper").model_dump()
-    load_config("paper", settings=["unet.optimiser.batch_size=1", "pose.optimiser.epochs=3"])
+    load_config("paper", settings=["unet.optimizer.batch_size=1", "pose.optimizer.epochs=3"])
     assert load_config("paper").model_dump() == before
     # The two transformers' settings are written once and must not be one object.
-    changed = load_config("paper", settings=["pose.optimiser.epochs=3"])
-    assert changed.crop.optimiser.epochs == 50
+    changed = load_config("paper", settings=["pose.optimizer.epochs=3"])
+    assert changed.crop.optimizer.epochs == 50
 
 
 @given(
@@ -327,14 +327,14 @@ def test_json_keeps_every_value(preset, size, pixel, fold, oversample, rate, ref
     base = {
         "data": {"size": size, "pixel_mm": pixel},
         "train": {"fold": fold, "oversample": oversample},
-        "unet": {"optimiser": {"learning_rate": rate}},
+        "unet": {"optimizer": {"learning_rate": rate}},
         "pose": {"reference": reference},
     }
     config = load_config(preset, base=base)
     again = validate_config(json.loads(json.dumps(config.model_dump(mode="json"))), "test")
     assert again == config
     assert again.train.oversample == oversample
-    assert again.unet.optimiser.learning_rate == rate
+    assert again.unet.optimizer.learning_rate == rate
 
 
 def test_a_saved_configuration_is_a_file_that_gives_it_again(tmp_path):
@@ -353,9 +353,9 @@ def test_messages_are_ours_and_not_the_librarys():
 def test_dims_3_brings_its_own_settings_which_others_may_change(tmp_path):
     three = load_config(settings=["dims=3"])
     assert (three.pose.per, three.crop.per) == ("volume", "volume")
-    assert (three.unet.base_features, three.unet.optimiser.batch_size) == (16, 2)
+    assert (three.unet.base_features, three.unet.optimizer.batch_size) == (16, 2)
     # What it does not name keeps its default.
-    assert three.unet.optimiser.learning_rate == Config().unet.optimiser.learning_rate
+    assert three.unet.optimizer.learning_rate == Config().unet.optimizer.learning_rate
     path = tmp_path / "three.toml"
     path.write_text("dims = 3\n[unet]\ndepth = 64\nbase_features = 8\n")
     from_file = load_config(file=path, settings=["unet.base_features=4"])

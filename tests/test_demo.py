@@ -13,11 +13,11 @@ pytestmark = pytest.mark.slow
 
 TINY = {
     "data": {"size": 64},
-    "pose": {"size": 32, "optimiser": {"epochs": 1, "min_epochs": 1, "iterations": 2, "batch_size": 2}},
-    "crop": {"size": 32, "optimiser": {"epochs": 1, "min_epochs": 1, "iterations": 2, "batch_size": 2}},
+    "pose": {"size": 32, "optimizer": {"epochs": 1, "min_epochs": 1, "iterations": 2, "batch_size": 2}},
+    "crop": {"size": 32, "optimizer": {"epochs": 1, "min_epochs": 1, "iterations": 2, "batch_size": 2}},
     "unet": {
         "base_features": 2,
-        "optimiser": {"epochs": 2, "min_epochs": 2, "iterations": 3, "batch_size": 2},
+        "optimizer": {"epochs": 2, "min_epochs": 2, "iterations": 3, "batch_size": 2},
     },
     "train": {"validation_slices": 4, "folds": 2},
 }
@@ -81,10 +81,10 @@ def test_the_report_shows_both_arms(made):
     for arm in ("with", "without"):
         scores = json.loads((folder / arm / "scores" / "scores.json").read_text())
         dice = scores["summary"]["all"]["all"]["kidney"]["dice"]["mean"]
-        line = next(text for text in said if text.strip().startswith(f"{arm} homogenisation: "))
+        line = next(text for text in said if text.strip().startswith(f"{arm} homogenization: "))
         assert f"kidney Dice {dice:.3f}" in line
-        assert "tumour Dice" in line
-        assert f"{arm.capitalize()} homogenisation" in html
+        assert "tumor Dice" in line
+        assert f"{arm.capitalize()} homogenization" in html
         # Nobody's test patient was trained on.
         assert sorted(case["case"] for case in scores["cases"]) == ["phantom_004", "phantom_005"]
         assert not any(
@@ -108,7 +108,7 @@ def test_both_arms_have_the_same_network_and_steps(made):
         arm: json.loads((folder / arm / "model" / "model.json").read_text())["config"]
         for arm in ("with", "without")
     }
-    for key in ("base_features", "input", "optimiser"):
+    for key in ("base_features", "input", "optimizer"):
         assert configs["with"]["unet"][key] == configs["without"]["unet"][key]
     assert configs["with"]["data"] == configs["without"]["data"]
     assert configs["with"]["train"] == configs["without"]["train"]
@@ -119,7 +119,7 @@ def test_both_arms_have_the_same_network_and_steps(made):
 def test_the_real_constants_compare_like_with_like():
     for key in ("data", "train"):
         assert demo.WITHOUT[key] == demo.SMALL[key]
-    for key in ("base_features", "optimiser"):
+    for key in ("base_features", "optimizer"):
         assert demo.WITHOUT["unet"][key] == demo.SMALL["unet"][key]
     assert not demo.WITHOUT["crop"]["enabled"]
 
@@ -150,7 +150,7 @@ def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
         demo.run_demo(folder, workers=0, seed=1, reporter=Lines())
 
 
-def test_both_arms_differ_in_homogenisation_alone() -> None:
+def test_both_arms_differ_in_homogenization_alone() -> None:
     ours, plain = (load_config(base=dict(base)) for base in (demo.SMALL, demo.WITHOUT))
     assert (plain.unet, plain.data, plain.train) == (ours.unet, ours.data, ours.train)
     assert not plain.pose_estimated

@@ -119,8 +119,8 @@ def test_example_file_of_the_configuration_is_accepted(tmp_path: Path) -> None:
     [text] = [text for language, text in blocks(ROOT / "docs" / "configuration.md") if language == "toml"]
     (tmp_path / "settings.toml").write_text(text)
     config = load_config(file=tmp_path / "settings.toml")
-    assert (config.unet.input, config.unet.optimiser.epochs) == ("quarter", 60)
-    assert config.unet.optimiser.learning_rate == Config().unet.optimiser.learning_rate
+    assert (config.unet.input, config.unet.optimizer.epochs) == ("quarter", 60)
+    assert config.unet.optimizer.learning_rate == Config().unet.optimizer.learning_rate
 
 
 def test_table_of_the_paper_preset_is_the_code() -> None:
@@ -238,10 +238,10 @@ def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[
     assert matrix[:2, 1].norm() == pytest.approx(one["scale_y"], rel=1e-5)
     assert torch.rad2deg(pose[0]) == pytest.approx(one["roll_degrees"], rel=1e-5)
     volumes = record["volumes_ml"]
-    assert volumes["kidney"] + volumes["tumour"] == pytest.approx(volumes["kidney+tumour"])
+    assert volumes["kidney"] + volumes["tumor"] == pytest.approx(volumes["kidney+tumor"])
 
 
-def test_homogenised_examples_are_what_the_commands_write(examples: dict[str, Any]) -> None:
+def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, Any]) -> None:
     values = examples["transform.json"]
     values["settings_sha256"] = values["settings_sha256"].ljust(64, "0")
     for part in ("sources", "files"):
@@ -290,7 +290,7 @@ def test_dataset_examples_open(examples: dict[str, Any], tmp_path: Path) -> None
     (described / "patients.csv").write_text(patients)
     dataset = open_dataset(described)
     assert dataset.layout == "nnunet"
-    assert dataset.labels.targets() == {"kidney": (1,), "tumour": (2,), "kidney+tumour": (1, 2)}
+    assert dataset.labels.targets() == {"kidney": (1,), "tumor": (2,), "kidney+tumor": (1, 2)}
     assert [(case.id, case.age_years) for case in dataset.cases] == [
         ("phantom_000", 9.3385),
         ("phantom_001", 4.4169),

@@ -43,7 +43,7 @@ def commands(place: Path, out: Path) -> dict[str, list[str]]:
     return {
         "phantom": ["phantom", str(out), "--cases", "2", "--slices", "8", "--size", "128"],
         "fit": ["fit", data, "--model", str(out), "--fold", "all", "--set", "data.size=64",
-                "--set", "unet.optimiser.epochs=1", "--set", "unet.optimiser.iterations=2",
+                "--set", "unet.optimizer.epochs=1", "--set", "unet.optimizer.iterations=2",
                 "--set", "crop.enabled=false", "--set", "unet.input=full"],
         "predict": ["predict", str(place / "model"), f"{data}/imagesTr", "--output", str(out), "--steps",
                     "--probabilities"],
@@ -69,12 +69,12 @@ def run(arguments: list[str], gigabytes: int | None = None) -> tuple[int, str]:
 @pytest.mark.slow
 def test_out_of_memory_says_what_to_lower(place, tmp_path):
     out = tmp_path / "model"
-    command = [*commands(place, out)["fit"], "--set", "unet.optimiser.batch_size=4096"]
+    command = [*commands(place, out)["fit"], "--set", "unet.optimizer.batch_size=4096"]
     code, told = run(command, gigabytes=3)
     assert code == 1, told
     assert "Traceback" not in told
     assert told.splitlines()[-1].startswith(
-        "isopose: out of memory; lower the batch size (--set unet.optimiser.batch_size=4)"
+        "isopose: out of memory; lower the batch size (--set unet.optimizer.batch_size=4)"
     )
     assert not (out / "model.json").exists()
     assert not list(tmp_path.rglob(".*.partial.*"))

@@ -97,13 +97,13 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Three labelled cases in nnU-Net's layout."""
+    """Three labeled cases in nnU-Net's layout."""
     root = tmp_path_factory.mktemp("data") / "Dataset001_Bright"
     for number in range(3):
         here = scene(slices=4, roll=0.1 * number)
         write_image(here.volume, root / "imagesTr" / f"case_{number}_0000.nii.gz")
         write_labels(here.volume.with_array(here.truth), root / "labelsTr" / f"case_{number}.nii.gz")
-    labels = {"background": 0, "kidney": 1, "tumour": 7}
+    labels = {"background": 0, "kidney": 1, "tumor": 7}
     content = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz"}
     (root / "dataset.json").write_text(json.dumps(content))
     return root
@@ -306,7 +306,7 @@ def test_check_reports_what_it_found_before_what_stopped_it(isopose, cohort, tmp
     code, out, err = isopose("check", broken)
     assert code == 2
     assert out.splitlines()[1].startswith("error: case_0: label: ")
-    assert err.splitlines()[-1].startswith("isopose: fingerprint: nearly all labelled voxels have the value")
+    assert err.splitlines()[-1].startswith("isopose: fingerprint: nearly all labeled voxels have the value")
     code, out, err = isopose("check", broken, "--json")
     assert code == 2
     found = json.loads(out)

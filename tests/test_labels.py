@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopose.errors import InputError
-from isopose.labels import Labels, class_colours, mirrored_classes
+from isopose.labels import Labels, class_colors, mirrored_classes
 
 values = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.integers(1, 255), min_size=1, max_size=8
@@ -26,20 +26,20 @@ def test_classes_and_values_are_inverse(named, data):
 
 
 def test_class_order_is_by_stored_value():
-    labels = Labels.create({"tumour": 9, "kidney": 4, "cyst": 200})
-    assert labels.names == ("kidney", "tumour", "cyst")
+    labels = Labels.create({"tumor": 9, "kidney": 4, "cyst": 200})
+    assert labels.names == ("kidney", "tumor", "cyst")
     np.testing.assert_array_equal(labels.to_classes(np.array([[0, 200], [4, 9]])), [[0, 3], [1, 2]])
 
 
-@pytest.mark.parametrize("name", ["tumour", "tumor"])
-def test_kidney_is_scored_alone_and_with_the_tumour(name):
+@pytest.mark.parametrize("name", ["tumor", "tumour"])
+def test_kidney_is_scored_alone_and_with_the_tumor(name):
     labels = Labels.create({"kidney": 1, name: 2})
     assert labels.targets() == {"kidney": (1,), name: (2,), f"kidney+{name}": (1, 2)}
     assert list(labels.targets()) == ["kidney", name, f"kidney+{name}"]
 
 
 def test_unions_are_only_added_where_nothing_is_said():
-    assert Labels.create({"kidney": 1, "tumour": 2}, {}).targets() == {"kidney": (1,), "tumour": (2,)}
+    assert Labels.create({"kidney": 1, "tumor": 2}, {}).targets() == {"kidney": (1,), "tumor": (2,)}
     assert Labels.create({"kidney": 1}).targets() == {"kidney": (1,)}
     said = Labels.create({"a": 1, "b": 5}, {"both": ("b", "a")})
     assert said.targets()["both"] == (5, 1)
@@ -67,7 +67,7 @@ def test_impossible_labels(named, unions, word):
 def test_unknown_values_are_named(bad):
     array = np.array([0, 1, 2, bad])
     with pytest.raises(InputError, match=rf"unknown label value {bad}, expected 0 or one of \[1, 2\]"):
-        Labels.create({"kidney": 1, "tumour": 2}).to_classes(array)
+        Labels.create({"kidney": 1, "tumor": 2}).to_classes(array)
 
 
 def test_background_is_no_label():
@@ -96,12 +96,12 @@ def test_background_is_no_label():
     ],
 )
 def test_in_a_mirror_left_is_right(left, right):
-    assert mirrored_classes(["spleen", right, "tumour", left]) == (0, 1, 4, 3, 2)
+    assert mirrored_classes(["spleen", right, "tumor", left]) == (0, 1, 4, 3, 2)
     assert mirrored_classes([left, right]) == (0, 2, 1)
 
 
 def test_names_without_a_side_stay():
-    names = ["kidney", "tumour", "cleft", "bright spot", "upright", "vertebra_L5", "liver", "rim", "1"]
+    names = ["kidney", "tumor", "cleft", "bright spot", "upright", "vertebra_L5", "liver", "rim", "1"]
     assert mirrored_classes(names) == tuple(range(10))
     assert mirrored_classes([]) == (0,)
 
@@ -139,8 +139,8 @@ def test_a_side_without_its_one_partner_is_refused(names, told):
         mirrored_classes(names)
 
 
-def test_colours_follow_names_and_differ():
-    assert class_colours(("tumour", "kidney")) == class_colours(("kidney", "tumour"))[::-1]
-    many = class_colours(("kidney", "tumour", "liver", "spleen", "aorta"))
+def test_colors_follow_names_and_differ():
+    assert class_colors(("tumor", "kidney")) == class_colors(("kidney", "tumor"))[::-1]
+    many = class_colors(("kidney", "tumor", "liver", "spleen", "aorta"))
     assert len(set(many)) == 5
-    assert many[:2] == class_colours(("kidney", "tumour"))
+    assert many[:2] == class_colors(("kidney", "tumor"))

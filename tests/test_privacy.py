@@ -196,8 +196,8 @@ def run(*arguments: object, code: int = 0) -> str:
 @pytest.mark.slow
 def test_nothing_planted_is_written_or_reported(data, tmp_path):
     manifest, label = data / "cases.csv", ("--label", "mass=1")
-    small = "data.size=64 unet.base_features=2 unet.optimiser.epochs=1 unet.optimiser.iterations=2 "
-    small += "crop.optimiser.epochs=1 crop.optimiser.iterations=2"
+    small = "data.size=64 unet.base_features=2 unet.optimizer.epochs=1 unet.optimizer.iterations=2 "
+    small += "crop.optimizer.epochs=1 crop.optimizer.iterations=2"
     settings = [part for setting in small.split() for part in ("--set", setting)]
     model, predicted, upright = tmp_path / "model", tmp_path / "predicted", tmp_path / "upright"
     cases = [data / f"c{number}" for number in range(3)]

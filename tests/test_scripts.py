@@ -33,7 +33,7 @@ STEPS = ("epochs=1", "min_epochs=1", "iterations=2", "batch_size=2")
 
 def brief(*stages: str, also: tuple[str, ...] = BRIEF) -> list[str]:
     """``--set`` of a training in as few steps as there can be."""
-    settings = [*also, *(f"{stage}.optimiser.{step}" for stage in stages for step in STEPS)]
+    settings = [*also, *(f"{stage}.optimizer.{step}" for stage in stages for step in STEPS)]
     return [part for setting in settings for part in ("--set", setting)]
 
 
@@ -112,7 +112,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scripts") / "model"
     made = bright_model({"data": {"size": 64}}, real_unet=True)
     # Its classes under the values of the phantoms.
-    save_model(folder, replace(made, labels=Labels.create({"kidney": 1, "tumour": 2})))
+    save_model(folder, replace(made, labels=Labels.create({"kidney": 1, "tumor": 2})))
     return folder
 
 

@@ -6,7 +6,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from bright import bright_model, dice, scene, stored_otherwise, world_centre
+from bright import bright_model, dice, scene, stored_otherwise, world_center
 from isopose.data.phantom.case import sample_case, texture_generator
 from isopose.data.phantom.pose import POSITIONS, Pose
 from isopose.data.phantom.render import render
@@ -15,7 +15,7 @@ from isopose.io.images import read_labels, read_volume, write_image, write_label
 from isopose.models.shipped import load_reference, load_shipped
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
-LEFT, TUMOUR, RIGHT = 2, 5, 9
+LEFT, TUMOR, RIGHT = 2, 5, 9
 
 
 def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch, tmp_path):
@@ -29,8 +29,8 @@ def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch
         )
     assert isopose("predict", tmp_path / "model", tmp_path / "in", "--output", tmp_path / "out")[0] == 0
     upright = [read_labels(tmp_path / "out" / f"scan_{n:02d}.nii.gz").reoriented() for n in range(48)]
-    assert set(np.unique(upright[0].array)) == {0, LEFT, TUMOUR}
-    assert world_centre(upright[0], upright[0].array == LEFT)[0] > supine.middle[0] + 20
+    assert set(np.unique(upright[0].array)) == {0, LEFT, TUMOR}
+    assert world_center(upright[0], upright[0].array == LEFT)[0] > supine.middle[0] + 20
     assert dice(upright[0].array > 0, supine.truth > 0) > 0.9
     for labels in upright:
         np.testing.assert_array_equal(labels.array, upright[0].array)
@@ -41,11 +41,11 @@ def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch
         isopose("predict", tmp_path / "model", tmp_path / "mirrored.nii.gz", "--output", tmp_path / "out")[0]
         == 0
     )
-    assert set(np.unique(read_labels(tmp_path / "out" / "mirrored.nii.gz").array)) == {0, RIGHT, TUMOUR}
+    assert set(np.unique(read_labels(tmp_path / "out" / "mirrored.nii.gz").array)) == {0, RIGHT, TUMOR}
 
 
 @pytest.mark.slow
-def test_homogenised_and_restored_in_all_48_storages(isopose, tmp_path):
+def test_homogenized_and_restored_in_all_48_storages(isopose, tmp_path):
     case = sample_case(11, 0, size=96, slices=20)
     supine = replace(case, pose=Pose("supine", True, 0.1, 0.0, 0.0, case.pose.offset))
     image, labels = render(case.anatomy, supine.pose, case.scan, texture_generator(case), noise=False)
@@ -60,7 +60,7 @@ def test_homogenised_and_restored_in_all_48_storages(isopose, tmp_path):
             volume = stored_otherwise(Volume(array, case.scan.world_from_index), axes, flips)
             write(volume, data / folder / name)
     (data / "dataset.json").write_text(
-        '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "kidney": 1, "tumour": 2}, '
+        '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "kidney": 1, "tumor": 2}, '
         '"numTraining": 48, "file_ending": ".nii.gz"}'
     )
     upright, back = tmp_path / "upright", tmp_path / "back"
@@ -77,7 +77,7 @@ def test_homogenised_and_restored_in_all_48_storages(isopose, tmp_path):
 
 
 @pytest.mark.slow
-def test_patients_in_every_position_are_homogenised_alike(isopose, tmp_path):
+def test_patients_in_every_position_are_homogenized_alike(isopose, tmp_path):
     """Whether the header tells the position or says supine of all: upright, and not in a mirror."""
     case = sample_case(11, 0, size=128, slices=12)
     for position, right in product(POSITIONS, (True, False)):
@@ -120,5 +120,5 @@ def test_sides_in_every_position_are_the_patients_in_predictions_too(isopose, mo
     assert isopose("predict", tmp_path / "model", tmp_path / "in", "--output", tmp_path / "out")[0] == 0
     for name, pose in poses.items():
         labels = read_labels(tmp_path / "out" / f"{name}.nii.gz")
-        left, right = (np.array(world_centre(labels, labels.array == value)) for value in (LEFT, RIGHT))
+        left, right = (np.array(world_center(labels, labels.array == value)) for value in (LEFT, RIGHT))
         assert (left - right) @ (pose.rotation @ [1.0, 0.0, 0.0])[: len(left)] > 20, name

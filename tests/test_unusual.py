@@ -6,8 +6,8 @@ import pytest
 from isopose.config import homogenize_config
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.homogenize.homogeniser import open_homogeniser
-from isopose.homogenize.scan import homogenise
+from isopose.homogenize.estimator import open_estimator
+from isopose.homogenize.scan import homogenize_scan
 from isopose.io.images import read_volume
 
 SLICES, SIDE = 12, 192
@@ -39,19 +39,17 @@ def cylinder() -> Volume:
 
 
 @pytest.fixture(scope="module")
-def homogeniser():
-    return open_homogeniser(None, homogenize_config(size=128))
+def estimator():
+    return open_estimator(None, homogenize_config(size=128))
 
 
-def told(homogeniser, volume: Volume) -> str:
-    return "\n".join(homogenise(homogeniser, volume).warnings)
+def told(estimator, volume: Volume) -> str:
+    return "\n".join(homogenize_scan(estimator, volume).warnings)
 
 
 @pytest.mark.parametrize("make", [head, legs, cylinder], ids=lambda make: make.__name__)
-def test_what_is_no_trunk_leaves_the_pose_in_doubt(homogeniser, make) -> None:
-    assert f"not sure which way up the patient lies in {SLICES} of {SLICES} slices" in told(
-        homogeniser, make()
-    )
+def test_what_is_no_trunk_leaves_the_pose_in_doubt(estimator, make) -> None:
+    assert f"not sure which way up the patient lies in {SLICES} of {SLICES} slices" in told(estimator, make())
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +57,8 @@ def real(real_ct) -> Volume:
     return read_volume(real_ct / "abdomen.nii.gz").reoriented()
 
 
-def test_a_patient_as_the_header_says_is_left_in_peace(homogeniser, real) -> None:
-    assert told(homogeniser, real) == ""
+def test_a_patient_as_the_header_says_is_left_in_peace(estimator, real) -> None:
+    assert told(estimator, real) == ""
 
 
 @pytest.mark.parametrize(
@@ -73,13 +71,13 @@ def test_a_patient_as_the_header_says_is_left_in_peace(homogeniser, real) -> Non
     ],
     ids=["mirrored", "upside down", "no offset", "windowed"],
 )
-def test_a_real_scan_that_was_spoilt_is_told(homogeniser, real, change, words) -> None:
+def test_a_real_scan_that_was_spoilt_is_told(estimator, real, change, words) -> None:
     spoilt = real.with_array(np.ascontiguousarray(change(real.array)).astype(np.int16))
-    assert words in told(homogeniser, spoilt)
+    assert words in told(estimator, spoilt)
 
 
-def test_another_modality_is_refused(homogeniser, real) -> None:
+def test_another_modality_is_refused(estimator, real) -> None:
     """As MR has it: nothing outside, and tissue of any brightness."""
     signal = np.where(real.array < -300, 0, (real.array.clip(-150, 250) + 150) * 2).astype(np.int16)
     with pytest.raises(InputError, match="is it a CT in Hounsfield units"):
-        homogenise(homogeniser, real.with_array(signal))
+        homogenize_scan(estimator, real.with_array(signal))

@@ -1,4 +1,4 @@
-"""isopose: pose and size homogenisation for CT segmentation (La Barbera et al., ISBI 2021)."""
+"""isopose: pose and size homogenization for CT segmentation (La Barbera et al., ISBI 2021)."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -35,7 +35,7 @@ class DataConfig(Section):
         "median: likewise, in whole pixels of the training cases' median size, then resized to data.size",
     )
     clip_percentiles: tuple[float, float] = Field(
-        (0.5, 99.5), description="of the labelled voxels of the training cases, as nnU-Net"
+        (0.5, 99.5), description="of the labeled voxels of the training cases, as nnU-Net"
     )
     body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
 
@@ -47,8 +47,8 @@ class DataConfig(Section):
         return value
 
 
-class OptimiserConfig(Section):
-    """One stage's optimiser and its length."""
+class OptimizerConfig(Section):
+    """One stage's optimizer and its length."""
 
     name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="of PyTorch")
     learning_rate: float = Field(1e-3, gt=0, description="in the first epoch")
@@ -68,7 +68,7 @@ class OptimiserConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _parts_of_a_batch(self) -> "OptimiserConfig":
+    def _parts_of_a_batch(self) -> "OptimizerConfig":
         if self.parts > self.batch_size:
             raise ValueError(f"parts is {self.parts}, expected at most batch_size, {self.batch_size}")
         return self
@@ -105,13 +105,13 @@ class PoseConfig(Section):
     max_angle: float = Field(0.6, gt=0, description="bound of the regressed angle, radians")
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
     max_shift: float = Field(0.5, gt=0, description="bound of the regressed shift, half sides of the frame")
-    optimiser: OptimiserConfig = OptimiserConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+    optimizer: OptimizerConfig = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
 
 
 class CropConfig(Section):
     """STN2: region of interest."""
 
-    enabled: bool = Field(True, description="off: the U-Net sees the whole homogenised frame")
+    enabled: bool = Field(True, description="off: the U-Net sees the whole homogenized frame")
     learned: bool = Field(True, description="off: one box that holds every training label, no network")
     per: Literal["volume", "slice"] = Field(
         "volume", description="one crop for all slices of a scan, or the paper's own one for each slice"
@@ -126,7 +126,7 @@ class CropConfig(Section):
         0.08, ge=0, le=1, description="of crops while the U-Net trains, of half a side"
     )
     jitter_scale: float = Field(0.08, ge=0, le=1, description="likewise, of the size's logarithm")
-    optimiser: OptimiserConfig = OptimiserConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+    optimizer: OptimizerConfig = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
 
 
 class UNetConfig(Section):
@@ -158,9 +158,9 @@ class UNetConfig(Section):
         description="nnunet: rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and "
         "mirroring of slices as they lie, in place of pose and crop: the paper's baseline",
     )
-    # Measured on phantoms, 5040 slices seen, validation Dice kidney / tumour: AdamW 0.89 / 0.80, the paper's
+    # Measured on phantoms, 5040 slices seen, validation Dice kidney / tumor: AdamW 0.89 / 0.80, the paper's
     # SGD 0.82 / 0.79 (docs/pipeline.md, "Choices that were measured").
-    optimiser: OptimiserConfig = OptimiserConfig(
+    optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=2e-3,
         weight_decay=1e-2,
         epochs=100,
@@ -238,7 +238,7 @@ class Config(Section):
     stn: Literal["separate", "joint"] = Field(
         "separate",
         description="separate: STN1, then STN2 on what STN1 made; joint: one network sees the slice in the "
-        "start's pose and regresses pose and crop at once (its size and bounds: [pose]; optimiser: [crop])",
+        "start's pose and regresses pose and crop at once (its size and bounds: [pose]; optimizer: [crop])",
     )
     dims: Literal[2, 3] = Field(
         2, description="2: slice by slice, as the paper; 3: whole volumes, with one pose and crop for a scan"
@@ -349,7 +349,7 @@ PAPER: dict[str, Any] = {
         "per": "slice",
         "max_angle": 3.2,
         "max_shift": 1.0,
-        "optimiser": _STN_OF_PAPER,
+        "optimizer": _STN_OF_PAPER,
     },
     "crop": {
         "per": "slice",
@@ -357,7 +357,7 @@ PAPER: dict[str, Any] = {
         "margin": 0.0,
         "jitter_shift": 0.0,
         "jitter_scale": 0.0,
-        "optimiser": _STN_OF_PAPER,
+        "optimizer": _STN_OF_PAPER,
     },
     "unet": {
         "input": "full",
@@ -365,7 +365,7 @@ PAPER: dict[str, Any] = {
         "loss_space": "native",
         "pose_jitter": 0.0,
         "mirror": 0.0,
-        "optimiser": {
+        "optimizer": {
             "name": "sgd",
             "learning_rate": 0.01,
             "momentum": 0.99,
@@ -383,8 +383,8 @@ PAPER: dict[str, Any] = {
 #: What dims=3 brings with it: one pose and crop for a scan, and networks that a batch of volumes fits.
 VOLUMES: dict[str, Any] = {
     "pose": {"per": "volume"},
-    "crop": {"per": "volume", "size": 64, "optimiser": {"batch_size": 4}},
-    "unet": {"base_features": 16, "smallest_skip": 16, "optimiser": {"batch_size": 2}},
+    "crop": {"per": "volume", "size": 64, "optimizer": {"batch_size": 4}},
+    "unet": {"base_features": 16, "smallest_skip": 16, "optimizer": {"batch_size": 2}},
 }
 
 

@@ -34,14 +34,14 @@ CASES, TEST_FRACTION, SLICES, SIZE = 50, 0.2, 20, 192
 #: The default preset made small: two cores train it in a few minutes.
 SMALL: Mapping[str, Any] = {
     "data": {"size": 192},
-    "pose": {"size": 64, "optimiser": {"epochs": 4, "min_epochs": 4, "iterations": 40}},
-    "crop": {"size": 64, "optimiser": {"epochs": 8, "min_epochs": 8, "iterations": 40}},
-    "unet": {"base_features": 16, "optimiser": {"epochs": 6, "min_epochs": 6, "iterations": 70}},
+    "pose": {"size": 64, "optimizer": {"epochs": 4, "min_epochs": 4, "iterations": 40}},
+    "crop": {"size": 64, "optimizer": {"epochs": 8, "min_epochs": 8, "iterations": 40}},
+    "unet": {"base_features": 16, "optimizer": {"epochs": 6, "min_epochs": 6, "iterations": 70}},
     "train": {"validation_slices": 100},
 }
 
 #: The same network, number of steps and jitter on slices as they lie, at the same size. Without the
-#: jitter the comparison would credit homogenisation with augmentation (0.05 of kidney, 0.06 of tumour Dice).
+#: jitter the comparison would credit homogenization with augmentation (0.05 of kidney, 0.06 of tumor Dice).
 WITHOUT: Mapping[str, Any] = {
     **SMALL,
     "pose": {"start": "identity", "learned": False, "size": 64},
@@ -61,7 +61,7 @@ class Arm:
 
 
 def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter) -> Path:
-    """Make phantoms, train with and without homogenisation, predict unseen patients, score and report.
+    """Make phantoms, train with and without homogenization, predict unseen patients, score and report.
 
     What an interrupted run finished is not done again.
 
@@ -94,7 +94,7 @@ def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter) -> Pa
     report = output / "report.html"
     _write(report, dataset, arms[0], arms[1])
     for arm in arms:
-        reporter.say(f"{arm.name:>7} homogenisation: {_line(arm.evaluation)}  ({arm.seconds:.0f} s)")
+        reporter.say(f"{arm.name:>7} homogenization: {_line(arm.evaluation)}  ({arm.seconds:.0f} s)")
     reporter.say("phantoms are phantoms: these numbers say nothing about patients")
     return report
 
@@ -102,7 +102,7 @@ def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter) -> Pa
 def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int, reporter: Reporter) -> Arm:
     started = time.monotonic()
     folder = output / name
-    reporter.say(f"--- {name} homogenisation")
+    reporter.say(f"--- {name} homogenization")
     model = fit(
         dataset,
         folder / "model",
@@ -130,26 +130,26 @@ def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int
 def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
     ages = [case.age_years for case in dataset.cases if case.age_years is not None]
     training = ours.model.info["training"]
-    order = sorted(ours.evaluation.cases, key=lambda case: _dice(case.scores["tumour"].dice))
+    order = sorted(ours.evaluation.cases, key=lambda case: _dice(case.scores["tumor"].dice))
     shown = {"worst": order[0].case, "median": order[len(order) // 2].case, "best": order[-1].case}
     pictures = tuple(
         Picture(
             (ours.folder / "predictions" / "steps" / f"{case}.png").read_bytes(),
-            alt=f"Input, homogenised slice, crop, prediction and restored labels of {case}",
-            caption=f"{case}, the {place} tumour Dice of the test patients",
+            alt=f"Input, homogenized slice, crop, prediction and restored labels of {case}",
+            caption=f"{case}, the {place} tumor Dice of the test patients",
         )
         for place, case in shown.items()
     )
     curves = tuple(
         Picture(
             training_curves(arm.model.info["history"]),
-            alt=f"Loss and validation score of each stage {arm.name} homogenisation",
-            caption=f"{arm.name.capitalize()} homogenisation",
+            alt=f"Loss and validation score of each stage {arm.name} homogenization",
+            caption=f"{arm.name.capitalize()} homogenization",
         )
         for arm in (ours, plain)
     )
-    steps, crop = ours.model.config.unet.optimiser, ours.model.config.crop.optimiser
-    whole = load_config().crop.optimiser
+    steps, crop = ours.model.config.unet.optimizer, ours.model.config.crop.optimizer
+    whole = load_config().crop.optimizer
     write_report(
         report,
         title="isopose demo",
@@ -189,11 +189,11 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
 
 
 def _line(evaluation: Evaluation) -> str:
-    from isopose.evaluation.summary import summarise
+    from isopose.evaluation.summary import summarize
 
     parts = []
     for target in evaluation.targets:
-        statistic = summarise(evaluation.cases, target).dice
+        statistic = summarize(evaluation.cases, target).dice
         parts.append(f"{target} Dice {statistic.mean:.3f} ({statistic.sd:.3f})")
     return "  ".join(parts)
 

@@ -11,7 +11,7 @@ from isopose.errors import InputError
 #: Words of a label's name that tell a side.
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 _GREEN, _YELLOW = "#3ddc84", "#ffd23f"
-#: Okabe and Ito's colour-blind-safe palette without what these and the figures' lines take.
+#: Okabe and Ito's color-blind-safe palette without what these and the figures' lines take.
 _OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
 
 
@@ -20,10 +20,10 @@ class Labels:
     """Names and stored values of the structures of a dataset, background (0) left out.
 
     Args:
-        values: name to stored value, e.g. ``{"kidney": 1, "tumour": 2}``; any names and any number of them,
+        values: name to stored value, e.g. ``{"kidney": 1, "tumor": 2}``; any names and any number of them,
             values 1 to 255, not necessarily consecutive; none in a dataset that marks nothing.
         unions: name to the names it joins, scored beside the single labels; KiTS scores
-            ``{"kidney+tumour": ("kidney", "tumour")}``, which is added by :meth:`create`.
+            ``{"kidney+tumor": ("kidney", "tumor")}``, which is added by :meth:`create`.
 
     Raises:
         InputError: a value twice or out of range, a union of an unknown name.
@@ -51,7 +51,7 @@ class Labels:
     def create(
         cls, values: Mapping[str, int], unions: Mapping[str, tuple[str, ...]] | None = None
     ) -> "Labels":
-        """Labels with KiTS's union of kidney and tumour added where both are there and nothing is said.
+        """Labels with KiTS's union of kidney and tumor added where both are there and nothing is said.
 
         Raises:
             InputError: no label, or as above.
@@ -59,8 +59,8 @@ class Labels:
         if not values:
             raise InputError("labels: expected at least one label besides background")
         if unions is None:
-            tumour = next((name for name in ("tumour", "tumor") if name in values), None)
-            unions = {f"kidney+{tumour}": ("kidney", tumour)} if tumour and "kidney" in values else {}
+            tumor = next((name for name in ("tumor", "tumour") if name in values), None)
+            unions = {f"kidney+{tumor}": ("kidney", tumor)} if tumor and "kidney" in values else {}
         return cls(dict(values), dict(unions))
 
     @property
@@ -166,16 +166,16 @@ def voxels_of(labels: np.ndarray) -> np.ndarray:
     return counts
 
 
-def class_colours(label_names: Sequence[str]) -> tuple[str, ...]:
-    """A colour per class 1, 2, ...: kidney green and tumour yellow, as in the paper, whatever their order."""
+def class_colors(label_names: Sequence[str]) -> tuple[str, ...]:
+    """A color per class 1, 2, ...: kidney green and tumor yellow, as in the paper, whatever their order."""
     others = iter(range(len(label_names)))
-    colours = []
+    colors = []
     for name in label_names:
         lowered = name.lower()
-        if "tumour" in lowered or "tumor" in lowered:
-            colours.append(_YELLOW)
-        elif "kidney" in lowered and _GREEN not in colours:
-            colours.append(_GREEN)
+        if "tumor" in lowered or "tumour" in lowered:
+            colors.append(_YELLOW)
+        elif "kidney" in lowered and _GREEN not in colors:
+            colors.append(_GREEN)
         else:
-            colours.append(_OTHERS[next(others) % len(_OTHERS)])
-    return tuple(colours)
+            colors.append(_OTHERS[next(others) % len(_OTHERS)])
+    return tuple(colors)

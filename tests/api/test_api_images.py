@@ -79,7 +79,7 @@ def test_simpleitk_and_nibabel_read_the_same_place_from_a_file(kind, tmp_path):
         sitk.Image([4, 4, 4], sitk.sitkVectorUInt8),
         7,
     ],
-    ids=["bare array", "bare tensor", "plane", "affine of a plane", "2D", "colour", "number"],
+    ids=["bare array", "bare tensor", "plane", "affine of a plane", "2D", "color", "number"],
 )
 def test_what_has_no_place_in_the_patient_is_refused(image):
     with pytest.raises(InputError, match="expected"):

@@ -44,14 +44,14 @@ def test_the_same_as_the_command_writes(model, tmp_path):
     )
     expected = read_labels(tmp_path / "out" / "child.nii.gz")
     pipeline = Pipeline(model)
-    assert pipeline.labels == {"kidney": 1, "tumour": 7}
+    assert pipeline.labels == {"kidney": 1, "tumor": 7}
     of_path = pipeline.predict(tmp_path / "child.nii.gz")
     assert isinstance(of_path.labels, sitk.Image)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(of_path.labels), expected.array)
     assert of_path.volumes_ml == outcome.record["volumes_ml"]
     of_image = pipeline.predict(to_sitk(volume), probabilities=True)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(of_image.labels), expected.array)
-    assert list(of_image.probabilities) == ["background", "kidney", "tumour"]
+    assert list(of_image.probabilities) == ["background", "kidney", "tumor"]
     values = np.stack([sitk.GetArrayFromImage(one) for one in of_image.probabilities.values()])
     np.testing.assert_array_equal(np.array([0, 1, 7])[values.argmax(axis=0)], expected.array)
     assert of_path.probabilities == {}

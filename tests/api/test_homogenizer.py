@@ -65,7 +65,7 @@ def test_fitting_takes_a_patient_s_own_size(cohort):
     reference = fitted.reference_
     assert reference is not None
     assert reference.case in {"0", "1", "2", "3"}
-    # The chosen patient comes out at the size that he has: the same area of body in square millimetres.
+    # The chosen patient comes out at the size that he has: the same area of body in square millimeters.
     chosen = images[int(reference.case)]
     upright = fitted.transform(chosen)
     before = (chosen.reoriented().array[reference.slice] > -300).sum() * np.prod(
@@ -96,7 +96,7 @@ def test_wrong_use_is_told(cohort, tmp_path):
     homogenizer = Homogenizer()
     image, labels = image_and_labels(cohort, 0)
     upright = homogenizer.transform(image)
-    with pytest.raises(InputError, match="homogenised grid"):
+    with pytest.raises(InputError, match="homogenized grid"):
         homogenizer.inverse_transform(labels, upright)
     with pytest.raises(InputError, match="not lie on the image's grid"):
         homogenizer.transform(image, upright.image.with_array(np.zeros_like(upright.image.array)))

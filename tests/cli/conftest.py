@@ -17,7 +17,7 @@ def cohort(tmp_path_factory):
         write_labels(here.volume.with_array(here.truth), root / f"labels{part}" / f"case_{number}.nii.gz")
     content = {
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "kidney": 1, "tumour": 7},
+        "labels": {"background": 0, "kidney": 1, "tumor": 7},
         "numTraining": 2,
         "file_ending": ".nii.gz",
     }

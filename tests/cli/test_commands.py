@@ -93,7 +93,7 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
         (("check", "{data}", "--label", "kidney"), "--label 'kidney': expected NAME=VALUE, e.g. kidney=1"),
         (("check", "{data}", "--label", "kidney=one"), "expected NAME=VALUE"),
         (("check", "{data}", "--label", "kidney=300"), "expected an integer from 1 to 255"),
-        (("fit", "{data}", "--model", "{tmp}/m", "--set", "unet.colour=3"), "unet.colour"),
+        (("fit", "{data}", "--model", "{tmp}/m", "--set", "unet.color=3"), "unet.color"),
         (("fit", "{data}", "--model", "{tmp}/m", "--preset", "best"), "preset 'best' is unknown"),
         (("fit", "{data}", "--model", "{tmp}/m", "--fold", "9"), "train.fold is 9"),
         (("fit", "{data}", "--model", "{tmp}/m", "--config", "{tmp}/no.toml"), "no such file"),
@@ -174,8 +174,7 @@ def test_check_of_a_good_cohort(isopose, cohort):
     code, out, err = isopose("check", cohort)
     assert code == 0
     assert (
-        out.splitlines()[0] == "Bright: nnunet, 3 cases, labels {'kidney': 1, 'tumour': 7}"
-        or "3 cases" in out
+        out.splitlines()[0] == "Bright: nnunet, 3 cases, labels {'kidney': 1, 'tumor': 7}" or "3 cases" in out
     )
     assert out.splitlines()[-1] == "no errors"
     assert "error: " not in out
@@ -188,7 +187,7 @@ def test_check_of_a_good_cohort(isopose, cohort):
     # Of the training cases alone: two of three.
     assert found["fingerprint"]["cases"] == 2
     assert found["fingerprint"]["spacing_median"] == pytest.approx([2.1, 2.9, 6.0])
-    assert [label["name"] for label in found["fingerprint"]["labels"]] == ["kidney", "tumour"]
+    assert [label["name"] for label in found["fingerprint"]["labels"]] == ["kidney", "tumor"]
 
 
 def test_check_of_a_broken_cohort(isopose, cohort, tmp_path):
@@ -291,7 +290,7 @@ def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_pa
     assert code == 0
     assert json.loads(out)[0]["record"] == json.loads((back / "case_2.json").read_text())
     # What isopose evaluate takes.
-    options = ("--label", "kidney=1", "--label", "tumour=7")
+    options = ("--label", "kidney=1", "--label", "tumor=7")
     assert isopose("evaluate", back, cohort / "labelsTs", *options)[0] == 0
 
 
@@ -349,7 +348,7 @@ def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
     write_labels(labels.with_array(moved), wrong / "case_2.nii.gz")
     expected = {"truth": 1.0, "wrong": dice(labels.array == 1, moved == 1)}
     assert 0.3 < expected["wrong"] < 0.9
-    options = ("--label", "kidney=1", "--label", "tumour=7")
+    options = ("--label", "kidney=1", "--label", "tumor=7")
     for name, folder in (("truth", truth), ("wrong", wrong)):
         code, out, err = isopose("evaluate", folder, truth, *options, "--output", tmp_path / name)
         assert code == 0, err

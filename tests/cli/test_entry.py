@@ -61,7 +61,7 @@ def test_too_few_patients_are_said_before_anything_heavy_is_loaded(command, coho
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "heavy: []\n"), done.stderr
-    assert "5 folds need as many labelled patients, got 2; use fewer" in done.stderr
+    assert "5 folds need as many labeled patients, got 2; use fewer" in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -111,7 +111,7 @@ def test_a_machine_that_is_killed_loses_nothing_and_doubles_nothing(
 
 
 @pytest.mark.slow
-def test_homogenised_and_preprocessed_as_by_one_process(isopose, given, bucket, tmp_path):
+def test_homogenized_and_preprocessed_as_by_one_process(isopose, given, bucket, tmp_path):
     dataset = put(given / "kids", Place(f"{bucket}/alike/kids"))
     size, fold = ("--size", "64"), ("--fold", "all", "--set", "data.size=64")
     assert isopose("homogenize", given / "kids", tmp_path / "alone", *size)[0] == 0

@@ -1,4 +1,4 @@
-"""Simple bodies whose truth is known exactly: ellipse trunk, lungs, arms, table, all in millimetres."""
+"""Simple bodies whose truth is known exactly: ellipse trunk, lungs, arms, table, all in millimeters."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ def torso(
     arms: bool = True,
     table: bool = True,
     overlap: float = 0.03,
-    centre: tuple[float, float] = (0.0, 0.0),
+    center: tuple[float, float] = (0.0, 0.0),
     noise: float = 20.0,
     fov: float | None = None,
 ) -> Torso:
@@ -49,7 +49,7 @@ def torso(
     y, x = np.meshgrid(
         *[(np.arange(n) - (n - 1) / 2) * p for n, p in zip(shape, pixel[::-1], strict=True)], indexing="ij"
     )
-    x, y = x - centre[0], y - centre[1]
+    x, y = x - center[0], y - center[1]
     radius = np.hypot(x / (width / 2), y / (depth / 2))
     trunk = radius <= 1
     wall = max(0.08 * width, 8.0)
@@ -93,7 +93,7 @@ def volume_of_world(lps: Volume, axes: tuple[int, ...], flips: tuple[bool, ...])
 
 
 def write_cohort(folder: Path, count: int, *, slices: int = 4, pixel: float = 3.0) -> tuple[Case, ...]:
-    """Small cases on disk, each trunk wider: kidney (1) in all, tumour (2) in every other, two a patient."""
+    """Small cases on disk, each trunk wider: kidney (1) in all, tumor (2) in every other, two a patient."""
     cases = []
     for number in range(count):
         case = torso(140 + 40 * number, pixel=(pixel, pixel), slices=slices + number, noise=15.0, table=False)

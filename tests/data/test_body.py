@@ -45,7 +45,7 @@ def test_trunk_of_any_size_without_arms_and_table(width: float, pixel: tuple[flo
 def test_trunk_of_any_shape_and_place(
     width: float, ratio: float, x: float, overlap: float, noise: float
 ) -> None:
-    case = torso(width, depth=ratio * width, centre=(x * width, 0.0), overlap=overlap, noise=noise, slices=1,
+    case = torso(width, depth=ratio * width, center=(x * width, 0.0), overlap=overlap, noise=noise, slices=1,
                  pixel=(width / 250, width / 250))  # fmt: skip
     check(case, body_mask(case.volume, THRESHOLD), 0.97)
 
@@ -187,8 +187,8 @@ def test_table_alone_is_no_body() -> None:
 def turned(array: np.ndarray, degrees: float, shift: tuple[float, float], fill: float) -> np.ndarray:
     t = np.deg2rad(degrees)
     matrix = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])
-    centre = (np.array(array.shape[1:]) - 1) / 2
-    offset = centre - matrix @ (centre + shift)
+    center = (np.array(array.shape[1:]) - 1) / 2
+    offset = center - matrix @ (center + shift)
     out = [ndimage.affine_transform(s.astype(float), matrix, offset, order=1, cval=fill) for s in array]
     return np.stack(out)
 

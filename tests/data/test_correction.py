@@ -30,9 +30,9 @@ HASH = "ab" * 32
 FRAME = Frame((100.0, 80.0), 300.0, 128)
 
 
-def ellipse(x, y, centre=(0.0, 0.0), size=128):
+def ellipse(x, y, center=(0.0, 0.0), size=128):
     at = (2.0 * torch.arange(size) + 1.0) / size - 1.0
-    return (((at[None, :] - centre[0]) / x) ** 2 + ((at[:, None] - centre[1]) / y) ** 2 <= 1).float()[
+    return (((at[None, :] - center[0]) / x) ** 2 + ((at[:, None] - center[1]) / y) ** 2 <= 1).float()[
         None, None
     ]
 
@@ -72,14 +72,14 @@ def test_a_turn_goes_the_short_way():
     st.floats(150, 600),
     st.tuples(st.floats(-50, 250), st.floats(-50, 250)),
 )
-def test_in_another_frame_a_pose_is_the_same_in_millimetres(pose, fov, centre):
-    other = Frame(centre, fov, 96)
+def test_in_another_frame_a_pose_is_the_same_in_millimeters(pose, fov, center):
+    other = Frame(center, fov, 96)
     moved = correction([SetPose(0, tuple(pose))]).poses_at(np.array([0]), other, REFERENCE)
     points = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [0.3, 0.7, 1]]).T
 
     def mm(frame, numbers):
         found = (matrix_from_pose(numbers.double())[0] @ points.double())[:2]
-        return torch.tensor(frame.centre_mm, dtype=torch.double)[:, None] + frame.fov_mm / 2 * found
+        return torch.tensor(frame.center_mm, dtype=torch.double)[:, None] + frame.fov_mm / 2 * found
 
     torch.testing.assert_close(mm(other, moved), mm(FRAME, torch.tensor([pose])), atol=0.01, rtol=1e-4)
 
@@ -101,9 +101,9 @@ def test_a_crop_stays_where_it_is_in_the_scan_for_another_reference():
     slices = np.array([0])
     here = made.poses_at(slices, FRAME, REFERENCE)
     there = made.poses_at(slices, FRAME, other)
-    centre = torch.tensor([0.0, 0.0, 1.0])
+    center = torch.tensor([0.0, 0.0, 1.0])
     in_scan = [
-        matrix_from_pose(pose)[0] @ made.crops_at(slices, pose, mask)[0] @ centre
+        matrix_from_pose(pose)[0] @ made.crops_at(slices, pose, mask)[0] @ center
         for pose, mask in ((here, REFERENCE), (there, other))
     ]
     torch.testing.assert_close(*in_scan, atol=1e-4, rtol=0)
@@ -125,8 +125,8 @@ def test_a_crop_stays_where_it_is_in_the_scan_for_another_reference():
         ({"crops": [{"slice": 1, "scale": 0.5, "x": 1.5, "y": 0}]}, r"crops\.0\.x"),
         ({"image_sha256": "../../etc"}, "image_sha256"),
         ({"format": "isopose-correction/9"}, "format"),
-        ({"frame": {"centre_mm": [0, 0], "fov_mm": 0, "size": 1}}, "a frame with a side"),
-        ({"reference": {"centre": [0, 0], "spread": [0, 1]}}, r"reference\.spread"),
+        ({"frame": {"center_mm": [0, 0], "fov_mm": 0, "size": 1}}, "a frame with a side"),
+        ({"reference": {"center": [0, 0], "spread": [0, 1]}}, r"reference\.spread"),
         ({"name": "Jane"}, "name"),
     ],
 )
@@ -148,10 +148,10 @@ def test_a_folder_without_any_or_with_two_of_a_scan_is_refused(tmp_path):
         read_corrections(tmp_path)
 
 
-def test_the_outline_of_a_reference_is_its_centre_and_spread():
+def test_the_outline_of_a_reference_is_its_center_and_spread():
     found = outline_of(ellipse(0.8, 0.6, (0.1, -0.2)))
     assert isinstance(found, Outline)
-    assert found.centre == pytest.approx((0.1, -0.2), abs=0.01)
+    assert found.center == pytest.approx((0.1, -0.2), abs=0.01)
     assert found.spread == pytest.approx((0.4, 0.3), abs=0.01)  # half a semi-axis
     with pytest.raises(InputError, match="the pose: expected a correction"):
         correction_from_json([1], "the pose")

@@ -24,7 +24,7 @@ from isopose.io.images import read_volume, write_labels
 from isopose.labels import Labels
 from isopose.parallel import in_order
 
-LABELS = Labels.create({"kidney": 1, "tumour": 2})
+LABELS = Labels.create({"kidney": 1, "tumor": 2})
 CONFIG = DataConfig(size=64)
 
 
@@ -38,7 +38,7 @@ def fingerprint(cohort) -> Fingerprint:
     return fingerprint_of(cohort, LABELS, CONFIG)
 
 
-def labelled(case) -> np.ndarray:
+def labeled(case) -> np.ndarray:
     return read_volume(case.image).array[read_volume(case.label).array > 0].astype(float)
 
 
@@ -50,11 +50,11 @@ def test_counts_sizes_and_labels(fingerprint: Fingerprint) -> None:
     assert fingerprint.body_max_mm == pytest.approx((260, 195), abs=6.1)
     assert fingerprint.body_median_mm == pytest.approx((200, 150), abs=6.1)
     assert fingerprint.fov_mm == pytest.approx(1.04 * fingerprint.body_max_mm[0])
-    kidney, tumour = fingerprint.labels
+    kidney, tumor = fingerprint.labels
     voxel = 0.045
     assert (kidney.name, kidney.cases, kidney.slices) == ("kidney", 4, 8)
-    assert (tumour.name, tumour.cases, tumour.slices) == ("tumour", 2, 2)
-    assert tumour.volume_median_ml == pytest.approx(16 * voxel)
+    assert (tumor.name, tumor.cases, tumor.slices) == ("tumor", 2, 2)
+    assert tumor.volume_median_ml == pytest.approx(16 * voxel)
     assert kidney.volume_max_ml == pytest.approx(112 * voxel)
     assert kidney.volume_min_ml == pytest.approx(96 * voxel)
 
@@ -62,7 +62,7 @@ def test_counts_sizes_and_labels(fingerprint: Fingerprint) -> None:
 def test_intensities_are_those_of_equally_weighted_cases(cohort, fingerprint: Fingerprint) -> None:
     # What nnU-Net estimates: as many voxels of every case, drawn with replacement, then pooled.
     random = np.random.RandomState(1234)
-    pooled = np.concatenate([random.choice(labelled(case), 400_000) for case in cohort])
+    pooled = np.concatenate([random.choice(labeled(case), 400_000) for case in cohort])
     i = fingerprint.intensity
     assert i.mean == pytest.approx(pooled.mean(), abs=0.2)
     assert i.sd == pytest.approx(pooled.std(), rel=0.005)
@@ -113,12 +113,12 @@ def test_any_number_of_workers_gives_the_same(cohort, fingerprint: Fingerprint) 
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_normalisation_is_clip_and_score() -> None:
+def test_normalization_is_clip_and_score() -> None:
     i = Intensity((0.5, 99.5), -50.0, 0.0, 250.0, 100.0, 50.0, -99.0, 999.0)
-    assert i.normalise(np.array([-1000, 0, 100, 900], np.int16)).tolist() == [-3.0, -2.0, 0.0, 3.0]
+    assert i.normalize(np.array([-1000, 0, 100, 900], np.int16)).tolist() == [-3.0, -2.0, 0.0, 3.0]
     assert (i.air, i.top) == (-3.0, 3.0)
     flat = replace(i, low=7.0, high=7.0, mean=7.0, sd=0.0)
-    assert flat.normalise(np.array([7.0])).tolist() == [0.0]
+    assert flat.normalize(np.array([7.0])).tolist() == [0.0]
 
 
 def test_through_json_and_back(fingerprint: Fingerprint) -> None:
@@ -167,21 +167,21 @@ def test_unknown_label_no_label_and_no_case(cohort) -> None:
         fingerprint_of([], LABELS, CONFIG)
 
 
-def test_no_labelled_voxel_anywhere(cohort, tmp_path) -> None:
+def test_no_labeled_voxel_anywhere(cohort, tmp_path) -> None:
     blank = read_volume(cohort[0].label)
     write_labels(blank.with_array(np.zeros_like(blank.array)), tmp_path / "blank.nii.gz")
     cases = [replace(cohort[0], label=tmp_path / "blank.nii.gz")]
-    with pytest.raises(InputError, match="no training case has a labelled voxel"):
+    with pytest.raises(InputError, match="no training case has a labeled voxel"):
         fingerprint_of(cases, LABELS, CONFIG)
 
 
 def test_values_that_are_all_the_same_are_refused() -> None:
     """They would be divided by nothing, and all that follows be no number."""
-    with pytest.raises(InputError, match="nearly all labelled voxels have the value 200"):
+    with pytest.raises(InputError, match="nearly all labeled voxels have the value 200"):
         reduce_facts([facts_of(np.full(9, 200.0))], LABELS, CONFIG)
 
 
-def test_a_case_without_labelled_voxels_weighs_nothing(cohort, tmp_path) -> None:
+def test_a_case_without_labeled_voxels_weighs_nothing(cohort, tmp_path) -> None:
     blank = read_volume(cohort[2].label)
     write_labels(blank.with_array(np.zeros_like(blank.array)), tmp_path / "blank.nii.gz")
     with_blank = fingerprint_of(
@@ -195,7 +195,7 @@ def test_description_says_the_numbers_and_no_patient(fingerprint: Fingerprint) -
     rows = dict(describe(fingerprint))
     assert rows["cases"] == "4 of 2 patients"
     assert rows["slices"] == "5.5 (4 to 7)"
-    assert rows["tumour"].startswith("2 cases, 2 slices, 0.7 ml")
+    assert rows["tumor"].startswith("2 cases, 2 slices, 0.7 ml")
     assert "patient_" not in str(rows)
 
 

@@ -25,7 +25,7 @@ pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra: nnunet
 INTENSITY = Intensity((0.5, 99.5), -78.0, 104.0, 303.0, 99.9, 77.7, -200.0, 900.0)
 
 
-def peer_normalise(array: np.ndarray, intensity: Intensity) -> np.ndarray:
+def peer_normalize(array: np.ndarray, intensity: Intensity) -> np.ndarray:
     from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
     properties = {
@@ -59,7 +59,7 @@ def scene(name: str, request: pytest.FixtureRequest) -> Volume:
 @pytest.mark.parametrize("name", ["synthetic", "dicom", "abdomen"])
 def test_clip_and_score_are_the_same(name: str, request: pytest.FixtureRequest) -> None:
     array = scene(name, request).array
-    assert np.abs(INTENSITY.normalise(array) - peer_normalise(array, INTENSITY)).max() < 1e-5
+    assert np.abs(INTENSITY.normalize(array) - peer_normalize(array, INTENSITY)).max() < 1e-5
 
 
 def in_frame(scan: Volume, size: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
@@ -72,9 +72,9 @@ def in_frame(scan: Volume, size: int, ratio: float) -> tuple[np.ndarray, np.ndar
     assert not prepared.warnings, "choose a frame that holds the body"
     assert prepared.frame.pixel_mm == pytest.approx(side * spacing / size)
     # A box ends on pixel borders, so the square lies on whole or half pixels: a spline moves it by the half.
-    start = [c / spacing - (side - 1) / 2 for c in prepared.frame.centre_mm]
+    start = [c / spacing - (side - 1) / 2 for c in prepared.frame.center_mm]
     whole = [round(s) for s in start]
-    moved = peer_normalise(scan.array, INTENSITY)
+    moved = peer_normalize(scan.array, INTENSITY)
     shift = (0.0, whole[1] - start[1], whole[0] - start[0])
     if max(map(abs, shift)) > 1e-3:
         moved = ndimage.shift(moved, shift, order=3, mode="nearest")

@@ -47,7 +47,7 @@ def test_layout_is_nnunet_raw_and_our_reader_reads_it(cohort: Path) -> None:
     }  # fmt: skip
     description = json.loads((cohort / "dataset.json").read_text())
     assert description["channel_names"] == {"0": "CT"}
-    assert description["labels"] == {"background": 0, "kidney": 1, "tumour": 2}
+    assert description["labels"] == {"background": 0, "kidney": 1, "tumor": 2}
     assert description["numTraining"] == 2
     assert description["file_ending"] == ".nii.gz"
     dataset = open_dataset(cohort)
@@ -123,8 +123,8 @@ def test_a_cohort_of_adults(tmp_path: Path, cohort: Path) -> None:
     assert [case.age_years for case in open_dataset(folder).cases] == [case["age_years"] for case in told]
     for case in told:
         for kidney in ("left", "right"):
-            # About 139 ml; a tumour takes from its own kidney.
-            assert case[f"kidney_{kidney}_ml"] > 60 or case["tumour_side"] == kidney
+            # About 139 ml; a tumor takes from its own kidney.
+            assert case[f"kidney_{kidney}_ml"] > 60 or case["tumor_side"] == kidney
     with pytest.raises(InputError, match="other parameters"):
         write_cohort(folder, **SMALL)
 
@@ -163,7 +163,7 @@ def test_a_patient_does_not_depend_on_the_grid_and_is_covered_by_it(seed: int, i
     coarse = sample_case(seed, index, size=64, slices=8)
     fine = sample_case(seed, index, size=512, slices=None)
     assert np.array_equal(coarse.pose.world_from_canonical, fine.pose.world_from_canonical)
-    assert coarse.anatomy.tumour.diameter_mm == fine.anatomy.tumour.diameter_mm
+    assert coarse.anatomy.tumor.diameter_mm == fine.anatomy.tumor.diameter_mm
     assert coarse.scan.pixel == pytest.approx(8.0 * fine.scan.pixel)
     assert 0.35 <= fine.scan.pixel <= 0.95
     assert 1.0 <= fine.scan.thickness <= 5.0
@@ -196,7 +196,7 @@ def test_a_cohort_spans_the_ages_and_has_its_share_of_rare_positions() -> None:
     assert 1 <= positions.count("prone") <= 6
     assert 1 <= sum("decubitus" in position for position in positions) <= 6
     assert 10.0 < np.rad2deg(np.std([case.pose.roll for case in cases])) < 20.0
-    assert {case.anatomy.tumour.side for case in cases} == {1, -1}
+    assert {case.anatomy.tumor.side for case in cases} == {1, -1}
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -244,8 +244,8 @@ def test_true_pose_leads_to_spine_canal_and_kidneys_in_the_image(index: int) -> 
     assert np.median(canal) < 90  # soft, with bone around it
     aorta = next(tube for tube in case.anatomy.vessels if tube.name == "aorta")
     assert aorta.points[:, 0].mean() > 0.0
-    side = told["tumour_side"]
-    assert told["tumour_ml"] > 0.0
+    side = told["tumor_side"]
+    assert told["tumor_ml"] > 0.0
     healthy = "right" if side == "left" else "left"
     assert told[f"kidney_{healthy}_ml"] == pytest.approx(size.kidney_ml, rel=0.2)
     assert told["body_width_mm"] == pytest.approx(size.width, rel=0.15)
@@ -254,9 +254,9 @@ def test_true_pose_leads_to_spine_canal_and_kidneys_in_the_image(index: int) -> 
 def test_liver_is_on_the_right_spleen_on_the_left_and_gas_floats() -> None:
     for index in range(5):
         case = sample_case(5, index, size=64, slices=8)
-        assert all(lobe.centre[0] < 0.05 * case.anatomy.size.width for lobe in case.anatomy.liver)
-        assert case.anatomy.liver[0].centre[0] < -0.15 * case.anatomy.size.width
-        assert case.anatomy.spleen.centre[0] > 0.2 * case.anatomy.size.width
+        assert all(lobe.center[0] < 0.05 * case.anatomy.size.width for lobe in case.anatomy.liver)
+        assert case.anatomy.liver[0].center[0] < -0.15 * case.anatomy.size.width
+        assert case.anatomy.spleen.center[0] > 0.2 * case.anatomy.size.width
         left, right = case.anatomy.kidneys
         assert left.side > 0 > right.side
 

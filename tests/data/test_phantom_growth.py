@@ -21,10 +21,10 @@ from isopose.data.phantom.growth import (
     sample_size,
 )
 from isopose.data.phantom.pose import Pose
-from isopose.data.phantom.render import KIDNEY, TUMOUR, render
+from isopose.data.phantom.render import KIDNEY, TUMOR, render
 from isopose.data.phantom.scan import Scan, sample_scan
 from isopose.data.phantom.surroundings import background
-from isopose.data.phantom.tumour import sample_diameter
+from isopose.data.phantom.tumor import sample_diameter
 
 UPRIGHT = Pose("supine", True, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
 MEASURED_AGES = (0.0, 1.0, 5.0, 10.0, 15.0)
@@ -112,7 +112,7 @@ def test_adults_are_larger_than_any_child_and_of_every_girth() -> None:
     assert np.std(np.log(depths)) > 2.0 * np.std(np.log(children))
 
 
-def test_adults_have_the_smaller_tumours_of_kits() -> None:
+def test_adults_have_the_smaller_tumors_of_kits() -> None:
     diameters = [sample_diameter(np.random.default_rng(seed), 130.0, 60.0) for seed in range(2000)]
     assert np.percentile(diameters, [25, 50, 75]) == pytest.approx([27.5, 42.0, 64.0], rel=0.06)
     assert min(diameters) >= 10.0
@@ -124,7 +124,7 @@ def test_body_in_the_image_is_as_wide_and_deep_as_the_patient_and_grows_with_age
     for group in patients.values():
         for anatomy, scan, image, _ in group:
             width, depth = extent(anatomy, scan, image)
-            # The tumour's bulge adds to both; sag takes from the depth.
+            # The tumor's bulge adds to both; sag takes from the depth.
             assert 0.93 < width / anatomy.size.width < 1.16
             assert 0.85 < depth / anatomy.size.depth < 1.16
         widths.append(np.mean([extent(a, s, i)[0] for a, s, i, _ in group]))
@@ -135,39 +135,39 @@ def test_the_healthy_kidney_in_the_image_has_the_patients_volume_and_length(pati
     for group in patients.values():
         for anatomy, scan, _, labels in group:
             told = truth(PhantomCase(anatomy, UPRIGHT, scan, np.random.SeedSequence(0)), labels)
-            healthy, sick = ("right", "left") if anatomy.tumour.side > 0 else ("left", "right")
+            healthy, sick = ("right", "left") if anatomy.tumor.side > 0 else ("left", "right")
             assert 0.85 < told[f"kidney_{healthy}_ml"] / anatomy.size.kidney_ml < 1.12
-            # What the tumour destroyed or pressed against a wall is missing on its side, never all of it.
+            # What the tumor destroyed or pressed against a wall is missing on its side, never all of it.
             assert 0.35 < told[f"kidney_{sick}_ml"] / anatomy.size.kidney_ml < 1.10
             x = (np.arange(scan.size) - 0.5 * (scan.size - 1)) * scan.pixel
-            # The tumour's kidney may reach across the midline; the healthy one is the larger piece there.
-            pieces, _ = label((labels == KIDNEY) & (-anatomy.tumour.side * x > 0.0))
+            # The tumor's kidney may reach across the midline; the healthy one is the larger piece there.
+            pieces, _ = label((labels == KIDNEY) & (-anatomy.tumor.side * x > 0.0))
             whole = pieces == np.bincount(pieces[pieces > 0]).argmax()
             length = (np.ptp(np.nonzero(whole)[0]) + 1) * scan.thickness
             expected = anatomy.size.kidney_length
             assert abs(length - expected) < 0.08 * expected + scan.thickness
 
 
-def test_the_tumour_in_the_image_has_the_stated_diameter_and_touches_its_kidney(patients) -> None:
+def test_the_tumor_in_the_image_has_the_stated_diameter_and_touches_its_kidney(patients) -> None:
     for group in patients.values():
         for anatomy, scan, _, labels in group:
-            assert 10.0 <= anatomy.tumour.diameter_mm <= 150.0
-            volume = (labels == TUMOUR).sum() * scan.pixel**2 * scan.thickness
+            assert 10.0 <= anatomy.tumor.diameter_mm <= 150.0
+            volume = (labels == TUMOR).sum() * scan.pixel**2 * scan.thickness
             diameter = (6.0 * volume / np.pi) ** (1.0 / 3.0)
-            assert 0.80 < diameter / anatomy.tumour.diameter_mm < 1.10
-            touching = binary_dilation(labels == TUMOUR) & (labels == KIDNEY)
+            assert 0.80 < diameter / anatomy.tumor.diameter_mm < 1.10
+            touching = binary_dilation(labels == TUMOR) & (labels == KIDNEY)
             assert touching.any()
-            x = np.nonzero(labels == TUMOUR)[2]
-            assert np.sign(x.mean() - 0.5 * (scan.size - 1)) == anatomy.tumour.side
+            x = np.nonzero(labels == TUMOR)[2]
+            assert np.sign(x.mean() - 0.5 * (scan.size - 1)) == anatomy.tumor.side
 
 
 def test_labels_lie_on_plausible_densities(patients) -> None:
     for group in patients.values():
         for _, _, image, labels in group:
-            kidney, tumour = image[labels == KIDNEY], image[labels == TUMOUR]
+            kidney, tumor = image[labels == KIDNEY], image[labels == TUMOR]
             assert 110 < np.median(kidney) < 230
-            assert 10 < np.median(tumour) < 90
-            assert np.percentile(tumour, 2) > -60
+            assert 10 < np.median(tumor) < 90
+            assert np.percentile(tumor, 2) > -60
             assert np.percentile(kidney, 5) > -60
 
 
@@ -181,8 +181,8 @@ def test_the_organ_is_on_its_side_of_the_image(organ: str) -> None:
         away = np.array([0.0, 0.0, shift])
         other = replace(
             anatomy,
-            liver=tuple(replace(b, centre=b.centre + away * (organ == "liver")) for b in anatomy.liver),
-            spleen=replace(anatomy.spleen, centre=anatomy.spleen.centre + away * (organ == "spleen")),
+            liver=tuple(replace(b, center=b.center + away * (organ == "liver")) for b in anatomy.liver),
+            spleen=replace(anatomy.spleen, center=anatomy.spleen.center + away * (organ == "spleen")),
         )
         pictures.append(render(other, UPRIGHT, scan, np.random.default_rng(0), noise=False)[0])
     columns = np.nonzero(np.abs(pictures[0].astype(int) - pictures[1]) > 30)[2]

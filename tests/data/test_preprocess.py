@@ -15,11 +15,11 @@ from isopose.data.preprocess import labels_in_frame, prepare
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import normalised_from_pixel
+from isopose.geometry.warp import normalized_from_pixel
 from isopose.labels import Labels
 
 INTENSITY = Intensity((0.5, 99.5), -80.0, 100.0, 300.0, 95.0, 75.0, -200.0, 900.0)
-LABELS = Labels({"kidney": 1, "tumour": 7})
+LABELS = Labels({"kidney": 1, "tumor": 7})
 
 
 def fingerprint(fov_mm: float = 300.0) -> Fingerprint:
@@ -32,13 +32,13 @@ def fingerprint(fov_mm: float = 300.0) -> Fingerprint:
 def frame_pixel(prepared, world: np.ndarray) -> tuple[np.ndarray, float]:
     """Where a point of the world should be seen: frame pixel ``(x, y)`` and slice, in float64 by hand."""
     index = np.linalg.inv(prepared.world_from_index) @ [*world, 1.0]
-    millimetre = index[:2] * np.array(prepared.spacing[:2])
+    millimeter = index[:2] * np.array(prepared.spacing[:2])
     f = prepared.frame
-    pixel = (millimetre - f.centre_mm + f.fov_mm / 2) / f.pixel_mm - 0.5
+    pixel = (millimeter - f.center_mm + f.fov_mm / 2) / f.pixel_mm - 0.5
     return pixel, float(index[2])
 
 
-def blob_centre(image: np.ndarray, air: float) -> np.ndarray:
+def blob_center(image: np.ndarray, air: float) -> np.ndarray:
     weight = (image - air).astype(np.float64)
     z, y, x = np.indices(image.shape)
     return np.array([(weight * a).sum() / weight.sum() for a in (x, y, z)])
@@ -54,9 +54,9 @@ def blob_scan(axes, flips, spacing, angle) -> tuple[Volume, np.ndarray]:
     matrix[:3, 3] = (-37.0, 12.5, 400.0)
     z, y, x = np.indices(size[::-1])
     points = np.stack([x, y, z], -1) * lps_spacing
-    centre = (size - 1) * lps_spacing / 2
-    body = np.hypot((points[..., 0] - centre[0]) / 70, (points[..., 1] - centre[1]) / 60) <= 1
-    at = centre + np.array([31.3, -22.7, 0.0])
+    center = (size - 1) * lps_spacing / 2
+    body = np.hypot((points[..., 0] - center[0]) / 70, (points[..., 1] - center[1]) / 60) <= 1
+    at = center + np.array([31.3, -22.7, 0.0])
     bump = np.exp(-0.5 * ((points - at) / 6.0)[..., :2].__pow__(2).sum(-1)) * (
         np.abs(points[..., 2] - at[2]) < 25
     )
@@ -74,7 +74,7 @@ def test_a_left_blob_is_seen_on_the_left_from_every_storage(axes, flips) -> None
     scan, world = blob_scan(axes, flips, (1.7, 2.3, 6.0), 0.21)
     prepared = prepare(scan, fingerprint(190.0), DataConfig(size=96))
     expected, _ = frame_pixel(prepared, world)
-    found = blob_centre(prepared.image[2:-2], prepared.air)
+    found = blob_center(prepared.image[2:-2], prepared.air)
     assert np.abs(found[:2] - expected).max() < 0.05
     # Left of the patient is right of the frame, the front is above.
     assert found[0] > 48 + 8
@@ -92,11 +92,11 @@ def test_world_point_is_found_where_the_frame_says(x: float, y: float, angle: fl
     scan, world = blob_scan((0, 1, 2), (False, True, False), (x, y, 15.0), angle)
     prepared = prepare(scan, fingerprint(200.0), DataConfig(size=size))
     expected, _ = frame_pixel(prepared, world)
-    assert np.abs(blob_centre(prepared.image[1:-1], prepared.air)[:2] - expected).max() < 0.05
-    # The matrix for samplers says the same as the millimetres.
-    frame = normalised_from_pixel((size, size), dtype=torch.float64) @ torch.tensor([*expected, 1.0]).double()
+    assert np.abs(blob_center(prepared.image[1:-1], prepared.air)[:2] - expected).max() < 0.05
+    # The matrix for samplers says the same as the millimeters.
+    frame = normalized_from_pixel((size, size), dtype=torch.float64) @ torch.tensor([*expected, 1.0]).double()
     seen = prepared.slice_from_frame.double() @ frame
-    index = torch.linalg.inv(normalised_from_pixel(prepared.shape[1:], dtype=torch.float64)) @ seen
+    index = torch.linalg.inv(normalized_from_pixel(prepared.shape[1:], dtype=torch.float64)) @ seen
     there = (np.linalg.inv(prepared.world_from_index) @ [*world, 1.0])[:2]
     assert np.abs(index[:2].numpy() - there).max() < 1e-3
 
@@ -117,12 +117,12 @@ def test_values_are_clipped_and_scored_and_air_is_air() -> None:
     assert prepared.image.dtype == np.float32
 
 
-def test_frame_is_centred_on_the_body_and_scaled_by_millimetres_alone() -> None:
+def test_frame_is_centered_on_the_body_and_scaled_by_millimetres_alone() -> None:
     for pixel in ((0.8, 0.8), (0.5, 1.6)):
-        case = torso(200, slices=2, centre=(23.0, -14.0), pixel=pixel, noise=0.0)
+        case = torso(200, slices=2, center=(23.0, -14.0), pixel=pixel, noise=0.0)
         prepared = prepare(case.volume, fingerprint(250.0), DataConfig(size=128))
         rows, columns = prepared.mask[0].any(axis=1).nonzero()[0], prepared.mask[0].any(axis=0).nonzero()[0]
-        # 200 by 150 mm in a frame of 250 mm and 128 pixels; centred; nothing is stretched.
+        # 200 by 150 mm in a frame of 250 mm and 128 pixels; centered; nothing is stretched.
         assert np.ptp(columns) + 1 == pytest.approx(200 / 250 * 128, abs=2.5)
         assert np.ptp(rows) + 1 == pytest.approx(150 / 250 * 128, abs=2.5)
         assert columns.mean() == pytest.approx(63.5, abs=1)
@@ -172,8 +172,8 @@ def two_discs(pixel: float, frame: Frame, radius: float, apart: float) -> tuple[
     n = round(200 / pixel)
     y, x = np.indices((n, n)) * pixel
     kidney = np.hypot(x - 60, y - 90) <= radius
-    tumour = np.hypot(x - 60 - apart * radius, y - 90) <= 0.8 * radius
-    native = np.where(tumour, 2, kidney).astype(np.uint8)[None]
+    tumor = np.hypot(x - 60 - apart * radius, y - 90) <= 0.8 * radius
+    native = np.where(tumor, 2, kidney).astype(np.uint8)[None]
     classes = labels_in_frame(native, frame, (pixel, pixel, 5.0), 3)
     scale = frame.pixel_mm**2 / pixel**2
     return tuple((classes == index).sum() * scale / (native == index).sum() for index in (1, 2))
@@ -258,9 +258,9 @@ def test_a_scan_unlike_ct_and_a_case_without_any_label_are_warned_of() -> None:
     shifted = case.volume.with_array(case.volume.array + 1124)
     prepared = prepare(shifted, fingerprint(), DataConfig(size=64), marks, LABELS)
     assert any("HU offset (often -1024) seems to be missing" in line for line in prepared.warnings)
-    assert any("no voxel is labelled" in line for line in prepared.warnings)
+    assert any("no voxel is labeled" in line for line in prepared.warnings)
     sound = prepare(case.volume, fingerprint(), DataConfig(size=64)).warnings
-    assert not any("HU offset" in line or "no voxel is labelled" in line for line in sound)
+    assert not any("HU offset" in line or "no voxel is labeled" in line for line in sound)
 
 
 def test_memory_does_not_grow_with_the_number_of_slices_beyond_the_arrays_themselves() -> None:

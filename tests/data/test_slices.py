@@ -17,7 +17,7 @@ from isopose.data.volumes import VolumeBatch
 from isopose.errors import InputError
 from isopose.labels import Labels
 
-LABELS = Labels.create({"kidney": 1, "tumour": 2})
+LABELS = Labels.create({"kidney": 1, "tumor": 2})
 THIRDS = {0: 1 / 3, 1: 1 / 3}
 
 
@@ -196,13 +196,13 @@ def test_leaving_early_reads_no_more_than_ahead(slices: Slices, monkeypatch) -> 
 
 def test_parts_keep_pose_and_crop_in_step(slices: Slices) -> None:
     known(slices)
-    labelled = slices.labelled()
+    labeled = slices.labeled()
     expected = np.flatnonzero(slices.presence.any(axis=1))
     assert 0 < len(expected) < len(slices)
     spread = slices.spread(4)
     # 15 rows, evenly: 0, 4.67, 9.33, 14.
     for part, rows in (
-        (labelled, expected),
+        (labeled, expected),
         (spread, np.array([0, 5, 9, 14])),
         (slices.subset(np.array([8, 2])), [8, 2]),
     ):

@@ -22,7 +22,7 @@ from isopose.files import sha256
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.labels import Labels
 
-LABELS = Labels.create({"kidney": 1, "tumour": 2})
+LABELS = Labels.create({"kidney": 1, "tumor": 2})
 CONFIG = DataConfig(size=64)
 
 

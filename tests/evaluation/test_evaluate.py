@@ -13,15 +13,15 @@ from isopose.io.datasets import Case, Dataset
 from isopose.io.images import write_labels
 from isopose.labels import Labels
 
-KIDNEY_TUMOUR = Labels.create({"kidney": 1, "tumour": 2})
+KIDNEY_TUMOR = Labels.create({"kidney": 1, "tumor": 2})
 GRID = np.array([[0.8, 0, 0, -100], [0, 0.8, 0, -90], [0, 0, 3.0, 40], [0, 0, 0, 1]], dtype=float)
 
 
-def organs(kidney=(4, 14), tumour=None):
+def organs(kidney=(4, 14), tumor=None):
     array = np.zeros((8, 20, 24), dtype=np.uint8)
     array[2:6, 5:15, slice(*kidney)] = 1
-    if tumour:
-        array[2:6, 5:15, slice(*tumour)] = 2
+    if tumor:
+        array[2:6, 5:15, slice(*tumor)] = 2
     return array
 
 
@@ -34,11 +34,11 @@ def save(folder, case, array, grid=GRID, ending=".nii.gz"):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three cases: perfect; kidney half covered, tumour missed; no tumour, none found."""
+    """Three cases: perfect; kidney half covered, tumor missed; no tumor, none found."""
     predictions, labels = tmp_path / "predictions", tmp_path / "labels"
-    save(labels, "case_2", organs(tumour=(14, 18)))
-    save(predictions, "case_2", organs(tumour=(14, 18)))
-    save(labels, "case_10", organs(tumour=(14, 18)))
+    save(labels, "case_2", organs(tumor=(14, 18)))
+    save(predictions, "case_2", organs(tumor=(14, 18)))
+    save(labels, "case_10", organs(tumor=(14, 18)))
     save(predictions, "case_10", organs((9, 14)), ending=".nrrd")
     save(labels, "case_1", organs())
     save(predictions, "case_1", organs())
@@ -46,40 +46,40 @@ def folders(tmp_path):
 
 
 def test_scores_per_target_and_union_in_natural_order(folders):
-    evaluation = evaluate(*folders, KIDNEY_TUMOUR)
-    assert evaluation.targets == ("kidney", "tumour", "kidney+tumour")
+    evaluation = evaluate(*folders, KIDNEY_TUMOR)
+    assert evaluation.targets == ("kidney", "tumor", "kidney+tumor")
     assert [case.case for case in evaluation.cases] == ["case_1", "case_2", "case_10"]
     one, two, ten = (case.scores for case in evaluation.cases)
     assert [one[t].dice for t in evaluation.targets] == [1.0, None, 1.0]
     assert [two[t].dice for t in evaluation.targets] == [1.0, 1.0, 1.0]
     # Kidney: 5 of 10 columns; union: 5 of 14.
     assert ten["kidney"].dice == pytest.approx(2 * 5 / 15)
-    assert ten["kidney+tumour"].dice == pytest.approx(2 * 5 / 19)
+    assert ten["kidney+tumor"].dice == pytest.approx(2 * 5 / 19)
     assert ten["kidney"].hd95_mm == pytest.approx(4.0)  # five columns of 0.8 mm
-    assert (ten["tumour"].dice, ten["tumour"].hd95_mm, ten["tumour"].outcome) == (0.0, None, "missed")
-    assert ten["tumour"].truth_ml == pytest.approx(4 * 10 * 4 * 0.8 * 0.8 * 3 / 1000)
+    assert (ten["tumor"].dice, ten["tumor"].hd95_mm, ten["tumor"].outcome) == (0.0, None, "missed")
+    assert ten["tumor"].truth_ml == pytest.approx(4 * 10 * 4 * 0.8 * 0.8 * 3 / 1000)
 
 
 def test_provenance_names_every_file_by_its_hash(folders):
-    evaluation = evaluate(*folders, KIDNEY_TUMOUR)
+    evaluation = evaluate(*folders, KIDNEY_TUMOR)
     inputs = evaluation.provenance["inputs"]
     assert inputs["case_10"] == {
         "prediction": sha256(folders[0] / "case_10.nrrd"),
         "label": sha256(folders[1] / "case_10.nii.gz"),
     }
-    assert evaluation.provenance["labels"]["values"] == {"kidney": 1, "tumour": 2}
+    assert evaluation.provenance["labels"]["values"] == {"kidney": 1, "tumor": 2}
 
 
 def test_json_gives_back_the_same_evaluation(folders, tmp_path):
-    evaluation = evaluate(*folders, KIDNEY_TUMOUR, ages_years={"case_2": 3.5}, tolerance_mm=1.0)
+    evaluation = evaluate(*folders, KIDNEY_TUMOR, ages_years={"case_2": 3.5}, tolerance_mm=1.0)
     write_evaluation(evaluation, tmp_path / "out")
     assert Evaluation.from_json(read_json(tmp_path / "out" / "scores.json")) == evaluation
 
 
 def test_written_files_are_the_same_bytes_for_any_number_of_workers(folders, tmp_path):
     calls = []
-    write_evaluation(evaluate(*folders, KIDNEY_TUMOUR), tmp_path / "a")
-    parallel = evaluate(*folders, KIDNEY_TUMOUR, workers=3, progress=lambda done, n: calls.append((done, n)))
+    write_evaluation(evaluate(*folders, KIDNEY_TUMOR), tmp_path / "a")
+    parallel = evaluate(*folders, KIDNEY_TUMOR, workers=3, progress=lambda done, n: calls.append((done, n)))
     write_evaluation(parallel, tmp_path / "b")
     assert calls == [(1, 3), (2, 3), (3, 3)]
     for name in ("scores.csv", "scores.json", "scores.md"):
@@ -87,11 +87,11 @@ def test_written_files_are_the_same_bytes_for_any_number_of_workers(folders, tmp
 
 
 def test_csv_has_one_row_per_case_and_target(folders, tmp_path):
-    write_evaluation(evaluate(*folders, KIDNEY_TUMOUR, ages_years={"case_2": 3.5}), tmp_path / "out")
+    write_evaluation(evaluate(*folders, KIDNEY_TUMOR, ages_years={"case_2": 3.5}), tmp_path / "out")
     with open(tmp_path / "out" / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9
-    row = next(r for r in rows if (r["case"], r["target"]) == ("case_10", "tumour"))
+    row = next(r for r in rows if (r["case"], r["target"]) == ("case_10", "tumor"))
     assert (row["dice"], row["hd95_mm"], row["outcome"], row["age_years"]) == ("0.0", "", "missed", "")
     assert next(r for r in rows if r["case"] == "case_2")["age_years"] == "3.5"
 
@@ -102,7 +102,7 @@ def test_patients_own_identifiers_stay_out(folders, tmp_path):
         Case(f"case_{n}", labels, labels / f"case_{n}.nii.gz", patient=patient, age_years=age)
         for n, patient, age in ((10, "DOE^JANE", 4.0), (2, "DOE^JANE", 1.5), (1, "ROE", None))
     )
-    evaluation = evaluate(predictions, Dataset("d", "csv", labels, KIDNEY_TUMOUR, cases))
+    evaluation = evaluate(predictions, Dataset("d", "csv", labels, KIDNEY_TUMOR, cases))
     assert [(c.case, c.patient, c.age_years) for c in evaluation.cases] == [
         ("case_1", "case_1", None),
         ("case_2", "case_2", 1.5),
@@ -116,16 +116,16 @@ def test_patients_own_identifiers_stay_out(folders, tmp_path):
 
 def test_a_label_stored_on_other_axes_is_matched_by_position(folders):
     predictions, labels = folders
-    array = organs(tumour=(14, 18))
+    array = organs(tumor=(14, 18))
     # KiTS19's way: the same voxels, stored with the slices as the last and a flipped first axis.
     flipped = np.ascontiguousarray(array[:, :, ::-1].transpose(2, 1, 0))
     grid = GRID @ np.array([[0, 0, -1, 23], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
     save(labels, "case_2", flipped, grid)
-    two = evaluate(predictions, labels, KIDNEY_TUMOUR, cases=["case_2"]).cases[0]
+    two = evaluate(predictions, labels, KIDNEY_TUMOR, cases=["case_2"]).cases[0]
     assert {target: scores.dice for target, scores in two.scores.items()} == {
         "kidney": 1.0,
-        "tumour": 1.0,
-        "kidney+tumour": 1.0,
+        "tumor": 1.0,
+        "kidney+tumor": 1.0,
     }
 
 
@@ -133,24 +133,24 @@ def test_missing_predictions_are_refused_or_listed(folders):
     predictions, labels = folders
     (predictions / "case_2.nii.gz").unlink()
     with pytest.raises(InputError, match=r"no prediction for 1 of 3 cases: case_2;"):
-        evaluate(predictions, labels, KIDNEY_TUMOUR)
-    evaluation = evaluate(predictions, labels, KIDNEY_TUMOUR, allow_missing=True)
+        evaluate(predictions, labels, KIDNEY_TUMOR)
+    evaluation = evaluate(predictions, labels, KIDNEY_TUMOR, allow_missing=True)
     assert evaluation.missing == ("case_2",)
     assert [case.case for case in evaluation.cases] == ["case_1", "case_10"]
     for path in predictions.iterdir():
         path.unlink()
     with pytest.raises(InputError, match="3 of 3 cases"):
-        evaluate(predictions, labels, KIDNEY_TUMOUR, allow_missing=True)
+        evaluate(predictions, labels, KIDNEY_TUMOR, allow_missing=True)
 
 
 def test_chosen_cases_and_predictions_without_label(folders):
     predictions, labels = folders
     save(predictions, "case_77", organs())
-    evaluation = evaluate(predictions, labels, KIDNEY_TUMOUR, cases={"case_2"})
+    evaluation = evaluate(predictions, labels, KIDNEY_TUMOR, cases={"case_2"})
     assert [case.case for case in evaluation.cases] == ["case_2"]
-    assert evaluation.unlabelled == ("case_77",)
+    assert evaluation.unlabeled == ("case_77",)
     with pytest.raises(InputError, match="no label for case_77"):
-        evaluate(predictions, labels, KIDNEY_TUMOUR, cases={"case_77"})
+        evaluate(predictions, labels, KIDNEY_TUMOR, cases={"case_77"})
 
 
 def shifted_grid(by):
@@ -177,7 +177,7 @@ def shifted_grid(by):
 def test_bad_input_names_the_case_in_one_line(folders, spoil, message):
     spoil(*folders)
     with pytest.raises(InputError, match=message) as caught:
-        evaluate(*folders, KIDNEY_TUMOUR, workers=2)
+        evaluate(*folders, KIDNEY_TUMOR, workers=2)
     assert "\n" not in str(caught.value)
 
 
@@ -185,7 +185,7 @@ def test_folder_needs_labels_and_ages_must_be_plausible(folders):
     with pytest.raises(InputError, match="name them"):
         evaluate(*folders)
     with pytest.raises(InputError, match="case_1: age of -1"):
-        evaluate(*folders, KIDNEY_TUMOUR, ages_years={"case_1": -1.0})
+        evaluate(*folders, KIDNEY_TUMOR, ages_years={"case_1": -1.0})
 
 
 @pytest.mark.parametrize("value", [None, {}, {"format": "isopose-evaluation/1"}, {"format": "other/1"}])
@@ -195,22 +195,22 @@ def test_damaged_json_is_refused(value):
 
 
 def test_summary_is_in_the_json(folders, tmp_path):
-    write_evaluation(evaluate(*folders, KIDNEY_TUMOUR), tmp_path / "out")
-    summary = json.loads((tmp_path / "out" / "scores.json").read_text())["summary"]["all"]["all"]["tumour"]
+    write_evaluation(evaluate(*folders, KIDNEY_TUMOR), tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "scores.json").read_text())["summary"]["all"]["all"]["tumor"]
     assert (summary["missed"], summary["empty"], summary["dice"]["patients"]) == (1, 1, 2)
     assert summary["dice"]["mean"] == pytest.approx(0.5)
     assert (summary["hd95_mm"]["without_value"], summary["hd95_mm"]["worst_case"]) == (1, "case_10")
 
 
 def test_folder_takes_its_labels_from_the_dataset_around_it(tmp_path):
-    labels = {"background": 0, "kidney": 2, "tumour": 5}
+    labels = {"background": 0, "kidney": 2, "tumor": 5}
     description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
     root = tmp_path / "Dataset001_Kidney"
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     (root / "dataset.json").write_text(json.dumps(description))
     stored = np.array([0, 2, 5], dtype=np.uint8)
-    save(root / "labelsTr", "case_1", stored[organs(tumour=(14, 18))])
+    save(root / "labelsTr", "case_1", stored[organs(tumor=(14, 18))])
     save(root / "imagesTr", "case_1_0000", organs())
     save(tmp_path / "predictions", "case_1", stored[organs((9, 14))])
     from_folder = evaluate_folder(tmp_path / "predictions", root / "labelsTr")
@@ -218,7 +218,7 @@ def test_folder_takes_its_labels_from_the_dataset_around_it(tmp_path):
     for evaluation in (from_folder, from_dataset):
         scores = evaluation.cases[0].scores
         assert scores["kidney"].dice == pytest.approx(2 * 5 / 15)
-        assert scores["tumour"].outcome == "missed"
+        assert scores["tumor"].outcome == "missed"
     renamed = evaluate_folder(tmp_path / "predictions", root, {"organ": 2, "mass": 5})
     assert renamed.targets == ("organ", "mass")
     with pytest.raises(InputError, match="no such dataset"):
@@ -228,5 +228,5 @@ def test_folder_takes_its_labels_from_the_dataset_around_it(tmp_path):
 def test_scans_without_any_label_on_either_side_are_counted_as_empty(tmp_path):
     for folder in ("predictions", "labels"):
         save(tmp_path / folder, "case_1", np.zeros((4, 5, 6), dtype=np.uint8))
-    evaluation = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOUR)
+    evaluation = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR)
     assert {scores.outcome for scores in evaluation.cases[0].scores.values()} == {"empty"}

@@ -112,7 +112,7 @@ def test_nothing_a_user_wrote_becomes_markup():
 
 def test_page_needs_no_network_and_pictures_are_whole():
     plot = score_dots(cohort())
-    text = page(Section("S", pictures=(Picture(png(), "grey"), Picture(plot, "dots"))))
+    text = page(Section("S", pictures=(Picture(png(), "gray"), Picture(plot, "dots"))))
     sources = [attrs["src"] for attrs in Page(text).named("img")]
     for source, kind, data in zip(sources, ("image/png", "image/svg+xml"), (png(), plot), strict=True):
         assert source.startswith(f"data:{kind};base64,")
@@ -132,8 +132,8 @@ def test_page_has_one_title_an_outline_and_both_modes():
     assert "prefers-color-scheme: dark" in page()
 
 
-def luminance(colour):
-    full = colour if len(colour) == 6 else "".join(c * 2 for c in colour)
+def luminance(color):
+    full = color if len(color) == 6 else "".join(c * 2 for c in color)
     channels = [int(full[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -29,9 +29,9 @@ def hd95_by_distance_transform(prediction, truth, spacing):
     return max(np.percentile(distances[1][edges[0]], 95), np.percentile(distances[0][edges[1]], 95))
 
 
-def ball(shape, centre, radius, spacing):
+def ball(shape, center, radius, spacing):
     grid = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij")
-    return sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2
+    return sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) < radius**2
 
 
 def test_identical_masks_are_perfect_and_volumes_are_in_ml():
@@ -42,7 +42,7 @@ def test_identical_masks_are_perfect_and_volumes_are_in_ml():
 
 
 @pytest.mark.parametrize(("axis", "distance"), [(0, 6.0), (1, 1.6), (2, 1.0)])
-def test_a_shift_along_each_axis_is_measured_in_that_axis_millimetres(axis, distance):
+def test_a_shift_along_each_axis_is_measured_in_that_axis_millimeters(axis, distance):
     spacing = (3.0, 0.8, 0.5)
     truth = box((24, 24, 24), (6, 16), (6, 16), (6, 16))
     scores = score(np.roll(truth, 2, axis), truth, spacing)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
-from isopose.evaluation.summary import age_strata, by_patient, compare, size_strata, summarise
+from isopose.evaluation.summary import age_strata, by_patient, compare, size_strata, summarize
 
 
 def scan(case, dice, patient=None, hd95=None, age=None, size=None, truth_ml=10.0, prediction_ml=10.0):
@@ -25,7 +25,7 @@ def evaluation(*cases, **kwargs):
 
 def test_scans_are_averaged_by_patient_before_the_cohort():
     cases = [scan("a1", 0.9, "a"), scan("a2", 0.7, "a"), scan("a3", 0.8, "a"), scan("b", 0.4)]
-    statistic = summarise(cases, "kidney").dice
+    statistic = summarize(cases, "kidney").dice
     assert statistic.mean == pytest.approx((0.8 + 0.4) / 2)  # by scan it would be 0.7
     assert statistic.sd == pytest.approx(np.std([0.8, 0.4], ddof=1))
     assert (statistic.patients, statistic.worst, statistic.worst_case) == (2, 0.4, "b")
@@ -39,7 +39,7 @@ def test_nothing_vanishes():
         scan("invented", **FALSE_ALARM),
         scan("empty", **EMPTY),
     ]
-    summary = summarise(cases, "kidney")
+    summary = summarize(cases, "kidney")
     assert (summary.scans, summary.patients) == (5, 5)
     assert (summary.missed, summary.false_alarms, summary.empty) == (1, 1, 1)
     assert summary.dice.mean == pytest.approx(1.7 / 4)
@@ -51,7 +51,7 @@ def test_nothing_vanishes():
 
 
 def test_only_empty_scans_give_no_value_and_no_worst():
-    summary = summarise([scan("x", **EMPTY)], "kidney")
+    summary = summarize([scan("x", **EMPTY)], "kidney")
     assert summary.empty == 1
     for statistic in (summary.dice, summary.surface_dice, summary.hd95_mm):
         assert (statistic.patients, statistic.mean, statistic.worst_case) == (0, None, None)
@@ -59,7 +59,7 @@ def test_only_empty_scans_give_no_value_and_no_worst():
 
 
 def test_worst_is_the_largest_distance_and_the_smallest_overlap():
-    summary = summarise([scan("near", 0.5, hd95=1.0), scan("far", 0.9, hd95=30.0)], "kidney")
+    summary = summarize([scan("near", 0.5, hd95=1.0), scan("far", 0.9, hd95=30.0)], "kidney")
     assert (summary.dice.worst_case, summary.hd95_mm.worst_case) == ("near", "far")
 
 

@@ -21,14 +21,14 @@ def cohort(shift=0.0):
     good, fair = Scores(0.9, 0.95, 1.5, 10.0, 11.0), Scores(0.6 + shift, 0.5, 12.25, 5.0, 9.0)
     missed, empty = Scores(0.0, 0.0, None, 0.0, 3.0), Scores(None, None, None, 0.0, 0.0)
     return Evaluation(
-        ("kidney", "tumour"),
+        ("kidney", "tumor"),
         (
-            CaseScores("case_1", "case_1", {"kidney": good, "tumour": missed}, 1.0, 150.0),
-            CaseScores("case_2", "case_1", {"kidney": fair, "tumour": empty}, 7.0, 200.0),
-            CaseScores("case_3", "case_3", {"kidney": good, "tumour": good}, None, 250.0),
+            CaseScores("case_1", "case_1", {"kidney": good, "tumor": missed}, 1.0, 150.0),
+            CaseScores("case_2", "case_1", {"kidney": fair, "tumor": empty}, 7.0, 200.0),
+            CaseScores("case_3", "case_3", {"kidney": good, "tumor": good}, None, 250.0),
         ),
         missing=("case_4",),
-        unlabelled=("case_9",),
+        unlabeled=("case_9",),
         provenance={"isopose": "1.2.3", "inputs_sha256": "abc"},
     )
 
@@ -42,16 +42,16 @@ def test_overall_table_shows_mean_sd_median_worst_and_what_has_no_value():
         ("kidney", "Dice", "2", "0.825 (0.106)", "0.825", "0.600 (case_2)", "0"),
         ("kidney", "Surface Dice", "2", "0.837 (0.159)", "0.837", "0.500 (case_2)", "0"),
         ("kidney", "HD95 (mm)", "2", "4.2 (3.8)", "4.2", "12.2 (case_2)", "0"),
-        ("tumour", "Dice", "2", "0.450 (0.636)", "0.450", "0.000 (case_1)", "0"),
-        ("tumour", "Surface Dice", "2", "0.475 (0.672)", "0.475", "0.000 (case_1)", "0"),
-        ("tumour", "HD95 (mm)", "1", "1.5", "1.5", "no value (case_1)", "1"),
+        ("tumor", "Dice", "2", "0.450 (0.636)", "0.450", "0.000 (case_1)", "0"),
+        ("tumor", "Surface Dice", "2", "0.475 (0.672)", "0.475", "0.000 (case_1)", "0"),
+        ("tumor", "HD95 (mm)", "1", "1.5", "1.5", "no value (case_1)", "1"),
     ]
 
 
 def test_counts():
     assert rows(counts_table(cohort())) == [
         ("kidney", "2", "3", "0", "0", "0"),
-        ("tumour", "2", "3", "1", "0", "1"),
+        ("tumor", "2", "3", "1", "0", "1"),
     ]
 
 
@@ -60,11 +60,11 @@ def test_strata_put_each_scan_in_its_own_age():
     groups = [(row[0], row[1], row[3], row[4]) for row in rows(ages)]
     assert groups == [
         ("0 to 2 years", "kidney", "1", "0.900"),
-        ("0 to 2 years", "tumour", "1", "0.000"),
+        ("0 to 2 years", "tumor", "1", "0.000"),
         ("6 to 12 years", "kidney", "1", "0.600"),
-        ("6 to 12 years", "tumour", "1", "–"),
+        ("6 to 12 years", "tumor", "1", "–"),
         ("age unknown", "kidney", "1", "0.900"),
-        ("age unknown", "tumour", "1", "0.900"),
+        ("age unknown", "tumor", "1", "0.900"),
     ]
     assert [row[0] for row in rows(sizes)][::2] == [
         "small (to 183 mm)",
@@ -74,7 +74,7 @@ def test_strata_put_each_scan_in_its_own_age():
 
 
 def test_case_table_is_worst_first_and_empty_last():
-    table = case_table(cohort(), "tumour")
+    table = case_table(cohort(), "tumor")
     assert [column.name for column in table.columns][:4] == [
         "Case",
         "Same patient as",
@@ -112,7 +112,7 @@ def test_markdown_cells_cannot_break_the_table():
 def test_csv_keeps_full_precision_and_leaves_no_value_empty():
     lines = csv_text(cohort(shift=0.1 / 3)).splitlines()
     assert lines[0].split(",")[:6] == ["case", "patient", "age_years", "body_size_mm", "target", "dice"]
-    assert lines[2] == "case_1,case_1,1.0,150.0,tumour,0.0,0.0,,0.0,3.0,missed"
+    assert lines[2] == "case_1,case_1,1.0,150.0,tumor,0.0,0.0,,0.0,3.0,missed"
     assert float(lines[3].split(",")[5]) == 0.6 + 0.1 / 3
     assert len(lines) == 7
 

@@ -45,7 +45,7 @@ def test_contradicting_slices_cancel_out():
     assert mean.norm(dim=1).max() < 1e-4
 
 
-def test_neighbours_count_by_their_distance():
+def test_neighbors_count_by_their_distance():
     angle = torch.zeros(21)
     angle[:5] = 1.0
     mean, count = pooled(evidence(angle), Z_MM, 5.0)

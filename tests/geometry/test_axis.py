@@ -12,14 +12,14 @@ Z = torch.linspace(-0.4, 0.4, 20)
 EVEN = torch.ones(20)
 
 
-def centres(at_zero, slope, z=Z):
+def centers(at_zero, slope, z=Z):
     return torch.tensor([at_zero]) + z[:, None] * torch.tensor([slope])
 
 
 def test_a_straight_line_is_found_at_the_middle_of_the_scan():
-    at_zero, slope = line_through(centres((0.1, -0.2), (0.05, -0.12)), EVEN, Z)
+    at_zero, slope = line_through(centers((0.1, -0.2), (0.05, -0.12)), EVEN, Z)
     assert at_zero.tolist() == pytest.approx([0.1, -0.2], abs=1e-5)
-    # The prior draws the slope towards none by what it says against 20 slices.
+    # The prior draws the slope toward none by what it says against 20 slices.
     expected = 1 / (1 + (CENTROID_SD / math.tan(TILT_SD)) ** 2 / float((Z**2).sum()))
     assert (slope / torch.tensor([0.05, -0.12])).tolist() == pytest.approx([expected] * 2, abs=1e-3)
     assert expected > 0.98
@@ -27,7 +27,7 @@ def test_a_straight_line_is_found_at_the_middle_of_the_scan():
 
 def test_places_need_not_lie_around_the_middle():
     z = Z + 0.6
-    at_zero, slope = line_through(centres((0.1, -0.2), (0.05, -0.12), z), EVEN, z)
+    at_zero, slope = line_through(centers((0.1, -0.2), (0.05, -0.12), z), EVEN, z)
     assert at_zero.tolist() == pytest.approx([0.1, -0.2], abs=0.002)
     assert slope.tolist() == pytest.approx([0.05, -0.12], abs=0.003)
 
@@ -35,7 +35,7 @@ def test_places_need_not_lie_around_the_middle():
 @pytest.mark.parametrize("weight_of_bad", [1.0, 0.001])
 def test_slices_with_an_arm_do_not_tilt_the_line(weight_of_bad):
     """Five slices at the head are 0.15 off to one side."""
-    points, weight = centres((0.0, 0.0), (0.05, 0.0)), EVEN.clone()
+    points, weight = centers((0.0, 0.0), (0.05, 0.0)), EVEN.clone()
     points[15:, 0] += 0.15
     weight[15:] = weight_of_bad
     _, slope = line_through(points, weight, Z)
@@ -63,8 +63,8 @@ def test_tilt_is_that_of_the_phantoms(roll, pitch, yaw):
 
 
 def test_slices_at_one_place_have_no_slope():
-    centres = torch.tensor([[0.1, 0.2], [0.3, 0.0], [0.2, 0.4]])
-    at_middle, slope = line_through(centres, torch.ones(3), torch.full((3,), 0.5))
+    centers = torch.tensor([[0.1, 0.2], [0.3, 0.0], [0.2, 0.4]])
+    at_middle, slope = line_through(centers, torch.ones(3), torch.full((3,), 0.5))
     torch.testing.assert_close(slope, torch.zeros(2))
     assert at_middle.isfinite().all()
 
@@ -73,8 +73,8 @@ def test_slices_at_one_place_have_no_slope():
 def test_of_many_slices_some_are_enough(count):
     """Beyond 128 slices not all are paired."""
     z = torch.linspace(-1.0, 1.0, count)
-    centres = torch.stack([0.1 + 0.05 * z, -0.2 - 0.03 * z], dim=1)
-    at_middle, slope = line_through(centres, torch.ones(count), z)
+    centers = torch.stack([0.1 + 0.05 * z, -0.2 - 0.03 * z], dim=1)
+    at_middle, slope = line_through(centers, torch.ones(count), z)
     torch.testing.assert_close(at_middle, torch.tensor([0.1, -0.2]), atol=1e-4, rtol=0)
     if count > 2:
         torch.testing.assert_close(slope, torch.tensor([0.05, -0.03]), atol=1e-3, rtol=0)

@@ -76,11 +76,11 @@ def test_jitter_stays_within_its_bounds():
     side=st.floats(0.55, 0.9),
 )
 def test_the_mirrored_patient_in_the_mirrored_crop_is_the_flip(angle, scales, shift, corner, side):
-    """Of any pose and crop, oblique, small and off centre; and back again by the inverse."""
+    """Of any pose and crop, oblique, small and off center; and back again by the inverse."""
     theta1 = matrix_from_pose(torch.tensor([[angle, *scales, *shift]]))
     theta2 = matrix_from_box(torch.tensor([[*corner, corner[0] + side, corner[1] + side]]))
     theta = compose(theta1, theta2)
-    # The crop of the mirrored frame: the same size, its centre on the other side.
+    # The crop of the mirrored frame: the same size, its center on the other side.
     mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
     assert torch.equal(
         box_from_matrix(mirrored(compose(mirror, theta2))),

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopose.geometry.frame import Frame
-from isopose.geometry.warp import normalised_from_pixel, warp
+from isopose.geometry.warp import normalized_from_pixel, warp
 
 
 @settings(max_examples=60, deadline=None)
@@ -18,12 +18,12 @@ from isopose.geometry.warp import normalised_from_pixel, warp
     fov=st.floats(20, 400),
 )
 def test_a_frame_pixel_is_where_its_millimetres_are(height, width, sx, sy, cx, cy, fov):
-    """By hand in mm: pixel (i, j) of the frame lies at centre + (i + 0.5) * pixel - fov / 2."""
+    """By hand in mm: pixel (i, j) of the frame lies at center + (i + 0.5) * pixel - fov / 2."""
     frame = Frame((cx, cy), fov, 64)
     matrix = frame.slice_from_frame((height, width), (sx, sy)).double()
     i, j = 10, 37
-    in_frame = normalised_from_pixel((64, 64)).double() @ torch.tensor([i, j, 1.0]).double()
-    in_slice = torch.linalg.inv(normalised_from_pixel((height, width)).double()) @ matrix @ in_frame
+    in_frame = normalized_from_pixel((64, 64)).double() @ torch.tensor([i, j, 1.0]).double()
+    in_slice = torch.linalg.inv(normalized_from_pixel((height, width)).double()) @ matrix @ in_frame
     assert in_slice[0].item() * sx == pytest.approx(cx + (i + 0.5) * fov / 64 - fov / 2, abs=2e-3)
     assert in_slice[1].item() * sy == pytest.approx(cy + (j + 0.5) * fov / 64 - fov / 2, abs=2e-3)
 

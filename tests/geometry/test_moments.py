@@ -13,7 +13,7 @@ SIZE = 128
 
 
 def blob(shape: str = "box") -> torch.Tensor:
-    """A body that is no ellipse: off centre, wider than deep, with a bulge on one side."""
+    """A body that is no ellipse: off center, wider than deep, with a bulge on one side."""
     y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
     body = ((x / 0.6).abs() ** 2.6 + (y / 0.38).abs() ** 2.2) < 1
     bulge = ((x - 0.35) ** 2 + (y + 0.2) ** 2) < 0.04
@@ -24,7 +24,7 @@ def test_of_a_rectangle_by_hand():
     mask = torch.zeros(1, 1, 100, 100)
     mask[0, 0, 40:60, 20:70] = 1
     of = moments(mask)
-    assert torch.allclose(of.centre, torch.tensor([[-0.1, 0.0]]), atol=1e-6)
+    assert torch.allclose(of.center, torch.tensor([[-0.1, 0.0]]), atol=1e-6)
     assert of.angle.item() == pytest.approx(0.0, abs=1e-6)
     assert of.radii[0, 0].item() == pytest.approx(1.0 / math.sqrt(12), rel=1e-3)
     assert of.radii[0, 1].item() == pytest.approx(0.4 / math.sqrt(12), rel=3e-3)
@@ -106,7 +106,7 @@ def test_float32_under_autocast():
 
 
 def test_a_device_without_float64_gets_nearly_the_same(monkeypatch):
-    """Sums of a quarter of a million pixels, off centre, where squares cancel."""
+    """Sums of a quarter of a million pixels, off center, where squares cancel."""
     turned = matrix_from_pose(torch.tensor([[0.4, 0.3, 0.2, 0.3, -0.2]]))
     mask = warp(blob(), turned, (512, 512))
     expected = moments(mask)
@@ -117,7 +117,7 @@ def test_a_device_without_float64_gets_nearly_the_same(monkeypatch):
     assert doubles == []
     assert torch.allclose(found.angle, expected.angle, atol=1e-3)
     assert torch.allclose(found.radii, expected.radii, rtol=1e-3)
-    assert torch.allclose(found.centre, expected.centre, atol=1e-5)
+    assert torch.allclose(found.center, expected.center, atol=1e-5)
     assert not torch.equal(found.radii, expected.radii)
 
 
@@ -125,7 +125,7 @@ def test_spread_along_any_axis_is_that_of_the_turned_mask():
     of = moments(blob())
     for degrees in (-70, -20, 0, 35, 90):
         angle = torch.tensor([math.radians(degrees)])
-        pose = torch.tensor([[math.radians(degrees), 0.0, 0.0, *of.centre[0].tolist()]])
+        pose = torch.tensor([[math.radians(degrees), 0.0, 0.0, *of.center[0].tolist()]])
         upright = warp(blob(), matrix_from_pose(pose), (SIZE, SIZE))
         y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
         measured = [

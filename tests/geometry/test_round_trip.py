@@ -16,7 +16,7 @@ from isopose.models.pipeline import frame_from_crop, restore
 
 
 def labels_of(height: int, width: int, radius: float, cx: float, cy: float) -> torch.Tensor:
-    """An off-centre asymmetric object, a disc with a bite, and a second class touching it."""
+    """An off-center asymmetric object, a disc with a bite, and a second class touching it."""
     y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
     disc = (x - cx) ** 2 + (y - cy) ** 2 < radius**2
     bite = (x - cx - radius) ** 2 + (y - cy + radius) ** 2 < (0.7 * radius) ** 2

@@ -15,7 +15,7 @@ from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import (
     compose,
     invert,
-    normalised_from_pixel,
+    normalized_from_pixel,
     pixels_per_step,
     resize,
     warp,
@@ -29,10 +29,10 @@ def smooth_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(ndimage.gaussian_filter(noise, 2.0) * 10).float()[None, None]
 
 
-def normalised(pixel_input_from_output: np.ndarray, size_in: tuple, size_out: tuple) -> torch.Tensor:
-    """A matrix in pixel indices as one in normalised coordinates."""
-    into = normalised_from_pixel(size_in, dtype=torch.float64)
-    out_of = torch.linalg.inv(normalised_from_pixel(size_out, dtype=torch.float64))
+def normalized(pixel_input_from_output: np.ndarray, size_in: tuple, size_out: tuple) -> torch.Tensor:
+    """A matrix in pixel indices as one in normalized coordinates."""
+    into = normalized_from_pixel(size_in, dtype=torch.float64)
+    out_of = torch.linalg.inv(normalized_from_pixel(size_out, dtype=torch.float64))
     return (into @ torch.from_numpy(pixel_input_from_output) @ out_of).float()
 
 
@@ -57,7 +57,7 @@ def test_samples_where_pytorch_s_own_affine_grid_does(image, out):
 def test_whole_pixel_shift_moves_whole_pixels(dx, dy):
     image = smooth_image(21, 33)
     shift = np.array([[1.0, 0, dx], [0, 1.0, dy], [0, 0, 1.0]])
-    out = warp(image, normalised(shift, (21, 33), (21, 33)), (21, 33), fill=7.0)
+    out = warp(image, normalized(shift, (21, 33), (21, 33)), (21, 33), fill=7.0)
     for y in range(21):
         for x in range(33):
             inside = 0 <= y + dy < 21 and 0 <= x + dx < 33
@@ -98,7 +98,7 @@ def test_scale_below_one_enlarges():
     ty=st.floats(-6, 6),
 )
 def test_agrees_with_scipy_on_any_grid(height, width, out_height, out_width, angle, scale_x, scale_y, tx, ty):
-    """scipy resamples by (row, column) indices and knows nothing of normalised coordinates."""
+    """scipy resamples by (row, column) indices and knows nothing of normalized coordinates."""
     image = smooth_image(height, width)
     cos, sin = math.cos(angle), math.sin(angle)
     linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([scale_x, scale_y])
@@ -107,7 +107,7 @@ def test_agrees_with_scipy_on_any_grid(height, width, out_height, out_width, ang
     pixel[:2, 2] = (width / 2 + tx, height / 2 + ty) - linear @ (out_width / 2, out_height / 2)
     out = warp(
         image,
-        normalised(pixel, (height, width), (out_height, out_width)),
+        normalized(pixel, (height, width), (out_height, out_width)),
         (out_height, out_width),
         prefilter=False,
     )
@@ -123,7 +123,7 @@ def test_agrees_with_scipy_on_any_grid(height, width, out_height, out_width, ang
     assert np.abs(out[0, 0].numpy() - oracle).max() < 2e-3
 
 
-def test_agrees_with_simpleitk_in_millimetres():
+def test_agrees_with_simpleitk_in_millimeters():
     """An anisotropic, non-square image turned about a point in mm, done by an independent toolkit."""
     height, width, spacing = 30, 44, (0.8, 1.7)
     image = smooth_image(height, width)
@@ -137,16 +137,16 @@ def test_agrees_with_simpleitk_in_millimetres():
     turn[:2, 2] = np.array([17.0, 19.0]) - turn[:2, :2] @ [15.0, 22.0]
     mm_from_pixel = np.diag([*spacing, 1.0])
     pixel = np.linalg.inv(mm_from_pixel) @ turn @ mm_from_pixel
-    ours = warp(image, normalised(pixel, (height, width), (height, width)), (height, width), prefilter=False)
+    ours = warp(image, normalized(pixel, (height, width), (height, width)), (height, width), prefilter=False)
     inner = (slice(3, -3), slice(3, -3))
     difference = np.abs(ours[0, 0].numpy() - oracle)[inner]
-    # At the image's edge ITK decides by the voxel's centre; inside both interpolate the same.
+    # At the image's edge ITK decides by the voxel's center; inside both interpolate the same.
     inside = ndimage.binary_erosion(oracle != 0, iterations=2)[inner]
     assert difference[inside].max() < 2e-3
 
 
 def test_prefilter_keeps_aliases_out():
-    """Stripes of two pixels, shrunk to a quarter, become grey and not new stripes."""
+    """Stripes of two pixels, shrunk to a quarter, become gray and not new stripes."""
     stripes = torch.zeros(1, 1, 128, 128)
     stripes[..., ::2] = 1.0
     shrink = torch.diag(torch.tensor([1.0, 1.0, 1.0]))
@@ -218,7 +218,7 @@ def test_inverse(values):
 
 
 def test_resize_keeps_the_field_of_view():
-    """A blob's place in normalised coordinates does not change with the number of pixels."""
+    """A blob's place in normalized coordinates does not change with the number of pixels."""
     image = torch.zeros(1, 1, 120, 120)
     image[0, 0, 30:42, 60:72] = 1.0
     for size in (30, 60, 200):

@@ -1,4 +1,4 @@
-"""Volumes with anisotropic voxels: what lies where, turned, scaled and brought back, in millimetres."""
+"""Volumes with anisotropic voxels: what lies where, turned, scaled and brought back, in millimeters."""
 
 import math
 
@@ -9,29 +9,29 @@ from scipy import ndimage
 
 from isopose.geometry.frame import Frame
 from isopose.geometry.similarity3d import matrix_from_pose3d
-from isopose.geometry.warp import compose, invert, normalised_from_pixel, warp
+from isopose.geometry.warp import compose, invert, normalized_from_pixel, warp
 
 SHAPE, SPACING = (18, 50, 70), (1.3, 1.9, 6.0)
 FRAME = Frame((44.0, 50.0), 96.0, 64)
 
 
-def blob(centre_mm, radius=9.0) -> torch.Tensor:
+def blob(center_mm, radius=9.0) -> torch.Tensor:
     """A ball, soft by half a voxel, in a volume of :data:`SHAPE`, at in-volume mm ``(x, y, z)``."""
     z, y, x = (np.arange(n) * s for n, s in zip(SHAPE, SPACING[::-1], strict=True))
     distance = np.sqrt(
-        (x - centre_mm[0]) ** 2
-        + ((y - centre_mm[1]) ** 2)[:, None]
-        + ((z - centre_mm[2]) ** 2)[:, None, None]
+        (x - center_mm[0]) ** 2
+        + ((y - center_mm[1]) ** 2)[:, None]
+        + ((z - center_mm[2]) ** 2)[:, None, None]
     )
     return torch.from_numpy(np.clip((radius - distance) / 2.0 + 0.5, 0, 1)).float()[None, None]
 
 
 def middle_of(volume: torch.Tensor) -> np.ndarray:
-    """Centre of mass in indices ``(x, y, z)``."""
+    """Center of mass in indices ``(x, y, z)``."""
     return np.array(ndimage.center_of_mass(volume[0, 0].numpy())[::-1])
 
 
-def test_an_off_centre_blob_is_found_where_the_millimetres_say():
+def test_an_off_center_blob_is_found_where_the_millimetres_say():
     """A rotated, scaled, shifted isotropic frame of another number of voxels, worked out by hand in mm."""
     pose = torch.tensor([[0.5, -0.2, 0.15, math.log(0.8), math.log(0.7), math.log(0.9), 0.1, -0.05, 0.08]])
     volume_from_frame = FRAME.volume_from_frame(SHAPE, SPACING)
@@ -40,9 +40,9 @@ def test_an_off_centre_blob_is_found_where_the_millimetres_say():
     out = warp(blob(there), compose(volume_from_frame, matrix_from_pose3d(pose)), size)
     # By hand: mm to the isotropic frame, out of theta1, to output indices.
     scan_middle = (SHAPE[0] - 1) / 2 * SPACING[2]
-    frame_point = (there - [*FRAME.centre_mm, scan_middle]) / (FRAME.fov_mm / 2)
-    homogenised = np.linalg.solve(matrix_from_pose3d(pose.double())[0].numpy(), [*frame_point, 1.0])[:3]
-    expected = (homogenised + 1) / 2 * np.array(size[::-1]) - 0.5
+    frame_point = (there - [*FRAME.center_mm, scan_middle]) / (FRAME.fov_mm / 2)
+    homogenized = np.linalg.solve(matrix_from_pose3d(pose.double())[0].numpy(), [*frame_point, 1.0])[:3]
+    expected = (homogenized + 1) / 2 * np.array(size[::-1]) - 0.5
     np.testing.assert_allclose(middle_of(out), expected, atol=0.25)
 
 
@@ -93,8 +93,8 @@ def test_identity_whole_voxel_shifts_and_outside():
     assert torch.allclose(moved[:, :, 3:], torch.full((1, 2, 2, 6, 7), -3.0))
 
 
-def test_corner_voxels_have_the_coordinates_of_their_centres():
-    matrix = normalised_from_pixel((4, 5, 10))
+def test_corner_voxels_have_the_coordinates_of_their_centers():
+    matrix = normalized_from_pixel((4, 5, 10))
     point = matrix @ torch.tensor([0.0, 4.0, 3.0, 1.0])
     assert torch.allclose(point, torch.tensor([-0.9, 0.8, 0.75, 1.0]))
 

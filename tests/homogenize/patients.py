@@ -14,16 +14,16 @@ from isopose.data.phantom import render, sample_case, texture_generator
 from isopose.data.phantom.case import PhantomCase
 from isopose.data.phantom.scan import sample_scan
 from isopose.geometry.volume import Volume
-from isopose.homogenize.homogeniser import Homogeniser, shipped_homogeniser
+from isopose.homogenize.estimator import PoseEstimator, shipped_estimator
 from isopose.io.images import write_image, write_labels
 
 #: Labels as the phantoms have them, and as the datasets of these tests store them.
-STORED = {"kidney": 1, "tumour": 7}
+STORED = {"kidney": 1, "tumor": 7}
 
 
 @dataclass(frozen=True)
 class Patient:
-    """A scan on axes L, P, S and its classes; ``left`` is +1 where the tumour grows on the patient's left."""
+    """A scan on axes L, P, S and its classes; ``left`` is +1 where the tumor grows on the patient's left."""
 
     volume: Volume
     classes: np.ndarray
@@ -58,12 +58,12 @@ def patient(
     scan = sample_scan(generator, drawn.anatomy, pose, size, slices)
     case = PhantomCase(drawn.anatomy, pose, scan, drawn.texture)
     image, classes = render(case.anatomy, pose, scan, texture_generator(case))
-    return Patient(Volume(image, scan.world_from_index), classes, int(drawn.anatomy.tumour.side))
+    return Patient(Volume(image, scan.world_from_index), classes, int(drawn.anatomy.tumor.side))
 
 
 @cache
-def homogeniser(per: str = "volume", size: int = 256) -> Homogeniser:
-    return shipped_homogeniser(HomogenizeConfig(per=per, size=size))
+def estimator(per: str = "volume", size: int = 256) -> PoseEstimator:
+    return shipped_estimator(HomogenizeConfig(per=per, size=size))
 
 
 def write_dataset(

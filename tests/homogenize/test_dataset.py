@@ -82,10 +82,10 @@ def test_the_result_is_an_nnunet_dataset(source, done) -> None:
         ("cleo", "test", True),
     ]
     # Values are consecutive, whatever the source had.
-    assert opened.labels.values == {"kidney": 1, "tumour": 2}
-    assert open_dataset(source).labels.values == {"kidney": 1, "tumour": 7}
+    assert opened.labels.values == {"kidney": 1, "tumor": 2}
+    assert open_dataset(source).labels.values == {"kidney": 1, "tumor": 7}
     head = json.loads((done / "homogenize.json").read_text())
-    assert head["labels"] == {"kidney": {"value": 1, "stored": 1}, "tumour": {"value": 2, "stored": 7}}
+    assert head["labels"] == {"kidney": {"value": 1, "stored": 1}, "tumor": {"value": 2, "stored": 7}}
     assert (head["complete"], head["cases"], head["failed"]) == (True, ["anna", "bert", "cleo"], [])
     assert (head["per"], head["poses_from"], head["reference"]["size"]) == ("volume", "shipped", 96)
     assert files(done) == {
@@ -108,14 +108,14 @@ def test_the_record_says_all_that_undoes_it_and_what_it_was_made_from(source, do
     volume = read_volume(scan)
     assert record.transform.native.same_grid(volume, 0.0)
     written = read_volume(done / "imagesTr" / "anna_0000.nii.gz")
-    assert record.transform.homogenised.same_grid(written, 1e-4)
+    assert record.transform.homogenized.same_grid(written, 1e-4)
     assert len(record.slices) == len(record.transform.poses) == len(volume.array)
     for facts in record.slices:
         assert facts.pose_from == "anatomy"
         assert 0.9 < facts.agreement <= 1.0
         assert 0.0 < facts.confidence <= 1.0
     assert record.warnings == ()
-    # Kidney and tumour of the file are those of the patient.
+    # Kidney and tumor of the file are those of the patient.
     labels = read_labels(done / "labelsTr" / "anna.nii.gz")
     assert set(np.unique(labels.array)) == {0, 1, 2}
     assert dice(labels.array > 0, written.array > 100) > 0.1
@@ -208,7 +208,7 @@ def test_a_case_without_label_and_a_test_case_do_not_train(source, tmp_path) -> 
     for image, name, rest in (("Tr/anna", "a", "val"), ("Tr/bert", "b", "train"), ("Ts/cleo", "c", "")):
         rows.append(f"{source}/images{image}_0000.nii.gz,{label if name == 'a' else ''},{name},{rest}")
     (tmp_path / "cases.csv").write_text("\n".join(rows) + "\n")
-    opened = open_input(tmp_path / "cases.csv", {"kidney": 1, "tumour": 7})
+    opened = open_input(tmp_path / "cases.csv", {"kidney": 1, "tumor": 7})
     homogenize(opened, tmp_path / "out", SMALL, reporter=Silent())
     parts = {case: read_record(record_path(tmp_path / "out", case)).part for case in "abc"}
     assert parts == {"a": "Tr", "b": "Ts", "c": "Ts"}
@@ -220,10 +220,10 @@ def test_a_case_without_label_and_a_test_case_do_not_train(source, tmp_path) -> 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many scans were homogenised."""
+    """How many scans were homogenized."""
     calls = []
-    work = module.homogenise
-    monkeypatch.setattr(module, "homogenise", lambda *a: calls.append(1) or work(*a))
+    work = module.homogenize_scan
+    monkeypatch.setattr(module, "homogenize_scan", lambda *a: calls.append(1) or work(*a))
     return calls
 
 
@@ -356,7 +356,7 @@ def test_other_settings_and_other_cases_need_another_folder(source, done, tmp_pa
     for config in (HomogenizeConfig(size=128), HomogenizeConfig(size=96, per="slice")):
         with pytest.raises(InputError, match="with another model, settings or labels"):
             run(source, output, config)
-    renamed = open_input(source, {"kidney": 7, "tumour": 1})
+    renamed = open_input(source, {"kidney": 7, "tumor": 1})
     with pytest.raises(InputError, match="with another model, settings or labels"):
         homogenize(renamed, output, SMALL, reporter=Silent())
     part = tmp_path / "part"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from patients import patient, write_dataset
 
-from bright import dice, stored_otherwise, world_centre
+from bright import dice, stored_otherwise, world_center
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import hash_of, sha256
@@ -38,7 +38,7 @@ def done(source, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def predictions(done, tmp_path) -> Path:
-    """A perfect segmenter's answers: the homogenised labels."""
+    """A perfect segmenter's answers: the homogenized labels."""
     folder = tmp_path / "predictions"
     folder.mkdir()
     shutil.copy(done / "labelsTr" / "anna.nii.gz", folder)
@@ -70,7 +70,7 @@ def test_labels_come_back_on_the_exact_grid_with_own_values(source, done, predic
     record = json.loads((tmp_path / "r" / "anna.json").read_text())
     assert record["predictions"] == {"anna.nii.gz": sha256(predictions / "anna.nii.gz")}
     assert record["files"] == {"anna.nii.gz": sha256(tmp_path / "r" / "anna.nii.gz")}
-    assert record["labels"] == {"kidney": 1, "tumour": 7}
+    assert record["labels"] == {"kidney": 1, "tumor": 7}
     assert str(tmp_path) not in json.dumps(record)
 
 
@@ -103,8 +103,8 @@ def test_every_storage_comes_back_voxel_for_voxel_in_place(axes, flips, tmp_path
     write_labels(truth, tmp_path / "truth" / "scan.nii.gz")
     rows = f"image,label\n{tmp_path / 'scan.nii.gz'},{tmp_path / 'truth' / 'scan.nii.gz'}\n"
     (tmp_path / "cases.csv").write_text(rows)
-    labelled = open_input(tmp_path / "cases.csv")
-    [same] = homogenize(labelled, tmp_path / "other", HomogenizeConfig(size=256), reporter=Silent())
+    labeled = open_input(tmp_path / "cases.csv")
+    [same] = homogenize(labeled, tmp_path / "other", HomogenizeConfig(size=256), reporter=Silent())
     assert same.record.transform == transform
     [restored] = back(tmp_path / "other" / "labelsTr", tmp_path / "out", tmp_path / "r")
     assert restored.problem is None
@@ -112,8 +112,8 @@ def test_every_storage_comes_back_voxel_for_voxel_in_place(axes, flips, tmp_path
     np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
     for value in (1, 2):
         assert dice(found.array == value, truth.array == value) > 0.98
-        there = world_centre(found, found.array == value)
-        assert np.linalg.norm(there - world_centre(truth, truth.array == value)) < 0.5
+        there = world_center(found, found.array == value)
+        assert np.linalg.norm(there - world_center(truth, truth.array == value)) < 0.5
 
 
 def test_an_answer_in_another_axis_order_is_put_right(done, predictions, tmp_path) -> None:
@@ -126,7 +126,7 @@ def test_an_answer_in_another_axis_order_is_put_right(done, predictions, tmp_pat
     np.testing.assert_array_equal(*same)
 
 
-def soft(done: Path, folder: Path, names=("background", "kidney", "tumour")) -> None:
+def soft(done: Path, folder: Path, names=("background", "kidney", "tumor")) -> None:
     """Probabilities of a segmenter that is nearly sure."""
     labels = read_labels(done / "labelsTr" / "anna.nii.gz")
     for value, name in enumerate(names):
@@ -143,14 +143,14 @@ def test_probabilities_come_back_and_what_is_missing_is_background(source, done,
     truth = read_labels(source / "labelsTr" / "anna.nii.gz")
     parts = {
         name: read_volume(tmp_path / "r" / "probabilities" / f"anna_{name}.nii.gz")
-        for name in ("background", "kidney", "tumour")
+        for name in ("background", "kidney", "tumor")
     }
     for part in parts.values():
         assert part.array.dtype == np.float32
         np.testing.assert_array_equal(part.world_from_index, image.world_from_index)
     values = np.stack([part.array for part in parts.values()])
     np.testing.assert_allclose(values.sum(axis=0), 1.0, atol=1e-5)
-    # The corner of the image lies out of the homogenised frame.
+    # The corner of the image lies out of the homogenized frame.
     np.testing.assert_allclose(values[:, 0, 0, 0], [1.0, 0.0, 0.0])
     assert values[1][truth.array == 1].mean() > 0.75
     labels = read_labels(tmp_path / "r" / "anna.nii.gz")
@@ -179,7 +179,7 @@ def test_a_case_whose_name_begins_another_is_not_taken_for_it(done, predictions,
     first, second = back(predictions, done, tmp_path / "r")
     assert set(first.record["predictions"]) == {
         "anna.nii.gz",
-        *(f"anna_{name}.nii.gz" for name in ("background", "kidney", "tumour")),
+        *(f"anna_{name}.nii.gz" for name in ("background", "kidney", "tumor")),
     }
     assert set(second.record["predictions"]) == {"anna_b.nii.gz", "anna_b_kidney.nii.gz"}
 
@@ -225,8 +225,8 @@ def test_bad_answers_are_told_and_the_rest_is_restored(done, predictions, tmp_pa
     assert good.problem is None
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["anna_b.json", "anna_b.nii.gz"]
     soft(done, tmp_path / "p")
-    image = read_volume(tmp_path / "p" / "anna_tumour.nii.gz")
-    write_image(image.with_array(image.array * 50), tmp_path / "p" / "anna_tumour.nii.gz")
+    image = read_volume(tmp_path / "p" / "anna_tumor.nii.gz")
+    write_image(image.with_array(image.array * 50), tmp_path / "p" / "anna_tumor.nii.gz")
     [one] = back(tmp_path / "p", done, tmp_path / "r")
     assert "expected probabilities from 0 to 1, got values from 5 to 40" in one.problem
     assert not (tmp_path / "r" / "anna.json").exists()
@@ -245,7 +245,7 @@ def test_nothing_is_overwritten(done, predictions, tmp_path) -> None:
         back(predictions, done, tmp_path / "r")
 
 
-def test_what_is_no_homogenised_dataset_is_refused(source, done, predictions, tmp_path) -> None:
+def test_what_is_no_homogenized_dataset_is_refused(source, done, predictions, tmp_path) -> None:
     with pytest.raises(InputError, match=r"no homogenize\.json in here"):
         back(predictions, source, tmp_path / "r")
     with pytest.raises(InputError, match="no such file or folder"):
@@ -294,11 +294,11 @@ def test_real_organs_keep_their_sides_there_and_back(real_ct, tmp_path) -> None:
     labels = read_labels(tmp_path / "out" / "labelsTr" / "abdomen.nii.gz")
     upright = read_volume(tmp_path / "out" / "imagesTr" / "abdomen_0000.nii.gz")
 
-    def centre(volume, value):
-        return world_centre(volume, volume.array == value)
+    def center(volume, value):
+        return world_center(volume, volume.array == value)
 
     written = {value: number for number, value in enumerate(values, start=1)}
-    right, left, liver = (centre(labels, written[value]) for value in (2, 3, 5))
+    right, left, liver = (center(labels, written[value]) for value in (2, 3, 5))
     assert right[0] < -20 < 20 < left[0]
     assert liver[0] < 0
     assert min(right[1], left[1]) > 0
@@ -310,7 +310,7 @@ def test_real_organs_keep_their_sides_there_and_back(real_ct, tmp_path) -> None:
     np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
     for value in (2, 3, 5):
         assert dice(found.array == value, truth.array == value) > 0.98
-        assert np.linalg.norm(centre(found, value) - centre(truth, value)) < 0.5
+        assert np.linalg.norm(center(found, value) - center(truth, value)) < 0.5
     assert dice(found.array > 0, truth.array > 0) > 0.99
 
 

@@ -54,7 +54,7 @@ def test_a_patient_at_any_angle_is_found_and_told_where_the_header_is_wrong(mode
 
 
 @pytest.mark.parametrize("per", ["smooth", "volume"])
-def test_one_bad_slice_makes_no_neighbour_jump(models, per):
+def test_one_bad_slice_makes_no_neighbor_jump(models, per):
     volume = phantom(-12)
     spoilt = volume.array.copy()
     # Half of one slice is not in the file: cut off, as by a truncated field of view.

@@ -15,7 +15,7 @@ from isopose.errors import InputError
 from isopose.geometry.warp import compose
 from isopose.inference.export import export_onnx
 from isopose.inference.graphs import (
-    Normalise,
+    Normalize,
     PoseGraph,
     SegmentGraph,
     VolumePoseGraph,
@@ -48,7 +48,7 @@ def model() -> Model:
         crop_start=(-0.7, -0.6, 0.5, 0.6),
     )
     generator = torch.Generator().manual_seed(4)
-    for part in (made.pipeline.crop.localisation, made.pipeline.unet.outputs):
+    for part in (made.pipeline.crop.localization, made.pipeline.unet.outputs):
         for weight in part.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=generator)
     load_shipped(made.pipeline.pose.roll)
@@ -96,10 +96,10 @@ def test_graphs_answer_as_pytorch_does(model: Model, exported: Path, slices: int
     assert np.abs(found[:, 0] - 1.0).min() < 1e-6
 
 
-def test_the_graphs_normalise_as_preprocessing_does(model: Model) -> None:
+def test_the_graphs_normalize_as_preprocessing_does(model: Model) -> None:
     hu = np.linspace(-2000, 3000, 101, dtype=np.float32)
-    expected = model.fingerprint.intensity.normalise(hu)
-    found = Normalise(model.fingerprint.intensity)(torch.from_numpy(hu))
+    expected = model.fingerprint.intensity.normalize(hu)
+    found = Normalize(model.fingerprint.intensity)(torch.from_numpy(hu))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     assert np.ptp(expected) > 0
 
@@ -196,8 +196,8 @@ def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
         stack = prepared.frame.stack_from_frame(prepared.shape[0], prepared.spacing[2])
         pipeline = model.pipeline
         assert isinstance(pipeline, VolumePipeline)
-        homogenised = pipeline.stack_from_homogenised(torch.from_numpy(record.pose)[None], stack)
-        predicted = compose(homogenised, torch.from_numpy(record.theta2)[None])
+        homogenized = pipeline.stack_from_homogenized(torch.from_numpy(record.pose)[None], stack)
+        predicted = compose(homogenized, torch.from_numpy(record.theta2)[None])
         torch.testing.assert_close(theta, predicted, atol=1e-5, rtol=0)
 
 

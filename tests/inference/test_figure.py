@@ -15,15 +15,15 @@ from isopose.inference.figure import (
     steps_png,
     window,
 )
-from isopose.labels import class_colours
+from isopose.labels import class_colors
 
-NAMES = ("kidney", "tumour")
-GREEN, YELLOW = (np.array(to_rgb(colour)) for colour in class_colours(NAMES))
-COLUMNS = ("Input", "Homogenised", "Cropped", "Prediction in crop", "Restored")
+NAMES = ("kidney", "tumor")
+GREEN, YELLOW = (np.array(to_rgb(color)) for color in class_colors(NAMES))
+COLUMNS = ("Input", "Homogenized", "Cropped", "Prediction in crop", "Restored")
 
 
 def steps(**changes):
-    """A patient whose right front (row and column 0) is bright; kidney on the right, tumour on the left."""
+    """A patient whose right front (row and column 0) is bright; kidney on the right, tumor on the left."""
     native = np.full((80, 80), -150.0)
     native[:40, :40] = 200.0
     native[0, 0] = -1000.0  # HU
@@ -37,7 +37,7 @@ def steps(**changes):
         "native": native,
         "native_spacing_yx": (1.0, 1.0),
         "frame_outline": square,
-        "homogenised": frame,
+        "homogenized": frame,
         "reference_mask": np.pad(np.ones((40, 40), dtype=bool), 12),
         "crop_outline": np.array([[16, 16], [48, 16], [48, 48], [16, 48]], dtype=float),
         "cropped": frame[16:48, 16:48],
@@ -64,14 +64,14 @@ def rendered(rows, names=NAMES, dpi=80):
     return cells
 
 
-def centre_of(cell, colour, tolerance=0.06):
-    """Mean (x, y) in 0 to 1 of the pixels of a colour, and how many there are."""
-    y, x = np.nonzero(np.abs(cell - colour).max(axis=-1) < tolerance)
+def center_of(cell, color, tolerance=0.06):
+    """Mean (x, y) in 0 to 1 of the pixels of a color, and how many there are."""
+    y, x = np.nonzero(np.abs(cell - color).max(axis=-1) < tolerance)
     return x.mean() / cell.shape[1], y.mean() / cell.shape[0], len(x)
 
 
-def tinted(colour, grey):
-    return 0.45 * colour + 0.55 * grey
+def tinted(color, gray):
+    return 0.45 * color + 0.55 * gray
 
 
 def test_columns_are_the_papers_steps():
@@ -92,24 +92,24 @@ def test_row_zero_is_on_top_and_the_patients_right_on_the_viewers_left():
 def test_restored_classes_lie_where_they_are_in_the_array():
     cell = rendered([steps()])[0, "Restored"]
     dark = 10 / 400  # -150 HU in the window of -160 to 240
-    x, y, n = centre_of(cell, tinted(GREEN, dark))
+    x, y, n = center_of(cell, tinted(GREEN, dark))
     assert (x, y) == (pytest.approx(0.25, abs=0.02), pytest.approx(0.75, abs=0.02))
     assert n > 0.03 * cell.shape[0] * cell.shape[1]  # 20 x 20 of 80 x 80 pixels, less the outline
-    x, y, _ = centre_of(cell, tinted(YELLOW, dark))
+    x, y, _ = center_of(cell, tinted(YELLOW, dark))
     assert (x, y) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.75, abs=0.02))
 
 
 def test_prediction_shows_in_its_crop_and_not_in_the_plain_one():
     cells = rendered([steps()])
-    assert centre_of(cells[0, "Prediction in crop"], GREEN)[2] > 20
+    assert center_of(cells[0, "Prediction in crop"], GREEN)[2] > 20
     assert (np.abs(cells[0, "Cropped"] - GREEN).max(axis=-1) < 0.2).sum() == 0
 
 
 def test_frame_crop_and_reference_are_drawn_at_their_corners():
     cells = rendered([steps()])
-    x, y, _ = centre_of(cells[0, "Input"], np.array(to_rgb("#56b4e9")), 0.1)
+    x, y, _ = center_of(cells[0, "Input"], np.array(to_rgb("#56b4e9")), 0.1)
     assert (x, y) == (pytest.approx(38 / 80, abs=0.03), pytest.approx(38 / 80, abs=0.03))
-    cell = cells[0, "Homogenised"]
+    cell = cells[0, "Homogenized"]
     crop = np.abs(cell - np.array(to_rgb("#ff7f50"))).max(axis=-1) < 0.1
     rows, columns = np.nonzero(crop)
     for found, size in ((rows, cell.shape[0]), (columns, cell.shape[1])):
@@ -142,7 +142,7 @@ def test_truth_is_an_outline_over_the_restored_slice_only_where_known():
     white = np.ones(3)
     with_truth, without = (rendered([steps(native_truth=t)], dpi=160)[0, "Restored"] for t in (truth, None))
     corner = (slice(0, with_truth.shape[0] // 2), slice(with_truth.shape[1] // 2 + 4, None))
-    assert centre_of(with_truth[corner], white, 0.35)[2] > 200
+    assert center_of(with_truth[corner], white, 0.35)[2] > 200
     assert (np.abs(without[corner] - white).max(axis=-1) < 0.35).sum() < 20  # the letter L
 
 
@@ -163,7 +163,7 @@ def test_text_and_legend_say_what_was_found():
     )
     assert [text.get_text() for text in figure.texts] == ["scan 3", "slice 7", "scale 0.9", "! fell back"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["homogenised frame", "reference body", "crop", "kidney", "tumour"]
+    assert legend == ["homogenized frame", "reference body", "crop", "kidney", "tumor"]
 
 
 def test_picture_stays_small_even_for_noise_and_is_the_same_each_time(tmp_path):
@@ -171,7 +171,7 @@ def test_picture_stays_small_even_for_noise_and_is_the_same_each_time(tmp_path):
     noisy = steps(
         native=rng.normal(0, 150, (256, 256)),
         native_classes=rng.integers(0, 2, (256, 256)),
-        homogenised=rng.normal(0, 150, (256, 256)),
+        homogenized=rng.normal(0, 150, (256, 256)),
         cropped=rng.normal(0, 150, (256, 256)),
         crop_classes=np.zeros((256, 256), dtype=int),
     )
@@ -192,8 +192,8 @@ def test_empty_masks_and_constant_images_draw(tmp_path):
         reference_mask=np.zeros((64, 64), dtype=bool),
     )
     cell = rendered([blank])[0, "Restored"]
-    for colour in (GREEN, YELLOW):
-        assert (np.abs(cell - colour).max(axis=-1) < 0.3).sum() == 0
+    for color in (GREEN, YELLOW):
+        assert (np.abs(cell - color).max(axis=-1) < 0.3).sum() == 0
 
 
 def test_window_is_soft_tissue_for_hu_and_the_bulk_of_values_otherwise():

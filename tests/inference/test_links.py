@@ -67,10 +67,10 @@ def test_datasets_and_evaluations_of_links(tmp_path):
     (links / "list.csv").write_text(
         "image,label\n" + "".join(f"{c}_0000.nii.gz,{c}_seg.nii.gz\n" for c in ("case_1", "case_2"))
     )
-    dataset = open_dataset(links / "list.csv", {"kidney": 1, "tumour": 7})
+    dataset = open_dataset(links / "list.csv", {"kidney": 1, "tumor": 7})
     assert [case.id for case in dataset.cases] == ["case_1_0000", "case_2_0000"]
     assert check_dataset(dataset) == []
-    evaluation = evaluate_folder(tmp_path / "found", tmp_path / "found", {"kidney": 1, "tumour": 7})
+    evaluation = evaluate_folder(tmp_path / "found", tmp_path / "found", {"kidney": 1, "tumor": 7})
     assert [case.case for case in evaluation.cases] == ["case_1", "case_2"]
 
 

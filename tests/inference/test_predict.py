@@ -19,7 +19,7 @@ from bright import (
     ellipse,
     scene,
     stored_otherwise,
-    world_centre,
+    world_center,
 )
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -56,17 +56,17 @@ def assert_finds(labels: Volume, truth: np.ndarray, least: float = 0.9) -> None:
 
 def bend_pose(model, log_scale: float) -> None:
     """Make the learned pose's residual wrong on every slice."""
-    model.pipeline.pose.localisation.output.bias.copy_(torch.tensor([0.0, log_scale, log_scale, 0.0, 0.0]))
+    model.pipeline.pose.localization.output.bias.copy_(torch.tensor([0.0, log_scale, log_scale, 0.0, 0.0]))
 
 
 def test_the_mass_is_found_on_the_left_in_front(supine, expected) -> None:
     assert_finds(expected, supine.truth)
-    centre = world_centre(expected, expected.array > 0)
-    true_centre = world_centre(supine.volume, supine.truth > 0)
-    assert np.linalg.norm(centre - true_centre) < 0.5
+    center = world_center(expected, expected.array > 0)
+    true_center = world_center(supine.volume, supine.truth > 0)
+    assert np.linalg.norm(center - true_center) < 0.5
     # LPS: the patient's left is +x, the front -y.
-    assert centre[0] > supine.middle[0] + 30
-    assert world_centre(expected, expected.array == 7)[1] > centre[1]
+    assert center[0] > supine.middle[0] + 30
+    assert world_center(expected, expected.array == 7)[1] > center[1]
 
 
 @pytest.mark.parametrize(("axes", "flips"), STORAGES, ids=lambda v: "".join(str(int(i)) for i in v))
@@ -78,7 +78,7 @@ def test_every_storage_gives_the_same_labels_in_the_world(
     np.testing.assert_array_equal(found.array, stored_otherwise(expected, axes, flips).array)
     np.testing.assert_array_equal(found.world_from_index, scan.world_from_index)
     assert (
-        np.linalg.norm(world_centre(found, found.array > 0) - world_centre(supine.volume, supine.truth > 0))
+        np.linalg.norm(world_center(found, found.array > 0) - world_center(supine.volume, supine.truth > 0))
         < 0.5
     )
 
@@ -126,11 +126,11 @@ def test_labels_follow_a_rolled_patient(degrees, model) -> None:
     turned = scene(roll=math.radians(degrees), field=(250.0, 230.0))
     result = predict(model, turned.volume)
     assert_finds(result.labels, turned.truth)
-    centre = world_centre(result.labels, result.labels.array > 0)
-    assert np.linalg.norm(centre - world_centre(turned.volume, turned.truth > 0)) < 1.0
+    center = world_center(result.labels, result.labels.array > 0)
+    assert np.linalg.norm(center - world_center(turned.volume, turned.truth > 0)) < 1.0
     if abs(degrees) == 180:
         # Prone in the header's own frame: the mass lies at the right of the world, and stays there.
-        assert centre[0] < turned.middle[0] - 30
+        assert center[0] < turned.middle[0] - 30
     # An outline is the same after half a turn, so the angle is known up to that.
     angles = np.degrees(result.slices.pose[:, 0])
     assert np.abs((angles - degrees + 90) % 180 - 90).max() < 3
@@ -148,7 +148,7 @@ def test_labels_follow_a_rolled_patient(degrees, model) -> None:
 )
 def test_any_size_place_and_pixel(model, roll, scale, x, y, sx, sy) -> None:
     any_scene = scene(
-        roll=roll, scale=scale, centre=(x, y), spacing=(sx, sy, 3.0), slices=2, field=(250.0, 235.0)
+        roll=roll, scale=scale, center=(x, y), spacing=(sx, sy, 3.0), slices=2, field=(250.0, 235.0)
     )
     result = predict(model, any_scene.volume)
     assert dice(result.labels.array > 0, any_scene.truth > 0) > 0.88
@@ -165,7 +165,7 @@ def test_few_slices(slices, model) -> None:
 
 
 def test_a_body_that_leaves_the_field_of_view(model) -> None:
-    cut = scene(centre=(55.0, 10.0))
+    cut = scene(center=(55.0, 10.0))
     assert cut.volume.array[:, :, -1].max() > 0, "the body should reach the image's edge"
     result = predict(model, cut.volume)
     assert_finds(result.labels, cut.truth)
@@ -429,17 +429,17 @@ def test_what_is_no_ct_in_hu_is_predicted_with_a_warning(model, supine) -> None:
     noise = np.random.default_rng(0).integers(0, 40, volume.array.shape)
     for array, words in (
         (volume.array + 1024 + noise, "the HU offset (often -1024) seems to be missing"),
-        ((volume.array + noise).astype(np.float32) / 1000.0, "neither windowed nor normalised"),
+        ((volume.array + noise).astype(np.float32) / 1000.0, "neither windowed nor normalized"),
     ):
         warnings = predict(model, volume.with_array(array)).warnings
         assert words in warnings[0], warnings
-    metres = Volume(volume.array, volume.world_from_index @ np.diag([10.0, 10.0, 10.0, 1.0]))
-    assert "fit into no scanner" in predict(model, metres).warnings[0]
+    meters = Volume(volume.array, volume.world_from_index @ np.diag([10.0, 10.0, 10.0, 1.0]))
+    assert "fit into no scanner" in predict(model, meters).warnings[0]
 
 
 def test_labels_outside_the_body_are_told(model) -> None:
     """A bright rod beside the patient is marked, by a network that marks what is bright."""
-    here = scene(field=(330.0, 205.0), centre=(-40.0, 0.0))
+    here = scene(field=(330.0, 205.0), center=(-40.0, 0.0))
     assert not any("outside the body" in line for line in predict(model, here.volume).warnings)
     array = here.volume.array.copy()
     array[:, 10:18, 101:112] = 250
@@ -471,16 +471,16 @@ def in_a_mirror(scan: Scene) -> Scene:
 )
 def test_sides_stay_right_in_the_averaged_answer(roll, scale, x, other, averaged) -> None:
     """One mass, on the patient's left or right: found there, and by its side's name, averaged or not."""
-    here = scene(roll=roll, scale=scale, centre=(x, 4.0), slices=2, field=(250.0, 235.0))
+    here = scene(roll=roll, scale=scale, center=(x, 4.0), slices=2, field=(250.0, 235.0))
     here = in_a_mirror(here) if other else here
     found = predict(bright_model(AVERAGED if averaged else PLAIN, sided=True), here.volume).labels
     name, value = ("right kidney", 9) if other else ("left kidney", 2)
-    assert set(np.unique(found.array)) == {0, SIDED.values["tumour"], value}, name
+    assert set(np.unique(found.array)) == {0, SIDED.values["tumor"], value}, name
     assert SIDED.values[name] == value
     assert dice(found.array == value, here.truth == 1) > 0.85
     assert dice(found.array == 5, here.truth == 7) > 0.75
-    centre = world_centre(found, found.array > 0)
-    assert np.linalg.norm(centre - world_centre(here.volume, here.truth > 0)) < 1.0
+    center = world_center(found, found.array > 0)
+    assert np.linalg.norm(center - world_center(here.volume, here.truth > 0)) < 1.0
 
 
 @pytest.mark.parametrize("half", ["left", "right"])

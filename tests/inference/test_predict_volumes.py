@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bright import BODY, bright_model, dice, stored_otherwise, world_centre
+from bright import BODY, bright_model, dice, stored_otherwise, world_center
 from isopose.data.phantom.pose import Pose
 from isopose.geometry.similarity3d import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
 from isopose.geometry.volume import Volume
@@ -32,14 +32,14 @@ def tilted(
     pitch: float = 0.0,
     yaw: float = 0.0,
     scale: float = 1.0,
-    centre: tuple[float, float] = (0.0, 0.0),
+    center: tuple[float, float] = (0.0, 0.0),
     spacing: tuple[float, float, float] = (2.1, 2.9, 5.0),
     slices: int = 26,
 ) -> tuple[Volume, np.ndarray]:
-    """A long elliptic body, an L on its left and in front, towards the head, its corner a tumour; degrees."""
+    """A long elliptic body, an L on its left and in front, toward the head, its corner a tumor; degrees."""
     width, height = (round(250.0 / step) for step in spacing[:2])
     index = np.stack(np.meshgrid(*(np.arange(n) for n in (slices, height, width)), indexing="ij")[::-1], -1)
-    middle = (np.array([width, height, slices]) - 1) / 2 * spacing + [*centre, 0.0]
+    middle = (np.array([width, height, slices]) - 1) / 2 * spacing + [*center, 0.0]
     rotation = Pose("supine", True, *np.radians([roll, pitch, yaw]), (0, 0, 0)).world_from_canonical[:3, :3]
     u, v, w = np.moveaxis((index * spacing - middle) @ rotation / scale, -1, 0)
     body = np.hypot(u / BODY[0], v / BODY[1]) <= 1
@@ -69,7 +69,7 @@ def assert_finds(result, truth: np.ndarray, volume: Volume) -> None:
     assert dice(result.labels.array > 0, truth > 0) > 0.88
     assert dice(result.labels.array == 7, truth == 7) > 0.8
     for least in (1, 7):
-        found, there = (world_centre(volume, array >= least) for array in (result.labels.array, truth))
+        found, there = (world_center(volume, array >= least) for array in (result.labels.array, truth))
         assert np.linalg.norm(found - there) < 1.5
 
 
@@ -87,17 +87,17 @@ def test_a_tilted_patient_is_laid_straight_and_labels_come_back(roll, pitch, yaw
 
 
 def test_the_shift_is_where_the_line_passes_the_middle(model):
-    volume, truth = tilted(roll=10, pitch=5, yaw=-6, centre=(9.0, -7.0))
+    volume, truth = tilted(roll=10, pitch=5, yaw=-6, center=(9.0, -7.0))
     result = predict_volume(model, volume)
     frame = result.prepared.frame
     middle = (np.array(volume.array.shape[:0:-1]) - 1) / 2 * [2.1, 2.9] + [9.0, -7.0]
-    expected = (middle - frame.centre_mm) / (frame.fov_mm / 2)
+    expected = (middle - frame.center_mm) / (frame.fov_mm / 2)
     np.testing.assert_allclose(result.record.pose[SHIFTS], [*expected, 0.0], atol=0.01)
     assert_finds(result, truth, volume)
 
 
 def test_restored_to_within_half_a_voxel(model):
-    """The tumour's ball, pitched, rolled and scaled: where it was in the scan, in voxels of each axis."""
+    """The tumor's ball, pitched, rolled and scaled: where it was in the scan, in voxels of each axis."""
     volume, truth = tilted(12, -7, 5, 0.8)
     found = predict_volume(model, volume).labels.array == 7
     for axis in range(3):
@@ -119,9 +119,9 @@ def test_every_storage_gives_the_same_labels_in_the_world(axes, flips, model):
     expected = predict_volume(model, volume).labels
     found = predict_volume(model, stored_otherwise(volume, axes, flips)).labels
     np.testing.assert_array_equal(found.array, stored_otherwise(expected, axes, flips).array)
-    # LPS: the mass is on the patient's left (+x) and in front (-y), towards the head (+z).
-    kidney = world_centre(found, found.array > 0)
-    body = world_centre(volume, volume.array > -500)
+    # LPS: the mass is on the patient's left (+x) and in front (-y), toward the head (+z).
+    kidney = world_center(found, found.array > 0)
+    body = world_center(volume, volume.array > -500)
     assert kidney[0] > body[0] + 25
     assert kidney[2] > body[2] + 5
 

@@ -123,16 +123,16 @@ def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
     assert outcomes[0].problem is None
 
     labels = read_labels(tmp_path / "out" / "child.nii.gz")
-    millilitre = float(np.prod(labels.spacing)) / 1000
+    milliliter = float(np.prod(labels.spacing)) / 1000
     assert record["volumes_ml"] == pytest.approx(
         {
-            "kidney": (labels.array == 1).sum() * millilitre,
-            "tumour": (labels.array == 7).sum() * millilitre,
-            "kidney+tumour": (labels.array > 0).sum() * millilitre,
+            "kidney": (labels.array == 1).sum() * milliliter,
+            "tumor": (labels.array == 7).sum() * milliliter,
+            "kidney+tumor": (labels.array > 0).sum() * milliliter,
         }
     )
-    assert record["volumes_ml"]["tumour"] == pytest.approx(3 * math.pi * 11**2 * 6 / 1000, rel=0.1)
-    assert record["labels"] == {"kidney": 1, "tumour": 7}
+    assert record["volumes_ml"]["tumor"] == pytest.approx(3 * math.pi * 11**2 * 6 / 1000, rel=0.1)
+    assert record["labels"] == {"kidney": 1, "tumor": 7}
     assert record["model_sha256"] == model.weights_sha256
     assert record["input_sha256"] == sha256(tmp_path / "in" / "child_0000.nii.gz")
     assert record["warnings"] == []
@@ -145,13 +145,13 @@ def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
         assert entry["scale_x"] == pytest.approx(1.0, abs=0.05)
         assert entry["pose"][0] == pytest.approx(math.radians(entry["roll_degrees"]))
         assert entry["pose"][1] == pytest.approx(math.log(entry["scale_x"]), abs=1e-6)
-        assert entry["homogenised_from_crop"] == np.eye(3).tolist()
+        assert entry["homogenized_from_crop"] == np.eye(3).tolist()
         assert entry["agreement"] > 0.95
         assert (entry["pose_from"], entry["widened"], entry["cut_off"]) == ("moments", False, False)
 
     parts = [
         read_volume(tmp_path / "out" / "probabilities" / f"child_{name}.nii.gz")
-        for name in ("background", "kidney", "tumour")
+        for name in ("background", "kidney", "tumor")
     ]
     values = np.stack([part.array for part in parts])
     np.testing.assert_allclose(values.sum(axis=0), 1.0, atol=1e-5)
@@ -212,7 +212,7 @@ def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
     assert again(steps=True) == 1
     assert again(probabilities=True) == 1
     assert again(steps=True, probabilities=True) == 0
-    (output / "probabilities" / "child_tumour.nii.gz").unlink()
+    (output / "probabilities" / "child_tumor.nii.gz").unlink()
     assert again(probabilities=True) == 1
     (output / "child.nii.gz").unlink()
     assert again() == 1
@@ -241,7 +241,7 @@ def test_a_result_never_replaces_its_scan(model, tmp_path):
 @pytest.mark.parametrize(
     ("key", "use"), [("images_sha256", "train"), ("validation_images_sha256", "validate")]
 )
-def test_a_training_scan_is_recognised_by_its_bytes_whatever_its_name(key, use, model, tmp_path):
+def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, model, tmp_path):
     write_image(scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
     write_image(scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
     known = sha256(tmp_path / "in" / "renamed.nii.gz")

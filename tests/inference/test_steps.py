@@ -31,7 +31,7 @@ def test_slices_are_spread_over_those_that_show_a_label_head_first(predicted):
     classes[2:7, 5, 5] = 1
     assert chosen_slices(prediction, classes, None, 4).tolist() == [6, 5, 3, 2]
     assert chosen_slices(prediction, classes, None, 2).tolist() == [5, 3]
-    # The truth decides where it is known; too few labelled slices: all that show the body.
+    # The truth decides where it is known; too few labeled slices: all that show the body.
     truth = np.zeros_like(classes)
     truth[5:7, 3, 3] = 2
     assert chosen_slices(prediction, classes, truth, 2).tolist() == [6, 5]
@@ -51,12 +51,12 @@ def test_each_picture_shows_its_slice_upright(model, predicted):
         assert dice(row.native_classes > 0, here.truth[z] > 0) > 0.9
         np.testing.assert_array_equal(row.native_truth, np.array([0, 1, 0, 0, 0, 0, 0, 2])[here.truth[z]])
         # The roll is undone: the body lies on the reference, the mass in front and on the left of the frame.
-        body = row.homogenised > model.pipeline.air + 0.5
+        body = row.homogenized > model.pipeline.air + 0.5
         assert dice(body, row.reference_mask) > 0.95
-        bright = np.argwhere(row.homogenised > 1.5).mean(axis=0)
+        bright = np.argwhere(row.homogenized > 1.5).mean(axis=0)
         expected = scene(spacing=(FOV / 128, FOV / 128, 6.0), field=(FOV, FOV), slices=1)
         assert np.abs(bright - np.argwhere(expected.truth[0] > 0).mean(axis=0)).max() < 1.5
-        # The crop is what the box cuts from the homogenised frame, its own prediction lies on its mass.
+        # The crop is what the box cuts from the homogenized frame, its own prediction lies on its mass.
         assert row.crop_classes.shape == row.cropped.shape
         assert dice(row.crop_classes > 0, row.cropped > 0.67) > 0.97
         assert row.warnings == ()
@@ -67,7 +67,7 @@ def test_each_picture_shows_its_slice_upright(model, predicted):
 def test_outlines_are_where_frame_and_crop_lie(model, predicted):
     here, scan, prediction = predicted
     row = steps_of(model, scan, prediction, rows=1)[0]
-    # Corners in the order of drawing, in pixel centres of the homogenised frame of 128.
+    # Corners in the order of drawing, in pixel centers of the homogenized frame of 128.
     low, high = [(np.array(corner) + 1) / 2 * 128 - 0.5 for corner in ((-0.075, -0.5), (0.825, 0.4))]
     square = [[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]]
     np.testing.assert_allclose(row.crop_outline, square, atol=1e-3)
@@ -102,7 +102,7 @@ def test_the_picture_is_written(model, predicted, tmp_path):
     from PIL import Image
 
     picture = np.asarray(Image.open(tmp_path / "steps" / "a.png").convert("RGB"))
-    # The labels' colours of the paper, kidney green and tumour yellow, are in it.
+    # The labels' colors of the paper, kidney green and tumor yellow, are in it.
     green = (picture[..., 1] > 150) & (picture[..., 0] < 120)
     assert green.sum() > 200
     assert picture.shape[1] > picture.shape[0] / 2

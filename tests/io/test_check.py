@@ -52,7 +52,7 @@ def cohort(tmp_path):
         return cases[-1]
 
     def dataset():
-        return dataset_of("d", "manifest", tmp_path, Labels.create({"kidney": 1, "tumour": 2}), cases)
+        return dataset_of("d", "manifest", tmp_path, Labels.create({"kidney": 1, "tumor": 2}), cases)
 
     add.dataset = dataset
     return add
@@ -141,7 +141,7 @@ def test_values_that_are_no_hu(cohort):
     cohort("c_high", image=high)
     problems = check_dataset(cohort.dataset())
     only(problems, "a_offset", "warning", "offset (often -1024)")
-    only(problems, "b_normal", "warning", "neither windowed nor normalised")
+    only(problems, "b_normal", "warning", "neither windowed nor normalized")
     only(problems, "c_high", "warning", "60000")
 
 
@@ -184,11 +184,11 @@ def test_the_dataset_as_a_whole(cohort):
     cohort("b", label=None, patient="P", split="test")
     cohort("c", split="test")
     dataset = cohort.dataset()
-    unlabelled = tuple(replace(c, label=None) if c.id in "bc" else c for c in dataset.cases)
-    problems = check_dataset(replace(dataset, cases=unlabelled))
+    unlabeled = tuple(replace(c, label=None) if c.id in "bc" else c for c in dataset.cases)
+    problems = check_dataset(replace(dataset, cases=unlabeled))
     texts = [(p.case, p.severity, p.message) for p in problems]
     assert [t[:2] for t in texts] == [("d", "warning"), ("d", "warning"), ("d", "error")]
-    assert "'tumour' (2) occurs in no case" in texts[0][2]
+    assert "'tumor' (2) occurs in no case" in texts[0][2]
     assert "2 test cases have no label" in texts[1][2]
     assert "one patient" in texts[2][2]
     none = tuple(replace(c, label=None, split=None, patient=c.id) for c in dataset.cases)

@@ -25,7 +25,7 @@ def described(root, **content):
 def v2(root, **changes):
     content = {
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "kidney": 1, "tumour": 2},
+        "labels": {"background": 0, "kidney": 1, "tumor": 2},
         "numTraining": 2,
         "file_ending": ".nii.gz",
     } | changes
@@ -72,23 +72,23 @@ def test_nnunet_v2(tmp_path):
         dataset = open_dataset(path)
         assert dataset.cases == expected
         assert (dataset.layout, dataset.root, dataset.name) == ("nnunet", tmp_path, tmp_path.name)
-        assert dict(dataset.labels.values) == {"kidney": 1, "tumour": 2}
-        assert dict(dataset.labels.unions) == {"kidney+tumour": ("kidney", "tumour")}
+        assert dict(dataset.labels.values) == {"kidney": 1, "tumor": 2}
+        assert dict(dataset.labels.unions) == {"kidney+tumor": ("kidney", "tumor")}
     assert dict(open_dataset(tmp_path, {"mass": 7}).labels.values) == {"mass": 7}
 
 
 def test_nnunet_regions(tmp_path):
     touch(tmp_path, "imagesTr/b_0000.nii.gz")
     labels = open_dataset(
-        v2(tmp_path, labels={"background": 0, "organ": [1, 2, 3], "mass": [2, 3], "tumour": 2})
+        v2(tmp_path, labels={"background": 0, "organ": [1, 2, 3], "mass": [2, 3], "tumor": 2})
     ).labels
-    assert dict(labels.values) == {"tumour": 2, "label_1": 1, "label_3": 3}
-    assert dict(labels.unions) == {"organ": ("label_1", "tumour", "label_3"), "mass": ("tumour", "label_3")}
+    assert dict(labels.values) == {"tumor": 2, "label_1": 1, "label_3": 3}
+    assert dict(labels.unions) == {"organ": ("label_1", "tumor", "label_3"), "mass": ("tumor", "label_3")}
     labels = open_dataset(
-        v2(tmp_path, labels={"background": 0, "both": [1, 2], "kidney": [1], "tumour": 2})
+        v2(tmp_path, labels={"background": 0, "both": [1, 2], "kidney": [1], "tumor": 2})
     ).labels
-    assert dict(labels.values) == {"kidney": 1, "tumour": 2}
-    assert dict(labels.unions) == {"both": ("kidney", "tumour")}
+    assert dict(labels.values) == {"kidney": 1, "tumor": 2}
+    assert dict(labels.unions) == {"both": ("kidney", "tumor")}
 
 
 def test_nnunet_explicit_paths(tmp_path):
@@ -212,7 +212,7 @@ def test_kits19(tmp_path):
             ("case_00209", "segmentation.nii.gz", None, None),  # not there: for the check to miss
             ("case_00210", None, None, "test"),
         ]
-        assert dict(dataset.labels.values) == {"kidney": 1, "tumour": 2}
+        assert dict(dataset.labels.values) == {"kidney": 1, "tumor": 2}
     (tmp_path / "data/kits.json").write_text('{"case_00001": 3}')
     refused(tmp_path, "kits.json", "list of patients")
 
@@ -232,8 +232,8 @@ def test_kits21_and_23(tmp_path, extra, label):
     dataset = open_dataset(tmp_path)
     assert dataset.layout == "kits21"
     assert dataset.cases[0].label == tmp_path / "case_00001" / label
-    assert dict(dataset.labels.values) == {"kidney": 1, "tumour": 2, "cyst": 3}
-    assert dict(dataset.labels.unions)["tumour+cyst"] == ("tumour", "cyst")
+    assert dict(dataset.labels.values) == {"kidney": 1, "tumor": 2, "cyst": 3}
+    assert dict(dataset.labels.unions)["tumor+cyst"] == ("tumor", "cyst")
     assert dict(open_dataset(tmp_path, {"kidney": 1}).labels.values) == {"kidney": 1}
 
 
@@ -262,7 +262,7 @@ def test_manifest(tmp_path):
         Case("two", path.__class__("/abs/two.NRRD"), None, "P1", None, None),
     )
     assert (dataset.name, dataset.layout) == ("cohort", "manifest")
-    assert dict(dataset.labels.values) == {"kidney": 1, "tumour": 2}
+    assert dict(dataset.labels.values) == {"kidney": 1, "tumor": 2}
     assert dict(open_dataset(path, {"spleen": 9}).labels.values) == {"spleen": 9}
 
 

@@ -104,7 +104,7 @@ def test_as_images_and_labels_of_a_dataset(tmp_path):
             nib.save(nib.Nifti1Image(values.T, np.diag([-2, -2, 5, 1.0])), tmp_path / "x.nii")
             sitk.WriteImage(sitk.ReadImage(str(tmp_path / "x.nii")), str(root / f"{name}.mha"))
     (root / "dataset.json").write_text(
-        '\ufeff{"channel_names": {"0": "CT"}, "labels": {"background": 0, "kidney": 1, "tumour": 2}, '
+        '\ufeff{"channel_names": {"0": "CT"}, "labels": {"background": 0, "kidney": 1, "tumor": 2}, '
         '"file_ending": ".mha", "numTraining": 3}',
         encoding="utf-8",
     )

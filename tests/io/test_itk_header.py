@@ -32,7 +32,7 @@ def test_sound_headers_pass(write, name):
     [
         # Each made ITK crash, found by the fuzzing harness.
         ("a.nhdr", b"sizes:", b"x" * 5000 + b"\nsizes:"),
-        ("a.nrrd", b"sizes:", b"colour: " + b"x" * 3000 + b"\nsizes:"),
+        ("a.nrrd", b"sizes:", b"color: " + b"x" * 3000 + b"\nsizes:"),
         ("a.nrrd", b"type: short", b"type: " + b"x" * 3000),
         ("a.mha", b"ElementDataFile = ", b"ElementDataFile\x00\x00\xc0\x7f"),
         ("a.nrrd", b"type: short", b"type: short\nno field"),

@@ -85,7 +85,7 @@ def test_whole_numbers_are_not_spoken_of(tmp_path):
 
 
 def test_check_lists_a_warning(dataset):
-    opened = open_dataset(dataset, {"kidney": 1, "tumour": 7})
+    opened = open_dataset(dataset, {"kidney": 1, "tumor": 7})
     (problem,) = check_dataset(opened)
     assert (problem.case, problem.severity) == ("a", "warning")
     assert problem.message.startswith("label: ")
@@ -93,7 +93,7 @@ def test_check_lists_a_warning(dataset):
 
 
 def test_preprocessing_rounds_and_keeps_the_warning(dataset, tmp_path):
-    opened, config = open_dataset(dataset, {"kidney": 1, "tumour": 7}), DataConfig(size=64)
+    opened, config = open_dataset(dataset, {"kidney": 1, "tumor": 7}), DataConfig(size=64)
     fingerprint = fingerprint_of(opened.cases, opened.labels, config)
     store = write_store(tmp_path / "store", opened.cases, fingerprint, opened.labels, config)
     (stored,) = store.cases

@@ -17,7 +17,7 @@ from isopose.io.images import write_image, write_labels
 
 NFC, NFD = (unicodedata.normalize(form, "Käthe_Ñ") for form in ("NFC", "NFD"))
 HERE = scene(slices=4)
-LABELS = {"kidney": 1, "tumour": 7}
+LABELS = {"kidney": 1, "tumor": 7}
 
 
 def test_they_are_not_the_same_to_begin_with():
@@ -61,7 +61,7 @@ def test_files_that_are_listed(tmp_path, one, other, layout):
     else:
         path = tmp_path / "dataset.json"
         entry = {"image": image_path, "label": label_path}
-        content = {"modality": {"0": "CT"}, "labels": {"1": "kidney", "7": "tumour"}, "training": [entry]}
+        content = {"modality": {"0": "CT"}, "labels": {"1": "kidney", "7": "tumor"}, "training": [entry]}
         if layout == "nnunet":
             content = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
             content["dataset"] = {other: {"images": [image_path], "label": label_path}}

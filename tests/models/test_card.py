@@ -11,8 +11,8 @@ from isopose.models.folder import Model
 
 TRAINING = {"patients": 3, "cases": 4, "validation_cases": 2, "from_weights_sha256": None}
 HISTORY = [
-    {"stage": "unet", "epoch": 1, "loss": 1.0, "dice": 0.4, "dice kidney": 0.8125, "dice tumour": 0.5},
-    {"stage": "unet", "epoch": 2, "loss": 1.0, "dice": 0.3, "dice kidney": 0.25, "dice tumour": 0.125},
+    {"stage": "unet", "epoch": 1, "loss": 1.0, "dice": 0.4, "dice kidney": 0.8125, "dice tumor": 0.5},
+    {"stage": "unet", "epoch": 2, "loss": 1.0, "dice": 0.3, "dice kidney": 0.25, "dice tumor": 0.125},
 ]
 
 
@@ -33,7 +33,7 @@ def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
     assert f"| pixel, across (mm) | {pixel} |" in card
     assert f"| {seen.intensity.low:.0f} | {seen.intensity.median:.0f} | {seen.intensity.high:.0f} |" in card
     # Of the epoch whose weights it has.
-    assert "so that it is too good: kidney 0.812, tumour 0.500." in card
+    assert "so that it is too good: kidney 0.812, tumor 0.500." in card
     assert "Mustermann" not in card
     # Brackets for what only its maker knows.
     assert card.count("[ ]") == 10

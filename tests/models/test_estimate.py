@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from isopose.models.pose import POSE_SOURCES, PoseTransformer
 
 LEARNED, MOMENTS, IDENTITY = (POSE_SOURCES.index(name) for name in ("learned", "moments", "identity"))
-#: Recognisable poses: the angle names the source.
+#: Recognizable poses: the angle names the source.
 POSES = {LEARNED: 0.3, MOMENTS: 0.1, IDENTITY: 0.0}
 
 
@@ -29,7 +29,7 @@ def transformer(agreements, *, learned=True, start="moments"):
 
     return SimpleNamespace(
         config=SimpleNamespace(start=start),
-        localisation=object() if learned else None,
+        localization=object() if learned else None,
         roll=None,
         start=lambda image, mask: pose(MOMENTS if start == "moments" else IDENTITY, len(mask)),
         refine=lambda image, mask, start: pose(LEARNED, len(mask)),

@@ -214,7 +214,7 @@ def test_json_that_is_no_object_is_refused(folder, content):
     [
         (("config", "unet", "base_features"), 10**9, "damaged model"),
         (("config", "unet", "base_features"), 10**30, "damaged model"),
-        (("config", "unet", "colour"), 3, "unet.colour: no such setting"),
+        (("config", "unet", "color"), 3, "unet.color: no such setting"),
         (("labels", "values"), [1, 2], "damaged model"),
         (("labels", "values", "kidney"), float("inf"), "damaged model"),
         (("air",), float("nan"), "damaged model"),

@@ -37,8 +37,8 @@ def lying(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_one_network_of_nine_numbers_that_starts_at_the_start(start):
     made = pipeline(f"pose.start={start}")
     assert made.joint.output.out_features == 9
-    assert made.pose.localisation is None
-    assert made.crop.localisation is None
+    assert made.pose.localization is None
+    assert made.crop.localization is None
     image, mask = lying(torch.tensor([[0.1, -0.2, -0.1, 0.05, 0.1], [0.0, 0.0, 0.0, 0.0, 0.0]]))
     before = made.pose.start(image, mask)
     pose, theta2 = made.look(image, mask, before)
@@ -51,7 +51,7 @@ def test_one_network_of_nine_numbers_that_starts_at_the_start(start):
 def test_separate_networks_are_as_they_were():
     made = pipeline("pose.start=moments", "pose.learned=true", joint=False)
     assert made.joint is None
-    torch.nn.init.normal_(made.crop.localisation.output.weight, std=0.02)
+    torch.nn.init.normal_(made.crop.localization.output.weight, std=0.02)
     image, mask = lying(torch.tensor([[0.1, -0.2, -0.1, 0.05, 0.1]]))
     start = made.pose.start(image, mask)
     found = made.transforms(image, mask, start)
@@ -71,10 +71,10 @@ def test_the_step_is_seen_in_the_start_and_bounded():
     made.joint.output.bias.copy_(torch.tensor([9.0, -9.0, 0.01, 9.0, 0.0, 0.5, 0.4, -0.5, -0.6]))
     pose, theta2 = made.look(image, mask, start)
     assert pose[0, :3].tolist() == pytest.approx([0.6, 0.2, 0.21], abs=1e-4)
-    # Half sides of the homogenised frame, carried through the start's matrix.
+    # Half sides of the homogenized frame, carried through the start's matrix.
     shift = start[0, 3:] + matrix_from_pose(start)[0, :2, :2] @ torch.tensor([0.1, 0.0])
     assert pose[0, 3:].tolist() == pytest.approx(shift.tolist(), abs=1e-5)
-    # The box's corners from those of the whole frame: half a side wide, the centre of the box kept.
+    # The box's corners from those of the whole frame: half a side wide, the center of the box kept.
     assert box_from_matrix(theta2)[0].tolist() == pytest.approx([-0.5, -0.6, 0.5, 0.4])
     assert pipeline("pose.scales=1").pose.follow(start, torch.tensor([[0, 0.1, 0.3, 0, 0]]))[
         0, 1:3
@@ -132,9 +132,9 @@ def test_a_region_holds_all_that_the_crops_reach_and_is_restored_as_the_whole_is
     size, smaller = (40, 56), 0
     for _ in range(20):
         pose = 0.3 * torch.randn(3, 5, generator=generator)
-        centre = 0.5 * torch.rand(3, 2, generator=generator) - 0.25
+        center = 0.5 * torch.rand(3, 2, generator=generator) - 0.25
         half = 0.2 + 0.3 * torch.rand(3, 1, generator=generator)
-        theta = frame_from_crop(pose, matrix_from_box(torch.cat([centre - half, centre + half], dim=1)))
+        theta = frame_from_crop(pose, matrix_from_box(torch.cat([center - half, center + half], dim=1)))
         crop = torch.rand(3, 4, 16, 16, generator=generator).softmax(dim=1)
         whole = restore(crop, theta, size)
         rows, columns = reached(theta, 16, size)

@@ -62,7 +62,7 @@ def test_a_posed_cylinder(pose):
 
 
 def test_the_pose_brings_the_outline_onto_the_reference():
-    """Homogenised, every slice between the ends is the reference's outline."""
+    """Homogenized, every slice between the ends is the reference's outline."""
     true = torch.tensor([0.25, 0.1, -0.1, -0.4, -0.5, -0.45, 0.05, -0.08, 0.0])
     model = transformer()
     mask, z = stack(true, slices=24)
@@ -101,11 +101,11 @@ def test_places_are_in_half_sides_of_the_frame():
     assert places(range(4), 4, stack_from_frame).tolist() == pytest.approx([-0.3, -0.1, 0.1, 0.3])
 
 
-def test_an_off_centre_reference_is_carried_through_the_pose():
+def test_an_off_center_reference_is_carried_through_the_pose():
     off = torch.roll(REFERENCE, 6, dims=3)
     model = PoseTransformer(PoseConfig(start="moments", per="volume"), off, -2.0, 3.0).eval()
     mask, z = stack(torch.tensor([0.3, 0.0, 0.0, -0.3, -0.3, -0.3, 0.0, 0.0, 0.0]))
     pose = volume_pose(model, estimated(model, mask), z).pose
-    there = matrix_from_pose3d(pose) @ torch.cat([moments(off).centre[0], torch.tensor([0.0, 1.0])])
+    there = matrix_from_pose3d(pose) @ torch.cat([moments(off).center[0], torch.tensor([0.0, 1.0])])
     assert there[:2].tolist() == pytest.approx([0.0, 0.0], abs=0.01)
     assert math.degrees(pose[ROLL]) == pytest.approx(math.degrees(0.3), abs=1.0)

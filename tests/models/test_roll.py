@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from isopose.data.body import body_mask
-from isopose.data.phantom.randomised import sample_slab
+from isopose.data.phantom.randomized import sample_slab
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.io.images import read_volume
@@ -108,7 +108,7 @@ def test_size_and_place_of_the_patient_change_nothing(network, patients):
     assert wrapped(before.angle - after.angle).rad2deg().abs().max() < 1.5
 
 
-def test_views_centre_the_body_and_bring_it_to_one_size():
+def test_views_center_the_body_and_bring_it_to_one_size():
     line = (torch.arange(96) * 2 + 1) / 96 - 1
     seen = []
     for x, y, radius in ((0.0, 0.0, 0.5), (0.3, -0.2, 0.25)):

@@ -29,7 +29,7 @@ def slices(bad: float = 0.9) -> SliceTransforms:
     return SliceTransforms(START + step, theta2, agreement, torch.ones(COUNT, dtype=torch.bool))
 
 
-def centres(pose: torch.Tensor, theta2: torch.Tensor) -> torch.Tensor:
+def centers(pose: torch.Tensor, theta2: torch.Tensor) -> torch.Tensor:
     return frame_from_crop(pose, theta2)[:, :2, 2]
 
 
@@ -39,7 +39,7 @@ def test_one_step_for_a_scan_and_crops_that_stay_in_place():
     assert torch.allclose(pose, (START[0] + STEP).expand(COUNT, 5), atol=1e-6), (
         "one bad slice decides nothing"
     )
-    assert torch.allclose(centres(pose, theta2), centres(given.pose, given.theta2), atol=1e-5)
+    assert torch.allclose(centers(pose, theta2), centers(given.pose, given.theta2), atol=1e-5)
     assert not torch.allclose(theta2[4], given.theta2[4], atol=0.05)
     assert torch.allclose(theta2[0], given.theta2[0], atol=1e-6)
 
@@ -50,9 +50,9 @@ def test_smooth_steps_follow_the_start_and_a_bad_outline_counts_little():
     given = slices()
     pose, theta2 = scan_transforms(config("smooth"), START, given, Z_MM)
     step = pose - START
-    assert 0.05 < step[4, 0] < 0.3, "a good outline counts, with its neighbours"
+    assert 0.05 < step[4, 0] < 0.3, "a good outline counts, with its neighbors"
     assert (step[:, 0].diff().abs() < 0.05).all()
-    assert torch.allclose(centres(pose, theta2), centres(given.pose, given.theta2), atol=1e-5)
+    assert torch.allclose(centers(pose, theta2), centers(given.pose, given.theta2), atol=1e-5)
     # What the start has along the scan is kept, not smoothed a second time.
     bent = START + torch.tensor([1.0, 0, 0, 0, 0]) * torch.linspace(-0.2, 0.2, COUNT).abs()[:, None]
     still = given._replace(pose=bent + STEP)

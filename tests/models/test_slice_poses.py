@@ -8,7 +8,7 @@ import torch
 
 from isopose.config import PoseConfig
 from isopose.data.body import body_mask
-from isopose.data.phantom.randomised import sample_slab
+from isopose.data.phantom.randomized import sample_slab
 from isopose.geometry.similarity import ANGLE, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pose import PoseTransformer

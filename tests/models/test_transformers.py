@@ -8,7 +8,7 @@ from isopose.geometry.crop import MIN_CROP
 from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.crop import CropTransformer
-from isopose.models.localisation import Localisation
+from isopose.models.localization import Localization
 from isopose.models.pose import PoseTransformer, soft_dice
 
 SIZE = 64
@@ -35,7 +35,7 @@ def test_starts_at_the_moments():
         PoseConfig(start="moments", learned=True, size=SIZE), body(), air=-2.0, top=3.0
     )
     applied = torch.tensor([[0.3, -0.4, -0.4, 0.05, -0.1]])
-    # Seen through the inverse the outline is small, turned and off centre.
+    # Seen through the inverse the outline is small, turned and off center.
     moved = warp(body(), invert(matrix_from_pose(applied)), (SIZE, SIZE))
     pose = transformer(torch.zeros_like(moved), moved)
     assert torch.allclose(pose, applied, atol=0.03)
@@ -48,7 +48,7 @@ def test_one_scale_is_a_true_similarity():
     transformer = PoseTransformer(
         PoseConfig(start="moments", learned=True, size=SIZE, scales=1), body(), air=0.0, top=3.0
     )
-    torch.nn.init.normal_(transformer.localisation.output.weight)
+    torch.nn.init.normal_(transformer.localization.output.weight)
     pose = transformer(torch.randn(4, 1, SIZE, SIZE), body(0.7).expand(4, 1, SIZE, SIZE))
     assert torch.allclose(pose[:, 1], pose[:, 2])
     assert pose[:, 0].std() > 0
@@ -60,7 +60,7 @@ def test_residual_stays_within_its_bounds():
         start="identity", learned=True, size=SIZE, max_angle=0.2, max_log_scale=0.3, max_shift=0.1
     )
     transformer = PoseTransformer(config, body(), air=0.0, top=3.0)
-    torch.nn.init.normal_(transformer.localisation.output.weight, std=100.0)
+    torch.nn.init.normal_(transformer.localization.output.weight, std=100.0)
     pose = transformer(torch.randn(8, 1, SIZE, SIZE), body().expand(8, 1, SIZE, SIZE))
     assert pose[:, 0].abs().max() <= 0.2
     assert pose[:, 1:3].abs().max() <= 0.3
@@ -76,9 +76,9 @@ def test_soft_dice_by_hand():
     assert soft_dice(a * 0, b * 0).item() == pytest.approx(1.0)
 
 
-def test_localisation_is_float32_under_autocast():
+def test_localization_is_float32_under_autocast():
     torch.manual_seed(0)
-    net = Localisation(SIZE, 5)
+    net = Localization(SIZE, 5)
     torch.nn.init.normal_(net.output.weight)
     image = torch.randn(2, 1, SIZE, SIZE)
     expected = net(image, body().expand(2, 1, SIZE, SIZE))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from isopose.config import load_config
-from isopose.models.localisation import Localisation
+from isopose.models.localization import Localization
 from isopose.models.planner import plan_unet
 from isopose.models.unet import UNet
 
@@ -63,8 +63,8 @@ def test_it_sees_along_z():
     assert (volume.grad[0, 0].abs().amax(dim=(1, 2)) > 0).all()
 
 
-def test_localisation_of_volumes_starts_at_nothing_and_learns():
-    net = Localisation(32, 6, depth=8)
+def test_localization_of_volumes_starts_at_nothing_and_learns():
+    net = Localization(32, 6, depth=8)
     image, mask = torch.randn(2, 1, 8, 32, 32), torch.ones(2, 1, 8, 32, 32)
     assert net(image, mask).tolist() == [[0.0] * 6] * 2
     net(image, mask).sum().backward()

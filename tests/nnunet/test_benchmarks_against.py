@@ -16,8 +16,8 @@ pytestmark = [
 ]
 
 SETTINGS = (
-    *("data.size=64", "unet.base_features=4", "unet.optimiser.epochs=2", "unet.optimiser.iterations=3"),
-    *("unet.optimiser.batch_size=4", "crop.optimiser.epochs=1", "crop.optimiser.iterations=2"),
+    *("data.size=64", "unet.base_features=4", "unet.optimizer.epochs=2", "unet.optimizer.iterations=3"),
+    *("unet.optimizer.batch_size=4", "crop.optimizer.epochs=1", "crop.optimizer.iterations=2"),
     *("train.folds=3", "train.device=cpu"),
 )
 

@@ -37,7 +37,7 @@ class Bright(nn.Module):
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory):
-    """Normalised as nnU-Net does it, ``(N, 1, H, W)``, from phantoms that lie rather straight."""
+    """Normalized as nnU-Net does it, ``(N, 1, H, W)``, from phantoms that lie rather straight."""
     root = write_cohort(
         tmp_path_factory.mktemp("c") / "c", cases=3, slices=8, size=160, seed=31, test_fraction=0
     )
@@ -85,9 +85,9 @@ def test_the_network_sees_one_pose_and_size_however_the_patient_lies(slices):
 def test_poses_follow_the_patient(slices):
     """Turned and magnified by so much, the slice is found turned and magnified by so much."""
     network = posed()
-    before = network.input_from_homogenised(slices)
+    before = network.input_from_homogenized(slices)
     for degrees, scale in ((35.0, 1.25), (-140.0, 1.1)):
-        after = network.input_from_homogenised(moved(slices, degrees, scale))
+        after = network.input_from_homogenized(moved(slices, degrees, scale))
         for one, two in zip(before, after, strict=True):
             by = torch.linalg.solve(one[:2, :2], two[:2, :2], left=False)
             turned = math.degrees(math.atan2(by[1, 0] - by[0, 1], by[0, 0] + by[1, 1]))
@@ -186,7 +186,7 @@ def test_the_body_is_the_whole_one_s_where_fat_was_kept(slices, real_ct):
 
 
 def test_the_network_sees_no_darker_than_it_would_without(slices):
-    """Fat is for the pose; nnU-Net's network is shown what nnU-Net's normalisation shows it."""
+    """Fat is for the pose; nnU-Net's network is shown what nnU-Net's normalization shows it."""
     wide, seen_from = posed(), 6.0
     narrow = PosedNetwork(Bright(), mean=MEAN, sd=SD, low=LOW, seen_from=seen_from)
     wide(slices)
@@ -194,4 +194,4 @@ def test_the_network_sees_no_darker_than_it_would_without(slices):
     darkest = (seen_from - MEAN) / SD
     assert wide.network.seen[0].min() == pytest.approx((LOW - MEAN) / SD, abs=1e-4)
     assert narrow.network.seen[0].min() == pytest.approx(darkest, abs=1e-4)
-    torch.testing.assert_close(narrow.input_from_homogenised(slices), wide.input_from_homogenised(slices))
+    torch.testing.assert_close(narrow.input_from_homogenized(slices), wide.input_from_homogenized(slices))

@@ -25,12 +25,12 @@ def opened(serve, model_folder, tmp_path, page):
     return served
 
 
-def coloured(picture, colours=(GREEN, YELLOW)):
-    """How many pixels have the hue of a label, over whatever grey."""
+def colored(picture, colors=(GREEN, YELLOW)):
+    """How many pixels have the hue of a label, over whatever gray."""
     found = np.zeros(picture.shape[:2], bool)
-    for colour in colours:
-        # Half label, half grey: what the channels differ by is half of what the label's do.
-        wanted = (np.array(colour) - colour[0]) / 2
+    for color in colors:
+        # Half label, half gray: what the channels differ by is half of what the label's do.
+        wanted = (np.array(color) - color[0]) / 2
         found |= np.abs(picture - picture[..., :1] - wanted).max(axis=-1) < 12
     return int(found.sum())
 
@@ -48,11 +48,11 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
 
     # NiiVue shows the labels, and nothing of them where they are let fade.
     page.wait_for_timeout(300)
-    shown = coloured(pixels(page, "#volume"))
+    shown = colored(pixels(page, "#volume"))
     assert shown > 1000
     page.fill("#opacity", "0")
     page.wait_for_timeout(300)
-    assert coloured(pixels(page, "#volume")) < shown / 10
+    assert colored(pixels(page, "#volume")) < shown / 10
     page.fill("#opacity", "50")
 
     # The keyboard goes through the slices.
@@ -68,11 +68,11 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
     page.wait_for_selector("#steps[data-slice='6']")
     first = {
         name: pixels(page, f".step-{name} canvas")
-        for name in ("native", "homogenised", "crop", "predicted", "restored")
+        for name in ("native", "homogenized", "crop", "predicted", "restored")
     }
-    assert coloured(first["restored"]) > 500
-    assert coloured(first["predicted"]) > 500
-    assert coloured(first["crop"]) == 0
+    assert colored(first["restored"]) > 500
+    assert colored(first["predicted"]) > 500
+    assert colored(first["crop"]) == 0
     page.focus("#slice")
     for _ in range(5):
         page.keyboard.press("ArrowRight")
@@ -167,7 +167,7 @@ def test_the_pages_left_and_right_are_the_patients(opened, page, tmp_path, pixel
     page.wait_for_selector("#steps[data-slice]")
     in_steps = pixels(page, ".step-restored canvas").max(axis=2)
     for picture in (in_niivue, in_steps):
-        # Between the letters at the edges, brighter than the body and on no crosshair, which has its colour.
+        # Between the letters at the edges, brighter than the body and on no crosshair, which has its color.
         columns = np.nonzero((picture[20:-20, 20:-20] > 235).sum(axis=0))[0] + 20
         assert len(columns) > 10
         assert np.median(columns) > picture.shape[1] / 2
@@ -178,7 +178,7 @@ def test_a_real_series_to_its_labels_and_files(opened, page, real_ct, tmp_path, 
     page.set_input_files("#file", tmp_path / "series.zip")
     drawn(page)
     page.wait_for_timeout(300)
-    assert coloured(pixels(page, "#volume")) > 300
+    assert colored(pixels(page, "#volume")) > 300
     page.click("#tab-steps")
     page.wait_for_selector("#steps[data-slice='10']")
     before = pixels(page, ".step-native canvas")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_page import AUDIT, coloured
+from test_page import AUDIT, colored
 
 from bright import scene
 from isopose.io.images import write_image, write_labels
@@ -15,7 +15,7 @@ from isopose.io.images import write_image, write_labels
 pytestmark = pytest.mark.long
 
 CASES = 500
-LABELS = {"kidney": 1, "tumour": 7}
+LABELS = {"kidney": 1, "tumor": 7}
 SLOW = """
 const real = window.fetch;
 window.fetch = async (...given) => {
@@ -41,9 +41,9 @@ def cohort(tmp_path_factory):
         write_labels(truth.with_array(found), root / "ours" / f"{name}.nii.gz")
         record = {
             "labels": LABELS,
-            "volumes_ml": {"kidney": 10.0, "tumour": 1.0, "kidney+tumour": 11.0},
+            "volumes_ml": {"kidney": 10.0, "tumor": 1.0, "kidney+tumor": 11.0},
             "warnings": ["looks odd"] if number % 5 == 0 else [],
-            "frame": {"centre_mm": [0, 0], "fov_mm": 200.0 + number, "size": 64},
+            "frame": {"center_mm": [0, 0], "fov_mm": 200.0 + number, "size": 64},
             "slices": [{"confidence": 0.9, "scale_x": 1.0, "scale_y": 1.0}],
         }
         (root / "ours" / f"{name}.json").write_text(json.dumps(record))
@@ -70,7 +70,7 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
     assert captions[0] == "Scan"
     assert captions[1] == f"Prediction, Dice {first[1]}"
     assert captions[2:] == ["Reference", "Other prediction, Dice 1.000"]
-    seen = [coloured(pixels(page, f"#sides figure:nth-child({n}) canvas")) for n in (1, 2, 3, 4)]
+    seen = [colored(pixels(page, f"#sides figure:nth-child({n}) canvas")) for n in (1, 2, 3, 4)]
     assert seen[0] == 0
     assert seen[1] < 0.7 * seen[2]
     assert seen[2] == seen[3] > 500
@@ -119,13 +119,13 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
 
     page.click("#tab-volume")
     page.wait_for_timeout(1500)
-    assert coloured(pixels(page, "#volume")) > 100
+    assert colored(pixels(page, "#volume")) > 100
     # The other prediction beside it; both move together. More is marked in it, as in the slices.
     page.select_option("#beside", "against")
     page.wait_for_selector("#othervolume[data-drawn='against']", state="attached")
     page.select_option("#planes", "axial")
     page.wait_for_timeout(500)
-    both = [coloured(pixels(page, name)) for name in ("#volume", "#othervolume")]
+    both = [colored(pixels(page, name)) for name in ("#volume", "#othervolume")]
     assert 100 < both[0] < 0.7 * both[1]
     # The cross moves in both.
     page.select_option("#planes", "coronal")

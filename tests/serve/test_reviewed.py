@@ -15,7 +15,7 @@ from isopose.io.images import read_labels, write_image, write_labels
 from isopose.serve.cohort import Decisions, case_view, open_cohort, thumbnail
 from isopose.serve.viewing import reduced, reduction
 
-LABELS = {"kidney": 1, "tumour": 7}
+LABELS = {"kidney": 1, "tumor": 7}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def folders(tmp_path_factory):
         write_labels(found, root / "theirs" / f"case_{number}.nii.gz")
     record = {
         "labels": LABELS,
-        "volumes_ml": {"kidney": 12.5, "tumour": 1.5},
+        "volumes_ml": {"kidney": 12.5, "tumor": 1.5},
         "warnings": ["looks odd"],
-        "frame": {"centre_mm": [0, 0], "fov_mm": 300.0, "size": 64},
+        "frame": {"center_mm": [0, 0], "fov_mm": 300.0, "size": 64},
         "slices": [
             {"confidence": 0.9, "scale_x": 1.0, "scale_y": 0.25},
             {"confidence": 0.4, "scale_x": 1.0, "scale_y": 0.25},
@@ -67,11 +67,11 @@ def test_each_case_has_its_scan_scores_and_record(folders, tmp_path):
     cohort = opened(folders, tmp_path)
     first, second = (case.row(cohort.targets) for case in cohort.cases)
     assert [case.image.name for case in cohort.cases] == ["case_0_0000.nii.gz", "case_1_0000.nii.gz"]
-    assert first["dice"] == {"kidney": 1.0, "tumour": 1.0, "kidney+tumour": 1.0}
+    assert first["dice"] == {"kidney": 1.0, "tumor": 1.0, "kidney+tumor": 1.0}
     assert 0.3 < first["against"]["kidney"] < 1.0
     assert second["dice"] == second["against"]
     assert (first["confidence"], second["confidence"]) == (None, 0.4)
-    assert (second["volumes_ml"], second["warnings"]) == ({"kidney": 12.5, "tumour": 1.5}, ["looks odd"])
+    assert (second["volumes_ml"], second["warnings"]) == ({"kidney": 12.5, "tumor": 1.5}, ["looks odd"])
     assert second["size_mm"] == 150.0
 
 
@@ -79,7 +79,7 @@ def test_without_references_there_is_a_table_all_the_same(folders, tmp_path):
     options = {"truth": None, "scores": None, "scores_against": None, "against": None}
     cohort = opened(folders, tmp_path, **options)
     assert [case.row(cohort.targets)["dice"] for case in cohort.cases] == [None, None]
-    assert cohort.targets == ("kidney", "tumour", "kidney+tumour")
+    assert cohort.targets == ("kidney", "tumor", "kidney+tumor")
     assert cohort.cases[0].image is None
     cohort = opened(folders, tmp_path, **options, images=folders / "imagesTs")
     assert cohort.cases[0].image == folders / "imagesTs" / "case_0_0000.nii.gz"
@@ -141,12 +141,12 @@ def test_decisions_are_kept_and_what_others_decided_stays(tmp_path):
     path = tmp_path / "review.csv"
     first = Decisions(path, ("a", "b", "c"))
     first.decide("a", "accepted", "")
-    first.decide("b", "rejected", 'tumour missed, "left"\nlook again')
+    first.decide("b", "rejected", 'tumor missed, "left"\nlook again')
     first.decide("c", "", "=HYPERLINK(1)")
     # A spreadsheet would take it for a formula.
     assert "'=HYPERLINK(1)" in path.read_text()
     second = Decisions(path, ("b", "c"))
-    assert second.of == {"b": ("rejected", 'tumour missed, "left"\nlook again'), "c": ("", "=HYPERLINK(1)")}
+    assert second.of == {"b": ("rejected", 'tumor missed, "left"\nlook again'), "c": ("", "=HYPERLINK(1)")}
     second.decide("b", "", "")
     assert Decisions(path, ("a", "b", "c")).of == {"a": ("accepted", ""), "c": ("", "=HYPERLINK(1)")}
 

@@ -84,7 +84,7 @@ def test_a_result_is_that_of_the_command_line_and_shown_as_it_is(client, scan, m
     # The scan lies on axes L, P, S already, so that the page's slices are the file's.
     view = client.get(f"/api/jobs/{number}/view").json()
     assert view["shape"] == list(expected.array.shape)
-    assert [one["name"] for one in view["labels"]] == ["kidney", "tumour"]
+    assert [one["name"] for one in view["labels"]] == ["kidney", "tumor"]
     classes = np.array([0, 1, 0, 0, 0, 0, 0, 2], np.uint8)[expected.array]
     assert classes.any()
     for z in (0, 5, 11):
@@ -92,7 +92,7 @@ def test_a_result_is_that_of_the_command_line_and_shown_as_it_is(client, scan, m
         np.testing.assert_array_equal(shown["native"], read_volume(scan).array[z])
         np.testing.assert_array_equal(shown["labels"], classes[z])
         assert shown["crop"].shape == shown["crop_labels"].shape
-        assert shown["homogenised"].std() > 10
+        assert shown["homogenized"].std() > 10
     (tmp_path / "view.nii").write_bytes(client.get(f"/api/jobs/{number}/labels.nii").content)
     np.testing.assert_array_equal(read_labels(tmp_path / "view.nii").array, classes)
     assert client.get(f"/api/jobs/{number}/slices/12").status_code == 404
@@ -320,7 +320,7 @@ def test_a_model_of_volumes_takes_no_pose_by_hand(serve, scan, tmp_path):
         view = client.get(f"/api/jobs/{number}/view").json()
         assert "reference" not in view["steps"]
         assert len(view["scales"]) == 3
-        assert set(planes(client, number, 3)) == {"native", "labels", "homogenised", "crop", "crop_labels"}
+        assert set(planes(client, number, 3)) == {"native", "labels", "homogenized", "crop", "crop_labels"}
         assert "report" in view["downloads"]
         body = {"correction": {"poses": [{"slice": 4, "pose": [0.0] * 5}]}}
         answer = client.post(f"/api/jobs/{number}/again", json=body)

@@ -21,7 +21,7 @@ def shown(folder, model, predicts, recorded):
     prediction = predicts(model, volume, crops=True)
     write_view(folder, model, volume, prediction, recorded(model, prediction, "0" * 64))
     view = read_view(folder)
-    arrays = {name: np.load(folder / f"{name}.npy") for name in ("homogenised", "crop", "crop_labels")}
+    arrays = {name: np.load(folder / f"{name}.npy") for name in ("homogenized", "crop", "crop_labels")}
     return view, prediction, arrays
 
 
@@ -37,8 +37,8 @@ def seen(request, tmp_path):
 
 
 def matrix_of(entry):
-    if "frame_from_homogenised" in entry:
-        return np.array(entry["frame_from_homogenised"])[:, :2]
+    if "frame_from_homogenized" in entry:
+        return np.array(entry["frame_from_homogenized"])[:, :2]
     angle, lx, ly = entry["pose"][:3]
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return turn @ np.diag(np.exp([lx, ly]))
@@ -52,32 +52,32 @@ def test_what_the_crop_shows_as_marked_has_the_area_that_is_restored(seen):
     pixel = 2.1 * 2.9
     for entry in entries:
         z = entry["slice"]
-        crop = np.array(entry["homogenised_from_crop"])[:2, :2]
+        crop = np.array(entry["homogenized_from_crop"])[:2, :2]
         area_of_crop_pixel = abs(np.linalg.det(matrix_of(entry) @ crop)) * (2 * half / side) ** 2
         in_crop = (arrays["crop_labels"][z] > 0).sum() * area_of_crop_pixel
         assert in_crop == pytest.approx(marked[z].sum() * pixel, rel=0.1)
         assert in_crop > 1000
 
 
-def test_homogenised_slices_and_crops_show_the_same_in_their_places(seen):
-    """The bright mass in the crop is where the crop's square says that it is in the homogenised slice."""
+def test_homogenized_slices_and_crops_show_the_same_in_their_places(seen):
+    """The bright mass in the crop is where the crop's square says that it is in the homogenized slice."""
     _, _, _, arrays, entries = seen
     for entry in entries:
         z = entry["slice"]
         places = []
-        for name in ("homogenised", "crop"):
+        for name in ("homogenized", "crop"):
             plane = arrays[name][z]
             rows, columns = np.nonzero(plane > 150)
             places.append((2 * np.array([columns.mean(), rows.mean()]) + 1) / plane.shape[0] - 1)
-        square = np.array(entry["homogenised_from_crop"])
+        square = np.array(entry["homogenized_from_crop"])
         assert places[0] == pytest.approx(square[:2, :2] @ places[1] + square[:2, 2], abs=0.03)
 
 
-def test_homogenised_slices_are_upright_and_as_large_as_the_outline(seen):
+def test_homogenized_slices_are_upright_and_as_large_as_the_outline(seen):
     _, view, _, arrays, _ = seen
     (outline,) = view["steps"]["outline"]
     low, high = np.min(outline, axis=0), np.max(outline, axis=0)
-    for plane in arrays["homogenised"]:
+    for plane in arrays["homogenized"]:
         rows, columns = np.nonzero(plane > 0)
         size = plane.shape[0]
         for found, wanted in (((columns.min(), columns.max()), 0), ((rows.min(), rows.max()), 1)):
@@ -88,7 +88,7 @@ def test_homogenised_slices_are_upright_and_as_large_as_the_outline(seen):
 def test_a_slices_bytes_hold_all_steps(seen):
     folder, view, *_ = seen
     answer = slice_bytes(folder, tuple(view["shape"]), 3)
-    for name in (b"native", b"labels", b"homogenised", b"crop", b"crop_labels"):
+    for name in (b"native", b"labels", b"homogenized", b"crop", b"crop_labels"):
         assert b'"' + name + b'"' in answer[:600]
 
 
@@ -107,15 +107,15 @@ def test_planes_of_a_volume_follow_its_pitch(tmp_path):
     prediction.record.pose[PITCH] = 0.1
     write_view(tmp_path, model, leaning, prediction, volume_record(model, prediction, "0" * 64))
     view = read_view(tmp_path)
-    homogenised = np.load(tmp_path / "homogenised.npy")
+    homogenized = np.load(tmp_path / "homogenized.npy")
     half = view["frame"]["fov_mm"] / 2
     for entry in view["steps"]["slices"][2:-2]:
         z = entry["slice"]
-        size = homogenised.shape[-1]
+        size = homogenized.shape[-1]
         # The mass is on the left, the rod is not.
-        rows, columns = np.nonzero(homogenised[z][:, : size // 2 + 2] > 150)
+        rows, columns = np.nonzero(homogenized[z][:, : size // 2 + 2] > 150)
         point = (2 * np.array([columns.mean(), rows.mean()]) + 1) / size - 1
-        to_frame = np.array(entry["frame_from_homogenised"])
-        mm = np.array(view["frame"]["centre_mm"]) + half * (to_frame[:, :2] @ point + to_frame[:, 2])
+        to_frame = np.array(entry["frame_from_homogenized"])
+        mm = np.array(view["frame"]["center_mm"]) + half * (to_frame[:, :2] @ point + to_frame[:, 2])
         wanted = ((middle[1] - 3) * 2.1, (middle[0] - 2 + z // 2) * 2.9)
         assert mm == pytest.approx(wanted, abs=4.5)

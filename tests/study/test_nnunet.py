@@ -22,8 +22,8 @@ pytestmark = [
 ]
 
 SETTINGS = (
-    *("data.size=64", "unet.base_features=4", "unet.optimiser.epochs=3", "unet.optimiser.iterations=4"),
-    *("unet.optimiser.batch_size=4", "train.folds=3", "train.device=cpu"),
+    *("data.size=64", "unet.base_features=4", "unet.optimizer.epochs=3", "unet.optimizer.iterations=4"),
+    *("unet.optimizer.batch_size=4", "train.folds=3", "train.device=cpu"),
 )
 
 ARMS = ("nnunet", "nnunet-plain", "nnunet-pose")
@@ -41,7 +41,7 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Path:
         changed.CopyInformation(image)
         sitk.WriteImage(changed, str(path))
     described = json.loads((folder / "dataset.json").read_text())
-    described["labels"] = {"background": 0, "kidney": 1, "tumour": 7}
+    described["labels"] = {"background": 0, "kidney": 1, "tumor": 7}
     (folder / "dataset.json").write_text(json.dumps(described))
     return folder
 
@@ -57,7 +57,7 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"report: {tmp_path / 'study' / 'report.html'}\n"
     raw = tmp_path / "study" / "stores" / "nnunet-fold-0" / "raw" / nnunet.NAME
-    # No patient who is tested on is planned, normalised or trained with.
+    # No patient who is tested on is planned, normalized or trained with.
     assert sorted(p.name for p in (raw / "labelsTr").iterdir()) == [
         f"phantom_{n:03d}.nii.gz" for n in range(4)
     ]

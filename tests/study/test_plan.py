@@ -90,17 +90,17 @@ def test_the_users_settings_hold_for_all_arms_and_every_stage_has_the_same_steps
             whole = load_config(preset)
             assert (config.data.size, config.unet.base_features, config.train.seed) == (128, 8, 3)
             for stage in STAGES:
-                optimiser = getattr(config, stage).optimiser
+                optimizer = getattr(config, stage).optimizer
                 # No arm stops early: none has fewer steps than another.
-                assert optimiser.min_epochs == optimiser.patience == optimiser.epochs
+                assert optimizer.min_epochs == optimizer.patience == optimizer.epochs
             # The budget's part is of the U-Net alone.
-            assert config.pose.optimiser.epochs == whole.pose.optimiser.epochs
-            assert config.crop.optimiser.epochs == whole.crop.optimiser.epochs
-            optimiser = config.unet.optimiser
-            steps.add((optimiser.epochs, optimiser.iterations, optimiser.batch_size))
+            assert config.pose.optimizer.epochs == whole.pose.optimizer.epochs
+            assert config.crop.optimizer.epochs == whole.crop.optimizer.epochs
+            optimizer = config.unet.optimizer
+            steps.add((optimizer.epochs, optimizer.iterations, optimizer.batch_size))
         assert len(steps) == 1
-    assert of(half, "default", "pose").unet.optimiser.epochs == 50
-    assert of(options, "default", "pose").unet.optimiser.epochs == 100
+    assert of(half, "default", "pose").unet.optimizer.epochs == 50
+    assert of(options, "default", "pose").unet.optimizer.epochs == 100
 
 
 def test_what_an_arm_is_named_for_wins_over_a_setting(options: Options) -> None:
@@ -179,7 +179,7 @@ def test_folds_test_every_patient_once_and_never_one_that_trains(options: Option
         ({"settings": ("unet.base_feature=3",)}, "no such setting"),
         ({"settings": ("train.fold=2",)}, "--folds"),
         ({"settings": ("preset=paper",)}, "--presets"),
-        ({"folds": 7}, "7 folds need as many labelled patients"),
+        ({"folds": 7}, "7 folds need as many labeled patients"),
     ],
 )
 def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, message: str) -> None:
@@ -190,24 +190,24 @@ def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, mess
 @pytest.mark.parametrize(
     ("settings", "values", "told"),
     [
-        (("pose.optimiser.epochs=10",), {}, "STN1 of the arm pose (paper preset) for 2500 steps and 30000"),
-        (("pose.optimiser.iterations=20",), {}, "STN1 of the arm pose (paper preset) for 1000 steps"),
+        (("pose.optimizer.epochs=10",), {}, "STN1 of the arm pose (paper preset) for 2500 steps and 30000"),
+        (("pose.optimizer.iterations=20",), {}, "STN1 of the arm pose (paper preset) for 1000 steps"),
         (
-            ("pose.optimiser.batch_size=4",),
+            ("pose.optimizer.batch_size=4",),
             {},
             "STN1 of the arm pose (paper preset) for 12500 steps and 50000",
         ),
         (
-            ("crop.optimiser.epochs=5",),
+            ("crop.optimizer.epochs=5",),
             {},
             "STN2 of the arm crop-full (default preset) for 500 steps and 8000",
         ),
         (
             (),
-            {"crop": {"optimiser": {"iterations": 50}}},
+            {"crop": {"optimizer": {"iterations": 50}}},
             "STN2 of the arm crop-full (default preset) for 1500",
         ),
-        ((), {"pose": {"optimiser": {"epochs": 10}}}, "STN1 of the arm pose (paper preset) for 2500 steps"),
+        ((), {"pose": {"optimizer": {"epochs": 10}}}, "STN1 of the arm pose (paper preset) for 2500 steps"),
         (("pose.learned=false",), {}, "STN1 of the arm pose (paper preset) for 0 steps"),
         (("crop.learned=false",), {}, "STN2 of the arm crop-full (default preset) for 0 steps"),
         (("crop.enabled=false",), {}, "STN2 of the arm crop-full (default preset) for 0 steps"),
@@ -228,12 +228,12 @@ def test_settings_that_shorten_an_stn_are_refused_unless_it_is_asked_for(
 
 def test_settings_that_leave_the_stns_as_long_or_longer_are_taken(options: Options) -> None:
     for settings in (
-        ("pose.optimiser.epochs=100", "pose.optimiser.iterations=125"),
-        ("pose.optimiser.epochs=50", "pose.optimiser.momentum=0.9", "crop.optimiser.epochs=60"),
-        ("pose.optimiser.batch_size=24", "crop.optimiser.batch_size=16"),
+        ("pose.optimizer.epochs=100", "pose.optimizer.iterations=125"),
+        ("pose.optimizer.epochs=50", "pose.optimizer.momentum=0.9", "crop.optimizer.epochs=60"),
+        ("pose.optimizer.batch_size=24", "crop.optimizer.batch_size=16"),
         # The U-Net may be as short as anyone likes; what ends a stage early is set by the study itself.
-        ("unet.optimiser.epochs=1", "unet.optimiser.iterations=1", "unet.optimiser.batch_size=2"),
-        ("pose.optimiser.min_epochs=1", "pose.optimiser.patience=1"),
+        ("unet.optimizer.epochs=1", "unet.optimizer.iterations=1", "unet.optimizer.batch_size=2"),
+        ("pose.optimizer.min_epochs=1", "pose.optimizer.patience=1"),
     ):
         check_options(replace(options, settings=(*options.settings, *settings)))
 
@@ -248,7 +248,7 @@ def test_a_study_whose_budget_shortened_the_stns_too_says_so(options: Options, t
     assert notes_of_length(tmp_path / "study") == ()
 
 
-def test_a_dataset_without_labelled_test_cases_needs_folds(options: Options, tmp_path: Path) -> None:
+def test_a_dataset_without_labeled_test_cases_needs_folds(options: Options, tmp_path: Path) -> None:
     folder = write_cohort(tmp_path / "no-test", cases=3, slices=4, size=64, test_fraction=0.0)
     with pytest.raises(InputError, match="add --folds 5"):
         check_options(replace(options, dataset=folder))

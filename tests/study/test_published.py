@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs" / "study"
-#: Volume in ml that parts the tumours.
+#: Volume in ml that parts the tumors.
 SMALL = 10.0
 
 
@@ -29,7 +29,7 @@ def dice(rows: list[dict[str, str]], arm: str, target: str, preset: str = "defau
 
 
 def small(rows: list[dict[str, str]]) -> set[str]:
-    volumes = {row["patient"]: float(row["truth_ml"]) for row in rows if row["target"] == "tumour"}
+    volumes = {row["patient"]: float(row["truth_ml"]) for row in rows if row["target"] == "tumor"}
     assert not any(SMALL <= volume <= 2 * SMALL for volume in volumes.values())
     return {patient for patient, volume in volumes.items() if volume < SMALL}
 
@@ -37,19 +37,19 @@ def small(rows: list[dict[str, str]]) -> set[str]:
 @pytest.mark.parametrize(
     ("arm", "name"),
     [
-        ("pose", "pose and size homogenised"),
+        ("pose", "pose and size homogenized"),
         ("augmented", "nnU-Net's augmentation, same U-Net"),
         ("nnunet", "nnU-Net v2 2D, in five times the CPU time"),
     ],
 )
 def test_the_headline_has_mean_median_and_the_split_by_volume(rows, arm: str, name: str) -> None:
-    tumour, few = dice(rows, arm, "tumour"), small(rows)
-    assert (len(tumour), len(few)) == (15, 4)
+    tumor, few = dice(rows, arm, "tumor"), small(rows)
+    assert (len(tumor), len(few)) == (15, 4)
     values = [
-        mean(tumour.values()),
-        median(tumour.values()),
-        mean(tumour[p] for p in few),
-        mean(value for p, value in tumour.items() if p not in few),
+        mean(tumor.values()),
+        median(tumor.values()),
+        mean(tumor[p] for p in few),
+        mean(value for p, value in tumor.items() if p not in few),
     ]
     told = [f"{value:.1f}" for value in values]
     kidney = f"{mean(dice(rows, arm, 'kidney').values()):.1f}"
@@ -66,7 +66,7 @@ def limits() -> str:
 
 @pytest.mark.parametrize("arm", ["pose", "pose-mirror", "crop-half", "nnunet"])
 def test_the_gains_by_volume_are_those_of_the_scores(rows, arm: str) -> None:
-    base, of_arm, few = dice(rows, "augmented", "tumour"), dice(rows, arm, "tumour"), small(rows)
+    base, of_arm, few = dice(rows, "augmented", "tumor"), dice(rows, arm, "tumor"), small(rows)
     gains = {patient: of_arm[patient] - base[patient] for patient in base}
     below = f"{mean(gains[p] for p in few):.1f}"
     above = f"{mean(gain for p, gain in gains.items() if p not in few):.1f}"

@@ -93,7 +93,7 @@ def test_a_short_stn_says_nothing_about_its_preset() -> None:
 
 def test_runs_of_versions_that_put_nothing_down_are_counted_by_their_history() -> None:
     """Ten epochs of 100 batches, and nobody measured what had been learned."""
-    given = options(pose={"optimiser": {"epochs": 10, "iterations": 100}})
+    given = options(pose={"optimizer": {"epochs": 10, "iterations": 100}})
     found = results(
         pose=[run(epochs=history(pose=10, unet=3))], plain=[run(epochs=history(unet=3))],
         direct=[run()], nnunet=[run(epochs=history(unet=3))],

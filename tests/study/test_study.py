@@ -30,9 +30,9 @@ from isopose.study.run import RunFailed, _clock, run_study
 
 SMALL = {
     "data": {"size": 64},
-    "pose": {"size": 32, "optimiser": {"epochs": 2, "iterations": 2, "batch_size": 4}},
-    "crop": {"size": 32, "optimiser": {"epochs": 2, "iterations": 2, "batch_size": 4}},
-    "unet": {"base_features": 4, "optimiser": {"epochs": 4, "iterations": 2, "batch_size": 4}},
+    "pose": {"size": 32, "optimizer": {"epochs": 2, "iterations": 2, "batch_size": 4}},
+    "crop": {"size": 32, "optimizer": {"epochs": 2, "iterations": 2, "batch_size": 4}},
+    "unet": {"base_features": 4, "optimizer": {"epochs": 4, "iterations": 2, "batch_size": 4}},
     "train": {"folds": 3, "device": "cpu"},
 }
 ARMS = ["plain", "augmented", "crop-half", "direct", "decoder"]
@@ -104,7 +104,7 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert {(row["arm"], row["case"]) for row in told} == {
         (arm, case) for arm in ARMS for case in ("phantom_004", "phantom_005")
     }
-    assert {row["target"] for row in told} == {"kidney", "tumour", "kidney+tumour"}
+    assert {row["target"] for row in told} == {"kidney", "tumor", "kidney+tumor"}
     assert all(60 < float(row["body_size_mm"]) < 500 for row in told)
     stages = {(row["arm"], row["stage"]): row for row in rows(output / "runs.csv")}
     trained = {(arm, "unet") for arm in (*ARMS, "source") if arm != "direct"}
@@ -200,24 +200,22 @@ def test_a_source_is_only_trained_for_what_is_not_done(cohorts, tmp_path: Path, 
 
 
 def test_a_source_has_labels_of_its_own(cohorts, tmp_path: Path, here: list[str]) -> None:
-    """The target's --label says nothing about the source, whose kidney may be the target's tumour."""
+    """The target's --label says nothing about the source, whose kidney may be the target's tumor."""
     children, adults = cohorts
     turned = tmp_path / "turned"
     shutil.copytree(children, turned)
     for path in turned.glob("labelsT?/*.nii.gz"):
         labels = read_labels(path)
         write_labels(labels.with_array(np.array([0, 2, 1], dtype=np.uint8)[labels.array]), path)
-    given = options((turned, adults), labels={"tumour": 1, "kidney": 2}, presets=("default",))
-    with pytest.raises(
-        InputError, match="marks kidney, tumour, the dataset tumour, kidney: expected the same"
-    ):
+    given = options((turned, adults), labels={"tumor": 1, "kidney": 2}, presets=("default",))
+    with pytest.raises(InputError, match="marks kidney, tumor, the dataset tumor, kidney: expected the same"):
         run_study(tmp_path / "other", given, arms=["direct"], reporter=Silent())
-    given = options((children, adults), labels={"kidney": 1, "tumour": 2}, source_labels=None)
+    given = options((children, adults), labels={"kidney": 1, "tumor": 2}, source_labels=None)
     run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
     job = json.loads((tmp_path / "study/runs/default/source/seed-0-fold-0/job.json").read_text())
     assert job["labels"] is None
     given = options(
-        (children, adults), labels={"kidney": 1, "tumour": 2}, source_labels={"kidney": 1, "tumour": 9}
+        (children, adults), labels={"kidney": 1, "tumor": 2}, source_labels={"kidney": 1, "tumor": 9}
     )
     with pytest.raises(InputError, match="holds a study of other source"):
         run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
@@ -371,7 +369,7 @@ def test_a_folder_that_no_study_made_is_told(tmp_path: Path) -> None:
 
 def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path, monkeypatch) -> None:
     """A patch of 64 slices: one of its iterations is tried where four were asked for, and three are run."""
-    unet = {"optimiser": {"epochs": 2, "iterations": 30, "batch_size": 12}}
+    unet = {"optimizer": {"epochs": 2, "iterations": 30, "batch_size": 12}}
     given = options(cohorts, source=None, values=SMALL | {"unet": SMALL["unet"] | unet})
 
     def start(study, folder: Path, *rest, **named) -> None:
@@ -385,7 +383,7 @@ def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path
     assert tried == {"unet batch": pytest.approx(20.0 * 3 / 30), "unet validation": 5.0}
     # Two epochs of three iterations and a validation.
     assert study_run._seconds(given, job, {"default/nnunet-3d": tried}) == pytest.approx(2 * (60.0 + 5.0))
-    assert lengths(study_run.config_of(given, "default", BY_NAME["nnunet"], 0).unet.optimiser, 12) == (30, 6)
+    assert lengths(study_run.config_of(given, "default", BY_NAME["nnunet"], 0).unet.optimizer, 12) == (30, 6)
 
 
 @pytest.mark.slow

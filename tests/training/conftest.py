@@ -16,13 +16,13 @@ TINY: dict[str, Any] = {
     "data": {"size": 64},
     "pose": {
         "size": 32,
-        "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4},
+        "optimizer": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4},
     },
-    "crop": {"size": 32, "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4}},
+    "crop": {"size": 32, "optimizer": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 4}},
     "unet": {
         "base_features": 4,
         "mirror": 0.5,
-        "optimiser": {"epochs": 3, "min_epochs": 1, "iterations": 3, "batch_size": 4},
+        "optimizer": {"epochs": 3, "min_epochs": 1, "iterations": 3, "batch_size": 4},
     },
     "train": {"folds": 3, "device": "cpu"},
 }
@@ -43,7 +43,7 @@ def tiny() -> Callable[..., Config]:
 
 
 def patient(number: int) -> tuple[Volume, Volume]:
-    """A trunk of six slices with spine, two kidneys and a tumour, each patient of another size and roll."""
+    """A trunk of six slices with spine, two kidneys and a tumor, each patient of another size and roll."""
     random = np.random.default_rng(number)
     pixel, (slices, side) = 4.0, (6, 72)
     y, x = (np.indices((side, side)) - (side - 1) / 2) * pixel
@@ -53,10 +53,10 @@ def patient(number: int) -> tuple[Volume, Volume]:
     body = (x / width) ** 2 + (y / (0.68 * width)) ** 2 < 1
     spine = (x / 14) ** 2 + ((y - 0.36 * width) / 14) ** 2 < 1
     kidneys = ((np.abs(x) - 0.45 * width) / (0.2 * width)) ** 2 + ((y - 0.25 * width) / 22) ** 2 < 1
-    tumour = ((x + 0.4 * width) / 20) ** 2 + ((y - 0.05 * width) / 20) ** 2 < 1
+    tumor = ((x + 0.4 * width) / 20) ** 2 + ((y - 0.05 * width) / 20) ** 2 < 1
     marks = np.zeros((slices, side, side), np.uint8)
     marks[1:5][:, kidneys & body] = 1
-    marks[2:4][:, tumour & body] = 2
+    marks[2:4][:, tumor & body] = 2
     plane = np.where(body, 40.0, -1000.0)
     plane[spine & body] = 400.0
     array = plane[None] + 110.0 * (marks == 1) + 60.0 * (marks == 2)
@@ -80,7 +80,7 @@ def cohort(tmp_path_factory) -> Path:
     write_image(image, folder / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
     facts = {
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "kidney": 1, "tumour": 2},
+        "labels": {"background": 0, "kidney": 1, "tumor": 2},
         "numTraining": 6,
         "file_ending": ".nii.gz",
     }

@@ -19,7 +19,7 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 1))
 
 
-def optimiser_of(module: nn.Module, name: str) -> torch.optim.Optimizer:
+def optimizer_of(module: nn.Module, name: str) -> torch.optim.Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(module.parameters(), lr=0.1)
     return torch.optim.SGD(
@@ -27,32 +27,32 @@ def optimiser_of(module: nn.Module, name: str) -> torch.optim.Optimizer:
     )
 
 
-def steps(module: nn.Module, optimiser: torch.optim.Optimizer, count: int) -> None:
+def steps(module: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
     generator = torch.Generator().manual_seed(count)
     for _ in range(count):
         loss = module(torch.randn(4, 1, 4, 4, generator=generator)).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("name", ["adamw", "momentum", "plain"])
 def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, name: str) -> None:
     straight = network(0)
-    optimiser = optimiser_of(straight, name)
-    steps(straight, optimiser, 3)
+    optimizer = optimizer_of(straight, name)
+    steps(straight, optimizer, 3)
     best = {key: value + 1 for key, value in straight.state_dict().items()}
     path = tmp_path / "checkpoints" / "unet.safetensors"
-    save_checkpoint(path, PROGRESS, straight.state_dict(), best, optimiser)
+    save_checkpoint(path, PROGRESS, straight.state_dict(), best, optimizer)
 
     resumed = network(1)
-    other = optimiser_of(resumed, name)
+    other = optimizer_of(resumed, name)
     progress, last, loaded_best = load_checkpoint(path, other)
     resumed.load_state_dict(last)
     assert progress == PROGRESS
     assert loaded_best.keys() == best.keys()
     assert all(torch.equal(loaded_best[key], value) for key, value in best.items())
-    steps(straight, optimiser, 4)
+    steps(straight, optimizer, 4)
     steps(resumed, other, 4)
     for key, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
@@ -63,10 +63,10 @@ def test_saving_does_not_tie_the_file_to_the_weights(tmp_path: Path) -> None:
     weights = {"w": torch.arange(16.0).reshape(1, 2, 2, 4).to(memory_format=torch.channels_last)}
     path = tmp_path / "pose.safetensors"
     module = network(0)
-    save_checkpoint(path, Progress(), weights, weights, optimiser_of(module, "plain"))
+    save_checkpoint(path, Progress(), weights, weights, optimizer_of(module, "plain"))
     expected = weights["w"].clone()
     weights["w"].zero_()
-    _, last, best = load_checkpoint(path, optimiser_of(module, "plain"))
+    _, last, best = load_checkpoint(path, optimizer_of(module, "plain"))
     assert torch.equal(last["w"], expected)
     assert torch.equal(best["w"], expected)
     with safe_open(path, framework="pt") as file:
@@ -76,31 +76,31 @@ def test_saving_does_not_tie_the_file_to_the_weights(tmp_path: Path) -> None:
 def channels_last(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     module = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(seed)
     module(torch.randn(2, 3, 6, 6, generator=generator)).square().mean().backward()
-    optimiser.step()
-    return module, optimiser
+    optimizer.step()
+    return module, optimizer
 
 
 def test_nothing_is_copied_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the optimiser's state it is three times the network, more than a step of few slices takes."""
-    module, optimiser = channels_last(0)
+    """With the optimizer's state it is three times the network, more than a step of few slices takes."""
+    module, optimizer = channels_last(0)
     best = {name: value.clone() for name, value in module.state_dict().items()}
     seen: dict[str, torch.Tensor] = {}
     monkeypatch.setattr("isopose.training.checkpoint.write_tensors", lambda _, whole, __: seen.update(whole))
-    save_checkpoint(tmp_path / "unet.safetensors", PROGRESS, module.state_dict(), best, optimiser)
+    save_checkpoint(tmp_path / "unet.safetensors", PROGRESS, module.state_dict(), best, optimizer)
     [weight, bias] = module.parameters()
     held = {"last.weight": weight, "best.weight": best["weight"], "last.bias": bias}
-    held |= {f"optimiser.0.{name}": optimiser.state[weight][name] for name in ("exp_avg", "exp_avg_sq")}
+    held |= {f"optimizer.0.{name}": optimizer.state[weight][name] for name in ("exp_avg", "exp_avg_sq")}
     for name, value in held.items():
         assert seen[name].data_ptr() == value.data_ptr(), name
 
 
 def test_weights_come_back_as_they_lay_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "unet.safetensors"
-    module, optimiser = channels_last(0)
-    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+    module, optimizer = channels_last(0)
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimizer)
     other, resumed = channels_last(1)
     _, last, best = load_checkpoint(path, resumed)
     other.load_state_dict(last)
@@ -109,21 +109,21 @@ def test_weights_come_back_as_they_lay_in_memory(tmp_path: Path) -> None:
     assert torch.equal(best["weight"], expected)
     for name in ("exp_avg", "exp_avg_sq"):
         state = resumed.state[weight][name]
-        assert torch.equal(state, optimiser.state[expected][name])
-        assert state.stride() == optimiser.state[expected][name].stride() == weight.stride()
+        assert torch.equal(state, optimizer.state[expected][name])
+        assert state.stride() == optimizer.state[expected][name].stride() == weight.stride()
 
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
     """It says nothing of layouts: all was written in the usual one."""
     path = tmp_path / "unet.safetensors"
-    module, optimiser = channels_last(0)
-    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+    module, optimizer = channels_last(0)
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimizer)
     with safe_open(path, framework="pt") as file:
         about = {"progress": file.metadata()["progress"]}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     plain = {n: (v.movedim(-1, 1).contiguous() if v.ndim == 4 else v) for n, v in tensors.items()}
     save_file(plain, path, metadata=about)
-    _, last, _ = load_checkpoint(path, optimiser)
+    _, last, _ = load_checkpoint(path, optimizer)
     assert torch.equal(last["weight"], module.state_dict()["weight"])
 
 
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: str) -> N
 
     path = tmp_path / "unet.safetensors"
     module = network(0)
-    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser_of(module, "plain"))
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimizer_of(module, "plain"))
     data = path.read_bytes()
     if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: str) -> N
         metadata = {"progress": '{"epochs": 3}'} if damage == "another progress" else None
         save_file({"last.w": torch.zeros(1)}, path, metadata=metadata)
     with pytest.raises(InputError, match="damaged checkpoint") as caught:
-        load_checkpoint(path, optimiser_of(module, "plain"))
+        load_checkpoint(path, optimizer_of(module, "plain"))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -153,8 +153,8 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: str) -> N
 def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "unet.safetensors"
     module = network(0)
-    optimiser = optimiser_of(module, "plain")
-    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+    optimizer = optimizer_of(module, "plain")
+    save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimizer)
     before = path.read_bytes()
 
     def full(tensors, filename, metadata) -> None:
@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) ->
 
     monkeypatch.setattr("isopose.tensors.save_file", full)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(path, Progress(), module.state_dict(), module.state_dict(), optimiser)
+        save_checkpoint(path, Progress(), module.state_dict(), module.state_dict(), optimizer)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["unet.safetensors"]
 
@@ -175,13 +175,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("isopose.tensors.save_file", full)
-    path, optimiser = tmp_path / "unet.safetensors", optimiser_of(module, "plain")
+    path, optimizer = tmp_path / "unet.safetensors", optimizer_of(module, "plain")
     with pytest.raises(IsoposeError, match=r"unet\.safetensors: cannot be written .*No space"):
-        save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimiser)
+        save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimizer)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["optimiser.1&momentum.exp_avg", "optimiser.x.y", "colour.a"])
+@pytest.mark.parametrize("name", ["optimizer.1&momentum.exp_avg", "optimizer.x.y", "color.a"])
 def test_names_that_no_checkpoint_has_are_refused_in_one_line(tmp_path, name):
     path = tmp_path / "unet.safetensors"
     save_file({name: torch.ones(2)}, path, metadata={"progress": "{}"})

@@ -100,7 +100,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 def test_the_card_lies_with_the_model_and_names_nobody(fitted: Fitted) -> None:
     card = (fitted.folder / CARD).read_text(encoding="utf-8")
     assert card == model_card(fitted.model)
-    assert "Marks kidney, tumour in CT" in card
+    assert "Marks kidney, tumor in CT" in card
     assert "Muster" not in card
     assert str(fitted.folder) not in card
 
@@ -108,7 +108,7 @@ def test_the_card_lies_with_the_model_and_names_nobody(fitted: Fitted) -> None:
 def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
     manifest = (fitted.folder / "model.json").read_text()
     values = json.loads(manifest)
-    assert values["labels"]["values"] == {"kidney": 1, "tumour": 2}
+    assert values["labels"]["values"] == {"kidney": 1, "tumor": 2}
     assert values["config"] == fitted.config.model_dump(mode="json")
     assert values["weights_sha256"] == sha256(fitted.folder / "weights.safetensors")
     assert values["versions"]["torch"] == torch.__version__
@@ -142,12 +142,12 @@ def test_three_stages_train_one_after_the_other(fitted: Fitted) -> None:
     assert {"roll slope", "degrees from moments"} <= history[0].keys()
     assert "degrees from the true roll" not in history[0], "these are no phantoms"
     assert "box overlap" in history[2]
-    assert {"dice", "dice kidney", "dice tumour"} <= history[4].keys()
+    assert {"dice", "dice kidney", "dice tumor"} <= history[4].keys()
     assert all((fitted.folder / "work" / "tensorboard" / name).is_dir() for name in stages)
     # Each network left its start.
     pipeline = fitted.model.pipeline
-    assert pipeline.pose.localisation.output.weight.abs().max() > 0
-    assert pipeline.crop.localisation.output.weight.abs().max() > 0
+    assert pipeline.pose.localization.output.weight.abs().max() > 0
+    assert pipeline.crop.localization.output.weight.abs().max() > 0
     assert pipeline.unet.first[0][1].running_mean.abs().max() > 0
 
 
@@ -189,7 +189,7 @@ def test_another_seed_gives_other_weights(fitted: Fitted, tiny, tmp_path: Path) 
 
 
 def _short(*settings: str) -> tuple[str, ...]:
-    return ("unet.optimiser.epochs=1", "pose.learned=false", "crop.enabled=false", *settings)
+    return ("unet.optimizer.epochs=1", "pose.learned=false", "crop.enabled=false", *settings)
 
 
 #: Runs a fit that is killed without warning in the middle of a stage's second epoch.
@@ -259,7 +259,7 @@ def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, t
     assert model.info["turning"]["slope"] < 0.5
     [warning] = [line for line in reporter.lines if "has not learned to turn" in line]
     assert warning.startswith("warning: STN1")
-    assert "pose.optimiser.epochs" in warning
+    assert "pose.optimizer.epochs" in warning
     # Nothing in it is a case's name, and a trial of the speed judges nothing.
     assert "Muster" not in warning
     quick = Listening()
@@ -324,20 +324,20 @@ def test_pose_and_crop_are_one_stage_where_one_network_does_both(together: Fitte
     weights = weights_of(together.folder)
     assert weights["joint.output.weight"].shape[0] == 9
     assert (weights["joint.output.weight"].abs().amax(dim=1) > 0).all()
-    assert not any("localisation" in name for name in weights)
+    assert not any("localization" in name for name in weights)
     loaded = load_model(together.folder)
     assert loaded.config.stn == "joint"
     assert torch.equal(loaded.pipeline.joint.output.weight, weights["joint.output.weight"])
 
 
-def test_its_optimiser_is_that_of_the_crop(fitted: Fitted, tiny, tmp_path: Path) -> None:
+def test_its_optimizer_is_that_of_the_crop(fitted: Fitted, tiny, tmp_path: Path) -> None:
     config = tiny(
-        *_short("stn=joint", "crop.enabled=true", "crop.optimiser.epochs=1", "pose.optimiser.epochs=9")
+        *_short("stn=joint", "crop.enabled=true", "crop.optimizer.epochs=1", "pose.optimizer.epochs=9")
     )
     model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
     assert model.info["stages"]["joint"]["epochs"] == 1
-    hasty = tiny("stn=joint", "crop.optimiser.name=sgd", "crop.optimiser.learning_rate=1e30")
-    with pytest.raises(IsoposeError, match=r"stage joint: .*lower crop\.optimiser\.learning_rate"):
+    hasty = tiny("stn=joint", "crop.optimizer.name=sgd", "crop.optimizer.learning_rate=1e30")
+    with pytest.raises(IsoposeError, match=r"stage joint: .*lower crop\.optimizer\.learning_rate"):
         fit(fitted.dataset, tmp_path / "hasty", hasty, store=fitted.store)
 
 
@@ -409,7 +409,7 @@ def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: 
 
 
 def test_the_roll_network_may_be_fine_tuned_before(fitted: Fitted, tiny, tmp_path: Path) -> None:
-    config = tiny("stn=joint", "pose.start=anatomy", "pose.learned=true", "unet.optimiser.epochs=1")
+    config = tiny("stn=joint", "pose.start=anatomy", "pose.learned=true", "unet.optimizer.epochs=1")
     said = Listening()
     model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store, reporter=said)
     assert list(model.info["stages"]) == ["pose", "joint", "unet"]
@@ -478,8 +478,8 @@ def test_other_images_under_the_same_names_are_refused(fitted: Fitted, tiny, tmp
 def test_unknown_names_are_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:
     for setting, message in (
         ("pose.reference=nobody", "case 'nobody' is not among the 4 training cases"),
-        ('train.oversample={"liver": 0.5}', "no label 'liver'; expected some of kidney, tumour"),
-        ("train.folds=9", "9 folds need as many labelled patients, got 6"),
+        ('train.oversample={"liver": 0.5}', "no label 'liver'; expected some of kidney, tumor"),
+        ("train.folds=9", "9 folds need as many labeled patients, got 6"),
     ):
         with pytest.raises(InputError, match=message):
             fit(fitted.dataset, tmp_path / setting[:10], tiny(setting), store=fitted.store)
@@ -494,7 +494,7 @@ def test_a_side_that_cannot_be_mirrored_is_told_at_the_start(
     fitted: Fitted, tiny, tmp_path: Path, setting: str, way_out: str
 ) -> None:
     off = ("unet.mirror=0", "predict.mirror=false")
-    labels = Labels.create({"kidney left": 1, "tumour": 2})
+    labels = Labels.create({"kidney left": 1, "tumor": 2})
     one_side = replace(fitted.dataset, labels=labels)
     with pytest.raises(InputError, match=f"{setting.split('=')[0]}: label 'kidney left' .*; {way_out}"):
         fit(one_side, tmp_path / "model", tiny(*off, setting))
@@ -512,7 +512,7 @@ def test_a_model_folder_that_is_a_file_is_refused(fitted: Fitted, tiny, tmp_path
 
 def test_validation_and_test_patients_teach_nothing(fitted: Fitted, tiny, tmp_path: Path) -> None:
     """Their images are replaced by others: fingerprint and weights stay, only their scores change."""
-    config = tiny(*_short("unet.optimiser.patience=3"))
+    config = tiny(*_short("unet.optimizer.patience=3"))
     _, validation = split_patients(fitted.dataset, 3, 0, 0)
     fit(fitted.dataset, tmp_path / "plain", config, store=tmp_path / "plain store")
     changed = {}
@@ -571,7 +571,7 @@ def test_labels_only_where_no_body_is_are_refused(cohort: Path, tiny, tmp_path: 
 
 
 def test_one_box_for_all_holds_every_training_label(fitted: Fitted, tiny, tmp_path: Path) -> None:
-    config = tiny("crop.learned=false", "pose.learned=false", "unet.optimiser.epochs=1")
+    config = tiny("crop.learned=false", "pose.learned=false", "unet.optimizer.epochs=1")
     model = fit(fitted.dataset, tmp_path / "box", config, store=fitted.store)
     x0, y0, x1, y1 = model.pipeline.crop.start.tolist()
     assert -1.0 < x0 < x1 < 1.0
@@ -588,22 +588,22 @@ def test_one_box_for_all_holds_every_training_label(fitted: Fitted, tiny, tmp_pa
 
 
 def _in_crop(prediction: Prediction, z: int, mask: np.ndarray) -> np.ndarray:
-    """Normalised crop coordinates of a slice's pixels."""
+    """Normalized crop coordinates of a slice's pixels."""
     rows, columns = np.nonzero(mask)
     height, width = mask.shape
     points = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1, np.ones(len(rows))])
     slice_from_frame = prediction.prepared.slice_from_frame.numpy()
-    frame_from_homogenised = matrix_from_pose(torch.from_numpy(prediction.slices.pose[z])).numpy()
-    chain = slice_from_frame @ frame_from_homogenised @ prediction.slices.theta2[z]
+    frame_from_homogenized = matrix_from_pose(torch.from_numpy(prediction.slices.pose[z])).numpy()
+    chain = slice_from_frame @ frame_from_homogenized @ prediction.slices.theta2[z]
     return (np.linalg.inv(chain) @ points)[:2]
 
 
 def test_the_papers_preset_runs_all_stages(fitted: Fitted, tiny, tmp_path: Path) -> None:
     config = tiny(
-        *("pose.optimiser.epochs=1", "crop.optimiser.epochs=1", "unet.optimiser.epochs=1"), preset="paper"
+        *("pose.optimizer.epochs=1", "crop.optimizer.epochs=1", "unet.optimizer.epochs=1"), preset="paper"
     )
     assert (config.pose.start, config.pose.fill, config.unet.loss_space) == ("identity", None, "native")
-    assert (config.unet.output_norm, config.unet_size, config.unet.optimiser.name) == (True, 64, "sgd")
+    assert (config.unet.output_norm, config.unet_size, config.unet.optimizer.name) == (True, 64, "sgd")
     model = fit(fitted.dataset, tmp_path / "paper", config, store=fitted.store)
     assert [row["stage"] for row in model.info["history"]] == ["pose", "crop", "unet"]
     assert all(np.isfinite(row["loss"]) for row in model.info["history"])
@@ -634,15 +634,15 @@ def kits(tmp_path_factory) -> Path:
 
 
 def _image_around(labels: Volume) -> Volume:
-    """Soft tissue in an ellipse around the labels, kidneys and tumours brighter, a spine; air around."""
+    """Soft tissue in an ellipse around the labels, kidneys and tumors brighter, a spine; air around."""
     lps = labels.reoriented()
     y, x = np.nonzero((lps.array > 0).any(axis=0))
     height, width = lps.array.shape[1:]
     rows, columns = np.indices((height, width))
-    centre = (y.min() + y.max()) / 2 - 0.1 * height, (x.min() + x.max()) / 2
-    body = ((rows - centre[0]) / (0.33 * height)) ** 2 + ((columns - centre[1]) / (0.42 * width)) ** 2 < 1
+    center = (y.min() + y.max()) / 2 - 0.1 * height, (x.min() + x.max()) / 2
+    body = ((rows - center[0]) / (0.33 * height)) ** 2 + ((columns - center[1]) / (0.42 * width)) ** 2 < 1
     body |= (lps.array > 0).any(axis=0)
-    spine = (rows - centre[0] - 0.2 * height) ** 2 + (columns - centre[1]) ** 2 < 12
+    spine = (rows - center[0] - 0.2 * height) ** 2 + (columns - center[1]) ** 2 < 12
     plane = np.where(body, np.where(spine, 500.0, 30.0), -1000.0)
     array = plane[None] + 150.0 * (lps.array == 1) + 70.0 * (lps.array == 2)
     array += np.random.default_rng(0).normal(0, 10, array.shape)
@@ -653,8 +653,8 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
     dataset = open_dataset(kits)
     assert dataset.layout == "kits19"
     config = tiny(
-        *("train.fold=all", "unet.input=full", "unet.optimiser.iterations=40"),
-        "unet.optimiser.learning_rate=0.01",
+        *("train.fold=all", "unet.input=full", "unet.optimizer.iterations=40"),
+        "unet.optimizer.learning_rate=0.01",
     )
     model = fit(dataset, tmp_path / "model", config)
     assert model.fingerprint.spacing_median[2] >= 12.0  # the axial spacing, stored first
@@ -671,11 +671,11 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
         # What was trained on lies where the file has it, in the patient's own coordinates.
         stored = _stored_case(tmp_path / "model" / "work" / "store", case.id)
         _, _, seen = stored.read(range(stored.record.shape[0]))
-        # Within a frame's pixel: between two kidneys the centre moves by a few voxels of either.
+        # Within a frame's pixel: between two kidneys the center moves by a few voxels of either.
         for label in (1, 2):
-            seen_at, lies_at = _centre_of_frame(stored.record, seen == label), _centre(truth, label)
+            seen_at, lies_at = _center_of_frame(stored.record, seen == label), _center(truth, label)
             assert seen_at == pytest.approx(lies_at, abs=stored.record.frame.pixel_mm)
-        # The tumour is far from the middle: on the wrong side this could not have held.
+        # The tumor is far from the middle: on the wrong side this could not have held.
         middle = (image.GetSize()[2] - 1) / 2 * image.GetSpacing()[2] + image.GetOrigin()[0]
         assert abs(lies_at[0] - middle) > 40.0
         # KiTS19's first axis is the axial one, from head to feet: the slices have been turned round.
@@ -686,13 +686,13 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
         assert found.GetSize() == image.GetSize()
         for name in ("GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(found, name)() == pytest.approx(getattr(image, name)(), abs=1e-6)
-        marked, labelled = (sitk.GetArrayFromImage(part) > 0 for part in (found, truth))
-        hit = (marked & labelled).sum() / marked.sum()
+        marked, labeled = (sitk.GetArrayFromImage(part) > 0 for part in (found, truth))
+        hit = (marked & labeled).sum() / marked.sum()
         assert hit > 0.8
-        assert (marked & labelled).sum() > 0.3 * labelled.sum()
+        assert (marked & labeled).sum() > 0.3 * labeled.sum()
         # On the right side, at the right height: nothing is mirrored on the way there and back.
         for axis in (0, 1, 2):
-            assert hit > (marked & np.flip(labelled, axis)).sum() / marked.sum() + 0.1
+            assert hit > (marked & np.flip(labeled, axis)).sum() / marked.sum() + 0.1
 
 
 def _stored_case(folder: Path, name: str) -> StoredCase:
@@ -700,16 +700,16 @@ def _stored_case(folder: Path, name: str) -> StoredCase:
     return next(case for case in open_store(where.parent).cases if case.record.id == name)
 
 
-def _centre(labels: sitk.Image, label: int) -> list[float]:
-    """World position (LPS, mm) of a label's centre, as SimpleITK has it."""
+def _center(labels: sitk.Image, label: int) -> list[float]:
+    """World position (LPS, mm) of a label's center, as SimpleITK has it."""
     z, y, x = np.argwhere(sitk.GetArrayFromImage(labels) == label).mean(axis=0)
     return list(labels.TransformContinuousIndexToPhysicalPoint((float(x), float(y), float(z))))
 
 
-def _centre_of_frame(record: Record, seen: np.ndarray) -> list[float]:
+def _center_of_frame(record: Record, seen: np.ndarray) -> list[float]:
     """The same from the prepared slices, through the record's frame."""
     z, y, x = np.argwhere(seen).mean(axis=0)
     frame = record.frame
-    corner = [centre - frame.fov_mm / 2 for centre in frame.centre_mm]
+    corner = [center - frame.fov_mm / 2 for center in frame.center_mm]
     index = [(corner[a] + (v + 0.5) * frame.pixel_mm) / record.spacing[a] for a, v in enumerate((x, y))]
     return (np.array(record.world_from_index) @ [*index, z, 1.0])[:3].tolist()

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from isopose.config import OptimiserConfig
+from isopose.config import OptimizerConfig
 from isopose.data.slices import Batch
 from isopose.errors import IsoposeError
 from isopose.progress import Silent
@@ -95,9 +95,9 @@ class StopAfter(Silent):
             raise Interrupted
 
 
-def settings(**changed: Any) -> OptimiserConfig:
+def settings(**changed: Any) -> OptimizerConfig:
     usual = {"name": "sgd", "learning_rate": 0.1, "epochs": 6, "min_epochs": 1, "patience": 6}
-    return OptimiserConfig.model_validate(usual | {"iterations": 3, "batch_size": 4} | changed)
+    return OptimizerConfig.model_validate(usual | {"iterations": 3, "batch_size": 4} | changed)
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def curves_are_kept_in_a_list(monkeypatch) -> list[dict[str, Any]]:
 def run(
     objective: Line,
     work: Path,
-    config: OptimiserConfig,
+    config: OptimizerConfig,
     *,
     judged: bool = True,
     least: dict[int, float] | None = None,

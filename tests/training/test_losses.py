@@ -28,10 +28,10 @@ def theta(scale: float, x: float, y: float) -> torch.Tensor:
 
 def test_pose_loss_by_hand() -> None:
     """Eq. 1 of each image, then the mean: 2 * 1.5 / (1.25 + 3) and 2 * 1 / (1 + 3)."""
-    homogenised = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]).reshape(2, 1, 2, 2)
+    homogenized = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]).reshape(2, 1, 2, 2)
     reference = torch.tensor([1.0, 1.0, 0.0, 1.0]).reshape(1, 1, 2, 2)
     expected = 1.0 - (3.0 / 4.25 + 2.0 / 4.0) / 2.0
-    assert pose_loss(homogenised, reference).item() == pytest.approx(expected, abs=1e-6)
+    assert pose_loss(homogenized, reference).item() == pytest.approx(expected, abs=1e-6)
     assert pose_loss(reference, reference).item() == pytest.approx(0.0, abs=1e-6)
     assert pose_loss(torch.zeros(1, 1, 2, 2), reference).item() == pytest.approx(1.0, abs=1e-6)
 

@@ -18,15 +18,15 @@ pytestmark = pytest.mark.long
 SETTINGS = """
 [data]
 size = 64
-[crop.optimiser]
+[crop.optimizer]
 epochs = 2
 iterations = 4
 batch_size = 8
-[pose.optimiser]
+[pose.optimizer]
 epochs = 2
 iterations = 4
 batch_size = 8
-[unet.optimiser]
+[unet.optimizer]
 epochs = 2
 iterations = 6
 batch_size = 8
@@ -58,7 +58,7 @@ slices.pose = poses_of(model.pipeline, slices, fabric.device)
 slices.pose, slices.theta2 = transforms_of(model.pipeline, slices, fabric.device)
 numbers = []
 for objective in (CropObjective(model.pipeline), SegmentationObjective(model.pipeline, model.labels.names)):
-    config = model.config.unet.optimiser.model_copy(update={"batch_size": 7})
+    config = model.config.unet.optimizer.model_copy(update={"batch_size": 7})
     stage = Stage("x", objective, config, slices, slices, {}, (0,))
     numbers.append(_validate(stage, fabric, objective))
 Path(f"{sys.argv[2]}-{rank()}.json").write_text(json.dumps(numbers))
@@ -157,16 +157,16 @@ def test_validation_is_the_same_on_any_number(place):
 
 
 def test_batches_that_cannot_be_shared_out_are_refused(place):
-    told = run(*fit(place, "odd", "--set", "unet.optimiser.batch_size=6"), processes=2, fails=True)
+    told = run(*fit(place, "odd", "--set", "unet.optimizer.batch_size=6"), processes=2, fails=True)
     assert (
-        "unet.optimiser.batch_size: expected a multiple of 4 (unet.optimiser.parts times processes), got 6"
+        "unet.optimizer.batch_size: expected a multiple of 4 (unet.optimizer.parts times processes), got 6"
         in told
     )
     assert not (place / "odd").exists()
 
 
 def test_a_killed_process_ends_the_training_and_any_number_goes_on(place):
-    longer = ("--set", "unet.optimiser.epochs=4", "--set", "unet.optimiser.iterations=60")
+    longer = ("--set", "unet.optimizer.epochs=4", "--set", "unet.optimizer.iterations=60")
     process = start(*fit(place, "killed", *longer), processes=2)
     assert process.stdout is not None
     lines: list[str] = []

@@ -27,14 +27,14 @@ def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompu
     def of(*settings: str) -> float:
         return training_bytes(small(*settings), 3, "cpu") - PROCESS
 
-    one, two = of("unet.optimiser.batch_size=6"), of()
+    one, two = of("unet.optimizer.batch_size=6"), of()
     weights = 2 * one - two
     assert 0 < weights < 0.2 * two, "what does not grow with the batch is weights"
     # Four times the pixels in every level, and one level more at the bottom, with its weights.
     assert 4.0 < (of("data.size=256") - weights) / (two - weights) < 4.6
     assert of("unet.recompute=true") < 0.9 * two
     # A part of half the slices, and a gradient that is added to another.
-    assert one < of("unet.optimiser.parts=2") < one + 0.5 * weights
+    assert one < of("unet.optimizer.parts=2") < one + 0.5 * weights
     assert of("train.precision=bf16-mixed") < 0.6 * two
     # The best epoch's weights, a quarter of all that a weight takes beside them, lie in the CPU's memory.
     on_a_gpu = training_bytes(small(), 3, "cuda")
@@ -46,20 +46,20 @@ def test_the_first_that_fits_is_taken() -> None:
     whole = training_bytes(config, 3, "cpu")
     assert fitted(config, 3, whole, "cpu") == config
     again = fitted(config, 3, whole - 1, "cpu")
-    assert (again.unet.recompute, again.unet.optimiser.parts, again.unet.input) == (True, 1, "full")
+    assert (again.unet.recompute, again.unet.optimizer.parts, again.unet.input) == (True, 1, "full")
     in_parts = fitted(config, 3, training_bytes(again, 3, "cpu") - 1, "cpu")
-    assert (in_parts.unet.optimiser.parts, in_parts.unet.input) == (2, "full")
+    assert (in_parts.unet.optimizer.parts, in_parts.unet.input) == (2, "full")
     least = fitted(config, 3, PROCESS + 60e6, "cpu")
     assert least.unet.input in ("half", "quarter")
     assert training_bytes(least, 3, "cpu") <= PROCESS + 60e6
     kept = fitted(config, 3, PROCESS + 280e6, "cpu", shrink=False)
     assert (kept.unet.input, kept.unet.recompute) == ("full", True)
-    assert kept.unet.optimiser.parts > 3
+    assert kept.unet.optimizer.parts > 3
     # Without a crop the input is the whole frame, and the parts grow smaller instead.
     whole_frame = small("data.size=256", "crop.enabled=false")
     parts = fitted(whole_frame, 3, PROCESS + 280e6, "cpu")
     assert parts.unet.input == "full"
-    assert parts.unet.optimiser.parts > 3
+    assert parts.unet.optimizer.parts > 3
     with pytest.raises(InputError, match=r"1\.00 GB do not hold .* at least 1\.2\d GB"):
         fitted(whole_frame, 3, PROCESS, "cpu")
 
@@ -79,15 +79,15 @@ config = load_config(settings={[*SMALL, f"unet.recompute={recompute}"]!r})
 pipeline = pipeline_for(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)
 pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)
 objective = SegmentationObjective(pipeline).train()
-optimiser = torch.optim.AdamW(objective.parameters())
+optimizer = torch.optim.AdamW(objective.parameters())
 shape = 12, 1, 128, 128
 batch = Batch(torch.arange(12), torch.randn(shape), torch.ones(shape), torch.zeros(12, 128, 128).byte(),
               torch.zeros(12, 5), torch.eye(3).expand(12, 3, 3))
 before = reset_peak()
 for _ in range(2):
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     objective(batch, torch.zeros(12, 9)).backward()
-    optimiser.step()
+    optimizer.step()
 print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -47,7 +47,7 @@ def config(*settings: str) -> Config:
 
 
 def upright() -> tuple[Tensor, Tensor, Tensor]:
-    """A slice: trunk with a spine, a kidney at each side, a tumour at one; image, mask, labels."""
+    """A slice: trunk with a spine, a kidney at each side, a tumor at one; image, mask, labels."""
     y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
     mask = (x / 0.85) ** 2 + (y / 0.6) ** 2 < 1
     labels = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
@@ -107,13 +107,13 @@ def judge(objective: Any, batch: Batch, patients: str = "") -> dict[str, float]:
 
 
 def train(objective: torch.nn.Module, batch: Batch, rate: float, steps: int) -> list[float]:
-    optimiser = torch.optim.Adam(objective.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=rate)
     losses = []
     for _ in range(steps):
         loss = objective(batch, STILL[: len(batch.rows)])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses
 
@@ -154,13 +154,13 @@ def test_the_slope_tells_an_stn1_that_turns_from_one_that_has_learned_the_size_a
     batch = batch_of(lying)
     objective = PoseObjective(pipeline_of(config("pose.start=identity", "pose.max_angle=3.2")))
     still = torch.zeros(24, 9)
-    optimiser = torch.optim.Adam(objective.parameters(), lr=3e-4)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-4)
 
     def steps(count: int) -> dict[str, float]:
         for _ in range(count):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             objective(batch, still).backward()
-            optimiser.step()
+            optimizer.step()
         return judge(objective, batch)
 
     early, late = steps(12), steps(250)
@@ -209,7 +209,7 @@ def test_slices_without_label_do_not_train_the_crop() -> None:
     labels = batch.labels.clone()
     labels[1] = labels[3] = 0
     objective = CropObjective(pipeline_of(config()))
-    torch.nn.init.normal_(objective.crop.localisation.output.weight, std=0.01)
+    torch.nn.init.normal_(objective.crop.localization.output.weight, std=0.01)
     loss = objective(batch._replace(labels=labels), STILL[:4])
     kept = Batch(*[part[[0, 2]] for part in batch])
     assert loss.item() == pytest.approx(objective(kept, STILL[:2]).item(), rel=1e-5)
@@ -412,7 +412,7 @@ def test_one_scale_is_jittered_as_one() -> None:
 
 
 #: Classes 1 and 3 are each other's other side.
-SIDED = ("kidney_left", "tumour", "kidney_right")
+SIDED = ("kidney_left", "tumor", "kidney_right")
 SWAPPED = [0, 3, 2, 1]
 
 
@@ -436,13 +436,13 @@ def random_noise() -> Tensor:
 
 
 #: Lies to one side and is not the middle of anything, so that a crop which stays where it was is another one.
-OFF_CENTRE = torch.tensor([[-0.75, -0.4, 0.15, 0.5]])
+OFF_CENTER = torch.tensor([[-0.75, -0.4, 0.15, 0.5]])
 
 
 @pytest.mark.parametrize("space", ["native", "canonical"])
 def test_the_loss_in_the_mirror_is_that_of_the_flipped_crop_and_the_swapped_target(space: str) -> None:
     """Jittered or not; written out with flips of pictures, no mirrored transform."""
-    batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTRE).expand(6, 3, 3)))
+    batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTER).expand(6, 3, 3)))
     jitter = ("unet.pose_jitter=0.4", "crop.jitter_shift=0.1", "crop.jitter_scale=0.1")
     objective = sided_objective(f"unet.loss_space={space}", "unet.mirror=1", *jitter)
     plain = sided_objective(f"unet.loss_space={space}", "unet.mirror=0", *jitter)
@@ -485,7 +485,7 @@ def test_mirrored_twice_the_loss_is_as_before(space: str) -> None:
 
 
 def test_slices_are_mirrored_with_the_given_probability() -> None:
-    batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTRE).expand(6, 3, 3)))
+    batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTER).expand(6, 3, 3)))
     noise = STILL.clone()
     noise[:, 8] = torch.tensor([-1.0, -0.51, -0.49, 0.1, 0.49, 0.999])
     cut = warp(batch.image, sided_objective()._theta(batch), (SIZE, SIZE), fill=AIR)
@@ -511,7 +511,7 @@ def test_mirroring_is_not_seen_in_validation() -> None:
 
 
 def test_a_side_without_a_partner_is_no_hindrance_where_nothing_is_mirrored() -> None:
-    names = ("kidney_left", "tumour")
+    names = ("kidney_left", "tumor")
     assert SegmentationObjective(pipeline_of(config()), names).partners == [0, 1, 2]
     with pytest.raises(InputError, match="'kidney_left' tells a side"):
         SegmentationObjective(pipeline_of(config("unet.mirror=0.5")), names)
@@ -586,7 +586,7 @@ def test_warped_targets_are_restored_to_the_labels() -> None:
 
 
 def test_a_chequered_answer_costs_as_much_in_the_patient_s_pose_as_in_the_crop() -> None:
-    """Means of neighbours hide it: with them a network stays there, kidneys at a Dice of one half."""
+    """Means of neighbors hide it: with them a network stays there, kidneys at a Dice of one half."""
     shrunk = torch.tensor([[0.1, -0.29, -0.23, 0.0, 0.02]]).expand(4, 5)
     batch = batch_of(shrunk)
     cost = {}

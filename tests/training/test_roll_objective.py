@@ -7,7 +7,7 @@ import torch
 
 from isopose.config import load_config
 from isopose.data.body import body_mask
-from isopose.data.phantom.randomised import sample_slab
+from isopose.data.phantom.randomized import sample_slab
 from isopose.data.slices import Batch
 from isopose.geometry.warp import resize
 from isopose.models.pipeline import Pipeline
@@ -70,14 +70,14 @@ def test_a_few_steps_lower_the_loss_and_leave_the_statistics(pipeline, slices):
     objective = RollObjective(pipeline)
     objective.train()
     before = {name: value.clone() for name, value in pipeline.pose.roll.named_buffers()}
-    optimiser = torch.optim.AdamW(objective.parameters(), lr=5e-4)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-4)
     # Scans that say something else than the network: near its optimum nothing would be left to learn.
     other = slices._replace(pose=slices.pose + torch.tensor([math.radians(12.0), 0, 0, 0, 0]))
     first = objective(other, noise(2)).item()
     for step in range(15):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         objective(other, noise(10 + step)).backward()
-        optimiser.step()
+        optimizer.step()
     assert objective(other, noise(2)).item() < 0.5 * first
     for name, value in pipeline.pose.roll.named_buffers():
         assert torch.equal(value, before[name]), name
@@ -90,11 +90,11 @@ def test_the_network_gets_no_surer_than_it_was_shipped(pipeline, slices):
     seen = objective.shown(slices.image, slices.mask)
     with torch.no_grad():
         before = pipeline.pose.roll.roll(seen).concentration
-    optimiser = torch.optim.AdamW(objective.parameters(), lr=5e-4)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-4)
     for step in range(30):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         objective(slices, noise(100 + step)).backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         after = pipeline.pose.roll.roll(seen).concentration
     assert (after / before).median().item() == pytest.approx(1.0, abs=0.4)

@@ -35,7 +35,7 @@ def test_it_is_a_child_of_two_years_in_its_true_size() -> None:
     assert area_mm2 == pytest.approx(drawn_mm2, rel=0.005)
 
 
-def test_it_is_upright_symmetric_centred_and_fills_the_frame() -> None:
+def test_it_is_upright_symmetric_centered_and_fills_the_frame() -> None:
     mask = load_reference().mask
     assert mask.shape == (1, 1, 96, 96)
     assert mask.dtype == torch.float32

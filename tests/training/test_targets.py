@@ -1,4 +1,4 @@
-"""Who becomes the reference, how it lies in the frame, and the boxes that the crop is trained towards."""
+"""Who becomes the reference, how it lies in the frame, and the boxes that the crop is trained toward."""
 
 import math
 from types import SimpleNamespace
@@ -36,12 +36,12 @@ def torso(width: float, *, roll: float = 0.0, flank: float = 0.0, shift: tuple[f
 class Drawn:
     """A case as a store gives it, of five slices, of which slices 1 and 3 carry a label."""
 
-    def __init__(self, name: str, width: float, *, labelled: tuple[int, ...] = (1, 3), **how) -> None:
-        slices = [torso(width if z == 3 or not labelled else 0.2, **how) for z in range(5)]
+    def __init__(self, name: str, width: float, *, labeled: tuple[int, ...] = (1, 3), **how) -> None:
+        slices = [torso(width if z == 3 or not labeled else 0.2, **how) for z in range(5)]
         self.image, self.mask = (np.stack(part) for part in zip(*slices, strict=True))
         self.record = SimpleNamespace(
             id=name,
-            presence=tuple((z in labelled, False) for z in range(5)),
+            presence=tuple((z in labeled, False) for z in range(5)),
             body_fraction=tuple(float(mask.mean()) for mask in self.mask),
             frame=Frame((0.0, 0.0), 300.0, SIZE),
         )
@@ -90,13 +90,13 @@ def test_the_named_one_is_taken_whatever_it_looks_like(cohort: list[Drawn]) -> N
 
 
 def test_without_labels_the_middle_of_the_body(cohort: list[Drawn]) -> None:
-    bare = Drawn("bare", 0.5, labelled=())
+    bare = Drawn("bare", 0.5, labeled=())
     bare.record.body_fraction = (0.0, 0.3, 0.3, 0.3, 0.3)
     assert choose_reference([bare], PoseConfig(size=SIZE), AIR).slice == 3
 
 
-def test_a_labelled_slice_without_a_body_is_no_reference(cohort: list[Drawn]) -> None:
-    bodiless = Drawn("bodiless", 0.5, labelled=(0, 1, 3))
+def test_a_labeled_slice_without_a_body_is_no_reference(cohort: list[Drawn]) -> None:
+    bodiless = Drawn("bodiless", 0.5, labeled=(0, 1, 3))
     bodiless.mask[1] = False
     bodiless.record.body_fraction = (0.3, 0.0, 0.3, 0.3, 0.3)
     reference = choose_reference([bodiless], PoseConfig(size=SIZE, reference="bodiless"), AIR)
@@ -106,7 +106,7 @@ def test_a_labelled_slice_without_a_body_is_no_reference(cohort: list[Drawn]) ->
 
 
 @pytest.mark.parametrize(("fill", "size"), [(0.92, 96), (0.7, 64)])
-def test_upright_centred_and_filling_the_frame(cohort: list[Drawn], fill: float, size: int) -> None:
+def test_upright_centered_and_filling_the_frame(cohort: list[Drawn], fill: float, size: int) -> None:
     config = PoseConfig(size=size, reference="leaning", fill=fill)
     reference = choose_reference([Drawn("leaning", 0.45, roll=16.0, shift=(0.2, -0.15))], config, AIR)
     assert reference.mask.shape == reference.image.shape == (1, 1, size, size)
@@ -132,7 +132,7 @@ def test_without_fill_as_it_lies(cohort: list[Drawn]) -> None:
     assert np.allclose(reference.image[0, 0].numpy(), cohort[1].image[3], atol=1e-3)
 
 
-def labelled_batch() -> Batch:
+def labeled_batch() -> Batch:
     labels = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
     labels[0, 24:48, 12:72] = 1
     labels[0, 40:60, 60:72] = 2
@@ -143,12 +143,12 @@ def labelled_batch() -> Batch:
 
 
 def test_boxes_by_hand() -> None:
-    theta, found = crop_targets(labelled_batch(), identity_pose(4), SIZE, margin=0.1, classes=3)
+    theta, found = crop_targets(labeled_batch(), identity_pose(4), SIZE, margin=0.1, classes=3)
     assert found.tolist() == [True, True, False, True]
     # Columns 12 to 72 of 96 and rows 24 to 60 hold both labels: the longer side is 60, with 6 on each side.
     side, x, y = 72 / 96, (12 + 72) / 96 - 1, (24 + 60) / 96 - 1
     assert torch.allclose(theta[0], torch.tensor([[side, 0, x], [0, side, y], [0, 0, 1.0]]), atol=1e-6)
-    # A small tumour: never below a quarter of the frame, and around the tumour's centre.
+    # A small tumor: never below a quarter of the frame, and around the tumor's center.
     assert theta[1, 0, 0].item() == theta[1, 1, 1].item() == MIN_CROP
     assert theta[1, :2, 2].tolist() == pytest.approx([(30 + 35) / 96 - 1, (50 + 54) / 96 - 1], abs=1e-6)
     # Never more than the frame.
@@ -157,7 +157,7 @@ def test_boxes_by_hand() -> None:
 
 def test_boxes_are_seen_in_the_pose() -> None:
     """All labels of the slice lie in its crop, with the margin, in whatever pose it is seen."""
-    batch = labelled_batch()
+    batch = labeled_batch()
     pose = torch.tensor([[0.4, 0.2, 0.1, 0.1, -0.05]]).expand(4, 5)
     theta, found = crop_targets(batch, pose, SIZE, margin=0.1, classes=3)
     assert found.tolist() == [True, True, False, True]
@@ -173,4 +173,4 @@ def test_boxes_are_seen_in_the_pose() -> None:
 
 def test_a_label_out_of_view_is_no_target() -> None:
     away = torch.tensor([[0.0, 0.0, 0.0, 2.5, 0.0]]).expand(4, 5)
-    assert crop_targets(labelled_batch(), away, SIZE, 0.1, 3)[1].tolist() == [False] * 4
+    assert crop_targets(labeled_batch(), away, SIZE, 0.1, 3)[1].tolist() == [False] * 4

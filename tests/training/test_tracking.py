@@ -104,7 +104,7 @@ def test_mlflow_has_settings_and_rows_and_one_run_however_often_it_is_stopped(tm
     dice = client.get_metric_history(run.info.run_id, "unet/dice kidney _left_")
     assert [(m.step, m.value) for m in dice] == [(1, 0.25), (2, 0.75)]
     assert client.get_metric_history(run.info.run_id, "crop/learning_rate")[0].value == 0.1
-    assert run.data.params["unet.optimiser.epochs"] == str(config.unet.optimiser.epochs)
+    assert run.data.params["unet.optimizer.epochs"] == str(config.unet.optimizer.epochs)
     # Nothing of who, where and from what.
     assert "phantom_000" not in str(run.to_dictionary())
     assert set(run.data.tags) == {"mlflow.runName"}
@@ -124,7 +124,7 @@ def test_wandb_has_settings_and_rows_and_nothing_of_the_machine(tmp_path, tiny):
     runs = [record.run for record in records if record.HasField("run")]
     assert len({run.run_id for run in runs}) == 1
     settings = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
-    assert settings["unet.optimiser.epochs"] == config.unet.optimiser.epochs
+    assert settings["unet.optimizer.epochs"] == config.unet.optimizer.epochs
     history = [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in records
@@ -205,7 +205,7 @@ def test_fit_is_tracked_and_gone_on_with(cohort: Path, tiny, tmp_path: Path) -> 
     """The command itself, stopped and resumed: one run with each epoch once."""
     pytest.importorskip("mlflow")
     config = tmp_path / "tiny.json"
-    config.write_text(tiny("unet.optimiser.epochs=3", "unet.optimiser.min_epochs=3").model_dump_json())
+    config.write_text(tiny("unet.optimizer.epochs=3", "unet.optimizer.min_epochs=3").model_dump_json())
     command = [sys.executable, "-m", "isopose", "fit", str(cohort), "--model", str(tmp_path / "model")]
     command += ["--config", str(config), "--track", "mlflow", "--workers", "0"]
     process = subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, text=True)

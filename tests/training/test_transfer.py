@@ -25,11 +25,11 @@ from isopose.training.transfer import check_source, settings_of
 VOLUMES: dict[str, Any] = {
     "dims": 3,
     "data": {"size": 64},
-    "crop": {"size": 32, "depth": 8, "optimiser": {"epochs": 1, "min_epochs": 1, "iterations": 1}},
+    "crop": {"size": 32, "depth": 8, "optimizer": {"epochs": 1, "min_epochs": 1, "iterations": 1}},
     "unet": {
         "base_features": 2,
         "depth": 8,
-        "optimiser": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 2},
+        "optimizer": {"epochs": 2, "min_epochs": 1, "iterations": 2, "batch_size": 2},
     },
     "train": {"folds": 3, "device": "cpu"},
 }
@@ -113,14 +113,14 @@ def test_only_the_named_parts_learn_on(
 def test_everything_learns_on_from_the_weights_of_the_source(source: Source, tmp_path: Path) -> None:
     sections = ("crop", "unet") if source.model.config.dims == 3 else ("pose", "crop", "unet")
     settings = ("learning_rate=1e-12", "weight_decay=0")
-    go_on(source, tmp_path / "slow", *(f"{p}.optimiser.{setting}" for p in sections for setting in settings))
+    go_on(source, tmp_path / "slow", *(f"{p}.optimizer.{setting}" for p in sections for setting in settings))
     go_on(source, tmp_path / "fast")
     before, slow = weights_of(source.folder), weights_of(tmp_path / "slow")
-    learnt = [name for name, _ in source.model.pipeline.named_parameters()]
-    for name in learnt:
+    learned = [name for name, _ in source.model.pipeline.named_parameters()]
+    for name in learned:
         torch.testing.assert_close(slow[name], before[name], rtol=0, atol=1e-6)
     moved = changed(source.folder, tmp_path / "fast")
-    assert {name for name in learnt if name.startswith(("unet.", "pose.loc", "crop.loc"))} <= moved
+    assert {name for name in learned if name.startswith(("unet.", "pose.loc", "crop.loc"))} <= moved
     assert "pose.reference_mask" not in moved
 
 
@@ -165,7 +165,7 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
 
 
 def test_other_labels_are_refused(source: Source) -> None:
-    with pytest.raises(InputError, match="marks kidney, tumour, the dataset kidney, cyst"):
+    with pytest.raises(InputError, match="marks kidney, tumor, the dataset kidney, cyst"):
         check_source(source.model, going_on(source), Labels.create({"kidney": 1, "cyst": 2}))
 
 
@@ -212,11 +212,11 @@ def test_the_command_line_begins_with_the_models_settings(
     assert run(monkeypatch, *given, *quick, "--train", "nothing") == 2
     assert "train.parts" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
-    assert run(monkeypatch, *given, *quick, "--train", "decoder", "--set", "unet.optimiser.epochs=1") == 0
+    assert run(monkeypatch, *given, *quick, "--train", "decoder", "--set", "unet.optimizer.epochs=1") == 0
     saved = json.loads((tmp_path / "model" / "model.json").read_text())
     wanted = source.model.config.model_dump(mode="json")
     assert saved["config"].pop("train")["parts"] == "decoder"
     wanted.pop("train")
-    wanted["unet"]["optimiser"]["epochs"] = 1
+    wanted["unet"]["optimizer"]["epochs"] = 1
     assert saved["config"] == wanted
     assert load_model(tmp_path / "model").info["stages"]["unet"]["epochs"] == 1

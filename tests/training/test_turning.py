@@ -124,7 +124,7 @@ def pipeline_of(estimate: Any, reference: Tensor) -> Any:
     """With something in the place of STN1's network."""
 
     class Pose:
-        localisation = object()
+        localization = object()
         reference_mask = reference
 
         def __call__(self, image: Tensor, mask: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def test_a_trained_stn1_is_measured_against_turns_moments_and_the_truth() -> Non
 
 
 def test_without_a_trained_network_of_the_roll_nothing_is_measured() -> None:
-    shipped = SimpleNamespace(pose=SimpleNamespace(localisation=None, roll=object()), joint=object(), air=AIR)
+    shipped = SimpleNamespace(pose=SimpleNamespace(localization=None, roll=object()), joint=object(), air=AIR)
     assert (
         measure_turning(shipped, Rows(*lying_at(LYING)), Fabric(accelerator="cpu"), {}, "validation") is None
     )
@@ -205,8 +205,8 @@ def test_the_warning_says_what_was_seen_and_what_to_change() -> None:
     for word in (
         "slope 0.04",
         f"at least {LEAST_SLOPE}",
-        "pose.optimiser.epochs",
-        "pose.optimiser.momentum=0.9",
+        "pose.optimizer.epochs",
+        "pose.optimizer.momentum=0.9",
     ):
         assert word in line
     assert not Turning(LEAST_SLOPE - 0.01, 0.0, None, None, 1, "validation").learned

@@ -44,7 +44,7 @@ def pipeline(*settings: str) -> VolumePipeline:
 
 
 def case(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Image, mask, labels of a stack whose pose is given: a box as kidney, a smaller one in it as tumour."""
+    """Image, mask, labels of a stack whose pose is given: a box as kidney, a smaller one in it as tumor."""
     line = (torch.arange(SIDE) + 0.5) / (SIDE / 2) - 1
     height = 0.8 * ((torch.arange(DEPTH) + 0.5) / (DEPTH / 2) - 1)
     z, y, x = torch.meshgrid(height, line, line, indexing="ij")
@@ -72,7 +72,7 @@ STRAIGHT = torch.zeros(9)
 LEANING = torch.tensor([0.3, 0.12, -0.1, -0.2, -0.2, -0.2, 0.05, -0.04, 0.06])
 
 
-def test_targets_are_the_labels_boxes_in_the_homogenised_volume():
+def test_targets_are_the_labels_boxes_in_the_homogenized_volume():
     """The same box for a patient who lies straight and one who leans, is smaller and elsewhere."""
     target, found = volume_crop_targets(pipeline(), batch(STRAIGHT, LEANING))
     assert found.tolist() == [True, True]
@@ -102,46 +102,46 @@ def test_the_crop_learns_and_its_loss_is_nothing_at_the_target():
     objective = VolumeCropObjective(pipeline())
     target, _ = volume_crop_targets(objective.pipeline[0], batch(STRAIGHT, LEANING))
     examples = batch(STRAIGHT, LEANING)
-    optimiser = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     with torch.no_grad():
         before = objective.judge(None, [examples])["box overlap"]
     losses = []
     for _ in range(60):
         loss = objective(examples, STILL)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.4 * losses[0]
     with torch.no_grad():
         assert objective.judge(None, [examples])["box overlap"] > max(0.5, 2 * before)
-        objective.crop.localisation.output.weight.zero_()
+        objective.crop.localization.output.weight.zero_()
         raw = box_from_matrix3d(target)[0] - objective.crop.start
-        objective.crop.localisation.output.bias.copy_(raw)
+        objective.crop.localization.output.bias.copy_(raw)
     assert objective(batch(STRAIGHT), STILL[:1]).item() < 1e-3
 
 
 def test_the_unet_learns_in_the_crop():
-    objective = VolumeSegmentationObjective(pipeline("unet.pose_jitter=0.1"), ("kidney", "tumour"))
-    optimiser = torch.optim.Adam(objective.parameters(), lr=5e-3)
+    objective = VolumeSegmentationObjective(pipeline("unet.pose_jitter=0.1"), ("kidney", "tumor"))
+    optimizer = torch.optim.Adam(objective.parameters(), lr=5e-3)
     examples = batch(STRAIGHT, LEANING)
     generator = torch.Generator().manual_seed(0)
     for _ in range(25):
         loss = objective(examples, torch.rand(2, NOISE3D, generator=generator) * 2 - 1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     objective.eval()
     scores = objective.judge(SimpleNamespace(patients=["a", "b"]), [examples])
-    assert list(scores) == ["dice", "dice kidney", "dice tumour"]
+    assert list(scores) == ["dice", "dice kidney", "dice tumor"]
     assert scores["dice"] > 0.6
-    assert scores["dice"] == pytest.approx((scores["dice kidney"] + scores["dice tumour"]) / 2)
+    assert scores["dice"] == pytest.approx((scores["dice kidney"] + scores["dice tumor"]) / 2)
 
 
 def test_a_perfect_network_scores_nearly_one_in_the_frame():
     """The labels themselves, cut and restored: what is lost is the resampling's."""
     made = pipeline("unet.input=full", "unet.depth=64")
-    objective = VolumeSegmentationObjective(made, ("kidney", "tumour"))
+    objective = VolumeSegmentationObjective(made, ("kidney", "tumor"))
 
     def truth(crop):
         return [20.0 * torch.cat([(crop < 1).float(), ((crop >= 1) & (crop < 2.2)), (crop >= 2.2)], dim=1)]
@@ -149,7 +149,7 @@ def test_a_perfect_network_scores_nearly_one_in_the_frame():
     made.unet.forward = truth
     scores = objective.judge(SimpleNamespace(patients=["a", "b"]), [batch(STRAIGHT, LEANING)])
     assert scores["dice kidney"] > 0.85
-    assert scores["dice tumour"] > 0.85
+    assert scores["dice tumor"] > 0.85
 
 
 @pytest.mark.parametrize(("place", "limit"), [(0, 0.17), (1, 0.09), (3, 0.1), (6, 0.1)])
@@ -161,7 +161,7 @@ def test_jitter_disturbs_pose_and_crop_within_their_bounds(place, limit):
     noise[0, place] = 1.0
     pose = torch.zeros(1, 9)
     pose[0, place] = 0.5 * limit
-    expected = made.stack_from_homogenised(pose, STACK_FROM_FRAME) @ examples.theta2
+    expected = made.stack_from_homogenized(pose, STACK_FROM_FRAME) @ examples.theta2
     assert torch.allclose(objective._disturbed(examples, noise), expected, atol=1e-6)
     still = pipeline("unet.pose_jitter=0.5", "crop.enabled=false")
     noise = torch.zeros(1, NOISE3D)
@@ -171,7 +171,7 @@ def test_jitter_disturbs_pose_and_crop_within_their_bounds(place, limit):
 
 
 def test_gradients_reach_the_image_through_pose_crop_and_network():
-    objective = VolumeSegmentationObjective(pipeline(), ("kidney", "tumour"))
+    objective = VolumeSegmentationObjective(pipeline(), ("kidney", "tumor"))
     examples = batch(LEANING)
     examples.image[0].requires_grad_()
     objective(examples, STILL[:1]).backward()

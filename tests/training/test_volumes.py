@@ -28,7 +28,7 @@ SMALL = ("dims=3", "pose.learned=false", "crop.depth=8", "unet.depth=8", "unet.b
 
 @pytest.fixture(scope="module")
 def config(tiny) -> Config:
-    return tiny(*SMALL, "crop.optimiser.batch_size=2", "unet.optimiser.batch_size=2")
+    return tiny(*SMALL, "crop.optimizer.batch_size=2", "unet.optimizer.batch_size=2")
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def test_two_stages_and_a_model_of_volumes(fitted) -> None:
     history = model.info["history"]
     assert all(np.isfinite(row["loss"]) for row in history)
     assert "box overlap" in history[0]
-    assert {"dice", "dice kidney", "dice tumour"} <= history[2].keys()
-    assert model.pipeline.crop.localisation.output.weight.abs().max() > 0
-    assert model.pipeline.crop.localisation.output.weight.shape[0] == 6
+    assert {"dice", "dice kidney", "dice tumor"} <= history[2].keys()
+    assert model.pipeline.crop.localization.output.weight.abs().max() > 0
+    assert model.pipeline.crop.localization.output.weight.shape[0] == 6
     # Six slices of 5 mm in the frame, for the smallest body, whose scale enlarges most.
     assert 0.05 < float(model.pipeline.reach) < 0.5
     assert "Muster" not in (folder / "model.json").read_text()
@@ -73,7 +73,7 @@ def test_predict_writes_labels_on_the_scans_grid_and_a_record(fitted, cohort, tm
     assert len(record["pose"]) == 9
     total = sum(
         read_volume(tmp_path / "probabilities" / f"six_{name}.nii.gz").array
-        for name in ("background", "kidney", "tumour")
+        for name in ("background", "kidney", "tumor")
     )
     np.testing.assert_allclose(total, 1.0, atol=1e-4)
     again = predict_volume(model, scan)
@@ -110,7 +110,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_weights(
 
 def test_without_a_network_the_crop_holds_every_training_label(fitted, cohort, tiny, tmp_path) -> None:
     _, _, store = fitted
-    settings = ("crop.learned=false", "unet.optimiser.epochs=1", "train.fold=all")
+    settings = ("crop.learned=false", "unet.optimizer.epochs=1", "train.fold=all")
     model = fit(open_dataset(cohort), tmp_path / "model", tiny(*SMALL, *settings), store=store)
     box = model.pipeline.crop.start
     assert (box[3:] > box[:3]).all()

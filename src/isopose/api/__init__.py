@@ -1,4 +1,4 @@
-"""Homogenising, restoring and segmenting from Python, on images as other libraries hold them."""
+"""Homogenizing, restoring and segmenting from Python, on images as other libraries hold them."""
 
 from isopose.api.homogenizer import Homogenized, Homogenizer
 from isopose.api.pipeline import Pipeline, Result

@@ -13,10 +13,10 @@ from isopose.config import PoseConfig, homogenize_config
 from isopose.data.preprocess import prepare_as
 from isopose.errors import InputError
 from isopose.files import hash_of
-from isopose.homogenize.homogeniser import Homogeniser, open_homogeniser
-from isopose.homogenize.scan import homogenise
+from isopose.homogenize.estimator import PoseEstimator, open_estimator
+from isopose.homogenize.scan import homogenize_scan
 from isopose.homogenize.transform import Transform
-from isopose.homogenize.warping import homogenised_labels, restored_labels, restored_share
+from isopose.homogenize.warping import homogenized_labels, restored_labels, restored_share
 from isopose.models.pose import PoseTransformer
 from isopose.models.shipped import load_shipped
 from isopose.training.targets import Candidate, Reference, reference_among
@@ -69,7 +69,7 @@ class Homogenizer:
         self, model: Path | str | None = None, *, per: str = "volume", size: int = 384, crop: bool = False
     ) -> None:
         self.model, self.per, self.size, self.crop = model, per, size, crop
-        self._homogeniser: Homogeniser = open_homogeniser(
+        self._estimator: PoseEstimator = open_estimator(
             None if model is None else Path(model), homogenize_config(per=per, size=size, crop=crop)
         )
         #: The reference that :meth:`fit` chose; none before.
@@ -80,8 +80,8 @@ class Homogenizer:
 
     @property
     def pixel_mm(self) -> float:
-        """Side of a homogenised pixel, as large as it is in the reference patient, mm."""
-        return self._homogeniser.pixel_mm
+        """Side of a homogenized pixel, as large as it is in the reference patient, mm."""
+        return self._estimator.pixel_mm
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  as scikit-learn has it
         """The constructor's arguments."""
@@ -102,7 +102,7 @@ class Homogenizer:
         """
         if self.model is not None:
             raise InputError("fit: a trained model's networks know their own reference; leave model out")
-        plain = open_homogeniser(None, homogenize_config(per=self.per, size=self.size))
+        plain = open_estimator(None, homogenize_config(per=self.per, size=self.size))
         candidates = [_candidate(number, image, plain) for number, image in enumerate(images)]
         if not candidates:
             raise InputError("fit: expected at least one image, got none")
@@ -112,7 +112,7 @@ class Homogenizer:
         assert transformer.roll is not None
         load_shipped(transformer.roll)
         transformer.eval().requires_grad_(False)
-        self._homogeniser = replace(
+        self._estimator = replace(
             plain,
             transformer=transformer,
             # The body's area is known in cm², and what part of the frame it fills.
@@ -136,7 +136,7 @@ class Homogenizer:
         marked = None if labels is None else as_labels(labels)
         if marked is not None and not marked.same_grid(volume):
             raise InputError("the labels do not lie on the image's grid")
-        found = homogenise(self._homogeniser, volume, marked)
+        found = homogenize_scan(self._estimator, volume, marked)
         made = like(image)
         return Homogenized(
             made(found.image),
@@ -155,7 +155,7 @@ class Homogenizer:
     def inverse_transform(
         self, answer: Image, of: Homogenized | Transform, *, probability: bool = False
     ) -> Any:
-        """An answer on the homogenised grid, brought back to the scan's own grid.
+        """An answer on the homogenized grid, brought back to the scan's own grid.
 
         Args:
             answer: labels, whole numbers from 0 to 255, or with ``probability`` one class's probability.
@@ -178,11 +178,11 @@ class Homogenizer:
     def transform_labels(self, labels: Image, of: Homogenized | Transform) -> Any:
         """Further labels on the scan's own grid, through a transform that is known."""
         transform = of.transform if isinstance(of, Homogenized) else of
-        return like(labels)(homogenised_labels(as_labels(labels), transform))
+        return like(labels)(homogenized_labels(as_labels(labels), transform))
 
 
-def _candidate(number: int, image: Image, homogeniser: Homogeniser) -> Candidate:
-    prepared = prepare_as(as_volume(image), homogeniser.scale, homogeniser.fov_mm, homogeniser.data)
+def _candidate(number: int, image: Image, estimator: PoseEstimator) -> Candidate:
+    prepared = prepare_as(as_volume(image), estimator.scale, estimator.fov_mm, estimator.data)
     shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     z = int(shown[len(shown) // 2])
     return Candidate(

@@ -6,7 +6,7 @@ An image is one of
 - a ``SimpleITK.Image`` of three dimensions,
 - a MONAI ``MetaTensor`` ``(1, x, y, z)`` or ``(x, y, z)`` with an affine in RAS,
 - a pair of array and affine as nibabel has them: a NumPy array or PyTorch tensor ``(x, y, z)`` and ``(4, 4)``
-  from indices to RAS millimetres,
+  from indices to RAS millimeters,
 - a :class:`~isopose.geometry.volume.Volume`: ``(z, y, x)``, LPS.
 
 A bare array is refused: without its affine nobody knows which side is left.

@@ -1,4 +1,4 @@
-"""Homogenising inside MONAI: invertible transforms, for arrays and dictionaries.
+"""Homogenizing inside MONAI: invertible transforms, for arrays and dictionaries.
 
 They go between loading and whatever a network is fed, and ``monai.transforms.Invertd`` (or ``inverse`` of a
 ``Compose``) brings answers back through them:
@@ -27,7 +27,7 @@ from isopose.api.images import are_labels, as_labels, as_volume, like
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.homogenize.transform import Transform
-from isopose.homogenize.warping import homogenised_labels, restored_labels, restored_share
+from isopose.homogenize.warping import homogenized_labels, restored_labels, restored_share
 
 
 class ReferencePose(InvertibleTransform):
@@ -67,7 +67,7 @@ class ReferencePose(InvertibleTransform):
         return out
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """An answer ``(C, x, y, z)`` on the homogenised grid, on the scan's own.
+        """An answer ``(C, x, y, z)`` on the homogenized grid, on the scan's own.
 
         One channel of whole numbers from 0 to 255 is a label map: each label linearly, of which the largest
         share wins. Anything else is one class's probability in each channel, 0 outside; of several channels
@@ -132,14 +132,14 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         }
         every = None
         if labels:
-            # So large a grid that nothing labelled is cut off.
+            # So large a grid that nothing labeled is cut off.
             every = next(iter(labels.values()))
             every = every.with_array(np.max([one.array for one in labels.values()], axis=0))
         found = self.pose.homogenizer.transform(image, every)
         out[self.image_key] = self.pose.record(image, as_volume(found.image), found.transform)
         for key, volume in labels.items():
             out[key] = self.pose.record(
-                out[key], homogenised_labels(volume, found.transform), found.transform
+                out[key], homogenized_labels(volume, found.transform), found.transform
             )
         return out
 

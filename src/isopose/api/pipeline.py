@@ -35,7 +35,7 @@ class Pipeline:
     Example:
         >>> pipeline = Pipeline.load("model")  # doctest: +SKIP
         >>> pipeline.predict("scan.nii.gz").volumes_ml  # doctest: +SKIP
-        {'kidney': 95.1, 'tumour': 40.2, 'kidney+tumour': 135.3}
+        {'kidney': 95.1, 'tumor': 40.2, 'kidney+tumor': 135.3}
     """
 
     def __init__(self, model: Model) -> None:

@@ -22,7 +22,7 @@ from isopose.cli.study_run import study_run
 
 app = typer.Typer(
     name="isopose",
-    help="Segment organs and tumours in CT of patients who differ in size and pose.",
+    help="Segment organs and tumors in CT of patients who differ in size and pose.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -33,7 +33,7 @@ def main() -> NoReturn:
 
 
 _OUT_OF_MEMORY = (
-    "out of memory; lower the batch size (--set unet.optimiser.batch_size=4), let fit --memory choose, "
+    "out of memory; lower the batch size (--set unet.optimizer.batch_size=4), let fit --memory choose, "
     "or lower data.size; predict: take --device cpu, or close other programs"
 )
 

@@ -35,7 +35,7 @@ def fit(
         str | None,
         typer.Option(
             help="that the U-Net's training may take, e.g. 4GB: of the process on a CPU, of the GPU's else; "
-            "chooses unet.recompute, unet.optimiser.parts and unet.input so that it fits"
+            "chooses unet.recompute, unet.optimizer.parts and unet.input so that it fits"
         ),
     ] = None,
     track: Annotated[
@@ -44,7 +44,7 @@ def fit(
     ] = None,
     corrections: Annotated[
         Path | None,
-        typer.Option(help="folder of poses and crops set by hand, towards which their scans are trained"),
+        typer.Option(help="folder of poses and crops set by hand, toward which their scans are trained"),
     ] = None,
     workers: Workers = 2,
 ) -> None:

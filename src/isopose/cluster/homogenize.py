@@ -1,4 +1,4 @@
-"""``isopose homogenize --ray``: a dataset homogenised by the workers of a cluster."""
+"""``isopose homogenize --ray``: a dataset homogenized by the workers of a cluster."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,7 +24,7 @@ from isopose.homogenize.dataset import (
     make_case,
     open_input,
 )
-from isopose.homogenize.homogeniser import open_homogeniser
+from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.record import FOLDER, HEAD, read_record
 from isopose.io.cases import Case
 from isopose.progress import Reporter
@@ -93,7 +93,7 @@ def homogenize_on_cluster(
     model: Place | None,
     reporter: Reporter,
 ) -> list[Outcome]:
-    """Homogenise a dataset anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
+    """Homogenize a dataset anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
 
     Writes what :func:`~isopose.homogenize.dataset.homogenize` writes, to the byte, and ``cohort/``.
 
@@ -116,9 +116,9 @@ def homogenize_on_cluster(
         mirror, where = Mirror.of_dataset(dataset, below / "in")
         opened = open_input(where, labels)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
-        homogeniser = open_homogeniser(folder, config)
-        job = job_of(opened, below / "out", config, None, homogeniser)
-        head = head_of(opened, job, homogeniser)
+        estimator = open_estimator(folder, config)
+        job = job_of(opened, below / "out", config, None, estimator)
+        head = head_of(opened, job, estimator)
         # The output as a folder here, in which the same functions look and write as on one machine.
         published = {name for name in _names(output) if not name.startswith(f"{COHORT}/")}
         for name in published:

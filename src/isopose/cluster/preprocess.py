@@ -137,9 +137,9 @@ def preprocess_on_cluster(
         mirror, where = Mirror.of_dataset(dataset, Path(below))
         opened = open_dataset(where, labels)
         training, validation = split(opened, config.train)
-        unlabelled = next((case.id for case in (*training, *validation) if case.label is None), None)
-        if unlabelled is not None:
-            raise InputError(f"{unlabelled}: expected a label file for a training case, got none")
+        unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
+        if unlabeled is not None:
+            raise InputError(f"{unlabeled}: expected a label file for a training case, got none")
         with held(store), cluster(address) as pool:
             fingerprint = _fingerprint(pool, training, opened.labels, config.data, mirror, store, reporter)
             head = store_head(fingerprint, opened.labels, config.data)

@@ -1,6 +1,6 @@
 """The patient's trunk in a CT: without the table, without arms where they can be told apart.
 
-The work is done on slices of square pixels of one or two millimetres. What is thin is not body (table, wires,
+The work is done on slices of square pixels of one or two millimeters. What is thin is not body (table, wires,
 blankets); what hangs on the trunk by a neck narrower than a part of its own width is not trunk (arms). Both
 parts are lengths that grow with the body, so that the same rule holds for a newborn and for an adult.
 
@@ -263,7 +263,7 @@ def body_box(mask: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float
     """Outer edges in mm, ``(x0, y0, x1, y1)``, of the in-plane box that holds a mask in all its slices.
 
     Args:
-        mask: ``(z, y, x)``, not empty; millimetres are ``index * spacing`` at voxel centres.
+        mask: ``(z, y, x)``, not empty; millimeters are ``index * spacing`` at voxel centers.
         spacing: ``(x, y, ...)`` in mm.
     """
     columns, rows = np.flatnonzero(mask.any(axis=(0, 1))), np.flatnonzero(mask.any(axis=(0, 2)))

@@ -55,7 +55,7 @@ class SetPose:
 
 @dataclass(frozen=True)
 class SetCrop:
-    """A crop set in one slice: half its side and its centre, in half sides of the homogenised frame."""
+    """A crop set in one slice: half its side and its center, in half sides of the homogenized frame."""
 
     slice: Annotated[int, Field(ge=0)]
     scale: Annotated[float, Field(ge=MIN_CROP, le=1.0)]
@@ -66,9 +66,9 @@ class SetCrop:
 
 @dataclass(frozen=True)
 class Outline:
-    """Where a reference's body lies in the homogenised frame: its centre, and spread along x and y."""
+    """Where a reference's body lies in the homogenized frame: its center, and spread along x and y."""
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     spread: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -127,7 +127,7 @@ class Correction:
         return _to_reference(_to_frame(own, self.frame, frame), self.reference, outline_of(reference_mask))
 
     def crops_at(self, slices: np.ndarray, poses: Tensor, reference_mask: Tensor) -> Tensor | None:
-        """Crops ``(N, 3, 3)`` of some slices, homogenised from crop; none where none was set.
+        """Crops ``(N, 3, 3)`` of some slices, homogenized from crop; none where none was set.
 
         Args:
             slices: ``(N,)`` indices from the feet.
@@ -161,7 +161,7 @@ def outline_of(reference_mask: Tensor) -> Outline:
     """The outline of a reference ``(1, 1, S, S)``."""
     of = moments(reference_mask)
     spread = spread_along(of, torch.zeros_like(of.angle))[0].tolist()
-    return Outline((float(of.centre[0, 0]), float(of.centre[0, 1])), (spread[0], spread[1]))
+    return Outline((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
 
 
 def correction_from_json(value: Any, name: str) -> Correction:
@@ -225,20 +225,20 @@ def _between(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> n
 def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
     """Poses of one frame as those of another one of the same scan."""
     factor = old.fov_mm / new.fov_mm
-    centre = [2.0 * (old.centre_mm[axis] - new.centre_mm[axis]) / new.fov_mm for axis in (0, 1)]
+    center = [2.0 * (old.center_mm[axis] - new.center_mm[axis]) / new.fov_mm for axis in (0, 1)]
     out = pose.clone()
     out[:, LOG_SCALE_X : LOG_SCALE_Y + 1] += float(np.log(factor))
-    out[:, SHIFT_X:] = factor * pose[:, SHIFT_X:] + pose.new_tensor(centre)
+    out[:, SHIFT_X:] = factor * pose[:, SHIFT_X:] + pose.new_tensor(center)
     return out
 
 
 def _to_reference(pose: Tensor, old: Outline, new: Outline) -> Tensor:
-    """Poses that bring slices to one reference as those that bring them to another's centre and size."""
-    if np.allclose([*old.centre, *old.spread], [*new.centre, *new.spread], atol=1e-6):
+    """Poses that bring slices to one reference as those that bring them to another's center and size."""
+    if np.allclose([*old.center, *old.spread], [*new.center, *new.spread], atol=1e-6):
         return pose
     out = pose.clone()
     ratio = pose.new_tensor(old.spread) / pose.new_tensor(new.spread)
     out[:, LOG_SCALE_X : LOG_SCALE_Y + 1] += ratio.log()
     before, after = matrix_from_pose(pose)[:, :2, :2], matrix_from_pose(out)[:, :2, :2]
-    out[:, SHIFT_X:] += before @ pose.new_tensor(old.centre) - after @ pose.new_tensor(new.centre)
+    out[:, SHIFT_X:] += before @ pose.new_tensor(old.center) - after @ pose.new_tensor(new.center)
     return out

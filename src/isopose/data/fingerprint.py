@@ -1,7 +1,7 @@
-"""What the training cases are like: grid sizes, body sizes, tissue, intensities of what is labelled, labels.
+"""What the training cases are like: grid sizes, body sizes, tissue, intensities of what is labeled, labels.
 
-Intensities follow nnU-Net v2 (``DatasetFingerprintExtractor``, ``CTNormalization``): raw values of labelled
-voxels, each case with the same weight however many of its voxels are labelled. nnU-Net draws equally many
+Intensities follow nnU-Net v2 (``DatasetFingerprintExtractor``, ``CTNormalization``): raw values of labeled
+voxels, each case with the same weight however many of its voxels are labeled. nnU-Net draws equally many
 voxels of each case at random; here the limit of infinitely many is computed from histograms, so that nothing
 is random.
 """
@@ -43,7 +43,7 @@ class Scale:
     mean: float
     sd: float
 
-    def normalise(self, values: np.ndarray) -> np.ndarray:
+    def normalize(self, values: np.ndarray) -> np.ndarray:
         """Clip to ``low`` and ``high``, subtract ``mean``, divide by ``sd``; float32, a copy."""
         out = np.clip(values.astype(np.float32), np.float32(self.low), np.float32(self.high))
         out -= np.float32(self.mean)
@@ -52,13 +52,13 @@ class Scale:
 
     @property
     def air(self) -> float:
-        """Normalised value of air: that of ``low``, for air is darker than any labelled organ."""
-        return float(self.normalise(np.array([self.low]))[0])
+        """Normalized value of air: that of ``low``, for air is darker than any labeled organ."""
+        return float(self.normalize(np.array([self.low]))[0])
 
     @property
     def top(self) -> float:
-        """Normalised value of ``high``, the largest there is."""
-        return float(self.normalise(np.array([self.high]))[0])
+        """Normalized value of ``high``, the largest there is."""
+        return float(self.normalize(np.array([self.high]))[0])
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Window(Scale):
 
 @dataclass(frozen=True)
 class Intensity(Scale):
-    """Raw values (HU) of labelled voxels, pooled with the same weight for each case.
+    """Raw values (HU) of labeled voxels, pooled with the same weight for each case.
 
     Args:
         percentiles: which percentiles ``low`` and ``high`` are.
@@ -123,7 +123,7 @@ class Fingerprint:
         slices_median: axial slices of a scan.
         slices_min: fewest.
         slices_max: most.
-        intensity: of labelled voxels.
+        intensity: of labeled voxels.
         body_median_mm: sides ``(x, y)`` of the body's in-plane box, mm.
         body_max_mm: largest sides, each axis by itself.
         fov_mm: side of the square that holds the body's box of every case, with a margin of 4 %.
@@ -246,9 +246,9 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
     classes = labels.to_classes(stored.reoriented().array)
     body = body_mask(volume, config.body_threshold_hu)
     x0, y0, x1, y1 = body_box(body, volume.spacing)
-    labelled = volume.array[classes > 0].astype(np.float64)
-    values, counts = np.unique(np.rint(labelled).astype(np.int64), return_counts=True)
-    millilitre = float(np.prod(volume.spacing)) / 1000.0
+    labeled = volume.array[classes > 0].astype(np.float64)
+    values, counts = np.unique(np.rint(labeled).astype(np.int64), return_counts=True)
+    milliliter = float(np.prod(volume.spacing)) / 1000.0
     inside = [classes == index for index in range(1, labels.classes)]
     sx, sy, sz = (float(s) for s in volume.spacing)
     return CaseFacts(
@@ -258,9 +258,9 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
         body_mm=(x1 - x0, y1 - y0),
         values=values,
         counts=counts,
-        mean=float(labelled.mean()) if labelled.size else 0.0,
-        variance=float(labelled.var()) if labelled.size else 0.0,
-        volumes_ml=tuple(float(np.count_nonzero(mask)) * millilitre for mask in inside),
+        mean=float(labeled.mean()) if labeled.size else 0.0,
+        variance=float(labeled.var()) if labeled.size else 0.0,
+        volumes_ml=tuple(float(np.count_nonzero(mask)) * milliliter for mask in inside),
         label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),
         tissue=tissue_of(volume, body),
     )
@@ -270,7 +270,7 @@ def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig)
     """Put the cases' parts together, in their order.
 
     Raises:
-        InputError: no case has a labelled voxel.
+        InputError: no case has a labeled voxel.
     """
     spacing = np.array([f.spacing for f in facts])
     slices = np.array([f.slices for f in facts])
@@ -296,7 +296,7 @@ def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig)
 def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> Intensity:
     if not facts:
         raise InputError(
-            "fingerprint: no training case has a labelled voxel; are these the right label files?"
+            "fingerprint: no training case has a labeled voxel; are these the right label files?"
         )
     values = np.concatenate([f.values for f in facts])
     weights = np.concatenate([f.counts / f.counts.sum() for f in facts])
@@ -307,8 +307,8 @@ def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> 
     low, median, high = values[np.searchsorted(share, wanted).clip(max=len(values) - 1)]
     if low == high:
         raise InputError(
-            f"fingerprint: nearly all labelled voxels have the value {low:g}, by which nothing can be "
-            "normalised; are these the scans, as CT in Hounsfield units?"
+            f"fingerprint: nearly all labeled voxels have the value {low:g}, by which nothing can be "
+            "normalized; are these the scans, as CT in Hounsfield units?"
         )
     means = np.array([f.mean for f in facts])
     # Total variance: mean of the cases' variances and variance of their means.
@@ -356,7 +356,7 @@ def describe(fingerprint: Fingerprint) -> list[tuple[str, str]]:
         ("body, width x depth", f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})"),
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),
         (
-            "labelled voxels",
+            "labeled voxels",
             f"mean {i.mean:.1f} HU, sd {i.sd:.1f}, median {i.median:g}, {i.minimum:g} to {i.maximum:g}",
         ),
         (

@@ -1,6 +1,6 @@
-"""From a scan as read to normalised square slices, and the record of how.
+"""From a scan as read to normalized square slices, and the record of how.
 
-Steps (paper, "Pre-Processing"): reorient to LPS, find the body, crop to it (a square frame in millimetres
+Steps (paper, "Pre-Processing"): reorient to LPS, find the body, crop to it (a square frame in millimeters
 around its box), clip and z-score by the fingerprint, resample every slice once in-plane.
 
 Interpolation is bicubic, prefiltered where pixels grow. Measured on real slices: against nnU-Net's cubic
@@ -50,7 +50,7 @@ class Prepared:
         reorientation: what was done to the stored axes.
         native_shape: ``(z, y, x)`` as stored.
         native_world_from_index: ``(4, 4)`` as stored.
-        air: normalised value outside the scan.
+        air: normalized value outside the scan.
         warnings: for the user, one line each, without a patient's data.
     """
 
@@ -69,7 +69,7 @@ class Prepared:
 
     @property
     def slice_from_frame(self) -> Tensor:
-        """``(3, 3)`` from normalised frame to normalised coordinates of a reoriented slice."""
+        """``(3, 3)`` from normalized frame to normalized coordinates of a reoriented slice."""
         return self.frame.slice_from_frame(self.shape[1:], self.spacing[:2])
 
 
@@ -140,7 +140,7 @@ def prepare_as(
     mask = scratch.zeros(image.shape, bool)
     size = (frame.size, frame.size)
     for part in chunks(body.shape, size):
-        slices = warped(intensity.normalise(lps.array[part]), matrix, size, intensity.air, "bicubic")
+        slices = warped(intensity.normalize(lps.array[part]), matrix, size, intensity.air, "bicubic")
         # Cubic sampling rings beside metal and skin; as nnU-Net does, no value leaves the clipped range.
         image[part] = slices.clip(intensity.air, intensity.top)
         mask[part] = warped(body[part], matrix, size, 0.0, "bilinear") >= 0.5
@@ -156,7 +156,7 @@ def prepare_as(
         native = label_map.to_classes(labels.reoriented().array)
         classes = labels_in_frame(native, frame, spacing, label_map.classes)
         if not native.any():
-            warnings += ("no voxel is labelled, so the case shows background only; is that meant?",)
+            warnings += ("no voxel is labeled, so the case shows background only; is that meant?",)
         warnings += _outside(native, frame, spacing) + _bodiless(classes, mask)
     return Prepared(
         image=image,
@@ -307,13 +307,13 @@ def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:
 
 
 def _outside(classes: np.ndarray, frame: Frame, spacing: tuple[float, float, float]) -> tuple[str, ...]:
-    labelled = (classes > 0).any(axis=0)
-    if not labelled.any():
+    labeled = (classes > 0).any(axis=0)
+    if not labeled.any():
         return ()
-    rows, columns = np.nonzero(labelled)
+    rows, columns = np.nonzero(labeled)
     far = max(
-        np.abs(columns * spacing[0] - frame.centre_mm[0]).max(),
-        np.abs(rows * spacing[1] - frame.centre_mm[1]).max(),
+        np.abs(columns * spacing[0] - frame.center_mm[0]).max(),
+        np.abs(rows * spacing[1] - frame.center_mm[1]).max(),
     )
     if far <= frame.fov_mm / 2.0:
         return ()

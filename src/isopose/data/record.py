@@ -41,7 +41,7 @@ class Record:
         flips: of the reorientation.
         native_shape: ``(z, y, x)`` as stored.
         native_world_from_index: rows of the stored volume's matrix.
-        air: normalised value outside the scan.
+        air: normalized value outside the scan.
         warnings: of the preprocessing.
         presence: for each slice, whether it shows each label (background left out).
         body_fraction: for each slice, the part of the frame that the body fills.

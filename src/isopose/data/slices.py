@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
     Args:
         rows: ``(N,)`` of the :class:`Slices` they came from.
-        image: ``(N, 1, S, S)`` float32, normalised.
+        image: ``(N, 1, S, S)`` float32, normalized.
         mask: ``(N, 1, S, S)`` float32, foreground.
         labels: ``(N, S, S)`` uint8 classes.
         pose: ``(N, 5)`` or none.
@@ -111,7 +111,7 @@ class Slices:
         chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
         return self.subset(chosen)
 
-    def labelled(self) -> "Slices":
+    def labeled(self) -> "Slices":
         """The rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 

@@ -2,7 +2,7 @@
 
 A network answers a chest as calmly as an abdomen. Two facts of a whole scan tell regions apart without any
 training: how much of the body is gas and how much is bone; and, from the feet to the head, how the share of
-lean tissue changes (in an abdomen it grows towards the liver), which turns round where feet and head are
+lean tissue changes (in an abdomen it grows toward the liver), which turns round where feet and head are
 exchanged in a header, though each slice looks as it should.
 """
 
@@ -123,7 +123,7 @@ def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
             )
     if found.rising is None or usual.rising_cases < _CASES or abs(usual.rising_median) < _CLEAR:
         return
-    # Of scans that end elsewhere the share may fall towards the head; then all is turned round.
+    # Of scans that end elsewhere the share may fall toward the head; then all is turned round.
     sign = 1.0 if usual.rising_median > 0 else -1.0
     least = usual.rising_min if sign > 0 else -usual.rising_max
     if sign * found.rising < min(-_CLEAR, least - _LESS):

@@ -18,7 +18,7 @@ class VolumeBatch:
 
     Args:
         rows: ``(N,)`` of the :class:`Volumes` they came from.
-        image: N of ``(1, 1, Z, S, S)`` float32, normalised.
+        image: N of ``(1, 1, Z, S, S)`` float32, normalized.
         mask: N of ``(1, 1, Z, S, S)`` float32, foreground.
         labels: N of ``(1, Z, S, S)`` uint8 classes.
         stack_from_frame: ``(N, 4, 4)``, see :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
@@ -110,7 +110,7 @@ class Volumes:
         """Every row once, in order; of the batches every so-many-th from the first."""
         yield from read_ahead(self, batches_in_order(len(self), batch_size)[first::step], depth=1)
 
-    def labelled(self) -> "Volumes":
+    def labeled(self) -> "Volumes":
         """The rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 

@@ -51,7 +51,7 @@ class Evaluation:
         targets: what was scored, in the order of :meth:`isopose.labels.Labels.targets`.
         cases: one entry per scored scan, by ascending id.
         missing: ids of scans that have a label and no prediction; they are in no mean.
-        unlabelled: ids of predictions without a label, which were left alone.
+        unlabeled: ids of predictions without a label, which were left alone.
         failed: ids of scans that could not be scored, each with one line that says why; they are in no mean.
         tolerance_mm: tolerance of the surface Dice in mm.
         provenance: version, labels and SHA-256 of every file read.
@@ -60,7 +60,7 @@ class Evaluation:
     targets: tuple[str, ...]
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
-    unlabelled: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     tolerance_mm: float = SURFACE_TOLERANCE_MM
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Evaluation:
                 CaseScores(**{**case, "scores": {t: Scores(**s) for t, s in case["scores"].items()}})
                 for case in value["cases"]
             )
-            lists = {name: tuple(value[name]) for name in ("targets", "missing", "unlabelled")}
+            lists = {name: tuple(value[name]) for name in ("targets", "missing", "unlabeled")}
             return cls(
                 cases=cases,
                 failed=dict(value.get("failed", {})),
@@ -147,7 +147,7 @@ def evaluate(
     labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
     if labels is None:
         raise InputError(
-            f"{truth}: nothing says what the labels are; name them, as in --label kidney=1 --label tumour=2"
+            f"{truth}: nothing says what the labels are; name them, as in --label kidney=1 --label tumor=2"
         )
     found = label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
@@ -191,7 +191,7 @@ def evaluate(
         targets=tuple(labels.targets()),
         cases=tuple(result for result, _ in scored),
         missing=missing,
-        unlabelled=tuple(sorted(set(found) - set(known))),
+        unlabeled=tuple(sorted(set(found) - set(known))),
         failed={case: result.why for case, result in failed.items()},
         tolerance_mm=float(tolerance_mm),
         provenance={

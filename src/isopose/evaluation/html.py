@@ -231,7 +231,7 @@ def comparison_section(
     name_a: str,
     name_b: str,
     *,
-    title: str = "With and without homogenisation",
+    title: str = "With and without homogenization",
     text: tuple[str, ...] = (),
 ) -> Section:
     """Two evaluations of the same scans side by side, see :func:`isopose.evaluation.summary.compare`."""

@@ -70,7 +70,7 @@ def score(
 ) -> Scores:
     """Score one mask against its reference.
 
-    Surfaces are MONAI's. For the surface Dice they run between voxel centres and are weighted by their area
+    Surfaces are MONAI's. For the surface Dice they run between voxel centers and are weighted by their area
     (as in DeepMind's ``surface-distance``); for HD95 they are the mask's boundary voxels, unweighted. Where a
     mask reaches the edge of the volume, that edge is part of its surface. The grid may be anisotropic.
 

@@ -13,7 +13,7 @@ from isopose.evaluation.evaluate import Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.evaluation.summary import badness
 
-#: Colours reach a contrast of 4.5 (text) and 3 (marks) against white and against #14181c.
+#: Colors reach a contrast of 4.5 (text) and 3 (marks) against white and against #14181c.
 _STYLE = """
 text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:#4a545e;font-variant-numeric:tabular-nums}
 .title{font-weight:600;fill:#1b2127}.grid{stroke:#dde2e7}.mark{fill:#1b7f5c;stroke:#fff;stroke-width:1}
@@ -73,7 +73,7 @@ def _rule(x0: float, y0: float, x1: float, y1: float, kind: str = "grid") -> str
 
 
 def _dot(x: float, y: float, bad: bool = False) -> str:
-    # A missed structure is a square, so that it shows without its colour as well.
+    # A missed structure is a square, so that it shows without its color as well.
     if bad:
         return f'<rect class="mark bad" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
     return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'

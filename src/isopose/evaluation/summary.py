@@ -80,7 +80,7 @@ class Summary:
     hd95_mm: Statistic
 
 
-def summarise(cases: Sequence[CaseScores], target: str) -> Summary:
+def summarize(cases: Sequence[CaseScores], target: str) -> Summary:
     """Sum up one target: scans are averaged within their patient first, then over patients."""
     outcomes = [case.scores[target].outcome for case in cases]
 
@@ -214,7 +214,7 @@ class Comparison:
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
-    """Hold two evaluations of the same scans against each other, e.g. without and with homogenisation.
+    """Hold two evaluations of the same scans against each other, e.g. without and with homogenization.
 
     Raises:
         InputError: no scan or target in common, different tolerances, or labels that differ between the two.

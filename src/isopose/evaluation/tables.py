@@ -16,7 +16,7 @@ from isopose.evaluation.summary import (
     age_strata,
     badness,
     size_strata,
-    summarise,
+    summarize,
 )
 from isopose.files import write_json, write_text
 
@@ -150,7 +150,7 @@ def overall_table(evaluation: Evaluation) -> Table:
     )
     rows: list[tuple[Cell, ...]] = []
     for target in evaluation.targets:
-        summary = summarise(evaluation.cases, target)
+        summary = summarize(evaluation.cases, target)
         for metric in METRICS:
             statistic: Statistic = getattr(summary, metric)
             median = Column("", DIGITS[metric]).show(statistic.median)
@@ -171,7 +171,7 @@ def overall_table(evaluation: Evaluation) -> Table:
 def counts_table(evaluation: Evaluation) -> Table:
     """One row per target: patients, scans, and how many were missed, falsely found or empty."""
     names = ("Patients", "Scans", "Missed", "False alarms", "Empty")
-    summaries = [summarise(evaluation.cases, target) for target in evaluation.targets]
+    summaries = [summarize(evaluation.cases, target) for target in evaluation.targets]
     rows = tuple((s.target, s.patients, s.scans, s.missed, s.false_alarms, s.empty) for s in summaries)
     columns = (Column("Target", text=True), *(Column(name) for name in names))
     return Table("Found and missed", columns, rows)
@@ -198,7 +198,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
             f"By {name.lower()}",
             columns,
             tuple(
-                _stratum_row(group, summarise(members, target))
+                _stratum_row(group, summarize(members, target))
                 for group, members in strata.items()
                 for target in evaluation.targets
             ),
@@ -340,9 +340,9 @@ def left_out(evaluation: Evaluation) -> tuple[str, ...]:
     if evaluation.failed:
         names = ", ".join(evaluation.failed)
         sentences.append(f"Could not be scored, in no mean ({len(evaluation.failed)}): {names}.")
-    if evaluation.unlabelled:
-        names = ", ".join(evaluation.unlabelled)
-        sentences.append(f"Predictions without a label, not scored ({len(evaluation.unlabelled)}): {names}.")
+    if evaluation.unlabeled:
+        names = ", ".join(evaluation.unlabeled)
+        sentences.append(f"Predictions without a label, not scored ({len(evaluation.unlabeled)}): {names}.")
     return tuple(sentences)
 
 
@@ -383,7 +383,7 @@ def _summaries(evaluation: Evaluation) -> dict[str, object]:
     groups["body_size"] = size_strata(evaluation.cases)
     return {
         kind: {
-            name: {target: asdict(summarise(members, target)) for target in evaluation.targets}
+            name: {target: asdict(summarize(members, target)) for target in evaluation.targets}
             for name, members in strata.items()
         }
         for kind, strata in groups.items()

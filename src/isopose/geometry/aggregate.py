@@ -1,7 +1,7 @@
 """One pose for a scan, or poses that change smoothly along it, from poses of single slices.
 
 Slices of a scan are of one patient who lies one way; a slice may show little, or be cut by a bad mask. So the
-roll is what the slices say together, each by how sure it is, and sizes and centres are robust means.
+roll is what the slices say together, each by how sure it is, and sizes and centers are robust means.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ PAIRS = 1_000_000
 
 
 def pooled(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Tensor]:
-    """What each slice and its neighbours say of the roll: a Gaussian mean along the scan.
+    """What each slice and its neighbors say of the roll: a Gaussian mean along the scan.
 
     For independent slices with von Mises distributed angles the direction of the sum of concentration times
     direction is the most likely angle, and its length the concentration; slices that contradict each other
@@ -58,7 +58,7 @@ def smooth_values(values: Tensor, weight: Tensor, z_mm: Tensor, width_mm: float)
         values: per slice.
         weight: ``(N,)`` how much a slice counts.
         z_mm: ``(N,)`` places of the slices.
-        width_mm: standard deviation of the Gaussian by which neighbours count.
+        width_mm: standard deviation of the Gaussian by which neighbors count.
     """
     y = values.double()
 

@@ -19,7 +19,7 @@ ROUNDS, OUTLYING = 10, 3.0
 PAIRED = 128
 
 
-def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """A robust straight line through the centroids of a scan's slices.
 
     First the median slope of all pairs of slices (Theil and Sen), then least squares, reweighted so that
@@ -27,14 +27,14 @@ def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
     Gaussian prior on the slope (:data:`TILT_SD`).
 
     Args:
-        centres: ``(N, 2)`` as ``(x, y)``.
+        centers: ``(N, 2)`` as ``(x, y)``.
         weight: ``(N,)`` how far each slice is believed.
-        z: ``(N,)`` places, in the units of the centres.
+        z: ``(N,)`` places, in the units of the centers.
 
     Returns:
         ``(2,)`` the line's x and y at z = 0, and ``(2,)`` their slopes along z.
     """
-    points, places, belief = centres.double(), z.double(), weight.double()
+    points, places, belief = centers.double(), z.double(), weight.double()
     belief = belief / belief.sum().clamp(min=1e-12) * belief.shape[0]
     stiffness = (CENTROID_SD / math.tan(TILT_SD)) ** 2
     slope = _median_slope(points, belief, places)
@@ -47,7 +47,7 @@ def line_through(centres: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
         middle, mean = (w @ places) / w.sum(), (w @ points) / w.sum()
         along = places - middle
         slope = ((w * along) @ (points - mean)) / ((w * along.square()).sum() + stiffness)
-    return (mean - middle * slope).to(centres.dtype), slope.to(centres.dtype)
+    return (mean - middle * slope).to(centers.dtype), slope.to(centers.dtype)
 
 
 def _median_slope(points: Tensor, belief: Tensor, places: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A square region of interest and its matrix theta2 (scale and translation, no rotation).
 
-A box is ``(..., 4)``: ``x0, y0, x1, y1`` in normalised coordinates of the homogenised frame. The matrix maps
-the crop to the homogenised frame (``homogenised_from_crop``); scale 1 keeps the whole frame, 0.25 is the
+A box is ``(..., 4)``: ``x0, y0, x1, y1`` in normalized coordinates of the homogenized frame. The matrix maps
+the crop to the homogenized frame (``homogenized_from_crop``); scale 1 keeps the whole frame, 0.25 is the
 smallest crop, a quarter of the frame's side (the paper's "quarter of the original image").
 """
 
@@ -20,7 +20,7 @@ OUTERMOST = 0.15
 def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
     """theta2 of the smallest square around a box: ``(..., 4)`` to ``(..., 3, 3)``.
 
-    The side is the longer one of the box, between ``min_scale`` and the whole frame; the centre is the
+    The side is the longer one of the box, between ``min_scale`` and the whole frame; the center is the
     box's. At least float32 under autocast.
     """
     with torch.autocast(box.device.type, enabled=False):
@@ -99,35 +99,35 @@ def common_crop(theta2: Tensor) -> Tensor:
 
 
 def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> Tensor:
-    """Crops ``(N, 3, 3)`` of one homogenised frame as crops of another one of the same input.
+    """Crops ``(N, 3, 3)`` of one homogenized frame as crops of another one of the same input.
 
-    The centre stays exactly where it is in the input, and so does the area; a square has no rotation and one
+    The center stays exactly where it is in the input, and so does the area; a square has no rotation and one
     size, so what the two poses differ in roll and aspect is left out.
 
     Args:
-        theta2: old homogenised frame from crop.
+        theta2: old homogenized frame from crop.
         input_from_old: theta1 ``(N, 3, 3)`` in which the crops were found.
         input_from_new: theta1 ``(N, 3, 3)`` in which they are wanted.
     """
     moved = compose(invert(input_from_new), input_from_old, theta2)
     area = moved[:, 0, 0] * moved[:, 1, 1] - moved[:, 0, 1] * moved[:, 1, 0]
-    half, centre = area.sqrt()[:, None], moved[:, :2, 2]
-    return matrix_from_box(torch.cat([centre - half, centre + half], dim=1))
+    half, center = area.sqrt()[:, None], moved[:, :2, 2]
+    return matrix_from_box(torch.cat([center - half, center + half], dim=1))
 
 
 def widened(matrix: Tensor, factor: float) -> Tensor:
-    """Larger squares ``(N, 3, 3)`` around the same centres, at most the frame and moved to lie within it."""
+    """Larger squares ``(N, 3, 3)`` around the same centers, at most the frame and moved to lie within it."""
     scale = (matrix[:, 0, 0] * factor).clamp(max=1.0)
     room = (1.0 - scale)[:, None]
-    centre = matrix[:, :2, 2].clamp(-room, room)
-    return matrix_from_box(torch.cat([centre - scale[:, None], centre + scale[:, None]], dim=1))
+    center = matrix[:, :2, 2].clamp(-room, room)
+    return matrix_from_box(torch.cat([center - scale[:, None], center + scale[:, None]], dim=1))
 
 
 def mirrored(matrix: Tensor) -> Tensor:
     """Transforms ``(..., 3, 3)`` by which the flip of their crop is cut: ``matrix · M``, M = diag(-1, 1, 1).
 
-    Mirroring belongs into the transform. A patient mirrored about the line x = 0 of the homogenised frame is
-    seen through theta1 · M. The crop must be mirrored with the patient, theta2' = M · theta2 · M (centre
+    Mirroring belongs into the transform. A patient mirrored about the line x = 0 of the homogenized frame is
+    seen through theta1 · M. The crop must be mirrored with the patient, theta2' = M · theta2 · M (center
     ``(-tx, ty)``, the same size): one that stayed where it was would show the other side of the body, and cut
     off the label of an organ that lies on one side. Together theta1 · M · theta2' = theta1 · theta2 · M. So
     the mirrored patient in the mirrored crop is exactly the plain crop with its columns in reverse, whatever
@@ -142,7 +142,7 @@ def mirrored(matrix: Tensor) -> Tensor:
 def jittered(
     matrix: Tensor, noise: Tensor, *, shift: float, scale: float, min_scale: float = MIN_CROP
 ) -> Tensor:
-    """theta2 with its centre and size disturbed, for training a U-Net that meets imperfect crops.
+    """theta2 with its center and size disturbed, for training a U-Net that meets imperfect crops.
 
     Args:
         matrix: ``(N, 3, 3)``.
@@ -152,6 +152,6 @@ def jittered(
         min_scale: smallest side.
     """
     size = (matrix[:, 0, 0] * torch.exp(scale * noise[:, 0])).clamp(min_scale, 1.0)
-    centre = matrix[:, :2, 2] + shift * matrix[:, 0, 0, None] * noise[:, 1:]
-    box = torch.cat([centre - size[:, None], centre + size[:, None]], dim=1)
+    center = matrix[:, :2, 2] + shift * matrix[:, 0, 0, None] * noise[:, 1:]
+    box = torch.cat([center - size[:, None], center + size[:, None]], dim=1)
     return matrix_from_box(box, min_scale=min_scale)

@@ -20,17 +20,17 @@ NO_FLOAT64 = ("mps",)
 
 
 class Moments(NamedTuple):
-    """Moments of masks up to the second order, in normalised coordinates of a square frame.
+    """Moments of masks up to the second order, in normalized coordinates of a square frame.
 
     Args:
-        centre: ``(N, 2)`` as ``(x, y)``.
+        center: ``(N, 2)`` as ``(x, y)``.
         angle: ``(N,)`` of the longer axis, in (-pi/2, pi/2], positive from +x to +y.
         radii: ``(N, 2)`` standard deviations along the longer axis and across it.
         elongation: ``(N,)`` (l1 - l2) / (l1 + l2) of the eigenvalues: 0 is round, 1 a line.
-        empty: ``(N,)`` no mass: centre 0, angle 0, radii 1.
+        empty: ``(N,)`` no mass: center 0, angle 0, radii 1.
     """
 
-    centre: Tensor
+    center: Tensor
     angle: Tensor
     radii: Tensor
     elongation: Tensor
@@ -61,10 +61,10 @@ def moments(mask: Tensor) -> Moments:
     root = ((xx - yy) / 2.0).square().add(xy.square()).sqrt()
     mean = (xx + yy) / 2.0
     radii = torch.stack([mean + root, mean - root], dim=1).clamp(min=(0.5 / w) ** 2).sqrt()
-    centre = torch.stack([cx, cy], dim=1)
+    center = torch.stack([cx, cy], dim=1)
     blank = empty[:, None]
     return Moments(
-        centre=torch.where(blank, 0.0, centre).float(),
+        center=torch.where(blank, 0.0, center).float(),
         angle=torch.where(empty, 0.0, angle).float(),
         radii=torch.where(blank, 1.0, radii).float(),
         elongation=torch.where(empty, 0.0, root / mean.clamp(min=1e-12)).float(),
@@ -73,7 +73,7 @@ def moments(mask: Tensor) -> Moments:
 
 
 def believed_angle(elongation: Tensor, angle: Tensor) -> Tensor:
-    """The angle drawn towards upright where the outline is nearly round and its axis mostly noise.
+    """The angle drawn toward upright where the outline is nearly round and its axis mostly noise.
 
     The axis of second moments with elongation e, disturbed by a change of shape of relative size s, turns by
     about s / (2 e); with a Gaussian prior of the roll this is the posterior mean.
@@ -104,9 +104,9 @@ def upright_axis(of: Moments) -> Tensor:
 
 
 def pose_from_moments(of: Moments, reference: Moments, *, max_log_scale: float = math.log(6.0)) -> Tensor:
-    """Poses ``(N, 5)`` that bring outlines onto the reference's centre, axis and radii.
+    """Poses ``(N, 5)`` that bring outlines onto the reference's center, axis and radii.
 
-    Matrix ``input_from_homogenised``: the reference's ellipse is mapped onto each outline's. Float32 under
+    Matrix ``input_from_homogenized``: the reference's ellipse is mapped onto each outline's. Float32 under
     autocast.
 
     Args:
@@ -142,6 +142,6 @@ def _onto(
     turn = angle - reference_angle
     linear = matrix_from_pose(torch.cat([turn[:, None], log_scale, torch.zeros_like(log_scale)], dim=1))
     with torch.autocast(linear.device.type, enabled=False):
-        carried = (linear[:, :2, :2] @ reference.centre[..., None]).squeeze(-1)
-    pose = torch.cat([turn[:, None], log_scale, of.centre - carried], dim=1)
+        carried = (linear[:, :2, :2] @ reference.center[..., None]).squeeze(-1)
+    pose = torch.cat([turn[:, None], log_scale, of.center - carried], dim=1)
     return torch.where(of.empty[:, None], torch.zeros_like(pose), pose)

@@ -1,9 +1,9 @@
 """Five numbers of a pose and their matrix: theta1 = T · R · S.
 
 A pose is a tensor ``(..., 5)``: ``angle`` in radians, positive from +x to +y; ``log_scale_x``,
-``log_scale_y``, natural logarithms; ``shift_x``, ``shift_y`` in normalised coordinates of a square frame.
-The matrix maps the homogenised frame to the input frame (``input_from_homogenised``), so a scale below 1
-enlarges the patient. Frames are square, hence normalised units are isotropic and R is a true rotation.
+``log_scale_y``, natural logarithms; ``shift_x``, ``shift_y`` in normalized coordinates of a square frame.
+The matrix maps the homogenized frame to the input frame (``input_from_homogenized``), so a scale below 1
+enlarges the patient. Frames are square, hence normalized units are isotropic and R is a true rotation.
 """
 
 import torch
@@ -48,9 +48,9 @@ def pose_from_matrix(matrix: Tensor) -> Tensor:
 
 
 def add_residual(start: Tensor, residual: Tensor) -> Tensor:
-    """Follow a pose by a small change seen in the homogenised frame, staying in T · R · S.
+    """Follow a pose by a small change seen in the homogenized frame, staying in T · R · S.
 
-    Angles and log scales add; the residual's shift is measured in the homogenised frame and carried through
+    Angles and log scales add; the residual's shift is measured in the homogenized frame and carried through
     the start's matrix. The plain product of two such matrices would shear. Both ``(..., 5)``. At least
     float32 under autocast.
     """

@@ -3,9 +3,9 @@
 A pose is a tensor ``(..., 9)``: ``roll``, ``pitch``, ``yaw`` in radians, right-handed (roll about z, +x to
 +y; pitch about x, +y to +z; yaw about y, +z to +x); three natural logarithms of scales; three shifts.
 Coordinates are isotropic: units of half the frame's side along x, y and z alike, the origin in the frame's
-centre and the scan's middle (:meth:`isopose.geometry.frame.Frame.stack_from_frame`), so R is a true rotation
-whatever the spacing of the slices. The matrix maps the homogenised frame to the input frame
-(``frame_from_homogenised``), so a scale below 1 enlarges the patient.
+center and the scan's middle (:meth:`isopose.geometry.frame.Frame.stack_from_frame`), so R is a true rotation
+whatever the spacing of the slices. The matrix maps the homogenized frame to the input frame
+(``frame_from_homogenized``), so a scale below 1 enlarges the patient.
 """
 
 import torch
@@ -53,7 +53,7 @@ def pose3d_from_matrix(matrix: Tensor) -> Tensor:
 
 
 def add_residual3d(start: Tensor, residual: Tensor) -> Tensor:
-    """Follow a pose by a small change seen in the homogenised frame, staying in T · R · S; both ``(..., 9)``.
+    """Follow a pose by a small change seen in the homogenized frame, staying in T · R · S; both ``(..., 9)``.
 
     As :func:`isopose.geometry.similarity.add_residual`: angles and log scales add, the residual's shift is
     carried through the start's matrix. At least float32 under autocast.

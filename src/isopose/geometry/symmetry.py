@@ -49,12 +49,12 @@ def symmetry_axis(
     inside = image[mask > 0.5]
     low, high = (inside.min(), inside.max()) if inside.numel() else (image.min(), image.max())
     value = mask * (PEDESTAL + ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0))
-    centre = moments(mask).centre
+    center = moments(mask).center
     angles = torch.arange(-round(limit / step), round(limit / step) + 1, device=image.device) * step
     scores = []
     for angle in angles:
-        zero = torch.zeros_like(centre)
-        pose = torch.cat([angle.expand(len(centre), 1), zero, centre], dim=1)
+        zero = torch.zeros_like(center)
+        pose = torch.cat([angle.expand(len(center), 1), zero, center], dim=1)
         turned = warp(value, matrix_from_pose(pose), (SIZE, SIZE))
         scores.append(torch.stack([_mirror_agreement(turned.roll(s, dims=3)) for s in SHIFTS]).amax(dim=0))
     table = torch.stack(scores)

@@ -1,7 +1,7 @@
 """A volume that knows where it lies in the patient.
 
-Convention: arrays are ``(z, y, x)``; points and indices are ``(x, y, z)``; the world is LPS in millimetres
-(x grows to the patient's left, y to the back, z to the head); an index names a voxel's centre.
+Convention: arrays are ``(z, y, x)``; points and indices are ``(x, y, z)``; the world is LPS in millimeters
+(x grows to the patient's left, y to the back, z to the head); an index names a voxel's center.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Volume:
 
     Args:
         array: ``(z, y, x)``, any real dtype.
-        world_from_index: ``(4, 4)`` float64, maps ``(x, y, z, 1)`` indices to LPS millimetres.
+        world_from_index: ``(4, 4)`` float64, maps ``(x, y, z, 1)`` indices to LPS millimeters.
 
     Raises:
         InputError: not three non-empty dimensions, a non-finite, singular or sheared matrix.
@@ -66,7 +66,7 @@ class Volume:
 
     @property
     def origin(self) -> np.ndarray:
-        """LPS position of the centre of voxel (0, 0, 0), in mm."""
+        """LPS position of the center of voxel (0, 0, 0), in mm."""
         return self.world_from_index[:3, 3].copy()
 
     def with_array(self, array: np.ndarray) -> "Volume":
@@ -80,7 +80,7 @@ class Volume:
         return Volume(array, self.world_from_index)
 
     def same_grid(self, other: "Volume", tolerance_mm: float = 0.01) -> bool:
-        """Whether both have the same shape and no voxel centre lies further apart than the tolerance."""
+        """Whether both have the same shape and no voxel center lies further apart than the tolerance."""
         return self.array.shape == other.array.shape and self.grid_distance(other) <= tolerance_mm
 
     def grid_distance(self, other: "Volume") -> float:

@@ -1,6 +1,6 @@
 """The only place where images and volumes are resampled on tensors.
 
-Convention: normalised coordinates ``(x, y)``, of volumes ``(x, y, z)``, in [-1, 1] from the outer edge of the
+Convention: normalized coordinates ``(x, y)``, of volumes ``(x, y, z)``, in [-1, 1] from the outer edge of the
 first pixel to the outer edge of the last (``align_corners=False``), so that a matrix means the same at every
 resolution. Matrices map output to input, as samplers need it: ``x_input = input_from_output @ x_output``.
 """
@@ -41,7 +41,7 @@ def warp(
 
     Args:
         image: ``(N, C, H, W)``, or volumes ``(N, C, D, H, W)``.
-        input_from_output: ``(N, 3, 3)`` or ``(3, 3)``, normalised output to normalised input coordinates; of
+        input_from_output: ``(N, 3, 3)`` or ``(3, 3)``, normalized output to normalized input coordinates; of
             volumes ``(N, 4, 4)`` or ``(4, 4)``.
         size: ``(h, w)`` of the output, or ``(d, h, w)``.
         fill: value outside the input: air for images, 0 for masks and probabilities.
@@ -78,7 +78,7 @@ def warp_straight(
 
     Args:
         image: ``(N, C, H, W)``.
-        input_from_output: ``(3, 3)``, normalised output to normalised input coordinates.
+        input_from_output: ``(3, 3)``, normalized output to normalized input coordinates.
         size: ``(h, w)`` of the output.
         fill: value outside the input.
         mode: interpolation.
@@ -136,7 +136,7 @@ def warp_slabs(
 
 
 def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
-    """``(4, 4)`` from the normalised coordinates of slices ``first`` to ``last - 1`` to the whole stack's."""
+    """``(4, 4)`` from the normalized coordinates of slices ``first`` to ``last - 1`` to the whole stack's."""
     matrix = torch.eye(4)
     matrix[2, 2], matrix[2, 3] = (last - first) / depth, (first + last) / depth - 1.0
     return matrix
@@ -152,9 +152,9 @@ def _grid(input_from_output: Tensor, size: Size) -> Tensor:
     grid = columns[axes].reshape(n, *[1] * axes, axes)
     # From the outermost axis to x, so that only the last sum is as large as the output.
     for place, side in enumerate(size):
-        centres = (2.0 * torch.arange(side, device=grid.device, dtype=grid.dtype) + 1.0) / side - 1.0
+        centers = (2.0 * torch.arange(side, device=grid.device, dtype=grid.dtype) + 1.0) / side - 1.0
         along = columns[axes - 1 - place].reshape(n, *[1] * axes, axes)
-        grid = grid + along * centres.reshape(-1, *[1] * (axes - place))
+        grid = grid + along * centers.reshape(-1, *[1] * (axes - place))
     return grid
 
 
@@ -191,7 +191,7 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     widest = float(sigma.max()) if len(sigma) else 0.0
     if not math.isfinite(widest):
         raise FloatingPointError("a pose or crop is not finite")
-    # Below a fifth of a pixel the kernel's neighbours weigh less than 1e-5: no blur at all.
+    # Below a fifth of a pixel the kernel's neighbors weigh less than 1e-5: no blur at all.
     if widest < 0.2:
         return image
     radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
@@ -241,8 +241,8 @@ def block_means(image: Tensor, least: int) -> Tensor:
     return reduce(add, [rows[..., first::block] for first in range(block)]) / block**2
 
 
-def normalised_from_pixel(size: Size, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``(3, 3)`` matrix from pixel indices ``(x, y)`` (centres) to normalised coordinates, for ``(h, w)``.
+def normalized_from_pixel(size: Size, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``(3, 3)`` matrix from pixel indices ``(x, y)`` (centers) to normalized coordinates, for ``(h, w)``.
 
     For ``(d, h, w)`` it is ``(4, 4)``, from voxel indices ``(x, y, z)``.
     """

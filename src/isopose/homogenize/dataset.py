@@ -23,7 +23,7 @@ from isopose.files import (
     write_json,
     write_text,
 )
-from isopose.homogenize.homogeniser import Homogeniser, open_homogeniser
+from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import (
     FOLDER,
     FORMAT,
@@ -34,7 +34,7 @@ from isopose.homogenize.record import (
     record_path,
     write_record,
 )
-from isopose.homogenize.scan import homogenise
+from isopose.homogenize.scan import homogenize_scan
 from isopose.inference.scans import find_scans
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
@@ -121,9 +121,9 @@ def homogenize(
         InputError: no such model, or a folder that holds something else.
         RunError: the output is full or cannot be written to.
     """
-    homogeniser = open_homogeniser(model, config)
-    job = job_of(dataset, output, config, model, homogeniser)
-    head = head_of(dataset, job, homogeniser)
+    estimator = open_estimator(model, config)
+    job = job_of(dataset, output, config, model, estimator)
+    head = head_of(dataset, job, estimator)
     check_claim(job, dataset)
     output_folder(job.root)
     with only_writer(job.root):
@@ -166,15 +166,15 @@ def _told(outcome: Outcome, seconds_left: float) -> str:
 
 
 def job_of(
-    dataset: Dataset, root: Path, config: HomogenizeConfig, model: Path | None, homogeniser: Homogeniser
+    dataset: Dataset, root: Path, config: HomogenizeConfig, model: Path | None, estimator: PoseEstimator
 ) -> Job:
     """What all cases of a run share."""
     labels = dataset.labels
-    decides = [FORMAT, __version__, config.model_dump(mode="json"), homogeniser.sha256, dict(labels.values)]
+    decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, dict(labels.values)]
     return Job(Path(root), model, config, labels, hash_of(decides))
 
 
-def head_of(dataset: Dataset, job: Job, homogeniser: Homogeniser) -> dict[str, Any]:
+def head_of(dataset: Dataset, job: Job, estimator: PoseEstimator) -> dict[str, Any]:
     """What ``homogenize.json`` says of all cases."""
     return {
         "format": FORMAT,
@@ -183,12 +183,12 @@ def head_of(dataset: Dataset, job: Job, homogeniser: Homogeniser) -> dict[str, A
         "settings_sha256": job.settings_sha256,
         "per": job.config.per,
         "crop": job.config.crop,
-        "poses_from": homogeniser.origin,
-        "poses_sha256": homogeniser.sha256,
+        "poses_from": estimator.origin,
+        "poses_sha256": estimator.sha256,
         "reference": {
-            "size": homogeniser.size,
-            "pixel_mm": homogeniser.pixel_mm,
-            "side_mm": homogeniser.side_mm,
+            "size": estimator.size,
+            "pixel_mm": estimator.pixel_mm,
+            "side_mm": estimator.side_mm,
         },
         # nnU-Net wants consecutive values; restoring gives the dataset's own back.
         "labels": {
@@ -234,14 +234,14 @@ def claim(job: Job, head: dict[str, Any]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogeniser:
+def _estimator(model: Path | None, config: HomogenizeConfig) -> PoseEstimator:
     """Opened once in each process."""
-    return open_homogeniser(model, config)
+    return open_estimator(model, config)
 
 
 @one_thread()
 def make_case(case: Case, *, job: Job, reported: type[Exception] = Exception) -> Outcome:
-    """Homogenise one case and write it, unless it is there already; why it cannot be done is not raised.
+    """Homogenize one case and write it, unless it is there already; why it cannot be done is not raised.
 
     Of what is raised only ``reported`` becomes the case's line; a cluster tries again what may pass.
 
@@ -270,7 +270,7 @@ def _make_case(case: Case, job: Job) -> Outcome:
     if case.label is not None:
         stored = read_labels(case.label, like=volume, note=notes.append)
         classes = stored.with_array(job.labels.to_classes(stored.array))
-    scan = homogenise(_homogeniser(job.model, job.config), volume, classes)
+    scan = homogenize_scan(_estimator(job.model, job.config), volume, classes)
     scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
     image, label = _paths(job.root, case.id, part)
     # The record last: where it lies, the files are whole.

@@ -1,4 +1,4 @@
-"""What is kept with a homogenised case: how it came there, what from, and how far to trust it."""
+"""What is kept with a homogenized case: how it came there, what from, and how far to trust it."""
 
 import json
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from isopose import __version__
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
 from isopose.geometry.similarity import ANGLE
-from isopose.homogenize.scan import HomogenisedScan
+from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import STRICT, Transform
 from isopose.models.pose import POSE_SOURCES
 
-#: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenise` computes.
+#: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
 FORMAT = 2
-#: Folder of the cases' records in a homogenised dataset, and the file that describes all of it.
+#: Folder of the cases' records in a homogenized dataset, and the file that describes all of it.
 FOLDER, HEAD = "transforms", "homogenize.json"
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -45,7 +45,7 @@ class SliceFacts:
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """One homogenised case. Nothing in it names a patient but the case's id.
+    """One homogenized case. Nothing in it names a patient but the case's id.
 
     Args:
         format: of this record.
@@ -84,7 +84,7 @@ CASE = TypeAdapter(CaseRecord)
 
 
 def record_path(root: Path, case: str) -> Path:
-    """Where a case's record lies in a homogenised dataset."""
+    """Where a case's record lies in a homogenized dataset."""
     return root / FOLDER / f"{case}.json"
 
 
@@ -92,7 +92,7 @@ def write_record(
     root: Path,
     case: str,
     part: Literal["Tr", "Ts"],
-    scan: HomogenisedScan,
+    scan: HomogenizedScan,
     settings_sha256: str,
     sources: dict[str, str],
     files: list[Path],

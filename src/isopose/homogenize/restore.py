@@ -1,4 +1,4 @@
-"""``isopose restore``: another segmenter's answers on homogenised scans, back on each scan's own grid."""
+"""``isopose restore``: another segmenter's answers on homogenized scans, back on each scan's own grid."""
 
 import glob
 import os
@@ -77,7 +77,7 @@ def restore(
     Label maps (``CASE.nii.gz`` or another ending that can be read) come back value by value, linearly, the
     largest share wins. Probabilities (``CASE_CLASS.nii.gz``, beside them or in a folder ``probabilities``)
     come back as they are, what they lack to 1 goes to the background, and the label map is made of them. The
-    values of a labelled dataset, which were made consecutive, become the dataset's own again.
+    values of a labeled dataset, which were made consecutive, become the dataset's own again.
 
     Writes ``CASE.nii.gz``, ``probabilities/CASE_CLASS.nii.gz`` and, last, ``CASE.json``. What is there whole,
     made from the same files, is not done again.
@@ -91,7 +91,7 @@ def restore(
         reporter: where progress goes.
 
     Raises:
-        InputError: no homogenised dataset, no prediction, or a result would replace another file.
+        InputError: no homogenized dataset, no prediction, or a result would replace another file.
         RunError: the output is full or cannot be written to.
     """
     job = _Job(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
@@ -133,7 +133,7 @@ def _restore_all(found: Sequence[_Prediction], job: _Job, workers: int, reporter
 
 
 def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
-    """Of each label the value in the homogenised dataset and the one to be written."""
+    """Of each label the value in the homogenized dataset and the one to be written."""
     where = homogenized / HEAD
     if not where.is_file():
         raise InputError(
@@ -261,7 +261,7 @@ def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
 
 def _from_labels(path: Path, job: _Job, transform: Transform, notes: list[str]) -> Volume:
     """A label map on the scan's own grid; how it was read otherwise than stored is added to the notes."""
-    labels = read_labels(path, like=transform.homogenised, note=notes.append)
+    labels = read_labels(path, like=transform.homogenized, note=notes.append)
     present = values_in(labels.array)
     table = np.arange(256, dtype=np.uint8)
     if job.values and not job.keep_values:
@@ -302,7 +302,7 @@ def _from_probabilities(
             yield named.get(name, 0), back
 
     labels = largest_share(shares(), shape)
-    # Outside the homogenised grid nothing is known: the missing mass is background.
+    # Outside the homogenized grid nothing is known: the missing mass is background.
     write(BACKGROUND, rest.clip(min=0.0))
     if not set(classes) <= set(named):
         return None
@@ -311,7 +311,7 @@ def _from_probabilities(
 
 def _probability(path: Path, transform: Transform) -> np.ndarray:
     """One class' probability on the reoriented slices ``(z, h, w)``, 0 outside."""
-    values = on_image_grid(path, read_volume(path), transform.homogenised)
+    values = on_image_grid(path, read_volume(path), transform.homogenized)
     low, high = float(values.array.min()), float(values.array.max())
     if low < -1e-3 or high > 1.0 + 1e-3:
         raise InputError(f"{path}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")

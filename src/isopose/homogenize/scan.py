@@ -11,9 +11,9 @@ from isopose.geometry.similarity import matrix_from_pose
 from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, matrix_from_pose3d
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
-from isopose.homogenize.homogeniser import Homogeniser
+from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.transform import Grid, Nine, Row, Transform
-from isopose.homogenize.warping import homogenised_image, homogenised_labels, values_in
+from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
 from isopose.inference.poses import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
 from isopose.models.pose3d import places, volume_pose
 
@@ -24,11 +24,11 @@ LOW = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class HomogenisedScan:
+class HomogenizedScan:
     """A scan in the reference's pose and size.
 
     Args:
-        image: int16 HU on the homogenised grid.
+        image: int16 HU on the homogenized grid.
         labels: uint8 classes on the same grid, or none.
         transform: how it came there.
         poses: of its slices, and how sure they are.
@@ -43,46 +43,48 @@ class HomogenisedScan:
 
 
 @torch.inference_mode()
-def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None = None) -> HomogenisedScan:
+def homogenize_scan(
+    estimator: PoseEstimator, volume: Volume, classes: Volume | None = None
+) -> HomogenizedScan:
     """Bring one scan, and its labels if given, to the reference's pose and size.
 
     Args:
-        homogeniser: finds the poses.
+        estimator: finds the poses.
         volume: CT in Hounsfield units, any size, spacing and orientation.
         classes: class indices on the volume's grid.
 
     Raises:
         InputError: non-finite values, or no body.
     """
-    prepared = prepare_as(volume, homogeniser.scale, homogeniser.fov_mm, homogeniser.data)
-    transformer, settings = homogeniser.transformer, homogeniser.predict
+    prepared = prepare_as(volume, estimator.scale, estimator.fov_mm, estimator.data)
+    transformer, settings = estimator.transformer, estimator.predict
     records = PoseRecords.empty(len(prepared.image))
     batches = batches_of(prepared, settings.batch_size)
     slices = find_poses(transformer, prepared, batches, settings, records)
-    networks, crop = homogeniser.crop or homogeniser.joint, None
+    networks, crop = estimator.crop or estimator.joint, None
     if networks is not None and batches:
         theta2 = find_crops(networks, prepared, batches, records)
-        crop = _box_of(theta2) if homogeniser.crop is not None else None
+        crop = _box_of(theta2) if estimator.crop is not None else None
     if records.shown.any():
-        # Slices without a body have no pose of their own; they stay beside their neighbours.
+        # Slices without a body have no pose of their own; they stay beside their neighbors.
         records.pose[~records.shown] = records.common_pose()
     else:
         records.pose[:] = 0.0
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
-    if homogeniser.tilted:
+    if estimator.tilted:
         z = places(np.flatnonzero(records.shown), len(prepared.image), _stack_from_frame(prepared))
         pose = torch.zeros(POSE3D_SIZE) if slices is None else volume_pose(transformer, slices, z).pose
-        transform, warnings = _tilted(homogeniser, prepared, records, pose, marked)
+        transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
-        transform, warnings = _transform(homogeniser, prepared, records, marked, crop)
-    image, labels = homogenised_image(volume, transform), None
+        transform, warnings = _transform(estimator, prepared, records, marked, crop)
+    image, labels = homogenized_image(volume, transform), None
     if classes is not None:
-        labels = homogenised_labels(classes, transform)
+        labels = homogenized_labels(classes, transform)
         lost = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
         if lost:
             warnings += (f"too small to be seen at the new size: labels {lost}",)
-    doubts = pose_warnings(records, transformer, settings, joint=homogeniser.joint is not None)
-    return HomogenisedScan(
+    doubts = pose_warnings(records, transformer, settings, joint=estimator.joint is not None)
+    return HomogenizedScan(
         image,
         labels,
         transform,
@@ -92,17 +94,17 @@ def homogenise(homogeniser: Homogeniser, volume: Volume, classes: Volume | None 
 
 
 def _transform(
-    homogeniser: Homogeniser,
+    estimator: PoseEstimator,
     prepared: Prepared,
     records: PoseRecords,
     marked: np.ndarray | None,
     crop: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
     """The transform of a scan whose poses are known; its grid holds the body, or the crop, and all labels."""
-    usual, first_mm = homogeniser.size, float(prepared.world_from_index[2, 3])
+    usual, first_mm = estimator.size, float(prepared.world_from_index[2, 3])
 
     def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
-        grid = Grid(usual, size, homogeniser.pixel_mm, prepared.spacing[2], first_mm, middle)
+        grid = Grid(usual, size, estimator.pixel_mm, prepared.spacing[2], first_mm, middle)
         return _through(grid, prepared, records)
 
     if crop is None:
@@ -119,19 +121,19 @@ def _transform(
 
 
 def _tilted(
-    homogeniser: Homogeniser,
+    estimator: PoseEstimator,
     prepared: Prepared,
     records: PoseRecords,
     pose: Tensor,
     marked: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
     """Likewise where the whole volume has one pose with pitch and yaw; its slices are as thick as before."""
-    usual, side_mm, fov_mm = homogeniser.size, homogeniser.side_mm, prepared.frame.fov_mm
+    usual, side_mm, fov_mm = estimator.size, estimator.side_mm, prepared.frame.fov_mm
     # How much smaller the reference is along z than the scan, whose slices are then nearer to each other.
     slice_mm = prepared.spacing[2] * side_mm / fov_mm / float(pose[LOG_SCALES][2].exp())
 
     def on(size: int, slices: int, first_mm: float) -> Transform:
-        grid = Grid(usual, size, homogeniser.pixel_mm, slice_mm, first_mm, slices=slices)
+        grid = Grid(usual, size, estimator.pixel_mm, slice_mm, first_mm, slices=slices)
         return _through(grid, prepared, records, tuple(pose.tolist()))
 
     stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose3d(pose))
@@ -151,7 +153,7 @@ def _tilted(
 
 
 def _through(grid: Grid, prepared: Prepared, records: PoseRecords, tilted: Nine | None = None) -> Transform:
-    """Between a scan's own grid and a homogenised one."""
+    """Between a scan's own grid and a homogenized one."""
     return Transform(
         shape=prepared.native_shape,
         world_from_index=_rows(prepared.native_world_from_index),
@@ -207,11 +209,11 @@ def _square(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
 
 
 def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
-    """``(x0, y0, x1, y1)`` of what is marked, in normalised coordinates of a target; none where nothing is.
+    """``(x0, y0, x1, y1)`` of what is marked, in normalized coordinates of a target; none where nothing is.
 
     Args:
         mask: ``(z, h, w)``.
-        target_from_image: ``(z, 3, 3)`` between normalised coordinates.
+        target_from_image: ``(z, 3, 3)`` between normalized coordinates.
     """
     seen = [
         (matrix @ np.concatenate([outline, np.ones((1, outline.shape[1]))]))[:2]
@@ -234,7 +236,7 @@ def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | N
 
 
 def _outline(inside: np.ndarray) -> list[np.ndarray]:
-    """``(2, N)`` normalised outer corners of the outermost pixels of each row, in a list that may be empty.
+    """``(2, N)`` normalized outer corners of the outermost pixels of each row, in a list that may be empty.
 
     A linear map of what is marked has its extremes among them.
     """

@@ -1,4 +1,4 @@
-"""The way between a scan's own grid and its homogenised one, in numbers that a file can hold."""
+"""The way between a scan's own grid and its homogenized one, in numbers that a file can hold."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -16,7 +16,7 @@ from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import compose
 
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
-Millimetres = Annotated[float, Field(gt=1e-6, le=1e6)]
+Millimeters = Annotated[float, Field(gt=1e-6, le=1e6)]
 Triple = tuple[Size, Size, Size]
 Row = tuple[float, float, float, float]
 #: Radians, logarithms of scales, shifts in half sides: beyond these no body is in any frame.
@@ -28,15 +28,15 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Grid:
-    """Homogenised slices of square pixels around the reference's middle, which lies at x = y = 0.
+    """Homogenized slices of square pixels around the reference's middle, which lies at x = y = 0.
 
     The world is LPS: x grows to the patient's left, y to the back, z to the head, each along its own axis.
 
     Args:
         usual: pixels along a side of the reference's frame.
         size: pixels along a side of this case; more than usual where its body needs them.
-        pixel_mm: side of a pixel in the reference's millimetres.
-        slice_mm: distance of the slices, the scan's own; of a tilted case in the reference's millimetres.
+        pixel_mm: side of a pixel in the reference's millimeters.
+        slice_mm: distance of the slices, the scan's own; of a tilted case in the reference's millimeters.
         first_mm: z of the first slice, likewise; a tilted case's middle lies at 0.
         middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
         slices: of a tilted case; else none, for there are as many as the scan has.
@@ -44,8 +44,8 @@ class Grid:
 
     usual: Size
     size: Size
-    pixel_mm: Millimetres
-    slice_mm: Millimetres
+    pixel_mm: Millimeters
+    slice_mm: Millimeters
     first_mm: float
     middle: tuple[Posed, Posed] = (0.0, 0.0)
     slices: Size | None = None
@@ -53,15 +53,15 @@ class Grid:
 
     @property
     def world_from_index(self) -> np.ndarray:
-        """``(4, 4)`` from ``(x, y, z)`` indices to LPS millimetres."""
+        """``(4, 4)`` from ``(x, y, z)`` indices to LPS millimeters."""
         matrix = np.diag([self.pixel_mm, self.pixel_mm, self.slice_mm, 1.0])
         edges = [0.5 * (part * self.usual - self.size + 1) * self.pixel_mm for part in self.middle]
         matrix[:3, 3] = (*edges, self.first_mm)
         return matrix
 
     @property
-    def homogenised_from_grid(self) -> Tensor:
-        """``(3, 3)`` from normalised coordinates of this grid to those of the reference's frame."""
+    def homogenized_from_grid(self) -> Tensor:
+        """``(3, 3)`` from normalized coordinates of this grid to those of the reference's frame."""
         part, (x, y) = self.size / self.usual, self.middle
         return torch.tensor([[part, 0.0, x], [0.0, part, y], [0.0, 0.0, 1.0]])
 
@@ -71,7 +71,7 @@ class Grid:
         assert self.slices is not None, "of a tilted case"
         half = 0.5 * self.usual * self.pixel_mm
         matrix = torch.eye(4)
-        matrix[:2, :2], matrix[:2, 3] = self.homogenised_from_grid[:2, :2], self.homogenised_from_grid[:2, 2]
+        matrix[:2, :2], matrix[:2, 3] = self.homogenized_from_grid[:2, :2], self.homogenized_from_grid[:2, 2]
         matrix[2, 2] = 0.5 * self.slices * self.slice_mm / half
         matrix[2, 3] = (self.first_mm + 0.5 * (self.slices - 1) * self.slice_mm) / half
         return matrix
@@ -79,15 +79,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Transform:
-    """Everything that brings a case to its homogenised grid and back.
+    """Everything that brings a case to its homogenized grid and back.
 
     Args:
         shape: ``(z, y, x)`` of the scan as stored.
-        world_from_index: ``(4, 4)`` of the scan as stored, LPS millimetres.
+        world_from_index: ``(4, 4)`` of the scan as stored, LPS millimeters.
         axes: stored axis that each of x, y, z of the reoriented volume is.
         flips: whether it is flipped.
         frame: square in the plane of the reoriented slices, mm.
-        grid: homogenised.
+        grid: homogenized.
         poses: theta1 of each reoriented slice from the feet: angle, two log scales, two shifts.
         tilted: the pose of the whole volume (``geometry/similarity3d.py``) where it has pitch and yaw;
             ``poses`` are then what the slices say in plane, and resample nothing.
@@ -130,8 +130,8 @@ class Transform:
         return _empty(self.shape, np.array(self.world_from_index))
 
     @property
-    def homogenised(self) -> Volume:
-        """The homogenised grid, likewise."""
+    def homogenized(self) -> Volume:
+        """The homogenized grid, likewise."""
         slices = self.grid.slices or len(self.poses)
         return _empty((slices, self.grid.size, self.grid.size), self.grid.world_from_index)
 
@@ -156,20 +156,20 @@ class Transform:
 
     @property
     def volume_from_grid(self) -> Tensor:
-        """``(4, 4)`` likewise, from normalised homogenised coordinates: what a sampler needs."""
+        """``(4, 4)`` likewise, from normalized homogenized coordinates: what a sampler needs."""
         return compose(self.volume_from_frame, self.grid.frame_from_grid)
 
     @property
     def slice_from_grid(self) -> Tensor:
-        """``(z, 3, 3)`` float32 from normalised homogenised coordinates to those of the reoriented slices.
+        """``(z, 3, 3)`` float32 from normalized homogenized coordinates to those of the reoriented slices.
 
-        slice_from_frame · theta1 · homogenised_from_grid: what a sampler needs to homogenise, and its inverse
+        slice_from_frame · theta1 · homogenized_from_grid: what a sampler needs to homogenize, and its inverse
         to restore.
         """
         x, y, _ = (float(side) for side in self.native.spacing[list(self.axes)])
         slice_from_frame = self.frame.slice_from_frame(self.slice_shape, (x, y))
         theta1 = matrix_from_pose(torch.tensor(self.poses, dtype=torch.float32))
-        return compose(slice_from_frame, theta1, self.grid.homogenised_from_grid)
+        return compose(slice_from_frame, theta1, self.grid.homogenized_from_grid)
 
 
 def _empty(shape: tuple[int, int, int], world_from_index: np.ndarray) -> Volume:

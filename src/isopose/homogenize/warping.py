@@ -15,8 +15,8 @@ from isopose.labels import voxels_of
 AIR_HU = -1024
 
 
-def homogenised_image(volume: Volume, transform: Transform) -> Volume:
-    """A scan in HU on its homogenised grid, int16; around it is air, the scan's own where it has some.
+def homogenized_image(volume: Volume, transform: Transform) -> Volume:
+    """A scan in HU on its homogenized grid, int16; around it is air, the scan's own where it has some.
 
     Raises:
         InputError: the volume is not on the transform's own grid.
@@ -24,7 +24,7 @@ def homogenised_image(volume: Volume, transform: Transform) -> Volume:
     array = _reoriented(volume, transform)
     low, high = max(AIR_HU, int(array.min())), min(int(np.iinfo(np.int16).max), int(np.ceil(array.max())))
     if transform.tilted is not None:
-        there = transform.homogenised
+        there = transform.homogenized
         seen = warped_volume(array.clip(low, high), transform.volume_from_grid, there.array.shape, float(low))
         return there.with_array(np.rint(seen).astype(np.int16))
     matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
@@ -37,15 +37,15 @@ def homogenised_image(volume: Volume, transform: Transform) -> Volume:
     return Volume(out, transform.grid.world_from_index)
 
 
-def homogenised_labels(labels: Volume, transform: Transform) -> Volume:
-    """Label values on the homogenised grid, uint8: each value linearly, the largest share wins.
+def homogenized_labels(labels: Volume, transform: Transform) -> Volume:
+    """Label values on the homogenized grid, uint8: each value linearly, the largest share wins.
 
     Raises:
         InputError: the labels are not on the transform's own grid.
     """
     array = _reoriented(labels, transform)
     if transform.tilted is not None:
-        there = transform.homogenised
+        there = transform.homogenized
         return there.with_array(_largest(array, transform.volume_from_grid, there.array.shape))
     size = (transform.grid.size, transform.grid.size)
     brought = warped_labels(array, transform.slice_from_grid, size, values_in(array))
@@ -53,12 +53,12 @@ def homogenised_labels(labels: Volume, transform: Transform) -> Volume:
 
 
 def restored_labels(labels: Volume, transform: Transform) -> Volume:
-    """Label values of the homogenised grid on the scan's own grid, likewise.
+    """Label values of the homogenized grid on the scan's own grid, likewise.
 
     Raises:
-        InputError: the labels are not on the homogenised grid.
+        InputError: the labels are not on the homogenized grid.
     """
-    array = _homogenised(labels, transform)
+    array = _homogenized(labels, transform)
     if transform.tilted is not None:
         back = _largest(array, invert(transform.volume_from_grid), transform.stack_shape)
     else:
@@ -71,9 +71,9 @@ def restored_share(values: Volume, transform: Transform) -> np.ndarray:
     """One class's probability on the reoriented slices ``(z, h, w)`` of the scan, float32, 0 outside.
 
     Raises:
-        InputError: the values are not on the homogenised grid.
+        InputError: the values are not on the homogenized grid.
     """
-    array = _homogenised(values, transform)
+    array = _homogenized(values, transform)
     if transform.tilted is not None:
         return warped_volume(array, invert(transform.volume_from_grid), transform.stack_shape, 0.0)
     matrix, size = invert(transform.slice_from_grid), transform.slice_shape
@@ -99,11 +99,11 @@ def values_in(labels: np.ndarray) -> list[int]:
 
 def _reoriented(volume: Volume, transform: Transform) -> np.ndarray:
     if not volume.same_grid(transform.native):
-        raise InputError("the volume does not lie on the grid of the scan that was homogenised")
+        raise InputError("the volume does not lie on the grid of the scan that was homogenized")
     return transform.reorientation.apply(volume.array)
 
 
-def _homogenised(volume: Volume, transform: Transform) -> np.ndarray:
-    if not volume.same_grid(transform.homogenised):
-        raise InputError("the volume does not lie on the homogenised grid that is to be restored")
+def _homogenized(volume: Volume, transform: Transform) -> np.ndarray:
+    if not volume.same_grid(transform.homogenized):
+        raise InputError("the volume does not lie on the homogenized grid that is to be restored")
     return volume.array

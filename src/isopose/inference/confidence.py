@@ -11,7 +11,7 @@ def touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> Tensor
 
     Args:
         probabilities: ``(N, classes, M, M)``.
-        theta2: ``(N, 3, 3)``, homogenised from crop.
+        theta2: ``(N, 3, 3)``, homogenized from crop.
         border: width in pixels that counts as the edge.
     """
     if border == 0:
@@ -29,18 +29,18 @@ def touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> Tensor
 
 
 def volume_touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> bool:
-    """Likewise of a volume's crop: any of its six faces that is not the homogenised volume's own.
+    """Likewise of a volume's crop: any of its six faces that is not the homogenized volume's own.
 
     Args:
         probabilities: ``(1, classes, D, M, M)``.
-        theta2: ``(1, 4, 4)``, homogenised from crop.
+        theta2: ``(1, 4, 4)``, homogenized from crop.
         border: width in voxels that counts as the face.
     """
     shown = marked(probabilities)[0]
     for axis in range(3):
-        scale, centre = float(theta2[0, axis, axis]), float(theta2[0, axis, 3])
+        scale, center = float(theta2[0, axis, axis]), float(theta2[0, axis, 3])
         size = shown.shape[2 - axis]
-        faces = ((0, centre - scale > -1.0), (size - border, centre + scale < 1.0))
+        faces = ((0, center - scale > -1.0), (size - border, center + scale < 1.0))
         for start, inside in faces:
             if border and inside and shown.narrow(2 - axis, start, border).any():
                 return True

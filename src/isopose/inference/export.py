@@ -1,7 +1,7 @@
 """``isopose export``: a model's networks, and all that lies between them, as two ONNX graphs.
 
 ``poses.onnx`` sees all slices of a scan and gives theta1 · theta2, of each or of the scan; ``segment.onnx``
-cuts, segments and restores by it (``inference/graphs.py``). Both take Hounsfield units and normalise them,
+cuts, segments and restores by it (``inference/graphs.py``). Both take Hounsfield units and normalize them,
 the second gives labels as they are stored, so that none of that can be done wrongly outside. ``export.json``
 says how a scan becomes the frames that they see. With them any runtime does what
 :func:`isopose.inference.predict.predict` and :func:`isopose.inference.volumes.predict_volume` do, in float32,

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Polygon
 from PIL import Image
 
 from isopose.files import replacing
-from isopose.labels import class_colours
+from isopose.labels import class_colors
 
 #: Soft-tissue window for images in HU.
 WINDOW_HU = (-160.0, 240.0)
@@ -37,15 +37,15 @@ class Steps:
 
     All images lie as :meth:`isopose.geometry.volume.Volume.reoriented` stores them: rows grow to the back and
     columns to the patient's left, so that a picture with row 0 on top is in radiological display. Corners are
-    ``(x, y)`` pixel centres in drawing order, origin in the centre of the first pixel.
+    ``(x, y)`` pixel centers in drawing order, origin in the center of the first pixel.
 
     Args:
-        native: ``(H, W)`` in HU or normalised.
+        native: ``(H, W)`` in HU or normalized.
         native_spacing_yx: pixel size along ``(y, x)`` in mm.
-        frame_outline: ``(4, 2)`` corners of the homogenised square in native pixels.
-        homogenised: ``(N, N)``.
-        reference_mask: ``(N, N)`` bool, the reference patient's body in the homogenised frame.
-        crop_outline: ``(4, 2)`` corners of the crop in homogenised pixels.
+        frame_outline: ``(4, 2)`` corners of the homogenized square in native pixels.
+        homogenized: ``(N, N)``.
+        reference_mask: ``(N, N)`` bool, the reference patient's body in the homogenized frame.
+        crop_outline: ``(4, 2)`` corners of the crop in homogenized pixels.
         cropped: ``(M, M)``.
         crop_classes: ``(M, M)`` class indices predicted in the crop.
         native_classes: ``(H, W)`` restored class indices.
@@ -60,7 +60,7 @@ class Steps:
     native: np.ndarray
     native_spacing_yx: tuple[float, float]
     frame_outline: np.ndarray
-    homogenised: np.ndarray
+    homogenized: np.ndarray
     reference_mask: np.ndarray
     crop_outline: np.ndarray
     cropped: np.ndarray
@@ -77,7 +77,7 @@ class Steps:
 def draw_steps(
     rows: Sequence[Steps], path: Path, label_names: Sequence[str], title: str | None = None
 ) -> None:
-    """Draw slices as rows of one PNG: input, homogenised, cropped, prediction in crop, restored.
+    """Draw slices as rows of one PNG: input, homogenized, cropped, prediction in crop, restored.
 
     The picture's resolution falls until the file is below :data:`LARGEST_PICTURE`.
 
@@ -122,7 +122,7 @@ def _figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None
     headings = [
         "Input",
         *(["Body"] if body else []),
-        "Homogenised",
+        "Homogenized",
         "Cropped",
         "Prediction in crop",
         "Restored",
@@ -149,15 +149,15 @@ def _figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None
         figure.text(0.15 / width, 1 - 0.14 / height, shown, color=_INK, size=13, weight="bold", va="top")
     for axes, heading in zip(cells[0], headings, strict=True):
         axes.set_title(heading, color=_INK, size=10, pad=5)
-    colours = class_colours(label_names)
+    colors = class_colors(label_names)
     for row, line in zip(rows, cells, strict=True):
-        _draw_row(row, list(line), body, colours)
+        _draw_row(row, list(line), body, colors)
         _write_text(figure, line[0], row)
-    _legend(figure, rows, label_names, colours)
+    _legend(figure, rows, label_names, colors)
     return figure
 
 
-def _draw_row(row: Steps, cells: list[Axes], body: bool, colours: tuple[str, ...]) -> None:
+def _draw_row(row: Steps, cells: list[Axes], body: bool, colors: tuple[str, ...]) -> None:
     aspect = row.native_spacing_yx[0] / row.native_spacing_yx[1]
     for axes in cells:
         axes.set_facecolor("black")
@@ -166,7 +166,7 @@ def _draw_row(row: Steps, cells: list[Axes], body: bool, colours: tuple[str, ...
         for spine in axes.spines.values():
             spine.set_color("#2b333b")
     native, restored = cells[0], cells[-1]
-    homogenised, cropped, predicted = cells[-4], cells[-3], cells[-2]
+    homogenized, cropped, predicted = cells[-4], cells[-3], cells[-2]
     for axes in (native, restored):
         _show(axes, row.native, aspect)
         _sides(axes)
@@ -175,17 +175,17 @@ def _draw_row(row: Steps, cells: list[Axes], body: bool, colours: tuple[str, ...
     if body and row.frame_image is not None and row.frame_mask is not None:
         _show(cells[1], row.frame_image)
         _outline(cells[1], row.frame_mask, _FRAME, 1.2)
-    _show(homogenised, row.homogenised)
-    _outline(homogenised, row.reference_mask, _REFERENCE, 1.2)
-    _box(homogenised, row.crop_outline, _CROP)
+    _show(homogenized, row.homogenized)
+    _outline(homogenized, row.reference_mask, _REFERENCE, 1.2)
+    _box(homogenized, row.crop_outline, _CROP)
     for axes in (cropped, predicted):
         _show(axes, row.cropped)
         for spine in axes.spines.values():
             spine.set_color(_CROP)
-    _classes(predicted, row.crop_classes, colours)
-    _classes(restored, row.native_classes, colours)
+    _classes(predicted, row.crop_classes, colors)
+    _classes(restored, row.native_classes, colors)
     if row.native_truth is not None:
-        for index in range(1, len(colours) + 1):
+        for index in range(1, len(colors) + 1):
             _outline(restored, row.native_truth == index, _TRUTH, 0.7)
 
 
@@ -197,25 +197,25 @@ def _show(axes: Axes, image: np.ndarray, aspect: float = 1.0) -> None:
     axes.set_anchor("C")
 
 
-def _classes(axes: Axes, classes: np.ndarray, colours: tuple[str, ...]) -> None:
+def _classes(axes: Axes, classes: np.ndarray, colors: tuple[str, ...]) -> None:
     overlay = np.zeros((*classes.shape, 4), dtype=np.float32)
-    for index, colour in enumerate(colours, start=1):
-        overlay[classes == index] = (*to_rgb(colour), 0.45)
+    for index, color in enumerate(colors, start=1):
+        overlay[classes == index] = (*to_rgb(color), 0.45)
     axes.imshow(overlay, aspect=axes.get_aspect(), origin="upper", interpolation="nearest")
-    for index, colour in enumerate(colours, start=1):
-        _outline(axes, classes == index, colour, 1.0)
+    for index, color in enumerate(colors, start=1):
+        _outline(axes, classes == index, color, 1.0)
 
 
-def _outline(axes: Axes, mask: np.ndarray, colour: str, width: float) -> None:
+def _outline(axes: Axes, mask: np.ndarray, color: str, width: float) -> None:
     if mask.any():
         # Padded, so that an outline along the border of the image is closed.
         padded = np.pad(mask.astype(np.float32), 1)
         y, x = (np.arange(-1, n + 1) for n in mask.shape)
-        axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width)
+        axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=width)
 
 
-def _box(axes: Axes, corners: np.ndarray, colour: str) -> None:
-    axes.add_patch(Polygon(np.asarray(corners), closed=True, fill=False, edgecolor=colour, linewidth=1.4))
+def _box(axes: Axes, corners: np.ndarray, color: str) -> None:
+    axes.add_patch(Polygon(np.asarray(corners), closed=True, fill=False, edgecolor=color, linewidth=1.4))
 
 
 def _widen(axes: Axes, corners: np.ndarray, most: float = 0.2) -> None:
@@ -242,13 +242,13 @@ def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
     entries = [(row.heading, _INK, "bold")] if row.heading else []
     entries += [(line, _QUIET, "normal") for line in row.lines]
     entries += [(f"! {line}", _WARNING, "normal") for line in row.warnings]
-    for text, colour, weight in entries:
+    for text, color, weight in entries:
         lines = textwrap.wrap(text, 27) or [""]
         figure.text(
             0.15 / width,
             place,
             "\n".join(lines),
-            color=colour,
+            color=color,
             size=8,
             weight=weight,
             va="top",
@@ -258,14 +258,14 @@ def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
 
 
 def _legend(
-    figure: Figure, rows: Sequence[Steps], label_names: Sequence[str], colours: tuple[str, ...]
+    figure: Figure, rows: Sequence[Steps], label_names: Sequence[str], colors: tuple[str, ...]
 ) -> None:
     entries: list[Patch | Line2D] = [
-        Line2D([], [], color=_FRAME, label="homogenised frame"),
+        Line2D([], [], color=_FRAME, label="homogenized frame"),
         Line2D([], [], color=_REFERENCE, label="reference body"),
         Line2D([], [], color=_CROP, label="crop"),
     ]
-    entries += [Patch(color=c, label=n) for n, c in zip(label_names, colours, strict=True)]
+    entries += [Patch(color=c, label=n) for n, c in zip(label_names, colors, strict=True)]
     if any(row.native_truth is not None for row in rows):
         entries.append(Line2D([], [], color=_TRUTH, linewidth=0.9, label="reference segmentation"))
     figure.legend(

@@ -11,7 +11,7 @@ from isopose.files import hash_of, replacing
 from isopose.geometry.volume import Volume
 from isopose.io.images import ending, write_labels
 from isopose.io.quiet import quiet_pydicom
-from isopose.labels import Labels, class_colours
+from isopose.labels import Labels, class_colors
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -143,14 +143,14 @@ def _objects(
     classes, names = predicted.with_array(labels.to_classes(predicted.array)), labels.names
     # Of the voxels too: on other devices single ones differ, and two objects may not share an identifier.
     voxels = hashlib.sha256(classes.array.tobytes()).hexdigest()
-    colours, made_from = class_colours(names), [*made_from, hash_of(list(names)), voxels]
+    colors, made_from = class_colors(names), [*made_from, hash_of(list(names)), voxels]
     objects: dict[str, Dataset] = {}
     try:
         with quiet_pydicom():
             if "dicom-seg" in formats:
-                objects["dicom-seg"] = segmentation(source, classes, names, colours, made_from)
+                objects["dicom-seg"] = segmentation(source, classes, names, colors, made_from)
             if "rtstruct" in formats:
-                objects["rtstruct"] = structures(source, classes, names, colours, made_from)
+                objects["rtstruct"] = structures(source, classes, names, colors, made_from)
             if "dicom-sr" in formats:
                 objects["dicom-sr"] = report(source, objects["dicom-seg"], names, volumes_ml, made_from)
     except (IsoposeError, MemoryError, OSError):

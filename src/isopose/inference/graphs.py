@@ -18,8 +18,8 @@ from isopose.models.scan import FIRST, scan_poses, scan_transforms
 from isopose.models.volume import VolumePipeline
 
 
-class Normalise(nn.Module):
-    """:meth:`isopose.data.fingerprint.Scale.normalise` of tensors."""
+class Normalize(nn.Module):
+    """:meth:`isopose.data.fingerprint.Scale.normalize` of tensors."""
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Graph(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.normalise = Normalise(model.fingerprint.intensity)
+        self.normalize = Normalize(model.fingerprint.intensity)
         self.pipeline = model.pipeline
         self.config = model.config
         classes = np.arange(model.labels.classes)
@@ -59,7 +59,7 @@ class PoseGraph(_Graph):
             mask: ``(Z, 1, S, S)`` float32, foreground.
             z_mm: ``(Z,)`` places along the scan.
         """
-        image = self.normalise(hu)
+        image = self.normalize(hu)
         slices = _each(self.pipeline.pose, image, mask, self.config.predict.min_pose_dice)
         found = scan_poses(self.pipeline.pose, slices, z_mm)
         transforms = self.pipeline.transforms(image, mask, found.pose)
@@ -81,7 +81,7 @@ class SegmentGraph(_Graph):
             hu: ``(N, 1, S, S)`` float32 frames.
             frame_from_crop: ``(N, 3, 3)`` of them, by :class:`PoseGraph`.
         """
-        crop = self.pipeline.cut(self.normalise(hu), frame_from_crop)
+        crop = self.pipeline.cut(self.normalize(hu), frame_from_crop)
         size = (hu.shape[2], hu.shape[3])
         probabilities = restore(self.pipeline.probabilities(crop), frame_from_crop, size)
         return self.values[probabilities.argmax(dim=1)], probabilities
@@ -95,17 +95,17 @@ class VolumePoseGraph(_Graph):
     """
 
     def forward(self, hu: Tensor, mask: Tensor, shown: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
-        """theta1 · theta2 ``(1, 4, 4)``, a stack's normalised coordinates from the crop's; ``(1,)`` how sure.
+        """theta1 · theta2 ``(1, 4, 4)``, a stack's normalized coordinates from the crop's; ``(1,)`` how sure.
 
         Args:
             hu: ``(Z, 1, S, S)`` float32 frames of all slices, feet to head.
             mask: ``(Z, 1, S, S)`` float32, foreground.
             shown: ``(K,)`` int64, which slices show a body, in order.
-            apart: ``(1,)`` distance of neighbouring slices in sides of the frame.
+            apart: ``(1,)`` distance of neighboring slices in sides of the frame.
         """
         pipeline = self.pipeline
         assert isinstance(pipeline, VolumePipeline)
-        image = self.normalise(hu)
+        image = self.normalize(hu)
         count = image.shape[0]
         # As geometry/frame.py: stack_from_frame, and models/pose3d.py: places.
         one = torch.ones_like(apart)
@@ -113,10 +113,10 @@ class VolumePoseGraph(_Graph):
         z = 2.0 * apart * (shown + 0.5 - 0.5 * count)
         slices = _each(pipeline.pose, image[shown], mask[shown], self.config.predict.min_pose_dice)
         found = volume_pose(pipeline.pose, slices, z)
-        stack_from_homogenised = pipeline.stack_from_homogenised(found.pose[None], stack_from_frame)
+        stack_from_homogenized = pipeline.stack_from_homogenized(found.pose[None], stack_from_frame)
         stack, body = (values.transpose(0, 1)[None] for values in (image, mask))
-        theta2 = pipeline.theta2(stack, body, stack_from_homogenised)
-        return compose(stack_from_homogenised, theta2), found.confidence[None]
+        theta2 = pipeline.theta2(stack, body, stack_from_homogenized)
+        return compose(stack_from_homogenized, theta2), found.confidence[None]
 
 
 class VolumeSegmentGraph(_Graph):
@@ -134,7 +134,7 @@ class VolumeSegmentGraph(_Graph):
             shown: ``(K,)`` likewise; all other slices are background.
             stack_from_crop: ``(1, 4, 4)``, by it.
         """
-        stack = self.normalise(hu).transpose(0, 1)[None]
+        stack = self.normalize(hu).transpose(0, 1)[None]
         crop = self.pipeline.probabilities(self.pipeline.cut(stack, stack_from_crop))
         probabilities = restore(crop, stack_from_crop, (hu.shape[0], hu.shape[2], hu.shape[3]))
         body = torch.zeros(hu.shape[0], device=hu.device).scatter(0, shown, 1.0)[:, None, None, None]

@@ -1,4 +1,4 @@
-"""The poses of a scan's slices and what is doubtful about them: for prediction and for homogenising alike."""
+"""The poses of a scan's slices and what is doubtful about them: for prediction and for homogenizing alike."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -187,7 +187,7 @@ def pose_warnings(
     total = int(shown.sum())
     lines = []
     config = transformer.config
-    learned = joint or transformer.localisation is not None
+    learned = joint or transformer.localization is not None
     for source, name in enumerate(POSE_SOURCES):
         count = int((records.pose_source == source).sum())
         if count and source == BY_HAND:

@@ -419,7 +419,7 @@ def prediction_record(
                 "scale_x": float(np.exp(records.pose[z, LOG_SCALE_X])),
                 "scale_y": float(np.exp(records.pose[z, LOG_SCALE_Y])),
                 "pose": records.pose[z].tolist(),
-                "homogenised_from_crop": records.theta2[z].tolist(),
+                "homogenized_from_crop": records.theta2[z].tolist(),
                 "agreement": float(records.agreement[z]),
                 "pose_from": POSE_SOURCES[records.pose_source[z]],
                 "confidence": float(records.confidence[z]),
@@ -447,7 +447,7 @@ def volume_record(model: Model, prediction: VolumePrediction, input_hash: str) -
         "frame": _frame(prediction.prepared),
         "pose": record.pose.tolist(),
         "reach": record.reach,
-        "homogenised_from_crop": record.theta2.tolist(),
+        "homogenized_from_crop": record.theta2.tolist(),
         "pose_from": model.config.pose.start,
         "agreement": record.agreement,
         "confidence": record.confidence,
@@ -457,7 +457,7 @@ def volume_record(model: Model, prediction: VolumePrediction, input_hash: str) -
 
 
 def volumes_ml(prediction: Prediction | VolumePrediction, labels: Labels) -> dict[str, float]:
-    """Volume of each label and union in millilitres."""
+    """Volume of each label and union in milliliters."""
     voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
     voxels = voxels_of(prediction.labels.array)
     return {name: float(voxels[list(values)].sum() * voxel_ml) for name, values in labels.targets().items()}
@@ -465,4 +465,4 @@ def volumes_ml(prediction: Prediction | VolumePrediction, labels: Labels) -> dic
 
 def _frame(prepared: Prepared) -> dict[str, Any]:
     frame = prepared.frame
-    return {"centre_mm": list(frame.centre_mm), "fov_mm": frame.fov_mm, "size": frame.size}
+    return {"center_mm": list(frame.center_mm), "fov_mm": frame.fov_mm, "size": frame.size}

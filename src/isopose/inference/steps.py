@@ -1,4 +1,4 @@
-"""The picture of one scan's steps: input, body, homogenised, cropped, prediction in the crop, restored."""
+"""The picture of one scan's steps: input, body, homogenized, cropped, prediction in the crop, restored."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import compose, normalised_from_pixel, resize
+from isopose.geometry.warp import compose, normalized_from_pixel, resize
 from isopose.inference.figure import Steps, draw_steps
 from isopose.inference.predict import Prediction, crop_probabilities
 from isopose.models.folder import Model
@@ -79,11 +79,11 @@ def _slice(
     pose = torch.from_numpy(records.pose[z])[None].to(device)
     theta2 = torch.from_numpy(records.theta2[z])[None].to(device)
     size = model.config.data.size
-    homogenised = pipeline.homogenise(image, mask, pose, size)
+    homogenized = pipeline.homogenize_scan(image, mask, pose, size)
     theta = frame_from_crop(pose, theta2)
     crop = pipeline.cut(image, theta)
     reference = resize(pipeline.pose.reference_mask, (size, size))
-    slice_from_homogenised = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
+    slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []
     if model.config.pose_estimated and records.agreement[z] < model.config.predict.min_pose_dice:
         warnings.append("low pose confidence")
@@ -92,8 +92,8 @@ def _slice(
     return Steps(
         native=upright.array[z].astype(np.float32),
         native_spacing_yx=(float(upright.spacing[1]), float(upright.spacing[0])),
-        frame_outline=_in_pixels(slice_from_homogenised, (upright.array.shape[1], upright.array.shape[2])),
-        homogenised=_plane(homogenised.image),
+        frame_outline=_in_pixels(slice_from_homogenized, (upright.array.shape[1], upright.array.shape[2])),
+        homogenized=_plane(homogenized.image),
         reference_mask=_plane(reference) >= 0.5,
         crop_outline=_in_pixels(theta2[0], (size, size)),
         cropped=_plane(crop),
@@ -116,8 +116,8 @@ def _slice(
 
 def _in_pixels(input_from_output: Tensor, shape: tuple[int, int]) -> np.ndarray:
     """Corners of the output square in pixels of the input, ``(4, 2)`` as ``(x, y)``."""
-    pixel_from_normalised = torch.linalg.inv(normalised_from_pixel(shape)).to(input_from_output.device)
-    corners = compose(pixel_from_normalised, input_from_output) @ _CORNERS.T.to(input_from_output.device)
+    pixel_from_normalized = torch.linalg.inv(normalized_from_pixel(shape)).to(input_from_output.device)
+    corners = compose(pixel_from_normalized, input_from_output) @ _CORNERS.T.to(input_from_output.device)
     return corners[:2].T.cpu().numpy()
 
 

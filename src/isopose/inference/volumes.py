@@ -33,13 +33,13 @@ class VolumeRecord:
 
     Args:
         pose: ``(9,)``, see ``geometry/similarity3d.py``.
-        theta2: ``(4, 4)``, homogenised from crop.
-        agreement: with the reference's outline, the mean of the homogenised slices.
+        theta2: ``(4, 4)``, homogenized from crop.
+        agreement: with the reference's outline, the mean of the homogenized slices.
         confidence: probability that the roll is right, see ``models/scan.py: confidence``.
         mirrored: mean logit that the slices are shown as in a mirror.
         widened: the crop cut something off and a larger one was used instead.
         cut_off: the prediction used still touches the crop's border.
-        reach: along z of the homogenised volume, half sides of the frame.
+        reach: along z of the homogenized volume, half sides of the frame.
         beyond_mm: by how much the scan reaches further than the training scans, feet and head together.
         outside: part of what is marked that lies outside the body.
     """
@@ -111,22 +111,22 @@ def predict_volume(
 
     record = _posed(model, prepared, stack_from_frame)
     pose = torch.from_numpy(record.pose)[None].to(device)
-    stack_from_homogenised = pipeline.stack_from_homogenised(pose, stack_from_frame)
-    record.agreement = float(pipeline.agreement(mask, stack_from_homogenised))
+    stack_from_homogenized = pipeline.stack_from_homogenized(pose, stack_from_frame)
+    record.agreement = float(pipeline.agreement(mask, stack_from_homogenized))
     record.reach = float(pipeline.reach)
-    # Depth of the scan less that of the homogenised volume, in millimetres of the scan.
+    # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
     seen = record.reach * math.exp(record.pose[LOG_SCALES][2])
     record.beyond_mm = max(slices * spacing[2] - seen * frame.fov_mm, 0.0)
-    theta2 = pipeline.theta2(image, mask, stack_from_homogenised)
-    crop, theta2 = _segmented(model, image, stack_from_homogenised, theta2, record)
+    theta2 = pipeline.theta2(image, mask, stack_from_homogenized)
+    crop, theta2 = _segmented(model, image, stack_from_homogenized, theta2, record)
     record.theta2 = theta2[0].cpu().numpy()
     shown_in_crop = marked(crop)[:, None]
-    body = warp(mask, compose(stack_from_homogenised, theta2), tuple(crop.shape[2:])) >= 0.5
+    body = warp(mask, compose(stack_from_homogenized, theta2), tuple(crop.shape[2:])) >= 0.5
     record.outside = float((shown_in_crop & ~body).sum()) / max(int(shown_in_crop.sum()), 1)
 
     labels = scratch.zeros(prepared.shape, np.uint8)
     kept = scratch.zeros((pipeline.classes, *prepared.shape), np.float32) if probabilities else None
-    theta = compose(pipeline.stack_from_homogenised(pose, volume_from_frame), theta2)
+    theta = compose(pipeline.stack_from_homogenized(pose, volume_from_frame), theta2)
     # Slices that show no body are background, as slice by slice.
     shown = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
     for part, values in restore_slices(crop, theta, prepared.shape):
@@ -165,13 +165,13 @@ def _posed(model: Model, prepared: Prepared, stack_from_frame: Tensor) -> Volume
 
 
 def _segmented(
-    model: Model, image: Tensor, stack_from_homogenised: Tensor, theta2: Tensor, record: VolumeRecord
+    model: Model, image: Tensor, stack_from_homogenized: Tensor, theta2: Tensor, record: VolumeRecord
 ) -> tuple[Tensor, Tensor]:
     """Probabilities in the crop, and the crop that was used; one that cuts is widened as for slices."""
     border = model.config.predict.crop_border
 
     def seen_through(crop: Tensor) -> Tensor:
-        return crop_probabilities(model, model.pipeline.cut(image, compose(stack_from_homogenised, crop)))
+        return crop_probabilities(model, model.pipeline.cut(image, compose(stack_from_homogenized, crop)))
 
     probabilities = seen_through(theta2)
     if not volume_touches_border(probabilities, theta2, border):
@@ -186,7 +186,7 @@ def _segmented(
 
 
 def _marked(probabilities: Tensor, theta2: Tensor) -> float:
-    """Volume in the homogenised frame of what is marked."""
+    """Volume in the homogenized frame of what is marked."""
     part = marked(probabilities).float().mean()
     return float(part * theta2[0].diagonal().prod())
 

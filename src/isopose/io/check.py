@@ -205,13 +205,13 @@ def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
                     f"image: voxels of {size} mm, where {median} mm is the median; is the voxel size right?"
                 )
                 yield Problem(case.id, "warning", text)
-    labelled = [r for r, c in zip(reports, dataset.cases, strict=True) if c.label is not None]
-    seen = frozenset().union(*(r.values for r in labelled))
+    labeled = [r for r, c in zip(reports, dataset.cases, strict=True) if c.label is not None]
+    seen = frozenset().union(*(r.values for r in labeled))
     for name, value in dataset.labels.values.items():
         if value not in seen and seen:
-            text = f"label {name!r} ({value}) occurs in no case, so it cannot be learnt or scored; remove it"
+            text = f"label {name!r} ({value}) occurs in no case, so it cannot be learned or scored; remove it"
             yield Problem(dataset.name, "warning", text)
-    if not labelled:
+    if not labeled:
         yield Problem(
             dataset.name, "warning", "no case has a label; the dataset can be predicted, not trained on"
         )

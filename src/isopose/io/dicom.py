@@ -41,7 +41,7 @@ def read_series(path: Path, series: str | None = None) -> Volume:
 
     Raises:
         InputError: no series or several; slices missing, doubled, unevenly spaced, or of differing size,
-            pixel size or orientation; gantry tilt; CT without rescaling to HU; colour; pixels that cannot be
+            pixel size or orientation; gantry tilt; CT without rescaling to HU; color; pixels that cannot be
             decoded; volumes beside the slices. No message holds anything that names the patient.
     """
     frames = ordered_frames(path, series)

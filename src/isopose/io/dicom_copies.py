@@ -54,9 +54,9 @@ def _same(one: list[Frame], two: list[Frame]) -> bool:
 
 
 def _same_place(one: Frame, two: Frame) -> bool:
-    same = (one.size, one.spacing, one.modality, one.grey, one.unusable) == (
+    same = (one.size, one.spacing, one.modality, one.gray, one.unusable) == (
         *(two.size, two.spacing, two.modality),
-        *(two.grey, two.unusable),
+        *(two.gray, two.unusable),
     )
     return same and np.array_equal(one.position, two.position) and np.array_equal(one.axes, two.axes)
 

@@ -62,13 +62,13 @@ class Frame:
         modality: ``CT``, ``MR``, ...
         kind: of what kind its file is, in the standard's words.
         size: rows and columns.
-        position: ``(3,)`` LPS position of the first pixel's centre, in mm.
+        position: ``(3,)`` LPS position of the first pixel's center, in mm.
         axes: ``(2, 3)`` unit vectors along a row (growing column) and down a column (growing row).
         spacing: mm between columns and mm between rows, ``(x, y)``.
         thickness: nominal slice thickness in mm, where the file has one.
         rescale: slope and intercept of this frame, where it has them.
         unusable: why the stored values cannot be brought to their unit; empty where they can.
-        grey: one unsigned or signed grey value per pixel, larger is brighter.
+        gray: one unsigned or signed gray value per pixel, larger is brighter.
         localizer: a scout view.
     """
 
@@ -86,7 +86,7 @@ class Frame:
     thickness: float | None
     rescale: tuple[float, float] | None
     unusable: str
-    grey: bool
+    gray: bool
     localizer: bool
 
     @property
@@ -203,7 +203,7 @@ def _frame(
         thickness=None if thickness is None else float(thickness[0]),
         rescale=rescale,
         unusable=unusable,
-        grey=int(header.get("SamplesPerPixel") or 1) == 1
+        gray=int(header.get("SamplesPerPixel") or 1) == 1
         and str(header.get("PhotometricInterpretation") or "MONOCHROME2") == "MONOCHROME2",
         localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
     )

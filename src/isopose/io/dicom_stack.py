@@ -48,8 +48,8 @@ def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
     mean = np.mean([f.axes for f in frames], axis=0)
     if max(np.abs(f.axes - mean).max() for f in frames) > _TURN:
         raise InputError(f"{where} mixes images of differing orientation; separate them")
-    if not all(f.grey for f in frames):
-        raise InputError(f"{where} holds colour or inverted images, expected grey values (MONOCHROME2)")
+    if not all(f.gray for f in frames):
+        raise InputError(f"{where} holds color or inverted images, expected gray values (MONOCHROME2)")
     unusable = next((f.unusable for f in frames if f.unusable), "")
     if unusable:
         raise InputError(f"{where} has {first.modality} images {unusable}; export the original series")

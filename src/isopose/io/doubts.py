@@ -9,7 +9,7 @@ from isopose.io.sizes import size_doubts
 
 #: CT without a voxel below this has no fat and no air: its values are not HU.
 _AIRLESS_HU = -10
-#: A CT whose values span less than this was windowed or normalised.
+#: A CT whose values span less than this was windowed or normalized.
 _NARROW_HU = 300
 #: Above all bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
 _HIGHEST_HU = 32000
@@ -33,7 +33,7 @@ def doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Itera
         if high - low < _NARROW_HU:
             yield (
                 f"values from {low:g} to {high:g} span too little for CT in HU; use the scan as it "
-                "was, neither windowed nor normalised"
+                "was, neither windowed nor normalized"
             )
         elif low > _AIRLESS_HU:
             yield (

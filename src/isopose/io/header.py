@@ -18,7 +18,7 @@ class Header:
 
     Args:
         shape: array shape ``(z, y, x)``.
-        world_from_index: ``(4, 4)``, ``(x, y, z, 1)`` indices to LPS millimetres.
+        world_from_index: ``(4, 4)``, ``(x, y, z, 1)`` indices to LPS millimeters.
         dtype: type of the voxels as they will be read, rescaling included.
     """
 

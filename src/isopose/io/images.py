@@ -56,7 +56,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
 
     Returns:
         Array ``(z, y, x)`` in stored order, integers in their own type (HU: int16), all else float32; and
-        its place in LPS millimetres.
+        its place in LPS millimeters.
 
     Raises:
         InputError: missing, unreadable, truncated, not one 3D volume of one number per voxel, sheared,

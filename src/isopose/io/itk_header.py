@@ -43,7 +43,7 @@ _ONCE = (
     *("NDims", "DimSize", "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels"),
     *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize"),
 )
-_MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
+_MM = ("", "mm", "millimeter", "millimeters", "millimeter", "millimeters")
 
 
 def check_text_header(path: Path, kind: str) -> dict[str, str]:

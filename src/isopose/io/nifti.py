@@ -128,7 +128,7 @@ def read_nifti(path: Path) -> Volume:
     over where the qform puts every voxel within 0.5 mm of it. Integers keep their type, all else is float32.
 
     Raises:
-        InputError: not NIfTI, truncated or corrupt, not 3D, colour or complex voxels, no orientation in the
+        InputError: not NIfTI, truncated or corrupt, not 3D, color or complex voxels, no orientation in the
             header or two that contradict each other, a unit other than mm, sheared, voxels that begin inside
             the header or an extension, a slope without an intercept, or non-finite values.
     """
@@ -205,7 +205,7 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
     if kind is None:
         raise InputError(
             f"{path}: expected one real number per voxel, got NIfTI type {int(header['type'])} "
-            "(colour, complex or extended); export it as int16 or float32"
+            "(color, complex or extended); export it as int16 or float32"
         )
     slope, inter = _scaling(path, header)
     return _Fields(

@@ -36,7 +36,7 @@ def split_patients(
     marked ``val`` validate, all others train.
 
     Args:
-        dataset: at least as many labelled patients as folds.
+        dataset: at least as many labeled patients as folds.
         folds: number of folds, at least 2.
         fold: which one validates, from 0.
         seed: for the draw.
@@ -62,7 +62,7 @@ def split_patients(
         chosen = _dealt(dataset, usable, folds, seed, fold)
     training = tuple(c for c in usable if c.patient not in chosen)
     if not training:
-        raise InputError(f"{dataset.root}: no labelled patient is left for training; mark some as train")
+        raise InputError(f"{dataset.root}: no labeled patient is left for training; mark some as train")
     return training, tuple(c for c in usable if c.patient in chosen)
 
 
@@ -96,7 +96,7 @@ def _dealt(dataset: Dataset, usable: Iterable[Case], folds: int, seed: int, fold
         ages[case.patient] = min(age, ages.get(case.patient, float("inf")))
     if len(ages) < folds:
         raise InputError(
-            f"{dataset.root}: {folds} folds need as many labelled patients, got {len(ages)}; use fewer"
+            f"{dataset.root}: {folds} folds need as many labeled patients, got {len(ages)}; use fewer"
         )
 
     def drawn(patient: str) -> str:

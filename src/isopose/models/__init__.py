@@ -1,1 +1,1 @@
-"""The networks: localisation, pose (STN1), crop (STN2), U-Net, and their composition."""
+"""The networks: localization, pose (STN1), crop (STN2), U-Net, and their composition."""

@@ -1,4 +1,4 @@
-"""STN2: from a homogenised slice to theta2, the square region of interest."""
+"""STN2: from a homogenized slice to theta2, the square region of interest."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from isopose.config import CropConfig
 from isopose.geometry.crop import matrix_from_box
 from isopose.geometry.crop3d import matrix_from_box3d
-from isopose.models.localisation import Localisation
+from isopose.models.localization import Localization
 
 
 class CropTransformer(nn.Module):
@@ -34,16 +34,16 @@ class CropTransformer(nn.Module):
         self.register_buffer("start", whole if start is None else start.float())
         alone = config.enabled and config.learned and not joint
         depth = config.depth if dims == 3 else None
-        self.localisation = Localisation(config.size, 2 * dims, depth) if alone else None
+        self.localization = Localization(config.size, 2 * dims, depth) if alone else None
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """theta2 ``(N, 3, 3)`` of homogenised images and masks ``(N, 1, size, size)``.
+        """theta2 ``(N, 3, 3)`` of homogenized images and masks ``(N, 1, size, size)``.
 
         Of volumes ``(N, 4, 4)``, from ``(N, 1, depth, size, size)``.
         """
-        if self.localisation is None:
+        if self.localization is None:
             return self.matrix(self.start.expand(image.shape[0], -1))
-        return self.square(self.localisation(image, mask))
+        return self.square(self.localization(image, mask))
 
     def square(self, raw: Tensor) -> Tensor:
         """theta2 ``(N, 3, 3)`` of what a network regressed, ``(N, 4)``: changes of the start's corners.

@@ -39,7 +39,7 @@ class Model:
         pipeline: the networks, in evaluation mode.
         config: with which it was trained.
         labels: that it marks.
-        fingerprint: of its training cases, by which scans are normalised.
+        fingerprint: of its training cases, by which scans are normalized.
         info: reference, training, metrics: plain values that are kept with the model.
         weights_sha256: its identity in what it predicts.
     """

@@ -16,7 +16,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalise ``(N, C, H, W)``; in training the batch is that of all ranks."""
+        """Normalize ``(N, C, H, W)``; in training the batch is that of all ranks."""
         if not self.training or ranks() == 1:
             return super().forward(image)
         tracked = (self.num_batches_tracked, self.running_mean, self.running_var, self.momentum)
@@ -30,8 +30,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             batches.add_(1)
             means.lerp_(mean, momentum)
             variances.lerp_((variance * count / (count - 1.0)).float(), momentum)
-        normalised: Tensor = out
-        return normalised
+        normalized: Tensor = out
+        return normalized
 
 
 class _OfAllRanks(torch.autograd.Function):
@@ -57,11 +57,11 @@ class _OfAllRanks(torch.autograd.Function):
         image, weight, mean, variance, count = ctx.saved_tensors
         gradient = gradients[0].float()
         scale = (variance + ctx.eps).rsqrt()
-        normalised = (image.float() - mean[:, None, None]) * scale[:, None, None]
+        normalized = (image.float() - mean[:, None, None]) * scale[:, None, None]
         to_bias = gradient.sum((0, 2, 3))
-        to_weight = (gradient * normalised).sum((0, 2, 3))
+        to_weight = (gradient * normalized).sum((0, 2, 3))
         # The batch's own mean and variance moved with the input, and so did every rank's output.
         along = summed(torch.stack([to_bias, to_weight])) / count.float()
-        inner = gradient - along[0, :, None, None] - normalised * along[1, :, None, None]
+        inner = gradient - along[0, :, None, None] - normalized * along[1, :, None, None]
         to_image = inner * (weight * scale)[:, None, None]
         return to_image.to(image.dtype), to_weight, to_bias, None

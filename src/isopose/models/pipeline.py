@@ -12,14 +12,14 @@ from isopose.geometry.crop import BOX_SIZE, carried
 from isopose.geometry.similarity import POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import Mode, Size, compose, invert, warp
 from isopose.models.crop import CropTransformer
-from isopose.models.localisation import Localisation
+from isopose.models.localization import Localization
 from isopose.models.planner import plan_unet
 from isopose.models.pose import PoseTransformer
 from isopose.models.unet import UNet
 
 
 @dataclass(frozen=True)
-class Homogenised:
+class HomogenizedSlices:
     """Slices in the reference's pose and size.
 
     Args:
@@ -38,7 +38,7 @@ class SliceTransforms(NamedTuple):
 
     Args:
         pose: ``(N, 5)``.
-        theta2: ``(N, 3, 3)``, of the slice homogenised by that pose.
+        theta2: ``(N, 3, 3)``, of the slice homogenized by that pose.
         agreement: ``(N,)`` soft Dice of the outline in that pose and the reference's (Eq. 1).
         learned: ``(N,)`` whether the pose is the joint network's; else it is the one it started from.
     """
@@ -59,8 +59,8 @@ class Pipeline(nn.Module):
         config: the model's whole configuration.
         classes: of the segmentation, background included.
         reference_mask: ``(1, 1, S, S)``, see :class:`PoseTransformer`.
-        air: value of air in the normalised images.
-        top: largest value of the normalised images.
+        air: value of air in the normalized images.
+        top: largest value of the normalized images.
         crop_start: ``(4,)``, of volumes ``(6,)``, see :class:`CropTransformer`.
     """
 
@@ -80,14 +80,14 @@ class Pipeline(nn.Module):
         joint = config.stn == "joint"
         self.pose = PoseTransformer(config.pose, reference_mask, air, top, joint=joint)
         self.crop = CropTransformer(config.crop, crop_start, joint=joint, dims=config.dims)
-        self.joint = Localisation(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
+        self.joint = Localization(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
         plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
         self.unet = UNet(plan, classes, config.unet.output_norm, recompute=config.unet.recompute)
 
-    def homogenise(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> Homogenised:
+    def homogenize_scan(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> HomogenizedSlices:
         """Frames ``(N, 1, S, S)`` warped by poses ``(N, 5)`` (H in the paper) on ``size`` pixels."""
         theta1 = matrix_from_pose(pose)
-        return Homogenised(
+        return HomogenizedSlices(
             pose,
             warp(image, theta1, (size, size), fill=self.air),
             warp(mask.to(image.dtype), theta1, (size, size)),
@@ -113,19 +113,19 @@ class Pipeline(nn.Module):
     def look(self, image: Tensor, mask: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """The joint network's poses ``(N, 5)`` and crops ``(N, 3, 3)`` of frames seen once in poses."""
         assert self.joint is not None, "only with stn=joint"
-        seen = self.homogenise(image, mask, start, self.config.pose.size)
+        seen = self.homogenize_scan(image, mask, start, self.config.pose.size)
         raw = self.joint(seen.image, seen.mask)
         return self.pose.follow(start, raw[:, :POSE_SIZE]), self.crop.square(raw[:, POSE_SIZE:])
 
     def theta2(self, image: Tensor, mask: Tensor, pose: Tensor) -> Tensor:
-        """STN2's crop ``(N, 3, 3)``, of volumes ``(N, 4, 4)``: homogenised from crop, of frames in a pose."""
+        """STN2's crop ``(N, 3, 3)``, of volumes ``(N, 4, 4)``: homogenized from crop, of frames in a pose."""
         if not self.config.crop.enabled:
             side = self.config.dims + 1
             return torch.eye(side, device=image.device).expand(image.shape[0], side, side)
-        if self.crop.localisation is None:
+        if self.crop.localization is None:
             theta: Tensor = self.crop(image, mask)
             return theta
-        seen = self.homogenise(image, mask, pose, self.config.crop.size)
+        seen = self.homogenize_scan(image, mask, pose, self.config.crop.size)
         learned: Tensor = self.crop(seen.image, seen.mask)
         return learned
 
@@ -171,7 +171,7 @@ def reached(input_from_crop: Tensor, side: int, size: tuple[int, int]) -> tuple[
     places = (input_from_crop @ corners.T)[:, :2].transpose(0, 1).flatten(1).cpu()
     out = []
     for values, pixels in zip(places, (size[1], size[0]), strict=True):
-        # Centres of pixels at (i + 1/2) / pixels; a pixel more on each side for rounding.
+        # Centers of pixels at (i + 1/2) / pixels; a pixel more on each side for rounding.
         first = math.floor(0.5 * (float(values.min()) + 1.0) * pixels - 0.5)
         last = math.ceil(0.5 * (float(values.max()) + 1.0) * pixels + 0.5)
         start = min(max(first, 0), pixels - 1)

@@ -17,7 +17,7 @@ from isopose.geometry.similarity import (
     matrix_from_pose,
 )
 from isopose.geometry.warp import block_means, warp
-from isopose.models.localisation import Localisation
+from isopose.models.localization import Localization
 from isopose.models.roll import RollNetwork, Shown, shown, view
 
 #: Pixels along a side from which the agreement of outlines is taken, at least.
@@ -52,9 +52,9 @@ class PoseTransformer(nn.Module):
 
     Args:
         config: which start, whether and how far it is refined.
-        reference_mask: ``(1, 1, S, S)`` in [0, 1], the foreground of the reference in the homogenised frame.
-        air: value of air in the normalised images, put outside of them.
-        top: largest value of the normalised images.
+        reference_mask: ``(1, 1, S, S)`` in [0, 1], the foreground of the reference in the homogenized frame.
+        air: value of air in the normalized images, put outside of them.
+        top: largest value of the normalized images.
         joint: the residual comes from the network that also crops, see ``models/pipeline.py``; so none here.
     """
 
@@ -70,7 +70,7 @@ class PoseTransformer(nn.Module):
         anatomy = config.start == "anatomy"
         self.roll = RollNetwork() if anatomy else None
         alone = config.learned and not anatomy and not joint
-        self.localisation = Localisation(config.size, POSE_SIZE) if alone else None
+        self.localization = Localization(config.size, POSE_SIZE) if alone else None
 
     def start(self, image: Tensor, mask: Tensor) -> Tensor:
         """The pose ``(N, 5)`` from which the regression starts, of frames ``(N, 1, S, S)``."""
@@ -84,13 +84,13 @@ class PoseTransformer(nn.Module):
 
     def refine(self, image: Tensor, mask: Tensor, start: Tensor) -> Tensor:
         """One learned step from a pose ``(N, 5)`` to a better one; without a network the pose itself."""
-        if self.localisation is None:
+        if self.localization is None:
             return start
         size = (self.config.size, self.config.size)
         theta = matrix_from_pose(start)
         seen = warp(image, theta, size, fill=self.air)
         outline = warp(mask.to(image.dtype), theta, size)
-        return self.follow(start, self.localisation(seen, outline))
+        return self.follow(start, self.localization(seen, outline))
 
     def follow(self, start: Tensor, raw: Tensor) -> Tensor:
         """A pose ``(N, 5)`` followed by what a network regressed in it, ``(N, 5)``, within the bounds."""
@@ -130,7 +130,7 @@ class PoseTransformer(nn.Module):
         return isotropic(pose) if self.config.scales == 1 else pose
 
     def agreement(self, mask: Tensor, pose: Tensor) -> Tensor:
-        """Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenised mask and the reference's."""
+        """Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenized mask and the reference's."""
         reference = block_means(self.reference_mask, AGREEMENT)
         size = (reference.shape[2], reference.shape[3])
         shrunk = block_means(mask.float(), AGREEMENT)
@@ -161,7 +161,7 @@ class PoseTransformer(nn.Module):
             return SlicePoses(pose, seen.evidence, seen.mirrored, agreement, source, of)
         start = self.start(image, mask)
         candidates: list[tuple[str, Tensor]] = []
-        if self.localisation is not None:
+        if self.localization is not None:
             candidates.append(("learned", self.refine(image, mask, start)))
         if self.config.start == "moments":
             candidates.append(("moments", start))

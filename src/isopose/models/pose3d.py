@@ -57,12 +57,12 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         flat = scan.pose[0]
         log_scale = flat[LOG_SCALE_X:SHIFT_X]
         weight = (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
-        at_middle, slope = line_through(slices.outline.centre, weight, z)
+        at_middle, slope = line_through(slices.outline.center, weight, z)
         out[ROLL] = flat[ANGLE]
         out[PITCH], out[YAW] = tilt_of(slope, flat[ANGLE])
         out[LOG_SCALES] = torch.cat([log_scale, log_scale.mean(dim=0, keepdim=True)])
-        centre = moments(transformer.reference_mask).centre[0]
-        carried = matrix_from_pose3d(out)[:3, :2] @ centre
+        center = moments(transformer.reference_mask).center[0]
+        carried = matrix_from_pose3d(out)[:3, :2] @ center
         # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
     return VolumePose(out, median(scan.confidence), slices.mirrored.mean())
@@ -70,5 +70,5 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
 
 def places(slices: np.ndarray, count: int, stack_from_frame: Tensor) -> Tensor:
     """Places ``(N,)`` of some of a stack's slices along z, in isotropic units from its middle."""
-    normalised = torch.from_numpy((2.0 * np.asarray(slices) + 1.0) / count - 1.0).float()
-    return normalised / stack_from_frame[2, 2]
+    normalized = torch.from_numpy((2.0 * np.asarray(slices) + 1.0) / count - 1.0).float()
+    return normalized / stack_from_frame[2, 2]

@@ -1,7 +1,7 @@
 """Which way is up: the roll of a slice, from what lies within the body.
 
 An outline that is nearly round has no axis, and one turned by 180 degrees looks the same; the spine, the
-muscles behind it, the organs and the gas do not. A small network looks at the body, centred and brought to
+muscles behind it, the organs and the gas do not. A small network looks at the body, centered and brought to
 one size by its moments (which leaves only the roll unknown), and gives a direction and how sure it is of it.
 """
 
@@ -56,7 +56,7 @@ class Shown(NamedTuple):
     Args:
         image: ``(N, 1, S, S)`` in [0, 1] within the body, 0 outside.
         mask: ``(N, 1, S, S)`` soft.
-        place: ``(N, 4)`` of a pose: logarithms of the view's reach along both axes, and its centre.
+        place: ``(N, 4)`` of a pose: logarithms of the view's reach along both axes, and its center.
     """
 
     image: Tensor
@@ -84,7 +84,7 @@ class RollNetwork(nn.Module):
             nn.Flatten(), nn.Linear(FEATURES[-1] * side**2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 3)
         )
 
-        #: How the network's concentration is to be read: factor, power, and what neighbouring slices share.
+        #: How the network's concentration is to be read: factor, power, and what neighboring slices share.
         self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]))
 
     def forward(self, views: Tensor) -> Tensor:
@@ -176,11 +176,11 @@ def placed(image: Tensor, mask: Tensor) -> Shown:
     of = moments(mask)
     area = mask.float().mean(dim=(1, 2, 3)) * 4.0
     radius = torch.where(of.empty, 1.0, REACH * (area.clamp(min=1e-6) / math.pi).sqrt()).log()
-    return Shown(image, mask, torch.cat([radius[:, None], radius[:, None], of.centre], dim=1))
+    return Shown(image, mask, torch.cat([radius[:, None], radius[:, None], of.center], dim=1))
 
 
 def view(shown: Shown, angle: Tensor) -> Tensor:
-    """Bodies centred, brought to one size and turned back by an angle ``(N,)``: ``(N, 2, SIZE, SIZE)``.
+    """Bodies centered, brought to one size and turned back by an angle ``(N,)``: ``(N, 2, SIZE, SIZE)``.
 
     Channels are the image within the body, 0 outside, and the mask.
     """

@@ -26,7 +26,7 @@ MIRRORED = 0.7
 RIGHT = math.radians(6.0)
 #: Slices of a scan that tell from where all are looked at.
 FIRST = 5
-#: A slice whose outline agrees no better than this with the reference says nothing of size and centre.
+#: A slice whose outline agrees no better than this with the reference says nothing of size and center.
 LEAST_AGREEMENT = 0.5
 
 
@@ -77,7 +77,7 @@ def slice_poses(
 def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -> ScanPoses:
     """Poses of the slices of one scan, as ``pose.per`` says.
 
-    The roll is decided first, by all slices (or neighbours) together; sizes and centres follow along it.
+    The roll is decided first, by all slices (or neighbors) together; sizes and centers follow along it.
 
     Args:
         transformer: STN1.

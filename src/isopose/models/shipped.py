@@ -18,7 +18,7 @@ class ShippedReference:
     """The outline that scans are brought to where no model names another: a child of two years.
 
     Args:
-        mask: ``(1, 1, S, S)`` float32 in [0, 1], upright, centred.
+        mask: ``(1, 1, S, S)`` float32 in [0, 1], upright, centered.
         side_mm: side of the square that it is seen in.
     """
 

@@ -1,6 +1,6 @@
 """The three networks for whole volumes: x_stack = stack_from_frame · theta1 · reach · theta2 · x_crop.
 
-The homogenised volume is seen in normalised coordinates: -1 to 1 in plane as in 2D, and along z as far as the
+The homogenized volume is seen in normalized coordinates: -1 to 1 in plane as in 2D, and along z as far as the
 training scans reached (``reach``, in half sides of the frame). One resampling in, one out, as for slices.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from isopose.config import Config
 from isopose.geometry.similarity3d import matrix_from_pose3d
 from isopose.geometry.warp import compose, invert, warp, whole_from_slab
-from isopose.models.pipeline import Homogenised, Pipeline, restore
+from isopose.models.pipeline import HomogenizedSlices, Pipeline, restore
 
 #: Voxels that are restored at a time (48 MB of sampling grid), so that memory does not grow with the scan.
 CHUNK = 4_000_000
@@ -22,7 +22,7 @@ CHUNK = 4_000_000
 class VolumePipeline(Pipeline):
     """Pose, crop and segmentation of volumes; theta1 and theta2 are ``(4, 4)``.
 
-    Where the pipeline of slices takes a pose, this one takes it as ``stack_from_homogenised``, for only the
+    Where the pipeline of slices takes a pose, this one takes it as ``stack_from_homogenized``, for only the
     matrix knows the spacing of a scan's slices.
 
     Args:
@@ -35,8 +35,8 @@ class VolumePipeline(Pipeline):
         super().__init__(*given, **named)
         self.register_buffer("reach", torch.ones(()))
 
-    def stack_from_homogenised(self, pose: Tensor, stack_from_frame: Tensor) -> Tensor:
-        """``(N, 4, 4)`` from the homogenised volume to a stack, of poses ``(N, 9)``.
+    def stack_from_homogenized(self, pose: Tensor, stack_from_frame: Tensor) -> Tensor:
+        """``(N, 4, 4)`` from the homogenized volume to a stack, of poses ``(N, 9)``.
 
         Args:
             pose: of the scans.
@@ -48,13 +48,13 @@ class VolumePipeline(Pipeline):
             stack_from_frame, matrix_from_pose3d(pose), torch.diag(torch.stack([one, one, self.reach, one]))
         )
 
-    def homogenise(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> Homogenised:
-        """Stacks ``(N, 1, Z, S, S)`` warped by ``stack_from_homogenised`` ``(N, 4, 4)``, as STN2 sees them.
+    def homogenize_scan(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> HomogenizedSlices:
+        """Stacks ``(N, 1, Z, S, S)`` warped by ``stack_from_homogenized`` ``(N, 4, 4)``, as STN2 sees them.
 
         ``size`` is that in plane, ``crop.depth`` that along z.
         """
         shape = (self.config.crop.depth, size, size)
-        return Homogenised(
+        return HomogenizedSlices(
             pose, warp(image, pose, shape, fill=self.air), warp(mask.to(image.dtype), pose, shape)
         )
 
@@ -62,17 +62,17 @@ class VolumePipeline(Pipeline):
         """The U-Net's input ``(N, 1, D, M, M)``, straight from the stack by one resampling."""
         return warp(image, frame_from_crop, crop_shape(self.config), fill=self.air)
 
-    def agreement(self, mask: Tensor, stack_from_homogenised: Tensor) -> Tensor:
-        """Eq. 1 of each homogenised slice that shows a body with the reference's outline, the mean ``()``.
+    def agreement(self, mask: Tensor, stack_from_homogenized: Tensor) -> Tensor:
+        """Eq. 1 of each homogenized slice that shows a body with the reference's outline, the mean ``()``.
 
         Args:
             mask: ``(1, 1, Z, S, S)`` of one scan.
-            stack_from_homogenised: ``(1, 4, 4)``.
+            stack_from_homogenized: ``(1, 4, 4)``.
         """
         reference = self.pose.reference_mask
         side = reference.shape[-1]
         shape = (self.config.crop.depth, side, side)
-        slices = warp(mask, stack_from_homogenised, shape)[0, 0]
+        slices = warp(mask, stack_from_homogenized, shape)[0, 0]
         area = slices.flatten(1).sum(dim=1)
         shown = slices[area > 0.5 * area.max()]
         overlap = (shown * reference[0, 0]).flatten(1).sum(dim=1)
@@ -97,7 +97,7 @@ def restore_slices(
 
     Args:
         probabilities: ``(1, classes, D, M, M)``.
-        volume_from_crop: ``(1, 4, 4)`` to normalised coordinates of the scan's grid.
+        volume_from_crop: ``(1, 4, 4)`` to normalized coordinates of the scan's grid.
         shape: ``(z, y, x)`` of that grid.
         chunk: voxels at a time.
 

@@ -1,4 +1,4 @@
-"""Inside nnU-Net v2: pose and size normalised within its own training and prediction."""
+"""Inside nnU-Net v2: pose and size normalized within its own training and prediction."""
 
 from pathlib import Path
 

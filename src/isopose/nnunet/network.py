@@ -25,12 +25,12 @@ LEAST = 1e-6
 
 
 class PosedNetwork(nn.Module):
-    """Homogenise slices, segment them, restore the answers.
+    """Homogenize slices, segment them, restore the answers.
 
     Args:
         network: takes ``(N, C, S, S)`` and gives logits ``(N, classes, s, s)``, or a list of them at several
             resolutions; with background as class 0.
-        mean: of the intensities in HU by which slices were normalised, as the next two.
+        mean: of the intensities in HU by which slices were normalized, as the next two.
         sd: standard deviation.
         low: lower bound in HU to which they were clipped, so that air has this value.
         seen_from: what the network is shown is clipped to this.
@@ -70,12 +70,12 @@ class PosedNetwork(nn.Module):
         """
         height, width = image.shape[2:]
         side = max(height, width)
-        theta = self.input_from_homogenised(image)
+        theta = self.input_from_homogenized(image)
         # The other channels are of no known unit.
         shown = torch.cat([image[:, :1].clamp(min=self.darkest), image[:, 1:]], dim=1)
         seen = warp(shown, theta, (side, side), fill=self.darkest)
         answers = self.network(seen)
-        # As in SegmentationObjective: means of neighbours hide a chequered answer from the loss.
+        # As in SegmentationObjective: means of neighbors hide a chequered answer from the loss.
         mode: Mode = "nearest" if self.training else "bilinear"
         if isinstance(answers, Tensor):
             return _restored(answers, theta, (height, width), mode)
@@ -86,7 +86,7 @@ class PosedNetwork(nn.Module):
         ]
 
     @torch.no_grad()
-    def input_from_homogenised(self, image: Tensor) -> Tensor:
+    def input_from_homogenized(self, image: Tensor) -> Tensor:
         """``(N, 3, 3)`` by which slices ``(N, C, H, W)`` are sampled, by their first channel."""
         height, width = image.shape[2:]
         side = max(height, width)

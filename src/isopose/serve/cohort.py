@@ -19,7 +19,7 @@ from isopose.inference.figure import WINDOW_HU
 from isopose.inference.scans import find_scans, record_name
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
-from isopose.labels import Labels, class_colours
+from isopose.labels import Labels, class_colors
 from isopose.serve.viewing import about, write_label_map, write_scan
 
 #: Characters of a comment.
@@ -238,10 +238,10 @@ def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
     marked = (shown > 0).sum(axis=(1, 2))
     z = int(marked.argmax()) if marked.any() else len(marked) // 2
     low, high = WINDOW_HU
-    grey = np.clip((upright.array[z].astype(np.float32) - low) / (high - low), 0, 1) * 255
-    picture = np.repeat(grey[..., None], 3, axis=2)
-    for index, colour in enumerate(class_colours(cohort.labels.names), start=1):
-        tint = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])
+    gray = np.clip((upright.array[z].astype(np.float32) - low) / (high - low), 0, 1) * 255
+    picture = np.repeat(gray[..., None], 3, axis=2)
+    for index, color in enumerate(class_colors(cohort.labels.names), start=1):
+        tint = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
         picture[shown[z] == index] = 0.5 * picture[shown[z] == index] + 0.5 * tint
     drawn = Image.fromarray(picture.astype(np.uint8))
     height, width = picture.shape[0] * upright.spacing[1], picture.shape[1] * upright.spacing[0]

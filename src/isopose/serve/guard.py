@@ -20,7 +20,7 @@ TOKEN = "token"
 #: Characters of a token that a person chooses, at least.
 SHORTEST_TOKEN = 16
 
-#: A browser takes nothing from elsewhere and shows the pages in no other. NiiVue keeps its font and colour
+#: A browser takes nothing from elsewhere and shows the pages in no other. NiiVue keeps its font and color
 #: maps as data within its script, and makes pictures of them.
 POLICY = "; ".join(
     (

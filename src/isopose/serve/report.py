@@ -50,7 +50,7 @@ def write_scan_report(
     if isinstance(prediction, Prediction):
         steps = steps_of(model, volume, prediction)
         text = (
-            "Input, homogenised, cropped, predicted in the crop, and restored, for some slices of the scan."
+            "Input, homogenized, cropped, predicted in the crop, and restored, for some slices of the scan."
         )
         pictures = (Picture(steps_png(steps, model.labels.names), text, text),) if steps else ()
     write_report(

@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse, Response
 
 from isopose import __version__
 from isopose.isolation import line_of
-from isopose.labels import class_colours
+from isopose.labels import class_colors
 from isopose.serve.cohort import LONGEST_COMMENT, Cohort, Decisions, Reviewed, case_view, thumbnail
 from isopose.serve.guard import Access
 from isopose.serve.pages import add_pages, octets, slice_answer, with_guard
@@ -45,11 +45,11 @@ def review_app(cohort: Cohort, access: Access) -> FastAPI:
         for case in cohort.cases:
             decision, comment = decisions.of.get(case.case, ("", ""))
             rows.append({**case.row(cohort.targets), "decision": decision, "comment": comment})
-        colours = class_colours(cohort.labels.names)
-        names = zip(cohort.labels.names, colours, strict=True)
+        colors = class_colors(cohort.labels.names)
+        names = zip(cohort.labels.names, colors, strict=True)
         return {
             "targets": cohort.targets,
-            "labels": [{"name": name, "colour": colour} for name, colour in names],
+            "labels": [{"name": name, "color": color} for name, color in names],
             "rows": rows,
         }
 

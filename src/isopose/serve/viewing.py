@@ -4,8 +4,8 @@ Beside a job's results lies ``view/`` with
 
 * ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes,
   uncompressed so that neither side waits for it;
-* ``homogenised.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet; for
-  models of volumes the planes of the homogenised volume that meet the slices in their middle;
+* ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet; for
+  models of volumes the planes of the homogenized volume that meet the slices in their middle;
 * ``view.json``, all else that the page needs; it is written last.
 """
 
@@ -27,15 +27,15 @@ from isopose.geometry.warp import compose, warp
 from isopose.inference.predict import Prediction
 from isopose.inference.volumes import VolumePrediction
 from isopose.io.images import read_volume, write_image
-from isopose.labels import Labels, class_colours
+from isopose.labels import Labels, class_colors
 from isopose.models.folder import Model
 from isopose.models.volume import VolumePipeline
 
 #: Goes up with every change of what lies in ``view/``.
 FORMAT = 2
-#: Pixels along a side of the homogenised slices that are shown.
+#: Pixels along a side of the homogenized slices that are shown.
 SHOWN = 256
-#: Slices that are homogenised at a time.
+#: Slices that are homogenized at a time.
 BATCH = 32
 #: Voxels that a browser without a graphics card can draw in a moment.
 FEW = 1_500_000
@@ -91,8 +91,8 @@ def about(upright: Volume, labels: Labels) -> dict[str, Any]:
         "spacing": [float(value) for value in upright.spacing],
         "reduced": list(reduction((upright.array.shape[0], upright.array.shape[1], upright.array.shape[2]))),
         "labels": [
-            {"name": name, "colour": colour}
-            for name, colour in zip(labels.names, class_colours(labels.names), strict=True)
+            {"name": name, "color": color}
+            for name, color in zip(labels.names, class_colors(labels.names), strict=True)
         ],
     }
 
@@ -122,7 +122,7 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     air = round(model.fingerprint.intensity.low)
-    homogenised = np.full((slices, size, size), air, np.int16)
+    homogenized = np.full((slices, size, size), air, np.int16)
     crop = np.full((slices, side, side), air, np.int16)
     shown = np.flatnonzero(records.shown)
     for first in range(0, len(shown), BATCH):
@@ -130,21 +130,21 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
         image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
         theta1 = matrix_from_pose(torch.from_numpy(records.pose[rows]).to(device))
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
-        for out, matrix, pixels in ((homogenised, theta1, size), (crop, theta, side)):
+        for out, matrix, pixels in ((homogenized, theta1, size), (crop, theta, side)):
             seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
             out[rows] = _hounsfield(model, seen[:, 0])
-    _write_arrays(folder, homogenised=homogenised, crop=crop, crop_labels=prediction.crops)
+    _write_arrays(folder, homogenized=homogenized, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
         **_about_steps(model),
         # A correction holds for this reference, wherever its outline lies.
-        "reference": {"centre": list(outline.centre), "spread": list(outline.spread)},
+        "reference": {"center": list(outline.center), "spread": list(outline.spread)},
     }
 
 
 @torch.inference_mode()
 def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> dict[str, Any]:
-    """Likewise of a volume: for each slice the homogenised plane that meets it in the frame's middle."""
+    """Likewise of a volume: for each slice the homogenized plane that meets it in the frame's middle."""
     pipeline, prepared, record = model.pipeline, prediction.prepared, prediction.record
     assert isinstance(pipeline, VolumePipeline), "predicted by a model of volumes"
     assert prediction.crops is not None, "the page shows the answer in the crop"
@@ -152,9 +152,9 @@ def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> d
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
     pose = torch.from_numpy(record.pose)[None].to(device)
-    stack_from_homogenised = pipeline.stack_from_homogenised(pose, stack_from_frame)
+    stack_from_homogenized = pipeline.stack_from_homogenized(pose, stack_from_frame)
     # Where x and y are 0, z of the stack is z' = m z + n; of each slice z' is known.
-    m, n = (float(value) for value in stack_from_homogenised[0, 2, 2:])
+    m, n = (float(value) for value in stack_from_homogenized[0, 2, 2:])
     planes = torch.eye(4, device=device)
     planes[2, 2:] = torch.tensor([1.0 / m, -n / m], device=device)
     in_crop = torch.from_numpy(record.theta2).to(device)
@@ -163,7 +163,7 @@ def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> d
     image = torch.from_numpy(prepared.image)[None, None].to(device)
     arrays = []
     for matrix, pixels in ((planes, size), (crop_planes, side)):
-        theta = compose(stack_from_homogenised, matrix[None])
+        theta = compose(stack_from_homogenized, matrix[None])
         seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
         arrays.append(_hounsfield(model, seen[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
@@ -172,18 +172,18 @@ def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> d
     inside = (nearest >= 0) & (nearest < depth)
     classes = np.zeros((slices, side, side), np.uint8)
     classes[inside] = prediction.crops[nearest[inside].astype(int)]
-    _write_arrays(folder, homogenised=arrays[0], crop=arrays[1], crop_labels=classes)
-    to_frame = stack_from_homogenised[0].cpu().numpy().astype(float)
+    _write_arrays(folder, homogenized=arrays[0], crop=arrays[1], crop_labels=classes)
+    to_frame = stack_from_homogenized[0].cpu().numpy().astype(float)
     square = record.theta2.astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
     return {
         **_about_steps(model),
         "slices": [
             {
                 "slice": int(row),
-                "frame_from_homogenised": np.column_stack(
+                "frame_from_homogenized": np.column_stack(
                     [to_frame[:2, :2], to_frame[:2, 2] * z[row] + to_frame[:2, 3]]
                 ).tolist(),
-                "homogenised_from_crop": square,
+                "homogenized_from_crop": square,
             }
             for row in np.flatnonzero(prepared.mask.any(axis=(1, 2)))
         ],
@@ -199,9 +199,9 @@ def _about_steps(model: Model) -> dict[str, Any]:
     }
 
 
-def _hounsfield(model: Model, normalised: Tensor) -> np.ndarray:
+def _hounsfield(model: Model, normalized: Tensor) -> np.ndarray:
     intensity = model.fingerprint.intensity
-    values = normalised * max(intensity.sd, 1e-8) + intensity.mean
+    values = normalized * max(intensity.sd, 1e-8) + intensity.mean
     return values.round().cpu().numpy().astype(np.int16)
 
 
@@ -212,7 +212,7 @@ def _write_arrays(folder: Path, **arrays: np.ndarray) -> None:
 
 
 def contours(mask: Tensor) -> list[list[list[float]]]:
-    """Outlines of a soft mask ``(1, 1, S, S)`` at one half, as closed lines of normalised ``[x, y]``."""
+    """Outlines of a soft mask ``(1, 1, S, S)`` at one half, as closed lines of normalized ``[x, y]``."""
     plane = mask[0, 0].float().cpu().numpy()
     size = plane.shape[0]
     # With a rim of nothing, so that what reaches the edge is closed there.
@@ -283,7 +283,7 @@ def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
         path = folder / f"{name}.nii"
         if path.exists():
             panels.append((name, _plane(path, np.dtype("u1"), shape, z)))
-    for name in ("homogenised", "crop", "crop_labels"):
+    for name in ("homogenized", "crop", "crop_labels"):
         path = folder / f"{name}.npy"
         if path.exists():
             panels.append((name, np.ascontiguousarray(np.load(path, mmap_mode="r", allow_pickle=False)[z])))

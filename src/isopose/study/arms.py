@@ -18,14 +18,14 @@ class Published:
     Args:
         name: of the row in the paper.
         kidney: of the kidney.
-        tumour: of the tumour.
+        tumor: of the tumor.
         hours: of training, where the paper says.
         memory_gb: allocated for the U-Net, where the paper says.
     """
 
     name: str
     kidney: tuple[float, float]
-    tumour: tuple[float, float]
+    tumor: tuple[float, float]
     hours: float | None = None
     memory_gb: float | None = None
 
@@ -38,7 +38,7 @@ class Peer:
         configuration: of its plans: ``2d`` or ``3d_fullres``.
         planner: its class of planners.
         augmented: with its own augmentation and mirrored averaging, or with neither.
-        posed: with this package's trainer, which normalises pose and size within nnU-Net's.
+        posed: with this package's trainer, which normalizes pose and size within nnU-Net's.
     """
 
     configuration: str = "2d"

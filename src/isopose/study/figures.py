@@ -24,7 +24,7 @@ def _png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _colour(arm: str) -> tuple[float, ...]:
+def _color(arm: str) -> tuple[float, ...]:
     """An arm's own, the same in every figure."""
     return plt.get_cmap("tab20")(list(BY_NAME).index(arm) % 20)
 
@@ -47,7 +47,7 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
                 points = np.array(steady(run.curve(f"dice {label}", "cpu_seconds")))
                 if len(points):
                     axis.plot(
-                        points[:, 0], points[:, 1], color=_colour(name), lw=1.4,
+                        points[:, 0], points[:, 1], color=_color(name), lw=1.4,
                         ls="--" if result.arm.peer else "-",
                         label=name if number == 0 else None,
                     )  # fmt: skip
@@ -83,7 +83,7 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
 
 
 def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
-    """Dice of each scan against the body's width, by target; a colour an arm, with its running median.
+    """Dice of each scan against the body's width, by target; a color an arm, with its running median.
 
     Of :data:`SHOWN`, for more could not be told apart; of the first arms where none of these was run.
     """
@@ -105,10 +105,10 @@ def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
             if not points:
                 continue
             size, dice = np.array(points, dtype=float).T
-            axis.plot(size, dice, ".", color=_colour(name), ms=3, alpha=0.5)
+            axis.plot(size, dice, ".", color=_color(name), ms=3, alpha=0.5)
             reach = max(3, len(size) // 5)
             middle = [np.median(dice[max(0, n - reach) : n + reach + 1]) for n in range(len(size))]
-            axis.plot(size, middle, color=_colour(name), lw=1.4, label=name)
+            axis.plot(size, middle, color=_color(name), lw=1.4, label=name)
         axis.set(title=target, xlabel="width of the body, mm", ylabel="Dice", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")

@@ -70,10 +70,10 @@ def _trained(config: Config, section: str, done: Mapping[str, int] | None) -> tu
     learns = {"pose": config.pose.learned, "crop": config.crop.enabled and config.crop.learned}
     if not learns[section]:
         return 0, 0
-    optimiser = getattr(config, section).optimiser
-    epochs = optimiser.epochs if done is None else done.get(section, 0)
-    steps = epochs * optimiser.iterations
-    return steps, steps * optimiser.batch_size
+    optimizer = getattr(config, section).optimizer
+    epochs = optimizer.epochs if done is None else done.get(section, 0)
+    steps = epochs * optimizer.iterations
+    return steps, steps * optimizer.batch_size
 
 
 def refuse_short(config: Config, arm: Arm) -> None:
@@ -88,7 +88,7 @@ def refuse_short(config: Config, arm: Arm) -> None:
             raise InputError(
                 f"these settings train {name} of the arm {arm.name} ({config.preset} preset) for "
                 f"{length.steps} steps and {length.slices} slices, the preset for {length.preset_steps} and "
-                f"{length.preset_slices}: a study shortens the U-Net only. Leave {section}.optimiser.epochs, "
+                f"{length.preset_slices}: a study shortens the U-Net only. Leave {section}.optimizer.epochs, "
                 f"iterations, batch_size and {section}.learned as they are, or add --short-stns, which the "
                 "report then says"
             )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import Config, OptimiserConfig
+from isopose.config import Config, OptimizerConfig
 from isopose.devices import choose_device
 from isopose.errors import InputError
 from isopose.files import read_json, replacing, write_json
@@ -96,11 +96,11 @@ def train(
         history = folder / "history.json"
         if history.exists():
             trainer.rows = read_json(history)
-        optimiser = config.unet.optimiser
+        optimizer = config.unet.optimizer
         # Augmentation in the training process from here on (planning takes the number for its threads): its
         # seconds are counted, and no worker outlives a run that is stopped.
         os.environ.update(nnUNet_n_proc_DA="0")
-        with meter.stage("unet", optimiser.epochs, optimiser.iterations, trainer.current_epoch) as report:
+        with meter.stage("unet", optimizer.epochs, optimizer.iterations, trainer.current_epoch) as report:
             trainer.report, trainer.kept = report, history
             if trainer.current_epoch < trainer.num_epochs:
                 trainer.run_training()
@@ -211,7 +211,7 @@ def _raw(folder: Path, dataset: Dataset) -> None:
         _nifti(case.image, folder / "imagesTr" / f"{case.id}_0000.nii.gz")
         target = folder / "labelsTr" / f"{case.id}.nii.gz"
         if not target.exists():
-            assert case.label is not None, "of labelled cases"
+            assert case.label is not None, "of labeled cases"
             labels = read_labels(case.label)
             write_labels(labels.with_array(dataset.labels.to_classes(labels.array)), target)
     classes = {name: number for number, name in enumerate(dataset.labels.names, start=1)}
@@ -238,16 +238,16 @@ def _nifti(source: Path, target: Path) -> Path:
     return target
 
 
-def lengths(optimiser: OptimiserConfig, slices: int) -> tuple[int, int]:
+def lengths(optimizer: OptimizerConfig, slices: int) -> tuple[int, int]:
     """Iterations of training and of validation an epoch, so that as many slices are seen as by other arms.
 
     Validation is a fifth, as nnU-Net's own 50 are of 250.
 
     Args:
-        optimiser: of the other arms' U-Net.
+        optimizer: of the other arms' U-Net.
         slices: that a batch of nnU-Net's holds.
     """
-    iterations = max(1, round(optimiser.iterations * optimiser.batch_size / slices))
+    iterations = max(1, round(optimizer.iterations * optimizer.batch_size / slices))
     return iterations, max(1, round(iterations / 5))
 
 
@@ -265,12 +265,12 @@ def _trainer(
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 
-    optimiser = config.unet.optimiser
+    optimizer = config.unet.optimizer
     part = plans["configurations"][peer.configuration]
     # As many slices a step as the study's own arms; a volume's patch holds several.
     depth = part["patch_size"][0] if len(part["patch_size"]) == 3 else 1
-    part["batch_size"] = max(2, round(optimiser.batch_size / depth)) if depth > 1 else optimiser.batch_size
-    iterations, of_validation = lengths(optimiser, part["batch_size"] * depth)
+    part["batch_size"] = max(2, round(optimizer.batch_size / depth)) if depth > 1 else optimizer.batch_size
+    iterations, of_validation = lengths(optimizer, part["batch_size"] * depth)
     base: Any = nnUNetTrainer if peer.augmented else nnUNetTrainerNoDA
     if peer.posed:
         from isopose.nnunet.trainers.nnUNetTrainerIsopose import nnUNetTrainerIsopose
@@ -290,10 +290,10 @@ def _trainer(
             device: torch.device = torch.device("cpu"),  # noqa: B008
         ) -> None:
             super().__init__(plans, configuration, fold, dataset_json, device)
-            self.num_epochs = optimiser.epochs
+            self.num_epochs = optimizer.epochs
             self.num_iterations_per_epoch = iterations
             self.num_val_iterations_per_epoch = of_validation
-            self.save_every = max(1, optimiser.epochs // CHECKPOINTS)
+            self.save_every = max(1, optimizer.epochs // CHECKPOINTS)
             self.rows: list[dict[str, Any]] = []
             self.report: Any = None
             self.kept: Path = folder / "history.json"

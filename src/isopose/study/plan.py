@@ -37,7 +37,7 @@ class Options:
         labels: name to stored value, in place of what the dataset's layout says.
         presets: ``default``, ``paper`` or both.
         seeds: of training; each arm is trained once with each.
-        folds: 1: tested on the dataset's own test cases; more: every labelled patient is tested once, by
+        folds: 1: tested on the dataset's own test cases; more: every labeled patient is tested once, by
             models that were trained on the other folds.
         settings: ``section.key=value`` for all arms alike.
         values: contents of a configuration file, likewise.
@@ -203,8 +203,8 @@ def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
     lengths = []
     for stage in STAGES:
         scale = options.scale if stage == SHORTENED else 1.0
-        epochs = max(1, round(scale * getattr(config, stage).optimiser.epochs))
-        lengths += [f"{stage}.optimiser.{key}={epochs}" for key in ("epochs", "min_epochs", "patience")]
+        epochs = max(1, round(scale * getattr(config, stage).optimizer.epochs))
+        lengths += [f"{stage}.optimizer.{key}={epochs}" for key in ("epochs", "min_epochs", "patience")]
     return load_config(preset, settings=[*wanted, *lengths], base=dict(options.values))
 
 
@@ -252,21 +252,21 @@ def patients_of(options: Options, fold: int) -> Dataset:
     """The target dataset with the patients of a fold marked as test cases.
 
     Raises:
-        InputError: no labelled test case and only one fold, or too few patients.
+        InputError: no labeled test case and only one fold, or too few patients.
     """
     dataset = open_dataset(options.dataset, options.labels)
     if options.folds == 1:
         check_sides(dataset)
         if not any(case.split == "test" and case.label is not None for case in dataset.cases):
             raise InputError(
-                f"{dataset.root}: no labelled test case (nnU-Net: imagesTs with labelsTs); add --folds 5 "
+                f"{dataset.root}: no labeled test case (nnU-Net: imagesTs with labelsTs); add --folds 5 "
                 "to test every patient once"
             )
         return dataset
-    labelled = tuple(replace(c, split=None) for c in dataset.cases if c.label is not None)
-    _, held = split_patients(replace(dataset, cases=labelled), options.folds, fold, 0)
+    labeled = tuple(replace(c, split=None) for c in dataset.cases if c.label is not None)
+    _, held = split_patients(replace(dataset, cases=labeled), options.folds, fold, 0)
     tested = {case.id for case in held}
-    cases = tuple(replace(case, split="test" if case.id in tested else None) for case in labelled)
+    cases = tuple(replace(case, split="test" if case.id in tested else None) for case in labeled)
     return replace(dataset, cases=cases)
 
 

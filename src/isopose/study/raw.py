@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarise
+from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarize
 from isopose.files import read_json
 from isopose.models.folder import versions
 from isopose.study.arms import ARMS, FURTHER, SOURCE
@@ -105,7 +105,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                         "cpu_seconds_to_baseline": _times(by_arm, result, "cpu_seconds"),
                         "seconds_to_baseline": _times(by_arm, result, "seconds"),
                         "size": dict(result.runs[0].size),
-                        "scores": {t: asdict(summarise(result.cases, t)) for t in result.targets},
+                        "scores": {t: asdict(summarize(result.cases, t)) for t in result.targets},
                         "histories": [list(run.history) for run in result.runs],
                     }
                     for name, result in by_arm.items()

@@ -244,7 +244,7 @@ def _pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> di
                 if path.exists():
                     pictures[f"{preset}-steps-{place}.png"] = Picture(
                         path.read_bytes(),
-                        f"Input, homogenised slice, crop, prediction and restored labels of {case}",
+                        f"Input, homogenized slice, crop, prediction and restored labels of {case}",
                         f"{case}, the {place} patient of {run.folder}, step by step as in the paper's "
                         "Figure 3.",
                     )
@@ -274,7 +274,7 @@ def _facts(options: Options, results: Results) -> dict[str, str]:
         if values:
             facts[name] = f"{min(values):.3g} to {max(values):.3g} {unit}"
     for preset in results:
-        steps = config_of(options, preset, ARMS[0], 0).unet.optimiser
+        steps = config_of(options, preset, ARMS[0], 0).unet.optimizer
         facts[f"U-Net steps ({preset})"] = f"{steps.epochs * steps.iterations} of {steps.batch_size} slices"
     made = sorted({_made(run) for run in runs})
     return facts | {"Made on": " | ".join(made), "Report": f"isopose {__version__}"}

@@ -222,9 +222,9 @@ def _start(
     labels = study.options.source_labels if of_source else study.options.labels
     begun = _arm(job).source and not of_source
     source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
-    # By normalisation, which follows from the training patients: those of a fold, of the source, of a preset.
+    # By normalization, which follows from the training patients: those of a fold, of the source, of a preset.
     store = "source" if _arm(job).source else f"fold-{job.fold}"
-    # nnU-Net normalises by all that train or validate, whatever the preset.
+    # nnU-Net normalizes by all that train or validate, whatever the preset.
     store = f"nnunet-fold-{job.fold}" if _arm(job).peer else f"{job.preset}-{store}"
     write_job(
         folder,
@@ -299,7 +299,7 @@ def _tried(study: Study, job: Job) -> dict[str, float]:
     update = {"epochs": TRIED_EPOCHS, "iterations": TRIED_ITERATIONS, "min_epochs": TRIED_EPOCHS}
     sections = {
         stage: getattr(config, stage).model_copy(
-            update={"optimiser": getattr(config, stage).optimiser.model_copy(update=update)}
+            update={"optimizer": getattr(config, stage).optimizer.model_copy(update=update)}
         )
         for stage in STAGES
     }
@@ -315,10 +315,10 @@ def _tried(study: Study, job: Job) -> dict[str, float]:
         stage, batch, validation = row["stage"], 1.0 / TRIED_ITERATIONS, 1.0
         if "slices_a_batch" in row:
             # nnU-Net's batches hold other numbers of slices, and its validation grows with its training.
-            slices, optimiser = row["slices_a_batch"], config.unet.optimiser
-            tried, of_validation = nnunet.lengths(sections["unet"].optimiser, slices)
-            whole, of_whole = nnunet.lengths(optimiser, slices)
-            batch, validation = whole / tried / optimiser.iterations, of_whole / of_validation
+            slices, optimizer = row["slices_a_batch"], config.unet.optimizer
+            tried, of_validation = nnunet.lengths(sections["unet"].optimizer, slices)
+            whole, of_whole = nnunet.lengths(optimizer, slices)
+            batch, validation = whole / tried / optimizer.iterations, of_whole / of_validation
         out[f"{stage} batch"] = batch * (row["seconds"] - row["validation_seconds"])
         out[f"{stage} validation"] = validation * row["validation_seconds"]
     return out
@@ -337,10 +337,10 @@ def _by_stage(options: Options, job: Job, seconds: Mapping[str, Mapping[str, flo
     tried = seconds[_key(job)]
     out: dict[str, float] = {}
     for stage in dict.fromkeys(key.rpartition(" ")[0] for key in tried):
-        # The joint network's optimiser is the crop's.
-        optimiser = getattr(config, "crop" if stage == "joint" else stage).optimiser
+        # The joint network's optimizer is the crop's.
+        optimizer = getattr(config, "crop" if stage == "joint" else stage).optimizer
         batch, validation = tried[f"{stage} batch"], tried[f"{stage} validation"]
-        out[stage] = optimiser.epochs * (optimiser.iterations * batch + validation)
+        out[stage] = optimizer.epochs * (optimizer.iterations * batch + validation)
     return out
 
 
@@ -363,7 +363,7 @@ def _scale(
     whole = sum(sum(stages.values()) for stages in every) - unets
     scale = min(1.0, max(0.0, budget_s - whole) / unets) if unets > 0 else 1.0
     for preset in options.presets:
-        epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimiser.epochs
+        epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimizer.epochs
         if round(scale * epochs) < min(FEWEST_EPOCHS, epochs):
             least = whole + unets * min(FEWEST_EPOCHS, epochs) / epochs
             stns = f" STN1 and STN2 take {_clock(whole)} of it, and are not shortened;" if whole else ""

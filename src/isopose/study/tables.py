@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from isopose.evaluation.evaluate import CaseScores
-from isopose.evaluation.summary import FEWEST_PAIRS, METRICS, age_strata, size_strata, summarise
+from isopose.evaluation.summary import FEWEST_PAIRS, METRICS, age_strata, size_strata, summarize
 from isopose.evaluation.tables import METRIC_NAMES, NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
 from isopose.study.results import (
@@ -28,15 +28,15 @@ THIRDS = ("small", "middle", "large")
 WHOLE = ("plain", "augmented")
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 #: Names by which labels are the paper's two.
-PAPERS = {"kidney": "kidney", "tumour": "tumour", "tumor": "tumour"}
+PAPERS = {"kidney": "kidney", "tumor": "tumor", "tumour": "tumor"}
 #: Below every table that has the paper's values in it, and below each what is its own.
 PAPER_NOTE = (
-    "Paper: La Barbera et al., ISBI 2021: 80 children with renal tumours, slices of 512 x 512 pixels, one "
+    "Paper: La Barbera et al., ISBI 2021: 80 children with renal tumors, slices of 512 x 512 pixels, one "
     "GPU. Another dataset, another machine: to be compared in order, not in height."
 )
 PAPER_NOTES = {
     1: "The paper's Table 1 is of a 3D nnU-Net; here the U-Net is of slices.",
-    2: "At 128 x 128 pixels and 32 slices a batch the paper has, for kidney and tumour: nnUNet 83.66 (7.88) "
+    2: "At 128 x 128 pixels and 32 slices a batch the paper has, for kidney and tumor: nnUNet 83.66 (7.88) "
     "and 69.52 (24.61) in 1 h 35 min, with data augmentation 88.99 (3.71) and 74.18 (22.07) in 2 h 15 min, "
     "STN pose-size 86.75 (6.47) and 77.31 (27.36) in 1 h 45 min.",
     3: "The paper's memory is what its GPU allocated for the nnU-Net.",
@@ -111,7 +111,7 @@ def _input(result: ArmResult) -> str:
 
 def _spread(result: ArmResult, target: str) -> str:
     """Mean (sd) in per cent over patients."""
-    statistic = summarise(result.cases, target).dice
+    statistic = summarize(result.cases, target).dice
     if statistic.mean is None:
         return NO_VALUE
     return f"{100 * statistic.mean:.2f}" + (
@@ -187,7 +187,7 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
     rows = []
     for name, result in results.items():
         for target in result.targets:
-            summary = summarise(result.cases, target)
+            summary = summarize(result.cases, target)
             values: list[Cell] = []
             for metric in METRICS:
                 statistic = getattr(summary, metric)
@@ -362,7 +362,7 @@ def _volume_table(results: Mapping[str, ArmResult]) -> Table | None:
 
 
 def _mean_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:
-    return summarise([case for case in cases if case.case in ids], target).dice.mean
+    return summarize([case for case in cases if case.case in ids], target).dice.mean
 
 
 def _clock(seconds: float) -> str:

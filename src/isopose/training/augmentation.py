@@ -1,4 +1,4 @@
-"""nnU-Net's augmentation of slices, the paper's baseline: what homogenising pose and size is held against.
+"""nnU-Net's augmentation of slices, the paper's baseline: what homogenizing pose and size is held against.
 
 Transforms, order, probabilities and ranges are those of nnU-Net v2's trainer for two dimensions
 (``nnUNetTrainer.get_training_transforms``); the transforms themselves are MONAI's.
@@ -32,7 +32,7 @@ class Augmentation:
     """Disturb slices at random, each by itself, the same for the same seed.
 
     Args:
-        air: value of air in the normalised images, which comes in from outside where a slice is turned.
+        air: value of air in the normalized images, which comes in from outside where a slice is turned.
         mirror: whether slices are mirrored, which gives organs the other side: not where labels have sides.
     """
 

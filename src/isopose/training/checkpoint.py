@@ -44,15 +44,15 @@ def save_checkpoint(
     progress: Progress,
     weights: dict[str, Tensor],
     best: dict[str, Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write the stage's last weights, its best ones and the optimiser's state."""
+    """Write the stage's last weights, its best ones and the optimizer's state."""
     tensors = {f"last.{name}": value for name, value in weights.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    for index, state in optimiser.state_dict()["state"].items():
+    for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
-                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
     whole: dict[str, Tensor] = {}
     turned, places = [], set()
     for name, value in tensors.items():
@@ -71,9 +71,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, optimiser: torch.optim.Optimizer
+    path: Path, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
-    """Read a stage's state; the optimiser is brought to where it was.
+    """Read a stage's state; the optimizer is brought to where it was.
 
     Returns:
         Progress, last weights, best weights.
@@ -81,7 +81,7 @@ def load_checkpoint(
     Raises:
         InputError: the file is damaged.
     """
-    groups: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optimiser": {}}
+    groups: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optimizer": {}}
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
@@ -92,10 +92,10 @@ def load_checkpoint(
                 value = file.get_tensor(key)
                 groups[group][name] = value.movedim(-1, 1) if key in turned else value
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in groups["optimiser"].items():
+        for key, value in groups["optimizer"].items():
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = value
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from None
     return progress, groups["last"], groups["best"]

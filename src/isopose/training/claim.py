@@ -17,11 +17,11 @@ def check_batches(config: Config, processes: int) -> None:
     if processes == 1:
         return
     for name in ("unet", "pose", "crop"):
-        optimiser = getattr(config, name).optimiser
-        if optimiser.batch_size % (optimiser.parts * processes):
+        optimizer = getattr(config, name).optimizer
+        if optimizer.batch_size % (optimizer.parts * processes):
             raise InputError(
-                f"{name}.optimiser.batch_size: expected a multiple of {optimiser.parts * processes} "
-                f"({name}.optimiser.parts times processes), got {optimiser.batch_size}"
+                f"{name}.optimizer.batch_size: expected a multiple of {optimizer.parts * processes} "
+                f"({name}.optimizer.parts times processes), got {optimizer.batch_size}"
             )
 
 

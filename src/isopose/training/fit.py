@@ -52,11 +52,11 @@ def fit(
         folder: the model's; ``folder/work`` keeps store, checkpoints and curves.
         config: all settings.
         source: a model to begin from (transfer learning), of which ``train.parts`` learn on. Its reference,
-            normalisation and frame stay.
+            normalization and frame stay.
         resume: go on with what ``folder`` holds.
         store: folder for preprocessed slices, which runs may share; else ``folder/work/store``.
         corrections: poses and crops set by hand, by the hash of a scan: what the training cases among them
-            are trained towards. Validation cases are seen as a prediction will see its own.
+            are trained toward. Validation cases are seen as a prediction will see its own.
         workers: processes for preprocessing; 0 does it here.
         reporter: where progress goes.
         trial: a few batches to see how long they take, whose networks are not judged and do not warn.

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from isopose.config import OptimiserConfig
+from isopose.config import OptimizerConfig
 from isopose.data.slices import Batch, Slices, draw_epoch, read_ahead
 from isopose.data.volumes import Volumes
 from isopose.errors import IsoposeError
@@ -38,19 +38,19 @@ class Stage:
     Args:
         name: ``pose``, ``crop``, ``joint`` or ``unet``.
         objective: module whose forward is the loss and whose ``judge`` validates.
-        config: optimiser and length.
+        config: optimizer and length.
         training: slices, or whole volumes, to learn from.
         validation: those of the validation patients, or none: then no early stopping.
         least: label column to the least part of an epoch's slices that show it.
         seed: numbers that name this run and stage.
-        section: of the configuration where its optimiser is; without, that of its own name.
+        section: of the configuration where its optimizer is; without, that of its own name.
         noise: how many numbers the objective may use to disturb a slice or volume.
         augment: changes a batch while it trains, by numbers that name it and its slices' places in the whole.
     """
 
     name: str
     objective: nn.Module
-    config: OptimiserConfig
+    config: OptimizerConfig
     training: Slices | Volumes
     validation: Slices | Volumes | None
     least: Mapping[int, float]
@@ -89,18 +89,18 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
 def _diverged(stage: Stage, what: str) -> IsoposeError:
     return IsoposeError(
         f"stage {stage.name}: {what}; the last good checkpoint is kept; "
-        f"lower {stage.section or stage.name}.optimiser.learning_rate"
+        f"lower {stage.section or stage.name}.optimizer.learning_rate"
     )
 
 
 def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
     config = stage.config
     objective = stage.objective.to(fabric.device)
-    optimiser = _optimiser(objective, config)
+    optimizer = _optimizer(objective, config)
     checkpoint = work / "checkpoints" / f"{stage.name}.safetensors"
     progress, best = Progress(), _weights(objective)
     if checkpoint.exists():
-        progress, last, best = load_checkpoint(checkpoint, optimiser)
+        progress, last, best = load_checkpoint(checkpoint, optimizer)
         try:
             objective.load_state_dict(last)
             if progress.scaler:
@@ -109,14 +109,14 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
             raise damaged(checkpoint, error) from None
     first = fabric.is_global_zero
     if not progress.finished:
-        module, wrapped = fabric.setup(objective, optimiser)
+        module, wrapped = fabric.setup(objective, optimizer)
         with (
             reporter.stage(stage.name, config.epochs, config.iterations, progress.epoch) as report,
             curves(work / "tensorboard" / stage.name, progress.epoch) if first else nullcontext() as draw,
         ):
             while not progress.finished:
                 started, cpu = time.monotonic(), time.process_time()
-                rate = _set_learning_rate(optimiser, config, progress.epoch)
+                rate = _set_learning_rate(optimizer, config, progress.epoch)
                 loss = _train_epoch(stage, fabric, module, wrapped, progress.epoch, report)
                 if not math.isfinite(loss) or not _finite(objective):
                     what = "weights that are not finite" if math.isfinite(loss) else f"loss {loss}"
@@ -135,7 +135,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
                 progress.history.append(row | numbers | times)
                 progress.scaler = dict(fabric.strategy.precision.state_dict())
                 if draw is not None:
-                    save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimiser)
+                    save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimizer)
                     draw(progress.history[-1])
                 report.epoch(progress.history[-1])
     objective.load_state_dict(best)
@@ -143,7 +143,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     return progress
 
 
-def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoch: int, report: Any) -> float:
+def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoch: int, report: Any) -> float:
     config = stage.config
     module.train()
     batches = draw_epoch(
@@ -163,7 +163,7 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoc
     read = [batch[places.numpy()] for batch in batches]
     for step, batch in enumerate(read_ahead(stage.training, read, pin=pin, change=change)):
         batch, disturbance = batch.to(fabric.device), noise[step, places].to(fabric.device)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         rows_of_parts = torch.arange(own, device=fabric.device).split([len(share) for share in shares])
         for number, rows in enumerate(rows_of_parts, start=1):
             part = batch.part(rows) if config.parts > 1 else batch
@@ -173,11 +173,11 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimiser: Any, epoc
             total += loss.detach()
         # Gradients that are not finite: the scaler of 16-mixed leaves that step out, as it should; in any
         # other precision they reach the weights, by which the epoch's end knows.
-        fabric.clip_gradients(module, optimiser, max_norm=MAX_NORM, error_if_nonfinite=False)
-        optimiser.step()
+        fabric.clip_gradients(module, optimizer, max_norm=MAX_NORM, error_if_nonfinite=False)
+        optimizer.step()
         report.step()
     # Room for validation and the checkpoint.
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     return float(summed(total)) / fabric.world_size / config.iterations
 
 
@@ -193,7 +193,7 @@ def _validate(stage: Stage, fabric: Fabric, objective: Any) -> dict[str, float]:
     return numbers
 
 
-def _advance(progress: Progress, config: OptimiserConfig, numbers: dict[str, float]) -> bool:
+def _advance(progress: Progress, config: OptimizerConfig, numbers: dict[str, float]) -> bool:
     """Count the epoch, smooth the score, decide whether the stage ends; true where this epoch is the best."""
     progress.epoch += 1
     if not numbers:
@@ -212,7 +212,7 @@ def _advance(progress: Progress, config: OptimiserConfig, numbers: dict[str, flo
     return improved
 
 
-def _optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     parameters = [p for p in module.parameters() if p.requires_grad]
     if config.name == "sgd":
         return torch.optim.SGD(
@@ -226,10 +226,10 @@ def _optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.Optimi
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _set_learning_rate(optimiser: torch.optim.Optimizer, config: OptimiserConfig, epoch: int) -> float:
+def _set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, epoch: int) -> float:
     """Poly policy of the paper and nnU-Net, by epoch."""
     factor = (1.0 - epoch / config.epochs) ** 0.9 if config.schedule == "poly" else 1.0
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * factor
     return config.learning_rate * factor
 

@@ -8,14 +8,14 @@ from isopose.models.pose import soft_dice
 from isopose.ranks import summed
 
 
-def pose_loss(homogenised: Tensor, reference: Tensor) -> Tensor:
+def pose_loss(homogenized: Tensor, reference: Tensor) -> Tensor:
     """Eq. 1 turned into something to minimise: 1 - SoftDice, mean over the batch.
 
     Args:
-        homogenised: warped foreground masks ``(N, 1, S, S)`` (H).
+        homogenized: warped foreground masks ``(N, 1, S, S)`` (H).
         reference: ``(1, 1, S, S)`` (T).
     """
-    return 1.0 - soft_dice(homogenised.float(), reference.float()).mean()
+    return 1.0 - soft_dice(homogenized.float(), reference.float()).mean()
 
 
 def crop_loss(
@@ -72,7 +72,7 @@ def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
 
 
 def level_weight(level: int) -> float:
-    """Eq. 3: 1 / 2^n, not normalised."""
+    """Eq. 3: 1 / 2^n, not normalized."""
     return 0.5**level
 
 

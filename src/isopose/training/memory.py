@@ -24,7 +24,7 @@ PROCESS = 1000e6
 #: cannot use; more where a level is computed again, and so many more of volumes. Measured
 #: (docs/performance.md).
 ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 14, 5
-#: Bytes a weight takes with its gradient and the optimiser's two moments; with a gradient that is being added
+#: Bytes a weight takes with its gradient and the optimizer's two moments; with a gradient that is being added
 #: to another; with the copies that mixed precision makes; in the best epoch's weights, which the CPU holds.
 A_WEIGHT, ADDED, MIXED, BEST = 16, 4, 4, 4
 
@@ -52,7 +52,7 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
         classes: background included.
         device: type of it.
     """
-    settings = config.unet.optimiser
+    settings = config.unet.optimizer
     part = -(-settings.batch_size // settings.parts)
     mixed = choose_precision(config.train.precision, device) != "32-true"
     unet, kept, of_a_map = _kept(config, classes, part)
@@ -76,7 +76,7 @@ def fit_into(
     """As :func:`fitted` for the configured device, and tell what was chosen."""
     device = choose_device(config.train.device).type
     chosen = fitted(config, classes, memory, device, shrink=shrink)
-    unet, batch = chosen.unet, chosen.unet.optimiser
+    unet, batch = chosen.unet, chosen.unet.optimizer
     how = f"batches of {batch.batch_size}" + (f" in {batch.parts} parts" if batch.parts > 1 else "")
     reporter.say(
         f"memory: about {training_bytes(chosen, classes, device) / 1e9:.2f} of {memory / 1e9:.2f} GB for a "
@@ -115,7 +115,7 @@ def fitted(config: Config, classes: int, memory: float, device: str, *, shrink: 
 
 
 def _choices(config: Config, shrink: bool) -> Iterator[Config]:
-    batch = config.unet.optimiser.batch_size
+    batch = config.unet.optimizer.batch_size
     few = 4 if config.dims == 2 else 1
     parts = [n for n in range(2, batch + 1) if -(-batch // n) < -(-batch // (n - 1))]
     inputs = ["full", "half", "quarter"]
@@ -135,7 +135,7 @@ def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Confi
     """The configuration so changed, where that is one."""
     values = config.model_dump()
     values["unet"] |= changes
-    values["unet"]["optimiser"]["parts"] = max(parts, config.unet.optimiser.parts)
+    values["unet"]["optimizer"]["parts"] = max(parts, config.unet.optimizer.parts)
     try:
         yield Config.model_validate(values)
     except ValueError:

@@ -33,12 +33,12 @@ from isopose.training.losses import (
 from isopose.training.targets import crop_targets
 from isopose.training.turning import estimate_of, judged_turns, summed_up
 
-#: Pose jitter at strength 1: radians, log scale, shift in half sides of the homogenised frame.
+#: Pose jitter at strength 1: radians, log scale, shift in half sides of the homogenized frame.
 POSE_JITTER = (0.17, 0.1, 0.1, 0.1, 0.1)
 
 
 class PoseObjective(nn.Module):
-    """STN1: the homogenised outline agrees with the reference's (Eq. 1)."""
+    """STN1: the homogenized outline agrees with the reference's (Eq. 1)."""
 
     def __init__(
         self, pipeline: Pipeline, by_hand: Tensor | None = None, truth: Mapping[str, float] | None = None
@@ -287,7 +287,7 @@ class SegmentationObjective(nn.Module):
             probabilities = logits.float().softmax(dim=1)
             goal = F.avg_pool2d(target, 2**level)
             if native:
-                # Means of neighbours would hide a chequered answer from the loss: docs/pipeline.md, "U-Net".
+                # Means of neighbors would hide a chequered answer from the loss: docs/pipeline.md, "U-Net".
                 probabilities = restore(probabilities, theta, _side(goal), mode="nearest")
             loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
         return loss

@@ -86,7 +86,7 @@ def slice_stages(
     turning: Turning | None = None
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
-    if pipeline.pose.localisation is not None and learning:
+    if pipeline.pose.localization is not None and learning:
         pose = PoseObjective(pipeline, by_hand if by_hand.isfinite().any() else None, run.truth)
         stages.append(_train(run, "pose", pose, train_slices, val_slices, 0))
         turning = _measured(run, pipeline, train_slices, val_slices, "pose")
@@ -108,12 +108,12 @@ def slice_stages(
     if config.crop.enabled and not config.crop.learned and learning:
         pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
     crops = crops_by_hand(train_slices, corrections, reference)
-    if pipeline.crop.localisation is not None and learning:
-        labelled = train_slices.labelled()
-        judged = val_slices.labelled() if val_slices else None
-        of_labelled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
-        crop = CropObjective(pipeline, of_labelled if of_labelled.isfinite().any() else None)
-        stages.append(_train(run, "crop", crop, labelled, judged or None, 1))
+    if pipeline.crop.localization is not None and learning:
+        labeled = train_slices.labeled()
+        judged = val_slices.labeled() if val_slices else None
+        of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
+        crop = CropObjective(pipeline, of_labeled if of_labeled.isfinite().any() else None)
+        stages.append(_train(run, "crop", crop, labeled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
         slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
     train_slices.pose = where_set(by_hand, train_slices.pose)
@@ -151,7 +151,7 @@ def _measured(
 
 
 def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:
-    """What the U-Net's slices go through while it trains, in place of homogenisation."""
+    """What the U-Net's slices go through while it trains, in place of homogenization."""
     if run.config.unet.augmentation == "off":
         return None
     # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
@@ -181,10 +181,10 @@ def volume_stages(
         pipeline.reach.fill_(reach_of(training))
     if crop.enabled and not crop.learned and learning:
         pipeline.crop.start.copy_(volume_box_of_all(pipeline, training, device))
-    if pipeline.crop.localisation is not None and learning:
-        judged = validation.labelled() if validation else None
+    if pipeline.crop.localization is not None and learning:
+        judged = validation.labeled() if validation else None
         objective = VolumeCropObjective(pipeline)
-        stages.append(_train(run, "crop", objective, training.labelled(), judged or None, 1))
+        stages.append(_train(run, "crop", objective, training.labeled(), judged or None, 1))
     for volumes in filter(None, (training, validation)):
         volumes.theta2 = volume_crops_of(pipeline, volumes, device)
     unet = VolumeSegmentationObjective(pipeline, run.labels.names)
@@ -208,7 +208,7 @@ def _train(
     stage = Stage(
         name=name,
         objective=objective,
-        config=getattr(run.config, section or name).optimiser,
+        config=getattr(run.config, section or name).optimizer,
         training=training,
         validation=validation,
         least=oversampling(run.config.train.oversample, run.labels),
@@ -224,7 +224,7 @@ def _train(
 
 
 def oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dict[int, float]:
-    """Label column to the least part of slices that show it (the paper: a third kidney, a third tumour)."""
+    """Label column to the least part of slices that show it (the paper: a third kidney, a third tumor)."""
     if configured is None:
         return dict.fromkeys(range(min(2, len(labels.names))), 1.0 / 3.0)
     unknown = sorted(set(configured) - set(labels.names))

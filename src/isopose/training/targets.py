@@ -1,4 +1,4 @@
-"""What the transformers are trained towards: the reference's outline and the boxes around the labels."""
+"""What the transformers are trained toward: the reference's outline and the boxes around the labels."""
 
 import math
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class Reference:
         area_cm2: of the body in that slice.
         symmetry: agreement of the slice with its own mirror image, 1 is perfect.
         lean: radians by which it was turned upright; 0 where it is taken as it lies.
-        image: ``(1, 1, S, S)`` the slice in the homogenised frame.
-        mask: ``(1, 1, S, S)`` its foreground in the homogenised frame (T in Eq. 1).
+        image: ``(1, 1, S, S)`` the slice in the homogenized frame.
+        mask: ``(1, 1, S, S)`` its foreground in the homogenized frame (T in Eq. 1).
     """
 
     case: str
@@ -56,7 +56,7 @@ class Candidate:
     Args:
         case: id.
         slice: index from the feet, after reorientation.
-        image: ``(1, 1, N, N)`` normalised, in the frame.
+        image: ``(1, 1, N, N)`` normalized, in the frame.
         mask: ``(1, 1, N, N)`` its foreground.
         pixel_mm: side of a pixel.
     """
@@ -87,7 +87,7 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
     Args:
         cases: training cases only.
         config: who it is, if named, and how much of the frame the body shall fill.
-        air: value of air in the normalised images.
+        air: value of air in the normalized images.
 
     Raises:
         InputError: the named case is not among the training cases.
@@ -108,7 +108,7 @@ def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: fl
     Args:
         candidates: at least one; just the one where the user named it.
         config: size of the reference, and how much of the frame its body shall fill.
-        air: value of air in the normalised images.
+        air: value of air in the normalized images.
     """
     axes = [symmetry_axis(one.image, one.mask) for one in candidates]
     areas = np.array([float(one.mask.sum()) * (one.pixel_mm / 10.0) ** 2 for one in candidates])
@@ -135,12 +135,12 @@ def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: fl
 
 
 def crop_targets(batch: Batch, pose: Tensor, size: int, margin: float, classes: int) -> tuple[Tensor, Tensor]:
-    """Target theta2 of the square around a slice's labels in the homogenised frame.
+    """Target theta2 of the square around a slice's labels in the homogenized frame.
 
     Args:
         batch: slices in the frame.
         pose: ``(N, 5)``.
-        size: pixels on which the labels are homogenised.
+        size: pixels on which the labels are homogenized.
         margin: added on each side, of the box's longer side.
         classes: background included.
 
@@ -148,21 +148,21 @@ def crop_targets(batch: Batch, pose: Tensor, size: int, margin: float, classes: 
         ``(N, 3, 3)`` matrices and ``(N,)`` whether the slice has labels, and so a target at all.
     """
     labels = one_hot(batch.labels, classes)[:, 1:].sum(dim=1, keepdim=True)
-    homogenised = warp(labels, matrix_from_pose(pose), (size, size))[:, 0]
-    box, found = box_of_mask(homogenised > 0.25, margin=margin)
+    homogenized = warp(labels, matrix_from_pose(pose), (size, size))[:, 0]
+    box, found = box_of_mask(homogenized > 0.25, margin=margin)
     return matrix_from_box(box), found
 
 
 def _middle_slice(case: StoredCase) -> int:
     """The middle of the slices that show a body and a label; of those with a body where none shows both."""
     body = np.asarray(case.record.body_fraction) > 0
-    labelled = np.flatnonzero(body & np.asarray(case.record.presence, dtype=bool).any(axis=1))
-    shown = labelled if len(labelled) else np.flatnonzero(body)
+    labeled = np.flatnonzero(body & np.asarray(case.record.presence, dtype=bool).any(axis=1))
+    shown = labeled if len(labeled) else np.flatnonzero(body)
     return int(shown[len(shown) // 2])
 
 
 def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
-    """Matrix that turns a mask upright, centres its box and enlarges it to fill a part of the frame."""
+    """Matrix that turns a mask upright, centers its box and enlarges it to fill a part of the frame."""
     upright = matrix_from_pose(torch.tensor([[lean, 0.0, 0.0, 0.0, 0.0]]))
     turned = warp(mask, upright, (mask.shape[2], mask.shape[3]))
     x0, y0, x1, y1 = box_of_mask(turned[:, 0] >= 0.5)[0][0].tolist()

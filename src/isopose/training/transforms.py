@@ -98,7 +98,7 @@ def _scans(slices: Slices, device: torch.device) -> Iterator[tuple[Tensor, Tenso
 
 @torch.no_grad()
 def box_of_all(pipeline: Pipeline, slices: Slices, device: torch.device) -> Tensor:
-    """One box ``(4,)`` that holds every training label in the homogenised frame, where no crop is learned."""
+    """One box ``(4,)`` that holds every training label in the homogenized frame, where no crop is learned."""
     size = (pipeline.config.crop.size, pipeline.config.crop.size)
     union = torch.zeros(1, *size)
     for batch in slices.in_order(batch_of(slices)):

@@ -69,7 +69,7 @@ def estimate_of(pipeline: Pipeline) -> Estimate | None:
 
     With the roll network that ships with the package no STN1 regresses the angle.
     """
-    if pipeline.pose.localisation is not None:
+    if pipeline.pose.localization is not None:
         return pipeline.pose
     if pipeline.joint is not None and pipeline.pose.roll is None:
         return lambda image, mask: pipeline.look(image, mask, pipeline.pose.start(image, mask))[0]
@@ -213,7 +213,7 @@ def warning_of(turning: Turning, section: str) -> str:
         f"warning: STN1 has not learned to turn: of a turn by {degrees:.0f} degrees its estimate follows "
         f"{turning.slope * degrees:.1f} (slope {turning.slope:.2f}, expected at least {LEAST_SLOPE}), "
         "so that homogenized slices keep the patient's own roll, whatever their mask Dice; train it longer "
-        f"({section}.optimiser.epochs) or with momentum ({section}.optimiser.momentum=0.9)"
+        f"({section}.optimizer.epochs) or with momentum ({section}.optimizer.momentum=0.9)"
     )
 
 

@@ -60,10 +60,10 @@ class VolumeCropObjective(nn.Module):
 
     def _seen(self, batch: VolumeBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (pipeline,) = self.pipeline
-        matrix = homogenising(pipeline, batch)
+        matrix = homogenizing(pipeline, batch)
         size = self.crop.config.size
         seen = [
-            pipeline.homogenise(image, mask, one[None], size)
+            pipeline.homogenize_scan(image, mask, one[None], size)
             for image, mask, one in zip(batch.image, batch.mask, matrix, strict=True)
         ]
         target, found = volume_crop_targets(pipeline, batch)
@@ -138,7 +138,7 @@ class VolumeSegmentationObjective(nn.Module):
 
     def _theta(self, batch: VolumeBatch) -> Tensor:
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        return compose(homogenising(self.pipeline[0], batch), batch.theta2)
+        return compose(homogenizing(self.pipeline[0], batch), batch.theta2)
 
     def _disturbed(self, batch: VolumeBatch, noise: Tensor) -> Tensor:
         """stack from crop with the small errors that pose and crop will have on patients not seen."""
@@ -154,7 +154,7 @@ class VolumeSegmentationObjective(nn.Module):
         if crop.enabled:
             shift, scale = crop.jitter_shift, crop.jitter_scale
             theta2 = jittered3d(theta2, noise[:, POSE3D_SIZE:-1], shift=shift, scale=scale)
-        theta = compose(pipeline.stack_from_homogenised(pose, batch.stack_from_frame), theta2)
+        theta = compose(pipeline.stack_from_homogenized(pose, batch.stack_from_frame), theta2)
         return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
 
     def _in_mirror(self, noise: Tensor) -> Tensor:
@@ -162,10 +162,10 @@ class VolumeSegmentationObjective(nn.Module):
         return noise[:, -1] < 2.0 * self.mirror - 1.0
 
 
-def homogenising(pipeline: VolumePipeline, batch: VolumeBatch) -> Tensor:
-    """``stack_from_homogenised`` ``(N, 4, 4)`` of a batch whose poses are known."""
+def homogenizing(pipeline: VolumePipeline, batch: VolumeBatch) -> Tensor:
+    """``stack_from_homogenized`` ``(N, 4, 4)`` of a batch whose poses are known."""
     assert batch.pose is not None, "the crop is found after the pose"
-    return pipeline.stack_from_homogenised(batch.pose, batch.stack_from_frame)
+    return pipeline.stack_from_homogenized(batch.pose, batch.stack_from_frame)
 
 
 def volume_crop_targets(pipeline: VolumePipeline, batch: VolumeBatch) -> tuple[Tensor, Tensor]:
@@ -173,14 +173,14 @@ def volume_crop_targets(pipeline: VolumePipeline, batch: VolumeBatch) -> tuple[T
     config = pipeline.config.crop
     marked = [
         _marked(pipeline, labels, one)
-        for labels, one in zip(batch.labels, homogenising(pipeline, batch), strict=True)
+        for labels, one in zip(batch.labels, homogenizing(pipeline, batch), strict=True)
     ]
     box, found = box_of_mask3d(torch.cat(marked), margin=config.margin)
     return matrix_from_box3d(box), found
 
 
 def _marked(pipeline: VolumePipeline, labels: Tensor, matrix: Tensor) -> Tensor:
-    """Where any label lies in the homogenised volume, ``(1, D, S, S)``; thin ones count too."""
+    """Where any label lies in the homogenized volume, ``(1, D, S, S)``; thin ones count too."""
     config = pipeline.config.crop
     inside = (labels[:, None] > 0).float()
     return warp(inside, matrix[None], (config.depth, config.size, config.size))[:, 0] > 0.25
@@ -209,7 +209,7 @@ def volume_poses_of(pipeline: VolumePipeline, volumes: Volumes, device: torch.de
 
 
 def reach_of(volumes: Volumes) -> float:
-    """How far the furthest of posed scans reaches along z in the homogenised frame, in half sides."""
+    """How far the furthest of posed scans reaches along z in the homogenized frame, in half sides."""
     assert volumes.pose is not None, "the reach is known after the poses"
     # stack_from_frame has the reciprocal of a stack's half depth.
     half = 1.0 / volumes.stack_from_frame[:, 2, 2]
@@ -221,17 +221,17 @@ def volume_crops_of(pipeline: VolumePipeline, volumes: Volumes, device: torch.de
     """theta2 of every volume ``(N, 4, 4)``."""
     crops = []
     for batch in (each.to(device) for each in volumes.in_order(1)):
-        matrix = homogenising(pipeline, batch)
+        matrix = homogenizing(pipeline, batch)
         crops.append(pipeline.theta2(batch.image[0], batch.mask[0], matrix))
     return torch.cat(crops).cpu()
 
 
 @torch.no_grad()
 def volume_box_of_all(pipeline: VolumePipeline, volumes: Volumes, device: torch.device) -> Tensor:
-    """One box ``(6,)`` that holds every training label in the homogenised volume, where none is learned."""
+    """One box ``(6,)`` that holds every training label in the homogenized volume, where none is learned."""
     union: Tensor | None = None
     for batch in (each.to(device) for each in volumes.in_order(1)):
-        marked = _marked(pipeline, batch.labels[0], homogenising(pipeline, batch)[0])
+        marked = _marked(pipeline, batch.labels[0], homogenizing(pipeline, batch)[0])
         union = marked if union is None else union | marked
     assert union is not None, "there are training volumes"
     box: Tensor = box_of_mask3d(union, margin=pipeline.config.crop.margin)[0][0]

@@ -18,7 +18,7 @@ def told(meaning):
         # The codes are SNOMED CT's: kidney, neoplasm, cyst, liver, adrenal gland.
         (["kidney"], [("Anatomical Structure", "64033007", "64033007", None)]),
         (
-            ["kidney", "tumour"],
+            ["kidney", "tumor"],
             [
                 ("Anatomical Structure", "64033007", "64033007", None),
                 ("Morphologically Abnormal Structure", "108369006", "64033007", None),
@@ -33,9 +33,9 @@ def told(meaning):
                 ("Morphologically Abnormal Structure", "367643001", "64033007", None),
             ],
         ),
-        # In which of two organs a tumour lies is not guessed.
+        # In which of two organs a tumor lies is not guessed.
         (
-            ["liver", "kidney", "tumour"],
+            ["liver", "kidney", "tumor"],
             [
                 ("Anatomical Structure", "10200004", "10200004", None),
                 ("Anatomical Structure", "64033007", "64033007", None),

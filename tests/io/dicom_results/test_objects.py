@@ -22,7 +22,7 @@ from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels
 
 BIN = Path(sys.executable).parent
-NAMES = {"kidney_left": 3, "tumour": 7, "cyst": 9}
+NAMES = {"kidney_left": 3, "tumor": 7, "cyst": 9}
 FORMATS = ("dicom-seg", "rtstruct", "dicom-sr")
 dcmqi = pytest.mark.skipif(
     not (BIN / "segimage2itkimage").exists(), reason="dcmqi, the independent reader, is not installed"
@@ -180,7 +180,7 @@ def test_contours_enclose_the_marked_voxels(source, tmp_path):
 
 
 def filled(polygon, shape):
-    """Pixels whose centres a polygon encloses, by drawing it eight times as large."""
+    """Pixels whose centers a polygon encloses, by drawing it eight times as large."""
     canvas = Image.new("1", (shape[1] * 8, shape[0] * 8))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in (polygon * 8 + 4).tolist()], fill=1)
     return np.asarray(canvas)[4::8, 4::8]

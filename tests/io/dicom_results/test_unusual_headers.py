@@ -22,7 +22,7 @@ from isopose.io.images import read_volume
 from isopose.labels import Labels
 
 FORMATS = ("dicom-seg", "rtstruct", "dicom-sr")
-NAMES = {"kidney": 3, "tumour": 7}
+NAMES = {"kidney": 3, "tumor": 7}
 STEP = 2.5
 
 
@@ -83,7 +83,7 @@ def written(folder: Path, source: Path):
             files,
             labels,
             Labels(NAMES),
-            {"kidney": 12.5, "tumour": 0.5},
+            {"kidney": 12.5, "tumor": 0.5},
             path=source,
             series=None,
             made_from=["one"],
@@ -364,7 +364,7 @@ def test_a_class_that_is_not_known_is_named_as_it_is(lax, tmp_path):
         data.save_as(file)
     files = result_files(tmp_path, "scan", FORMATS)
     told = write_results(
-        files, labels, Labels(NAMES), {"kidney": 1.0, "tumour": 1.0}, path=source, series=None, made_from=[]
+        files, labels, Labels(NAMES), {"kidney": 1.0, "tumor": 1.0}, path=source, series=None, made_from=[]
     )
     assert told == ()
     read = {one: pydicom.dcmread(file) for one, file in files.items()}
@@ -469,7 +469,7 @@ def test_no_library_says_anything_and_settings_stay(lax, tmp_path, caplog):
                 files,
                 labels,
                 Labels(NAMES),
-                {"kidney": 1.0, "tumour": 1.0},
+                {"kidney": 1.0, "tumor": 1.0},
                 path=source,
                 series=None,
                 made_from=[],

@@ -77,7 +77,7 @@ def test_the_truth_of_a_view_is_its_angle():
     assert mirrored.tolist() == ([0.0] * 4 + [1.0] * 4) * (VIEWS // 2)
     assert angle[: 2 * VIEWS].abs().max() > 1.0
     assert angle[2 * VIEWS :].abs().max() < 1.0
-    image, _, lies = turned_pictures(slabs, torch.arange(4), randomised=False, seed=3)
+    image, _, lies = turned_pictures(slabs, torch.arange(4), randomized=False, seed=3)
     x, y = middle(image[0, 0], 0.99)
     # At the back means at +y turned by the truth.
     off = math.degrees(math.atan2(-x, y) - float(lies[0]))
@@ -103,5 +103,5 @@ def test_slabs_are_drawn_once_and_are_the_phantoms(tmp_path):
     area = slabs.mask.float().mean(dim=(1, 2)) * (2.0 * KEPT_REACH) ** 2
     assert area.numpy() == pytest.approx(math.pi, rel=0.03)
     line = (2.0 * torch.arange(KEPT) + 1.0) / KEPT - 1.0
-    centre = (slabs.mask * line).sum(dim=(1, 2)) / slabs.mask.sum(dim=(1, 2))
-    assert centre.abs().max() < 0.02
+    center = (slabs.mask * line).sum(dim=(1, 2)) / slabs.mask.sum(dim=(1, 2))
+    assert center.abs().max() < 0.02

@@ -1,4 +1,4 @@
-"""Synthetic paediatric abdominal CT with renal tumours: birth to 16 years, any pose, true labels.
+"""Synthetic pediatric abdominal CT with renal tumors: birth to 16 years, any pose, true labels.
 
 It is there so that the software can be tried and tested where no patient data are; results on it say nothing
 about patients. ``docs/phantom.md`` names the sources of every size.

@@ -9,7 +9,7 @@ from isopose.data.phantom.growth import Size, sample_size
 from isopose.data.phantom.organs import Blob, Kidney, Tube, frame_from
 from isopose.data.phantom.outline import Trunk, radius_at
 from isopose.data.phantom.shapes import Waves
-from isopose.data.phantom.tumour import Tumour, grow, largest_diameter, sample_diameter
+from isopose.data.phantom.tumor import Tumor, grow, largest_diameter, sample_diameter
 from isopose.data.phantom.vessels import sample_vessels
 from isopose.data.phantom.viscera import sample_liver, sample_spleen, sample_viscera
 
@@ -21,7 +21,7 @@ class Anatomy:
     Args:
         age_years: birth to 16, or 18 and more.
         sex: ``"F"`` or ``"M"``.
-        size: lengths and volumes before the tumour.
+        size: lengths and volumes before the tumor.
         trunk: outline.
         mesentery: small vessels and nodes in the fat.
         bowel: loops and colon.
@@ -31,7 +31,7 @@ class Anatomy:
         spleen: one blob.
         kidneys: left and right.
         cysts: simple cysts in the healthy kidney, often none.
-        tumour: grows out of one kidney.
+        tumor: grows out of one kidney.
         vessels: aorta, vena cava and their branches; ``hu`` is their contrast.
         wobble: three fields that bend every soft organ.
         wobble_mm: their size.
@@ -52,7 +52,7 @@ class Anatomy:
     spleen: Blob
     kidneys: tuple[Kidney, Kidney]
     cysts: tuple[Blob, ...]
-    tumour: Tumour
+    tumor: Tumor
     vessels: tuple[Tube, ...]
     wobble: tuple[Waves, Waves, Waves]
     wobble_mm: float
@@ -67,7 +67,7 @@ class Anatomy:
 
 
 def sample_anatomy(
-    rng: np.random.Generator, age_years: float, gravity: np.ndarray, *, tumour_share: float = 1.0
+    rng: np.random.Generator, age_years: float, gravity: np.ndarray, *, tumor_share: float = 1.0
 ) -> Anatomy:
     """One patient of an age in years.
 
@@ -75,7 +75,7 @@ def sample_anatomy(
         rng: source of all variation.
         age_years: birth to 16, or 18 and more.
         gravity: ``(3,)`` unit vector in the patient's frame in which things fall, for the flattened side.
-        tumour_share: of the drawn diameter that the tumour has; near 0 the patient is as good as healthy.
+        tumor_share: of the drawn diameter that the tumor has; near 0 the patient is as good as healthy.
     """
     size = sample_size(rng, age_years)
     maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
@@ -89,26 +89,26 @@ def sample_anatomy(
     )
     kidneys = {side: sample_kidney(rng, trunk, side) for side in (1, -1)}
     sick = 1 if rng.random() < 0.5 else -1
-    diameter = tumour_share * sample_diameter(rng, largest_diameter(trunk), age_years)
-    trunk, kidneys[sick], tumour = grow(rng, trunk, kidneys[sick], diameter)
+    diameter = tumor_share * sample_diameter(rng, largest_diameter(trunk), age_years)
+    trunk, kidneys[sick], tumor = grow(rng, trunk, kidneys[sick], diameter)
     liver, liver_hu = sample_liver(rng, trunk), float(rng.uniform(72.0, 100.0))
     spleen = sample_spleen(rng, trunk)
-    clear = 0.28 * tumour.mass.radius
+    clear = 0.28 * tumor.mass.radius
     shortest, longest = 0.35 * size.width, 1.2 * size.width
     return Anatomy(
         age_years=age_years,
         sex="F" if rng.random() < 0.5 else "M",
         size=size,
         trunk=trunk,
-        mesentery=out_of_the_way(sample_mesentery(rng, trunk), tumour.mass.centre, clear),
-        bowel=out_of_the_way(sample_bowel(rng, trunk), tumour.mass.centre, clear),
+        mesentery=out_of_the_way(sample_mesentery(rng, trunk), tumor.mass.center, clear),
+        bowel=out_of_the_way(sample_bowel(rng, trunk), tumor.mass.center, clear),
         viscera=sample_viscera(rng, trunk),
         liver=liver,
         liver_hu=liver_hu,
         spleen=spleen,
         kidneys=(kidneys[1], kidneys[-1]),
         cysts=sample_cysts(rng, kidneys[-sick]),
-        tumour=tumour,
+        tumor=tumor,
         vessels=sample_vessels(rng, trunk, kidneys),
         wobble=(
             Waves.sample(rng, 4, shortest, longest),
@@ -150,7 +150,7 @@ def sample_kidney(rng: np.random.Generator, trunk: Trunk, side: int) -> Kidney:
 
 
 def _ring(rng: np.random.Generator, height: float, count: int) -> np.ndarray:
-    """Directions of pyramids at one height, fanning away from the hilum (u is towards it)."""
+    """Directions of pyramids at one height, fanning away from the hilum (u is toward it)."""
     angle = np.linspace(-1.75, 1.75, count) + rng.normal(0.0, 0.12, count)
     w = height + rng.normal(0.0, 0.06, count)
     flat = np.sqrt(np.maximum(1.0 - w * w, 0.05))
@@ -158,10 +158,10 @@ def _ring(rng: np.random.Generator, height: float, count: int) -> np.ndarray:
 
 
 def sample_cysts(rng: np.random.Generator, kidney: Kidney) -> tuple[Blob, ...]:
-    """Now and then a simple cyst in the kidney without tumour."""
+    """Now and then a simple cyst in the kidney without tumor."""
     if rng.random() > 0.15:
         return ()
     toward = rng.normal(0.0, 1.0, 3) * np.array([0.4, 0.6, 1.0]) - np.array([0.8, 0.0, 0.0])
     toward /= np.linalg.norm(toward)
-    place = kidney.centre + kidney.frame.T @ (toward / np.linalg.norm(toward / kidney.axes))
+    place = kidney.center + kidney.frame.T @ (toward / np.linalg.norm(toward / kidney.axes))
     return (Blob("cyst", place, np.full(3, rng.uniform(0.12, 0.35) * kidney.axes[0]), 6.0),)

@@ -129,10 +129,10 @@ def sample_mesentery(rng: np.random.Generator, trunk: Trunk) -> tuple[Tube, ...]
     return tuple(tubes)
 
 
-def out_of_the_way(tubes: tuple[Tube, ...], centre: np.ndarray, radius: float) -> tuple[Tube, ...]:
+def out_of_the_way(tubes: tuple[Tube, ...], center: np.ndarray, radius: float) -> tuple[Tube, ...]:
     """The tubes of which no point lies in a ball (mm): what a mass grew out of holds no bowel.
 
-    Tissue next to the place where a tumour began is drawn out into a film around it; bowel would become onion
+    Tissue next to the place where a tumor began is drawn out into a film around it; bowel would become onion
     shells there, while in a patient it slides away.
     """
-    return tuple(t for t in tubes if (np.linalg.norm(t.points - centre, axis=1) - t.radii).min() > radius)
+    return tuple(t for t in tubes if (np.linalg.norm(t.points - center, axis=1) - t.radii).min() > radius)

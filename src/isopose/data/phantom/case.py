@@ -9,7 +9,7 @@ from isopose.data.phantom.anatomy import Anatomy, sample_anatomy
 from isopose.data.phantom.growth import reference_size
 from isopose.data.phantom.outline import radius_at
 from isopose.data.phantom.pose import Pose, sample_pose
-from isopose.data.phantom.render import KIDNEY, TUMOUR
+from isopose.data.phantom.render import KIDNEY, TUMOR
 from isopose.data.phantom.scan import Scan, sample_scan
 
 Population = Literal["child", "adult"]
@@ -91,9 +91,9 @@ def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
         "kidney_length_mm": round(size.kidney_length, 1),
         "kidney_left_ml": round(left * voxel_ml, 2),
         "kidney_right_ml": round(right * voxel_ml, 2),
-        "tumour_side": "left" if anatomy.tumour.side > 0 else "right",
-        "tumour_diameter_mm": round(anatomy.tumour.diameter_mm, 1),
-        "tumour_ml": round(float((labels == TUMOUR).sum()) * voxel_ml, 2),
+        "tumor_side": "left" if anatomy.tumor.side > 0 else "right",
+        "tumor_diameter_mm": round(anatomy.tumor.diameter_mm, 1),
+        "tumor_ml": round(float((labels == TUMOR).sum()) * voxel_ml, 2),
         "position": pose.position,
         "header_position": pose.position if pose.header_right else "supine",
         "header_right": pose.header_right,
@@ -115,12 +115,12 @@ def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
 def _kidney_voxels(case: PhantomCase, labels: np.ndarray) -> tuple[int, int]:
     """How many kidney voxels belong to the left and to the right kidney.
 
-    A large tumour may push its kidney across the midline, so the side of the body does not tell; the place of
-    the tissue before the tumour grew does.
+    A large tumor may push its kidney across the midline, so the side of the body does not tell; the place of
+    the tissue before the tumor grew does.
     """
     z, y, x = np.nonzero(labels == KIDNEY)
     canonical_from_index = np.linalg.inv(case.pose.world_from_canonical) @ case.scan.world_from_index
     points = (canonical_from_index @ np.stack([x, y, z, np.ones_like(x)]))[:3]
-    rest = case.anatomy.tumour.mass.before(*points)
+    rest = case.anatomy.tumor.mass.before(*points)
     left, right = (kidney.surface(*kidney.own(*rest)) for kidney in case.anatomy.kidneys)
     return int(np.count_nonzero(left < right)), int(np.count_nonzero(left >= right))

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from isopose.data.phantom.case import Population, sample_case, texture_generator, truth
-from isopose.data.phantom.render import KIDNEY, TUMOUR, render
+from isopose.data.phantom.render import KIDNEY, TUMOR, render
 from isopose.errors import InputError, IsoposeError
 from isopose.files import read_json, replacing, write_json, write_text
 from isopose.io.nifti import is_whole
@@ -58,11 +58,11 @@ def write_cohort(
     population: Population = "child",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write synthetic abdominal CT with kidney and tumour labels, and the truth of every case.
+    """Write synthetic abdominal CT with kidney and tumor labels, and the truth of every case.
 
     The folder is an nnU-Net v2 raw dataset (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, and
     ``labelsTs`` so that the test cases can be scored), with ``patients.csv`` (case, patient, age_years) and
-    ``phantom.json`` (true pose, size and tumour of each case, see ``docs/phantom.md``). The axes are LPS.
+    ``phantom.json`` (true pose, size and tumor of each case, see ``docs/phantom.md``). The axes are LPS.
 
     Args:
         output: folder to write; it may hold an unfinished cohort of the same parameters, which is continued.
@@ -101,7 +101,7 @@ def write_cohort(
         "name": "isopose phantom",
         "description": f"synthetic abdominal CT ({population}), not patient data",
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "kidney": KIDNEY, "tumour": TUMOUR},
+        "labels": {"background": 0, "kidney": KIDNEY, "tumor": TUMOR},
         "numTraining": cases - tests,
         "file_ending": ENDING,
     })  # fmt: skip
@@ -112,7 +112,7 @@ def write_cohort(
 def true_rolls(folder: Path) -> dict[str, float]:
     """Case to the angle in the plane of the slices at which its phantom lies, radians from +x to +y (LPS).
 
-    From ``phantom.json``, as :func:`isopose.data.phantom.randomised.roll_of` has it. Empty where the folder
+    From ``phantom.json``, as :func:`isopose.data.phantom.randomized.roll_of` has it. Empty where the folder
     is no whole cohort of phantoms: real patients have no known roll, and none is made up.
     """
     path = Path(folder) / TRUTH_FILE

@@ -9,14 +9,14 @@ from isopose.data.phantom.shapes import Waves
 
 @dataclass(frozen=True)
 class Mass:
-    """A tumour: where, how large, which shape, and how much tissue it replaced.
+    """A tumor: where, how large, which shape, and how much tissue it replaced.
 
-    A point at distance ``r0`` from the centre was pushed to ``r = (r0^3 + R^3 - s^3)^(1/3)``, which keeps the
-    volume of what was pushed; ``s`` is the radius of what the tumour destroyed. Far away the push dies out as
+    A point at distance ``r0`` from the center was pushed to ``r = (r0^3 + R^3 - s^3)^(1/3)``, which keeps the
+    volume of what was pushed; ``s`` is the radius of what the tumor destroyed. Far away the push dies out as
     ``1 / r^2``; near the surface tissue is stretched into a thin claw.
 
     Args:
-        centre: ``(3,)`` canonical mm.
+        center: ``(3,)`` canonical mm.
         radius: mm, half the diameter of the sphere of the same volume, up to lobulation.
         seed: mm, ``s`` above, smaller than ``radius``.
         stretch: ``(3,)`` half axes over ``radius``, of product 1.
@@ -24,7 +24,7 @@ class Mass:
         lobulation: its size, a share of the radius.
     """
 
-    centre: np.ndarray
+    center: np.ndarray
     radius: float
     seed: float
     stretch: np.ndarray
@@ -32,28 +32,28 @@ class Mass:
     lobulation: float
 
     def distance(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Distance in mm to the tumour's surface, negative inside (approximate: radial)."""
+        """Distance in mm to the tumor's surface, negative inside (approximate: radial)."""
         return self._scaled_radius(x, y, z) - self.radius
 
     def before(
         self, x: np.ndarray, y: np.ndarray, z: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the tissue that is now at a point was before the tumour grew."""
+        """Where the tissue that is now at a point was before the tumor grew."""
         r = np.maximum(self._scaled_radius(x, y, z), 1e-3)
         factor = np.cbrt(np.maximum(r**3 - self._grown, 0.0)) / r
-        cx, cy, cz = (float(value) for value in self.centre)
+        cx, cy, cz = (float(value) for value in self.center)
         return cx + (x - cx) * factor, cy + (y - cy) * factor, cz + (z - cz) * factor
 
     def after(self, points: np.ndarray) -> np.ndarray:
         """Where the tissue that was at ``(n, 3)`` points is now, lobulation left aside."""
-        offset = points - self.centre
+        offset = points - self.center
         r = np.maximum(np.linalg.norm(offset / self.stretch, axis=1), 1e-6)
-        return self.centre + offset * (np.cbrt(r**3 + self._grown) / r)[:, None]
+        return self.center + offset * (np.cbrt(r**3 + self._grown) / r)[:, None]
 
-    def bound(self, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def bound(self, centers: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Spheres that hold, after growth, what spheres ``(n, 3)``, ``(n,)`` held before."""
         scale = float(self.stretch.max()) * (1.0 + 2.0 * self.lobulation)
-        d = np.linalg.norm((centres - self.centre) / self.stretch, axis=1)
+        d = np.linalg.norm((centers - self.center) / self.stretch, axis=1)
         reach = radii / float(self.stretch.min())
         near = np.maximum(d - reach, 1e-3)
         # Far from the mass a sphere is widened by the largest tangential stretch on it. Near the mass that
@@ -61,7 +61,7 @@ class Mass:
         wide = reach * np.cbrt(near**3 + self._grown) / near * scale
         ball = np.cbrt((d + reach) ** 3 + self._grown) * scale
         close = (d - reach < 0.2 * self.radius) | (wide > ball)
-        return np.where(close[:, None], self.centre, self.after(centres)), np.where(close, ball, wide)
+        return np.where(close[:, None], self.center, self.after(centers)), np.where(close, ball, wide)
 
     @property
     def _grown(self) -> float:
@@ -69,7 +69,7 @@ class Mass:
         return self.radius**3 - self.seed**3
 
     def _scaled_radius(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        cx, cy, cz = (float(value) for value in self.centre)
+        cx, cy, cz = (float(value) for value in self.center)
         a, b, c = (float(value) for value in self.stretch)
         px, py, pz = x - cx, y - cy, z - cz
         r = np.sqrt((px / a) ** 2 + (py / b) ** 2 + (pz / c) ** 2)

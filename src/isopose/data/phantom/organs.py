@@ -13,7 +13,7 @@ class Blob:
 
     Args:
         name: for the reader of the code and the tests.
-        centre: ``(3,)`` canonical mm.
+        center: ``(3,)`` canonical mm.
         axes: ``(3,)`` half axes in mm.
         hu: content.
         frame: ``(3, 3)`` rows are the blob's own axes in the canonical frame.
@@ -25,7 +25,7 @@ class Blob:
     """
 
     name: str
-    centre: np.ndarray
+    center: np.ndarray
     axes: np.ndarray
     hu: float
     frame: np.ndarray = field(default_factory=lambda: np.eye(3))
@@ -37,7 +37,7 @@ class Blob:
 
     def distance(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Signed distance in mm at canonical points."""
-        return ellipsoid(*local(self.frame, self.centre, x, y, z), self.axes, self.power)
+        return ellipsoid(*local(self.frame, self.center, x, y, z), self.axes, self.power)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Kidney:
 
     Args:
         side: +1 left, -1 right.
-        centre: ``(3,)`` canonical mm, before a tumour pushed it.
+        center: ``(3,)`` canonical mm, before a tumor pushed it.
         axes: ``(3,)`` half axes in mm along u, v, w.
         frame: ``(3, 3)``.
         pyramids: ``(n, 3)`` unit directions of the medullary pyramids in own axes.
@@ -71,7 +71,7 @@ class Kidney:
     """
 
     side: int
-    centre: np.ndarray
+    center: np.ndarray
     axes: np.ndarray
     frame: np.ndarray
     pyramids: np.ndarray
@@ -81,11 +81,11 @@ class Kidney:
     @property
     def hilum(self) -> np.ndarray:
         """``(3,)`` canonical point at the mouth of the sinus."""
-        return self.centre + self.frame[0] * 0.85 * self.axes[0]
+        return self.center + self.frame[0] * 0.85 * self.axes[0]
 
     def own(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Own coordinates, the bend towards the hilum taken out."""
-        u, v, w = local(self.frame, self.centre, x, y, z)
+        """Own coordinates, the bend toward the hilum taken out."""
+        u, v, w = local(self.frame, self.center, x, y, z)
         return u - 0.30 * float(self.axes[0]) * (w / float(self.axes[2])) ** 2, v, w
 
     def surface(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -107,10 +107,10 @@ class Kidney:
 
 
 def local(
-    frame: np.ndarray, centre: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
+    frame: np.ndarray, center: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates along the rows of ``frame`` from ``centre``."""
-    px, py, pz = (p - float(c) for p, c in zip((x, y, z), centre, strict=True))
+    """Coordinates along the rows of ``frame`` from ``center``."""
+    px, py, pz = (p - float(c) for p, c in zip((x, y, z), center, strict=True))
     rows = frame.tolist()
     return (
         rows[0][0] * px + rows[0][1] * py + rows[0][2] * pz,

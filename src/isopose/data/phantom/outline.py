@@ -35,7 +35,7 @@ class Trunk:
         gravity: ``(3,)`` unit vector, in which soft parts flatten.
         sag: share of the half depth by which the lower side is flattened.
         groove: depth of the furrow over the spine, share of the half depth.
-        bulge: of the tumour: angle in radians, height, added radius and reach in mm.
+        bulge: of the tumor: angle in radians, height, added radius and reach in mm.
     """
 
     size: Size

@@ -1,4 +1,4 @@
-"""Painting soft organs on a canvas: blobs, tubes, liver, kidneys, tumour, lung bases."""
+"""Painting soft organs on a canvas: blobs, tubes, liver, kidneys, tumor, lung bases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from isopose.data.phantom.anatomy import Anatomy
 from isopose.data.phantom.organs import Blob, Kidney, Tube
 from isopose.data.phantom.section import Canvas, Section, Window, union
 from isopose.data.phantom.shapes import Waves, capsule, inside, smooth_min
-from isopose.data.phantom.tumour import Tumour
+from isopose.data.phantom.tumor import Tumor
 
 GAS_HU = -960.0
 LUNG_HU = -840.0
@@ -33,17 +33,17 @@ class Brush:
 
     def now(self, points: np.ndarray) -> np.ndarray:
         """Where the tissue of ``(n, 3)`` resting points is now, after growth and wobble."""
-        mass = self.anatomy.tumour.mass
+        mass = self.anatomy.tumor.mass
         place = mass.after(points)
         for _ in range(2):
             place = mass.after(points - self._wobble(place))
         return place
 
-    def bound(self, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Spheres that hold now what spheres of centres ``(n, 3)`` and radii ``(n,)`` held at rest."""
-        mass = self.anatomy.tumour.mass
+    def bound(self, centers: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Spheres that hold now what spheres of centers ``(n, 3)`` and radii ``(n,)`` held at rest."""
+        mass = self.anatomy.tumor.mass
         # The wobble stretches by up to a third (size times wave number); the rest is its inverse's error.
-        shifted = centres - self._wobble(mass.after(centres))
+        shifted = centers - self._wobble(mass.after(centers))
         return mass.bound(shifted, 1.35 * radii + 0.25 * self.anatomy.wobble_mm)
 
     def _wobble(self, points: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class Line:
     tube: Tube
     points: np.ndarray
     radii: np.ndarray
-    centres: np.ndarray
+    centers: np.ndarray
     reaches: np.ndarray
     middles: np.ndarray
 
@@ -71,7 +71,7 @@ class Lines:
     """
 
     lines: tuple[Line, ...]
-    centres: np.ndarray
+    centers: np.ndarray
     reaches: np.ndarray
     owner: np.ndarray
     first: np.ndarray
@@ -83,7 +83,7 @@ def make_lines(brush: Brush, tubes: Sequence[Tube]) -> Lines:
     counts = np.array([len(line.reaches) for line in lines])
     return Lines(
         lines=lines,
-        centres=np.concatenate([line.centres for line in lines]),
+        centers=np.concatenate([line.centers for line in lines]),
         reaches=np.concatenate([line.reaches for line in lines]),
         owner=np.repeat(np.arange(len(lines)), counts),
         first=np.cumsum(counts) - counts,
@@ -91,7 +91,7 @@ def make_lines(brush: Brush, tubes: Sequence[Tube]) -> Lines:
 
 
 def make_line(brush: Brush, tube: Tube) -> Line:
-    """Smooth a tube's centre line and find what each piece can reach."""
+    """Smooth a tube's center line and find what each piece can reach."""
     count = len(tube.points)
     length = float(np.linalg.norm(np.diff(tube.points, axis=0), axis=1).sum())
     pieces = int(np.clip(length / (2.5 * float(tube.radii.mean())), count - 1, 24))
@@ -100,13 +100,13 @@ def make_line(brush: Brush, tube: Tube) -> Line:
     radii = np.interp(fine, t, tube.radii)
     middles = 0.5 * (points[1:] + points[:-1])
     halves = 0.5 * np.linalg.norm(np.diff(points, axis=0), axis=1) + np.maximum(radii[1:], radii[:-1])
-    centres, reaches = brush.bound(middles, halves)
-    return Line(tube, points, radii, centres, reaches, brush.now(middles))
+    centers, reaches = brush.bound(middles, halves)
+    return Line(tube, points, radii, centers, reaches, brush.now(middles))
 
 
 def paint_lines(brush: Brush, section: Section, canvas: Canvas, lines: Lines) -> None:
     """Paint, in order, all tubes that meet the plane."""
-    ranges = section.windows(lines.centres, lines.reaches)
+    ranges = section.windows(lines.centers, lines.reaches)
     meets = np.flatnonzero((ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2]))
     owner = lines.owner[meets]
     for start in np.flatnonzero(np.diff(owner, prepend=-1)):
@@ -127,19 +127,19 @@ def _paint_line(
         for k in active
     )
     distance = reduce(np.minimum, pieces)
-    centre = line.middles[active].mean(axis=0)
+    center = line.middles[active].mean(axis=0)
     half = float(line.radii[active].mean()) - line.tube.wall
-    fill(brush, section, canvas, window, distance, line.tube, centre, half)
+    fill(brush, section, canvas, window, distance, line.tube, center, half)
 
 
 def paint_blob(brush: Brush, section: Section, canvas: Canvas, blob: Blob) -> None:
     """Paint a blob where it meets the plane."""
-    window = union(section.windows(*brush.bound(blob.centre[None], np.array([1.1 * blob.axes.max()]))))
+    window = union(section.windows(*brush.bound(blob.center[None], np.array([1.1 * blob.axes.max()]))))
     if window is None:
         return
     half = float(np.linalg.norm(blob.axes * (blob.frame @ brush.up))) - blob.wall
     distance = blob.distance(*section.tissue(window))
-    fill(brush, section, canvas, window, distance, blob, brush.now(blob.centre[None])[0], half)
+    fill(brush, section, canvas, window, distance, blob, brush.now(blob.center[None])[0], half)
 
 
 def fill(
@@ -149,7 +149,7 @@ def fill(
     window: Window,
     distance: np.ndarray,
     organ: Blob | Tube,
-    centre: np.ndarray,
+    center: np.ndarray,
     half_height: float,
 ) -> None:
     """Wall, content and gas of an organ whose ``distance`` is known; gas floats, with a level surface."""
@@ -158,7 +158,7 @@ def fill(
     if organ.mottle > 0.0:
         value = organ.hu + organ.mottle * brush.mottle(*section.tissue(window))
     if organ.gas > 0.0:
-        level = float(brush.up @ centre) + (1.0 - 2.0 * organ.gas) * half_height
+        level = float(brush.up @ center) + (1.0 - 2.0 * organ.gas) * half_height
         x, y, z = section.points(window)
         height = float(brush.up[0]) * x + float(brush.up[1]) * y + float(brush.up[2]) * z
         value = value + inside(level - height, section.edge) * (GAS_HU - value)
@@ -170,9 +170,9 @@ def fill(
 def paint_liver(brush: Brush, section: Section, canvas: Canvas) -> None:
     """The liver's lobes, joined smoothly."""
     anatomy = brush.anatomy
-    centres = np.stack([lobe.centre for lobe in anatomy.liver])
+    centers = np.stack([lobe.center for lobe in anatomy.liver])
     reaches = np.array([1.2 * lobe.axes.max() for lobe in anatomy.liver])
-    window = union(section.windows(*brush.bound(centres, reaches)))
+    window = union(section.windows(*brush.bound(centers, reaches)))
     if window is None:
         return
     tissue = section.tissue(window)
@@ -187,7 +187,7 @@ def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney)
     anatomy = brush.anatomy
     halo = 0.8 + 0.022 * anatomy.size.depth * (0.3 + anatomy.trunk.maturity)
     reach = 1.25 * float(kidney.axes.max()) + halo
-    window = union(section.windows(*anatomy.tumour.mass.bound(kidney.centre[None], np.array([reach]))))
+    window = union(section.windows(*anatomy.tumor.mass.bound(kidney.center[None], np.array([reach]))))
     if window is None:
         return
     u, v, w = kidney.own(*(p[window] for p in section.grown))
@@ -215,30 +215,28 @@ def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney)
     canvas.paint(window, inside((pelvis - 1.0) * 0.2 * b, section.edge) * room, 12.0)
 
 
-def paint_tumour(section: Section, canvas: Canvas, tumour: Tumour) -> None:
+def paint_tumor(section: Section, canvas: Canvas, tumor: Tumor) -> None:
     """Solid, mottled, with dead parts and a thin capsule; the walls of the cavity and the spine stop it."""
-    mass = tumour.mass
+    mass = tumor.mass
     reach = mass.radius * float(mass.stretch.max()) * (1.0 + 3.0 * mass.lobulation)
-    window = section.window(mass.centre, reach + 2.0)
+    window = section.window(mass.center, reach + 2.0)
     if window is None:
         return
     x, y, z = section.points(window)
     distance = mass.distance(x, y, z)
     share = inside(distance, section.edge) * canvas.cavity[window]
-    px, py, pz = (p - float(c) for p, c in zip((x, y, z), mass.centre, strict=True))
-    coarse = tumour.coarse(px, py, pz)
+    px, py, pz = (p - float(c) for p, c in zip((x, y, z), mass.center, strict=True))
+    coarse = tumor.coarse(px, py, pz)
     # Necrosis lies rather in the middle, where the blood does not reach.
     dead = coarse - 1.2 * np.clip(distance / mass.radius + 1.0, 0.0, 1.0) ** 2 + 0.5
-    dead = np.clip((dead - tumour.necrosis) * 4.0 + 0.5, 0.0, 1.0) * inside(
-        distance + 0.12 * mass.radius, 3.0
-    )
-    solid = tumour.hu + 6.0 * coarse + 5.0 * tumour.fine(px, py, pz)
+    dead = np.clip((dead - tumor.necrosis) * 4.0 + 0.5, 0.0, 1.0) * inside(distance + 0.12 * mass.radius, 3.0)
+    solid = tumor.hu + 6.0 * coarse + 5.0 * tumor.fine(px, py, pz)
     solid = solid + 22.0 * inside(np.abs(distance + 1.0) - 0.9, 1.5)
-    value = solid + dead * (tumour.necrosis_hu + 3.0 * coarse - solid)
-    if tumour.calcified:
-        value = value + 500.0 * np.clip(tumour.fine(py, pz, px) - 2.1, 0.0, 0.6) * inside(distance + 3.0, 3.0)
+    value = solid + dead * (tumor.necrosis_hu + 3.0 * coarse - solid)
+    if tumor.calcified:
+        value = value + 500.0 * np.clip(tumor.fine(py, pz, px) - 2.1, 0.0, 0.6) * inside(distance + 3.0, 3.0)
     canvas.paint(window, share, value)
-    canvas.tumour[window] += share
+    canvas.tumor[window] += share
 
 
 def paint_lung(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:

@@ -44,7 +44,7 @@ class Pose:
 
     @property
     def world_from_canonical(self) -> np.ndarray:
-        """``(4, 4)`` matrix from the canonical patient frame to LPS millimetres."""
+        """``(4, 4)`` matrix from the canonical patient frame to LPS millimeters."""
         matrix = np.eye(4)
         matrix[:3, :3] = self.rotation
         matrix[:3, 3] = self.offset
@@ -94,7 +94,7 @@ def sample_pose(rng: np.random.Generator, share: float, width_mm: float) -> Pose
         rng: source of everything but the position.
         share: 0 to 1, evenly spread over a cohort; it decides the position, so that small cohorts have their
             share of the rare ones.
-        width_mm: the body's width; off-centre is up to a tenth of it and 30 mm.
+        width_mm: the body's width; off-center is up to a tenth of it and 30 mm.
     """
     position = "supine"
     if share < 0.05:

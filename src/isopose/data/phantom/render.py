@@ -16,7 +16,7 @@ from isopose.data.phantom.paint import (
     paint_lines,
     paint_liver,
     paint_lung,
-    paint_tumour,
+    paint_tumor,
 )
 from isopose.data.phantom.pose import Pose
 from isopose.data.phantom.scan import Scan
@@ -25,7 +25,7 @@ from isopose.data.phantom.shapes import Waves
 from isopose.data.phantom.skeleton import paint_pelvis, paint_psoas, paint_ribs, paint_spine
 from isopose.data.phantom.surroundings import background, body_window, paint_arms
 
-KIDNEY, TUMOUR = 1, 2
+KIDNEY, TUMOR = 1, 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def render(
         noise: whether to add noise.
 
     Returns:
-        HU as int16 and labels (0, 1 kidney, 2 tumour) as uint8, both ``(z, y, x)`` on ``scan``'s grid.
+        HU as int16 and labels (0, 1 kidney, 2 tumor) as uint8, both ``(z, y, x)`` on ``scan``'s grid.
     """
     unit = anatomy.size.level
     brush = Brush(-pose.gravity_canonical, Waves.sample(rng, 6, 0.25 * unit, 0.8 * unit), anatomy)
@@ -72,7 +72,7 @@ def render(
     shape = (body[0].stop - body[0].start, body[1].stop - body[1].start)
     for k in range(scan.slices):
         hu = np.zeros_like(back)
-        kidney, tumour = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        kidney, tumor = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
         for sub in range(subs):
             plane = canonical_from_world @ scan.slice_matrix(k, (sub + 0.5) / subs - 0.5)
             whole = back.copy()
@@ -83,10 +83,10 @@ def render(
             canvas = _paint(plan, section, whole[body])
             hu += whole
             kidney += canvas.kidney
-            tumour += canvas.tumour
+            tumor += canvas.tumor
         hu /= subs
-        found = (kidney + tumour) >= 0.5 * subs
-        labels[k][body][found] = np.where(tumour[found] > kidney[found], TUMOUR, KIDNEY)
+        found = (kidney + tumor) >= 0.5 * subs
+        labels[k][body][found] = np.where(tumor[found] > kidney[found], TUMOR, KIDNEY)
         if noise:
             hu += _noise(rng, anatomy, scan, canonical_from_world @ scan.slice_matrix(k))
         np.clip(np.rint(hu), -1024, 3071, out=hu)
@@ -112,7 +112,7 @@ def _paint(plan: _Plan, section: Section, hu: np.ndarray) -> Canvas:
     for cyst in anatomy.cysts:
         paint_blob(brush, section, canvas, cyst)
     paint_lines(brush, section, canvas, plan.vessels)
-    paint_tumour(section, canvas, anatomy.tumour)
+    paint_tumor(section, canvas, anatomy.tumor)
     paint_lung(anatomy, section, canvas)
     paint_spine(anatomy, section, canvas)
     paint_ribs(anatomy, section, canvas)

@@ -23,7 +23,7 @@ class Scan:
         slices: number of slices.
         pixel: mm.
         thickness: mm, also the distance between slices unless that is given.
-        origin: ``(3,)`` LPS mm of the first voxel's centre; the axes are LPS.
+        origin: ``(3,)`` LPS mm of the first voxel's center; the axes are LPS.
         arms: ``"beside"`` the body (in the field) or ``"above"`` (out of it).
         arm_gap: mm between body and arm, left and right.
         noise_hu: sd of the noise in the patient's middle.
@@ -31,7 +31,7 @@ class Scan:
         table_radius: mm, how strongly the table is curved.
         mattress: whether a thin mat lies on the table.
         blanket: mm that a blanket lies above the body, None for none.
-        distance: mm between the middles of neighbouring slices, None for their thickness.
+        distance: mm between the middles of neighboring slices, None for their thickness.
     """
 
     size: int
@@ -65,7 +65,7 @@ class Scan:
 def sample_scan(
     rng: np.random.Generator, anatomy: Anatomy, pose: Pose, size: int, slices: int | None
 ) -> Scan:
-    """Choose field, slices and surroundings so that both kidneys and the tumour are covered.
+    """Choose field, slices and surroundings so that both kidneys and the tumor are covered.
 
     Args:
         rng: source of all variation.
@@ -126,14 +126,14 @@ def rim(anatomy: Anatomy) -> np.ndarray:
 
 
 def landmarks(anatomy: Anatomy) -> np.ndarray:
-    """``(n, 3)`` points on the surfaces of kidneys (after growth) and tumour, canonical mm."""
+    """``(n, 3)`` points on the surfaces of kidneys (after growth) and tumor, canonical mm."""
     rng = np.random.default_rng(0)  # directions on a sphere; fixed, so it is no source of variation
     unit = rng.standard_normal((200, 3))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    mass = anatomy.tumour.mass
-    points = [mass.centre + unit * mass.radius * mass.stretch * (1.0 + mass.lobulation)]
+    mass = anatomy.tumor.mass
+    points = [mass.center + unit * mass.radius * mass.stretch * (1.0 + mass.lobulation)]
     for kidney in anatomy.kidneys:
         own = unit * kidney.axes
         own[:, 0] += 0.30 * kidney.axes[0] * (own[:, 2] / kidney.axes[2]) ** 2
-        points.append(mass.after(kidney.centre + own @ kidney.frame))
+        points.append(mass.after(kidney.center + own @ kidney.frame))
     return np.concatenate(points)

@@ -17,8 +17,8 @@ class Section:
 
     Args:
         x: canonical coordinates; ``y`` and ``z`` likewise.
-        grown: where the tissue of each pixel lay before the tumour grew (kidneys, which do not wobble).
-        warped: where the soft tissue of each pixel lay before the tumour grew and before the organs' wobble.
+        grown: where the tissue of each pixel lay before the tumor grew (kidneys, which do not wobble).
+        warped: where the soft tissue of each pixel lay before the tumor grew and before the organs' wobble.
         radius: distance from the canonical axis.
         bin: index into the outline's tables.
         outline: the trunk's curves at this height.
@@ -43,9 +43,9 @@ class Section:
     plane_mm: float
     edge: float
 
-    def windows(self, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    def windows(self, centers: np.ndarray, radii: np.ndarray) -> np.ndarray:
         """Pixel ranges of spheres: ``(n, 4)`` of first and last row, first and last column; empty if off."""
-        index = centres @ self.index_from_canonical[:3, :3].T + self.index_from_canonical[:3, 3]
+        index = centers @ self.index_from_canonical[:3, :3].T + self.index_from_canonical[:3, 3]
         height = np.abs(index[:, 2]) * self.plane_mm
         reach = np.where(height < radii, radii, -1e9) / self.pixel
         rows, columns = self.x.shape
@@ -53,9 +53,9 @@ class Section:
         high = np.ceil(index[:, 1::-1] + reach[:, None] + 1).clip(0, (rows, columns))
         return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1).astype(np.int64)
 
-    def window(self, centre: np.ndarray, radius: float) -> Window | None:
+    def window(self, center: np.ndarray, radius: float) -> Window | None:
         """Pixel range of one sphere, or None where it does not meet the plane."""
-        return union(self.windows(np.asarray(centre)[None], np.array([radius])))
+        return union(self.windows(np.asarray(center)[None], np.array([radius])))
 
     def points(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Canonical coordinates in a window, as they are in the picture."""
@@ -82,11 +82,11 @@ def union(ranges: np.ndarray) -> Window | None:
 
 @dataclass(frozen=True)
 class Canvas:
-    """HU and the shares of kidney and tumour, float32 ``(rows, columns)``; ``cavity`` bounds soft organs."""
+    """HU and the shares of kidney and tumor, float32 ``(rows, columns)``; ``cavity`` bounds soft organs."""
 
     hu: np.ndarray
     kidney: np.ndarray
-    tumour: np.ndarray
+    tumor: np.ndarray
     cavity: np.ndarray
 
     def paint(self, window: Window, alpha: np.ndarray, value: np.ndarray | float) -> None:
@@ -95,7 +95,7 @@ class Canvas:
         hu += alpha * (value - hu)
         keep = 1.0 - alpha
         self.kidney[window] *= keep
-        self.tumour[window] *= keep
+        self.tumor[window] *= keep
 
 
 def make_section(
@@ -105,7 +105,7 @@ def make_section(
     m = canonical_from_index
     x, y, z = coordinates(m, (slice(0, shape[0]), slice(0, shape[1])))
     middle = float(m[2] @ [0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0.0, 1.0])
-    before = anatomy.tumour.mass.before(x, y, z)
+    before = anatomy.tumor.mass.before(x, y, z)
     size = np.float32(anatomy.wobble_mm)
     warped = [p + size * field.on_plane(m, shape) for p, field in zip(before, anatomy.wobble, strict=True)]
     angle = (np.arctan2(y, x) + np.float32(np.pi)) * np.float32(BINS / (2.0 * np.pi))

@@ -72,7 +72,7 @@ def ellipsoid(
         q = np.sqrt((u / a) ** 2 + (v / b) ** 2 + (w / c) ** 2)
     else:
         q = (np.abs(u / a) ** power + np.abs(v / b) ** power + np.abs(w / c) ** power) ** (1.0 / power)
-    # At the very centre the radius is undefined; the smallest half axis is the distance there.
+    # At the very center the radius is undefined; the smallest half axis is the distance there.
     return np.where(q > 1e-3, length - length / np.maximum(q, 1e-3), -min(a, b, c)).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Painting what a tumour does not move: spine, ribs, iliac wings, the muscles beside the spine."""
+"""Painting what a tumor does not move: spine, ribs, iliac wings, the muscles beside the spine."""
 
 import numpy as np
 
@@ -121,7 +121,7 @@ def paint_ribs(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
         value = core + (shell - core) * inside(np.abs(d + 0.4) - 0.5, edge)
         canvas.hu[place] += alpha * (value - canvas.hu[place])
         canvas.kidney[place] *= 1.0 - alpha
-        canvas.tumour[place] *= 1.0 - alpha
+        canvas.tumor[place] *= 1.0 - alpha
 
 
 def paint_pelvis(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:

@@ -77,13 +77,13 @@ def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: Scan, edge: float, hu:
         hu: ``(rows, columns)``, changed in place.
     """
     size = anatomy.size
-    centre_index = 0.5 * (scan.size - 1)
-    middle = float(plane[2] @ [centre_index, centre_index, 0.0, 1.0])
+    center_index = 0.5 * (scan.size - 1)
+    middle = float(plane[2] @ [center_index, center_index, 0.0, 1.0])
     a, b = anatomy.trunk.half_axes(middle)
     radius = size.arm * float(np.clip(1.0 + 0.05 * middle / size.level, 0.75, 1.2))
     for side, gap in ((1.0, scan.arm_gap[0]), (-1.0, scan.arm_gap[1])):
-        centre = np.array([side * (1.04 * a + gap + radius), 0.30 * b, middle])
-        index = np.linalg.solve(plane, [*centre, 1.0])[:2]
+        center = np.array([side * (1.04 * a + gap + radius), 0.30 * b, middle])
+        index = np.linalg.solve(plane, [*center, 1.0])[:2]
         low = np.clip(np.floor(index - 1.3 * radius / scan.pixel), 0, scan.size).astype(int)
         high = np.clip(np.ceil(index + 1.3 * radius / scan.pixel) + 1, 0, scan.size).astype(int)
         if (low >= high).any():
@@ -91,12 +91,12 @@ def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: Scan, edge: float, hu:
         window = (slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0])))
         x, y, _ = coordinates(plane, window)
         part = hu[window]
-        d = np.hypot((x - centre[0]) * 1.05, (y - centre[1]) * 0.95) - radius
+        d = np.hypot((x - center[0]) * 1.05, (y - center[1]) * 0.95) - radius
         for inset, value in ((0.0, 25.0), (1.6, anatomy.fat_hu), (1.6 + 0.6 * size.fat, 58.0)):
             part += inside(d + inset, edge) * (value - part)
         upper = middle > 0.0
         thick = (0.26 if upper else 0.17) * radius
         for share in (0.0,) if upper else (0.3, -0.3):
-            bone = np.hypot(x - centre[0] - share * radius, y - centre[1] + 0.5 * share * radius) - thick
+            bone = np.hypot(x - center[0] - share * radius, y - center[1] + 0.5 * share * radius) - thick
             part += inside(bone, edge) * (900.0 - part)
             part += inside(bone + 0.45 * thick, edge) * (60.0 - part)

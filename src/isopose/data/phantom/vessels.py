@@ -1,4 +1,4 @@
-"""Great vessels in early arterial contrast: a bright aorta, a vena cava that is still grey."""
+"""Great vessels in early arterial contrast: a bright aorta, a vena cava that is still gray."""
 
 from collections.abc import Mapping
 

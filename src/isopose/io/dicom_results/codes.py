@@ -42,10 +42,10 @@ ORGANS = {
 }
 #: Words that are a finding's in an organ.
 FINDINGS = {
-    "tumour": codes.SCT.Neoplasm,
     "tumor": codes.SCT.Neoplasm,
-    "tumours": codes.SCT.Neoplasm,
+    "tumour": codes.SCT.Neoplasm,
     "tumors": codes.SCT.Neoplasm,
+    "tumours": codes.SCT.Neoplasm,
     "neoplasm": codes.SCT.Neoplasm,
     "cancer": codes.SCT.Neoplasm,
     "mass": codes.SCT.Mass,
@@ -83,8 +83,8 @@ class Meaning:
 def meanings(names: Iterable[str]) -> list[Meaning]:
     """What the labels of one dataset mean.
 
-    A finding whose name tells no organ lies in the one organ that is labelled beside it, if there is just
-    one: ``tumour`` beside ``kidney`` is a neoplasm of the kidney.
+    A finding whose name tells no organ lies in the one organ that is labeled beside it, if there is just
+    one: ``tumor`` beside ``kidney`` is a neoplasm of the kidney.
     """
     names = list(names)
     words = [words_of(name) for name in names]

@@ -15,7 +15,7 @@ from isopose.io.dicom_results.source import MANUFACTURER, MODEL_NAME, SERIAL, So
 
 SERIES_NUMBER = 9103
 #: Of the Unified Code for Units of Measure; pydicom knows no plain one.
-MILLILITRE = CodedConcept("mL", "UCUM", "milliliter")
+MILLILITER = CodedConcept("mL", "UCUM", "milliliter")
 
 
 def report(
@@ -31,7 +31,7 @@ def report(
         source: the series.
         segments: its segmentation, see ``segmentation.py``.
         names: of the classes 1, 2, ..., which are the segments.
-        volumes_ml: by name, millilitres.
+        volumes_ml: by name, milliliters.
         made_from: hashes of all that decides the result.
     """
     device = hd.sr.ObserverContext(
@@ -111,5 +111,5 @@ def _measured(
         finding_type=meaning.kind,
         finding_sites=sites,
         algorithm_id=hd.sr.AlgorithmIdentification(name=MODEL_NAME, version=__version__),
-        measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=volume_ml, unit=MILLILITRE)],
+        measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=volume_ml, unit=MILLILITER)],
     )

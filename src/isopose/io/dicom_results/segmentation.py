@@ -25,7 +25,7 @@ def segmentation(
     source: Source,
     classes: Volume,
     names: Sequence[str],
-    colours: Sequence[str],
+    colors: Sequence[str],
     made_from: list[str],
 ) -> Dataset:
     """A binary SEG with one segment for each label, those included that mark nothing.
@@ -37,15 +37,15 @@ def segmentation(
         source: the series.
         classes: class indices, uint8, on its grid, as ``read_series`` stacks it.
         names: of the classes 1, 2, ...
-        colours: for each class a colour as ``#rrggbb``, for viewers.
+        colors: for each class a color as ``#rrggbb``, for viewers.
         made_from: hashes of all that decides the result; equal ones give equal identifiers.
 
     Returns:
         The data set, with the patient's and study's data of the series.
     """
     described = [
-        _segment(number, meaning, colour, made_from)
-        for number, (meaning, colour) in enumerate(zip(meanings(names), colours, strict=True), start=1)
+        _segment(number, meaning, color, made_from)
+        for number, (meaning, color) in enumerate(zip(meanings(names), colors, strict=True), start=1)
     ]
     slices = _slices(source, classes)
     made = hd.seg.Segmentation(
@@ -117,9 +117,9 @@ def _refer(made: Dataset, source: Source, z_of: dict[str, int]) -> None:
                     image.update(source.instance(z))
 
 
-def _segment(number: int, meaning: Meaning, colour: str, made_from: list[str]) -> SegmentDescription:
+def _segment(number: int, meaning: Meaning, color: str, made_from: list[str]) -> SegmentDescription:
     regions = [meaning.organ] if meaning.finding and meaning.organ is not None else None
-    red, green, blue = (int(colour[first : first + 2], 16) for first in (1, 3, 5))
+    red, green, blue = (int(color[first : first + 2], 16) for first in (1, 3, 5))
     described = SegmentDescription(
         segment_number=number,
         segment_label=meaning.name[:64],

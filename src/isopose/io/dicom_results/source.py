@@ -178,7 +178,7 @@ def _read(file: Path, names: list[str] | None = None) -> Dataset:
 def _identified(file: Path, modality: str, several: bool) -> tuple[Dataset, list[str]]:
     """A file's class and identifier, and the names of those that it does not give in a way to refer to."""
     header, out, missing = _read(file, ["SOPClassUID", "SOPInstanceUID"]), Dataset(), []
-    # Stripped from the header by some anonymisers, and left in the file's own.
+    # Stripped from the header by some anonymizers, and left in the file's own.
     meta = getattr(header, "file_meta", None) or Dataset()
     for name in ("SOPClassUID", "SOPInstanceUID"):
         uid = uid_in(header, name) or uid_in(meta, f"MediaStorage{name}")

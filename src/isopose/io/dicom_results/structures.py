@@ -22,7 +22,7 @@ def structures(
     source: Source,
     classes: Volume,
     names: Sequence[str],
-    colours: Sequence[str],
+    colors: Sequence[str],
     made_from: list[str],
 ) -> FileDataset:
     """An RTSTRUCT with one region for each label, those without a voxel included, without contours.
@@ -31,7 +31,7 @@ def structures(
         source: the series.
         classes: class indices, uint8, on its grid, as ``read_series`` stacks it.
         names: of the classes 1, 2, ...
-        colours: for each class a colour as ``#rrggbb``.
+        colors: for each class a color as ``#rrggbb``.
         made_from: hashes of all that decides the result; equal ones give equal identifiers.
     """
     now = datetime.datetime.now()
@@ -55,8 +55,8 @@ def structures(
     out.ApprovalStatus = "UNAPPROVED"
     out.ReferencedFrameOfReferenceSequence = Items([_referenced(source)])
     roi, contours, observations = [], [], []
-    described = zip(meanings(names), colours, strict=True)
-    for number, (meaning, colour) in enumerate(described, start=1):
+    described = zip(meanings(names), colors, strict=True)
+    for number, (meaning, color) in enumerate(described, start=1):
         item = Dataset()
         item.ROINumber, item.ROIName = number, meaning.name[:64]
         item.ReferencedFrameOfReferenceUID = source.shared.FrameOfReferenceUID
@@ -64,7 +64,7 @@ def structures(
         roi.append(item)
         item = Dataset()
         item.ReferencedROINumber = number
-        item.ROIDisplayColor = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        item.ROIDisplayColor = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         item.ContourSequence = Items(_contours(source, classes.array == number, classes.world_from_index))
         contours.append(item)
         item = Dataset()
@@ -81,7 +81,7 @@ def structures(
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed polygons ``(n, 2)`` as ``(x, y)`` in pixel centres around a slice's marked pixels ``(y, x)``.
+    """Closed polygons ``(n, 2)`` as ``(x, y)`` in pixel centers around a slice's marked pixels ``(y, x)``.
 
     They run half way between pixels that are marked and such that are not. Around a hole there is one more,
     within the outer one; readers combine them by the odd-even rule, as rasterisers of polygons do.

@@ -31,7 +31,7 @@ def kits_folder(root: Path) -> Path | None:
 def open_kits(root: Path, labels: Labels | None) -> Dataset:
     """List a KiTS dataset.
 
-    KiTS19 has kidney 1 and tumour 2; KiTS21 and KiTS23 add cyst 3 (of KiTS21 the majority vote is taken) and
+    KiTS19 has kidney 1 and tumor 2; KiTS21 and KiTS23 add cyst 3 (of KiTS21 the majority vote is taken) and
     score kidney with both masses, and both masses together. Ages come from the ``kits.json`` if it is there.
 
     Args:
@@ -62,10 +62,10 @@ def open_kits(root: Path, labels: Labels | None) -> Dataset:
 
 def _labels(later: bool) -> Labels:
     if not later:
-        return Labels.create({"kidney": 1, "tumour": 2})
+        return Labels.create({"kidney": 1, "tumor": 2})
     return Labels.create(
-        {"kidney": 1, "tumour": 2, "cyst": 3},
-        {"kidney+tumour+cyst": ("kidney", "tumour", "cyst"), "tumour+cyst": ("tumour", "cyst")},
+        {"kidney": 1, "tumor": 2, "cyst": 3},
+        {"kidney+tumor+cyst": ("kidney", "tumor", "cyst"), "tumor+cyst": ("tumor", "cyst")},
     )
 
 

@@ -19,7 +19,7 @@ def open_manifest(path: Path, labels: Labels | None) -> Dataset:
 
     Args:
         path: the ``.csv`` file.
-        labels: its labels, by default kidney 1 and tumour 2.
+        labels: its labels, by default kidney 1 and tumor 2.
 
     Raises:
         InputError: not such a table; the message gives the line.
@@ -38,5 +38,5 @@ def open_manifest(path: Path, labels: Labels | None) -> Dataset:
         label = as_stored(path.parent / row["label"]) if row["label"] else None
         age = age_in(path, line, row["age"])
         cases.append(Case(name, image, label, row["patient"] or name, age, split))
-    named = labels or Labels.create({"kidney": 1, "tumour": 2})
+    named = labels or Labels.create({"kidney": 1, "tumor": 2})
     return dataset_of(path.stem, "manifest", path.parent, named, cases)

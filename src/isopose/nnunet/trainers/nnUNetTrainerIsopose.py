@@ -1,4 +1,4 @@
-"""nnU-Net v2's trainer with pose and size normalised inside its network; for 2D configurations of CT.
+"""nnU-Net v2's trainer with pose and size normalized inside its network; for 2D configurations of CT.
 
 nnU-Net finds it where ``nnUNet_extTrainer`` names this folder, see docs/nnunet.md.
 """
@@ -53,7 +53,7 @@ class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """nnU-Net's network, for training and prediction alike, within the one that homogenises."""
+        """nnU-Net's network, for training and prediction alike, within the one that homogenizes."""
         network = nnUNetTrainer.build_network_architecture(
             plans_manager,
             configuration_manager,

@@ -61,6 +61,6 @@ export const WINDOWS = {
   wide: [-1000, 1000],
 };
 
-export function rgb(colour) {
-  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+export function rgb(color) {
+  return [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
 }

@@ -1,4 +1,4 @@
-// theta1 = T · R · S and millimetres, as in geometry/similarity.py and geometry/frame.py.
+// theta1 = T · R · S and millimeters, as in geometry/similarity.py and geometry/frame.py.
 
 /** A pose's matrix as [a, b, c, d, tx, ty]: x' = a x + b y + tx, y' = c x + d y + ty. */
 export function matrix([angle, lx, ly, tx, ty]) {
@@ -11,8 +11,8 @@ export const flat = ([[a, b, tx], [c, d, ty]]) => [a, b, c, d, tx, ty];
 
 export const apply = ([a, b, c, d, tx, ty], [x, y]) => [a * x + b * y + tx, c * x + d * y + ty];
 
-/** From the frame's normalised coordinates to millimetres in the plane of the slice, and back. */
-export const toMm = (frame, [x, y]) => [0, 1].map((k) => frame.centre_mm[k] + (frame.fov_mm / 2) * [x, y][k]);
-export const fromMm = (frame, [x, y]) => [0, 1].map((k) => ([x, y][k] - frame.centre_mm[k]) / (frame.fov_mm / 2));
+/** From the frame's normalized coordinates to millimeters in the plane of the slice, and back. */
+export const toMm = (frame, [x, y]) => [0, 1].map((k) => frame.center_mm[k] + (frame.fov_mm / 2) * [x, y][k]);
+export const fromMm = (frame, [x, y]) => [0, 1].map((k) => ([x, y][k] - frame.center_mm[k]) / (frame.fov_mm / 2));
 
 export const SQUARE = [[-1, -1], [1, -1], [1, 1], [-1, 1]];

@@ -1,6 +1,6 @@
 // A pose and a crop set by hand: outlines that are dragged over the scan, and numbers for the keyboard.
 import { apply, fromMm, matrix, toMm } from "/static/geometry.js";
-import { COLOURS, cropSquare, line, onNative, onSquare, paint } from "/static/steps.js";
+import { COLORS, cropSquare, line, onNative, onSquare, paint } from "/static/steps.js";
 
 const PIXELS = 320;
 const byId = (id) => document.getElementById(id);
@@ -62,7 +62,7 @@ export class HandView {
       this.now = { pose: mix(below[1].pose, above[1].pose), box: mix(below[1].box, above[1].box) };
     } else {
       const entry = this.found(this.z);
-      const [[scale, , x], [, , y]] = entry.homogenised_from_crop;
+      const [[scale, , x], [, , y]] = entry.homogenized_from_crop;
       this.now = { pose: [...entry.pose], box: [scale, x, y] };
     }
     this.toFields();
@@ -234,27 +234,27 @@ export class HandView {
     const context = paint(this.pose, planes.native, window, null, [], 0, scale, view.spacing[1] / view.spacing[0]);
     const theta = matrix(now.pose);
     const on = (p) => onNative(this.pose, view, apply(theta, p));
-    for (const outline of view.steps.outline) line(context, outline.map(on), COLOURS.reference, { width: 3 });
+    for (const outline of view.steps.outline) line(context, outline.map(on), COLORS.reference, { width: 3 });
     const square = cropSquare([[now.box[0], 0, now.box[1]], [0, now.box[0], now.box[2]]]);
-    if (view.steps.crop_enabled) line(context, square.map(on), COLOURS.crop);
+    if (view.steps.crop_enabled) line(context, square.map(on), COLORS.crop);
     const { turn, across, through } = this.handles();
-    line(context, [on([0, 0]), turn], COLOURS.reference, { closed: false, dash: [6, 5] });
-    context.fillStyle = COLOURS.reference;
+    line(context, [on([0, 0]), turn], COLORS.reference, { closed: false, dash: [6, 5] });
+    context.fillStyle = COLORS.reference;
     for (const [x, y] of [across, through]) context.fillRect(x - 7, y - 7, 14, 14);
     context.beginPath();
     context.arc(...turn, 9, 0, 2 * Math.PI);
     context.fill();
-    const seen = paint(this.crop, this.homogenised(theta), window, null, [], 0, 1.5);
-    for (const outline of view.steps.outline) line(seen, outline.map((p) => onSquare(this.crop, p)), COLOURS.reference);
+    const seen = paint(this.crop, this.homogenized(theta), window, null, [], 0, 1.5);
+    for (const outline of view.steps.outline) line(seen, outline.map((p) => onSquare(this.crop, p)), COLORS.reference);
     if (!view.steps.crop_enabled) return;
     const corners = square.map((p) => onSquare(this.crop, p));
-    line(seen, corners, COLOURS.crop, { width: 3 });
-    seen.fillStyle = COLOURS.crop;
+    line(seen, corners, COLORS.crop, { width: 3 });
+    seen.fillStyle = COLORS.crop;
     seen.fillRect(corners[2][0] - 7, corners[2][1] - 7, 14, 14);
   }
 
   /** The slice in the pose as it is now, by the nearest pixels: a preview, the networks sample better. */
-  homogenised(theta) {
+  homogenized(theta) {
     const { data, shape: [rows, columns] } = this.planes.native;
     const { view } = this, out = new Int16Array(PIXELS * PIXELS).fill(-1024);
     for (let row = 0; row < PIXELS; row++) {

@@ -258,11 +258,11 @@ async function slice(z) {
 function draw() {
   const { view, planes } = state;
   if (!planes || !view) return;
-  const colours = view.labels.map(({ colour }) => rgb(colour));
+  const colors = view.labels.map(({ color }) => rgb(color));
   const scale = Math.max(1, Math.round(520 / planes.native.shape[1])), tall = view.spacing[1] / view.spacing[0];
   for (const canvas of byId("sides").querySelectorAll("canvas")) {
     const map = canvas.dataset.name === "native" ? null : planes[canvas.dataset.name];
-    paint(canvas, planes.native, windowNow(), map, colours, opacityNow(), scale, tall);
+    paint(canvas, planes.native, windowNow(), map, colors, opacityNow(), scale, tall);
   }
   arrangeSides();
   byId("sides").dataset.slice = state.z;

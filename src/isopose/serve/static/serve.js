@@ -169,7 +169,7 @@ function pick() {
   if (!known) state.chosen = (state.jobs.find((job) => job.state === "done") ?? state.jobs[0])?.number ?? null;
 }
 
-/** Where NiiVue's crosshair is: millimetres to the patient's right or left, front or back, and up. */
+/** Where NiiVue's crosshair is: millimeters to the patient's right or left, front or back, and up. */
 function located({ mm, vox, values }) {
   if (!state.view) return;
   const [x, y, z] = mm;

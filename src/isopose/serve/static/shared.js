@@ -66,11 +66,11 @@ export function arrange(place) {
   return largest;
 }
 
-/** The labels' colours and names. */
+/** The labels' colors and names. */
 export function legend(labels) {
-  return labels.map(({ name, colour }) => {
+  return labels.map(({ name, color }) => {
     const swatch = element("i");
-    swatch.style.background = colour;
+    swatch.style.background = color;
     return element("span", {}, swatch, name);
   });
 }

@@ -1,12 +1,12 @@
-// The steps of one slice side by side: input, homogenised, cropped, prediction, restored.
+// The steps of one slice side by side: input, homogenized, cropped, prediction, restored.
 import { rgb } from "/static/api.js";
 import { apply, flat, matrix, toMm, SQUARE } from "/static/geometry.js";
 import { arrange } from "/static/shared.js";
 
-export const COLOURS = { frame: "#56b4e9", reference: "#ff8fc7", crop: "#ff9f50" };
+export const COLORS = { frame: "#56b4e9", reference: "#ff8fc7", crop: "#ff9f50" };
 
 /** Draw values in a window, and classes over them, on a canvas of as many pixels. */
-export function paint(canvas, plane, window, classes, colours, opacity, scale = 1, tall = 1) {
+export function paint(canvas, plane, window, classes, colors, opacity, scale = 1, tall = 1) {
   const [rows, columns] = plane.shape;
   const own = document.createElement("canvas");
   own.width = columns; own.height = rows;
@@ -14,15 +14,15 @@ export function paint(canvas, plane, window, classes, colours, opacity, scale = 
   const image = context.createImageData(columns, rows);
   const [low, high] = window, factor = 255 / (high - low);
   for (let k = 0; k < plane.data.length; k++) {
-    const grey = Math.max(0, Math.min(255, (plane.data[k] - low) * factor));
+    const gray = Math.max(0, Math.min(255, (plane.data[k] - low) * factor));
     const label = classes ? classes.data[k] : 0;
     for (let channel = 0; channel < 3; channel++) {
-      image.data[4 * k + channel] = label ? grey * (1 - opacity) + colours[label - 1][channel] * opacity : grey;
+      image.data[4 * k + channel] = label ? gray * (1 - opacity) + colors[label - 1][channel] * opacity : gray;
     }
     image.data[4 * k + 3] = 255;
   }
   context.putImageData(image, 0, 0);
-  // Outlines need more pixels than a small slice has; both axes in millimetres.
+  // Outlines need more pixels than a small slice has; both axes in millimeters.
   canvas.width = Math.round(columns * scale);
   canvas.height = Math.round(rows * scale * tall);
   const drawn = canvas.getContext("2d");
@@ -31,9 +31,9 @@ export function paint(canvas, plane, window, classes, colours, opacity, scale = 
   return drawn;
 }
 
-export function line(context, points, colour, { closed = true, dash = [], width = 2 } = {}) {
+export function line(context, points, color, { closed = true, dash = [], width = 2 } = {}) {
   context.save();
-  context.strokeStyle = colour;
+  context.strokeStyle = color;
   context.lineWidth = width;
   context.setLineDash(dash);
   context.beginPath();
@@ -43,10 +43,10 @@ export function line(context, points, colour, { closed = true, dash = [], width 
   context.restore();
 }
 
-/** Pixels of a canvas from normalised coordinates of a square that fills it. */
+/** Pixels of a canvas from normalized coordinates of a square that fills it. */
 export const onSquare = (canvas, [x, y]) => [((x + 1) / 2) * canvas.width, ((y + 1) / 2) * canvas.height];
 
-/** Pixels of the native slice's canvas from normalised coordinates of the frame. */
+/** Pixels of the native slice's canvas from normalized coordinates of the frame. */
 export function onNative(canvas, view, point) {
   const [x, y] = toMm(view.frame, point);
   const [, rows, columns] = view.shape;
@@ -63,7 +63,7 @@ export class StepsView {
     this.place = place;
     this.canvases = {};
     for (const [name, caption] of [
-      ["native", "Input"], ["homogenised", "Homogenised"], ["crop", "Cropped"], ["predicted", "Prediction in the crop"], ["restored", "Restored"],
+      ["native", "Input"], ["homogenized", "Homogenized"], ["crop", "Cropped"], ["predicted", "Prediction in the crop"], ["restored", "Restored"],
     ]) {
       const figure = document.createElement("figure");
       figure.className = `step-${name}`;
@@ -80,34 +80,34 @@ export class StepsView {
   }
 
   draw(view, z, planes, window, opacity) {
-    const colours = view.labels.map(({ colour }) => rgb(colour));
-    const { native, homogenised, crop, predicted, restored } = this.canvases;
+    const colors = view.labels.map(({ color }) => rgb(color));
+    const { native, homogenized, crop, predicted, restored } = this.canvases;
     const entry = (view.slices ?? view.steps.slices).find(({ slice }) => slice === z);
     const scale = Math.max(1, Math.round(560 / planes.native.shape[1]));
     const tall = view.spacing[1] / view.spacing[0];
-    const context = paint(native, planes.native, window, null, colours, 0, scale, tall);
-    paint(restored, planes.native, window, planes.labels, colours, opacity, scale, tall);
+    const context = paint(native, planes.native, window, null, colors, 0, scale, tall);
+    paint(restored, planes.native, window, planes.labels, colors, opacity, scale, tall);
     for (const [name, canvas] of Object.entries(this.canvases)) {
-      const known = ["native", "restored"].includes(name) || (planes.homogenised && entry);
+      const known = ["native", "restored"].includes(name) || (planes.homogenized && entry);
       canvas.parentElement.hidden = !known;
     }
-    if (!planes.homogenised || !entry) return this.arrange();
-    const theta1 = entry.pose ? matrix(entry.pose) : flat(entry.frame_from_homogenised);
-    line(context, SQUARE.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.frame);
+    if (!planes.homogenized || !entry) return this.arrange();
+    const theta1 = entry.pose ? matrix(entry.pose) : flat(entry.frame_from_homogenized);
+    line(context, SQUARE.map((p) => onNative(native, view, apply(theta1, p))), COLORS.frame);
     for (const outline of view.steps.outline) {
-      line(context, outline.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.reference);
+      line(context, outline.map((p) => onNative(native, view, apply(theta1, p))), COLORS.reference);
     }
-    const square = cropSquare(entry.homogenised_from_crop);
-    line(context, square.map((p) => onNative(native, view, apply(theta1, p))), COLOURS.crop);
+    const square = cropSquare(entry.homogenized_from_crop);
+    line(context, square.map((p) => onNative(native, view, apply(theta1, p))), COLORS.crop);
     // The networks see no more than the range that they were trained with; below it all is air.
     const [low, high] = view.steps.window;
     const seen = [Math.max(window[0], low), Math.max(Math.min(window[1], high), low + 1)];
-    const over = paint(homogenised, planes.homogenised, seen, null, colours, 0, 2);
-    for (const outline of view.steps.outline) line(over, outline.map((p) => onSquare(homogenised, p)), COLOURS.reference);
-    line(over, square.map((p) => onSquare(homogenised, p)), COLOURS.crop);
+    const over = paint(homogenized, planes.homogenized, seen, null, colors, 0, 2);
+    for (const outline of view.steps.outline) line(over, outline.map((p) => onSquare(homogenized, p)), COLORS.reference);
+    line(over, square.map((p) => onSquare(homogenized, p)), COLORS.crop);
     const larger = Math.max(1, Math.round(512 / planes.crop.shape[1]));
-    paint(crop, planes.crop, seen, null, colours, 0, larger);
-    paint(predicted, planes.crop, seen, planes.crop_labels, colours, opacity, larger);
+    paint(crop, planes.crop, seen, null, colors, 0, larger);
+    paint(predicted, planes.crop, seen, planes.crop_labels, colors, opacity, larger);
     this.arrange();
   }
 }

@@ -31,7 +31,7 @@ export class VolumeView {
     return /swiftshader|llvmpipe|software|basic render/i.test(told ? gl.getParameter(told.UNMASKED_RENDERER_WEBGL) : "");
   }
 
-  /** Show a scan and one of its label maps; classes have the colours given. */
+  /** Show a scan and one of its label maps; classes have the colors given. */
   async show(base, labels, window, opacity, map = "labels") {
     await this.ready;
     // Of no moment may the last scan stand under this one's name; and of two that are loaded the later is shown.
@@ -41,11 +41,11 @@ export class VolumeView {
     const volumes = [await NVImage.loadFromUrl({ url: `${base}/scan.nii${which}`, name: "scan.nii", colormap: "gray", cal_min: window[0], cal_max: window[1] })];
     if (labels.length) {
       const marked = await NVImage.loadFromUrl({ url: `${base}/${map}.nii${which}`, name: "labels.nii", opacity });
-      const colours = labels.map(({ colour }) => rgb(colour));
-      const channel = (k) => [0, ...colours.map((colour) => colour[k])];
+      const colors = labels.map(({ color }) => rgb(color));
+      const channel = (k) => [0, ...colors.map((color) => color[k])];
       marked.setColormapLabel({
-        R: channel(0), G: channel(1), B: channel(2), A: [0, ...colours.map(() => 255)],
-        I: [0, ...colours.map((_, k) => k + 1)], labels: ["", ...labels.map(({ name }) => name)],
+        R: channel(0), G: channel(1), B: channel(2), A: [0, ...colors.map(() => 255)],
+        I: [0, ...colors.map((_, k) => k + 1)], labels: ["", ...labels.map(({ name }) => name)],
       });
       volumes.push(marked);
     }

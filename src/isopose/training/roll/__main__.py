@@ -34,7 +34,7 @@ def main(
     workers: Annotated[int, typer.Option(min=0)] = 2,
     seed: int = 0,
 ) -> None:
-    """Draw phantoms of randomised appearance, train on them, calibrate on others; or go on with that."""
+    """Draw phantoms of randomized appearance, train on them, calibrate on others; or go on with that."""
     reporter = Terminal()
     output_folder(output)
     with reporter.counting("phantoms") as progress:
@@ -54,7 +54,7 @@ def main(
     network = RollNetwork()
     network.load_state_dict(mean.state_dict())
     network.eval()
-    network.calibration.copy_(calibrate(look(network, unseen, randomised=True, seed=seed)))
+    network.calibration.copy_(calibrate(look(network, unseen, randomized=True, seed=seed)))
     write_tensors(output / WEIGHTS, compact(network))
     report = {
         "made_by": "python -m isopose.training.roll",
@@ -65,8 +65,8 @@ def main(
         "versions": versions(),
         "weights_sha256": sha256(output / WEIGHTS),
         "calibration": network.calibration.tolist(),
-        "held_out_plain": _errors(look(network, unseen, randomised=False, seed=seed)),
-        "held_out_randomised": _errors(look(network, unseen, randomised=True, seed=seed)),
+        "held_out_plain": _errors(look(network, unseen, randomized=False, seed=seed)),
+        "held_out_randomized": _errors(look(network, unseen, randomized=True, seed=seed)),
     }  # fmt: skip
     write_json(output / "roll.json", report)
     typer.echo(

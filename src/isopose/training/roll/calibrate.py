@@ -36,7 +36,7 @@ class Seen:
 
 
 @torch.no_grad()
-def look(network: RollNetwork, slabs: Slabs, *, randomised: bool, seed: int) -> Seen:
+def look(network: RollNetwork, slabs: Slabs, *, randomized: bool, seed: int) -> Seen:
     """Show every patient once, turned by any angle; as the slices are, or disturbed as in training.
 
     All slices of a patient alike: what spoils a scan spoils all of it, and pooling must not be believed to
@@ -45,7 +45,7 @@ def look(network: RollNetwork, slabs: Slabs, *, randomised: bool, seed: int) -> 
     found = []
     for patient in slabs.patient.unique().tolist():
         rows = torch.nonzero(slabs.patient == patient)[:, 0]
-        image, mask, angle = turned_pictures(slabs, rows, randomised=randomised, seed=seed + patient)
+        image, mask, angle = turned_pictures(slabs, rows, randomized=randomized, seed=seed + patient)
         roll = network.roll(shown(image, mask))
         error = roll.angle - angle
         found.append(roll.concentration[:, None] * torch.stack([error.cos(), error.sin()], dim=1))

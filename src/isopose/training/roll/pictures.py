@@ -107,21 +107,21 @@ def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tenso
 
 
 def turned_pictures(
-    slabs: Slabs, rows: Tensor, *, randomised: bool, seed: int
+    slabs: Slabs, rows: Tensor, *, randomized: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slices of one patient turned by one angle of any size, and moved a little, to try a network on.
 
     Args:
         slabs: where from.
         rows: which slices.
-        randomised: disturbed as in training, all alike; else as they are, in a window of soft tissue.
+        randomized: disturbed as in training, all alike; else as they are, in a window of soft tissue.
         seed: of all that is random.
 
     Returns:
         Images in [0, 1] and masks ``(N, 1, S, S)``, and the angles ``(N,)`` at which the patients lie.
     """
     generator = torch.Generator().manual_seed(seed)
-    if randomised:
+    if randomized:
         image, mask = picture(slabs, rows, generator, alike=True)
         lies = torch.zeros(len(rows))
     else:
@@ -162,7 +162,7 @@ def _deformation(
     x, y = (c.expand(count, DEFORMED, DEFORMED) for c in _coordinates(DEFORMED))
     bent = _smooth(normal(0.035, 2, 5, 5)) + _smooth(normal(0.012, 2, 12, 12))
     x, y = x + bent[:, 0], y + bent[:, 1]
-    # Fat: what lies inside shrinks towards the middle while the skin stays.
+    # Fat: what lies inside shrinks toward the middle while the skin stays.
     radius = (x.square() + y.square()).sqrt().clamp(min=1e-3)
     power = torch.where(sometimes(0.5), uniform(0.55, 1.15), torch.ones(count))[:, None, None]
     factor = radius.clamp(max=1.3) ** (power - 1.0)
@@ -187,7 +187,7 @@ def _smooth(coarse: Tensor) -> Tensor:
 
 
 def _coordinates(size: int) -> tuple[Tensor, Tensor]:
-    """Pixel centres in radii of the body's disc, over the deformed picture: ``(1, S, S)`` each."""
+    """Pixel centers in radii of the body's disc, over the deformed picture: ``(1, S, S)`` each."""
     line = ((2.0 * torch.arange(size) + 1.0) / size - 1.0) * KEPT_REACH
     return line[None, None, :].expand(1, size, size), line[None, :, None].expand(1, size, size)
 

@@ -33,7 +33,7 @@ DRAWN, FINER, DRAWN_MM = 384, 4, 240.0
 
 
 def make_reference() -> dict[str, Tensor]:
-    """``mask`` ``(1, 1, S, S)`` in the homogenised frame, float16, and ``side_mm``, that frame's side."""
+    """``mask`` ``(1, 1, S, S)`` in the homogenized frame, float16, and ``side_mm``, that frame's side."""
     config = PoseConfig()
     assert config.fill is not None
     drawn = draw_outline()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isopose.data.body import body_mask
-from isopose.data.phantom.randomised import sample_slab
+from isopose.data.phantom.randomized import sample_slab
 from isopose.files import replacing
 from isopose.geometry.moments import moments
 from isopose.geometry.similarity import matrix_from_pose
@@ -26,7 +26,7 @@ BODY_HU = -250.0
 
 @dataclass(frozen=True)
 class Slabs:
-    """Bodies as they lie, centred and of one size.
+    """Bodies as they lie, centered and of one size.
 
     Args:
         hu: ``(N, S, S)`` bytes, see :func:`hounsfield`.
@@ -82,14 +82,14 @@ def _drawn(folder: Path, seed: int, slices: int, index: int) -> Path:
         hu = torch.from_numpy(slab.volume.array[keep].astype(np.float32))[:, None]
         of = moments(mask)
         radius = (KEPT_REACH * (4.0 * mask.mean(dim=(1, 2, 3)) / np.pi).sqrt()).log()[:, None]
-        theta = matrix_from_pose(torch.cat([torch.zeros_like(radius), radius, radius, of.centre], dim=1))
+        theta = matrix_from_pose(torch.cat([torch.zeros_like(radius), radius, radius, of.center], dim=1))
         inside = warp(mask, theta, (KEPT, KEPT))[:, 0] >= 0.5
         seen = warp(hu, theta, (KEPT, KEPT), fill=-1000.0, mode="bicubic")[:, 0]
-        quantised = ((seen - LOWEST_HU) / STEP_HU).round().clamp(0, 255).to(torch.uint8)
+        quantized = ((seen - LOWEST_HU) / STEP_HU).round().clamp(0, 255).to(torch.uint8)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
-                hu=quantised.numpy(),
+                hu=quantized.numpy(),
                 mask=inside.numpy(),
                 roll=np.full(int(keep.sum()), slab.roll, np.float32),
             )

@@ -48,10 +48,10 @@ def train(
     mean = swa_utils.AveragedModel(
         network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(RUNNING_MEAN), use_buffers=True
     )
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
     checkpoint, progress, steps = work / "checkpoint.safetensors", Progress(), len(batches)
     if checkpoint.exists():
-        progress, last, running = load_checkpoint(checkpoint, optimiser)
+        progress, last, running = load_checkpoint(checkpoint, optimizer)
         network.load_state_dict(last)
         mean.load_state_dict(running)
     done = min(progress.epoch * EPOCH, steps)
@@ -59,22 +59,22 @@ def train(
     total = torch.zeros(())
     with reporter.stage("roll", math.ceil(steps / EPOCH), EPOCH, progress.epoch) as report:
         for step, (seen, angle, mirrored) in enumerate(loader, start=done):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(step / steps)
             out = network(seen)
             loss = von_mises_loss(out[:, :2], angle)
             loss = loss + MIRROR_WEIGHT * F.binary_cross_entropy_with_logits(out[:, 2], mirrored)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
-            optimiser.step()
+            optimizer.step()
             mean.update_parameters(network)
             total += loss.detach()
             report.step()
             if (step + 1) % EPOCH == 0 or step + 1 == steps:
                 progress.epoch += 1
                 progress.history.append({"epoch": progress.epoch, "loss": float(total) / EPOCH})
-                save_checkpoint(checkpoint, progress, network.state_dict(), mean.state_dict(), optimiser)
+                save_checkpoint(checkpoint, progress, network.state_dict(), mean.state_dict(), optimizer)
                 report.epoch(progress.history[-1])
                 total.zero_()
     return mean.module.eval()

@@ -1,4 +1,4 @@
-"""The localisation network that both spatial transformers share."""
+"""The localization network that both spatial transformers share."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ FEATURES = (8, 10)
 HIDDEN = 32
 
 
-class Localisation(nn.Module):
+class Localization(nn.Module):
     """Two convolution blocks that shrink the image by a factor of 4, then two fully connected layers.
 
     The paper, section "STN to homogenize pose and size": convolutions with max-pooling and ReLU, an image

@@ -5,18 +5,18 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
-from patients import homogeniser, patient
+from patients import estimator, patient
 from scipy.ndimage import binary_erosion
 
-from bright import bright_model, dice, scene, stored_otherwise, world_centre
+from bright import bright_model, dice, scene, stored_otherwise, world_center
 from isopose.config import HomogenizeConfig
 from isopose.data.body import body_mask
 from isopose.data.preprocess import warped_labels
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert
-from isopose.homogenize.homogeniser import homogeniser_of, open_homogeniser
-from isopose.homogenize.scan import box_of, homogenise, solid_box_of
+from isopose.homogenize.estimator import estimator_from_model, open_estimator
+from isopose.homogenize.scan import box_of, homogenize_scan, solid_box_of
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import AIR_HU, restored_labels, restored_share
 
@@ -25,11 +25,11 @@ each_way = pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
 
 
 def scan_of(one, per="volume", size=256):
-    return homogenise(homogeniser(per, size), one.volume, one.volume.with_array(one.classes))
+    return homogenize_scan(estimator(per, size), one.volume, one.volume.with_array(one.classes))
 
 
 def back(scan, count=3):
-    """The labels of a homogenised scan on the grid that it came from."""
+    """The labels of a homogenized scan on the grid that it came from."""
     t = scan.transform
     restored = warped_labels(scan.labels.array, invert(t.slice_from_grid), t.slice_shape, range(1, count))
     return t.reorientation.undo(restored)
@@ -41,12 +41,12 @@ def test_a_turned_patient_comes_out_upright_and_as_if_never_turned(per, degrees)
     straight, turned = scan_of(patient(), per), scan_of(patient(1, degrees), per)
     off = (np.degrees(turned.poses.roll) - degrees + 180) % 360 - 180
     assert abs(off) < 4
-    # One patient, so one homogenised anatomy: organs meet however the patient lay.
+    # One patient, so one homogenized anatomy: organs meet however the patient lay.
     for value in (1, 2):
         assert dice(straight.labels.array == value, turned.labels.array == value) > 0.9
-    # The kidneys lie at the back, the tumour on its own side; x grows to the left, y to the back.
-    assert world_centre(turned.labels, turned.labels.array == 1)[1] > 0
-    assert world_centre(turned.labels, turned.labels.array == 2)[0] * patient().left > 10
+    # The kidneys lie at the back, the tumor on its own side; x grows to the left, y to the back.
+    assert world_center(turned.labels, turned.labels.array == 1)[1] > 0
+    assert world_center(turned.labels, turned.labels.array == 2)[0] * patient().left > 10
     told = any("lies turned by" in warning for warning in turned.warnings)
     assert told is (abs(degrees) > 60)
 
@@ -63,7 +63,7 @@ def test_labels_come_back_as_they_were(per, number) -> None:
 def test_bodies_of_all_ages_have_one_size() -> None:
     for number in range(4):
         scan = scan_of(patient(number), "smooth")
-        assert scan.image.spacing[:2] == pytest.approx(homogeniser().pixel_mm)
+        assert scan.image.spacing[:2] == pytest.approx(estimator().pixel_mm)
         body = scan.image.array > -250
         # The reference fills 0.92 of the frame from side to side.
         middle = body[:, :, 64:192].any(axis=1).all(axis=1)
@@ -72,11 +72,11 @@ def test_bodies_of_all_ages_have_one_size() -> None:
 
 
 def test_the_frame_of_the_reference_is_that_of_a_child_of_two_years() -> None:
-    assert homogeniser(size=384).pixel_mm == pytest.approx(0.474, abs=0.001)
-    assert homogeniser(size=384).side_mm * 0.92 == pytest.approx(167.5, abs=1.0)
+    assert estimator(size=384).pixel_mm == pytest.approx(0.474, abs=0.001)
+    assert estimator(size=384).side_mm * 0.92 == pytest.approx(167.5, abs=1.0)
 
 
-def test_the_grid_is_upright_and_centred_and_keeps_the_slices() -> None:
+def test_the_grid_is_upright_and_centered_and_keeps_the_slices() -> None:
     one = patient()
     scan = scan_of(one)
     assert scan.image.array.dtype == np.int16
@@ -97,22 +97,22 @@ def test_every_pixel_shows_the_place_that_the_transform_says(per) -> None:
     body = ((mm_x - 160) / 110) ** 2 + ((mm_y - 90) / 75) ** 2 < 1
     ramp = 2.0 * mm_x - 1.5 * mm_y + 10.0 * z
     array = np.where(body, ramp, -1000.0).astype(np.float32)
-    scan = homogenise(homogeniser(per, 128), Volume(array, np.diag([*spacing, 1.0])))
+    scan = homogenize_scan(estimator(per, 128), Volume(array, np.diag([*spacing, 1.0])))
     t = scan.transform
     inside = 0
     for k, pose in enumerate(t.poses):
         angle, log_x, log_y, shift_x, shift_y = pose
-        # By hand, in float64: output pixel -> homogenised -> frame -> millimetres of the slice.
+        # By hand, in float64: output pixel -> homogenized -> frame -> millimeters of the slice.
         line = ((np.arange(t.grid.size) + 0.5) / t.grid.size * 2 - 1) * t.grid.size / t.grid.usual
         u, v = np.meshgrid(line, line)
         u, v = math.exp(log_x) * u, math.exp(log_y) * v
         fx = math.cos(angle) * u - math.sin(angle) * v + shift_x
         fy = math.sin(angle) * u + math.cos(angle) * v + shift_y
-        there_x = t.frame.centre_mm[0] + fx * t.frame.fov_mm / 2
-        there_y = t.frame.centre_mm[1] + fy * t.frame.fov_mm / 2
+        there_x = t.frame.center_mm[0] + fx * t.frame.fov_mm / 2
+        there_y = t.frame.center_mm[1] + fy * t.frame.fov_mm / 2
         expected = 2.0 * there_x - 1.5 * there_y + 10.0 * k
         deep = ((there_x - 160) / 95) ** 2 + ((there_y - 90) / 60) ** 2 < 1
-        # 2.5 HU are a millimetre; half a unit is rounding, and the cubic kernel bends a ramp a little.
+        # 2.5 HU are a millimeter; half a unit is rounding, and the cubic kernel bends a ramp a little.
         off = scan.image.array[k][deep] - expected[deep]
         assert np.abs(off).max() < 1.5
         assert abs(off.mean()) < 0.05
@@ -137,7 +137,7 @@ def test_every_storage_gives_the_same_scan_and_comes_back(axes, flips) -> None:
     expected = scan_of(one)
     stored = stored_otherwise(one.volume, axes, flips)
     classes = stored_otherwise(one.volume.with_array(one.classes), axes, flips)
-    scan = homogenise(homogeniser(), stored, classes)
+    scan = homogenize_scan(estimator(), stored, classes)
     np.testing.assert_array_equal(scan.image.array, expected.image.array)
     np.testing.assert_array_equal(scan.labels.array, expected.labels.array)
     np.testing.assert_allclose(scan.image.world_from_index, expected.image.world_from_index, atol=1e-9)
@@ -156,20 +156,20 @@ def test_an_oblique_scan_is_set_upright_and_comes_back() -> None:
     matrix = one.volume.world_from_index.copy()
     matrix[:3, :3] = turn @ matrix[:3, :3]
     volume = Volume(one.volume.array, matrix)
-    scan = homogenise(homogeniser(), volume, volume.with_array(one.classes))
+    scan = homogenize_scan(estimator(), volume, volume.with_array(one.classes))
     np.testing.assert_allclose(scan.image.direction, np.eye(3))
     assert dice(back(scan) > 0, one.classes > 0) > 0.99
     np.testing.assert_array_equal(scan.transform.native.world_from_index, matrix)
 
 
 @each_way
-def test_a_slice_without_a_body_stays_beside_its_neighbours(per) -> None:
+def test_a_slice_without_a_body_stays_beside_its_neighbors(per) -> None:
     one = patient(3, 40.0)
     array, classes = one.volume.array.copy(), one.classes.copy()
     array[[0, 5]] = -1000
     classes[[0, 5]] = 0
     classes[5, 60:70, 60:70] = 1
-    scan = homogenise(homogeniser(per), one.volume.with_array(array), one.volume.with_array(classes))
+    scan = homogenize_scan(estimator(per), one.volume.with_array(array), one.volume.with_array(classes))
     poses = np.array(scan.transform.poses)
     assert np.isfinite(poses).all()
     assert scan.poses.shown.tolist() == [False, True, True, True, True, False]
@@ -185,7 +185,7 @@ def test_air_around_is_the_scans_own_and_padding_is_air() -> None:
     for padding, air in ((-3024, AIR_HU), (-1000, -1000)):
         array = np.maximum(one.volume.array, -1000)
         array[:, :3] = array[:, -3:] = array[:, :, :3] = array[:, :, -3:] = padding
-        image = homogenise(homogeniser(), one.volume.with_array(array)).image.array
+        image = homogenize_scan(estimator(), one.volume.with_array(array)).image.array
         assert image.min() == air
         assert image.max() <= array.max()
 
@@ -199,16 +199,16 @@ def test_a_slice_far_larger_than_the_others_gets_a_larger_grid_and_loses_nothing
     edge = body & ~binary_erosion(body, iterations=2)
     classes[-1] |= edge
     volume = Volume(array, small.volume.world_from_index)
-    scan = homogenise(homogeniser("volume"), volume, volume.with_array(classes.astype(np.uint8)))
+    scan = homogenize_scan(estimator("volume"), volume, volume.with_array(classes.astype(np.uint8)))
     grid = scan.transform.grid
     assert grid.size > grid.usual == 256
     assert (grid.size - grid.usual) % 2 == 0
     assert scan.labels.array.shape[1:] == (grid.size, grid.size)
-    assert scan.image.spacing[0] == pytest.approx(homogeniser().pixel_mm)
+    assert scan.image.spacing[0] == pytest.approx(estimator().pixel_mm)
     middle = scan.image.world_from_index @ [(grid.size - 1) / 2, (grid.size - 1) / 2, 0, 1]
     np.testing.assert_allclose(middle[:2], 0.0, atol=1e-9)
     assert dice(back(scan, 2)[-1] == 1, classes[-1]) > 0.9
-    assert homogenise(homogeniser("smooth"), volume).transform.grid.size < grid.size
+    assert homogenize_scan(estimator("smooth"), volume).transform.grid.size < grid.size
 
 
 def test_a_box_is_that_of_outer_corners() -> None:
@@ -228,12 +228,12 @@ def cropping(**changes):
         crop_start=(-0.55, -0.3, 0.25, 0.5),
     )
     model = replace(model, info={**model.info, "reference": {"area_cm2": 226.2}})
-    return [homogeniser_of(model, HomogenizeConfig(size=128, crop=crop)) for crop in (True, False)]
+    return [estimator_from_model(model, HomogenizeConfig(size=128, crop=crop)) for crop in (True, False)]
 
 
 def test_a_crop_is_cut_from_the_whole_pixel_by_pixel() -> None:
     here = scene(roll=math.radians(20), scale=0.8)
-    crop, whole = (homogenise(one, here.volume) for one in cropping())
+    crop, whole = (homogenize_scan(one, here.volume) for one in cropping())
     grid = crop.transform.grid
     # Of 128 pixels those from -0.55 to 0.25 and from -0.3 to 0.5, to the outside: 52 and 52.
     assert (grid.size, grid.usual) == (52, 128)
@@ -251,31 +251,31 @@ def test_a_crop_is_cut_from_the_whole_pixel_by_pixel() -> None:
 def test_answers_in_a_crop_come_back_and_the_rest_is_background() -> None:
     here = scene(roll=math.radians(-35), scale=0.9)
     marked = here.volume.with_array((here.truth > 0).astype(np.uint8))
-    crop, whole = (homogenise(one, here.volume, marked) for one in cropping())
+    crop, whole = (homogenize_scan(one, here.volume, marked) for one in cropping())
     assert crop.transform.grid.size < whole.transform.grid.size
     assert dice(back(crop, 2) == 1, here.truth > 0) > 0.95
     assert dice(back(crop, 2), back(whole, 2)) > 0.99
 
 
-def test_a_crop_grows_so_that_nothing_labelled_is_cut() -> None:
+def test_a_crop_grows_so_that_nothing_labeled_is_cut() -> None:
     here = scene(scale=0.8)
     everything = here.volume.with_array((here.volume.array > -250).astype(np.uint8))
-    crop, whole = (homogenise(one, here.volume, everything) for one in cropping())
+    crop, whole = (homogenize_scan(one, here.volume, everything) for one in cropping())
     assert crop.labels.array.sum() == whole.labels.array.sum()
-    assert homogenise(cropping()[0], here.volume).transform.grid.size < crop.transform.grid.size
+    assert homogenize_scan(cropping()[0], here.volume).transform.grid.size < crop.transform.grid.size
 
 
 def test_a_crop_needs_a_model_that_crops() -> None:
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     with pytest.raises(InputError, match=r"the model crops nothing \(crop.enabled=false\)"):
-        homogeniser_of(model, HomogenizeConfig(crop=True))
+        estimator_from_model(model, HomogenizeConfig(crop=True))
     volumes = bright_model(
         {"dims": 3, "pose": {"learned": False, "per": "volume"}, "crop": {"per": "volume"}}
     )
     with pytest.raises(InputError, match="the model crops volumes"):
-        homogeniser_of(volumes, HomogenizeConfig(crop=True))
+        estimator_from_model(volumes, HomogenizeConfig(crop=True))
     with pytest.raises(InputError, match="name the model"):
-        open_homogeniser(None, HomogenizeConfig(crop=True))
+        open_estimator(None, HomogenizeConfig(crop=True))
 
 
 def tilted(number=2, degrees=20.0, pitch=8.0, yaw=-5.0):
@@ -290,13 +290,13 @@ def test_a_tilted_patient_is_laid_straight_and_comes_back(number, angles) -> Non
     found = np.degrees(scan.transform.tilted[:3])
     np.testing.assert_allclose(found, angles, atol=2.0)
     assert scan.image.same_grid(scan.labels, 0.0)
-    assert scan.image.same_grid(scan.transform.homogenised)
+    assert scan.image.same_grid(scan.transform.homogenized)
     # In plane as small as the others' pixels, along z as the patient has become.
-    scale = scan.image.spacing[0] / (homogeniser("tilted").pixel_mm)
+    scale = scan.image.spacing[0] / (estimator("tilted").pixel_mm)
     assert scale == pytest.approx(1.0)
     assert scan.image.spacing[2] == pytest.approx(
         one.volume.spacing[2]
-        * homogeniser("tilted").side_mm
+        * estimator("tilted").side_mm
         / scan.transform.frame.fov_mm
         / math.exp(scan.transform.tilted[5])
     )
@@ -306,16 +306,16 @@ def test_a_tilted_patient_is_laid_straight_and_comes_back(number, angles) -> Non
         assert dice(restored.array == value, one.classes == value) > 0.97
     # Nothing of the body is cut, nor made up: it becomes as much larger or smaller as its pose says.
     body = one.volume.with_array(body_mask(one.volume, -250.0).astype(np.uint8))
-    there = homogenise(homogeniser("tilted"), one.volume, body).labels
+    there = homogenize_scan(estimator("tilted"), one.volume, body).labels
     grown = there.array.sum() * np.prod(there.spacing) / (body.array.sum() * np.prod(body.spacing))
-    side = homogeniser("tilted").side_mm / scan.transform.frame.fov_mm
+    side = estimator("tilted").side_mm / scan.transform.frame.fov_mm
     assert grown == pytest.approx(side**3 / math.exp(sum(scan.transform.tilted[3:6])), rel=0.03)
 
 
 def higher_left(labels: Volume) -> float:
     """How much higher the left kidney lies than the right, mm."""
     x = labels.world_from_index[0, 0] * np.arange(labels.array.shape[2]) + labels.world_from_index[0, 3]
-    left, right = (world_centre(labels, (labels.array == 1) & side)[2] for side in (x > 0, x < 0))
+    left, right = (world_center(labels, (labels.array == 1) & side)[2] for side in (x > 0, x < 0))
     return left - right
 
 
@@ -334,7 +334,7 @@ def test_a_tilted_scan_comes_back_however_it_is_stored(storage) -> None:
     one = tilted()
     volume = stored_otherwise(one.volume, *storage)
     classes = stored_otherwise(one.volume.with_array(one.classes), *storage)
-    scan = homogenise(homogeniser("tilted"), volume, classes)
+    scan = homogenize_scan(estimator("tilted"), volume, classes)
     kept = Transform.from_text(scan.transform.to_text())
     assert kept == scan.transform
     restored = restored_labels(scan.labels, kept)
@@ -361,33 +361,33 @@ def test_the_tilt_of_a_low_scan_is_doubted() -> None:
     assert not any(told in warning for warning in scan_of(tilted(), "tilted").warnings)
     whole = tilted().volume
     low = Volume(whole.array[12:17], whole.world_from_index)
-    assert any(told in warning for warning in homogenise(homogeniser("tilted"), low).warnings)
-    assert not any(told in warning for warning in homogenise(homogeniser("volume"), low).warnings)
+    assert any(told in warning for warning in homogenize_scan(estimator("tilted"), low).warnings)
+    assert not any(told in warning for warning in homogenize_scan(estimator("volume"), low).warnings)
 
 
 def test_tilted_is_not_for_what_is_of_slices() -> None:
     joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
     with pytest.raises(InputError, match="takes no model with stn=joint"):
-        homogeniser_of(joint, HomogenizeConfig(per="tilted"))
+        estimator_from_model(joint, HomogenizeConfig(per="tilted"))
     plain = bright_model({"pose": {"learned": False}})
     with pytest.raises(InputError, match="has no crop"):
-        homogeniser_of(plain, HomogenizeConfig(per="tilted", crop=True))
+        estimator_from_model(plain, HomogenizeConfig(per="tilted", crop=True))
 
 
 def test_a_mirrored_scan_is_told() -> None:
     one = patient(2, 0.0)
     mirrored = one.volume.with_array(np.ascontiguousarray(one.volume.array[:, :, ::-1]))
-    logit = [homogenise(homogeniser(), v).poses.mirrored.mean() for v in (one.volume, mirrored)]
+    logit = [homogenize_scan(estimator(), v).poses.mirrored.mean() for v in (one.volume, mirrored)]
     assert logit[1] > logit[0] + 1.0
 
 
 def test_no_body_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no body found"):
-        homogenise(homogeniser(), scene(slices=1, empty=(0,)).volume)
+        homogenize_scan(estimator(), scene(slices=1, empty=(0,)).volume)
     broken = patient().volume.array.astype(np.float32)
     broken[0, 0, 0] = np.nan
     with pytest.raises(InputError, match="not finite"):
-        homogenise(homogeniser(), patient().volume.with_array(broken))
+        homogenize_scan(estimator(), patient().volume.with_array(broken))
 
 
 # With a model
@@ -397,13 +397,13 @@ def test_a_models_pose_and_reference_are_taken() -> None:
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     area = math.pi * 100.0 * 72.0 / 100.0  # of the reference, cm²
     model = replace(model, info={**model.info, "reference": {"area_cm2": area}})
-    ours = homogeniser_of(model, HomogenizeConfig(per="volume", size=128))
+    ours = estimator_from_model(model, HomogenizeConfig(per="volume", size=128))
     # The reference's body lies in a frame of 230 mm.
     assert ours.side_mm == pytest.approx(230.0, rel=0.01)
     assert ours.origin == "model"
     assert (ours.transformer.config.per, model.pipeline.pose.config.per) == ("volume", "slice")
     here = scene(roll=math.radians(20), scale=0.8)
-    scan = homogenise(ours, here.volume, here.volume.with_array((here.truth > 0).astype(np.uint8)))
+    scan = homogenize_scan(ours, here.volume, here.volume.with_array((here.truth > 0).astype(np.uint8)))
     assert math.degrees(scan.poses.roll) == pytest.approx(20, abs=2)
     upright = scene(spacing=(230 / 128, 230 / 128, 6.0), field=(230.0, 230.0))
     assert dice(scan.labels.array == 1, upright.truth > 0) > 0.93
@@ -419,7 +419,9 @@ def test_a_joint_models_step_is_taken_too(per) -> None:
     here = scene(roll=math.radians(12), scale=0.9)
     info = {"reference": {"area_cm2": 226.2}}
     start, followed = (
-        homogenise(homogeniser_of(replace(model, info=info), HomogenizeConfig(per=per, size=64)), here.volume)
+        homogenize_scan(
+            estimator_from_model(replace(model, info=info), HomogenizeConfig(per=per, size=64)), here.volume
+        )
         for model in (alone, joint)
     )
     np.testing.assert_allclose(followed.poses.pose[:, :3], start.poses.pose[:, :3] + step[:3], atol=1e-3)
@@ -430,11 +432,11 @@ def test_a_joint_models_step_is_taken_too(per) -> None:
 def test_a_model_without_poses_is_refused() -> None:
     model = bright_model({"pose": {"start": "identity", "learned": False}, "crop": {"enabled": False}})
     with pytest.raises(InputError, match="takes every slice as it lies"):
-        homogeniser_of(model, HomogenizeConfig())
+        estimator_from_model(model, HomogenizeConfig())
     with pytest.raises(InputError, match="how large its reference is"):
-        homogeniser_of(bright_model(), HomogenizeConfig())
+        estimator_from_model(bright_model(), HomogenizeConfig())
 
 
 def test_what_decides_a_case_decides_the_hash() -> None:
-    hashes = {homogeniser(per).sha256 for per in ("volume", "smooth", "slice")}
+    hashes = {estimator(per).sha256 for per in ("volume", "smooth", "slice")}
     assert len(hashes) == 3

@@ -19,8 +19,8 @@ from isopose.models.shipped import load_reference, load_shipped, shipped_sha256
 
 
 @dataclass(frozen=True)
-class Homogeniser:
-    """All that decides a homogenised case besides the scan itself.
+class PoseEstimator:
+    """All that decides a homogenized case besides the scan itself.
 
     Args:
         transformer: finds poses; its configuration says whether slices share one.
@@ -52,11 +52,11 @@ class Homogeniser:
 
     @property
     def pixel_mm(self) -> float:
-        """Side of a homogenised pixel, as large as it is in the reference patient."""
+        """Side of a homogenized pixel, as large as it is in the reference patient."""
         return self.side_mm / self.size
 
 
-def open_homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogeniser:
+def open_estimator(model: Path | None, config: HomogenizeConfig) -> PoseEstimator:
     """The shipped network and reference, or those of a model folder.
 
     Raises:
@@ -65,11 +65,11 @@ def open_homogeniser(model: Path | None, config: HomogenizeConfig) -> Homogenise
     if config.crop and model is None:
         raise InputError("--crop: what is cropped is what a model's STN2 found; name the model (--model)")
     if model is None:
-        return shipped_homogeniser(config)
-    return homogeniser_of(load_model(model), config)
+        return shipped_estimator(config)
+    return estimator_from_model(load_model(model), config)
 
 
-def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
+def shipped_estimator(config: HomogenizeConfig) -> PoseEstimator:
     """What needs no training: the roll network and the reference outline that ship with the package."""
     reference, window = load_reference(), Window(*SOFT_TISSUE_HU)
     pose = PoseConfig(per=_in_plane(config))
@@ -80,7 +80,7 @@ def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
     data, predict = DataConfig(), PredictConfig()
     settings = (part.model_dump(mode="json") for part in (pose, data, predict))
     made_of = [shipped_sha256(), config.per, *settings]
-    return Homogeniser(
+    return PoseEstimator(
         transformer,
         None,
         None,
@@ -96,7 +96,7 @@ def shipped_homogeniser(config: HomogenizeConfig) -> Homogeniser:
     )
 
 
-def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
+def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimator:
     """A model's pose part, reference and fingerprint; the model stays as it is.
 
     Raises:
@@ -115,7 +115,7 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
     if not model.config.pose_estimated:
         raise InputError(
             "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
-            "would be homogenised; leave --model out, or name one that estimates poses"
+            "would be homogenized; leave --model out, or name one that estimates poses"
         )
     pose = model.config.pose.model_copy(update={"per": _in_plane(config)})
     transformer = copy.copy(model.pipeline.pose)
@@ -136,7 +136,7 @@ def homogeniser_of(model: Model, config: HomogenizeConfig) -> Homogeniser:
         model.fingerprint.to_json(),
         config.per,
     ]
-    return Homogeniser(
+    return PoseEstimator(
         transformer,
         networks if networks.joint is not None else None,
         networks if config.crop else None,

@@ -6,7 +6,7 @@ import pytest
 
 from isopose.data.phantom.anatomy import sample_anatomy
 from isopose.data.phantom.pose import Pose
-from isopose.data.phantom.randomised import HIGHEST, LOWEST, dense, roll_of, sample_slab, slabs
+from isopose.data.phantom.randomized import HIGHEST, LOWEST, dense, roll_of, sample_slab, slabs
 
 
 def test_a_slab_depends_on_seed_and_index_alone():
@@ -26,7 +26,7 @@ def test_the_roll_is_where_the_left_side_is_seen_whatever_the_tilt(degrees):
 
 
 def test_only_densities_are_drawn_anew():
-    anatomy = sample_anatomy(np.random.default_rng(1), 4.0, np.array([0.0, 1.0, 0.0]), tumour_share=1.0)
+    anatomy = sample_anatomy(np.random.default_rng(1), 4.0, np.array([0.0, 1.0, 0.0]), tumor_share=1.0)
     other = dense(np.random.default_rng(2), anatomy)
     assert other.liver_hu != anatomy.liver_hu
     assert other.bone_hu != anatomy.bone_hu
@@ -34,9 +34,9 @@ def test_only_densities_are_drawn_anew():
     for before, after in zip(anatomy.kidneys, other.kidneys, strict=True):
         assert after.cortex_hu != before.cortex_hu
         same = replace(after, **{name: getattr(before, name) for name in kept})
-        np.testing.assert_array_equal(same.centre, before.centre)
+        np.testing.assert_array_equal(same.center, before.center)
         np.testing.assert_array_equal(same.axes, before.axes)
-    np.testing.assert_array_equal(other.tumour.mass.centre, anatomy.tumour.mass.centre)
+    np.testing.assert_array_equal(other.tumor.mass.center, anatomy.tumor.mass.center)
 
 
 def test_slices_are_spread_over_the_trunk():

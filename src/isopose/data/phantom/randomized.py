@@ -1,8 +1,8 @@
-"""Phantoms of randomised appearance, for learning what holds in any CT and not only in these phantoms.
+"""Phantoms of randomized appearance, for learning what holds in any CT and not only in these phantoms.
 
-Body and pose are those of the cohorts; contrast phase, densities, tumour and field of view are not: an organ
+Body and pose are those of the cohorts; contrast phase, densities, tumor and field of view are not: an organ
 may be as dense as it is in no patient. What stays true is where things lie, and that is to be learned (domain
-randomisation: Tobin et al., IROS 2017; for segmentation Billot et al., SynthSeg, 2023).
+randomization: Tobin et al., IROS 2017; for segmentation Billot et al., SynthSeg, 2023).
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from isopose.geometry.volume import Volume
 #: Levels (vertebrae with their discs) from the second lumbar vertebra between which slices are drawn: from
 #: the upper pelvis to the lower chest.
 LOWEST, HIGHEST = -6.0, 6.5
-#: Part of the patients with a tumour of the cohorts' size; the others have one of a tenth of it.
+#: Part of the patients with a tumor of the cohorts' size; the others have one of a tenth of it.
 SICK = 0.5
 
 
@@ -58,7 +58,7 @@ def sample_slab(seed: int, index: int, *, slices: int, size: int) -> Slab:
     age = age_at(float(rng.random()))
     pose = sample_pose(rng, float(rng.random()), reference_size(age).width)
     sick = 1.0 if rng.random() < SICK else 0.1
-    anatomy = dense(rng, sample_anatomy(rng, age, pose.gravity_canonical, tumour_share=sick))
+    anatomy = dense(rng, sample_anatomy(rng, age, pose.gravity_canonical, tumor_share=sick))
     scan = sample_scan(rng, anatomy, pose, size, 4)
     level = anatomy.size.level
     low = float(rng.uniform(LOWEST, -0.5))
@@ -109,7 +109,7 @@ def dense(rng: np.random.Generator, anatomy: Anatomy) -> Anatomy:
             replace(one, cortex_hu=kidney, medulla_hu=float(rng.uniform(soft - 10.0, kidney + 5.0)))
             for one in anatomy.kidneys
         ),
-        tumour=replace(anatomy.tumour, hu=around(soft, 30.0), necrosis_hu=around(20.0, 15.0)),
+        tumor=replace(anatomy.tumor, hu=around(soft, 30.0), necrosis_hu=around(20.0, 15.0)),
         vessels=tuple(replace(tube, hu=around(vessel, 40.0)) for tube in anatomy.vessels),
         bone_hu=float(rng.uniform(110.0, 450.0)),
         fat_hu=float(rng.uniform(-120.0, -75.0)),

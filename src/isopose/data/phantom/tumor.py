@@ -1,4 +1,4 @@
-"""A tumour that grows out of a kidney, as large as the body allows."""
+"""A tumor that grows out of a kidney, as large as the body allows."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ SMALLEST_MM, LARGEST_MM = 10.0, 150.0
 
 
 @dataclass(frozen=True)
-class Tumour:
+class Tumor:
     """The mass and what it is made of.
 
     Args:
@@ -44,7 +44,7 @@ class Tumour:
 
 
 def largest_diameter(trunk: Trunk) -> float:
-    """The largest tumour in mm that one side of the body holds, belly bulging."""
+    """The largest tumor in mm that one side of the body holds, belly bulging."""
     z = 0.5 * trunk.size.level
     outline = trunk.at(z)
     depth = radius_at(outline.cavity, 0.0, -1.0) + trunk.back_wall(z)
@@ -67,10 +67,10 @@ def sample_diameter(rng: np.random.Generator, largest: float, age_years: float) 
 
 def grow(
     rng: np.random.Generator, trunk: Trunk, kidney: Kidney, diameter: float
-) -> tuple[Trunk, Kidney, Tumour]:
-    """Let a tumour of a diameter in mm grow out of a kidney; trunk and kidney give way.
+) -> tuple[Trunk, Kidney, Tumor]:
+    """Let a tumor of a diameter in mm grow out of a kidney; trunk and kidney give way.
 
-    Where the grown tumour cannot stay because a wall is in its way, its centre and the kidney move together,
+    Where the grown tumor cannot stay because a wall is in its way, its center and the kidney move together,
     so that it always sits on the place of the kidney from which it came.
     """
     radius = 0.5 * diameter
@@ -78,32 +78,32 @@ def grow(
     toward /= np.linalg.norm(toward)
     own = kidney.frame @ toward
     surface = 1.0 / float(np.linalg.norm(own / kidney.axes))
-    attach = kidney.centre + toward * surface * rng.uniform(0.88, 1.15)
+    attach = kidney.center + toward * surface * rng.uniform(0.88, 1.15)
     z = float(attach[2])
     outline = trunk.at(z)
     front = radius_at(outline.cavity, 0.3 * kidney.side, -1.0)
     room = trunk.back_wall(z) - float(kidney.axes[1]) * min(1.0, radius / float(kidney.axes[1]))
-    centre = attach.copy()
+    center = attach.copy()
     # A belly gives way in front before the spine does behind.
-    centre[1] = np.clip(attach[1], min(-front + radius, room - radius), room - radius)
+    center[1] = np.clip(attach[1], min(-front + radius, room - radius), room - radius)
     across = radius_at(outline.cavity, float(kidney.side), 0.15) - radius
     least = 0.5 * trunk.size.vertebra + 0.55 * radius
-    reach = kidney.side * centre[0]
-    centre[0] = kidney.side * max(min(reach, across), min(least, across + 0.15 * radius))
+    reach = kidney.side * center[0]
+    center[0] = kidney.side * max(min(reach, across), min(least, across + 0.15 * radius))
     stretch = np.exp(rng.normal(0.0, 0.07, 3))
     stretch /= np.cbrt(np.prod(stretch))
     mass = Mass(
-        centre=centre,
+        center=center,
         radius=radius,
         seed=min(0.5 * radius, 0.7 * float(kidney.axes[0])),
         stretch=stretch,
         lobes=Waves.sample(rng, 10, 1.6 * radius, 5.0 * radius),
         lobulation=float(rng.uniform(0.02, 0.06)),
     )
-    angle = float(np.arctan2(centre[1], centre[0]))
-    needed = float(np.hypot(centre[0], centre[1])) + radius - radius_at(outline.cavity, centre[0], centre[1])
+    angle = float(np.arctan2(center[1], center[0]))
+    needed = float(np.hypot(center[0], center[1])) + radius - radius_at(outline.cavity, center[0], center[1])
     bulge = float(np.clip(needed + 0.10 * radius, 0.0, 0.10 * trunk.size.depth)) if diameter > 40.0 else 0.0
-    tumour = Tumour(
+    tumor = Tumor(
         side=kidney.side,
         mass=mass,
         hu=float(rng.uniform(52.0, 74.0)),
@@ -113,5 +113,5 @@ def grow(
         fine=Waves.sample(rng, 8, 6.0, 16.0),
         calcified=bool(rng.random() < 0.09),
     )
-    moved = replace(kidney, centre=kidney.centre + (centre - attach))
-    return replace(trunk, bulge=(angle, z, bulge, 0.9 * radius + 10.0)), moved, tumour
+    moved = replace(kidney, center=kidney.center + (center - attach))
+    return replace(trunk, bulge=(angle, z, bulge, 0.9 * radius + 10.0)), moved, tumor
