@@ -21,14 +21,14 @@ import numpy as np
 from pipelines import Meter, merged
 
 from isopose.config import load_config
-from isopose.data.phantom import write_cohort
 from isopose.demo import CASES, SIZE, SLICES, SMALL, TEST_FRACTION
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import evaluate
 from isopose.files import read_json, write_json, write_text
-from isopose.inference.scans import find_scans, predict_scans
+from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
+from isopose.phantom import write_cohort
 from isopose.progress import Silent
 from isopose.training.fit import fit
 

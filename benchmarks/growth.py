@@ -77,9 +77,9 @@ def draw(axes: dict[str, tuple[list[int], list[dict[str, float]]]], path: Path) 
 def write_scan(path: Path, slices: int, side: int) -> None:
     import numpy as np
 
-    from isopose.data.phantom import write_cohort
     from isopose.geometry.volume import Volume
     from isopose.io.images import read_volume, write_image
+    from isopose.phantom import write_cohort
 
     with tempfile.TemporaryDirectory() as place:
         write_cohort(Path(place) / "c", cases=1, slices=20, size=side, seed=3, test_fraction=0)
@@ -91,7 +91,7 @@ def write_scan(path: Path, slices: int, side: int) -> None:
 
 
 def predicted(model: Path, scan: Path) -> dict[str, float]:
-    from isopose.inference.scans import find_scans, predict_scans
+    from isopose.inference.files import find_scans, predict_scans
     from isopose.models.folder import load_model
     from isopose.progress import Silent
 

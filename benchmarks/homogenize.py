@@ -17,9 +17,6 @@ import numpy as np
 import typer
 
 from isopose.config import HomogenizeConfig
-from isopose.data.phantom import render, sample_case, texture_generator
-from isopose.data.phantom.case import PhantomCase
-from isopose.data.phantom.randomized import roll_of
 from isopose.data.preprocess import warped_labels
 from isopose.devices import one_thread
 from isopose.files import output_folder, write_json, write_text
@@ -28,6 +25,9 @@ from isopose.geometry.warp import invert
 from isopose.homogenize.estimator import shipped_estimator
 from isopose.homogenize.scan import HomogenizedScan, homogenize_scan
 from isopose.models.folder import versions
+from isopose.phantom import render, sample_case, texture_generator
+from isopose.phantom.case import PhantomCase
+from isopose.phantom.randomized import roll_of
 from isopose.progress import Terminal
 
 COHORT = 3_000_017

@@ -19,15 +19,15 @@ from typing import Any
 from unittest.mock import patch
 
 from isopose.files import write_text
-from isopose.inference.scans import find_scans, predict_scans
+from isopose.inference.files import find_scans, predict_scans
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 
 #: Steps, and the functions that take them, where they are called.
 STEPS = {
     "reading, and its hash": (
-        "isopose.inference.scans.read_volume",
-        "isopose.inference.scans.hash_of_source",
+        "isopose.inference.files.read_volume",
+        "isopose.inference.files.hash_of_source",
     ),
     "body mask": ("isopose.data.preprocess.body_mask",),
     "into the frame": ("isopose.data.preprocess.warped",),
@@ -36,7 +36,7 @@ STEPS = {
     "the U-Net's input cut": ("isopose.models.pipeline.Pipeline.cut",),
     "U-Net": ("isopose.models.pipeline.Pipeline.probabilities",),
     "restoring": ("isopose.inference.predict.restore", "isopose.inference.predict.most_probable"),
-    "writing": ("isopose.inference.scans.write_results",),
+    "writing": ("isopose.inference.files.write_results",),
 }
 REST = "all else"
 

@@ -27,23 +27,23 @@ from torch import Tensor
 
 from isopose.config import Config, PoseConfig, load_config
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
-from isopose.data.phantom import write_cohort
 from isopose.data.slices import Slices
 from isopose.data.store import write_store
 from isopose.devices import one_thread
 from isopose.files import replacing, write_json, write_text
-from isopose.geometry.crop import box_of_mask
+from isopose.geometry.box import box_of_mask
 from isopose.geometry.moments import moments, pose_at_angle, pose_from_moments, spread_along
-from isopose.geometry.similarity import identity_pose, matrix_from_pose
+from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.warp import resize, warp
 from isopose.io.datasets import open_dataset
 from isopose.models.folder import versions
 from isopose.models.pipeline import Pipeline
 from isopose.models.pose import PoseTransformer, soft_dice
 from isopose.models.roll import RollNetwork
-from isopose.models.scan import RIGHT, scan_poses, slice_poses
 from isopose.models.shipped import load_shipped
+from isopose.phantom import write_cohort
 from isopose.progress import Terminal
+from isopose.scan.poses import RIGHT, scan_poses, slice_poses
 from isopose.training.fabric import fabric_for
 from isopose.training.loop import Stage, train_stage
 from isopose.training.objectives import PoseObjective, RollObjective

@@ -12,21 +12,21 @@ from torch import Tensor
 
 from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint
-from isopose.data.phantom import render, sample_case, texture_generator
-from isopose.data.phantom.anatomy import Anatomy
-from isopose.data.phantom.outline import COS, SIN
-from isopose.data.phantom.pose import Pose
-from isopose.data.phantom.randomized import roll_of
-from isopose.data.phantom.scan import sample_scan
 from isopose.data.preprocess import Prepared, prepare
 from isopose.files import replacing
 from isopose.geometry.moments import moments, pose_from_moments
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert, normalized_from_pixel, warp
 from isopose.io.images import read_volume
 from isopose.models.pose import soft_dice
 from isopose.parallel import Progress, in_order
+from isopose.phantom import render, sample_case, texture_generator
+from isopose.phantom.anatomy import Anatomy
+from isopose.phantom.outline import COS, SIN
+from isopose.phantom.pose import Pose
+from isopose.phantom.randomized import roll_of
+from isopose.phantom.scan import sample_scan
 
 #: Cohorts that neither the shipped network nor the paper's STN of the benchmark has seen.
 UNSEEN, REFERENCE = 2_000_003, 2_000_029

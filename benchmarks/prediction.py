@@ -62,7 +62,7 @@ def main() -> None:
 
 def drawn(place: Path, size: int, given: argparse.Namespace) -> Path:
     """Phantoms that no study has seen."""
-    from isopose.data.phantom import write_cohort
+    from isopose.phantom import write_cohort
 
     folder = place / str(size)
     write_cohort(folder, cases=given.scans, slices=given.slices, size=size, seed=77, test_fraction=0)
@@ -71,7 +71,7 @@ def drawn(place: Path, size: int, given: argparse.Namespace) -> Path:
 
 def timed(side: str, folder: Path, cohort: Path | None, count: int) -> dict[str, Any]:
     """In a process of its own: one scan from the start, then others, warm."""
-    from isopose.inference.scans import Scan
+    from isopose.inference.files import Scan
     from isopose.io.datasets import open_dataset
     from isopose.study.measure import peak_memory
 
@@ -133,7 +133,7 @@ def measured(given: argparse.Namespace, cohort: Path | None) -> str:
 
 def opened(folder: Path) -> tuple[Any, list[Any]]:
     """The study's dataset as a run has it, and its test scans."""
-    from isopose.inference.scans import Scan
+    from isopose.inference.files import Scan
     from isopose.io.datasets import open_dataset
 
     job = read_json(folder / "job.json")
@@ -151,7 +151,7 @@ def predictor(side: str, folder: Path, dataset: Any) -> Predictor:
 
 def ours(folder: Path, precision: str | None) -> Predictor:
     from isopose.config import validate_config
-    from isopose.inference.scans import predict_scans
+    from isopose.inference.files import predict_scans
     from isopose.models.folder import load_model
     from isopose.progress import Silent
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from isopose.config import load_config
 from isopose.data.fingerprint import fingerprint_of
-from isopose.data.phantom import write_cohort
 from isopose.data.store import write_store
 from isopose.files import write_text
 from isopose.io.datasets import open_dataset
+from isopose.phantom import write_cohort
 from isopose.study import nnunet
 from isopose.study.arms import Peer
 

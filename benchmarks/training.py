@@ -51,7 +51,7 @@ def main() -> None:
 
 def study(folder: Path, size: int, batch: int, given: argparse.Namespace) -> None:
     """A study of a few steps; what of it is there already is not run again."""
-    from isopose.data.phantom import write_cohort
+    from isopose.phantom import write_cohort
 
     settings = [f"[data]\nsize = {size}\n"]
     for stage in ("pose", "crop"):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from isopose.files import read_json
-from isopose.inference.figure import draw_steps
 from isopose.inference.predict import predict
-from isopose.inference.steps import steps_of
 from isopose.io.images import read_labels, read_volume
 from isopose.models.folder import load_model
+from isopose.report.figure import draw_steps
+from isopose.report.steps import steps_of
 
 
 def main(demo: Path) -> None:

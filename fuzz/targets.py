@@ -243,7 +243,7 @@ def _one_layout(folder: Path, draw: Random) -> None:
 
 
 def _check(folder: Path) -> None:
-    from isopose.io.check import check_dataset
+    from isopose.data.check import check_dataset
     from isopose.io.datasets import open_dataset
 
     for problem in check_dataset(open_dataset(_dataset(folder))):

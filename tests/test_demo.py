@@ -7,7 +7,7 @@ import pytest
 import isopose.demo as demo
 from isopose.config import load_config
 from isopose.errors import IsoposeError
-from isopose.inference.scans import Outcome
+from isopose.inference.files import Outcome
 
 pytestmark = pytest.mark.slow
 

@@ -15,14 +15,14 @@ import pytest
 
 from isopose.config import Config, HomogenizeConfig, load_config, validate_config
 from isopose.data.fingerprint import Fingerprint
-from isopose.data.phantom.growth import reference_size
 from isopose.data.record import RECORD
 from isopose.evaluation.evaluate import Evaluation
-from isopose.evaluation.tables import csv_text
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.homogenize.record import CASE
 from isopose.io.datasets import open_dataset
 from isopose.models.shipped import load_reference
+from isopose.phantom.growth import reference_size
+from isopose.report.tables import csv_text
 from quotes import FENCE, INLINE, SOURCE, prose
 from scripts import ROOT
 
@@ -221,7 +221,7 @@ def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
 
 def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[str, Any]) -> None:
     record = examples["prediction.json"]
-    whole, *inner = keys_of("prediction_record", "inference/scans.py")
+    whole, *inner = keys_of("prediction_record", "inference/files.py")
     # What was written is known only after the record.
     assert set(record) == {*whole, "files"}
     [one] = record["slices"]
@@ -266,7 +266,7 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
 
 
 def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
-    whole, *_ = keys_of("volume_record", "inference/scans.py")
+    whole, *_ = keys_of("volume_record", "inference/files.py")
     told = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))
     assert whole - set(examples["prediction.json"]) <= told
     assert "reach" in whole
@@ -307,12 +307,10 @@ def test_dataset_examples_open(examples: dict[str, Any], tmp_path: Path) -> None
 
 def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None:
     truth = examples["phantom.json"]
-    written = [
-        keys for name in ("write_cohort", "_claim") for keys in keys_of(name, "data/phantom/cohort.py")
-    ]
+    written = [keys for name in ("write_cohort", "_claim") for keys in keys_of(name, "phantom/cohort.py")]
     assert set(truth) in written
     assert set(truth["parameters"]) in written
-    of_case = keys_of("truth", "data/phantom/case.py")[0] | {"case", "patient", "split"}
+    of_case = keys_of("truth", "phantom/case.py")[0] | {"case", "patient", "split"}
     assert set(truth["cases"][0]) <= of_case
 
 

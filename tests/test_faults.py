@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from isopose.data.phantom import write_cohort
 from isopose.files import sha256
 from isopose.models.folder import save_model
+from isopose.phantom import write_cohort
 
 #: Kilobytes that are left on the disk.
 LEFT = (0, 60)

@@ -141,7 +141,7 @@ PREPARED = ("--fold", "all", "--set", "data.size=64", "--workers", "0")
 
 @raised
 def test_predict(kind, isopose, cohort, model, clean, tmp_path, monkeypatch):
-    plant(monkeypatch, "isopose.inference.scans.read_volume", kind)
+    plant(monkeypatch, "isopose.inference.files.read_volume", kind)
     code, out, err = isopose("predict", model, cohort / "imagesTr", "--output", tmp_path / "out")
     checked(code, out, err)
     assert contents(tmp_path / "out") == of_others(contents(clean / "predict"))
@@ -153,7 +153,7 @@ def test_what_fails_while_it_is_written_leaves_nothing(
     kind, isopose, cohort, model, clean, tmp_path, monkeypatch
 ):
     """Label map and probabilities are there when the pictures fail."""
-    from isopose.inference import steps
+    from isopose.report import steps
 
     def fail(model, volume, prediction, path, original=steps.write_steps):
         if "case_1" in path.name:
@@ -173,7 +173,7 @@ def test_what_fails_while_it_is_written_leaves_nothing(
 def test_predict_reads_an_older_result_after_a_failure(isopose, cohort, model, clean, tmp_path, monkeypatch):
     """Where a scan cannot be read any more, what was made of it before stays with its record."""
     shutil.copytree(clean / "predict", tmp_path / "out")
-    plant(monkeypatch, "isopose.inference.scans.hash_of_source", "EIO")
+    plant(monkeypatch, "isopose.inference.files.hash_of_source", "EIO")
     checked(*isopose("predict", model, cohort / "imagesTr", "--output", tmp_path / "out"))
     assert contents(tmp_path / "out") == contents(clean / "predict")
 
@@ -262,7 +262,7 @@ def test_evaluate_of_nothing_that_can_be_scored(isopose, cohort, clean, tmp_path
 @raised
 def test_check(kind, isopose, cohort, tmp_path, monkeypatch):
     expected = json.loads(isopose("check", cohort, "--json")[1])
-    plant(monkeypatch, "isopose.io.check.read_volume", kind)
+    plant(monkeypatch, "isopose.data.check.read_volume", kind)
     code, out, err = isopose("check", cohort, "--json")
     checked(code, out, err, count=0)
     found = json.loads(out)
@@ -320,7 +320,7 @@ def test_check_that_is_stopped_by_a_signal(isopose, cohort, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         raise ValueError(SECRET)
 
-    monkeypatch.setattr("isopose.io.check.read_volume", stop)
+    monkeypatch.setattr("isopose.data.check.read_volume", stop)
     code, out, err = isopose("check", cohort, "--json")
     assert code == 130
     found = json.loads(out)

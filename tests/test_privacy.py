@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 from io_helpers import write_series
-from isopose.io.dicom_results.copied import SHARED
 from isopose.io.images import read_volume, to_sitk, write_labels
+from isopose.io.results.copied import SHARED
 
 #: Of any element that holds text: by the series' one word it is found wherever it goes.
 WORD = "Zzyzx"

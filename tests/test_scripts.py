@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bright import bright_model
-from isopose.data.phantom import write_cohort
 from isopose.labels import Labels
 from isopose.models.folder import save_model
+from isopose.phantom import write_cohort
 from scripts import ROOT, ran
 
 FOLDERS = ("benchmarks", "docs", "examples", "fuzz")

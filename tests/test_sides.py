@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from bright import bright_model, dice, scene, stored_otherwise, world_center
-from isopose.data.phantom.case import sample_case, texture_generator
-from isopose.data.phantom.pose import POSITIONS, Pose
-from isopose.data.phantom.render import render
 from isopose.geometry.volume import Volume
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.shipped import load_reference, load_shipped
+from isopose.phantom.case import sample_case, texture_generator
+from isopose.phantom.pose import POSITIONS, Pose
+from isopose.phantom.render import render
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
 LEFT, TUMOR, RIGHT = 2, 5, 9

@@ -8,10 +8,15 @@ from typing import Any
 
 from isopose import __version__
 from isopose.config import Config, load_config
-from isopose.data.phantom import write_cohort
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
-from isopose.evaluation.html import (
+from isopose.evaluation.summary import compare
+from isopose.inference.files import find_scans, predict_scans
+from isopose.io.datasets import Dataset, open_dataset
+from isopose.models.folder import Model
+from isopose.phantom import write_cohort
+from isopose.progress import Reporter
+from isopose.report.html import (
     Picture,
     Section,
     comparison_section,
@@ -19,13 +24,8 @@ from isopose.evaluation.html import (
     limits_section,
     write_report,
 )
-from isopose.evaluation.plots import training_curves
-from isopose.evaluation.summary import compare
-from isopose.evaluation.tables import write_evaluation
-from isopose.inference.scans import find_scans, predict_scans
-from isopose.io.datasets import Dataset, open_dataset
-from isopose.models.folder import Model
-from isopose.progress import Reporter
+from isopose.report.plots import training_curves
+from isopose.report.tables import write_evaluation
 from isopose.training.fit import fit
 
 #: Patients of the cohort, the part of them that is only tested on, slices each and pixels of a side.

@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from bright import bright_model, scene
 from isopose import Pipeline
 from isopose.errors import InputError
-from isopose.inference.scans import Scan, predict_scans
+from isopose.inference.files import Scan, predict_scans
 from isopose.io.images import read_labels, to_sitk, write_image
 from isopose.progress import Silent
 

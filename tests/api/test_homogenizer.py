@@ -5,11 +5,11 @@ import SimpleITK as sitk
 import isopose
 from isopose import Homogenizer
 from isopose.config import homogenize_config
-from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.transform import Transform
 from isopose.io.images import read_labels, read_volume, to_sitk
+from isopose.phantom import write_cohort
 from isopose.progress import Silent
 
 

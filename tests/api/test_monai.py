@@ -8,9 +8,9 @@ from monai.transforms import AsDiscreted, Compose, Flipd, Invertd, LoadImaged, S
 from isopose import Homogenizer
 from isopose.api.images import as_volume
 from isopose.api.monai import ReferencePose, ReferencePosed
-from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
 from isopose.io.images import read_labels, read_volume
+from isopose.phantom import write_cohort
 
 
 @pytest.fixture(scope="module")

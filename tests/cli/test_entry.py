@@ -14,7 +14,7 @@ def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_p
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "out.json")
 
-    monkeypatch.setattr("isopose.inference.scans.write_json", full)
+    monkeypatch.setattr("isopose.inference.files.write_json", full)
     code, out, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
     assert code == 1
     assert out == ""

@@ -9,9 +9,9 @@ import SimpleITK as sitk
 from bright import bright_model
 from isopose.cluster.cohort import Cohort, Ledger, SetUp
 from isopose.cluster.places import Place
-from isopose.data.phantom import write_cohort
 from isopose.errors import InputError
 from isopose.models.folder import save_model
+from isopose.phantom import write_cohort
 
 pytestmark = pytest.mark.long
 

@@ -6,12 +6,12 @@ import pytest
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import Evaluation, evaluate, evaluate_folder
-from isopose.evaluation.tables import write_evaluation
 from isopose.files import read_json, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Case, Dataset
 from isopose.io.images import write_labels
 from isopose.labels import Labels
+from isopose.report.tables import write_evaluation
 
 KIDNEY_TUMOR = Labels.create({"kidney": 1, "tumor": 2})
 GRID = np.array([[0.8, 0, 0, -100], [0, 0.8, 0, -90], [0, 0, 3.0, 40], [0, 0, 0, 1]], dtype=float)

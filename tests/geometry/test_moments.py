@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopose.geometry.moments import believed_angle, moments, pose_at_angle, pose_from_moments, spread_along
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 
 SIZE = 128

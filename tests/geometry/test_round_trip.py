@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from isopose.geometry.crop import matrix_from_box
+from isopose.geometry.box import matrix_from_box
 from isopose.geometry.frame import Frame
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import compose, invert, warp
 from isopose.models.pipeline import frame_from_crop, restore
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.autograd import gradcheck
 
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import (
     compose,
     invert,

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from isopose.geometry.frame import Frame
-from isopose.geometry.similarity3d import matrix_from_pose3d
+from isopose.geometry.pose3d import matrix_from_pose3d
 from isopose.geometry.warp import compose, invert, normalized_from_pixel, warp
 
 SHAPE, SPACING = (18, 50, 70), (1.3, 1.9, 6.0)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from isopose.config import HomogenizeConfig
-from isopose.data.phantom import render, sample_case, texture_generator
-from isopose.data.phantom.case import PhantomCase
-from isopose.data.phantom.scan import sample_scan
 from isopose.geometry.volume import Volume
 from isopose.homogenize.estimator import PoseEstimator, shipped_estimator
 from isopose.io.images import write_image, write_labels
+from isopose.phantom import render, sample_case, texture_generator
+from isopose.phantom.case import PhantomCase
+from isopose.phantom.scan import sample_scan
 
 #: Labels as the phantoms have them, and as the datasets of these tests store them.
 STORED = {"kidney": 1, "tumor": 7}

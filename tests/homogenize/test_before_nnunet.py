@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isopose.data.phantom import write_cohort
 from isopose.io.images import read_labels, read_volume
+from isopose.phantom import write_cohort
 from isopose.study.nnunet import available
 from scripts import ran
 

@@ -12,13 +12,13 @@ from patients import patient, write_dataset
 from bright import bright_model, dice, scene
 from io_helpers import write_series
 from isopose.config import HomogenizeConfig, homogenize_config
+from isopose.data.check import check_dataset
 from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
 from isopose.homogenize import dataset as module
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.record import is_whole, read_record, record_path
 from isopose.homogenize.restore import restore
-from isopose.io.check import check_dataset
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.folder import save_model

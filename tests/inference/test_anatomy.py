@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isopose.data.phantom import render, sample_case
-from isopose.data.phantom.pose import Pose
-from isopose.data.phantom.scan import sample_scan
 from isopose.geometry.volume import Volume
+from isopose.inference.files import prediction_record
 from isopose.inference.predict import predict
-from isopose.inference.scans import prediction_record
 from isopose.models.shipped import load_shipped
+from isopose.phantom import render, sample_case
+from isopose.phantom.pose import Pose
+from isopose.phantom.scan import sample_scan
 
 
 def phantom(degrees: float, seed: int = 5, index: int = 3) -> Volume:

@@ -9,10 +9,10 @@ import pytest
 from bright import bright_model
 from io_helpers import dicom_slice, save
 from isopose.errors import InputError
-from isopose.inference import scans
-from isopose.inference.formats import FORMATS, result_files, write_results
-from isopose.inference.scans import Scan, predict_scans
+from isopose.inference import files as scans
+from isopose.inference.files import Scan, predict_scans
 from isopose.io.images import read_volume
+from isopose.io.results.formats import FORMATS, result_files, write_results
 from isopose.labels import Labels
 from isopose.progress import Silent
 
@@ -87,7 +87,7 @@ def test_whatever_fails_at_the_last_object_leaves_none_and_is_not_quoted(error, 
     def broken(*_):
         raise error
 
-    monkeypatch.setattr("isopose.io.dicom_results.report.report", broken)
+    monkeypatch.setattr("isopose.io.results.report.report", broken)
     with pytest.raises(InputError) as caught:
         write_results(
             files, labels, Labels({"mass": 1}), {"mass": 1.0}, path=source, series=None, made_from=[]

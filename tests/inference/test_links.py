@@ -9,11 +9,11 @@ import pytest
 from bright import bright_model, scene
 from io_helpers import dicom_slice, raw_slices, save, write_series
 from isopose.config import homogenize_config
+from isopose.data.check import check_dataset
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import evaluate_folder
 from isopose.homogenize.dataset import homogenize, open_input
-from isopose.inference.scans import find_scans, predict_scans
-from isopose.io.check import check_dataset
+from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.progress import Silent

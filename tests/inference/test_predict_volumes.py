@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bright import BODY, bright_model, dice, stored_otherwise, world_center
-from isopose.data.phantom.pose import Pose
-from isopose.geometry.similarity3d import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
+from isopose.geometry.pose3d import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
 from isopose.geometry.volume import Volume
-from isopose.inference.confidence import volume_touches_border
+from isopose.inference.border import volume_touches_border
 from isopose.inference.predict import crop_probabilities
 from isopose.inference.volumes import predict_volume
 from isopose.models.volume import restore_slices
+from isopose.phantom.pose import Pose
 
 #: Poses from moments, no crop: what is found follows from the geometry, not from weights.
 VOLUMES: Mapping[str, Any] = {

@@ -19,7 +19,7 @@ from pydicom.uid import (
 from io_helpers import SECRETS, dicom_slice, enhanced, raw_slices, save, write_series
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.inference.scans import find_scans
+from isopose.inference.files import find_scans
 from isopose.io.dicom_files import is_dicom
 from isopose.io.images import peek, read_volume, write_image
 from isopose.io.sources import hash_of_source

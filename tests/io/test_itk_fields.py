@@ -10,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 
 from io_helpers import SECRETS, raw_slices, upright, write_series
+from isopose.data.check import check_dataset
 from isopose.errors import InputError
-from isopose.io.check import check_dataset
 from isopose.io.datasets import open_dataset
 from isopose.io.images import peek, read_labels, read_volume, to_sitk
 from isopose.io.sources import hash_of_source

@@ -8,10 +8,10 @@ import pytest
 
 from bright import scene
 from isopose.config import DataConfig
+from isopose.data.check import check_dataset
 from isopose.data.fingerprint import fingerprint_of
 from isopose.data.store import write_store
 from isopose.errors import InputError
-from isopose.io.check import check_dataset
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, write_image, write_labels
 

@@ -7,11 +7,11 @@ import pytest
 
 from bright import scene
 from isopose.config import load_config
+from isopose.data.check import check_dataset
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import evaluate_folder
 from isopose.files import as_stored, composed, read_json, read_text
-from isopose.inference.scans import find_scans
-from isopose.io.check import check_dataset
+from isopose.inference.files import find_scans
 from isopose.io.datasets import open_dataset
 from isopose.io.images import write_image, write_labels
 

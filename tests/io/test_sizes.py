@@ -11,14 +11,14 @@ import pytest
 from bright import bright_model, scene
 from io_helpers import upright
 from isopose.config import homogenize_config
+from isopose.data.check import check_dataset
+from isopose.data.doubts import doubts
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.homogenize.dataset import homogenize, open_input
-from isopose.inference.scans import find_scans, predict_scans
-from isopose.io.check import check_dataset
+from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import open_dataset
-from isopose.io.doubts import doubts
 from isopose.io.images import peek, read_volume, write_image
 from isopose.io.sizes import check_extent
 from isopose.progress import Silent

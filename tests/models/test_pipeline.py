@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from isopose.config import load_config
-from isopose.geometry.crop import box_from_matrix, matrix_from_box
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.box import box_from_matrix, matrix_from_box
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.pipeline import Pipeline, frame_from_crop, marked, most_probable, reached, restore
 

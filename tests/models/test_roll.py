@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from isopose.data.body import body_mask
-from isopose.data.phantom.randomized import sample_slab
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.io.images import read_volume
 from isopose.models.roll import (
@@ -23,6 +22,7 @@ from isopose.models.roll import (
     worth_of,
 )
 from isopose.models.shipped import compact, load_shipped
+from isopose.phantom.randomized import sample_slab
 
 #: A cohort that the network did not learn from.
 UNSEEN = 77

@@ -8,13 +8,13 @@ import torch
 
 from isopose.config import PoseConfig
 from isopose.data.body import body_mask
-from isopose.data.phantom.randomized import sample_slab
-from isopose.geometry.similarity import ANGLE, matrix_from_pose
+from isopose.geometry.pose import ANGLE, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import SOFT_TISSUE_HU
-from isopose.models.scan import FIRST, scan_poses, slice_poses
 from isopose.models.shipped import load_shipped
+from isopose.phantom.randomized import sample_slab
+from isopose.scan.poses import FIRST, scan_poses, slice_poses
 
 #: A cohort that the network did not learn from.
 UNSEEN, SLICES = 78, 12

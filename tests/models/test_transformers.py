@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from isopose.config import CropConfig, PoseConfig
-from isopose.geometry.crop import MIN_CROP
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.box import MIN_CROP
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localization import Localization

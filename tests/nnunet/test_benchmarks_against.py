@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isopose.data.phantom import write_cohort
+from isopose.phantom import write_cohort
 from isopose.study.nnunet import available
 from scripts import ran
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isopose.data.phantom import write_cohort
 from isopose.io.images import read_labels, read_volume
 from isopose.nnunet import trainers_folder
+from isopose.phantom import write_cohort
 from isopose.study.nnunet import available
 
 pytestmark = [

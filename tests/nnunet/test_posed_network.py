@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from isopose.data.body import body_mask
-from isopose.data.phantom import write_cohort
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.io.images import read_volume
 from isopose.nnunet.network import PosedNetwork, body
 from isopose.nnunet.plans import LOWEST_HU
+from isopose.phantom import write_cohort
 
 MEAN, SD, LOW, HIGH = 100.0, 80.0, LOWEST_HU, 300.0
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from bright import bright_model, scene
-from isopose.geometry.similarity3d import PITCH
+from isopose.geometry.pose3d import PITCH
+from isopose.inference.files import prediction_record, volume_record
 from isopose.inference.predict import predict
-from isopose.inference.scans import prediction_record, volume_record
 from isopose.inference.volumes import predict_volume
 from isopose.serve.viewing import read_view, slice_bytes, write_view
 

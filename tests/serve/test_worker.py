@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from isopose.inference.scans import find_scans, predict_scans
+from isopose.inference.files import find_scans, predict_scans
 from isopose.io.images import read_labels
 from isopose.isolation import line_of
 from isopose.models.folder import for_prediction, load_model
@@ -104,7 +104,7 @@ def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expec
 
 def work_that_dies(settings, pipe):
     """Of the process: the first scan kills it, the second raises what cannot be sent."""
-    from isopose.inference import scans
+    from isopose.inference import files as scans
 
     def read(path, series=None, original=scans.read_volume):
         if path.parent.name == "1":
@@ -144,7 +144,7 @@ def test_a_scan_that_kills_the_process_is_told_and_the_next_is_done(
     third, second, first = queue.all()
     assert [first.state, second.state, third.state] == ["failed", "failed", "done"]
     assert "was killed, most often for want of memory" in first.problem
-    assert second.problem.startswith("failed unexpectedly by Unsendable at isopose.inference.scans:")
+    assert second.problem.startswith("failed unexpectedly by Unsendable at isopose.inference.files:")
     assert SECRET not in second.problem
     result = queue.folder / "3" / "result" / f"{RESULT}.nii.gz"
     np.testing.assert_array_equal(read_labels(result).array, expected)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from isopose.data.phantom import write_cohort
 from isopose.io.images import read_labels
+from isopose.phantom import write_cohort
 from isopose.study import nnunet
 
 pytestmark = [

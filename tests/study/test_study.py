@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from isopose.data.phantom import write_cohort
 from isopose.errors import InputError, IsoposeError
 from isopose.files import only_writer, write_json
 from isopose.io.images import read_labels, write_labels
+from isopose.phantom import write_cohort
 from isopose.progress import Silent
 from isopose.study import job as study_job
 from isopose.study import run as study_run

@@ -7,13 +7,13 @@ import torch
 
 import isopose.training.stages as stages_module
 from bright import bright_model
-from isopose.data.correction import Correction, SetCrop, SetPose, outline_of
 from isopose.data.slices import Batch
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.io.datasets import open_dataset
 from isopose.io.sources import hash_of_source
 from isopose.models.folder import load_model
+from isopose.scan.correction import Correction, SetCrop, SetPose, outline_of
 from isopose.training.fit import fit
 from isopose.training.objectives import CropObjective, PoseObjective
 

@@ -19,23 +19,23 @@ import torch
 from safetensors.torch import load_file
 
 from isopose.config import Config
-from isopose.data.phantom import true_rolls, write_cohort
 from isopose.data.slices import Slices
+from isopose.data.splits import split_patients
 from isopose.data.store import Record, StoredCase, open_store
 from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
+from isopose.inference.files import Scan, predict_scans
 from isopose.inference.predict import Prediction, predict
-from isopose.inference.scans import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
-from isopose.io.splits import split_patients
 from isopose.labels import Labels
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
+from isopose.phantom import true_rolls, write_cohort
 from isopose.progress import Silent
 from isopose.training.claim import check_mirroring
 from isopose.training.fit import _against, fit

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from isopose.data.phantom import write_cohort
 from isopose.models.folder import load_model
+from isopose.phantom import write_cohort
 
 pytestmark = pytest.mark.long
 

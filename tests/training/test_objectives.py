@@ -13,8 +13,8 @@ from torch import Tensor
 from isopose.config import Config, load_config
 from isopose.data.slices import Batch
 from isopose.errors import InputError
-from isopose.geometry.crop import jittered, matrix_from_box
-from isopose.geometry.similarity import add_residual, identity_pose, matrix_from_pose
+from isopose.geometry.box import jittered, matrix_from_box
+from isopose.geometry.pose import add_residual, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.pipeline import Pipeline, restore
 from isopose.training.losses import crop_loss, one_hot, pose_loss, segmentation_loss

@@ -7,11 +7,11 @@ import torch
 
 from isopose.config import load_config
 from isopose.data.body import body_mask
-from isopose.data.phantom.randomized import sample_slab
 from isopose.data.slices import Batch
 from isopose.geometry.warp import resize
 from isopose.models.pipeline import Pipeline
 from isopose.models.shipped import load_shipped
+from isopose.phantom.randomized import sample_slab
 from isopose.training.loop import NOISE
 from isopose.training.objectives import RollObjective
 

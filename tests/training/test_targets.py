@@ -10,9 +10,9 @@ import torch
 from isopose.config import PoseConfig
 from isopose.data.slices import Batch
 from isopose.errors import InputError
-from isopose.geometry.crop import MIN_CROP, box_of_mask
+from isopose.geometry.box import MIN_CROP, box_of_mask
 from isopose.geometry.frame import Frame
-from isopose.geometry.similarity import identity_pose, matrix_from_pose
+from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import invert, warp
 from isopose.training.targets import choose_reference, crop_targets

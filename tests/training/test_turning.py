@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isopose.data.slices import Batch
 from isopose.geometry.moments import moments
-from isopose.geometry.similarity import ANGLE, identity_pose, matrix_from_pose
+from isopose.geometry.pose import ANGLE, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.training.turning import (
     LEAST_SLOPE,

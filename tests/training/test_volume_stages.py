@@ -9,8 +9,8 @@ import torch
 
 from isopose.config import load_config
 from isopose.data.volumes import VolumeBatch
-from isopose.geometry.crop3d import box_from_matrix3d, matrix_from_box3d
-from isopose.geometry.similarity3d import matrix_from_pose3d
+from isopose.geometry.box3d import box_from_matrix3d, matrix_from_box3d
+from isopose.geometry.pose3d import matrix_from_pose3d
 from isopose.geometry.warp import invert, warp
 from isopose.models.volume import VolumePipeline
 from isopose.training import volumes as volumes_module

@@ -13,7 +13,7 @@ from isopose.config import Config
 from isopose.data.store import open_store
 from isopose.data.volumes import Volumes
 from isopose.errors import InputError
-from isopose.inference.scans import Scan, predict_scans
+from isopose.inference.files import Scan, predict_scans
 from isopose.inference.volumes import predict_volume
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume

@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from isopose.api.images import Image, as_volume, like
 from isopose.devices import choose_device
+from isopose.inference.files import volumes_ml
 from isopose.inference.predict import predict
-from isopose.inference.scans import volumes_ml
 from isopose.inference.volumes import predict_volume
 from isopose.models.folder import Model, for_prediction, load_model
 

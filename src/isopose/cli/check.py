@@ -8,15 +8,15 @@ from isopose.cli.options import AsJson, DatasetPath, Label, Workers, labels_of
 from isopose.cli.output import print_json
 
 if TYPE_CHECKING:
+    from isopose.data.check import Problem
     from isopose.data.fingerprint import Fingerprint
-    from isopose.io.check import Problem
     from isopose.io.datasets import Dataset
 
 
 def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_json: AsJson = False) -> None:
     """Report every problem of a dataset with its case, and its fingerprint."""
+    from isopose.data.check import check_dataset
     from isopose.data.fingerprint import describe
-    from isopose.io.check import check_dataset
     from isopose.io.datasets import open_dataset
     from isopose.progress import Terminal
 
@@ -70,8 +70,8 @@ def _why(stopped: BaseException) -> str:
 def _fingerprint(dataset: "Dataset", problems: "list[Problem]", workers: int) -> "Fingerprint | None":
     """Of what training may see, and of cases that can be read; one that it fails at is a problem more."""
     from isopose.config import DataConfig
+    from isopose.data.check import Problem
     from isopose.data.fingerprint import facts_of, reduce_facts
-    from isopose.io.check import Problem
     from isopose.isolation import Failed
     from isopose.progress import Terminal
 

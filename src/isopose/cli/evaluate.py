@@ -23,9 +23,9 @@ def evaluate(
 ) -> None:
     """Score predictions against reference labels, in 3D per patient on the native grid."""
     from isopose.evaluation.evaluate import evaluate_folder
-    from isopose.evaluation.tables import markdown, write_evaluation
     from isopose.files import output_folder
     from isopose.progress import Terminal
+    from isopose.report.tables import markdown, write_evaluation
 
     if output is not None:
         output_folder(output)
@@ -47,7 +47,7 @@ def evaluate(
     if output is not None and evaluation.cases:
         write_evaluation(evaluation, output)
         # Drawing takes a quarter of a second to load.
-        from isopose.evaluation.html import write_evaluation_report
+        from isopose.report.html import write_evaluation_report
 
         write_evaluation_report(output / "report.html", evaluation)
     if as_json:

@@ -17,12 +17,12 @@ def export(
 ) -> None:
     """Write a model as ONNX graphs, for runtimes without PyTorch, or as a MONAI bundle."""
     if form == "onnx":
-        from isopose.inference.export import export_onnx
+        from isopose.export.onnx import export_onnx
         from isopose.models.folder import load_model
 
         export_onnx(load_model(model), output)
     elif form == "monai":
-        from isopose.inference.bundle import export_bundle
+        from isopose.export.monai import export_bundle
 
         export_bundle(model, output)
     else:

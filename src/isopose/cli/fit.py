@@ -50,9 +50,9 @@ def fit(
 ) -> None:
     """Train pose, crop and segmentation on a dataset."""
     from isopose.config import load_config
+    from isopose.data.splits import split
     from isopose.heap import keep_freed_memory
     from isopose.io.datasets import open_dataset
-    from isopose.io.splits import split
     from isopose.progress import Terminal
 
     keep_freed_memory()
@@ -67,8 +67,8 @@ def fit(
     # Before what takes many seconds to load: too few patients for the folds are said at once.
     split(opened, loaded.train)
 
-    from isopose.data.correction import read_corrections
     from isopose.ranks import rank
+    from isopose.scan.correction import read_corrections
     from isopose.training.fit import fit as run
     from isopose.training.memory import fit_into
     from isopose.training.tracking import Tracked

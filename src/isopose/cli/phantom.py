@@ -19,7 +19,7 @@ def phantom(
     workers: Workers = 0,
 ) -> None:
     """Write synthetic CT of children or adults as an nnU-Net raw dataset, with the true pose of each case."""
-    from isopose.data.phantom import write_cohort
+    from isopose.phantom import write_cohort
     from isopose.progress import Terminal
 
     with Terminal().counting("phantoms") as progress:

@@ -37,12 +37,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment scans; each result lies on its scan's own grid."""
-    from isopose.data.correction import read_corrections
     from isopose.devices import choose_device
-    from isopose.inference.formats import NIFTI, choose_formats, result_files
-    from isopose.inference.scans import check_apart, find_scans, predict_scans
+    from isopose.inference.files import check_apart, find_scans, predict_scans
+    from isopose.io.results.formats import NIFTI, choose_formats, result_files
     from isopose.models.folder import load_model, with_precision
     from isopose.progress import Terminal
+    from isopose.scan.correction import read_corrections
 
     wanted = choose_formats(formats or [NIFTI])
     if ray is not None:

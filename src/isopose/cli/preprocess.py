@@ -35,8 +35,8 @@ def preprocess(
         fail_if(outcome.problem for outcome in outcomes)
         typer.echo(f"store: {place}")
         return
+    from isopose.data.splits import split
     from isopose.io.datasets import open_dataset
-    from isopose.io.splits import split
 
     opened = open_dataset(local_path(dataset), labels_of(label))
     # Before what takes seconds to load: too few patients for the folds are said at once.

@@ -13,8 +13,7 @@ from isopose.cluster.pool import cluster
 from isopose.devices import choose_device
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json
-from isopose.inference.formats import check_source
-from isopose.inference.scans import (
+from isopose.inference.files import (
     Outcome,
     Scan,
     check_apart,
@@ -24,6 +23,7 @@ from isopose.inference.scans import (
     record_name,
     settings_of,
 )
+from isopose.io.results.formats import check_source
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
 from isopose.progress import Reporter, Silent
 
@@ -117,10 +117,10 @@ def predict_on_cluster(
 
     Args:
         model: folder; it is sent to the workers.
-        inputs: as for :func:`~isopose.inference.scans.find_scans`, on a disk that all machines see, or URLs.
+        inputs: as for :func:`~isopose.inference.files.find_scans`, on a disk that all machines see, or URLs.
         output: folder, likewise.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
-        formats, series, probabilities, steps: as for :func:`~isopose.inference.scans.predict_scans`.
+        formats, series, probabilities, steps: as for :func:`~isopose.inference.files.predict_scans`.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the U-Net; None: the model's.
         reporter: where progress goes.

@@ -12,11 +12,11 @@ from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config, DataConfig
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
 from isopose.data.record import ARRAYS, read_record
+from isopose.data.splits import split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.io.datasets import Case, open_dataset
-from isopose.io.splits import split
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.parallel import together

@@ -20,13 +20,13 @@ from torch import Tensor
 from isopose import scratch
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
+from isopose.data.doubts import doubts
 from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
-from isopose.io.doubts import doubts
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent, size_doubts
 from isopose.labels import Labels

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 
 #: A trunk's width over its depth, as mean and spread of the logarithm: 1.17 at birth to 1.5 in the teens
 #: (docs/phantom.md), and deeper than wide now and then (a large mass, ascites).

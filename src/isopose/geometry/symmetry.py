@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isopose.geometry.moments import moments
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 
 #: What the body counts for its outline, beside 0 to 1 for its brightness.

@@ -35,7 +35,7 @@ from isopose.homogenize.record import (
     write_record,
 )
 from isopose.homogenize.scan import homogenize_scan
-from isopose.inference.scans import find_scans
+from isopose.inference.files import find_scans
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
@@ -75,7 +75,7 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
     """A dataset, or scans without labels as one: a file, a folder of files, a DICOM series' folder.
 
     Args:
-        path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.inference.scans.find_scans`.
+        path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.inference.files.find_scans`.
         labels: name to stored value, in place of what a dataset's layout says.
 
     Raises:

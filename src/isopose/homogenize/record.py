@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from isopose import __version__
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
-from isopose.geometry.similarity import ANGLE
+from isopose.geometry.pose import ANGLE
 from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import STRICT, Transform
 from isopose.models.pose import POSE_SOURCES

@@ -22,7 +22,7 @@ from isopose.homogenize.dataset import ENDING
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD, read_record
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
-from isopose.inference.scans import as_file, is_image
+from isopose.inference.files import as_file, is_image
 from isopose.io.images import ending, on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.isolation import Failed, all_or_none, failure_of, named
 from isopose.parallel import attempts

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare_as
-from isopose.geometry.similarity import matrix_from_pose
-from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, matrix_from_pose3d
+from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.pose3d import LOG_SCALES, POSE3D_SIZE, matrix_from_pose3d
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.transform import Grid, Nine, Row, Transform
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
-from isopose.inference.poses import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
-from isopose.models.pose3d import places, volume_pose
+from isopose.scan.estimate import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
+from isopose.scan.volume import places, volume_pose
 
 #: Largest grid of a case, in sides of the reference's frame.
 LARGEST = 2.0

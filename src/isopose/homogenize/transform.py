@@ -10,8 +10,8 @@ from torch import Tensor
 
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
-from isopose.geometry.similarity import matrix_from_pose
-from isopose.geometry.similarity3d import matrix_from_pose3d
+from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.pose3d import matrix_from_pose3d
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import compose
 
@@ -89,7 +89,7 @@ class Transform:
         frame: square in the plane of the reoriented slices, mm.
         grid: homogenized.
         poses: theta1 of each reoriented slice from the feet: angle, two log scales, two shifts.
-        tilted: the pose of the whole volume (``geometry/similarity3d.py``) where it has pitch and yaw;
+        tilted: the pose of the whole volume (``geometry/pose3d.py``) where it has pitch and yaw;
             ``poses`` are then what the slices say in plane, and resample nothing.
     """
 

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from isopose import scratch
-from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import autocast, choose_precision
-from isopose.geometry.crop import widened
+from isopose.geometry.box import widened
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
-from isopose.inference.confidence import touches_border
-from isopose.inference.poses import (
+from isopose.inference.border import touches_border
+from isopose.labels import mirrored_classes
+from isopose.models.folder import Model
+from isopose.models.pipeline import frame_from_crop, marked, most_probable, reached, restore
+from isopose.scan.correction import Correction
+from isopose.scan.estimate import (
     PoseRecords,
     batches_of,
     find_crops,
@@ -24,9 +27,6 @@ from isopose.inference.poses import (
     frames,
     pose_warnings,
 )
-from isopose.labels import mirrored_classes
-from isopose.models.folder import Model
-from isopose.models.pipeline import frame_from_crop, marked, most_probable, reached, restore
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
@@ -189,7 +189,7 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
     """What the U-Net says of crops; with ``predict.mirror`` the mean with that of their mirror images.
 
     The mirrored patient in the mirrored crop is the crop with its columns in reverse
-    (:func:`isopose.geometry.crop.mirrored`), so nothing is resampled twice. The answer to it is turned back,
+    (:func:`isopose.geometry.box.mirrored`), so nothing is resampled twice. The answer to it is turned back,
     and what it calls left is right.
 
     Args:

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from isopose import scratch
 from isopose.data.preprocess import Prepared, prepare
-from isopose.geometry.crop3d import widened3d
-from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, ROLL
+from isopose.geometry.box3d import widened3d
+from isopose.geometry.pose3d import LOG_SCALES, POSE3D_SIZE, ROLL
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
-from isopose.inference.confidence import volume_touches_border
-from isopose.inference.poses import batches_of, frames
+from isopose.inference.border import volume_touches_border
 from isopose.inference.predict import OUTSIDE, WIDEN, crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.pipeline import marked, most_probable
-from isopose.models.pose3d import places, volume_pose
-from isopose.models.scan import MIRRORED, TURNED, slice_poses
 from isopose.models.volume import VolumePipeline, restore_slices
+from isopose.scan.estimate import batches_of, frames
+from isopose.scan.poses import MIRRORED, TURNED, slice_poses
+from isopose.scan.volume import places, volume_pose
 
 #: A scan that reaches further than the training scans by less than this is like them.
 BEYOND_MM = 20.0
@@ -32,10 +32,10 @@ class VolumeRecord:
     """What was decided for one scan.
 
     Args:
-        pose: ``(9,)``, see ``geometry/similarity3d.py``.
+        pose: ``(9,)``, see ``geometry/pose3d.py``.
         theta2: ``(4, 4)``, homogenized from crop.
         agreement: with the reference's outline, the mean of the homogenized slices.
-        confidence: probability that the roll is right, see ``models/scan.py: confidence``.
+        confidence: probability that the roll is right, see ``scan/poses.py: confidence``.
         mirrored: mean logit that the slices are shown as in a mirror.
         widened: the crop cut something off and a larger one was used instead.
         cut_off: the prediction used still touches the crop's border.

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from isopose.config import CropConfig
-from isopose.geometry.crop import matrix_from_box
-from isopose.geometry.crop3d import matrix_from_box3d
+from isopose.geometry.box import matrix_from_box
+from isopose.geometry.box3d import matrix_from_box3d
 from isopose.models.localization import Localization
 
 
@@ -19,7 +19,7 @@ class CropTransformer(nn.Module):
         config: whether the box is learned, and the network's size.
         start: ``(4,)`` box that the regression starts from; the paper's identity is the whole frame.
         joint: the corners come from the network that also poses, see ``models/pipeline.py``; so none here.
-        dims: 3 for volumes, whose boxes are ``(6,)`` (:mod:`isopose.geometry.crop3d`).
+        dims: 3 for volumes, whose boxes are ``(6,)`` (:mod:`isopose.geometry.box3d`).
     """
 
     start: Tensor

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from isopose.config import Config
-from isopose.geometry.crop import BOX_SIZE, carried
-from isopose.geometry.similarity import POSE_SIZE, matrix_from_pose
+from isopose.geometry.box import BOX_SIZE, carried
+from isopose.geometry.pose import POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import Mode, Size, compose, invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localization import Localization

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from isopose.config import PoseConfig
 from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
-from isopose.geometry.similarity import (
+from isopose.geometry.pose import (
     ANGLE,
     POSE_SIZE,
     add_residual,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.geometry.moments import moments
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import block_means, warp
 
 #: Pixels along a side of what the network sees, and half that side in radii of the disc of the body's area.

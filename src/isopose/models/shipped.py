@@ -1,4 +1,4 @@
-"""What comes with the package, made of phantoms only by ``training/roll``: roll network and reference."""
+"""What comes with the package, made of phantoms only by ``phantom/roll``: roll network and reference."""
 
 from dataclasses import dataclass
 from importlib.resources import as_file, files

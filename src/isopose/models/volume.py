@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isopose.config import Config
-from isopose.geometry.similarity3d import matrix_from_pose3d
+from isopose.geometry.pose3d import matrix_from_pose3d
 from isopose.geometry.warp import compose, invert, warp, whole_from_slab
 from isopose.models.pipeline import HomogenizedSlices, Pipeline, restore
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isopose.config import PoseConfig
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import Mode, compose, warp
 from isopose.models.pipeline import restore
 from isopose.models.pose import PoseTransformer

@@ -15,11 +15,11 @@ from PIL import Image
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation, label_maps
 from isopose.files import hash_of, read_json, read_text, replacing, write_json, write_text
-from isopose.inference.figure import WINDOW_HU
-from isopose.inference.scans import find_scans, record_name
+from isopose.inference.files import find_scans, record_name
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels, class_colors
+from isopose.report.figure import WINDOW_HU
 from isopose.serve.viewing import about, write_label_map, write_scan
 
 #: Characters of a comment.

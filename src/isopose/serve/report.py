@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from isopose import __version__
-from isopose.evaluation.html import LIMITS, Picture, Section, write_report
-from isopose.evaluation.tables import Column, Table
 from isopose.geometry.volume import Volume
-from isopose.inference.figure import steps_png
 from isopose.inference.predict import Prediction
-from isopose.inference.steps import steps_of
 from isopose.inference.volumes import VolumePrediction
 from isopose.models.folder import Model
+from isopose.report.figure import steps_png
+from isopose.report.html import LIMITS, Picture, Section, write_report
+from isopose.report.steps import steps_of
+from isopose.report.tables import Column, Table
 
 
 def write_scan_report(

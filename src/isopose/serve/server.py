@@ -12,16 +12,16 @@ from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from isopose import __version__
-from isopose.data.correction import (
+from isopose.errors import InputError
+from isopose.io.limits import largest_bytes
+from isopose.io.results.formats import FORMATS, NIFTI
+from isopose.scan.correction import (
     FORMAT,
     Correction,
     correction_from_json,
     correction_path,
     write_correction,
 )
-from isopose.errors import InputError
-from isopose.inference.formats import FORMATS, NIFTI
-from isopose.io.limits import largest_bytes
 from isopose.serve.guard import Access
 from isopose.serve.jobs import DONE, Job, Jobs
 from isopose.serve.pages import add_pages, octets, slice_answer, with_guard

@@ -19,9 +19,8 @@ import torch
 from contourpy import contour_generator
 from torch import Tensor
 
-from isopose.data.correction import outline_of
 from isopose.files import read_json, replacing, write_json
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.predict import Prediction
@@ -30,6 +29,7 @@ from isopose.io.images import read_volume, write_image
 from isopose.labels import Labels, class_colors
 from isopose.models.folder import Model
 from isopose.models.volume import VolumePipeline
+from isopose.scan.correction import outline_of
 
 #: Goes up with every change of what lies in ``view/``.
 FORMAT = 2

@@ -194,10 +194,10 @@ def _loaded(settings: Settings) -> tuple[Any, str | None]:
 
 
 def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
-    from isopose.data.correction import correction_from_json
-    from isopose.inference.formats import FORMATS, NIFTI
-    from isopose.inference.scans import Scan, predict_scan, record_name
+    from isopose.inference.files import Scan, predict_scan, record_name
     from isopose.io.images import ending
+    from isopose.io.results.formats import FORMATS, NIFTI
+    from isopose.scan.correction import correction_from_json
     from isopose.serve.report import write_scan_report
     from isopose.serve.viewing import read_view, write_view
 

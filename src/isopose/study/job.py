@@ -10,12 +10,12 @@ from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError, IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import badness
-from isopose.evaluation.tables import write_evaluation
 from isopose.files import only_writer, read_json, write_json
-from isopose.inference.scans import Scan, predict_scans
+from isopose.inference.files import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
+from isopose.report.tables import write_evaluation
 from isopose.study import nnunet
 from isopose.study.arms import BY_NAME
 from isopose.study.lengths import lengths_of

@@ -20,14 +20,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from isopose.config import Config, OptimizerConfig
+from isopose.data.splits import split_patients
 from isopose.devices import choose_device
 from isopose.errors import InputError
 from isopose.files import read_json, replacing, write_json
-from isopose.inference.scans import Scan
+from isopose.inference.files import Scan
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
-from isopose.io.splits import split_patients
 from isopose.nnunet.plans import write_plans
 from isopose.study.arms import Peer
 from isopose.study.measure import Measuring, timed

@@ -8,13 +8,13 @@ from typing import Any
 from isopose import __version__
 from isopose.config import Config, load_config
 from isopose.data.body import body_box, body_mask
+from isopose.data.splits import check_sides, split_patients
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_volume
 from isopose.io.sources import hash_of_source
-from isopose.io.splits import check_sides, split_patients
 from isopose.parallel import Progress
 from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm

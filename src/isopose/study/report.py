@@ -6,9 +6,9 @@ from pathlib import Path
 
 from isopose import __version__
 from isopose.errors import IsoposeError
-from isopose.evaluation.html import Picture, Section, limits_section, write_report
-from isopose.evaluation.tables import METRIC_NAMES, Table, to_latex, to_markdown
 from isopose.files import replacing, write_json, write_text
+from isopose.report.html import Picture, Section, limits_section, write_report
+from isopose.report.tables import METRIC_NAMES, Table, to_latex, to_markdown
 from isopose.study.arms import ARMS, FURTHER
 from isopose.study.figures import against_size, box_plots, learning_curves
 from isopose.study.lengths import Length

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from isopose.evaluation.tables import Cell, Column, Table
+from isopose.report.tables import Cell, Column, Table
 from isopose.study.lengths import STNS, Length, lengths_of
 from isopose.study.plan import Options, config_of
 from isopose.study.results import ArmResult, Run

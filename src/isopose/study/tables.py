@@ -7,7 +7,7 @@ import numpy as np
 
 from isopose.evaluation.evaluate import CaseScores
 from isopose.evaluation.summary import FEWEST_PAIRS, METRICS, age_strata, size_strata, summarize
-from isopose.evaluation.tables import METRIC_NAMES, NO_VALUE, Cell, Column, Table
+from isopose.report.tables import METRIC_NAMES, NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
 from isopose.study.results import (
     COVERAGE,

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.data.correction import Correction
 from isopose.data.slices import Slices
 from isopose.geometry.frame import Frame
-from isopose.geometry.similarity import POSE_SIZE
+from isopose.geometry.pose import POSE_SIZE
+from isopose.scan.correction import Correction
 
 Corrections = Mapping[str, Correction]
 

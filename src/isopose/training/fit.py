@@ -10,17 +10,17 @@ from lightning_fabric import seed_everything
 
 from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
-from isopose.data.phantom import true_rolls
 from isopose.data.slices import Slices
+from isopose.data.splits import split
 from isopose.data.store import Store
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
 from isopose.io.datasets import Case, Dataset
-from isopose.io.splits import split
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.shipped import load_shipped
 from isopose.models.volume import VolumePipeline, pipeline_for
+from isopose.phantom import true_rolls
 from isopose.progress import Reporter, Silent
 from isopose.training.by_hand import Corrections, cases_by_hand
 from isopose.training.claim import check_batches, check_claim, check_mirroring, claim, claim_data

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isopose.data.slices import Batch, Slices
-from isopose.geometry.crop import jittered, mirrored
-from isopose.geometry.similarity import ANGLE, add_residual, isotropic, matrix_from_pose
+from isopose.geometry.box import jittered, mirrored
+from isopose.geometry.pose import ANGLE, add_residual, isotropic, matrix_from_pose
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Pipeline, frame_from_crop, most_probable, restore
@@ -317,7 +317,7 @@ class SegmentationObjective(nn.Module):
     def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
         """theta1 · theta2 with the small errors that pose and crop will have on patients not seen.
 
-        Where a slice is mirrored, of the transform so disturbed (:func:`isopose.geometry.crop.mirrored`).
+        Where a slice is mirrored, of the transform so disturbed (:func:`isopose.geometry.box.mirrored`).
         """
         assert batch.pose is not None, "the U-Net is trained after the pose"
         assert batch.theta2 is not None, "the U-Net is trained after the crop"

@@ -12,8 +12,8 @@ from isopose.config import PoseConfig
 from isopose.data.slices import Batch
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
-from isopose.geometry.crop import box_of_mask, matrix_from_box
-from isopose.geometry.similarity import matrix_from_pose
+from isopose.geometry.box import box_of_mask, matrix_from_box
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
 from isopose.training.losses import one_hot

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from isopose.data.slices import Slices
-from isopose.geometry.crop import box_of_mask
-from isopose.geometry.similarity import ANGLE, POSE_SIZE, matrix_from_pose
+from isopose.geometry.box import box_of_mask
+from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pipeline import Pipeline, SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.models.scan import TURNED, scan_poses, scan_transforms, slice_poses
+from isopose.scan.poses import TURNED, scan_poses, scan_transforms, slice_poses
 from isopose.training.losses import one_hot
 
 #: Slices that are looked at at a time, but no more than have so many pixels together.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isopose.data.slices import Batch, Slices
 from isopose.geometry.moments import moments, pose_from_moments
-from isopose.geometry.similarity import ANGLE, POSE_SIZE, matrix_from_pose
+from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pipeline import Pipeline
 from isopose.ranks import gathered

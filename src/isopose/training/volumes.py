@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from isopose.data.slices import Slices
 from isopose.data.volumes import VolumeBatch, Volumes
-from isopose.geometry.crop import mirrored
-from isopose.geometry.crop3d import box_from_matrix3d, box_of_mask3d, jittered3d, matrix_from_box3d
-from isopose.geometry.similarity3d import LOG_SCALES, POSE3D_SIZE, ROLL, add_residual3d
+from isopose.geometry.box import mirrored
+from isopose.geometry.box3d import box_from_matrix3d, box_of_mask3d, jittered3d, matrix_from_box3d
+from isopose.geometry.pose3d import LOG_SCALES, POSE3D_SIZE, ROLL, add_residual3d
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import most_probable
-from isopose.models.pose3d import places, volume_pose
-from isopose.models.scan import TURNED
 from isopose.models.volume import VolumePipeline, crop_shape, restore_slices
 from isopose.ranks import gathered
+from isopose.scan.poses import TURNED
+from isopose.scan.volume import places, volume_pose
 from isopose.training.losses import crop_loss, level_weight, segmentation_loss
 from isopose.training.objectives import dice_by_label
 from isopose.training.transforms import slices_of_scan

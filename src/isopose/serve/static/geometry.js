@@ -1,4 +1,4 @@
-// theta1 = T · R · S and millimeters, as in geometry/similarity.py and geometry/frame.py.
+// theta1 = T · R · S and millimeters, as in geometry/pose.py and geometry/frame.py.
 
 /** A pose's matrix as [a, b, c, d, tx, ty]: x' = a x + b y + tx, y' = c x + d y + ty. */
 export function matrix([angle, lx, ly, tx, ty]) {

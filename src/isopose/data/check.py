@@ -1,0 +1,244 @@
+"""Every problem of a dataset, each with its case, before hours are spent on training."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from operator import attrgetter
+from typing import Literal
+
+import numpy as np
+
+from isopose.config import DataConfig
+from isopose.data.doubts import doubts
+from isopose.data.preprocess import trunk
+from isopose.data.splits import check_sides
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.io.cases import Case, Dataset
+from isopose.io.images import on_image_grid, read_labels, read_volume
+from isopose.io.sizes import check_extent
+from isopose.isolation import Failed, failure_of
+from isopose.labels import Labels, voxels_of
+from isopose.parallel import attempts
+
+#: Voxel sizes (x, y, z) this many times off the cohort's median stand out; slices of 0.5 to 5 mm are common.
+_OUTLIER = (3.0, 3.0, 10.0)
+#: Fewer cases than this say nothing about what is usual.
+_FEW = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, or looks wrong.
+
+    Args:
+        case: case id, or the dataset's name where it concerns all of it.
+        severity: an ``error`` stands in the way of training or prediction, a ``warning`` deserves a look.
+        message: one line: what was expected, what came, what to do.
+    """
+
+    case: str
+    severity: Literal["error", "warning"]
+    message: str
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What one case showed: problems, and what only a comparison of cases can judge."""
+
+    problems: tuple[Problem, ...]
+    digest: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    values: frozenset[int] = frozenset()
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    min_slices: int = 3,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    found: Callable[[Problem], None] | None = None,
+) -> list[Problem]:
+    """Read every case of a dataset and list all that is wrong with it; it never stops at the first.
+
+    Args:
+        dataset: what to check.
+        min_slices: fewest axial slices of a case.
+        workers: processes; 0 reads in this one. The answer does not depend on it.
+        progress: called with the numbers of cases done and of all cases.
+        found: called with each problem as soon as it is known; what is stopped has said so much.
+
+    Returns:
+        Problems in the order of the cases, those of one case in the order of the checks, and at the end those
+        of the whole dataset. Empty when there is none. Whatever a case raises, or a worker process that
+        dies of it, is a problem of that case.
+    """
+    problems: list[Problem] = []
+
+    def note(new: Iterable[Problem]) -> None:
+        for problem in new:
+            problems.append(problem)
+            if found:
+                found(problem)
+
+    inspect = partial(_inspect, labels=dataset.labels, min_slices=min_slices)
+    answers = attempts(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+    reports = []
+    for case, answer in zip(dataset.cases, answers, strict=True):
+        if isinstance(answer, Failed):
+            why = answer.why.removeprefix(f"{case.id}: ")
+            answer = _Report((Problem(case.id, "error", why),))
+        reports.append(answer)
+        note(answer.problems)
+    note(_between(dataset, reports))
+    return problems
+
+
+def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
+    """All that one case shows by itself."""
+    problems: list[Problem] = []
+
+    def note(severity: Literal["error", "warning"], message: str) -> None:
+        problems.append(Problem(case.id, severity, message))
+
+    if case.label is None and case.split != "test":
+        note(
+            "warning",
+            "has no label, so it can be predicted but does not train; give it one or mark it as test",
+        )
+    image: Volume | None = None
+    digest, spacing = None, None
+    try:
+        image = read_volume(case.image)
+        upright = image.reoriented()
+        errors = list(_image_errors(upright, min_slices))
+        body_mm = None
+        if not errors:
+            try:
+                check_extent(upright)
+                _, body_mm = trunk(upright, DataConfig().body_threshold_hu)
+            except InputError as error:
+                errors.append(f"image: {error}")
+        for message in errors:
+            note("error", message)
+        for message in doubts(upright, body_mm):
+            if not any(message in error for error in errors):
+                note("warning", f"image: {message}")
+        x, y, z = (float(s) for s in upright.spacing)
+        digest, spacing = _digest(upright), (x, y, z)
+    except Exception as error:
+        note("error", f"image: {failure_of(error)}")
+    # Without the image the label can still be missing or broken, and the user wants to know both at once.
+    values: frozenset[int] = frozenset()
+    try:
+        values = _label_values(case, labels, image, note)
+    except Exception as error:
+        note("error", f"label: {failure_of(error)}")
+    return _Report(tuple(problems), digest, spacing, values)
+
+
+def _image_errors(upright: Volume, min_slices: int) -> Iterable[str]:
+    depth, height, width = upright.array.shape
+    if depth < min_slices:
+        yield f"image: {depth} axial slices, expected at least {min_slices}; leave the case out"
+    if min(height, width) < 16:
+        yield f"image: axial slices of {width} x {height} pixels are too small for a body; leave the case out"
+    if upright.array.min() == upright.array.max():
+        yield f"image: every voxel is {upright.array.min()}, the scan is empty; export it again"
+
+
+def _label_values(
+    case: Case,
+    labels: Labels,
+    image: Volume | None,
+    note: Callable[[Literal["error", "warning"], str], None],
+) -> frozenset[int]:
+    """The known values that occur in the case's labels."""
+    if case.label is None:
+        return frozenset()
+    marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
+    counts = voxels_of(marked.array)
+    present = {int(v) for v in np.flatnonzero(counts)} - {0}
+    known = set(labels.values.values())
+    if present - known:
+        unknown = ", ".join(f"{v} ({counts[v]} voxels)" for v in sorted(present - known))
+        note(
+            "error",
+            f"label: unknown value {unknown}, expected 0 or one of {sorted(known)}; name it or remove it",
+        )
+    if not present:
+        note("error", "label: every voxel is background; mark the case as test, or leave it out")
+    elif counts[0] == 0:
+        note("warning", "label: no voxel is background; is it the image?")
+    if image is not None:
+        try:
+            on_image_grid(case.label, marked, image)
+        except InputError as error:
+            note("error", f"label: {error}")
+    return frozenset(present & known)
+
+
+def _digest(upright: Volume) -> str:
+    """A hash of the voxels that does not depend on the file format, the storage order or the type."""
+    digest = sha256(str(upright.array.shape).encode())
+    for plane in upright.array:
+        digest.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+    """What only a comparison of cases shows."""
+    yield from _twins(dataset, reports)
+    spacings = [r.spacing for r in reports if r.spacing is not None]
+    if len(spacings) >= _FEW:
+        usual = np.median(spacings, axis=0)
+        for case, report in zip(dataset.cases, reports, strict=True):
+            if report.spacing is None:
+                continue
+            ratio = np.array(report.spacing) / usual
+            if (np.maximum(ratio, 1 / ratio) > _OUTLIER).any():
+                size, median = (" x ".join(f"{s:.2f}" for s in v) for v in (report.spacing, usual))
+                text = (
+                    f"image: voxels of {size} mm, where {median} mm is the median; is the voxel size right?"
+                )
+                yield Problem(case.id, "warning", text)
+    labeled = [r for r, c in zip(reports, dataset.cases, strict=True) if c.label is not None]
+    seen = frozenset().union(*(r.values for r in labeled))
+    for name, value in dataset.labels.values.items():
+        if value not in seen and seen:
+            text = f"label {name!r} ({value}) occurs in no case, so it cannot be learned or scored; remove it"
+            yield Problem(dataset.name, "warning", text)
+    if not labeled:
+        yield Problem(
+            dataset.name, "warning", "no case has a label; the dataset can be predicted, not trained on"
+        )
+    unscored = sum(c.split == "test" and c.label is None for c in dataset.cases)
+    if unscored:
+        text = f"{unscored} test cases have no label; they can be predicted, not scored"
+        yield Problem(dataset.name, "warning", text)
+    try:
+        check_sides(dataset)
+    except InputError as error:
+        yield Problem(dataset.name, "error", str(error))
+
+
+def _twins(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+    """Cases whose images are the same, voxel for voxel."""
+    same: dict[str, list[Case]] = defaultdict(list)
+    for case, report in zip(dataset.cases, reports, strict=True):
+        if report.digest is not None:
+            same[report.digest].append(case)
+    for first, *others in same.values():
+        for other in others:
+            if other.patient == first.patient:
+                text = f"image: the same as that of case {first.id!r}; remove one"
+                yield Problem(other.id, "warning", text)
+            else:
+                text = (
+                    f"image: the same as that of case {first.id!r}, of another patient, so that training "
+                    "would leak into validation; remove one, or give both one patient"
+                )
+                yield Problem(other.id, "error", text)

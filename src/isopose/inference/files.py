@@ -1,0 +1,468 @@
+"""``isopose predict``: many scans in, one label map and one record each out."""
+
+import glob
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isopose import __version__
+from isopose.data.preprocess import Prepared
+from isopose.devices import choose_precision
+from isopose.errors import InputError
+from isopose.files import composed, hash_of, only_writer, output_folder, read_json, write_json
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
+from isopose.geometry.pose3d import LOG_SCALES
+from isopose.geometry.volume import Volume
+from isopose.inference.predict import Prediction, predict
+from isopose.inference.volumes import VolumePrediction, predict_volume
+from isopose.io.archive import is_archive
+from isopose.io.dicom import holds_slices
+from isopose.io.dicom_files import is_dicomdir, is_hidden
+from isopose.io.images import ending, read_volume, write_image
+from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
+from isopose.io.sources import hash_of_source
+from isopose.isolation import all_or_none, failure_of, named
+from isopose.labels import Labels, voxels_of
+from isopose.models.folder import Model, for_prediction
+from isopose.models.pose import POSE_SOURCES
+from isopose.progress import Reporter
+from isopose.scan.correction import Correction
+
+#: What no file's name may hold on some system, and the sign that encodes it.
+_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to predict, the name of its results, and which DICOM series of its path it is."""
+
+    name: str
+    path: Path
+    series: str | None = None
+
+
+#: What else is made of a prediction, from the scan as read, the prediction and its record.
+Also = Callable[[Volume, Prediction | VolumePrediction, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scan: a record, or the one line that says why not."""
+
+    scan: Scan
+    record: dict[str, Any] | None
+    problem: str | None
+
+
+def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
+    """Files, folders of files, and folders of one DICOM series, as scans with distinct names.
+
+    A folder that holds any NIfTI, NRRD or MetaImage file, or nothing but ZIP archives, is a folder of scans;
+    any other folder is a DICOM series. Names are the files' without suffix and without nnU-Net's channel
+    ``_0000``, that of a DICOMDIR is its folder's.
+
+    Args:
+        inputs: files and folders.
+        series: number or instance UID, for DICOM inputs that hold several series.
+
+    Raises:
+        InputError: nothing is there, two scans would write the same result, or a series is chosen of what is
+            no DICOM.
+    """
+    scans = []
+    for path in inputs:
+        if not os.path.lexists(path):
+            raise InputError(f"{path}: no such file or folder")
+        inside = _scans_in(path) if path.is_dir() else []
+        scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
+    names = [scan.name for scan in scans]
+    for scan in scans:
+        if series is not None and ending(scan.path):
+            raise InputError(f"{scan.path}: --series chooses a DICOM series, got {ending(scan.path)}")
+        if names.count(scan.name) > 1:
+            raise InputError(
+                f"{scan.path}: two inputs would be written as {scan.name}; predict them in two runs"
+            )
+    return scans
+
+
+def check_apart(inputs: Sequence[Path], output: Path) -> None:
+    """Check that results do not come to lie in a folder of scans, where the next run took them for scans.
+
+    Args:
+        inputs: as for :func:`find_scans`.
+        output: folder for the results.
+
+    Raises:
+        InputError: the output is a folder of scans, or lies in one of a DICOM series.
+    """
+    place = output.resolve()
+    for path in inputs:
+        if not path.is_dir():
+            continue
+        folder = path.resolve()
+        # All that lies below the folder of a series belongs to it.
+        if place == folder or (folder in place.parents and not _scans_in(path)):
+            raise InputError(
+                f"{output}: is the folder of the scans, where the next run would take results for scans; "
+                "choose another folder for --output"
+            )
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series.
+
+    Nor where it holds both, which is refused as one scan when that is read.
+    """
+    files = sorted(p for p in folder.iterdir() if not is_hidden(p.relative_to(folder)))
+    images = [p for p in files if is_image(p)]
+    if images and holds_slices(folder):
+        return []
+    packed = files if files and all(p.is_file() and is_archive(p) for p in files) else []
+    return images or packed
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is one of a volume's (not a DICOM slice's); also of a link that leads nowhere."""
+    there = path.is_file() or (path.is_symlink() and not path.exists())
+    return there and not path.name.startswith(".") and bool(ending(path))
+
+
+def scan_name(path: Path) -> str:
+    """The name under which a scan's results are written: a link's own, not that of what it leads to."""
+    name = _name_of(path.parent if is_dicomdir(path) else path)
+    suffix = ending(path)
+    if not suffix and path.is_file() and not is_dicomdir(path) and path.suffix.lower() in (".dcm", ".zip"):
+        suffix = path.suffix
+    return composed(name[: len(name) - len(suffix)].removesuffix("_0000"))
+
+
+def _name_of(path: Path) -> str:
+    """The last part of a path; of ``.`` and ``..`` that of the folder that they stand for."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
+def record_name(name: str) -> str:
+    """Of the file that says how a scan's results were made; it is written last of all."""
+    return f"{name}.json"
+
+
+def predict_scans(
+    model: Model,
+    scans: Sequence[Scan],
+    output: Path,
+    *,
+    probabilities: bool,
+    steps: bool,
+    reporter: Reporter,
+    formats: Sequence[str] = (NIFTI,),
+    corrections: Mapping[str, Correction] | None = None,
+) -> list[Outcome]:
+    """Predict scan after scan; one that cannot be done, whatever it raises, is reported and stops no other.
+
+    Writes ``NAME.nii.gz``, or the files of other formats (``io/results/formats.py``), and ``NAME.json`` (what
+    it was made from, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
+    ``probabilities/NAME_CLASS.nii.gz`` for each class and with ``steps`` ``steps/NAME.png``. A scan whose
+    results are there from the same isopose, model, input and correction is not done again.
+
+    ``corrections`` are poses and crops that a person set, by the hash of the scan.
+
+    Raises:
+        InputError: a result would overwrite its scan, or a format does not go with a scan.
+        RunError: the output is full or cannot be written to.
+    """
+    for scan in scans:
+        check_source(scan.path, formats)
+        files = result_files(output, scan.name, formats).values()
+        # Unlike Path.resolve, this leaves a link that leads to itself as it is.
+        if os.path.realpath(scan.path) in map(os.path.realpath, files):
+            raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
+    if steps:
+        check_steps(model)
+    if corrections:
+        check_correctable(model)
+    output_folder(output)
+    with only_writer(output):
+        model = for_prediction(model)
+        outcomes = []
+        for number, scan in enumerate(scans, start=1):
+            reporter.say(f"[{number}/{len(scans)}] {scan.name}")
+            outcomes.append(
+                predict_scan(
+                    model, scan, output, formats, probabilities, steps, reporter, corrections=corrections
+                )
+            )
+        if corrections:
+            corrected = sum("correction_sha256" in (one.record or {}) for one in outcomes)
+            reporter.say(f"{corrected} of {len(scans)} scans have a correction, and were predicted with it")
+        return outcomes
+
+
+def check_correctable(model: Model) -> None:
+    """Raise an InputError where a pose of single slices cannot be set by hand."""
+    if model.config.dims == 3:
+        raise InputError(
+            "a pose set by hand is one of slices: expected a model with dims=2, got dims=3; leave the "
+            "corrections out"
+        )
+
+
+def check_steps(model: Model) -> None:
+    """Raise an InputError where a model has no steps of single slices to draw."""
+    if model.config.dims == 3:
+        raise InputError(
+            "--steps draws what was done to single slices: expected a model with dims=2, got dims=3; "
+            "leave --steps out"
+        )
+
+
+def predict_scan(
+    model: Model,
+    scan: Scan,
+    output: Path,
+    formats: Sequence[str],
+    probabilities: bool,
+    steps: bool,
+    reporter: Reporter,
+    *,
+    corrections: Mapping[str, Correction] | None = None,
+    also: Also | None = None,
+    reported: type[Exception] = Exception,
+) -> Outcome:
+    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; report, not raise.
+
+    ``also`` is called with the scan, what was predicted and its record before that is written. Of what is
+    raised only ``reported`` becomes the scan's line; a cluster tries again what may pass.
+
+    Raises:
+        RunError: it concerns all scans.
+    """
+    try:
+        record = _predict_scan(
+            model, scan, output, formats, probabilities, steps, reporter, corrections or {}, also
+        )
+    except reported as error:
+        problem = named(str(failure_of(error)), str(scan.path))
+        reporter.say(f"  error: {problem}")
+        return Outcome(scan, None, problem)
+    for warning in record["warnings"]:
+        reporter.say(f"  warning: {warning}")
+    return Outcome(scan, record, None)
+
+
+def _predict_scan(
+    model: Model,
+    scan: Scan,
+    output: Path,
+    formats: Sequence[str],
+    probabilities: bool,
+    steps: bool,
+    reporter: Reporter,
+    corrections: Mapping[str, Correction],
+    also: Also | None,
+) -> dict[str, Any]:
+    input_hash = hash_of_source(scan.path)
+    if scan.series is not None:
+        input_hash = hash_of([input_hash, scan.series])
+    files = result_files(output, scan.name, formats)
+    pictures = [output / "steps" / f"{scan.name}.png"] if steps else []
+    classes = ("background", *model.labels.names) if probabilities else ()
+    maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
+    manifest = output / record_name(scan.name)
+    wanted = {_below(output, path) for path in (*files.values(), *pictures, *maps)}
+    known = _read_record(manifest) or {}
+    correction = corrections.get(input_hash)
+    same = _made_from(known) == _made_from(_head(model, input_hash, correction))
+    listed = {name for name in known.get("files") or () if isinstance(name, str)}
+    # A file that the record does not list may be of another model, and only lies beside it.
+    if same and wanted <= listed and all((output / name).exists() for name in wanted):
+        reporter.say("  is there already, made from the same scan and model")
+        return known
+    volume = read_volume(scan.path, scan.series)
+    source = open_dicom(scan.path, scan.series, formats, volume)
+    prediction: Prediction | VolumePrediction
+    with reporter.counting(f"predict {scan.name}") as progress:
+        if model.config.dims == 3:
+            prediction = predict_volume(
+                model, volume, probabilities=probabilities, crops=also is not None, progress=progress
+            )
+            record = volume_record(model, prediction, input_hash)
+        else:
+            prediction = predict(
+                model,
+                volume,
+                probabilities=probabilities,
+                crops=also is not None,
+                correction=correction,
+                progress=progress,
+            )
+            record = prediction_record(model, prediction, input_hash, correction)
+    # A validation patient decided when training stopped, so his result flatters too.
+    for key, use in (("images_sha256", "train"), ("validation_images_sha256", "validate")):
+        if input_hash in model.info["training"].get(key, ()):
+            record["warnings"].append(
+                f"this scan was used to {use} the model: its result says nothing about others"
+            )
+    # The record last: where it lies, the results beside it are whole.
+    manifest.unlink(missing_ok=True)
+    ours = {_below(output, path) for path in _every_result(output, scan.name)}
+    kept = {name for name in (listed & ours) - wanted if same and (output / name).exists()}
+    for path in _every_result(output, scan.name):
+        # Of another model or scan, and soon beside a record that is not theirs.
+        if _below(output, path) in listed - wanted - kept:
+            path.unlink(missing_ok=True)
+    record["files"] = sorted(wanted | kept)
+    with all_or_none([output / name for name in wanted | kept]):
+        record["warnings"] += write_results(
+            files,
+            prediction.labels,
+            model.labels,
+            record["volumes_ml"],
+            path=scan.path,
+            series=scan.series,
+            made_from=[
+                record[key]
+                for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
+                if key in record
+            ],
+            source=source,
+        )
+        if prediction.probabilities is not None:
+            for path, values in zip(maps, prediction.probabilities, strict=True):
+                write_image(volume.with_array(values), path)
+        for path in pictures:
+            assert isinstance(prediction, Prediction), "refused by predict_scans"
+            # Drawing takes a quarter of a second to load.
+            from isopose.report.steps import write_steps
+
+            write_steps(model, volume, prediction, path)
+        if also is not None:
+            also(volume, prediction, record)
+        write_json(manifest, record)
+    return record
+
+
+def _below(output: Path, path: Path) -> str:
+    return path.relative_to(output).as_posix()
+
+
+def _every_result(output: Path, name: str) -> list[Path]:
+    """What this command may have written of a scan, but for its record."""
+    maps = (output / "probabilities").glob(f"{glob.escape(name)}_*.nii.gz")
+    return [*result_files(output, name, tuple(FORMATS)).values(), output / "steps" / f"{name}.png", *maps]
+
+
+def as_file(label: str) -> str:
+    """A label's name in a file's: what could lead to another folder, or no system takes, percent-encoded."""
+    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = read_json(path)
+    except InputError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def settings_of(model: Model) -> list[Any]:
+    """What decides a result besides its scan."""
+    return _made_from(_head(model, ""))
+
+
+def _made_from(record: dict[str, Any]) -> list[Any]:
+    keys = ("isopose", "model_sha256", "config_sha256", "input_sha256", "labels", "correction_sha256")
+    return [record.get(key) for key in keys]
+
+
+def _head(model: Model, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
+    """What a result depends on."""
+    return {
+        "isopose": __version__,
+        "model_sha256": model.weights_sha256,
+        "config_sha256": hash_of([model.config.model_dump(mode="json"), model.fingerprint.to_json()]),
+        "input_sha256": input_hash,
+        "labels": dict(model.labels.values),
+        **({} if correction is None else {"correction_sha256": correction.sha256}),
+    }
+
+
+def _computed(model: Model) -> dict[str, str]:
+    """On what a result was computed, and how: it is the same elsewhere but for rounding."""
+    device = model.pipeline.pose.reference_mask.device.type
+    return {"device": device, "precision": choose_precision(model.config.predict.precision, device)}
+
+
+def prediction_record(
+    model: Model, prediction: Prediction, input_hash: str, correction: Correction | None = None
+) -> dict[str, Any]:
+    """What a prediction was made from and how far to trust it, in plain values; names no patient."""
+    records = prediction.slices
+    shown = np.flatnonzero(records.pose_source >= 0)
+    return {
+        **_head(model, input_hash, correction),
+        **_computed(model),
+        "volumes_ml": volumes_ml(prediction, model.labels),
+        "warnings": list(prediction.warnings),
+        "roll_degrees": float(np.degrees(records.roll)),
+        "frame": _frame(prediction.prepared),
+        "slices": [
+            {
+                "slice": int(z),
+                "roll_degrees": float(np.degrees(records.pose[z, ANGLE])),
+                "scale_x": float(np.exp(records.pose[z, LOG_SCALE_X])),
+                "scale_y": float(np.exp(records.pose[z, LOG_SCALE_Y])),
+                "pose": records.pose[z].tolist(),
+                "homogenized_from_crop": records.theta2[z].tolist(),
+                "agreement": float(records.agreement[z]),
+                "pose_from": POSE_SOURCES[records.pose_source[z]],
+                "confidence": float(records.confidence[z]),
+                "widened": bool(records.widened[z]),
+                "cut_off": bool(records.cut_off[z]),
+            }
+            for z in shown
+        ],
+    }
+
+
+def volume_record(model: Model, prediction: VolumePrediction, input_hash: str) -> dict[str, Any]:
+    """Likewise of a model with ``dims=3``, which decides for a scan as a whole."""
+    record = prediction.record
+    roll, pitch, yaw = (math.degrees(angle) for angle in record.pose[:3])
+    return {
+        **_head(model, input_hash),
+        **_computed(model),
+        "volumes_ml": volumes_ml(prediction, model.labels),
+        "warnings": list(prediction.warnings),
+        "roll_degrees": roll,
+        "pitch_degrees": pitch,
+        "yaw_degrees": yaw,
+        "scales": [math.exp(log_scale) for log_scale in record.pose[LOG_SCALES]],
+        "frame": _frame(prediction.prepared),
+        "pose": record.pose.tolist(),
+        "reach": record.reach,
+        "homogenized_from_crop": record.theta2.tolist(),
+        "pose_from": model.config.pose.start,
+        "agreement": record.agreement,
+        "confidence": record.confidence,
+        "widened": record.widened,
+        "cut_off": record.cut_off,
+    }
+
+
+def volumes_ml(prediction: Prediction | VolumePrediction, labels: Labels) -> dict[str, float]:
+    """Volume of each label and union in milliliters."""
+    voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
+    voxels = voxels_of(prediction.labels.array)
+    return {name: float(voxels[list(values)].sum() * voxel_ml) for name, values in labels.targets().items()}
+
+
+def _frame(prepared: Prepared) -> dict[str, Any]:
+    frame = prepared.frame
+    return {"center_mm": list(frame.center_mm), "fov_mm": frame.fov_mm, "size": frame.size}

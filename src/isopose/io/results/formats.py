@@ -1,0 +1,163 @@
+"""The formats in which ``isopose predict`` writes labels, and the files of one scan."""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isopose.errors import InputError, IsoposeError
+from isopose.files import hash_of, replacing
+from isopose.geometry.volume import Volume
+from isopose.io.images import ending, write_labels
+from isopose.io.quiet import quiet_pydicom
+from isopose.labels import Labels, class_colors
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from isopose.io.results.source import Source
+
+#: Format to the ending of its files; all but the first refer to a DICOM series.
+FORMATS = {
+    "nifti": ".nii.gz",
+    "dicom-seg": ".seg.dcm",
+    "rtstruct": ".rtstruct.dcm",
+    "dicom-sr": ".sr.dcm",
+}
+NIFTI = "nifti"
+
+
+def choose_formats(given: Iterable[str]) -> tuple[str, ...]:
+    """Formats in the order of :data:`FORMATS`, each once; a report has its segmentation written beside it.
+
+    Raises:
+        InputError: an unknown one, or none.
+    """
+    wanted = set(given)
+    unknown = sorted(wanted - set(FORMATS))
+    if unknown or not wanted:
+        told = ", ".join(map(repr, unknown)) or "none"
+        raise InputError(f"--format: expected {', '.join(FORMATS)}, got {told}")
+    if "dicom-sr" in wanted:
+        wanted.add("dicom-seg")
+    return tuple(name for name in FORMATS if name in wanted)
+
+
+def check_source(path: Path, formats: Sequence[str]) -> None:
+    """Check that a scan can be written in these formats.
+
+    Raises:
+        InputError: a DICOM object of a scan that is no DICOM series.
+    """
+    dicom = [name for name in formats if name != NIFTI]
+    if dicom and ending(path):
+        raise InputError(
+            f"{path}: --format {dicom[0]} refers to the series that a scan came from, expected a DICOM "
+            f"series, got {ending(path)}; give the series, or --format {NIFTI}"
+        )
+
+
+def result_files(output: Path, name: str, formats: Sequence[str]) -> dict[str, Path]:
+    """Where the results of a scan are written, by format."""
+    return {one: output / f"{name}{FORMATS[one]}" for one in formats}
+
+
+def open_dicom(path: Path, series: str | None, formats: Iterable[str], volume: Volume) -> "Source | None":
+    """What DICOM results say of their series, read and checked; None where there are no such results.
+
+    Done before a scan is predicted, a series of which no result can be written costs no time.
+
+    Args:
+        path: the scan.
+        series: which of several, see ``read_volume``.
+        formats: of the results.
+        volume: the scan as read, or labels on its grid.
+
+    Raises:
+        InputError: the series does not say what its results would have to name.
+    """
+    if all(one == NIFTI for one in formats):
+        return None
+    # Slow to load, and only for these.
+    from isopose.io.results.source import open_source
+
+    return open_source(path, series, volume)
+
+
+def write_results(
+    files: Mapping[str, Path],
+    predicted: Volume,
+    labels: Labels,
+    volumes_ml: Mapping[str, float],
+    *,
+    path: Path,
+    series: str | None,
+    made_from: list[str],
+    source: "Source | None" = None,
+) -> tuple[str, ...]:
+    """Write a label map in each format: all files, each at once, or none.
+
+    Args:
+        files: see :func:`result_files`.
+        predicted: stored values on the scan's grid.
+        labels: their names.
+        volumes_ml: of each label.
+        path: the scan, for DICOM objects a series.
+        series: which of several, see ``read_volume``.
+        made_from: hashes of all that decides the result.
+        source: from :func:`open_dicom`, where it is there already.
+
+    Returns:
+        Warnings, one line each.
+
+    Raises:
+        InputError: the series does not say what its results would have to name.
+    """
+    source = source or open_dicom(path, series, files, predicted)
+    with ExitStack() as whole:
+        if source is not None:
+            for one, made in _objects(files, predicted, labels, volumes_ml, path, made_from, source).items():
+                temporary = whole.enter_context(replacing(files[one]))
+                with quiet_pydicom():
+                    made.save_as(temporary, enforce_file_format=True)
+        if NIFTI in files:
+            write_labels(predicted, files[NIFTI])
+    return () if source is None else source.warnings
+
+
+def _objects(
+    formats: Collection[str],
+    predicted: Volume,
+    labels: Labels,
+    volumes_ml: Mapping[str, float],
+    path: Path,
+    made_from: list[str],
+    source: "Source",
+) -> "dict[str, Dataset]":
+    """The DICOM objects, by format."""
+    from isopose.io.results.report import report
+    from isopose.io.results.segmentation import segmentation
+    from isopose.io.results.structures import structures
+
+    classes, names = predicted.with_array(labels.to_classes(predicted.array)), labels.names
+    # Of the voxels too: on other devices single ones differ, and two objects may not share an identifier.
+    voxels = hashlib.sha256(classes.array.tobytes()).hexdigest()
+    colors, made_from = class_colors(names), [*made_from, hash_of(list(names)), voxels]
+    objects: dict[str, Dataset] = {}
+    try:
+        with quiet_pydicom():
+            if "dicom-seg" in formats:
+                objects["dicom-seg"] = segmentation(source, classes, names, colors, made_from)
+            if "rtstruct" in formats:
+                objects["rtstruct"] = structures(source, classes, names, colors, made_from)
+            if "dicom-sr" in formats:
+                objects["dicom-sr"] = report(source, objects["dicom-seg"], names, volumes_ml, made_from)
+    except (IsoposeError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        # Without its words, which may quote what was copied from the series.
+        raise InputError(
+            f"{path}: the DICOM results cannot be made of this series ({type(error).__name__}); write NIfTI"
+        ) from None
+    return objects

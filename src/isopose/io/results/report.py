@@ -1,0 +1,115 @@
+"""Volumes of a segmentation's labels as a DICOM structured report by template TID 1500."""
+
+from collections.abc import Mapping, Sequence
+
+import highdicom as hd
+from highdicom.sr import CodedConcept
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage
+
+from isopose import __version__
+from isopose.io.results.codes import Meaning, meanings
+from isopose.io.results.copied import CHARACTERS
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+
+SERIES_NUMBER = 9103
+#: Of the Unified Code for Units of Measure; pydicom knows no plain one.
+MILLILITER = CodedConcept("mL", "UCUM", "milliliter")
+
+
+def report(
+    source: Source,
+    segments: Dataset,
+    names: Sequence[str],
+    volumes_ml: Mapping[str, float],
+    made_from: list[str],
+) -> Dataset:
+    """A report that gives each segment's volume, unverified.
+
+    Args:
+        source: the series.
+        segments: its segmentation, see ``segmentation.py``.
+        names: of the classes 1, 2, ..., which are the segments.
+        volumes_ml: by name, milliliters.
+        made_from: hashes of all that decides the result.
+    """
+    device = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=uid_of(["isopose", __version__], "device"),
+            name=MODEL_NAME,
+            manufacturer_name=MANUFACTURER,
+            model_name=MODEL_NAME,
+            serial_number=SERIAL,
+        ),
+    )
+    groups = [
+        _measured(number, meaning, volumes_ml[meaning.name], segments, source)
+        for number, meaning in enumerate(meanings(names), start=1)
+    ]
+    content = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=device),
+        procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    made = hd.sr.Comprehensive3DSR(
+        evidence=[*_evidence(source), segments],
+        content=content,
+        series_instance_uid=uid_of(made_from, "report series"),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=uid_of(made_from, "report"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=True,
+        is_verified=False,
+        series_description="isopose volumes, for research only",
+        specific_character_set=CHARACTERS,
+    )
+    # As the series has them: highdicom knows the elements of some classes only.
+    classes = {header.SOPInstanceUID: header.SOPClassUID for header in source.headers}
+    for study in made.CurrentRequestedProcedureEvidenceSequence:
+        for series in study.ReferencedSeriesSequence:
+            for instance in series.ReferencedSOPSequence:
+                uid = instance.ReferencedSOPInstanceUID
+                instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
+    return made
+
+
+def _evidence(source: Source) -> list[Dataset]:
+    """The series' files as highdicom takes them: identifiers, and what a result shares with them."""
+    files = []
+    for header in source.headers:
+        one = Dataset()
+        one.update(source.shared)
+        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, header.SOPInstanceUID
+        one.SeriesInstanceUID = source.series
+        files.append(one)
+    return files
+
+
+def _measured(
+    number: int, meaning: Meaning, volume_ml: float, segments: Dataset, source: Source
+) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    described = segments.SegmentSequence[number - 1]
+    sites = []
+    if meaning.organ is not None:
+        sites = [hd.sr.FindingSite(anatomic_location=meaning.organ, laterality=meaning.side)]
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(
+            uid=described.TrackingUID, identifier=described.TrackingID
+        ),
+        # By its number alone: a segment that marks nothing has no frames to name.
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=segments.SOPClassUID,
+            sop_instance_uid=segments.SOPInstanceUID,
+            segment_number=number,
+            source_series=hd.sr.SourceSeriesForSegmentation(source.series),
+        ),
+        finding_category=meaning.category,
+        finding_type=meaning.kind,
+        finding_sites=sites,
+        algorithm_id=hd.sr.AlgorithmIdentification(name=MODEL_NAME, version=__version__),
+        measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=volume_ml, unit=MILLILITER)],
+    )

@@ -1,0 +1,143 @@
+"""Label maps as DICOM Segmentation images (SEG)."""
+
+from collections.abc import Iterable, Sequence
+
+import highdicom as hd
+import numpy as np
+from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage
+from pydicom.valuerep import DSfloat
+
+from isopose import __version__
+from isopose.geometry.volume import Volume
+from isopose.io.results.codes import Meaning, meanings
+from isopose.io.results.copied import CHARACTERS
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+
+#: Numbers of the series that results are put into, beside the scanner's own.
+SERIES_NUMBER = 9101
+
+
+def segmentation(
+    source: Source,
+    classes: Volume,
+    names: Sequence[str],
+    colors: Sequence[str],
+    made_from: list[str],
+) -> Dataset:
+    """A binary SEG with one segment for each label, those included that mark nothing.
+
+    Its frames lie on the grid of the volume, which is that of NIfTI results, and each names the slice of the
+    series that it belongs to.
+
+    Args:
+        source: the series.
+        classes: class indices, uint8, on its grid, as ``read_series`` stacks it.
+        names: of the classes 1, 2, ...
+        colors: for each class a color as ``#rrggbb``, for viewers.
+        made_from: hashes of all that decides the result; equal ones give equal identifiers.
+
+    Returns:
+        The data set, with the patient's and study's data of the series.
+    """
+    described = [
+        _segment(number, meaning, color, made_from)
+        for number, (meaning, color) in enumerate(zip(meanings(names), colors, strict=True), start=1)
+    ]
+    slices = _slices(source, classes)
+    made = hd.seg.Segmentation(
+        source_images=slices,
+        pixel_array=np.ascontiguousarray(classes.array),
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=described,
+        series_instance_uid=uid_of(made_from, "segmentation series"),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=uid_of(made_from, "segmentation"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        software_versions=__version__,
+        device_serial_number=SERIAL,
+        content_label="ISOPOSE",
+        content_description="Automatic segmentation, for research only",
+        series_description="isopose segmentation, for research only",
+        specific_character_set=CHARACTERS,
+        # Where nothing is marked at all a frame has to be there all the same.
+        omit_empty_frames=bool(classes.array.any()),
+    )
+    _refer(made, source, {one.SOPInstanceUID: z for z, one in enumerate(slices)})
+    return made
+
+
+def _slices(source: Source, volume: Volume) -> list[Dataset]:
+    """The slices as highdicom takes them, one data set each, whatever files they come from.
+
+    They hold what a result needs and nothing else. A slice's place is that on the volume's grid, for that of
+    a header may be missing, rounded, or of more digits than the standard allows.
+    """
+    matrix, spacing = volume.world_from_index, volume.spacing
+    plain = Dataset()
+    plain.update(source.shared)
+    plain.update(source.image)
+    plain.SOPClassUID, plain.SeriesInstanceUID, plain.Modality = CTImageStorage, source.series, "CT"
+    plain.Rows, plain.Columns = volume.array.shape[1:]
+    plain.ImageOrientationPatient = _numbers(volume.direction[:, :2].T.ravel())
+    plain.PixelSpacing = _numbers([spacing[1], spacing[0]])
+    plain.SliceThickness = _numbers([source.thickness])
+    if len(volume.array) > 1:
+        plain.SpacingBetweenSlices = _numbers([spacing[2]])
+    slices = []
+    for z in range(len(volume.array)):
+        one = Dataset()
+        one.update(plain)
+        one.SOPInstanceUID = f"2.25.{z + 1}"
+        one.ImagePositionPatient = _numbers((matrix @ [0, 0, z, 1])[:3])
+        slices.append(one)
+    return slices
+
+
+def _numbers(values: Iterable[float]) -> list[DSfloat]:
+    """Numbers as text of at most 16 characters."""
+    return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def _refer(made: Dataset, source: Source, z_of: dict[str, int]) -> None:
+    """Name the series' own files and frames in place of the data sets that stood for them."""
+    made.SourceImageSequence = source.instances()
+    made.ReferencedSeriesSequence[0].ReferencedInstanceSequence = source.instances()
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.DerivationImageSequence:
+            for image in derivation.SourceImageSequence:
+                # Frames of one slice share their items.
+                z = z_of.get(image.ReferencedSOPInstanceUID)
+                if z is not None:
+                    image.update(source.instance(z))
+
+
+def _segment(number: int, meaning: Meaning, color: str, made_from: list[str]) -> SegmentDescription:
+    regions = [meaning.organ] if meaning.finding and meaning.organ is not None else None
+    red, green, blue = (int(color[first : first + 2], 16) for first in (1, 3, 5))
+    described = SegmentDescription(
+        segment_number=number,
+        segment_label=meaning.name[:64],
+        segmented_property_category=meaning.category,
+        segmented_property_type=meaning.kind,
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=MODEL_NAME, family=codes.DCM.ArtificialIntelligence, version=__version__
+        ),
+        tracking_uid=uid_of(made_from, f"segment {number}"),
+        tracking_id=meaning.name[:64],
+        anatomic_regions=regions,
+        display_color=hd.color.CIELabColor.from_rgb(red, green, blue),
+    )
+    if meaning.side is not None:
+        side: list[CodedConcept] = [meaning.side]
+        if regions:
+            described.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = side
+        else:
+            described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = side
+    return described

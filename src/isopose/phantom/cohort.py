@@ -1,0 +1,213 @@
+"""Writing a cohort of phantom patients as an nnU-Net v2 raw dataset, resumable."""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import SimpleITK as sitk
+
+from isopose.errors import InputError, IsoposeError
+from isopose.files import read_json, replacing, write_json, write_text
+from isopose.io.nifti import is_whole
+from isopose.parallel import in_order
+from isopose.phantom.case import Population, sample_case, texture_generator, truth
+from isopose.phantom.render import KIDNEY, TUMOR, render
+
+#: Changes whenever the same parameters would give other images.
+VERSION = 1
+TRUTH_FILE = "phantom.json"
+ENDING = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case to be made; small and picklable, as it goes to another process."""
+
+    folder: Path
+    case: str
+    index: int
+    test: bool
+    seed: int
+    size: int
+    slices: int | None
+    population: Population
+
+    @property
+    def image(self) -> Path:
+        return self.folder / ("imagesTs" if self.test else "imagesTr") / f"{self.case}_0000{ENDING}"
+
+    @property
+    def label(self) -> Path:
+        return self.folder / ("labelsTs" if self.test else "labelsTr") / f"{self.case}{ENDING}"
+
+
+def write_cohort(
+    output: Path,
+    *,
+    cases: int = 20,
+    slices: int | None = None,
+    size: int = 512,
+    seed: int = 0,
+    workers: int = 0,
+    test_fraction: float = 0.25,
+    population: Population = "child",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write synthetic abdominal CT with kidney and tumor labels, and the truth of every case.
+
+    The folder is an nnU-Net v2 raw dataset (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, and
+    ``labelsTs`` so that the test cases can be scored), with ``patients.csv`` (case, patient, age_years) and
+    ``phantom.json`` (true pose, size and tumor of each case, see ``docs/phantom.md``). The axes are LPS.
+
+    Args:
+        output: folder to write; it may hold an unfinished cohort of the same parameters, which is continued.
+        cases: number of patients, one scan each.
+        slices: slices per scan; None lets the slice thickness (1 to 5 mm) and the range decide. If given, the
+            margins around the kidneys are trimmed first, and the thickness exceeds 5 mm only where needed.
+        size: columns and rows; pixels are 0.35 to 0.95 mm at 512 and grow by ``512 / size``.
+        seed: the cohort; case ``i`` depends on the seed and ``i`` only.
+        workers: processes; 0 works in this one. The files are the same byte for byte.
+        test_fraction: share of the cases, the last ones, that go to ``imagesTs``.
+        population: children from birth to 16 years, or adults.
+        progress: called with (done, all) after every case.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a parameter out of range, or a folder that holds something else.
+    """
+    output = Path(output)
+    _check(cases, slices, size, seed, workers, test_fraction, population)
+    tests = min(round(cases * test_fraction), cases - 1)
+    parameters = {
+        "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
+        "population": population,
+    }  # fmt: skip
+    _claim(output, parameters)
+    names = [f"phantom_{index:03d}" for index in range(cases)]
+    jobs = [
+        _Job(output, name, index, index >= cases - tests, seed, size, slices, population)
+        for index, name in enumerate(names)
+    ]
+    truths = list(in_order(_make, jobs, name=attrgetter("case"), workers=workers, progress=progress))
+    write_text(output / "patients.csv", _patients(truths))
+    write_json(output / "dataset.json", {
+        "name": "isopose phantom",
+        "description": f"synthetic abdominal CT ({population}), not patient data",
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "kidney": KIDNEY, "tumor": TUMOR},
+        "numTraining": cases - tests,
+        "file_ending": ENDING,
+    })  # fmt: skip
+    write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": truths})
+    return output
+
+
+def true_rolls(folder: Path) -> dict[str, float]:
+    """Case to the angle in the plane of the slices at which its phantom lies, radians from +x to +y (LPS).
+
+    From ``phantom.json``, as :func:`isopose.phantom.randomized.roll_of` has it. Empty where the folder
+    is no whole cohort of phantoms: real patients have no known roll, and none is made up.
+    """
+    path = Path(folder) / TRUTH_FILE
+    if not path.is_file():
+        return {}
+    try:
+        values = read_json(path)
+        if values["complete"] is not True:
+            return {}
+        matrices = {str(c["case"]): np.array(c["world_from_canonical"], dtype=float) for c in values["cases"]}
+        found = {case: float(np.arctan2(matrix[1, 0], matrix[0, 0])) for case, matrix in matrices.items()}
+    except (InputError, KeyError, TypeError, ValueError, IndexError):
+        return {}
+    return {case: angle for case, angle in found.items() if np.isfinite(angle)}
+
+
+def _check(
+    cases: int, slices: int | None, size: int, seed: int, workers: int, test_fraction: float, population: str
+) -> None:
+    """Refuse parameters that make no cohort, each with its own line."""
+    if not 1 <= cases <= 999_999:
+        raise InputError(f"phantom: cases is {cases}, expected at least 1")
+    if slices is not None and not 4 <= slices <= 2000:
+        raise InputError(f"phantom: slices is {slices}, expected 4 to 2000, or none to let the range decide")
+    if not 32 <= size <= 2048:
+        raise InputError(f"phantom: size is {size}, expected 32 to 2048 pixels")
+    if seed < 0:
+        raise InputError(f"phantom: seed is {seed}, expected 0 or more")
+    if workers < 0:
+        raise InputError(f"phantom: workers is {workers}, expected 0 or more")
+    if not 0.0 <= test_fraction < 1.0:
+        raise InputError(f"phantom: the share of test cases is {test_fraction}, expected 0 to below 1")
+    if population not in get_args(Population):
+        raise InputError(f"phantom: population {population!r} is unknown, expected child or adult")
+
+
+def _claim(output: Path, parameters: dict[str, Any]) -> None:
+    """Make sure that the folder is ours: absent, empty, or a cohort of exactly these parameters."""
+    mark = output / TRUTH_FILE
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: expected a folder for the phantom cohort, but this is a file")
+    if mark.exists():
+        found = read_json(mark)
+        if not isinstance(found, dict) or found.get("parameters") != parameters:
+            raise InputError(f"{output}: holds a phantom cohort of other parameters; choose another folder")
+        return
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"{output}: is not empty and holds no phantom cohort; choose another folder")
+    try:
+        write_json(mark, {"parameters": parameters, "complete": False, "cases": []})
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def _make(job: _Job) -> dict[str, Any]:
+    """Render and write one case, or take its labels from disk when it is whole; returns its truth."""
+    case = sample_case(job.seed, job.index, size=job.size, slices=job.slices, population=job.population)
+    scan = case.scan
+    labels = _existing(job, (scan.slices, scan.size, scan.size))
+    if labels is None:
+        image, labels = render(case.anatomy, case.pose, scan, texture_generator(case))
+        # The image is written last: where it is, its label is.
+        for path, array in ((job.label, labels), (job.image, image)):
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing((scan.pixel, scan.pixel, scan.thickness))
+            volume.SetOrigin(scan.origin)
+            try:
+                with replacing(path) as temporary:
+                    sitk.WriteImage(volume, str(temporary), useCompression=True, compressionLevel=1)
+                    if not is_whole(temporary):
+                        raise OSError
+            except (OSError, RuntimeError):
+                raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
+    role = "test" if job.test else "train"
+    return {"case": job.case, "patient": job.case, "split": role, **truth(case, labels)}
+
+
+def _existing(job: _Job, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The labels of a case that is there whole, else None."""
+    if not (job.image.is_file() and job.label.is_file() and is_whole(job.image) and is_whole(job.label)):
+        return None
+    try:
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(job.label)))
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(job.image))
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return labels if labels.shape == shape and reader.GetSize()[::-1] == shape else None
+
+
+def _patients(truths: list[dict[str, Any]]) -> str:
+    """``patients.csv`` as text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "patient", "age_years"])
+    writer.writerows([t["case"], t["patient"], t["age_years"]] for t in truths)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""How the roll network that ships with the package is made: ``python -m isopose.phantom.roll OUT``."""

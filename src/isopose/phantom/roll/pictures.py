@@ -1,0 +1,203 @@
+"""Pictures from which the roll network learns: slabs deformed, cut, blotted and turned at random."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.models.roll import SOFT_TISSUE_HU, views
+from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
+
+#: Pixels along a side of the deformed body, before it is seen through the network's view.
+DEFORMED = 80
+#: How often each picture is seen, and how far from upright it is after a first look (standard deviation).
+VIEWS, AFTER_A_LOOK = 4, math.radians(12.0)
+
+
+def picture(
+    slabs: Slabs, rows: Tensor, generator: torch.Generator, *, alike: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Random pictures of some slices.
+
+    Args:
+        slabs: where from.
+        rows: which slices.
+        generator: of all that is random.
+        alike: all are deformed and disturbed in the same way, as the slices of one scan are.
+
+    Returns:
+        Images in [0, 1] and masks ``(N, 1, DEFORMED, DEFORMED)``, upright, not yet mirrored or turned.
+    """
+    count = len(rows)
+    drawn = 1 if alike else count
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        values = torch.rand(drawn, *shape, generator=generator) * (high - low) + low
+        return values.expand(count, *shape)
+
+    def normal(sd: float, *shape: int) -> Tensor:
+        return (torch.randn(drawn, *shape, generator=generator) * sd).expand(count, *shape)
+
+    def sometimes(part: float) -> Tensor:
+        return (torch.rand(drawn, generator=generator) < part).expand(count)
+
+    grid = _deformation(slabs.roll[rows], uniform, normal, sometimes)
+    both = torch.stack([hounsfield(slabs.hu[rows]) + 1000.0, slabs.mask[rows].float()], dim=1)
+    both = F.grid_sample(both, grid, align_corners=False)
+    hu, mask = both[:, :1] - 1000.0, both[:, 1:]
+
+    x, y = _coordinates(DEFORMED)
+    # Masses, fluid and whatever else fills a place in the belly: never over the spine.
+    for _ in range(2):
+        blob = _ellipse(x, y, uniform(-0.9, 0.9), uniform(-0.9, 0.15), uniform(0.1, 0.6), uniform(0.1, 0.5))
+        blob = blob * (sometimes(0.25).float() * (hu[:, 0].amax(dim=(1, 2)) > 0))[:, None, None]
+        value = uniform(-30.0, 90.0)[:, None, None]
+        hu = torch.where((blob > 0.5)[:, None] & (hu > -500.0), value[:, None] + 0.1 * hu, hu)
+    # The mask's own errors: an arm or a table's piece that stayed, a piece that is missing.
+    arm = _ellipse(x, y, *_around(uniform(-math.pi, math.pi), 1.12), uniform(0.15, 0.5), uniform(0.15, 0.5))
+    stays = (arm > 0.5) & sometimes(0.15)[:, None, None]
+    hu = torch.where((stays & (mask[:, 0] < 0.5))[:, None], uniform(-80.0, 120.0)[:, None, None, None], hu)
+    mask = torch.maximum(mask, stays[:, None].float())
+    bite = _ellipse(x, y, *_around(uniform(-math.pi, math.pi), 1.05), uniform(0.15, 0.5), uniform(0.15, 0.5))
+    mask = mask * (1.0 - bite * sometimes(0.1).float()[:, None, None])[:, None]
+    # A field of view that cuts.
+    angle = uniform(-math.pi, math.pi)
+    depth = torch.where(sometimes(0.15), uniform(0.3, 1.0), torch.tensor(9.0))
+    across = x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None]
+    mask = mask * (across < depth[:, None, None]).float()[:, None]
+
+    low, high = uniform(-200.0, 0.0), uniform(120.0, 550.0)
+    image = ((hu - low[:, None, None, None]) / (high - low)[:, None, None, None]).clamp(0.0, 1.0)
+    image = image ** normal(0.35).exp()[:, None, None, None]
+    image = image * _smooth(normal(0.12, 1, 4, 4)).exp()
+    blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
+    part = torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(count))
+    image = image + part[:, None, None, None] * (blurred - image)
+    strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
+    noise = torch.randn(count, 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
+    image = (image + noise).clamp(0.0, 1.0)
+    # Metal, missing values, no image at all: then the outline must do.
+    hole = _ellipse(x, y, uniform(-1, 1), uniform(-1, 1), uniform(0.1, 0.4), uniform(0.1, 0.4)) > 0.5
+    filled = (sometimes(0.5).float())[:, None, None]
+    image = torch.where((hole & sometimes(0.08)[:, None, None])[:, None], filled[:, None], image)
+    image = torch.where(sometimes(0.05)[:, None, None, None], torch.zeros_like(image), image)
+    return image * mask, mask
+
+
+def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Views ``(N, 2, S, S)`` as the network gets them, angles ``(N,)``, mirrored or not ``(N,)``.
+
+    Each row's picture is seen :data:`VIEWS` times: as a body comes, at any angle, and nearly upright, as
+    after a look; as it is and in the mirror.
+    """
+    image, mask = picture(slabs, rows, generator)
+    image, mask = torch.cat([image, image.flip(3)]), torch.cat([mask, mask.flip(3)])
+    image, mask = image.repeat(VIEWS // 2, 1, 1, 1), mask.repeat(VIEWS // 2, 1, 1, 1)
+    count = len(image)
+    mirrored = (torch.arange(count) // len(rows)) % 2
+    any_angle = (torch.rand(count, generator=generator) * 2.0 - 1.0) * math.pi
+    small = torch.randn(count, generator=generator) * AFTER_A_LOOK
+    angle = torch.where(torch.arange(count) < count // 2, any_angle, small)
+    return views(image, mask, -angle), angle, mirrored.float()
+
+
+def turned_pictures(
+    slabs: Slabs, rows: Tensor, *, randomized: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slices of one patient turned by one angle of any size, and moved a little, to try a network on.
+
+    Args:
+        slabs: where from.
+        rows: which slices.
+        randomized: disturbed as in training, all alike; else as they are, in a window of soft tissue.
+        seed: of all that is random.
+
+    Returns:
+        Images in [0, 1] and masks ``(N, 1, S, S)``, and the angles ``(N,)`` at which the patients lie.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if randomized:
+        image, mask = picture(slabs, rows, generator, alike=True)
+        lies = torch.zeros(len(rows))
+    else:
+        low, high = SOFT_TISSUE_HU
+        mask = slabs.mask[rows].float()[:, None]
+        image = ((hounsfield(slabs.hu[rows])[:, None] - low) / (high - low)).clamp(0.0, 1.0) * mask
+        lies = slabs.roll[rows]
+    angle = (torch.rand(1, generator=generator) * 2.0 - 1.0).expand(len(rows)) * math.pi
+    shift = ((torch.rand(1, 2, generator=generator) * 2.0 - 1.0) * 0.1).expand(len(rows), 2)
+    pose = torch.cat([-angle[:, None], torch.zeros(len(rows), 2), shift], dim=1)
+    both = warp(torch.cat([image, mask], dim=1), matrix_from_pose(pose), (image.shape[2], image.shape[3]))
+    return both[:, :1], both[:, 1:], lies + angle
+
+
+class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Batch number ``i`` of a run, the same on any machine."""
+
+    def __init__(self, slabs: Slabs, seed: int, steps: int, pictures: int) -> None:
+        self.slabs, self.seed, self.steps, self.pictures = slabs, seed, steps, pictures
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        rows = torch.randint(0, len(self.slabs.roll), (self.pictures,), generator=generator)
+        return batch(self.slabs, rows, generator)
+
+
+def _deformation(
+    roll: Tensor,
+    uniform: Callable[..., Tensor],
+    normal: Callable[..., Tensor],
+    sometimes: Callable[..., Tensor],
+) -> Tensor:
+    """Sampling grid ``(N, DEFORMED, DEFORMED, 2)`` in kept pictures: upright, of another build, bent."""
+    count = len(roll)
+    x, y = (c.expand(count, DEFORMED, DEFORMED) for c in _coordinates(DEFORMED))
+    bent = _smooth(normal(0.035, 2, 5, 5)) + _smooth(normal(0.012, 2, 12, 12))
+    x, y = x + bent[:, 0], y + bent[:, 1]
+    # Fat: what lies inside shrinks toward the middle while the skin stays.
+    radius = (x.square() + y.square()).sqrt().clamp(min=1e-3)
+    power = torch.where(sometimes(0.5), uniform(0.55, 1.15), torch.ones(count))[:, None, None]
+    factor = radius.clamp(max=1.3) ** (power - 1.0)
+    x, y = x * factor, y * factor
+    # A belly: the front is drawn forwards.
+    belly = torch.where(sometimes(0.4), uniform(0.0, 0.45), torch.zeros(count))[:, None, None]
+    y = torch.where(y < 0.1, 0.1 + (y - 0.1) / (1.0 + belly), y)
+    build = normal(0.1)[:, None, None]
+    x, y = x * build.exp(), y * (-build).exp()
+    cos, sin = roll.cos()[:, None, None], roll.sin()[:, None, None]
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) / KEPT_REACH
+
+
+def _smooth(coarse: Tensor) -> Tensor:
+    """A smooth field ``(N, C, DEFORMED, DEFORMED)`` through coarse values ``(N, C, n, n)``, bicubic."""
+    # One small product for each axis: many times faster than interpolating every field on its own.
+    n = coarse.shape[-1]
+    weights = F.interpolate(torch.eye(n)[None, :, None], (1, DEFORMED), mode="bicubic", align_corners=False)[
+        0, :, 0
+    ]
+    return weights.T @ coarse @ weights
+
+
+def _coordinates(size: int) -> tuple[Tensor, Tensor]:
+    """Pixel centers in radii of the body's disc, over the deformed picture: ``(1, S, S)`` each."""
+    line = ((2.0 * torch.arange(size) + 1.0) / size - 1.0) * KEPT_REACH
+    return line[None, None, :].expand(1, size, size), line[None, :, None].expand(1, size, size)
+
+
+def _around(angle: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    return radius * angle.cos(), radius * angle.sin()
+
+
+def _ellipse(x: Tensor, y: Tensor, cx: Tensor, cy: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    inside = ((x - cx[:, None, None]) / a[:, None, None]).square() + (
+        (y - cy[:, None, None]) / b[:, None, None]
+    ).square()
+    return (inside < 1.0).float()

@@ -1,0 +1,96 @@
+"""The slices from which the shipped roll network learns, drawn once and kept, resumable."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.data.body import body_mask
+from isopose.files import replacing
+from isopose.geometry.moments import moments
+from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.warp import warp
+from isopose.parallel import Progress, in_order
+from isopose.phantom.randomized import sample_slab
+
+#: Rendered pixels, kept pixels, and half the kept side in radii of the disc of the body's area.
+RENDERED, KEPT, KEPT_REACH = 128, 128, 2.0
+#: HU are kept as bytes: from this value in these steps.
+LOWEST_HU, STEP_HU = -300.0, 4.0
+BODY_HU = -250.0
+
+
+@dataclass(frozen=True)
+class Slabs:
+    """Bodies as they lie, centered and of one size.
+
+    Args:
+        hu: ``(N, S, S)`` bytes, see :func:`hounsfield`.
+        mask: ``(N, S, S)`` booleans.
+        roll: ``(N,)`` radians.
+        patient: ``(N,)`` index.
+    """
+
+    hu: Tensor
+    mask: Tensor
+    roll: Tensor
+    patient: Tensor
+
+    def of(self, rows: Tensor) -> "Slabs":
+        """Some slices only: booleans or indices."""
+        return Slabs(self.hu[rows], self.mask[rows], self.roll[rows], self.patient[rows])
+
+
+def hounsfield(hu: Tensor) -> Tensor:
+    """Float32 HU of kept bytes."""
+    return hu.float() * STEP_HU + LOWEST_HU
+
+
+def draw_slabs(
+    folder: Path,
+    seed: int,
+    patients: Sequence[int],
+    slices: int,
+    workers: int,
+    progress: Progress | None = None,
+) -> Slabs:
+    """Draw the slabs of some patients, or read those that were drawn before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make = partial(_drawn, folder, seed, slices)
+    parts = list(
+        in_order(make, patients, name=lambda index: f"patient {index}", workers=workers, progress=progress)
+    )
+    loaded = [np.load(path) for path in parts]
+    hu, mask, roll = (np.concatenate([part[name] for part in loaded]) for name in ("hu", "mask", "roll"))
+    patient = np.concatenate(
+        [np.full(len(part["roll"]), index) for index, part in zip(patients, loaded, strict=True)]
+    )
+    return Slabs(*(torch.from_numpy(array) for array in (hu, mask, roll, patient)))
+
+
+def _drawn(folder: Path, seed: int, slices: int, index: int) -> Path:
+    path = folder / f"{seed}_{index:05d}_{slices}.npz"
+    if not path.exists():
+        slab = sample_slab(seed, index, slices=slices, size=RENDERED)
+        found = body_mask(slab.volume, BODY_HU)
+        keep = found.any(axis=(1, 2))
+        mask = torch.from_numpy(found[keep]).float()[:, None]
+        hu = torch.from_numpy(slab.volume.array[keep].astype(np.float32))[:, None]
+        of = moments(mask)
+        radius = (KEPT_REACH * (4.0 * mask.mean(dim=(1, 2, 3)) / np.pi).sqrt()).log()[:, None]
+        theta = matrix_from_pose(torch.cat([torch.zeros_like(radius), radius, radius, of.center], dim=1))
+        inside = warp(mask, theta, (KEPT, KEPT))[:, 0] >= 0.5
+        seen = warp(hu, theta, (KEPT, KEPT), fill=-1000.0, mode="bicubic")[:, 0]
+        quantized = ((seen - LOWEST_HU) / STEP_HU).round().clamp(0, 255).to(torch.uint8)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                hu=quantized.numpy(),
+                mask=inside.numpy(),
+                roll=np.full(int(keep.sum()), slab.roll, np.float32),
+            )
+    return path

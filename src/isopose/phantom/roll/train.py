@@ -1,0 +1,87 @@
+"""Training of the roll network, resumable, the same on any machine of the same torch.
+
+The loss is the negative log likelihood of the known angle under the von Mises distribution whose
+concentration the network gives, so that it learns to know when it does not know.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import swa_utils
+from torch.utils.data import DataLoader, Subset
+
+from isopose.models.roll import RollNetwork
+from isopose.phantom.roll.pictures import Batches
+from isopose.progress import Reporter
+from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from isopose.training.losses import von_mises_loss
+
+#: Weight of telling mirrored slices, beside that of the angle.
+MIRROR_WEIGHT = 0.1
+#: What the running mean of the weights keeps at each step.
+RUNNING_MEAN = 0.998
+#: Part of the steps in which the learning rate rises; then it falls to 0 along a cosine.
+WARM_UP = 0.1
+WEIGHT_DECAY, MAX_NORM = 0.02, 5.0
+#: Steps after which the state is written.
+EPOCH = 250
+
+
+def train(
+    batches: Batches, *, rate: float, seed: int, workers: int, work: Path, reporter: Reporter
+) -> nn.Module:
+    """Train a network; what is returned is a running mean of the weights.
+
+    Args:
+        batches: one for each step.
+        rate: largest learning rate.
+        seed: of the first weights.
+        workers: processes that draw pictures ahead.
+        work: folder of the checkpoint, from which an interrupted run goes on.
+        reporter: where progress goes.
+    """
+    torch.manual_seed(seed)
+    network = RollNetwork()
+    mean = swa_utils.AveragedModel(
+        network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(RUNNING_MEAN), use_buffers=True
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+    checkpoint, progress, steps = work / "checkpoint.safetensors", Progress(), len(batches)
+    if checkpoint.exists():
+        progress, last, running = load_checkpoint(checkpoint, optimizer)
+        network.load_state_dict(last)
+        mean.load_state_dict(running)
+    done = min(progress.epoch * EPOCH, steps)
+    loader = DataLoader(Subset(batches, range(done, steps)), batch_size=None, num_workers=workers)
+    total = torch.zeros(())
+    with reporter.stage("roll", math.ceil(steps / EPOCH), EPOCH, progress.epoch) as report:
+        for step, (seen, angle, mirrored) in enumerate(loader, start=done):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * schedule(step / steps)
+            out = network(seen)
+            loss = von_mises_loss(out[:, :2], angle)
+            loss = loss + MIRROR_WEIGHT * F.binary_cross_entropy_with_logits(out[:, 2], mirrored)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
+            optimizer.step()
+            mean.update_parameters(network)
+            total += loss.detach()
+            report.step()
+            if (step + 1) % EPOCH == 0 or step + 1 == steps:
+                progress.epoch += 1
+                progress.history.append({"epoch": progress.epoch, "loss": float(total) / EPOCH})
+                save_checkpoint(checkpoint, progress, network.state_dict(), mean.state_dict(), optimizer)
+                report.epoch(progress.history[-1])
+                total.zero_()
+    return mean.module.eval()
+
+
+def schedule(part: float) -> float:
+    """The learning rate's factor after a part (0 to 1) of all steps."""
+    if part < WARM_UP:
+        return 0.04 + 0.96 * part / WARM_UP
+    return 0.5 * (1.0 + math.cos(math.pi * (part - WARM_UP) / (1.0 - WARM_UP)))

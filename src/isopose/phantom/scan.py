@@ -1,0 +1,139 @@
+"""How one patient is scanned: field of view, slices, dose, table, arms, blanket."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from isopose.phantom.anatomy import Anatomy
+from isopose.phantom.outline import COS, SIN
+from isopose.phantom.pose import Pose
+
+#: Pixel sizes in mm of a 512 matrix, as in the paper's cohort.
+FINEST_MM, COARSEST_MM = 0.35, 0.95
+THINNEST_MM, THICKEST_MM = 1.0, 5.0
+LEAST_MARGIN_MM = 5.0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The grid and what lies on it besides the patient.
+
+    Args:
+        size: columns and rows.
+        slices: number of slices.
+        pixel: mm.
+        thickness: mm, also the distance between slices unless that is given.
+        origin: ``(3,)`` LPS mm of the first voxel's center; the axes are LPS.
+        arms: ``"beside"`` the body (in the field) or ``"above"`` (out of it).
+        arm_gap: mm between body and arm, left and right.
+        noise_hu: sd of the noise in the patient's middle.
+        table_gap: mm between the lowest point of the body and the table.
+        table_radius: mm, how strongly the table is curved.
+        mattress: whether a thin mat lies on the table.
+        blanket: mm that a blanket lies above the body, None for none.
+        distance: mm between the middles of neighboring slices, None for their thickness.
+    """
+
+    size: int
+    slices: int
+    pixel: float
+    thickness: float
+    origin: tuple[float, float, float]
+    arms: str
+    arm_gap: tuple[float, float]
+    noise_hu: float
+    table_gap: float
+    table_radius: float
+    mattress: bool
+    blanket: float | None
+    distance: float | None = None
+
+    @property
+    def world_from_index(self) -> np.ndarray:
+        """``(4, 4)`` from (x, y, z) indices to LPS mm."""
+        matrix = np.diag([self.pixel, self.pixel, self.distance or self.thickness, 1.0])
+        matrix[:3, 3] = self.origin
+        return matrix
+
+    def slice_matrix(self, index: int, part: float = 0.0) -> np.ndarray:
+        """``(4, 4)`` like ``world_from_index``, with plane 0 at a slice and a part of its thickness above."""
+        matrix = self.world_from_index
+        matrix[2, 3] += index * matrix[2, 2] + part * self.thickness
+        return matrix
+
+
+def sample_scan(
+    rng: np.random.Generator, anatomy: Anatomy, pose: Pose, size: int, slices: int | None
+) -> Scan:
+    """Choose field, slices and surroundings so that both kidneys and the tumor are covered.
+
+    Args:
+        rng: source of all variation.
+        anatomy: the patient.
+        pose: how the patient lies.
+        size: matrix; pixel sizes of 0.35 to 0.95 mm hold at 512 and grow by 512 / size.
+        slices: number of slices, or None to let thickness (1 to 5 mm) and range decide. If given, the margins
+            above and below are trimmed to 5 mm before the thickness exceeds 5 mm, which it does only where
+            even that does not cover the kidneys; the range is never cut into them.
+    """
+    corners = rim(anatomy) @ pose.rotation.T + np.array(pose.offset)
+    half = float(np.abs(corners[:, :2]).max())
+    field = 2.0 * half * rng.uniform(1.04, 1.30)
+    arms = "beside" if rng.random() < 0.4 else "above"
+    if arms == "beside":
+        field = max(field, 2.0 * half + 2.0 * anatomy.size.arm * rng.uniform(0.5, 2.2))
+    pixel = float(np.clip(field / 512.0, FINEST_MM, COARSEST_MM)) * 512.0 / size
+    points = landmarks(anatomy) @ pose.rotation.T + np.array(pose.offset)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    margins = anatomy.size.level * rng.uniform(0.7, 2.0, 2) + LEAST_MARGIN_MM
+    thickness = float(rng.uniform(THINNEST_MM, THICKEST_MM))
+    if slices is None:
+        count = int(np.ceil((high - low + margins.sum()) / thickness))
+    else:
+        count = slices
+        spare = max(THICKEST_MM * count - (high - low), 2.0 * LEAST_MARGIN_MM)
+        extra = margins - LEAST_MARGIN_MM
+        trim = (spare - 2.0 * LEAST_MARGIN_MM) / float(extra.sum())
+        margins = LEAST_MARGIN_MM + extra * min(1.0, trim)
+        thickness = max(THINNEST_MM, (high - low + float(margins.sum())) / count)
+    middle = 0.5 * (low - margins[0] + high + margins[1])
+    # Quantum noise: thin slices and large bodies are noisier at a given dose; the scanner makes up for part.
+    noise = float(np.exp(rng.uniform(np.log(6.0), np.log(15.0)))) * (2.5 / thickness) ** 0.25
+    edge = -0.5 * (size - 1) * pixel
+    return Scan(
+        size=size,
+        slices=count,
+        pixel=pixel,
+        thickness=thickness,
+        origin=(edge, edge, middle - 0.5 * (count - 1) * thickness),
+        arms=arms,
+        arm_gap=(float(rng.uniform(1.0, 25.0)), float(rng.uniform(1.0, 25.0))),
+        noise_hu=float(np.clip(noise * (anatomy.size.width / 200.0) ** 0.4, 5.0, 24.0)),
+        table_gap=float(rng.uniform(0.0, 6.0) if rng.random() < 0.6 else rng.uniform(6.0, 20.0)),
+        table_radius=float(rng.uniform(320.0, 600.0)),
+        mattress=bool(rng.random() < 0.5),
+        blanket=float(rng.uniform(2.0, 10.0)) if rng.random() < 0.25 else None,
+    )
+
+
+def rim(anatomy: Anatomy) -> np.ndarray:
+    """``(n, 3)`` points of the skin around the kidneys, canonical mm."""
+    rings = []
+    for z in np.linspace(-2.0, 3.0, 6) * anatomy.size.level:
+        skin = anatomy.trunk.at(z).skin[::16]
+        rings.append(np.stack([skin * COS[::16], skin * SIN[::16], np.full(len(skin), z)], axis=1))
+    return np.concatenate(rings)
+
+
+def landmarks(anatomy: Anatomy) -> np.ndarray:
+    """``(n, 3)`` points on the surfaces of kidneys (after growth) and tumor, canonical mm."""
+    rng = np.random.default_rng(0)  # directions on a sphere; fixed, so it is no source of variation
+    unit = rng.standard_normal((200, 3))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    mass = anatomy.tumor.mass
+    points = [mass.center + unit * mass.radius * mass.stretch * (1.0 + mass.lobulation)]
+    for kidney in anatomy.kidneys:
+        own = unit * kidney.axes
+        own[:, 0] += 0.30 * kidney.axes[0] * (own[:, 2] / kidney.axes[2]) ** 2
+        points.append(mass.after(kidney.center + own @ kidney.frame))
+    return np.concatenate(points)

@@ -1,0 +1,177 @@
+"""One transverse section through the patient: coordinates, windows and the canvas that is painted on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from isopose.phantom.anatomy import Anatomy
+from isopose.phantom.outline import BINS, Outline
+from isopose.phantom.shapes import inside
+
+Window = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Canonical coordinates of the pixels of one plane, in mm, float32 ``(rows, columns)``.
+
+    Args:
+        x: canonical coordinates; ``y`` and ``z`` likewise.
+        grown: where the tissue of each pixel lay before the tumor grew (kidneys, which do not wobble).
+        warped: where the soft tissue of each pixel lay before the tumor grew and before the organs' wobble.
+        radius: distance from the canonical axis.
+        bin: index into the outline's tables.
+        outline: the trunk's curves at this height.
+        canonical_from_index: ``(4, 4)``, the inverse of the next.
+        index_from_canonical: ``(4, 4)`` to (column, row, plane) of these arrays, plane 0 being this one.
+        pixel: pixel size in mm.
+        plane_mm: distance between planes that ``index_from_canonical`` counts, in mm.
+        edge: width of a surface in mm.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+    grown: tuple[np.ndarray, np.ndarray, np.ndarray]
+    warped: tuple[np.ndarray, np.ndarray, np.ndarray]
+    radius: np.ndarray
+    bin: np.ndarray
+    outline: Outline
+    canonical_from_index: np.ndarray
+    index_from_canonical: np.ndarray
+    pixel: float
+    plane_mm: float
+    edge: float
+
+    def windows(self, centers: np.ndarray, radii: np.ndarray) -> np.ndarray:
+        """Pixel ranges of spheres: ``(n, 4)`` of first and last row, first and last column; empty if off."""
+        index = centers @ self.index_from_canonical[:3, :3].T + self.index_from_canonical[:3, 3]
+        height = np.abs(index[:, 2]) * self.plane_mm
+        reach = np.where(height < radii, radii, -1e9) / self.pixel
+        rows, columns = self.x.shape
+        low = np.floor(index[:, 1::-1] - reach[:, None]).clip(0, (rows, columns))
+        high = np.ceil(index[:, 1::-1] + reach[:, None] + 1).clip(0, (rows, columns))
+        return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1).astype(np.int64)
+
+    def window(self, center: np.ndarray, radius: float) -> Window | None:
+        """Pixel range of one sphere, or None where it does not meet the plane."""
+        return union(self.windows(np.asarray(center)[None], np.array([radius])))
+
+    def points(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Canonical coordinates in a window, as they are in the picture."""
+        return self.x[window], self.y[window], self.z[window]
+
+    def tissue(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coordinates of the tissue in a window, before growth and wobble."""
+        return self.warped[0][window], self.warped[1][window], self.warped[2][window]
+
+    def curve(self, table: np.ndarray, window: Window) -> np.ndarray:
+        """Radius of an outline's curve for the pixels of a window."""
+        return table[self.bin[window]]
+
+
+def union(ranges: np.ndarray) -> Window | None:
+    """The rectangle around pixel ranges, or None where all are empty."""
+    full = ranges[(ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2])]
+    if len(full) == 0:
+        return None
+    return slice(int(full[:, 0].min()), int(full[:, 1].max())), slice(
+        int(full[:, 2].min()), int(full[:, 3].max())
+    )
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """HU and the shares of kidney and tumor, float32 ``(rows, columns)``; ``cavity`` bounds soft organs."""
+
+    hu: np.ndarray
+    kidney: np.ndarray
+    tumor: np.ndarray
+    cavity: np.ndarray
+
+    def paint(self, window: Window, alpha: np.ndarray, value: np.ndarray | float) -> None:
+        """Cover a share ``alpha`` of each pixel with ``value``; what lay there before shrinks, labels too."""
+        hu = self.hu[window]
+        hu += alpha * (value - hu)
+        keep = 1.0 - alpha
+        self.kidney[window] *= keep
+        self.tumor[window] *= keep
+
+
+def make_section(
+    anatomy: Anatomy, canonical_from_index: np.ndarray, shape: tuple[int, int], pixel: float, edge: float
+) -> Section:
+    """Coordinates of one plane; plane 0 of ``canonical_from_index`` ``(4, 4)``, ``shape`` (rows, columns)."""
+    m = canonical_from_index
+    x, y, z = coordinates(m, (slice(0, shape[0]), slice(0, shape[1])))
+    middle = float(m[2] @ [0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0.0, 1.0])
+    before = anatomy.tumor.mass.before(x, y, z)
+    size = np.float32(anatomy.wobble_mm)
+    warped = [p + size * field.on_plane(m, shape) for p, field in zip(before, anatomy.wobble, strict=True)]
+    angle = (np.arctan2(y, x) + np.float32(np.pi)) * np.float32(BINS / (2.0 * np.pi))
+    return Section(
+        x=x,
+        y=y,
+        z=z,
+        grown=before,
+        warped=(warped[0], warped[1], warped[2]),
+        radius=np.hypot(x, y),
+        bin=np.minimum(angle.astype(np.int32), BINS - 1),
+        outline=anatomy.trunk.at(middle),
+        canonical_from_index=m,
+        index_from_canonical=np.linalg.inv(m),
+        pixel=pixel,
+        plane_mm=float(np.linalg.norm(m[:3, 2])),
+        edge=edge,
+    )
+
+
+def coordinates(
+    canonical_from_index: np.ndarray, window: Window
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Canonical coordinates of a window's pixels, float32."""
+    m = canonical_from_index
+    j = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None]
+    i = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :]
+    x, y, z = ((np.float32(m[a, 0]) * i + np.float32(m[a, 3])) + np.float32(m[a, 1]) * j for a in range(3))
+    return x, y, z
+
+
+def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
+    """Skin, fat, muscle wall and the cavity's fat, over ``hu`` (air and table), changed in place."""
+    whole = (slice(None), slice(None))
+    fat = anatomy.fat_hu
+    canvas = Canvas(hu, np.zeros_like(hu), np.zeros_like(hu), np.zeros_like(hu))
+    skin, muscle, cavity = (
+        section.curve(table, whole)
+        for table in (section.outline.skin, section.outline.muscle, section.outline.cavity)
+    )
+    thick = 1.0 + 0.012 * anatomy.size.width / 3.0
+    hu += inside(section.radius - skin, section.edge) * (25.0 - hu)
+    hu += inside(section.radius - (skin - thick), section.edge) * (fat - hu)
+    depth = (section.radius - cavity) / np.maximum(muscle - cavity, 0.5)
+    # Thin fat planes between the three muscles of the flank; behind, streaks between the muscles of the back.
+    flank = (np.abs(depth - 0.36) < 0.045) | (np.abs(depth - 0.68) < 0.045)
+    lateral = np.clip(4.0 - 6.0 * np.abs(section.y) / np.maximum(section.radius, 1.0), 0.0, 1.0)
+    planes = np.where(flank, 0.35 * anatomy.trunk.maturity * lateral, 0.0)
+    planes = np.maximum(planes, _back_planes(anatomy, section))
+    hu += inside(section.radius - muscle, section.edge) * (60.0 + planes * (fat - 60.0) - hu)
+    canvas.cavity[...] = inside(section.radius - cavity, section.edge)
+    hu += canvas.cavity * (fat + 6.0 - hu)
+    return canvas
+
+
+def _back_planes(anatomy: Anatomy, section: Section) -> np.ndarray:
+    """Fat around and between the long muscles of the back: 0 to 1, how much of a pixel it takes."""
+    size = anatomy.size
+    middle = float(section.z.mean())
+    front = 1.04 * anatomy.trunk.back_wall(middle)
+    back = float(section.outline.muscle[3 * BINS // 4])
+    half = 0.5 * (back - front)
+    width = 0.15 * size.width
+    x = (np.abs(section.x) - 0.09 * size.width - 0.5 * width) / width
+    y = (section.y - front - half) / max(half, 1.0)
+    around = np.abs(np.sqrt(x * x + y * y) - 1.0) * half
+    between = np.abs(x + 0.25 - 0.3 * y) * width
+    line = np.clip(0.9 - around / 1.1, 0.0, 1.0) + 0.5 * np.clip(0.8 - between, 0.0, 1.0) * (np.abs(y) < 0.8)
+    return np.where(section.y > front, line * (0.25 + 0.5 * anatomy.trunk.maturity), 0.0)

@@ -1,0 +1,243 @@
+"""A report as one HTML file that needs no network: tables, pictures and what they mean."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from isopose import __version__
+from isopose.evaluation.evaluate import Evaluation
+from isopose.evaluation.metrics import Scores
+from isopose.evaluation.summary import Comparison, badness
+from isopose.files import write_text
+from isopose.report.plots import score_against_age, score_dots
+from isopose.report.tables import (
+    Cell,
+    Column,
+    Table,
+    case_table,
+    comparison_table,
+    counts_table,
+    left_out,
+    overall_table,
+    strata_tables,
+)
+
+#: Scans below this Dice are listed as failures.
+FAILURE_DICE = 0.5
+
+#: What every report of this software has to say.
+LIMITS = (
+    "isopose is research software and not a medical device. Nothing here may guide a diagnosis or treatment.",
+    "Scores hold for scans like those that were scored, and for no others: check them on your own scans.",
+)
+
+#: What a report on synthetic patients has to say besides.
+PHANTOM_LIMITS = (
+    "The patients are phantoms: drawn from published growth and organ figures, not measured. Phantoms are "
+    "phantoms: a network that does well on them shows that the method works, not that it works on patients.",
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG or SVG that is stored within the report.
+
+    Args:
+        data: the file's bytes.
+        alt: what it shows, for who cannot see it.
+        caption: what to read below it.
+
+    Raises:
+        ValueError: neither PNG nor SVG, or no alternative text.
+    """
+
+    data: bytes
+    alt: str
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.alt.strip():
+            raise ValueError("a picture in a report needs a text that says what it shows")
+        _ = self.kind
+
+    @property
+    def kind(self) -> str:
+        """MIME type."""
+        if self.data.startswith(b"\x89PNG\r\n\x1a\n"):
+            return "image/png"
+        if self.data.lstrip().startswith((b"<svg", b"<?xml")):
+            return "image/svg+xml"
+        raise ValueError("a picture in a report has to be PNG or SVG")
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        return f"data:{self.kind};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Args:
+        title: heading.
+        text: paragraphs before the tables.
+        tables: tables.
+        pictures: pictures after the tables.
+        notices: warnings that are set off, before the tables.
+        notes: small print at the end.
+    """
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    notices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    lead: str | Sequence[str],
+    facts: Mapping[str, str],
+    sections: Sequence[Section],
+) -> None:
+    """Write a report; every text is escaped, so that a case's name cannot become markup.
+
+    Args:
+        path: HTML file to write.
+        title: heading of the page.
+        lead: one or more opening paragraphs.
+        facts: short names and values, shown as tiles.
+        sections: parts in order.
+    """
+    write_text(Path(path), report_html(title=title, lead=lead, facts=facts, sections=sections))
+
+
+def report_html(
+    *, title: str, lead: str | Sequence[str], facts: Mapping[str, str], sections: Sequence[Section]
+) -> str:
+    """The page of :func:`write_report` as text; the same input gives the same text."""
+    environment = Environment(
+        loader=PackageLoader("isopose.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    paragraphs = (lead,) if isinstance(lead, str) else tuple(lead)
+    template = environment.get_template("report.html.jinja")
+    return template.render(title=title, lead=paragraphs, facts=dict(facts), sections=tuple(sections))
+
+
+def write_evaluation_report(path: Path, evaluation: Evaluation) -> None:
+    """Write the report on an evaluation alone; the same evaluation gives the same bytes."""
+    patients = {case.patient for case in evaluation.cases}
+    write_report(
+        path,
+        title="Scores",
+        lead="How well predicted labels agree with reference labels, in 3D on each scan's own grid.",
+        facts={
+            "Scans": str(len(evaluation.cases)),
+            "Patients": str(len(patients)),
+            "Targets": ", ".join(evaluation.targets),
+            "Tolerance of the surface Dice": f"{evaluation.tolerance_mm:g} mm",
+            "isopose": __version__,
+        },
+        sections=(*evaluation_sections(evaluation), limits_section()),
+    )
+
+
+def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
+    """Scores of all patients, by age and size where known, failures, and every scan."""
+    dots = Picture(
+        score_dots(evaluation),
+        f"Dice of each of {len(evaluation.cases)} scans per target; the values are in the tables below.",
+        "A dot is one scan; the box holds the middle half of them, the bar is the median. A square is a "
+        "structure that was missed or falsely found.",
+    )
+    scores = Section(
+        "Scores",
+        tables=(overall_table(evaluation), counts_table(evaluation)),
+        pictures=(dots,),
+        notices=left_out(evaluation),
+    )
+    strata = strata_tables(evaluation)
+    plot = score_against_age(evaluation)
+    by_group = Section(
+        "By age and body size",
+        tables=strata,
+        pictures=(
+            (Picture(plot, "Dice of each scan over age, one panel per target; values as in the table."),)
+            if plot
+            else ()
+        ),
+    )
+    every = Section(
+        "Every scan",
+        text=("Worst first; choose a heading to sort by it.",),
+        tables=tuple(case_table(evaluation, target) for target in evaluation.targets),
+    )
+    return (scores, *((by_group,) if strata else ()), failures_section(evaluation), every)
+
+
+def failures_section(evaluation: Evaluation, dice: float = FAILURE_DICE) -> Section:
+    """Structures that were missed, falsely found, or outlined with a Dice below a limit; worst first."""
+
+    def failed(scores: Scores) -> bool:
+        return scores.dice is not None and (scores.dice < dice or scores.outcome == "false alarm")
+
+    found = [
+        (case, target)
+        for case in evaluation.cases
+        for target in evaluation.targets
+        if failed(case.scores[target])
+    ]
+    found.sort(key=lambda entry: badness(entry[0].scores[entry[1]], "dice"), reverse=True)
+    rows: list[tuple[Cell, ...]] = []
+    for case, target in found:
+        scores = case.scores[target]
+        outcome = scores.outcome if scores.outcome != "scored" else "poor overlap"
+        rows.append(
+            (case.case, target, outcome, scores.dice, scores.hd95_mm, scores.prediction_ml, scores.truth_ml)
+        )
+    columns = (
+        Column("Case", text=True),
+        Column("Target", text=True),
+        Column("What happened", text=True),
+        Column("Dice", 3),
+        Column("HD95 (mm)", 1),
+        Column("Predicted (ml)", 1),
+        Column("Reference (ml)", 1),
+    )
+    rule = f"missed, falsely found, or outlined with a Dice below {dice:g}"
+    if not rows:
+        return Section("Failures", text=(f"No structure of any scan was {rule}.",))
+    return Section(
+        "Failures",
+        text=(f"Structures that were {rule}.",),
+        tables=(Table("Failures, worst first", columns, tuple(rows), sortable=True),),
+    )
+
+
+def comparison_section(
+    comparison: Comparison,
+    name_a: str,
+    name_b: str,
+    *,
+    title: str = "With and without homogenization",
+    text: tuple[str, ...] = (),
+) -> Section:
+    """Two evaluations of the same scans side by side, see :func:`isopose.evaluation.summary.compare`."""
+    return Section(title, text=text, tables=(comparison_table(comparison, name_a, name_b),))
+
+
+def limits_section(*, phantom: bool = False, more: tuple[str, ...] = ()) -> Section:
+    """What the report does not show; with ``phantom`` also what synthetic patients cannot show."""
+    return Section("Limits", text=(*LIMITS, *(PHANTOM_LIMITS if phantom else ()), *more))

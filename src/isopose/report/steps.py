@@ -1,0 +1,126 @@
+"""The picture of one scan's steps: input, body, homogenized, cropped, prediction in the crop, restored."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
+from isopose.geometry.volume import Volume
+from isopose.geometry.warp import compose, normalized_from_pixel, resize
+from isopose.inference.predict import Prediction, crop_probabilities
+from isopose.models.folder import Model
+from isopose.models.pipeline import frame_from_crop, most_probable
+from isopose.models.pose import POSE_SOURCES
+from isopose.report.figure import Steps, draw_steps
+
+#: Slices of a scan that are drawn.
+ROWS = 4
+_CORNERS = torch.tensor([[-1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
+
+
+def write_steps(
+    model: Model, volume: Volume, prediction: Prediction, path: Path, *, truth: Volume | None = None
+) -> None:
+    """Draw some slices of a scan: those with most predicted, evenly spread.
+
+    Args:
+        model: that predicted.
+        volume: the scan as read.
+        prediction: of it.
+        path: PNG.
+        truth: reference labels on the scan's grid, stored values, where known.
+    """
+    draw_steps(steps_of(model, volume, prediction, truth=truth), path, model.labels.names)
+
+
+@torch.inference_mode()
+def steps_of(
+    model: Model, volume: Volume, prediction: Prediction, *, truth: Volume | None = None, rows: int = ROWS
+) -> list[Steps]:
+    """The steps of some slices, see :func:`write_steps`."""
+    upright = volume.reoriented()
+    apply = volume.reorientation().apply
+    classes = model.labels.to_classes(apply(prediction.labels.array))
+    true_classes = None if truth is None else model.labels.to_classes(apply(truth.array))
+    return [
+        _slice(model, upright, prediction, classes, true_classes, int(z))
+        for z in chosen_slices(prediction, classes, true_classes, rows)
+    ]
+
+
+def chosen_slices(
+    prediction: Prediction, classes: np.ndarray, truth: np.ndarray | None, rows: int
+) -> np.ndarray:
+    """Slices worth looking at, head first: evenly spread over those that show a label, else the body."""
+    shown = prediction.slices.pose_source >= 0
+    marked = (classes > 0).any(axis=(1, 2)) if truth is None else (truth > 0).any(axis=(1, 2))
+    usable = np.flatnonzero(shown & marked)
+    if len(usable) < rows:
+        usable = np.flatnonzero(shown)
+    places = (np.arange(rows) + 0.5) / rows * len(usable)
+    return np.unique(usable[places.astype(int)])[::-1]
+
+
+def _slice(
+    model: Model,
+    upright: Volume,
+    prediction: Prediction,
+    classes: np.ndarray,
+    truth: np.ndarray | None,
+    z: int,
+) -> Steps:
+    pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.slices
+    device = pipeline.pose.reference_mask.device
+    image = torch.from_numpy(prepared.image[z])[None, None].to(device)
+    mask = torch.from_numpy(prepared.mask[z])[None, None].float().to(device)
+    pose = torch.from_numpy(records.pose[z])[None].to(device)
+    theta2 = torch.from_numpy(records.theta2[z])[None].to(device)
+    size = model.config.data.size
+    homogenized = pipeline.homogenize_scan(image, mask, pose, size)
+    theta = frame_from_crop(pose, theta2)
+    crop = pipeline.cut(image, theta)
+    reference = resize(pipeline.pose.reference_mask, (size, size))
+    slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
+    warnings = []
+    if model.config.pose_estimated and records.agreement[z] < model.config.predict.min_pose_dice:
+        warnings.append("low pose confidence")
+    if records.cut_off[z]:
+        warnings.append("cut off by the crop")
+    return Steps(
+        native=upright.array[z].astype(np.float32),
+        native_spacing_yx=(float(upright.spacing[1]), float(upright.spacing[0])),
+        frame_outline=_in_pixels(slice_from_homogenized, (upright.array.shape[1], upright.array.shape[2])),
+        homogenized=_plane(homogenized.image),
+        reference_mask=_plane(reference) >= 0.5,
+        crop_outline=_in_pixels(theta2[0], (size, size)),
+        cropped=_plane(crop),
+        crop_classes=most_probable(crop_probabilities(model, crop))[0].cpu().numpy(),
+        native_classes=classes[z],
+        native_truth=None if truth is None else truth[z],
+        frame_image=prepared.image[z],
+        frame_mask=prepared.mask[z],
+        heading=f"slice {z}",
+        lines=(
+            f"roll {math.degrees(records.pose[z, ANGLE]):+.1f}°",
+            "scale {:.2f} × {:.2f}".format(*np.exp(records.pose[z, [LOG_SCALE_X, LOG_SCALE_Y]])),
+            f"outline agrees {records.agreement[z]:.2f}",
+            f"pose: {POSE_SOURCES[records.pose_source[z]]}",
+            f"crop: {float(theta2[0, 0, 0]):.2f} of the frame",
+        ),
+        warnings=tuple(warnings),
+    )
+
+
+def _in_pixels(input_from_output: Tensor, shape: tuple[int, int]) -> np.ndarray:
+    """Corners of the output square in pixels of the input, ``(4, 2)`` as ``(x, y)``."""
+    pixel_from_normalized = torch.linalg.inv(normalized_from_pixel(shape)).to(input_from_output.device)
+    corners = compose(pixel_from_normalized, input_from_output) @ _CORNERS.T.to(input_from_output.device)
+    return corners[:2].T.cpu().numpy()
+
+
+def _plane(image: Tensor) -> np.ndarray:
+    plane: np.ndarray = image[0, 0].float().cpu().numpy()
+    return plane

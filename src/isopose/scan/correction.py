@@ -1,0 +1,244 @@
+"""Poses and crops that a person set by hand, in place of what STN1 and STN2 say of a scan.
+
+A correction holds for a scan, whatever its file is called, and outlives the model that it was made with: it
+says where the reference's outline lies in the scan's slices. What another reference, or another frame, is
+given is carried over.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from isopose.errors import InputError
+from isopose.files import hash_of, read_json, write_json
+from isopose.geometry.box import MIN_CROP, carried
+from isopose.geometry.frame import Frame
+from isopose.geometry.moments import moments, spread_along
+from isopose.geometry.pose import (
+    ANGLE,
+    LOG_SCALE_X,
+    LOG_SCALE_Y,
+    POSE_SIZE,
+    SHIFT_X,
+    matrix_from_pose,
+)
+
+FORMAT: Literal["isopose-correction/1"] = "isopose-correction/1"
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class SetPose:
+    """A pose set in one slice.
+
+    Args:
+        slice: index from the feet, after reorientation.
+        pose: five numbers, ``geometry/pose.py``, in the correction's frame and of its reference.
+    """
+
+    slice: Annotated[int, Field(ge=0)]
+    pose: Annotated[tuple[float, ...], Field(min_length=POSE_SIZE, max_length=POSE_SIZE)]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        if max(abs(value) for value in self.pose) > 10.0:
+            raise ValueError("expected radians, logarithms and half sides below 10")
+
+
+@dataclass(frozen=True)
+class SetCrop:
+    """A crop set in one slice: half its side and its center, in half sides of the homogenized frame."""
+
+    slice: Annotated[int, Field(ge=0)]
+    scale: Annotated[float, Field(ge=MIN_CROP, le=1.0)]
+    x: Annotated[float, Field(ge=-1.0, le=1.0)]
+    y: Annotated[float, Field(ge=-1.0, le=1.0)]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Where a reference's body lies in the homogenized frame: its center, and spread along x and y."""
+
+    center: tuple[float, float]
+    spread: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a person set for one scan; between the slices that were set it changes evenly, beyond them not.
+
+    Args:
+        image_sha256: of the scan, ``io/sources.py: hash_of_source``.
+        frame: in which the poses are.
+        reference: to whose outline they bring the scan.
+        poses: by ascending slice; none: the poses are as found.
+        crops: by ascending slice; none: the crops are as found, in the poses that were set.
+    """
+
+    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    frame: Frame
+    reference: Outline
+    poses: tuple[SetPose, ...] = ()
+    crops: tuple[SetCrop, ...] = ()
+    format: Literal["isopose-correction/1"] = FORMAT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        if not self.poses and not self.crops:
+            raise ValueError("expected a pose or a crop")
+        for kind in (self.poses, self.crops):
+            places = [one.slice for one in kind]
+            if places != sorted(set(places)):
+                raise ValueError("expected slices in ascending order, each once")
+        if not 0 < self.frame.fov_mm < 1e5 or self.frame.size < 1:
+            raise ValueError("expected a frame with a side")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        value: dict[str, Any] = _CORRECTION.dump_python(self, mode="json")
+        return value
+
+    @property
+    def sha256(self) -> str:
+        """Its identity in what is predicted with it."""
+        return hash_of(self.to_json())
+
+    def poses_at(self, slices: np.ndarray, frame: Frame, reference_mask: Tensor) -> Tensor | None:
+        """Poses ``(N, 5)`` of some slices; none where none was set.
+
+        Args:
+            slices: ``(N,)`` indices from the feet.
+            frame: in which the poses are wanted.
+            reference_mask: ``(1, 1, S, S)``, to which they shall bring the scan.
+        """
+        if not self.poses:
+            return None
+        own = self._set_poses(slices)
+        return _to_reference(_to_frame(own, self.frame, frame), self.reference, outline_of(reference_mask))
+
+    def crops_at(self, slices: np.ndarray, poses: Tensor, reference_mask: Tensor) -> Tensor | None:
+        """Crops ``(N, 3, 3)`` of some slices, homogenized from crop; none where none was set.
+
+        Args:
+            slices: ``(N,)`` indices from the feet.
+            poses: ``(N, 5)`` in which the crops are wanted; set, or else found.
+            reference_mask: to which the poses bring the scan.
+        """
+        if not self.crops:
+            return None
+        values = np.array([[np.log(one.scale), one.x, one.y] for one in self.crops])
+        scale, x, y = _between([one.slice for one in self.crops], values, slices).T
+        theta2 = torch.zeros(len(slices), 3, 3)
+        theta2[:, 0, 0] = theta2[:, 1, 1] = torch.from_numpy(np.exp(scale)).float()
+        theta2[:, 0, 2], theta2[:, 1, 2] = torch.from_numpy(x).float(), torch.from_numpy(y).float()
+        theta2[:, 2, 2] = 1.0
+        # Crops are seen in the poses that bring the scan to the correction's own reference.
+        seen_in = _to_reference(poses.cpu(), outline_of(reference_mask), self.reference)
+        if torch.equal(seen_in, poses.cpu()):
+            return theta2
+        return carried(theta2, matrix_from_pose(seen_in), matrix_from_pose(poses.cpu()))
+
+    def _set_poses(self, slices: np.ndarray) -> Tensor:
+        values = np.array([one.pose for one in self.poses])
+        values[:, ANGLE] = np.unwrap(values[:, ANGLE])
+        return torch.from_numpy(_between([one.slice for one in self.poses], values, slices)).float()
+
+
+_CORRECTION = TypeAdapter(Correction)
+
+
+def outline_of(reference_mask: Tensor) -> Outline:
+    """The outline of a reference ``(1, 1, S, S)``."""
+    of = moments(reference_mask)
+    spread = spread_along(of, torch.zeros_like(of.angle))[0].tolist()
+    return Outline((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
+
+
+def correction_from_json(value: Any, name: str) -> Correction:
+    """A correction from what :meth:`Correction.to_json` gave.
+
+    Args:
+        value: of any kind.
+        name: by which a message tells it.
+
+    Raises:
+        InputError: it is no correction.
+    """
+    try:
+        # As text, in whose strict reading lists stand for tuples.
+        return _CORRECTION.validate_json(json.dumps(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise InputError(
+            f"{name}: expected a correction ({FORMAT}), but {place}: {first['msg']}; set it again"
+        ) from None
+
+
+def write_correction(folder: Path, correction: Correction) -> Path:
+    """Write a correction under its scan's hash, in place of an earlier one; names no patient."""
+    path = correction_path(folder, correction.image_sha256)
+    write_json(path, correction.to_json())
+    return path
+
+
+def correction_path(folder: Path, image_sha256: str) -> Path:
+    """Where the correction of a scan is kept."""
+    return Path(folder) / f"{image_sha256[:16]}.json"
+
+
+def read_corrections(folder: Path) -> dict[str, Correction]:
+    """All corrections of a folder, by the scan's hash.
+
+    Raises:
+        InputError: no folder, a file that is none, or two of one scan; the message names the file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of corrections, as isopose serve keeps them")
+    found: dict[str, Correction] = {}
+    for path in sorted(folder.glob("*.json")):
+        correction = correction_from_json(read_json(path), str(path))
+        if correction.image_sha256 in found:
+            raise InputError(f"{path}: a second correction of the same scan; keep one")
+        found[correction.image_sha256] = correction
+    if not found:
+        raise InputError(f"{folder}: holds no correction (*.json)")
+    return found
+
+
+def _between(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Values ``(K, n)`` at ascending places, evenly between them, at the wanted ones: ``(N, n)``."""
+    return np.stack([np.interp(wanted, places, column) for column in values.T], axis=1)
+
+
+def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
+    """Poses of one frame as those of another one of the same scan."""
+    factor = old.fov_mm / new.fov_mm
+    center = [2.0 * (old.center_mm[axis] - new.center_mm[axis]) / new.fov_mm for axis in (0, 1)]
+    out = pose.clone()
+    out[:, LOG_SCALE_X : LOG_SCALE_Y + 1] += float(np.log(factor))
+    out[:, SHIFT_X:] = factor * pose[:, SHIFT_X:] + pose.new_tensor(center)
+    return out
+
+
+def _to_reference(pose: Tensor, old: Outline, new: Outline) -> Tensor:
+    """Poses that bring slices to one reference as those that bring them to another's center and size."""
+    if np.allclose([*old.center, *old.spread], [*new.center, *new.spread], atol=1e-6):
+        return pose
+    out = pose.clone()
+    ratio = pose.new_tensor(old.spread) / pose.new_tensor(new.spread)
+    out[:, LOG_SCALE_X : LOG_SCALE_Y + 1] += ratio.log()
+    before, after = matrix_from_pose(pose)[:, :2, :2], matrix_from_pose(out)[:, :2, :2]
+    out[:, SHIFT_X:] += before @ pose.new_tensor(old.center) - after @ pose.new_tensor(new.center)
+    return out

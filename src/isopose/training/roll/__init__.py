@@ -1,1 +1,0 @@
-"""How the roll network that ships with the package is made: ``python -m isopose.training.roll OUT``."""

@@ -1,0 +1,210 @@
+"""The exported graphs answer as the model does, in a runtime that knows nothing of it."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bright import bright_model, dice, scene
+from isopose.data.preprocess import prepare
+from isopose.errors import InputError
+from isopose.export.graphs import (
+    Normalize,
+    PoseGraph,
+    SegmentGraph,
+    VolumePoseGraph,
+    VolumeSegmentGraph,
+)
+from isopose.export.onnx import export_onnx
+from isopose.geometry.warp import compose
+from isopose.inference.predict import predict
+from isopose.inference.volumes import predict_volume
+from isopose.io.images import read_labels, write_image
+from isopose.labels import Labels
+from isopose.models.folder import Model
+from isopose.models.shipped import load_shipped
+from isopose.models.volume import VolumePipeline
+from scripts import ROOT, ran
+
+pytestmark = pytest.mark.long
+
+EXAMPLE = ROOT / "examples" / "onnx_without_torch.py"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """The shipped roll network, and a U-Net and a crop whose random answers are anything but even."""
+    made = bright_model(
+        {
+            "pose": {"size": 32, "fill": None, "start": "anatomy", "learned": False, "per": "smooth"},
+            "unet": {"input": "half", "base_features": 4},
+            "predict": {"precision": "32-true", "crop_border": 0},
+        },
+        real_unet=True,
+        crop_start=(-0.7, -0.6, 0.5, 0.6),
+    )
+    generator = torch.Generator().manual_seed(4)
+    for part in (made.pipeline.crop.localization, made.pipeline.unet.outputs):
+        for weight in part.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    load_shipped(made.pipeline.pose.roll)
+    return made
+
+
+@pytest.fixture(scope="module")
+def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    export_onnx(model, folder)
+    return folder
+
+
+def frames(model: Model, slices: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In Hounsfield units, some of them beyond what is clipped."""
+    prepared = prepare(scene(slices=slices, roll=0.3).volume, model.fingerprint, model.config.data)
+    image, mask = (torch.from_numpy(array)[:, None].float() for array in (prepared.image, prepared.mask))
+    intensity = model.fingerprint.intensity
+    hu = image * intensity.sd + intensity.mean
+    hu = torch.where(image <= prepared.air, hu - 300.0, hu)
+    return hu, mask, torch.arange(slices) * prepared.spacing[2]
+
+
+@pytest.mark.parametrize("slices", [3, 7, 40])
+def test_graphs_answer_as_pytorch_does(model: Model, exported: Path, slices: int) -> None:
+    import onnxruntime
+
+    image, mask, z_mm = frames(model, slices)
+    with torch.inference_mode():
+        theta, confidence = PoseGraph(model)(image, mask, z_mm)
+        labels, expected = SegmentGraph(model)(image, theta)
+    session = onnxruntime.InferenceSession(exported / "poses.onnx")
+    given = {"hu": image.numpy(), "mask": mask.numpy(), "z_mm": z_mm.numpy()}
+    found_theta, found_confidence = session.run(None, given)
+    np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
+    session = onnxruntime.InferenceSession(exported / "segment.onnx")
+    values, found = session.run(None, {"hu": image.numpy(), "frame_from_crop": theta.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    # But where two classes are as probable as each other.
+    assert (values == labels.numpy()).mean() > 0.999
+    np.testing.assert_array_equal(values, model.labels.to_values(found.argmax(axis=1)))
+    # What is compared says something: classes differ, and the crop is not the whole frame.
+    assert np.ptp(found[:, 1]) > 0.1
+    assert np.abs(found[:, 0] - 1.0).min() < 1e-6
+
+
+def test_the_graphs_normalize_as_preprocessing_does(model: Model) -> None:
+    hu = np.linspace(-2000, 3000, 101, dtype=np.float32)
+    expected = model.fingerprint.intensity.normalize(hu)
+    found = Normalize(model.fingerprint.intensity)(torch.from_numpy(hu))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert np.ptp(expected) > 0
+
+
+def test_poses_and_crops_are_those_of_predict(model: Model, exported: Path) -> None:
+    from isopose.models.pipeline import frame_from_crop
+
+    image, mask, z_mm = frames(model, 12)
+    records = predict(model, scene(slices=12, roll=0.3).volume).slices
+    with torch.inference_mode():
+        theta, _ = PoseGraph(model)(image, mask, z_mm)
+    expected = frame_from_crop(torch.from_numpy(records.pose), torch.from_numpy(records.theta2))
+    torch.testing.assert_close(theta, expected, atol=1e-4, rtol=0)
+
+
+def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path) -> None:
+    told = json.loads((exported / "export.json").read_text())
+    assert told["labels"] == dict(model.labels.values)
+    assert told["classes"][0] == "background"
+    assert told["dims"] == 2
+    assert told["frame"]["size"] == model.config.data.size
+    assert told["model_sha256"] == model.weights_sha256
+
+
+def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:
+    """By a network that sees brightness, in poses by moments and a learned step."""
+    made = bright_model()
+    # Named in another order than that of their values, which is that of the classes.
+    bright = replace(made, labels=Labels.create(dict(reversed(made.labels.values.items()))))
+    assert list(bright.labels.values) != list(bright.labels.names)
+    export_onnx(bright, tmp_path / "export")
+    shown = scene(slices=12, roll=0.3)
+    write_image(shown.volume, tmp_path / "scan.nii.gz")
+    files = [tmp_path / name for name in ("export", "scan.nii.gz", "labels.nii.gz")]
+    assert "least confidence in a pose" in ran("examples/onnx_without_torch.py", *files)
+    code = [line.strip() for line in EXAMPLE.read_text().split('"""')[2].splitlines()]
+    assert not any("torch" in line or "isopose" in line.split("#")[0] for line in code)
+    assert len([line for line in code if line and not line.startswith("#")]) <= 30
+    found = read_labels(tmp_path / "labels.nii.gz", like=shown.volume).array
+    for value in bright.labels.values.values():
+        assert dice(found == value, shown.truth == value) > 0.85
+
+
+@pytest.fixture(scope="module")
+def of_volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
+    """Finds bright masses, seen through a crop that is not the whole."""
+    made = bright_model(
+        {
+            "dims": 3,
+            "pose": {"per": "volume", "learned": False, "start": "moments"},
+            "predict": {"precision": "32-true", "crop_border": 0},
+        },
+        crop_start=(-0.9, -0.8, -0.9, 0.8, 0.9, 0.9),
+    )
+    folder = tmp_path_factory.mktemp("volumes")
+    export_onnx(made, folder)
+    return made, folder
+
+
+@pytest.mark.parametrize(("slices", "hidden"), [(4, 0), (9, 0), (30, 12)])
+def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
+    of_volumes: tuple[Model, Path], slices: int, hidden: int
+) -> None:
+    """Some of the slices show no body, although there is something bright."""
+    import onnxruntime
+
+    model, folder = of_volumes
+    volume = scene(slices=slices, roll=0.3).volume
+    prepared = prepare(volume, model.fingerprint, model.config.data)
+    record = predict_volume(model, volume).record
+    intensity = model.fingerprint.intensity
+    hu = torch.from_numpy(prepared.image * intensity.sd + intensity.mean)[:, None].float()
+    mask = torch.from_numpy(prepared.mask)[:, None].float()
+    mask[:hidden] = 0.0
+    shown = torch.from_numpy(np.flatnonzero(mask.flatten(1).any(dim=1)))
+    apart = torch.tensor([prepared.spacing[2] / prepared.frame.fov_mm], dtype=torch.float32)
+    with torch.inference_mode():
+        theta, confidence = VolumePoseGraph(model)(hu, mask, shown, apart)
+        labels, expected = VolumeSegmentGraph(model)(hu, shown, theta)
+    session = onnxruntime.InferenceSession(folder / "poses.onnx")
+    given = {"hu": hu.numpy(), "mask": mask.numpy(), "shown": shown.numpy(), "apart": apart.numpy()}
+    found_theta, found_confidence = session.run(None, given)
+    np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
+    session = onnxruntime.InferenceSession(folder / "segment.onnx")
+    given = {"hu": hu.numpy(), "shown": shown.numpy(), "stack_from_crop": theta.numpy()}
+    values, found = session.run(None, given)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    assert (values == labels.numpy()).mean() > 0.999
+    assert set(np.unique(values)) == {0, *model.labels.values.values()}
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+    assert not values[:hidden].any()
+    if not hidden:
+        stack = prepared.frame.stack_from_frame(prepared.shape[0], prepared.spacing[2])
+        pipeline = model.pipeline
+        assert isinstance(pipeline, VolumePipeline)
+        homogenized = pipeline.stack_from_homogenized(torch.from_numpy(record.pose)[None], stack)
+        predicted = compose(homogenized, torch.from_numpy(record.theta2)[None])
+        torch.testing.assert_close(theta, predicted, atol=1e-5, rtol=0)
+
+
+def test_without_the_extra_one_line_names_it(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"isopose\[onnx\]"):
+        export_onnx(model, tmp_path / "export")
+    assert not (tmp_path / "export").exists()

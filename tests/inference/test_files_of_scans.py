@@ -1,0 +1,425 @@
+import gzip
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+
+from bright import bright_model, scene
+from io_helpers import dicom_slice, save, write_series
+from isopose.config import PredictConfig
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.inference import files as scans_module
+from isopose.inference.files import Scan, find_scans, predict_scans
+from isopose.io.images import read_labels, read_volume, write_image
+from isopose.io.results.formats import choose_formats
+from isopose.io.sources import hash_of_source
+from isopose.labels import Labels
+from isopose.progress import Silent, Terminal
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+
+
+@pytest.fixture(scope="module")
+def series(real_ct, tmp_path_factory):
+    """A real series under a patient's name, planted in every field that holds text, and made small."""
+    folder = tmp_path_factory.mktemp("dicom") / "scan"
+    folder.mkdir()
+    for number, file in enumerate(sorted((real_ct / "dicom-series").iterdir())):
+        data = pydicom.dcmread(file)
+        data.PatientName, data.PatientID = "Zzyzx^Quentin", "PID-90210"
+        data.PatientBirthDate, data.InstitutionName = "20110203", "Hospital of Zzyzx"
+        data.StudyDescription = data.SeriesDescription = data.PatientComments = "Zzyzx Quentin"
+        data.save_as(folder / f"{number:03d}.dcm")
+    return folder
+
+
+def run(
+    model, inputs, output, *, probabilities=False, steps=False, reporter=None, formats=("nifti",), series=None
+):
+    return predict_scans(
+        model,
+        find_scans(inputs, series),
+        output,
+        probabilities=probabilities,
+        steps=steps,
+        reporter=reporter or Silent(),
+        formats=formats,
+    )
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
+    scan = touch(tmp_path / "one" / "child_0000.nii.gz")
+    for name in ("b_0000.nii.gz", "a.nrrd", "c.MHA", "notes.txt", ".hidden.nii.gz", "d.json"):
+        touch(tmp_path / "many" / name)
+    (tmp_path / "many" / "sub").mkdir()
+    touch(tmp_path / "CT series" / "0001.dcm")
+    single = touch(tmp_path / "multi.DCM")
+    odd = touch(tmp_path / "CT.1.2.840")
+    found = find_scans([scan, tmp_path / "many", tmp_path / "CT series", single, odd])
+    assert found == [
+        Scan("child", scan),
+        Scan("a", tmp_path / "many" / "a.nrrd"),
+        Scan("b", tmp_path / "many" / "b_0000.nii.gz"),
+        Scan("c", tmp_path / "many" / "c.MHA"),
+        Scan("CT series", tmp_path / "CT series"),
+        Scan("multi", single),
+        Scan("CT.1.2.840", odd),
+    ]
+
+
+def test_names_that_would_meet_are_refused(tmp_path):
+    touch(tmp_path / "a" / "child_0000.nii.gz")
+    touch(tmp_path / "b" / "child.nrrd")
+    with pytest.raises(InputError, match="two inputs would be written as child; predict them in two runs"):
+        find_scans([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(InputError, match=r"nowhere\.nii\.gz: no such file or folder"):
+        find_scans([tmp_path / "nowhere.nii.gz"])
+
+
+def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path):
+    here = scene(slices=4)
+    stored = (here.volume.array + 1024).astype(np.uint16)
+    for name in ("mixed", "plain"):
+        write_series(tmp_path / name, stored, BitsStored=16, HighBit=15)
+    write_image(here.volume.with_array(here.truth.astype(np.uint8)), tmp_path / "mixed" / "mask.nii.gz")
+    mixed, plain = run(model, [tmp_path / "mixed", tmp_path / "plain"], tmp_path / "out")
+    assert mixed.record is None
+    assert mixed.problem.startswith(f"{tmp_path / 'mixed'}: holds both DICOM slices and mask.nii.gz; ")
+    assert plain.problem is None
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plain.json", "plain.nii.gz"]
+    # One of the slices chooses the series, and the answer is that of the series alone.
+    slices, _ = run(model, [tmp_path / "mixed" / "003.dcm", tmp_path / "plain"], tmp_path / "chosen")
+    assert slices.record["volumes_ml"] == plain.record["volumes_ml"]
+
+
+def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
+    touch(tmp_path / "series" / "0001.dcm")
+    monkeypatch.chdir(tmp_path / "series")
+    assert [scan.name for scan in find_scans([Path()])] == ["series"]
+
+
+def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
+    here = scene(roll=math.radians(20), slices=4, empty=(0,))
+    write_image(here.volume, tmp_path / "in" / "child_0000.nii.gz")
+    outcomes = run(model, [tmp_path / "in"], tmp_path / "out", probabilities=True, steps=True)
+    record = json.loads((tmp_path / "out" / "child.json").read_text())
+    assert outcomes[0].record == record
+    assert outcomes[0].problem is None
+
+    labels = read_labels(tmp_path / "out" / "child.nii.gz")
+    milliliter = float(np.prod(labels.spacing)) / 1000
+    assert record["volumes_ml"] == pytest.approx(
+        {
+            "kidney": (labels.array == 1).sum() * milliliter,
+            "tumor": (labels.array == 7).sum() * milliliter,
+            "kidney+tumor": (labels.array > 0).sum() * milliliter,
+        }
+    )
+    assert record["volumes_ml"]["tumor"] == pytest.approx(3 * math.pi * 11**2 * 6 / 1000, rel=0.1)
+    assert record["labels"] == {"kidney": 1, "tumor": 7}
+    assert record["model_sha256"] == model.weights_sha256
+    assert record["input_sha256"] == sha256(tmp_path / "in" / "child_0000.nii.gz")
+    assert record["warnings"] == []
+    assert record["frame"]["size"] == 128
+    assert record["frame"]["fov_mm"] == 230.0
+
+    assert [entry["slice"] for entry in record["slices"]] == [1, 2, 3]
+    for entry in record["slices"]:
+        assert entry["roll_degrees"] == pytest.approx(20, abs=2)
+        assert entry["scale_x"] == pytest.approx(1.0, abs=0.05)
+        assert entry["pose"][0] == pytest.approx(math.radians(entry["roll_degrees"]))
+        assert entry["pose"][1] == pytest.approx(math.log(entry["scale_x"]), abs=1e-6)
+        assert entry["homogenized_from_crop"] == np.eye(3).tolist()
+        assert entry["agreement"] > 0.95
+        assert (entry["pose_from"], entry["widened"], entry["cut_off"]) == ("moments", False, False)
+
+    parts = [
+        read_volume(tmp_path / "out" / "probabilities" / f"child_{name}.nii.gz")
+        for name in ("background", "kidney", "tumor")
+    ]
+    values = np.stack([part.array for part in parts])
+    np.testing.assert_allclose(values.sum(axis=0), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(np.array([0, 1, 7])[values.argmax(axis=0)], labels.array)
+    assert all(part.same_grid(labels, 1e-6) for part in parts)
+    assert (tmp_path / "out" / "steps" / "child.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "child.json",
+        "child.nii.gz",
+        "probabilities",
+        "steps",
+    ]
+
+
+def test_one_bad_scan_does_not_stop_the_rest(model, tmp_path, capsys):
+    write_image(scene(slices=1).volume, tmp_path / "in" / "z_good.nii.gz")
+    touch(tmp_path / "in" / "a_bad.nii.gz")
+    air = scene(slices=1, empty=(0,)).volume
+    write_image(air, tmp_path / "in" / "b_air.nii.gz")
+    outcomes = run(model, [tmp_path / "in"], tmp_path / "out", reporter=Terminal())
+    assert [(o.scan.name, o.record is not None) for o in outcomes] == [
+        ("a_bad", False),
+        ("b_air", False),
+        ("z_good", True),
+    ]
+    assert "a_bad.nii.gz" in outcomes[0].problem
+    assert "no body found" in outcomes[1].problem
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["z_good.json", "z_good.nii.gz"]
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "[3/3] z_good" in told.err
+    assert told.err.count("error: ") == 2
+
+
+def test_every_problem_names_its_scan(model, tmp_path):
+    write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "b_air.nii.gz")
+    write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "c_air.nii.gz")
+    for outcome in run(model, [tmp_path / "in"], tmp_path / "out"):
+        assert outcome.scan.name in outcome.problem
+
+
+def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
+    scan, output = tmp_path / "child.nii.gz", tmp_path / "out"
+    write_image(scene(slices=2).volume, scan)
+    calls = []
+    predict = scans_module.predict
+    monkeypatch.setattr(scans_module, "predict", lambda *a, **k: calls.append(1) or predict(*a, **k))
+
+    def again(with_model=model, **options) -> int:
+        calls.clear()
+        outcomes = run(with_model, [scan], output, **options)
+        assert outcomes[0].record == json.loads((output / "child.json").read_text())
+        return len(calls)
+
+    assert again() == 1
+    assert again() == 0
+    # Whatever a result depends on, and whatever is missing or damaged, makes it anew.
+    assert again(steps=True) == 1
+    assert again(probabilities=True) == 1
+    assert again(steps=True, probabilities=True) == 0
+    (output / "probabilities" / "child_tumor.nii.gz").unlink()
+    assert again(probabilities=True) == 1
+    (output / "child.nii.gz").unlink()
+    assert again() == 1
+    (output / "child.json").write_text("{")
+    assert again() == 1
+    assert again(replace(model, weights_sha256="1" * 64)) == 1
+    settings = model.config.model_copy(update={"predict": PredictConfig(min_pose_dice=0.1)})
+    other = replace(model, config=settings, weights_sha256="1" * 64)
+    assert again(other) == 1
+    write_image(scene(slices=2, roll=0.1).volume, scan)
+    assert again(other) == 1
+    assert again(other) == 0
+
+
+def test_a_result_never_replaces_its_scan(model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    write_image(scene(slices=1).volume, tmp_path / "other_0000.nii.gz")
+    before = sha256(tmp_path / "child.nii.gz")
+    with pytest.raises(InputError, match=r"child\.nii\.gz: would be overwritten by its result"):
+        run(model, [tmp_path], tmp_path)
+    assert sha256(tmp_path / "child.nii.gz") == before
+    assert run(model, [tmp_path / "other_0000.nii.gz"], tmp_path)[0].problem is None
+    assert sha256(tmp_path / "child.nii.gz") == before
+
+
+@pytest.mark.parametrize(
+    ("key", "use"), [("images_sha256", "train"), ("validation_images_sha256", "validate")]
+)
+def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
+    write_image(scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
+    known = sha256(tmp_path / "in" / "renamed.nii.gz")
+    trained = replace(model, info={"training": {key: ["0" * 64, known]}})
+    renamed, unseen = run(trained, [tmp_path / "in"], tmp_path / "out")
+    assert renamed.record["warnings"] == [
+        f"this scan was used to {use} the model: its result says nothing about others"
+    ]
+    assert unseen.record["warnings"] == []
+    assert json.loads((tmp_path / "out" / "renamed.json").read_text())["warnings"] != []
+
+
+def test_a_series_in_a_subfolder_has_its_own_hash(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name / "DICOM").mkdir(parents=True)
+        (tmp_path / name / "DICOM" / "0001").write_bytes(content)
+    a, b, c = (hash_of_source(tmp_path / name) for name in "abc")
+    assert a == c
+    assert a != b
+
+
+def test_no_patient_data_in_any_output(model, series, tmp_path, capsys):
+    small = bright_model(
+        {"data": {"size": 64}, "pose": {"learned": False}, "crop": {"enabled": False}}, fov_mm=420.0
+    )
+    broken = tmp_path / "broken"
+    shutil.copytree(series, broken)
+    sorted(broken.iterdir())[2].unlink()
+    sorted(broken.iterdir())[-3].unlink()
+    outcomes = run(
+        small, [series, broken], tmp_path / "out", probabilities=True, steps=True, reporter=Terminal()
+    )
+    assert outcomes[0].record is not None
+    assert outcomes[1].problem is not None, "a series with gaps should be refused"
+    assert outcomes[0].record["input_sha256"] == hash_of_source(series)
+    told = capsys.readouterr()
+    texts = [told.out.encode(), told.err.encode(), outcomes[1].problem.encode()]
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} == {".gz", ".json", ".png"}
+    texts += [
+        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in written
+    ]
+    texts += [path.name.encode() for path in written]
+    for secret in (b"zzyzx", b"quentin", b"pid-90210", b"20110203"):
+        assert any(secret in file.read_bytes().lower() for file in series.iterdir())
+        assert not any(secret in text.lower() for text in texts)
+
+
+def test_a_labels_name_never_leaves_the_folder(model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    odd = replace(model, labels=Labels.create({"mass/cyst": 1, "../../out": 7}))
+    output = tmp_path / "a" / "b"
+    assert run(odd, [tmp_path / "child.nii.gz"], output, probabilities=True)[0].problem is None
+    assert sorted(p.name for p in (output / "probabilities").iterdir()) == [
+        "child_..%2F..%2Fout.nii.gz",
+        "child_background.nii.gz",
+        "child_mass%2Fcyst.nii.gz",
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "child.nii.gz"]
+
+
+def test_what_is_there_already_is_said(model, tmp_path, capsys):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    for there in (False, True):
+        run(model, [tmp_path / "child.nii.gz"], tmp_path / "out", reporter=Terminal())
+        assert ("is there already" in capsys.readouterr().err) is there
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(model, tmp_path, monkeypatch):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    (tmp_path / "out").write_text("notes")
+    monkeypatch.setattr(scans_module, "predict", None)
+    with pytest.raises(InputError, match="out: cannot be used as a folder"):
+        run(model, [tmp_path / "child.nii.gz"], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "notes"
+
+
+def test_a_series_is_written_as_dicom_objects_and_only_they_name_the_patient(model, series, tmp_path, capsys):
+    output = tmp_path / "out"
+    formats = choose_formats(["dicom-sr", "rtstruct", "nifti"])
+    assert formats == ("nifti", "dicom-seg", "rtstruct", "dicom-sr")
+    [outcome] = run(model, [series], output, formats=formats, reporter=Terminal())
+    assert outcome.problem is None
+    assert sorted(p.name for p in output.iterdir()) == [
+        "scan.json",
+        "scan.nii.gz",
+        "scan.rtstruct.dcm",
+        "scan.seg.dcm",
+        "scan.sr.dcm",
+    ]
+    labels = read_labels(output / "scan.nii.gz")
+    segments = highdicom.seg.segread(output / "scan.seg.dcm")
+    for number, name in enumerate(model.labels.names, start=1):
+        volume = segments.get_volume(segment_numbers=[number], combine_segments=True, relabel=True)
+        index = np.argwhere(volume.array == 1)
+        points = np.column_stack([index, np.ones(len(index))]) @ volume.affine.T
+        here = np.argwhere(labels.array == model.labels.values[name])[:, ::-1]
+        expected = np.column_stack([here, np.ones(len(here))]) @ labels.world_from_index.T
+        assert len(points) == len(expected)
+        order = [np.lexsort(np.round(values[:, :3], 1).T) for values in (points, expected)]
+        np.testing.assert_allclose(points[order[0], :3], expected[order[1], :3], atol=0.01)
+    report = pydicom.dcmread(output / "scan.sr.dcm")
+    assert report.PatientName == segments.PatientName == "Zzyzx^Quentin"
+    told = "".join(capsys.readouterr()) + (output / "scan.json").read_text()
+    assert "StudyInstanceUID" in told  # which the real series lacks
+    for secret in ("Zzyzx", "Quentin", "PID-90210", "20110203"):
+        assert secret not in told
+    # Each format is asked for on its own: what is there is known by its files.
+    before = (output / "scan.seg.dcm").stat().st_mtime_ns
+    run(model, [series], output, formats=["dicom-seg"])
+    assert (output / "scan.seg.dcm").stat().st_mtime_ns == before
+    (output / "scan.seg.dcm").unlink()
+    run(model, [series], output, formats=["dicom-seg"])
+    assert (output / "scan.seg.dcm").exists()
+
+
+def test_dicom_objects_need_a_series(model, tmp_path):
+    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    with pytest.raises(InputError, match=r"--format rtstruct .* expected a DICOM series, got \.nii\.gz"):
+        run(model, [tmp_path / "child.nii.gz"], tmp_path / "out", formats=["rtstruct"])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="expected nifti, dicom-seg, rtstruct, dicom-sr, got 'dicom'"):
+        choose_formats(["nifti", "dicom"])
+
+
+def test_one_of_several_series_and_an_archive(model, tmp_path):
+    here = scene(roll=math.radians(5), slices=3).volume
+    folder = tmp_path / "two"
+    for number, (name, shift) in enumerate({"2": 0, "7": 40}.items()):
+        raw = (np.roll(here.array, shift, axis=2) + 1024).clip(0, 4095).astype(np.uint16)
+        for z, pixels in enumerate(raw):
+            data = dicom_slice(
+                pixels,
+                np.add(here.origin, [0, 0, z * float(here.spacing[2])]),
+                series=f"1.2.3.{name}",
+                SeriesNumber=int(name),
+                PixelSpacing=[float(here.spacing[1]), float(here.spacing[0])],
+                FrameOfReferenceUID="1.2.9",
+            )
+            save(data, folder / f"{number}{z}.dcm")
+    [outcome] = run(model, [folder], tmp_path / "out")
+    assert "2 (CT, 3 images), series 7 (CT, 3 images)" in outcome.problem
+    [second] = run(model, [folder], tmp_path / "out", series="7")
+    # The same name and files, but another series: nothing is taken for done.
+    [first] = run(model, [folder], tmp_path / "out", series="2")
+    assert first.record["input_sha256"] != second.record["input_sha256"]
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    [packed] = run(model, [Path(archive)], tmp_path / "out", series="2", formats=["nifti", "dicom-seg"])
+    assert packed.scan.name == "packed"
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / "out" / "packed.nii.gz").array,
+        read_labels(tmp_path / "out" / "two.nii.gz").array,
+    )
+    assert highdicom.seg.segread(tmp_path / "out" / "packed.seg.dcm").FrameOfReferenceUID == "1.2.9"
+    with pytest.raises(InputError, match="--series chooses a DICOM series"):
+        find_scans([touch(tmp_path / "a.nii.gz")], "2")
+
+
+def test_a_result_of_another_model_is_never_taken_for_this_one_s(model, series, tmp_path):
+    output, other = tmp_path / "out", replace(model, weights_sha256="1" * 64)
+    run(model, [series], output, formats=["dicom-seg", "rtstruct"])
+    old = (output / "scan.seg.dcm").read_bytes()
+    (output / "scan.notes.txt").write_text("the user's own")
+    [newer] = run(other, [series], output, formats=["nifti"])
+    # Beside the new record nothing of the old model lies, and what is the user's stays.
+    assert newer.record["files"] == ["scan.nii.gz"]
+    assert sorted(p.name for p in output.iterdir()) == ["scan.json", "scan.nii.gz", "scan.notes.txt"]
+    # Even if it came back by hand.
+    (output / "scan.seg.dcm").write_bytes(old)
+    [again] = run(other, [series], output, formats=["dicom-seg"])
+    assert (output / "scan.seg.dcm").read_bytes() != old
+    assert again.record["files"] == ["scan.nii.gz", "scan.seg.dcm"]
+
+
+def test_a_series_with_an_archive_beside_it_stays_a_series(tmp_path):
+    touch(tmp_path / "disc" / "0001.dcm")
+    touch(tmp_path / "disc" / "viewer.zip")
+    assert [scan.name for scan in find_scans([tmp_path / "disc"])] == ["disc"]
+    touch(tmp_path / "packed" / "a.zip")
+    touch(tmp_path / "packed" / "b.ZIP")
+    assert [scan.name for scan in find_scans([tmp_path / "packed"])] == ["a", "b"]

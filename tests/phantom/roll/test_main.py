@@ -1,0 +1,56 @@
+"""The command that makes the shipped network, as small as it goes."""
+
+import json
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from isopose.models.roll import RollNetwork
+from isopose.models.shipped import WEIGHTS
+from isopose.phantom.roll import __main__ as command
+from isopose.phantom.roll import train as training
+
+SMALL = ("--patients", "3", "--held-out", "2", "--slices", "3", "--pictures", "2", "--workers", "0")
+
+
+def run(output, steps):
+    app = typer.Typer()
+    app.command()(command.main)
+    result = CliRunner().invoke(app, [str(output), *SMALL, "--steps", str(steps)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_makes_weights_that_load_and_says_what_they_are_worth(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "EPOCH", 2)
+    assert "roll.json" in run(tmp_path / "one", 4)
+    tensors = load_file(tmp_path / "one" / WEIGHTS)
+    RollNetwork().load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+    report = json.loads((tmp_path / "one" / "roll.json").read_text())
+    assert report["held_out_plain"]["slices"] == 6
+    assert 0.0 <= report["held_out_plain"]["median_degrees"] <= 180.0
+    assert report["parameters"]["patients"] == 3
+    # Undisturbed, and stopped after half of it: the same weights.
+    slabs = (tmp_path / "one" / "slabs").rename(tmp_path / "slabs")
+    stopped = tmp_path / "two"
+    stopped.mkdir()
+    slabs.rename(stopped / "slabs")
+    steps = []
+
+    def interrupted(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    original = training.von_mises_loss
+    monkeypatch.setattr(training, "von_mises_loss", interrupted)
+    with pytest.raises(AssertionError):
+        run(stopped, 4)
+    monkeypatch.setattr(training, "von_mises_loss", original)
+    run(stopped, 4)
+    for name, value in load_file(stopped / WEIGHTS).items():
+        assert torch.equal(value, tensors[name]), name
