@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from isopose.version import __version__
+
 if TYPE_CHECKING:
     from isopose.api import Homogenized, Homogenizer, Pipeline, Result
 
-__version__ = "0.1.0"
 __all__ = ["Homogenized", "Homogenizer", "Pipeline", "Result", "__version__"]
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isopose import __version__
 from isopose.config import Config, load_config
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
@@ -27,6 +26,7 @@ from isopose.report.html import (
 from isopose.report.plots import training_curves
 from isopose.report.tables import write_evaluation
 from isopose.training.fit import fit
+from isopose.version import __version__
 
 #: Patients of the cohort, the part of them that is only tested on, slices each and pixels of a side.
 CASES, TEST_FRACTION, SLICES, SIZE = 50, 0.2, 20, 192

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bright import bright_model, dice
-from isopose import __version__
 from isopose.cli import app
 from isopose.files import hash_of, only_writer
 from isopose.io.images import read_labels, read_volume, write_labels
 from isopose.models.folder import save_model
+from isopose.version import __version__
 
 COMMANDS = (
     "demo",

@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from isopose import __version__
 from isopose.cli.check import check
 from isopose.cli.demo import demo
 from isopose.cli.evaluate import evaluate
@@ -19,6 +18,7 @@ from isopose.cli.review import review
 from isopose.cli.serve import serve
 from isopose.cli.study import study
 from isopose.cli.study_run import study_run
+from isopose.version import __version__
 
 app = typer.Typer(
     name="isopose",

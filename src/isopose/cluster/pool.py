@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 import SimpleITK as sitk
 import torch
 
-from isopose import __version__
 from isopose.errors import InputError, IsoposeError, RunError
 from isopose.isolation import Failed, line_of
 from isopose.silence import silence
+from isopose.version import __version__
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from isopose import __version__
 from isopose.errors import InputError
 from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
 from isopose.files import composed, hash_of, sha256
@@ -19,6 +18,7 @@ from isopose.io.images import ending, read_labels
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.parallel import together
+from isopose.version import __version__
 
 FORMAT = "isopose-evaluation/1"
 

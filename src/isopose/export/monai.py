@@ -12,11 +12,11 @@ import monai
 import numpy as np
 import torch
 
-from isopose import __version__
 from isopose.api.bundle import ScanSegmenter
 from isopose.files import output_folder, replacing, write_json, write_text
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
+from isopose.version import __version__
 
 #: Where the bundle keeps the model's folder.
 MODEL = Path("models") / "isopose"

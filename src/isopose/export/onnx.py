@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isopose import __version__
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.export.graphs import PoseGraph, SegmentGraph, VolumePoseGraph, VolumeSegmentGraph
 from isopose.files import output_folder, replacing, write_json
 from isopose.models.folder import Model, for_prediction
+from isopose.version import __version__
 
 #: Of ONNX: the first that samples grids as PyTorch names the ways to.
 OPSET = 20

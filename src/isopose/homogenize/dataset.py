@@ -10,7 +10,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from isopose import __version__
 from isopose.config import HomogenizeConfig
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -46,6 +45,7 @@ from isopose.labels import Labels
 from isopose.models.folder import versions
 from isopose.parallel import attempts
 from isopose.progress import Reporter
+from isopose.version import __version__
 
 ENDING = ".nii.gz"
 

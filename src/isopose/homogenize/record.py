@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from isopose import __version__
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
 from isopose.geometry.pose import ANGLE
 from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import STRICT, Transform
 from isopose.models.pose import POSE_SOURCES
+from isopose.version import __version__
 
 #: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
 FORMAT = 2

@@ -12,7 +12,6 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from isopose import __version__
 from isopose.data.preprocess import largest_share
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -27,6 +26,7 @@ from isopose.io.images import ending, on_image_grid, read_labels, read_volume, w
 from isopose.isolation import Failed, all_or_none, failure_of, named
 from isopose.parallel import attempts
 from isopose.progress import Reporter
+from isopose.version import __version__
 
 #: Folder of the probabilities, as ``isopose predict`` has it, on both sides.
 PROBABILITIES = "probabilities"

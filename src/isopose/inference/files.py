@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from isopose import __version__
 from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError
@@ -33,6 +32,7 @@ from isopose.models.folder import Model, for_prediction
 from isopose.models.pose import POSE_SOURCES
 from isopose.progress import Reporter
 from isopose.scan.correction import Correction
+from isopose.version import __version__
 
 #: What no file's name may hold on some system, and the sign that encodes it.
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')

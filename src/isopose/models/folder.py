@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isopose import __version__
 from isopose.config import Config, validate_config
 from isopose.data.fingerprint import Fingerprint
 from isopose.errors import InputError
@@ -26,6 +25,7 @@ from isopose.labels import Labels
 from isopose.models.pipeline import Pipeline
 from isopose.models.volume import pipeline_for
 from isopose.tensors import write_tensors
+from isopose.version import __version__
 
 #: Raised when a folder of an older isopose can no longer be read.
 FORMAT = 2

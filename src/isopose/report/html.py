@@ -7,7 +7,6 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isopose import __version__
 from isopose.evaluation.evaluate import Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.evaluation.summary import Comparison, badness
@@ -24,6 +23,7 @@ from isopose.report.tables import (
     overall_table,
     strata_tables,
 )
+from isopose.version import __version__
 
 #: Scans below this Dice are listed as failures.
 FAILURE_DICE = 0.5

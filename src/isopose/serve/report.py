@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from isopose import __version__
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import Prediction
 from isopose.inference.volumes import VolumePrediction
@@ -12,6 +11,7 @@ from isopose.report.figure import steps_png
 from isopose.report.html import LIMITS, Picture, Section, write_report
 from isopose.report.steps import steps_of
 from isopose.report.tables import Column, Table
+from isopose.version import __version__
 
 
 def write_scan_report(

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from fastapi import Body, FastAPI, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 
-from isopose import __version__
 from isopose.isolation import line_of
 from isopose.labels import class_colors
 from isopose.serve.cohort import LONGEST_COMMENT, Cohort, Decisions, Reviewed, case_view, thumbnail
 from isopose.serve.guard import Access
 from isopose.serve.pages import add_pages, octets, slice_answer, with_guard
 from isopose.serve.viewing import reduced
+from isopose.version import __version__
 
 #: Scans that are read at a time; each takes the memory of one.
 READERS = 2

@@ -11,7 +11,6 @@ from fastapi import Body, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from isopose import __version__
 from isopose.errors import InputError
 from isopose.io.limits import largest_bytes
 from isopose.io.results.formats import FORMATS, NIFTI
@@ -27,6 +26,7 @@ from isopose.serve.jobs import DONE, Job, Jobs
 from isopose.serve.pages import add_pages, octets, slice_answer, with_guard
 from isopose.serve.viewing import read_view, reduced
 from isopose.serve.worker import RESULT, Settings, Worker
+from isopose.version import __version__
 
 #: What may be given: formats of one file each, and a zipped DICOM series.
 TAKEN = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isopose import __version__
 from isopose.config import Config, load_config
 from isopose.data.body import body_box, body_mask
 from isopose.data.splits import check_sides, split_patients
@@ -19,6 +18,7 @@ from isopose.parallel import Progress
 from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm
 from isopose.study.lengths import refuse_short
+from isopose.version import __version__
 
 #: In a study's folder: what it is of, and the widths of the bodies that are scored.
 STUDY, SIZES = "study.json", "sizes.json"

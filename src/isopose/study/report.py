@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from isopose import __version__
 from isopose.errors import IsoposeError
 from isopose.files import replacing, write_json, write_text
 from isopose.report.html import Picture, Section, limits_section, write_report
@@ -39,6 +38,7 @@ from isopose.study.tables import (
     strata_tables,
     time_table,
 )
+from isopose.version import __version__
 
 
 def write_study_report(output: Path, options: Options) -> Path:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from isopose import __version__
 from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.store import Store, write_store
@@ -10,6 +9,7 @@ from isopose.files import hash_of, read_json, write_json
 from isopose.io.cases import Case
 from isopose.labels import Labels
 from isopose.progress import Reporter
+from isopose.version import __version__
 
 Cases = tuple[Case, ...]
 

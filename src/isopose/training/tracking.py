@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from isopose import __version__
 from isopose.config import Config
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
 from isopose.progress import Reporter, StageReport
+from isopose.version import __version__
 
 #: Takes a row of the history.
 Draw = Callable[[Mapping[str, Any]], None]

@@ -8,10 +8,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage
 
-from isopose import __version__
 from isopose.io.results.codes import Meaning, meanings
 from isopose.io.results.copied import CHARACTERS
 from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.version import __version__
 
 SERIES_NUMBER = 9103
 #: Of the Unified Code for Units of Measure; pydicom knows no plain one.

@@ -11,11 +11,11 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DSfloat
 
-from isopose import __version__
 from isopose.geometry.volume import Volume
 from isopose.io.results.codes import Meaning, meanings
 from isopose.io.results.copied import CHARACTERS
 from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.version import __version__
 
 #: Numbers of the series that results are put into, beside the scanner's own.
 SERIES_NUMBER = 9101

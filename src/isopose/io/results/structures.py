@@ -9,11 +9,11 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
-from isopose import __version__
 from isopose.geometry.volume import Volume
 from isopose.io.results.codes import meanings
 from isopose.io.results.copied import CHARACTERS
 from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.version import __version__
 
 SERIES_NUMBER = 9102
 
