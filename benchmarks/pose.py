@@ -33,12 +33,13 @@ from isopose.devices import one_thread
 from isopose.files import replacing, write_json, write_text
 from isopose.geometry.box import box_of_mask
 from isopose.geometry.moments import moments, pose_at_angle, pose_from_moments, spread_along
+from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.warp import resize, warp
 from isopose.io.datasets import open_dataset
 from isopose.models.folder import versions
 from isopose.models.pipeline import Pipeline
-from isopose.models.pose import PoseTransformer, soft_dice
+from isopose.models.pose import PoseTransformer
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort

@@ -15,11 +15,11 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.preprocess import Prepared, prepare
 from isopose.files import replacing
 from isopose.geometry.moments import moments, pose_from_moments
+from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert, normalized_from_pixel, warp
 from isopose.io.images import read_volume
-from isopose.models.pose import soft_dice
 from isopose.parallel import Progress, in_order
 from isopose.phantom import render, sample_case, texture_generator
 from isopose.phantom.anatomy import Anatomy

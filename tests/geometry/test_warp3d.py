@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from isopose.geometry.frame import Frame
-from isopose.geometry.pose3d import matrix_from_pose3d
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import compose, invert, normalized_from_pixel, warp
 
 SHAPE, SPACING = (18, 50, 70), (1.3, 1.9, 6.0)
@@ -37,18 +37,18 @@ def test_an_off_center_blob_is_found_where_the_millimetres_say():
     volume_from_frame = FRAME.volume_from_frame(SHAPE, SPACING)
     there = np.array([52.0, 60.0, 66.0])
     size = (48, 64, 80)
-    out = warp(blob(there), compose(volume_from_frame, matrix_from_pose3d(pose)), size)
+    out = warp(blob(there), compose(volume_from_frame, matrix_from_pose(pose)), size)
     # By hand: mm to the isotropic frame, out of theta1, to output indices.
     scan_middle = (SHAPE[0] - 1) / 2 * SPACING[2]
     frame_point = (there - [*FRAME.center_mm, scan_middle]) / (FRAME.fov_mm / 2)
-    homogenized = np.linalg.solve(matrix_from_pose3d(pose.double())[0].numpy(), [*frame_point, 1.0])[:3]
+    homogenized = np.linalg.solve(matrix_from_pose(pose.double())[0].numpy(), [*frame_point, 1.0])[:3]
     expected = (homogenized + 1) / 2 * np.array(size[::-1]) - 0.5
     np.testing.assert_allclose(middle_of(out), expected, atol=0.25)
 
 
 def test_a_blob_comes_back_to_within_half_a_voxel():
     pose = torch.tensor([[0.3, 0.15, -0.12, *(math.log(0.75),) * 3, 0.05, -0.1, 0.04]])
-    matrix = compose(FRAME.volume_from_frame(SHAPE, SPACING), matrix_from_pose3d(pose))
+    matrix = compose(FRAME.volume_from_frame(SHAPE, SPACING), matrix_from_pose(pose))
     source = blob((50.0, 55.0, 48.0))
     back = warp(warp(source, matrix, (32, 96, 96)), invert(matrix), SHAPE)
     np.testing.assert_allclose(middle_of(back), middle_of(source), atol=0.3)
@@ -64,7 +64,7 @@ def test_a_rotation_of_anisotropic_voxels_does_not_shear():
     pose[0, 1] = math.radians(30)
     frame = FRAME.volume_from_frame(SHAPE, SPACING)
     # input_from_output turns +y to +z, so the picture of the bar turns the other way.
-    out = warp(torch.from_numpy(bar), compose(frame, matrix_from_pose3d(pose)), (64, 64, 64))[0, 0]
+    out = warp(torch.from_numpy(bar), compose(frame, matrix_from_pose(pose)), (64, 64, 64))[0, 0]
     rows = [ndimage.center_of_mass(out[k].numpy())[0] for k in range(22, 42)]
     assert np.degrees(np.arctan(np.polyfit(range(20), rows, 1)[0])) == pytest.approx(30, abs=1.0)
 
@@ -105,13 +105,13 @@ def test_gradients_of_warp_in_volumes():
     pose = torch.full((1, 9), 0.07, dtype=torch.float64, requires_grad=True)
 
     def warped(v, p):
-        return warp(v, matrix_from_pose3d(p), (3, 4, 4), prefilter=False)
+        return warp(v, matrix_from_pose(p), (3, 4, 4), prefilter=False)
 
     assert torch.autograd.gradcheck(warped, (volume, pose))
 
 
 def test_float32_under_autocast():
     volume, pose = torch.rand(1, 1, 8, 8, 8), torch.full((1, 9), 0.123)
-    expected = warp(volume, invert(matrix_from_pose3d(pose)), (8, 8, 8))
+    expected = warp(volume, invert(matrix_from_pose(pose)), (8, 8, 8))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(warp(volume, invert(matrix_from_pose3d(pose)), (8, 8, 8)), expected)
+        assert torch.equal(warp(volume, invert(matrix_from_pose(pose)), (8, 8, 8)), expected)

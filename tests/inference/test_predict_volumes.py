@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bright import BODY, bright_model, dice, stored_otherwise, world_center
-from isopose.geometry.pose3d import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
+from isopose.geometry.pose import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
 from isopose.geometry.volume import Volume
 from isopose.inference.border import volume_touches_border
 from isopose.inference.predict import crop_probabilities

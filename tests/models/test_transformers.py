@@ -5,11 +5,12 @@ import torch
 
 from isopose.config import CropConfig, PoseConfig
 from isopose.geometry.box import MIN_CROP
+from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localization import Localization
-from isopose.models.pose import PoseTransformer, soft_dice
+from isopose.models.pose import PoseTransformer
 
 SIZE = 64
 

@@ -8,7 +8,7 @@ import torch
 from bright import ellipse
 from isopose.config import PoseConfig
 from isopose.geometry.moments import moments
-from isopose.geometry.pose3d import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW, matrix_from_pose3d
+from isopose.geometry.pose import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.volume import places, volume_pose
@@ -29,7 +29,7 @@ def stack(pose: torch.Tensor, slices: int = 16, depth: float = 0.8) -> tuple[tor
     masks = []
     for w in z:
         points = torch.stack([x, y, torch.full_like(x, float(w)), torch.ones_like(x)], dim=-1)
-        canonical = points @ torch.linalg.inv(matrix_from_pose3d(pose)).T
+        canonical = points @ torch.linalg.inv(matrix_from_pose(pose)).T
         masks.append(((canonical[..., 0] / 0.86) ** 2 + (canonical[..., 1] / 0.6) ** 2 <= 1).float())
     return torch.stack(masks)[:, None], z
 
@@ -70,7 +70,7 @@ def test_the_pose_brings_the_outline_onto_the_reference():
     stack_from_frame = torch.diag(torch.tensor([1.0, 1.0, 1.0 / 0.8, 1.0]))
     reach = torch.diag(torch.tensor([1.0, 1.0, 0.8, 1.0]))
     volume = mask[:, 0][None, None]
-    out = warp(volume, stack_from_frame @ matrix_from_pose3d(pose) @ reach, (16, 96, 96))[0, 0]
+    out = warp(volume, stack_from_frame @ matrix_from_pose(pose) @ reach, (16, 96, 96))[0, 0]
     for row in out[4:12]:
         overlap = 2 * (row * REFERENCE[0, 0]).sum() / (row.square().sum() + REFERENCE.square().sum())
         assert overlap > 0.97
@@ -106,6 +106,6 @@ def test_an_off_center_reference_is_carried_through_the_pose():
     model = PoseTransformer(PoseConfig(start="moments", per="volume"), off, -2.0, 3.0).eval()
     mask, z = stack(torch.tensor([0.3, 0.0, 0.0, -0.3, -0.3, -0.3, 0.0, 0.0, 0.0]))
     pose = volume_pose(model, estimated(model, mask), z).pose
-    there = matrix_from_pose3d(pose) @ torch.cat([moments(off).center[0], torch.tensor([0.0, 1.0])])
+    there = matrix_from_pose(pose) @ torch.cat([moments(off).center[0], torch.tensor([0.0, 1.0])])
     assert there[:2].tolist() == pytest.approx([0.0, 0.0], abs=0.01)
     assert math.degrees(pose[ROLL]) == pytest.approx(math.degrees(0.3), abs=1.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bright import bright_model, scene
-from isopose.geometry.pose3d import PITCH
+from isopose.geometry.pose import PITCH
 from isopose.inference.files import prediction_record, volume_record
 from isopose.inference.predict import predict
 from isopose.inference.volumes import predict_volume

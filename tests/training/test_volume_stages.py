@@ -9,8 +9,8 @@ import torch
 
 from isopose.config import load_config
 from isopose.data.volumes import VolumeBatch
-from isopose.geometry.box3d import box_from_matrix3d, matrix_from_box3d
-from isopose.geometry.pose3d import matrix_from_pose3d
+from isopose.geometry.box import box_from_matrix, matrix_from_box
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.volume import VolumePipeline
 from isopose.training import volumes as volumes_module
@@ -48,7 +48,7 @@ def case(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     line = (torch.arange(SIDE) + 0.5) / (SIDE / 2) - 1
     height = 0.8 * ((torch.arange(DEPTH) + 0.5) / (DEPTH / 2) - 1)
     z, y, x = torch.meshgrid(height, line, line, indexing="ij")
-    points = torch.stack([x, y, z, torch.ones_like(x)], dim=-1) @ invert(matrix_from_pose3d(pose)).T
+    points = torch.stack([x, y, z, torch.ones_like(x)], dim=-1) @ invert(matrix_from_pose(pose)).T
     u, v, w = points[..., 0], points[..., 1], points[..., 2]
     mask = (u / 0.9) ** 2 + (v / 0.65) ** 2 < 1
     labels = torch.zeros(DEPTH, SIDE, SIDE, dtype=torch.uint8)
@@ -62,7 +62,7 @@ def case(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def batch(*poses: torch.Tensor) -> VolumeBatch:
     images, masks, labels = zip(*(case(pose) for pose in poses), strict=True)
     matrices = STACK_FROM_FRAME.expand(len(poses), 4, 4)
-    theta2 = matrix_from_box3d(torch.tensor([[-0.2, -0.4, -0.8, 0.8, 0.6, 0.6]])).expand(len(poses), 4, 4)
+    theta2 = matrix_from_box(torch.tensor([[-0.2, -0.4, -0.8, 0.8, 0.6, 0.6]])).expand(len(poses), 4, 4)
     return VolumeBatch(
         torch.arange(len(poses)), images, masks, labels, matrices, torch.stack(poses), theta2.contiguous()
     )
@@ -78,7 +78,7 @@ def test_targets_are_the_labels_boxes_in_the_homogenized_volume():
     assert found.tolist() == [True, True]
     # By hand: x 0.1 to 0.5, y -0.1 to 0.3, z -0.45 to 0.25 over a reach of 0.8.
     expected = torch.tensor([0.1, -0.1, -0.45 / 0.8, 0.5, 0.3, 0.25 / 0.8])
-    for box in box_from_matrix3d(target):
+    for box in box_from_matrix(target):
         # To within the voxels of the crop's input; along z within a slice, a fifth of the half depth.
         assert ((box - expected).abs() < torch.tensor([0.08, 0.08, 0.2] * 2)).all()
         assert (box[3] - box[0]).item() == pytest.approx((box[4] - box[1]).item())
@@ -116,7 +116,7 @@ def test_the_crop_learns_and_its_loss_is_nothing_at_the_target():
     with torch.no_grad():
         assert objective.judge(None, [examples])["box overlap"] > max(0.5, 2 * before)
         objective.crop.localization.output.weight.zero_()
-        raw = box_from_matrix3d(target)[0] - objective.crop.start
+        raw = box_from_matrix(target)[0] - objective.crop.start
         objective.crop.localization.output.bias.copy_(raw)
     assert objective(batch(STRAIGHT), STILL[:1]).item() < 1e-3
 
@@ -205,9 +205,9 @@ def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
 
 
 def test_overlap_of_boxes():
-    a = matrix_from_box3d(torch.tensor([[-0.5, -0.5, -0.5, 0.5, 0.5, 0.5]]))
-    b = matrix_from_box3d(torch.tensor([[-0.5, -0.5, 0.0, 0.5, 0.5, 0.5]]))
-    c = matrix_from_box3d(torch.tensor([[0.5, -0.5, -0.5, 1.5, 0.5, 0.5]]))
+    a = matrix_from_box(torch.tensor([[-0.5, -0.5, -0.5, 0.5, 0.5, 0.5]]))
+    b = matrix_from_box(torch.tensor([[-0.5, -0.5, 0.0, 0.5, 0.5, 0.5]]))
+    c = matrix_from_box(torch.tensor([[0.5, -0.5, -0.5, 1.5, 0.5, 0.5]]))
     assert box_overlap(a, a).item() == pytest.approx(1.0)
     assert box_overlap(a, b).item() == pytest.approx(0.5)
     assert box_overlap(a, c).item() == 0.0

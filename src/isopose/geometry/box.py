@@ -1,8 +1,13 @@
-"""A square region of interest and its matrix theta2 (scale and translation, no rotation).
+"""A region of interest and its matrix theta2 (scales and translation, no rotation), for slices and volumes.
 
-A box is ``(..., 4)``: ``x0, y0, x1, y1`` in normalized coordinates of the homogenized frame. The matrix maps
-the crop to the homogenized frame (``homogenized_from_crop``); scale 1 keeps the whole frame, 0.25 is the
-smallest crop, a quarter of the frame's side (the paper's "quarter of the original image").
+A box is ``(..., 4)``, ``x0, y0, x1, y1``, in normalized coordinates of the homogenized frame; of a volume
+it is ``(..., 6)``, ``x0, y0, z0, x1, y1, z1``. The matrix maps the crop to the homogenized frame
+(``homogenized_from_crop``). Scale 1 keeps the whole frame; 0.25 is the smallest crop, a quarter of the
+frame's side (the paper's "quarter of the original image").
+
+In plane the crop is always square, so that what the U-Net sees keeps its shape. Along z it is free: how far a
+scan reaches does not follow from the body's size, and a cube around a short stack would spend most of the
+network's voxels on air.
 """
 
 import torch
@@ -10,30 +15,40 @@ from torch import Tensor
 
 from isopose.geometry.warp import compose, invert
 
-BOX_SIZE = 4
+#: How many numbers a box has, by the number of dimensions.
+BOX_SIZES = {2: 4, 3: 6}
+BOX_SIZE = BOX_SIZES[2]
 #: Smallest side of a crop as a fraction of the frame's side (the paper, section "STN for ROI cropping").
 MIN_CROP = 0.25
+#: Smallest depth of a crop as a fraction of the homogenized volume's, which may be many times that of organs.
+MIN_DEPTH = 0.05
 #: Part of a volume's slices that a common crop may leave out on each side.
 OUTERMOST = 0.15
 
 
-def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
-    """theta2 of the smallest square around a box: ``(..., 4)`` to ``(..., 3, 3)``.
+def whole_frame(dims: int) -> Tensor:
+    """Return the box of the whole frame: ``(4,)``, with ``dims=3`` ``(6,)``."""
+    return torch.tensor([-1.0] * dims + [1.0] * dims)
 
-    The side is the longer one of the box, between ``min_scale`` and the whole frame; the center is the
-    box's. At least float32 under autocast.
+
+def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
+    """Return theta2 of the smallest crop around a box.
+
+    Boxes ``(..., 4)`` give ``(..., 3, 3)``, boxes ``(..., 6)`` of volumes ``(..., 4, 4)``.
+
+    The side in plane is the longer one of the box, between ``min_scale`` and the whole frame; the depth of a
+    volume's crop is the box's, between :data:`MIN_DEPTH` and the whole; the center is the box's. In float32
+    at least, also under autocast.
     """
     with torch.autocast(box.device.type, enabled=False):
         box = box if box.dtype == torch.float64 else box.float()
-        x0, y0, x1, y1 = box.unbind(dim=-1)
-        scale = within(torch.maximum(x1 - x0, y1 - y0).div(2.0), min_scale, 1.0)
-        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-        rows = [
-            torch.stack([scale, zero, (x0 + x1) / 2.0], dim=-1),
-            torch.stack([zero, scale, (y0 + y1) / 2.0], dim=-1),
-            torch.stack([zero, zero, one], dim=-1),
-        ]
-        return torch.stack(rows, dim=-2)
+        low, high = box.chunk(2, dim=-1)
+        half, center = (high - low) / 2.0, (high + low) / 2.0
+        side = within(torch.maximum(half[..., :1], half[..., 1:2]), min_scale, 1.0)
+        scales = torch.cat([side, side, within(half[..., 2:], MIN_DEPTH, 1.0)], dim=-1)
+        top = torch.cat([torch.diag_embed(scales), center[..., None]], dim=-1)
+        last = torch.cat([torch.zeros_like(top[..., :1, :-1]), torch.ones_like(top[..., :1, -1:])], dim=-1)
+        return torch.cat([top, last], dim=-2)
 
 
 def within(value: Tensor, low: float, high: float) -> Tensor:
@@ -56,38 +71,54 @@ def within(value: Tensor, low: float, high: float) -> Tensor:
 
 
 def box_from_matrix(matrix: Tensor) -> Tensor:
-    """The square box ``(..., 4)`` that a theta2 ``(..., 3, 3)`` crops to."""
-    scale, tx, ty = matrix[..., 0, 0], matrix[..., 0, 2], matrix[..., 1, 2]
-    return torch.stack([tx - scale, ty - scale, tx + scale, ty + scale], dim=-1)
+    """Return the boxes ``(..., 4)`` that theta2 ``(..., 3, 3)`` crop to; ``(..., 6)`` of ``(..., 4, 4)``."""
+    half, center = _half_and_center(matrix)
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def _half_and_center(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Half sides and center of a crop, each ``(..., 2)`` or ``(..., 3)``."""
+    return matrix.diagonal(dim1=-2, dim2=-1)[..., :-1], matrix[..., :-1, -1]
 
 
 def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Outer edges of the non-zero pixels of ``(N, H, W)`` as boxes, and which images have any.
+    """Return the outer edges of the non-zero pixels of masks as boxes, and which masks have any.
 
     Args:
-        mask: anything that is non-zero inside.
-        margin: added on each side, as a fraction of the box's longer side.
+        mask: ``(N, H, W)`` or ``(N, D, H, W)``, anything that is non-zero inside.
+        margin: added on each side, as a fraction of the longer side in plane, and along z of the depth.
 
     Returns:
-        Boxes ``(N, 4)`` (the whole frame where the mask is empty) and ``(N,)`` booleans.
+        Boxes ``(N, 4)`` or ``(N, 6)`` (the whole frame where the mask is empty) and ``(N,)`` booleans.
     """
     inside = mask != 0
     found = inside.flatten(1).any(dim=1)
-    edges = []
-    for along, size in ((1, mask.shape[2]), (2, mask.shape[1])):
-        line = inside.any(dim=along).to(torch.float32)
-        first = line.argmax(dim=1).float()
-        last = size - line.flip(1).argmax(dim=1).float()
-        edges.append((2.0 * first / size - 1.0, 2.0 * last / size - 1.0))
-    (x0, x1), (y0, y1) = edges
-    grow = margin * torch.maximum(x1 - x0, y1 - y0)
-    box = torch.stack([x0 - grow, y0 - grow, x1 + grow, y1 + grow], dim=1)
-    whole = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=mask.device)
-    return torch.where(found[:, None], box, whole), found
+    axes = range(mask.ndim - 1, 0, -1)  # x first
+    low, high = [], []
+    for axis in axes:
+        line = inside
+        for other in sorted(set(axes) - {axis}, reverse=True):
+            line = line.any(dim=other)
+        size, line = mask.shape[axis], line.float()
+        low.append(2.0 * line.argmax(dim=1) / size - 1.0)
+        high.append(2.0 * (size - line.flip(1).argmax(dim=1)) / size - 1.0)
+    lower, upper = torch.stack(low, dim=1), torch.stack(high, dim=1)
+    length = upper - lower
+    side = length[:, :2].amax(dim=1, keepdim=True)
+    grow = margin * torch.cat([side, side, length[:, 2:]], dim=1)
+    whole = whole_frame(mask.ndim - 1).to(mask.device)
+    return torch.where(found[:, None], torch.cat([lower - grow, upper + grow], dim=1), whole), found
+
+
+def box_overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Return the intersection over union ``(N,)`` of the boxes of two theta2 of one shape."""
+    (low_a, high_a), (low_b, high_b) = (box_from_matrix(one).chunk(2, dim=-1) for one in (a, b))
+    common = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0.0).prod(dim=-1)
+    return common / ((high_a - low_a).prod(dim=-1) + (high_b - low_b).prod(dim=-1) - common)
 
 
 def common_crop(theta2: Tensor) -> Tensor:
-    """One crop ``(3, 3)`` for a volume from those of its slices ``(N, 3, 3)``.
+    """Return one crop ``(3, 3)`` for a scan from those of its slices ``(N, 3, 3)``.
 
     Its box reaches as far as those of all but the outermost slices on each side (:data:`OUTERMOST`), so that
     it holds what most slices show and no single slice decides.
@@ -99,10 +130,10 @@ def common_crop(theta2: Tensor) -> Tensor:
 
 
 def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> Tensor:
-    """Crops ``(N, 3, 3)`` of one homogenized frame as crops of another one of the same input.
+    """Return crops ``(N, 3, 3)`` of one homogenized frame as crops of another one of the same input.
 
-    The center stays exactly where it is in the input, and so does the area; a square has no rotation and one
-    size, so what the two poses differ in roll and aspect is left out.
+    The center stays exactly where it is in the input, and so does the area. A square has no rotation and one
+    size, so the difference of the two poses in roll and aspect is left out.
 
     Args:
         theta2: old homogenized frame from crop.
@@ -116,25 +147,30 @@ def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> T
 
 
 def widened(matrix: Tensor, factor: float) -> Tensor:
-    """Larger squares ``(N, 3, 3)`` around the same centers, at most the frame and moved to lie within it."""
-    scale = (matrix[:, 0, 0] * factor).clamp(max=1.0)
-    room = (1.0 - scale)[:, None]
-    center = matrix[:, :2, 2].clamp(-room, room)
-    return matrix_from_box(torch.cat([center - scale[:, None], center + scale[:, None]], dim=1))
+    """Return larger crops around the same centers, at most the frame and moved to lie within it.
+
+    Args:
+        matrix: theta2 ``(N, 3, 3)`` or ``(N, 4, 4)``.
+        factor: of the sides, above 1.
+    """
+    half, center = _half_and_center(matrix)
+    half = (half * factor).clamp(max=1.0)
+    center = center.clamp(half - 1.0, 1.0 - half)
+    return matrix_from_box(torch.cat([center - half, center + half], dim=1))
 
 
 def mirrored(matrix: Tensor) -> Tensor:
-    """Transforms ``(..., 3, 3)`` by which the flip of their crop is cut: ``matrix · M``, M = diag(-1, 1, 1).
+    """Return the transforms by which the flip of their crop is cut: ``matrix · M``, M = diag(-1, 1, 1).
 
-    Mirroring belongs into the transform. A patient mirrored about the line x = 0 of the homogenized frame is
-    seen through theta1 · M. The crop must be mirrored with the patient, theta2' = M · theta2 · M (center
-    ``(-tx, ty)``, the same size): one that stayed where it was would show the other side of the body, and cut
-    off the label of an organ that lies on one side. Together theta1 · M · theta2' = theta1 · theta2 · M. So
-    the mirrored patient in the mirrored crop is exactly the plain crop with its columns in reverse, whatever
-    pose, crop and their jitter are. Mirrored twice it is as before; the determinant changes its sign.
+    A patient mirrored about the line x = 0 of the homogenized frame is seen through theta1 · M. The crop
+    must be mirrored with the patient, theta2' = M · theta2 · M (center ``(-tx, ty)``, the same size): a
+    crop that stayed where it was would show the other side of the body, and cut off an organ that lies on
+    one side. Together, theta1 · M · theta2' = theta1 · theta2 · M. So the mirrored patient in the mirrored
+    crop is exactly the plain crop with its columns reversed, whatever the pose, the crop and their jitter.
+    Mirroring twice changes nothing; mirroring once changes the sign of the determinant.
 
     Args:
-        matrix: theta2, or theta1 · theta2 (frame from crop); of volumes ``(..., 4, 4)``, about x = 0 too.
+        matrix: theta2, or theta1 · theta2 (frame from crop), ``(..., 3, 3)`` or ``(..., 4, 4)``.
     """
     return torch.cat([-matrix[..., :1], matrix[..., 1:]], dim=-1)
 
@@ -142,16 +178,18 @@ def mirrored(matrix: Tensor) -> Tensor:
 def jittered(
     matrix: Tensor, noise: Tensor, *, shift: float, scale: float, min_scale: float = MIN_CROP
 ) -> Tensor:
-    """theta2 with its center and size disturbed, for training a U-Net that meets imperfect crops.
+    """Return theta2 with its center and size disturbed, for training a U-Net that meets imperfect crops.
 
     Args:
-        matrix: ``(N, 3, 3)``.
-        noise: ``(N, 3)`` in [-1, 1]: size, x, y.
-        shift: largest shift as a fraction of the crop's half side.
-        scale: largest change of the size's logarithm.
-        min_scale: smallest side.
+        matrix: ``(N, 3, 3)`` or ``(N, 4, 4)``.
+        noise: ``(N, 3)`` in [-1, 1]: size, x, y; of volumes ``(N, 5)``: size in plane, depth, x, y, z.
+        shift: largest shift as a fraction of the crop's half sides.
+        scale: largest change of the logarithm of a size.
+        min_scale: smallest side in plane.
     """
-    size = (matrix[:, 0, 0] * torch.exp(scale * noise[:, 0])).clamp(min_scale, 1.0)
-    center = matrix[:, :2, 2] + shift * matrix[:, 0, 0, None] * noise[:, 1:]
-    box = torch.cat([center - size[:, None], center + size[:, None]], dim=1)
-    return matrix_from_box(box, min_scale=min_scale)
+    half, center = _half_and_center(matrix)
+    dims = half.shape[1]
+    sizes = noise[:, [0, 0, 1][:dims]]
+    grown = half * torch.exp(scale * sizes)
+    center = center + shift * half * noise[:, dims - 1 :]
+    return matrix_from_box(torch.cat([center - grown, center + grown], dim=1), min_scale=min_scale)

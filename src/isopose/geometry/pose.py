@@ -1,71 +1,122 @@
-"""Five numbers of a pose and their matrix: theta1 = T · R · S.
+"""The numbers of a pose and their matrix: theta1 = T · R · S, for slices and for volumes.
 
-A pose is a tensor ``(..., 5)``: ``angle`` in radians, positive from +x to +y; ``log_scale_x``,
-``log_scale_y``, natural logarithms; ``shift_x``, ``shift_y`` in normalized coordinates of a square frame.
-The matrix maps the homogenized frame to the input frame (``input_from_homogenized``), so a scale below 1
-enlarges the patient. Frames are square, hence normalized units are isotropic and R is a true rotation.
+A pose is a tensor of five numbers for slices, ``(..., 5)``, and of nine for volumes, ``(..., 9)``: angles,
+natural logarithms of scales, shifts.
+
+* Slices: ``angle`` in radians, positive from +x to +y; ``log_scale_x``, ``log_scale_y``; ``shift_x``,
+  ``shift_y`` in normalized coordinates of a square frame.
+* Volumes: ``roll``, ``pitch``, ``yaw`` in radians, right-handed (roll about z, +x to +y; pitch about x, +y to
+  +z; yaw about y, +z to +x); three log scales; three shifts, in units of half the frame's side along x, y and
+  z alike, with the origin in the frame's center and the scan's middle
+  (:meth:`isopose.geometry.frame.Frame.stack_from_frame`).
+
+Both units are isotropic, so R is a true rotation. The matrix maps the homogenized frame to the input frame
+(``input_from_homogenized``): a scale below 1 enlarges the patient.
 """
 
 import torch
 from torch import Tensor
 
+#: Places of a slice's five numbers.
 ANGLE, LOG_SCALE_X, LOG_SCALE_Y, SHIFT_X, SHIFT_Y = range(5)
-POSE_SIZE = 5
+#: Places of a volume's nine numbers.
+ROLL, PITCH, YAW, LOG_SCALES, SHIFTS = 0, 1, 2, slice(3, 6), slice(6, 9)
+#: How many numbers a pose has, by the number of dimensions.
+POSE_SIZES = {2: 5, 3: 9}
+POSE_SIZE = POSE_SIZES[2]
 
 
-def identity_pose(count: int, *, device: torch.device | None = None) -> Tensor:
-    """``(count, 5)`` poses that change nothing."""
-    return torch.zeros(count, POSE_SIZE, device=device)
+def identity_pose(count: int, *, dims: int = 2, device: torch.device | None = None) -> Tensor:
+    """Return ``(count, 5)`` poses that change nothing; with ``dims=3`` ``(count, 9)``."""
+    return torch.zeros(count, POSE_SIZES[dims], device=device)
+
+
+def parts_of(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split poses ``(..., 5)`` into angles, log scales and shifts: ``(..., 1)``, ``(..., 2)``, ``(..., 2)``.
+
+    Poses ``(..., 9)`` are split into three parts of ``(..., 3)``.
+    """
+    dims = 2 if pose.shape[-1] == POSE_SIZE else 3
+    angles = pose.shape[-1] - 2 * dims
+    return pose[..., :angles], pose[..., angles : angles + dims], pose[..., angles + dims :]
 
 
 def matrix_from_pose(pose: Tensor) -> Tensor:
-    """theta1 = T · R · S as ``(..., 3, 3)`` (the paper's theta^1, five parameters), from poses ``(..., 5)``.
+    """Return theta1 = T · R · S (the paper's theta^1) of poses.
 
-    Scales are exponentials, so every finite pose has an inverse. At least float32 under autocast.
+    Poses ``(..., 5)`` give ``(..., 3, 3)``, poses ``(..., 9)`` of volumes ``(..., 4, 4)``. Scales are
+    exponentials, so every finite pose has an inverse. In float32 at least, also under autocast.
     """
     with torch.autocast(pose.device.type, enabled=False):
         pose = pose if pose.dtype == torch.float64 else pose.float()
-        cos, sin = torch.cos(pose[..., ANGLE]), torch.sin(pose[..., ANGLE])
-        sx, sy = torch.exp(pose[..., LOG_SCALE_X]), torch.exp(pose[..., LOG_SCALE_Y])
-        zero, one = torch.zeros_like(cos), torch.ones_like(cos)
-        rows = [
-            torch.stack([cos * sx, -sin * sy, pose[..., SHIFT_X]], dim=-1),
-            torch.stack([sin * sx, cos * sy, pose[..., SHIFT_Y]], dim=-1),
-            torch.stack([zero, zero, one], dim=-1),
-        ]
-        return torch.stack(rows, dim=-2)
+        angles, log_scales, shifts = parts_of(pose)
+        linear = _rotation(angles) * log_scales.exp()[..., None, :]
+        top = torch.cat([linear, shifts[..., None]], dim=-1)
+        last = torch.cat([torch.zeros_like(top[..., :1, :-1]), torch.ones_like(top[..., :1, -1:])], dim=-1)
+        return torch.cat([top, last], dim=-2)
+
+
+def _rotation(angles: Tensor) -> Tensor:
+    """Rotations ``(..., 2, 2)`` by angles ``(..., 1)``; ``(..., 3, 3)`` = z (roll) · y (yaw) · x (pitch).
+
+    Pitch is innermost, as in the phantoms' truth (``phantom/pose.py``).
+    """
+    if angles.shape[-1] == 1:
+        c, s = angles[..., 0].cos(), angles[..., 0].sin()
+        return torch.stack([torch.stack([c, -s], dim=-1), torch.stack([s, c], dim=-1)], dim=-2)
+    cz, cx, cy = angles.cos().unbind(dim=-1)
+    sz, sx, sy = angles.sin().unbind(dim=-1)
+    rows = [
+        torch.stack([cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx], dim=-1),
+        torch.stack([sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx], dim=-1),
+        torch.stack([-sy, cy * sx, cy * cx], dim=-1),
+    ]
+    return torch.stack(rows, dim=-2)
 
 
 def pose_from_matrix(matrix: Tensor) -> Tensor:
-    """The pose of a matrix T · R · S with positive scales; the inverse of :func:`matrix_from_pose`.
+    """Return the pose of a matrix T · R · S with positive scales; the inverse of :func:`matrix_from_pose`.
 
-    A matrix that is not of this form (sheared or mirrored) has no pose; the result is then meaningless.
+    Args:
+        matrix: ``(..., 3, 3)`` or ``(..., 4, 4)``. A sheared or mirrored matrix has no pose: the result is
+            then
+            meaningless. The yaw of a volume lies within 90 degrees.
     """
-    angle = torch.atan2(matrix[..., 1, 0], matrix[..., 0, 0])
-    scale_x = matrix[..., :2, 0].norm(dim=-1)
-    scale_y = matrix[..., :2, 1].norm(dim=-1)
-    return torch.stack([angle, scale_x.log(), scale_y.log(), matrix[..., 0, 2], matrix[..., 1, 2]], dim=-1)
+    dims = matrix.shape[-1] - 1
+    scales = matrix[..., :dims, :dims].norm(dim=-2)
+    r = matrix[..., :dims, :dims] / scales[..., None, :]
+    angles = [torch.atan2(r[..., 1, 0], r[..., 0, 0])]
+    if dims == 3:
+        angles.append(torch.atan2(r[..., 2, 1], r[..., 2, 2]))
+        angles.append(torch.atan2(-r[..., 2, 0], torch.hypot(r[..., 2, 1], r[..., 2, 2])))
+    return torch.cat([torch.stack(angles, dim=-1), scales.log(), matrix[..., :dims, dims]], dim=-1)
 
 
 def add_residual(start: Tensor, residual: Tensor) -> Tensor:
     """Follow a pose by a small change seen in the homogenized frame, staying in T · R · S.
 
-    Angles and log scales add; the residual's shift is measured in the homogenized frame and carried through
-    the start's matrix. The plain product of two such matrices would shear. Both ``(..., 5)``. At least
-    float32 under autocast.
+    Angles and log scales are added. The residual's shift is measured in the homogenized frame and carried
+    through the start's matrix. (The plain product of two such matrices would shear.) In float32 at least,
+    also under autocast.
+
+    Args:
+        start: ``(..., 5)`` or ``(..., 9)``.
+        residual: the same shape.
     """
     with torch.autocast(start.device.type, enabled=False):
-        linear = matrix_from_pose(start)[..., :2, :2]
-        shift = (linear @ residual.to(linear.dtype)[..., SHIFT_X:, None]).squeeze(-1) + start[..., SHIFT_X:]
-        return torch.cat([start[..., :SHIFT_X] + residual[..., :SHIFT_X], shift], dim=-1)
+        shifts = parts_of(start)[2]
+        dims = shifts.shape[-1]
+        linear = matrix_from_pose(start)[..., :dims, :dims]
+        moved = (linear @ residual.to(linear.dtype)[..., -dims:, None]).squeeze(-1) + shifts
+        return torch.cat([start[..., :-dims] + residual[..., :-dims], moved], dim=-1)
 
 
 def isotropic(pose: Tensor) -> Tensor:
-    """The true similarity nearest to a pose: both scales replaced by their geometric mean."""
-    mean = pose[..., LOG_SCALE_X : LOG_SCALE_Y + 1].mean(dim=-1, keepdim=True)
-    return torch.cat([pose[..., :1], mean, mean, pose[..., SHIFT_X:]], dim=-1)
+    """Return the nearest true similarity: all scales replaced by their geometric mean."""
+    angles, log_scales, shifts = parts_of(pose)
+    return torch.cat([angles, log_scales.mean(dim=-1, keepdim=True).expand_as(log_scales), shifts], dim=-1)
 
 
 def bounded(raw: Tensor, limit: float) -> Tensor:
-    """Clamp to (-limit, limit) smoothly, so that the gradient never dies; identity near 0."""
+    """Clamp to (-limit, limit) smoothly: near 0 the identity, and nowhere without a gradient."""
     return limit * torch.tanh(raw / limit)

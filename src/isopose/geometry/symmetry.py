@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from isopose.geometry.moments import moments
+from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 
@@ -63,10 +64,11 @@ def symmetry_axis(
     before, top, after = table[peak - 1, rows], table[peak, rows], table[peak + 1, rows]
     bend = (before - 2.0 * top + after).clamp(max=-1e-9)
     offset = (0.5 * (before - after) / bend).clamp(-1.0, 1.0)
-    return Symmetry(angles[peak] + offset * step, table.amax(dim=0))
+    # Nothing agrees with its mirror image as well as an empty slice does.
+    shown = mask.flatten(1).any(dim=1)
+    return Symmetry(angles[peak] + offset * step, torch.where(shown, table.amax(dim=0), 0.0))
 
 
 def _mirror_agreement(value: Tensor) -> Tensor:
-    """Eq. 1 between an image and its mirror image about the middle column: 2 Σ x x' / Σ (x² + x'²)."""
-    product = (value * value.flip(3)).flatten(1).sum(dim=1)
-    return product / value.square().flatten(1).sum(dim=1).clamp(min=1e-12)
+    """Eq. 1 between an image and its mirror image about the middle column."""
+    return soft_dice(value, value.flip(3))

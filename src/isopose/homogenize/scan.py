@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare_as
-from isopose.geometry.pose import matrix_from_pose
-from isopose.geometry.pose3d import LOG_SCALES, POSE3D_SIZE, matrix_from_pose3d
+from isopose.geometry.pose import LOG_SCALES, POSE_SIZES, matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
@@ -73,7 +72,7 @@ def homogenize_scan(
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
     if estimator.tilted:
         z = places(np.flatnonzero(records.shown), len(prepared.image), _stack_from_frame(prepared))
-        pose = torch.zeros(POSE3D_SIZE) if slices is None else volume_pose(transformer, slices, z).pose
+        pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z).pose
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)
@@ -136,7 +135,7 @@ def _tilted(
         grid = Grid(usual, size, estimator.pixel_mm, slice_mm, first_mm, slices=slices)
         return _through(grid, prepared, records, tuple(pose.tolist()))
 
-    stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose3d(pose))
+    stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose(pose))
     needed = _joined(
         solid_box_of(prepared.mask, invert(stack_from_frame)),
         None if marked is None else solid_box_of(marked > 0, invert(on(usual, 1, 0.0).volume_from_frame)),

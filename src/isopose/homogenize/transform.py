@@ -11,7 +11,6 @@ from torch import Tensor
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.pose import matrix_from_pose
-from isopose.geometry.pose3d import matrix_from_pose3d
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import compose
 
@@ -89,7 +88,7 @@ class Transform:
         frame: square in the plane of the reoriented slices, mm.
         grid: homogenized.
         poses: theta1 of each reoriented slice from the feet: angle, two log scales, two shifts.
-        tilted: the pose of the whole volume (``geometry/pose3d.py``) where it has pitch and yaw;
+        tilted: the pose of the whole volume (``geometry/pose.py``) where it has pitch and yaw;
             ``poses`` are then what the slices say in plane, and resample nothing.
     """
 
@@ -152,7 +151,7 @@ class Transform:
         assert self.tilted is not None, "of a tilted case"
         x, y, z = (float(side) for side in self.native.spacing[list(self.axes)])
         volume_from_frame = self.frame.volume_from_frame(self.stack_shape, (x, y, z))
-        return compose(volume_from_frame, matrix_from_pose3d(torch.tensor(self.tilted)))
+        return compose(volume_from_frame, matrix_from_pose(torch.tensor(self.tilted)))
 
     @property
     def volume_from_grid(self) -> Tensor:

@@ -15,8 +15,7 @@ from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError
 from isopose.files import composed, hash_of, only_writer, output_folder, read_json, write_json
-from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
-from isopose.geometry.pose3d import LOG_SCALES
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.volumes import VolumePrediction, predict_volume

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from isopose import scratch
 from isopose.data.preprocess import Prepared, prepare
-from isopose.geometry.box3d import widened3d
-from isopose.geometry.pose3d import LOG_SCALES, POSE3D_SIZE, ROLL
+from isopose.geometry.box import widened
+from isopose.geometry.pose import LOG_SCALES, POSE_SIZES, ROLL
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.border import volume_touches_border
@@ -32,7 +32,7 @@ class VolumeRecord:
     """What was decided for one scan.
 
     Args:
-        pose: ``(9,)``, see ``geometry/pose3d.py``.
+        pose: ``(9,)``, see ``geometry/pose.py``.
         theta2: ``(4, 4)``, homogenized from crop.
         agreement: with the reference's outline, the mean of the homogenized slices.
         confidence: probability that the roll is right, see ``scan/poses.py: confidence``.
@@ -150,7 +150,7 @@ def predict_volume(
 def _posed(model: Model, prepared: Prepared, stack_from_frame: Tensor) -> VolumeRecord:
     """The scan's pose, from what its slices say."""
     settings, transformer = model.config.predict, model.pipeline.pose
-    record = VolumeRecord(np.zeros(POSE3D_SIZE, np.float32), np.eye(4, dtype=np.float32))
+    record = VolumeRecord(np.zeros(POSE_SIZES[3], np.float32), np.eye(4, dtype=np.float32))
     batches = batches_of(prepared, settings.batch_size)
     if batches:
         device = stack_from_frame.device
@@ -178,7 +178,7 @@ def _segmented(
         return probabilities, theta2
     again, wider = probabilities, theta2
     while volume_touches_border(again, wider, border):
-        wider = widened3d(wider, WIDEN)
+        wider = widened(wider, WIDEN)
         again = seen_through(wider)
     record.widened = _marked(again, wider) > _marked(probabilities, theta2)
     record.cut_off = not record.widened

@@ -1,11 +1,9 @@
 """STN2: from a homogenized slice to theta2, the square region of interest."""
 
-import torch
 from torch import Tensor, nn
 
 from isopose.config import CropConfig
-from isopose.geometry.box import matrix_from_box
-from isopose.geometry.box3d import matrix_from_box3d
+from isopose.geometry.box import BOX_SIZES, matrix_from_box, whole_frame
 from isopose.models.localization import Localization
 
 
@@ -19,7 +17,7 @@ class CropTransformer(nn.Module):
         config: whether the box is learned, and the network's size.
         start: ``(4,)`` box that the regression starts from; the paper's identity is the whole frame.
         joint: the corners come from the network that also poses, see ``models/pipeline.py``; so none here.
-        dims: 3 for volumes, whose boxes are ``(6,)`` (:mod:`isopose.geometry.box3d`).
+        dims: 3 for volumes, whose boxes are ``(6,)`` (:mod:`isopose.geometry.box`).
     """
 
     start: Tensor
@@ -29,12 +27,10 @@ class CropTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.matrix = matrix_from_box if dims == 2 else matrix_from_box3d
-        whole = torch.tensor([-1.0] * dims + [1.0] * dims)
-        self.register_buffer("start", whole if start is None else start.float())
+        self.register_buffer("start", whole_frame(dims) if start is None else start.float())
         alone = config.enabled and config.learned and not joint
         depth = config.depth if dims == 3 else None
-        self.localization = Localization(config.size, 2 * dims, depth) if alone else None
+        self.localization = Localization(config.size, BOX_SIZES[dims], depth) if alone else None
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """theta2 ``(N, 3, 3)`` of homogenized images and masks ``(N, 1, size, size)``.
@@ -42,7 +38,7 @@ class CropTransformer(nn.Module):
         Of volumes ``(N, 4, 4)``, from ``(N, 1, depth, size, size)``.
         """
         if self.localization is None:
-            return self.matrix(self.start.expand(image.shape[0], -1))
+            return matrix_from_box(self.start.expand(image.shape[0], -1))
         return self.square(self.localization(image, mask))
 
     def square(self, raw: Tensor) -> Tensor:
@@ -50,4 +46,4 @@ class CropTransformer(nn.Module):
 
         Of volumes ``(N, 4, 4)`` of ``(N, 6)``.
         """
-        return self.matrix(self.start + raw)
+        return matrix_from_box(self.start + raw)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from isopose.config import PoseConfig
 from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
+from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import (
     ANGLE,
     POSE_SIZE,
@@ -177,10 +178,3 @@ class PoseTransformer(nn.Module):
         direction = torch.stack([pose[:, ANGLE].cos(), pose[:, ANGLE].sin()], dim=1)
         evidence = agreement[:, None].square() * direction
         return SlicePoses(pose, evidence, torch.zeros_like(agreement), agreement, sources[chosen], of)
-
-
-def soft_dice(a: Tensor, b: Tensor) -> Tensor:
-    """Eq. 1 as a fraction: 2|A∩B| / (|A|² + |B|²) for each image of ``(N, C, H, W)``; empty ones agree."""
-    overlap = (a * b).flatten(1).sum(dim=1)
-    squares = a.square().flatten(1).sum(dim=1) + b.square().flatten(1).sum(dim=1)
-    return (2.0 * overlap + 1e-6) / (squares + 1e-6)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from isopose.config import Config
-from isopose.geometry.pose3d import matrix_from_pose3d
+from isopose.geometry.overlap import soft_dice
+from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import compose, invert, warp, whole_from_slab
 from isopose.models.pipeline import HomogenizedSlices, Pipeline, restore
 
@@ -45,7 +46,7 @@ class VolumePipeline(Pipeline):
         """
         one = torch.ones_like(self.reach)
         return compose(
-            stack_from_frame, matrix_from_pose3d(pose), torch.diag(torch.stack([one, one, self.reach, one]))
+            stack_from_frame, matrix_from_pose(pose), torch.diag(torch.stack([one, one, self.reach, one]))
         )
 
     def homogenize_scan(self, image: Tensor, mask: Tensor, pose: Tensor, size: int) -> HomogenizedSlices:
@@ -75,9 +76,7 @@ class VolumePipeline(Pipeline):
         slices = warp(mask, stack_from_homogenized, shape)[0, 0]
         area = slices.flatten(1).sum(dim=1)
         shown = slices[area > 0.5 * area.max()]
-        overlap = (shown * reference[0, 0]).flatten(1).sum(dim=1)
-        squares = shown.square().flatten(1).sum(dim=1) + reference.square().sum()
-        return (2.0 * overlap / squares.clamp(min=1e-6)).mean()
+        return soft_dice(shown, reference[0]).mean()
 
 
 def crop_shape(config: Config) -> tuple[int, int, int]:

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 from isopose.geometry.moments import moments
-from isopose.geometry.pose import ANGLE, LOG_SCALE_X, SHIFT_X
-from isopose.geometry.pose3d import (
+from isopose.geometry.pose import (
+    ANGLE,
+    LOG_SCALE_X,
     LOG_SCALES,
     PITCH,
-    POSE3D_SIZE,
+    POSE_SIZES,
     ROLL,
+    SHIFT_X,
     SHIFTS,
     YAW,
-    matrix_from_pose3d,
+    matrix_from_pose,
 )
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.aggregate import median
@@ -27,7 +29,7 @@ class VolumePose(NamedTuple):
     """Of one scan.
 
     Args:
-        pose: ``(9,)``, see :mod:`isopose.geometry.pose3d`.
+        pose: ``(9,)``, see :mod:`isopose.geometry.pose`.
         confidence: ``()`` that the roll is right, median of the slices (``scan/poses.py: confidence``).
         mirrored: ``()`` mean logit that the slices are shown as in a mirror.
     """
@@ -52,7 +54,7 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         z: ``(N,)`` their places in isotropic units of half the frame's side from the scan's middle.
     """
     scan = scan_poses(transformer, slices, z)
-    out = torch.zeros(POSE3D_SIZE, device=z.device)
+    out = torch.zeros(POSE_SIZES[3], device=z.device)
     if transformer.config.start != "identity":
         flat = scan.pose[0]
         log_scale = flat[LOG_SCALE_X:SHIFT_X]
@@ -62,7 +64,7 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         out[PITCH], out[YAW] = tilt_of(slope, flat[ANGLE])
         out[LOG_SCALES] = torch.cat([log_scale, log_scale.mean(dim=0, keepdim=True)])
         center = moments(transformer.reference_mask).center[0]
-        carried = matrix_from_pose3d(out)[:3, :2] @ center
+        carried = matrix_from_pose(out)[:3, :2] @ center
         # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
     return VolumePose(out, median(scan.confidence), slices.mirrored.mean())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from isopose.config import CropConfig
-from isopose.models.pose import soft_dice
+from isopose.geometry.overlap import soft_dice, soft_dice_from_sums
 from isopose.ranks import summed
 
 
@@ -67,8 +67,7 @@ def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     overlap = (p * g).sum(dim=pixels)
     squares = p.square().sum(dim=pixels) + g.square().sum(dim=pixels)
     overlap, squares = summed(torch.stack([overlap, squares]))
-    dice = (2.0 * overlap + 1e-5) / (squares + 1e-5)
-    return entropy + (1.0 - dice.mean())
+    return entropy + (1.0 - soft_dice_from_sums(overlap, squares).mean())
 
 
 def level_weight(level: int) -> float:

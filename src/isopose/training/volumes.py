@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from isopose.data.slices import Slices
 from isopose.data.volumes import VolumeBatch, Volumes
-from isopose.geometry.box import mirrored
-from isopose.geometry.box3d import box_from_matrix3d, box_of_mask3d, jittered3d, matrix_from_box3d
-from isopose.geometry.pose3d import LOG_SCALES, POSE3D_SIZE, ROLL, add_residual3d
+from isopose.geometry.box import box_from_matrix, box_of_mask, jittered, matrix_from_box, mirrored
+from isopose.geometry.pose import LOG_SCALES, POSE_SIZES, ROLL, add_residual
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import most_probable
@@ -28,7 +27,7 @@ from isopose.training.transforms import slices_of_scan
 #: Pitch and yaw of patients vary less than the roll.
 POSE3D_JITTER = (0.17, 0.09, 0.09, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
 #: Numbers by which a volume is disturbed: those of the pose, five of the crop, one of mirroring.
-NOISE3D = POSE3D_SIZE + 5 + 1
+NOISE3D = POSE_SIZES[3] + 5 + 1
 
 
 class VolumeCropObjective(nn.Module):
@@ -146,14 +145,16 @@ class VolumeSegmentationObjective(nn.Module):
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
         (pipeline,) = self.pipeline
         crop = pipeline.config.crop
-        residual = noise[:, :POSE3D_SIZE] * pipeline.config.unet.pose_jitter * noise.new_tensor(POSE3D_JITTER)
+        residual = noise[:, : POSE_SIZES[3]] * (
+            pipeline.config.unet.pose_jitter * noise.new_tensor(POSE3D_JITTER)
+        )
         if pipeline.config.pose.scales == 1:
             # No pose will ever stretch one axis more than another there.
             residual[:, LOG_SCALES] = residual[:, LOG_SCALES].mean(dim=1, keepdim=True)
-        pose, theta2 = add_residual3d(batch.pose, residual), batch.theta2
+        pose, theta2 = add_residual(batch.pose, residual), batch.theta2
         if crop.enabled:
             shift, scale = crop.jitter_shift, crop.jitter_scale
-            theta2 = jittered3d(theta2, noise[:, POSE3D_SIZE:-1], shift=shift, scale=scale)
+            theta2 = jittered(theta2, noise[:, POSE_SIZES[3] : -1], shift=shift, scale=scale)
         theta = compose(pipeline.stack_from_homogenized(pose, batch.stack_from_frame), theta2)
         return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
 
@@ -175,8 +176,8 @@ def volume_crop_targets(pipeline: VolumePipeline, batch: VolumeBatch) -> tuple[T
         _marked(pipeline, labels, one)
         for labels, one in zip(batch.labels, homogenizing(pipeline, batch), strict=True)
     ]
-    box, found = box_of_mask3d(torch.cat(marked), margin=config.margin)
-    return matrix_from_box3d(box), found
+    box, found = box_of_mask(torch.cat(marked), margin=config.margin)
+    return matrix_from_box(box), found
 
 
 def _marked(pipeline: VolumePipeline, labels: Tensor, matrix: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ def _marked(pipeline: VolumePipeline, labels: Tensor, matrix: Tensor) -> Tensor:
 
 def box_overlap(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union ``(N,)`` of the boxes of two theta2 ``(N, 4, 4)``."""
-    one, other = box_from_matrix3d(a), box_from_matrix3d(b)
+    one, other = box_from_matrix(a), box_from_matrix(b)
     low, high = torch.maximum(one[:, :3], other[:, :3]), torch.minimum(one[:, 3:], other[:, 3:])
     common = (high - low).clamp(min=0.0).prod(dim=1)
     total = sum((box[:, 3:] - box[:, :3]).prod(dim=1) for box in (one, other))
@@ -234,7 +235,7 @@ def volume_box_of_all(pipeline: VolumePipeline, volumes: Volumes, device: torch.
         marked = _marked(pipeline, batch.labels[0], homogenizing(pipeline, batch)[0])
         union = marked if union is None else union | marked
     assert union is not None, "there are training volumes"
-    box: Tensor = box_of_mask3d(union, margin=pipeline.config.crop.margin)[0][0]
+    box: Tensor = box_of_mask(union, margin=pipeline.config.crop.margin)[0][0]
     return box
 
 
