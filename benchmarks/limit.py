@@ -20,11 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from isopose.config import load_config
-from isopose.data.slices import Batch
+from isopose.data.samples import Batch
 from isopose.files import write_text
 from isopose.geometry.warp import warp
 from isopose.heap import keep_freed_memory
-from isopose.models.volume import pipeline_for
+from isopose.models.pipeline import Networks
 from isopose.training.objectives import SegmentationObjective
 
 #: Operators of the profile by what they are; the first whose name is in the operator's.
@@ -126,7 +126,7 @@ def training_step(
     config = load_config(
         settings=[f"data.size={size}", "unet.input=full", f"unet.base_features={base_features}"]
     )
-    pipeline = pipeline_for(config, 3, torch.zeros(1, 1, size, size), 0.0, 1.0)
+    pipeline = Networks(config, 3, torch.zeros(1, 1, size, size), 0.0, 1.0)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = SegmentationObjective(pipeline).train()
     if compiled:

@@ -18,22 +18,19 @@ import torch
 from torch import Tensor
 
 from isopose.config import Config, load_config
-from isopose.data.slices import Batch
-from isopose.data.volumes import VolumeBatch
+from isopose.data.samples import Batch
 from isopose.devices import autocast, choose_precision
 from isopose.files import write_text
-from isopose.models.pipeline import Pipeline
-from isopose.models.volume import VolumePipeline
+from isopose.models.pipeline import Networks
 from isopose.study.measure import peak_memory, reset_peak
 from isopose.training.checkpoint import Progress, save_checkpoint
 from isopose.training.memory import PROCESS, training_bytes
-from isopose.training.objectives import SegmentationObjective
-from isopose.training.volumes import NOISE3D, VolumeSegmentationObjective
+from isopose.training.objectives import SegmentationObjective, noise_size
 
 #: Loss of some rows of a batch.
 Loss = Callable[[Tensor], Tensor]
-#: Background included; slices of a volume; numbers that disturb a slice.
-CLASSES, DEPTH, NOISE = 3, 20, 9
+#: Background included; slices of a volume.
+CLASSES, DEPTH = 3, 20
 OUTLINE = torch.zeros(1, 1, 128, 128)
 
 #: What is measured: settings over the default preset.
@@ -110,25 +107,25 @@ def measure(settings: list[str]) -> dict[str, float]:
 def slices_of(config: Config) -> tuple[torch.nn.Module, Loss]:
     """The U-Net's objective, and its loss on some rows of a batch of slices."""
     n, size = config.unet.optimizer.batch_size, config.data.size
-    pipeline = Pipeline(config, CLASSES, OUTLINE, 0.0, 1.0)
-    pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective = SegmentationObjective(pipeline).train()
+    networks = Networks(config, CLASSES, OUTLINE, 0.0, 1.0)
+    networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = SegmentationObjective(networks).train()
     image, labels = torch.zeros(n, 1, size, size), torch.zeros(n, size, size).byte()
     batch = Batch(torch.arange(n), image, image, labels, torch.zeros(n, 5), torch.eye(3).repeat(n, 1, 1))
-    noise = torch.zeros(n, NOISE)
+    noise = torch.zeros(n, noise_size(2))
     return objective, lambda rows: objective(batch.part(rows), noise[rows])
 
 
 def volumes_of(config: Config) -> tuple[torch.nn.Module, Loss]:
     """The U-Net's objective, and its loss on some rows of a batch of volumes."""
     n, size = config.unet.optimizer.batch_size, config.data.size
-    pipeline = VolumePipeline(config, CLASSES, OUTLINE, 0.0, 1.0)
-    objective = VolumeSegmentationObjective(pipeline, ("a", "b")).train()
+    networks = Networks(config, CLASSES, OUTLINE, 0.0, 1.0)
+    objective = SegmentationObjective(networks, ("a", "b")).train()
     volumes = tuple(torch.zeros(1, 1, DEPTH, size, size) for _ in range(n))
     labels = tuple(torch.zeros(1, DEPTH, size, size).byte() for _ in range(n))
     eye = torch.eye(4).repeat(n, 1, 1)
-    batch = VolumeBatch(torch.arange(n), volumes, volumes, labels, eye, torch.zeros(n, 9), eye)
-    noise = torch.zeros(n, NOISE3D)
+    batch = Batch(torch.arange(n), volumes, volumes, labels, torch.zeros(n, 9), eye, eye)
+    noise = torch.zeros(n, noise_size(3))
     return objective, lambda rows: objective(batch.part(rows), noise[rows])
 
 

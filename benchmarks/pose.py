@@ -27,7 +27,7 @@ from torch import Tensor
 
 from isopose.config import Config, PoseConfig, load_config
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
-from isopose.data.slices import Slices
+from isopose.data.samples import Slices
 from isopose.data.store import write_store
 from isopose.devices import one_thread
 from isopose.files import replacing, write_json, write_text
@@ -38,7 +38,7 @@ from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.warp import resize, warp
 from isopose.io.datasets import open_dataset
 from isopose.models.folder import versions
-from isopose.models.pipeline import Pipeline
+from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
@@ -129,7 +129,7 @@ def main(
             (output / "real").mkdir(exist_ok=True)
             groups["real"] = turned_scans(output / "real", REAL, turns, fingerprint, workers, progress)
     with one_thread(), torch.inference_mode():
-        others = torch.cat([batch.mask for batch in slices.in_order(64)])[::4]
+        others = torch.cat([batch.mask for batch in slices.batches(64)])[::4]
         reference = reference_scan(fingerprint, others, candidates)
     with one_thread():
         contenders = _contenders(
@@ -301,7 +301,7 @@ def _trained(
 ) -> PoseTransformer:
     """STN1 as a configuration has it, trained on the benchmark's own cohort; resumed where it was before."""
     torch.manual_seed(0)
-    pipeline = Pipeline(config, 3, outline, slices.cases[0].record.air, top)
+    pipeline = Networks(config, 3, outline, slices.cases[0].record.air, top)
     fabric = fabric_for(config)
     objective: Any = PoseObjective(pipeline)
     if pipeline.pose.roll is not None:

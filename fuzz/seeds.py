@@ -19,7 +19,7 @@ from isopose.homogenize.dataset import homogenize
 from isopose.io.datasets import open_dataset
 from isopose.labels import Labels
 from isopose.models.folder import Model, save_model
-from isopose.models.volume import pipeline_for
+from isopose.models.pipeline import Networks
 from isopose.progress import Silent
 from isopose.training.checkpoint import Progress, save_checkpoint
 
@@ -164,7 +164,7 @@ def _write_model(folder: Path) -> None:
     )
     reference = torch.zeros(1, 1, 32, 32)
     reference[..., 8:24, 6:26] = 1.0
-    pipeline = pipeline_for(config, LABELS.classes, reference, -3.0, 4.0)
+    pipeline = Networks(config, LABELS.classes, reference, -3.0, 4.0)
     info = {
         "training": {
             "cases": 1,

@@ -288,14 +288,14 @@ def _restore(folder: Path) -> None:
 
 
 def _open_store(folder: Path) -> None:
-    from isopose.data.slices import Slices
+    from isopose.data.samples import Slices
     from isopose.data.store import open_store
 
     (store,) = [path for path in folder.iterdir() if path.is_dir()]
     opened = open_store(store)
     opened.verify()
     slices = Slices(opened.cases)
-    for _ in slices.in_order(4):
+    for _ in slices.batches(4):
         pass
 
 

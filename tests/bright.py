@@ -13,7 +13,7 @@ from isopose.data.fingerprint import Fingerprint, Intensity
 from isopose.geometry.volume import Volume
 from isopose.labels import Labels
 from isopose.models.folder import Model
-from isopose.models.volume import pipeline_for
+from isopose.models.pipeline import Networks
 
 INTENSITY = Intensity((0.5, 99.5), -80.0, 100.0, 400.0, 95.0, 75.0, -200.0, 900.0)
 LABELS = Labels.create({"kidney": 1, "tumor": 7})
@@ -100,7 +100,7 @@ def bright_model(
     mask = ellipse(64, (2 * BODY[0] / FOV, 2 * BODY[1] / FOV)) if reference is None else reference
     start = None if crop_start is None else torch.tensor(crop_start)
     labels = SIDED if sided else LABELS
-    pipeline = pipeline_for(config, labels.classes, mask, INTENSITY.air, INTENSITY.top, start)
+    pipeline = Networks(config, labels.classes, mask, INTENSITY.air, INTENSITY.top, start)
     if not real_unet:
         pipeline.unet = Sided(half) if sided else Brightness(blind)  # type: ignore[assignment]
     pipeline.eval().requires_grad_(False)

@@ -322,6 +322,12 @@ class Config(Section):
         return self.data.size // {"full": 1, "half": 2, "quarter": 4}[self.unet.input]
 
     @property
+    def unet_shape(self) -> tuple[int, ...]:
+        """``(h, w)`` of the U-Net's input; with ``dims=3`` ``(d, h, w)``."""
+        plane = (self.unet_size, self.unet_size)
+        return plane if self.dims == 2 else (self.unet.depth, *plane)
+
+    @property
     def unet_levels(self) -> int:
         """How often the U-Net halves its input, so that the bottleneck is at least its configured size."""
         return (self.unet_size // self.unet.bottleneck).bit_length() - 1

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from isopose.config import DataConfig
+from isopose.data.draw import draw_epoch, read_ahead
 from isopose.data.fingerprint import fingerprint_of
-from isopose.data.slices import Batch, Slices, draw_epoch, read_ahead
+from isopose.data.samples import Batch, Slices
 from isopose.data.store import Store, write_store
-from isopose.data.volumes import VolumeBatch
 from isopose.errors import InputError
 from isopose.labels import Labels
 
@@ -43,7 +43,7 @@ def known(slices: Slices) -> Slices:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    pairs = zip(a, b, strict=True)
+    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
     return all(torch.equal(x, y) if x is not None and y is not None else x is y for x, y in pairs)
 
 
@@ -157,7 +157,7 @@ def test_shuffled_rows_of_several_cases_come_in_the_order_asked_for(store: Store
 
 
 def test_every_row_once_in_order(slices: Slices) -> None:
-    batches = list(slices.in_order(4))
+    batches = list(slices.batches(4))
     assert [len(batch.rows) for batch in batches] == [4, 4, 4, 3]
     for number, batch in enumerate(batches):
         check_rows(batch, slices, np.arange(4 * number, min(4 * number + 4, 15)))
@@ -220,7 +220,7 @@ def test_parts_keep_pose_and_crop_in_step(slices: Slices) -> None:
 def test_moves_every_tensor() -> None:
     batch = Batch(torch.arange(2), torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(2, 4, 4))
     moved = batch.to(torch.device("meta"))
-    assert all(tensor.device.type == "meta" for tensor in moved[:4])
+    assert all(tensor.device.type == "meta" for tensor in (moved.rows, moved.image, moved.mask, moved.labels))
     assert moved.pose is None
 
 
@@ -238,9 +238,8 @@ def test_a_part_of_a_batch_is_the_same_slices_of_everything() -> None:
 def test_a_part_of_volumes_is_the_same_volumes_of_everything() -> None:
     volumes = tuple(torch.randn(1, 1, depth, 4, 4) for depth in (2, 3, 5))
     labels = tuple(volume[0] > 0 for volume in volumes)
-    batch = VolumeBatch(
-        torch.arange(3), volumes, volumes, labels, torch.randn(3, 4, 4), theta2=torch.randn(3, 4, 4)
-    )
+    matrices, theta2 = torch.randn(3, 4, 4), torch.randn(3, 4, 4)
+    batch = Batch(torch.arange(3), volumes, volumes, labels, None, theta2, matrices)
     part = batch.part(torch.tensor([2, 0]))
     assert [volume.shape[2] for volume in part.image] == [5, 2]
     assert torch.equal(part.labels[0], labels[2])

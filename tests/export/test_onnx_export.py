@@ -26,8 +26,8 @@ from isopose.inference.volumes import predict_volume
 from isopose.io.images import read_labels, write_image
 from isopose.labels import Labels
 from isopose.models.folder import Model
+from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
-from isopose.models.volume import VolumePipeline
 from scripts import ROOT, ran
 
 pytestmark = pytest.mark.long
@@ -195,7 +195,7 @@ def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
     if not hidden:
         stack = prepared.frame.stack_from_frame(prepared.shape[0], prepared.spacing[2])
         pipeline = model.pipeline
-        assert isinstance(pipeline, VolumePipeline)
+        assert isinstance(pipeline, Networks)
         homogenized = pipeline.stack_from_homogenized(torch.from_numpy(record.pose)[None], stack)
         predicted = compose(homogenized, torch.from_numpy(record.theta2)[None])
         torch.testing.assert_close(theta, predicted, atol=1e-5, rtol=0)

@@ -12,7 +12,8 @@ from isopose.geometry.box import matrix_from_box
 from isopose.geometry.frame import Frame
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import compose, invert, warp
-from isopose.models.pipeline import frame_from_crop, restore
+from isopose.models.pipeline import frame_from_crop
+from isopose.models.restore import restore
 
 
 def labels_of(height: int, width: int, radius: float, cx: float, cy: float) -> torch.Tensor:

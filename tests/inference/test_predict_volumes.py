@@ -14,7 +14,7 @@ from isopose.geometry.volume import Volume
 from isopose.inference.border import volume_touches_border
 from isopose.inference.predict import crop_probabilities
 from isopose.inference.volumes import predict_volume
-from isopose.models.volume import restore_slices
+from isopose.models.restore import restore_slices
 from isopose.phantom.pose import Pose
 
 #: Poses from moments, no crop: what is found follows from the geometry, not from weights.

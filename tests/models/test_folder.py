@@ -16,6 +16,7 @@ from bright import bright_model, scene
 from isopose.config import validate_config
 from isopose.errors import InputError
 from isopose.files import sha256
+from isopose.geometry.pose import matrix_from_pose
 from isopose.inference.predict import predict
 from isopose.io.images import write_image
 from isopose.models.folder import Model, for_prediction, load_model, save_model
@@ -285,6 +286,6 @@ def test_a_mutated_manifest_is_a_valid_model_or_an_input_error(data, shared_fold
     config = loaded.config
     image = torch.zeros(1, 1, config.data.size, config.data.size)
     pose = loaded.pipeline.pose(image, torch.ones_like(image))
-    theta2 = loaded.pipeline.theta2(image, torch.ones_like(image), pose)
+    theta2 = loaded.pipeline.theta2(image, torch.ones_like(image), matrix_from_pose(pose))
     assert loaded.pipeline.probabilities(loaded.pipeline.cut(image, theta2)).shape[1] == loaded.labels.classes
     assert isinstance(loaded.info["training"]["images_sha256"], list)

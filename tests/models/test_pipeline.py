@@ -7,7 +7,8 @@ from isopose.config import load_config
 from isopose.geometry.box import box_from_matrix, matrix_from_box
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
-from isopose.models.pipeline import Pipeline, frame_from_crop, marked, most_probable, reached, restore
+from isopose.models.pipeline import Networks, frame_from_crop
+from isopose.models.restore import marked, most_probable, reached, restore
 
 SIZE = 64
 
@@ -17,13 +18,13 @@ def body() -> torch.Tensor:
     return (((x / 0.6) ** 2 + (y / 0.4) ** 2) < 1).float()[None, None]
 
 
-def pipeline(*settings: str, joint: bool = True) -> Pipeline:
+def pipeline(*settings: str, joint: bool = True) -> Networks:
     torch.manual_seed(0)
     config = load_config(
         base={"stn": "joint" if joint else "separate", "data": {"size": SIZE}},
         settings=["pose.size=64", "crop.size=32", "unet.base_features=2", *settings],
     )
-    return Pipeline(config, 3, body(), air=-2.0, top=3.0).eval().requires_grad_(False)
+    return Networks(config, 3, body(), air=-2.0, top=3.0).eval().requires_grad_(False)
 
 
 def lying(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +42,7 @@ def test_one_network_of_nine_numbers_that_starts_at_the_start(start):
     assert made.crop.localization is None
     image, mask = lying(torch.tensor([[0.1, -0.2, -0.1, 0.05, 0.1], [0.0, 0.0, 0.0, 0.0, 0.0]]))
     before = made.pose.start(image, mask)
-    pose, theta2 = made.look(image, mask, before)
+    pose, theta2 = made.joint_step(image, mask, before)
     assert torch.equal(pose, before)
     assert torch.equal(theta2, torch.eye(3).expand(2, 3, 3))
     if start == "moments":
@@ -56,10 +57,10 @@ def test_separate_networks_are_as_they_were():
     start = made.pose.start(image, mask)
     found = made.transforms(image, mask, start)
     assert torch.equal(found.pose, start)
-    assert torch.equal(found.theta2, made.theta2(image, mask, start))
+    assert torch.equal(found.theta2, made.theta2(image, mask, matrix_from_pose(start)))
     assert not found.learned.any()
     with pytest.raises(AssertionError, match="stn=joint"):
-        made.look(image, mask, start)
+        made.joint_step(image, mask, start)
 
 
 def test_the_step_is_seen_in_the_start_and_bounded():
@@ -69,7 +70,7 @@ def test_the_step_is_seen_in_the_start_and_bounded():
     start = torch.tensor([[0.4, 0.5, 0.2, 0.1, 0.0]])
     image, mask = lying(start)
     made.joint.output.bias.copy_(torch.tensor([9.0, -9.0, 0.01, 9.0, 0.0, 0.5, 0.4, -0.5, -0.6]))
-    pose, theta2 = made.look(image, mask, start)
+    pose, theta2 = made.joint_step(image, mask, start)
     assert pose[0, :3].tolist() == pytest.approx([0.6, 0.2, 0.21], abs=1e-4)
     # Half sides of the homogenized frame, carried through the start's matrix.
     shift = start[0, 3:] + matrix_from_pose(start)[0, :2, :2] @ torch.tensor([0.1, 0.0])
@@ -98,7 +99,7 @@ def test_a_step_that_leads_away_from_the_reference_is_not_taken():
     image, mask = lying(true)
     start = made.pose.start(image, mask)
     made.joint.output.bias.copy_(torch.tensor([0.5, -0.5, -0.5, 0.3, 0.0, 0.5, 0.5, -0.7, -0.7]))
-    pose, theta2 = made.look(image, mask, start)
+    pose, theta2 = made.joint_step(image, mask, start)
     assert made.pose.agreement(mask, pose).max() < 0.8
     found = made.transforms(image, mask, start)
     assert not found.learned.any()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
 from isopose.io.datasets import open_dataset
+from isopose.io.truth import true_rolls
 from isopose.phantom import (
     render,
     sample_case,
     texture_generator,
-    true_rolls,
     truth,
     write_cohort,
 )

@@ -10,7 +10,7 @@ from monai.transforms import RandAdjustContrastd, RandGaussianNoised
 from safetensors.torch import load_file
 
 from isopose.config import load_config
-from isopose.data.slices import Batch
+from isopose.data.samples import Batch
 from isopose.errors import InputError
 from isopose.io.datasets import open_dataset
 from isopose.training.augmentation import Augmentation

@@ -7,7 +7,7 @@ import torch
 
 import isopose.training.stages as stages_module
 from bright import bright_model
-from isopose.data.slices import Batch
+from isopose.data.samples import Batch
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.io.datasets import open_dataset

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from isopose.config import Config
-from isopose.data.slices import Slices
+from isopose.data.samples import Slices
 from isopose.data.splits import split_patients
 from isopose.data.store import Record, StoredCase, open_store
 from isopose.errors import InputError, IsoposeError
@@ -30,12 +30,13 @@ from isopose.inference.files import Scan, predict_scans
 from isopose.inference.predict import Prediction, predict
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.truth import true_rolls
 from isopose.labels import Labels
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
-from isopose.phantom import true_rolls, write_cohort
+from isopose.phantom import write_cohort
 from isopose.progress import Silent
 from isopose.training.claim import check_mirroring
 from isopose.training.fit import _against, fit

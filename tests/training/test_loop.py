@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from isopose.config import OptimizerConfig
-from isopose.data.slices import Batch
+from isopose.data.samples import Batch
 from isopose.errors import IsoposeError
 from isopose.progress import Silent
 from isopose.training.checkpoint import Progress

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from isopose.config import CropConfig
 from isopose.training.losses import (
     crop_loss,
-    level_weight,
+    deep_supervision_loss,
     one_hot,
     pose_loss,
     roll_loss,
@@ -161,10 +161,18 @@ def test_all_losses_are_float32_under_autocast() -> None:
     )
 
 
-def test_weights_of_the_levels_and_one_hot() -> None:
-    assert [level_weight(n) for n in range(4)] == [1.0, 0.5, 0.25, 0.125]
+def test_one_hot() -> None:
     hot = one_hot(torch.tensor([[[2, 0]]], dtype=torch.uint8), 3)
     assert hot.tolist() == [[[[0.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]]]]
+
+
+def test_deep_supervision_halves_the_weight_of_each_level() -> None:
+    torch.manual_seed(0)
+    levels = [
+        (torch.rand(2, 3, n, n).softmax(dim=1), one_hot(torch.randint(3, (2, n, n)), 3)) for n in (8, 4, 2)
+    ]
+    expected = sum(segmentation_loss(p, g) / 2**n for n, (p, g) in enumerate(levels))
+    assert deep_supervision_loss(levels).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def evidence(degrees: list[float], length: list[float]) -> torch.Tensor:

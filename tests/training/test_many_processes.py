@@ -40,7 +40,7 @@ JUDGE = """
 import json, sys
 from pathlib import Path
 from lightning_fabric import Fabric
-from isopose.data.slices import Slices
+from isopose.data.samples import Slices
 from isopose.data.store import open_store
 from isopose.models.folder import load_model
 from isopose.ranks import launched, rank, strategy_for

@@ -70,13 +70,13 @@ def test_a_step_keeps_to_what_was_foreseen(recompute: str) -> None:
     program = f"""
 import torch
 from isopose.config import load_config
-from isopose.data.slices import Batch
-from isopose.models.volume import pipeline_for
+from isopose.data.samples import Batch
+from isopose.models.pipeline import Networks
 from isopose.training.memory import PROCESS, training_bytes
 from isopose.training.objectives import SegmentationObjective
 from isopose.study.measure import MB, peak_memory, reset_peak
 config = load_config(settings={[*SMALL, f"unet.recompute={recompute}"]!r})
-pipeline = pipeline_for(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)
+pipeline = Networks(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)
 pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)
 objective = SegmentationObjective(pipeline).train()
 optimizer = torch.optim.AdamW(objective.parameters())

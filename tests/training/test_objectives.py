@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from isopose.config import Config, load_config
-from isopose.data.slices import Batch
+from isopose.config import Config, CropConfig, load_config
+from isopose.data.samples import Batch
 from isopose.errors import InputError
 from isopose.geometry.box import jittered, matrix_from_box
 from isopose.geometry.pose import add_residual, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
-from isopose.models.pipeline import Pipeline, restore
+from isopose.models.pipeline import Networks
+from isopose.models.restore import restore
 from isopose.training.losses import crop_loss, one_hot, pose_loss, segmentation_loss
 from isopose.training.objectives import (
     POSE_JITTER,
@@ -24,8 +26,8 @@ from isopose.training.objectives import (
     JointObjective,
     PoseObjective,
     SegmentationObjective,
+    box_overlap,
     patient_dice,
-    square_overlap,
     warped_target,
 )
 from isopose.training.targets import crop_targets
@@ -83,9 +85,9 @@ def poses(count: int = 6, spread: float = 1.0) -> Tensor:
     return (torch.rand(count, 5, generator=random) * 2 - 1) * scale + torch.tensor([0, 0.2, 0.2, 0, 0])
 
 
-def pipeline_of(settings: Config) -> Pipeline:
+def pipeline_of(settings: Config) -> Networks:
     torch.manual_seed(0)
-    return Pipeline(settings, 3, upright()[1], AIR, TOP)
+    return Networks(settings, 3, upright()[1], AIR, TOP)
 
 
 class Answering(torch.nn.Module):
@@ -189,11 +191,11 @@ def test_crop_objective_is_eq_2_at_its_start_and_learns() -> None:
     batch = batch_of(poses())
     objective = CropObjective(pipeline_of(config("crop.margin=0.1")))
     whole = torch.eye(3).expand(6, 3, 3)
-    target, found = crop_targets(batch, batch.pose, 64, 0.1, 3)
+    target, found = crop_targets(batch.labels, matrix_from_pose(batch.pose), CropConfig(size=64, margin=0.1))
     assert found.all()
     seen = warp(batch.image, matrix_from_pose(batch.pose), (64, 64), fill=AIR)
     cut = [warp(seen, theta, (64, 64), fill=AIR) for theta in (whole, target)]
-    expected = crop_loss(cut[0], cut[1], whole, target, objective.config)
+    expected = crop_loss(cut[0], cut[1], whole, target, objective.crop.config)
     loss = objective(batch, STILL)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     overlap = judge(objective, batch)["box overlap"]
@@ -210,13 +212,13 @@ def test_slices_without_label_do_not_train_the_crop() -> None:
     labels[1] = labels[3] = 0
     objective = CropObjective(pipeline_of(config()))
     torch.nn.init.normal_(objective.crop.localization.output.weight, std=0.01)
-    loss = objective(batch._replace(labels=labels), STILL[:4])
-    kept = Batch(*[part[[0, 2]] for part in batch])
+    loss = objective(replace(batch, labels=labels), STILL[:4])
+    kept = batch.part(torch.tensor([0, 2]))
     assert loss.item() == pytest.approx(objective(kept, STILL[:2]).item(), rel=1e-5)
-    judged = judge(objective, batch._replace(labels=labels))
+    judged = judge(objective, replace(batch, labels=labels))
     assert judged == pytest.approx(judge(objective, kept))
     # A batch without any: no loss, no gradient, and nothing to judge.
-    none = batch._replace(labels=torch.zeros_like(labels))
+    none = replace(batch, labels=torch.zeros_like(labels))
     loss = objective(none, STILL[:4])
     loss.backward()
     assert loss.item() == 0.0
@@ -230,14 +232,14 @@ def joint(*settings: str) -> JointObjective:
 
 def from_identity(batch: Batch) -> Batch:
     """As the joint stage gets it: the start's poses, here none."""
-    return batch._replace(pose=identity_pose(len(batch.rows)))
+    return replace(batch, pose=identity_pose(len(batch.rows)))
 
 
 def test_joint_objective_is_eq_1_and_eq_2_at_its_start() -> None:
     batch = from_identity(batch_of(poses()))
     objective = joint("crop.margin=0.1")
     whole = torch.eye(3).expand(6, 3, 3)
-    target, _ = crop_targets(batch, batch.pose, 64, 0.1, 3)
+    target, _ = crop_targets(batch.labels, matrix_from_pose(batch.pose), CropConfig(size=64, margin=0.1))
     cut = [warp(batch.image, theta, (64, 64), fill=AIR) for theta in (whole, target)]
     eq_2 = crop_loss(cut[0], cut[1], whole, target, objective.config.crop)
     eq_1 = pose_loss(warp(batch.mask, whole, (SIZE, SIZE)), upright()[1])
@@ -261,10 +263,10 @@ def test_joint_learns_a_known_shift_and_box() -> None:
     objective, start = joint(), from_identity(batch)
     losses = train(objective, start, 1e-3, 200)
     assert losses[-1] < 0.2 * losses[0]
-    pose, theta2 = objective.look(start.image, start.mask, start.pose)
+    pose, theta2 = objective.joint_step(start.image, start.mask, start.pose)
     assert (pose - true).abs().max() < 0.03
     # The box of the upright slice's labels, which all slices show once posed.
-    target, _ = crop_targets(batch, true, 64, objective.config.crop.margin, 3)
+    target, _ = crop_targets(batch.labels, matrix_from_pose(true), objective.config.crop)
     assert target[:, 0, 0].max() < 0.8
     assert (theta2 - target).abs().max() < 0.04
     after = judge(objective, start)
@@ -283,7 +285,7 @@ def test_the_gradient_reaches_all_nine_outputs_and_eq_2_moves_no_pose() -> None:
 
     assert reached(batch) == [True] * 9
     # Without labels the pose alone; where every outline is the reference's already, the crop alone.
-    assert reached(batch._replace(labels=torch.zeros_like(batch.labels))) == [True] * 5 + [False] * 4
+    assert reached(replace(batch, labels=torch.zeros_like(batch.labels))) == [True] * 5 + [False] * 4
     objective = joint()
     pose, _, target, _ = objective._seen(batch)
     assert not target.requires_grad
@@ -293,7 +295,7 @@ def test_the_gradient_reaches_all_nine_outputs_and_eq_2_moves_no_pose() -> None:
     still = joint()
     still.reference = objective.reference
     (of_pose,) = torch.autograd.grad(
-        still(batch._replace(labels=torch.zeros_like(batch.labels)), STILL), still.joint.output.bias
+        still(replace(batch, labels=torch.zeros_like(batch.labels)), STILL), still.joint.output.bias
     )
     assert torch.allclose(step[:5], of_pose[:5], atol=1e-7), "only Eq. 1 moves the pose"
     assert (step[5:].abs() > 1e-6).all()
@@ -305,15 +307,15 @@ def test_joint_slices_without_label_train_the_pose_only() -> None:
     labels[1] = labels[3] = 0
     objective = joint()
     torch.nn.init.normal_(objective.joint.output.weight, std=0.01)
-    mixed = objective(batch._replace(labels=labels), STILL[:4]).item()
-    none = objective(batch._replace(labels=torch.zeros_like(labels)), STILL[:4]).item()
-    kept = Batch(*[part[[0, 2]] for part in batch])
+    mixed = objective(replace(batch, labels=labels), STILL[:4]).item()
+    none = objective(replace(batch, labels=torch.zeros_like(labels)), STILL[:4]).item()
+    kept = batch.part(torch.tensor([0, 2]))
     eq_2 = (
         objective(kept, STILL[:2]).item()
-        - objective(kept._replace(labels=torch.zeros_like(kept.labels)), STILL[:2]).item()
+        - objective(replace(kept, labels=torch.zeros_like(kept.labels)), STILL[:2]).item()
     )
     assert mixed == pytest.approx(none + eq_2, rel=1e-4)
-    assert "box overlap" not in judge(objective, batch._replace(labels=torch.zeros_like(labels)))
+    assert "box overlap" not in judge(objective, replace(batch, labels=torch.zeros_like(labels)))
 
 
 def test_only_the_joint_network_is_trained() -> None:
@@ -372,7 +374,7 @@ def test_native_compares_where_the_patient_lies() -> None:
         answer = warped_target(one_hot(batch.labels, 3), theta, (SIZE, SIZE))
         objective.unet = Answering(answer.clamp(min=1e-4).log())
         loss = objective(batch, STILL[:4]).item()
-        turned = objective(batch._replace(labels=batch.labels.flip(2)), STILL[:4]).item()
+        turned = objective(replace(batch, labels=batch.labels.flip(2)), STILL[:4]).item()
         assert loss < 0.25
         assert turned > loss + 0.5
 
@@ -384,7 +386,7 @@ def test_noise_disturbs_pose_and_crop_as_configured() -> None:
     settings = load_config(base=PLAIN, settings=["unet.pose_jitter=0.5", "crop.jitter_shift=0.2"])
     objective = SegmentationObjective(pipeline_of(settings))
     moved = objective._disturbed(batch, noise)
-    pose = add_residual(batch.pose, noise[:, :5] * 0.5 * torch.tensor(POSE_JITTER))
+    pose = add_residual(batch.pose, noise[:, :5] * 0.5 * torch.tensor(POSE_JITTER[2]))
     crop = jittered(theta2, noise[:, 5:8], shift=0.2, scale=settings.crop.jitter_scale)
     assert torch.allclose(moved, matrix_from_pose(pose) @ crop, atol=1e-6)
     assert not torch.allclose(moved, objective._theta(batch), atol=0.05)
@@ -394,7 +396,7 @@ def test_noise_disturbs_pose_and_crop_as_configured() -> None:
     whole = SegmentationObjective(
         pipeline_of(load_config(base=PLAIN, settings=["crop.enabled=false", "unet.pose_jitter=0.5"]))
     )
-    without = batch._replace(theta2=torch.eye(3).expand(6, 3, 3))
+    without = replace(batch, theta2=torch.eye(3).expand(6, 3, 3))
     assert torch.allclose(whole._disturbed(without, noise), matrix_from_pose(pose), atol=1e-6)
 
 
@@ -419,12 +421,12 @@ SWAPPED = [0, 3, 2, 1]
 def sided(batch: Batch) -> Batch:
     """What lies in the right half of the picture, the patient's left, as class 1, else class 3."""
     right = (batch.labels == 1) & (torch.arange(SIZE) < SIZE // 2)
-    return batch._replace(labels=torch.where(right, 3, batch.labels.long()).to(torch.uint8))
+    return replace(batch, labels=torch.where(right, 3, batch.labels.long()).to(torch.uint8))
 
 
 def sided_objective(*settings: str) -> SegmentationObjective:
     torch.manual_seed(0)
-    objective = SegmentationObjective(Pipeline(config(*settings), 4, upright()[1], AIR, TOP), SIDED)
+    objective = SegmentationObjective(Networks(config(*settings), 4, upright()[1], AIR, TOP), SIDED)
     for output in objective.unet.outputs.values():
         # Answers far enough apart that losses of other crops and targets differ.
         torch.nn.init.normal_(output[0].weight)
@@ -463,7 +465,7 @@ def test_the_loss_in_the_mirror_is_that_of_the_flipped_crop_and_the_swapped_targ
     assert objective(batch, noise).item() == pytest.approx(expected, rel=1e-4)
     # Neither the plain loss, nor that of targets that keep their sides, is near it.
     assert plain(batch, noise).item() != pytest.approx(expected, rel=3e-3)
-    kept = batch._replace(labels=torch.tensor(SWAPPED)[batch.labels.long()].to(torch.uint8))
+    kept = replace(batch, labels=torch.tensor(SWAPPED)[batch.labels.long()].to(torch.uint8))
     assert objective(kept, noise).item() != pytest.approx(expected, rel=3e-3)
 
 
@@ -472,8 +474,9 @@ def test_mirrored_twice_the_loss_is_as_before(space: str) -> None:
     """The mirror image of a patient, mirrored in training, is the patient as he lies."""
     batch = sided(batch_of(identity_pose(6), torch.eye(3).expand(6, 3, 3)))
     image = torch.where(batch.labels[:, None] == 1, 2.5, batch.image)
-    batch = batch._replace(image=image)
-    mirrored_batch = batch._replace(
+    batch = replace(batch, image=image)
+    mirrored_batch = replace(
+        batch,
         image=batch.image.flip(3),
         mask=batch.mask.flip(3),
         labels=torch.tensor(SWAPPED)[batch.labels.flip(2).long()].to(torch.uint8),
@@ -546,7 +549,7 @@ def test_dice_is_judged_on_the_frame_patient_by_patient() -> None:
 
 
 def test_nothing_to_judge_is_no_score() -> None:
-    batch = batch_of(identity_pose(2))._replace(labels=torch.zeros(2, SIZE, SIZE, dtype=torch.uint8))
+    batch = replace(batch_of(identity_pose(2)), labels=torch.zeros(2, SIZE, SIZE, dtype=torch.uint8))
     objective = SegmentationObjective(pipeline_of(config()))
     nothing = torch.tensor([9.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(2, 3, SIZE, SIZE)
     objective.unet = Answering(nothing)
@@ -564,10 +567,10 @@ def test_patient_dice_by_hand() -> None:
     assert dice[1].tolist() == pytest.approx([6 / 7, 0.0])
 
 
-def test_square_overlap_by_hand() -> None:
+def test_box_overlap_by_hand() -> None:
     boxes = torch.tensor([[-0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, 0.5, 0.5], [-1.0, -1.0, -0.4, -0.4]])
     others = torch.tensor([[0.0, -0.5, 1.0, 0.5], [-0.5, -0.5, 0.5, 0.5], [0.4, 0.4, 1.0, 1.0]])
-    overlap = square_overlap(matrix_from_box(boxes), matrix_from_box(others))
+    overlap = box_overlap(matrix_from_box(boxes), matrix_from_box(others))
     assert overlap.tolist() == pytest.approx([0.5 / 1.5, 1.0, 0.0])
 
 

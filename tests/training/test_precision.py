@@ -5,7 +5,7 @@ import torch
 from lightning_fabric import Fabric
 from test_loop import Interrupted, Line, StopAfter, Table, assert_same, settings, weights
 
-from isopose.data.slices import Batch
+from isopose.data.samples import Batch
 from isopose.progress import Silent
 from isopose.training.loop import Stage, train_stage
 from isopose.training.precision import Autocast, precision_plugin

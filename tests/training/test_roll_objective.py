@@ -1,19 +1,19 @@
 """Fine-tuning of the shipped roll network: it learns from a user's slices, and not another upright."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from isopose.config import load_config
 from isopose.data.body import body_mask
-from isopose.data.slices import Batch
+from isopose.data.samples import Batch
 from isopose.geometry.warp import resize
-from isopose.models.pipeline import Pipeline
+from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
 from isopose.phantom.randomized import sample_slab
-from isopose.training.loop import NOISE
-from isopose.training.objectives import RollObjective
+from isopose.training.objectives import RollObjective, noise_size
 
 SIZE = 96
 AIR, TOP = -1.5, 2.5
@@ -42,25 +42,25 @@ def slices() -> Batch:
 
 
 @pytest.fixture
-def pipeline(slices) -> Pipeline:
+def pipeline(slices) -> Networks:
     torch.manual_seed(0)
     config = load_config(
         base={"data": {"size": 128}, "pose": {"learned": True}, "unet": {"base_features": 2}}
     )
-    made = Pipeline(config, 3, resize(slices.mask[:1], (64, 64)), AIR, TOP)
+    made = Networks(config, 3, resize(slices.mask[:1], (64, 64)), AIR, TOP)
     load_shipped(made.pose.roll)
     return made
 
 
 def noise(seed: int, count: int = 12) -> torch.Tensor:
-    return torch.rand(count, NOISE, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
+    return torch.rand(count, noise_size(2), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
 
 
 def test_the_truth_is_the_scans_pose_and_the_known_turn(pipeline, slices):
     """The shipped network is near the optimum for a right pose, and far from it for a wrong one."""
     objective = RollObjective(pipeline)
     right = objective(slices, noise(1)).item()
-    wrong = slices._replace(pose=slices.pose + torch.tensor([math.radians(25.0), 0, 0, 0, 0]))
+    wrong = replace(slices, pose=slices.pose + torch.tensor([math.radians(25.0), 0, 0, 0, 0]))
     # Half a radian of freedom: the mean of k (1 - cos) is about 1/2 where k is right.
     assert right < 2.0
     assert objective(wrong, noise(1)).item() > right + 5.0
@@ -72,7 +72,7 @@ def test_a_few_steps_lower_the_loss_and_leave_the_statistics(pipeline, slices):
     before = {name: value.clone() for name, value in pipeline.pose.roll.named_buffers()}
     optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-4)
     # Scans that say something else than the network: near its optimum nothing would be left to learn.
-    other = slices._replace(pose=slices.pose + torch.tensor([math.radians(12.0), 0, 0, 0, 0]))
+    other = replace(slices, pose=slices.pose + torch.tensor([math.radians(12.0), 0, 0, 0, 0]))
     first = objective(other, noise(2)).item()
     for step in range(15):
         optimizer.zero_grad()
@@ -105,7 +105,7 @@ def test_the_score_is_the_agreement_with_what_the_scan_said(pipeline, slices):
     objective.eval()
     with torch.no_grad():
         good = objective.judge(None, [slices])
-        shifted = slices._replace(pose=slices.pose + torch.tensor([math.radians(40.0), 0, 0, 0, 0]))
+        shifted = replace(slices, pose=slices.pose + torch.tensor([math.radians(40.0), 0, 0, 0, 0]))
         bad = objective.judge(None, [shifted])
     assert good["roll cosine"] > 0.99
     assert good["roll degrees"] < 3.0

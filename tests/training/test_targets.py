@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from isopose.config import PoseConfig
-from isopose.data.slices import Batch
+from isopose.config import CropConfig, PoseConfig
+from isopose.data.samples import Batch
 from isopose.errors import InputError
 from isopose.geometry.box import MIN_CROP, box_of_mask
 from isopose.geometry.frame import Frame
@@ -142,8 +142,12 @@ def labeled_batch() -> Batch:
     return Batch(torch.arange(4), empty, empty, labels)
 
 
+def targets_of(batch: Batch, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return crop_targets(batch.labels, matrix_from_pose(pose), CropConfig(size=SIZE, margin=0.1))
+
+
 def test_boxes_by_hand() -> None:
-    theta, found = crop_targets(labeled_batch(), identity_pose(4), SIZE, margin=0.1, classes=3)
+    theta, found = targets_of(labeled_batch(), identity_pose(4))
     assert found.tolist() == [True, True, False, True]
     # Columns 12 to 72 of 96 and rows 24 to 60 hold both labels: the longer side is 60, with 6 on each side.
     side, x, y = 72 / 96, (12 + 72) / 96 - 1, (24 + 60) / 96 - 1
@@ -159,7 +163,7 @@ def test_boxes_are_seen_in_the_pose() -> None:
     """All labels of the slice lie in its crop, with the margin, in whatever pose it is seen."""
     batch = labeled_batch()
     pose = torch.tensor([[0.4, 0.2, 0.1, 0.1, -0.05]]).expand(4, 5)
-    theta, found = crop_targets(batch, pose, SIZE, margin=0.1, classes=3)
+    theta, found = targets_of(batch, pose)
     assert found.tolist() == [True, True, False, True]
     rows, columns = (batch.labels[0] > 0).nonzero(as_tuple=True)
     points = torch.stack([(2 * columns + 1) / SIZE - 1, (2 * rows + 1) / SIZE - 1, torch.ones(len(rows))])
@@ -167,10 +171,10 @@ def test_boxes_are_seen_in_the_pose() -> None:
     reach = in_crop.abs().amax(dim=1)
     # The longer side reaches 1 / 1.2 of the crop's, give or take a pixel.
     assert reach.max().item() == pytest.approx(1 / 1.2, abs=0.05)
-    plain = crop_targets(batch, identity_pose(4), SIZE, margin=0.1, classes=3)[0]
+    plain = targets_of(batch, identity_pose(4))[0]
     assert not torch.allclose(theta[0], plain[0], atol=0.05)
 
 
 def test_a_label_out_of_view_is_no_target() -> None:
     away = torch.tensor([[0.0, 0.0, 0.0, 2.5, 0.0]]).expand(4, 5)
-    assert crop_targets(labeled_batch(), away, SIZE, 0.1, 3)[1].tolist() == [False] * 4
+    assert targets_of(labeled_batch(), away)[1].tolist() == [False] * 4

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from isopose.data.slices import Batch
+from isopose.data.samples import Batch
 from isopose.geometry.moments import moments
 from isopose.geometry.pose import ANGLE, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp

@@ -8,28 +8,23 @@ import pytest
 import torch
 
 from isopose.config import load_config
-from isopose.data.volumes import VolumeBatch
-from isopose.geometry.box import box_from_matrix, matrix_from_box
+from isopose.data.samples import Batch, VolumeBatch
+from isopose.geometry.box import box_from_matrix, box_overlap, matrix_from_box
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
-from isopose.models.volume import VolumePipeline
-from isopose.training import volumes as volumes_module
+from isopose.models.pipeline import Networks
+from isopose.training import losses as losses_module
 from isopose.training.losses import one_hot
-from isopose.training.volumes import (
-    NOISE3D,
-    VolumeCropObjective,
-    VolumeSegmentationObjective,
-    box_overlap,
-    volume_crop_targets,
-)
+from isopose.training.objectives import CropObjective, SegmentationObjective, noise_size
+from isopose.training.targets import crop_targets, homogenizing
 
 SIDE, DEPTH = 64, 10
 #: The stack is 0.8 frames deep: slices are longer than pixels by a factor of 5.
 STACK_FROM_FRAME = torch.diag(torch.tensor([1.0, 1.0, 1.0 / 0.8, 1.0]))
-STILL = torch.zeros(2, NOISE3D)
+STILL = torch.zeros(2, noise_size(3))
 
 
-def pipeline(*settings: str) -> VolumePipeline:
+def pipeline(*settings: str) -> Networks:
     base: dict[str, Any] = {
         "dims": 3,
         "data": {"size": SIDE},
@@ -38,7 +33,7 @@ def pipeline(*settings: str) -> VolumePipeline:
         "unet": {"input": "half", "depth": 16, "base_features": 4},
     }
     torch.manual_seed(0)
-    made = VolumePipeline(load_config(base=base, settings=settings), 3, torch.ones(1, 1, 32, 32), -2.0, 3.0)
+    made = Networks(load_config(base=base, settings=settings), 3, torch.ones(1, 1, 32, 32), -2.0, 3.0)
     made.reach.fill_(0.8)
     return made
 
@@ -59,12 +54,16 @@ def case(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return image[None, None], mask.float()[None, None], labels[None]
 
 
+def targets_of(networks: Networks, samples: VolumeBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    return crop_targets(samples.labels, homogenizing(networks, samples), networks.config.crop)
+
+
 def batch(*poses: torch.Tensor) -> VolumeBatch:
     images, masks, labels = zip(*(case(pose) for pose in poses), strict=True)
     matrices = STACK_FROM_FRAME.expand(len(poses), 4, 4)
     theta2 = matrix_from_box(torch.tensor([[-0.2, -0.4, -0.8, 0.8, 0.6, 0.6]])).expand(len(poses), 4, 4)
-    return VolumeBatch(
-        torch.arange(len(poses)), images, masks, labels, matrices, torch.stack(poses), theta2.contiguous()
+    return Batch(
+        torch.arange(len(poses)), images, masks, labels, torch.stack(poses), theta2.contiguous(), matrices
     )
 
 
@@ -74,7 +73,7 @@ LEANING = torch.tensor([0.3, 0.12, -0.1, -0.2, -0.2, -0.2, 0.05, -0.04, 0.06])
 
 def test_targets_are_the_labels_boxes_in_the_homogenized_volume():
     """The same box for a patient who lies straight and one who leans, is smaller and elsewhere."""
-    target, found = volume_crop_targets(pipeline(), batch(STRAIGHT, LEANING))
+    target, found = targets_of(pipeline(), batch(STRAIGHT, LEANING))
     assert found.tolist() == [True, True]
     # By hand: x 0.1 to 0.5, y -0.1 to 0.3, z -0.45 to 0.25 over a reach of 0.8.
     expected = torch.tensor([0.1, -0.1, -0.45 / 0.8, 0.5, 0.3, 0.25 / 0.8])
@@ -86,21 +85,21 @@ def test_targets_are_the_labels_boxes_in_the_homogenized_volume():
 
 def test_the_margin_widens_targets_and_slices_without_labels_have_none():
     wide, wider = (
-        volume_crop_targets(pipeline(f"crop.margin={margin}"), batch(STRAIGHT))[0] for margin in (0.1, 0.25)
+        targets_of(pipeline(f"crop.margin={margin}"), batch(STRAIGHT))[0] for margin in (0.1, 0.25)
     )
     ratio = (wider / wide).diagonal(dim1=1, dim2=2)[0, :3]
     assert ratio.tolist() == pytest.approx([1.5 / 1.2] * 3, rel=1e-4)
     empty = batch(STRAIGHT)
     empty.labels[0].zero_()
-    assert volume_crop_targets(pipeline(), empty)[1].tolist() == [False]
-    loss = VolumeCropObjective(pipeline())(empty, STILL[:1])
+    assert targets_of(pipeline(), empty)[1].tolist() == [False]
+    loss = CropObjective(pipeline())(empty, STILL[:1])
     assert loss.item() == 0.0
 
 
 def test_the_crop_learns_and_its_loss_is_nothing_at_the_target():
     torch.manual_seed(2)
-    objective = VolumeCropObjective(pipeline())
-    target, _ = volume_crop_targets(objective.pipeline[0], batch(STRAIGHT, LEANING))
+    objective = CropObjective(pipeline())
+    target, _ = targets_of(objective.networks[0], batch(STRAIGHT, LEANING))
     examples = batch(STRAIGHT, LEANING)
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     with torch.no_grad():
@@ -122,12 +121,12 @@ def test_the_crop_learns_and_its_loss_is_nothing_at_the_target():
 
 
 def test_the_unet_learns_in_the_crop():
-    objective = VolumeSegmentationObjective(pipeline("unet.pose_jitter=0.1"), ("kidney", "tumor"))
+    objective = SegmentationObjective(pipeline("unet.pose_jitter=0.1"), ("kidney", "tumor"))
     optimizer = torch.optim.Adam(objective.parameters(), lr=5e-3)
     examples = batch(STRAIGHT, LEANING)
     generator = torch.Generator().manual_seed(0)
     for _ in range(25):
-        loss = objective(examples, torch.rand(2, NOISE3D, generator=generator) * 2 - 1)
+        loss = objective(examples, torch.rand(2, noise_size(3), generator=generator) * 2 - 1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,7 +140,7 @@ def test_the_unet_learns_in_the_crop():
 def test_a_perfect_network_scores_nearly_one_in_the_frame():
     """The labels themselves, cut and restored: what is lost is the resampling's."""
     made = pipeline("unet.input=full", "unet.depth=64")
-    objective = VolumeSegmentationObjective(made, ("kidney", "tumor"))
+    objective = SegmentationObjective(made, ("kidney", "tumor"))
 
     def truth(crop):
         return [20.0 * torch.cat([(crop < 1).float(), ((crop >= 1) & (crop < 2.2)), (crop >= 2.2)], dim=1)]
@@ -154,24 +153,24 @@ def test_a_perfect_network_scores_nearly_one_in_the_frame():
 
 @pytest.mark.parametrize(("place", "limit"), [(0, 0.17), (1, 0.09), (3, 0.1), (6, 0.1)])
 def test_jitter_disturbs_pose_and_crop_within_their_bounds(place, limit):
-    objective = VolumeSegmentationObjective(pipeline("unet.pose_jitter=0.5"), ("a", "b"))
-    made, examples = objective.pipeline[0], batch(STRAIGHT)
+    objective = SegmentationObjective(pipeline("unet.pose_jitter=0.5"), ("a", "b"))
+    made, examples = objective.networks[0], batch(STRAIGHT)
     assert torch.allclose(objective._disturbed(examples, STILL[:1]), objective._theta(examples))
-    noise = torch.zeros(1, NOISE3D)
+    noise = torch.zeros(1, noise_size(3))
     noise[0, place] = 1.0
     pose = torch.zeros(1, 9)
     pose[0, place] = 0.5 * limit
-    expected = made.stack_from_homogenized(pose, STACK_FROM_FRAME) @ examples.theta2
+    expected = made.input_from_homogenized(pose, STACK_FROM_FRAME) @ examples.theta2
     assert torch.allclose(objective._disturbed(examples, noise), expected, atol=1e-6)
     still = pipeline("unet.pose_jitter=0.5", "crop.enabled=false")
-    noise = torch.zeros(1, NOISE3D)
+    noise = torch.zeros(1, noise_size(3))
     noise[0, 9:] = 1.0
-    objective = VolumeSegmentationObjective(still, ("a", "b"))
+    objective = SegmentationObjective(still, ("a", "b"))
     assert torch.allclose(objective._disturbed(examples, noise), objective._theta(examples))
 
 
 def test_gradients_reach_the_image_through_pose_crop_and_network():
-    objective = VolumeSegmentationObjective(pipeline(), ("kidney", "tumor"))
+    objective = SegmentationObjective(pipeline(), ("kidney", "tumor"))
     examples = batch(LEANING)
     examples.image[0].requires_grad_()
     objective(examples, STILL[:1]).backward()
@@ -181,8 +180,8 @@ def test_gradients_reach_the_image_through_pose_crop_and_network():
 
 def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
     """The loss of a mirrored volume is that of the flipped crop against the flipped, swapped target."""
-    objective = VolumeSegmentationObjective(pipeline("unet.mirror=1"), ("left kidney", "right kidney"))
-    made, examples, seen = objective.pipeline[0], batch(LEANING), []
+    objective = SegmentationObjective(pipeline("unet.mirror=1"), ("left kidney", "right kidney"))
+    made, examples, seen = objective.networks[0], batch(LEANING), []
     truth = one_hot(examples.labels[0], 3)
     whole = warp(truth, objective._theta(examples), (16, 32, 32))
 
@@ -195,12 +194,12 @@ def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
     objective(examples, STILL[:1])
     assert torch.allclose(seen[0], plain.flip(-1), atol=1e-4)
     targets = []
-    original = volumes_module.segmentation_loss
+    original = losses_module.segmentation_loss
     try:
-        volumes_module.segmentation_loss = lambda p, goal: targets.append(goal) or p.sum()
+        losses_module.segmentation_loss = lambda p, goal: targets.append(goal) or p.sum()
         objective(examples, STILL[:1])
     finally:
-        volumes_module.segmentation_loss = original
+        losses_module.segmentation_loss = original
     assert torch.allclose(targets[0][:, 1:], whole.flip(-1)[:, [2, 1]], atol=1e-4)
 
 

@@ -10,18 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from isopose.config import Config
+from isopose.data.samples import Volumes
 from isopose.data.store import open_store
-from isopose.data.volumes import Volumes
 from isopose.errors import InputError
 from isopose.inference.files import Scan, predict_scans
 from isopose.inference.volumes import predict_volume
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
 from isopose.models.folder import Model, load_model
-from isopose.models.volume import VolumePipeline
+from isopose.models.pipeline import Networks
 from isopose.progress import Silent
 from isopose.training.fit import fit
-from isopose.training.loop import NOISE, Stage
 
 SMALL = ("dims=3", "pose.learned=false", "crop.depth=8", "unet.depth=8", "unet.base_features=2")
 
@@ -40,7 +39,7 @@ def fitted(cohort: Path, config: Config, tmp_path_factory) -> tuple[Model, Path,
 
 def test_two_stages_and_a_model_of_volumes(fitted) -> None:
     model, folder, _ = fitted
-    assert isinstance(model.pipeline, VolumePipeline)
+    assert isinstance(model.pipeline, Networks)
     stages = model.info["stages"]
     assert {name: stages[name]["epochs"] for name in stages} == {"crop": 2, "unet": 3}
     history = model.info["history"]
@@ -133,5 +132,4 @@ def test_a_whole_case_is_what_its_slices_are(fitted) -> None:
     fov = store.cases[2].record.frame.fov_mm
     assert float(batch.stack_from_frame[0, 2, 2]) == pytest.approx(fov / 30.0)
     assert volumes.presence.all()
-    assert [tuple(b.rows.tolist()) for b in volumes.in_order(4)] == [(0, 1, 2, 3), (4, 5)]
-    assert Stage.__dataclass_fields__["noise"].default == NOISE
+    assert [tuple(b.rows.tolist()) for b in volumes.batches(4)] == [(0, 1, 2, 3), (4, 5)]

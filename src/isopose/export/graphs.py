@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from isopose.data.fingerprint import Scale
 from isopose.geometry.warp import compose
 from isopose.models.folder import Model
-from isopose.models.pipeline import frame_from_crop, restore
+from isopose.models.pipeline import frame_from_crop
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.models.volume import VolumePipeline
+from isopose.models.restore import restore
 from isopose.scan.poses import FIRST, scan_poses, scan_transforms
 from isopose.scan.volume import volume_pose
 
@@ -104,7 +104,6 @@ class VolumePoseGraph(_Graph):
             apart: ``(1,)`` distance of neighboring slices in sides of the frame.
         """
         pipeline = self.pipeline
-        assert isinstance(pipeline, VolumePipeline)
         image = self.normalize(hu)
         count = image.shape[0]
         # As geometry/frame.py: stack_from_frame, and scan/volume.py: places.
@@ -113,7 +112,7 @@ class VolumePoseGraph(_Graph):
         z = 2.0 * apart * (shown + 0.5 - 0.5 * count)
         slices = _each(pipeline.pose, image[shown], mask[shown], self.config.predict.min_pose_dice)
         found = volume_pose(pipeline.pose, slices, z)
-        stack_from_homogenized = pipeline.stack_from_homogenized(found.pose[None], stack_from_frame)
+        stack_from_homogenized = pipeline.input_from_homogenized(found.pose[None], stack_from_frame)
         stack, body = (values.transpose(0, 1)[None] for values in (image, mask))
         theta2 = pipeline.theta2(stack, body, stack_from_homogenized)
         return compose(stack_from_homogenized, theta2), found.confidence[None]

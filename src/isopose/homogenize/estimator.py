@@ -12,7 +12,7 @@ from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.models.folder import Model, load_model
-from isopose.models.pipeline import Pipeline
+from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import load_reference, load_shipped, shipped_sha256
@@ -38,8 +38,8 @@ class PoseEstimator:
     """
 
     transformer: PoseTransformer
-    joint: Pipeline | None
-    crop: Pipeline | None
+    joint: Networks | None
+    crop: Networks | None
     scale: Scale
     fov_mm: float | None
     data: DataConfig

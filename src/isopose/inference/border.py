@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from isopose.models.pipeline import marked
+from isopose.models.restore import marked
 
 
 def touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> Tensor:

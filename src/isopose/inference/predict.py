@@ -17,7 +17,8 @@ from isopose.geometry.warp import compose, warp
 from isopose.inference.border import touches_border
 from isopose.labels import mirrored_classes
 from isopose.models.folder import Model
-from isopose.models.pipeline import frame_from_crop, marked, most_probable, reached, restore
+from isopose.models.pipeline import frame_from_crop
+from isopose.models.restore import marked, most_probable, reached, restore
 from isopose.scan.correction import Correction
 from isopose.scan.estimate import (
     PoseRecords,

@@ -17,11 +17,10 @@ from isopose.geometry.warp import compose, warp
 from isopose.inference.border import volume_touches_border
 from isopose.inference.predict import OUTSIDE, WIDEN, crop_probabilities
 from isopose.models.folder import Model
-from isopose.models.pipeline import marked, most_probable
-from isopose.models.volume import VolumePipeline, restore_slices
+from isopose.models.restore import marked, most_probable, restore_slices
 from isopose.scan.estimate import batches_of, frames
 from isopose.scan.poses import MIRRORED, TURNED, slice_poses
-from isopose.scan.volume import places, volume_pose
+from isopose.scan.volume import places, volume_agreement, volume_pose
 
 #: A scan that reaches further than the training scans by less than this is like them.
 BEYOND_MM = 20.0
@@ -100,7 +99,6 @@ def predict_volume(
         FloatingPointError: the networks' answers are no numbers.
     """
     pipeline = model.pipeline
-    assert isinstance(pipeline, VolumePipeline), "models of slices are for inference/predict.py"
     prepared = prepare(volume, model.fingerprint, model.config.data)
     device = pipeline.pose.reference_mask.device
     slices, frame, spacing = prepared.shape[0], prepared.frame, prepared.spacing
@@ -111,8 +109,8 @@ def predict_volume(
 
     record = _posed(model, prepared, stack_from_frame)
     pose = torch.from_numpy(record.pose)[None].to(device)
-    stack_from_homogenized = pipeline.stack_from_homogenized(pose, stack_from_frame)
-    record.agreement = float(pipeline.agreement(mask, stack_from_homogenized))
+    stack_from_homogenized = pipeline.input_from_homogenized(pose, stack_from_frame)
+    record.agreement = float(volume_agreement(pipeline, mask, stack_from_homogenized))
     record.reach = float(pipeline.reach)
     # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
     seen = record.reach * math.exp(record.pose[LOG_SCALES][2])
@@ -126,7 +124,7 @@ def predict_volume(
 
     labels = scratch.zeros(prepared.shape, np.uint8)
     kept = scratch.zeros((pipeline.classes, *prepared.shape), np.float32) if probabilities else None
-    theta = compose(pipeline.stack_from_homogenized(pose, volume_from_frame), theta2)
+    theta = compose(pipeline.input_from_homogenized(pose, volume_from_frame), theta2)
     # Slices that show no body are background, as slice by slice.
     shown = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
     for part, values in restore_slices(crop, theta, prepared.shape):

@@ -22,8 +22,7 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.errors import InputError
 from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
-from isopose.models.pipeline import Pipeline
-from isopose.models.volume import pipeline_for
+from isopose.models.pipeline import Networks
 from isopose.tensors import write_tensors
 from isopose.version import __version__
 
@@ -44,7 +43,7 @@ class Model:
         weights_sha256: its identity in what it predicts.
     """
 
-    pipeline: Pipeline
+    pipeline: Networks
     config: Config
     labels: Labels
     fingerprint: Fingerprint
@@ -172,7 +171,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             raise ValueError("weights that are not finite")
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
         with torch.device("meta"):
-            pipeline = pipeline_for(config, labels.classes, tensors["pose.reference_mask"], air, top)
+            pipeline = Networks(config, labels.classes, tensors["pose.reference_mask"], air, top)
         pipeline.load_state_dict(tensors, assign=True)
     except (
         KeyError,

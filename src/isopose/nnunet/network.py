@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from isopose.config import PoseConfig
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import Mode, compose, warp
-from isopose.models.pipeline import restore
 from isopose.models.pose import PoseTransformer
+from isopose.models.restore import restore
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import load_reference, load_shipped
 

@@ -5,7 +5,7 @@ about patients. ``docs/phantom.md`` names the sources of every size.
 """
 
 from isopose.phantom.case import PhantomCase, sample_case, texture_generator, truth
-from isopose.phantom.cohort import true_rolls, write_cohort
+from isopose.phantom.cohort import write_cohort
 from isopose.phantom.render import render
 
-__all__ = ["PhantomCase", "render", "sample_case", "texture_generator", "true_rolls", "truth", "write_cohort"]
+__all__ = ["PhantomCase", "render", "sample_case", "texture_generator", "truth", "write_cohort"]

@@ -14,13 +14,13 @@ import SimpleITK as sitk
 from isopose.errors import InputError, IsoposeError
 from isopose.files import read_json, replacing, write_json, write_text
 from isopose.io.nifti import is_whole
+from isopose.io.truth import TRUTH_FILE
 from isopose.parallel import in_order
 from isopose.phantom.case import Population, sample_case, texture_generator, truth
 from isopose.phantom.render import KIDNEY, TUMOR, render
 
 #: Changes whenever the same parameters would give other images.
 VERSION = 1
-TRUTH_FILE = "phantom.json"
 ENDING = ".nii.gz"
 
 
@@ -107,26 +107,6 @@ def write_cohort(
     })  # fmt: skip
     write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": truths})
     return output
-
-
-def true_rolls(folder: Path) -> dict[str, float]:
-    """Case to the angle in the plane of the slices at which its phantom lies, radians from +x to +y (LPS).
-
-    From ``phantom.json``, as :func:`isopose.phantom.randomized.roll_of` has it. Empty where the folder
-    is no whole cohort of phantoms: real patients have no known roll, and none is made up.
-    """
-    path = Path(folder) / TRUTH_FILE
-    if not path.is_file():
-        return {}
-    try:
-        values = read_json(path)
-        if values["complete"] is not True:
-            return {}
-        matrices = {str(c["case"]): np.array(c["world_from_canonical"], dtype=float) for c in values["cases"]}
-        found = {case: float(np.arctan2(matrix[1, 0], matrix[0, 0])) for case, matrix in matrices.items()}
-    except (InputError, KeyError, TypeError, ValueError, IndexError):
-        return {}
-    return {case: angle for case, angle in found.items() if np.isfinite(angle)}
 
 
 def _check(

@@ -12,8 +12,9 @@ from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, normalized_from_pixel, resize
 from isopose.inference.predict import Prediction, crop_probabilities
 from isopose.models.folder import Model
-from isopose.models.pipeline import frame_from_crop, most_probable
+from isopose.models.pipeline import frame_from_crop
 from isopose.models.pose import POSE_SOURCES
+from isopose.models.restore import most_probable
 from isopose.report.figure import Steps, draw_steps
 
 #: Slices of a scan that are drawn.
@@ -79,7 +80,7 @@ def _slice(
     pose = torch.from_numpy(records.pose[z])[None].to(device)
     theta2 = torch.from_numpy(records.theta2[z])[None].to(device)
     size = model.config.data.size
-    homogenized = pipeline.homogenize_scan(image, mask, pose, size)
+    homogenized, _ = pipeline.homogenized(image, mask, matrix_from_pose(pose), size)
     theta = frame_from_crop(pose, theta2)
     crop = pipeline.cut(image, theta)
     reference = resize(pipeline.pose.reference_mask, (size, size))
@@ -93,7 +94,7 @@ def _slice(
         native=upright.array[z].astype(np.float32),
         native_spacing_yx=(float(upright.spacing[1]), float(upright.spacing[0])),
         frame_outline=_in_pixels(slice_from_homogenized, (upright.array.shape[1], upright.array.shape[2])),
-        homogenized=_plane(homogenized.image),
+        homogenized=_plane(homogenized),
         reference_mask=_plane(reference) >= 0.5,
         crop_outline=_in_pixels(theta2[0], (size, size)),
         cropped=_plane(crop),

@@ -11,7 +11,7 @@ from isopose.config import PredictConfig
 from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
-from isopose.models.pipeline import Pipeline, SliceTransforms
+from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.scan.aggregate import common_values
 from isopose.scan.correction import Correction
@@ -124,7 +124,7 @@ def find_poses(
 
 
 def find_crops(
-    pipeline: Pipeline,
+    pipeline: Networks,
     prepared: Prepared,
     batches: list[np.ndarray],
     records: PoseRecords,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from isopose.geometry.moments import moments
+from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import (
     ANGLE,
     LOG_SCALE_X,
@@ -19,6 +20,8 @@ from isopose.geometry.pose import (
     YAW,
     matrix_from_pose,
 )
+from isopose.geometry.warp import warp
+from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.aggregate import median
 from isopose.scan.axis import line_through, tilt_of
@@ -68,6 +71,21 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
     return VolumePose(out, median(scan.confidence), slices.mirrored.mean())
+
+
+def volume_agreement(networks: Networks, mask: Tensor, stack_from_homogenized: Tensor) -> Tensor:
+    """Return the mean ``()`` of Eq. 1 of homogenized slices that show a body, with the reference's outline.
+
+    Args:
+        networks: of volumes.
+        mask: ``(1, 1, Z, S, S)`` of one scan.
+        stack_from_homogenized: ``(1, 4, 4)``.
+    """
+    reference = networks.pose.reference_mask
+    side = reference.shape[-1]
+    slices = warp(mask, stack_from_homogenized, (networks.config.crop.depth, side, side))[0, 0]
+    area = slices.flatten(1).sum(dim=1)
+    return soft_dice(slices[area > 0.5 * area.max()], reference[0]).mean()
 
 
 def places(slices: np.ndarray, count: int, stack_from_frame: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from isopose.inference.volumes import VolumePrediction
 from isopose.io.images import read_volume, write_image
 from isopose.labels import Labels, class_colors
 from isopose.models.folder import Model
-from isopose.models.volume import VolumePipeline
 from isopose.scan.correction import outline_of
 
 #: Goes up with every change of what lies in ``view/``.
@@ -146,13 +145,12 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
 def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> dict[str, Any]:
     """Likewise of a volume: for each slice the homogenized plane that meets it in the frame's middle."""
     pipeline, prepared, record = model.pipeline, prediction.prepared, prediction.record
-    assert isinstance(pipeline, VolumePipeline), "predicted by a model of volumes"
     assert prediction.crops is not None, "the page shows the answer in the crop"
     device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
     pose = torch.from_numpy(record.pose)[None].to(device)
-    stack_from_homogenized = pipeline.stack_from_homogenized(pose, stack_from_frame)
+    stack_from_homogenized = pipeline.input_from_homogenized(pose, stack_from_frame)
     # Where x and y are 0, z of the stack is z' = m z + n; of each slice z' is known.
     m, n = (float(value) for value in stack_from_homogenized[0, 2, 2:])
     planes = torch.eye(4, device=device)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isopose.files import read_json, write_json
 from isopose.heap import give_back_freed_memory
 from isopose.models.folder import versions
-from isopose.models.pipeline import Pipeline
+from isopose.models.pipeline import Networks
 from isopose.progress import StageReport, Terminal
 
 MB = 2.0**20
@@ -137,7 +137,7 @@ def timed() -> Iterator[dict[str, float]]:
     out["seconds"], out["cpu_seconds"] = time.monotonic() - started, time.process_time() - cpu
 
 
-def size_of(pipeline: Pipeline) -> dict[str, float]:
+def size_of(pipeline: Networks) -> dict[str, float]:
     """Parameters of all networks and of the U-Net, and the U-Net's multiply-adds for one slice or volume."""
     config = pipeline.config
     shape = (config.unet.depth,) * (config.dims == 3) + (config.unet_size, config.unet_size)

@@ -6,6 +6,7 @@ Transforms, order, probabilities and ranges are those of nnU-Net v2's trainer fo
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from monai.transforms import (
 )
 from monai.utils.type_conversion import convert_to_tensor
 
-from isopose.data.slices import Batch
+from isopose.data.samples import SliceBatch
 
 BOTH = ("image", "labels")
 
@@ -65,7 +66,9 @@ class Augmentation:
             ]
         )
 
-    def __call__(self, batch: Batch, seed: Sequence[int], places: Sequence[int] | None = None) -> Batch:
+    def __call__(
+        self, batch: SliceBatch, seed: Sequence[int], places: Sequence[int] | None = None
+    ) -> SliceBatch:
         """The batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
 
         Args:
@@ -86,4 +89,4 @@ class Augmentation:
             # Plain tensors again: MONAI's carry the history of what was done to them.
             images.append(convert_to_tensor(out["image"]))
             labels.append(convert_to_tensor(out["labels"])[0].to(marks.dtype))
-        return batch._replace(image=torch.stack(images), labels=torch.stack(labels))
+        return replace(batch, image=torch.stack(images), labels=torch.stack(labels))

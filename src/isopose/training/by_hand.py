@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.data.slices import Slices
+from isopose.data.samples import Slices
 from isopose.geometry.frame import Frame
 from isopose.geometry.pose import POSE_SIZE
 from isopose.scan.correction import Correction

@@ -10,17 +10,17 @@ from lightning_fabric import seed_everything
 
 from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
-from isopose.data.slices import Slices
+from isopose.data.samples import Slices
 from isopose.data.splits import split
 from isopose.data.store import Store
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
 from isopose.io.datasets import Case, Dataset
+from isopose.io.truth import true_rolls
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model, save_model
+from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
-from isopose.models.volume import VolumePipeline, pipeline_for
-from isopose.phantom import true_rolls
 from isopose.progress import Reporter, Silent
 from isopose.training.by_hand import Corrections, cases_by_hand
 from isopose.training.claim import check_batches, check_claim, check_mirroring, claim, claim_data
@@ -142,26 +142,26 @@ def _fit(
         run = replace(run, truth=_against(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info["reference"]
-    pipeline = pipeline_for(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
+    networks = Networks(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
     if source is not None:
-        pipeline.load_state_dict(source.pipeline.state_dict())
-        pipeline.unet.freeze(config.train.parts)
-    pipeline.to(run.fabric.device)
+        networks.load_state_dict(source.pipeline.state_dict())
+        networks.unet.freeze(config.train.parts)
+    networks.to(run.fabric.device)
 
     # What no stage trains keeps its statistics: a batch norm in training mode would replace the shipped ones.
-    pipeline.eval()
-    if pipeline.pose.roll is not None and source is None:
-        load_shipped(pipeline.pose.roll)
-    if isinstance(pipeline, VolumePipeline):
-        stages, turning = volume_stages(run, pipeline, train_slices, val_slices), None
+    networks.eval()
+    if networks.pose.roll is not None and source is None:
+        load_shipped(networks.pose.roll)
+    if config.dims == 3:
+        stages, turning = volume_stages(run, networks, train_slices, val_slices), None
     else:
-        stages, turning = slice_stages(run, pipeline, train_slices, val_slices, corrections)
+        stages, turning = slice_stages(run, networks, train_slices, val_slices, corrections)
 
     info = training_info(stages, turning, of_reference, stored, training, validation, source)
     if corrections:
         info["training"]["corrections_sha256"] = sorted(one.sha256 for one in corrections.values())
     if fabric.is_global_zero:
-        save_model(folder, Model(pipeline, config, dataset.labels, fingerprint, info))
+        save_model(folder, Model(networks, config, dataset.labels, fingerprint, info))
         write_text(folder / CARD, model_card(load_model(folder)))
     fabric.barrier()
     return load_model(folder)

@@ -14,8 +14,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from isopose.config import OptimizerConfig
-from isopose.data.slices import Batch, Slices, draw_epoch, read_ahead
-from isopose.data.volumes import Volumes
+from isopose.data.draw import draw_epoch, read_ahead
+from isopose.data.samples import SliceBatch, Slices, Volumes
 from isopose.errors import IsoposeError
 from isopose.progress import Reporter
 from isopose.ranks import lost, mine, summed
@@ -26,9 +26,6 @@ from isopose.training.tracking import curves
 SMOOTHING = 0.8
 #: Gradients are clipped to this norm, as nnU-Net does.
 MAX_NORM = 12.0
-#: Numbers that an objective may use to disturb a slice: 5 of the pose, 3 of the crop, 1 of mirroring. They
-#: follow from seed, stage and epoch alone, so that a resumed run sees the same.
-NOISE = 9
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ class Stage:
     least: Mapping[int, float]
     seed: tuple[int, ...]
     section: str = ""
-    noise: int = NOISE
-    augment: Callable[[Batch, tuple[int, ...], Sequence[int]], Batch] | None = None
+    noise: int = 9
+    augment: Callable[[SliceBatch, tuple[int, ...], Sequence[int]], SliceBatch] | None = None
 
 
 def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
@@ -186,7 +183,7 @@ def _validate(stage: Stage, fabric: Fabric, objective: Any) -> dict[str, float]:
     if stage.validation is None:
         return {}
     objective.eval()
-    own = stage.validation.in_order(stage.config.batch_size, fabric.global_rank, fabric.world_size)
+    own = stage.validation.batches(stage.config.batch_size, fabric.global_rank, fabric.world_size)
     batches = (batch.to(fabric.device) for batch in own)
     with fabric.autocast():
         numbers: dict[str, float] = objective.judge(stage.validation, batches)

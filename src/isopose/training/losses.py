@@ -1,5 +1,7 @@
 """The paper's three losses. All are taken in float32, whatever the networks ran in."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -70,14 +72,20 @@ def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     return entropy + (1.0 - soft_dice_from_sums(overlap, squares).mean())
 
 
-def level_weight(level: int) -> float:
-    """Eq. 3: 1 / 2^n, not normalized."""
-    return 0.5**level
+def deep_supervision_loss(levels: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Eq. 3: the sum over levels n of :func:`segmentation_loss` / 2^n, not normalized.
+
+    Args:
+        levels: probabilities and target of each level, from the finest (n = 0).
+    """
+    losses = [segmentation_loss(p, g) * 0.5**n for n, (p, g) in enumerate(levels)]
+    return torch.stack(losses).sum()
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Class indices ``(N, H, W)`` or ``(N, D, H, W)`` to ``(N, classes, ...)`` float32."""
-    return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).float()
+    """Return ``(N, classes, ...)`` float32 of class indices ``(N, H, W)`` or ``(N, D, H, W)``."""
+    # Not PyTorch's own, whose 64-bit integers would take many times a large scan's memory.
+    return torch.stack([labels == index for index in range(classes)], dim=1).float()
 
 
 def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from isopose.errors import InputError
 from isopose.models.planner import plan_unet
 from isopose.models.unet import UNet
 from isopose.progress import Reporter
-from isopose.training.losses import level_weight, segmentation_loss
+from isopose.training.losses import deep_supervision_loss
 
 #: What a process holds resident before it trains: Python, PyTorch, other libraries, slices read ahead.
 PROCESS = 1000e6
@@ -160,13 +160,12 @@ def _kept(config: Config, classes: int, part: int) -> tuple[UNet, float, float]:
         weights = {p.untyped_storage()._cdata for p in unet.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             crop = torch.zeros(part, 1, *shape)
-            loss = torch.zeros(())
+            levels = []
             for level, logits in enumerate(unet(crop, deep=True)):
                 probabilities = logits.float().softmax(dim=1)
                 if native:
-                    size = [side >> level for side in frame]
-                    probabilities = F.interpolate(probabilities, size)
-                goal = torch.zeros(probabilities.shape)
-                loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
+                    probabilities = F.interpolate(probabilities, [side >> level for side in frame])
+                levels.append((probabilities, torch.zeros(probabilities.shape)))
+            loss = deep_supervision_loss(levels)  # noqa: F841 - holds what the backward pass needs
     kept = sum(nbytes for key, (_, nbytes) in storages.items() if key not in weights)
     return unet, kept, 4.0 * part * plan.features[0] * math.prod(shape)

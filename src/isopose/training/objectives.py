@@ -14,53 +14,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isopose.data.slices import Batch, Slices
-from isopose.geometry.box import jittered, mirrored
-from isopose.geometry.pose import ANGLE, add_residual, isotropic, matrix_from_pose
+from isopose.data.samples import Batch, SliceBatch, Slices, Volumes, each_stack
+from isopose.geometry.box import box_overlap, jittered, mirrored
+from isopose.geometry.pose import ANGLE, POSE_SIZES, add_residual, isotropic, matrix_from_pose
 from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
-from isopose.models.pipeline import Pipeline, frame_from_crop, most_probable, restore
+from isopose.models.pipeline import Networks
+from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.models.roll import view
 from isopose.ranks import gathered
 from isopose.training.losses import (
     crop_loss,
-    level_weight,
+    deep_supervision_loss,
     one_hot,
     pose_loss,
     roll_loss,
-    segmentation_loss,
 )
-from isopose.training.targets import crop_targets
+from isopose.training.targets import crop_targets, homogenizing
 from isopose.training.turning import estimate_of, judged_turns, summed_up
 
-#: Pose jitter at strength 1: radians, log scale, shift in half sides of the homogenized frame.
-POSE_JITTER = (0.17, 0.1, 0.1, 0.1, 0.1)
+#: Pose jitter at strength 1, by the number of dimensions: radians, log scales, shifts in half sides of the
+#: homogenized frame. Pitch and yaw of patients vary less than the roll.
+POSE_JITTER = {2: (0.17, 0.1, 0.1, 0.1, 0.1), 3: (0.17, 0.09, 0.09, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)}
+
+
+def noise_size(dims: int) -> int:
+    """Return how many numbers disturb a sample: of the pose, of the crop's sizes and center, of mirroring."""
+    return POSE_SIZES[dims] + (2 * dims - 1) + 1
 
 
 class PoseObjective(nn.Module):
     """STN1: the homogenized outline agrees with the reference's (Eq. 1)."""
 
     def __init__(
-        self, pipeline: Pipeline, by_hand: Tensor | None = None, truth: Mapping[str, float] | None = None
+        self, networks: Networks, by_hand: Tensor | None = None, truth: Mapping[str, float] | None = None
     ) -> None:
-        """Take STN1 from a pipeline.
+        """Take STN1 from a networks.
 
         Args:
-            pipeline: whose STN1 is trained.
+            networks: whose STN1 is trained.
             by_hand: poses ``(N, 5)`` of the training rows that were set, NaN where none was.
             truth: case id to the true roll against the reference, radians, where it is known.
         """
         super().__init__()
-        self.pose = pipeline.pose
-        self.air = pipeline.air
+        self.pose = networks.pose
+        self.air = networks.air
         self.by_hand = by_hand
         self.truth = dict(truth or {})
 
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
+    def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
         """The loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
         theta = matrix_from_pose(self.pose(batch.image, batch.mask))
         reference = self.pose.reference_mask
-        loss = pose_loss(warp(batch.mask, theta, _side(reference)), reference)
+        loss = pose_loss(warp(batch.mask, theta, tuple(reference.shape[2:])), reference)
         if self.by_hand is None:
             return loss
         by_hand = self.by_hand[batch.rows.cpu()].to(theta.device)
@@ -68,7 +74,7 @@ class PoseObjective(nn.Module):
         away = (theta[known] - matrix_from_pose(by_hand[known])).abs().sum(dim=(1, 2))
         return loss + away.sum() / len(known)
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
+    def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
         """Mean agreement with the reference's outline, learned and of the start alone; how the roll is seen.
 
         The agreement chooses the weights (Eq. 1); what it hides stands beside it: how far the estimated angle
@@ -99,11 +105,11 @@ class RollObjective(nn.Module):
     would make it surer and surer, and its confidence worthless.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, networks: Networks) -> None:
         super().__init__()
-        assert pipeline.pose.roll is not None, "fine-tuning needs the roll network"
-        self.roll = pipeline.pose.roll
-        self.shown = pipeline.pose.shown
+        assert networks.pose.roll is not None, "fine-tuning needs the roll network"
+        self.roll = networks.pose.roll
+        self.shown = networks.pose.shown
         # As it was shipped, also in a resumed run; used, and no part of this module.
         self.shipped = (copy.deepcopy(self.roll).eval().requires_grad_(False),)
 
@@ -113,7 +119,7 @@ class RollObjective(nn.Module):
         self.roll.eval()
         return self
 
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:
+    def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:
         """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) turns the slices."""
         assert batch.pose is not None, "fine-tuning follows a first estimate"
         angle = math.pi * noise[:, 0]
@@ -124,7 +130,7 @@ class RollObjective(nn.Module):
             sure = self.shipped[0](seen)[:, :2].norm(dim=1)
         return roll_loss(self.roll(seen)[:, :2], angle, sure)
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
+    def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:  # noqa: ARG002
         """Mean cosine of what a slice says alone and what its scan said at first, and the median angle."""
         errors = []
         for batch in batches:
@@ -140,47 +146,54 @@ class RollObjective(nn.Module):
 class CropObjective(nn.Module):
     """STN2: the crop and its matrix agree with those of the labels' box (Eq. 2), or of one set by hand.
 
-    Slices without a label have no target and do not train the crop.
+    Slices and volumes without a label have no target and do not train the crop.
     """
 
-    def __init__(self, pipeline: Pipeline, by_hand: Tensor | None = None) -> None:
-        """``by_hand``: crops ``(N, 3, 3)`` of the training rows that were set, NaN where none was."""
+    def __init__(self, networks: Networks, by_hand: Tensor | None = None) -> None:
+        """Take the networks whose crop is trained, and crops that were set by hand.
+
+        Args:
+            networks: of slices or of volumes.
+            by_hand: crops ``(N, 3, 3)`` of the training rows, NaN where none was set.
+        """
         super().__init__()
-        self.crop = pipeline.crop
+        self.crop = networks.crop
         self.by_hand = by_hand
-        self.config = pipeline.config.crop
-        self.classes = pipeline.classes
-        self.air = pipeline.air
+        self.networks = (networks,)  # used, and no part of this module
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         image, mask, target, found = self._seen(batch)
         if self.by_hand is not None:
             by_hand = self.by_hand[batch.rows.cpu()].to(target.device)
             target = torch.where(by_hand.isfinite(), by_hand, target)
         theta2 = self.crop(image, mask)[found]
         crop, target_crop = (
-            warp(image[found], theta, _side(image), fill=self.air) for theta in (theta2, target[found])
+            warp(image[found], theta, tuple(image.shape[2:]), fill=self.networks[0].air)
+            for theta in (theta2, target[found])
         )
-        return crop_loss(crop, target_crop, theta2, target[found], self.config)
+        return crop_loss(crop, target_crop, theta2, target[found], self.crop.config)
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean overlap (intersection over union) of predicted and target squares; nothing without any."""
+    def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
+        """Return the mean overlap (intersection over union) of predicted and target boxes, if any."""
         values = []
         for batch in batches:
             image, mask, target, found = self._seen(batch)
-            values.append(square_overlap(self.crop(image, mask)[found], target[found]))
+            values.append(box_overlap(self.crop(image, mask)[found], target[found]))
         overlap = gathered(values)
         return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        assert batch.pose is not None, "the crop is trained after the pose"
-        theta1 = matrix_from_pose(batch.pose)
-        size = (self.config.size, self.config.size)
-        image = warp(batch.image, theta1, size, fill=self.air)
-        mask = warp(batch.mask, theta1, size)
-        target, found = crop_targets(batch, batch.pose, self.config.size, self.config.margin, self.classes)
-        return image, mask, target, found
+        """Homogenized images and masks, target crops, and which samples have a target."""
+        (networks,) = self.networks
+        matrix = homogenizing(networks, batch)
+        masks = (one for one, *_ in each_stack(batch.mask))
+        seen = [
+            networks.homogenized(image, mask, theta, self.crop.config.size)
+            for (image, theta), mask in zip(each_stack(batch.image, matrix), masks, strict=True)
+        ]
+        image, mask = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        return image, mask, *crop_targets(batch.labels, matrix, self.crop.config)
 
 
 class JointObjective(nn.Module):
@@ -191,26 +204,25 @@ class JointObjective(nn.Module):
     share is the network. Slices without a label train the pose only.
     """
 
-    def __init__(self, pipeline: Pipeline, truth: Mapping[str, float] | None = None) -> None:
-        """Take the joint network from a pipeline; ``truth`` as for :class:`PoseObjective`."""
+    def __init__(self, networks: Networks, truth: Mapping[str, float] | None = None) -> None:
+        """Take the joint network from a networks; ``truth`` as for :class:`PoseObjective`."""
         super().__init__()
-        assert pipeline.joint is not None, "only with stn=joint"
+        assert networks.joint is not None, "only with stn=joint"
         # None where the shipped network sees the roll, of which this one regresses a small rest.
-        self.estimate = estimate_of(pipeline)
+        self.estimate = estimate_of(networks)
         self.truth = dict(truth or {})
         # The one part that learns; the rest of the pipeline is used, and no part of this module.
-        self.joint = pipeline.joint
-        self.look = pipeline.look
-        self.agreement = pipeline.pose.agreement
-        self.reference = pipeline.pose.reference_mask
-        self.config = pipeline.config
-        self.classes = pipeline.classes
-        self.air = pipeline.air
+        self.joint = networks.joint
+        self.joint_step = networks.joint_step
+        self.agreement = networks.pose.agreement
+        self.reference = networks.pose.reference_mask
+        self.config = networks.config
+        self.air = networks.air
 
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
+    def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
         """The loss of a batch."""
         pose, theta2, target, found = self._seen(batch)
-        outline = warp(batch.mask, matrix_from_pose(pose), _side(self.reference))
+        outline = warp(batch.mask, matrix_from_pose(pose), tuple(self.reference.shape[2:]))
         loss = pose_loss(outline, self.reference)
         size = (self.config.crop.size, self.config.crop.size)
         theta1, theta2, target = matrix_from_pose(pose.detach()[found]), theta2[found], target[found]
@@ -221,7 +233,7 @@ class JointObjective(nn.Module):
         )
         return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
+    def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
         """The mean of agreement and overlap, each, the start's agreement alone, and the roll if it learns."""
         learned, start, overlap, turns = [], [], [], []
         for batch in batches:
@@ -231,7 +243,7 @@ class JointObjective(nn.Module):
             pose, theta2, target, found = self._seen(batch)
             learned.append(self.agreement(batch.mask, pose))
             start.append(self.agreement(batch.mask, batch.pose))
-            overlap.append(square_overlap(theta2[found], target[found]))
+            overlap.append(box_overlap(theta2[found], target[found]))
         parts = {"mask dice": float(gathered(learned).mean())}
         squares = gathered(overlap)
         if len(squares):
@@ -240,108 +252,140 @@ class JointObjective(nn.Module):
         roll = summed_up(turns) if turns else {}
         return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone, **roll}
 
-    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _seen(self, batch: SliceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert batch.pose is not None, "the joint network starts from a first estimate"
-        pose, theta2 = self.look(batch.image, batch.mask, batch.pose)
-        crop = self.config.crop
-        target, found = crop_targets(batch, pose.detach(), crop.size, crop.margin, self.classes)
-        return pose, theta2, target, found
+        pose, theta2 = self.joint_step(batch.image, batch.mask, batch.pose)
+        return pose, theta2, *crop_targets(batch.labels, matrix_from_pose(pose.detach()), self.config.crop)
 
 
 class SegmentationObjective(nn.Module):
     """U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical).
 
     Args:
-        pipeline: whose U-Net is trained.
-        names: of the classes from 1, under which validation scores are told; else their numbers.
+        networks: whose U-Net is trained, of slices or of volumes.
+        names: of the classes from 1, by which validation scores are reported; else their numbers.
     """
 
-    def __init__(self, pipeline: Pipeline, names: Sequence[str] = ()) -> None:
+    def __init__(self, networks: Networks, names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.names = tuple(names) or tuple(str(label) for label in range(1, pipeline.classes))
-        self.unet = pipeline.unet
-        self.config = pipeline.config
-        self.classes = pipeline.classes
-        self.air = pipeline.air
+        self.names = tuple(names) or tuple(str(label) for label in range(1, networks.classes))
+        self.unet = networks.unet
+        self.config = networks.config
+        self.classes = networks.classes
         #: Class of the mirrored structure, class by class; without mirroring names may be any.
         self.partners = list(mirrored_classes(self.names) if self.config.unet.mirror else range(self.classes))
+        self.networks = (networks,)  # used, and no part of this module
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) disturbs pose and crop and mirrors slices.
+        """Return the loss of a batch.
 
-        A mirrored slice is seen through the mirrored transform, and what its labels name left is right there:
-        so the loss is that of the flipped crop and the flipped target with paired classes swapped.
+        A mirrored sample is seen through the mirrored transform, and what its labels name left is right
+        there. The loss is that of the flipped crop and the flipped target with paired classes exchanged.
+
+        Args:
+            batch: slices or volumes whose poses and crops are known.
+            noise: ``(N, noise_size(dims))`` in [-1, 1), disturbs pose and crop and mirrors samples.
         """
-        size = (self.config.unet_size, self.config.unet_size)
-        theta = self._disturbed(batch, noise)
-        crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
-        outputs = self.unet(crop, deep=True)
-        labels = one_hot(batch.labels, self.classes)
-        if self.config.unet.mirror:
-            in_mirror = self._in_mirror(noise)[:, None, None, None]
-            labels = torch.where(in_mirror, labels[:, self.partners], labels)
+        theta, in_mirror = self._disturbed(batch, noise), self._in_mirror(noise)
         native = self.config.unet.loss_space == "native"
-        target = labels if native else warped_target(labels, theta, size)
-        loss = torch.zeros((), device=crop.device)
-        for level, logits in enumerate(outputs):
-            probabilities = logits.float().softmax(dim=1)
-            goal = F.avg_pool2d(target, 2**level)
-            if native:
-                # Means of neighbors would hide a chequered answer from the loss: docs/pipeline.md, "U-Net".
-                probabilities = restore(probabilities, theta, _side(goal), mode="nearest")
-            loss = loss + level_weight(level) * segmentation_loss(probabilities, goal)
-        return loss
+        targets = []
+        for labels, matrices, mirror in each_stack(batch.labels, theta, in_mirror):
+            shown = one_hot(labels, self.classes)
+            if self.config.unet.mirror:
+                chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
+                shown = torch.where(chosen, shown[:, self.partners], shown)
+            targets.append(shown if native else warped_target(shown, matrices, self.config.unet_shape))
+        target = torch.cat(targets)
 
-    def judge(self, slices: Slices, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean Dice over labels and patients in the frame, then each label's; nothing where none is."""
-        counts: list[Tensor] = []
-        for batch in batches:
-            theta = self._theta(batch)
-            size = (self.config.unet_size, self.config.unet_size)
-            crop = warp(batch.image, theta, size, fill=self.air).contiguous(memory_format=torch.channels_last)
-            probabilities = self.unet(crop)[0].float().softmax(dim=1)
-            restored = restore(probabilities, theta, (batch.labels.shape[1], batch.labels.shape[2]))
-            classes = most_probable(restored)
-            predicted, truth = one_hot(classes, self.classes), one_hot(batch.labels, self.classes)
-            counts.append(
-                torch.stack([(predicted * truth).sum((2, 3)), predicted.sum((2, 3)), truth.sum((2, 3))])
-            )
-        both, predicted_sum, truth_sum = gathered(counts, dim=1)[:, :, 1:].cpu().numpy()
-        return dice_by_label(self.names, slices.patients, both, predicted_sum, truth_sum)
+        def level(logits: Tensor) -> tuple[Tensor, Tensor]:
+            probabilities = logits.float().softmax(dim=1)
+            if not native:
+                return probabilities, _shrunk(target, logits.shape[2:])
+            side = self.config.unet_size // logits.shape[-1]
+            goal = _shrunk(target, [pixels // side for pixels in target.shape[2:]])
+            # Means of neighbors would hide a checkered answer from the loss: docs/pipeline.md, "U-Net".
+            return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
+
+        return deep_supervision_loss(map(level, self.unet(self._cut(batch, theta), deep=True)))
+
+    def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the mean Dice over labels and patients in the frame, then each label's, if there is any."""
+        counts = [self._counts(batch) for batch in batches]
+        both, predicted, truth = gathered(counts, dim=1).double().cpu().numpy()
+        return dice_by_label(self.names, samples.patients, both, predicted, truth)
+
+    def _counts(self, batch: Batch) -> Tensor:
+        """Voxels of each label ``(3, N, labels)``: in both, in the prediction, in the reference."""
+        theta = self._theta(batch)
+        probabilities = self.unet(self._cut(batch, theta))[0].float().softmax(dim=1)
+        if self.config.dims == 2:
+            labels = batch.labels
+            predicted = most_probable(restore(probabilities, theta, tuple(labels.shape[1:])))
+            return _overlaps(predicted, labels, self.classes)
+        counts = []
+        for labels, answer, matrix in each_stack(batch.labels, probabilities, theta):
+            _, depth, height, width = labels.shape
+            parts = [
+                _overlaps(most_probable(values[None]), labels[:, part], self.classes)
+                for part, values in restore_slices(answer, matrix, (depth, height, width))
+            ]
+            counts.append(torch.stack(parts).sum(dim=0))
+        return torch.cat(counts, dim=1)
+
+    def _cut(self, batch: Batch, theta: Tensor) -> Tensor:
+        """The U-Net's input of a batch, in the memory layout that its convolutions want."""
+        crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta)])
+        return crop.contiguous(memory_format=torch.channels_last) if crop.ndim == 4 else crop
 
     def _theta(self, batch: Batch) -> Tensor:
-        assert batch.pose is not None, "the U-Net is trained after the pose"
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        return frame_from_crop(batch.pose, batch.theta2)
+        return compose(homogenizing(self.networks[0], batch), batch.theta2)
 
     def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
-        """theta1 · theta2 with the small errors that pose and crop will have on patients not seen.
+        """Input from crop, with the small errors that pose and crop will have on unseen patients.
 
-        Where a slice is mirrored, of the transform so disturbed (:func:`isopose.geometry.box.mirrored`).
+        Where a sample is mirrored, the transform disturbed in this way is mirrored
+        (:func:`isopose.geometry.box.mirrored`).
         """
         assert batch.pose is not None, "the U-Net is trained after the pose"
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        crop = self.config.crop
-        spread = self.config.unet.pose_jitter * noise.new_tensor(POSE_JITTER)
-        residual = noise[:, :5] * spread
+        crop, numbers = self.config.crop, POSE_SIZES[self.config.dims]
+        residual = noise[:, :numbers] * (
+            self.config.unet.pose_jitter * noise.new_tensor(POSE_JITTER[self.config.dims])
+        )
         if self.config.pose.scales == 1:
             # No pose will ever stretch one axis more than the other there.
             residual = isotropic(residual)
         pose, theta2 = add_residual(batch.pose, residual), batch.theta2
         if crop.enabled:
-            theta2 = jittered(theta2, noise[:, 5:8], shift=crop.jitter_shift, scale=crop.jitter_scale)
-        theta = frame_from_crop(pose, theta2)
+            theta2 = jittered(theta2, noise[:, numbers:-1], shift=crop.jitter_shift, scale=crop.jitter_scale)
+        theta = compose(self.networks[0].input_from_homogenized(pose, batch.stack_from_frame), theta2)
         return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
 
     def _in_mirror(self, noise: Tensor) -> Tensor:
-        """Which slices ``(N,)`` are shown mirrored, each with the configured probability."""
-        return noise[:, 8] < 2.0 * self.config.unet.mirror - 1.0
+        """Which samples ``(N,)`` are shown mirrored, each with the configured probability."""
+        return noise[:, -1] < 2.0 * self.config.unet.mirror - 1.0
 
 
-def warped_target(labels: Tensor, frame_from_crop: Tensor, size: tuple[int, int]) -> Tensor:
-    """One-hot labels warped once into the crop: the canonical space's soft target, background elsewhere."""
-    inside = warp(labels[:, 1:], frame_from_crop, size)
+def warped_target(labels: Tensor, input_from_crop: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return one-hot labels warped once into the crop, background elsewhere: the canonical space's target."""
+    inside = warp(labels[:, 1:], input_from_crop, size)
     return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)
+
+
+def _shrunk(target: Tensor, size: Sequence[int]) -> Tensor:
+    """Means of a target over the larger pixels of a coarser level."""
+    factors = [whole // part for whole, part in zip(target.shape[2:], size, strict=True)]
+    return F.avg_pool2d(target, factors) if target.ndim == 4 else F.avg_pool3d(target, factors)
+
+
+def _overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Pixels of each label ``(3, N, labels)`` of two class maps: in both, in the first, in the second."""
+    counts = []
+    for index in range(1, classes):
+        a, b = predicted == index, truth == index
+        counts.append(torch.stack([one.flatten(1).sum(dim=1) for one in (a & b, a, b)]))
+    return torch.stack(counts, dim=2)
 
 
 def patient_dice(
@@ -374,15 +418,3 @@ def dice_by_label(
         if not np.isnan(of_label).all()
     }
     return {"dice": float(np.mean(list(by_label.values()))), **by_label} if by_label else {}
-
-
-def square_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union ``(N,)`` of the squares of two theta2 ``(N, 3, 3)``."""
-    low = torch.maximum(a[:, :2, 2] - a[:, 0, 0, None], b[:, :2, 2] - b[:, 0, 0, None])
-    high = torch.minimum(a[:, :2, 2] + a[:, 0, 0, None], b[:, :2, 2] + b[:, 0, 0, None])
-    common = (high - low).clamp(min=0.0).prod(dim=1)
-    return common / (4.0 * a[:, 0, 0].square() + 4.0 * b[:, 0, 0].square() - common)
-
-
-def _side(image: Tensor) -> tuple[int, int]:
-    return image.shape[2], image.shape[3]

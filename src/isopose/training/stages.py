@@ -10,36 +10,33 @@ import torch
 from lightning_fabric import Fabric
 
 from isopose.config import Config
-from isopose.data.slices import Slices
-from isopose.data.volumes import Volumes
+from isopose.data.samples import Slices, Volumes
 from isopose.errors import InputError
 from isopose.labels import Labels, mirrored_classes
-from isopose.models.pipeline import Pipeline
-from isopose.models.volume import VolumePipeline
+from isopose.models.pipeline import Networks
 from isopose.progress import Reporter
 from isopose.training.augmentation import Augmentation
 from isopose.training.by_hand import Corrections, crops_by_hand, poses_by_hand, where_set
 from isopose.training.checkpoint import Progress
-from isopose.training.loop import NOISE, Stage, train_stage
+from isopose.training.loop import Stage, train_stage
 from isopose.training.objectives import (
     CropObjective,
     JointObjective,
     PoseObjective,
     RollObjective,
     SegmentationObjective,
+    noise_size,
 )
-from isopose.training.transforms import box_of_all, poses_of, transforms_of, turned
-from isopose.training.turning import Turning, measure_turning, warning_of
-from isopose.training.volumes import (
-    NOISE3D,
-    VolumeCropObjective,
-    VolumeSegmentationObjective,
+from isopose.training.transforms import (
+    box_of_all,
+    poses_of,
     reach_of,
-    turned_volumes,
-    volume_box_of_all,
+    transforms_of,
+    turned,
     volume_crops_of,
     volume_poses_of,
 )
+from isopose.training.turning import Turning, measure_turning, warning_of
 
 
 @dataclass(frozen=True)
@@ -66,33 +63,33 @@ class Run:
 
 
 def slice_stages(
-    run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None, corrections: Corrections
+    run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None, corrections: Corrections
 ) -> tuple[list[Progress], Turning | None]:
-    """Train the networks of slices; the pipeline then holds the best weights.
+    """Train the networks of slices; the networks then holds the best weights.
 
     Returns:
         How far each stage has come, and how STN1 sees the roll where one was trained.
     """
     config = run.config
-    reference = pipeline.pose.reference_mask.cpu()
+    reference = networks.pose.reference_mask.cpu()
     by_hand = poses_by_hand(train_slices, corrections, reference)
 
     def find_poses() -> None:
         for slices in filter(None, (train_slices, val_slices)):
-            slices.pose = poses_of(pipeline, slices, run.fabric.device)
+            slices.pose = poses_of(networks, slices, run.fabric.device)
         train_slices.pose = where_set(by_hand, train_slices.pose)
 
     stages: list[Progress] = []
     turning: Turning | None = None
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
-    if pipeline.pose.localization is not None and learning:
-        pose = PoseObjective(pipeline, by_hand if by_hand.isfinite().any() else None, run.truth)
+    if networks.pose.localization is not None and learning:
+        pose = PoseObjective(networks, by_hand if by_hand.isfinite().any() else None, run.truth)
         stages.append(_train(run, "pose", pose, train_slices, val_slices, 0))
-        turning = _measured(run, pipeline, train_slices, val_slices, "pose")
-    if pipeline.pose.roll is not None and config.pose.learned and learning:
+        turning = _measured(run, networks, train_slices, val_slices, "pose")
+    if networks.pose.roll is not None and config.pose.learned and learning:
         find_poses()
-        stages.append(_train(run, "pose", RollObjective(pipeline), train_slices, val_slices, 0))
+        stages.append(_train(run, "pose", RollObjective(networks), train_slices, val_slices, 0))
         run.reporter.say(
             "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
             "it doubts poses that are right (docs/pose.md)"
@@ -101,42 +98,42 @@ def slice_stages(
     for slices in filter(None, (train_slices, val_slices)):
         for line in turned(slices):
             run.reporter.say(line)
-    if pipeline.joint is not None and learning:
-        joint = JointObjective(pipeline, run.truth)
+    if networks.joint is not None and learning:
+        joint = JointObjective(networks, run.truth)
         stages.append(_train(run, "joint", joint, train_slices, val_slices, 3, "crop"))
-        turning = _measured(run, pipeline, train_slices, val_slices, "crop")
+        turning = _measured(run, networks, train_slices, val_slices, "crop")
     if config.crop.enabled and not config.crop.learned and learning:
-        pipeline.crop.start.copy_(box_of_all(pipeline, train_slices, run.fabric.device))
+        networks.crop.start.copy_(box_of_all(networks, train_slices, run.fabric.device))
     crops = crops_by_hand(train_slices, corrections, reference)
-    if pipeline.crop.localization is not None and learning:
+    if networks.crop.localization is not None and learning:
         labeled = train_slices.labeled()
         judged = val_slices.labeled() if val_slices else None
         of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
-        crop = CropObjective(pipeline, of_labeled if of_labeled.isfinite().any() else None)
+        crop = CropObjective(networks, of_labeled if of_labeled.isfinite().any() else None)
         stages.append(_train(run, "crop", crop, labeled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
-        slices.pose, slices.theta2 = transforms_of(pipeline, slices, run.fabric.device)
+        slices.pose, slices.theta2 = transforms_of(networks, slices, run.fabric.device)
     train_slices.pose = where_set(by_hand, train_slices.pose)
     # In the final poses, which a joint network has changed where none was set.
     crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
-    pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unet = SegmentationObjective(pipeline, run.labels.names)
+    networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = SegmentationObjective(networks, run.labels.names)
     stages.append(
-        _train(run, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(run, pipeline))
+        _train(run, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(run, networks))
     )
     return stages, turning
 
 
 def _measured(
-    run: Run, pipeline: Pipeline, train_slices: Slices, val_slices: Slices | None, section: str
+    run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None, section: str
 ) -> Turning | None:
     """Measure how the trained STN1 sees the roll, say it, and warn where it has not learned to turn."""
     if run.trial:
         return None
     patients = "validation" if val_slices else "training"
     slices = (val_slices or train_slices).spread(run.config.train.validation_slices)
-    turning = measure_turning(pipeline, slices, run.fabric, run.truth, patients)
+    turning = measure_turning(networks, slices, run.fabric, run.truth, patients)
     if turning is not None:
         true = turning.degrees_from_truth
         run.reporter.say(
@@ -150,7 +147,7 @@ def _measured(
     return turning
 
 
-def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:
+def _augmentation(run: Run, networks: Networks) -> Augmentation | None:
     """What the U-Net's slices go through while it trains, in place of homogenization."""
     if run.config.unet.augmentation == "off":
         return None
@@ -161,11 +158,11 @@ def _augmentation(run: Run, pipeline: Pipeline) -> Augmentation | None:
         mirror = False
     if not mirror:
         run.reporter.say("note: the labels have sides, so the augmentation does not mirror")
-    return Augmentation(pipeline.air, mirror=mirror)
+    return Augmentation(networks.air, mirror=mirror)
 
 
 def volume_stages(
-    run: Run, pipeline: VolumePipeline, train_slices: Slices, val_slices: Slices | None
+    run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None
 ) -> list[Progress]:
     """Likewise for whole volumes, whose pose needs no training."""
     crop, device = run.config.crop, run.fabric.device
@@ -174,20 +171,20 @@ def volume_stages(
     stages: list[Progress] = []
     learning = run.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
-        volumes.pose = volume_poses_of(pipeline, volumes, device)
-        for line in turned_volumes(volumes):
+        volumes.pose = volume_poses_of(networks, volumes, device)
+        for line in turned(volumes):
             run.reporter.say(line)
     if learning:
-        pipeline.reach.fill_(reach_of(training))
+        networks.reach.fill_(reach_of(training))
     if crop.enabled and not crop.learned and learning:
-        pipeline.crop.start.copy_(volume_box_of_all(pipeline, training, device))
-    if pipeline.crop.localization is not None and learning:
+        networks.crop.start.copy_(box_of_all(networks, training, device))
+    if networks.crop.localization is not None and learning:
         judged = validation.labeled() if validation else None
-        objective = VolumeCropObjective(pipeline)
+        objective = CropObjective(networks)
         stages.append(_train(run, "crop", objective, training.labeled(), judged or None, 1))
     for volumes in filter(None, (training, validation)):
-        volumes.theta2 = volume_crops_of(pipeline, volumes, device)
-    unet = VolumeSegmentationObjective(pipeline, run.labels.names)
+        volumes.theta2 = volume_crops_of(networks, volumes, device)
+    unet = SegmentationObjective(networks, run.labels.names)
     stages.append(_train(run, "unet", unet, training, validation, 2))
     return stages
 
@@ -214,7 +211,7 @@ def _train(
         least=oversampling(run.config.train.oversample, run.labels),
         seed=(run.config.train.seed, number),
         section=section,
-        noise=NOISE3D if run.config.dims == 3 else NOISE,
+        noise=noise_size(run.config.dims),
         augment=augment,
     )
     progress = train_stage(stage, run.fabric, run.work, run.reporter)

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import PoseConfig
-from isopose.data.slices import Batch
+from isopose.config import CropConfig, PoseConfig
+from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
 from isopose.geometry.box import box_of_mask, matrix_from_box
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
-from isopose.training.losses import one_hot
+from isopose.models.pipeline import Networks
 
 #: Among patients whose body area lies within this factor of the median the reference is chosen.
 SIZE_FACTOR = 1.3
@@ -134,23 +134,42 @@ def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: fl
     )
 
 
-def crop_targets(batch: Batch, pose: Tensor, size: int, margin: float, classes: int) -> tuple[Tensor, Tensor]:
-    """Target theta2 of the square around a slice's labels in the homogenized frame.
+def homogenizing(networks: Networks, batch: Batch) -> Tensor:
+    """Return ``input_from_homogenized`` of a batch whose poses are known, ``(N, 3, 3)`` or ``(N, 4, 4)``."""
+    assert batch.pose is not None, "the pose is found first"
+    return networks.input_from_homogenized(batch.pose, batch.stack_from_frame)
+
+
+def crop_targets(
+    labels: Tensor | tuple[Tensor, ...], input_from_homogenized: Tensor, config: CropConfig
+) -> tuple[Tensor, Tensor]:
+    """Return the target theta2 of the boxes around the labels in the homogenized frame (Eq. 2).
 
     Args:
-        batch: slices in the frame.
-        pose: ``(N, 5)``.
-        size: pixels on which the labels are homogenized.
-        margin: added on each side, of the box's longer side.
-        classes: background included.
+        labels: of slices or volumes, see :class:`isopose.data.samples.Batch`.
+        input_from_homogenized: ``(N, 3, 3)`` or ``(N, 4, 4)``, by which images are homogenized.
+        config: on how many pixels the labels are homogenized, and the margin.
 
     Returns:
-        ``(N, 3, 3)`` matrices and ``(N,)`` whether the slice has labels, and so a target at all.
+        ``(N, 3, 3)`` or ``(N, 4, 4)`` matrices, and ``(N,)`` whether a sample has labels at all, and so a
+        target.
     """
-    labels = one_hot(batch.labels, classes)[:, 1:].sum(dim=1, keepdim=True)
-    homogenized = warp(labels, matrix_from_pose(pose), (size, size))[:, 0]
-    box, found = box_of_mask(homogenized > 0.25, margin=margin)
+    box, found = box_of_mask(labels_in_frame(labels, input_from_homogenized, config), margin=config.margin)
     return matrix_from_box(box), found
+
+
+def labels_in_frame(
+    labels: Tensor | tuple[Tensor, ...], input_from_homogenized: Tensor, config: CropConfig
+) -> Tensor:
+    """Return where any label lies in the homogenized frame, booleans ``(N, S, S)`` or ``(N, D, S, S)``."""
+    plane = (config.size, config.size)
+    size = plane if input_from_homogenized.shape[-1] == 3 else (config.depth, *plane)
+    # Thin structures count too.
+    seen = [
+        warp((one[:, None] > 0).float(), matrices, size)[:, 0] > 0.25
+        for one, matrices in each_stack(labels, input_from_homogenized)
+    ]
+    return torch.cat(seen)
 
 
 def _middle_slice(case: StoredCase) -> int:

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.data.slices import Slices
+from isopose.data.samples import Slices, Volumes
 from isopose.geometry.box import box_of_mask
-from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
-from isopose.geometry.warp import warp
-from isopose.models.pipeline import Pipeline, SliceTransforms
+from isopose.geometry.pose import ANGLE, LOG_SCALES, POSE_SIZE
+from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.poses import TURNED, scan_poses, scan_transforms, slice_poses
-from isopose.training.losses import one_hot
+from isopose.scan.volume import places, volume_pose
+from isopose.training.targets import homogenizing, labels_in_frame
 
 #: Slices that are looked at at a time, but no more than have so many pixels together.
 BATCH, PIXELS = 32, 32 * 256**2
@@ -27,14 +27,14 @@ def batch_of(slices: Slices) -> int:
 
 
 @torch.no_grad()
-def poses_of(pipeline: Pipeline, slices: Slices, device: torch.device) -> Tensor:
+def poses_of(networks: Networks, slices: Slices, device: torch.device) -> Tensor:
     """theta1 of every slice as poses ``(N, 5)``, scan by scan as in prediction; jointly, the start of it."""
-    least = pipeline.config.predict.min_pose_dice
+    least = networks.config.predict.min_pose_dice
     out = torch.empty(len(slices), POSE_SIZE)
     for rows, z_mm in _scans(slices, device):
         of_scan = np.flatnonzero(rows.cpu().numpy())
-        single = slices_of_scan(pipeline.pose, slices, of_scan, least, device)
-        out[of_scan] = scan_poses(pipeline.pose, single, z_mm).pose.cpu()
+        single = slices_of_scan(networks.pose, slices, of_scan, least, device)
+        out[of_scan] = scan_poses(networks.pose, single, z_mm).pose.cpu()
     return out
 
 
@@ -52,12 +52,13 @@ def slices_of_scan(
     return slice_poses(transformer, read, batches, least)
 
 
-def turned(slices: Slices) -> list[str]:
-    """A line for each case that lies turned against its header, so that people look at it."""
-    assert slices.pose is not None, "turned cases are told after poses are estimated"
+def turned(samples: Slices | Volumes) -> list[str]:
+    """Return a line for each case that lies turned against its header, so that people look at it."""
+    assert samples.pose is not None, "turned cases are known after the poses"
     lines = []
-    for number, case in enumerate(slices.cases):
-        angle = slices.pose[torch.from_numpy(slices.rows[:, 0] == number), ANGLE]
+    for number, case in enumerate(samples.cases):
+        rows = samples.rows[:, 0] == number if isinstance(samples, Slices) else [number]
+        angle = samples.pose[torch.from_numpy(np.asarray(rows)), ANGLE]
         middle = float(angle.median()) if len(angle) else 0.0
         if abs(middle) > TURNED:
             lines.append(
@@ -68,22 +69,22 @@ def turned(slices: Slices) -> list[str]:
 
 
 @torch.no_grad()
-def transforms_of(pipeline: Pipeline, slices: Slices, device: torch.device) -> tuple[Tensor, Tensor]:
+def transforms_of(networks: Networks, slices: Slices, device: torch.device) -> tuple[Tensor, Tensor]:
     """theta1 ``(N, 5)`` and theta2 ``(N, 3, 3)`` of every slice, scan by scan as prediction does.
 
     ``slices.pose`` is known; it is changed only where one network does pose and crop.
     """
     parts = []
-    for batch in slices.in_order(batch_of(slices)):
+    for batch in slices.batches(batch_of(slices)):
         on_device = batch.to(device)
         assert on_device.pose is not None, "transforms follow a first estimate of the pose"
-        parts.append(pipeline.transforms(on_device.image, on_device.mask, on_device.pose))
+        parts.append(networks.transforms(on_device.image, on_device.mask, on_device.pose))
     assert slices.pose is not None, "transforms follow a first estimate of the pose"
     single, start = SliceTransforms(*map(torch.cat, zip(*parts, strict=True))), slices.pose.to(device)
     pose, theta2 = single.pose.clone(), single.theta2.clone()
     for rows, z_mm in _scans(slices, device):
         of_scan = SliceTransforms(*(value[rows] for value in single))
-        pose[rows], theta2[rows] = scan_transforms(pipeline.config, start[rows], of_scan, z_mm)
+        pose[rows], theta2[rows] = scan_transforms(networks.config, start[rows], of_scan, z_mm)
     return pose.cpu(), theta2.cpu()
 
 
@@ -97,15 +98,48 @@ def _scans(slices: Slices, device: torch.device) -> Iterator[tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def box_of_all(pipeline: Pipeline, slices: Slices, device: torch.device) -> Tensor:
-    """One box ``(4,)`` that holds every training label in the homogenized frame, where no crop is learned."""
-    size = (pipeline.config.crop.size, pipeline.config.crop.size)
-    union = torch.zeros(1, *size)
-    for batch in slices.in_order(batch_of(slices)):
+def volume_poses_of(networks: Networks, volumes: Volumes, device: torch.device) -> Tensor:
+    """Return theta1 of every volume as poses ``(N, 9)``, as prediction finds them."""
+    least = networks.config.predict.min_pose_dice
+    poses = []
+    for case, stack_from_frame in zip(volumes.cases, volumes.stack_from_frame, strict=True):
+        slices = Slices([case])
+        single = slices_of_scan(networks.pose, slices, np.arange(len(slices)), least, device)
+        z = places(slices.rows[:, 1], case.record.shape[0], stack_from_frame)
+        poses.append(volume_pose(networks.pose, single, z.to(device)).pose)
+    return torch.stack(poses).cpu()
+
+
+def reach_of(volumes: Volumes) -> float:
+    """Return how far the furthest of posed scans reaches along z in the homogenized frame, in half sides."""
+    assert volumes.pose is not None, "the reach is known after the poses"
+    # stack_from_frame has the reciprocal of a stack's half depth.
+    half = 1.0 / volumes.stack_from_frame[:, 2, 2]
+    return float((half / volumes.pose[:, LOG_SCALES][:, 2].exp()).max())
+
+
+@torch.no_grad()
+def volume_crops_of(networks: Networks, volumes: Volumes, device: torch.device) -> Tensor:
+    """Return theta2 of every volume, ``(N, 4, 4)``."""
+    crops = []
+    for batch in (each.to(device) for each in volumes.batches(1)):
+        crops.append(networks.theta2(batch.image[0], batch.mask[0], homogenizing(networks, batch)))
+    return torch.cat(crops).cpu()
+
+
+@torch.no_grad()
+def box_of_all(networks: Networks, samples: Slices | Volumes, device: torch.device) -> Tensor:
+    """Return one box ``(4,)`` or ``(6,)`` that holds all training labels in the homogenized frame.
+
+    It is the crop where none is learned.
+    """
+    size = batch_of(samples) if isinstance(samples, Slices) else 1
+    union: Tensor | None = None
+    for batch in samples.batches(size):
         on_device = batch.to(device)
-        assert on_device.pose is not None, "the box is found after the pose"
-        labels = one_hot(on_device.labels, pipeline.classes)[:, 1:].sum(dim=1, keepdim=True)
-        seen = warp(labels, matrix_from_pose(on_device.pose), size)
-        union = torch.maximum(union, (seen[:, 0] > 0.25).float().amax(dim=0, keepdim=True).cpu())
-    box: Tensor = box_of_mask(union, margin=pipeline.config.crop.margin)[0][0]
+        seen = labels_in_frame(on_device.labels, homogenizing(networks, on_device), networks.config.crop)
+        seen = seen.any(dim=0, keepdim=True).cpu()
+        union = seen if union is None else union | seen
+    assert union is not None, "there are training samples"
+    box: Tensor = box_of_mask(union, margin=networks.config.crop.margin)[0][0]
     return box

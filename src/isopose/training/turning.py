@@ -13,11 +13,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from isopose.data.slices import Batch, Slices
+from isopose.data.samples import SliceBatch, Slices
 from isopose.geometry.moments import moments, pose_from_moments
 from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.models.pipeline import Pipeline
+from isopose.models.pipeline import Networks
 from isopose.ranks import gathered
 from isopose.training.transforms import batch_of
 
@@ -64,15 +64,15 @@ class Turning:
         return asdict(self)
 
 
-def estimate_of(pipeline: Pipeline) -> Estimate | None:
+def estimate_of(networks: Networks) -> Estimate | None:
     """The trained estimate of single slices' poses; none where no trained network sees the roll.
 
     With the roll network that ships with the package no STN1 regresses the angle.
     """
-    if pipeline.pose.localization is not None:
-        return pipeline.pose
-    if pipeline.joint is not None and pipeline.pose.roll is None:
-        return lambda image, mask: pipeline.look(image, mask, pipeline.pose.start(image, mask))[0]
+    if networks.pose.localization is not None:
+        return networks.pose
+    if networks.joint is not None and networks.pose.roll is None:
+        return lambda image, mask: networks.joint_step(image, mask, networks.pose.start(image, mask))[0]
     return None
 
 
@@ -141,7 +141,7 @@ def judged_turns(
     air: float,
     truth: Mapping[str, float],
     slices: Slices,
-    batch: Batch,
+    batch: SliceBatch,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of a batch: slopes of some slices, distances in radians from moments, and from the truth where known.
 
@@ -167,28 +167,28 @@ def summed_up(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float
 
 @torch.no_grad()
 def measure_turning(
-    pipeline: Pipeline, slices: Slices, fabric: Fabric, truth: Mapping[str, float], patients: str
+    networks: Networks, slices: Slices, fabric: Fabric, truth: Mapping[str, float], patients: str
 ) -> Turning | None:
     """Measure how the trained STN1 sees the roll; nothing where no trained network sees it.
 
     Args:
-        pipeline: with its best weights, in evaluation mode.
+        networks: with its best weights, in evaluation mode.
         slices: of patients that did not train it, or of those that did where no others are there.
         fabric: whose ranks share the work; all return the same.
         truth: case id to the true angle against the reference, radians; empty where it is not known.
         patients: whose the slices are.
     """
-    estimate = estimate_of(pipeline)
+    estimate = estimate_of(networks)
     if estimate is None:
         return None
-    reference = pipeline.pose.reference_mask
+    reference = networks.pose.reference_mask
     found: list[tuple[Tensor, ...]] = []
-    for batch in slices.in_order(batch_of(slices), fabric.global_rank, fabric.world_size):
+    for batch in slices.batches(batch_of(slices), fabric.global_rank, fabric.world_size):
         on_device = batch.to(fabric.device)
         image, mask = on_device.image, on_device.mask
         true = true_angles(truth, slices, on_device.rows)
         angles = angles_of(estimate, reference, image, mask)
-        found.append((*angles, true, slopes(estimate, image, mask, pipeline.air)))
+        found.append((*angles, true, slopes(estimate, image, mask, networks.air)))
     learned, by_moments, true, slope = (gathered([part[n] for part in found]) for n in range(4))
     known = true.isfinite()
     return Turning(

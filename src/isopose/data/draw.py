@@ -1,0 +1,108 @@
+"""Which rows make a batch, in which order, and reading them ahead of the training step."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def batches_of_rows(rows: int, batch_size: int) -> list[np.ndarray]:
+    """Return the numbers of all rows in order, a batch at a time; the last batch may be short."""
+    return [np.arange(i, min(i + batch_size, rows)) for i in range(0, rows, batch_size)]
+
+
+def draw_epoch(
+    presence: np.ndarray, least: Mapping[int, float], batch_size: int, iterations: int, seed: Sequence[int]
+) -> list[np.ndarray]:
+    """Rows of each batch of an epoch, with at least a part of slices that show given labels.
+
+    A slice that shows several labels counts for each. The draw depends on nothing but the arguments, so a
+    resumed run draws the same.
+
+    Args:
+        presence: ``(rows, labels)``.
+        least: label column to the least fraction of an epoch's slices that must show it; labels that no
+            slice shows are passed over.
+        batch_size: slices a batch.
+        iterations: batches.
+        seed: numbers that name this epoch of this stage of this run.
+    """
+    random = np.random.default_rng(np.random.SeedSequence(list(seed)))
+    total = batch_size * iterations
+    drawn = _shuffled(np.arange(len(presence)), total, random)
+    # Places that hold a label's part already; the others may be given to a label that is short of its own.
+    kept = np.zeros(total, dtype=bool)
+    for label, fraction in sorted(least.items()):
+        needed = int(np.ceil(fraction * total))
+        candidates = np.flatnonzero(presence[:, label])
+        showing = presence[drawn, label]
+        holding = np.concatenate([np.flatnonzero(showing & kept), np.flatnonzero(showing & ~kept)])[:needed]
+        kept[holding] = True
+        places = np.flatnonzero(~kept)[: needed - len(holding)]
+        if len(candidates) and len(places):
+            drawn[places] = _shuffled(candidates, len(places), random)
+            kept[places] = True
+    random.shuffle(drawn)
+    return list(drawn.reshape(iterations, batch_size))
+
+
+def _shuffled(candidates: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """So many of the candidates, each as often as any other give or take one, in random order."""
+    rounds = [random.permutation(candidates) for _ in range(-(-count // len(candidates)))]
+    return np.concatenate(rounds)[:count]
+
+
+class _Movable(Protocol):
+    def to(self, device: torch.device) -> Self: ...
+
+    def pinned(self) -> Self: ...
+
+    def part(self, rows: Tensor) -> Self: ...
+
+
+B = TypeVar("B", bound=_Movable)
+B_co = TypeVar("B_co", bound=_Movable, covariant=True)
+
+
+class Rows(Protocol[B_co]):
+    """What batches are read from by the numbers of rows: slices, or whole volumes."""
+
+    def read(self, index: np.ndarray) -> B_co:
+        """A batch of these rows."""
+        ...
+
+
+def read_ahead(
+    slices: Rows[B],
+    index: Sequence[np.ndarray],
+    *,
+    depth: int = 3,
+    pin: bool = False,
+    change: Callable[[B, int], B] | None = None,
+) -> Iterator[B]:
+    """Read batches in one background thread, ``depth`` ahead; decompression releases the GIL.
+
+    ``change`` is made to each batch there, given with its number.
+    """
+
+    def load(number: int) -> B:
+        batch = slices.read(index[number])
+        batch = change(batch, number) if change else batch
+        return batch.pinned() if pin else batch
+
+    with ThreadPoolExecutor(1, thread_name_prefix="slices") as pool:
+        queue = [pool.submit(load, number) for number in range(min(depth, len(index)))]
+        try:
+            for following in range(depth, len(index) + depth):
+                if not queue:
+                    return
+                batch = queue.pop(0).result()
+                if following < len(index):
+                    queue.append(pool.submit(load, following))
+                yield batch
+        finally:
+            for future in queue:
+                future.cancel()

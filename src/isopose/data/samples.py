@@ -1,0 +1,219 @@
+"""Training samples from a store: slices, or whole volumes, as rows from which batches are read."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isopose.data.draw import batches_of_rows, read_ahead
+from isopose.data.store import StoredCase
+
+#: Of slices one tensor; of volumes, whose depths differ, a tensor each.
+Stack = TypeVar("Stack", Tensor, tuple[Tensor, ...])
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Generic[Stack]):
+    """Some slices or volumes and, where already known, their transforms.
+
+    Args:
+        rows: ``(N,)`` of the :class:`Slices` or :class:`Volumes` they came from.
+        image: ``(N, 1, S, S)`` float32, normalized; of volumes N tensors ``(1, 1, Z, S, S)``.
+        mask: foreground, float32, the same shapes.
+        labels: ``(N, S, S)`` uint8 classes; of volumes N tensors ``(1, Z, S, S)``.
+        pose: ``(N, 5)``, of volumes ``(N, 9)``, or none.
+        theta2: ``(N, 3, 3)``, of volumes ``(N, 4, 4)``, or none.
+        stack_from_frame: of volumes ``(N, 4, 4)``, see :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
+    """
+
+    rows: Tensor
+    image: Stack
+    mask: Stack
+    labels: Stack
+    pose: Tensor | None = None
+    theta2: Tensor | None = None
+    stack_from_frame: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch[Stack]":
+        """Return the batch on a device, copied asynchronously where memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch[Stack]":
+        """Return the batch in pinned memory, from which a GPU copies asynchronously."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def part(self, rows: Tensor) -> "Batch[Stack]":
+        """Return some of its samples, by their places ``(n,)`` in the batch."""
+        chosen = rows.tolist()
+
+        def picked(value: Any) -> Any:
+            return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value[rows]
+
+        return replace(self, **{k: picked(v) for k, v in vars(self).items() if v is not None})
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch[Stack]":
+        def changed(value: Any) -> Any:
+            return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+
+        return replace(self, **{k: changed(v) for k, v in vars(self).items() if v is not None})
+
+
+SliceBatch = Batch[Tensor]
+VolumeBatch = Batch[tuple[Tensor, ...]]
+
+
+def each_stack(stacks: Tensor | tuple[Tensor, ...], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what can be computed at once: all slices of a batch together, or one volume after the other.
+
+    Args:
+        stacks: image, mask or labels of a :class:`Batch`.
+        others: tensors with a row for each sample; of a volume its row is yielded, ``(1, ...)``.
+    """
+    if isinstance(stacks, Tensor):
+        yield (stacks, *others)
+    else:
+        for number, stack in enumerate(stacks):
+            yield (stack, *(other[number : number + 1] for other in others))
+
+
+class Slices:
+    """All slices of some cases that show a body, as rows.
+
+    ``pose`` and ``theta2`` are filled in once STN1 and STN2 are trained.
+
+    Args:
+        cases: of one store.
+    """
+
+    def __init__(self, cases: Sequence[StoredCase]) -> None:
+        self.cases = tuple(cases)
+        rows = [
+            (c, z) for c, case in enumerate(self.cases) for z in np.flatnonzero(case.record.body_fraction)
+        ]
+        #: ``(rows, 2)``: number of the case, and of the slice from the feet.
+        self.rows = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        #: ``(rows, classes - 1)``: which labels a slice shows.
+        self.presence = np.concatenate(
+            [
+                np.asarray(case.record.presence, dtype=bool)[self._of_case(c)]
+                for c, case in enumerate(self.cases)
+            ]
+        )
+        self.pose: Tensor | None = None
+        self.theta2: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _of_case(self, case: int) -> np.ndarray:
+        return self.rows[self.rows[:, 0] == case, 1]
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each row."""
+        return [self.cases[c].record.patient for c in self.rows[:, 0]]
+
+    def read(self, index: np.ndarray) -> SliceBatch:
+        """Read rows; slices of one case are read together."""
+        image: list[Tensor] = [torch.empty(0)] * len(index)
+        mask, labels = image.copy(), image.copy()
+        for case in np.unique(self.rows[index, 0]):
+            places = np.flatnonzero(self.rows[index, 0] == case)
+            arrays = self.cases[case].read(self.rows[index[places], 1].tolist())
+            for row, place in enumerate(places):
+                image[place], mask[place], labels[place] = (torch.from_numpy(a[row]) for a in arrays)
+        rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
+        return Batch(
+            rows,
+            torch.stack(image)[:, None],
+            torch.stack(mask)[:, None].float(),
+            torch.stack(labels),
+            None if self.pose is None else self.pose[rows],
+            None if self.theta2 is None else self.theta2[rows],
+        )
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[SliceBatch]:
+        """Yield all rows in order; of several processes, each yields its share of the batches."""
+        yield from read_ahead(self, batches_of_rows(len(self), batch_size)[rank::world_size])
+
+    def spread(self, most: int) -> "Slices":
+        """Return at most so many rows, evenly spread, for validation."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
+        return self.subset(chosen)
+
+    def labeled(self) -> "Slices":
+        """Return the rows that show any label."""
+        return self.subset(np.flatnonzero(self.presence.any(axis=1)))
+
+    def subset(self, rows: np.ndarray) -> "Slices":
+        """Return some rows only."""
+        part = Slices.__new__(Slices)
+        part.cases, part.rows, part.presence = self.cases, self.rows[rows], self.presence[rows]
+        part.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
+        part.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
+        return part
+
+
+class Volumes:
+    """Cases that show a body, whole, as rows.
+
+    ``pose`` and ``theta2`` are filled in once they are known.
+
+    Args:
+        cases: of one store.
+    """
+
+    def __init__(self, cases: Sequence[StoredCase]) -> None:
+        self.cases = tuple(case for case in cases if any(case.record.body_fraction))
+        #: ``(rows, classes - 1)``: which labels a case shows.
+        self.presence = np.array(
+            [np.asarray(case.record.presence, dtype=bool).any(axis=0) for case in self.cases]
+        )
+        records = [case.record for case in self.cases]
+        matrices = [one.frame.stack_from_frame(one.shape[0], one.spacing[2]) for one in records]
+        self.stack_from_frame = torch.stack(matrices) if matrices else torch.empty(0, 4, 4)
+        self.pose: Tensor | None = None
+        self.theta2: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each row."""
+        return [case.record.patient for case in self.cases]
+
+    def read(self, index: np.ndarray) -> VolumeBatch:
+        """Read whole cases."""
+        arrays = [self.cases[row].read(range(self.cases[row].record.shape[0])) for row in index]
+        image, mask, labels = (
+            tuple(torch.from_numpy(one)[None] for one in kind) for kind in zip(*arrays, strict=True)
+        )
+        rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
+        return Batch(
+            rows,
+            tuple(one[None] for one in image),
+            tuple(one[None].float() for one in mask),
+            labels,
+            None if self.pose is None else self.pose[rows],
+            None if self.theta2 is None else self.theta2[rows],
+            self.stack_from_frame[rows],
+        )
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[VolumeBatch]:
+        """Yield all rows in order; of several processes, each yields its share of the batches."""
+        yield from read_ahead(self, batches_of_rows(len(self), batch_size)[rank::world_size], depth=1)
+
+    def labeled(self) -> "Volumes":
+        """Return the rows that show any label."""
+        return self.subset(np.flatnonzero(self.presence.any(axis=1)))
+
+    def subset(self, rows: np.ndarray) -> "Volumes":
+        """Return some rows only."""
+        part = Volumes([self.cases[row] for row in rows])
+        part.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
+        part.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
+        return part
