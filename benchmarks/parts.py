@@ -31,10 +31,13 @@ STEPS = {
     ),
     "body mask": ("isopose.data.preprocess.body_mask",),
     "into the frame": ("isopose.data.preprocess.warped",),
-    "poses": ("isopose.inference.predict.find_poses",),
+    "poses": (
+        "isopose.inference.predict.slices_by_themselves",
+        "isopose.inference.predict.find_poses",
+    ),
     "crops (STN2, and the frames it sees)": ("isopose.inference.predict.find_crops",),
-    "the U-Net's input cut": ("isopose.models.pipeline.Pipeline.cut",),
-    "U-Net": ("isopose.models.pipeline.Pipeline.probabilities",),
+    "the U-Net's input cut": ("isopose.models.pipeline.Networks.cut",),
+    "U-Net": ("isopose.models.pipeline.Networks.probabilities",),
     "restoring": ("isopose.inference.predict.restore", "isopose.inference.predict.most_probable"),
     "writing": ("isopose.inference.files.write_results",),
 }

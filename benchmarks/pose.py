@@ -278,8 +278,8 @@ def _ours(transformer: PoseTransformer, scan: Scan) -> tuple[np.ndarray, np.ndar
         return (images, masks) if rows is whole else (images[rows], masks[rows])
 
     single = slice_poses(transformer, read, [whole], 0.8)
-    result = scan_poses(transformer, single, torch.from_numpy(scan.z_mm))
-    return matrix_from_pose(result.pose).numpy(), result.confidence.numpy()
+    pose, confidence = scan_poses(transformer, single, torch.from_numpy(scan.z_mm))
+    return matrix_from_pose(pose).numpy(), confidence.numpy()
 
 
 def _register(way: Registration, scan: Scan) -> tuple[np.ndarray, None]:

@@ -221,11 +221,13 @@ def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
 
 def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[str, Any]) -> None:
     record = examples["prediction.json"]
-    whole, *inner = keys_of("prediction_record", "inference/files.py")
+    whole, *_ = keys_of("prediction_record", "inference/files.py")
     # What was written is known only after the record.
-    assert set(record) == {*whole, "files"}
+    assert set(record) == {*whole, "slices", "files"}
     [one] = record["slices"]
-    assert set(one) in inner
+    _, of_slice = keys_of("_of_slices", "inference/files.py")
+    [of_row] = keys_of("_of_row", "inference/files.py")
+    assert set(one) == of_slice | of_row
     text = (ROOT / "docs" / "formats.md").read_text()
     explained = {name for row in table_rows(text) for name in INLINE.findall(row[0])}
     assert set(one) <= explained
@@ -266,7 +268,7 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
 
 
 def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
-    whole, *_ = keys_of("volume_record", "inference/files.py")
+    [whole] = keys_of("_of_volume", "inference/files.py")
     told = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))
     assert whole - set(examples["prediction.json"]) <= told
     assert "reach" in whole

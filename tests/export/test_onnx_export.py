@@ -22,7 +22,6 @@ from isopose.export.graphs import (
 from isopose.export.onnx import export_onnx
 from isopose.geometry.warp import compose
 from isopose.inference.predict import predict
-from isopose.inference.volumes import predict_volume
 from isopose.io.images import read_labels, write_image
 from isopose.labels import Labels
 from isopose.models.folder import Model
@@ -169,7 +168,7 @@ def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
     model, folder = of_volumes
     volume = scene(slices=slices, roll=0.3).volume
     prepared = prepare(volume, model.fingerprint, model.config.data)
-    record = predict_volume(model, volume).record
+    scan_pose = predict(model, volume).scan_pose
     intensity = model.fingerprint.intensity
     hu = torch.from_numpy(prepared.image * intensity.sd + intensity.mean)[:, None].float()
     mask = torch.from_numpy(prepared.mask)[:, None].float()
@@ -196,8 +195,8 @@ def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
         stack = prepared.frame.stack_from_frame(prepared.shape[0], prepared.spacing[2])
         pipeline = model.pipeline
         assert isinstance(pipeline, Networks)
-        homogenized = pipeline.stack_from_homogenized(torch.from_numpy(record.pose)[None], stack)
-        predicted = compose(homogenized, torch.from_numpy(record.theta2)[None])
+        homogenized = pipeline.input_from_homogenized(torch.from_numpy(scan_pose.pose), stack)
+        predicted = compose(homogenized, torch.from_numpy(scan_pose.theta2))
         torch.testing.assert_close(theta, predicted, atol=1e-5, rtol=0)
 
 

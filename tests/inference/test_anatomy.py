@@ -43,7 +43,7 @@ def told(prediction, words: str) -> bool:
 @pytest.mark.parametrize("degrees", [0, 35, -80, 120, 180])
 def test_a_patient_at_any_angle_is_found_and_told_where_the_header_is_wrong(models, degrees):
     result = predict(models["smooth"], phantom(degrees))
-    off = np.degrees(result.slices.pose[:, 0]) - degrees
+    off = np.degrees(result.scan_pose.pose[:, 0]) - degrees
     assert np.abs((off + 180) % 360 - 180).max() < 5
     assert told(result, "lies turned") == (abs(degrees) > 60)
     assert not told(result, "mirror")
@@ -59,8 +59,8 @@ def test_one_bad_slice_makes_no_neighbor_jump(models, per):
     spoilt = volume.array.copy()
     # Half of one slice is not in the file: cut off, as by a truncated field of view.
     spoilt[4, :, : spoilt.shape[2] // 2] = -1000
-    alone = predict(models["slice"], volume.with_array(spoilt)).slices.pose
-    together = predict(models[per], volume.with_array(spoilt)).slices.pose
+    alone = predict(models["slice"], volume.with_array(spoilt)).scan_pose.pose
+    together = predict(models[per], volume.with_array(spoilt)).scan_pose.pose
     assert np.abs(np.diff(together[:, 1:], axis=0)).max() < 0.7 * np.abs(np.diff(alone[:, 1:], axis=0)).max()
     assert np.degrees(np.abs(np.diff(together[:, 0]))).max() < 3
     assert np.degrees(np.abs(together[:, 0] + math.radians(12))).max() < 4

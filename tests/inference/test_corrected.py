@@ -34,9 +34,9 @@ def test_the_pose_is_exactly_that_which_was_set_and_says_so(model):
     found = predict(model, shown.volume)
     pose = (-1.1, 0.3, 0.05, 0.3, -0.2)
     by_hand = predict(model, shown.volume, correction=corrected(model, shown.volume, pose))
-    shown_in = by_hand.slices.shown
-    np.testing.assert_allclose(by_hand.slices.pose[shown_in], [pose] * int(shown_in.sum()), atol=1e-6)
-    assert (by_hand.slices.confidence[shown_in] == 1.0).all()
+    shown_in = by_hand.scan_pose.shown
+    np.testing.assert_allclose(by_hand.scan_pose.pose[shown_in], [pose] * int(shown_in.sum()), atol=1e-6)
+    assert (by_hand.scan_pose.confidence[shown_in] == 1.0).all()
     assert "the pose was set by hand in 6 of 6 slices" in by_hand.warnings
     assert not any("by hand" in line for line in found.warnings)
     assert any("low pose confidence" in line for line in by_hand.warnings)
@@ -44,7 +44,7 @@ def test_the_pose_is_exactly_that_which_was_set_and_says_so(model):
 
 def test_a_good_pose_set_by_hand_mends_what_a_bad_one_missed(model):
     shown = scene()
-    good = tuple(float(v) for v in predict(model, shown.volume).slices.pose[2])
+    good = tuple(float(v) for v in predict(model, shown.volume).scan_pose.pose[2])
     away = (*good[:3], good[3] + 1.6, good[4])
     missed = predict(model, shown.volume, correction=corrected(model, shown.volume, away))
     mended = predict(model, shown.volume, correction=corrected(model, shown.volume, good))
@@ -55,13 +55,13 @@ def test_a_good_pose_set_by_hand_mends_what_a_bad_one_missed(model):
 
 def test_a_crop_set_by_hand_is_used_as_it_is_and_told_where_it_cuts(model):
     shown = scene()
-    good = tuple(float(v) for v in predict(model, shown.volume).slices.pose[2])
+    good = tuple(float(v) for v in predict(model, shown.volume).scan_pose.pose[2])
     small = predict(model, shown.volume, correction=corrected(model, shown.volume, good, (0.25, 0.35, -0.2)))
     np.testing.assert_allclose(
-        small.slices.theta2[2], [[0.25, 0, 0.35], [0, 0.25, -0.2], [0, 0, 1]], atol=1e-6
+        small.scan_pose.theta2[2], [[0.25, 0, 0.35], [0, 0.25, -0.2], [0, 0, 1]], atol=1e-6
     )
-    assert not small.slices.widened.any()
-    assert small.slices.cut_off.any()
+    assert not small.scan_pose.widened.any()
+    assert small.scan_pose.cut_off.any()
     assert any("may be cut off by the crop" in line for line in small.warnings)
 
 

@@ -132,9 +132,9 @@ def test_labels_follow_a_rolled_patient(degrees, model) -> None:
         # Prone in the header's own frame: the mass lies at the right of the world, and stays there.
         assert center[0] < turned.middle[0] - 30
     # An outline is the same after half a turn, so the angle is known up to that.
-    angles = np.degrees(result.slices.pose[:, 0])
+    angles = np.degrees(result.scan_pose.pose[:, 0])
     assert np.abs((angles - degrees + 90) % 180 - 90).max() < 3
-    assert (result.slices.pose_source == MOMENTS).all()
+    assert (result.scan_pose.source == MOMENTS).all()
 
 
 @settings(max_examples=12, deadline=None)
@@ -152,7 +152,7 @@ def test_any_size_place_and_pixel(model, roll, scale, x, y, sx, sy) -> None:
     )
     result = predict(model, any_scene.volume)
     assert dice(result.labels.array > 0, any_scene.truth > 0) > 0.88
-    radius = np.exp(result.slices.pose[:, 1:3]).mean()
+    radius = np.exp(result.scan_pose.pose[:, 1:3]).mean()
     assert radius == pytest.approx(scale, rel=0.06)
 
 
@@ -200,21 +200,21 @@ def test_every_arm_finds_the_mass(changes) -> None:
     here = scene(roll=math.radians(7))
     result = predict(model, here.volume)
     assert_finds(result.labels, here.truth, 0.88)
-    scale = result.slices.theta2[:, 0, 0]
+    scale = result.scan_pose.theta2[:, 0, 0]
     np.testing.assert_allclose(scale, 0.45 if box else 1.0, atol=1e-5)
-    assert not result.slices.widened.any()
+    assert not result.scan_pose.widened.any()
     assert result.warnings == ()
     if model.config.pose.start == "moments":
-        assert np.abs(np.degrees(result.slices.pose[:, 0]) - 7).max() < 2
+        assert np.abs(np.degrees(result.scan_pose.pose[:, 0]) - 7).max() < 2
     else:
-        assert (result.slices.pose == 0).all()
+        assert (result.scan_pose.pose == 0).all()
 
 
 def test_slices_without_a_body_are_background(model) -> None:
     gap = scene(slices=7, empty=(0, 1, 6))
     result = predict(model, gap.volume, probabilities=True)
-    np.testing.assert_array_equal(result.slices.pose_source, [-1, -1, *[MOMENTS] * 4, -1])
-    assert np.isnan(result.slices.pose[[0, 1, 6]]).all()
+    np.testing.assert_array_equal(result.scan_pose.source, [-1, -1, *[MOMENTS] * 4, -1])
+    assert np.isnan(result.scan_pose.pose[[0, 1, 6]]).all()
     assert not result.labels.array[[0, 1, 6]].any()
     assert result.labels.array[2:6].any(axis=(1, 2)).all()
     np.testing.assert_array_equal(result.probabilities[0, [0, 1, 6]], 1.0)
@@ -280,8 +280,8 @@ def test_no_warning_where_nothing_is_wrong() -> None:
     here = scene(roll=math.radians(-8))
     result = predict(bright_model(), here.volume)
     assert result.warnings == ()
-    assert (result.slices.pose_source == LEARNED).all()
-    assert result.slices.agreement.min() > 0.95
+    assert (result.scan_pose.source == LEARNED).all()
+    assert result.scan_pose.agreement.min() > 0.95
 
 
 def test_a_bad_learned_pose_falls_back_to_moments() -> None:
@@ -289,7 +289,7 @@ def test_a_bad_learned_pose_falls_back_to_moments() -> None:
     bend_pose(model, 0.6)
     here = scene(roll=math.radians(12))
     result = predict(model, here.volume)
-    assert (result.slices.pose_source == MOMENTS).all()
+    assert (result.scan_pose.source == MOMENTS).all()
     assert result.warnings == ("pose fell back to moments in 6 of 6 slices",)
     assert_finds(result.labels, here.truth)
 
@@ -299,8 +299,8 @@ def test_a_bad_learned_pose_falls_back_to_the_identity_where_no_moments_are_used
     bend_pose(model, 0.6)
     here = scene()
     result = predict(model, here.volume)
-    assert (result.slices.pose_source == IDENTITY).all()
-    assert (result.slices.pose == 0).all()
+    assert (result.scan_pose.source == IDENTITY).all()
+    assert (result.scan_pose.pose == 0).all()
     assert result.warnings == ("pose fell back to identity in 6 of 6 slices",)
     assert_finds(result.labels, here.truth)
 
@@ -313,18 +313,18 @@ def test_one_network_poses_and_crops(per) -> None:
     model.pipeline.joint.output.bias.copy_(torch.tensor([*step, 0.15, 0.2, -0.1, -0.05]))
     here = scene(roll=math.radians(12), scale=0.9)
     result = predict(model, here.volume)
-    assert (result.slices.pose_source == LEARNED).all()
+    assert (result.scan_pose.source == LEARNED).all()
     assert result.warnings == ()
-    alone = predict(bright_model({"pose": {"learned": False, "per": per}}), here.volume).slices.pose
-    np.testing.assert_allclose(result.slices.pose[:, :3], alone[:, :3] + step[:3], atol=1e-3)
+    alone = predict(bright_model({"pose": {"learned": False, "per": per}}), here.volume).scan_pose.pose
+    np.testing.assert_allclose(result.scan_pose.pose[:, :3], alone[:, :3] + step[:3], atol=1e-3)
     # Five eighths by three quarters of the frame, so a square of seven eighths around the box's middle.
-    np.testing.assert_allclose(result.slices.theta2[:, 0, 0], 0.875, atol=2e-3)
-    np.testing.assert_allclose(result.slices.theta2[:, :2, 2], [[0.025, 0.075]] * 6, atol=3e-3)
+    np.testing.assert_allclose(result.scan_pose.theta2[:, 0, 0], 0.875, atol=2e-3)
+    np.testing.assert_allclose(result.scan_pose.theta2[:, :2, 2], [[0.025, 0.075]] * 6, atol=3e-3)
     agreement = model.pipeline.pose.agreement(
-        torch.from_numpy(result.prepared.mask[:, None]).float(), torch.from_numpy(result.slices.pose)
+        torch.from_numpy(result.prepared.mask[:, None]).float(), torch.from_numpy(result.scan_pose.pose)
     )
-    np.testing.assert_allclose(result.slices.agreement, agreement, atol=1e-5)
-    np.testing.assert_array_equal(result.slices.confidence, result.slices.agreement)
+    np.testing.assert_allclose(result.scan_pose.agreement, agreement, atol=1e-5)
+    np.testing.assert_array_equal(result.scan_pose.confidence, result.scan_pose.agreement)
     assert_finds(result.labels, here.truth)
 
 
@@ -333,7 +333,7 @@ def test_a_bad_joint_step_falls_back_to_its_start() -> None:
     model.pipeline.joint.output.bias.copy_(torch.tensor([0.0, 0.6, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
     here = scene(roll=math.radians(12))
     result = predict(model, here.volume)
-    assert (result.slices.pose_source == MOMENTS).all()
+    assert (result.scan_pose.source == MOMENTS).all()
     assert result.warnings == ("pose fell back to moments in 6 of 6 slices",)
     assert_finds(result.labels, here.truth)
 
@@ -345,7 +345,7 @@ def test_an_outline_unlike_the_reference_is_of_low_confidence_but_predicted() ->
     here = scene()
     result = predict(model, here.volume)
     assert "low pose confidence in 6 of 6 slices: their outline resembles no reference" in result.warnings
-    assert result.slices.agreement.max() < 0.8
+    assert result.scan_pose.agreement.max() < 0.8
     assert dice(result.labels.array > 0, here.truth > 0) > 0.85
     without = bright_model({"pose": {"learned": False, "start": "identity"}}, reference=ring)
     assert predict(without, here.volume).warnings == (), "a pose that is not estimated cannot be doubted"
@@ -360,10 +360,10 @@ def test_a_crop_that_cuts_the_mass_grows_until_it_does_not(per) -> None:
     model = bright_model(changes, crop_start=box)
     here = scene()
     result = predict(model, here.volume)
-    assert result.slices.widened.all()
-    assert not result.slices.cut_off.any()
+    assert result.scan_pose.widened.all()
+    assert not result.scan_pose.cut_off.any()
     # 0.45 times 1.1 to the fourth is the first to hold the mass: the network is shown no larger a view.
-    assert result.slices.theta2[:, 0, 0] == pytest.approx(np.full(6, 0.45 * 1.1**4), rel=1e-5)
+    assert result.scan_pose.theta2[:, 0, 0] == pytest.approx(np.full(6, 0.45 * 1.1**4), rel=1e-5)
     assert result.warnings == ("the crop cut a structure in 6 slices and was widened there",)
     assert_finds(result.labels, here.truth)
 
@@ -374,8 +374,8 @@ def test_a_crop_grows_to_the_whole_frame_at_most() -> None:
     # All within the frame is marked, so that every crop but the whole frame cuts.
     model.pipeline.unet.levels = [-100.0, 100.0]  # type: ignore[assignment]
     result = predict(model, scene().volume)
-    np.testing.assert_array_equal(result.slices.theta2, np.eye(3)[None].repeat(6, 0))
-    assert result.slices.widened.all()
+    np.testing.assert_array_equal(result.scan_pose.theta2, np.eye(3)[None].repeat(6, 0))
+    assert result.scan_pose.widened.all()
 
 
 def test_a_cut_mass_that_the_wider_crop_does_not_show_stays_cut_and_is_reported() -> None:
@@ -388,8 +388,8 @@ def test_a_cut_mass_that_the_wider_crop_does_not_show_stays_cut_and_is_reported(
     )
     here = scene()
     result = predict(model, here.volume)
-    assert result.slices.cut_off.all()
-    assert not result.slices.widened.any()
+    assert result.scan_pose.cut_off.all()
+    assert not result.scan_pose.widened.any()
     assert result.warnings == ("a structure may be cut off by the crop in 6 slices",)
     found = result.labels.array > 0
     # What lies within the crop is kept, and nothing beyond its edge is made up.
@@ -537,8 +537,8 @@ def test_a_crop_that_cuts_grows_as_far_with_mirrored_answers(per) -> None:
             )
             for averaged in (False, True)
         ]
-        assert results[1].slices.widened.all()
-        np.testing.assert_allclose(results[0].slices.theta2, results[1].slices.theta2)
+        assert results[1].scan_pose.widened.all()
+        np.testing.assert_allclose(results[0].scan_pose.theta2, results[1].scan_pose.theta2)
         for result in results:
             assert dice(result.labels.array == (9 if other else 2), lies.truth == 1) > 0.85
 

@@ -11,9 +11,8 @@ import torch
 from bright import BODY, bright_model, dice, stored_otherwise, world_center
 from isopose.geometry.pose import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
 from isopose.geometry.volume import Volume
-from isopose.inference.border import volume_touches_border
-from isopose.inference.predict import crop_probabilities
-from isopose.inference.volumes import predict_volume
+from isopose.inference.border import touches_border
+from isopose.inference.predict import crop_probabilities, predict
 from isopose.models.restore import restore_slices
 from isopose.phantom.pose import Pose
 
@@ -79,27 +78,27 @@ def assert_finds(result, truth: np.ndarray, volume: Volume) -> None:
 )
 def test_a_tilted_patient_is_laid_straight_and_labels_come_back(roll, pitch, yaw, scale, model):
     volume, truth = tilted(roll, pitch, yaw, scale)
-    result = predict_volume(model, volume)
-    angles = np.degrees(result.record.pose[[ROLL, PITCH, YAW]])
+    result = predict(model, volume)
+    angles = np.degrees(result.scan_pose.pose[0][[ROLL, PITCH, YAW]])
     np.testing.assert_allclose(angles, [roll, pitch, yaw], atol=1.5)
-    np.testing.assert_allclose(np.exp(result.record.pose[LOG_SCALES]), scale, rtol=0.04)
+    np.testing.assert_allclose(np.exp(result.scan_pose.pose[0][LOG_SCALES]), scale, rtol=0.04)
     assert_finds(result, truth, volume)
 
 
 def test_the_shift_is_where_the_line_passes_the_middle(model):
     volume, truth = tilted(roll=10, pitch=5, yaw=-6, center=(9.0, -7.0))
-    result = predict_volume(model, volume)
+    result = predict(model, volume)
     frame = result.prepared.frame
     middle = (np.array(volume.array.shape[:0:-1]) - 1) / 2 * [2.1, 2.9] + [9.0, -7.0]
     expected = (middle - frame.center_mm) / (frame.fov_mm / 2)
-    np.testing.assert_allclose(result.record.pose[SHIFTS], [*expected, 0.0], atol=0.01)
+    np.testing.assert_allclose(result.scan_pose.pose[0][SHIFTS], [*expected, 0.0], atol=0.01)
     assert_finds(result, truth, volume)
 
 
 def test_restored_to_within_half_a_voxel(model):
     """The tumor's ball, pitched, rolled and scaled: where it was in the scan, in voxels of each axis."""
     volume, truth = tilted(12, -7, 5, 0.8)
-    found = predict_volume(model, volume).labels.array == 7
+    found = predict(model, volume).labels.array == 7
     for axis in range(3):
         a, b = (np.argwhere(mask)[:, axis].mean() for mask in (found, truth == 7))
         assert abs(a - b) < 0.5
@@ -116,8 +115,8 @@ def test_restored_to_within_half_a_voxel(model):
 )
 def test_every_storage_gives_the_same_labels_in_the_world(axes, flips, model):
     volume, _ = tilted(10, 4, -5)
-    expected = predict_volume(model, volume).labels
-    found = predict_volume(model, stored_otherwise(volume, axes, flips)).labels
+    expected = predict(model, volume).labels
+    found = predict(model, stored_otherwise(volume, axes, flips)).labels
     np.testing.assert_array_equal(found.array, stored_otherwise(expected, axes, flips).array)
     # LPS: the mass is on the patient's left (+x) and in front (-y), toward the head (+z).
     kidney = world_center(found, found.array > 0)
@@ -131,7 +130,7 @@ def test_slices_without_a_body_are_background(model):
     array = volume.array.copy()
     array[:3], array[-2:] = -1000, -1000
     array[0, 40:44, 60:64] = 400
-    result = predict_volume(model, Volume(array, volume.world_from_index), probabilities=True)
+    result = predict(model, Volume(array, volume.world_from_index), probabilities=True)
     assert not result.labels.array[:3].any()
     assert (result.probabilities[0, :3] == 1).all()
     np.testing.assert_allclose(result.probabilities.sum(axis=0), 1.0, atol=1e-5)
@@ -143,9 +142,9 @@ def test_slices_without_a_body_are_background(model):
 def test_few_slices(slices, model):
     """A slice alone is an end of the scan on both sides, and fades: its labels are not asked for."""
     volume, truth = tilted(slices=slices, spacing=(2.1, 2.9, 15.0))
-    result = predict_volume(model, volume)
+    result = predict(model, volume)
     assert result.labels.same_grid(volume)
-    np.testing.assert_allclose(result.record.pose[[ROLL, PITCH, YAW]], 0.0, atol=0.02)
+    np.testing.assert_allclose(result.scan_pose.pose[0][[ROLL, PITCH, YAW]], 0.0, atol=0.02)
     if slices > 1:
         assert dice(result.labels.array > 0, truth > 0) > 0.75
 
@@ -160,23 +159,23 @@ def cropping(box: tuple[float, ...], **changes: Any):
 def test_a_crop_that_cuts_is_widened_and_told():
     # The mass reaches to 70 of 115 mm at the left: x up to 0.61, in a crop that ends at 0.45.
     volume, truth = tilted()
-    result = predict_volume(cropping((-0.15, -0.4, -0.6, 0.45, 0.2, 0.6)), volume)
-    assert result.record.widened
+    result = predict(cropping((-0.15, -0.4, -0.6, 0.45, 0.2, 0.6)), volume)
+    assert result.scan_pose.widened[0]
     assert "the crop cut a structure and was widened" in result.warnings
     assert dice(result.labels.array > 0, truth > 0) > 0.88
     # Along z too: the mass reaches from -10 to 35 of 86 mm.
-    result = predict_volume(cropping((-0.15, -0.5, -0.5, 0.85, 0.5, 0.2)), volume)
-    assert result.record.widened
+    result = predict(cropping((-0.15, -0.5, -0.5, 0.85, 0.5, 0.2)), volume)
+    assert result.scan_pose.widened[0]
     assert dice(result.labels.array > 0, truth > 0) > 0.88
 
 
 def test_a_crop_that_holds_all_is_left_alone():
     volume, truth = tilted()
     box = (-0.1, -0.5, -0.4, 0.8, 0.4, 0.6)
-    result = predict_volume(cropping(box), volume)
-    assert not result.record.widened
-    assert not result.record.cut_off
-    np.testing.assert_allclose(result.record.theta2.diagonal()[:3], [0.45, 0.45, 0.5], atol=1e-6)
+    result = predict(cropping(box), volume)
+    assert not result.scan_pose.widened[0]
+    assert not result.scan_pose.cut_off[0]
+    np.testing.assert_allclose(result.scan_pose.theta2[0].diagonal()[:3], [0.45, 0.45, 0.5], atol=1e-6)
     assert dice(result.labels.array > 0, truth > 0) > 0.9
 
 
@@ -185,32 +184,32 @@ def test_which_faces_cut():
     logits[:, 0] = 0.5
     logits[0, 1, 3, 2, 2] = 1.0
     inner = torch.diag(torch.tensor([0.5, 0.5, 0.5, 1.0]))[None]
-    assert volume_touches_border(logits, inner, 1)
-    assert not volume_touches_border(logits, inner, 0)
+    assert touches_border(logits, inner, 1).tolist() == [True]
+    assert touches_border(logits, inner, 0).tolist() == [False]
     # The upper end of the volume itself cuts nothing.
     raised = inner.clone()
     raised[0, 2, 3] = 0.5
-    assert not volume_touches_border(logits, raised, 1)
-    assert volume_touches_border(logits.flip(2), raised, 1)
+    assert touches_border(logits, raised, 1).tolist() == [False]
+    assert touches_border(logits.flip(2), raised, 1).tolist() == [True]
 
 
 def test_a_longer_scan_than_those_of_the_training_is_told(model):
     volume, _ = tilted(slices=50)
-    result = predict_volume(model, volume)
+    result = predict(model, volume)
     # 250 mm, of which 0.75 times 230 are seen.
-    assert result.record.beyond_mm == pytest.approx(250 - 0.75 * 230, abs=3)
+    assert result.beyond_mm == pytest.approx(250 - 0.75 * 230, abs=3)
     assert any("mm further than those the model was trained on" in line for line in result.warnings)
 
 
 def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_told(model):
     volume, truth = tilted(roll=90)
     as_it_lies = bright_model({**VOLUMES, "pose": {**VOLUMES["pose"], "start": "identity"}})
-    result = predict_volume(as_it_lies, volume)
-    assert result.record.pose.tolist() == [0.0] * 9
+    result = predict(as_it_lies, volume)
+    assert result.scan_pose.pose[0].tolist() == [0.0] * 9
     assert result.warnings == ()
     assert dice(result.labels.array > 0, truth > 0) > 0.88
     low = bright_model({**VOLUMES, "predict": {"min_pose_dice": 0.999}})
-    assert "low pose confidence: the outline resembles no reference" in predict_volume(low, volume).warnings
+    assert "low pose confidence: the outline resembles no reference" in predict(low, volume).warnings
 
 
 def test_slabs_are_what_the_whole_is():
@@ -231,8 +230,8 @@ def test_slabs_are_what_the_whole_is():
 def test_the_answer_is_averaged_with_that_to_the_mirrored_crop(model):
     """What is bright is as bright in the mirror: the same labels, on the same side."""
     volume, _ = tilted(10, 4, -5)
-    both = predict_volume(bright_model({**VOLUMES, "predict": {"mirror": True}}), volume, probabilities=True)
-    once = predict_volume(bright_model(VOLUMES), volume, probabilities=True)
+    both = predict(bright_model({**VOLUMES, "predict": {"mirror": True}}), volume, probabilities=True)
+    once = predict(bright_model(VOLUMES), volume, probabilities=True)
     np.testing.assert_allclose(both.probabilities, once.probabilities, atol=1e-4)
     crop = torch.rand(1, 1, 4, 8, 8)
     made = bright_model({**VOLUMES, "predict": {"mirror": True}})

@@ -67,11 +67,11 @@ def test_a_loaded_model_predicts_the_same_bits(model, shared_folder):
     before = predict(model, scan, probabilities=True)
     after = predict(load_model(shared_folder), scan, probabilities=True)
     np.testing.assert_array_equal(before.probabilities, after.probabilities)
-    np.testing.assert_array_equal(before.slices.pose, after.slices.pose)
-    np.testing.assert_array_equal(before.slices.theta2, after.slices.theta2)
+    np.testing.assert_array_equal(before.scan_pose.pose, after.scan_pose.pose)
+    np.testing.assert_array_equal(before.scan_pose.theta2, after.scan_pose.theta2)
     # The weights matter: neither is just background, and the learned parts did something.
     assert np.ptp(before.probabilities[1]) > 1e-3
-    assert np.abs(before.slices.pose).max() > 1e-3
+    assert np.abs(before.scan_pose.pose).max() > 1e-3
 
 
 def test_what_predicts_is_a_copy_that_answers_the_same(model):

@@ -60,7 +60,7 @@ def test_each_picture_shows_its_slice_upright(model, predicted):
         assert row.crop_classes.shape == row.cropped.shape
         assert dice(row.crop_classes > 0, row.cropped > 0.67) > 0.97
         assert row.warnings == ()
-        assert row.lines[0] == f"roll {math.degrees(prediction.slices.pose[z, 0]):+.1f}°"
+        assert row.lines[0] == f"roll {math.degrees(prediction.scan_pose.pose[z, 0]):+.1f}°"
         assert row.lines[3:] == ("pose: moments", "crop: 0.45 of the frame")
 
 

@@ -6,9 +6,8 @@ import torch
 
 from bright import bright_model, scene
 from isopose.geometry.pose import PITCH
-from isopose.inference.files import prediction_record, volume_record
+from isopose.inference.files import prediction_record
 from isopose.inference.predict import predict
-from isopose.inference.volumes import predict_volume
 from isopose.serve.viewing import read_view, slice_bytes, write_view
 
 SLICES = 10
@@ -31,7 +30,7 @@ def seen(request, tmp_path):
         view, prediction, arrays = shown(tmp_path, bright_model(SIZE), predict, prediction_record)
         entries = view["slices"]
     else:
-        view, prediction, arrays = shown(tmp_path, bright_model(VOLUMES), predict_volume, volume_record)
+        view, prediction, arrays = shown(tmp_path, bright_model(VOLUMES), predict, prediction_record)
         entries = view["steps"]["slices"]
     return tmp_path, view, prediction, arrays, entries
 
@@ -103,9 +102,9 @@ def test_planes_of_a_volume_follow_its_pitch(tmp_path):
         array[z, middle[0] - 3 + z // 2 : middle[0] + z // 2, middle[1] - 4 : middle[1] - 1] = 1000
     leaning = volume.with_array(array)
     with torch.inference_mode():
-        prediction = predict_volume(model, leaning, crops=True)
-    prediction.record.pose[PITCH] = 0.1
-    write_view(tmp_path, model, leaning, prediction, volume_record(model, prediction, "0" * 64))
+        prediction = predict(model, leaning, crops=True)
+    prediction.scan_pose.pose[0, PITCH] = 0.1
+    write_view(tmp_path, model, leaning, prediction, prediction_record(model, prediction, "0" * 64))
     view = read_view(tmp_path)
     homogenized = np.load(tmp_path / "homogenized.npy")
     half = view["frame"]["fov_mm"] / 2

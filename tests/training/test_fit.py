@@ -594,8 +594,8 @@ def _in_crop(prediction: Prediction, z: int, mask: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     points = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1, np.ones(len(rows))])
     slice_from_frame = prediction.prepared.slice_from_frame.numpy()
-    frame_from_homogenized = matrix_from_pose(torch.from_numpy(prediction.slices.pose[z])).numpy()
-    chain = slice_from_frame @ frame_from_homogenized @ prediction.slices.theta2[z]
+    frame_from_homogenized = matrix_from_pose(torch.from_numpy(prediction.scan_pose.pose[z])).numpy()
+    chain = slice_from_frame @ frame_from_homogenized @ prediction.scan_pose.theta2[z]
     return (np.linalg.inv(chain) @ points)[:2]
 
 

@@ -38,8 +38,8 @@ class Table:
         rows = torch.from_numpy(index)
         return Batch(rows, self.x[rows], self.y[rows], rows)
 
-    def in_order(self, batch_size: int, first: int = 0, step: int = 1) -> Iterable[Batch]:
-        batches = np.array_split(np.arange(ROWS), ROWS // batch_size)[first::step]
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterable[Batch]:
+        batches = np.array_split(np.arange(ROWS), ROWS // batch_size)[rank::world_size]
         return (self.read(rows) for rows in batches)
 
 

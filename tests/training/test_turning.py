@@ -111,9 +111,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.image)
 
-    def in_order(self, batch_size: int, first: int = 0, step: int = 1) -> list[Batch]:
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
         assert batch_size >= 1
-        rows = torch.arange(len(self.image)).split(3)[first::step]
+        rows = torch.arange(len(self.image)).split(3)[rank::world_size]
         return [
             Batch(r, self.image[r], self.mask[r], torch.zeros(len(r), SIZE, SIZE, dtype=torch.uint8))
             for r in rows

@@ -14,7 +14,7 @@ from isopose.data.samples import Volumes
 from isopose.data.store import open_store
 from isopose.errors import InputError
 from isopose.inference.files import Scan, predict_scans
-from isopose.inference.volumes import predict_volume
+from isopose.inference.predict import predict
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
 from isopose.models.folder import Model, load_model
@@ -75,7 +75,7 @@ def test_predict_writes_labels_on_the_scans_grid_and_a_record(fitted, cohort, tm
         for name in ("background", "kidney", "tumor")
     )
     np.testing.assert_allclose(total, 1.0, atol=1e-4)
-    again = predict_volume(model, scan)
+    again = predict(model, scan)
     assert np.array_equal(again.labels.array, labels.array)
 
 

@@ -8,7 +8,6 @@ from isopose.api.images import Image, as_volume, like
 from isopose.devices import choose_device
 from isopose.inference.files import volumes_ml
 from isopose.inference.predict import predict
-from isopose.inference.volumes import predict_volume
 from isopose.models.folder import Model, for_prediction, load_model
 
 
@@ -70,8 +69,7 @@ class Pipeline:
             InputError: no body is found, or the image cannot be read.
         """
         volume, made = as_volume(image), like(image)
-        run = predict_volume if self._model.config.dims == 3 else predict
-        found = run(self._model, volume, probabilities=probabilities)
+        found = predict(self._model, volume, probabilities=probabilities)
         kept = () if found.probabilities is None else found.probabilities
         classes = ("background", *self._model.labels.names)[: len(kept)]
         return Result(

@@ -61,10 +61,10 @@ class PoseGraph(_Graph):
         """
         image = self.normalize(hu)
         slices = _each(self.pipeline.pose, image, mask, self.config.predict.min_pose_dice)
-        found = scan_poses(self.pipeline.pose, slices, z_mm)
-        transforms = self.pipeline.transforms(image, mask, found.pose)
-        pose, theta2 = scan_transforms(self.config, found.pose, transforms, z_mm)
-        return frame_from_crop(pose, theta2), found.confidence
+        start, confidence = scan_poses(self.pipeline.pose, slices, z_mm)
+        transforms = self.pipeline.transforms(image, mask, start)
+        pose, theta2 = scan_transforms(self.config, start, transforms, z_mm)
+        return frame_from_crop(pose, theta2), confidence
 
 
 class SegmentGraph(_Graph):
@@ -111,11 +111,11 @@ class VolumePoseGraph(_Graph):
         stack_from_frame = torch.diag(torch.cat([one, one, one / (count * apart), one]))
         z = 2.0 * apart * (shown + 0.5 - 0.5 * count)
         slices = _each(pipeline.pose, image[shown], mask[shown], self.config.predict.min_pose_dice)
-        found = volume_pose(pipeline.pose, slices, z)
-        stack_from_homogenized = pipeline.input_from_homogenized(found.pose[None], stack_from_frame)
+        pose, confidence = volume_pose(pipeline.pose, slices, z)
+        stack_from_homogenized = pipeline.input_from_homogenized(pose[None], stack_from_frame)
         stack, body = (values.transpose(0, 1)[None] for values in (image, mask))
         theta2 = pipeline.theta2(stack, body, stack_from_homogenized)
-        return compose(stack_from_homogenized, theta2), found.confidence[None]
+        return compose(stack_from_homogenized, theta2), confidence[None]
 
 
 class VolumeSegmentGraph(_Graph):

@@ -13,7 +13,6 @@ from isopose.files import hash_of, read_json, sha256, write_json
 from isopose.geometry.pose import ANGLE
 from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import STRICT, Transform
-from isopose.models.pose import POSE_SOURCES
 from isopose.version import __version__
 
 #: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
@@ -112,7 +111,7 @@ def write_record(
         slices=tuple(
             SliceFacts(
                 roll_degrees=float(np.degrees(poses.pose[z, ANGLE])),
-                pose_from=POSE_SOURCES[poses.pose_source[z]] if shown else None,
+                pose_from=poses.source_of(z),
                 agreement=float(poses.agreement[z]) if shown else None,
                 confidence=float(poses.confidence[z]) if shown else None,
             )

@@ -13,8 +13,10 @@ from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.transform import Grid, Nine, Row, Transform
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
-from isopose.scan.estimate import PoseRecords, batches_of, find_crops, find_poses, pose_warnings
+from isopose.scan.find import find_crops, find_poses, slices_by_themselves
+from isopose.scan.pose import ScanPose
 from isopose.scan.volume import places, volume_pose
+from isopose.scan.warnings import pose_warnings
 
 #: Largest grid of a case, in sides of the reference's frame.
 LARGEST = 2.0
@@ -37,7 +39,7 @@ class HomogenizedScan:
     image: Volume
     labels: Volume | None
     transform: Transform
-    poses: PoseRecords
+    poses: ScanPose
     warnings: tuple[str, ...]
 
 
@@ -57,13 +59,13 @@ def homogenize_scan(
     """
     prepared = prepare_as(volume, estimator.scale, estimator.fov_mm, estimator.data)
     transformer, settings = estimator.transformer, estimator.predict
-    records = PoseRecords.empty(len(prepared.image))
-    batches = batches_of(prepared, settings.batch_size)
-    slices = find_poses(transformer, prepared, batches, settings, records)
+    slices = slices_by_themselves(transformer, prepared, settings)
+    records = find_poses(transformer, prepared, settings, slices)
     networks, crop = estimator.crop or estimator.joint, None
-    if networks is not None and batches:
-        theta2 = find_crops(networks, prepared, batches, records)
-        crop = _box_of(theta2) if estimator.crop is not None else None
+    if networks is not None and slices is not None:
+        records = find_crops(networks, prepared, records)
+        if estimator.crop is not None:
+            crop = _box_of(torch.from_numpy(records.theta2[records.shown]))
     if records.shown.any():
         # Slices without a body have no pose of their own; they stay beside their neighbors.
         records.pose[~records.shown] = records.common_pose()
@@ -72,7 +74,7 @@ def homogenize_scan(
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
     if estimator.tilted:
         z = places(np.flatnonzero(records.shown), len(prepared.image), _stack_from_frame(prepared))
-        pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z).pose
+        pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)
@@ -95,7 +97,7 @@ def homogenize_scan(
 def _transform(
     estimator: PoseEstimator,
     prepared: Prepared,
-    records: PoseRecords,
+    records: ScanPose,
     marked: np.ndarray | None,
     crop: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
@@ -122,7 +124,7 @@ def _transform(
 def _tilted(
     estimator: PoseEstimator,
     prepared: Prepared,
-    records: PoseRecords,
+    records: ScanPose,
     pose: Tensor,
     marked: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
@@ -151,7 +153,7 @@ def _tilted(
     return on(size, slices, 0.5 * (low + high) - 0.5 * (slices - 1) * slice_mm), warnings
 
 
-def _through(grid: Grid, prepared: Prepared, records: PoseRecords, tilted: Nine | None = None) -> Transform:
+def _through(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nine | None = None) -> Transform:
     """Between a scan's own grid and a homogenized one."""
     return Transform(
         shape=prepared.native_shape,

@@ -18,7 +18,6 @@ from isopose.files import composed, hash_of, only_writer, output_folder, read_js
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import Prediction, predict
-from isopose.inference.volumes import VolumePrediction, predict_volume
 from isopose.io.archive import is_archive
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
@@ -28,9 +27,9 @@ from isopose.io.sources import hash_of_source
 from isopose.isolation import all_or_none, failure_of, named
 from isopose.labels import Labels, voxels_of
 from isopose.models.folder import Model, for_prediction
-from isopose.models.pose import POSE_SOURCES
 from isopose.progress import Reporter
 from isopose.scan.correction import Correction
+from isopose.scan.pose import ScanPose
 from isopose.version import __version__
 
 #: What no file's name may hold on some system, and the sign that encodes it.
@@ -47,7 +46,7 @@ class Scan:
 
 
 #: What else is made of a prediction, from the scan as read, the prediction and its record.
-Also = Callable[[Volume, Prediction | VolumePrediction, dict[str, Any]], None]
+Also = Callable[[Volume, Prediction, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -285,23 +284,16 @@ def _predict_scan(
         return known
     volume = read_volume(scan.path, scan.series)
     source = open_dicom(scan.path, scan.series, formats, volume)
-    prediction: Prediction | VolumePrediction
     with reporter.counting(f"predict {scan.name}") as progress:
-        if model.config.dims == 3:
-            prediction = predict_volume(
-                model, volume, probabilities=probabilities, crops=also is not None, progress=progress
-            )
-            record = volume_record(model, prediction, input_hash)
-        else:
-            prediction = predict(
-                model,
-                volume,
-                probabilities=probabilities,
-                crops=also is not None,
-                correction=correction,
-                progress=progress,
-            )
-            record = prediction_record(model, prediction, input_hash, correction)
+        prediction = predict(
+            model,
+            volume,
+            probabilities=probabilities,
+            crops=also is not None,
+            correction=correction,
+            progress=progress,
+        )
+        record = prediction_record(model, prediction, input_hash, correction)
     # A validation patient decided when training stopped, so his result flatters too.
     for key, use in (("images_sha256", "train"), ("validation_images_sha256", "validate")):
         if input_hash in model.info["training"].get(key, ()):
@@ -336,7 +328,6 @@ def _predict_scan(
             for path, values in zip(maps, prediction.probabilities, strict=True):
                 write_image(volume.with_array(values), path)
         for path in pictures:
-            assert isinstance(prediction, Prediction), "refused by predict_scans"
             # Drawing takes a quarter of a second to load.
             from isopose.report.steps import write_steps
 
@@ -401,61 +392,67 @@ def _computed(model: Model) -> dict[str, str]:
 def prediction_record(
     model: Model, prediction: Prediction, input_hash: str, correction: Correction | None = None
 ) -> dict[str, Any]:
-    """What a prediction was made from and how far to trust it, in plain values; names no patient."""
-    records = prediction.slices
-    shown = np.flatnonzero(records.pose_source >= 0)
+    """Return what a prediction was made from and how far to trust it, in plain values; names no patient.
+
+    Args:
+        model: of slices or of volumes.
+        prediction: by that model.
+        input_hash: of the scan.
+        correction: that it was made with.
+    """
+    scan = prediction.scan_pose
     return {
         **_head(model, input_hash, correction),
         **_computed(model),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),
-        "roll_degrees": float(np.degrees(records.roll)),
+        "roll_degrees": math.degrees(scan.roll),
         "frame": _frame(prediction.prepared),
+        **(_of_slices(scan) if model.config.dims == 2 else _of_volume(model, scan)),
+    }
+
+
+def _of_slices(scan: ScanPose) -> dict[str, Any]:
+    """Pose and crop of each slice that shows a body."""
+    return {
         "slices": [
             {
                 "slice": int(z),
-                "roll_degrees": float(np.degrees(records.pose[z, ANGLE])),
-                "scale_x": float(np.exp(records.pose[z, LOG_SCALE_X])),
-                "scale_y": float(np.exp(records.pose[z, LOG_SCALE_Y])),
-                "pose": records.pose[z].tolist(),
-                "homogenized_from_crop": records.theta2[z].tolist(),
-                "agreement": float(records.agreement[z]),
-                "pose_from": POSE_SOURCES[records.pose_source[z]],
-                "confidence": float(records.confidence[z]),
-                "widened": bool(records.widened[z]),
-                "cut_off": bool(records.cut_off[z]),
+                "roll_degrees": float(np.degrees(scan.pose[z, ANGLE])),
+                "scale_x": float(np.exp(scan.pose[z, LOG_SCALE_X])),
+                "scale_y": float(np.exp(scan.pose[z, LOG_SCALE_Y])),
+                **_of_row(scan, int(z)),
             }
-            for z in shown
-        ],
+            for z in np.flatnonzero(scan.shown)
+        ]
     }
 
 
-def volume_record(model: Model, prediction: VolumePrediction, input_hash: str) -> dict[str, Any]:
-    """Likewise of a model with ``dims=3``, which decides for a scan as a whole."""
-    record = prediction.record
-    roll, pitch, yaw = (math.degrees(angle) for angle in record.pose[:3])
+def _of_volume(model: Model, scan: ScanPose) -> dict[str, Any]:
+    """Pose and crop of a volume."""
+    _, pitch, yaw = (math.degrees(angle) for angle in scan.pose[0, :3])
     return {
-        **_head(model, input_hash),
-        **_computed(model),
-        "volumes_ml": volumes_ml(prediction, model.labels),
-        "warnings": list(prediction.warnings),
-        "roll_degrees": roll,
         "pitch_degrees": pitch,
         "yaw_degrees": yaw,
-        "scales": [math.exp(log_scale) for log_scale in record.pose[LOG_SCALES]],
-        "frame": _frame(prediction.prepared),
-        "pose": record.pose.tolist(),
-        "reach": record.reach,
-        "homogenized_from_crop": record.theta2.tolist(),
-        "pose_from": model.config.pose.start,
-        "agreement": record.agreement,
-        "confidence": record.confidence,
-        "widened": record.widened,
-        "cut_off": record.cut_off,
+        "scales": [math.exp(log_scale) for log_scale in scan.pose[0, LOG_SCALES]],
+        "reach": float(model.pipeline.reach),
+        **_of_row(scan, 0),
     }
 
 
-def volumes_ml(prediction: Prediction | VolumePrediction, labels: Labels) -> dict[str, float]:
+def _of_row(scan: ScanPose, row: int) -> dict[str, Any]:
+    return {
+        "pose": scan.pose[row].tolist(),
+        "homogenized_from_crop": scan.theta2[row].tolist(),
+        "agreement": float(scan.agreement[row]),
+        "pose_from": scan.source_of(row),
+        "confidence": float(scan.confidence[row]),
+        "widened": bool(scan.widened[row]),
+        "cut_off": bool(scan.cut_off[row]),
+    }
+
+
+def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
     """Volume of each label and union in milliliters."""
     voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
     voxels = voxels_of(prediction.labels.array)

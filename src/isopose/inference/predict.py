@@ -1,8 +1,8 @@
 """From a scan to a label map on the scan's own grid."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,53 +12,36 @@ from isopose import scratch
 from isopose.data.preprocess import Prepared, prepare
 from isopose.devices import autocast, choose_precision
 from isopose.geometry.box import widened
+from isopose.geometry.pose import LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.border import touches_border
 from isopose.labels import mirrored_classes
 from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
-from isopose.models.restore import marked, most_probable, reached, restore
+from isopose.models.restore import marked, most_probable, reached, restore, restore_slices
 from isopose.scan.correction import Correction
-from isopose.scan.estimate import (
-    PoseRecords,
+from isopose.scan.find import (
     batches_of,
     find_crops,
     find_poses,
+    find_volume_pose,
     frames,
-    pose_warnings,
+    slices_by_themselves,
 )
+from isopose.scan.pose import ScanPose
+from isopose.scan.warnings import crop_warnings, pose_warnings
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/pipeline.md, "Choices that were measured".
 WIDEN = 1.1
 #: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
 OUTSIDE = 0.05
+#: A scan that reaches further than the training scans by less than this is like them.
+BEYOND_MM = 20.0
 
-
-@dataclass(kw_only=True)
-class SliceRecords(PoseRecords):
-    """What was decided for each slice of the reoriented volume, feet to head; NaN where no body is.
-
-    Args:
-        theta2: ``(z, 3, 3)``.
-        widened: ``(z,)`` the crop cut something off and a larger one was used instead.
-        cut_off: ``(z,)`` the prediction used still touches the crop's border.
-    """
-
-    theta2: np.ndarray
-    widened: np.ndarray
-    cut_off: np.ndarray
-
-    @classmethod
-    def empty(cls, slices: int) -> Self:
-        """Records of so many slices without a body."""
-        return cls(
-            **vars(PoseRecords.empty(slices)),
-            theta2=np.full((slices, 3, 3), np.nan, np.float32),
-            widened=np.zeros(slices, bool),
-            cut_off=np.zeros(slices, bool),
-        )
+#: Called with (slices done, slices).
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -68,19 +51,22 @@ class Prediction:
     Args:
         labels: stored label values, uint8, on the input's exact grid.
         prepared: the scan as the networks saw it.
-        slices: decisions for each slice.
+        scan_pose: pose and crop, of each slice or of the volume.
         probabilities: ``(classes, z, y, x)`` float32 on the input's grid, where asked for.
         warnings: one line each, for people.
-        crops: ``(z, M, M)`` uint8, the classes in each slice's crop before they were restored, where asked
-            for.
+        crops: the classes in the crops before they were restored, uint8, where asked for: ``(z, M, M)`` of
+            slices, ``(D, M, M)`` of a volume.
+        beyond_mm: of a volume, by how much it reaches further than the training scans, feet and head
+            together.
     """
 
     labels: Volume
     prepared: Prepared
-    slices: SliceRecords
+    scan_pose: ScanPose
     probabilities: np.ndarray | None = None
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
     crops: np.ndarray | None = None
+    beyond_mm: float = 0.0
 
 
 @torch.inference_mode()
@@ -91,105 +77,191 @@ def predict(
     probabilities: bool = False,
     crops: bool = False,
     correction: Correction | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Prediction:
     """Segment one scan.
 
     Args:
-        model: trained.
+        model: trained, of slices (``dims=2``) or of volumes (``dims=3``).
         volume: CT in Hounsfield units, any size, spacing and orientation.
         probabilities: keep them, restored on the native grid.
         crops: keep the classes in the crops.
-        correction: poses and crops that a person set; a crop so set is not widened where it cuts.
+        correction: poses and crops of slices that a person set; a crop set by hand is not widened where it
+            cuts.
         progress: called with (slices done, slices).
 
     Raises:
         InputError: no body is found.
-        FloatingPointError: the networks' answers are no numbers.
+        FloatingPointError: the networks' answers are not finite.
     """
     prepared = prepare(volume, model.fingerprint, model.config.data)
-    device = model.pipeline.pose.reference_mask.device
-    slices, height, width = prepared.shape
-    values = scratch.zeros((slices, height, width), np.uint8)
-    kept = _background(model.pipeline.classes, values.shape) if probabilities else None
-    records = SliceRecords.empty(slices)
-    slice_from_frame = prepared.slice_from_frame.to(device)
+    kept = None
+    if probabilities:
+        kept = scratch.zeros((model.pipeline.classes, *prepared.shape), np.float32)
+        kept[0] = 1.0
+    if model.config.dims == 3:
+        return _predict_volume(model, volume, prepared, kept, crops, progress)
+    return _predict_slices(model, volume, prepared, kept, crops, correction, progress)
 
+
+def _predict_slices(
+    model: Model,
+    volume: Volume,
+    prepared: Prepared,
+    probabilities: np.ndarray | None,
+    crops: bool,
+    correction: Correction | None,
+    progress: Progress | None,
+) -> Prediction:
+    networks, settings = model.pipeline, model.config.predict
+    device = networks.pose.reference_mask.device
+    slices, height, width = prepared.shape
     # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
-    batches = batches_of(prepared, model.config.predict.batch_size)
-    find_poses(model.pipeline.pose, prepared, batches, model.config.predict, records, correction)
-    shown = np.flatnonzero(records.shown)
-    if batches:
-        records.theta2[shown] = find_crops(model.pipeline, prepared, batches, records, correction).cpu()
+    by_themselves = slices_by_themselves(networks.pose, prepared, settings)
+    scan = find_poses(networks.pose, prepared, settings, by_themselves, correction)
+    scan = find_crops(networks, prepared, scan, correction)
+
     widen = correction is None or not correction.crops
-    side = model.config.unet_size
-    in_crops = np.zeros((slices, side, side), np.uint8) if crops else None
-    areas = torch.zeros(2, dtype=torch.float64)
-    for rows in batches:
+    values = scratch.zeros((slices, height, width), np.uint8)
+    in_crops = np.zeros((slices, *model.config.unet_shape), np.uint8) if crops else None
+    slice_from_frame = prepared.slice_from_frame.to(device)
+    areas, shown = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.shown)
+    for rows in batches_of(prepared, settings.batch_size):
         image, mask = frames(prepared, rows, device)
-        crop, theta = _segment(model, image, rows, records, widen)
-        if in_crops is not None:
-            in_crops[rows] = most_probable(crop).cpu().numpy()
+        pose = torch.from_numpy(scan.pose[rows]).to(device)
+        crop, theta2 = _segment(model, image, networks.input_from_homogenized(pose), rows, scan, widen)
+        theta = frame_from_crop(pose, theta2)
         areas += _areas(crop, mask, theta).cpu()
         slice_from_crop = compose(slice_from_frame, theta)
         region = reached(slice_from_crop, crop.shape[-1], (height, width))
         native = restore(crop, slice_from_crop, (height, width), region=region)
         values[(rows, *region)] = model.labels.to_values(most_probable(native).cpu().numpy())
-        if kept is not None:
-            kept[(slice(None), rows, *region)] = native.movedim(1, 0).cpu().numpy()
+        if in_crops is not None:
+            in_crops[rows] = most_probable(crop).cpu().numpy()
+        if probabilities is not None:
+            probabilities[(slice(None), rows, *region)] = native.movedim(1, 0).cpu().numpy()
         if progress is not None:
             progress(int(np.searchsorted(shown, rows[-1])) + 1, len(shown))
+    return _finished(model, volume, prepared, scan, values, probabilities, in_crops, areas)
 
-    undo = prepared.reorientation.undo
+
+def _predict_volume(
+    model: Model,
+    volume: Volume,
+    prepared: Prepared,
+    probabilities: np.ndarray | None,
+    crops: bool,
+    progress: Progress | None,
+) -> Prediction:
+    networks = model.pipeline
+    device = networks.pose.reference_mask.device
+    slices, frame, spacing = prepared.shape[0], prepared.frame, prepared.spacing
+    stack_from_frame = frame.stack_from_frame(slices, spacing[2]).to(device)
+    volume_from_frame = frame.volume_from_frame(prepared.shape, spacing).to(device)
+    image = torch.from_numpy(prepared.image)[None, None].to(device)
+    mask = torch.from_numpy(prepared.mask)[None, None].to(device).float()
+    scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame)
+    pose = torch.from_numpy(scan.pose).to(device)
+    stack_from_homogenized = networks.input_from_homogenized(pose, stack_from_frame)
+    crop, theta2 = _segment(model, image, stack_from_homogenized, np.arange(1), scan)
+    areas = _areas(crop, mask, compose(stack_from_homogenized, theta2)).cpu()
+    # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
+    reach = float(networks.reach) * math.exp(scan.pose[0, LOG_SCALES][2])
+    beyond_mm = max(slices * spacing[2] - reach * frame.fov_mm, 0.0)
+
+    values = scratch.zeros(prepared.shape, np.uint8)
+    volume_from_crop = compose(networks.input_from_homogenized(pose, volume_from_frame), theta2)
+    # Slices that show no body are background, as they are slice by slice.
+    shown = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
+    for part, restored in restore_slices(crop, volume_from_crop, prepared.shape):
+        restored[0, ~shown[part]], restored[1:, ~shown[part]] = 1.0, 0.0
+        values[part] = model.labels.to_values(most_probable(restored[None])[0].cpu().numpy())
+        if probabilities is not None:
+            probabilities[:, part] = restored.cpu().numpy()
+        if progress is not None:
+            progress(part.stop, slices)
+    in_crop = most_probable(crop)[0].cpu().numpy() if crops else None
+    return _finished(model, volume, prepared, scan, values, probabilities, in_crop, areas, beyond_mm)
+
+
+def _finished(
+    model: Model,
+    volume: Volume,
+    prepared: Prepared,
+    scan: ScanPose,
+    values: np.ndarray,
+    probabilities: np.ndarray | None,
+    crops: np.ndarray | None,
+    areas: Tensor,
+    beyond_mm: float = 0.0,
+) -> Prediction:
+    """The prediction in the scan's stored axes, with its warnings."""
+    networks, undo = model.pipeline, prepared.reorientation.undo
+    warnings = pose_warnings(
+        scan, networks.pose, model.config.predict, joint=networks.joint is not None
+    ) + crop_warnings(scan)
+    if beyond_mm > BEYOND_MM:
+        warnings.append(
+            f"the scan reaches {beyond_mm:.0f} mm further than those the model was trained on; what lies "
+            "near its ends may not be marked"
+        )
+    everything, outside = areas.tolist()
+    if outside > OUTSIDE * everything:
+        share = 100.0 * outside / everything
+        warnings.append(f"{share:.0f} % of what is marked lies outside the body: do not trust this result")
     return Prediction(
         labels=volume.with_array(undo(values)),
         prepared=prepared,
-        slices=records,
-        probabilities=None if kept is None else undo(kept),
-        warnings=(*prepared.warnings, *_warnings(records, model), *_outside(areas)),
-        crops=in_crops,
+        scan_pose=scan,
+        probabilities=None if probabilities is None else undo(probabilities),
+        warnings=(*prepared.warnings, *warnings),
+        crops=crops,
+        beyond_mm=beyond_mm,
     )
 
 
 def _segment(
-    model: Model, image: Tensor, rows: np.ndarray, records: SliceRecords, widen: bool
+    model: Model,
+    image: Tensor,
+    input_from_homogenized: Tensor,
+    rows: np.ndarray,
+    scan: ScanPose,
+    widen: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities in the crop, and frame from crop, of a batch of frames; a crop that cuts is widened."""
-    pipeline, settings = model.pipeline, model.config.predict
-    pose = torch.from_numpy(records.pose[rows]).to(image.device)
-    theta2 = torch.from_numpy(records.theta2[rows]).to(image.device)
-    theta = frame_from_crop(pose, theta2)
-    probabilities = crop_probabilities(model, pipeline.cut(image, theta))
+    """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened."""
+    border = model.config.predict.crop_border
+    theta2 = torch.from_numpy(scan.theta2[rows]).to(image.device)
 
-    cut = touches_border(probabilities, theta2, settings.crop_border)
+    def seen_through(images: Tensor, homogenizing: Tensor, crops: Tensor) -> Tensor:
+        return crop_probabilities(model, model.pipeline.cut(images, compose(homogenizing, crops)))
+
+    probabilities = seen_through(image, input_from_homogenized, theta2)
+    cut = touches_border(probabilities, theta2, border)
     if not widen:
-        records.cut_off[rows] = cut.cpu()
+        scan.cut_off[rows] = cut.cpu()
     elif cut.any():
         wider, again, still = theta2.clone(), probabilities.clone(), cut.clone()
         # Ends at the whole frame, whose edges cut nothing.
         while still.any():
             wider[still] = widened(wider[still], WIDEN)
-            theta = frame_from_crop(pose[still], wider[still])
-            again[still] = crop_probabilities(model, pipeline.cut(image[still], theta))
-            still &= touches_border(again, wider, settings.crop_border)
+            again[still] = seen_through(image[still], input_from_homogenized[still], wider[still])
+            still &= touches_border(again, wider, border)
         # Seen wider, a structure that was cut off is larger. Where it is not, the network lost it at the
         # unfamiliar size, and the crop's own answer is the better one.
-        used = cut & (
-            _part(again) * wider[:, 0, 0].square() > _part(probabilities) * theta2[:, 0, 0].square()
-        )
-        probabilities = torch.where(used[:, None, None, None], again, probabilities)
+        used = cut & (_size_of_marked(again, wider) > _size_of_marked(probabilities, theta2))
+        chosen = used.reshape(-1, *[1] * (probabilities.ndim - 1))
+        probabilities = torch.where(chosen, again, probabilities)
         theta2 = torch.where(used[:, None, None], wider, theta2)
-        theta = frame_from_crop(pose, theta2)
-        records.widened[rows] = used.cpu()
-        records.cut_off[rows] = (cut & ~used).cpu()
-    records.theta2[rows] = theta2.cpu()
-    return probabilities, theta
+        scan.widened[rows] = used.cpu()
+        scan.cut_off[rows] = (cut & ~used).cpu()
+        scan.theta2[rows] = theta2.cpu()
+    return probabilities, theta2
 
 
 def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
-    """What the U-Net says of crops; with ``predict.mirror`` the mean with that of their mirror images.
+    """Return the U-Net's answer to crops; with ``predict.mirror`` the mean with that to their mirror images.
 
-    The mirrored patient in the mirrored crop is the crop with its columns in reverse
+    The mirrored patient in the mirrored crop is the crop with its columns reversed
     (:func:`isopose.geometry.box.mirrored`), so nothing is resampled twice. The answer to it is turned back,
     and what it calls left is right.
 
@@ -210,48 +282,23 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
 def _answer(model: Model, crop: Tensor) -> Tensor:
     kind = crop.device.type
     with autocast(choose_precision(model.config.predict.precision, kind), kind):
-        laid_out = torch.channels_last if crop.ndim == 4 else torch.contiguous_format
-        answer = model.pipeline.probabilities(crop.contiguous(memory_format=laid_out))
-    # The largest of what is no number is the background, without a word.
+        layout = torch.channels_last if crop.ndim == 4 else torch.contiguous_format
+        answer = model.pipeline.probabilities(crop.contiguous(memory_format=layout))
+    # The largest of values that are not finite would be the background, without a warning.
     if not answer.isfinite().all():
         raise FloatingPointError("the U-Net's answer is not finite")
     return answer
 
 
-def _part(probabilities: Tensor) -> Tensor:
-    """What part of each crop ``(N,)`` is marked."""
-    return marked(probabilities).flatten(1).float().mean(dim=1)
+def _size_of_marked(probabilities: Tensor, theta2: Tensor) -> Tensor:
+    """How much of the homogenized frame is marked in each crop, ``(N,)``."""
+    share = marked(probabilities).flatten(1).float().mean(dim=1)
+    return share * theta2.diagonal(dim1=-2, dim2=-1).prod(dim=1)
 
 
-def _areas(probabilities: Tensor, mask: Tensor, theta: Tensor) -> Tensor:
-    """Areas in the frame of what a batch marks, and of the part of it that lies outside the body."""
+def _areas(probabilities: Tensor, mask: Tensor, input_from_crop: Tensor) -> Tensor:
+    """What a batch marks in its input, and the part of it that lies outside the body; sums ``(2,)``."""
     shown = marked(probabilities)[:, None].float()
-    outside = shown * (warp(mask, theta, (shown.shape[2], shown.shape[3])) < 0.5)
-    pixel = (theta[:, 0, 0] * theta[:, 1, 1] - theta[:, 0, 1] * theta[:, 1, 0]).abs()
-    return torch.stack([(x.sum(dim=(1, 2, 3)) * pixel).sum() for x in (shown, outside)])
-
-
-def _outside(areas: Tensor) -> list[str]:
-    marked, outside = areas.tolist()
-    if outside <= OUTSIDE * marked:
-        return []
-    share = 100.0 * outside / marked
-    return [f"{share:.0f} % of what is marked lies outside the body: do not trust this result"]
-
-
-def _background(classes: int, shape: tuple[int, ...]) -> np.ndarray:
-    values = scratch.zeros((classes, *shape), np.float32)
-    values[0] = 1.0
-    return values
-
-
-def _warnings(records: SliceRecords, model: Model) -> list[str]:
-    """One line for each kind of doubt."""
-    pipeline = model.pipeline
-    joint = pipeline.joint is not None
-    lines = pose_warnings(records, pipeline.pose, model.config.predict, joint=joint)
-    if records.widened.any():
-        lines.append(f"the crop cut a structure in {int(records.widened.sum())} slices and was widened there")
-    if records.cut_off.any():
-        lines.append(f"a structure may be cut off by the crop in {int(records.cut_off.sum())} slices")
-    return lines
+    outside = shown * (warp(mask, input_from_crop, tuple(shown.shape[2:])) < 0.5)
+    pixel = torch.linalg.det(input_from_crop[:, :-1, :-1].float()).abs()
+    return torch.stack([(one.flatten(1).sum(dim=1) * pixel).sum() for one in (shown, outside)])

@@ -13,7 +13,6 @@ from isopose.geometry.warp import compose, normalized_from_pixel, resize
 from isopose.inference.predict import Prediction, crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
-from isopose.models.pose import POSE_SOURCES
 from isopose.models.restore import most_probable
 from isopose.report.figure import Steps, draw_steps
 
@@ -56,7 +55,7 @@ def chosen_slices(
     prediction: Prediction, classes: np.ndarray, truth: np.ndarray | None, rows: int
 ) -> np.ndarray:
     """Slices worth looking at, head first: evenly spread over those that show a label, else the body."""
-    shown = prediction.slices.pose_source >= 0
+    shown = prediction.scan_pose.shown
     marked = (classes > 0).any(axis=(1, 2)) if truth is None else (truth > 0).any(axis=(1, 2))
     usable = np.flatnonzero(shown & marked)
     if len(usable) < rows:
@@ -73,7 +72,7 @@ def _slice(
     truth: np.ndarray | None,
     z: int,
 ) -> Steps:
-    pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.slices
+    pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
     device = pipeline.pose.reference_mask.device
     image = torch.from_numpy(prepared.image[z])[None, None].to(device)
     mask = torch.from_numpy(prepared.mask[z])[None, None].float().to(device)
@@ -108,7 +107,7 @@ def _slice(
             f"roll {math.degrees(records.pose[z, ANGLE]):+.1f}°",
             "scale {:.2f} × {:.2f}".format(*np.exp(records.pose[z, [LOG_SCALE_X, LOG_SCALE_Y]])),
             f"outline agrees {records.agreement[z]:.2f}",
-            f"pose: {POSE_SOURCES[records.pose_source[z]]}",
+            f"pose: {records.source_of(z)}",
             f"crop: {float(theta2[0, 0, 0]):.2f} of the frame",
         ),
         warnings=tuple(warnings),

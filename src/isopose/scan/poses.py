@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,31 +15,12 @@ from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.roll import corrected, probability_within, worth_of
 from isopose.scan.aggregate import common_values, pooled, smooth_values
+from isopose.scan.pose import LEAST_AGREEMENT
 
-#: A scan that leans by more lies otherwise than its header says: on a side, or prone.
-TURNED = math.radians(60.0)
-#: Mean logit from which a scan is said to be mirrored: none of 500 unseen phantoms is near it as it is (0.2
-#: at most), 98 % pass it when mirrored; both real scans, turned and scaled in 120 ways, are at -1.8 at most.
-MIRRORED = 0.7
 #: A roll is right within this, and wrong beyond.
 RIGHT = math.radians(6.0)
 #: Slices of a scan that tell from where all are looked at.
 FIRST = 5
-#: A slice whose outline agrees no better than this with the reference says nothing of size and center.
-LEAST_AGREEMENT = 0.5
-
-
-class ScanPoses(NamedTuple):
-    """Of the N slices of one scan.
-
-    Args:
-        pose: ``(N, 5)``.
-        confidence: ``(N,)`` probability that the roll is right within :data:`RIGHT`; without the roll network
-            the agreement of the outlines, which is not one.
-    """
-
-    pose: Tensor
-    confidence: Tensor
 
 
 def joined(parts: Sequence[SlicePoses]) -> SlicePoses:
@@ -74,7 +54,7 @@ def slice_poses(
     return joined([transformer.estimate(*read(part), least, start) for part in batches])
 
 
-def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -> ScanPoses:
+def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -> tuple[Tensor, Tensor]:
     """Poses of the slices of one scan, as ``pose.per`` says.
 
     The roll is decided first, by all slices (or neighbors) together; sizes and centers follow along it.
@@ -83,17 +63,20 @@ def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -
         transformer: STN1.
         slices: of one scan, in order.
         z_mm: ``(N,)`` places along the scan.
+
+    Returns:
+        Poses ``(N, 5)``, and ``(N,)`` how sure they are, see :func:`confidence`.
     """
     config = transformer.config
     if config.per == "slice":
-        return ScanPoses(slices.pose, confidence(transformer, slices, slices.evidence, None))
+        return slices.pose, confidence(transformer, slices, slices.evidence, None)
     width = math.inf if config.per == "volume" else config.smooth_mm
     evidence, count = pooled(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
     pose = slices.pose if transformer.roll is None else transformer.at_angle(slices.outline, angle)
     rest = _together(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
-    return ScanPoses(pose, confidence(transformer, slices, evidence, count))
+    return pose, confidence(transformer, slices, evidence, count)
 
 
 def scan_transforms(

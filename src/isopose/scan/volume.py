@@ -1,7 +1,5 @@
 """The pose of a whole volume, in closed form from what its slices say."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,24 +23,11 @@ from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.aggregate import median
 from isopose.scan.axis import line_through, tilt_of
-from isopose.scan.poses import LEAST_AGREEMENT, scan_poses
+from isopose.scan.pose import LEAST_AGREEMENT
+from isopose.scan.poses import scan_poses
 
 
-class VolumePose(NamedTuple):
-    """Of one scan.
-
-    Args:
-        pose: ``(9,)``, see :mod:`isopose.geometry.pose`.
-        confidence: ``()`` that the roll is right, median of the slices (``scan/poses.py: confidence``).
-        mirrored: ``()`` mean logit that the slices are shown as in a mirror.
-    """
-
-    pose: Tensor
-    confidence: Tensor
-    mirrored: Tensor
-
-
-def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> VolumePose:
+def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> tuple[Tensor, Tensor]:
     """The pose that lays a whole scan like the reference.
 
     The roll is what all slices say together, the scales in plane are medians over the slices (``pose.per`` is
@@ -55,11 +40,14 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         transformer: STN1 as for slices.
         slices: each by itself, those that show a body, in order.
         z: ``(N,)`` their places in isotropic units of half the frame's side from the scan's middle.
+
+    Returns:
+        The pose ``(9,)``, and ``()`` the probability that its roll is right: the median of the slices'.
     """
-    scan = scan_poses(transformer, slices, z)
+    poses, confidence = scan_poses(transformer, slices, z)
     out = torch.zeros(POSE_SIZES[3], device=z.device)
     if transformer.config.start != "identity":
-        flat = scan.pose[0]
+        flat = poses[0]
         log_scale = flat[LOG_SCALE_X:SHIFT_X]
         weight = (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
         at_middle, slope = line_through(slices.outline.center, weight, z)
@@ -70,7 +58,7 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         carried = matrix_from_pose(out)[:3, :2] @ center
         # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
-    return VolumePose(out, median(scan.confidence), slices.mirrored.mean())
+    return out, median(confidence)
 
 
 def volume_agreement(networks: Networks, mask: Tensor, stack_from_homogenized: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any
 
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import Prediction
-from isopose.inference.volumes import VolumePrediction
 from isopose.models.folder import Model
 from isopose.report.figure import steps_png
 from isopose.report.html import LIMITS, Picture, Section, write_report
@@ -18,7 +17,7 @@ def write_scan_report(
     path: Path,
     model: Model,
     volume: Volume,
-    prediction: Prediction | VolumePrediction,
+    prediction: Prediction,
     record: dict[str, Any],
 ) -> None:
     """Write volumes, doubts, pose and a picture of the steps.

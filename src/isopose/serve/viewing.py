@@ -24,7 +24,6 @@ from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.predict import Prediction
-from isopose.inference.volumes import VolumePrediction
 from isopose.io.images import read_volume, write_image
 from isopose.labels import Labels, class_colors
 from isopose.models.folder import Model
@@ -46,7 +45,7 @@ def write_view(
     folder: Path,
     model: Model,
     volume: Volume,
-    prediction: Prediction | VolumePrediction,
+    prediction: Prediction,
     record: dict[str, Any],
 ) -> None:
     """Write what the page shows of a prediction.
@@ -63,10 +62,8 @@ def write_view(
         path.unlink(missing_ok=True)
     upright = write_scan(folder, volume)
     write_label_map(folder, prediction.labels, model.labels)
-    if isinstance(prediction, Prediction):
-        steps = _write_steps(folder, model, prediction)
-    else:
-        steps = _write_planes(folder, model, prediction)
+    write_steps = _write_steps if model.config.dims == 2 else _write_planes
+    steps = write_steps(folder, model, prediction)
     known = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
     write_json(
         folder / "view.json",
@@ -116,7 +113,7 @@ def write_label_map(folder: Path, predicted: Volume, labels: Labels, name: str =
 
 @torch.inference_mode()
 def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
-    pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.slices
+    pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the answer in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
@@ -142,20 +139,20 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
 
 
 @torch.inference_mode()
-def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> dict[str, Any]:
+def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
     """Likewise of a volume: for each slice the homogenized plane that meets it in the frame's middle."""
-    pipeline, prepared, record = model.pipeline, prediction.prepared, prediction.record
+    pipeline, prepared, scan = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the answer in the crop"
     device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
-    pose = torch.from_numpy(record.pose)[None].to(device)
+    pose = torch.from_numpy(scan.pose).to(device)
     stack_from_homogenized = pipeline.input_from_homogenized(pose, stack_from_frame)
     # Where x and y are 0, z of the stack is z' = m z + n; of each slice z' is known.
     m, n = (float(value) for value in stack_from_homogenized[0, 2, 2:])
     planes = torch.eye(4, device=device)
     planes[2, 2:] = torch.tensor([1.0 / m, -n / m], device=device)
-    in_crop = torch.from_numpy(record.theta2).to(device)
+    in_crop = torch.from_numpy(scan.theta2[0]).to(device)
     crop_planes = in_crop.clone()
     crop_planes[2] = planes[2]
     image = torch.from_numpy(prepared.image)[None, None].to(device)
@@ -166,13 +163,13 @@ def _write_planes(folder: Path, model: Model, prediction: VolumePrediction) -> d
         arrays.append(_hounsfield(model, seen[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
     depth = len(prediction.crops)
-    nearest = ((z - record.theta2[2, 3]) / record.theta2[2, 2] + 1.0) * depth / 2.0
+    nearest = ((z - scan.theta2[0, 2, 3]) / scan.theta2[0, 2, 2] + 1.0) * depth / 2.0
     inside = (nearest >= 0) & (nearest < depth)
     classes = np.zeros((slices, side, side), np.uint8)
     classes[inside] = prediction.crops[nearest[inside].astype(int)]
     _write_arrays(folder, homogenized=arrays[0], crop=arrays[1], crop_labels=classes)
     to_frame = stack_from_homogenized[0].cpu().numpy().astype(float)
-    square = record.theta2.astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
+    square = scan.theta2[0].astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
     return {
         **_about_steps(model),
         "slices": [

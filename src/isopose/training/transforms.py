@@ -12,8 +12,9 @@ from isopose.geometry.box import box_of_mask
 from isopose.geometry.pose import ANGLE, LOG_SCALES, POSE_SIZE
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.scan.poses import TURNED, scan_poses, scan_transforms, slice_poses
+from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.volume import places, volume_pose
+from isopose.scan.warnings import TURNED
 from isopose.training.targets import homogenizing, labels_in_frame
 
 #: Slices that are looked at at a time, but no more than have so many pixels together.
@@ -34,7 +35,7 @@ def poses_of(networks: Networks, slices: Slices, device: torch.device) -> Tensor
     for rows, z_mm in _scans(slices, device):
         of_scan = np.flatnonzero(rows.cpu().numpy())
         single = slices_of_scan(networks.pose, slices, of_scan, least, device)
-        out[of_scan] = scan_poses(networks.pose, single, z_mm).pose.cpu()
+        out[of_scan] = scan_poses(networks.pose, single, z_mm)[0].cpu()
     return out
 
 
@@ -106,7 +107,7 @@ def volume_poses_of(networks: Networks, volumes: Volumes, device: torch.device) 
         slices = Slices([case])
         single = slices_of_scan(networks.pose, slices, np.arange(len(slices)), least, device)
         z = places(slices.rows[:, 1], case.record.shape[0], stack_from_frame)
-        poses.append(volume_pose(networks.pose, single, z.to(device)).pose)
+        poses.append(volume_pose(networks.pose, single, z.to(device))[0])
     return torch.stack(poses).cpu()
 
 

@@ -5,18 +5,19 @@ import pytest
 
 from bright import bright_model
 from isopose.models.pose import POSE_SOURCES
-from isopose.scan.estimate import PoseRecords, pose_warnings
+from isopose.scan.pose import ScanPose
+from isopose.scan.warnings import pose_warnings
 
 MOMENTS, IDENTITY = POSE_SOURCES.index("moments"), POSE_SOURCES.index("identity")
 
 
-def records(degrees, *, agreement=0.95, source=MOMENTS, log_scale=0.0) -> PoseRecords:
+def records(degrees, *, agreement=0.95, source=MOMENTS, log_scale=0.0) -> ScanPose:
     """Slices that lean by these angles; none where no body is."""
-    found = PoseRecords.empty(len(degrees))
+    found = ScanPose.empty(len(degrees))
     for z, angle in enumerate(degrees):
         if angle is not None:
             found.pose[z] = [math.radians(angle), log_scale, -log_scale, 0.1, 0.2]
-            found.pose_source[z], found.agreement[z] = source, agreement
+            found.source[z], found.agreement[z] = source, agreement
             found.confidence[z], found.mirrored[z] = 1.0, 0.0
     return found
 

@@ -1,0 +1,91 @@
+"""The pose and crop of one scan, and how far they can be trusted."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, POSE_SIZES
+from isopose.models.pose import POSE_SOURCES
+from isopose.scan.aggregate import common_values
+
+#: A slice whose outline agrees no better than this with the reference says nothing of size and center.
+LEAST_AGREEMENT = 0.5
+
+
+@dataclass(kw_only=True)
+class ScanPose:
+    """The pose and crop of one scan: a row for each of its slices, or one row for a whole volume.
+
+    Slices are those of the reoriented volume, from the feet. A slice without a body has NaN and source -1.
+
+    Args:
+        pose: ``(z, 5)``, or ``(1, 9)`` of a volume, see :mod:`isopose.geometry.pose`.
+        agreement: ``(z,)`` Eq. 1 of the outline with the reference's.
+        source: ``(z,)`` index into :data:`isopose.models.pose.POSE_SOURCES`, -1 where there is no body.
+        confidence: ``(z,)`` probability that the roll is right within 6 degrees; without the roll network the
+            agreement; 1 where a person set the pose.
+        mirrored: ``(z,)`` logit that the scan is shown as in a mirror.
+        theta2: ``(z, 3, 3)`` or ``(1, 4, 4)``, homogenized from crop.
+        widened: ``(z,)`` whether the crop cut a structure and a larger one was used instead.
+        cut_off: ``(z,)`` whether what is marked still touches the crop's border.
+    """
+
+    pose: np.ndarray
+    agreement: np.ndarray
+    source: np.ndarray
+    confidence: np.ndarray
+    mirrored: np.ndarray
+    theta2: np.ndarray
+    widened: np.ndarray
+    cut_off: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, dims: int = 2) -> "ScanPose":
+        """Return the pose of a scan none of whose slices shows a body.
+
+        Args:
+            rows: its slices; 1 for a volume.
+            dims: 2 for slices, 3 for a volume.
+        """
+
+        def unknown(*shape: int) -> np.ndarray:
+            return np.full((rows, *shape), np.nan, np.float32)
+
+        return cls(
+            pose=unknown(POSE_SIZES[dims]),
+            agreement=unknown(),
+            source=np.full(rows, -1, np.int64),
+            confidence=unknown(),
+            mirrored=unknown(),
+            theta2=unknown(dims + 1, dims + 1),
+            widened=np.zeros(rows, bool),
+            cut_off=np.zeros(rows, bool),
+        )
+
+    @property
+    def shown(self) -> np.ndarray:
+        """``(z,)`` booleans: which rows show a body."""
+        return self.source >= 0
+
+    @property
+    def roll(self) -> float:
+        """Middle of the angles by which the scan leans, radians in (-pi, pi]; 0 without a body."""
+        angle = self.pose[self.shown, ANGLE].astype(np.float64)
+        if not len(angle):
+            return 0.0
+        # Around their mean direction: near half a turn some lie at +pi and some at -pi.
+        mean = np.angle(np.exp(1j * angle).sum())
+        middle = mean + np.median(np.angle(np.exp(1j * (angle - mean))))
+        return float(np.angle(np.exp(1j * middle)))
+
+    def common_pose(self) -> np.ndarray:
+        """Return what the poses of slices have in common, ``(5,)``; better outlines count more."""
+        pose = torch.from_numpy(self.pose[self.shown])
+        weight = (torch.from_numpy(self.agreement[self.shown]) - LEAST_AGREEMENT).clamp(min=1e-3)
+        angle = torch.atan2((weight * pose[:, ANGLE].sin()).sum(), (weight * pose[:, ANGLE].cos()).sum())
+        return torch.cat([angle[None], common_values(pose[:, LOG_SCALE_X:], weight)]).numpy()
+
+    def source_of(self, row: int) -> str | None:
+        """Return where a row's pose came from, one of ``POSE_SOURCES``; None without a body."""
+        return POSE_SOURCES[self.source[row]] if self.source[row] >= 0 else None
