@@ -344,7 +344,7 @@ def test_an_outline_unlike_the_reference_is_of_low_confidence_but_predicted() ->
     model = bright_model(PLAIN, reference=ring)
     here = scene()
     result = predict(model, here.volume)
-    assert "low pose confidence in 6 of 6 slices: their outline resembles no reference" in result.warnings
+    assert "low pose confidence in 6 of 6 slices: the outline resembles no reference" in result.warnings
     assert result.scan_pose.agreement.max() < 0.8
     assert dice(result.labels.array > 0, here.truth > 0) > 0.85
     without = bright_model({"pose": {"learned": False, "start": "identity"}}, reference=ring)
@@ -364,7 +364,7 @@ def test_a_crop_that_cuts_the_mass_grows_until_it_does_not(per) -> None:
     assert not result.scan_pose.cut_off.any()
     # 0.45 times 1.1 to the fourth is the first to hold the mass: the network is shown no larger a view.
     assert result.scan_pose.theta2[:, 0, 0] == pytest.approx(np.full(6, 0.45 * 1.1**4), rel=1e-5)
-    assert result.warnings == ("the crop cut a structure in 6 slices and was widened there",)
+    assert result.warnings == ("the crop cut a structure and was widened in 6 of 6 slices",)
     assert_finds(result.labels, here.truth)
 
 
@@ -390,7 +390,7 @@ def test_a_cut_mass_that_the_wider_crop_does_not_show_stays_cut_and_is_reported(
     result = predict(model, here.volume)
     assert result.scan_pose.cut_off.all()
     assert not result.scan_pose.widened.any()
-    assert result.warnings == ("a structure may be cut off by the crop in 6 slices",)
+    assert result.warnings == ("a structure may be cut off by the crop in 6 of 6 slices",)
     found = result.labels.array > 0
     # What lies within the crop is kept, and nothing beyond its edge is made up.
     x = np.arange(found.shape[2]) * 2.1 + here.volume.origin[0] - here.middle[0]
