@@ -82,7 +82,7 @@ def _names(body: list[ast.stmt], prefix: str) -> list[str]:
 
 
 def test_names_are_told_apart() -> None:
-    names = names_in(SOURCE / "geometry" / "similarity.py")
+    names = names_in(SOURCE / "geometry" / "pose.py")
     assert {"matrix_from_pose", "POSE_SIZE"} <= names
     assert "cos" not in names, "a local variable is no name of the module"
 
@@ -319,7 +319,7 @@ def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None
 @each_page
 def test_the_frames_default_size_is_quoted_as_it_is(page: Path) -> None:
     """A page said 192 where the default had long been 256."""
-    told = re.findall(r"frame (?:has|of) (\d+) pixels by default", prose(page))
+    told = re.findall(r"frame (?:has|of) (\d+) pixels by default", prose(page.read_text(encoding="utf-8")))
     assert {int(size) for size in told} <= {Config().data.size}
     if page.name == "own-data.md":
         assert told
