@@ -60,7 +60,7 @@ def test_the_pages_quote_enough_to_be_compared() -> None:
 FALSE = [
     (wrong_settings, "`unet.base_features=16`", "`unet.base_feature=16`", "no such setting"),
     (wrong_settings, "`data.size=256`", "`data.size=200`", "data.size=200"),
-    (wrong_settings, "`unet.optimizer`", "`unet.optimizer`", "no such setting"),
+    (wrong_settings, "`unet.optimizer`", "`unet.optimiser`", "no such setting"),
     (
         wrong_settings,
         "```\nisopose fit D --set dims=3\n```",
@@ -107,7 +107,7 @@ FALSE = [
         "--models",
     ),
     (wrong_options, "`isopose fit --memory 4GB`", "`isopose fit --ram 4GB`", "no --ram"),
-    (wrong_options, "`--homogenized`", "`--homogenized`", "no command has it"),
+    (wrong_options, "`--homogenized`", "`--homogenised`", "no command has it"),
     (
         wrong_scripts,
         "`python benchmarks/limit.py --output OUT --sizes 128`",

@@ -159,7 +159,7 @@ class UNetConfig(Section):
         "mirroring of slices as they lie, in place of pose and crop: the paper's baseline",
     )
     # Measured on phantoms, 5040 slices seen, validation Dice kidney / tumor: AdamW 0.89 / 0.80, the paper's
-    # SGD 0.82 / 0.79 (docs/pipeline.md, "Choices that were measured").
+    # SGD 0.82 / 0.79 (docs/measurements.md, "Choices").
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=2e-3,
         weight_decay=1e-2,

@@ -22,7 +22,7 @@ PROCESS = 1000e6
 #: What a step holds at its peak beyond what is kept for the way back, in maps of features as large as the
 #: first level's: gradients on the way, copies in the layout that a convolution wants, what the allocator
 #: cannot use; more where a level is computed again, and so many more of volumes. Measured
-#: (docs/performance.md).
+#: (docs/measurements.md, "Memory of training").
 ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 14, 5
 #: Bytes a weight takes with its gradient and the optimizer's two moments; with a gradient that is being added
 #: to another; with the copies that mixed precision makes; in the best epoch's weights, which the CPU holds.

@@ -303,7 +303,7 @@ class SegmentationObjective(nn.Module):
                 return probabilities, _shrunk(target, logits.shape[2:])
             side = self.config.unet_size // logits.shape[-1]
             goal = _shrunk(target, [pixels // side for pixels in target.shape[2:]])
-            # Means of neighbors would hide a checkered answer from the loss: docs/pipeline.md, "U-Net".
+            # Means of neighbors would hide a checkered answer from the loss: docs/concepts/unet.md, "Loss".
             return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
 
         return deep_supervision_loss(map(level, self.unet(self._cut(batch, theta), deep=True)))

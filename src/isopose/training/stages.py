@@ -92,7 +92,7 @@ def slice_stages(
         stages.append(_train(run, "pose", RollObjective(networks), train_slices, val_slices, 0))
         run.reporter.say(
             "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
-            "it doubts poses that are right (docs/pose.md)"
+            "it doubts poses that are right (docs/measurements.md, 'What was tried')"
         )
     find_poses()
     for slices in filter(None, (train_slices, val_slices)):
