@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from isopose.errors import InputError
 from isopose.files import read_json, read_text
+from isopose.renamed import SETTINGS, with_present_names
+from isopose.strict import first_problem
 
 
 class Section(BaseModel):
@@ -423,7 +425,7 @@ def load_config(
 def validate_config(values: Any, where: str) -> Config:
     """A configuration from plain values, e.g. those saved with a model; ``where`` names them in errors."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(with_present_names(values, SETTINGS))
     except ValidationError as error:
         raise _refused(error, where) from None
 
@@ -441,17 +443,11 @@ def homogenize_config(**values: Any) -> HomogenizeConfig:
 
 
 def _refused(error: ValidationError, where: str) -> InputError:
-    """The first of a validation's complaints in one line."""
-    first = error.errors(include_url=False)[0]
-    # Where a value may be of several types pydantic names the type after the key.
-    parts = [str(part) for part in first["loc"]]
-    key = ".".join(
-        p for p in parts if p.split("-")[-1] not in ("int", "float") and not p.startswith("literal[")
-    )
-    if first["type"] == "extra_forbidden":
-        return InputError(f"{where}: {key}: no such setting; see docs/configuration.md")
-    told = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{where}: {key}: {told}, got {first['input']!r}" if key else f"{where}: {told}")
+    """Return the first of a validation's problems in one line, with the value that was given."""
+    problem = first_problem(error)
+    if problem.kind == "extra_forbidden":
+        return InputError(f"{where}: {problem.key}: no such setting; see docs/configuration.md")
+    return InputError(f"{where}: {problem}" + (f", got {problem.value!r}" if problem.key else ""))
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -469,7 +465,8 @@ def read_settings(file: Path) -> dict[str, Any]:
             raise InputError(f"{file}: expected TOML (or JSON in a .json file): {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected sections such as [unet], got {type(values).__name__}")
-    return values
+    present: dict[str, Any] = with_present_names(values, SETTINGS)
+    return present
 
 
 def _setting(setting: str) -> dict[str, Any]:
@@ -479,7 +476,8 @@ def _setting(setting: str) -> dict[str, Any]:
     nested: Any = _value(text)
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    return nested
+    setting_of: dict[str, Any] = with_present_names(nested, SETTINGS)
+    return setting_of
 
 
 def _value(text: str) -> Any:

@@ -123,13 +123,13 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
     networks = copy.copy(model.pipeline)
     networks.config = model.config.model_copy(update={"pose": pose})
     mask = transformer.reference_mask
-    area_cm2 = model.info.get("reference", {}).get("area_cm2")
-    if not isinstance(area_cm2, int | float) or area_cm2 <= 0:
+    area_cm2 = model.info.reference.area_cm2
+    if area_cm2 is None:
         raise InputError(
             "the model does not say how large its reference is (info.reference.area_cm2); train again"
         )
     # The reference's body is known in cm², and what part of its frame it fills.
-    side_mm = 10.0 * math.sqrt(float(area_cm2) / float(mask.mean()))
+    side_mm = 10.0 * math.sqrt(area_cm2 / float(mask.mean()))
     made_of = [
         model.weights_sha256,
         model.config.model_dump(mode="json"),
