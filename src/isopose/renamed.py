@@ -11,6 +11,13 @@ SETTINGS = {f"{section}.optimiser": "optimizer" for section in ("pose", "crop", 
 TRANSFORM = {"frame.centre_mm": "center_mm"}
 CASE_RECORD = {f"transform.{path}": name for path, name in TRANSFORM.items()}
 CORRECTION = {"frame.centre_mm": "center_mm", "reference.centre": "center"}
+#: Part of the name of a network's weight.
+WEIGHTS = {"localisation": "localization"}
+
+
+def present_weight(name: str) -> str:
+    """Return the present name of a weight, e.g. ``crop.localization.hidden.bias``."""
+    return ".".join(WEIGHTS.get(part, part) for part in name.split("."))
 
 
 def with_present_names(values: Any, renamed: Mapping[str, str]) -> Any:

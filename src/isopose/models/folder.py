@@ -23,6 +23,7 @@ from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
 from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
+from isopose.renamed import present_weight
 from isopose.tensors import write_tensors
 from isopose.version import __version__
 
@@ -146,7 +147,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         if not (math.isfinite(air) and math.isfinite(top) and air < top):
             raise ValueError(f"air is {air}, the largest value {top}")
         info = ModelInfo.from_json(values["info"])
-        tensors = load_file(weights)
+        tensors = {present_weight(name): tensor for name, tensor in load_file(weights).items()}
         if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
             raise ValueError("weights that are not finite")
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
