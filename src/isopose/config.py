@@ -18,6 +18,9 @@ from isopose.files import read_json, read_text
 from isopose.renamed import SETTINGS, with_present_names
 from isopose.strict import first_problem
 
+#: Which slices of a scan share a pose: all of them, neighbors (smoothly), or none.
+Per = Literal["volume", "smooth", "slice"]
+
 
 class Section(BaseModel):
     """Frozen, and an unknown key is an error."""
@@ -60,6 +63,10 @@ class OptimizerConfig(Section):
     epochs: int = Field(50, ge=1, description="at most; the poly schedule ends here")
     min_epochs: int = Field(50, ge=1, description="before early stopping may end the stage")
     patience: int = Field(20, ge=1, description="epochs without a better smoothed validation score")
+    smoothing: float = Field(
+        0.8, ge=0, lt=1, description="weight of the past in the smoothed validation score; 0: no smoothing"
+    )
+    max_norm: float = Field(12.0, gt=0, description="gradients are clipped to this norm, as nnU-Net does")
     iterations: int = Field(100, ge=1, description="batches an epoch")
     batch_size: int = Field(16, ge=1, description="slices a batch while training; with dims=3 volumes")
     parts: int = Field(
@@ -88,7 +95,7 @@ class PoseConfig(Section):
         description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network (its "
         "confidence is then no longer calibrated), also before stn=joint, which always learns the rest",
     )
-    per: Literal["volume", "smooth", "slice"] = Field(
+    per: Per = Field(
         "smooth", description="one pose for a scan, one that varies smoothly along it, or one for each slice"
     )
     smooth_mm: float = Field(
@@ -103,6 +110,15 @@ class PoseConfig(Section):
     )
     reference: str | None = Field(
         None, description="case id of the reference patient; none: chosen and shown"
+    )
+    reference_within: float = Field(
+        1.3,
+        ge=1,
+        description="the reference is chosen among patients whose body area lies within this factor of the "
+        "median",
+    )
+    reference_lean: float = Field(
+        1.0, ge=0, description="symmetry that a radian of lean costs when the reference is chosen"
     )
     max_angle: float = Field(0.6, gt=0, description="bound of the regressed angle, radians")
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")

@@ -402,7 +402,8 @@ def test_a_models_pose_and_reference_are_taken() -> None:
     # The reference's body lies in a frame of 230 mm.
     assert ours.side_mm == pytest.approx(230.0, rel=0.01)
     assert ours.origin == "model"
-    assert (ours.transformer.config.per, model.pipeline.pose.config.per) == ("volume", "slice")
+    assert (ours.per, model.pipeline.pose.config.per) == ("volume", "slice")
+    assert ours.transformer is model.pipeline.pose
     here = scene(roll=math.radians(20), scale=0.8)
     scan = homogenize_scan(ours, here.volume, here.volume.with_array((here.truth > 0).astype(np.uint8)))
     assert math.degrees(scan.poses.roll) == pytest.approx(20, abs=2)
