@@ -133,12 +133,7 @@ def _fit(
 
     air = train_slices.cases[0].record.air
     if source is None:
-        reference = choose_reference(train_slices.cases, config.pose, air)
-        reporter.say(
-            f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
-            f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
-            f"{math.degrees(reference.lean):+.1f} degrees)"
-        )
+        reference = _chosen_reference(run, train_slices, air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         run = replace(run, truth=_against(true_rolls(dataset.root), reference))
     else:
@@ -170,6 +165,17 @@ def _fit(
         write_text(folder / CARD, model_card(load_model(folder)))
     fabric.barrier()
     return load_model(folder)
+
+
+def _chosen_reference(run: Run, slices: Slices, air: float) -> Reference:
+    """Choose the reference patient among the cases of the training slices, and report it."""
+    reference = choose_reference(slices.cases, run.config.pose, air)
+    run.reporter.say(
+        f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
+        f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
+        f"{math.degrees(reference.lean):+.1f} degrees)"
+    )
+    return reference
 
 
 def _against(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
