@@ -130,7 +130,7 @@ def run(
                 raise IsoposeError(outcome.problem)
             meter.keep(f"predict {scan.name}")
     evaluation = evaluate(folder / "predictions", dataset, cases=[scan.name for scan in scans])
-    stages = model.info["stages"]
+    stages = model.info.stages
     numbers = {
         "dice": {
             target: [case.scores[target].dice for case in evaluation.cases] for target in evaluation.targets
@@ -155,9 +155,9 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 def overlap(model: Model) -> float | None:
     """Of the crop network on single validation slices, in the epoch whose weights were kept."""
-    for name, stage in model.info["stages"].items():
-        for row in model.info["history"]:
-            if (row["stage"], row["epoch"]) == (name, stage["best_epoch"]) and "box overlap" in row:
+    for name, stage in model.info.stages.items():
+        for row in model.info.history:
+            if (row["stage"], row["epoch"]) == (name, stage.best_epoch) and "box overlap" in row:
                 return float(row["box overlap"])
     return None
 

@@ -129,7 +129,7 @@ def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int
 
 def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
     ages = [case.age_years for case in dataset.cases if case.age_years is not None]
-    training = ours.model.info["training"]
+    training = ours.model.info.training
     order = sorted(ours.evaluation.cases, key=lambda case: _dice(case.scores["tumor"].dice))
     shown = {"worst": order[0].case, "median": order[len(order) // 2].case, "best": order[-1].case}
     pictures = tuple(
@@ -142,7 +142,7 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
     )
     curves = tuple(
         Picture(
-            training_curves(arm.model.info["history"]),
+            training_curves(arm.model.info.history),
             alt=f"Loss and validation score of each stage {arm.name} homogenization",
             caption=f"{arm.name.capitalize()} homogenization",
         )
@@ -159,8 +159,8 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
             "has seen."
         ),
         facts={
-            "Training patients": str(training["patients"]),
-            "Validation patients": str(training["validation_cases"]),
+            "Training patients": str(training.patients),
+            "Validation patients": str(training.validation_cases),
             "Test patients": str(len(ours.evaluation.cases)),
             "Age": f"{min(ages):.1f} to {max(ages):.1f} years",
             "U-Net steps": f"{steps.epochs * steps.iterations} of {steps.batch_size} slices",

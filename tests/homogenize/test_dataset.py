@@ -22,6 +22,7 @@ from isopose.homogenize.restore import restore
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.folder import save_model
+from isopose.models.info import ReferenceInfo
 from isopose.models.shipped import load_shipped
 from isopose.progress import Silent
 
@@ -401,7 +402,9 @@ def test_crops_of_a_model_are_a_dataset_that_comes_back(tmp_path) -> None:
         real_unet=True,
     )
     load_shipped(model.pipeline.pose.roll)
-    save_model(tmp_path / "model", replace(model, info=model.info | {"reference": {"area_cm2": 226.2}}))
+    save_model(
+        tmp_path / "model", replace(model, info=replace(model.info, reference=ReferenceInfo(area_cm2=226.2)))
+    )
     write_dataset(tmp_path / "data", {"a": "Tr", "b": "Ts"})
     config = HomogenizeConfig(size=256, crop=True)
     given = {"model": tmp_path / "model", "reporter": Silent()}

@@ -22,6 +22,7 @@ from isopose.io.images import read_labels, read_volume, write_image
 from isopose.io.results.formats import choose_formats
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
+from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.progress import Silent, Terminal
 
 
@@ -276,7 +277,7 @@ def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, 
     write_image(scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
     write_image(scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
     known = sha256(tmp_path / "in" / "renamed.nii.gz")
-    trained = replace(model, info={"training": {key: ["0" * 64, known]}})
+    trained = replace(model, info=ModelInfo(TrainingInfo(**{"images_sha256": (), key: ("0" * 64, known)})))
     renamed, unseen = run(trained, [tmp_path / "in"], tmp_path / "out")
     assert renamed.record["warnings"] == [
         f"this scan was used to {use} the model: its result says nothing about others"

@@ -40,9 +40,9 @@ def fitted(cohort: Path, config: Config, tmp_path_factory) -> tuple[Model, Path,
 def test_two_stages_and_a_model_of_volumes(fitted) -> None:
     model, folder, _ = fitted
     assert isinstance(model.pipeline, Networks)
-    stages = model.info["stages"]
-    assert {name: stages[name]["epochs"] for name in stages} == {"crop": 2, "unet": 3}
-    history = model.info["history"]
+    stages = model.info.stages
+    assert {name: stages[name].epochs for name in stages} == {"crop": 2, "unet": 3}
+    history = model.info.history
     assert all(np.isfinite(row["loss"]) for row in history)
     assert "box overlap" in history[0]
     assert {"dice", "dice kidney", "dice tumor"} <= history[2].keys()

@@ -16,6 +16,7 @@ from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation
 from isopose.io.datasets import Case
 from isopose.labels import Labels
+from isopose.strict import STRICT
 
 #: float16, uint8, uint8; each ``NAME.b2nd`` in the case's folder.
 ARRAYS = ("image", "mask", "labels")
@@ -67,7 +68,7 @@ class Record:
     body_fraction: tuple[float, ...]
     arrays: dict[str, Hash]
     sources: dict[str, Hash]
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
     def reorientation(self) -> Reorientation:

@@ -12,7 +12,9 @@ from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
 from isopose.geometry.pose import ANGLE
 from isopose.homogenize.scan import HomogenizedScan
-from isopose.homogenize.transform import STRICT, Transform
+from isopose.homogenize.transform import Transform
+from isopose.renamed import CASE_RECORD, with_present_names
+from isopose.strict import STRICT, first_problem
 from isopose.version import __version__
 
 #: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
@@ -139,13 +141,12 @@ def read_record(path: Path) -> CaseRecord:
     try:
         if told != hash_of(values):
             raise InputError(f"{path}: was changed since it was written; homogenize the case again")
-        return CASE.validate_json(json.dumps(values))
+        # After the hash, which is of the keys as they were written.
+        return CASE.validate_json(json.dumps(with_present_names(values, CASE_RECORD)))
     except ValueError as error:
-        if not isinstance(error, ValidationError):  # a number that JSON does not have
-            raise InputError(f"{path}: {error}; homogenize the case again") from None
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {key}: {first['msg']}; homogenize the case again") from None
+        # Other than a ValidationError: a number that JSON does not have.
+        problem = first_problem(error) if isinstance(error, ValidationError) else error
+        raise InputError(f"{path}: {problem}; homogenize the case again") from None
 
 
 def is_whole(root: Path, record: CaseRecord) -> bool:

@@ -293,8 +293,9 @@ def _predict_scan(
         )
         record = prediction_record(model, prediction, input_hash, correction)
     # A validation patient decided when training stopped, so his result flatters too.
-    for key, use in (("images_sha256", "train"), ("validation_images_sha256", "validate")):
-        if input_hash in model.info["training"].get(key, ()):
+    seen = model.info.training
+    for hashes, use in ((seen.images_sha256, "train"), (seen.validation_images_sha256, "validate")):
+        if input_hash in hashes:
             record["warnings"].append(
                 f"this scan was used to {use} the model: its result says nothing about others"
             )

@@ -92,10 +92,10 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         made = nnunet.versions() | circumstances(device, nnunet.precision(device))
     else:
         model = _model(folder, job, dataset, config, meter)
-        history = model.info["history"] if job["arm"] != DIRECT else []
+        history = list(model.info.history) if job["arm"] != DIRECT else []
         if arm is not None:
             stns = {name: length.to_json() for name, length in lengths_of(config, arm, history).items()}
-            stn = {"lengths": stns, "turning": model.info.get("turning")}
+            stn = {"lengths": stns, "turning": model.info.to_json()["turning"]}
         size = size_of(model.pipeline)
         made = circumstances(device, choose_precision(config.train.precision, device.type))
     result: dict[str, Any] = {

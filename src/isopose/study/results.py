@@ -40,7 +40,7 @@ class Run:
         shown: place (best, median, worst) to the case whose steps are drawn.
         made: device, processor, threads, precision and versions; only what the run put down.
         stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and how STN1 sees the roll
-            as ``turning`` (:class:`isopose.training.turning.Turning`); empty of versions that put none down.
+            as ``turning`` (:class:`isopose.models.info.Turning`); empty of versions that put none down.
     """
 
     folder: str

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from isopose.models.info import LEAST_SLOPE
 from isopose.report.tables import Cell, Column, Table
 from isopose.study.lengths import STNS, Length, lengths_of
 from isopose.study.plan import Options, config_of
 from isopose.study.results import ArmResult, Run
-from isopose.training.turning import LEAST_SLOPE
 
 #: In place of a number that the version which made a run did not take.
 NOT_MEASURED = "not measured"

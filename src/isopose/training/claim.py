@@ -70,8 +70,8 @@ def claim(
         other = [name for name, value in read_json(marker).items() if value != run.get(name)]
         if other:
             raise InputError(
-                f"{folder}: was started with another {' and '.join(other)}; give the same again "
-                "to resume, or name another folder"
+                f"{folder}: was started with another {' and '.join(other)}, or by an isopose with other "
+                "settings; give the same again to resume, or name another folder"
             )
     else:
         if folder.exists() and any(entry.name != "work" for entry in folder.iterdir()):

@@ -33,8 +33,9 @@ from isopose.training.losses import (
 from isopose.training.targets import crop_targets, homogenizing
 from isopose.training.turning import estimate_of, judged_turns, summed_up
 
-#: Pose jitter at strength 1, by the number of dimensions: radians, log scales, shifts in half sides of the
-#: homogenized frame. Pitch and yaw of patients vary less than the roll.
+#: Unit of the setting ``unet.pose_jitter``, which is the strength: the jitter at strength 1 by the number of
+#: dimensions, in radians, log scales and shifts in half sides of the homogenized frame. Pitch and yaw of
+#: patients vary less than the roll.
 POSE_JITTER = {2: (0.17, 0.1, 0.1, 0.1, 0.1), 3: (0.17, 0.09, 0.09, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)}
 
 

@@ -13,6 +13,7 @@ from isopose.config import Config
 from isopose.data.samples import Slices, Volumes
 from isopose.errors import InputError
 from isopose.labels import Labels, mirrored_classes
+from isopose.models.info import Turning
 from isopose.models.pipeline import Networks
 from isopose.progress import Reporter
 from isopose.training.augmentation import Augmentation
@@ -36,7 +37,7 @@ from isopose.training.transforms import (
     volume_crops_of,
     volume_poses_of,
 )
-from isopose.training.turning import Turning, measure_turning, warning_of
+from isopose.training.turning import measure_turning, warning_of
 
 
 @dataclass(frozen=True)

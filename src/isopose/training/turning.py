@@ -6,8 +6,6 @@ one by 0.95 to 0.98. So STN1 is asked: slices are turned by known angles, and it
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -17,51 +15,18 @@ from isopose.data.samples import SliceBatch, Slices
 from isopose.geometry.moments import moments, pose_from_moments
 from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
+from isopose.models.info import LEAST_SLOPE, Turning
 from isopose.models.pipeline import Networks
 from isopose.ranks import gathered
 from isopose.training.transforms import batch_of
 
 #: By which slices are turned, radians: about as far as patients lie from upright (docs/phantom.md).
 TURNS = (-math.radians(15.0), math.radians(15.0))
-#: Below this slope more than half of a patient's turn is left in the homogenized slice, which then varies
-#: nearly as much as it did: the network has not learned to turn.
-LEAST_SLOPE = 0.5
 #: Of a batch's slices one in so many is turned after each epoch, for it takes a look at each turn.
 TURNED_OF_A_BATCH = 4
 
 #: From images and masks ``(N, 1, S, S)`` to poses ``(N, 5)``.
 Estimate = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Turning:
-    """How a trained STN1 sees the roll; medians over slices.
-
-    Args:
-        slope: change of the estimated angle over the angle by which a slice was turned: 1 follows turns, 0
-            has learned nothing of them.
-        degrees_from_moments: distance of its angle and that of the mask's moments, of axes (at most 90).
-        degrees_from_truth: distance of its angle and the true one, where the patients are phantoms.
-        moments_from_truth: distance of the moments' angle and the true one, to compare.
-        slices: that were looked at.
-        patients: whose they are; of training patients where none validate.
-    """
-
-    slope: float
-    degrees_from_moments: float
-    degrees_from_truth: float | None
-    moments_from_truth: float | None
-    slices: int
-    patients: Literal["validation", "training"]
-
-    @property
-    def learned(self) -> bool:
-        """Whether it follows turns well enough to bring patients to one roll."""
-        return self.slope >= LEAST_SLOPE
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as they are kept with a model."""
-        return asdict(self)
 
 
 def estimate_of(networks: Networks) -> Estimate | None:
