@@ -9,10 +9,11 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, sha256, write_json
+from isopose.files import hash_of, read_json, write_json
 from isopose.geometry.pose import ANGLE
 from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import STRICT, Transform
+from isopose.outputs import hashes
 from isopose.version import __version__
 
 #: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
@@ -105,7 +106,7 @@ def write_record(
         part=part,
         settings_sha256=settings_sha256,
         sources=sources,
-        files={path.relative_to(root).as_posix(): sha256(path) for path in files},
+        files=hashes(root, files),
         warnings=scan.warnings,
         roll_degrees=float(np.degrees(poses.roll)),
         slices=tuple(
@@ -146,8 +147,3 @@ def read_record(path: Path) -> CaseRecord:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {key}: {first['msg']}; homogenize the case again") from None
-
-
-def is_whole(root: Path, record: CaseRecord) -> bool:
-    """Whether all files of a case are what its record says."""
-    return all((root / name).is_file() and sha256(root / name) == hash for name, hash in record.files.items())
