@@ -125,10 +125,9 @@ def homogenize_on_cluster(
         outcomes = run_cohort(pool, work, opened.cases, cohort, reporter)
         finish(opened, settings, head, outcomes)
         for name in ("patients.csv", "dataset.json", HEAD):
-            if (settings.root / name).is_file() and (
-                name != "patients.csv" or (settings.root / name).stat().st_size
-            ):
-                (output / name).publish(settings.root / name)
+            file = settings.root / name
+            if file.is_file() and (name != "patients.csv" or file.stat().st_size):
+                (output / name).publish(file)
         return outcomes
 
 

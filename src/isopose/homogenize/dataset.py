@@ -41,6 +41,8 @@ from isopose.version import __version__
 
 ENDING = ".nii.gz"
 
+CaseOutcome = Outcome[CaseRecord]
+
 
 @dataclass(frozen=True)
 class HomogenizeSettings:
@@ -89,7 +91,7 @@ def homogenize(
     model: Path | None = None,
     workers: int = 0,
     reporter: Reporter,
-) -> list[Outcome[CaseRecord]]:
+) -> list[CaseOutcome]:
     """Bring every case to one pose and size; one that fails, whatever by, is reported and stops no other.
 
     Writes an nnU-Net v2 raw dataset (``docs/formats.md``). Cases with labels that are not for testing go to
@@ -122,7 +124,7 @@ def homogenize(
 
 def _homogenize(
     dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], workers: int, reporter: Reporter
-) -> list[Outcome[CaseRecord]]:
+) -> list[CaseOutcome]:
     begin(settings, head)
     started, made, outcomes = time.monotonic(), 0, []
     work = partial(make_case, settings=settings)
@@ -147,7 +149,7 @@ def _homogenize(
     return outcomes
 
 
-def _reported(outcome: Outcome[CaseRecord], seconds_left: float) -> str:
+def _reported(outcome: CaseOutcome, seconds_left: float) -> str:
     if outcome.problem is not None:
         return f"\n  error: {outcome.problem}"
     if not outcome.made:
@@ -227,7 +229,7 @@ def _estimator(model: Path | None, config: HomogenizeConfig) -> PoseEstimator:
 @one_thread()
 def make_case(
     case: Case, *, settings: HomogenizeSettings, reported: type[Exception] = Exception
-) -> Outcome[CaseRecord]:
+) -> CaseOutcome:
     """Homogenize one case and write it, unless it is there already; why it cannot be done is not raised.
 
     Of what is raised only ``reported`` becomes the case's line; a cluster tries again what may pass.
@@ -243,18 +245,14 @@ def make_case(
         return Outcome(case.id, None, named(line, str(case.image)))
 
 
-def _make_case(case: Case, settings: HomogenizeSettings) -> Outcome[CaseRecord]:
+def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     root = settings.root
     part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
     sources = {"image": hash_of_source(case.image)}
     if case.label is not None:
         sources["label"] = hash_of_source(case.label)
-    known = _known(settings, case.id)
-    if (
-        known is not None
-        and (known.part, known.sources) == (part, sources)
-        and not damaged(root, known.files)
-    ):
+    known = _known(settings, case.id, part, sources)
+    if known is not None and not damaged(root, known.files):
         return Outcome(case.id, known, None, made=False)
     record, *results = _results(root, case.id)
     with replacing_results(record, results, stale=results):
@@ -270,18 +268,19 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> Outcome[CaseRecord]:
             write_labels(scan.labels, label)
         write_image(scan.image, image)
         files = [image, label] if scan.labels is not None else [image]
-        return Outcome(
-            case.id, write_record(root, case.id, part, scan, settings.sha256, sources, files), None
-        )
+        made = write_record(root, case.id, part, scan, settings.sha256, sources, files)
+        return Outcome(case.id, made, None)
 
 
-def _known(settings: HomogenizeSettings, case: str) -> CaseRecord | None:
+def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]) -> CaseRecord | None:
+    """Return a case's record if it was made by the same isopose from the same files and settings."""
     try:
         record = read_record(record_path(settings.root, case))
     except InputError:
         return None
-    same = (record.isopose, record.case, record.settings_sha256) == (__version__, case, settings.sha256)
-    return record if same else None
+    wanted = (__version__, case, part, sources, settings.sha256)
+    found = (record.isopose, record.case, record.part, record.sources, record.settings_sha256)
+    return record if found == wanted else None
 
 
 def _paths(root: Path, case: str, part: str) -> tuple[Path, Path]:
@@ -294,10 +293,7 @@ def _results(root: Path, case: str) -> list[Path]:
 
 
 def finish(
-    dataset: Dataset,
-    settings: HomogenizeSettings,
-    head: dict[str, Any],
-    outcomes: Sequence[Outcome[CaseRecord]],
+    dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], outcomes: Sequence[CaseOutcome]
 ) -> None:
     """Describe what is there: to nnU-Net, and to whoever restores."""
     records = [outcome.record for outcome in outcomes if outcome.record is not None]

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from isopose import outputs
 from isopose.data.preprocess import largest_share
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -23,17 +24,7 @@ from isopose.homogenize.warping import restored_labels, restored_share, values_i
 from isopose.inference.files import as_file, is_image
 from isopose.io.images import ending, on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.isolation import Failed, failure_of, named
-from isopose.outputs import (
-    Outcome,
-    damaged,
-    earlier_record,
-    hashes,
-    listed,
-    made_from,
-    remove,
-    replacing_results,
-    sweep,
-)
+from isopose.outputs import Outcome
 from isopose.parallel import attempts
 from isopose.progress import Reporter
 from isopose.version import __version__
@@ -219,8 +210,8 @@ def _remove_half_written(one: _Prediction, settings: _RestoreSettings) -> None:
     if (settings.output / f"{one.case}.json").exists():
         return
     for path in _targets(one, settings):
-        remove([path])
-        sweep(path.parent, path.name)
+        outputs.remove([path])
+        outputs.sweep(path.parent, path.name)
 
 
 @one_thread()
@@ -245,12 +236,16 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
     }
     manifest = settings.output / f"{one.case}.json"
     known = _known(manifest)
-    if known is not None and made_from(known, head) and not damaged(settings.output, known["files"]):
+    if (
+        known is not None
+        and outputs.made_from(known, head)
+        and not outputs.damaged(settings.output, known["files"])
+    ):
         return known
     written: list[Path] = []
     notes: list[str] = []
-    stale = [settings.output / name for name in listed(known)]
-    with replacing_results(manifest, written, stale):
+    stale = [settings.output / name for name in outputs.listed(known)]
+    with outputs.replacing_results(manifest, written, stale):
         labels = _from_probabilities(one, settings, kept.transform, written) if one.probabilities else None
         if labels is None and one.labels is not None:
             labels = _from_labels(one.labels, settings, kept.transform, notes)
@@ -259,7 +254,7 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
             write_labels(labels, written[0])
         record = {
             **head,
-            "files": hashes(settings.output, written),
+            "files": outputs.hashes(settings.output, written),
             # Of the pose: a segmenter that saw the patient turned over has marked the wrong side.
             "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
         }
@@ -332,6 +327,6 @@ def _probability_path(output: Path, case: str, name: str) -> Path:
 
 def _known(manifest: Path) -> dict[str, Any] | None:
     """Return what this command wrote of a case before, or None."""
-    record = earlier_record(manifest) or {}
+    record = outputs.earlier_record(manifest) or {}
     ours = "transform_sha256" in record and isinstance(record.get("files"), dict)
     return record if ours else None

@@ -145,17 +145,15 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
         write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": False, "cases": []})
 
 
-def _make(planned: _CaseToMake) -> dict[str, Any]:
+def _make(one: _CaseToMake) -> dict[str, Any]:
     """Render and write one case, or take its labels from disk when it is whole; returns its truth."""
-    case = sample_case(
-        planned.seed, planned.index, size=planned.size, slices=planned.slices, population=planned.population
-    )
+    case = sample_case(one.seed, one.index, size=one.size, slices=one.slices, population=one.population)
     scan = case.scan
-    labels = _existing(planned, (scan.slices, scan.size, scan.size))
+    labels = _existing(one, (scan.slices, scan.size, scan.size))
     if labels is None:
         image, labels = render(case.anatomy, case.pose, scan, texture_generator(case))
         # The image is written last: where it is, its label is.
-        for path, array in ((planned.label, labels), (planned.image, image)):
+        for path, array in ((one.label, labels), (one.image, image)):
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing((scan.pixel, scan.pixel, scan.thickness))
             volume.SetOrigin(scan.origin)
@@ -166,23 +164,18 @@ def _make(planned: _CaseToMake) -> dict[str, Any]:
                         raise OSError
             except (OSError, RuntimeError):
                 raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
-    role = "test" if planned.test else "train"
-    return {"case": planned.case, "patient": planned.case, "split": role, **truth(case, labels)}
+    role = "test" if one.test else "train"
+    return {"case": one.case, "patient": one.case, "split": role, **truth(case, labels)}
 
 
-def _existing(planned: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | None:
+def _existing(one: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The labels of a case that is there whole, else None."""
-    if not (
-        planned.image.is_file()
-        and planned.label.is_file()
-        and is_whole(planned.image)
-        and is_whole(planned.label)
-    ):
+    if not (one.image.is_file() and one.label.is_file() and is_whole(one.image) and is_whole(one.label)):
         return None
     try:
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(planned.label)))
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(one.label)))
         reader = sitk.ImageFileReader()
-        reader.SetFileName(str(planned.image))
+        reader.SetFileName(str(one.image))
         reader.ReadImageInformation()
     except RuntimeError:
         return None

@@ -40,6 +40,8 @@ from isopose.study.plan import (
 
 #: Exit codes of a run that was stopped and did not fail: by its own word, by SIGINT, by SIGTERM.
 STOPPED = (130, -2, -15)
+#: Of a batch and of a validation, by ``preset/arm`` and stage.
+Seconds = Mapping[str, Mapping[str, float]]
 #: Batches of an epoch, and epochs, by which an arm's time is estimated.
 TRIED_ITERATIONS, TRIED_EPOCHS = 4, 2
 
@@ -140,7 +142,7 @@ def _is_done(output: Path, job: PlannedRun) -> bool:
     )
 
 
-def _can_run(output: Path, job: PlannedRun, seconds: Mapping[str, Mapping[str, float]]) -> bool:
+def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
     """Whether a run, and that of the source that it begins from, could be tried; or it is done."""
     if _is_done(output, job):
         return True
@@ -148,9 +150,7 @@ def _can_run(output: Path, job: PlannedRun, seconds: Mapping[str, Mapping[str, f
     return key in seconds
 
 
-def _run_all(
-    study: Study, jobs: Sequence[PlannedRun], seconds: Mapping[str, Mapping[str, float]]
-) -> list[str]:
+def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list[str]:
     """Do what is not done; what failed, by name."""
     failed: list[str] = []
     left = [job for job in _with_sources(study.output, jobs) if not _is_done(study.output, job)]
@@ -326,14 +326,12 @@ def _tried(study: Study, job: PlannedRun) -> dict[str, float]:
     return out
 
 
-def _seconds(options: Options, job: PlannedRun, seconds: Mapping[str, Mapping[str, float]]) -> float:
+def _seconds(options: Options, job: PlannedRun, seconds: Seconds) -> float:
     """Estimated seconds of a run's training."""
     return sum(_by_stage(options, job, seconds).values())
 
 
-def _by_stage(
-    options: Options, job: PlannedRun, seconds: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
+def _by_stage(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, float]:
     """Estimated seconds of each stage of a run's training."""
     if job.arm == DIRECT:
         return {}
@@ -349,11 +347,7 @@ def _by_stage(
 
 
 def _scale(
-    output: Path,
-    options: Options,
-    jobs: Sequence[PlannedRun],
-    seconds: Mapping[str, Mapping[str, float]],
-    budget_s: float,
+    output: Path, options: Options, jobs: Sequence[PlannedRun], seconds: Seconds, budget_s: float
 ) -> float:
     """The part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
 
@@ -378,7 +372,7 @@ def _scale(
     return scale
 
 
-def _tell(study: Study, jobs: Sequence[PlannedRun], seconds: Mapping[str, Mapping[str, float]]) -> None:
+def _tell(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
     """How long it will take, arm by arm, before it starts."""
     every = _with_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
