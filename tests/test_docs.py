@@ -338,7 +338,7 @@ def test_dataset_examples_open(examples: dict[str, Any], tmp_path: Path) -> None
 
 def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None:
     truth = examples["phantom.json"]
-    written = [keys for name in ("write_cohort", "_claim") for keys in keys_of(name, "phantom/cohort.py")]
+    written = [keys for name in ("write_cohort", "_begin") for keys in keys_of(name, "phantom/cohort.py")]
     assert set(truth) in written
     assert set(truth["parameters"]) in written
     of_case = keys_of("truth", "phantom/case.py")[0] | {"case", "patient", "split"}

@@ -24,6 +24,7 @@ from isopose.report.html import (
     write_report,
 )
 from isopose.report.plots import training_curves
+from isopose.report.steps import write_steps
 from isopose.report.tables import write_evaluation
 from isopose.training.fit import fit
 from isopose.version import __version__
@@ -114,7 +115,7 @@ def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int
     )
     scans = find_scans([dataset.root / "imagesTs"])
     outcomes = predict_scans(
-        model, scans, folder / "predictions", probabilities=False, steps=True, reporter=reporter
+        model, scans, folder / "predictions", probabilities=False, reporter=reporter, steps=write_steps
     )
     failed = [outcome.problem for outcome in outcomes if outcome.problem]
     if failed:

@@ -3,10 +3,7 @@
 import errno
 import os
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from isopose.errors import InputError, IsoposeError, RunError
 
@@ -103,22 +100,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     except Exception:
         return False
     return any(sign in text for sign in _NO_MEMORY)
-
-
-@contextmanager
-def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
-    """Remove files when the block raises, whatever it raises: results of a scan that failed are absent.
-
-    Args:
-        paths: files that the block writes; ones that are added while it runs count as well.
-    """
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
 
 
 def _place(error: Exception) -> str:

@@ -24,6 +24,7 @@ from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.progress import Silent, Terminal
+from isopose.report.steps import write_steps
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,14 @@ def series(real_ct, tmp_path_factory):
 
 
 def run(
-    model, inputs, output, *, probabilities=False, steps=False, reporter=None, formats=("nifti",), series=None
+    model, inputs, output, *, probabilities=False, reporter=None, steps=False, formats=("nifti",), series=None
 ):
     return predict_scans(
         model,
         find_scans(inputs, series),
         output,
         probabilities=probabilities,
-        steps=steps,
+        steps=write_steps if steps else None,
         reporter=reporter or Silent(),
         formats=formats,
     )
@@ -204,7 +205,7 @@ def test_one_bad_scan_does_not_stop_the_rest(model, tmp_path, capsys):
     air = scene(slices=1, empty=(0,)).volume
     write_image(air, tmp_path / "in" / "b_air.nii.gz")
     outcomes = run(model, [tmp_path / "in"], tmp_path / "out", reporter=Terminal())
-    assert [(o.scan.name, o.record is not None) for o in outcomes] == [
+    assert [(o.name, o.record is not None) for o in outcomes] == [
         ("a_bad", False),
         ("b_air", False),
         ("z_good", True),
@@ -222,7 +223,7 @@ def test_every_problem_names_its_scan(model, tmp_path):
     write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "b_air.nii.gz")
     write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "c_air.nii.gz")
     for outcome in run(model, [tmp_path / "in"], tmp_path / "out"):
-        assert outcome.scan.name in outcome.problem
+        assert outcome.name in outcome.problem
 
 
 def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
@@ -422,7 +423,7 @@ def test_one_of_several_series_and_an_archive(model, tmp_path):
     assert first.record["input_sha256"] != second.record["input_sha256"]
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
     [packed] = run(model, [Path(archive)], tmp_path / "out", series="2", formats=["nifti", "dicom-seg"])
-    assert packed.scan.name == "packed"
+    assert packed.name == "packed"
     np.testing.assert_array_equal(
         read_labels(tmp_path / "out" / "packed.nii.gz").array,
         read_labels(tmp_path / "out" / "two.nii.gz").array,

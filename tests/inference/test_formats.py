@@ -38,7 +38,6 @@ def predict(model, folders, output, formats):
         [Scan(folder.name, folder) for folder in folders],
         output,
         probabilities=False,
-        steps=False,
         reporter=Silent(),
         formats=formats,
     )

@@ -99,7 +99,7 @@ def test_a_body_of_no_patient_is_reported_by_all_three(tmp_path):
 
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     predicted = predict_scans(
-        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+        model, find_scans([root]), tmp_path / "out", probabilities=False, reporter=Silent()
     )
     brought = homogenize(
         open_input(root / "list.csv"), tmp_path / "same", homogenize_config(size=64), reporter=Silent()
@@ -121,7 +121,7 @@ def test_of_predict_and_homogenize_the_other_scans_are_done(tmp_path):
         write(root / f"{name}.nii.gz", scaled(scene().volume, factor))
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     predicted = predict_scans(
-        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+        model, find_scans([root]), tmp_path / "out", probabilities=False, reporter=Silent()
     )
     brought = homogenize(open_input(root), tmp_path / "same", homogenize_config(size=64), reporter=Silent())
     for outcomes in (predicted, brought):

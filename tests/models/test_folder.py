@@ -100,7 +100,7 @@ def test_loading_and_predicting_load_no_more_than_they_need(shared_folder, tmp_p
         "from isopose.progress import Silent\n"
         "model, scan, out = map(Path, sys.argv[1:])\n"
         "given = load_model(model), [Scan('scan', scan)], out\n"
-        "predict_scans(*given, probabilities=False, steps=False, reporter=Silent())\n"
+        "predict_scans(*given, probabilities=False, reporter=Silent())\n"
         "print(*sys.modules)\n"
     )
     given = [sys.executable, "-c", program, shared_folder, tmp_path / "scan.nii.gz", tmp_path / "out"]

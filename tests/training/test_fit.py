@@ -39,6 +39,7 @@ from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
+from isopose.report.steps import write_steps
 from isopose.training.claim import check_mirroring
 from isopose.training.fit import _against, fit
 from isopose.training.transforms import poses_of, transforms_of
@@ -200,6 +201,7 @@ import os, signal, sys
 from pathlib import Path
 from isopose.config import load_config
 from isopose.io.datasets import open_dataset
+from isopose.report.steps import write_steps
 from isopose.progress import Silent
 from isopose.training.fit import fit
 
@@ -403,7 +405,7 @@ def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: 
     assert f"{start} alone" in model.info.history[0]
     scan = Scan("patient", fitted.dataset.root / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
     (outcome,) = predict_scans(
-        model, [scan], tmp_path / "out", probabilities=False, steps=True, reporter=Silent()
+        model, [scan], tmp_path / "out", probabilities=False, reporter=Silent(), steps=write_steps
     )
     assert outcome.problem is None
     assert (tmp_path / "out" / "steps" / "patient.png").stat().st_size > 10_000
@@ -661,9 +663,7 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
     model = fit(dataset, tmp_path / "model", config)
     assert model.fingerprint.spacing_median[2] >= 12.0  # the axial spacing, stored first
     scans = [Scan(case.id, case.image) for case in dataset.cases]
-    outcomes = predict_scans(
-        model, scans, tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
-    )
+    outcomes = predict_scans(model, scans, tmp_path / "out", probabilities=False, reporter=Silent())
     assert [outcome.problem for outcome in outcomes] == [None, None, None]
     for case in dataset.cases:
         image, truth, found = (

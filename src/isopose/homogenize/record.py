@@ -9,10 +9,11 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, sha256, write_json
+from isopose.files import hash_of, read_json, write_json
 from isopose.geometry.pose import ANGLE
 from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import Transform
+from isopose.outputs import hashes
 from isopose.renamed import CASE_RECORD, with_present_names
 from isopose.strict import STRICT, first_problem
 from isopose.version import __version__
@@ -107,7 +108,7 @@ def write_record(
         part=part,
         settings_sha256=settings_sha256,
         sources=sources,
-        files={path.relative_to(root).as_posix(): sha256(path) for path in files},
+        files=hashes(root, files),
         warnings=scan.warnings,
         roll_degrees=float(np.degrees(poses.roll)),
         slices=tuple(
@@ -147,8 +148,3 @@ def read_record(path: Path) -> CaseRecord:
         # Other than a ValidationError: a number that JSON does not have.
         problem = first_problem(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{path}: {problem}; homogenize the case again") from None
-
-
-def is_whole(root: Path, record: CaseRecord) -> bool:
-    """Whether all files of a case are what its record says."""
-    return all((root / name).is_file() and sha256(root / name) == hash for name, hash in record.files.items())

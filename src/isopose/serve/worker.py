@@ -224,7 +224,7 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             output,
             formats,
             probabilities=False,
-            steps=False,
+            steps=None,
             reporter=_Told(pipe),
             corrections=corrections,
             also=also,

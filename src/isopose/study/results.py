@@ -26,7 +26,7 @@ STEADY = 3
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One finished run.
 
     Args:
@@ -85,7 +85,7 @@ class ArmResult:
     """All runs of an arm in a preset."""
 
     arm: Arm
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
 
     @property
     def cases(self) -> list[CaseScores]:
@@ -143,7 +143,7 @@ def load_results(output: Path) -> Results:
     Raises:
         InputError: a result that is none.
     """
-    found: dict[str, dict[str, list[Run]]] = {}
+    found: dict[str, dict[str, list[StudyRun]]] = {}
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
         preset, arm = path.parts[-4], path.parts[-3]
         if arm != SOURCE.name:
@@ -154,15 +154,15 @@ def load_results(output: Path) -> Results:
     }
 
 
-def load_sources(output: Path) -> dict[str, tuple[Run, ...]]:
+def load_sources(output: Path) -> dict[str, tuple[StudyRun, ...]]:
     """Finished trainings on the source, by preset: nothing was predicted, so that they have no scores."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[StudyRun]] = {}
     for path in sorted((output / "runs").glob(f"*/{SOURCE.name}/seed-*-fold-*/result.json")):
         found.setdefault(path.parts[-4], []).append(_run(output, path))
     return {preset: tuple(runs) for preset, runs in found.items()}
 
 
-def _run(output: Path, path: Path) -> Run:
+def _run(output: Path, path: Path) -> StudyRun:
     arm, values = path.parts[-3], read_json(path)
     evaluation = Evaluation((), ())
     if arm not in (*BY_NAME, SOURCE.name) or not isinstance(values, dict):
@@ -172,7 +172,7 @@ def _run(output: Path, path: Path) -> Run:
             raise _no_result(path)
         evaluation = Evaluation.from_json(values["evaluation"])
     seed, fold = (int(part) for part in path.parent.name.removeprefix("seed-").split("-fold-"))
-    return Run(
+    return StudyRun(
         folder=str(path.parent.relative_to(output)),
         seed=seed,
         fold=fold,

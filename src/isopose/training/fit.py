@@ -28,7 +28,7 @@ from isopose.training.claim import check_batches, check_claim, check_mirroring, 
 from isopose.training.fabric import fabric_for
 from isopose.training.info import reference_info, stages_info, training_info, warn_of_seen
 from isopose.training.preprocessing import preprocess
-from isopose.training.stages import Run, oversampling, slice_stages, volume_stages
+from isopose.training.stages import StageContext, oversampling, slice_stages, volume_stages
 from isopose.training.targets import Reference, check_reference, choose_reference
 from isopose.training.transfer import check_source
 
@@ -77,7 +77,7 @@ def fit(
     if corrections and config.dims == 3:
         raise InputError("--corrections: poses set by hand are those of slices, expected dims=2, got dims=3")
     check_batches(config, fabric.world_size)
-    run = Run(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
+    context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The others find what the first has made, and go on with it; the first holds the folder for all.
     with ExitStack() as held:
         with fabric.rank_zero_first():
@@ -92,7 +92,7 @@ def fit(
                 return load_model(folder)
             given = source.fingerprint if source else None
             stored, fingerprint = preprocess(
-                store or run.work / "store",
+                store or context.work / "store",
                 (training, validation),
                 dataset.labels,
                 config.data,
@@ -102,12 +102,12 @@ def fit(
             )
             claim_data(folder, stored)
         return _fit(
-            run, folder, dataset, stored, fingerprint, training, validation, source, corrections or {}
+            context, folder, dataset, stored, fingerprint, training, validation, source, corrections or {}
         )
 
 
 def _fit(
-    run: Run,
+    context: StageContext,
     folder: Path,
     dataset: Dataset,
     stored: Store,
@@ -117,7 +117,7 @@ def _fit(
     source: Model | None,
     corrections: Corrections,
 ) -> Model:
-    config, fabric, reporter = run.config, run.fabric, run.reporter
+    config, fabric, reporter = context.config, context.fabric, context.reporter
     warn_of_seen(source, stored, validation, reporter)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
@@ -135,23 +135,23 @@ def _fit(
     if source is None:
         reference = _chosen_reference(run, train_slices, air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
-        run = replace(run, truth=_against(true_rolls(dataset.root), reference))
+        context = replace(context, truth=_against(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
     networks = Networks(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
     if source is not None:
         networks.load_state_dict(source.pipeline.state_dict())
         networks.unet.freeze(config.train.parts)
-    networks.to(run.fabric.device)
+    networks.to(context.fabric.device)
 
     # What no stage trains keeps its statistics: a batch norm in training mode would replace the shipped ones.
     networks.eval()
     if networks.pose.roll is not None and source is None:
         load_shipped(networks.pose.roll)
     if config.dims == 3:
-        stages, turning = volume_stages(run, networks, train_slices, val_slices), None
+        stages, turning = volume_stages(context, networks, train_slices, val_slices), None
     else:
-        stages, turning = slice_stages(run, networks, train_slices, val_slices, corrections)
+        stages, turning = slice_stages(context, networks, train_slices, val_slices, corrections)
 
     info = ModelInfo(
         training_info(stored, training, validation, source, corrections),
