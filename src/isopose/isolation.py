@@ -87,12 +87,12 @@ def failure_of(error: Exception) -> IsoposeError:
 
 
 def named(text: str, name: str) -> str:
-    """A line with what it is about before it, unless it says so itself."""
+    """Return a line with what it is about before it, unless it says so itself."""
     return text if name in text else f"{name}: {text}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory was lacking."""
+    """Return whether an exception says that memory was lacking."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     if not isinstance(error, RuntimeError):
@@ -122,7 +122,7 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def _place(error: Exception) -> str:
-    """The innermost line of this package that an exception passed through."""
+    """Return the innermost line of this package that an exception passed through."""
     frames = (
         (frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)
     )
@@ -135,6 +135,6 @@ def _place(error: Exception) -> str:
 
 
 def _file(error: OSError) -> str:
-    """The path that the system could not use."""
+    """Return the path that the system could not use."""
     name = error.filename
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""

@@ -90,7 +90,7 @@ def all_of(
 
 
 def together(failed: Sequence[Failed], total: int) -> IsoposeError:
-    """One error of all items, of so many in all, that could not be done."""
+    """Return one error of all items, of so many in all, that could not be done."""
     if len(failed) == 1:
         return failed[0].error()
     why = (
@@ -196,7 +196,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """Return a worker whose parent was killed would wait for work for ever."""
     parent = parent_process()
     assert parent is not None, "in a worker"
     parent.join()

@@ -16,17 +16,17 @@ class StageReport(Protocol):
     """What the training loop tells while a stage runs."""
 
     def step(self) -> None:
-        """A batch is done."""
+        """Return a batch is done."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done; the row is the history's."""
+        """Return an epoch is done; the row is the history's."""
 
 
 class Reporter(Protocol):
     """Where long work reports to."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Return one line."""
 
     @contextmanager
     def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:

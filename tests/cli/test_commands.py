@@ -89,7 +89,7 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
     ("arguments", "words"),
     [
         (("check", "{tmp}/nowhere"), "nowhere: no such dataset"),
-        (("check", "{tmp}"), "not a dataset that is known"),
+        (("check", "{tmp}"), "not a known dataset"),
         (("check", "{data}", "--label", "kidney"), "--label 'kidney': expected NAME=VALUE, e.g. kidney=1"),
         (("check", "{data}", "--label", "kidney=one"), "expected NAME=VALUE"),
         (("check", "{data}", "--label", "kidney=300"), "expected an integer from 1 to 255"),

@@ -343,7 +343,7 @@ def test_a_disk_that_is_full_without_a_word_leaves_nothing(tmp_path, monkeypatch
             file.truncate(20)
 
     monkeypatch.setattr(sitk, "WriteImage", cut)
-    with pytest.raises(IsoposeError, match="did not arrive whole"):
+    with pytest.raises(IsoposeError, match="header is incomplete"):
         write_labels(volume, path)
     assert list(tmp_path.iterdir()) == []
 

@@ -100,7 +100,7 @@ def _bytes(memory: str) -> float:
 
 
 def _begun(source: Path) -> "tuple[Model, dict[str, Any]]":
-    """The model to begin with, and its settings."""
+    """Return the model to begin with, and its settings."""
     from isopose.models.folder import load_model
     from isopose.training.transfer import settings_of
 

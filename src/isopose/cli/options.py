@@ -58,7 +58,7 @@ def labels_of(given: list[str] | None, option: str = "--label") -> dict[str, int
 
 
 def local_path(given: str) -> Path:
-    """A path on this machine."""
+    """Return a path on this machine."""
     if "://" in given:
         raise InputError(
             f"{given}: a URL; it is read and written by a Ray cluster (--ray local is this machine's)"
@@ -72,7 +72,7 @@ def listed(given: str) -> list[str]:
 
 
 def whole(option: str, text: str) -> int:
-    """A whole number, for ``option``."""
+    """Return a whole number, for ``option``."""
     if not text.isdecimal():
         raise InputError(f"{option}: expected whole numbers, e.g. 0,1, got {text!r}")
     return int(text)

@@ -17,5 +17,5 @@ def fail_if(problems: Iterable[str | None]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """The result as JSON, for ``--json``; a value that is not finite is an error of ours."""
+    """Return the result as JSON, for ``--json``; a value that is not finite is an error of ours."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -30,7 +30,7 @@ def review(
     browser: Browser = True,
     workers: Workers = 2,
 ) -> None:
-    """A page in the browser over a finished cohort: worst first, side by side, accept or reject."""
+    """Return a page in the browser over a finished cohort: worst first, side by side, accept or reject."""
     from isopose.evaluation.evaluate import Evaluation, evaluate_folder
     from isopose.progress import Terminal
     from isopose.serve import needs_extra

@@ -21,7 +21,7 @@ def serve(
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
-    """A page in the browser: drop scans, look at the results, correct a pose by hand."""
+    """Return a page in the browser: drop scans, look at the results, correct a pose by hand."""
     from isopose.devices import choose_device
     from isopose.models.folder import load_model, with_precision
     from isopose.progress import Terminal

@@ -41,7 +41,7 @@ def study(
     label: Label = None,
     workers: Workers = 2,
 ) -> None:
-    """The paper's experiment on a dataset: train and test all arms, and write its tables and figure."""
+    """Return the paper's experiment on a dataset: train and test all arms, and write its tables and figure."""
     from isopose.config import read_settings
     from isopose.progress import Terminal
     from isopose.study.plan import Options

@@ -42,10 +42,10 @@ class Job(Protocol[Item, Result]):
         """Unique in the cohort."""
 
     def sources(self, item: Item) -> list[Path]:
-        """The scan's file or folder, and its label file's if there is one."""
+        """Return the scan's file or folder, and its label file's if there is one."""
 
     def moved(self, item: Item, paths: list[Path]) -> Item:
-        """The same item with its sources elsewhere."""
+        """Return the same item with its sources elsewhere."""
 
     def record(self, item: Item) -> str:
         """Relative name of the file that is written last of all."""
@@ -57,7 +57,7 @@ class Job(Protocol[Item, Result]):
         """Do it, in a folder that holds what was made of the scan before; what is whole there is kept."""
 
     def told(self, item: Item, result: Result, renamed: Callable[[str], str]) -> Result:
-        """The result of an item, with messages about its own paths, and nothing that is long."""
+        """Return the result of an item, with messages about its own paths, and nothing that is long."""
 
     def problem(self, result: Result) -> str | None:
         """Why a scan could not be done."""
@@ -66,10 +66,10 @@ class Job(Protocol[Item, Result]):
         """What to doubt of it, one line each."""
 
     def failed(self, item: Item, why: str) -> Result:
-        """The result of an item of which nothing is known but why."""
+        """Return the result of an item of which nothing is known but why."""
 
     def known(self, item: Item, record: Path) -> Result:
-        """The result of an item that was finished before, from its record."""
+        """Return the result of an item that was finished before, from its record."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Cohort:
         return next((place for place in found if place is not None), Place(str(path)))
 
     def source(self, path: Path) -> "Source":
-        """A source, with all that is known of it here."""
+        """Return a source, with all that is known of it here."""
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
         try:
             stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
@@ -312,7 +312,7 @@ class SetUp:
         return self.do
 
     def do(self, task: _Task) -> Any:
-        """One item on a worker: what is missing here is brought, and removed again afterwards."""
+        """Return one item on a worker: what is missing here is brought, and removed again afterwards."""
         with TemporaryDirectory(prefix="isopose-") as scratch:
             places = Path(scratch) / "in"
             paths = [source.bring(places / str(number)) for number, source in enumerate(task.sources)]

@@ -56,7 +56,7 @@ class Worker(Generic[Item, Result]):
             raise line_of(error) from None
 
     def do(self, item: Item) -> Result:
-        """The work. What it raises is put into words here, where it is known, and can be sent."""
+        """Return the work. What it raises is put into words here, where it is known, and can be sent."""
         try:
             return self.work(item)
         except Exception as error:

@@ -95,7 +95,7 @@ class _Measure:
         return self.measure
 
     def measure(self, task: tuple[Case, list[Source]]) -> CaseFacts | Failed:
-        """One case, brought here; one that cannot be used is told, not raised."""
+        """Return one case, brought here; one that cannot be used is told, not raised."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
             image, label = (source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources))

@@ -66,7 +66,7 @@ class Evaluation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as JSON-able values; ``None`` stays null."""
+        """Return the evaluation as JSON-able values; ``None`` stays null."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
@@ -290,7 +290,7 @@ def _truths(
 
 
 def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
-    """The case ids to score, in natural order."""
+    """Return the case ids to score, in natural order."""
     unknown = sorted(set(cases or ()) - set(known), key=_natural)
     if unknown:
         raise InputError(f"no label for {_listed(tuple(unknown))}; cases to score need one")
@@ -349,7 +349,7 @@ def _score_pair(
 
 
 def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
-    """The label on the prediction's grid: a rounded header and another axis order are undone exactly."""
+    """Return the label on the prediction's grid: a rounded header and another axis order are undone exactly."""
     try:
         return read_labels(pair.label, like=prediction)
     except InputError as error:

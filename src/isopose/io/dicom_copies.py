@@ -1,4 +1,4 @@
-"""Copies of files beside the files: the same image is taken once."""
+"""Drop duplicate DICOM files, so that each image is used once."""
 
 import filecmp
 from pathlib import Path
@@ -11,17 +11,16 @@ from isopose.io.dicom_pixels import pixels
 
 
 def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
-    """Frames of each image once, of the file with the shortest name.
-
-    Files are copies where they are the same SOP instance, or, without its UID, lie at one position; and
-    where their bytes are the same, or their places and their values in HU.
+    """Keep one frame of each image, from the file with the shortest name.
+    Two files are possible copies if they have the same SOP instance UID or, without a UID, the same position.
+    They are copies if their bytes are equal, or their positions and their values in HU.
 
     Args:
-        path: what messages name.
-        frames: of one series.
+        path: the place to name in messages.
+        frames: frames of one series.
 
     Raises:
-        InputError: files that are one SOP instance differ.
+        InputError: files with the same SOP instance UID differ.
     """
     files: dict[Path, list[Frame]] = {}
     for frame in frames:

@@ -99,7 +99,7 @@ def draw_steps(
 
 
 def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | None = None) -> bytes:
-    """The picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
+    """Return the picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
     figure = _figure(rows, label_names, title)
     png = b""
     for dpi in (150, 125, 105, 90, 75, 60):

@@ -122,7 +122,7 @@ def write_report(
 def report_html(
     *, title: str, lead: str | Sequence[str], facts: Mapping[str, str], sections: Sequence[Section]
 ) -> str:
-    """The page of :func:`write_report` as text; the same input gives the same text."""
+    """Return the page of :func:`write_report` as text; the same input gives the same text."""
     environment = Environment(
         loader=PackageLoader("isopose.report"),
         autoescape=True,

@@ -86,7 +86,7 @@ def _svg(width: float, height: float, parts: Sequence[str]) -> bytes:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The values' range with a little room, never empty."""
+    """Return the values' range with a little room, never empty."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or max(abs(high) * 0.1, 0.5)
     return low - room, high + room

@@ -40,7 +40,7 @@ def write_steps(
 def steps_of(
     model: Model, volume: Volume, prediction: Prediction, *, truth: Volume | None = None, rows: int = ROWS
 ) -> list[Steps]:
-    """The steps of some slices, see :func:`write_steps`."""
+    """Return the steps of some slices, see :func:`write_steps`."""
     upright = volume.reoriented()
     apply = volume.reorientation().apply
     classes = model.labels.to_classes(apply(prediction.labels.array))

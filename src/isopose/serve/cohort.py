@@ -211,7 +211,7 @@ class Decisions:
 
 
 def _harmless(comment: str) -> str:
-    """A comment that no spreadsheet takes for a formula."""
+    """Return a comment that no spreadsheet takes for a formula."""
     return f"'{comment}" if comment[:1] in ("=", "+", "-", "@", "\t", "\r", "'") and comment else comment
 
 
@@ -220,7 +220,7 @@ def _plain(comment: str) -> str:
 
 
 def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
-    """A small picture of the slice with most marked, and what is marked in it; made once.
+    """Return a small picture of the slice with most marked, and what is marked in it; made once.
 
     Raises:
         InputError: the scan or the label map cannot be read.

@@ -74,7 +74,7 @@ class Access:
             raise InputError(f"--token: expected {SHORTEST_TOKEN} characters or more, got {len(self.token)}")
 
     def knows(self, host: str) -> bool:
-        """Whether a Host header is this server's; what else resolves here may be another site's name."""
+        """Return whether a Host header is this server's; what else resolves here may be another site's name."""
         name = (urlsplit(f"//{host}").hostname or "").lower()
         # An address, unlike a name, cannot be made to point here by who owns a domain.
         return (
@@ -155,7 +155,7 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is reached from this machine alone."""
+    """Return whether an address or name is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -105,18 +105,18 @@ class Jobs:
             self._base.close()
 
     def all(self) -> list[Job]:
-        """All scans, the newest first."""
+        """Return all scans, the newest first."""
         with self._cursor() as cursor:
             return [_job(row) for row in cursor.execute("SELECT * FROM jobs ORDER BY number DESC")]
 
     def get(self, number: int) -> Job | None:
-        """One scan."""
+        """Return one scan."""
         with self._cursor() as cursor:
             row = cursor.execute("SELECT * FROM jobs WHERE number = ?", (number,)).fetchone()
         return None if row is None else _job(row)
 
     def reserve(self) -> int:
-        """A number that no scan has had or will get."""
+        """Return a number that no scan has had or will get."""
         with self._cursor() as cursor:
             cursor.execute("INSERT INTO numbers DEFAULT VALUES")
             number = cursor.lastrowid
@@ -132,7 +132,7 @@ class Jobs:
             )
 
     def take(self) -> Job | None:
-        """The scan whose turn it is, which is running from now on; none where none waits."""
+        """Return the scan whose turn it is, which is running from now on; none where none waits."""
         with self._cursor() as cursor:
             row = cursor.execute(
                 "UPDATE jobs SET state = ?, done = 0, total = 0, problem = NULL WHERE number = "

@@ -16,7 +16,7 @@ STATIC = Path(str(files("isopose.serve"))) / "static"
 
 
 def add_pages(app: FastAPI, page: str) -> None:
-    """The page at ``/``, and what it is made of at ``/static``."""
+    """Return the page at ``/``, and what it is made of at ``/static``."""
 
     @app.get("/")
     def index() -> FileResponse:
@@ -32,7 +32,7 @@ def with_guard(app: FastAPI, access: Access) -> None:
 
 
 def octets(path: Path) -> FileResponse:
-    """A file for the page itself to read."""
+    """Return a file for the page itself to read."""
     return FileResponse(path, media_type="application/octet-stream")
 
 

@@ -19,7 +19,7 @@ READERS = 2
 
 
 def review_app(cohort: Cohort, access: Access) -> FastAPI:
-    """The server of a review.
+    """Return the server of a review.
 
     Args:
         cohort: what is shown.

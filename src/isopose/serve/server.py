@@ -44,7 +44,7 @@ DOWNLOADS = {
 
 
 def serve_app(model: Path, folder: Path, access: Access, *, device: str, precision: str | None) -> FastAPI:
-    """The server; it begins to predict when it starts.
+    """Yield the server; it begins to predict when it starts.
 
     Args:
         model: folder of the model.
@@ -219,7 +219,7 @@ def _job(jobs: Jobs, number: int) -> Job:
 
 
 def _checked(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
-    """A correction as it is kept: of this scan, in the frame and for the reference of its prediction."""
+    """Return a correction as it is kept: of this scan, in the frame and for the reference of its prediction."""
     view = read_view(folder / "jobs" / str(job.number) / "view")
     if view is None or "reference" not in view["steps"]:
         raise HTTPException(409, "a pose is set by hand where slices were predicted")

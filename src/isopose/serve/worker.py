@@ -82,7 +82,7 @@ class Worker:
             self._run(job)
 
     def _next(self) -> Job | None:
-        """The next scan; none where none waits or the queue cannot be read now."""
+        """Return the next scan; none where none waits or the queue cannot be read now."""
         try:
             return self.jobs.take()
         except sqlite3.Error:
@@ -182,7 +182,7 @@ def _work(settings: Settings, pipe: Connection) -> None:
 
 
 def _loaded(settings: Settings) -> tuple[Any, str | None]:
-    """The model, or the line that says why there is none."""
+    """Return the model, or the line that says why there is none."""
     from isopose.devices import choose_device
     from isopose.models.folder import for_prediction, load_model, with_precision
 
@@ -243,7 +243,7 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
 
 
 def _without(upload: Path, problem: str) -> str:
-    """A message without the server's folders and the name under which a scan was stored."""
+    """Return a message without the server's folders and the name under which a scan was stored."""
     return problem.replace(f"{upload}: ", "").replace(f"{upload.parent}/", "")
 
 

@@ -25,7 +25,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _color(arm: str) -> tuple[float, ...]:
-    """An arm's own, the same in every figure."""
+    """Return an arm's own, the same in every figure."""
     return plt.get_cmap("tab20")(list(BY_NAME).index(arm) % 20)
 
 

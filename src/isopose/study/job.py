@@ -143,7 +143,7 @@ def _model(folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, 
 
 
 def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring) -> None:
-    """Each scan's prediction with reading and writing, timed once."""
+    """Return each scan's prediction with reading and writing, timed once."""
     model = for_prediction(model)
     with meter.counting("predict") as progress:
         for done, scan in enumerate(scans, start=1):

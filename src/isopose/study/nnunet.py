@@ -39,7 +39,7 @@ CHECKPOINTS = 10
 
 
 def available() -> bool:
-    """Whether nnU-Net v2 is installed."""
+    """Return whether nnU-Net v2 is installed."""
     return importlib.util.find_spec("nnunetv2") is not None
 
 
@@ -202,7 +202,7 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
 
 
 def _raw(folder: Path, dataset: Dataset) -> None:
-    """The cases that train or validate as an nnU-Net raw dataset of NIfTI files with classes 0, 1, ..."""
+    """Return the cases that train or validate as an nnU-Net raw dataset of NIfTI files with classes 0, 1, ..."""
     done = folder / "dataset.json"
     if done.exists():
         return
@@ -227,7 +227,7 @@ def _raw(folder: Path, dataset: Dataset) -> None:
 
 
 def _nifti(source: Path, target: Path) -> Path:
-    """A scan as the NIfTI file that nnU-Net reads: a link to it where it is one."""
+    """Return a scan as the NIfTI file that nnU-Net reads: a link to it where it is one."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.name.endswith(".nii.gz"):
@@ -299,7 +299,7 @@ def _trainer(
             self.kept: Path = folder / "history.json"
 
         def do_split(self) -> tuple[list[str], list[str]]:
-            """The study's."""
+            """Return the study's."""
             return [case.id for case in training], [case.id for case in validation]
 
         def save_checkpoint(self, filename: str) -> None:

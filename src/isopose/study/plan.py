@@ -157,7 +157,7 @@ def _bytes_of(image: Path) -> int:
 
 
 def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
-    """The arms to run, in the order of the tables.
+    """Return the arms to run, in the order of the tables.
 
     Those of transfer only with a source, nnU-Net's where it is installed; with names only these.
 
@@ -183,7 +183,7 @@ def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
 
 
 def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
-    """The configuration of an arm: preset, file, settings, then what the arm is named for.
+    """Return the configuration of an arm: preset, file, settings, then what the arm is named for.
 
     Every stage has the same number of steps in all arms: no early stopping, and of the U-Net's epochs the
     budget's part. The weights of the best smoothed validation score are kept, as ever.
@@ -238,18 +238,18 @@ def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[Job], dict[str,
 
 
 def source_job(preset: str, seed: int) -> Job:
-    """The run that trains the model which transfer begins from."""
+    """Return the run that trains the model which transfer begins from."""
     return Job(preset, SOURCE.name, seed, 0)
 
 
 def source_of(options: Options) -> Dataset:
-    """The dataset from which Table 1 transfers."""
+    """Return the dataset from which Table 1 transfers."""
     assert options.source is not None, "told by arms_of"
     return open_dataset(options.source, options.source_labels)
 
 
 def patients_of(options: Options, fold: int) -> Dataset:
-    """The target dataset with the patients of a fold marked as test cases.
+    """Return the target dataset with the patients of a fold marked as test cases.
 
     Raises:
         InputError: no labeled test case and only one fold, or too few patients.

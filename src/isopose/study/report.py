@@ -138,7 +138,7 @@ def _paper_table(
     labels: Sequence[str],
     lengths: Mapping[str, Mapping[str, Length]],
 ) -> Table:
-    """One of the paper's, with what is to be known of the runs in it."""
+    """Return one of the paper's, with what is to be known of the runs in it."""
     inside = {name: result for name, result in results.items() if in_table(result, number)}
     notes = (*notes_of(preset, inside, lengths), *_uneven(inside), *_machines(inside))
     return paper_table(preset, number, list(inside.values()), labels, notes)
@@ -206,7 +206,7 @@ def _preset_sections(
 
 
 def _stn_section(preset: str, table: Table) -> Section:
-    """Whether STN1 and STN2 did what they are there for."""
+    """Return whether STN1 and STN2 did what they are there for."""
     return Section(
         f"Preset {preset}: STN1 and STN2",
         text=(

@@ -98,7 +98,7 @@ class ArmResult:
         return frozenset((run.seed, run.fold) for run in self.runs)
 
     def only(self, places: Collection[Place]) -> "ArmResult":
-        """The arm's runs of these seeds and folds."""
+        """Return the arm's runs of these seeds and folds."""
         return replace(self, runs=tuple(run for run in self.runs if (run.seed, run.fold) in places))
 
     @property
@@ -196,7 +196,7 @@ def scans_of(results: Mapping[str, ArmResult]) -> list[CaseScores]:
 
 
 def baseline_of(results: Mapping[str, ArmResult]) -> str:
-    """The arm that the others are held against: :data:`BASELINE`, or the first where that was not run."""
+    """Return the arm that the others are held against: :data:`BASELINE`, or the first where that was not run."""
     return BASELINE if BASELINE in results else next(iter(results))
 
 
@@ -318,7 +318,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each point with the mean of the last :data:`STEADY` scores."""
+    """Return each point with the mean of the last :data:`STEADY` scores."""
     scores = [score for _, score in curve]
     return [
         (seconds, float(np.mean(scores[max(0, n + 1 - STEADY) : n + 1])))
@@ -327,7 +327,7 @@ def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def goals(result: ArmResult, key: str) -> dict[Place, float]:
-    """The validation score at which each run of an arm ends, by seed and fold."""
+    """Return the validation score at which each run of an arm ends, by seed and fold."""
     curves = {(run.seed, run.fold): steady(run.curve(key)) for run in result.runs}
     return {place: curve[-1][1] for place, curve in curves.items() if curve}
 

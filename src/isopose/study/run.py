@@ -133,7 +133,7 @@ def _run_study(
 
 
 def _is_done(output: Path, job: Job) -> bool:
-    """Whether a run need not be done (again); the source's needs its model, from which others begin."""
+    """Return whether a run need not be done (again); the source's needs its model, from which others begin."""
     folder = output / "runs" / job.place
     return (folder / "result.json").exists() and (
         job.arm != SOURCE.name or (folder / "model" / "model.json").exists()
@@ -141,7 +141,7 @@ def _is_done(output: Path, job: Job) -> bool:
 
 
 def _can_run(output: Path, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> bool:
-    """Whether a run, and that of the source that it begins from, could be tried; or it is done."""
+    """Return whether a run, and that of the source that it begins from, could be tried; or it is done."""
     if _is_done(output, job):
         return True
     key = _key(source_job(job.preset, job.seed)) if _arm(job).source else _key(job)
@@ -171,7 +171,7 @@ def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[st
 
 
 def _with_sources(output: Path, jobs: Sequence[Job]) -> list[Job]:
-    """The runs with those before them whose models they, as far as they are not done, begin from."""
+    """Return the runs with those before them whose models they, as far as they are not done, begin from."""
     out: list[Job] = []
     for job in jobs:
         first = source_job(job.preset, job.seed)
@@ -186,7 +186,7 @@ def _arm(job: Job) -> Arm:
 
 
 def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
-    """The path, and the patients with their splits, of a run."""
+    """Return the path, and the patients with their splits, of a run."""
     options = study.options
     if job.arm == SOURCE.name:
         assert options.source is not None, "told by arms_of"
@@ -195,7 +195,7 @@ def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
 
 
 def _run(study: Study, job: Job) -> None:
-    """A run in a process of its own."""
+    """Return a run in a process of its own."""
     path, dataset = _dataset(study, job)
     of_source = job.arm == SOURCE.name
     config = config_of(study.options, job.preset, _arm(job), job.seed)
@@ -351,7 +351,7 @@ def _scale(
     seconds: Mapping[str, Mapping[str, float]],
     budget_s: float,
 ) -> float:
-    """The part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
+    """Return the part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
 
     STN1 and STN2 are never shortened, so what they take is left over from the budget first.
 

@@ -65,7 +65,7 @@ def paper_table(
     labels: Sequence[str],
     notes: Sequence[str] = (),
 ) -> Table:
-    """One of the paper's tables: ours, then the paper's row."""
+    """Return one of the paper's tables: ours, then the paper's row."""
     papers = [label for label in labels if label in PAPERS]
     columns = (
         Column("Architecture", text=True),
@@ -127,7 +127,7 @@ def _published(published: Published | None, label: str) -> str:
 
 
 def difference_table(compared: Sequence[Difference], caption: str) -> Table:
-    """An arm's scores minus another's, for each target and, where there are any, stratum."""
+    """Return an arm's scores minus another's, for each target and, where there are any, stratum."""
     strata = any(each.stratum for each in compared)
     unpaired = any(each.unpaired for each in compared)
     others = len({each.against for each in compared}) > 1
@@ -174,7 +174,7 @@ def _points(value: float) -> str:
 
 
 def score_table(results: Mapping[str, ArmResult]) -> Table:
-    """Every metric's mean, spread, median and worst."""
+    """Return every metric's mean, spread, median and worst."""
     columns = (
         Column("Arm", text=True),
         Column("Target", text=True),

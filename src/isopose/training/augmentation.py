@@ -69,7 +69,7 @@ class Augmentation:
     def __call__(
         self, batch: SliceBatch, seed: Sequence[int], places: Sequence[int] | None = None
     ) -> SliceBatch:
-        """The batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
+        """Return the batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
 
         Args:
             batch: of slices ``(N, 1, S, S)`` and labels ``(N, S, S)``.

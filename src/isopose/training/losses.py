@@ -53,7 +53,7 @@ def crop_loss(
 
 
 def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
-    """One level of Eq. 3: cross entropy + (1 - SoftDice).
+    """Return one level of Eq. 3: cross entropy + (1 - SoftDice).
 
     SoftDice is Eq. 1's, of each foreground class over the whole batch, on all ranks, as nnU-Net does in 2D,
     then the mean.

@@ -132,7 +132,7 @@ def _choices(config: Config, shrink: bool) -> Iterator[Config]:
 
 
 def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Config]:
-    """The configuration so changed, where that is one."""
+    """Yield the configuration so changed, where that is one."""
     values = config.model_dump()
     values["unet"] |= changes
     values["unet"]["optimizer"]["parts"] = max(parts, config.unet.optimizer.parts)

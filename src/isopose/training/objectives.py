@@ -63,7 +63,7 @@ class PoseObjective(nn.Module):
         self.truth = dict(truth or {})
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
+        """Return the loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
         theta = matrix_from_pose(self.pose(batch.image, batch.mask))
         reference = self.pose.reference_mask
         loss = pose_loss(warp(batch.mask, theta, tuple(reference.shape[2:])), reference)
@@ -120,7 +120,7 @@ class RollObjective(nn.Module):
         return self
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) turns the slices."""
+        """Return the loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) turns the slices."""
         assert batch.pose is not None, "fine-tuning follows a first estimate"
         angle = math.pi * noise[:, 0]
         # Every other slice nearly upright, as after a first look.
@@ -220,7 +220,7 @@ class JointObjective(nn.Module):
         self.air = networks.air
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         pose, theta2, target, found = self._seen(batch)
         outline = warp(batch.mask, matrix_from_pose(pose), tuple(self.reference.shape[2:]))
         loss = pose_loss(outline, self.reference)
@@ -333,7 +333,7 @@ class SegmentationObjective(nn.Module):
         return torch.cat(counts, dim=1)
 
     def _cut(self, batch: Batch, theta: Tensor) -> Tensor:
-        """The U-Net's input of a batch, in the memory layout that its convolutions want."""
+        """Return the U-Net's input of a batch, in the memory layout that its convolutions want."""
         crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta)])
         return crop.contiguous(memory_format=torch.channels_last) if crop.ndim == 4 else crop
 

@@ -14,7 +14,7 @@ class Autocast(MixedPrecision):
     """
 
     def convert_input(self, data: Any) -> Any:
-        """The data as they are."""
+        """Return the data as they are."""
         return data
 
 

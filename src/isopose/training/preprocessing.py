@@ -24,7 +24,7 @@ def preprocess(
     workers: int,
     reporter: Reporter,
 ) -> tuple[Store, Fingerprint]:
-    """A store of all cases, by a fingerprint that is given or made of the training cases.
+    """Return a store of all cases, by a fingerprint that is given or made of the training cases.
 
     Args:
         folder: that holds stores and fingerprints; what is there already is not made again.

@@ -223,7 +223,7 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All settings as ``section.key``; but for the case that was named as reference."""
+    """Return all settings as ``section.key``; but for the case that was named as reference."""
     values = config.flat()
     values.pop("pose.reference", None)
     return {"isopose": __version__, **values}

@@ -65,7 +65,7 @@ class Turning:
 
 
 def estimate_of(networks: Networks) -> Estimate | None:
-    """The trained estimate of single slices' poses; none where no trained network sees the roll.
+    """Return the trained estimate of single slices' poses; none where no trained network sees the roll.
 
     With the roll network that ships with the package no STN1 regresses the angle.
     """
@@ -202,7 +202,7 @@ def measure_turning(
 
 
 def warning_of(turning: Turning, section: str) -> str:
-    """The line that says that STN1 has not learned to turn, and what to change.
+    """Return the line that says that STN1 has not learned to turn, and what to change.
 
     Args:
         turning: what was measured.
