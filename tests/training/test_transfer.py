@@ -207,7 +207,7 @@ def test_the_command_line_begins_with_the_models_settings(
         str(source.folder),
     )
     assert run(monkeypatch, *given, "--preset", "paper") == 2
-    assert "--preset: a model that learns on keeps its own settings" in capsys.readouterr().err
+    assert "--preset: fine-tuning keeps the model's own settings" in capsys.readouterr().err
     quick = ("--set", "train.folds=3", "--set", "train.device=cpu", "--workers", "0")
     assert run(monkeypatch, *given, *quick, "--train", "nothing") == 2
     assert "train.parts" in capsys.readouterr().err

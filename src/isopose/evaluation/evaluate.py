@@ -349,7 +349,7 @@ def _score_pair(
 
 
 def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
-    """Return the label on the prediction's grid: a rounded header and another axis order are undone exactly."""
+    """Return the label on the prediction's grid; rounded headers and another axis order are undone."""
     try:
         return read_labels(pair.label, like=prediction)
     except InputError as error:

@@ -28,6 +28,7 @@ def is_archive(path: Path) -> bool:
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
     """Unpack an archive into a temporary folder, which is removed at the end of the block.
+
     Every member is written below the folder whatever its name is, and links are written as plain files. The
     sizes listed in the archive's directory are summed up before anything is written, and no member may exceed
     its listed size. Hidden members and files added by an operating system (``__MACOSX``, ``Thumbs.db``) are

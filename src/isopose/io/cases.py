@@ -18,6 +18,7 @@ _LONGEST_ID = 150
 @dataclass(frozen=True)
 class Case:
     """One scan of one patient, not yet read.
+
     Args:
         id: unique in its dataset and usable as a file name on every system.
         image: image file, or folder of a DICOM series; may be missing, which ``isopose check`` reports.
@@ -38,6 +39,7 @@ class Case:
 @dataclass(frozen=True)
 class Dataset:
     """A named list of cases with common labels.
+
     Args:
         name: display name, from the folder or ``dataset.json``.
         layout: ``nnunet``, ``decathlon``, ``kits19``, ``kits21`` (KiTS21 and KiTS23) or ``manifest``.
@@ -55,6 +57,7 @@ class Dataset:
 
 def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterable[Case]) -> Dataset:
     """Return a dataset with sorted cases after checking that their ids are unique and usable as file names.
+
     Raises:
         InputError: there is no case, an id is used twice (case-insensitively, as some file systems compare
             names), or an id cannot be a file name.
@@ -77,6 +80,7 @@ def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterab
 
 def inside(root: Path, listed: object, where: Path) -> Path:
     """Return the path of a file that a JSON file lists relative to the dataset's folder.
+
     Args:
         root: the dataset's folder.
         listed: the entry of the JSON file.

@@ -26,6 +26,7 @@ def is_dataset(path: Path) -> bool:
 
 def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
     """List the cases of a dataset; the layout is detected from the files.
+
     * nnU-Net v2 raw: ``dataset.json`` with ``channel_names``, ``imagesTr``, ``labelsTr``, ``imagesTs``
     * Decathlon and nnU-Net v1: ``dataset.json`` with ``modality`` and lists of files
     * KiTS19, KiTS21, KiTS23: ``case_*/imaging.nii.gz``

@@ -24,6 +24,7 @@ _TYPES = (np.int16, np.int32, np.float32)
 
 def read_series(path: Path, series: str | None = None) -> Volume:
     """Read one DICOM series, rescaled to its unit (HU in CT).
+
     Slices are ordered by their position along the slice normal. Scout views are left out. Of identical copies
     of a file only one is used. Padding pixels become air, -1000 HU (0 in other modalities), unless they are
     darker.
@@ -56,6 +57,7 @@ def read_series(path: Path, series: str | None = None) -> Volume:
 
 def peek_series(path: Path, series: str | None = None) -> Header:
     """Return the grid of a DICOM series from its headers alone; the type is always int16.
+
     Raises:
         InputError: see :func:`read_series`, except for errors in the pixels.
     """
@@ -66,6 +68,7 @@ def peek_series(path: Path, series: str | None = None) -> Header:
 
 def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
     """Return the frames of the series that :func:`read_series` reads, in stacking order.
+
     Raises:
         InputError: no series or several, or frames of several kinds.
     """
@@ -132,6 +135,7 @@ def _series_of(path: Path) -> list[Frame]:
 
 def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
     """Return the frames of a folder's own files, of its subfolders, or of a ``DICOMDIR``.
+
     Raises:
         InputError: other volumes lie beside the slices, so the choice is ambiguous.
     """
@@ -165,6 +169,7 @@ def _looked_at(files: Iterable[Path]) -> tuple[list[Frame], list[NoFrame]]:
 
 def _check_whole(path: Path, frames: list[Frame], others: list[NoFrame]) -> None:
     """Raise an InputError if images of a series lack their position.
+
     Leaving them out would silently shorten the scan.
     """
     kind = {frame.kind for frame in frames}

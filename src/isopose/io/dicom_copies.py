@@ -12,6 +12,7 @@ from isopose.io.dicom_pixels import pixels
 
 def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
     """Keep one frame of each image, from the file with the shortest name.
+
     Two files are possible copies if they have the same SOP instance UID or, without a UID, the same position.
     They are copies if their bytes are equal, or their positions and their values in HU.
 

@@ -55,6 +55,7 @@ def is_dicom(path: Path) -> bool:
 
 def read_header(path: Path) -> Dataset | None:
     """Return the technical fields of a DICOM file; None if it is not DICOM or too damaged to read.
+
     A file without a preamble is read as well if it begins as a DICOM data set (implicit or explicit value
     representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
@@ -122,6 +123,7 @@ def is_dicomdir(path: Path) -> bool:
 
 def listed_files(path: Path) -> list[Path]:
     """Return the image files listed in a ``DICOMDIR``.
+
     pydicom's own reader silently leaves out missing files.
 
     Raises:
@@ -151,6 +153,7 @@ def listed_files(path: Path) -> list[Path]:
 
 def files_in(folder: Path, *, below: bool) -> list[Path]:
     """Return the files of a folder that may be images, sorted by name.
+
     Hidden files, files added by operating systems and ``DICOMDIR`` are left out.
 
     Args:

@@ -1,4 +1,5 @@
 """Read the geometry of DICOM images: one record per frame, for classic and enhanced (multi-frame) files.
+
 Only technical fields are read. Names, identifiers, dates and free text (series and study descriptions often
 contain names) are never read, so no message can show them.
 """
@@ -51,6 +52,7 @@ _PLACE = (
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One slice: where its pixels are stored and where it lies in space.
+
     Args:
         path: its file.
         index: index of the frame in a multi-frame file, from 0.
@@ -96,6 +98,7 @@ class Frame:
 @dataclass(frozen=True)
 class NoFrame:
     """A DICOM file without usable slices.
+
     Args:
         path: its file.
         series: series instance UID, never shown.
@@ -111,6 +114,7 @@ class NoFrame:
 
 def look_at(path: Path) -> list[Frame] | NoFrame | None:
     """Return the frames of one file, or why it has none; None if it is not DICOM.
+
     Raises:
         InputError: the file is DICOM by its name or first bytes, but its header is truncated. Skipping it
             would silently shorten the scan if it is the first or last slice.
@@ -126,6 +130,7 @@ def look_at(path: Path) -> list[Frame] | NoFrame | None:
 
 def frames_of(path: Path) -> list[Frame]:
     """Return the frames of one file; empty if it is not DICOM, not a scan, or lacks its position.
+
     Raises:
         InputError: the file is DICOM but its header is truncated or damaged.
     """

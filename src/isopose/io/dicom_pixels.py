@@ -1,4 +1,5 @@
 """Decode DICOM pixels into their unit: decompress, rescale each frame, replace padding by air.
+
 ITK rescales a whole file by one pair of slope and intercept. GDCM cannot read all files without a preamble,
 nor float pixels. Therefore pydicom reads uncompressed values, and compressed ones are passed to GDCM in a
 temporary file that contains only the pixels.
@@ -54,6 +55,7 @@ _TAGS = [*_FORM, *(name for names in _PIXELS for name in names)]
 @dataclass(frozen=True, eq=False)
 class _Stored:
     """The stored values of a file.
+
     Args:
         array: ``(frame, y, x)`` in the allocated type, of which the stored bits may be a part.
         bits: number of stored bits; all for floats.
@@ -97,6 +99,7 @@ class _Stored:
 
 def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
     """Yield slices ``(y, x)`` in their unit (HU in CT), each in the narrowest type that holds its values.
+
     Raises:
         InputError: pixels cannot be decoded, or their number does not match the header.
     """
@@ -233,6 +236,7 @@ def _padding(data: Dataset, name: str, limit: str, dtype: np.dtype) -> tuple[flo
 
 def _as_stored(value: Any, dtype: np.dtype) -> float | None:
     """Return a padding value in the representation of the pixels; None if that is impossible.
+
     Many files declare the padding signed and the pixels unsigned, or the reverse. A value outside the range
     of the pixels' type is therefore reinterpreted by its bits.
     """

@@ -13,6 +13,7 @@ _HU = ("", "HU", "HOUNSFIELD UNITS")
 
 def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, float] | None, str]:
     """Return a frame's slope and intercept, or why its values cannot be rescaled to their unit.
+
     Real world value mappings are ignored: they map to quantities other than the modality's own unit.
 
     Args:
@@ -62,6 +63,7 @@ def _number(value: Any) -> float | None:
 
 def rescaled(values: np.ndarray, pair: tuple[float, float] | None) -> np.ndarray:
     """Return stored values times slope plus intercept: integers if all numbers are whole, else float64.
+
     Args:
         values: stored values, integers or floats.
         pair: slope and intercept; None leaves the values as they are.

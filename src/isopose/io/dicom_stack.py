@@ -29,6 +29,7 @@ def named(path: Path, frame: Frame) -> str:
 
 def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
     """Sort frames of one kind by their position along the slice normal.
+
     Raises:
         InputError: the frames differ in size, pixel size or orientation, or cannot be rescaled to HU.
     """
@@ -58,6 +59,7 @@ def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
 
 def _axes(frames: list[Frame]) -> np.ndarray:
     """Return the ``(2, 3)`` unit vectors of all slices.
+
     They are the common ones, or the orthogonal pair nearest to their mean.
     """
     each = np.stack([f.axes for f in frames])
@@ -70,6 +72,7 @@ def _axes(frames: list[Frame]) -> np.ndarray:
 
 def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
     """Return the ``(4, 4)`` matrix ``lps_from_index`` of sorted frames that form a regular stack.
+
     If the positions deviate from a straight line, spacing and origin are those of a line fitted to all of
     them.
 
@@ -110,6 +113,7 @@ def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
 
 def _usual_step(path: Path, frames: list[Frame], normal: np.ndarray) -> float:
     """Return the median distance of neighboring slices in mm, after checking that all distances agree.
+
     Raises:
         InputError: duplicate, missing or unevenly spaced slices.
     """

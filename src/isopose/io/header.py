@@ -15,6 +15,7 @@ from isopose.io.sizes import check_sizes
 @dataclass(frozen=True, eq=False)
 class Header:
     """Grid and type of an image file.
+
     Args:
         shape: array shape ``(z, y, x)``.
         world_from_index: ``(4, 4)``, maps ``(x, y, z, 1)`` indices to LPS millimeters.
@@ -36,6 +37,7 @@ class Header:
 
     def checked(self, path: Path) -> "Header":
         """Return this header after checking that its grid is valid and not too large to read.
+
         Raises:
             InputError: the grid is invalid or too large; the message names the file.
         """
@@ -51,6 +53,7 @@ class Header:
 
 def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volume:
     """Return a volume; errors about its grid name the file.
+
     Raises:
         InputError: the grid is invalid, or its voxel size is not plausible for a patient.
     """

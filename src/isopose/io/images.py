@@ -50,6 +50,7 @@ _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
     """Read a scan: NIfTI, NRRD, MetaImage, or DICOM (folder, ZIP archive, DICOMDIR or one file of a series).
+
     Args:
         path: file or folder.
         series: for DICOM, the series number or series instance UID, if a folder holds several series.
@@ -93,6 +94,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
 
 def peek(path: Path, series: str | None = None) -> Header:
     """Return the grid and type of a scan without reading its voxels.
+
     Raises:
         InputError: see :func:`read_volume`, except for errors in the voxels.
     """
@@ -108,6 +110,7 @@ def peek(path: Path, series: str | None = None) -> Header:
 
 def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], None] | None = None) -> Volume:
     """Read a label map as uint8.
+
     Args:
         path: a file of whole numbers from 0 to 255 in any type. Deviations up to 0.001 are rounded, because a
             scale factor in the header can turn 1 into 1.0000153.
@@ -158,6 +161,7 @@ def _rounded(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
 
 def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
     """Return labels in the storage order and on the exact grid of their image; see :func:`read_labels`.
+
     Raises:
         InputError: the grids differ; the message names the labels' file.
     """
@@ -178,6 +182,7 @@ def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
 
 def write_labels(volume: Volume, path: Path) -> None:
     """Write a label map as compressed uint8 on the volume's exact grid; on failure no file is left.
+
     Args:
         volume: whole numbers 0 to 255.
         path: ends in one of :data:`WRITABLE`. NIfTI stores the geometry in float32, the others in float64.
@@ -194,6 +199,7 @@ def write_labels(volume: Volume, path: Path) -> None:
 
 def write_image(volume: Volume, path: Path) -> None:
     """Write a volume compressed, in its own type, on its exact grid; on failure no file is left.
+
     Raises:
         InputError: the extension is not in :data:`WRITABLE`.
         IsoposeError: the file cannot be written.
@@ -217,6 +223,7 @@ def write_image(volume: Volume, path: Path) -> None:
 
 def _write_nifti(volume: Volume, path: Path) -> None:
     """Write a NIfTI file slice by slice.
+
     ITK would copy the whole volume in memory, and reports no error if the disk is full.
     """
     slices = len(volume.array)

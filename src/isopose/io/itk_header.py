@@ -1,4 +1,5 @@
 """Validate NRRD and MetaImage headers before ITK reads them.
+
 ITK crashes on some headers, returns uninitialized memory for others, and ignores some fields that change a
 voxel's position or value. Headers that ITK would misread are refused here.
 """
@@ -47,6 +48,7 @@ _MM = ("", "mm", "millimeter", "millimeters", "millimeter", "millimeters")
 
 def check_text_header(path: Path, kind: str) -> dict[str, str]:
     """Refuse a header that may crash ITK: not lines of text, or data files that do not make up a scan.
+
     Args:
         path: the file.
         kind: its extension: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
@@ -100,6 +102,7 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
 
 def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:
     """Refuse header fields that ITK ignores.
+
     Args:
         path: the file, for the message.
         kind: its extension.
@@ -173,6 +176,7 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
 
 def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
     """Refuse a list of data files that is shorter than the number of slices.
+
     ITK would crash, or return uninitialized voxels.
     """
     words = fields.get("ElementDataFile", "").split()

@@ -12,6 +12,7 @@ VARIABLE = "ISOPOSE_MAX_GB"
 
 def largest_bytes() -> int:
     """Return the limit in bytes, from the environment variable if it is set.
+
     Raises:
         InputError: the variable is not a number.
     """

@@ -1,4 +1,5 @@
 """Read NIfTI-1 and NIfTI-2 files.
+
 SimpleITK reads truncated files without an error, filled with uninitialized memory, and takes the voxel size
 from ``pixdim`` even if the sform differs. Therefore the header, the affine and the length of the voxel data
 are read and checked here. Field names and rules follow the NIfTI-1 and NIfTI-2 standards (nifti1.h,
@@ -110,6 +111,7 @@ class _Fields:
 
 def peek_nifti(path: Path) -> Header:
     """Return the grid and type of a ``.nii`` or ``.nii.gz`` file, without reading its voxels.
+
     Raises:
         InputError: see :func:`read_nifti`, except for errors in the voxels.
     """
@@ -120,6 +122,7 @@ def peek_nifti(path: Path) -> Header:
 
 def read_nifti(path: Path) -> Volume:
     """Read a ``.nii`` or ``.nii.gz`` file with three dimensions.
+
     The grid comes from the sform if its code is set, else from the qform, as in the standard and nibabel. If
     both are set they must agree to within a voxel. A sheared sform is replaced by the qform if no voxel moves
     by more than 0.5 mm. Integers keep their type, all else becomes float32.
@@ -153,6 +156,7 @@ def read_nifti(path: Path) -> Volume:
 
 def is_whole(path: Path) -> bool:
     """Return whether a NIfTI file holds all voxels announced by its header, with a valid checksum if packed.
+
     ITK's NIfTI writer reports no error if the disk is full, so written files have to be checked.
     """
     try:
@@ -216,6 +220,7 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
 
 def _scaling(path: Path, header: np.void) -> tuple[float, float]:
     """Return slope and intercept; ``(1, 0)`` if the slope is not valid: 0, NaN or infinity.
+
     Raises:
         InputError: the slope is valid and the intercept is not a number.
     """
@@ -232,6 +237,7 @@ def _scaling(path: Path, header: np.void) -> tuple[float, float]:
 
 def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Literal["<", ">"]) -> int:
     """Return the byte at which the voxels begin, behind the header and its extensions.
+
     An offset of 0 means that it was never set: the voxels then follow the header.
 
     Raises:

@@ -22,6 +22,7 @@ _OF_ITK = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.
 
 def itk_name(path: Path) -> str:
     """Return a path as text for SimpleITK, which crashes on names that are not UTF-8.
+
     Raises:
         InputError: the name is not UTF-8.
     """
@@ -35,6 +36,7 @@ def itk_name(path: Path) -> str:
 @contextmanager
 def quiet_itk() -> Iterator[list[str]]:
     """Silence ITK inside the block.
+
     ITK's warnings are switched off by its own switch. MetaIO ignores that switch and writes to the process's
     standard error, so the descriptor is redirected during the block, in one thread at a time.
 
@@ -62,6 +64,7 @@ def complained(heard: list[str]) -> bool:
 
 class _Quiet:
     """Silence warnings and loggers from the first block entered to the last one left.
+
     Both are settings of the whole process. If blocks in several threads each restored the state they found,
     they could leave the user's settings changed permanently.
     """
@@ -97,6 +100,7 @@ _PYDICOM = _Quiet(("pydicom", "highdicom"))
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Silence pydicom and highdicom inside the block; their messages may quote a patient's data.
+
     The caller's settings for warnings and logging are restored afterwards.
     """
     with _PYDICOM:

@@ -27,6 +27,7 @@ _USUAL_EDGE_MM, _USUAL_BODY_MM = (0.2, 20.0), (100.0, 700.0)
 
 def check_sizes(volume: Volume) -> Volume:
     """Return a volume unchanged if its voxel size is plausible; its array is not read.
+
     Raises:
         InputError: a voxel size outside :data:`EDGE_MM`.
     """
@@ -41,6 +42,7 @@ def check_sizes(volume: Volume) -> Volume:
 
 def check_extent(upright: Volume) -> None:
     """Refuse a scan with implausible extent, before memory is allocated for it.
+
     Args:
         upright: the scan, reoriented to the patient's axes.
 
@@ -63,6 +65,7 @@ def extent_mm(volume: Volume) -> np.ndarray:
 
 def size_doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Iterator[str]:
     """Yield a warning for each implausible size; these are no errors, since the header may be right.
+
     Args:
         upright: the scan, reoriented to the patient's axes.
         body_mm: sides ``(x, y)`` of the body's in-plane box in mm; None if no body was found.

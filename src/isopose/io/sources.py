@@ -24,6 +24,7 @@ MOST = 100_000
 
 def hash_of_source(path: Path) -> str:
     """Return the SHA-256 of a file, or of the names and contents of all files of a scan.
+
     For a folder (a DICOM series) these are all files in it, for a ``DICOMDIR`` the files it lists, for one
     file of a series the files of the series, and for a MetaImage or NRRD header also its data files.
 

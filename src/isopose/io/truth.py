@@ -12,6 +12,7 @@ TRUTH_FILE = "phantom.json"
 
 def true_rolls(folder: Path) -> dict[str, float]:
     """Return each case's true roll in radians, from +x to +y (LPS).
+
     The angles are read from ``phantom.json``, see :func:`isopose.phantom.randomized.roll_of`. The result is
     empty if the folder is not a complete cohort of phantoms: the roll of real patients is unknown.
     """

@@ -72,7 +72,7 @@ class Table:
 
 
 def to_latex(table: Table) -> str:
-    r"""Return the table as a LaTeX ``table`` with ``booktabs`` rules, its caption above and its notes below."""
+    r"""Return the table as a LaTeX ``table`` with ``booktabs`` rules, a caption and notes."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(_escaped(cell) for cell in cells) + r" \\"

@@ -74,7 +74,7 @@ class Access:
             raise InputError(f"--token: expected {SHORTEST_TOKEN} characters or more, got {len(self.token)}")
 
     def knows(self, host: str) -> bool:
-        """Return whether a Host header is this server's; what else resolves here may be another site's name."""
+        """Return whether a Host header names this server; any other name may be another site's."""
         name = (urlsplit(f"//{host}").hostname or "").lower()
         # An address, unlike a name, cannot be made to point here by who owns a domain.
         return (

@@ -219,7 +219,7 @@ def _job(jobs: Jobs, number: int) -> Job:
 
 
 def _checked(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
-    """Return a correction as it is kept: of this scan, in the frame and for the reference of its prediction."""
+    """Return a valid correction for this scan, with the frame and reference of its prediction."""
     view = read_view(folder / "jobs" / str(job.number) / "view")
     if view is None or "reference" not in view["steps"]:
         raise HTTPException(409, "a pose is set by hand where slices were predicted")

@@ -202,7 +202,7 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
 
 
 def _raw(folder: Path, dataset: Dataset) -> None:
-    """Return the cases that train or validate as an nnU-Net raw dataset of NIfTI files with classes 0, 1, ..."""
+    """Write the training and validation cases as an nnU-Net raw dataset with classes 0, 1, ..."""
     done = folder / "dataset.json"
     if done.exists():
         return

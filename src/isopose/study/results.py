@@ -196,7 +196,7 @@ def scans_of(results: Mapping[str, ArmResult]) -> list[CaseScores]:
 
 
 def baseline_of(results: Mapping[str, ArmResult]) -> str:
-    """Return the arm that the others are held against: :data:`BASELINE`, or the first where that was not run."""
+    """Return the arm to compare with: :data:`BASELINE`, or the first arm if that was not run."""
     return BASELINE if BASELINE in results else next(iter(results))
 
 

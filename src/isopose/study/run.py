@@ -133,7 +133,7 @@ def _run_study(
 
 
 def _is_done(output: Path, job: Job) -> bool:
-    """Return whether a run need not be done (again); the source's needs its model, from which others begin."""
+    """Return whether a run is finished; for the source also whether its model is still there."""
     folder = output / "runs" / job.place
     return (folder / "result.json").exists() and (
         job.arm != SOURCE.name or (folder / "model" / "model.json").exists()

@@ -65,10 +65,10 @@ class Run:
 def slice_stages(
     run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None, corrections: Corrections
 ) -> tuple[list[Progress], Turning | None]:
-    """Train the networks of slices; the networks then holds the best weights.
+    """Train the networks of slices; afterwards they have the best weights.
 
     Returns:
-        How far each stage has come, and how STN1 sees the roll where one was trained.
+        The progress of each stage, and the roll errors of STN1 if it was trained.
     """
     config = run.config
     reference = networks.pose.reference_mask.cpu()
@@ -128,7 +128,7 @@ def slice_stages(
 def _measured(
     run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None, section: str
 ) -> Turning | None:
-    """Measure how the trained STN1 sees the roll, say it, and warn where it has not learned to turn."""
+    """Measure the roll errors of the trained STN1, report them, and warn if it has not learned to rotate."""
     if run.trial:
         return None
     patients = "validation" if val_slices else "training"
@@ -148,7 +148,7 @@ def _measured(
 
 
 def _augmentation(run: Run, networks: Networks) -> Augmentation | None:
-    """What the U-Net's slices go through while it trains, in place of homogenization."""
+    """Return the augmentation of the U-Net's slices that replaces homogenization, if configured."""
     if run.config.unet.augmentation == "off":
         return None
     # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
@@ -164,7 +164,7 @@ def _augmentation(run: Run, networks: Networks) -> Augmentation | None:
 def volume_stages(
     run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None
 ) -> list[Progress]:
-    """Likewise for whole volumes, whose pose needs no training."""
+    """Train the networks of whole volumes, whose pose needs no training."""
     crop, device = run.config.crop, run.fabric.device
     training = Volumes(train_slices.cases)
     validation = Volumes(val_slices.cases) if val_slices else None
@@ -221,7 +221,7 @@ def _train(
 
 
 def oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dict[int, float]:
-    """Label column to the least part of slices that show it (the paper: a third kidney, a third tumor)."""
+    """Return label column to the minimum fraction of slices that show it (the paper: one third each)."""
     if configured is None:
         return dict.fromkeys(range(min(2, len(labels.names))), 1.0 / 3.0)
     unknown = sorted(set(configured) - set(labels.names))

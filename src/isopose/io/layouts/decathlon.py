@@ -12,6 +12,7 @@ from isopose.labels import Labels
 
 def open_decathlon(root: Path, content: dict[str, Any], labels: Labels | None) -> Dataset:
     """List the cases of a Decathlon or nnU-Net v1 dataset.
+
     nnU-Net v1 lists images without the channel number in their file names (``_0000``); if a listed file is
     absent, the file with the channel number is used. Resource forks of macOS (``._*``) are skipped.
 

@@ -30,6 +30,7 @@ def kits_folder(root: Path) -> Path | None:
 
 def open_kits(root: Path, labels: Labels | None) -> Dataset:
     """List the cases of a KiTS dataset.
+
     KiTS19 has the labels kidney 1 and tumor 2. KiTS21 and KiTS23 add cyst 3 (KiTS21: majority vote) and score
     the unions kidney+tumor+cyst and tumor+cyst. Ages come from ``kits.json``, if present.
 

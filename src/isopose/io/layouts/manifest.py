@@ -12,6 +12,7 @@ from isopose.labels import Labels
 
 def open_manifest(path: Path, labels: Labels | None) -> Dataset:
     """List the cases of a CSV manifest.
+
     Required columns: ``image`` (file, or folder of a DICOM series) and ``label`` (may be empty). Optional
     columns: ``case`` (default: the image's name), ``patient`` (default: the case), ``age`` in years,
     ``split`` (train, val, test or empty). Relative paths start at the manifest's folder.

@@ -13,6 +13,7 @@ from isopose.labels import Labels
 
 def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> Dataset:
     """List the cases of an nnU-Net v2 raw dataset.
+
     Cases of ``imagesTr`` and ``labelsTr`` are training cases, those of ``imagesTs`` (with optional labels in
     ``labelsTs``) test cases. A ``dataset`` key with explicit paths replaces the training folders.
 
@@ -52,6 +53,7 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
 
 def region_labels(where: Path, described: object) -> Labels:
     """Return the labels of a ``labels`` object with values or regions (lists of values).
+
     A region with one value is a label, a region with several values a union. A value that occurs only in
     larger regions is named ``label_<value>``.
 

@@ -11,6 +11,7 @@ from isopose.io.layouts.table import age_in, read_table
 
 def with_patients(dataset: Dataset, folder: Path) -> Dataset:
     """Return the dataset with the patients and ages of its ``patients.csv``; unchanged without that file.
+
     The file lies in ``folder`` or in the dataset's own folder. Columns: ``case``, ``patient`` and optionally
     ``age_years``. Cases that are not listed remain their own patient. Lines of absent cases are ignored,
     since a dataset may be a subset.

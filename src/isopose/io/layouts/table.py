@@ -14,6 +14,7 @@ def read_table(
     path: Path, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> list[tuple[int, dict[str, str]]]:
     """Return the rows of a CSV file with a header, as (line number, cells by lower-case column name).
+
     The separator (comma, semicolon or tab) is detected from the header. A byte-order mark is allowed, empty
     lines are skipped, and columns that are neither required nor optional are ignored. Cells are stripped.
 

@@ -59,6 +59,7 @@ SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 @dataclass(frozen=True)
 class Meaning:
     """The codes of one label.
+
     Args:
         name: the label's name.
         category: anatomical structure, or morphologically abnormal structure.
@@ -81,6 +82,7 @@ class Meaning:
 
 def meanings(names: Iterable[str]) -> list[Meaning]:
     """Return the codes of a dataset's labels.
+
     A finding whose name contains no organ is assigned to the only organ among the labels, if there is exactly
     one: ``tumor`` beside ``kidney`` is a neoplasm of the kidney.
     """

@@ -76,6 +76,7 @@ _UID = re.compile(r"[0-9.]{1,64}")
 
 def copied(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
     """Copy the valid ones of some elements of a header, in UTF-8.
+
     An element is valid if the standard allows its value: length, characters, number of values, existing
     calendar dates, and text in the character set that the header names. An invalid sequence is left out as a
     whole. Private elements of its items are never copied.
@@ -105,6 +106,7 @@ def copied(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
 
 def uid_in(header: Dataset, name: str) -> str:
     """Return a UID of a header that results can refer to, else an empty text.
+
     Leading zeros and empty components, which the standard does not allow, are kept: an archive that stores
     the series identifies it by that UID.
     """
@@ -118,6 +120,7 @@ def uid_in(header: Dataset, name: str) -> str:
 
 def _checked(dataset: Dataset, tag: int, declared: bool) -> DataElement:
     """Return a new, valid copy of an element.
+
     Args:
         dataset: contains the element.
         tag: of the element.

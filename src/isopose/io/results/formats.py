@@ -30,6 +30,7 @@ NIFTI = "nifti"
 
 def choose_formats(given: Iterable[str]) -> tuple[str, ...]:
     """Return distinct formats in the order of :data:`FORMATS`; a report includes its segmentation.
+
     Raises:
         InputError: an unknown format, or none.
     """
@@ -45,6 +46,7 @@ def choose_formats(given: Iterable[str]) -> tuple[str, ...]:
 
 def check_source(path: Path, formats: Sequence[str]) -> None:
     """Check that results of a scan can be written in these formats.
+
     Raises:
         InputError: a DICOM format for a scan that is not a DICOM series.
     """
@@ -63,6 +65,7 @@ def result_files(output: Path, name: str, formats: Sequence[str]) -> dict[str, P
 
 def open_dicom(path: Path, series: str | None, formats: Iterable[str], volume: Volume) -> "Source | None":
     """Return the data that DICOM results need from their series; None if no format is DICOM.
+
     It is called before prediction, so that no time is lost if the series cannot have DICOM results.
 
     Args:
@@ -94,6 +97,7 @@ def write_results(
     source: "Source | None" = None,
 ) -> tuple[str, ...]:
     """Write a label map in each format; either all files are written or none.
+
     Args:
         files: see :func:`result_files`.
         predicted: stored values on the scan's grid.

@@ -26,6 +26,7 @@ def report(
     made_from: list[str],
 ) -> Dataset:
     """Return an unverified report with the volume of each segment.
+
     Args:
         source: the series.
         segments: its segmentation, see ``segmentation.py``.

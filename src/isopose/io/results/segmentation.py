@@ -29,6 +29,7 @@ def segmentation(
     made_from: list[str],
 ) -> Dataset:
     """Return a binary SEG with one segment per label, including empty ones.
+
     Its frames lie on the grid of the volume, which is also that of NIfTI results. Each frame refers to its
     slice of the series.
 
@@ -73,6 +74,7 @@ def segmentation(
 
 def _slices(source: Source, volume: Volume) -> list[Dataset]:
     """Return one data set per slice for highdicom, whichever file holds the slice.
+
     Each contains only what a result needs. A slice's position comes from the volume's grid, since the one in
     the header may be missing, rounded, or longer than the standard allows.
     """

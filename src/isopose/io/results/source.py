@@ -42,6 +42,7 @@ _CLASSES = {
 @dataclass(frozen=True, eq=False)
 class Source:
     """A DICOM series as its results refer to it, and the file of each slice.
+
     Args:
         shared: elements that a result has in common with its series: the valid elements of patient and study,
             and the UIDs of study and frame of reference.
@@ -70,6 +71,7 @@ class Source:
 
     def instance(self, z: int | None = None, *, file: int = 0) -> Dataset:
         """Return an item that refers to a file, or to the file and frame of a slice.
+
         Args:
             z: slice of the volume; None refers to ``file`` as a whole.
             file: index among the headers.
@@ -90,6 +92,7 @@ class Source:
 @quiet_pydicom()
 def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     """Return the series that a volume was read from.
+
     Only valid header elements that results need are copied; invalid ones are left out and named in a warning.
 
     Args:
@@ -201,6 +204,7 @@ def _instance_of(file: Path, header: Dataset) -> str:
 
 def uid_of(made_from: list[str], what: str) -> str:
     """Return a UID that depends only on its arguments, so that an archive stores equal results once.
+
     Args:
         made_from: hashes of all inputs of the result.
         what: which object, or which part of it.

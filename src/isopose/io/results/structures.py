@@ -26,6 +26,7 @@ def structures(
     made_from: list[str],
 ) -> FileDataset:
     """Return an RTSTRUCT with one region per label; empty labels have no contours.
+
     Args:
         source: the series.
         classes: class indices, uint8, on the grid of the series as ``read_series`` stacks it.
@@ -81,6 +82,7 @@ def structures(
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """Return closed polygons ``(n, 2)`` around a slice's foreground ``(y, x)``.
+
     Points are ``(x, y)`` in pixel centers. The polygons run half way between foreground and background
     pixels. A hole has its own polygon inside the outer one; readers combine them by the even-odd rule.
     """
