@@ -253,7 +253,7 @@ def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
     ("arguments", "told"),
     [
         (["--host", "0.0.0.0", "--token", "short"], "expected 16 characters or more"),
-        (["--host", "203.0.113.7", "--token", "x" * 20], "cannot be listened at"),
+        (["--host", "203.0.113.7", "--token", "x" * 20], "is not available"),
         (["--device", "abacus"], "abacus"),
         (["--precision", "3"], "--precision"),
     ],

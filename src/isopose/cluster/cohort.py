@@ -137,7 +137,7 @@ def held(output: Place) -> Iterator[None]:
 def run_cohort(
     pool: Pool, job: Job[Item, Result], items: Sequence[Item], cohort: Cohort, reporter: Reporter
 ) -> list[Result]:
-    """Work on all items; one that cannot be done is told, and stops none.
+    """Work on all items; a failed item is reported and stops no other.
 
     Args:
         pool: workers.
@@ -233,7 +233,7 @@ def _known(
 
 
 def remove_half_written(output: Place) -> None:
-    """Clear away what a worker that died was writing on a disk; on object storage nothing is left."""
+    """Remove incomplete files of dead workers on a disk; object storage has none."""
     if output.local is not None:
         for path in output.local.rglob(".*.partial.*"):
             path.unlink(missing_ok=True)
@@ -248,7 +248,7 @@ class Ledger:
     flushed: float = field(default_factory=time.monotonic)
 
     def read(self) -> dict[str, str]:
-        """Stamps of finished scans by their names; lines that are no entries are passed over."""
+        """Return the stamps of finished scans by name; invalid lines are ignored."""
         try:
             lists = sorted(name for name in self.folder.files() if name.startswith("done-"))
         except InputError:
@@ -267,13 +267,13 @@ class Ledger:
         return finished
 
     def add(self, name: str, stamp: str) -> None:
-        """Note a finished scan; it is written within some seconds, with others."""
+        """Add a finished scan; it is written within some seconds, together with others."""
         self.fresh[name] = stamp
         if time.monotonic() - self.flushed > FLUSH:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is noted."""
+        """Write all added entries."""
         if self.fresh:
             rows = [{"name": name, "made_from": stamp} for name, stamp in self.fresh.items()]
             with TemporaryDirectory(prefix="isopose-") as scratch:
@@ -312,7 +312,7 @@ class SetUp:
         return self.do
 
     def do(self, task: _Task) -> Any:
-        """Return one item on a worker: what is missing here is brought, and removed again afterwards."""
+        """Do one item on a worker: fetch missing files, and remove them afterwards."""
         with TemporaryDirectory(prefix="isopose-") as scratch:
             places = Path(scratch) / "in"
             paths = [source.bring(places / str(number)) for number, source in enumerate(task.sources)]

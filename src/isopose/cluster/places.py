@@ -234,5 +234,5 @@ def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
 
 def _stamp(info: dict[str, Any]) -> str:
     known = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
-    told = next((str(value) for value in known if value is not None), "")
-    return hashlib.sha256(f"{info.get('size')} {told}".encode()).hexdigest()[:16]
+    stamp = next((str(value) for value in known if value is not None), "")
+    return hashlib.sha256(f"{info.get('size')} {stamp}".encode()).hexdigest()[:16]

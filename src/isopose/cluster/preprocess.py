@@ -95,7 +95,7 @@ class _Measure:
         return self.measure
 
     def measure(self, task: tuple[Case, list[Source]]) -> CaseFacts | Failed:
-        """Return one case, brought here; one that cannot be used is told, not raised."""
+        """Measure one case, copied here; a case that cannot be used is returned as :class:`Failed`."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
             image, label = (source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources))
@@ -121,7 +121,7 @@ def preprocess_on_cluster(
 
     Args:
         dataset: as for :func:`~isopose.io.datasets.open_dataset`, on a disk that all machines see, or a URL.
-        store: folder for stores, likewise.
+        store: folder for stores, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         config: of the training, for its cases and how to prepare them.
         labels: name to stored value, in place of what the layout says.
@@ -131,7 +131,7 @@ def preprocess_on_cluster(
         The store, which is finished if all cases could be used, and one outcome for each case.
 
     Raises:
-        InputError: a training case cannot be measured for the fingerprint; all such are told.
+        InputError: a training case cannot be measured for the fingerprint; all such cases are reported.
     """
     with TemporaryDirectory(prefix="isopose-") as below:
         mirror, where = Mirror.of_dataset(dataset, Path(below))

@@ -311,11 +311,11 @@ def _tried(
     try:
         return _score_pair(pair, labels, sizes, tolerance_mm, note)
     except Exception as error:
-        told = failure_of(error)
+        failure = failure_of(error)
         # It is kept with the scores, which shall not say where files lay.
-        why = str(told).replace(str(pair.prediction), f"prediction {pair.prediction.name}")
+        why = str(failure).replace(str(pair.prediction), f"prediction {pair.prediction.name}")
         why = why.replace(str(pair.label), f"label {pair.label.name}")
-        return Failed(f"{pair.case}: {why}", not isinstance(told, InputError))
+        return Failed(f"{pair.case}: {why}", not isinstance(failure, InputError))
 
 
 def _score_pair(

@@ -244,7 +244,7 @@ def source_job(preset: str, seed: int) -> Job:
 
 def source_of(options: Options) -> Dataset:
     """Return the dataset from which Table 1 transfers."""
-    assert options.source is not None, "told by arms_of"
+    assert options.source is not None, "checked by arms_of"
     return open_dataset(options.source, options.source_labels)
 
 
@@ -340,14 +340,14 @@ def _contents(dataset: Dataset) -> str:
     Raises:
         InputError: a label file that is not there.
     """
-    told = []
+    contents = []
     for case in dataset.cases:
         if case.label is not None and not case.label.is_file():
             raise InputError(
                 f"{case.id}: no such label file: {case.label}; isopose check lists what is missing"
             )
-        told.append([case.id, case.patient, case.split, case.label and sha256(case.label)])
-    return hash_of([dict(dataset.labels.values), told])
+        contents.append([case.id, case.patient, case.split, case.label and sha256(case.label)])
+    return hash_of([dict(dataset.labels.values), contents])
 
 
 def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress) -> None:

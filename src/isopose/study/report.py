@@ -90,17 +90,17 @@ def _uneven(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     """Say where arms were run with different seeds or folds, so that nobody compares their means."""
     runs: dict[str, list[str]] = {}
     for name, result in results.items():
-        runs.setdefault(_told(result.places), []).append(name)
+        runs.setdefault(_places_text(result.places), []).append(name)
     if len(runs) < 2:
         return ()
-    told = "; ".join(f"{which}: {', '.join(names)}" for which, names in sorted(runs.items(), reverse=True))
+    summary = "; ".join(f"{which}: {', '.join(names)}" for which, names in sorted(runs.items(), reverse=True))
     return (
-        f"Not all arms were run with the same seeds and folds ({told}), so compare them by the differences "
-        "by patient and not by these means.",
+        f"Not all arms were run with the same seeds and folds ({summary}), so compare them by the "
+        "differences by patient and not by these means.",
     )
 
 
-def _told(places: Collection[Place]) -> str:
+def _places_text(places: Collection[Place]) -> str:
     """Seeds, and their folds where there are several."""
     seeds = sorted({seed for seed, _ in places})
     folds = {seed: sorted(fold for s, fold in places if s == seed) for seed in seeds}
@@ -113,9 +113,9 @@ def _made(run: Run) -> str:
     """On what a run was made and by what, as far as it put that down."""
     if "processor" not in run.made:
         return "not recorded"
-    told = run.made
-    versions = ", ".join(f"{key} {told[key]}" for key in ("isopose", "torch", "nnunetv2") if key in told)
-    return f"{told['device']}, {told['processor']}, {told['threads']} threads; {versions}"
+    made = run.made
+    versions = ", ".join(f"{key} {made[key]}" for key in ("isopose", "torch", "nnunetv2") if key in made)
+    return f"{made['device']}, {made['processor']}, {made['threads']} threads; {versions}"
 
 
 def _machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
@@ -124,10 +124,10 @@ def _machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     made = {_made(run).partition(", nnunetv2")[0] for result in results.values() for run in result.runs}
     if len(made) < 2 and made != {"not recorded"}:
         return ()
-    told = " | ".join(sorted(made))
+    machines = " | ".join(sorted(made))
     return (
-        f"These runs are not known to be of one machine and one version ({told}), so their seconds and their "
-        "memory may not compare; runs.csv tells each run's.",
+        f"These runs are not known to be of one machine and one version ({machines}), so their seconds and "
+        "their memory may not compare; runs.csv lists each run's.",
     )
 
 

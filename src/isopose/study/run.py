@@ -119,16 +119,16 @@ def _run_study(
             scale = _scale(output, options, jobs, seconds, budget_s)
             study = replace(study, options=replace(options, scale=scale))
         settle(output, study.options)
-    _tell(study, jobs, seconds)
+    _report_estimate(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
         measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], progress)
     failed = [*untried, *_run_all(study, jobs, seconds)]
-    told = f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again"
+    message = f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again"
     if failed and not load_results(output):
-        raise IsoposeError(told)
+        raise IsoposeError(message)
     report = write_study_report(output, study.options)
     if failed:
-        raise IsoposeError(f"{told}; report of the others: {report}")
+        raise IsoposeError(f"{message}; report of the others: {report}")
     return report
 
 
@@ -189,7 +189,7 @@ def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
     """Return the path, and the patients with their splits, of a run."""
     options = study.options
     if job.arm == SOURCE.name:
-        assert options.source is not None, "told by arms_of"
+        assert options.source is not None, "checked by arms_of"
         return options.source, source_of(options)
     return options.dataset, patients_of(options, job.fold)
 
@@ -374,7 +374,7 @@ def _scale(
     return scale
 
 
-def _tell(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
+def _report_estimate(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
     """How long it will take, arm by arm, before it starts."""
     every = _with_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
