@@ -186,7 +186,7 @@ def test_a_qform_that_readers_take_in_different_ways_is_refused(tmp_path, pixdim
     as_nibabel(written(tmp_path / "a.nii", (CODES, "2h", 0, 1), (PIXDIM, "4f", *pixdim)))
 
 
-def test_a_quaternion_that_is_none(tmp_path):
+def test_an_invalid_quaternion(tmp_path):
     refused(written(tmp_path / "a.nii", QFORM, (256, "3f", 0.9, 0.9, 0.9)), "no rotation")
 
 

@@ -20,7 +20,7 @@ from isopose.evaluation.summary import (
 )
 from isopose.files import write_json, write_text
 
-#: How a missing value is shown; never an empty cell, which would read as forgotten.
+#: Shown for a missing value, since an empty cell would look like an omission.
 NO_VALUE = "–"
 
 METRIC_NAMES: Mapping[Metric, str] = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm)"}
@@ -101,7 +101,7 @@ def to_latex(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """What LaTeX reads as itself."""
+    """Return text with LaTeX's special characters escaped."""
     signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(signs.get(sign, rf"\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
 
@@ -122,7 +122,7 @@ def to_markdown(table: Table) -> str:
 
 
 def spread(statistic: Statistic, metric: Metric) -> str:
-    """``mean (sd)``; the sd is left out below two patients."""
+    """Return ``mean (sd)``, without the sd below two patients."""
     digits = DIGITS[metric]
     if statistic.mean is None:
         return NO_VALUE
@@ -178,7 +178,7 @@ def counts_table(evaluation: Evaluation) -> Table:
 
 
 def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
-    """Per age and per body size, where known: one row per stratum and target."""
+    """Return tables per age and per body size, if known: one row per stratum and target."""
     groups = {"Age": age_strata(evaluation.cases), "Body size": size_strata(evaluation.cases)}
     columns = (
         Column("Group", text=True),
@@ -321,7 +321,7 @@ def _p_value(p: float | None) -> str:
 
 
 def rules(evaluation: Evaluation) -> str:
-    """How to read the scores, in words."""
+    """Return a text on how to read the scores."""
     return (
         "Scores are in 3D on the scan's own grid; scans of one patient are averaged first. Surface Dice at "
         f"{evaluation.tolerance_mm:g} mm; HD95 is the larger directed 95th percentile. A missed structure "
@@ -331,7 +331,7 @@ def rules(evaluation: Evaluation) -> str:
 
 
 def left_out(evaluation: Evaluation) -> tuple[str, ...]:
-    """Sentences on what was not scored; none if everything was."""
+    """Return sentences about scans that were not scored."""
     sentences = []
     if evaluation.missing:
         sentences.append(

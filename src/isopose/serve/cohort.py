@@ -129,7 +129,7 @@ def open_cohort(
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
         raise InputError(
-            f"{predictions}: nothing says what the labels are; name them, as in --label kidney=1"
+            f"{predictions}: the labels are not known; name them, as in --label kidney=1"
         )
     ours, theirs = _by_case(scores), _by_case(scores_against)
     cases = tuple(

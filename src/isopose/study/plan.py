@@ -1,4 +1,4 @@
-"""What a study does: which runs on which patients, with which configuration, settled when it first starts."""
+"""The plan of a study: its runs, their patients and configurations, fixed when it first starts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,9 +40,9 @@ class Options:
         folds: 1: tested on the dataset's own test cases; more: every labeled patient is tested once, by
             models that were trained on the other folds.
         settings: ``section.key=value`` for all arms alike.
-        values: contents of a configuration file, likewise.
+        values: contents of a configuration file for all arms.
         source: path of the dataset from which Table 1 transfers, or none.
-        source_labels: its labels, likewise: another dataset may store others.
+        source_labels: name to stored value in the source dataset.
         scale: of the U-Net's epochs, the budget's; 1 without.
         short_stns: settings may train STN1 and STN2 shorter than the preset, which the report then says.
     """
@@ -81,12 +81,11 @@ class Job:
 
 
 def check_options(options: Options) -> None:
-    """Check that a study can be made of what was asked for.
+    """Check that a study with these options is possible.
 
     Raises:
         InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have or
-            that shorten its STNs (unless that was asked for), or a source of other labels or with patients
-            who are tested on.
+            that shorten its STNs (unless allowed), or a source with other labels or with test patients.
     """
     for preset in options.presets:
         if preset not in ("default", "paper"):
@@ -303,7 +302,7 @@ def claim(output: Path, options: Options) -> tuple[Options, bool]:
 
 
 def settle(output: Path, options: Options) -> None:
-    """Put down, for good, which part of its epochs the U-Net of every arm has."""
+    """Store the fraction of its epochs that the U-Net of every arm has; it never changes."""
     write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale, "scales": SHORTENED})
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a study came to: by patient, with its spread, and against the baseline."""
+"""The results of a study's runs: by patient, with their spread, and relative to the baseline."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,10 +138,12 @@ Strata = Callable[[Sequence[CaseScores]], Mapping[str, Sequence[CaseScores]]]
 
 
 def load_results(output: Path) -> Results:
-    """Finished runs of a study by preset and arm, in the order of the tables, without those of the source.
+    """Return the finished runs of a study by preset and arm, in the order of the tables.
+
+    Runs of the source are left out.
 
     Raises:
-        InputError: a result that is none.
+        InputError: an invalid result file.
     """
     found: dict[str, dict[str, list[Run]]] = {}
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):

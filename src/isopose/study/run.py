@@ -1,4 +1,4 @@
-"""``isopose study``: estimate, then run after run in a process of its own, then the report."""
+"""``isopose study``: estimate the duration, do each run in its own process, write the report."""
 
 import math
 import shutil
@@ -149,7 +149,7 @@ def _can_run(output: Path, job: Job, seconds: Mapping[str, Mapping[str, float]])
 
 
 def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Do what is not done; what failed, by name."""
+    """Do all runs that are not finished; return the names of those that failed."""
     failed: list[str] = []
     left = [job for job in _with_sources(study.output, jobs) if not _is_done(study.output, job)]
     # Of what was estimated for the runs that are done now, how much they took.
@@ -162,7 +162,7 @@ def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[st
         try:
             _run(study, job)
         except RunFailed as error:
-            # One arm that diverges must not cost the others their night.
+            # An arm that diverges must not stop the others.
             study.reporter.say(f"error: {error}, see above; going on with the others")
             failed.append(str(error))
         estimated += _seconds(study.options, job, seconds)
@@ -195,7 +195,7 @@ def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
 
 
 def _run(study: Study, job: Job) -> None:
-    """Return a run in a process of its own."""
+    """Do a run in its own process."""
     path, dataset = _dataset(study, job)
     of_source = job.arm == SOURCE.name
     config = config_of(study.options, job.preset, _arm(job), job.seed)
@@ -375,7 +375,7 @@ def _scale(
 
 
 def _report_estimate(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
-    """How long it will take, arm by arm, before it starts."""
+    """Report the estimated duration of each arm before the study starts."""
     every = _with_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
     where = "" if study.options.folds == 1 else " in the first fold"
@@ -393,7 +393,7 @@ def _report_estimate(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Ma
 
 
 def _clock(seconds: float) -> str:
-    """Hours and minutes, or seconds below two minutes."""
+    """Format hours and minutes; seconds below two minutes."""
     if seconds < 120:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)
