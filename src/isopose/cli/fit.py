@@ -78,7 +78,7 @@ def fit(
     if budget is not None:
         # Fine-tuning keeps the input size of the weights.
         loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
-    with Tracked(reporter, track or (), model / "work", loaded) as told:
+    with Tracked(reporter, track or (), model / "work", loaded) as tracked:
         run(
             opened,
             model,
@@ -88,7 +88,7 @@ def fit(
             store=store,
             corrections=None if corrections is None else read_corrections(corrections),
             workers=workers,
-            reporter=told,
+            reporter=tracked,
         )
     if rank() == 0:
         typer.echo(f"model: {model}")

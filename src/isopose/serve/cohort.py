@@ -128,9 +128,7 @@ def open_cohort(
     others = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
-        raise InputError(
-            f"{predictions}: the labels are not known; name them, as in --label kidney=1"
-        )
+        raise InputError(f"{predictions}: the labels are not known; name them, as in --label kidney=1")
     ours, theirs = _by_case(scores), _by_case(scores_against)
     cases = tuple(
         Reviewed(
