@@ -78,7 +78,7 @@ def test_json_that_a_user_broke(tmp_path, content, word):
     assert "\n" not in str(caught.value)
 
 
-def test_json_that_is_not_there(tmp_path):
+def test_missing_json(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read"):

@@ -57,7 +57,7 @@ def test_a_failure_names_its_item(workers):
         told(workers, without_disk, [5])
 
 
-def test_a_worker_that_dies_is_told():
+def test_a_worker_that_dies_is_reported():
     with pytest.raises(IsoposeError, match=r"^3: a worker process died at this case"):
         told(1, dies, [3])
 

@@ -1,4 +1,4 @@
-"""``isopose demo``: the whole way on a phantom cohort, with a report at its end."""
+"""``isopose demo``: the whole pipeline on a phantom cohort, ending with a report."""
 
 import time
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ from isopose.report.tables import write_evaluation
 from isopose.training.fit import fit
 from isopose.version import __version__
 
-#: Patients of the cohort, the part of them that is only tested on, slices each and pixels of a side.
+#: Number of patients, fraction of test patients, slices per patient and pixels of a side.
 CASES, TEST_FRACTION, SLICES, SIZE = 50, 0.2, 20, 192
 
-#: The default preset made small: two cores train it in a few minutes.
+#: A reduced default preset, which two cores train in a few minutes.
 SMALL: Mapping[str, Any] = {
     "data": {"size": 192},
     "pose": {"size": 64, "optimizer": {"epochs": 4, "min_epochs": 4, "iterations": 40}},
@@ -41,8 +41,9 @@ SMALL: Mapping[str, Any] = {
     "train": {"validation_slices": 100},
 }
 
-#: The same network, number of steps and jitter on slices as they lie, at the same size. Without the
-#: jitter the comparison would credit homogenization with augmentation (0.05 of kidney, 0.06 of tumor Dice).
+#: The same network, number of steps and jitter at the same size, on slices that are not homogenized. Without
+#: the jitter the comparison would credit homogenization with augmentation (0.05 of kidney, 0.06 of tumor
+#: Dice).
 WITHOUT: Mapping[str, Any] = {
     **SMALL,
     "pose": {"start": "identity", "learned": False, "size": 64},
@@ -64,13 +65,13 @@ class Arm:
 def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter) -> Path:
     """Make phantoms, train with and without homogenization, predict unseen patients, score and report.
 
-    What an interrupted run finished is not done again.
+    Finished steps of an interrupted run are not repeated.
 
     Args:
-        output: folder; ``report.html`` in it is the end.
-        workers: processes for phantoms and preprocessing.
+        output: folder for everything, including ``report.html``.
+        workers: number of processes for phantoms and preprocessing.
         seed: of the cohort and of training.
-        reporter: where progress goes.
+        reporter: receives progress.
 
     Returns:
         The report's path.

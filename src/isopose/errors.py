@@ -1,6 +1,6 @@
-"""The two ways a run can end badly: what the user gave is wrong (exit 2), or we or the machine failed (1)."""
+"""The errors that end a run: bad input (exit code 2), or a failure of program or machine (1)."""
 
-#: Characters of a message; what a user's file holds is quoted in it and may be of any length.
+#: Maximum length of a message in characters; it may quote a user's file.
 LONGEST = 1000
 
 
@@ -10,10 +10,10 @@ def printable(text: str) -> str:
 
 
 class IsoposeError(Exception):
-    """A run that cannot go on; the command line prints the message in one line and exits with 1.
+    """An error that ends a run; the command line prints its message as one line and exits with 1.
 
-    The message becomes one line of printable characters: a file's contents or name, quoted in it, may hold
-    what a terminal would obey.
+    The message is reduced to one line of printable characters: a file's contents or name, quoted in it, may
+    contain control sequences for the terminal.
     """
 
     exit_code = 1
@@ -26,9 +26,9 @@ class IsoposeError(Exception):
 
 
 class InputError(IsoposeError):
-    """Something the user gave is not usable; one clear line, exit code 2, no traceback.
+    """An error in the user's input; one clear line, exit code 2, no traceback.
 
-    The message says which file or case, what was expected, what came, and what to do::
+    The message says which file or case, what was expected, what was found, and what to do::
 
         raise InputError("case_0003: label grid 512 x 512 x 40 does not match the image's 512 x 512 x 41; "
                          "export both on the same grid")
@@ -38,4 +38,4 @@ class InputError(IsoposeError):
 
 
 class RunError(IsoposeError):
-    """What concerns all scans, such as a full disk: it ends the run at once, raised amid one scan or not."""
+    """An error that concerns all scans, such as a full disk: it ends the whole run immediately."""

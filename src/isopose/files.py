@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: everything is written beside its place and moved into it."""
+"""Read and write files; a written file is complete or absent (temporary file, then rename)."""
 
 import errno
 import hashlib
@@ -12,9 +12,10 @@ from typing import Any
 
 from isopose.errors import InputError, RunError
 
-#: Bytes of a text file that is read; an evaluation of 10,000 scans takes 20 MB.
+#: Maximum size of a text file in bytes; an evaluation of 10,000 scans takes 20 MB.
 LARGEST_TEXT = 512 << 20
-#: By these a place takes nothing at all; any other is of one file, such as a name that is too long.
+#: Errors of a folder that cannot be written at all; others concern a single file, such as a name that is too
+#: long.
 _NOT_WRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE),
@@ -23,13 +24,13 @@ _NOT_WRITABLE = (
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder and move it onto ``path`` when the block succeeds.
+    """Yield a temporary path in the same folder and rename it to ``path`` if the block succeeds.
 
-    The temporary name keeps the full suffix (``.nii.gz``), by which writers choose their format. When the
-    block raises, the temporary file is removed and whatever was at ``path`` before stays as it was.
+    The temporary name keeps the full extension (``.nii.gz``), by which writers choose their format. If the
+    block raises, the temporary file is removed and an existing file at ``path`` stays unchanged.
 
     Raises:
-        RunError: the place is full or may not be written to.
+        RunError: the disk is full or not writable.
     """
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
@@ -47,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def output_folder(path: Path) -> Path:
-    """Make the folder that results go to, before any work is done for them.
+    """Create the folder of the results, before any work is done.
 
     Raises:
         InputError: it is a file, lies below one, or cannot be written to.
@@ -66,29 +67,32 @@ def output_folder(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text at once or not at all."""
+    """Write a UTF-8 file; on failure an existing file stays unchanged."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON at once or not at all; NaN and infinity are refused, since JSON has neither."""
+    """Write a JSON file; on failure an existing file stays unchanged.
+
+    NaN and infinity are refused, since JSON has neither.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for as long as the block runs; no other process that asks may write to it meanwhile.
+    """Lock a folder during the block, so that no other isopose process writes to it.
 
-    The system lets go of it when a process ends, however that ends. Nothing is written. Where the system or a
-    network's file system has no such locks, it is not held.
+    The operating system releases the lock when the process ends, however it ends. No file is written. There
+    is no lock on systems and network file systems that do not support it.
 
     Args:
-        folder: that is there.
-        wait: for the one that holds it, in place of giving up.
+        folder: an existing folder.
+        wait: wait for the lock instead of raising.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     try:
         import fcntl
@@ -111,15 +115,16 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def composed(name: str) -> str:
-    """A name as one writes it everywhere: macOS and archives made there store an accent as a sign of its own.
+    """Return a name in Unicode's composed form (NFC).
 
-    Two names that look the same are the same then, and a file meets its label, its prediction and its record.
+    macOS and archives made there store accents as separate characters. In composed form names that look equal
+    are equal, and a file matches its label, its prediction and its record.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def as_stored(path: Path) -> Path:
-    """A path as it lies on the disk, where its accents may be stored in another way; else the path itself."""
+    """Return a path as stored on the disk, where accents may be decomposed; else the path unchanged."""
     path = Path(path)
     if str(path).isascii() or os.path.lexists(path):
         return path
@@ -139,15 +144,15 @@ def as_stored(path: Path) -> Path:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """Read a UTF-8 text file that a user may have touched, without the mark by which Windows begins one.
+    """Read a UTF-8 text file that a user may have edited; a byte-order mark is removed.
 
     Args:
-        path: of a regular file: a device has no end.
-        expected: what it should be, for the message.
+        path: of a regular file (a device has no end).
+        expected: description of the expected content, for the message.
 
     Raises:
-        InputError: the file is missing, unreadable, too large or not text; the message names it, and the line
-            that is not UTF-8.
+        InputError: the file is missing, unreadable, too large or not text; the message names the file and the
+            line that is not UTF-8.
     """
     path = Path(path)
     try:
@@ -171,7 +176,7 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a user may have touched.
+    """Read a JSON file that a user may have edited.
 
     Raises:
         InputError: the file is missing, unreadable or not JSON; the message names it.
@@ -183,11 +188,11 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(value: Any) -> str:
-    """SHA-256 of a JSON-able value's canonical form (sorted keys), in hexadecimal."""
+    """Return the SHA-256 of a JSON-able value's canonical form (sorted keys), in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

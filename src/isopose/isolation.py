@@ -1,4 +1,4 @@
-"""What one scan raises becomes its one line, so that the others are done; what concerns all ends the run."""
+"""Convert an exception of one scan into a one-line error, so that the other scans are still done."""
 
 import errno
 import os
@@ -7,46 +7,46 @@ from dataclasses import dataclass
 
 from isopose.errors import InputError, IsoposeError, RunError
 
-#: Wherever it comes from, the next scan would find no room either.
+#: Errors that would hit every following scan as well.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-#: PyTorch and ITK have no common kind of error for a lack of memory.
+#: Parts of messages that mean a lack of memory; PyTorch and ITK have no common exception for it.
 _NO_MEMORY = (
     *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation"),
     *("ALLOC_FAILED", "unable to allocate"),
 )
-#: They call whatever work they are given, and are never the place at which it failed.
+#: Modules that call other code; a failure is never located in them.
 _CARRIERS = (__name__, "isopose.parallel", "isopose.cluster.pool")
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands in the place of an item's result that could not be made.
+    """Takes the place of an item's result that could not be computed.
 
     Args:
-        why: one line.
-        ours: not what was given is to blame, but the program or the machine.
+        why: the reason in one line.
+        ours: the program or the machine is to blame, not the input.
     """
 
     why: str
     ours: bool = False
 
     def error(self) -> IsoposeError:
-        """What a run raises that cannot do without the item."""
+        """Return the exception for callers that need the item."""
         return IsoposeError(self.why) if self.ours else InputError(self.why)
 
 
 def line_of(error: Exception) -> IsoposeError:
-    """Say in one line what an exception means for people.
+    """Return a one-line error for an exception.
 
-    The message of another library is never quoted, for it may hold a patient's name or a date: its class and
-    the place in this package at which it was raised take its place.
+    The message of another library is never quoted, since it may contain a patient's name or a date. It is
+    replaced by the exception's class and the place in this package where it was raised.
 
     Args:
-        error: any; where it was caught its traceback is still there.
+        error: any exception with its traceback.
 
     Returns:
-        An error of this package: ``error`` itself where it is one, a :class:`~isopose.errors.RunError` where
-        no other scan could be done either.
+        ``error`` itself if it is an error of this package; a :class:`~isopose.errors.RunError` if no other
+            scan could be done either; else another error of this package.
     """
     if isinstance(error, IsoposeError):
         return error
@@ -65,45 +65,45 @@ def line_of(error: Exception) -> IsoposeError:
         return IsoposeError(f"{error.name} cannot be loaded{where}; install isopose and its extras again")
     if isinstance(error, FloatingPointError):
         return IsoposeError(
-            f"values that are no numbers{where}; is it CT in Hounsfield units? Where every scan ends so, the "
+            f"values that are not numbers{where}; is it CT in Hounsfield units? If every scan fails so, the "
             "model is damaged: copy it again, or train again"
         )
     return IsoposeError(f"failed unexpectedly by {type(error).__name__}{where}; please report it")
 
 
 def failure_of(error: Exception) -> IsoposeError:
-    """Say what became of one scan by an exception, see :func:`line_of`.
+    """Return the one-line error of a single scan, see :func:`line_of`.
 
     Raises:
-        RunError: it concerns the whole run.
+        RunError: the exception concerns the whole run.
     """
-    told = line_of(error)
-    if isinstance(told, RunError):
-        raise told from None
-    return told
+    failure = line_of(error)
+    if isinstance(failure, RunError):
+        raise failure from None
+    return failure
 
 
 def named(text: str, name: str) -> str:
-    """A line with what it is about before it, unless it says so itself."""
+    """Return a message that begins with its subject; unchanged if it names the subject already."""
     return text if name in text else f"{name}: {text}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory was lacking."""
+    """Return whether an exception was caused by a lack of memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     if not isinstance(error, RuntimeError):
         return False
     try:
         text = str(error)
-    # Of another library, and unable to say what it is.
+    # An exception of another library whose text cannot be read.
     except Exception:
         return False
     return any(sign in text for sign in _NO_MEMORY)
 
 
 def _place(error: Exception) -> str:
-    """The innermost line of this package that an exception passed through."""
+    """Return the innermost line of this package that an exception passed through."""
     frames = (
         (frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)
     )
@@ -116,6 +116,6 @@ def _place(error: Exception) -> str:
 
 
 def _file(error: OSError) -> str:
-    """The path that the system could not use."""
+    """Return the path that the operating system could not use."""
     name = error.filename
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""

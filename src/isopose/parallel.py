@@ -1,4 +1,4 @@
-"""The same work for many things, in this process or in several, with the same results in the same order."""
+"""Apply a function to many items, in this process or in several, with results in the order of the items."""
 
 import os
 import signal
@@ -38,18 +38,18 @@ def in_order(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Result]:
-    """Yield ``work(item)`` in the order of the items, for work that cannot do without any of them.
+    """Yield ``work(item)`` in the order of the items; the first failure ends the iteration.
 
     Args:
-        work: picklable.
-        items: what to work on.
-        name: of an item, for errors: a case's id.
-        workers: processes; 0 works in this one.
-        progress: called after each item.
+        work: picklable function of an item.
+        items: the arguments of ``work``.
+        name: returns an item's name for error messages, such as a case's id.
+        workers: number of processes; 0 works in this process.
+        progress: called after each item with the number of finished items and of all items.
 
     Raises:
         InputError: from ``work``, naming the item.
-        IsoposeError: whatever else it raised, or its process died.
+        IsoposeError: ``work`` raised another error, or its process died.
     """
     for result in attempts(work, items, name=name, workers=workers, progress=progress):
         if isinstance(result, Failed):
@@ -66,15 +66,16 @@ def all_of(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Result]:
-    """Work on every item, and only then raise what stood in the way of some.
+    """Return ``work(item)`` of all items; failures are raised after all items have been tried.
 
     Args:
         work, items, name, workers, progress: see :func:`in_order`.
-        say: called with the line of each item that failed, as soon as it is known.
+        say: called with the message of each failed item immediately.
 
     Raises:
-        InputError: items that cannot be used: the only one's line, or how many they are and the first one's.
-        IsoposeError: the same where the program or the machine is to blame for one.
+        InputError: some items cannot be used: the message of the only one, or their number and the first
+            message.
+        IsoposeError: the same, if the program or the machine caused one of the failures.
     """
     results, failed = [], []
     for result in attempts(work, items, name=name, workers=workers, progress=progress):
@@ -90,7 +91,7 @@ def all_of(
 
 
 def together(failed: Sequence[Failed], total: int) -> IsoposeError:
-    """One error of all items, of so many in all, that could not be done."""
+    """Return one error for all failed items of ``total``."""
     if len(failed) == 1:
         return failed[0].error()
     why = (
@@ -108,16 +109,16 @@ def attempts(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Result | Failed]:
-    """Yield ``work(item)`` in the order of the items, or why there is none: no item ends another's work.
+    """Yield ``work(item)``, or a :class:`~isopose.isolation.Failed`, in the order of the items.
 
-    A worker process that dies, as for want of memory, takes none but its own item with it: what was in work
-    at that moment is tried once more, each item alone.
+    The failure of an item does not affect other items. If a worker process dies, the items in progress at
+    that moment are tried once more, one at a time, so that only the item that killed the worker fails.
 
     Args:
         work, items, name, workers, progress: see :func:`in_order`.
 
     Raises:
-        RunError: what an item raised concerns all of them.
+        RunError: an item raised an error that concerns all items.
     """
     found = (
         _in_processes(work, items, name, min(workers, max(1, len(items))))
@@ -131,12 +132,15 @@ def attempts(
 
 
 def _attempt(work: Callable[[Item], Result], item: Item, name: str) -> Result | Failed:
-    """Work where the exception is raised: sent from another process, it has lost its place, if it comes."""
+    """Run ``work`` and convert its exception in the process that raised it.
+
+    Exceptions sent between processes lose their traceback, and some cannot be sent.
+    """
     try:
         return work(item)
     except Exception as error:
-        told = failure_of(error)
-        return Failed(f"{name}: {told}", not isinstance(told, InputError))
+        failure = failure_of(error)
+        return Failed(f"{name}: {failure}", not isinstance(failure, InputError))
 
 
 def _in_processes(
@@ -146,7 +150,7 @@ def _in_processes(
     results: dict[int, Result | Failed] = {}
     following = suspects = 0
     while waiting:
-        # One of those that were in work when a worker died is what it died of.
+        # If a worker died, one of the items in progress caused it.
         alone = suspects > 0
         pool = ProcessPoolExecutor(1 if alone else workers, _context(), _start_worker)
         broken = False
@@ -162,7 +166,7 @@ def _in_processes(
                     broken = True
                     if alone:
                         results[number] = Failed(f"{name(items[number])}: {_DIED}", ours=True)
-                except Exception as error:  # what came of it cannot be sent here
+                except Exception as error:  # the result or exception cannot be pickled
                     results[number] = Failed(f"{name(items[number])}: {failure_of(error)}", ours=True)
                 while following in results:
                     yield results.pop(following)
@@ -170,15 +174,15 @@ def _in_processes(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         waiting = [n for n in waiting if n >= following and n not in results]
-        # Begun in their order, one more than there are workers at a time.
+        # Items are started in order, at most one more than there are workers at a time.
         suspects = suspects - 1 if alone else (workers + 1 if broken else 0)
 
 
 def _context() -> BaseContext:
-    """How workers begin: not as forks of this process, for the threads of its libraries do not survive that.
+    """Return the way to start workers: never as forks of this process, whose threads would not survive.
 
-    On Linux they are forks of a process that has loaded what all need, so that loading it, which takes
-    seconds, is waited for once. It has no threads but OpenBLAS's, which end themselves before a fork.
+    On Linux workers are forked from a server process that has already imported the libraries, so that the
+    import, which takes seconds, happens once. Its only threads are OpenBLAS's, which end before a fork.
     """
     if sys.platform != "linux":
         return get_context("spawn")
@@ -189,14 +193,14 @@ def _context() -> BaseContext:
 
 def _start_worker() -> None:
     silence()
-    # A terminal sends Ctrl-C to the workers too; the parent ends them, and alone says so.
+    # A terminal sends Ctrl-C to the workers as well; the parent ends them and reports it once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this worker when its parent dies; it would wait for work forever."""
     parent = parent_process()
     assert parent is not None, "in a worker"
     parent.join()

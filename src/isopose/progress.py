@@ -8,62 +8,66 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-#: Everything that is not a result goes here.
+#: Console for everything but results.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class StageReport(Protocol):
-    """What the training loop tells while a stage runs."""
+    """Receives the progress of one training stage."""
 
     def step(self) -> None:
-        """A batch is done."""
+        """Report that a batch is done."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done; the row is the history's."""
+        """Report that an epoch is done.
+
+        Args:
+            row: its row of the history.
+        """
 
 
 class Reporter(Protocol):
-    """Where long work reports to."""
+    """Receives messages and progress of long-running work."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Report one line."""
 
     @contextmanager
     def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:
-        """Report a stage of training."""
+        """Report a training stage; yields the receiver of its steps and epochs."""
         ...
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Report work that calls back with (done, total)."""
+        """Report counted work; yields a function to call with (done, total)."""
         ...
 
 
 class Silent:
-    """Reports nothing; for tests and for use as a library."""
+    """A reporter that reports nothing, for tests and library use."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     @contextmanager
     def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator["Silent"]:  # noqa: ARG002
-        """Nothing."""
+        """Do nothing."""
         yield self
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
-        """Nothing."""
+        """Do nothing."""
         yield lambda _done, _total: None
 
 
 class Terminal:
-    """Reports to stderr, live where that is a terminal."""
+    """A reporter that writes to stderr, with a live display if that is a terminal."""
 
     def say(self, text: str) -> None:
         """Print one line above any live display."""
@@ -72,7 +76,7 @@ class Terminal:
 
     @contextmanager
     def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:
-        """A bar over all epochs with the last epoch's numbers and the time left."""
+        """Show a bar over all epochs with the last epoch's numbers and the remaining time."""
         with _bar() as bar:
             task = bar.add_task(
                 f"train {name}", total=epochs * iterations, completed=done * iterations, note=""
@@ -81,7 +85,7 @@ class Terminal:
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar that counts cases."""
+        """Show a bar of finished cases."""
         with _bar() as bar:
             task = bar.add_task(what, total=None, note="")
             yield lambda done, total: bar.update(task, completed=done, total=total)

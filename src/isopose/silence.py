@@ -1,4 +1,4 @@
-"""Processes of isopose's own, in which no library says anything."""
+"""Silence the messages of all libraries in isopose's own processes."""
 
 import logging
 import os
@@ -6,19 +6,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Read by Python and by PyTorch's C++ part when they start.
+#: Environment variables that Python and PyTorch's C++ part read when they start.
 _SILENT = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 def silence() -> None:
-    """Keep every library's warnings and log messages from the terminal and from logs, in this whole process.
+    """Hide all libraries' warnings and log messages in this process and in processes started from it.
 
-    For processes that are isopose's own: the command line, its workers, those of the server and of a cluster.
-    What the user has to know is said in lines of our own. Processes that are started from this one are silent
-    from their first import on.
+    It is meant for isopose's own processes: the command line, its workers, those of the server and of a
+    cluster. They print their own messages about what the user has to know.
     """
     warnings.simplefilter("ignore")
-    # Filters are set anew by some libraries when they are loaded.
+    # Some libraries reset the filters on import.
     warnings.showwarning = _say_nothing
     logging.disable(logging.CRITICAL)
     os.environ.update(_SILENT)
@@ -26,7 +25,7 @@ def silence() -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """:func:`silence` inside the block, for a command line that is called from within another program."""
+    """Apply :func:`silence` inside the block, for a command line called from another program."""
     level, before = logging.root.manager.disable, {name: os.environ.get(name) for name in _SILENT}
     with warnings.catch_warnings():
         silence()
@@ -42,4 +41,4 @@ def silent() -> Iterator[None]:
 
 
 def _say_nothing(*_: object, **__: object) -> None:
-    """In place of what prints warnings."""
+    """Do nothing, in place of the function that prints warnings."""

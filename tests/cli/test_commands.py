@@ -90,7 +90,7 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
     ("arguments", "words"),
     [
         (("check", "{tmp}/nowhere"), "nowhere: no such dataset"),
-        (("check", "{tmp}"), "not a dataset that is known"),
+        (("check", "{tmp}"), "not a known dataset"),
         (("check", "{data}", "--label", "kidney"), "--label 'kidney': expected NAME=VALUE, e.g. kidney=1"),
         (("check", "{data}", "--label", "kidney=one"), "expected NAME=VALUE"),
         (("check", "{data}", "--label", "kidney=300"), "expected an integer from 1 to 255"),
@@ -333,7 +333,7 @@ def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, coho
     assert dice(read_labels(tmp_path / "r" / "good.nii.gz").array > 0, truth) > 0.85
 
 
-def test_help_tells_the_defaults_of_homogenize():
+def test_help_shows_the_defaults_of_homogenize():
     from isopose.config import HomogenizeConfig
 
     told = CliRunner().invoke(app, ["homogenize", "--help"], env={"COLUMNS": "300"}).stdout
@@ -374,7 +374,7 @@ def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
     assert isopose("evaluate", truth, cohort, "--allow-missing")[0] == 0
 
 
-def test_a_memory_that_is_none_is_told_before_anything_is_read(isopose, tmp_path):
+def test_an_invalid_memory_limit_is_reported_before_reading(isopose, tmp_path):
     code, _, error = isopose("fit", tmp_path / "nothing", "--model", tmp_path / "model", "--memory", "4")
     assert code == 2
     assert error == "isopose: --memory: expected megabytes or gigabytes, e.g. 4GB or 800MB, got '4'\n"

@@ -167,7 +167,7 @@ def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans
     assert not list(output.rglob(".*.partial.*"))
 
 
-def test_urls_without_a_cluster_are_told(isopose, given):
+def test_urls_without_a_cluster_are_reported(isopose, given):
     code, _, err = isopose("predict", given / "model", "s3://bucket/scans", "--output", "out")
     assert code == 2
     assert err == (

@@ -94,7 +94,7 @@ def test_a_single_object_is_mirrored_under_its_name(bucket, tmp_path):
     assert bring(place, [""], tmp_path / "brought").read_text() == "voxels"
 
 
-def test_nothing_there_and_unknown_protocols_are_told(bucket, tmp_path):
+def test_nothing_there_and_unknown_protocols_are_reported(bucket, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         Mirror.make(Place(f"{bucket}/nothing"), tmp_path)
     with pytest.raises(InputError, match="nonsense://x"):

@@ -88,7 +88,7 @@ def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(poo
     assert results == {n: 9 * n * n for n in range(10) if n != 2}
 
 
-def test_an_error_that_may_pass_is_tried_again_and_then_told(pool, tmp_path):
+def test_an_error_that_may_pass_is_tried_again_and_then_reported(pool, tmp_path):
     results, _ = run(pool, Squares(tmp_path, raises=(6,)), 4)
     why = "failed unexpectedly by OSError; please report it, 3 times"
     assert results.pop(2) == Failed(why, ours=True), "without the words of what raised it"
@@ -135,7 +135,7 @@ def test_without_machines_it_ends(pool, monkeypatch, tmp_path):
     ("address", "told"),
     [("127.0.0.1:1", "nothing answers there"), ("there", "expected auto, local or HOST:PORT")],
 )
-def test_an_address_without_a_cluster_is_told_at_once(address, told):
+def test_an_address_without_a_cluster_is_reported_at_once(address, told):
     with pytest.raises(InputError, match=told), cluster(address):
         pass
 

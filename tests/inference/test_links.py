@@ -108,7 +108,7 @@ def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path,
     assert [outcome.name for outcome in outcomes] == ["case_1", "case_2", "case_3"]
     assert outcomes[1].problem is None
     for scan, outcome in ((scans[0], outcomes[0]), (scans[2], outcomes[2])):
-        assert outcome.problem.startswith(f"{scan.path}: is a link to what is not there")
+        assert outcome.problem.startswith(f"{scan.path}: is a broken link")
     (links / "list.csv").write_text("image,label\ncase_1_0000.nii.gz,\ncase_2_0000.nii.gz,\n")
     problems = check_dataset(open_dataset(links / "list.csv"))
     assert [p.case for p in problems if p.severity == "error"] == ["case_1_0000"]

@@ -67,7 +67,7 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path, spoil):
     assert "isopose-" not in str(caught.value)
 
 
-def test_too_large_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_too_large_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     path = packed(write_series(tmp_path / "series", raw_slices()), tmp_path / "a.zip")
     monkeypatch.setenv("ISOPOSE_MAX_GB", "1e-6")
     with pytest.raises(InputError, match="unpacks to"):

@@ -316,9 +316,9 @@ def test_patients(tmp_path):
 
 def test_not_a_dataset(tmp_path):
     refused(tmp_path / "none", "no such dataset")
-    refused(tmp_path, "not a dataset that is known")
+    refused(tmp_path, "not a known dataset")
     touch(tmp_path, "scan.nii.gz")
-    refused(tmp_path / "scan.nii.gz", "not a dataset that is known")
+    refused(tmp_path / "scan.nii.gz", "not a known dataset")
     described(tmp_path, foo=1)
     refused(tmp_path, "channel_names", "got foo")
     (tmp_path / "dataset.json").write_text("[1]")

@@ -312,5 +312,5 @@ def test_more_frames_than_places_are_refused(tmp_path):
     data = enhanced(raw_slices(), range(5))
     data.PerFrameFunctionalGroupsSequence = data.PerFrameFunctionalGroupsSequence[:4]
     save(data, tmp_path / "a.dcm")
-    with pytest.raises(InputError, match="it has 5 frames and says of 4 where they lie"):
+    with pytest.raises(InputError, match="it has 5 frames and positions of 4"):
         read_volume(tmp_path)

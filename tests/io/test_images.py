@@ -343,7 +343,7 @@ def test_a_disk_that_is_full_without_a_word_leaves_nothing(tmp_path, monkeypatch
             file.truncate(20)
 
     monkeypatch.setattr(sitk, "WriteImage", cut)
-    with pytest.raises(IsoposeError, match="did not arrive whole"):
+    with pytest.raises(IsoposeError, match="header is incomplete"):
         write_labels(volume, path)
     assert list(tmp_path.iterdir()) == []
 
@@ -456,7 +456,7 @@ def test_real_organs_are_on_their_sides():
 
 
 @pytest.mark.parametrize("name", [b"\xff.mha", b"\xff.nrrd", b"\xff.dcm", b"\xff.nii.gz"])
-def test_names_that_are_no_utf8_are_told(tmp_path, name):
+def test_names_that_are_not_utf8_are_reported(tmp_path, name):
     """SimpleITK ends the process at such a name; a NIfTI file is read and written without it."""
     volume = upright()
     path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))

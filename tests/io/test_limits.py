@@ -18,7 +18,7 @@ def test_the_environment_sets_the_limit(monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["much", "-1", "0", "nan", "1e99"])
-def test_what_is_no_limit_is_told(monkeypatch, given):
+def test_an_invalid_limit_is_reported(monkeypatch, given):
     monkeypatch.setenv("ISOPOSE_MAX_GB", given)
     with pytest.raises(InputError, match="ISOPOSE_MAX_GB: expected gigabytes"):
         largest_bytes()

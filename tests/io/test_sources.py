@@ -132,7 +132,7 @@ def test_one_file_of_a_series_stands_for_all_of_them(tmp_path):
     assert hash_of_source(first) != before
 
 
-def test_what_is_no_file_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         hash_of_source(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe")

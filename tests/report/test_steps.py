@@ -81,7 +81,7 @@ def test_outlines_are_where_frame_and_crop_lie(model, predicted):
     assert abs(along @ (mm[3] - mm[0])) < 1e-2 * FOV**2
 
 
-def test_doubts_are_told_in_the_picture():
+def test_doubts_are_reported_in_the_picture():
     model = bright_model(
         {
             "pose": {"learned": False},

@@ -76,7 +76,7 @@ def test_a_number_is_never_given_twice(tmp_path):
     assert states(jobs) == {1: QUEUED}
 
 
-def test_a_name_is_told_only_to_who_asks(tmp_path):
+def test_a_name_is_reported_only_to_who_asks(tmp_path):
     job = queue(tmp_path).get(1)
     assert "patient" not in str(job.shown(names=False))
     assert job.shown(names=True)["filename"] == "patient 0.nii"

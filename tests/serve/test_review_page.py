@@ -192,7 +192,7 @@ def test_a_case_whose_scan_is_damaged_says_so_and_the_others_go_on(serve, cohort
     page.errors.clear()
 
 
-def test_what_cannot_be_reviewed_is_told_in_a_line(isopose, tmp_path):
+def test_what_cannot_be_reviewed_is_reported_in_a_line(isopose, tmp_path):
     (tmp_path / "ours").mkdir()
     options = ("--folder", tmp_path / "review", "--port", 0, "--no-browser")
     for arguments, told in (

@@ -142,7 +142,7 @@ def test_a_pose_set_by_hand_predicts_anew_and_is_kept_until_it_is_taken_back(cli
     ("correction", "told"),
     [({"poses": []}, "expected a pose or a crop"), ({"poses": [{"slice": 0, "pose": [1]}]}, "poses.0.pose")],
 )
-def test_a_correction_that_is_none_is_refused(client, scan, correction, told):
+def test_an_invalid_correction_is_refused(client, scan, correction, told):
     number = give(client, scan)
     ended(client, number)
     answer = client.post(f"/api/jobs/{number}/again", json={"correction": correction})
@@ -151,7 +151,7 @@ def test_a_correction_that_is_none_is_refused(client, scan, correction, told):
     assert ended(client, number)["state"] == "done"
 
 
-def test_what_cannot_be_read_is_told_in_a_line_without_the_servers_folders(client, tmp_path):
+def test_what_cannot_be_read_is_reported_in_a_line_without_the_servers_folders(client, tmp_path):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(gzip.compress(b"no NIfTI file" * 50))
     packed = tmp_path / "bad.zip"
@@ -252,12 +252,12 @@ def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
     ("arguments", "told"),
     [
         (["--host", "0.0.0.0", "--token", "short"], "expected 16 characters or more"),
-        (["--host", "203.0.113.7", "--token", "x" * 20], "cannot be listened at"),
+        (["--host", "203.0.113.7", "--token", "x" * 20], "is not available"),
         (["--device", "abacus"], "abacus"),
         (["--precision", "3"], "--precision"),
     ],
 )
-def test_what_cannot_work_is_told_before_a_page_opens(isopose, model_folder, tmp_path, arguments, told):
+def test_what_cannot_work_is_reported_before_a_page_opens(isopose, model_folder, tmp_path, arguments, told):
     code, _, said = isopose(
         "serve", model_folder, "--folder", tmp_path / "kept", "--port", 0, "--no-browser", *arguments
     )
@@ -265,7 +265,7 @@ def test_what_cannot_work_is_told_before_a_page_opens(isopose, model_folder, tmp
     assert told in said
 
 
-def test_at_another_address_a_token_is_made_and_told(serve, model_folder, scan, tmp_path):
+def test_at_another_address_a_token_is_made_and_reported(serve, model_folder, scan, tmp_path):
     served = serve("serve", model_folder, "--folder", tmp_path / "kept", "--host", "0.0.0.0", "--forget")
     address, _, token = served.address.partition("?token=")
     assert len(token) >= 32

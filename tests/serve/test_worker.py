@@ -117,7 +117,7 @@ def work_that_dies(settings, pipe):
     _work(settings, pipe)
 
 
-def test_a_scan_that_kills_the_process_is_told_and_the_next_is_done(
+def test_a_scan_that_kills_the_process_is_reported_and_the_next_is_done(
     queue, model_folder, expected, monkeypatch
 ):
     monkeypatch.setattr(worker_module, "_work", work_that_dies)

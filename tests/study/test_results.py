@@ -180,7 +180,7 @@ def test_dice_by_the_volume_of_the_structure() -> None:
     assert "kidney 14.7 and 53.3 ml" in table.notes[0]
 
 
-def test_a_miss_has_no_hd95_and_is_told_so() -> None:
+def test_a_miss_has_no_hd95_and_is_reported_so() -> None:
     missed = Scores(dice=0.0, surface_dice=0.0, hd95_mm=None, truth_ml=10.0, prediction_ml=0.0)
     alarm = Scores(dice=0.0, surface_dice=0.0, hd95_mm=None, truth_ml=0.0, prediction_ml=1.0)
     empty = Scores(dice=None, surface_dice=None, hd95_mm=None, truth_ml=0.0, prediction_ml=0.0)
@@ -204,7 +204,7 @@ def test_a_miss_has_no_hd95_and_is_told_so() -> None:
     assert (difference.patients, difference.unpaired) == (2, 1), "c's false alarm has nothing to compare with"
 
 
-def test_runs_of_different_machines_and_folds_are_told() -> None:
+def test_runs_of_different_machines_and_folds_are_reported() -> None:
     one = {"device": "cpu", "processor": "A", "threads": "2", "isopose": "1", "torch": "2"}
     same = {
         "x": arm("pose", run({"a": 1.0}, made=one)),

@@ -120,7 +120,7 @@ def test_lengths_follow_what_was_done_and_what_the_arm_is_named_for() -> None:
     assert set(lengths_of(load_config(), BY_NAME["crop-full"])) == {"STN2"}
 
 
-def test_the_published_study_is_read_and_its_stns_are_told(tmp_path: Path) -> None:
+def test_the_published_study_is_read_and_its_stns_are_reported(tmp_path: Path) -> None:
     """Of a version that knew nothing of all this."""
     known = json.loads((RESULTS / "study.json").read_text())["of"]["values"]
     found = load_results(RESULTS)

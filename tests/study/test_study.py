@@ -248,7 +248,7 @@ def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, here
         assert not any("was used to" in warning for warning in record["warnings"])
 
 
-def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_told(
+def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
     cohorts, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A second a batch: 8 of each U-Net and 4 of the crop are 20 s of training.
@@ -278,7 +278,7 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_told(
     assert {r["epochs"] for r in rows(tmp_path / "study" / "runs.csv") if r["stage"] == "unet"} == {"3"}
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(cohorts, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_fails_is_reported_and_the_others_go_on(cohorts, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(study_run, "_tried", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0})
     codes = {"plain": 1, "augmented": 0, "pose": 0}
 
@@ -359,7 +359,7 @@ def test_a_run_that_another_process_still_does_is_waited_for(tmp_path: Path) -> 
     other.join()
 
 
-def test_a_folder_that_no_study_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_no_study_made_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         run_job(tmp_path / "nowhere")
     write_json(tmp_path / "job.json", [])
@@ -407,7 +407,7 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
     assert "estimate: 1 of 1 runs to do" in done.stderr
 
 
-def test_times_are_told_in_hours_and_minutes() -> None:
+def test_times_are_reported_in_hours_and_minutes() -> None:
     assert [_clock(s) for s in (3.2, 119, 121, 3599, 3661, 7 * 3600)] == [
         "4 s", "119 s", "3 min", "1 h 00 min", "1 h 02 min", "7 h 00 min",
     ]  # fmt: skip

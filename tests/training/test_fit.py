@@ -494,7 +494,7 @@ def test_unknown_names_are_refused(fitted: Fitted, tiny, tmp_path: Path) -> None
     ("setting", "way_out"),
     [("unet.mirror=0.5", "set unet.mirror=0"), ("predict.mirror=true", "set predict.mirror=false")],
 )
-def test_a_side_that_cannot_be_mirrored_is_told_at_the_start(
+def test_a_side_that_cannot_be_mirrored_is_reported_at_the_start(
     fitted: Fitted, tiny, tmp_path: Path, setting: str, way_out: str
 ) -> None:
     off = ("unet.mirror=0", "predict.mirror=false")

@@ -168,7 +168,7 @@ def test_learning_rate_falls_by_epoch(tmp_path: Path, schedule: str) -> None:
     assert rates == pytest.approx(poly if schedule == "poly" else [0.02] * 5, abs=1e-6)
 
 
-def test_the_learning_rate_told_is_the_one_used(tmp_path: Path) -> None:
+def test_the_learning_rate_reported_is_the_one_used(tmp_path: Path) -> None:
     """Plain SGD on one batch an epoch: the weights move by rate times gradient."""
     objective = Line()
     before = weights(objective)
@@ -258,7 +258,7 @@ def test_oversampling_reaches_the_batches(tmp_path: Path) -> None:
     assert table.drawn[:3] != table.drawn[3:]
 
 
-def test_a_transform_that_is_no_number_ends_the_stage_in_the_same_words(tmp_path: Path) -> None:
+def test_a_transform_that_is_not_finite_ends_the_stage_in_the_same_words(tmp_path: Path) -> None:
     class Lost(Line):
         def forward(self, batch: Batch, noise: torch.Tensor) -> torch.Tensor:
             raise FloatingPointError("a pose or crop is not finite")
@@ -268,7 +268,7 @@ def test_a_transform_that_is_no_number_ends_the_stage_in_the_same_words(tmp_path
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_loss_that_is_no_number_ends_the_stage(tmp_path: Path, epoch: int) -> None:
+def test_a_loss_that_is_not_finite_ends_the_stage(tmp_path: Path, epoch: int) -> None:
     objective = Line()
     objective.explode_at = 3 * (epoch - 1) + 2
     with pytest.raises(IsoposeError, match=rf"stage unet: loss nan in epoch {epoch}; .*learning_rate") as e:
@@ -285,7 +285,7 @@ def test_a_loss_that_is_no_number_ends_the_stage(tmp_path: Path, epoch: int) -> 
         assert history(progress) == history(other)
 
 
-def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) -> None:
     """In an epoch's last batch: its loss is still finite, only the weights are not."""
     objective = Line()
     objective.explode_at, objective.gradient_only = 6, True
@@ -331,7 +331,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
     assert_same(weights(again), objective.seen[1])
 
 
-def test_scores_that_are_no_numbers_never_reach_the_history(tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_never_reach_the_history(tmp_path: Path) -> None:
     """A validation with nothing to judge says nothing; the model's JSON could not hold a NaN."""
 
     class Blind(Line):

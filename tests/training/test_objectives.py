@@ -150,7 +150,7 @@ def test_pose_objective_is_eq_1_and_learns() -> None:
     assert trained["identity alone"] == before
 
 
-def test_the_slope_tells_an_stn1_that_turns_from_one_that_has_learned_the_size_alone() -> None:
+def test_the_slope_shows_an_stn1_that_turns_from_one_that_has_learned_the_size_alone() -> None:
     """After a few steps the masks overlap well, and the roll is still that of the slice."""
     lying = poses(24)
     batch = batch_of(lying)
@@ -171,7 +171,7 @@ def test_the_slope_tells_an_stn1_that_turns_from_one_that_has_learned_the_size_a
     assert late["degrees from moments"] < 0.5 * early["degrees from moments"]
 
 
-def test_of_phantoms_the_distance_from_the_true_roll_is_told() -> None:
+def test_of_phantoms_the_distance_from_the_true_roll_is_reported() -> None:
     batch = batch_of(poses())
     objective = PoseObjective(pipeline_of(config("pose.start=identity")), None, {"one": 0.25})
     cases = [SimpleNamespace(record=SimpleNamespace(id=name)) for name in ("one", "two")]

@@ -137,7 +137,7 @@ def test_wandb_has_settings_and_rows_and_nothing_of_the_machine(tmp_path, tiny):
     assert not any(record.HasField("environment") for record in records)
 
 
-def test_what_is_no_tracker_or_not_installed_is_told_before_anything_begins(tmp_path, tiny, monkeypatch):
+def test_an_unknown_or_missing_tracker_is_reported_before_training(tmp_path, tiny, monkeypatch):
     with pytest.raises(InputError, match="expected one of mlflow, wandb, got 'neptune'"):
         Tracked(Silent(), ["neptune"], tmp_path, tiny())
     monkeypatch.setitem(sys.modules, "mlflow", None)
@@ -146,7 +146,7 @@ def test_what_is_no_tracker_or_not_installed_is_told_before_anything_begins(tmp_
     assert not any(tmp_path.iterdir())
 
 
-def test_one_that_does_not_begin_is_told_in_one_line(tmp_path, tiny, monkeypatch):
+def test_one_that_does_not_begin_is_reported_in_one_line(tmp_path, tiny, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at/all")
     with (

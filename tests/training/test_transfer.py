@@ -140,7 +140,7 @@ def test_another_model_to_begin_from_is_another_run(source: Source, tmp_path: Pa
         go_on(other, tmp_path / "model", "train.parts=decoder", resume=True)
 
 
-def test_patients_that_the_source_has_seen_are_told_and_kept(source: Source, tmp_path: Path) -> None:
+def test_patients_that_the_source_has_seen_are_reported_and_kept(source: Source, tmp_path: Path) -> None:
     reporter = Listening()
     model = go_on(source, tmp_path / "model", "train.parts=decoder", "train.fold=1", reporter=reporter)
     assert any("2 of 2 validation cases trained the model" in line for line in reporter.lines)
@@ -207,7 +207,7 @@ def test_the_command_line_begins_with_the_models_settings(
         str(source.folder),
     )
     assert run(monkeypatch, *given, "--preset", "paper") == 2
-    assert "--preset: a model that learns on keeps its own settings" in capsys.readouterr().err
+    assert "--preset: fine-tuning keeps the model's own settings" in capsys.readouterr().err
     quick = ("--set", "train.folds=3", "--set", "train.device=cpu", "--workers", "0")
     assert run(monkeypatch, *given, *quick, "--train", "nothing") == 2
     assert "train.parts" in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""The command line: results on stdout, progress on stderr; 0 done, 2 bad input or usage, or scans not done.
+"""The command line: results on stdout, progress on stderr.
 
-1 is what ended the whole run and was not in what was given, such as a full disk; 130 a signal.
-
-One module a command; each imports what it needs when it runs, so that ``isopose --help`` is quick.
+Exit codes: 0 success; 2 bad input or usage, or some scans failed; 1 any other error that ended the run, such
+as a full disk; 130 a signal. There is one module per command, and each imports what it needs when it runs, so
+that ``isopose --help`` is quick.
 """
 
 from isopose.cli.commands import app

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_json: AsJson = False) -> None:
-    """Report every problem of a dataset with its case, and its fingerprint."""
+    """Report every problem of a dataset by case, and its fingerprint."""
     from isopose.data.check import check_dataset
     from isopose.data.fingerprint import describe
     from isopose.io.datasets import open_dataset
@@ -28,7 +28,7 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
         with Terminal().counting("check") as progress:
             check_dataset(opened, workers=workers, progress=progress, found=problems.append)
         fingerprint = _fingerprint(opened, problems, workers)
-    # Ctrl-C too: what was found until then is reported before what stopped it.
+    # Also for Ctrl-C: problems found so far are reported before the error.
     except BaseException as error:
         stopped = error
     broken = {problem.case for problem in problems if problem.severity == "error"}
@@ -68,7 +68,7 @@ def _why(stopped: BaseException) -> str:
 
 
 def _fingerprint(dataset: "Dataset", problems: "list[Problem]", workers: int) -> "Fingerprint | None":
-    """Of what training may see, and of cases that can be read; one that it fails at is a problem more."""
+    """Return the fingerprint of readable training cases; a case that fails here is added to the problems."""
     from isopose.config import DataConfig
     from isopose.data.check import Problem
     from isopose.data.fingerprint import facts_of, reduce_facts

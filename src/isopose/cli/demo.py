@@ -13,7 +13,7 @@ def demo(
     workers: Workers = 2,
     seed: int = 0,
 ) -> None:
-    """Phantom cohort, fit, predict, evaluate and report, on this machine, in some minutes."""
+    """Run phantoms, fit, predict, evaluate and report on this machine, in a few minutes."""
     from isopose.demo import run_demo
     from isopose.heap import keep_freed_memory
     from isopose.progress import Terminal

@@ -1,4 +1,4 @@
-"""``main``: every foreseen failure in one line and an exit code."""
+"""``main``: run the command line; every expected failure becomes one line and an exit code."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from isopose.silence import silent
 
 
 def main() -> NoReturn:
-    """Run the command line and turn every foreseen failure into one line and an exit code."""
+    """Run the command line; every expected failure becomes one line and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    # A peer's worker, forked from here, is ended by its own pool and has nothing to tell.
+    # Workers forked from here (nnU-Net's) are ended by their own pool and report nothing.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
         with silent():
@@ -27,7 +27,7 @@ def main() -> NoReturn:
     except _Stopped:
         _fail("stopped; what was finished is kept, the same command (fit: with --resume) goes on", 130)
     except Exception as error:
-        # No traceback: the message at its end may quote a patient's name.
+        # No traceback: an exception's message may quote a patient's name.
         _fail(_OUT_OF_MEMORY if is_out_of_memory(error) else str(line_of(error)), 1)
     sys.exit(0)
 
@@ -39,18 +39,18 @@ _OUT_OF_MEMORY = (
 
 
 class _Stopped(BaseException):
-    """By a signal. Not KeyboardInterrupt, which typer turns into an exit without a word."""
+    """Raised by a signal. Not KeyboardInterrupt, for which typer exits silently."""
 
 
 def _stop(_signum: int, _frame: FrameType | None) -> NoReturn:
-    # Workers would finish their case first, which may take minutes; files are whole or absent all the same.
+    # Do not wait for workers to finish their case, which may take minutes; files are complete or absent.
     for worker in active_children():
         worker.terminate()
     raise _Stopped
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    # Of several processes of a training (torchrun) each tells what it ended by.
+    # With several training processes (torchrun), each reports its own error.
     rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
     which = "" if rank == "0" else f"process {rank}: "
     print(f"isopose: {which}{' '.join(message.split())}", file=sys.stderr)

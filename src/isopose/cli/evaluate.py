@@ -14,9 +14,9 @@ def evaluate(
     labels: Annotated[Path, typer.Argument(help="dataset, or folder of reference label maps")],
     output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON, Markdown and HTML")] = None,
     label: Label = None,
-    tolerance: Annotated[float, typer.Option(min=0.01, help="of the surface Dice, mm")] = 2.0,
+    tolerance: Annotated[float, typer.Option(min=0.01, help="tolerance of the surface Dice, mm")] = 2.0,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="score what is there; the tables list what is not")
+        bool, typer.Option("--allow-missing", help="allow missing predictions; the tables list them")
     ] = False,
     workers: Workers = 0,
     as_json: AsJson = False,
@@ -46,7 +46,7 @@ def evaluate(
         fail_if(evaluation.failed.values())
     if output is not None and evaluation.cases:
         write_evaluation(evaluation, output)
-        # Drawing takes a quarter of a second to load.
+        # Imported here: plotting takes a quarter of a second to load.
         from isopose.report.html import write_evaluation_report
 
         write_evaluation_report(output / "report.html", evaluation)

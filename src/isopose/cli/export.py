@@ -10,7 +10,7 @@ from isopose.errors import InputError
 
 def export(
     model: Path,
-    output: Annotated[Path, typer.Option(help="folder for what is written")],
+    output: Annotated[Path, typer.Option(help="output folder")],
     form: Annotated[
         str, typer.Option("--format", help="onnx (graphs that need no PyTorch) or monai (a bundle)")
     ] = "onnx",

@@ -21,30 +21,31 @@ def fit(
     fold: Fold = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="a model to begin with: its weights, frame and settings"),
+        typer.Option("--from", help="model to fine-tune: its weights, frame and settings"),
     ] = None,
     train: Annotated[
-        str | None, typer.Option(help="with --from: all, decoder or first2-last2 learns on; as train.parts")
+        str | None,
+        typer.Option(help="with --from: part to fine-tune (all, decoder, first2-last2), as train.parts"),
     ] = None,
     label: Label = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with what is in the folder")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the training in the folder")] = False,
     store: Annotated[
         Path | None, typer.Option(help="folder for preprocessed slices; runs may share it")
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
-            help="that the U-Net's training may take, e.g. 4GB: of the process on a CPU, of the GPU's else; "
-            "chooses unet.recompute, unet.optimizer.parts and unet.input so that it fits"
+            help="memory limit of the U-Net's training, e.g. 4GB (process memory on a CPU, GPU memory else); "
+            "chooses unet.recompute, unet.optimizer.parts and unet.input to fit it"
         ),
     ] = None,
     track: Annotated[
         list[str] | None,
-        typer.Option(help="also draw the training's curves in mlflow or wandb, if installed; repeated"),
+        typer.Option(help="also log the training curves to mlflow or wandb, if installed; may be repeated"),
     ] = None,
     corrections: Annotated[
         Path | None,
-        typer.Option(help="folder of poses and crops set by hand, toward which their scans are trained"),
+        typer.Option(help="folder of poses and crops set by hand, used as training targets"),
     ] = None,
     workers: Workers = 2,
 ) -> None:
@@ -61,10 +62,10 @@ def fit(
     chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
     begun, base = _begun(source) if source else (None, None)
     if begun and preset is not None:
-        raise InputError("--preset: a model that learns on keeps its own settings; leave it out, or --from")
+        raise InputError("--preset: fine-tuning keeps the model's own settings; leave out --preset or --from")
     loaded = load_config(preset or "default", config, chosen, base=base)
     opened = open_dataset(dataset, labels_of(label))
-    # Before what takes many seconds to load: too few patients for the folds are said at once.
+    # Split before slow imports, so that too few patients for the folds are reported at once.
     split(opened, loaded.train)
 
     from isopose.ranks import rank
@@ -75,9 +76,9 @@ def fit(
 
     reporter = Terminal()
     if budget is not None:
-        # A model that learns on keeps the input that its weights are for.
+        # Fine-tuning keeps the input size of the weights.
         loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
-    with Tracked(reporter, track or (), model / "work", loaded) as told:
+    with Tracked(reporter, track or (), model / "work", loaded) as tracked:
         run(
             opened,
             model,
@@ -87,7 +88,7 @@ def fit(
             store=store,
             corrections=None if corrections is None else read_corrections(corrections),
             workers=workers,
-            reporter=told,
+            reporter=tracked,
         )
     if rank() == 0:
         typer.echo(f"model: {model}")
@@ -100,7 +101,7 @@ def _bytes(memory: str) -> float:
 
 
 def _begun(source: Path) -> "tuple[Model, dict[str, Any]]":
-    """The model to begin with, and its settings."""
+    """Return the model to fine-tune, and its settings."""
     from isopose.models.folder import load_model
     from isopose.training.transfer import settings_of
 

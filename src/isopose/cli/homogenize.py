@@ -14,7 +14,7 @@ def homogenize(
     ],
     output: Annotated[str, typer.Argument(help="folder for the nnU-Net raw dataset")],
     model: Annotated[
-        str | None, typer.Option(help="take this model's poses and reference; none: those of the package")
+        str | None, typer.Option(help="use this model's poses and reference; none: the shipped ones")
     ] = None,
     per: Annotated[
         str | None,
@@ -27,14 +27,14 @@ def homogenize(
         int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")
     ] = None,
     crop: Annotated[
-        bool, typer.Option("--crop", help="with --model: only the square that it crops, one for a scan")
+        bool, typer.Option("--crop", help="with --model: only the model's crop, one per scan")
     ] = False,
     label: Label = None,
     ray: Ray = None,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a dataset to one pose and size, for any other segmenter; nothing need be trained."""
+    """Bring a dataset to one pose and size, for any other segmenter; no training is needed."""
     from isopose.config import homogenize_config
     from isopose.homogenize.dataset import homogenize as run
     from isopose.homogenize.dataset import open_input

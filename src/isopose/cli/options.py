@@ -1,4 +1,4 @@
-"""Options that several commands share, and what is read out of an option's text."""
+"""Options that several commands share, and parsers of option values."""
 
 import re
 from pathlib import Path
@@ -13,37 +13,37 @@ DatasetPath = Annotated[
 ]
 Label = Annotated[
     list[str] | None,
-    typer.Option("--label", help="NAME=VALUE, repeated: the labels, where the data do not say"),
+    typer.Option("--label", help="NAME=VALUE, repeated: the labels, if the dataset does not define them"),
 ]
-Workers = Annotated[int, typer.Option(min=0, help="processes; 0 works in this one, with the same result")]
+Workers = Annotated[int, typer.Option(min=0, help="number of processes; 0 uses this one; results are equal")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Ray = Annotated[
     str | None,
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="work on a Ray cluster: auto, HOST:PORT, or local for this machine's cores; inputs and outputs "
+        help="run on a Ray cluster: auto, HOST:PORT, or local for this machine's cores; inputs and outputs "
         "may then be URLs, e.g. s3://bucket/folder",
     ),
 ]
-Host = Annotated[str, typer.Option(help="address to listen at; any but this machine's own needs a token")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")]
+Host = Annotated[str, typer.Option(help="address to listen on; other than loopback needs a token")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free port")]
 Token = Annotated[
     str | None,
-    typer.Option(help="that a browser has to show; none: ISOPOSE_TOKEN, or one is made where needed"),
+    typer.Option(help="access token; none: ISOPOSE_TOKEN, or a new one if needed"),
 ]
-Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in one")]
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in a browser")]
 Config = Annotated[Path | None, typer.Option(help="TOML or JSON file")]
-Fold = Annotated[str | None, typer.Option(help="validation fold from 0, or all; as train.fold")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, a GPU by its number (cuda:1), mps")]
+Fold = Annotated[str | None, typer.Option(help="validation fold (from 0) or all, as train.fold")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (a GPU by number), mps")]
 Precision = Annotated[
-    str | None, typer.Option(help="of the U-Net, e.g. 32-true; none: the model's predict.precision")
+    str | None, typer.Option(help="precision of the U-Net, e.g. 32-true; none: the model's predict.precision")
 ]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
 
 
 def labels_of(given: list[str] | None, option: str = "--label") -> dict[str, int] | None:
-    """Label values by name, of ``--label NAME=VALUE``."""
+    """Return label values by name from ``--label NAME=VALUE``."""
     if not given:
         return None
     labels: dict[str, int] = {}
@@ -58,7 +58,11 @@ def labels_of(given: list[str] | None, option: str = "--label") -> dict[str, int
 
 
 def local_path(given: str) -> Path:
-    """A path on this machine."""
+    """Return a path on this machine.
+
+    Raises:
+        InputError: it is a URL.
+    """
     if "://" in given:
         raise InputError(
             f"{given}: a URL; it is read and written by a Ray cluster (--ray local is this machine's)"
@@ -67,19 +71,19 @@ def local_path(given: str) -> Path:
 
 
 def listed(given: str) -> list[str]:
-    """Names with commas between them."""
+    """Return the names of a comma-separated list."""
     return [part.strip() for part in given.split(",") if part.strip()]
 
 
 def whole(option: str, text: str) -> int:
-    """A whole number, for ``option``."""
+    """Return the whole number given for ``option``."""
     if not text.isdecimal():
         raise InputError(f"{option}: expected whole numbers, e.g. 0,1, got {text!r}")
     return int(text)
 
 
 def duration(text: str) -> float:
-    """Seconds of ``6h``, ``90m`` or ``1h30m``."""
+    """Return the seconds of ``6h``, ``90m`` or ``1h30m``."""
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.replace(" ", ""))
     parts = zip(found.groups(), (3600.0, 60.0), strict=True) if found else ()
     seconds = sum(float(part) * unit for part, unit in parts if part)

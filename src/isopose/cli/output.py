@@ -1,4 +1,4 @@
-"""What a command tells at its end."""
+"""Report the results and problems of a command."""
 
 import json
 from collections.abc import Iterable
@@ -8,14 +8,18 @@ import typer
 
 
 def fail_if(problems: Iterable[str | None]) -> None:
-    """Tell what could not be done, and end with code 2 where that is anything."""
-    told = [problem for problem in problems if problem is not None]
-    for problem in told:
+    """Print problems that are not None and, if there are any, exit with code 2."""
+    found = [problem for problem in problems if problem is not None]
+    for problem in found:
         typer.echo(f"isopose: {problem}", err=True)
-    if told:
+    if found:
         raise typer.Exit(2)
 
 
 def print_json(value: Any) -> None:
-    """The result as JSON, for ``--json``; a value that is not finite is an error of ours."""
+    """Print the result as JSON, for ``--json``.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
     typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -30,7 +30,7 @@ def phantom(
             size=size,
             seed=seed,
             test_fraction=test_fraction,
-            population=population,  # type: ignore[arg-type]  # told in one line where it is neither
+            population=population,  # type: ignore[arg-type]  # checked there
             workers=workers,
             progress=progress,
         )

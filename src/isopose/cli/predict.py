@@ -11,7 +11,7 @@ from isopose.errors import InputError
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="folder that isopose fit made")],
+    model: Annotated[str, typer.Argument(help="model folder")],
     inputs: Annotated[
         list[str],
         typer.Argument(help="image files, folders of them, DICOM series: a folder, ZIP, DICOMDIR or file"),
@@ -22,12 +22,14 @@ def predict(
         typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
     ] = None,
     series: Annotated[
-        str | None, typer.Option(help="number or instance UID, where a DICOM input holds several series")
+        str | None, typer.Option(help="series number or instance UID, if a DICOM input holds several")
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="also write them, per class")
+        bool, typer.Option("--probabilities", help="also write class probabilities")
     ] = False,
-    steps: Annotated[bool, typer.Option("--steps", help="also draw the pipeline's steps, per scan")] = False,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="also draw the pipeline's steps of each scan")
+    ] = False,
     corrections: Annotated[
         Path | None, typer.Option(help="folder of poses and crops set by hand, as isopose serve keeps them")
     ] = None,
@@ -53,7 +55,7 @@ def predict(
     wanted = choose_formats(formats or [NIFTI])
     if ray is not None:
         if corrections is not None:
-            raise InputError("--corrections: not known to --ray; predict those scans without it")
+            raise InputError("--corrections: not supported with --ray; predict those scans without it")
         from isopose.cluster.places import place_of
         from isopose.cluster.predict import predict_on_cluster
 

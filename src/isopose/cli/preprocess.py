@@ -19,7 +19,7 @@ def preprocess(
     ray: Ray = None,
     workers: Workers = 2,
 ) -> None:
-    """Prepare a training's slices in advance; fit --store with the same settings finds them."""
+    """Preprocess the slices of a training in advance; fit --store with the same settings uses them."""
     from isopose.config import load_config
     from isopose.progress import Terminal
 
@@ -39,7 +39,7 @@ def preprocess(
     from isopose.io.datasets import open_dataset
 
     opened = open_dataset(local_path(dataset), labels_of(label))
-    # Before what takes seconds to load: too few patients for the folds are said at once.
+    # Split before slow imports, so that too few patients for the folds are reported at once.
     cases = split(opened, loaded.train)
     from isopose.training.preprocessing import preprocess as run
 

@@ -10,7 +10,7 @@ from isopose.cli.output import fail_if, print_json
 
 
 def restore(
-    predictions: Annotated[Path, typer.Argument(help="folder of the other segmenter's answers, or one file")],
+    predictions: Annotated[Path, typer.Argument(help="folder of the other segmenter's results, or one file")],
     homogenized: Annotated[Path, typer.Option(help="the folder that isopose homogenize wrote")],
     output: Annotated[Path, typer.Option(help="folder for the results")],
     keep_values: Annotated[
@@ -19,7 +19,7 @@ def restore(
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Bring another segmenter's answers on a homogenized dataset back to each scan's own grid."""
+    """Map another segmenter's results on a homogenized dataset back to each scan's own grid."""
     from isopose.homogenize.restore import restore as run
     from isopose.progress import Terminal
 

@@ -18,11 +18,11 @@ def review(
         typer.Option(help="folder of the scans; none: the dataset's, or imagesTs beside labelsTs"),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="other predictions of the same cases, to be seen side by side")
+        Path | None, typer.Option(help="other predictions of the same cases, for comparison side by side")
     ] = None,
-    folder: Annotated[
-        Path, typer.Option(help="for decisions (review.csv) and what the page keeps ready")
-    ] = Path("isopose-review"),
+    folder: Annotated[Path, typer.Option(help="folder for decisions (review.csv) and cached views")] = Path(
+        "isopose-review"
+    ),
     label: Label = None,
     host: Host = "127.0.0.1",
     port: Port = 8471,
@@ -30,7 +30,7 @@ def review(
     browser: Browser = True,
     workers: Workers = 2,
 ) -> None:
-    """A page in the browser over a finished cohort: worst first, side by side, accept or reject."""
+    """Review a finished cohort in the browser: worst case first, side by side, accept or reject."""
     from isopose.evaluation.evaluate import Evaluation, evaluate_folder
     from isopose.progress import Terminal
     from isopose.serve import needs_extra

@@ -9,9 +9,9 @@ from isopose.cli.options import Browser, Device, Host, Port, Precision, Token
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="folder that isopose fit made")],
+    model: Annotated[Path, typer.Argument(help="model folder")],
     folder: Annotated[
-        Path, typer.Option(help="for scans, results and what was set by hand; a later start goes on with it")
+        Path, typer.Option(help="folder for scans, results and corrections; a later start continues with it")
     ] = Path("isopose-serve"),
     forget: Annotated[bool, typer.Option("--forget", help="delete scans and results at the end")] = False,
     host: Host = "127.0.0.1",
@@ -21,7 +21,7 @@ def serve(
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
-    """A page in the browser: drop scans, look at the results, correct a pose by hand."""
+    """Segment scans in the browser: drop scans, view the results, correct a pose by hand."""
     from isopose.devices import choose_device
     from isopose.models.folder import load_model, with_precision
     from isopose.progress import Terminal
@@ -32,7 +32,7 @@ def serve(
     from isopose.serve.server import forget as delete
     from isopose.serve.server import serve_app
 
-    # What cannot work is told before a page opens.
+    # Report problems before a page opens.
     with_precision(load_model(model), precision)
     choose_device(device)
     run_server(

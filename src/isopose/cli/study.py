@@ -11,18 +11,21 @@ from isopose.cli.options import DatasetPath, Label, Setting, Workers, duration, 
 def study(
     dataset: DatasetPath,
     output: Annotated[Path, typer.Option(help="folder for everything the study makes")],
-    presets: Annotated[str, typer.Option(help="default, paper, or both with a comma")] = "default",
-    arms: Annotated[str | None, typer.Option(help="names with commas; none: all")] = None,
-    seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    presets: Annotated[str, typer.Option(help="default, paper, or default,paper")] = "default",
+    arms: Annotated[str | None, typer.Option(help="comma-separated names; none: all")] = None,
+    seeds: Annotated[str, typer.Option(help="comma-separated training seeds")] = "0",
     folds: Annotated[
         int, typer.Option(min=1, help="1: the dataset's own test cases; more: every patient is tested once")
     ] = 1,
     source: Annotated[
-        Path | None, typer.Option(help="dataset of other patients, e.g. adults, from which Table 1 transfers")
+        Path | None,
+        typer.Option(help="dataset of other patients, e.g. adults, for the transfer learning of Table 1"),
     ] = None,
     source_label: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="a label of the source, in place of what its layout says"),
+        typer.Option(
+            metavar="NAME=VALUE", help="a label of the source dataset; replaces those of its layout"
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -41,7 +44,7 @@ def study(
     label: Label = None,
     workers: Workers = 2,
 ) -> None:
-    """The paper's experiment on a dataset: train and test all arms, and write its tables and figure."""
+    """Repeat the paper's experiment on a dataset: train and test all arms, write tables and figures."""
     from isopose.config import read_settings
     from isopose.progress import Terminal
     from isopose.study.plan import Options

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def study_run(folder: Path) -> None:
-    """One run of a study, as isopose study starts it."""
+    """Do one run of a study; isopose study starts it."""
     from isopose.heap import keep_freed_memory
     from isopose.study.job import run_job
 

@@ -43,10 +43,10 @@ class CohortWork(Protocol[Item, R]):
         """Unique in the cohort."""
 
     def sources(self, item: Item) -> list[Path]:
-        """The scan's file or folder, and its label file's if there is one."""
+        """Return the scan's file or folder, and its label file's if there is one."""
 
     def moved(self, item: Item, paths: list[Path]) -> Item:
-        """The same item with its sources elsewhere."""
+        """Return the same item with its sources elsewhere."""
 
     def record(self, item: Item) -> str:
         """Relative name of the file that is written last of all."""
@@ -89,7 +89,7 @@ class Cohort:
         return next((place for place in found if place is not None), Place(str(path)))
 
     def source(self, path: Path) -> "Source":
-        """A source, with all that is known of it here."""
+        """Return a source, with all that is known of it here."""
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
         try:
             stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
@@ -247,7 +247,7 @@ class Ledger:
     flushed: float = field(default_factory=time.monotonic)
 
     def read(self) -> dict[str, str]:
-        """Stamps of finished scans by their names; lines that are no entries are passed over."""
+        """Return the stamps of finished scans by name; invalid lines are ignored."""
         try:
             lists = sorted(name for name in self.folder.files() if name.startswith("done-"))
         except InputError:
@@ -266,13 +266,13 @@ class Ledger:
         return finished
 
     def add(self, name: str, stamp: str) -> None:
-        """Note a finished scan; it is written within some seconds, with others."""
+        """Add a finished scan; it is written within some seconds, together with others."""
         self.fresh[name] = stamp
         if time.monotonic() - self.flushed > FLUSH:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is noted."""
+        """Write all added entries."""
         if self.fresh:
             rows = [{"name": name, "made_from": stamp} for name, stamp in self.fresh.items()]
             with TemporaryDirectory(prefix="isopose-") as scratch:
@@ -311,7 +311,7 @@ class SetUp:
         return self.do
 
     def do(self, task: _Task) -> Any:
-        """One item on a worker: what is missing here is brought, and removed again afterwards."""
+        """Do one item on a worker: fetch missing files, and remove them afterwards."""
         with TemporaryDirectory(prefix="isopose-") as scratch:
             places = Path(scratch) / "in"
             paths = [source.bring(places / str(number)) for number, source in enumerate(task.sources)]

@@ -88,7 +88,7 @@ def homogenize_on_cluster(
     Args:
         dataset: as for :func:`~isopose.homogenize.dataset.open_input`, on a disk that all machines see, or a
             URL.
-        output: folder, likewise.
+        output: folder, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         config: one pose for a scan or several, and the size.
         labels: name to stored value, in place of what the layout says.

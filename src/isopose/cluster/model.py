@@ -41,7 +41,7 @@ class PackedModel:
             return cls({name: (folder / name).read_bytes() for name in NAMES})
 
     def unpack(self) -> TemporaryDirectory[str]:
-        """A folder with the model, for as long as it is held."""
+        """Return a folder with the model, for as long as it is held."""
         place = TemporaryDirectory(prefix="isopose-")
         for name, content in self.files.items():
             (Path(place.name) / name).write_bytes(content)

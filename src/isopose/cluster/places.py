@@ -62,7 +62,7 @@ class Place:
             system.get_file(path, str(target))
 
     def exists(self) -> bool:
-        """Whether a file or folder is there."""
+        """Return whether a file or folder is there."""
         with self._reached() as (system, path):
             return bool(system.exists(path))
 
@@ -87,7 +87,7 @@ class Place:
             system.pipe_file(path, text.encode())
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The contents of those of some files below it that are there, read side by side."""
+        """Return the contents of those of some files below it that are there, read side by side."""
         if not names:
             return {}
         with self._reached() as (system, path):
@@ -127,12 +127,12 @@ class Place:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text names a place by a protocol."""
+    """Return whether a text names a place by a protocol."""
     return "://" in text
 
 
 def place_of(text: str) -> Place:
-    """A URL, or a path from the root on, as other machines begin elsewhere."""
+    """Return a URL, or a path from the root on, as other machines begin elsewhere."""
     return Place(text.rstrip("/") if is_url(text) else str(Path(text).absolute()))
 
 
@@ -209,7 +209,7 @@ class Mirror:
 
 
 def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
-    """A scan's file or folder, where it can be read: itself on a disk, else a copy.
+    """Return a scan's file or folder, where it can be read: itself on a disk, else a copy.
 
     Args:
         origin: the scan's.
@@ -234,5 +234,5 @@ def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
 
 def _stamp(info: dict[str, Any]) -> str:
     known = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
-    told = next((str(value) for value in known if value is not None), "")
-    return hashlib.sha256(f"{info.get('size')} {told}".encode()).hexdigest()[:16]
+    stamp = next((str(value) for value in known if value is not None), "")
+    return hashlib.sha256(f"{info.get('size')} {stamp}".encode()).hexdigest()[:16]

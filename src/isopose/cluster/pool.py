@@ -42,7 +42,7 @@ class Worker(Generic[Item, Result]):
         self.set_up, self.version, self.threads = set_up, version, threads
 
     def ready(self) -> None:
-        """Set up the worker. Not where it is made: what is raised there reaches nobody but as text."""
+        """Set up the worker. Not in the constructor, whose exceptions Ray returns only as text."""
         silence()
         if self.version != __version__:
             raise InputError(
@@ -56,7 +56,7 @@ class Worker(Generic[Item, Result]):
             raise line_of(error) from None
 
     def do(self, item: Item) -> Result:
-        """The work. What it raises is put into words here, where it is known, and can be sent."""
+        """Do the work; errors are converted here, with their traceback, so that they can be sent."""
         try:
             return self.work(item)
         except Exception as error:
@@ -173,12 +173,12 @@ class _Run(Generic[Item, Result]):
         try:
             ray.get(ref)
         except RayError as error:
-            told = _told(error)
-            if isinstance(told, IsoposeError):
-                raise told from None
+            failure = _failure_in(error)
+            if isinstance(failure, IsoposeError):
+                raise failure from None
             self.died_at_start += 1
             if self.died_at_start >= STARTS:
-                raise IsoposeError(f"workers die at their start, the last by: {told}") from None
+                raise IsoposeError(f"workers die at their start, the last by: {failure}") from None
             return
         self.died_at_start = 0
         self.idle.append(actor)
@@ -196,14 +196,14 @@ class _Run(Generic[Item, Result]):
             if lives:
                 # It may be the worker that is broken (a full disk, a GPU in error) and would fail every item.
                 ray.kill(actor)
-            told = _told(error)
-            why = told if lives else "the worker died"
+            failure = _failure_in(error)
+            why = failure if lives else "the worker died"
             if self.tries[number] < TRIES:
                 self.say(f"  item {number + 1}: {why}; it is tried again")
                 self.waiting.append(number)
                 return
-            if isinstance(told, RunError):
-                raise told from None
+            if isinstance(failure, RunError):
+                raise failure from None
             hint = "" if lives else ", most often for want of memory; give it more, or leave it out"
             self.given_up += 1
             if self.given_up >= GIVE_UP:
@@ -218,8 +218,8 @@ class _Run(Generic[Item, Result]):
         yield number, result
 
 
-def _told(error: Exception) -> IsoposeError | str:
-    """What the work or the set-up raised, where that is what Ray reports; anything else by its class."""
+def _failure_in(error: Exception) -> IsoposeError | str:
+    """Return the work's or set-up's own error that Ray wraps; for any other error its class name."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, IsoposeError):
         return type(cause)(str(cause))
@@ -227,7 +227,7 @@ def _told(error: Exception) -> IsoposeError | str:
 
 
 def _probe(address: str) -> None:
-    """Ray waits ten minutes and more for a cluster that is not there."""
+    """Check that a cluster answers; Ray itself would wait ten minutes and more."""
     given = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     if given in ("local", "auto"):
         return
@@ -269,7 +269,7 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
         ) from None
     _probe(address)
     with ExitStack() as stack:
-        # Ray tells of machines that leave where results belong, at length; the run says what matters.
+        # Ray reports lost machines at length on stdout, where results belong; the run reports what matters.
         nowhere = stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(redirect_stdout(nowhere))
         stack.callback(ray.shutdown)

@@ -108,7 +108,7 @@ def predict_on_cluster(
     Args:
         model: folder; it is sent to the workers.
         inputs: as for :func:`~isopose.inference.files.find_scans`, on a disk that all machines see, or URLs.
-        output: folder, likewise.
+        output: folder, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         formats, series, probabilities, steps: as for :func:`~isopose.inference.files.predict_scans`.
         device: ``auto``, ``cpu`` or ``cuda``.

@@ -102,7 +102,7 @@ def preprocess_on_cluster(
 
     Args:
         dataset: as for :func:`~isopose.io.datasets.open_dataset`, on a disk that all machines see, or a URL.
-        store: folder for stores, likewise.
+        store: folder for stores, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         config: of the training, for its cases and how to prepare them.
         labels: name to stored value, in place of what the layout says.
@@ -112,7 +112,7 @@ def preprocess_on_cluster(
         The store, which is finished if all cases could be used, and one outcome for each case.
 
     Raises:
-        InputError: a training case cannot be measured for the fingerprint; all such are told.
+        InputError: a training case cannot be measured for the fingerprint; all such cases are reported.
     """
     with TemporaryDirectory(prefix="isopose-") as below:
         mirror, where = Mirror.of_dataset(dataset, Path(below))

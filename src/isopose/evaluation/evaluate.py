@@ -1,4 +1,4 @@
-"""A folder of predictions held against a folder or dataset of labels, scan by scan."""
+"""Score a folder of predictions against reference labels, scan by scan."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -66,15 +66,15 @@ class Evaluation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as JSON-able values; ``None`` stays null."""
+        """Return the evaluation as JSON-able values; ``None`` stays null."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, value: Any) -> "Evaluation":
-        """Read back what :meth:`to_json` gave; keys it does not know are ignored.
+        """Parse the output of :meth:`to_json`; unknown keys are ignored.
 
         Raises:
-            InputError: the value is no evaluation, or one of another format.
+            InputError: the value is not an evaluation, or has another format.
         """
         found = value.get("format") if isinstance(value, Mapping) else None
         if found != FORMAT:
@@ -134,11 +134,10 @@ def evaluate(
         ages_years: age per case in years; fills in where the dataset says nothing.
         tolerance_mm: tolerance of the surface Dice in mm.
         allow_missing: list scans without a prediction instead of refusing.
-        allow_failed: list scans that cannot be scored, whatever that raises, instead of refusing once all
-            others are scored.
+        allow_failed: list scans that cannot be scored instead of raising after all others are scored.
         workers: number of scans scored at once.
         progress: called with (scans done, scans in all) after each scan.
-        note: called with a line for people where a label map was read otherwise than it is stored.
+        note: called with a message if label values were rounded.
 
     Raises:
         InputError: nothing to score, a missing or ambiguous prediction, an unreadable file, an unknown label
@@ -147,7 +146,7 @@ def evaluate(
     labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
     if labels is None:
         raise InputError(
-            f"{truth}: nothing says what the labels are; name them, as in --label kidney=1 --label tumor=2"
+            f"{truth}: the labels are not known; name them, as in --label kidney=1 --label tumor=2"
         )
     found = label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
@@ -218,7 +217,7 @@ def evaluate_folder(
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """:func:`evaluate` against a path: a dataset of any layout, or a folder that holds label maps itself.
+    """Score predictions against a path: a dataset of any layout, or a folder of label maps.
 
     Args:
         predictions: see :func:`evaluate`.
@@ -251,7 +250,7 @@ def evaluate_folder(
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
-    """Case id to file, for every label map of a folder."""
+    """Return case id to file for every label map of a folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of label maps, found none")
     found: dict[str, Path] = {}
@@ -271,7 +270,7 @@ def label_maps(folder: Path) -> dict[str, Path]:
 def _truths(
     truth: Dataset | Path, ages_years: Mapping[str, float]
 ) -> dict[str, tuple[Path, str, float | None]]:
-    """Case id to label file, patient group and age, for every case that has a label."""
+    """Return case id to label file, patient group and age for every case with a label."""
     if not isinstance(truth, Dataset):
         return {case: (path, case, ages_years.get(case)) for case, path in label_maps(Path(truth)).items()}
     ordered = sorted(truth.cases, key=lambda case: _natural(case.id))
@@ -290,7 +289,7 @@ def _truths(
 
 
 def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
-    """The case ids to score, in natural order."""
+    """Return the case ids to score, in natural order."""
     unknown = sorted(set(cases or ()) - set(known), key=_natural)
     if unknown:
         raise InputError(f"no label for {_listed(tuple(unknown))}; cases to score need one")
@@ -311,11 +310,11 @@ def _tried(
     try:
         return _score_pair(pair, labels, sizes, tolerance_mm, note)
     except Exception as error:
-        told = failure_of(error)
-        # It is kept with the scores, which shall not say where files lay.
-        why = str(told).replace(str(pair.prediction), f"prediction {pair.prediction.name}")
+        failure = failure_of(error)
+        # The message is stored with the scores, which must not contain paths.
+        why = str(failure).replace(str(pair.prediction), f"prediction {pair.prediction.name}")
         why = why.replace(str(pair.label), f"label {pair.label.name}")
-        return Failed(f"{pair.case}: {why}", not isinstance(told, InputError))
+        return Failed(f"{pair.case}: {why}", not isinstance(failure, InputError))
 
 
 def _score_pair(
@@ -325,7 +324,7 @@ def _score_pair(
     tolerance_mm: float,
     note: Callable[[str], None] | None,
 ) -> tuple[CaseScores, dict[str, str]]:
-    """Score one scan; also the SHA-256 of its two files."""
+    """Score one scan; return the SHA-256 of its two files as well."""
 
     def noted(path: Path) -> Callable[[str], None]:
         return lambda line: note(f"{pair.case}: {path}: {line}") if note else None
@@ -334,7 +333,7 @@ def _score_pair(
     truth = read_labels(pair.label, note=noted(pair.label))
     if not prediction.same_grid(truth):
         truth = _on_grid(pair, prediction)
-    # Most of a scan is background; each step below would go through all of it for every target.
+    # Crop to the labels' box first: most of a scan is background, and each step below is done per target.
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
     predicted, marked = prediction.array[box], truth.array[box]
     for path, array in ((pair.prediction, predicted), (pair.label, marked)):
@@ -349,7 +348,7 @@ def _score_pair(
 
 
 def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
-    """The label on the prediction's grid: a rounded header and another axis order are undone exactly."""
+    """Return the label on the prediction's grid; rounded headers and another axis order are undone."""
     try:
         return read_labels(pair.label, like=prediction)
     except InputError as error:
@@ -364,7 +363,7 @@ def _check_values(path: Path, array: np.ndarray, labels: Labels) -> None:
 
 
 def _natural(case: str) -> list[tuple[int, int | str]]:
-    """Sort key by which case_9 comes before case_10."""
+    """Return a sort key that puts case_9 before case_10."""
     parts = re.split(r"(\d+)", case)
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]
 

@@ -107,7 +107,7 @@ def score(
 
 
 def joint_box(a: np.ndarray, b: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Smallest box that holds what is not 0 in two arrays of one shape, or ``None`` if nothing is."""
+    """Return the smallest box around the nonzero voxels of two arrays; ``None`` if there are none."""
     bounds = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
@@ -121,8 +121,8 @@ def joint_box(a: np.ndarray, b: np.ndarray) -> tuple[slice, slice, slice] | None
 def _surface_scores(
     prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], tolerance_mm: float
 ) -> tuple[float, float]:
-    """Surface Dice and HD95 (mm) of two non-empty masks."""
-    # MONAI takes seconds to import, which no other command of the package should pay for.
+    """Return surface Dice and HD95 (mm) of two non-empty masks."""
+    # Imported here: MONAI takes seconds to import.
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
     # MONAI 1.6 warns about its own call of its own function; nothing that a user could act upon.

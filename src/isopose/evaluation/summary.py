@@ -1,4 +1,4 @@
-"""What a cohort's scores come to: means by patient, strata of age and size, and paired comparisons."""
+"""Summarize a cohort's scores: means by patient, strata of age and size, paired comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Metric = Literal["dice", "surface_dice", "hd95_mm"]
 
 METRICS: tuple[Metric, ...] = ("dice", "surface_dice", "hd95_mm")
 
-#: Metrics of which less is better.
+#: Metrics for which lower values are better.
 LOWER_IS_BETTER: frozenset[Metric] = frozenset({"hd95_mm"})
 
 #: Name, first year and the year before which each stratum ends.
@@ -81,7 +81,7 @@ class Summary:
 
 
 def summarize(cases: Sequence[CaseScores], target: str) -> Summary:
-    """Sum up one target: scans are averaged within their patient first, then over patients."""
+    """Summarize one target: average scans within each patient, then over patients."""
     outcomes = [case.scores[target].outcome for case in cases]
 
     def count(outcome: ScoreOutcome) -> int:
@@ -102,7 +102,7 @@ def summarize(cases: Sequence[CaseScores], target: str) -> Summary:
 
 
 def by_patient(cases: Sequence[CaseScores], target: str, metric: Metric) -> dict[str, float]:
-    """Patient to the mean of their scans that have a value; a patient without any is left out."""
+    """Return patient to the mean over their scans with a value; patients without any are left out."""
     values: dict[str, list[float]] = {}
     for case in cases:
         value = getattr(case.scores[target], metric)
@@ -112,7 +112,10 @@ def by_patient(cases: Sequence[CaseScores], target: str, metric: Metric) -> dict
 
 
 def badness(scores: Scores, metric: Metric) -> tuple[float, float]:
-    """Sort key that grows with how bad a scan is; no value ranks worst where one mask is empty, else last."""
+    """Return a sort key that grows with a scan's error.
+
+    A scan without value ranks worst if only one of its masks is empty, and last if both are.
+    """
     if scores.outcome == "empty":
         return -np.inf, 0.0
     value = getattr(scores, metric)
@@ -137,9 +140,10 @@ def _statistic(cases: Sequence[CaseScores], target: str, metric: Metric) -> Stat
 
 
 def age_strata(cases: Sequence[CaseScores]) -> dict[str, tuple[CaseScores, ...]]:
-    """Scans by age at the scan, youngest first; nothing if no age is known.
+    """Return scans by age at the scan, youngest first; empty if no age is known.
 
-    A stratum holds its first year and not its last; scans of unknown age make one of their own.
+    A stratum includes its lower limit and excludes its upper one. Scans of unknown age form a stratum of
+    their own.
     """
     if all(case.age_years is None for case in cases):
         return {}
@@ -152,7 +156,7 @@ def age_strata(cases: Sequence[CaseScores]) -> dict[str, tuple[CaseScores, ...]]
 
 
 def size_strata(cases: Sequence[CaseScores]) -> dict[str, tuple[CaseScores, ...]]:
-    """Scans by body size in thirds of the cohort, smallest first; nothing below three known sizes."""
+    """Return scans by body size in thirds of the cohort, smallest first; empty below three known sizes."""
     sizes = np.array([case.body_size_mm for case in cases if case.body_size_mm is not None])
     if len(sizes) < 3:
         return {}
@@ -214,10 +218,10 @@ class Comparison:
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
-    """Hold two evaluations of the same scans against each other, e.g. without and with homogenization.
+    """Compare two evaluations of the same scans, e.g. without and with homogenization.
 
     Raises:
-        InputError: no scan or target in common, different tolerances, or labels that differ between the two.
+        InputError: no scan or target in common, different tolerances, or different reference labels.
     """
     if a.tolerance_mm != b.tolerance_mm:
         raise InputError(
@@ -251,7 +255,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 def _paired(
     a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metric: Metric
 ) -> PairedDifference:
-    # By scan first, so that both means of a patient run over the same scans.
+    # Pair scans first, so that both means of a patient cover the same scans.
     both = [
         (x, y)
         for x, y in zip(a, b, strict=True)
@@ -288,7 +292,7 @@ def _paired(
 
 
 def wilcoxon(difference: np.ndarray) -> float | None:
-    """Two-sided p of the signed-rank test, 1 where nothing differs."""
+    """Return the two-sided p-value of the signed-rank test; 1 if nothing differs."""
     if len(difference) < FEWEST_PAIRS:
         return None
     if not difference.any():

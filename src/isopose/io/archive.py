@@ -1,4 +1,4 @@
-"""ZIP archives of a DICOM series, unpacked for as long as they are read."""
+"""Unpack a ZIP archive of a DICOM series for as long as it is read."""
 
 import contextlib
 import errno
@@ -24,21 +24,29 @@ _LONGEST_PART, _LONGEST_NAME = 200, 800
 
 
 def is_archive(path: Path) -> bool:
-    """Whether it is a file whose name is a ZIP archive's."""
+    """Return whether a path is a file whose name ends in ``.zip``."""
     return path.name.lower().endswith(".zip") and path.is_file()
 
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """A folder with what is in an archive; it is removed again afterwards.
+    """Unpack an archive into a temporary folder, which is removed at the end of the block.
 
-    Members lie below the folder whatever their names say, links as plain files, and no more of them than
-    their sizes in the archive's directory, which are summed up before. Hidden members and those that an
-    operating system adds (``__MACOSX``, ``Thumbs.db``) are left out, as they are in a folder.
+    Every member is written below the folder whatever its name is, and links are written as plain files. The
+    sizes listed in the archive's directory are summed up before anything is written, and no member may exceed
+    its listed size. Hidden members and files added by an operating system (``__MACOSX``, ``Thumbs.db``) are
+    skipped, as in a folder.
+
+    Args:
+        path: the archive.
+
+    Yields:
+        The folder.
 
     Raises:
-        InputError: no archive, damaged, encrypted, too large, without DICOM. What is raised within the block
-            names the archive in place of the folder, and members as the archive does.
+        InputError: the file is not an archive, is damaged, encrypted or too large, or holds no DICOM. An
+            InputError raised within the block is raised again with the archive's name in place of the
+            folder's, and with the members' own names.
     """
     with tempfile.TemporaryDirectory(prefix="isopose-") as place:
         folder = Path(place)
@@ -52,7 +60,8 @@ def unpacked(path: Path) -> Iterator[Path]:
                 "pack or copy it again"
             ) from None
         except OSError as error:
-            # Of a member that begins before the file does; any other is of the place that it is unpacked to.
+            # EINVAL: a member begins before the start of the file. Any other error concerns the temporary
+            # folder.
             if error.errno != errno.EINVAL:
                 raise
             raise InputError(
@@ -70,7 +79,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str]:
-    """Write the members; return where those lie whose names could not be kept, and these names."""
+    """Write the members; return the original name of each file that had to be renamed, by its new name."""
     members = [member for member in archive.infolist() if _is_shown(member.filename)]
     if any(member.flag_bits & _ENCRYPTED for member in members):
         raise InputError(f"{path}: is encrypted; unpack it yourself and give the folder")
@@ -78,16 +87,16 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
     free = shutil.disk_usage(folder).free
     largest = largest_bytes()
     if total > min(largest, free):
-        told = f"{total / 2**30:.1f} GB, more than " + (
+        excess = f"{total / 2**30:.1f} GB, more than " + (
             f"the {free / 2**30:.1f} GB that are free in {folder.parent}"
             if free < largest
             else f"the {largest / 2**30:g} GB that are taken from one ({VARIABLE} sets another limit)"
         )
-        raise InputError(f"{path}: unpacks to {told}; unpack it yourself and give the folder")
+        raise InputError(f"{path}: unpacks to {excess}; unpack it yourself and give the folder")
     renamed = {}
     for number, member in enumerate(members):
         target = folder / member.filename
-        # Two names may differ by what this system cannot tell apart.
+        # This file system may treat two different names as one, for example where only the case differs.
         if not _can_be_kept(member.filename) or target.exists() or _below_file(target, folder):
             place = _another_name(number, member.filename)
             renamed[place], target = member.filename, folder / place
@@ -103,7 +112,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
 
 
 def _check_kind(folder: Path) -> None:
-    """Raise an InputError where an archive holds no DICOM but what could be meant instead."""
+    """Raise an InputError if an archive without DICOM files holds a volume or another archive."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     if any(is_named(file) or is_dicom(file) for file in files):
         return
@@ -117,18 +126,18 @@ def _check_kind(folder: Path) -> None:
 
 
 def _parts(name: str) -> list[str]:
-    """A member's folders and its own name; Windows' separator counts as one."""
+    """Return a member's folders and file name; both ``/`` and a backslash separate them."""
     return [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
 
 
 def _is_shown(name: str) -> bool:
-    """Whether a member is a file that is neither hidden nor added by an operating system."""
+    """Return whether a member is a file that is neither hidden nor added by an operating system."""
     parts = _parts(name)
     return name[-1:] not in ("/", "\\") and bool(parts) and not is_hidden(PurePosixPath(*parts))
 
 
 def _can_be_kept(name: str) -> bool:
-    """Whether a member's name is one of a file below a folder on every system."""
+    """Return whether a member's name is a safe relative file name on every system."""
     parts = name.split("/")
     return (
         not any(part in ("", ".", "..") or part.startswith("~") for part in parts)
@@ -140,12 +149,12 @@ def _can_be_kept(name: str) -> bool:
 
 
 def _below_file(target: Path, folder: Path) -> bool:
-    """Whether what should be a folder is another member's file."""
+    """Return whether one of the target's parent folders is already a file."""
     return any(parent.is_file() for parent in target.parents if folder in parent.parents)
 
 
 def _another_name(number: int, name: str) -> str:
-    """Where a member lies whose name cannot be kept: as deep as it did, in folders of such ones alone."""
+    """Return a safe relative path for a member whose name cannot be kept, at the same folder depth."""
     *folders, last = [re.sub(r"[^\w.()+ -]", "_", part) for part in _parts(name)]
     if len(last.encode()) > _LONGEST_PART:
         last = f"member{PurePosixPath(last).suffix[:8]}"

@@ -1,4 +1,4 @@
-"""Cases and datasets: what every layout on disk becomes."""
+"""Cases and datasets: the common form of every dataset layout on disk."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from isopose.errors import InputError
 from isopose.files import as_stored, composed
 from isopose.labels import Labels
 
-#: What a manifest or a layout may say about a case.
+#: The values of ``Case.split``.
 SPLITS = ("train", "val", "test")
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 _LONGEST_ID = 150
@@ -20,12 +20,12 @@ class Case:
     """One scan of one patient, not yet read.
 
     Args:
-        id: unique in its dataset and safe as a file name on every system.
-        image: file, or folder of a DICOM series; it may be missing, which ``isopose check`` reports.
-        label: label file, or None where the case has none; it may be missing as well.
-        patient: scans of one patient share it and stay on one side of every split.
+        id: unique in its dataset and usable as a file name on every system.
+        image: image file, or folder of a DICOM series; may be missing, which ``isopose check`` reports.
+        label: label file, or None if the case has no label; may be missing as well.
+        patient: identifier shared by all scans of one patient, which stay in the same split.
         age_years: age at the scan, if known.
-        split: ``train``, ``val`` or ``test`` where the dataset says so, else None.
+        split: ``train``, ``val`` or ``test`` if the dataset defines it, else None.
     """
 
     id: str
@@ -38,13 +38,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named list of cases that share their labels.
+    """A named list of cases with common labels.
 
     Args:
-        name: for people, from the folder or ``dataset.json``.
+        name: display name, from the folder or ``dataset.json``.
         layout: ``nnunet``, ``decathlon``, ``kits19``, ``kits21`` (KiTS21 and KiTS23) or ``manifest``.
-        root: folder that holds it.
-        labels: names and stored values of its structures.
+        root: the dataset's folder.
+        labels: names and stored values of the structures.
         cases: at least one, sorted by id.
     """
 
@@ -56,11 +56,11 @@ class Dataset:
 
 
 def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterable[Case]) -> Dataset:
-    """A dataset of sorted cases, once their ids are known to be unique and safe.
+    """Return a dataset with sorted cases after checking that their ids are unique and usable as file names.
 
     Raises:
-        InputError: no case, an id twice (upper and lower case do not differ on every system), or an id that
-            cannot be a file name.
+        InputError: there is no case, an id is used twice (case-insensitively, as some file systems compare
+            names), or an id cannot be a file name.
     """
     named = (replace(c, id=composed(c.id), patient=composed(c.patient)) for c in cases)
     ordered = tuple(sorted(named, key=lambda case: case.id))
@@ -79,10 +79,15 @@ def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterab
 
 
 def inside(root: Path, listed: object, where: Path) -> Path:
-    """A path that a JSON file lists, below the dataset's folder.
+    """Return the path of a file that a JSON file lists relative to the dataset's folder.
+
+    Args:
+        root: the dataset's folder.
+        listed: the entry of the JSON file.
+        where: the JSON file, for error messages.
 
     Raises:
-        InputError: not a path, absolute, or leaving the folder by ``..``.
+        InputError: the entry is not a path, is absolute, or leaves the folder by ``..``.
     """
     if not isinstance(listed, str) or not listed.strip():
         raise InputError(f"{where}: expected a path of a file, got {listed!r}")

@@ -17,7 +17,7 @@ __all__ = ["Case", "Dataset", "is_dataset", "open_dataset"]
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a path is what :func:`open_dataset` takes for a dataset, and not scans or a DICOM series."""
+    """Return whether :func:`open_dataset` can open a path (as opposed to a scan or a DICOM series)."""
     path = Path(path)
     if path.is_file():
         return path.suffix.lower() == ".csv" or path.name == "dataset.json"
@@ -25,25 +25,26 @@ def is_dataset(path: Path) -> bool:
 
 
 def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
-    """List the cases of a dataset; its layout is told from what is there.
+    """List the cases of a dataset; the layout is detected from the files.
 
     * nnU-Net v2 raw: ``dataset.json`` with ``channel_names``, ``imagesTr``, ``labelsTr``, ``imagesTs``
     * Decathlon and nnU-Net v1: ``dataset.json`` with ``modality`` and lists of files
     * KiTS19, KiTS21, KiTS23: ``case_*/imaging.nii.gz``
-    * a CSV manifest: columns ``image``, ``label``, and if wanted ``case``, ``patient``, ``age``, ``split``
+    * a CSV manifest: columns ``image``, ``label``, and optionally ``case``, ``patient``, ``age``, ``split``
 
-    A ``patients.csv`` (columns ``case``, ``patient``, ``age_years``) in the dataset's folder says which cases
-    belong to one patient; without it each case is its own patient.
+    An optional ``patients.csv`` (columns ``case``, ``patient``, ``age_years``) in the dataset's folder
+    assigns cases to patients. Without it each case is its own patient.
 
     Args:
         path: the dataset's folder, its ``dataset.json``, or a ``.csv`` file.
-        labels: name to stored value, in place of what the layout says.
+        labels: label name to stored value; replaces the labels of the layout.
 
     Returns:
-        The dataset. No image is opened and none need exist: that is for ``isopose check``.
+        The dataset. Images are not opened and need not exist; ``isopose check`` verifies them.
 
     Raises:
-        InputError: no such path, no known layout, or a description that is wrong or not supported.
+        InputError: the path does not exist, the layout is unknown, or the dataset's description is invalid or
+            not supported.
     """
     path = Path(path)
     named = None if labels is None else Labels.create(labels)
@@ -57,13 +58,13 @@ def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset
     if root.is_dir() and (folder := kits_folder(root)) is not None:
         return with_patients(open_kits(folder, named), root)
     raise InputError(
-        f"{path}: not a dataset that is known; expected a folder with dataset.json (nnU-Net, Decathlon) or "
+        f"{path}: not a known dataset; expected a folder with dataset.json (nnU-Net, Decathlon) or "
         "with case_*/imaging.nii.gz (KiTS), or a .csv manifest"
     )
 
 
 def _described(root: Path, labels: Labels | None) -> Dataset:
-    """A dataset with a ``dataset.json``: nnU-Net v2 names channels, the older form modalities."""
+    """Open a dataset that has a ``dataset.json``, of nnU-Net v2 or of the Decathlon and nnU-Net v1."""
     where = root / "dataset.json"
     content = read_json(where)
     if not isinstance(content, dict):

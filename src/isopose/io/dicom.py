@@ -1,4 +1,4 @@
-"""DICOM series as volumes, by where each slice says it lies; never by file name or instance number."""
+"""Read DICOM series as volumes; slices are ordered by position, not by file name or instance number."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,16 +18,16 @@ from isopose.io.dicom_stack import in_order, matrix_of, named
 from isopose.io.endings import ending
 from isopose.io.header import Header, all_finite, on_file
 
-#: Of voxels, from the narrowest on.
+#: Possible voxel types, from the narrowest to the widest.
 _TYPES = (np.int16, np.int32, np.float32)
 
 
 def read_series(path: Path, series: str | None = None) -> Volume:
-    """Read one DICOM series, rescaled to its stored unit (HU in CT).
+    """Read one DICOM series, rescaled to its unit (HU in CT).
 
-    Slices are ordered by their position along the slice normal. Scout views are left out, and of copies of
-    a file one is taken. Pixels that are declared to be padding become air, -1000 HU (0 in other modalities),
-    unless they are darker already.
+    Slices are ordered by their position along the slice normal. Scout views are left out. Of identical copies
+    of a file only one is used. Padding pixels become air, -1000 HU (0 in other modalities), unless they are
+    darker.
 
     Args:
         path: a folder (its own files and those of its subfolders), a ``DICOMDIR`` (the files that it lists),
@@ -35,13 +35,14 @@ def read_series(path: Path, series: str | None = None) -> Volume:
         series: series number or series instance UID, where a folder holds several.
 
     Returns:
-        Array ``(z, y, x)``: rows and columns as stored, z along the right-handed slice normal; int16 where
-        the values fit, else int32 or float32. LPS in mm.
+        Array ``(z, y, x)``: rows and columns as stored, z along the right-handed slice normal; int16 if the
+            values fit, else int32 or float32. The affine is in LPS millimeters.
 
     Raises:
-        InputError: no series or several; slices missing, doubled, unevenly spaced, or of differing size,
-            pixel size or orientation; gantry tilt; CT without rescaling to HU; color; pixels that cannot be
-            decoded; volumes beside the slices. No message holds anything that names the patient.
+        InputError: no series or several; missing, duplicate or unevenly spaced slices; slices of differing
+            size, pixel size or orientation; gantry tilt; CT without rescaling to HU; color; pixels that
+            cannot be decoded; other volumes beside the slices. Messages contain nothing that identifies the
+            patient.
     """
     frames = ordered_frames(path, series)
     matrix = matrix_of(path, frames)
@@ -54,10 +55,10 @@ def read_series(path: Path, series: str | None = None) -> Volume:
 
 
 def peek_series(path: Path, series: str | None = None) -> Header:
-    """Grid of a DICOM series from the headers alone; the type is what CT values fit into, int16.
+    """Return the grid of a DICOM series from its headers alone; the type is always int16.
 
     Raises:
-        InputError: as :func:`read_series`, except for what only the pixels can show.
+        InputError: see :func:`read_series`, except for errors in the pixels.
     """
     frames = ordered_frames(path, series)
     matrix = matrix_of(path, frames)
@@ -65,7 +66,7 @@ def peek_series(path: Path, series: str | None = None) -> Header:
 
 
 def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
-    """The slices of the series that :func:`read_series` reads, in the order in which it stacks them.
+    """Return the frames of the series that :func:`read_series` reads, in stacking order.
 
     Raises:
         InputError: no series or several, or frames of several kinds.
@@ -84,12 +85,12 @@ def holds_slices(folder: Path) -> bool:
     try:
         return any(frames_of(file) for file in files if not ending(file))
     except InputError:
-        # A damaged slice is one; it is refused where it is read, in words that say why.
+        # A damaged slice counts as a slice; reading it raises the error that explains the damage.
         return True
 
 
 def _chosen(path: Path, series: str | None) -> list[Frame]:
-    """The frames of the one series that is meant."""
+    """Return the frames of the selected series."""
     if path.is_file() and not is_dicomdir(path):
         return _series_of(path)
     found, others = _found(path)
@@ -137,7 +138,7 @@ def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
     """Frames of all files in a folder and below it, or of what a ``DICOMDIR`` lists.
 
     Raises:
-        InputError: volumes lie beside them, so that it is not clear what is meant.
+        InputError: other volumes lie beside the slices, so the choice is ambiguous.
     """
     if is_dicomdir(folder):
         return _looked_at(listed_files(folder))
@@ -167,7 +168,10 @@ def _looked_at(files: Iterable[Path]) -> tuple[list[Frame], list[NoFrame]]:
 
 
 def _check_whole(path: Path, frames: list[Frame], others: list[NoFrame]) -> None:
-    """Raise an InputError where images of a series do not say where they lie; without them it is shorter."""
+    """Raise an InputError if images of a series lack their position.
+
+    Leaving them out would silently shorten the scan.
+    """
     kind = {frame.kind for frame in frames}
     lost = [o for o in others if o.lacks and o.series == frames[0].series and o.kind in kind]
     if lost:
@@ -178,7 +182,7 @@ def _check_whole(path: Path, frames: list[Frame], others: list[NoFrame]) -> None
 
 
 def _instead(others: list[NoFrame], scouts: int) -> str:
-    """What was found in place of slices, by kind and by what it lacks."""
+    """Describe what was found in place of slices, by kind and by missing field."""
     counts = Counter((other.kind, other.lacks) for other in others)
     parts = [
         f"{count} {kind}" + (f", {'which lacks' if count == 1 else 'which lack'} {lacks}" if lacks else "")
@@ -197,7 +201,7 @@ def _listing(groups: Iterable[list[Frame]]) -> str:
 
 
 def _joined(slices: Iterator[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
-    """Slices as one array, of the narrowest of int16, int32 and float32 that holds all values."""
+    """Stack slices into one array of the narrowest of int16, int32 and float32 that holds all values."""
     array = scratch.zeros(shape, _TYPES[0])
     held = 0
     for number, values in enumerate(slices):
@@ -205,13 +209,13 @@ def _joined(slices: Iterator[np.ndarray], shape: tuple[int, int, int]) -> np.nda
         if needed > held:
             narrow, array, held = array, scratch.zeros(shape, _TYPES[needed]), needed
             array[:number] = narrow[:number]
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
+        with np.errstate(over="ignore"):  # float32 overflow becomes infinite, which is refused later
             array[number] = values
     return array
 
 
 def _needed(values: np.ndarray) -> int:
-    """The first of the types that holds all values."""
+    """Return the index in ``_TYPES`` of the narrowest type that holds all values."""
     if values.dtype.kind == "f":
         return 2
     low, high = int(values.min()), int(values.max())

@@ -1,4 +1,4 @@
-"""Copies of files beside the files: the same image is taken once."""
+"""Drop duplicate DICOM files, so that each image is used once."""
 
 import filecmp
 from pathlib import Path
@@ -11,15 +11,15 @@ from isopose.io.dicom_pixels import pixels
 
 
 def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
-    """Frames of each image once, of the file with the shortest name.
+    """Keep one frame of each image, from the file with the shortest name.
 
     Files are copies where they lie at one position and are the same SOP instance, or without its UID; and
     where their bytes are the same, or their places and their values in HU. Some anonymizers write one UID
     into all files, so that files at different positions are different slices whatever their UIDs.
 
     Args:
-        path: what messages name.
-        frames: of one series.
+        path: the place to name in messages.
+        frames: frames of one series.
 
     Raises:
         InputError: files that are one SOP instance at one position differ.

@@ -1,4 +1,4 @@
-"""Which files are DICOM, by their content, and which files of a folder are meant."""
+"""Recognize DICOM files by their content, and select the relevant files of a folder."""
 
 import gzip
 import re
@@ -41,12 +41,12 @@ _TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-#: A data set without a preamble begins with the file's own group or with the identifying one.
+#: The group of a data set's first element without a preamble: file meta information, or identification.
 _FIRST_GROUPS = (0x0002, 0x0008)
-#: No element that such a data set begins with is longer.
+#: The longest first element, in bytes, that a data set without a preamble can have.
 _LONGEST_FIRST = 1 << 12
 _PREFIX = 132
-#: Files that operating systems lay beside others, and the folder in which macOS packs them.
+#: Files that operating systems add to folders, and the folder that macOS adds to archives.
 _SYSTEM_FILES, _SYSTEM_FOLDER = {"thumbs.db", "ehthumbs.db", "desktop.ini"}, "__MACOSX"
 
 
@@ -68,10 +68,10 @@ def is_packed(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Dataset | None:
-    """The technical fields of a DICOM file, or None where it is not one or too damaged to say.
+    """Return the technical fields of a DICOM file; None if it is not DICOM or too damaged to read.
 
-    Files without the preamble are read as well where they begin as a DICOM data set does (implicit or
-    explicit value representations, either byte order), or end in ``.dcm`` or ``.ima``.
+    A file without a preamble is read as well if it begins as a DICOM data set (implicit or explicit value
+    representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
     try:
         force = is_named(path) or begins_as_dicom(path)
@@ -80,25 +80,25 @@ def read_header(path: Path) -> Dataset | None:
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
             known = "Modality" in header or stored_class(header)
-    except Exception:  # pydicom raises whatever a damaged element leads to
+    except Exception:  # pydicom raises many types of error for damaged elements
         return None
     return header if known else None
 
 
 def stored_class(header: Dataset) -> str:
-    """UID of what kind of object a file holds, empty where it does not say."""
+    """Return the SOP class UID of a file; empty if it has none."""
     meta = getattr(header, "file_meta", None)
     of_file = "" if meta is None else str(meta.get("MediaStorageSOPClassUID") or "")
     return of_file or str(header.get("SOPClassUID") or "")
 
 
 def is_named(path: Path) -> bool:
-    """Whether a file's ending says that it is DICOM."""
+    """Return whether a file's extension is a DICOM one."""
     return path.suffix.lower() in (".dcm", ".ima")
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file has the preamble, or the first element of a DICOM data set without one."""
+    """Return whether a file has the preamble, or starts with an element of a DICOM data set."""
     with open(path, "rb") as file:
         return _begins_as_dicom(file.read(_PREFIX))
 
@@ -108,7 +108,7 @@ def _begins_as_dicom(start: bytes) -> bool:
 
 
 def _first_element(start: bytes) -> bool:
-    """Whether bytes begin with an element of the standard's that a data set can begin with."""
+    """Return whether bytes start with a standard element that can be the first one of a data set."""
     if len(start) < 8:
         return False
     for order in "<>":
@@ -117,7 +117,7 @@ def _first_element(start: bytes) -> bool:
             continue
         if start[4:6].decode("latin-1") in STANDARD_VR:
             return True
-        # Without explicit value representations there is only one byte order.
+        # Implicit value representation exists in little endian only.
         (length,) = struct.unpack("<I", start[4:8])
         if order == "<" and length % 2 == 0 and length <= _LONGEST_FIRST:
             return True
@@ -125,7 +125,7 @@ def _first_element(start: bytes) -> bool:
 
 
 def is_hidden(name: PurePath) -> bool:
-    """Whether a relative name is hidden, in a hidden folder, or of a file that an operating system adds."""
+    """Return whether a relative path is hidden, in a hidden folder, or added by an operating system."""
     parts = name.parts
     return (
         any(part.startswith(".") or part == _SYSTEM_FOLDER for part in parts)
@@ -134,15 +134,17 @@ def is_hidden(name: PurePath) -> bool:
 
 
 def is_dicomdir(path: Path) -> bool:
-    """Whether a file is the directory of a DICOM medium, by its name."""
+    """Return whether a file is the directory of a DICOM medium, judged by its name."""
     return path.name.upper() == "DICOMDIR" and path.is_file()
 
 
 def listed_files(path: Path) -> list[Path]:
-    """The image files that a ``DICOMDIR`` lists; pydicom's own reader leaves out those that are missing.
+    """Return the image files listed in a ``DICOMDIR``.
+
+    pydicom's own reader silently leaves out missing files.
 
     Raises:
-        InputError: it is damaged, or lists files that are missing or not below it.
+        InputError: the directory is damaged, or lists files that are missing or not below its folder.
     """
     try:
         with quiet_pydicom():
@@ -152,7 +154,7 @@ def listed_files(path: Path) -> list[Path]:
                 for record in records
                 if record.DirectoryRecordType == "IMAGE"
             ]
-    except Exception:  # whatever a damaged element leads to
+    except Exception:  # pydicom raises many types of error for damaged elements
         raise InputError(f"{path}: a damaged DICOMDIR; give the folder of the series instead") from None
     if any(part in ("", ".", "..") or re.search(r"[/\\:]", part) for place in places for part in place):
         raise InputError(f"{path}: lists files that are not below it; give the folder of the series instead")
@@ -167,13 +169,13 @@ def listed_files(path: Path) -> list[Path]:
 
 
 def files_in(folder: Path, *, below: bool) -> list[Path]:
-    """Files of a folder that may be images, in the order of their names.
+    """Return the files of a folder that may be images, sorted by name.
 
-    Hidden files, what operating systems add and the directory of a medium are left out.
+    Hidden files, files added by operating systems and ``DICOMDIR`` are left out.
 
     Args:
         folder: where to look.
-        below: also in its subfolders.
+        below: also look in subfolders.
     """
     return list(_shown(folder, folder.rglob("*") if below else folder.iterdir()))
 

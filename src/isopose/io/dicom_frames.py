@@ -1,7 +1,7 @@
-"""What a DICOM file says about its images: one record per frame, classic and enhanced (multi-frame) alike.
+"""Read the geometry of DICOM images: one record per frame, for classic and enhanced (multi-frame) files.
 
-Only technical fields are read. Names, identifiers, dates and free text (series and study descriptions hold
-names often enough) never leave the file, so that no message can show them.
+Only technical fields are read. Names, identifiers, dates and free text (series and study descriptions often
+contain names) are never read, so no message can show them.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from isopose.io.dicom_files import begins_as_dicom, is_named, is_packed, read_he
 from isopose.io.dicom_rescale import rescale_of
 from isopose.io.quiet import quiet_pydicom
 
-#: Objects that hold rows and columns but are no scan.
+#: Modalities of objects that have rows and columns but are not scans.
 _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
 _AGAIN = "copy it again or remove it"
-#: Storage classes of slices; the class stands first in a file, so that it survives a cut, at least in part.
+#: Storage classes of slices. The class comes first in a file, so part of it survives truncation.
 _SCANS = {
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -37,11 +37,11 @@ _SCANS = {
     EnhancedMRImageStorage,
     PositronEmissionTomographyImageStorage,
 }
-#: Of how many characters a modality is, at most; longer ones may be anything.
+#: Maximum length of a modality, in characters; a longer value may be free text.
 _MODALITY = 16
 
 
-#: Where an enhanced file says where a frame lies, under which name, in how many numbers.
+#: Functional group, element and number of values of each part of a frame's geometry.
 _PLACE = (
     ("PlanePositionSequence", "ImagePositionPatient", 3),
     ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
@@ -51,25 +51,25 @@ _PLACE = (
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice: where its pixels are and where it lies.
+    """One slice: where its pixels are stored and where it lies in space.
 
     Args:
         path: its file.
-        index: its place in a multi-frame file, from 0.
-        uid: SOP instance UID of the file, empty where it has none; never shown.
+        index: index of the frame in a multi-frame file, from 0.
+        uid: SOP instance UID of the file, empty if it has none; never shown.
         series: series instance UID, never shown.
-        number: series number as text, empty where the file has none that is a number.
+        number: series number as text, empty if the file has no numeric one.
         modality: ``CT``, ``MR``, ...
-        kind: of what kind its file is, in the standard's words.
+        kind: name of the file's storage class in the standard.
         size: rows and columns.
         position: ``(3,)`` LPS position of the first pixel's center, in mm.
         axes: ``(2, 3)`` unit vectors along a row (growing column) and down a column (growing row).
         spacing: mm between columns and mm between rows, ``(x, y)``.
-        thickness: nominal slice thickness in mm, where the file has one.
-        rescale: slope and intercept of this frame, where it has them.
-        unusable: why the stored values cannot be brought to their unit; empty where they can.
-        gray: one unsigned or signed gray value per pixel, larger is brighter.
-        localizer: a scout view.
+        thickness: nominal slice thickness in mm, if the file gives it.
+        rescale: slope and intercept of this frame, if it has them.
+        unusable: why the stored values cannot be rescaled to their unit; empty if they can.
+        gray: pixels are one unsigned or signed gray value each, larger is brighter.
+        localizer: the image is a scout view.
     """
 
     path: Path
@@ -97,13 +97,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class NoFrame:
-    """A DICOM file without slices.
+    """A DICOM file without usable slices.
 
     Args:
         path: its file.
         series: series instance UID, never shown.
-        kind: of what kind the file is, in the standard's words.
-        lacks: what an image lacks of where it lies; empty for what is no image.
+        kind: name of the file's storage class in the standard.
+        lacks: the geometry fields that an image lacks; empty if the file is not an image.
     """
 
     path: Path
@@ -113,26 +113,26 @@ class NoFrame:
 
 
 def look_at(path: Path) -> list[Frame] | NoFrame | None:
-    """The frames of one file, or why it has none; None where it is not DICOM.
+    """Return the frames of one file, or why it has none; None if it is not DICOM.
 
     Raises:
-        InputError: it is DICOM by its name or its first bytes, but its header is cut off. Passing over it
-            would shorten the scan without a word when it is the first or last slice.
+        InputError: the file is DICOM by its name or first bytes, but its header is truncated. Skipping it
+            would silently shorten the scan if it is the first or last slice.
     """
     try:
         with quiet_pydicom():
             return _look_at(path)
     except InputError:
         raise
-    except Exception:  # elements are decoded when they are asked for, and fail in as many ways as there are
+    except Exception:  # pydicom decodes elements on access and raises many types of error
         raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}") from None
 
 
 def frames_of(path: Path) -> list[Frame]:
-    """The frames of one file; empty where it is not DICOM, not a scan, or does not say where it lies.
+    """Return the frames of one file; empty if it is not DICOM, not a scan, or lacks its position.
 
     Raises:
-        InputError: as :func:`look_at`.
+        InputError: the file is DICOM but its header is truncated or damaged.
     """
     found = look_at(path)
     return found if isinstance(found, list) else []
@@ -160,8 +160,7 @@ def _look_at(path: Path) -> list[Frame] | NoFrame | None:
         return NoFrame(path, series, kind, "a position of each of their frames")
     if count != len(each or [None]):
         raise InputError(
-            f"{path}: a damaged DICOM file, it has {count} frames and says of {len(each)} where they lie; "
-            f"{_AGAIN}"
+            f"{path}: a damaged DICOM file, it has {count} frames and positions of {len(each)}; {_AGAIN}"
         )
     groups = [[group, shared] for group in each or [Dataset()]]
     places = [_place(header, own) for own in groups]
@@ -187,7 +186,7 @@ def _frame(
     thickness = _thickness(header, groups)
     kinds = _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
     modality = _modality(header)
-    # The frame's own pair before the shared one, and that before the file's; never halves of two.
+    # The frame's own pair is preferred to the shared one, and that to the file's; never one half of each.
     values = [_first(group, "PixelValueTransformationSequence") for group in groups]
     rescale, unusable = rescale_of([*values, header], modality)
     return Frame(
@@ -212,7 +211,7 @@ def _frame(
 
 
 def _place(header: Dataset, groups: Sequence[Dataset]) -> tuple[list[np.ndarray], list[str]]:
-    """Position, orientation and pixel size of a frame, and which of them it lacks."""
+    """Return the position, orientation and pixel size of a frame, and the names of missing ones."""
     found, lacks = [], []
     for macro, name, count in _PLACE:
         value = _field(header, groups, macro, name)
@@ -235,7 +234,7 @@ def _is_valid(name: str, numbers: np.ndarray) -> bool:
 
 
 def _kind(header: Dataset) -> str:
-    """What a file holds, in the standard's words where it is of a class that the standard names."""
+    """Return the name of a file's storage class in the standard, or another description of it."""
     uid = stored_class(header)
     name = UID(uid).name.removesuffix(" Storage") if uid in UID_dictionary else ""
     return name or _modality(header)
@@ -255,12 +254,12 @@ def _of_file(header: Dataset, name: str) -> str:
 def _thickness(header: Dataset, groups: Sequence[Dataset]) -> np.ndarray | None:
     try:
         return _numbers(_field(header, groups, "PixelMeasuresSequence", "SliceThickness"), 1)
-    except Exception:  # of any kind; without it a slice's place is known all the same
+    except Exception:  # any error: the thickness is optional
         return None
 
 
 def _field(header: Dataset, groups: Sequence[Dataset], macro: str, name: str) -> Any:
-    """A field of the frame's own or the shared functional groups, else of the file itself."""
+    """Return a field from the frame's functional groups, the shared ones, or the file itself."""
     for group in groups:
         value = _first(group, macro).get(name)
         if value is not None and value != "":
@@ -275,7 +274,7 @@ def _first(dataset: Dataset, name: str) -> Dataset:
 
 
 def _numbers(value: Any, count: int) -> np.ndarray | None:
-    """``count`` finite numbers, or None."""
+    """Return ``count`` finite numbers, or None."""
     if value is None:
         return None
     array = np.array(value, dtype=np.float64).reshape(-1)
@@ -283,6 +282,6 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
 
 
 def _shown(number: Any) -> str:
-    """A number as text; of another kind of element, which may hold anything, nothing."""
+    """Return a number as text; an empty text for any other value, which may identify the patient."""
     text = "" if number is None else str(number)
     return text if text.isascii() and text.removeprefix("-").isdecimal() else ""

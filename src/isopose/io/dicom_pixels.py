@@ -1,8 +1,8 @@
-"""Pixels of DICOM files as their unit: stored values decoded, rescaled by frame, padding made air.
+"""Decode DICOM pixels into their unit: decompress, rescale each frame, replace padding by air.
 
-ITK rescales a whole file by one pair, and GDCM reads neither files without a preamble everywhere nor float
-pixels. So uncompressed values are taken as pydicom reads them, and compressed ones are given to GDCM in a
-file that holds nothing but the pixels.
+ITK rescales a whole file by one pair of slope and intercept. GDCM cannot read all files without a preamble,
+nor float pixels. Therefore pydicom reads uncompressed values, and compressed ones are passed to GDCM in a
+temporary file that contains only the pixels.
 """
 
 import math
@@ -43,7 +43,7 @@ _UNCOMPRESSED = (
     ExplicitVRBigEndian,
     DeflatedExplicitVRLittleEndian,
 )
-#: The element of the pixels, that of their padding, and that of the other end of the padding's range.
+#: Names of the pixel element, the padding value and the other end of the padding range.
 _PIXELS = (
     ("PixelData", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     ("FloatPixelData", "FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
@@ -55,12 +55,12 @@ _TAGS = [*_FORM, *(name for names in _PIXELS for name in names)]
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """What a file stores.
+    """The stored values of a file.
 
     Args:
         array: ``(frame, y, x)`` in the allocated type, of which the stored bits may be a part.
-        bits: how many of them are stored, all for floats.
-        shift: how many bits below them are not.
+        bits: number of stored bits; all for floats.
+        shift: number of unused bits below them.
         padding: lowest and highest stored value that is padding.
     """
 
@@ -70,17 +70,17 @@ class _Stored:
     padding: tuple[float, float] | None
 
     def values(self, index: int) -> np.ndarray:
-        """``(y, x)`` stored values of a frame: the stored bits alone, with their sign."""
+        """Return the ``(y, x)`` stored values of a frame: only the stored bits, sign-extended."""
         array, allocated = self.array[index], 8 * self.array.dtype.itemsize
         if self.bits == allocated or array.dtype.kind == "f":
             return array
-        # An arithmetic shift to the right repeats the sign.
+        # An arithmetic right shift extends the sign.
         top = allocated - self.bits - self.shift
         shifted: np.ndarray = np.right_shift(np.left_shift(array, top), allocated - self.bits)
         return shifted
 
     def padded(self, index: int, values: np.ndarray) -> np.ndarray | None:
-        """``(y, x)`` where a frame is padding; None where nothing is."""
+        """Return a mask ``(y, x)`` of a frame's padding; None if there is none."""
         if self.padding is None:
             return None
         low, high = self.padding
@@ -92,17 +92,17 @@ class _Stored:
         signed = values.dtype.kind == "i"
         lowest, highest = (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1)) if signed else (0, 2**self.bits)
         if self.shift == 0 and (low < lowest or high >= highest):
-            # Padding beyond the stored bits is written in all of the allocated ones.
+            # A padding value outside the range of the stored bits is compared with all allocated bits.
             whole = self.array[index]
             padded |= (whole >= low) & (whole <= high)
         return padded
 
 
 def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
-    """Slices ``(y, x)`` in their unit (HU in CT), each in the type that its own values need.
+    """Yield slices ``(y, x)`` in their unit (HU in CT), each in the narrowest type that holds its values.
 
     Raises:
-        InputError: pixels that cannot be decoded, or are not as many as the header says.
+        InputError: pixels cannot be decoded, or their number does not match the header.
     """
     per_file = Counter(frame.path for frame in frames)
     opened: dict[Path, _Stored] = {}
@@ -110,7 +110,7 @@ def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
         for frame in frames:
             stored = opened.get(frame.path)
             if stored is None:
-                itk_name(frame.path)  # as for other formats, so that all that follows can be given the name
+                itk_name(frame.path)  # refuse non-UTF-8 names here, as for other formats
                 stored = _stored(frame.path, Path(place))
                 if per_file[frame.path] > 1:
                     opened[frame.path] = stored
@@ -139,7 +139,7 @@ def _in_unit(stored: _Stored, frame: Frame) -> np.ndarray:
 
 
 def _stored(path: Path, place: Path) -> _Stored:
-    """What a file stores; ``place`` is a folder for what has to be decompressed."""
+    """Return a file's stored values; ``place`` is a temporary folder for decompression."""
     try:
         with quiet_pydicom():
             data = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS))
@@ -147,7 +147,7 @@ def _stored(path: Path, place: Path) -> _Stored:
             array, clean = _decoded(data, names[0], place)
             bits, shift = _bits(data, array, clean)
             padding = _padding(data, names[1], names[2], array.dtype)
-    except Exception:  # whatever a damaged or unknown encoding leads to, and libraries quote the header
+    except Exception:  # any error of a damaged file; the library's message may quote the header
         raise InputError(
             f"{path}: pixels cannot be decoded (truncated, or compressed in an unsupported way); copy it "
             "again, or decompress it with your DICOM toolkit"
@@ -156,7 +156,7 @@ def _stored(path: Path, place: Path) -> _Stored:
 
 
 def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
-    """``(frame, y, x)`` as stored, and whether unused bits were removed."""
+    """Return the stored values ``(frame, y, x)``, and whether unused bits were already removed."""
     form = {field: int(data.get(field)) for field in _FORM if data.get(field) is not None}
     form["NumberOfFrames"] = form.get("NumberOfFrames") or 1
     syntax, bits = _syntax(data), form.get("BitsAllocated", 16)
@@ -179,7 +179,7 @@ def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
             array = _by_gdcm(plain, place)
             return (array if array.ndim == 3 else array[None]), True
         except RuntimeError:
-            # GDCM does not take run lengths of very small images.
+            # GDCM fails on very small run-length encoded images.
             if syntax != RLELossless:
                 raise
     array = pixel_array(plain, raw=True, correct_unused_bits=False)
@@ -187,7 +187,7 @@ def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
 
 
 def _syntax(data: Dataset) -> UID:
-    """Transfer syntax, as found by pydicom where the file does not name one."""
+    """Return the transfer syntax, as detected by pydicom if the file does not name one."""
     meta = getattr(data, "file_meta", None)
     named = None if meta is None else meta.get("TransferSyntaxUID")
     if named:
@@ -213,7 +213,7 @@ def _by_gdcm(plain: Dataset, place: Path) -> np.ndarray:
 
 
 def _bits(data: Dataset, array: np.ndarray, clean: bool) -> tuple[int, int]:
-    """How many bits are stored, and how many below them are not."""
+    """Return the number of stored bits and the number of unused bits below them."""
     allocated = 8 * array.dtype.itemsize
     bits = int(data.get("BitsStored") or allocated)
     if clean or array.dtype.kind == "f" or not 0 < bits < allocated:
@@ -224,7 +224,7 @@ def _bits(data: Dataset, array: np.ndarray, clean: bool) -> tuple[int, int]:
 
 
 def _padding(data: Dataset, name: str, limit: str, dtype: np.dtype) -> tuple[float, float] | None:
-    """Lowest and highest stored value that is declared to be padding."""
+    """Return the lowest and highest stored value that is declared as padding."""
     if data.get(name) is None:
         return None
     value = _as_stored(data.get(name), dtype)
@@ -236,10 +236,10 @@ def _padding(data: Dataset, name: str, limit: str, dtype: np.dtype) -> tuple[flo
 
 
 def _as_stored(value: Any, dtype: np.dtype) -> float | None:
-    """A padding value as the pixels store it, whatever representation it was declared in.
+    """Return a padding value in the representation of the pixels; None if that is impossible.
 
-    Many files declare it signed where the pixels are not, or the other way round, so that a number that the
-    pixels' type does not hold is taken by its bits.
+    Many files declare the padding signed and the pixels unsigned, or the reverse. A value outside the range
+    of the pixels' type is therefore reinterpreted by its bits.
     """
     if isinstance(value, (bytes, bytearray)):
         value = int.from_bytes(value[: dtype.itemsize], "little")

@@ -1,4 +1,4 @@
-"""From stored values to their unit: which slope and intercept are a frame's own, and which cannot be used."""
+"""Rescale stored values to their unit; reject rescaling that is missing or ambiguous."""
 
 import math
 from collections.abc import Iterable
@@ -7,23 +7,24 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-#: What CT calls its unit; an empty type is HU as well (PS3.3 C.8.2.1).
+#: Rescale types that mean HU in CT; an empty one does as well (PS3.3 C.8.2.1).
 _HU = ("", "HU", "HOUNSFIELD UNITS")
 
 
 def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, float] | None, str]:
-    """Slope and intercept of a frame, and why its values cannot be brought to their unit.
+    """Return a frame's slope and intercept, or why its values cannot be rescaled to their unit.
 
-    Real world value mappings are not used: they map to other quantities beside the modality's own unit.
+    Real world value mappings are ignored: they map to quantities other than the modality's own unit.
 
     Args:
-        places: where a pair may stand, the first to be preferred: the frame's own functional groups, the
-            shared ones, the file itself. Slope and intercept are taken from one place.
-        modality: CT needs a pair, and in HU.
+        places: data sets that may hold slope and intercept, the preferred one first: the frame's own
+            functional groups, the shared ones, the file itself. Both numbers are taken from the same data
+            set.
+        modality: CT requires a pair, with HU as its unit.
 
     Returns:
-        The pair, None where there is none; and the rest of a sentence that begins with "has CT images",
-        empty where the values can be used.
+        The pair, or None if there is none; and the end of a sentence that begins with "has CT images", empty
+            if the values can be used.
     """
     places = list(places)
     if any(place.get("ModalityLUTSequence") for place in places):
@@ -52,7 +53,7 @@ def _empty(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """One finite number, or None."""
+    """Return a finite number, or None."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -61,7 +62,7 @@ def _number(value: Any) -> float | None:
 
 
 def rescaled(values: np.ndarray, pair: tuple[float, float] | None) -> np.ndarray:
-    """Stored values times slope plus intercept: whole numbers where all of them are, else float64.
+    """Return stored values times slope plus intercept: integers if all numbers are whole, else float64.
 
     Args:
         values: stored values, integers or floats.

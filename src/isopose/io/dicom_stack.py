@@ -1,4 +1,4 @@
-"""Frames of one series as a regular stack: their order, and the grid that their positions lie on."""
+"""Stack the frames of one series: sort them and fit a regular grid to their positions."""
 
 from pathlib import Path
 
@@ -8,30 +8,30 @@ from isopose.errors import InputError
 from isopose.geometry.volume import SHEAR_TOLERANCE
 from isopose.io.dicom_frames import Frame
 
-#: Positions are often rounded to 0.1 mm, so that a distance may be off by as much without meaning anything,
-#: or are measured with a jitter of some hundredths. Of thick slices 1 % is nothing either; but never so
-#: much of thin ones that a distance could be that of two.
+#: Tolerance of slice distances. Positions are often rounded to 0.1 mm or jitter by some hundredths; 1 % of
+#: the distance of thick slices is tolerated as well. For thin slices the tolerance stays below 0.4 of the
+#: distance, so that a missing slice is always noticed.
 _ROUNDING_MM, _UNEVEN_SHARE, _THIN_SHARE = 0.1, 0.01, 0.4
-#: Rounding is seldom exactly representable.
+#: Margin for rounded values that have no exact binary representation.
 _SLACK_MM = 1e-3
-#: Closer than this, or than this share of the usual distance, are slices at one position.
+#: Slices closer than this, or than this share of the usual distance, are at one position.
 _DOUBLE_MM, _DOUBLE_SHARE = 0.02, 0.2
-#: Direction cosines of one series may differ this much from their mean: 0.5 mm at the rim of a large slice.
+#: Tolerated deviation of direction cosines from their mean: 0.5 mm at the edge of a large slice.
 _TURN = 2e-3
-#: Below this, orientations or positions are as exact as headers write them, and are taken as they are.
+#: Orientations and positions that deviate less than this are used unchanged.
 _EXACT, _EXACT_MM = 1e-9, 1e-3
 
 
 def named(path: Path, frame: Frame) -> str:
-    """How messages begin: the place and the number of the series."""
+    """Return the beginning of messages: the path and the series number."""
     return f"{path}: series {frame.number}" if frame.number else f"{path}: the series"
 
 
 def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
-    """Frames of one kind, by position along the normal.
+    """Sort frames of one kind by their position along the slice normal.
 
     Raises:
-        InputError: they differ in size, pixel size or orientation, or cannot be HU.
+        InputError: the frames differ in size, pixel size or orientation, or cannot be rescaled to HU.
     """
     first = frames[0]
     where = named(path, first)
@@ -58,7 +58,10 @@ def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
 
 
 def _axes(frames: list[Frame]) -> np.ndarray:
-    """``(2, 3)`` unit vectors of all slices: theirs where they are one, else the nearest to their mean."""
+    """Return the ``(2, 3)`` unit vectors of all slices.
+
+    They are the common ones, or the orthogonal pair nearest to their mean.
+    """
     each = np.stack([f.axes for f in frames])
     if np.abs(each - each[0]).max() <= _EXACT:
         return frames[0].axes
@@ -68,13 +71,13 @@ def _axes(frames: list[Frame]) -> np.ndarray:
 
 
 def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
-    """``(4, 4)`` LPS from index of ordered frames, once they are known to be a regular stack.
+    """Return the ``(4, 4)`` matrix ``lps_from_index`` of sorted frames that form a regular stack.
 
-    Where the positions do not lie on a line as exactly as they could, spacing and origin are those of the
-    line fitted to all of them.
+    If the positions deviate from a straight line, spacing and origin are those of a line fitted to all of
+    them.
 
     Raises:
-        InputError: doubled, missing or unevenly spaced slices; gantry tilt.
+        InputError: duplicate, missing or unevenly spaced slices; gantry tilt.
     """
     first, axes = frames[0], _axes(frames)
     normal = np.cross(axes[0], axes[1])
@@ -109,10 +112,10 @@ def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
 
 
 def _usual_step(path: Path, frames: list[Frame], normal: np.ndarray) -> float:
-    """Median distance of slices in mm, of which no distance differs by more than rounding.
+    """Return the median distance of neighboring slices in mm, after checking that all distances agree.
 
     Raises:
-        InputError: doubled, missing or unevenly spaced slices.
+        InputError: duplicate, missing or unevenly spaced slices.
     """
     along = np.array([frame.position @ normal for frame in frames])
     where, steps = named(path, frames[0]), np.diff(along)
@@ -128,16 +131,16 @@ def _usual_step(path: Path, frames: list[Frame], normal: np.ndarray) -> float:
             f"{where} has several slices at one position, e.g. {pair} "
             f"({doubled.size} too many); copies, phases or reconstructions must go into a folder each"
         )
-    # Each coordinate is rounded; of upright slices only one of them counts.
+    # Each coordinate is rounded; for axial slices only z matters.
     rounding = _ROUNDING_MM * np.abs(normal).sum() + _SLACK_MM
     allowed = max(_UNEVEN_SHARE * usual, min(rounding, _THIN_SHARE * usual))
     uneven = np.flatnonzero(np.abs(steps - usual) > allowed)
     if uneven.size:
         at = uneven[0]
         missing = int(np.rint(steps / usual - 1)[uneven].clip(0).sum())
-        told = f"slices are missing (about {missing})" if missing else "the slices are unevenly spaced"
+        problem = f"slices are missing (about {missing})" if missing else "the slices are unevenly spaced"
         raise InputError(
-            f"{where}: {told}, e.g. {steps[at]:.2f} mm between {along[at]:.2f} and {along[at + 1]:.2f} mm "
+            f"{where}: {problem}, e.g. {steps[at]:.2f} mm between {along[at]:.2f} and {along[at + 1]:.2f} mm "
             f"where {usual:.2f} mm is usual; export the whole series, or resample it to even spacing"
         )
     return usual

@@ -1,12 +1,12 @@
-"""By which endings a file's name says that it is a volume."""
+"""File name extensions of volumes."""
 
 from pathlib import Path
 
-#: Endings that can be read as one file; a DICOM series is a folder or one of its files.
+#: Extensions of formats that are one file; a DICOM series is a folder or one of its files.
 READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def ending(path: Path) -> str:
-    """The readable ending of a file name in lower case, ``.nii.gz`` as one; empty where there is none."""
+    """Return the readable extension of a file name in lower case (``.nii.gz`` as one), or an empty text."""
     name = Path(path).name.lower()
     return next((e for e in READABLE if name.endswith(e)), "")

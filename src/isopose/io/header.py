@@ -1,4 +1,4 @@
-"""What a file says about its grid, without its voxels."""
+"""The grid and type of an image file, read without its voxels."""
 
 import math
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from isopose.io.sizes import check_sizes
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """Grid and stored type of an image file.
+    """Grid and type of an image file.
 
     Args:
         shape: array shape ``(z, y, x)``.
-        world_from_index: ``(4, 4)``, ``(x, y, z, 1)`` indices to LPS millimeters.
-        dtype: type of the voxels as they will be read, rescaling included.
+        world_from_index: ``(4, 4)``, maps ``(x, y, z, 1)`` indices to LPS millimeters.
+        dtype: type of the voxels after reading, including rescaling.
     """
 
     shape: tuple[int, int, int]
@@ -36,26 +36,26 @@ class Header:
         return Volume(np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
 
     def checked(self, path: Path) -> "Header":
-        """This header, when its grid is a valid one, of a size that may be read.
+        """Return this header after checking that its grid is valid and not too large to read.
 
         Raises:
-            InputError: it is not; the message names the file.
+            InputError: the grid is invalid or too large; the message names the file.
         """
         wanted, most = math.prod(self.shape) * self.dtype.itemsize, largest_bytes()
         if wanted > most:
             raise InputError(
                 f"{path}: its header promises {wanted / 2**30:.1f} GB of voxels, more than the "
-                f"{most / 2**30:g} GB that are read; if that is right, set {VARIABLE}"
+                f"limit of {most / 2**30:g} GB; if the size is right, set {VARIABLE}"
             )
         on_file(path, np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
         return self
 
 
 def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volume:
-    """A volume whose complaints name the file that it came from.
+    """Return a volume; errors about its grid name the file.
 
     Raises:
-        InputError: the grid is not a valid one, or its voxels are of no patient's scan.
+        InputError: the grid is invalid, or its voxel size is not plausible for a patient.
     """
     try:
         return check_sizes(Volume(array, world_from_index))
@@ -64,7 +64,7 @@ def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volu
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite, without a second array of the volume's size."""
-    # NaN and infinity survive a sum, and float32 values cannot overflow a float64 sum.
+    """Return whether no value is NaN or infinite, without allocating another array of that size."""
+    # NaN and infinity persist in a sum, and a float64 sum of float32 values cannot overflow.
     with np.errstate(invalid="ignore"):
         return array.dtype.kind != "f" or bool(np.isfinite(array.sum(dtype=np.float64)))

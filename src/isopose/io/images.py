@@ -1,4 +1,4 @@
-"""Reading and writing image files: NIfTI, NRRD, MetaImage and DICOM as validated volumes."""
+"""Read and write image files: NIfTI, NRRD, MetaImage and DICOM as validated volumes."""
 
 import gzip
 import sys
@@ -24,18 +24,19 @@ from isopose.io.itk_header import check_fields, check_text_header
 from isopose.io.nifti import peek_nifti, read_nifti
 from isopose.io.quiet import complained, itk_name, quiet_itk
 
-#: Endings that can be written: one file each, so that a file is either whole or absent.
+#: Extensions of formats that can be written; each is a single file, so a result is whole or absent.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
-#: How far from a whole number a label may lie to be rounded.
+#: Maximum distance from a whole number at which a label is rounded.
 ROUNDING = 1e-3
-#: What float32 may miss of a label by itself.
+#: Rounding error of float32 for values up to 255.
 _EPSILON = 256 * float(np.finfo(np.float32).eps)
-#: Bytes before the voxels of a NIfTI-1 file, and where among them the number of slices is, ``dim[3]``.
+#: Size of a NIfTI-1 header with its extension mark in bytes, and the offset of ``dim[3]``, the number of
+#: slices.
 _NIFTI_HEADER, _NIFTI_SLICES = 352, 46
-#: zlib's level: CT becomes as small as at higher ones, in a third of the time.
+#: zlib's compression level: CT becomes as small as at higher levels, in a third of the time.
 _LEVEL = 3
 _TYPES = {
-    # One channel as an axis of its own arrives as a vector of one component.
+    # A channel axis of length one is read as a vector with one component.
     getattr(sitk, f"sitk{vector}{name}"): dtype
     for vector in ("", "Vector")
     for name, dtype in (
@@ -48,19 +49,20 @@ _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
-    """Read a scan: NIfTI, NRRD, MetaImage, or a DICOM series' folder, ZIP archive, DICOMDIR or one file.
+    """Read a scan: NIfTI, NRRD, MetaImage, or DICOM (folder, ZIP archive, DICOMDIR or one file of a series).
 
     Args:
         path: file or folder.
-        series: for DICOM, the series number or series instance UID where a folder holds several.
+        series: for DICOM, the series number or series instance UID, if a folder holds several series.
 
     Returns:
-        Array ``(z, y, x)`` in stored order, integers in their own type (HU: int16), all else float32; and
-        its place in LPS millimeters.
+        Array ``(z, y, x)`` in stored order, integers in their own type (HU: int16), all else float32; with
+            the affine in LPS millimeters.
 
     Raises:
-        InputError: missing, unreadable, truncated, not one 3D volume of one number per voxel, sheared,
-            without orientation, with non-finite values, or (DICOM) not one regular series.
+        InputError: the input is missing, unreadable or truncated, is not one 3D volume with one number per
+            voxel, is sheared, has no orientation, has values that are not finite, or (DICOM) is not one
+            regular series.
     """
     path = _existing(path)
     if is_archive(path):
@@ -81,7 +83,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
     if complained(heard):
         raise InputError(f"{path}: truncated or corrupt (its voxels do not unpack); copy or export it again")
     array = scratch.zeros(header.shape, header.dtype)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
+    with np.errstate(over="ignore"):  # float32 overflow becomes infinite, which is refused below
         array[...] = sitk.GetArrayViewFromImage(image).reshape(header.shape)
     if not all_finite(array):
         raise InputError(
@@ -91,10 +93,10 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
 
 
 def peek(path: Path, series: str | None = None) -> Header:
-    """Grid and type of a scan without reading its voxels.
+    """Return the grid and type of a scan without reading its voxels.
 
     Raises:
-        InputError: as :func:`read_volume`, except for what only the voxels can show.
+        InputError: see :func:`read_volume`, except for errors in the voxels.
     """
     path = _existing(path)
     if is_archive(path):
@@ -110,15 +112,16 @@ def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], No
     """Read a label map as uint8.
 
     Args:
-        path: a file; whole numbers 0 to 255, in any type, to within a thousandth: a scale factor of a
-            header leaves 1.0000153 where 1 was.
-        like: the image that the labels belong to. The result then lies on exactly that grid: a difference
-            within a tenth of a voxel is rounding in a header, and a map stored in another axis order is
-            reordered, which is exact.
-        note: called with a line for people where numbers were rounded.
+        path: a file of whole numbers from 0 to 255 in any type. Deviations up to 0.001 are rounded, because a
+            scale factor in the header can turn 1 into 1.0000153.
+        like: the image of the labels. The result then lies on exactly its grid: a difference up to a tenth of
+            a voxel counts as rounding in the header, and a map stored in another axis order is reordered,
+            which is exact.
+        note: called with a message if numbers were rounded.
 
     Raises:
-        InputError: as :func:`read_volume`; values that are not whole or not in 0 to 255; another grid.
+        InputError: see :func:`read_volume`; also values that are not whole or not in 0 to 255, or another
+            grid.
     """
     volume = read_volume(path)
     low, high = volume.array.min(), volume.array.max()
@@ -140,7 +143,7 @@ def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], No
 
 
 def _rounded(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
-    """Values from 0 to 255 as uint8, and how far the farthest was from a whole number."""
+    """Return values from 0 to 255 as uint8, and the largest distance from a whole number."""
     labels, farthest = scratch.zeros(array.shape, np.uint8), 0.0
     for plane, values in zip(labels, array, strict=True):
         whole = np.rint(values)
@@ -157,10 +160,10 @@ def _rounded(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
-    """Labels in the storage order and on the exact grid of their image; see :func:`read_labels`.
+    """Return labels in the storage order and on the exact grid of their image; see :func:`read_labels`.
 
     Raises:
-        InputError: they lie elsewhere; the message names the labels' file.
+        InputError: the grids differ; the message names the labels' file.
     """
     tolerance = 0.1 * float(image.spacing.min())
     if labels.same_grid(image, tolerance):
@@ -178,14 +181,14 @@ def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
 
 
 def write_labels(volume: Volume, path: Path) -> None:
-    """Write a label map as compressed uint8 on the volume's exact grid, at once or not at all.
+    """Write a label map as compressed uint8 on the volume's exact grid; on failure no file is left.
 
     Args:
         volume: whole numbers 0 to 255.
-        path: ends in one of :data:`WRITABLE`. NIfTI holds geometry in float32, the others in float64.
+        path: ends in one of :data:`WRITABLE`. NIfTI stores the geometry in float32, the others in float64.
 
     Raises:
-        InputError: another ending.
+        InputError: another extension.
         ValueError: values that uint8 cannot hold.
     """
     labels = volume.array.astype(np.uint8, copy=False)
@@ -195,10 +198,10 @@ def write_labels(volume: Volume, path: Path) -> None:
 
 
 def write_image(volume: Volume, path: Path) -> None:
-    """Write a volume compressed, in its own type, on its exact grid, at once or not at all.
+    """Write a volume compressed, in its own type, on its exact grid; on failure no file is left.
 
     Raises:
-        InputError: an ending that is not in :data:`WRITABLE`.
+        InputError: the extension is not in :data:`WRITABLE`.
         IsoposeError: the file cannot be written.
     """
     path = Path(path)
@@ -219,22 +222,25 @@ def write_image(volume: Volume, path: Path) -> None:
 
 
 def _write_nifti(volume: Volume, path: Path) -> None:
-    """Write slice by slice, since ITK holds the whole volume once more, and says nothing of a full disk."""
+    """Write a NIfTI file slice by slice.
+
+    ITK would copy the whole volume in memory, and reports no error if the disk is full.
+    """
     slices = len(volume.array)
     if slices > np.iinfo(np.int16).max:
         raise OSError(f"NIfTI holds at most {np.iinfo(np.int16).max} slices, got {slices}; write .nrrd")
-    # The header is ITK's of the first slice, but for the number of slices.
+    # The header is the one that ITK writes for the first slice, with the number of slices corrected.
     with tempfile.TemporaryDirectory() as place:
         first = Path(place) / "first.nii"
         sitk.WriteImage(to_sitk(Volume(volume.array[:1], volume.world_from_index)), itk_name(first))
         header = bytearray(first.read_bytes()[:_NIFTI_HEADER])
     if len(header) < _NIFTI_HEADER:
-        raise OSError("the header did not arrive whole; is the disk of temporary files full?")
+        raise OSError("the header is incomplete; is the disk of temporary files full?")
     packed = ending(path) == ".nii.gz"
     header[_NIFTI_SLICES : _NIFTI_SLICES + 2] = slices.to_bytes(2, sys.byteorder)
     with (
         open(path, "wb") as raw,
-        # No time in it: the same volume is the same bytes.
+        # Without a time stamp, the same volume always gives the same bytes.
         gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) if packed else nullcontext(raw) as file,
     ):
         file.write(header)
@@ -243,7 +249,7 @@ def _write_nifti(volume: Volume, path: Path) -> None:
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
-    """A volume as a SimpleITK image, of its own type and on its exact grid."""
+    """Return a volume as a SimpleITK image with its own type and exact grid."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array))
     image.SetSpacing(volume.spacing.tolist())
     image.SetOrigin(volume.origin.tolist())
@@ -252,9 +258,9 @@ def to_sitk(volume: Volume) -> sitk.Image:
 
 
 def missing(path: Path) -> str:
-    """The line for a path at which nothing is."""
+    """Return the message for a path that does not exist."""
     if path.is_symlink():
-        return f"{path}: is a link to what is not there; fetch it (git annex get, dvc pull) or mend the link"
+        return f"{path}: is a broken link; fetch its file (git annex get, dvc pull) or repair the link"
     return f"{path}: no such file or folder"
 
 
@@ -270,7 +276,7 @@ def _existing(path: Path) -> Path:
 
 
 def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
-    """A reader that is ready to read the voxels, and what the header says."""
+    """Return a reader that is ready to read the voxels, and the header."""
     kind = ending(path)
     if kind not in _READERS:
         raise InputError(
@@ -304,6 +310,6 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
 
 
 def _last_line(error: Exception) -> str:
-    """The telling end of an ITK message, which starts with places in C++ files."""
+    """Return the last line of an ITK message; the lines before it name places in C++ files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][-200:] if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""What a NRRD or MetaImage header must look like before ITK may read it.
+"""Validate NRRD and MetaImage headers before ITK reads them.
 
-ITK crashes on some headers, fills voxels with whatever was in memory on others, and passes over fields that
-change where a voxel lies or what it is worth. Whatever it would get wrong is refused here.
+ITK crashes on some headers, returns uninitialized memory for others, and ignores some fields that change a
+voxel's position or value. Headers that ITK would misread are refused here.
 """
 
 import math
@@ -10,35 +10,35 @@ from pathlib import Path
 
 from isopose.errors import InputError
 
-#: Bytes that a header may have, and a field's value in NRRD: ITK crashes on long ones that it cannot use.
-#: Comments, contents and keys of one's own may be longer, as Slicer writes them.
+#: Maximum length in bytes of a header, and of a field's value in NRRD: ITK crashes on longer values.
+#: Comments, contents and custom keys may be longer, as Slicer writes them.
 LONGEST_HEADER, LONGEST_VALUE = 1 << 20, 500
-#: Bytes of a field's name in MetaImage: longer ones run over in ITK's memory.
+#: Maximum length in bytes of a field's name in MetaImage: longer ones overflow a buffer in ITK.
 LONGEST_NAME = 200
-#: The fields of NRRD (definition of the format, section 5), of which ITK crashes on others.
+#: The fields of NRRD (definition of the format, section 5); ITK crashes on some others.
 FIELDS = (
     *("dimension", "type", "block size", "encoding", "endian", "min", "max", "old min", "old max"),
     *("data file", "line skip", "byte skip", "number", "sample units", "space", "space dimension"),
     *("space units", "space origin", "space directions", "measurement frame", "sizes", "spacings"),
     *("thicknesses", "axis mins", "axis maxs", "centers", "centerings", "labels", "units", "kinds"),
 )
-#: A line of NRRD after the first: a comment, ``key:=value`` or ``field: value``, of which some fields are
-#: also written as one word.
+#: A line of NRRD after the first: a comment, ``key:=value`` or ``field: value``. Some field names may also be
+#: written as one word.
 _NRRD = re.compile(
     rb"#.*|[^:]+:=.*|content: .*|(?P<name>"
     + "|".join(f.replace(" ", " ?") for f in FIELDS).encode()
     + rb"): (?P<value>.{0,%d})" % LONGEST_VALUE,
     re.IGNORECASE,
 )
-#: A line of MetaImage: its own fields, and whatever the dictionary of an ITK image held, DICOM's tags among
-#: it, whose text may switch character sets by an escape.
+#: A line of MetaImage: a field of the format, or an entry of an ITK image's dictionary, such as a DICOM tag
+#: whose text may switch character sets by an escape sequence.
 _META = re.compile(rb"(?P<name>[^\x00-\x1f\x7f=:]{1,%d})[=:](?P<value>[^\x00]*)" % LONGEST_NAME)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-#: The spaces of NRRD whose axes are the patient's, which ITK turns to its own; it takes others for its own.
+#: NRRD spaces with patient axes, which ITK converts to LPS; it silently treats any other space as LPS.
 SPACES = ("LPS", "left-posterior-superior", "RAS", "right-anterior-superior", "LAS", "left-anterior-superior")
-#: A pattern of file names with one number in it; of others ITK prints what lies in memory, or ends.
+#: A file name pattern with one number; for others ITK prints uninitialized memory or crashes.
 _PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
-#: Fields of MetaImage by which its voxels have their place. A second one comes from a text of several lines.
+#: Fields that define the voxels of MetaImage; a duplicate is part of a text with several lines.
 _ONCE = (
     *("NDims", "DimSize", "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels"),
     *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize"),
@@ -47,18 +47,18 @@ _MM = ("", "mm", "millimeter", "millimeters", "millimeter", "millimeters")
 
 
 def check_text_header(path: Path, kind: str) -> dict[str, str]:
-    """Refuse a header on which ITK may crash: other than lines of text, or files that do not make a scan.
+    """Refuse a header that may crash ITK: not lines of text, or data files that do not make up a scan.
 
     Args:
-        path: of a file.
-        kind: its ending: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
+        path: the file.
+        kind: its extension: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
 
     Returns:
-        Its fields, those of NRRD in lower case and without blanks.
+        The header's fields; those of NRRD in lower case and without blanks.
 
     Raises:
-        InputError: it has no end, a line that no such header has, or a list of files that are not one for
-            each slice. No line is quoted, since it may name the patient.
+        InputError: the header has no end or an invalid line, or does not list one file for each slice. The
+            message quotes no line, since it may contain a patient's name.
     """
     with open(path, "rb") as opened:
         start = opened.read(LONGEST_HEADER)
@@ -101,16 +101,16 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
 
 
 def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:
-    """Refuse what a header says and ITK does not take into account.
+    """Refuse header fields that ITK ignores.
 
     Args:
-        path: of the file, for the message.
-        kind: its ending.
+        path: the file, for the message.
+        kind: its extension.
         fields: of its header, see :func:`check_text_header`.
 
     Raises:
-        InputError: no place in the patient, another unit than mm, or scaled values. Values of fields that may
-            be a patient's are not quoted.
+        InputError: no patient orientation, a unit other than mm, or scaled values. Values that may identify a
+            patient are not quoted.
     """
     if kind in (".nrrd", ".nhdr"):
         _check_nrrd(path, fields)
@@ -155,7 +155,7 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
     if "ElementSpacing" not in fields and "ElementSize" not in fields:
         raise InputError(f"{path}: the header has no 'ElementSpacing', the voxels' size; export it again")
     turned = {"TransformMatrix", "Rotation", "Orientation"} & set(fields)
-    # ITK takes the axes from the matrix alone; without one they are those that it calls RAI.
+    # ITK takes the axes from the matrix alone, and assumes RAI if there is none.
     if not turned and fields.get("AnatomicalOrientation", "RAI").upper() not in ("RAI", "???", ""):
         raise InputError(
             f"{path}: its 'AnatomicalOrientation' needs a 'TransformMatrix', which the header does not have, "
@@ -170,18 +170,21 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
         if _number(text) != neutral:
             raise InputError(
                 f"{path}: its values are scaled (ElementToIntensityFunction{name}), which readers of "
-                "MetaImage pass over; export it again with the values themselves"
+                "MetaImage ignore; export it again with the values themselves"
             )
 
 
 def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
-    """ITK ends the process, or makes up voxels, where there are fewer files than slices."""
+    """Refuse a list of data files that is shorter than the number of slices.
+
+    ITK would crash, or return uninitialized voxels.
+    """
     words = fields.get("ElementDataFile", "").split()
     if not words:
         return
     sizes = [_whole(n) for n in fields.get("DimSize", "").split()]
     if words[0].upper() == "LIST":
-        # How many dimensions each file has; without it all but the last.
+        # Number of dimensions of each file; by default all but the last.
         each = (_whole(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
         found, wanted = len(rest), math.prod(sizes[each:]) if 0 < each <= len(sizes) else 0
     elif "%" in words[0]:
@@ -203,7 +206,7 @@ def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
 
 
 def _whole(text: str) -> int:
-    """A count in a header; 0 where it is none."""
+    """Return a count in a header; 0 if it is not a whole number."""
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 

@@ -1,20 +1,20 @@
-"""How large a scan may be, so that a damaged or hostile file cannot take the machine."""
+"""The maximum size of a scan, so that a damaged or hostile file cannot exhaust the machine."""
 
 import os
 
 from isopose.errors import InputError
 
-#: Gigabytes that a scan may take, or an archive may unpack to, unless :data:`VARIABLE` says otherwise. A
+#: Default limit of a scan in memory and of an unpacked archive in gigabytes; :data:`VARIABLE` overrides it. A
 #: series of 10,000 slices of 512 x 512 takes 5.
 LARGEST_GB = 16.0
 VARIABLE = "ISOPOSE_MAX_GB"
 
 
 def largest_bytes() -> int:
-    """The limit, from the environment where it is set there.
+    """Return the limit in bytes, from the environment variable if it is set.
 
     Raises:
-        InputError: what is set there is no number.
+        InputError: the variable is not a number.
     """
     given = os.environ.get(VARIABLE, "")
     try:

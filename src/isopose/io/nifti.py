@@ -1,11 +1,10 @@
-"""NIfTI-1 and NIfTI-2 files, read by their own header.
+"""Read NIfTI-1 and NIfTI-2 files.
 
-SimpleITK writes NIfTI well but reads it leniently: a truncated file comes back filled with whatever was in
-memory, without an error, and the voxel size is taken from ``pixdim`` even where the sform says otherwise.
-Both would be a silent error here, so the header, the affine and the length of the voxel data are read and
-checked by us. Field names and rules are those of the NIfTI-1 and NIfTI-2 standards (nifti1.h, nifti2.h);
-where readers disagree about a field (``vox_offset`` inside the header, a negative ``pixdim``), what nibabel
-takes is taken, or the file is refused.
+SimpleITK reads truncated files without an error, filled with uninitialized memory, and takes the voxel size
+from ``pixdim`` even if the sform differs. Therefore the header, the affine and the length of the voxel data
+are read and checked here. Field names and rules follow the NIfTI-1 and NIfTI-2 standards (nifti1.h,
+nifti2.h). If readers disagree about a field (``vox_offset`` inside the header, a negative ``pixdim``),
+nibabel's reading is used, or the file is refused.
 """
 
 import gzip
@@ -58,10 +57,11 @@ _NIFTI2: _Layout = [
     ("units", "i4", 500),
 ]
 _LENGTHS = {348: _NIFTI1, 540: _NIFTI2}
-#: Bytes after a header that say whether extensions follow, and the least that one has: its length and code.
+#: Length in bytes of the mark after a header that announces extensions, and minimum length of an extension
+#: (its own length and code).
 _MARK, _EXTENSION = 4, 16
 _MOST_EXTENSIONS = 10_000
-#: Codes of extensions that are known or will be (nifti1.h); they are even.
+#: Possible codes of extensions (nifti1.h); they are even.
 _CODES = range(0, 100, 2)
 _TYPES = {
     2: "u1",
@@ -81,7 +81,7 @@ _DEFLATE_LIMIT = 1032
 
 @dataclass(frozen=True, eq=False)
 class _Fields:
-    """The part of a NIfTI header that is needed, whatever its version and byte order."""
+    """The relevant fields of a NIfTI header, for any version and byte order."""
 
     shape: tuple[int, int, int]
     stored: np.dtype
@@ -104,10 +104,10 @@ class _Fields:
 
 
 def peek_nifti(path: Path) -> Header:
-    """Grid and type of a ``.nii`` or ``.nii.gz`` file, without its voxels.
+    """Return the grid and type of a ``.nii`` or ``.nii.gz`` file, without reading its voxels.
 
     Raises:
-        InputError: as :func:`read_nifti`, except for what only the voxels can show.
+        InputError: see :func:`read_nifti`, except for errors in the voxels.
     """
     with _opened(path) as file:
         fields = _fields(path, file)
@@ -115,16 +115,16 @@ def peek_nifti(path: Path) -> Header:
 
 
 def read_nifti(path: Path) -> Volume:
-    """Read a ``.nii`` or ``.nii.gz`` file of three dimensions.
+    """Read a ``.nii`` or ``.nii.gz`` file with three dimensions.
 
-    The grid comes from the sform where its code is set, else from the qform, as the standard and nibabel have
-    it; where both are set they must agree to within a voxel. A sform that is not at right angles is passed
-    over where the qform puts every voxel within 0.5 mm of it. Integers keep their type, all else is float32.
+    The grid comes from the sform if its code is set, else from the qform, as in the standard and nibabel. If
+    both are set they must agree to within a voxel. A sheared sform is replaced by the qform if no voxel moves
+    by more than 0.5 mm. Integers keep their type, all else becomes float32.
 
     Raises:
-        InputError: not NIfTI, truncated or corrupt, not 3D, color or complex voxels, no orientation in the
-            header or two that contradict each other, a unit other than mm, sheared, voxels that begin inside
-            the header or an extension, a slope without an intercept, or non-finite values.
+        InputError: the file is not NIfTI, truncated, corrupt or not 3D; has color or complex voxels; has no
+            orientation or a contradictory one; has a unit other than mm; is sheared; its voxels begin inside
+            the header or an extension; it has a slope without an intercept; or values are not finite.
     """
     try:
         with _opened(path) as file:
@@ -136,10 +136,10 @@ def read_nifti(path: Path) -> Volume:
     array = stored
     if fields.scaled or stored.dtype != fields.dtype:
         array, as_stored = scratch.zeros(fields.shape, fields.dtype), not fields.scaled
-        # What float32 cannot hold becomes infinite and is refused.
+        # Overflow of float32 becomes infinite, which is refused below.
         with np.errstate(over="ignore", invalid="ignore"):
             for plane, source in zip(array, stored, strict=True):
-                # In float64 and back: float32 products of large integers would lose whole units.
+                # Computed in float64, since float32 products of large integers would be off by whole units.
                 plane[...] = source if as_stored else source.astype(np.float64) * fields.slope + fields.inter
     if not all_finite(array):
         raise InputError(
@@ -149,9 +149,9 @@ def read_nifti(path: Path) -> Volume:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a NIfTI file holds every voxel that its header promises, with the right checksum if packed.
+    """Return whether a NIfTI file holds all voxels announced by its header, with a valid checksum if packed.
 
-    ITK's NIfTI writer tells its caller nothing when the disk is full, so whoever writes has to look.
+    ITK's NIfTI writer reports no error if the disk is full, so written files have to be checked.
     """
     try:
         with _opened(path) as file:
@@ -220,10 +220,10 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
 
 
 def _scaling(path: Path, header: np.void) -> tuple[float, float]:
-    """Slope and intercept, ``(1, 0)`` where the header has no valid slope: 0, NaN or infinity.
+    """Return slope and intercept; ``(1, 0)`` if the slope is not valid: 0, NaN or infinity.
 
     Raises:
-        InputError: a slope whose intercept is no number, of which no reader can know what was meant.
+        InputError: the slope is valid and the intercept is not a number.
     """
     slope, inter = float(header["slope"]), float(header["inter"])
     if slope == 0 or not np.isfinite(slope):
@@ -237,12 +237,12 @@ def _scaling(path: Path, header: np.void) -> tuple[float, float]:
 
 
 def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Literal["<", ">"]) -> int:
-    """The byte at which the voxels begin, behind the header and its extensions.
+    """Return the byte at which the voxels begin, behind the header and its extensions.
 
-    An offset of 0 is one that was never set: the voxels follow the header.
+    An offset of 0 means that it was never set: the voxels then follow the header.
 
     Raises:
-        InputError: it is no whole number, or lies inside the header or an extension.
+        InputError: the offset is not a whole number, or lies inside the header or an extension.
     """
     stated = float(header["offset"])
     if not np.isfinite(stated) or stated != int(stated):
@@ -265,7 +265,7 @@ def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Lit
 
 
 def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: Literal["<", ">"]) -> None:
-    """Refuse extensions that reach beyond the byte where the voxels are said to begin."""
+    """Refuse extensions that reach beyond the byte where the voxels begin."""
     place = start
     for _ in range(_MOST_EXTENSIONS):
         if place + _EXTENSION > max(end, start + _EXTENSION):
@@ -277,9 +277,9 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
             raise _damaged(path, error) from None
         length, code = (int(n) for n in found) if len(found) == 2 else (0, 0)
         if length == 0:
-            return  # zeros up to the voxels
+            return  # only zeros before the voxels
         if start == end and (length < _EXTENSION or length % 16 or code not in _CODES):
-            return  # voxels, behind a mark that some tools set without an extension
+            return  # voxels: some tools set the mark without an extension
         if length < _EXTENSION or place + length > end:
             break
         place += length
@@ -290,7 +290,7 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
 
 
 def _header(raw: bytes) -> tuple[np.void, Literal["<", ">"]] | None:
-    """The fields and their byte order, told from the header's own length, its first field."""
+    """Return the fields and their byte order, detected from the first field, the header's own length."""
     orders: tuple[Literal["<", ">"], ...] = ("<", ">")
     for order in orders:
         for length, layout in _LENGTHS.items():
@@ -318,7 +318,7 @@ def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:
         if not got:
             raise EOFError(f"{filled} of {wanted} bytes of voxels are there")
         filled += got
-    # To the end, where gzip keeps its checksum.
+    # Read to the end, where gzip stores its checksum.
     left = largest_bytes()
     while part := file.read(1 << 20):
         left -= len(part)

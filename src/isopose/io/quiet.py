@@ -1,4 +1,4 @@
-"""Keeping what libraries say from the user's terminal, and hearing what matters in it."""
+"""Silence libraries, and detect the errors that they report as text only."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from isopose.errors import InputError
 #: Bytes of a scan's name: results add a label's name, an ending and a prefix while they are written.
 LONGEST_NAME = 200
 _ONE_AT_A_TIME = threading.RLock()
-#: In messages of ITK, GDCM, MetaIO and NrrdIO: places in their code, and their names.
+#: Source locations and names in messages of ITK, GDCM, MetaIO and NrrdIO.
 _OF_ITK = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
 
 
@@ -36,10 +36,10 @@ def check_name(path: Path) -> None:
 
 
 def itk_name(path: Path) -> str:
-    """A path as SimpleITK takes it, which ends the process where a name is not UTF-8.
+    """Return a path as text for SimpleITK, which crashes on names that are not UTF-8.
 
     Raises:
-        InputError: it is not.
+        InputError: the name is not UTF-8.
     """
     try:
         str(path).encode()
@@ -50,15 +50,16 @@ def itk_name(path: Path) -> str:
 
 @contextmanager
 def quiet_itk() -> Iterator[list[str]]:
-    """Silence ITK inside the block; what matters of it is told by our own one-line errors.
+    """Silence ITK inside the block.
 
-    ITK's warnings are switched off by its own switch. MetaIO writes to the process's standard error past that
-    switch, so the descriptor is set aside for the block, in one thread at a time.
+    ITK's warnings are switched off by its own switch. MetaIO ignores that switch and writes to the process's
+    standard error, so the descriptor is redirected during the block, in one thread at a time.
 
     Yields:
-        A list that holds the caught lines once the block is over: MetaIO reports a damaged compressed file
-        there and nowhere else. When the block succeeds they are passed on, for they come from elsewhere (a
-        progress bar), unless one of them is of ITK or a library in it, which may quote what is in a file.
+        A list that is filled with the captured lines at the end of the block: MetaIO reports a damaged
+            compressed file only there. The captured text is then written to standard error, since it may come
+            from elsewhere (a progress bar), unless it comes from ITK or its libraries, which may quote the
+            file's contents.
     """
     heard: list[str] = []
     with _ONE_AT_A_TIME:
@@ -72,15 +73,15 @@ def quiet_itk() -> Iterator[list[str]]:
 
 
 def complained(heard: list[str]) -> bool:
-    """Whether MetaIO reported damage although the reading seemed to succeed."""
+    """Return whether MetaIO reported damage although reading seemed to succeed."""
     return any("Uncompress failed" in line or "MetaImage:" in line or "MetaObject:" in line for line in heard)
 
 
 class _Quiet:
-    """Warnings and loggers set to silence by the first block that asks for it, and back after the last.
+    """Silence warnings and loggers from the first block entered to the last one left.
 
-    Both are settings of the whole process: blocks in several threads that each set them back to what they
-    found would leave a user's own settings changed for good.
+    Both are settings of the whole process. If blocks in several threads each restored the state they found,
+    they could leave the user's settings changed permanently.
     """
 
     def __init__(self, loggers: tuple[str, ...]) -> None:
@@ -95,7 +96,7 @@ class _Quiet:
                 self._undo.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
                 for name in self._loggers:
-                    # Loggers of single modules below it have no level of their own.
+                    # Loggers of the library's modules inherit this level.
                     logger = logging.getLogger(name)
                     self._undo.callback(logger.setLevel, logger.level)
                     logger.setLevel(logging.CRITICAL + 1)
@@ -113,9 +114,9 @@ _PYDICOM = _Quiet(("pydicom", "highdicom"))
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom and highdicom inside the block; their messages quote values, which may be a patient's.
+    """Silence pydicom and highdicom inside the block; their messages may quote a patient's data.
 
-    What the caller has set for warnings and logging holds again afterwards.
+    The caller's settings for warnings and logging are restored afterwards.
     """
     with _PYDICOM:
         yield
@@ -125,7 +126,7 @@ def quiet_pydicom() -> Iterator[None]:
 def _standard_error_aside(heard: list[str]) -> Iterator[None]:
     try:
         kept = os.dup(2)
-    except OSError:  # a process without standard error has nothing to keep quiet
+    except OSError:  # the process has no standard error
         yield
         return
     try:

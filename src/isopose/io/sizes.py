@@ -1,4 +1,4 @@
-"""Which sizes of voxels, scans and bodies a patient's CT can have; others come from a wrong unit."""
+"""Check that the sizes of voxels, scans and bodies are plausible; others come from a wrong unit."""
 
 from collections.abc import Iterator
 
@@ -7,27 +7,29 @@ import numpy as np
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
-#: Edges of a voxel, mm. No CT of a patient is finer than 0.05, and a voxel in meters has edges of 0.0003 to
-#: 0.005. Slices of sparse series of the lung are 10 to 20 apart; voxels in micrometers have edges of 200 up.
+#: Plausible voxel sizes in mm. No CT of a patient is finer than 0.05; a voxel size given in meters is 0.0003
+#: to 0.005. Slices of sparse lung series are 10 to 20 mm apart; voxel sizes in micrometers are 200 and more.
 EDGE_MM = (0.01, 100.0)
-#: Longest side of what a scan shows, mm: twice as far as any table moves, and more than memory takes if wide.
+#: Maximum side of a scan in mm: twice the range of any table.
 LONGEST_MM = 5000.0
-#: Widest slice that a scanner's bore takes, and longest scan of a table, mm.
+#: Maximum width of a slice (the scanner's bore) and length of a scan (the table), in mm.
 WIDEST_MM, TABLE_MM = 1000.0, 2500.0
-#: Slices further apart than this many mm leave gaps in which structures are lost.
+#: Slice distance in mm above which structures may be missed.
 APART_MM = 20.0
-#: A trunk's larger in-plane side, mm: of a preterm newborn of 500 g about 60, of the heaviest adults 800.
+#: Range of a trunk's larger in-plane side in mm: about 60 for a preterm newborn of 500 g, 800 for the
+#: heaviest adults.
 BODY_MM = (60.0, 900.0)
-#: What an edge may be multiplied by where its unit was mistaken; and an edge or a body that is usual, mm.
+#: Factors to millimeters of units that are often mistaken, and usual ranges of a voxel's and a body's size in
+#: mm.
 _UNITS = {"centimeters": 10.0, "inches": 25.4, "meters": 1000.0, "micrometers": 0.001}
 _USUAL_EDGE_MM, _USUAL_BODY_MM = (0.2, 20.0), (100.0, 700.0)
 
 
 def check_sizes(volume: Volume) -> Volume:
-    """A volume, when its voxels can be a patient's; nothing is read of its array.
+    """Return a volume unchanged if its voxel size is plausible; its array is not read.
 
     Raises:
-        InputError: an edge of a voxel outside :data:`EDGE_MM`.
+        InputError: a voxel size outside :data:`EDGE_MM`.
     """
     edges = volume.spacing
     if edges.min() < EDGE_MM[0] or edges.max() > EDGE_MM[1]:
@@ -39,13 +41,13 @@ def check_sizes(volume: Volume) -> Volume:
 
 
 def check_extent(upright: Volume) -> None:
-    """Refuse a scan in which no patient can lie, before memory is taken for it.
+    """Refuse a scan with implausible extent, before memory is allocated for it.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
 
     Raises:
-        InputError: a side beyond :data:`LONGEST_MM`, or voxels as of :func:`check_sizes`.
+        InputError: a side longer than :data:`LONGEST_MM`, or a voxel size that :func:`check_sizes` refuses.
     """
     check_sizes(upright)
     extent = extent_mm(upright)
@@ -57,16 +59,16 @@ def check_extent(upright: Volume) -> None:
 
 
 def extent_mm(volume: Volume) -> np.ndarray:
-    """Sides ``(x, y, z)`` of what a volume shows."""
+    """Return the sides ``(x, y, z)`` of a volume in mm."""
     return volume.spacing * volume.array.shape[::-1]
 
 
 def size_doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Iterator[str]:
-    """One line for each size that no patient has, or no scanner takes; warnings, for a header may be right.
+    """Yield a warning for each implausible size; these are no errors, since the header may be right.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
-        body_mm: sides ``(x, y)`` of the body's in-plane box; none where no body was found.
+        body_mm: sides ``(x, y)`` of the body's in-plane box in mm; None if no body was found.
     """
     width, depth, height = extent_mm(upright)
     if max(width, depth) > WIDEST_MM:
@@ -93,7 +95,7 @@ def _by(sides: np.ndarray) -> str:
 
 
 def _guess(sides: np.ndarray | tuple[float, ...], usual: tuple[float, float]) -> str:
-    """The unit in which sides would be usual, in brackets, or nothing."""
+    """Return the likely unit of the sides in parentheses, or an empty text."""
     for unit, factor in _UNITS.items():
         if usual[0] <= min(sides) * factor and max(sides) * factor <= usual[1]:
             return f" ({unit}?)"

@@ -1,4 +1,4 @@
-"""Which files a scan consists of, and the hash by which it is known again."""
+"""Find all files of a scan and hash them."""
 
 import re
 from pathlib import Path
@@ -12,25 +12,25 @@ from isopose.io.images import missing
 from isopose.io.itk_header import LONGEST_HEADER
 from isopose.io.quiet import check_name
 
-#: The field of a header that names the files of the voxels, and all that follows it; NRRD's header ends at an
-#: empty line. Both formats may name others whatever a file's ending.
+#: The header field that names the data files, and the text after it; an NRRD header ends at an empty line.
+#: Both formats may refer to other files whatever the extension.
 _META = re.compile(rb"^[ \t]*ElementDataFile *[=:] *([^\n]*)(.*)", re.MULTILINE | re.DOTALL)
 _NRRD = re.compile(rb"^data ?file: *([^\n]*)(.*)", re.MULTILINE | re.DOTALL | re.IGNORECASE)
 _DATA = {".mhd": _META, ".mha": _META, ".nhdr": _NRRD, ".nrrd": _NRRD}
-#: A pattern of names with one number in it, and a number.
+#: A file name pattern with one number, and a number.
 _NUMBERED, _WHOLE = re.compile(r"[^%]*%0?\d{0,2}[diu][^%]*"), re.compile(r"\d{1,9}")
-#: Files of a pattern that are looked for.
+#: Maximum number of files of a pattern.
 MOST = 100_000
 
 
 def hash_of_source(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files that a scan consists of.
+    """Return the SHA-256 of a file, or of the names and contents of all files of a scan.
 
-    Those of a folder (a DICOM series) are all that lie in it; of a ``DICOMDIR`` those that it lists; of one
-    file of a series those of the series; of a MetaImage or NRRD header those of its voxels, too.
+    For a folder (a DICOM series) these are all files in it, for a ``DICOMDIR`` the files it lists, for one
+    file of a series the files of the series, and for a MetaImage or NRRD header also its data files.
 
     Raises:
-        InputError: nothing is there, or neither a file nor a folder.
+        InputError: the path does not exist, or is neither a file nor a folder.
     """
     path = Path(path)
     check_name(path)
@@ -43,7 +43,7 @@ def hash_of_source(path: Path) -> str:
         if path.exists() and not path.is_file():  # a device has no end
             raise InputError(f"{path}: expected a file or a folder")
         beside = files_beside(path)
-        # Of a series' file the series is the scan: a copy of one of its files adds nothing to it.
+        # One file of a series stands for the series; a copy of one of its files adds nothing.
         own = [] if beside and not ending(path) and not is_dicomdir(path) else [path]
         files = sorted({*own, *beside}, key=lambda file: (file.name, file))
         if len(files) == 1:
@@ -54,7 +54,7 @@ def hash_of_source(path: Path) -> str:
 
 
 def files_beside(path: Path) -> list[Path]:
-    """The files beside a file that belong to the same scan, as far as they are there; none of a folder's."""
+    """Return the existing files beside a file that belong to the same scan; none for a folder."""
     kind = ending(path)
     if kind in _DATA:
         return [file for file in map(path.parent.joinpath, _named(path, _DATA[kind])) if _is_there(file)]
@@ -66,7 +66,7 @@ def files_beside(path: Path) -> list[Path]:
         if is_dicom(path):
             return [frame.path for frame in ordered_frames(path)]
     except InputError:
-        # It is refused where it is read, in words that say why.
+        # Reading the file raises the error that explains the problem.
         return []
     return []
 
@@ -74,12 +74,12 @@ def files_beside(path: Path) -> list[Path]:
 def _is_there(file: Path) -> bool:
     try:
         return file.is_file()
-    except OSError:  # a name that no disk takes, a folder that may not be looked into
+    except OSError:  # an invalid name, or a folder without permission
         return False
 
 
 def _named(path: Path, field: re.Pattern[bytes]) -> list[str]:
-    """The names in a header: one, a list of them, or a pattern with its first and last number."""
+    """Return the file names in a header: one, a list, or a pattern with its first and last number."""
     with open(path, "rb") as file:
         header = file.read(LONGEST_HEADER).replace(b"\r\n", b"\n")
     found = field.search(header.partition(b"\n\n")[0] if field is _NRRD else header)

@@ -1,4 +1,4 @@
-"""What is known of phantoms and of no patient: the file that stands beside their dataset."""
+"""Read the true roll of phantoms from the file beside their dataset."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ TRUTH_FILE = "phantom.json"
 
 
 def true_rolls(folder: Path) -> dict[str, float]:
-    """Case to the angle in the plane of the slices at which its phantom lies, radians from +x to +y (LPS).
+    """Return each case's true roll in radians, from +x to +y (LPS).
 
-    From ``phantom.json``, as :func:`isopose.phantom.randomized.roll_of` has it. Empty where the folder
-    is no whole cohort of phantoms: real patients have no known roll, and none is made up.
+    The angles are read from ``phantom.json``, see :func:`isopose.phantom.randomized.roll_of`. The result is
+    empty if the folder is not a complete cohort of phantoms: the roll of real patients is unknown.
     """
     path = Path(folder) / TRUTH_FILE
     if not path.is_file():

@@ -21,7 +21,7 @@ from isopose.labels import class_colors
 #: Soft-tissue window for images in HU.
 WINDOW_HU = (-160.0, 240.0)
 
-#: No picture is larger than this many bytes, so that a report of many stays light.
+#: Maximum size of a picture in bytes, which keeps reports with many pictures small.
 LARGEST_PICTURE = 400_000
 
 _BACKGROUND, _INK, _QUIET, _WARNING = "#101418", "#f2f4f6", "#a9b4be", "#ffc14d"
@@ -53,8 +53,8 @@ class Steps:
         frame_image: ``(N, N)`` input of the pose network; shown with its mask when both are given.
         frame_mask: ``(N, N)`` bool, the body that was found in it.
         heading: short name of the slice.
-        lines: what to tell beside it (pose, scale, confidence).
-        warnings: what went wrong or fell back.
+        lines: text beside the slice (pose, scale, confidence).
+        warnings: problems of the slice.
     """
 
     native: np.ndarray
@@ -99,7 +99,7 @@ def draw_steps(
 
 
 def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | None = None) -> bytes:
-    """The picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
+    """Return the picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
     figure = _figure(rows, label_names, title)
     png = b""
     for dpi in (150, 125, 105, 90, 75, 60):
@@ -110,7 +110,7 @@ def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | No
 
 
 def window(image: np.ndarray) -> tuple[float, float]:
-    """Display range: the soft-tissue window for HU, else all but the outermost half percent."""
+    """Return the display range: the soft-tissue window for HU, else the 0.5 to 99.5 percentiles."""
     if float(image.min()) < -200.0:
         return WINDOW_HU
     low, high = (float(v) for v in np.percentile(image, [0.5, 99.5]))
@@ -229,14 +229,14 @@ def _widen(axes: Axes, corners: np.ndarray, most: float = 0.2) -> None:
 
 
 def _sides(axes: Axes) -> None:
-    """R and L at the sides where the patient's right and left are in the scan's own grid."""
+    """Mark the patient's right (R) and left (L) side of the image."""
     for x, side in ((0.03, "R"), (0.97, "L")):
         align = "left" if x < 0.5 else "right"
         axes.text(x, 0.5, side, color=_QUIET, size=8, ha=align, va="center", transform=axes.transAxes)
 
 
 def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
-    """Heading, lines and warnings to the left of the row."""
+    """Write heading, lines and warnings to the left of the row."""
     width, height = figure.get_size_inches()
     place = axes.get_position(original=True).y1 - 0.05 / height
     entries = [(row.heading, _INK, "bold")] if row.heading else []
@@ -281,7 +281,7 @@ def _legend(
 
 
 def _encoded(figure: Figure, dpi: int) -> bytes:
-    """PNG with a palette: a third of the bytes, and no difference that the eye sees."""
+    """Return a PNG with a palette: a third of the size, without visible difference."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

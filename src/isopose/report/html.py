@@ -28,13 +28,13 @@ from isopose.version import __version__
 #: Scans below this Dice are listed as failures.
 FAILURE_DICE = 0.5
 
-#: What every report of this software has to say.
+#: Limits stated in every report.
 LIMITS = (
     "isopose is research software and not a medical device. Nothing here may guide a diagnosis or treatment.",
     "Scores hold for scans like those that were scored, and for no others: check them on your own scans.",
 )
 
-#: What a report on synthetic patients has to say besides.
+#: Further limits stated in reports on synthetic patients.
 PHANTOM_LIMITS = (
     "The patients are phantoms: drawn from published growth and organ figures, not measured. Phantoms are "
     "phantoms: a network that does well on them shows that the method works, not that it works on patients.",
@@ -47,8 +47,8 @@ class Picture:
 
     Args:
         data: the file's bytes.
-        alt: what it shows, for who cannot see it.
-        caption: what to read below it.
+        alt: alternative text.
+        caption: text below the picture.
 
     Raises:
         ValueError: neither PNG nor SVG, or no alternative text.
@@ -122,7 +122,7 @@ def write_report(
 def report_html(
     *, title: str, lead: str | Sequence[str], facts: Mapping[str, str], sections: Sequence[Section]
 ) -> str:
-    """The page of :func:`write_report` as text; the same input gives the same text."""
+    """Return the page of :func:`write_report` as text; the same input gives the same text."""
     environment = Environment(
         loader=PackageLoader("isopose.report"),
         autoescape=True,
@@ -155,7 +155,7 @@ def write_evaluation_report(path: Path, evaluation: Evaluation) -> None:
 
 
 def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
-    """Scores of all patients, by age and size where known, failures, and every scan."""
+    """Return the sections of an evaluation: all patients, by age and size, failures, every scan."""
     dots = Picture(
         score_dots(evaluation),
         f"Dice of each of {len(evaluation.cases)} scans per target; the values are in the tables below.",
@@ -188,7 +188,7 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
 
 
 def failures_section(evaluation: Evaluation, dice: float = FAILURE_DICE) -> Section:
-    """Structures that were missed, falsely found, or outlined with a Dice below a limit; worst first."""
+    """Return a list of structures that were missed, false alarms, or below a Dice limit; worst first."""
 
     def failed(scores: Scores) -> bool:
         return scores.dice is not None and (scores.dice < dice or scores.outcome == "false alarm")
@@ -234,10 +234,10 @@ def comparison_section(
     title: str = "With and without homogenization",
     text: tuple[str, ...] = (),
 ) -> Section:
-    """Two evaluations of the same scans side by side, see :func:`isopose.evaluation.summary.compare`."""
+    """Return a comparison of two evaluations, see :func:`isopose.evaluation.summary.compare`."""
     return Section(title, text=text, tables=(comparison_table(comparison, name_a, name_b),))
 
 
 def limits_section(*, phantom: bool = False, more: tuple[str, ...] = ()) -> Section:
-    """What the report does not show; with ``phantom`` also what synthetic patients cannot show."""
+    """Return the limits of the report; with ``phantom`` also those of synthetic patients."""
     return Section("Limits", text=(*LIMITS, *(PHANTOM_LIMITS if phantom else ()), *more))

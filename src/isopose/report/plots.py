@@ -41,7 +41,7 @@ class _Panel:
     y_ticks: tuple[float, ...] = ()
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Data to pixels."""
+        """Return the pixel of a data point."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return self.left + across * self.width, self.top + (1 - up) * self.height
@@ -73,7 +73,7 @@ def _rule(x0: float, y0: float, x1: float, y1: float, kind: str = "grid") -> str
 
 
 def _dot(x: float, y: float, bad: bool = False) -> str:
-    # A missed structure is a square, so that it shows without its color as well.
+    # Missed structures are squares, so that they differ not only in color.
     if bad:
         return f'<rect class="mark bad" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
     return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
@@ -86,7 +86,7 @@ def _svg(width: float, height: float, parts: Sequence[str]) -> bytes:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The values' range with a little room, never empty."""
+    """Return the values' range with a little room, never empty."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or max(abs(high) * 0.1, 0.5)
     return low - room, high + room
@@ -172,7 +172,7 @@ def score_dots(evaluation: Evaluation) -> bytes:
         box = f'x="{low:.1f}" y="{middle - 17:.1f}" width="{max(high - low, 1):.1f}" height="34" rx="3"'
         parts += [f'<rect class="box" {box}/>', _rule(median, middle - 17, median, middle + 17, "median")]
         for place, (_, scores, dice) in enumerate(values):
-            # Spread by order, not by chance: the same scores give the same picture.
+            # Jitter by index instead of random jitter: the same scores give the same picture.
             parts.append(_dot(panel.at(dice, 0)[0], middle + (place % 5 - 2) * 5.5, _bad(scores)))
         worst, _, dice = max(values, key=lambda value: badness(value[1], "dice"))
         x = panel.at(dice, 0)[0]

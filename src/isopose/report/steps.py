@@ -1,4 +1,4 @@
-"""The picture of one scan's steps: input, body, homogenized, cropped, prediction in the crop, restored."""
+"""Draw the steps of one scan: input, body, homogenized, cropped, prediction in the crop, restored."""
 
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ _CORNERS = torch.tensor([[-1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [
 def write_steps(
     model: Model, volume: Volume, prediction: Prediction, path: Path, *, truth: Volume | None = None
 ) -> None:
-    """Draw some slices of a scan: those with most predicted, evenly spread.
+    """Draw evenly spread slices of a scan.
 
     Args:
         model: that predicted.
@@ -40,7 +40,7 @@ def write_steps(
 def steps_of(
     model: Model, volume: Volume, prediction: Prediction, *, truth: Volume | None = None, rows: int = ROWS
 ) -> list[Steps]:
-    """The steps of some slices, see :func:`write_steps`."""
+    """Return the steps of some slices, see :func:`write_steps`."""
     upright = volume.reoriented()
     apply = volume.reorientation().apply
     classes = model.labels.to_classes(apply(prediction.labels.array))
@@ -54,7 +54,7 @@ def steps_of(
 def chosen_slices(
     prediction: Prediction, classes: np.ndarray, truth: np.ndarray | None, rows: int
 ) -> np.ndarray:
-    """Slices worth looking at, head first: evenly spread over those that show a label, else the body."""
+    """Return evenly spread slices that show a label (else the body), head first."""
     shown = prediction.scan_pose.shown
     marked = (classes > 0).any(axis=(1, 2)) if truth is None else (truth > 0).any(axis=(1, 2))
     usable = np.flatnonzero(shown & marked)
@@ -115,7 +115,7 @@ def _slice(
 
 
 def _in_pixels(input_from_output: Tensor, shape: tuple[int, int]) -> np.ndarray:
-    """Corners of the output square in pixels of the input, ``(4, 2)`` as ``(x, y)``."""
+    """Return the corners of the output square in pixels of the input, ``(4, 2)`` as ``(x, y)``."""
     pixel_from_normalized = torch.linalg.inv(normalized_from_pixel(shape)).to(input_from_output.device)
     corners = compose(pixel_from_normalized, input_from_output) @ _CORNERS.T.to(input_from_output.device)
     return corners[:2].T.cpu().numpy()

@@ -20,7 +20,7 @@ from isopose.evaluation.summary import (
 )
 from isopose.files import write_json, write_text
 
-#: How a missing value is shown; never an empty cell, which would read as forgotten.
+#: Shown for a missing value, since an empty cell would look like an omission.
 NO_VALUE = "–"
 
 METRIC_NAMES: Mapping[Metric, str] = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm)"}
@@ -45,7 +45,7 @@ class Column:
     text: bool = False
 
     def show(self, value: Cell) -> str:
-        """The cell as it is read."""
+        """Return the cell as it is read."""
         if value is None:
             return NO_VALUE
         return value if isinstance(value, str) else f"{value:.{self.digits}f}"
@@ -72,7 +72,7 @@ class Table:
 
 
 def to_latex(table: Table) -> str:
-    r"""The table as a LaTeX ``table`` with ``booktabs`` rules, its caption above and its notes below."""
+    r"""Return the table as a LaTeX ``table`` with ``booktabs`` rules, a caption and notes."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(_escaped(cell) for cell in cells) + r" \\"
@@ -101,13 +101,13 @@ def to_latex(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """What LaTeX reads as itself."""
+    """Return text with LaTeX's special characters escaped."""
     signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(signs.get(sign, rf"\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
 
 
 def to_markdown(table: Table) -> str:
-    """The table in GitHub's Markdown, its caption in bold above and its notes below."""
+    """Return the table in GitHub's Markdown, its caption in bold above and its notes below."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
@@ -122,7 +122,7 @@ def to_markdown(table: Table) -> str:
 
 
 def spread(statistic: Statistic, metric: Metric) -> str:
-    """``mean (sd)``; the sd is left out below two patients."""
+    """Return ``mean (sd)``, without the sd below two patients."""
     digits = DIGITS[metric]
     if statistic.mean is None:
         return NO_VALUE
@@ -138,7 +138,7 @@ def _worst(statistic: Statistic, metric: Metric) -> str:
 
 
 def overall_table(evaluation: Evaluation) -> Table:
-    """One row per target and metric: mean (sd), median and worst over all patients."""
+    """Return one row per target and metric: mean (sd), median and worst over all patients."""
     columns = (
         Column("Target", text=True),
         Column("Score", text=True),
@@ -169,7 +169,7 @@ def overall_table(evaluation: Evaluation) -> Table:
 
 
 def counts_table(evaluation: Evaluation) -> Table:
-    """One row per target: patients, scans, and how many were missed, falsely found or empty."""
+    """Return one row per target: patients, scans, and how many were missed, falsely found or empty."""
     names = ("Patients", "Scans", "Missed", "False alarms", "Empty")
     summaries = [summarize(evaluation.cases, target) for target in evaluation.targets]
     rows = tuple((s.target, s.patients, s.scans, s.missed, s.false_alarms, s.empty) for s in summaries)
@@ -178,7 +178,7 @@ def counts_table(evaluation: Evaluation) -> Table:
 
 
 def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
-    """Per age and per body size, where known: one row per stratum and target."""
+    """Return tables per age and per body size, if known: one row per stratum and target."""
     groups = {"Age": age_strata(evaluation.cases), "Body size": size_strata(evaluation.cases)}
     columns = (
         Column("Group", text=True),
@@ -236,7 +236,7 @@ _SCORE_COLUMNS: tuple[tuple[Column, str], ...] = (
 
 
 def case_table(evaluation: Evaluation, target: str) -> Table:
-    """One row per scan, worst Dice first; columns that no scan fills are left out."""
+    """Return one row per scan, worst Dice first; columns that no scan fills are left out."""
     ordered = sorted(evaluation.cases, key=lambda case: badness(case.scores[target], "dice"), reverse=True)
     facts: list[tuple[Column, Callable[[CaseScores], Cell]]] = [
         (Column("Case", text=True), lambda case: case.case)
@@ -267,7 +267,7 @@ def _float(value: float | None) -> float | None:
 
 
 def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
-    """One row per target and metric, the same patients on both sides."""
+    """Return one row per target and metric, the same patients on both sides."""
     columns = (
         Column("Target", text=True),
         Column("Score", text=True),
@@ -321,7 +321,7 @@ def _p_value(p: float | None) -> str:
 
 
 def rules(evaluation: Evaluation) -> str:
-    """How to read the scores, in words."""
+    """Return a text on how to read the scores."""
     return (
         "Scores are in 3D on the scan's own grid; scans of one patient are averaged first. Surface Dice at "
         f"{evaluation.tolerance_mm:g} mm; HD95 is the larger directed 95th percentile. A missed structure "
@@ -331,7 +331,7 @@ def rules(evaluation: Evaluation) -> str:
 
 
 def left_out(evaluation: Evaluation) -> tuple[str, ...]:
-    """Sentences on what was not scored; none if everything was."""
+    """Return sentences about scans that were not scored."""
     sentences = []
     if evaluation.missing:
         sentences.append(
@@ -347,7 +347,7 @@ def left_out(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def markdown(evaluation: Evaluation, title: str = "Scores") -> str:
-    """All tables of an evaluation as one Markdown page."""
+    """Return all tables of an evaluation as one Markdown page."""
     tables = [overall_table(evaluation), counts_table(evaluation), *strata_tables(evaluation)]
     tables += [case_table(evaluation, target) for target in evaluation.targets]
     version = evaluation.provenance.get("isopose", "unknown version")
@@ -358,7 +358,7 @@ def markdown(evaluation: Evaluation, title: str = "Scores") -> str:
 
 
 def csv_text(evaluation: Evaluation) -> str:
-    """One row per scan and target, full precision, empty cells where no value exists."""
+    """Return one row per scan and target, full precision, empty cells where no value exists."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     names = [name for _, name in _SCORE_COLUMNS]

@@ -6,10 +6,10 @@ from isopose.errors import InputError
 
 
 def needs_extra() -> None:
-    """Nothing, where what the pages need is installed.
+    """Check that the packages for the pages are installed.
 
     Raises:
-        InputError: it is not; the message names the extra.
+        InputError: they are not; the message names the extra.
     """
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise InputError("the page needs FastAPI and uvicorn; install isopose[serve]")

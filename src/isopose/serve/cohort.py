@@ -1,4 +1,4 @@
-"""A finished cohort as the review page shows it: cases with their scores, and what people decided of them."""
+"""A finished cohort for the review page: cases with their scores, and people's decisions."""
 
 import csv
 import io
@@ -22,13 +22,13 @@ from isopose.labels import Labels, class_colors
 from isopose.report.figure import WINDOW_HU
 from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
 
-#: Characters of a comment.
+#: Maximum length of a comment in characters.
 LONGEST_COMMENT = 1000
 #: Pixels along the longer side of a thumbnail.
 THUMBNAIL = 96
 #: Columns of ``review.csv``.
 COLUMNS = ("case", "decision", "comment")
-#: Cases whose scans lie ready to be shown; each takes the room of a scan.
+#: Number of cached cases; each takes the space of a scan.
 KEPT = 6
 
 
@@ -39,12 +39,12 @@ class Reviewed:
     Args:
         case: its id.
         prediction: label map.
-        record: beside it, empty where there is none.
-        image: scan, where known.
-        truth: reference label map, where known.
-        against: another prediction of it, where given.
-        scores: of the prediction, where there is a reference.
-        scores_against: likewise of the other.
+        record: record of the prediction, empty if there is none.
+        image: scan, if known.
+        truth: reference label map, if known.
+        against: another prediction of the case, if given.
+        scores: of the prediction, if there is a reference.
+        scores_against: of the other prediction, if there is a reference.
     """
 
     case: str
@@ -58,13 +58,13 @@ class Reviewed:
 
     @property
     def key(self) -> str:
-        """Of what is made of its files: other files under the same names are another case."""
+        """Return the cache key; other files under the same names have another key."""
         files = [self.prediction, self.image, self.truth, self.against]
         there = [(str(path), path.stat()) for path in files if path is not None and path.exists()]
         return hash_of([self.case, [[name, stat.st_mtime_ns, stat.st_size] for name, stat in there]])[:16]
 
     def row(self, targets: tuple[str, ...]) -> dict[str, Any]:
-        """What the table shows of it."""
+        """Return the case's row of the table."""
         slices = self.record.get("slices") or []
         confidence = [one["confidence"] for one in slices if one.get("confidence") is not None]
         if "confidence" in self.record:
@@ -128,9 +128,7 @@ def open_cohort(
     others = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
-        raise InputError(
-            f"{predictions}: nothing says what the labels are; name them, as in --label kidney=1"
-        )
+        raise InputError(f"{predictions}: the labels are not known; name them, as in --label kidney=1")
     ours, theirs = _by_case(scores), _by_case(scores_against)
     cases = tuple(
         Reviewed(
@@ -152,7 +150,7 @@ def open_cohort(
 def _from_dataset(
     truth: Path | None,
 ) -> tuple[dict[str, Path], dict[str, Path], Mapping[str, int] | None]:
-    """Images and labels by case, and the labels' names, as far as a dataset or a folder tells them."""
+    """Return images and labels by case and the labels' names, as far as a dataset or folder has them."""
     if truth is None:
         return {}, {}, None
     if truth.is_dir() and not (truth / "dataset.json").exists() and (maps := label_maps(truth)):
@@ -171,14 +169,14 @@ def _from_dataset(
 
 
 class Decisions:
-    """What people decided, in ``review.csv``, which is whole at every moment.
+    """People's decisions, stored in ``review.csv`` after every change.
 
     Args:
-        path: read where it is there.
+        path: read if it exists.
         cases: all ids.
 
     Raises:
-        InputError: the file is none that was written here.
+        InputError: the file was not written here.
     """
 
     def __init__(self, path: Path, cases: tuple[str, ...]) -> None:
@@ -194,11 +192,11 @@ class Decisions:
                 if case in cases:
                     self.of[case] = (decision, _plain(comment))
                 else:
-                    # Of a larger cohort than is shown now; what was decided of it stays.
+                    # Decisions on cases that are not shown now are kept.
                     self._others.append((case, decision, comment))
 
     def decide(self, case: str, decision: str, comment: str) -> None:
-        """Set or, with neither a decision nor a comment, take back."""
+        """Set a decision and comment, or remove both if they are empty."""
         self.of[case] = (decision, comment)
         if not decision and not comment:
             del self.of[case]
@@ -211,7 +209,7 @@ class Decisions:
 
 
 def _harmless(comment: str) -> str:
-    """A comment that no spreadsheet takes for a formula."""
+    """Return a comment that no spreadsheet takes for a formula."""
     return f"'{comment}" if comment[:1] in ("=", "+", "-", "@", "\t", "\r", "'") and comment else comment
 
 
@@ -220,7 +218,7 @@ def _plain(comment: str) -> str:
 
 
 def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
-    """A small picture of the slice with most marked, and what is marked in it; made once.
+    """Return a small picture of the slice with most marked, and what is marked in it; made once.
 
     Raises:
         InputError: the scan or the label map cannot be read.
@@ -310,7 +308,7 @@ def _dice(scores: CaseScores | None, targets: tuple[str, ...]) -> dict[str, floa
 
 
 def _size(record: Mapping[str, Any]) -> float | None:
-    """Side of the square in mm that the patient was brought to the reference in; grows with the body."""
+    """Return the side in mm of the square that is scaled to the reference; it grows with the body."""
     frame = record.get("frame")
     if not frame:
         return None

@@ -1,4 +1,4 @@
-"""Who may talk to the server, and what a browser may do with its pages."""
+"""Access control of the server, and the security headers of its pages."""
 
 import hmac
 import ipaddress
@@ -13,15 +13,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isopose.errors import InputError
 
 LOOPBACK = "127.0.0.1"
-#: Header without which nothing is changed: a page of another site cannot send it unasked.
+#: Header required for changes; a page of another site cannot send it.
 INTENT = "x-isopose"
-#: Parameter of the address, and name of the cookie, that hold the token.
+#: Query parameter and cookie name of the token.
 TOKEN = "token"
-#: Characters of a token that a person chooses, at least.
+#: Minimum length of a user's token in characters.
 SHORTEST_TOKEN = 16
 
-#: A browser takes nothing from elsewhere and shows the pages in no other. NiiVue keeps its font and color
-#: maps as data within its script, and makes pictures of them.
+#: No resources from other origins, and no embedding in other pages. NiiVue loads its font and color maps from
+#: data URLs.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -48,16 +48,16 @@ _SAFE = ("GET", "HEAD")
 
 @dataclass(frozen=True)
 class Access:
-    """Where a server listens and what it asks of who comes.
+    """Where a server listens and which requests it accepts.
 
     Args:
         host: address that it is bound to.
-        port: likewise.
-        token: that has to be shown; empty: none, which is for this machine alone.
-        names: further names by which browsers may know the machine.
+        port: port that it is bound to.
+        token: required token; empty: none, which is allowed on loopback only.
+        names: further host names of this machine.
 
     Raises:
-        InputError: another address than this machine's own without a token, or a short one.
+        InputError: an address other than loopback without a token, or a token that is too short.
     """
 
     host: str
@@ -74,9 +74,9 @@ class Access:
             raise InputError(f"--token: expected {SHORTEST_TOKEN} characters or more, got {len(self.token)}")
 
     def knows(self, host: str) -> bool:
-        """Whether a Host header is this server's; what else resolves here may be another site's name."""
+        """Return whether a Host header names this server; any other name may be another site's."""
         name = (urlsplit(f"//{host}").hostname or "").lower()
-        # An address, unlike a name, cannot be made to point here by who owns a domain.
+        # Unlike a name, an IP address cannot be pointed here by the owner of a domain.
         return (
             name in ("localhost", *self.names)
             or (bool(self.token) and _is_address(name))
@@ -85,12 +85,12 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware that lets through what :class:`Access` allows and sets the pages' policy."""
+    """ASGI middleware that rejects what :class:`Access` does not allow and sets security headers."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
         self.access = access
-        # Cookies do not know ports: two servers of one machine would share theirs.
+        # Cookies ignore ports, so the name contains it: two servers of one machine stay separate.
         self.cookie = f"isopose-{access.port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,14 +116,14 @@ class Guard:
         if self.access.token and not self._shown(headers):
             query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
             if scope["method"] in _SAFE and self._matches(query.pop(TOKEN, "")):
-                # Out of the address bar, the history and what is copied from them.
+                # Redirect to the address without the token, so that it stays out of history and copied links.
                 rest = f"?{urlencode(query)}" if query else ""
                 away = RedirectResponse(scope["path"] + rest, 303)
                 away.set_cookie(self.cookie, self.access.token, httponly=True, samesite="strict")
                 await away(scope, receive, send_guarded)
                 return
-            told = "a token is needed: open the address that isopose printed when it started"
-            await PlainTextResponse(told, 401)(scope, receive, send_guarded)
+            message = "a token is needed: open the address that isopose printed when it started"
+            await PlainTextResponse(message, 401)(scope, receive, send_guarded)
             return
         await self.app(scope, receive, send_guarded)
 
@@ -155,7 +155,7 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is reached from this machine alone."""
+    """Return whether an address or name is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The queue of scans to predict, in SQLite, so that it outlives the server."""
+"""The queue of scans to predict, stored in SQLite, so that it survives a restart."""
 
 import json
 import sqlite3
@@ -11,7 +11,7 @@ from typing import Any
 
 from isopose.errors import InputError
 
-#: Goes up with every change of the table.
+#: Version of the tables.
 VERSION = 1
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
@@ -36,18 +36,18 @@ CREATE TABLE IF NOT EXISTS jobs (
 
 @dataclass(frozen=True)
 class Job:
-    """One scan that was given.
+    """One uploaded scan.
 
     Args:
-        number: from 1, never given twice.
-        filename: as it was given. It may name a patient, so it is told only to who asks.
-        upload: name under which it is stored.
-        state: one of those above.
-        done: slices that are predicted.
-        total: slices to predict, 0 where not known yet.
-        seconds: that the prediction took.
+        number: from 1, never reused.
+        filename: of the upload. It may name a patient, so it is sent only on request.
+        upload: name under which the scan is stored.
+        state: one of the states above.
+        done: number of predicted slices.
+        total: number of slices to predict, 0 if not known yet.
+        seconds: duration of the prediction.
         problem: why there is no result, one line.
-        series: which of several DICOM series.
+        series: which one of several DICOM series.
         correction: pose and crop set by hand, as JSON-able values.
         turn: order in the queue.
     """
@@ -65,20 +65,20 @@ class Job:
     turn: int
 
     def shown(self, *, names: bool) -> dict[str, Any]:
-        """What a page is told."""
+        """Return the values for the page; the file name only with ``names``."""
         hidden = {"upload", "turn", "correction"} | (set() if names else {"filename"})
-        told = {key: value for key, value in asdict(self).items() if key not in hidden}
-        return {**told, "corrected": self.correction is not None}
+        public = {key: value for key, value in asdict(self).items() if key not in hidden}
+        return {**public, "corrected": self.correction is not None}
 
 
 class Jobs:
-    """The queue; may be used by several threads.
+    """The queue; thread-safe.
 
     Args:
-        path: the database; made where it is not there. What was running when it was left is queued again.
+        path: the database; created if missing. Jobs that were running when it was closed are queued again.
 
     Raises:
-        InputError: it is another file, or of another version.
+        InputError: the file is not a queue, or of another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,23 +100,23 @@ class Jobs:
             raise InputError(f"{path}: expected isopose's queue, but it cannot be read ({error})") from None
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         with self._lock:
             self._base.close()
 
     def all(self) -> list[Job]:
-        """All scans, the newest first."""
+        """Return all scans, the newest first."""
         with self._cursor() as cursor:
             return [_job(row) for row in cursor.execute("SELECT * FROM jobs ORDER BY number DESC")]
 
     def get(self, number: int) -> Job | None:
-        """One scan."""
+        """Return one scan."""
         with self._cursor() as cursor:
             row = cursor.execute("SELECT * FROM jobs WHERE number = ?", (number,)).fetchone()
         return None if row is None else _job(row)
 
     def reserve(self) -> int:
-        """A number that no scan has had or will get."""
+        """Return a new number."""
         with self._cursor() as cursor:
             cursor.execute("INSERT INTO numbers DEFAULT VALUES")
             number = cursor.lastrowid
@@ -124,7 +124,7 @@ class Jobs:
         return number
 
     def add(self, number: int, filename: str, upload: str) -> None:
-        """Put a scan, that is in its place, at the end of the queue."""
+        """Append a stored scan to the queue."""
         with self._cursor() as cursor:
             cursor.execute(
                 f"INSERT INTO jobs (number, filename, upload, state, turn) VALUES (?, ?, ?, ?, {_LAST})",
@@ -132,7 +132,7 @@ class Jobs:
             )
 
     def take(self) -> Job | None:
-        """The scan whose turn it is, which is running from now on; none where none waits."""
+        """Return the next scan and mark it as running; None if none waits."""
         with self._cursor() as cursor:
             row = cursor.execute(
                 "UPDATE jobs SET state = ?, done = 0, total = 0, problem = NULL WHERE number = "
@@ -142,14 +142,14 @@ class Jobs:
         return None if row is None else _job(row)
 
     def progress(self, number: int, done: int, total: int) -> None:
-        """How far a running scan is."""
+        """Set the progress of a running scan."""
         with self._cursor() as cursor:
             cursor.execute("UPDATE jobs SET done = ?, total = ? WHERE number = ?", (done, total, number))
 
     def finish(
         self, number: int, state: str, *, problem: str | None = None, seconds: float | None = None
     ) -> None:
-        """What became of a running scan; one that was cancelled or removed meanwhile stays so."""
+        """Set the final state of a running scan, unless it was cancelled or removed."""
         with self._cursor() as cursor:
             cursor.execute(
                 "UPDATE jobs SET state = ?, problem = ?, seconds = ? WHERE number = ? AND state = ?",
@@ -157,7 +157,7 @@ class Jobs:
             )
 
     def cancel(self, number: int) -> None:
-        """Do not predict a scan that waits, or stop with the one that runs."""
+        """Cancel a waiting or running scan."""
         with self._cursor() as cursor:
             cursor.execute(
                 "UPDATE jobs SET state = ? WHERE number = ? AND state IN (?, ?)",
@@ -165,7 +165,7 @@ class Jobs:
             )
 
     def again(self, number: int, *, series: str | None, correction: dict[str, Any] | None) -> bool:
-        """Queue a scan once more, that neither waits nor runs; whether it does so now."""
+        """Queue a scan again unless it waits or runs; return whether it was queued."""
         text = None if correction is None else json.dumps(correction, allow_nan=False)
         with self._cursor() as cursor:
             cursor.execute(

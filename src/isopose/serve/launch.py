@@ -1,4 +1,4 @@
-"""Starting a server and telling where it is."""
+"""Start a server and report its address."""
 
 import contextlib
 import os
@@ -20,10 +20,10 @@ VARIABLE = "ISOPOSE_TOKEN"
 
 
 def access_for(host: str, port: int, token: str | None) -> Access:
-    """What is asked of who comes: nothing on this machine alone, else a token, made where none was given.
+    """Return the access rules: no token on loopback, else a token, generated if none is given.
 
     Raises:
-        InputError: a token that is too short.
+        InputError: the token is too short.
     """
     given = token or os.environ.get(VARIABLE, "")
     if is_loopback(host):
@@ -36,17 +36,17 @@ def access_for(host: str, port: int, token: str | None) -> Access:
 def run_server(
     make: Callable[[Access], Any], folder: Path, access: Access, reporter: Reporter, *, browser: bool
 ) -> None:
-    """Serve until it is stopped; the folder is held meanwhile.
+    """Serve until stopped, holding the folder's lock.
 
     Args:
-        make: gives the application for where the server really listens.
-        folder: of the server's data; made.
+        make: returns the application for the final address.
+        folder: of the server's data; created.
         access: where to listen; port 0 takes a free one.
-        reporter: told the address, and how to stop.
-        browser: open the page in one.
+        reporter: receives the address and how to stop.
+        browser: open the page in a browser.
 
     Raises:
-        InputError: the address cannot be listened at, or another server uses the folder.
+        InputError: the address is not available, or another server uses the folder.
     """
     import uvicorn
 
@@ -70,7 +70,7 @@ def run_server(
         )
         if browser:
             webbrowser.open(opened)
-        # Once it has ended by them, uvicorn raises the signals again, for whose turn it would be then.
+        # uvicorn raises SIGINT and SIGTERM again after its shutdown, which would end the process before ours.
         before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGINT, signal.SIGTERM)}
         try:
             server.run(sockets=[listening])
@@ -90,9 +90,9 @@ def _listening(access: Access) -> socket.socket:
         listening.listen(128)
     except (OSError, OverflowError) as error:
         listening.close()
-        told = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--port {access.port}: {access.host} cannot be listened at ({told}); choose another, or 0 for a "
+            f"--port {access.port}: {access.host} is not available ({reason}); choose another, or 0 for a "
             "free one"
         ) from None
     return listening

@@ -1,4 +1,4 @@
-"""What both servers share: static files, the guard, and files as a browser takes them."""
+"""Shared by both servers: static files, the guard, and binary responses."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ STATIC = Path(str(files("isopose.serve"))) / "static"
 
 
 def add_pages(app: FastAPI, page: str) -> None:
-    """The page at ``/``, and what it is made of at ``/static``."""
+    """Serve the page at ``/`` and its files at ``/static``."""
 
     @app.get("/")
     def index() -> FileResponse:
@@ -26,18 +26,22 @@ def add_pages(app: FastAPI, page: str) -> None:
 
 
 def with_guard(app: FastAPI, access: Access) -> None:
-    """Nothing is answered but through the guard, and what fails unforeseen is answered in one line."""
+    """Add the guard, and answer unexpected errors in one line."""
     app.add_middleware(_OneLine)
     app.add_middleware(Guard, access=access)
 
 
 def octets(path: Path) -> FileResponse:
-    """A file for the page itself to read."""
+    """Return a file as a binary response."""
     return FileResponse(path, media_type="application/octet-stream")
 
 
 def slice_answer(folder: Path, shape: tuple[int, int, int], z: int) -> Response:
-    """All panels of one slice, see :func:`~isopose.serve.viewing.slice_bytes`; 404 where there is no such."""
+    """Return all panels of one slice, see :func:`~isopose.serve.viewing.slice_bytes`.
+
+    Raises:
+        HTTPException: 404, there is no such slice.
+    """
     try:
         return Response(slice_bytes(folder, shape, z), media_type="application/octet-stream")
     except IndexError:
@@ -45,7 +49,7 @@ def slice_answer(folder: Path, shape: tuple[int, int, int], z: int) -> Response:
 
 
 class _OneLine:
-    """ASGI middleware for what no one foresaw: the log would show its message, which may name a patient."""
+    """ASGI middleware for unexpected errors: a traceback in the log could name a patient."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -70,7 +74,7 @@ class _OneLine:
 
 
 class _Unchanging(StaticFiles):
-    """Files that a browser keeps, and asks each time whether they are still the same."""
+    """Static files that a browser caches but revalidates each time."""
 
     def file_response(self, *args, **kwargs):  # type: ignore[no-untyped-def]  # as Starlette has it
         """With a header that says so."""

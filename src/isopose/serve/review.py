@@ -19,7 +19,7 @@ READERS = 2
 
 
 def review_app(cohort: Cohort, access: Access) -> FastAPI:
-    """The server of a review.
+    """Return the server of a review.
 
     Args:
         cohort: what is shown.
@@ -81,16 +81,16 @@ def review_app(cohort: Cohort, access: Access) -> FastAPI:
         name: Literal["scan", "labels", "truth", "against"],
         few: Annotated[bool, Query(alias="reduced")] = False,
     ) -> FileResponse:
-        place, told = view_of(number)
+        place, info = view_of(number)
         path = place / f"{name}.nii"
         if not path.exists():
             raise HTTPException(404, "there is no such label map of this case")
-        return octets(reduced(path, told["shape"]) if few else path)
+        return octets(reduced(path, info["shape"]) if few else path)
 
     @app.get("/api/cases/{number}/slices/{z}")
     def panels(number: int, z: int) -> Response:
-        place, told = view_of(number)
-        return slice_answer(place, told["shape"], z)
+        place, info = view_of(number)
+        return slice_answer(place, info["shape"], z)
 
     @app.post("/api/cases/{number}/decision")
     def decide(

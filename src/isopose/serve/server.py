@@ -44,12 +44,12 @@ DOWNLOADS = {
 
 
 def serve_app(model: Path, folder: Path, access: Access, *, device: str, precision: str | None) -> FastAPI:
-    """The server; it begins to predict when it starts.
+    """Return the server; it starts to predict on startup.
 
     Args:
         model: folder of the model.
-        folder: for scans, results, the queue and the corrections; exists and is held by no other.
-        access: who may come.
+        folder: for scans, results, the queue and corrections; exists and is locked.
+        access: access rules.
         device: as ``isopose predict --device``.
         precision: as ``isopose predict --precision``.
 
@@ -151,15 +151,15 @@ def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
         return place, view
 
     def whole_or_reduced(name: str, number: int, few: bool) -> FileResponse:
-        place, told = view_of(number)
-        return octets(reduced(place / name, told["shape"]) if few else place / name)
+        place, info = view_of(number)
+        return octets(reduced(place / name, info["shape"]) if few else place / name)
 
     @app.get("/api/jobs/{number}/view")
     def view(number: int) -> dict[str, Any]:
-        place, told = view_of(number)
+        place, info = view_of(number)
         results = place.parent / "result"
         there = [kind for kind, (name, *_) in DOWNLOADS.items() if (results / name).exists()]
-        return {**told, "downloads": there}
+        return {**info, "downloads": there}
 
     @app.get("/api/jobs/{number}/scan.nii")
     def scan(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
@@ -171,8 +171,8 @@ def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
 
     @app.get("/api/jobs/{number}/slices/{z}")
     def panels(number: int, z: int) -> Response:
-        place, told = view_of(number)
-        return slice_answer(place, told["shape"], z)
+        place, info = view_of(number)
+        return slice_answer(place, info["shape"], z)
 
     @app.get("/api/jobs/{number}/download/{kind}")
     def download(number: int, kind: str, names: bool = False) -> FileResponse:
@@ -188,13 +188,13 @@ def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
 
 
 async def _received(request: Request, path: Path) -> None:
-    """Write what is sent to a file, and no more of it than a scan may take."""
+    """Write the request's body to a file, up to the size limit."""
     largest = largest_bytes()
-    told = f"expected at most {largest / 2**30:g} GB; ISOPOSE_MAX_GB sets another limit"
+    message = f"expected at most {largest / 2**30:g} GB; ISOPOSE_MAX_GB sets another limit"
     given = request.headers.get("content-length", "")
     announced = int(given) if given.isdecimal() else 0
     if announced > largest:
-        raise HTTPException(413, told)
+        raise HTTPException(413, message)
     if shutil.disk_usage(path.parent).free < announced:
         raise HTTPException(507, "the disk is full; delete some results")
     received = 0
@@ -203,7 +203,7 @@ async def _received(request: Request, path: Path) -> None:
             async for part in request.stream():
                 received += len(part)
                 if received > largest:
-                    raise HTTPException(413, told)
+                    raise HTTPException(413, message)
                 await run_in_threadpool(file.write, part)
     except OSError as error:
         raise HTTPException(507, f"the scan cannot be stored ({error.strerror})") from None
@@ -219,7 +219,7 @@ def _job(jobs: Jobs, number: int) -> Job:
 
 
 def _checked(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
-    """A correction as it is kept: of this scan, in the frame and for the reference of its prediction."""
+    """Return a valid correction for this scan, with the frame and reference of its prediction."""
     view = read_view(folder / "jobs" / str(job.number) / "view")
     if view is None or "reference" not in view["steps"]:
         raise HTTPException(409, "a pose is set by hand where slices were predicted")
@@ -242,14 +242,14 @@ def _kind(job: Job) -> str:
 
 
 def forget(folder: Path) -> None:
-    """Delete scans, results and the queue of a server that has ended; what was set by hand stays."""
+    """Delete scans, results and the queue after the server has stopped; corrections stay."""
     shutil.rmtree(folder / "jobs", ignore_errors=True)
     for path in folder.glob("queue.sqlite*"):
         path.unlink(missing_ok=True)
 
 
 def _remove_leftovers(folder: Path, jobs: Jobs) -> None:
-    """What was arriving when the server was stopped, and folders of scans that are in the queue no more."""
+    """Delete incomplete uploads, and folders of scans that are no longer queued."""
     for path in folder.glob("arriving-*"):
         path.unlink(missing_ok=True)
     known = {str(job.number) for job in jobs.all()}

@@ -140,7 +140,7 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
 
 @torch.inference_mode()
 def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
-    """Likewise of a volume: for each slice the homogenized plane that meets it in the frame's middle."""
+    """Write, for each slice of a volume, the homogenized plane that meets it in the frame's middle."""
     pipeline, prepared, scan = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the answer in the crop"
     device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
@@ -222,7 +222,7 @@ def contours(mask: Tensor) -> list[list[list[float]]]:
 
 
 def read_view(folder: Path) -> dict[str, Any] | None:
-    """``view.json``; none where it is not there yet, or another isopose wrote it."""
+    """Return ``view.json``; None if it is missing or of another version."""
     if not (folder / "view.json").exists():
         return None
     value: dict[str, Any] = read_json(folder / "view.json")
@@ -230,7 +230,7 @@ def read_view(folder: Path) -> dict[str, Any] | None:
 
 
 def reduction(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Every how many voxels along ``(x, y, z)`` one is shown, so that :data:`FEW` are; 1, 1, 1 shows all."""
+    """Return the steps along ``(x, y, z)`` that reduce a volume to :data:`FEW` voxels."""
     steps = [1, 1, 1]
     while math.prod(-(-size // step) for size, step in zip(shape, reversed(steps), strict=True)) > FEW:
         sizes = [size // step for size, step in zip(reversed(shape), steps, strict=True)]
@@ -239,10 +239,10 @@ def reduction(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def reduced(path: Path, shape: tuple[int, int, int]) -> Path:
-    """A file of fewer voxels of a view's NIfTI file, each where it was; the file itself where it has few.
+    """Return a subsampled copy of a view's NIfTI file; the file itself if it is small.
 
     Args:
-        path: ``scan.nii`` or another one beside it.
+        path: ``scan.nii`` or another file beside it.
         shape: ``(z, y, x)``.
     """
     x, y, z = reduction(shape)
@@ -258,7 +258,7 @@ def reduced(path: Path, shape: tuple[int, int, int]) -> Path:
 
 
 def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
-    """All panels of one slice: four bytes with the length of a JSON text, the text, and the arrays after it.
+    """Return all panels of one slice: four bytes with the length of a JSON text, the text, the arrays.
 
     The text is a list of ``{"name", "shape", "type", "offset"}``, offsets from the first array. Rows grow to
     the back and columns to the patient's left; numbers are little-endian.

@@ -1,4 +1,4 @@
-"""One process beside the server that predicts; a scan that breaks it breaks no server."""
+"""Predict in a separate process, so that a scan that crashes it leaves the server running."""
 
 import multiprocessing
 import shutil
@@ -25,8 +25,8 @@ RESULT = "segmentation"
 LOOK = 0.2
 #: Seconds after which the queue is tried again where its disk is full.
 AGAIN = 5.0
-#: Seconds between two messages of how far a scan is.
-_TELL = 0.2
+#: Seconds between two progress messages.
+_REPORT = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Settings:
 
 
 class Worker:
-    """Takes scan after scan from the queue, in a thread that watches over a process.
+    """Predict the queued scans one after the other, in a process that a thread supervises.
 
     Args:
         settings: model and folder of the jobs.
@@ -56,16 +56,16 @@ class Worker:
         self._thread = threading.Thread(target=self._watch, name="isopose-worker", daemon=True)
 
     def start(self) -> None:
-        """Begin; the model is loaded at once, so that the first scan does not wait for it."""
+        """Start; the model is loaded immediately, so that the first scan does not wait for it."""
         self._begin_process()
         self._thread.start()
 
     def wake(self) -> None:
-        """Something was queued."""
+        """Notify the worker that a scan was queued."""
         self._wake.set()
 
     def stop(self) -> None:
-        """End, at once; what runs is queued again by the next start."""
+        """Stop immediately; the running scan is queued again at the next start."""
         self._ends.set()
         self._wake.set()
         # The thread looks every moment; the pipe is not taken from it while it reads.
@@ -82,7 +82,7 @@ class Worker:
             self._run(job)
 
     def _next(self) -> Job | None:
-        """The next scan; none where none waits or the queue cannot be read now."""
+        """Return the next scan; None if none waits or the queue cannot be read now."""
         try:
             return self.jobs.take()
         except sqlite3.Error:
@@ -161,7 +161,7 @@ class Worker:
 
 
 def _work(settings: Settings, pipe: Connection) -> None:
-    """Of the process: predict what comes through the pipe until it is closed."""
+    """Predict the scans that come through the pipe until it is closed."""
     silence()
     # Ctrl-C in the terminal is the server's to obey.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,15 +174,15 @@ def _work(settings: Settings, pipe: Connection) -> None:
         if model is None:
             # What it failed by, such as a lack of memory, may have passed.
             model, broken = _loaded(settings)
-        told = (FAILED, broken) if model is None else _predicted(model, job, settings.jobs, pipe)
+        answer = (FAILED, broken) if model is None else _predicted(model, job, settings.jobs, pipe)
         try:
-            pipe.send(told)
+            pipe.send(answer)
         except OSError:
             return
 
 
 def _loaded(settings: Settings) -> tuple[Any, str | None]:
-    """The model, or the line that says why there is none."""
+    """Return the model, or the message that says why it cannot be loaded."""
     from isopose.devices import choose_device
     from isopose.models.folder import for_prediction, load_model, with_precision
 
@@ -243,25 +243,25 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
 
 
 def _without(upload: Path, problem: str) -> str:
-    """A message without the server's folders and the name under which a scan was stored."""
+    """Return a message without the server's folders and the name under which a scan was stored."""
     return problem.replace(f"{upload}: ", "").replace(f"{upload.parent}/", "")
 
 
-class _Told(Silent):
-    """Sends how far a scan is, not too often."""
+class _Sender(Silent):
+    """Send progress to the server, not too often."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
-        """Of the slices."""
+        """Report the slices that are done."""
         last = 0.0
 
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             nonlocal last
-            if done == total or time.monotonic() - last > _TELL:
+            if done == total or time.monotonic() - last > _REPORT:
                 last = time.monotonic()
                 self.pipe.send(("progress", done, total))
 
-        yield tell
+        yield report

@@ -25,7 +25,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _color(arm: str) -> tuple[float, ...]:
-    """An arm's own, the same in every figure."""
+    """Return an arm's own, the same in every figure."""
     return plt.get_cmap("tab20")(list(BY_NAME).index(arm) % 20)
 
 
@@ -83,9 +83,10 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
 
 
 def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
-    """Dice of each scan against the body's width, by target; a color an arm, with its running median.
+    """Return Dice of each scan against the body's width by target, with a running median for each arm.
 
-    Of :data:`SHOWN`, for more could not be told apart; of the first arms where none of these was run.
+    Shows the arms in :data:`SHOWN`, since more colors are hard to distinguish; the first arms if none of them
+    was run.
     """
     shown = [name for name in SHOWN if name in results] or list(results)[: len(SHOWN)]
     known = {name: [case for case in results[name].cases if case.body_size_mm is not None] for name in shown}

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own, for its time and memory: train, predict, score."""
+"""One run of a study, in its own process to measure its time and memory: train, predict, score."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,7 +42,7 @@ def write_job(
     workers: int,
     trial: bool = False,
 ) -> None:
-    """Put down all that a run needs; splits are by case, so that the run deals nothing itself."""
+    """Write ``job.json`` with all that a run needs; splits are listed by case."""
     write_json(
         folder / "job.json",
         {
@@ -144,7 +144,7 @@ def _model(folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, 
 
 
 def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring) -> None:
-    """Each scan's prediction with reading and writing, timed once."""
+    """Predict each scan, including reading and writing, and measure the time."""
     model = for_prediction(model)
     with meter.counting("predict") as progress:
         for done, scan in enumerate(scans, start=1):

@@ -1,7 +1,7 @@
-"""How long the arms of a study train STN1 and STN2, and how long their preset would.
+"""The training lengths of STN1 and STN2 in a study's arms, compared with their preset.
 
-A study shortens the U-Net only. STN1 learns size first and rotation last, so that one that was cut short is
-no test of the method, however well its masks overlap.
+A study shortens the U-Net only. STN1 learns size first and rotation last, so a shortened one is no test of
+the method, however well its masks overlap.
 """
 
 from collections import Counter
@@ -19,13 +19,13 @@ STNS = {"STN1": "pose", "STN2": "crop"}
 
 @dataclass(frozen=True)
 class Length:
-    """Of one transformer's training in one run, and in the run's preset.
+    """The training length of one transformer in a run and in the run's preset.
 
     Args:
-        steps: batches.
-        preset_steps: batches of the preset.
-        slices: that were seen, each as often as it was.
-        preset_slices: likewise of the preset.
+        steps: number of batches.
+        preset_steps: number of batches in the preset.
+        slices: number of slices seen, with repetitions.
+        preset_slices: number of slices seen in the preset.
     """
 
     steps: int

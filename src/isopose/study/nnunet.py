@@ -1,6 +1,6 @@
 """nnU-Net v2 itself as an arm: its own planner, trainer and predictor, on the study's patients and steps.
 
-Needs the extra ``nnunet``. Its folders lie within the study's own. What is changed of it is told in
+Needs the extra ``nnunet``. Its folders lie within the study's own. The changes to it are described in
 ``docs/study.md``: the length of training, the batch size (so that steps and slices seen are the study's), and
 the split into training and validation.
 """
@@ -39,7 +39,7 @@ CHECKPOINTS = 10
 
 
 def available() -> bool:
-    """Whether nnU-Net v2 is installed."""
+    """Return whether nnU-Net v2 is installed."""
     return importlib.util.find_spec("nnunetv2") is not None
 
 
@@ -65,7 +65,7 @@ def require() -> None:
 
 @dataclass
 class Trained:
-    """nnU-Net's trainer after training, and what it told."""
+    """nnU-Net's trainer after training, and its recorded times and scores."""
 
     trainer: Any
     history: list[dict[str, Any]]
@@ -84,7 +84,7 @@ def train(
         config: whose U-Net says how many epochs, iterations and slices a batch, and whose ``train`` splits.
         peer: what nnU-Net is asked for.
         workers: processes for its preprocessing.
-        meter: takes memory and tells progress.
+        meter: measures memory and reports progress.
     """
     require()
     assert config.train.fold != "all", "refused by config_of"
@@ -147,7 +147,7 @@ def predict(
 
 
 def _environment(folder: Path, shared: Path) -> None:
-    """Where nnU-Net looks for its folders; read when it is imported."""
+    """Set the environment variables of nnU-Net's folders, which it reads on import."""
     os.environ.update(
         nnUNet_raw=str(shared / "raw"),
         nnUNet_preprocessed=str(shared / "preprocessed"),
@@ -159,13 +159,13 @@ def _environment(folder: Path, shared: Path) -> None:
 
 @contextlib.contextmanager
 def _logged(folder: Path) -> Iterator[None]:
-    """What nnU-Net prints goes to a file of the run."""
+    """Redirect nnU-Net's output to a file of the run."""
     with open(folder / "nnunet.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         yield
 
 
 def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
-    """nnU-Net's plans; its raw dataset, fingerprint and preprocessed data are made once."""
+    """Return nnU-Net's plans; raw dataset, fingerprint and preprocessed data are made once."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiments,
@@ -202,7 +202,7 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
 
 
 def _raw(folder: Path, dataset: Dataset) -> None:
-    """The cases that train or validate as an nnU-Net raw dataset of NIfTI files with classes 0, 1, ..."""
+    """Write the training and validation cases as an nnU-Net raw dataset with classes 0, 1, ..."""
     done = folder / "dataset.json"
     if done.exists():
         return
@@ -227,7 +227,7 @@ def _raw(folder: Path, dataset: Dataset) -> None:
 
 
 def _nifti(source: Path, target: Path) -> Path:
-    """A scan as the NIfTI file that nnU-Net reads: a link to it where it is one."""
+    """Return a scan as the NIfTI file that nnU-Net reads: a link to it where it is one."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.name.endswith(".nii.gz"):
@@ -299,7 +299,7 @@ def _trainer(
             self.kept: Path = folder / "history.json"
 
         def do_split(self) -> tuple[list[str], list[str]]:
-            """The study's."""
+            """Return the study's."""
             return [case.id for case in training], [case.id for case in validation]
 
         def save_checkpoint(self, filename: str) -> None:
@@ -369,13 +369,13 @@ def _trainer(
 
 
 def _dice(names: Sequence[str], values: Sequence[float]) -> Mapping[str, float]:
-    """nnU-Net's validation Dice, over all slices of its validation batches, by label."""
+    """Return nnU-Net's validation Dice by label, over all slices of its validation batches."""
     known = {f"dice {n}": float(v) for n, v in zip(names, values, strict=True) if np.isfinite(v)}
     return {"dice": float(np.mean(list(known.values()))), **known} if known else {}
 
 
 def _size(trainer: Any) -> dict[str, float]:
-    """Parameters, and multiply-adds of one patch."""
+    """Return the number of parameters, and the multiply-adds of one patch."""
     if not trainer.was_initialized:
         trainer.initialize()
     patch = trainer.configuration_manager.patch_size

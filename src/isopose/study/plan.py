@@ -1,4 +1,4 @@
-"""What a study does: which runs on which patients, with which configuration, settled when it first starts."""
+"""The plan of a study: its runs, their patients and configurations, fixed when it first starts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,9 +41,9 @@ class Options:
         folds: 1: tested on the dataset's own test cases; more: every labeled patient is tested once, by
             models that were trained on the other folds.
         settings: ``section.key=value`` for all arms alike.
-        values: contents of a configuration file, likewise.
+        values: contents of a configuration file for all arms.
         source: path of the dataset from which Table 1 transfers, or none.
-        source_labels: its labels, likewise: another dataset may store others.
+        source_labels: name to stored value in the source dataset.
         scale: of the U-Net's epochs, the budget's; 1 without.
         short_stns: settings may train STN1 and STN2 shorter than the preset, which the report then says.
     """
@@ -82,12 +82,11 @@ class PlannedRun:
 
 
 def check_options(options: Options) -> None:
-    """Check that a study can be made of what was asked for.
+    """Check that a study with these options is possible.
 
     Raises:
         InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have or
-            that shorten its STNs (unless that was asked for), or a source of other labels or with patients
-            who are tested on.
+            that shorten its STNs (unless allowed), or a source with other labels or with test patients.
     """
     for preset in options.presets:
         if preset not in ("default", "paper"):
@@ -158,7 +157,7 @@ def _bytes_of(image: Path) -> int:
 
 
 def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
-    """The arms to run, in the order of the tables.
+    """Return the arms to run, in the order of the tables.
 
     Those of transfer only with a source, nnU-Net's where it is installed; with names only these.
 
@@ -184,7 +183,7 @@ def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
 
 
 def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
-    """The configuration of an arm: preset, file, settings, then what the arm is named for.
+    """Return the configuration of an arm: preset, file, settings, then what the arm is named for.
 
     Every stage has the same number of steps in all arms: no early stopping, and of the U-Net's epochs the
     budget's part. The weights of the best smoothed validation score are kept, as ever.
@@ -246,13 +245,13 @@ def source_job(preset: str, seed: int) -> PlannedRun:
 
 
 def source_of(options: Options) -> Dataset:
-    """The dataset from which Table 1 transfers."""
-    assert options.source is not None, "told by arms_of"
+    """Return the dataset from which Table 1 transfers."""
+    assert options.source is not None, "checked by arms_of"
     return open_dataset(options.source, options.source_labels)
 
 
 def patients_of(options: Options, fold: int) -> Dataset:
-    """The target dataset with the patients of a fold marked as test cases.
+    """Return the target dataset with the patients of a fold marked as test cases.
 
     Raises:
         InputError: no labeled test case and only one fold, or too few patients.
@@ -299,7 +298,7 @@ def claim(output: Path, options: Options) -> tuple[Options, bool]:
 
 
 def settle(output: Path, options: Options) -> None:
-    """Put down, for good, which part of its epochs the U-Net of every arm has."""
+    """Store the fraction of its epochs that the U-Net of every arm has; it never changes."""
     write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale, "scales": SHORTENED})
 
 
@@ -336,14 +335,14 @@ def _contents(dataset: Dataset) -> str:
     Raises:
         InputError: a label file that is not there.
     """
-    told = []
+    contents = []
     for case in dataset.cases:
         if case.label is not None and not case.label.is_file():
             raise InputError(
                 f"{case.id}: no such label file: {case.label}; isopose check lists what is missing"
             )
-        told.append([case.id, case.patient, case.split, case.label and sha256(case.label)])
-    return hash_of([dict(dataset.labels.values), told])
+        contents.append([case.id, case.patient, case.split, case.label and sha256(case.label)])
+    return hash_of([dict(dataset.labels.values), contents])
 
 
 def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress) -> None:

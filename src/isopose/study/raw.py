@@ -29,7 +29,7 @@ from isopose.study.tables import labels_of
 
 
 def scores_csv(results: Results) -> str:
-    """Every score of every scan in every run."""
+    """Return every score of every scan in every run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -83,7 +83,7 @@ def runs_csv(results: Results, sources: Mapping[str, Sequence[StudyRun]]) -> str
 
 
 def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
-    """All that the tables show, and from what."""
+    """Return all that the tables show, and from what."""
     return {
         "versions": versions(),
         "study": read_json(output / STUDY),

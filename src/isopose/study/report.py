@@ -87,21 +87,21 @@ def write_study_report(output: Path, options: Options) -> Path:
 
 
 def _uneven(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
-    """Say where arms were run with different seeds or folds, so that nobody compares their means."""
+    """Return a note if arms have different seeds or folds, so that their means do not compare."""
     runs: dict[str, list[str]] = {}
     for name, result in results.items():
-        runs.setdefault(_told(result.places), []).append(name)
+        runs.setdefault(_places_text(result.places), []).append(name)
     if len(runs) < 2:
         return ()
-    told = "; ".join(f"{which}: {', '.join(names)}" for which, names in sorted(runs.items(), reverse=True))
+    summary = "; ".join(f"{which}: {', '.join(names)}" for which, names in sorted(runs.items(), reverse=True))
     return (
-        f"Not all arms were run with the same seeds and folds ({told}), so compare them by the differences "
-        "by patient and not by these means.",
+        f"Not all arms were run with the same seeds and folds ({summary}), so compare them by the "
+        "differences by patient and not by these means.",
     )
 
 
-def _told(places: Collection[Place]) -> str:
-    """Seeds, and their folds where there are several."""
+def _places_text(places: Collection[Place]) -> str:
+    """Return seeds, and their folds if there are several, as text."""
     seeds = sorted({seed for seed, _ in places})
     folds = {seed: sorted(fold for s, fold in places if s == seed) for seed in seeds}
     if all(of_seed == [0] for of_seed in folds.values()):
@@ -113,21 +113,21 @@ def _made(run: StudyRun) -> str:
     """On what a run was made and by what, as far as it put that down."""
     if "processor" not in run.made:
         return "not recorded"
-    told = run.made
-    versions = ", ".join(f"{key} {told[key]}" for key in ("isopose", "torch", "nnunetv2") if key in told)
-    return f"{told['device']}, {told['processor']}, {told['threads']} threads; {versions}"
+    made = run.made
+    versions = ", ".join(f"{key} {made[key]}" for key in ("isopose", "torch", "nnunetv2") if key in made)
+    return f"{made['device']}, {made['processor']}, {made['threads']} threads; {versions}"
 
 
 def _machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
-    """Say where runs were not all made on one machine, so that nobody compares their seconds."""
+    """Return a note if runs come from different machines, so that their seconds do not compare."""
     # nnU-Net's version is only in its own arms.
     made = {_made(run).partition(", nnunetv2")[0] for result in results.values() for run in result.runs}
     if len(made) < 2 and made != {"not recorded"}:
         return ()
-    told = " | ".join(sorted(made))
+    machines = " | ".join(sorted(made))
     return (
-        f"These runs are not known to be of one machine and one version ({told}), so their seconds and their "
-        "memory may not compare; runs.csv tells each run's.",
+        f"These runs are not known to be of one machine and one version ({machines}), so their seconds and "
+        "their memory may not compare; runs.csv lists each run's.",
     )
 
 
@@ -138,7 +138,7 @@ def _paper_table(
     labels: Sequence[str],
     lengths: Mapping[str, Mapping[str, Length]],
 ) -> Table:
-    """One of the paper's, with what is to be known of the runs in it."""
+    """Return one of the paper's, with what is to be known of the runs in it."""
     inside = {name: result for name, result in results.items() if in_table(result, number)}
     notes = (*notes_of(preset, inside, lengths), *_uneven(inside), *_machines(inside))
     return paper_table(preset, number, list(inside.values()), labels, notes)
@@ -206,7 +206,7 @@ def _preset_sections(
 
 
 def _stn_section(preset: str, table: Table) -> Section:
-    """Whether STN1 and STN2 did what they are there for."""
+    """Return a section on the training length of STN1 and STN2 and the roll errors of STN1."""
     return Section(
         f"Preset {preset}: STN1 and STN2",
         text=(
@@ -219,7 +219,7 @@ def _stn_section(preset: str, table: Table) -> Section:
 
 
 def _pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> dict[str, Picture]:
-    """File name to figure: of the scores and curves, and the steps of three patients."""
+    """Return file name to figure: scores, curves, and the steps of three patients."""
     peers = any(result.arm.peer for result in results.values())
     drawn = {
         "boxes": (box_plots(results), "Dice of each patient by arm; the values are in scores.csv.",
@@ -253,13 +253,13 @@ def _pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> di
 
 
 def _twins(options: Options, preset: str) -> list[str]:
-    """Which arms of a preset are not run for being configured as others."""
+    """Return notes on arms that are not run because an earlier arm has the same configuration."""
     _, twins = jobs_of(replace(options, presets=(preset,)), arms_of(options, None))
     return [f"{twin} is configured as {name} and not run again." for twin, name in twins.items()]
 
 
 def _facts(options: Options, results: Results) -> dict[str, str]:
-    """What the study is of: the patients, beside the paper's, and the training."""
+    """Return facts about the patients, beside the paper's, and the training."""
     runs = [run for by_arm in results.values() for result in by_arm.values() for run in result.runs]
     scans = list({case.case: case for run in runs for case in run.evaluation.cases}.values())
     facts = {
@@ -281,7 +281,7 @@ def _facts(options: Options, results: Results) -> dict[str, str]:
 
 
 def _patients(options: Options) -> str:
-    """How many patients train and validate; each fold has others."""
+    """Return the number of training and validation patients; it may differ between folds."""
     numbers = set()
     for fold in range(options.folds):
         cases = [case for case in patients_of(options, fold).cases if case.label is not None]

@@ -1,4 +1,4 @@
-"""What the runs of a study came to: by patient, with its spread, and against the baseline."""
+"""The results of a study's runs: by patient, with their spread, and relative to the baseline."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,7 +98,7 @@ class ArmResult:
         return frozenset((run.seed, run.fold) for run in self.runs)
 
     def only(self, places: Collection[Place]) -> "ArmResult":
-        """The arm's runs of these seeds and folds."""
+        """Return the arm's runs of these seeds and folds."""
         return replace(self, runs=tuple(run for run in self.runs if (run.seed, run.fold) in places))
 
     @property
@@ -138,10 +138,12 @@ Strata = Callable[[Sequence[CaseScores]], Mapping[str, Sequence[CaseScores]]]
 
 
 def load_results(output: Path) -> Results:
-    """Finished runs of a study by preset and arm, in the order of the tables, without those of the source.
+    """Return the finished runs of a study by preset and arm, in the order of the tables.
+
+    Runs of the source are left out.
 
     Raises:
-        InputError: a result that is none.
+        InputError: an invalid result file.
     """
     found: dict[str, dict[str, list[StudyRun]]] = {}
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
@@ -196,7 +198,7 @@ def scans_of(results: Mapping[str, ArmResult]) -> list[CaseScores]:
 
 
 def baseline_of(results: Mapping[str, ArmResult]) -> str:
-    """The arm that the others are held against: :data:`BASELINE`, or the first where that was not run."""
+    """Return the arm to compare with: :data:`BASELINE`, or the first arm if that was not run."""
     return BASELINE if BASELINE in results else next(iter(results))
 
 
@@ -318,7 +320,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each point with the mean of the last :data:`STEADY` scores."""
+    """Return each point with the mean of the last :data:`STEADY` scores."""
     scores = [score for _, score in curve]
     return [
         (seconds, float(np.mean(scores[max(0, n + 1 - STEADY) : n + 1])))
@@ -327,7 +329,7 @@ def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def goals(result: ArmResult, key: str) -> dict[Place, float]:
-    """The validation score at which each run of an arm ends, by seed and fold."""
+    """Return the validation score at which each run of an arm ends, by seed and fold."""
     curves = {(run.seed, run.fold): steady(run.curve(key)) for run in result.runs}
     return {place: curve[-1][1] for place, curve in curves.items() if curve}
 

@@ -1,4 +1,4 @@
-"""``isopose study``: estimate, then run after run in a process of its own, then the report."""
+"""``isopose study``: estimate the duration, do each run in its own process, write the report."""
 
 import math
 import shutil
@@ -121,16 +121,16 @@ def _run_study(
             scale = _scale(output, options, jobs, seconds, budget_s)
             study = replace(study, options=replace(options, scale=scale))
         settle(output, study.options)
-    _tell(study, jobs, seconds)
+    _report_estimate(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
         measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], progress)
     failed = [*untried, *_run_all(study, jobs, seconds)]
-    told = f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again"
+    message = f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again"
     if failed and not load_results(output):
-        raise IsoposeError(told)
+        raise IsoposeError(message)
     report = write_study_report(output, study.options)
     if failed:
-        raise IsoposeError(f"{told}; report of the others: {report}")
+        raise IsoposeError(f"{message}; report of the others: {report}")
     return report
 
 
@@ -164,7 +164,7 @@ def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list
         try:
             _run(study, job)
         except RunFailed as error:
-            # One arm that diverges must not cost the others their night.
+            # An arm that diverges must not stop the others.
             study.reporter.say(f"error: {error}, see above; going on with the others")
             failed.append(str(error))
         estimated += _seconds(study.options, job, seconds)
@@ -191,7 +191,7 @@ def _dataset(study: Study, job: PlannedRun) -> tuple[Path, Dataset]:
     """The path, and the patients with their splits, of a run."""
     options = study.options
     if job.arm == SOURCE.name:
-        assert options.source is not None, "told by arms_of"
+        assert options.source is not None, "checked by arms_of"
         return options.source, source_of(options)
     return options.dataset, patients_of(options, job.fold)
 
@@ -349,7 +349,7 @@ def _by_stage(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, 
 def _scale(
     output: Path, options: Options, jobs: Sequence[PlannedRun], seconds: Seconds, budget_s: float
 ) -> float:
-    """The part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
+    """Return the part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
 
     STN1 and STN2 are never shortened, so what they take is left over from the budget first.
 
@@ -391,7 +391,7 @@ def _tell(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
 
 
 def _clock(seconds: float) -> str:
-    """Hours and minutes, or seconds below two minutes."""
+    """Format hours and minutes; seconds below two minutes."""
     if seconds < 120:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)

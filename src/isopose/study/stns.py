@@ -71,10 +71,10 @@ def notes_of(
 
 
 def _part(length: Length) -> str:
-    told = f"{length.steps:,} of {length.preset_steps:,} steps"
+    text = f"{length.steps:,} of {length.preset_steps:,} steps"
     if length.steps >= length.preset_steps:
-        told = f"{length.slices:,} of {length.preset_slices:,} slices seen"
-    return told
+        text = f"{length.slices:,} of {length.preset_slices:,} slices seen"
+    return text
 
 
 def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[str, Length]]) -> Table | None:

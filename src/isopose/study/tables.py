@@ -65,7 +65,7 @@ def paper_table(
     labels: Sequence[str],
     notes: Sequence[str] = (),
 ) -> Table:
-    """One of the paper's tables: ours, then the paper's row."""
+    """Return one of the paper's tables: ours, then the paper's row."""
     papers = [label for label in labels if label in PAPERS]
     columns = (
         Column("Architecture", text=True),
@@ -127,7 +127,7 @@ def _published(published: Published | None, label: str) -> str:
 
 
 def difference_table(compared: Sequence[Difference], caption: str) -> Table:
-    """An arm's scores minus another's, for each target and, where there are any, stratum."""
+    """Return an arm's scores minus another's, for each target and, where there are any, stratum."""
     strata = any(each.stratum for each in compared)
     unpaired = any(each.unpaired for each in compared)
     others = len({each.against for each in compared}) > 1
@@ -174,7 +174,7 @@ def _points(value: float) -> str:
 
 
 def score_table(results: Mapping[str, ArmResult]) -> Table:
-    """Every metric's mean, spread, median and worst."""
+    """Return every metric's mean, spread, median and worst."""
     columns = (
         Column("Arm", text=True),
         Column("Target", text=True),
@@ -277,7 +277,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
                 )
         rows.append((name, *cells))
     peers = any(result.arm.peer for result in results.values())
-    told = "; ".join(
+    shown = "; ".join(
         f"{label} " + ", ".join(f"{score:.3f}" for _, score in sorted(of_label.items()))
         for label, of_label in wanted.items()
         if of_label
@@ -288,7 +288,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         tuple(rows),
         notes=(
             f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same "
-            f"seed and fold ends ({told}); pose and crop included, validation not; in brackets the part of "
+            f"seed and fold ends ({shown}); pose and crop included, validation not; in brackets the part of "
             f"{baseline}'s own time",
             *(("nnU-Net's is over all slices at once and not by patient: not comparable in height",) * peers),
         ),
@@ -357,8 +357,8 @@ def _volume_table(results: Mapping[str, ArmResult]) -> Table | None:
         ]
     if not rows:
         return None
-    told = f"limits by the reference: {'; '.join(limits)}; scans without the structure are left out"
-    return Table("Dice by the structure's volume", columns, tuple(rows), notes=(told,))
+    note = f"limits by the reference: {'; '.join(limits)}; scans without the structure are left out"
+    return Table("Dice by the structure's volume", columns, tuple(rows), notes=(note,))
 
 
 def _mean_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:

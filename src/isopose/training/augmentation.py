@@ -1,7 +1,7 @@
-"""nnU-Net's augmentation of slices, the paper's baseline: what homogenizing pose and size is held against.
+"""nnU-Net's augmentation of slices: the paper's baseline, to which homogenization is compared.
 
-Transforms, order, probabilities and ranges are those of nnU-Net v2's trainer for two dimensions
-(``nnUNetTrainer.get_training_transforms``); the transforms themselves are MONAI's.
+Transforms, order, probabilities and ranges are those of nnU-Net v2's 2D trainer
+(``nnUNetTrainer.get_training_transforms``), implemented with MONAI.
 """
 
 import math
@@ -30,17 +30,17 @@ BOTH = ("image", "labels")
 
 
 class Augmentation:
-    """Disturb slices at random, each by itself, the same for the same seed.
+    """Augment slices at random; each slice differently, reproducibly by seed.
 
     Args:
-        air: value of air in the normalized images, which comes in from outside where a slice is turned.
-        mirror: whether slices are mirrored, which gives organs the other side: not where labels have sides.
+        air: value of air in the normalized images, which fills pixels outside a rotated slice.
+        mirror: whether slices are mirrored, which swaps left and right: not for labels with sides.
     """
 
     def __init__(self, air: float, *, mirror: bool = True) -> None:
         self.air = air
         flips = [RandFlipd(BOTH, prob=0.5, spatial_axis=axis) for axis in (0, 1)] if mirror else []
-        # nnU-Net's factor of 0.7 to 1.4 is of the sampled field; of what is seen in it the inverse.
+        # nnU-Net's factor of 0.7 to 1.4 scales the sampled field; MONAI's scales the content, its inverse.
         smallest, largest = 1.0 / 1.4, 1.0 / 0.7
         modes = ("bilinear", "nearest")
         self.spatial = Compose(
@@ -69,7 +69,7 @@ class Augmentation:
     def __call__(
         self, batch: SliceBatch, seed: Sequence[int], places: Sequence[int] | None = None
     ) -> SliceBatch:
-        """The batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
+        """Return the batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
 
         Args:
             batch: of slices ``(N, 1, S, S)`` and labels ``(N, S, S)``.
@@ -82,11 +82,11 @@ class Augmentation:
             state = np.random.SeedSequence([*seed, place]).generate_state(2)
             self.spatial.set_random_state(int(state[0]))
             self.rest.set_random_state(int(state[1]))
-            # MONAI fills with zeros: so air is made zero for the while.
+            # MONAI fills with zeros, so air is shifted to zero for the transform.
             out = self.spatial({"image": image - self.air, "labels": marks[None].float()})
             out["image"] = out["image"] + self.air
             out = self.rest(out)
-            # Plain tensors again: MONAI's carry the history of what was done to them.
+            # Convert MONAI's MetaTensors, which keep the history of transforms, to plain tensors.
             images.append(convert_to_tensor(out["image"]))
             labels.append(convert_to_tensor(out["labels"])[0].to(marks.dtype))
         return replace(batch, image=torch.stack(images), labels=torch.stack(labels))

@@ -1,4 +1,4 @@
-"""Poses and crops that people set by hand, as targets of training."""
+"""Poses and crops set by hand, as training targets."""
 
 from collections.abc import Iterator, Mapping
 
@@ -15,12 +15,12 @@ Corrections = Mapping[str, Correction]
 
 
 def poses_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
-    """Poses ``(N, 5)`` of all rows; NaN where none was set.
+    """Return the poses ``(N, 5)`` set by hand; NaN for other rows.
 
     Args:
         slices: rows of any cases.
         corrections: by the hash of a case's image.
-        reference_mask: ``(1, 1, S, S)``, to which the poses shall bring the slices.
+        reference_mask: ``(1, 1, S, S)``, the reference to which the poses bring the slices.
     """
     out = torch.full((len(slices), POSE_SIZE), torch.nan)
     for rows, correction, frame in _corrected(slices, corrections):
@@ -31,7 +31,7 @@ def poses_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tens
 
 
 def crops_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
-    """Crops ``(N, 3, 3)`` of all rows, in the rows' poses, which are known; NaN where none was set."""
+    """Return the crops ``(N, 3, 3)`` set by hand, in the rows' known poses; NaN for other rows."""
     assert slices.pose is not None, "crops follow poses"
     out = torch.full((len(slices), 3, 3), torch.nan)
     for rows, correction, _ in _corrected(slices, corrections):
@@ -42,13 +42,13 @@ def crops_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tens
 
 
 def where_set(by_hand: Tensor, found: Tensor | None) -> Tensor:
-    """What was set, and what was found, which is known, where nothing was."""
+    """Return the values set by hand, and the estimated ones elsewhere."""
     assert found is not None, "what was set takes the place of what was found"
     return torch.where(by_hand.isfinite(), by_hand, found)
 
 
 def cases_by_hand(slices: Slices, corrections: Corrections) -> int:
-    """How many cases have a correction."""
+    """Return how many cases have a correction."""
     return sum(case.record.sources["image"] in corrections for case in slices.cases)
 
 

@@ -1,4 +1,4 @@
-"""A stage's state on disk: safetensors only, written whole after each epoch."""
+"""Save and load a stage's state, in safetensors, after each epoch."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -17,17 +17,17 @@ from isopose.tensors import write_tensors
 
 @dataclass
 class Progress:
-    """How far a stage has come.
+    """The progress of a stage.
 
     Args:
-        epoch: epochs done.
-        finished: no epoch is left to do.
+        epoch: number of finished epochs.
+        finished: no epoch is left.
         smoothed: running mean of the validation score.
         best: best smoothed score.
-        best_epoch: epoch (from 1) that had it.
-        history: a row an epoch: stage, epoch, loss, learning rate, the validation's numbers, and seconds: by
-            the clock, of all CPU cores, and those by the clock that validation took.
-        scaler: of the loss in 16-mixed, as PyTorch's GradScaler tells it; empty in any other precision.
+        best_epoch: its epoch (from 1).
+        history: one row per epoch: stage, epoch, loss, learning rate, validation scores, and seconds (wall
+            clock, CPU time of all cores, wall clock of validation).
+        scaler: state of PyTorch's GradScaler in 16-mixed; empty in other precisions.
     """
 
     epoch: int = 0
@@ -57,13 +57,14 @@ def save_checkpoint(
     whole: dict[str, Tensor] = {}
     turned, places = [], set()
     for name, value in tensors.items():
-        # As it lies in memory: where a batch is small, a copy of all would be the most that training holds.
+        # Saved without a contiguous copy: for small batches a copy of all weights would be the peak of
+        # memory.
         plain = value.detach().cpu()
         if plain.ndim == 4 and not plain.is_contiguous():
             turned.append(name)
             plain = plain.movedim(1, -1)
         plain = plain.contiguous()
-        # Safetensors refuses what shares memory.
+        # Safetensors refuses tensors that share memory.
         place = plain.untyped_storage().data_ptr()
         whole[name] = plain.clone() if place in places else plain
         places.add(place)
@@ -74,7 +75,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
-    """Read a stage's state; the optimizer is brought to where it was.
+    """Load a stage's state, and restore the optimizer's.
 
     Returns:
         Progress, last weights, best weights.
@@ -103,5 +104,5 @@ def load_checkpoint(
 
 
 def damaged(path: Path, error: Exception) -> InputError:
-    """What is said of a checkpoint that cannot be gone on from."""
+    """Return the error for a checkpoint that cannot be loaded."""
     return InputError(f"{path}: damaged checkpoint ({error}); remove it to train this stage again")

@@ -1,4 +1,4 @@
-"""What a training refuses before it begins, and whose a model folder is."""
+"""Checks before a training begins, and the claim of a model folder by one run."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from isopose.training.by_hand import Corrections
 
 
 def check_batches(config: Config, processes: int) -> None:
-    """Refuse batches that cannot be shared out evenly, before anything is trained."""
+    """Refuse batch sizes that cannot be divided evenly, before anything is trained."""
     if processes == 1:
         return
     for name in ("unet", "pose", "crop"):
@@ -27,7 +27,7 @@ def check_batches(config: Config, processes: int) -> None:
 
 
 def check_mirroring(config: Config, labels: Labels) -> None:
-    """Refuse to mirror what has a side and no partner, before anything is trained."""
+    """Refuse mirroring for labels with a side but no counterpart, before anything is trained."""
     for setting, off, wanted in (
         ("unet.mirror", "unet.mirror=0", config.unet.mirror > 0),
         ("predict.mirror", "predict.mirror=false", config.predict.mirror),
@@ -41,7 +41,7 @@ def check_mirroring(config: Config, labels: Labels) -> None:
 
 
 def check_claim(folder: Path, resume: bool) -> None:
-    """Refuse to begin where something is."""
+    """Refuse a folder that is not empty, unless a run is resumed."""
     if not resume and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty; add --resume to go on with it, or name another folder")
 

@@ -10,10 +10,10 @@ from isopose.training.precision import precision_plugin
 
 
 def fabric_for(config: Config) -> Fabric:
-    """Launched on the configured device, or as one of the processes that torchrun started.
+    """Return Fabric launched on the configured device, or as one of torchrun's processes.
 
     Raises:
-        InputError: the device is not there, or one GPU is named for several processes.
+        InputError: the device does not exist, or one GPU is named for several processes.
     """
     chosen = choose_device(config.train.device)
     device = chosen.type

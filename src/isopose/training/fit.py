@@ -46,30 +46,30 @@ def fit(
     reporter: Reporter | None = None,
     trial: bool = False,
 ) -> Model:
-    """Train pose, crop (or both as one) and U-Net one after the other and write the model.
+    """Train pose, crop (or both jointly) and U-Net one after the other, and write the model.
 
     Args:
-        dataset: cases with labels; those of split ``test`` are never looked at.
-        folder: the model's; ``folder/work`` keeps store, checkpoints and curves.
+        dataset: cases with labels; those of split ``test`` are not used.
+        folder: of the model; ``folder/work`` holds store, checkpoints and curves.
         config: all settings.
-        source: a model to begin from (transfer learning), of which ``train.parts`` learn on. Its reference,
-            normalization and frame stay.
-        resume: go on with what ``folder`` holds.
-        store: folder for preprocessed slices, which runs may share; else ``folder/work/store``.
-        corrections: poses and crops set by hand, by the hash of a scan: what the training cases among them
-            are trained toward. Validation cases are seen as a prediction will see its own.
-        workers: processes for preprocessing; 0 does it here.
-        reporter: where progress goes.
-        trial: a few batches to see how long they take, whose networks are not judged and do not warn.
+        source: model to fine-tune, of which ``train.parts`` are trained. Its reference, normalization and
+            frame are kept.
+        resume: continue the training in ``folder``.
+        store: folder for preprocessed slices, which runs may share; default ``folder/work/store``.
+        corrections: poses and crops set by hand, by a scan's hash; targets of the training cases among them.
+            Validation cases do not use them, as in prediction.
+        workers: number of processes for preprocessing; 0 uses this process.
+        reporter: receives progress.
+        trial: train a few batches to measure their speed, without judging the networks.
 
     Raises:
-        InputError: the dataset or a setting does not allow it, or the folder holds another run.
+        InputError: the dataset or a setting is not valid, or the folder holds another run.
     """
     seed_everything(config.train.seed, verbose=False)
     fabric = fabric_for(config)
     reporter = reporter if reporter and fabric.is_global_zero else Silent()
     training, validation = split(dataset, config.train)
-    # What is named wrongly is told before the folder is marked as this run's, for the next try differs.
+    # Check the reference's name before the folder is claimed, since a corrected command is another run.
     check_reference(config.pose, [case.id for case in training])
     oversampling(config.train.oversample, dataset.labels)
     check_mirroring(config, dataset.labels)
@@ -144,7 +144,7 @@ def _fit(
         networks.unet.freeze(config.train.parts)
     networks.to(context.fabric.device)
 
-    # What no stage trains keeps its statistics: a batch norm in training mode would replace the shipped ones.
+    # Networks that no stage trains keep their statistics: a batch norm in training mode would replace them.
     networks.eval()
     if networks.pose.roll is not None and source is None:
         load_shipped(networks.pose.roll)
@@ -179,10 +179,9 @@ def _chosen_reference(run: Run, slices: Slices, air: float) -> Reference:
 
 
 def _against(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
-    """Angles at which cases lie against the homogenized reference, of their rolls in their slices, radians.
+    """Return each case's angle relative to the homogenized reference in radians.
 
-    STN1 brings patients to the reference as it is shown, which may lean itself. Empty where its own roll is
-    not known.
+    STN1 brings patients to the reference as shown, which may lean. Empty if its own roll is not known.
     """
     if reference.case not in rolls:
         return {}

@@ -1,4 +1,4 @@
-"""Training of one stage, from the first epoch to early stopping; the same loop for all networks."""
+"""Train one stage until its last epoch or early stopping; the same loop for all networks."""
 
 import math
 import time
@@ -25,19 +25,20 @@ from isopose.training.tracking import curves
 
 @dataclass(frozen=True)
 class Stage:
-    """One network's training.
+    """The training of one network.
 
     Args:
         name: ``pose``, ``crop``, ``joint`` or ``unet``.
-        objective: module whose forward is the loss and whose ``judge`` validates.
+        objective: module whose ``forward`` returns the loss and whose ``judge`` validates.
         config: optimizer and length.
-        training: slices, or whole volumes, to learn from.
-        validation: those of the validation patients, or none: then no early stopping.
-        least: label column to the least part of an epoch's slices that show it.
-        seed: numbers that name this run and stage.
-        section: of the configuration where its optimizer is; without, that of its own name.
-        noise: how many numbers the objective may use to disturb a slice or volume.
-        augment: changes a batch while it trains, by numbers that name it and its slices' places in the whole.
+        training: slices or volumes to train on.
+        validation: slices or volumes of the validation patients; None: no early stopping.
+        least: label column to the minimum fraction of an epoch's slices that show the label.
+        seed: numbers that identify this run and stage.
+        section: configuration section of the optimizer; by default the stage's name.
+        noise: number of random values that the objective needs per sample.
+        augment: augments a training batch, given numbers that identify it and its samples' places in the
+            whole batch.
     """
 
     name: str
@@ -53,17 +54,17 @@ class Stage:
 
 
 def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
-    """Train a stage, from its checkpoint where there is one; the objective then holds the best weights.
+    """Train a stage, from its checkpoint if there is one; afterwards the objective has the best weights.
 
     Args:
         stage: what to train.
         fabric: device and precision.
         work: folder of checkpoints and curves.
-        reporter: where progress goes.
+        reporter: receives progress.
 
     Raises:
-        IsoposeError: the loss or a weight is no longer finite, or another rank is lost; the last good
-            checkpoint stays.
+        IsoposeError: the loss or a weight is not finite, or another rank is lost; the last good checkpoint is
+            kept.
     """
     try:
         return _train_stage(stage, fabric, work, reporter)
@@ -185,7 +186,7 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
         fabric.clip_gradients(module, optimizer, max_norm=config.max_norm, error_if_nonfinite=False)
         optimizer.step()
         report.step()
-    # Room for validation and the checkpoint.
+    # Free the gradients' memory for validation and the checkpoint.
     optimizer.zero_grad()
     return float(summed(total)) / fabric.world_size / config.iterations
 
@@ -203,7 +204,7 @@ def _validate(stage: Stage, fabric: Fabric, objective: Any) -> dict[str, float]:
 
 
 def _advance(progress: Progress, config: OptimizerConfig, numbers: dict[str, float]) -> bool:
-    """Count the epoch, smooth the score, decide whether the stage ends; true where this epoch is the best."""
+    """Count the epoch, smooth the score, decide whether to stop; return whether this epoch is the best."""
     progress.epoch += 1
     if not numbers:
         progress.finished = progress.epoch >= config.epochs
@@ -236,7 +237,7 @@ def _optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimi
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, epoch: int) -> float:
-    """Poly policy of the paper and nnU-Net, by epoch."""
+    """Set the learning rate of an epoch by the poly policy of the paper and nnU-Net."""
     factor = (1.0 - epoch / config.epochs) ** 0.9 if config.schedule == "poly" else 1.0
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * factor
@@ -248,7 +249,7 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _copy(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Likewise into what is there, so that it is never held twice."""
+    """Copy weights into a module's existing tensors, without a second copy in memory."""
     for name, value in module.state_dict().items():
         weights[name].copy_(value)
 

@@ -1,4 +1,4 @@
-"""The paper's three losses. All are taken in float32, whatever the networks ran in."""
+"""The paper's losses (Eq. 1 to 3), and those of the roll network. All are computed in float32."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from isopose.ranks import summed
 
 
 def pose_loss(homogenized: Tensor, reference: Tensor) -> Tensor:
-    """Eq. 1 turned into something to minimise: 1 - SoftDice, mean over the batch.
+    """Return 1 - SoftDice (Eq. 1 as a loss), the mean over the batch.
 
     Args:
         homogenized: warped foreground masks ``(N, 1, S, S)`` (H).
@@ -23,19 +23,20 @@ def pose_loss(homogenized: Tensor, reference: Tensor) -> Tensor:
 def crop_loss(
     crop: Tensor, target_crop: Tensor, theta2: Tensor, target: Tensor, config: CropConfig
 ) -> Tensor:
-    """Eq. 2: distance of the crops plus distance of the matrices.
+    """Return Eq. 2: distance of the crops plus distance of the matrices.
 
     The paper's text says L1 + L2, its formula shows an L2 and a root mean square; ``crop.loss`` chooses.
 
     Args:
-        crop: ``(N, 1, S, S)``, or of volumes ``(N, 1, D, S, S)``, cut by the predicted matrix (H_C).
-        target_crop: the same cut by the target matrix (T_C).
-        theta2: ``(N, 3, 3)`` or ``(N, 4, 4)`` predicted.
-        target: the same shape.
-        config: the reading of the first term.
+        crop: ``(N, 1, S, S)`` or ``(N, 1, D, S, S)``, cut by the predicted matrix (H_C).
+        target_crop: the same shape, cut by the target matrix (T_C).
+        theta2: ``(N, 3, 3)`` or ``(N, 4, 4)``, predicted.
+        target: the target matrix, the same shape.
+        config: chooses the first term.
 
     Returns:
-        Of the batch on all ranks, of which this one may have none; where no rank has any, nothing to learn.
+        The loss of the whole batch over all ranks, of which this rank may have no sample; 0 if no rank has
+            any.
     """
     count = summed(theta2.new_tensor(float(len(theta2))))
     if not count:
@@ -44,23 +45,23 @@ def crop_loss(
     if config.loss == "l1+rmse":
         images = difference.abs().mean(dim=1)
     else:
-        # The norm of a whole image grows with its size; per pixel it stays comparable with the second term.
+        # The L2 norm of an image grows with its size; per pixel it stays comparable with the second term.
         images = (difference.square().mean(dim=1) + 1e-12).sqrt()
     matrices = (theta2 - target).square().flatten(1).sum(dim=1)
     image, matrix = summed(torch.stack([images.sum(), matrices.sum()])) / count
-    # The small number keeps the root's gradient finite where the prediction is exact.
+    # The epsilon keeps the root's gradient finite for an exact prediction.
     return image + matrix.add(1e-12).sqrt()
 
 
 def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
-    """One level of Eq. 3: cross entropy + (1 - SoftDice).
+    """Return one level of Eq. 3: cross entropy + (1 - SoftDice).
 
-    SoftDice is Eq. 1's, of each foreground class over the whole batch, on all ranks, as nnU-Net does in 2D,
-    then the mean.
+    SoftDice (Eq. 1) is computed for each foreground class over the whole batch on all ranks, as in nnU-Net's
+    2D training, then averaged over classes.
 
     Args:
-        probabilities: ``(N, classes, H, W)`` or ``(N, classes, D, H, W)``, sums of 1.
-        target: the same shape, one-hot or its average over larger pixels.
+        probabilities: ``(N, classes, H, W)`` or ``(N, classes, D, H, W)``, summing to 1 over classes.
+        target: the same shape, one-hot or averaged over larger pixels.
     """
     probabilities, target = probabilities.float(), target.float()
     entropy = -(target * probabilities.clamp(min=1e-7).log()).sum(dim=1).mean()
@@ -73,7 +74,7 @@ def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
 
 
 def deep_supervision_loss(levels: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Eq. 3: the sum over levels n of :func:`segmentation_loss` / 2^n, not normalized.
+    """Return Eq. 3: the sum over levels n of :func:`segmentation_loss` / 2^n, not normalized.
 
     Args:
         levels: probabilities and target of each level, from the finest (n = 0).
@@ -84,15 +85,19 @@ def deep_supervision_loss(levels: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Return ``(N, classes, ...)`` float32 of class indices ``(N, H, W)`` or ``(N, D, H, W)``."""
-    # Not PyTorch's own, whose 64-bit integers would take many times a large scan's memory.
+    # torch's one_hot returns int64, many times the memory of a large scan.
     return torch.stack([labels == index for index in range(classes)], dim=1).float()
 
 
 def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:
-    """Mean negative log likelihood of angles ``(N,)`` under concentration times direction ``(N, 2)``.
+    """Return the mean negative log likelihood of angles under von Mises distributions.
 
-    log I0(k) - k cos(error), without the constant log 2 pi; the exponentially scaled Bessel function keeps it
-    finite for any k.
+    The likelihood is log I0(k) - k cos(error), without the constant log 2 pi. The exponentially scaled Bessel
+    function keeps it finite for any concentration k.
+
+    Args:
+        evidence: ``(N, 2)``, concentration times direction.
+        angle: ``(N,)``, radians.
     """
     concentration = evidence.norm(dim=1)
     along = evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()
@@ -100,9 +105,14 @@ def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:
 
 
 def roll_loss(evidence: Tensor, angle: Tensor, concentration: Tensor) -> Tensor:
-    """Mean negative log likelihood of angles ``(N,)`` where the concentration ``(N,)`` is given, not learned.
+    """Return the mean negative log likelihood of angles for given concentrations k.
 
-    k (1 - cos(error)), and the squared logarithm of how far the length of the evidence ``(N, 2)`` is from k.
+    k (1 - cos(error)), plus the squared logarithm of the ratio of the length of the evidence to k.
+
+    Args:
+        evidence: ``(N, 2)``, concentration times direction.
+        angle: ``(N,)``, radians.
+        concentration: ``(N,)``, not learned.
     """
     length = evidence.norm(dim=1).clamp(min=1e-6)
     along = (evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()) / length

@@ -1,4 +1,4 @@
-"""How much memory the U-Net's training takes, and settings by which it fits into what there is."""
+"""Estimate the memory of the U-Net's training, and choose settings that fit a limit."""
 
 import math
 import re
@@ -17,23 +17,23 @@ from isopose.models.unet import UNet
 from isopose.progress import Reporter
 from isopose.training.losses import deep_supervision_loss
 
-#: What a process holds resident before it trains: Python, PyTorch, other libraries, slices read ahead.
+#: Resident bytes of a process before training: Python, PyTorch, other libraries, prefetched slices.
 PROCESS = 1000e6
 #: What a step holds at its peak beyond what is kept for the way back, in maps of features as large as the
 #: first level's: gradients on the way, copies in the layout that a convolution wants, what the allocator
 #: cannot use; more where a level is computed again, and so many more of volumes. Measured
 #: (docs/measurements.md, "Memory of training").
 ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 14, 5
-#: Bytes a weight takes with its gradient and the optimizer's two moments; with a gradient that is being added
-#: to another; with the copies that mixed precision makes; in the best epoch's weights, which the CPU holds.
+#: Bytes per weight: with its gradient and the optimizer's two moments; extra during gradient accumulation;
+#: extra copies of mixed precision; the best epoch's weights, kept on the CPU.
 A_WEIGHT, ADDED, MIXED, BEST = 16, 4, 4, 4
 
 
 def parse_bytes(text: str) -> float:
-    """Bytes of ``4GB`` or ``500 MB`` (powers of ten).
+    """Return the bytes of ``4GB`` or ``500 MB`` (powers of ten).
 
     Raises:
-        InputError: anything else.
+        InputError: another format.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB)\s*", text, re.IGNORECASE)
     if not found or float(found[1]) == 0:
@@ -42,15 +42,16 @@ def parse_bytes(text: str) -> float:
 
 
 def training_bytes(config: Config, classes: int, device: str) -> float:
-    """Bytes at the peak of the U-Net's training: of the whole process on a CPU, of tensors on a GPU.
+    """Return the peak memory in bytes of the U-Net's training.
 
-    What is kept for the way back is counted on tensors without contents, so nothing is computed. With dims=3
-    the scans themselves, which may be of any depth, come on top.
+    On a CPU it is that of the whole process, on a GPU that of the tensors. Activations stored for the
+    backward pass are counted on meta tensors, so nothing is computed. With dims=3 the scans themselves come
+    on top, since their depth is not known.
 
     Args:
         config: size, features, batch and its parts, precision.
-        classes: background included.
-        device: type of it.
+        classes: including background.
+        device: device type.
     """
     settings = config.unet.optimizer
     part = -(-settings.batch_size // settings.parts)
@@ -58,12 +59,12 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
     unet, kept, of_a_map = _kept(config, classes, part)
     maps = (AGAIN if config.unet.recompute else ON_THE_WAY) + (OF_VOLUMES if config.dims == 3 else 0)
     on_the_way = maps * of_a_map
-    # What convolutions see is kept in half as many bytes, and the norm of volumes in float32.
+    # Mixed precision halves the inputs of convolutions, while the norms of volumes stay float32.
     low = (0.5 if config.dims == 2 else 0.75) if mixed else 1.0
     weights = sum(p.numel() for p in unet.parameters())
     of_a_weight = A_WEIGHT + (ADDED if settings.parts > 1 else 0) + (MIXED if mixed else 0)
     of_a_weight += BEST if device == "cpu" else 0
-    # Image, mask, one-hot labels (in integers, then not) and what resampling makes of them.
+    # Image, mask, one-hot labels (integers, then floats) and their resampled copies.
     pixels = part * (config.data.size**2 if config.dims == 2 else 0)
     batch = pixels * (24 + 16 * classes)
     process = PROCESS if device == "cpu" else 0.0
@@ -73,7 +74,7 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
 def fit_into(
     config: Config, classes: int, memory: float, reporter: Reporter, *, shrink: bool = True
 ) -> Config:
-    """As :func:`fitted` for the configured device, and tell what was chosen."""
+    """Return :func:`fitted` settings for the configured device, and report them."""
     device = choose_device(config.train.device).type
     chosen = fitted(config, classes, memory, device, shrink=shrink)
     unet, batch = chosen.unet, chosen.unet.optimizer
@@ -81,26 +82,27 @@ def fit_into(
     reporter.say(
         f"memory: about {training_bytes(chosen, classes, device) / 1e9:.2f} of {memory / 1e9:.2f} GB for a "
         f"U-Net of {chosen.unet_size} pixels (unet.input={unet.input}), {how}"
-        + (", levels computed again on the way back" if unet.recompute else "")
+        + (", with activation checkpointing" if unet.recompute else "")
     )
     return chosen
 
 
 def fitted(config: Config, classes: int, memory: float, device: str, *, shrink: bool = True) -> Config:
-    """Settings that keep the U-Net's training within some bytes, as close to the given ones as possible.
+    """Return settings whose training fits into a memory limit, as close to the given ones as possible.
 
-    In this order: as given; levels computed again on the way back, which changes no result; the batch in
-    parts of at least four slices; a smaller input, where a crop is cut; the batch in smaller parts.
+    Tried in this order: the given settings; activation checkpointing, which changes no result; the batch in
+    parts of at least four slices (gradient accumulation); a smaller input, if there is a crop; the batch in
+    smaller parts.
 
     Args:
-        config: the given ones.
-        classes: background included.
-        memory: bytes, as :func:`training_bytes` counts them.
-        device: type of it.
+        config: the given settings.
+        classes: including background.
+        memory: limit in bytes, as counted by :func:`training_bytes`.
+        device: device type.
         shrink: whether the input may be made smaller.
 
     Raises:
-        InputError: not even the smallest fits; it says what would.
+        InputError: not even the smallest settings fit; the message says how much they need.
     """
     least = math.inf
     for each in _choices(config, shrink):
@@ -132,7 +134,7 @@ def _choices(config: Config, shrink: bool) -> Iterator[Config]:
 
 
 def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Config]:
-    """The configuration so changed, where that is one."""
+    """Yield the changed configuration if it is valid."""
     values = config.model_dump()
     values["unet"] |= changes
     values["unet"]["optimizer"]["parts"] = max(parts, config.unet.optimizer.parts)
@@ -143,7 +145,12 @@ def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Confi
 
 
 def _kept(config: Config, classes: int, part: int) -> tuple[UNet, float, float]:
-    """A U-Net without weights; float32's bytes that a part of a batch keeps, and those of its first map."""
+    """Count the activations that a part of a batch stores for the backward pass.
+
+    Returns:
+        A U-Net without weights (on the meta device), the bytes stored in float32, and those of its first
+            feature map.
+    """
     plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
     shape = (*plan.depths[:1], config.unet_size, config.unet_size)
     frame = (*plan.depths[:1], config.data.size, config.data.size)

@@ -1,8 +1,8 @@
-"""The stages as objectives: what each computes from a batch, and how it is judged.
+"""The stages' objectives: the loss of a batch, and the validation scores.
 
-An objective is a module whose ``forward(batch, noise)`` is the loss and whose ``judge(slices, batches)``
-returns numbers for validation, the score first; :mod:`isopose.training.loop` trains any of them the same way.
-On several ranks each judges a part of the batches, and all return the same numbers, of all.
+An objective is a module whose ``forward(batch, noise)`` returns the loss and whose ``judge(slices, batches)``
+returns validation scores by name, the deciding one first. :mod:`isopose.training.loop` trains any of them.
+With several ranks each judges its share of the batches, and all return the scores over all batches.
 """
 
 import copy
@@ -40,22 +40,22 @@ POSE_JITTER = {2: (0.17, 0.1, 0.1, 0.1, 0.1), 3: (0.17, 0.09, 0.09, 0.1, 0.1, 0.
 
 
 def noise_size(dims: int) -> int:
-    """Return how many numbers disturb a sample: of the pose, of the crop's sizes and center, of mirroring."""
+    """Return the number of random values per sample: for the pose, the crop's sizes and center, mirroring."""
     return POSE_SIZES[dims] + (2 * dims - 1) + 1
 
 
 class PoseObjective(nn.Module):
-    """STN1: the homogenized outline agrees with the reference's (Eq. 1)."""
+    """Train STN1: maximize the agreement of the homogenized outline with the reference's (Eq. 1)."""
 
     def __init__(
         self, networks: Networks, by_hand: Tensor | None = None, truth: Mapping[str, float] | None = None
     ) -> None:
-        """Take STN1 from a networks.
+        """Use the STN1 of the networks.
 
         Args:
             networks: whose STN1 is trained.
-            by_hand: poses ``(N, 5)`` of the training rows that were set, NaN where none was.
-            truth: case id to the true roll against the reference, radians, where it is known.
+            by_hand: poses ``(N, 5)`` set by hand for training rows, NaN for others.
+            truth: case id to the true roll relative to the reference, radians, if known.
         """
         super().__init__()
         self.pose = networks.pose
@@ -64,7 +64,7 @@ class PoseObjective(nn.Module):
         self.truth = dict(truth or {})
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of a batch; where a pose was set by hand, also its matrix' distance from that."""
+        """Return the loss of a batch; poses set by hand add the distance of their matrices."""
         theta = matrix_from_pose(self.pose(batch.image, batch.mask))
         reference = self.pose.reference_mask
         loss = pose_loss(warp(batch.mask, theta, tuple(reference.shape[2:])), reference)
@@ -76,10 +76,11 @@ class PoseObjective(nn.Module):
         return loss + away.sum() / len(known)
 
     def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
-        """Mean agreement with the reference's outline, learned and of the start alone; how the roll is seen.
+        """Return the agreement with the reference's outline, that of the initial pose alone, and roll errors.
 
-        The agreement chooses the weights (Eq. 1); what it hides stands beside it: how far the estimated angle
-        follows turns, and how far it is from the moments' and from the true one.
+        The agreement (Eq. 1) chooses the weights. It hardly depends on the roll, so the slope of the
+        estimated angle on applied rotations and its distances from the moments' and the true angle are
+        reported as well.
         """
         learned, start, turns = [], [], []
         for batch in batches:
@@ -98,12 +99,12 @@ class PoseObjective(nn.Module):
 
 
 class RollObjective(nn.Module):
-    """Fine-tuning of the shipped roll network on a user's own slices, without any label.
+    """Fine-tune the shipped roll network on a user's own slices, without labels.
 
-    What the slices of a scan say together is taken as the truth for each; every slice is shown turned from it
-    by a known angle. So the network learns how these scanners and patients look, not another upright. How
-    sure it is stays what the shipped network says of the same view: slices that agree with their own mean
-    would make it surer and surer, and its confidence worthless.
+    The pooled estimate of a scan is the target of each of its slices, and every slice is shown rotated by a
+    known angle. The network thus adapts to the appearance of these scanners and patients, not to another
+    upright direction. The concentration (confidence) is taken from the shipped network's output for the same
+    view: trained on slices that agree with their own mean, it would grow without limit.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -111,20 +112,20 @@ class RollObjective(nn.Module):
         assert networks.pose.roll is not None, "fine-tuning needs the roll network"
         self.roll = networks.pose.roll
         self.shown = networks.pose.shown
-        # As it was shipped, also in a resumed run; used, and no part of this module.
+        # The shipped weights, also in a resumed run. In a tuple, so that it is not registered as a submodule.
         self.shipped = (copy.deepcopy(self.roll).eval().requires_grad_(False),)
 
     def train(self, mode: bool = True) -> "RollObjective":
-        """As usual, but with the shipped statistics: those of small batches of turned slices are poor."""
+        """Set the training mode, but keep batch norm's shipped statistics: small batches give poor ones."""
         super().train(mode)
         self.roll.eval()
         return self
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:
-        """The loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) turns the slices."""
+        """Return the loss of a batch; ``noise`` ``(N, 9)`` in [-1, 1) rotates the slices."""
         assert batch.pose is not None, "fine-tuning follows a first estimate"
         angle = math.pi * noise[:, 0]
-        # Every other slice nearly upright, as after a first look.
+        # Every other slice is nearly upright, as in the second iteration of the estimate.
         angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
         seen = view(self.shown(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
         with torch.no_grad():
@@ -132,7 +133,7 @@ class RollObjective(nn.Module):
         return roll_loss(self.roll(seen)[:, :2], angle, sure)
 
     def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:  # noqa: ARG002
-        """Mean cosine of what a slice says alone and what its scan said at first, and the median angle."""
+        """Return the mean cosine of a slice's estimate with its scan's first one, and the median angle."""
         errors = []
         for batch in batches:
             assert batch.pose is not None, "fine-tuning follows a first estimate"
@@ -145,22 +146,22 @@ class RollObjective(nn.Module):
 
 
 class CropObjective(nn.Module):
-    """STN2: the crop and its matrix agree with those of the labels' box (Eq. 2), or of one set by hand.
+    """Train STN2: crop and matrix match those of the labels' box (Eq. 2), or of a crop set by hand.
 
     Slices and volumes without a label have no target and do not train the crop.
     """
 
     def __init__(self, networks: Networks, by_hand: Tensor | None = None) -> None:
-        """Take the networks whose crop is trained, and crops that were set by hand.
+        """Use the crop network of the networks.
 
         Args:
             networks: of slices or of volumes.
-            by_hand: crops ``(N, 3, 3)`` of the training rows, NaN where none was set.
+            by_hand: crops ``(N, 3, 3)`` set by hand for training rows, NaN for others.
         """
         super().__init__()
         self.crop = networks.crop
         self.by_hand = by_hand
-        self.networks = (networks,)  # used, and no part of this module
+        self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
         """Return the loss of a batch."""
@@ -185,7 +186,7 @@ class CropObjective(nn.Module):
         return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Homogenized images and masks, target crops, and which samples have a target."""
+        """Return homogenized images and masks, target crops, and which samples have a target."""
         (networks,) = self.networks
         matrix = homogenizing(networks, batch)
         masks = (one for one, *_ in each_stack(batch.mask))
@@ -198,21 +199,21 @@ class CropObjective(nn.Module):
 
 
 class JointObjective(nn.Module):
-    """Pose and crop from one look: Eq. 1 + Eq. 2, from poses that the start gave the scan.
+    """Train pose and crop with one network: Eq. 1 + Eq. 2, starting from the scan's initial poses.
 
-    The crop's target is the labels' box in the pose just predicted. That pose is taken as given there, so
-    that Eq. 1 alone decides the pose and no error of the crop is made up for by a wrong pose; what the two
-    share is the network. Slices without a label train the pose only.
+    The crop's target is the labels' box in the predicted pose, which is detached there: Eq. 1 alone trains
+    the pose, so that a wrong pose cannot compensate an error of the crop. Slices without a label train the
+    pose only.
     """
 
     def __init__(self, networks: Networks, truth: Mapping[str, float] | None = None) -> None:
         """Take the joint network from a networks; ``truth`` as for :class:`PoseObjective`."""
         super().__init__()
         assert networks.joint is not None, "only with stn=joint"
-        # None where the shipped network sees the roll, of which this one regresses a small rest.
+        # None if the shipped network estimates the roll and this network only a small residual.
         self.estimate = estimate_of(networks)
         self.truth = dict(truth or {})
-        # The one part that learns; the rest of the pipeline is used, and no part of this module.
+        # The only trained part; the other networks are not registered as submodules.
         self.joint = networks.joint
         self.joint_step = networks.joint_step
         self.agreement = networks.pose.agreement
@@ -221,13 +222,13 @@ class JointObjective(nn.Module):
         self.air = networks.air
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         pose, theta2, target, found = self._seen(batch)
         outline = warp(batch.mask, matrix_from_pose(pose), tuple(self.reference.shape[2:]))
         loss = pose_loss(outline, self.reference)
         size = (self.config.crop.size, self.config.crop.size)
         theta1, theta2, target = matrix_from_pose(pose.detach()[found]), theta2[found], target[found]
-        # Straight from the frame, as the U-Net's input is.
+        # Resampled once from the frame, as the U-Net's input is.
         crop, target_crop = (
             warp(batch.image[found], compose(theta1, theta), size, fill=self.air)
             for theta in (theta2, target)
@@ -235,7 +236,10 @@ class JointObjective(nn.Module):
         return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
 
     def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
-        """The mean of agreement and overlap, each, the start's agreement alone, and the roll if it learns."""
+        """Return the mean of agreement and overlap, each of them, the initial agreement, and roll errors.
+
+        Roll errors are included if the network learns the roll.
+        """
         learned, start, overlap, turns = [], [], [], []
         for batch in batches:
             if self.estimate is not None:
@@ -260,11 +264,11 @@ class JointObjective(nn.Module):
 
 
 class SegmentationObjective(nn.Module):
-    """U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical).
+    """Train the U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical).
 
     Args:
         networks: whose U-Net is trained, of slices or of volumes.
-        names: of the classes from 1, by which validation scores are reported; else their numbers.
+        names: of the classes from 1, for the names of validation scores; by default their numbers.
     """
 
     def __init__(self, networks: Networks, names: Sequence[str] = ()) -> None:
@@ -275,17 +279,17 @@ class SegmentationObjective(nn.Module):
         self.classes = networks.classes
         #: Class of the mirrored structure, class by class; without mirroring names may be any.
         self.partners = list(mirrored_classes(self.names) if self.config.unet.mirror else range(self.classes))
-        self.networks = (networks,)  # used, and no part of this module
+        self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return the loss of a batch.
 
-        A mirrored sample is seen through the mirrored transform, and what its labels name left is right
-        there. The loss is that of the flipped crop and the flipped target with paired classes exchanged.
+        A mirrored sample is sampled through the mirrored transform, and its left and right labels are
+        exchanged.
 
         Args:
-            batch: slices or volumes whose poses and crops are known.
-            noise: ``(N, noise_size(dims))`` in [-1, 1), disturbs pose and crop and mirrors samples.
+            batch: slices or volumes with known poses and crops.
+            noise: ``(N, noise_size(dims))`` in [-1, 1); jitters pose and crop and selects mirrored samples.
         """
         theta, in_mirror = self._disturbed(batch, noise), self._in_mirror(noise)
         native = self.config.unet.loss_space == "native"
@@ -316,7 +320,7 @@ class SegmentationObjective(nn.Module):
         return dice_by_label(self.names, samples.patients, both, predicted, truth)
 
     def _counts(self, batch: Batch) -> Tensor:
-        """Voxels of each label ``(3, N, labels)``: in both, in the prediction, in the reference."""
+        """Return voxels of each label ``(3, N, labels)``: in both, in the prediction, in the reference."""
         theta = self._theta(batch)
         probabilities = self.unet(self._cut(batch, theta))[0].float().softmax(dim=1)
         if self.config.dims == 2:
@@ -334,7 +338,7 @@ class SegmentationObjective(nn.Module):
         return torch.cat(counts, dim=1)
 
     def _cut(self, batch: Batch, theta: Tensor) -> Tensor:
-        """The U-Net's input of a batch, in the memory layout that its convolutions want."""
+        """Return the U-Net's input of a batch, in the memory layout that its convolutions want."""
         crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta)])
         return crop.contiguous(memory_format=torch.channels_last) if crop.ndim == 4 else crop
 
@@ -343,10 +347,9 @@ class SegmentationObjective(nn.Module):
         return compose(homogenizing(self.networks[0], batch), batch.theta2)
 
     def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
-        """Input from crop, with the small errors that pose and crop will have on unseen patients.
+        """Return ``input_from_crop`` with jitter like the errors of pose and crop on unseen patients.
 
-        Where a sample is mirrored, the transform disturbed in this way is mirrored
-        (:func:`isopose.geometry.box.mirrored`).
+        The jittered transform of a mirrored sample is mirrored (:func:`isopose.geometry.box.mirrored`).
         """
         assert batch.pose is not None, "the U-Net is trained after the pose"
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
@@ -355,7 +358,7 @@ class SegmentationObjective(nn.Module):
             self.config.unet.pose_jitter * noise.new_tensor(POSE_JITTER[self.config.dims])
         )
         if self.config.pose.scales == 1:
-            # No pose will ever stretch one axis more than the other there.
+            # With an isotropic pose the jitter is isotropic as well.
             residual = isotropic(residual)
         pose, theta2 = add_residual(batch.pose, residual), batch.theta2
         if crop.enabled:
@@ -364,24 +367,24 @@ class SegmentationObjective(nn.Module):
         return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
 
     def _in_mirror(self, noise: Tensor) -> Tensor:
-        """Which samples ``(N,)`` are shown mirrored, each with the configured probability."""
+        """Return which samples ``(N,)`` are mirrored, each with the configured probability."""
         return noise[:, -1] < 2.0 * self.config.unet.mirror - 1.0
 
 
 def warped_target(labels: Tensor, input_from_crop: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return one-hot labels warped once into the crop, background elsewhere: the canonical space's target."""
+    """Return one-hot labels warped into the crop, background outside: the target in canonical space."""
     inside = warp(labels[:, 1:], input_from_crop, size)
     return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)
 
 
 def _shrunk(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Means of a target over the larger pixels of a coarser level."""
+    """Return the means of a target over the larger pixels of a coarser level."""
     factors = [whole // part for whole, part in zip(target.shape[2:], size, strict=True)]
     return F.avg_pool2d(target, factors) if target.ndim == 4 else F.avg_pool3d(target, factors)
 
 
 def _overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Pixels of each label ``(3, N, labels)`` of two class maps: in both, in the first, in the second."""
+    """Return pixels of each label ``(3, N, labels)`` of two class maps: in both, the first, the second."""
     counts = []
     for index in range(1, classes):
         a, b = predicted == index, truth == index
@@ -392,13 +395,13 @@ def _overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 def patient_dice(
     patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
 ) -> np.ndarray:
-    """Dice ``(patients, labels)`` over all slices of a patient together; NaN where neither has the label.
+    """Return the Dice ``(patients, labels)`` over all slices of a patient; NaN if neither map has the label.
 
     Args:
         patients: of each slice.
-        both: ``(slices, labels)`` pixels in both, likewise ``predicted`` and ``truth``.
-        predicted: pixels in the prediction.
-        truth: pixels in the reference.
+        both: ``(slices, labels)`` pixels in both maps.
+        predicted: ``(slices, labels)`` pixels in the prediction.
+        truth: ``(slices, labels)`` pixels in the reference.
     """
     rows = []
     for patient in sorted(set(patients)):
@@ -411,7 +414,7 @@ def patient_dice(
 def dice_by_label(
     names: Sequence[str], patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
 ) -> dict[str, float]:
-    """Mean of all labels' Dice, then each label's over the patients; see :func:`patient_dice`."""
+    """Return the mean Dice over labels, then each label's mean over patients; see :func:`patient_dice`."""
     dice = patient_dice(patients, both, predicted, truth)
     by_label = {
         f"dice {name}": float(np.nanmean(of_label))

@@ -1,4 +1,4 @@
-"""Mixed precision that rounds what the networks compute, and nothing that they are given."""
+"""Mixed precision that keeps the networks' inputs in float32."""
 
 from typing import Any, Literal, cast
 
@@ -6,20 +6,19 @@ from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
 
 class Autocast(MixedPrecision):
-    """Fabric's mixed precision without its rounding of inputs.
+    """Fabric's mixed precision without rounding of inputs.
 
-    Fabric turns every number that a module is given into 16 bits, theta1 and theta2 among them: in bfloat16
-    a shift is then wrong by up to an eighth of a pixel of 256, in training alone. Autocast rounds only what
-    convolutions see.
+    Fabric converts all inputs of a module to 16 bits, including theta1 and theta2: in bfloat16 a translation
+    is then wrong by up to an eighth of a pixel of 256. Autocast rounds only the inputs of convolutions.
     """
 
     def convert_input(self, data: Any) -> Any:
-        """The data as they are."""
+        """Return the data as they are."""
         return data
 
 
 def precision_plugin(name: str, device: str) -> Precision:
-    """What Fabric is given for ``32-true``, ``bf16-mixed`` or ``16-mixed`` on a type of device."""
+    """Return Fabric's plugin for ``32-true``, ``bf16-mixed`` or ``16-mixed`` on a device type."""
     if name == "32-true":
         return Precision()
     # A CPU has no fast float16; Fabric takes bfloat16 there as well.

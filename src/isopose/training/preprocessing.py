@@ -1,4 +1,4 @@
-"""A training's cases as slices, as its networks see them."""
+"""Preprocess the cases of a training to slices."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def preprocess(
     workers: int,
     reporter: Reporter,
 ) -> tuple[Store, Fingerprint]:
-    """A store of all cases, by a fingerprint that is given or made of the training cases.
+    """Return a store of all cases, by a fingerprint that is given or made of the training cases.
 
     Args:
         folder: that holds stores and fingerprints; what is there already is not made again.
@@ -72,9 +72,9 @@ def _fingerprint(
 
 
 def fingerprint_path(folder: Path, training: Cases, labels: Labels, config: DataConfig) -> Path:
-    """Where a fingerprint is kept beside the store, under the name of what it was made from.
+    """Return the path of a fingerprint beside the store, named after its inputs.
 
-    A resumed run and one that shares the store need not read every scan again.
+    A resumed run, and one that shares the store, then need not read every scan again.
     """
     made_from = [_stamp(path) for case in training for path in (case.image, case.label) if path]
     key = hash_of([made_from, config.model_dump(mode="json"), dict(labels.values), __version__])

@@ -70,10 +70,10 @@ def slice_stages(
     val_slices: Slices | None,
     corrections: Corrections,
 ) -> tuple[list[Progress], Turning | None]:
-    """Train the networks of slices; the networks then holds the best weights.
+    """Train the networks of slices; afterwards they have the best weights.
 
     Returns:
-        How far each stage has come, and how STN1 sees the roll where one was trained.
+        The progress of each stage, and the roll errors of STN1 if it was trained.
     """
     config = context.config
     reference = networks.pose.reference_mask.cpu()
@@ -226,7 +226,7 @@ def _train(
 
 
 def oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dict[int, float]:
-    """Label column to the least part of slices that show it (the paper: a third kidney, a third tumor)."""
+    """Return label column to the minimum fraction of slices that show it (the paper: one third each)."""
     if configured is None:
         return dict.fromkeys(range(min(2, len(labels.names))), 1.0 / 3.0)
     unknown = sorted(set(configured) - set(labels.names))

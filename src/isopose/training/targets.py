@@ -1,4 +1,4 @@
-"""What the transformers are trained toward: the reference's outline and the boxes around the labels."""
+"""Training targets of pose and crop: the reference's outline and the boxes around the labels."""
 
 import math
 from collections.abc import Sequence
@@ -77,11 +77,13 @@ def check_reference(config: PoseConfig, cases: Sequence[str]) -> None:
 
 
 def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float) -> Reference:
-    """The user's reference patient, or of the training cases one of median size, upright and symmetric.
+    """Return the user's reference patient, or choose one among the training cases.
+
+    The chosen one has about the median size and is the most upright and symmetric.
 
     Args:
         cases: training cases only.
-        config: who it is, if named, and how much of the frame the body shall fill.
+        config: the named reference, if any, and the fraction of the frame that its body fills.
         air: value of air in the normalized images.
 
     Raises:
@@ -98,11 +100,11 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
 
 
 def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: float) -> Reference:
-    """Of one slice each of some patients that of median size which is most upright and symmetric.
+    """Return the reference among one slice each of some patients.
 
     Args:
-        candidates: at least one; just the one where the user named it.
-        config: size of the reference, and how much of the frame its body shall fill.
+        candidates: at least one; only the named one if the user chose it.
+        config: size of the reference, and the fraction of the frame that its body fills.
         air: value of air in the normalized images.
     """
     axes = [symmetry_axis(one.image, one.mask) for one in candidates]
@@ -168,7 +170,7 @@ def labels_in_frame(
 
 
 def _middle_slice(case: StoredCase) -> int:
-    """The middle of the slices that show a body and a label; of those with a body where none shows both."""
+    """Return the middle one of the slices with body and label; without any, of those with body."""
     body = np.asarray(case.record.body_fraction) > 0
     labeled = np.flatnonzero(body & np.asarray(case.record.presence, dtype=bool).any(axis=1))
     shown = labeled if len(labeled) else np.flatnonzero(body)
@@ -176,7 +178,7 @@ def _middle_slice(case: StoredCase) -> int:
 
 
 def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
-    """Matrix that turns a mask upright, centers its box and enlarges it to fill a part of the frame."""
+    """Return the matrix that turns a mask upright, centers its box and scales it to a part of the frame."""
     upright = matrix_from_pose(torch.tensor([[lean, 0.0, 0.0, 0.0, 0.0]]))
     turned = warp(mask, upright, (mask.shape[2], mask.shape[3]))
     x0, y0, x1, y1 = box_of_mask(turned[:, 0] >= 0.5)[0][0].tolist()

@@ -1,6 +1,6 @@
-"""Training curves: TensorBoard event files always, MLflow and Weights & Biases where they are asked for.
+"""Log training curves: always to TensorBoard event files, on request to MLflow and Weights & Biases.
 
-What leaves the machine are the settings and the rows of the history: no path, case, command line or output.
+Only the settings and the rows of the history leave the machine: no path, case, command line or output.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from isopose.files import read_json, write_json
 from isopose.progress import Reporter, StageReport
 from isopose.version import __version__
 
-#: Takes a row of the history.
+#: Logs a row of the history.
 Draw = Callable[[Mapping[str, Any]], None]
 #: Project or experiment, and name of the run, where runs are listed.
 PROJECT, RUN = "isopose", "fit"
@@ -25,7 +25,7 @@ PROJECT, RUN = "isopose", "fit"
 
 @contextmanager
 def curves(folder: Path, done: int) -> Iterator[Draw]:
-    """Give a function that draws a row of the history; epochs after ``done`` of a killed run are purged."""
+    """Yield a function that logs a row of the history; epochs after ``done`` of a killed run are purged."""
     # Imported here: TensorBoard takes a second that no other command should wait for.
     from torch.utils.tensorboard import SummaryWriter
 
@@ -40,19 +40,19 @@ def curves(folder: Path, done: int) -> Iterator[Draw]:
 
 
 class Tracked:
-    """A reporter that also tells trackers of every epoch.
+    """A reporter that also logs every epoch to trackers.
 
-    Their runs begin with the first stage, when the model's folder is this run's, and are gone on with by
-    whoever goes on with the training. One that fails on the way is told and left out: it costs no training.
+    Runs begin with the first stage, once the model's folder is claimed, and continue when the training is
+    resumed. A tracker that fails during training is reported and dropped; the training continues.
 
     Args:
-        reporter: what else hears of it.
+        reporter: receives all reports as well.
         names: of :data:`TRACKERS`.
         work: folder where the runs' identifiers are kept.
-        config: whose settings are told.
+        config: the settings to log.
 
     Raises:
-        InputError: no such tracker, or it is not installed.
+        InputError: an unknown tracker, or one that is not installed.
     """
 
     def __init__(self, reporter: Reporter, names: Sequence[str], work: Path, config: Config) -> None:
@@ -77,7 +77,7 @@ class Tracked:
         try:
             self.open.__exit__(*error)
         except Exception as problem:
-            # The model is written by now, or the training's own error is the one to tell.
+            # The model is already written, or the training's own error is the one to report.
             self.say(f"--track: the runs could not be ended ({_line(problem)})")
 
     def say(self, text: str) -> None:
@@ -115,8 +115,8 @@ class Tracked:
             write_json(self.kept, known)
         return draws
 
-    def tell(self, row: Mapping[str, Any]) -> None:
-        """Of an epoch, to all trackers that still hear."""
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Log an epoch to all trackers that still work."""
         assert self.draws is not None, "within a stage"
         for name, draw in list(self.draws.items()):
             try:
@@ -134,13 +134,13 @@ class _TrackedStage:
         self.report.step()
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        self.tracked.tell(row)
+        self.tracked.log(row)
         self.report.epoch(row)
 
 
 @contextmanager
 def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, Draw]]:
-    """A run where ``MLFLOW_TRACKING_URI`` says."""
+    """Log to the MLflow server at ``MLFLOW_TRACKING_URI``."""
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
@@ -151,7 +151,7 @@ def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iter
         experiment = found.experiment_id if found else client.create_experiment(PROJECT)
         known = client.create_run(experiment, run_name=RUN).info.run_id
         params = [Param(key, str(value)) for key, value in settings.items()]
-        # As many as a server takes at once.
+        # MLflow's limit of parameters per request.
         for start in range(0, len(params), 100):
             client.log_batch(known, params=params[start : start + 100])
     client.update_run(known, status="RUNNING")
@@ -172,7 +172,7 @@ def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iter
 
 @contextmanager
 def _wandb(work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, Draw]]:
-    """A run of the account, or one on disk, as ``WANDB_MODE`` says."""
+    """Log to a run of the account, or to a local one, according to ``WANDB_MODE``."""
     import wandb
 
     private = {
@@ -218,17 +218,17 @@ TRACKERS = {"mlflow": _mlflow, "wandb": _wandb}
 
 
 def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of a row under ``stage/name``."""
+    """Return the numbers of a row under ``stage/name``."""
     return {f"{row['stage']}/{k}": v for k, v in row.items() if k not in ("stage", "epoch")}
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All settings as ``section.key``; but for the case that was named as reference."""
+    """Return all settings as ``section.key``, without the case named as reference."""
     values = config.flat()
     values.pop("pose.reference", None)
     return {"isopose": __version__, **values}
 
 
 def _line(error: Exception) -> str:
-    """What it says, in one line."""
+    """Return an exception's message in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

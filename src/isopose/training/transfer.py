@@ -19,7 +19,7 @@ OF_THE_MODEL: dict[str, tuple[str, ...]] = {
 
 
 def settings_of(source: Model) -> dict[str, Any]:
-    """The settings of a run that begins from a model: the model's own, but for those of ``[train]``."""
+    """Return the settings for fine-tuning a model: its own, except those of ``[train]``."""
     return source.config.model_dump(mode="json", exclude={"train"})
 
 

@@ -1,4 +1,4 @@
-"""Transforms of all slices, computed once: when STN1, and then STN2, no longer change."""
+"""Transforms of all slices, computed once after STN1, and again after STN2, is trained."""
 
 import math
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ from isopose.scan.volume import places, volume_pose
 from isopose.scan.warnings import TURNED
 from isopose.training.targets import homogenizing, labels_in_frame
 
-#: Slices that are looked at at a time, but no more than have so many pixels together.
+#: Maximum number of slices, and of their pixels, per batch.
 BATCH, PIXELS = 32, 32 * 256**2
 
 
 def batch_of(slices: Slices) -> int:
-    """How many slices are looked at at a time, so that memory does not grow with their pixels."""
+    """Return the number of slices per batch, limited by their pixels to bound the memory."""
     largest = max(case.record.frame.size for case in slices.cases)
     return max(1, min(BATCH, PIXELS // largest**2))
 
 
 @torch.no_grad()
 def poses_of(networks: Networks, slices: Slices, device: torch.device) -> Tensor:
-    """theta1 of every slice as poses ``(N, 5)``, scan by scan as in prediction; jointly, the start of it."""
+    """Return theta1 of every slice as poses ``(N, 5)``, by scan as in prediction (joint: initial pose)."""
     least = networks.config.predict.min_pose_dice
     out = torch.empty(len(slices), POSE_SIZE)
     for rows, z_mm in _scans(slices, device):
@@ -42,7 +42,7 @@ def poses_of(networks: Networks, slices: Slices, device: torch.device) -> Tensor
 def slices_of_scan(
     transformer: PoseTransformer, slices: Slices, rows: np.ndarray, least: float, device: torch.device
 ) -> SlicePoses:
-    """Poses of some rows that are one scan's, each by itself."""
+    """Return the independent poses of some rows of one scan."""
 
     def read(some: np.ndarray) -> tuple[Tensor, Tensor]:
         batch = slices.read(some).to(device)
@@ -54,7 +54,7 @@ def slices_of_scan(
 
 
 def turned(samples: Slices | Volumes) -> list[str]:
-    """Return a line for each case that lies turned against its header, so that people look at it."""
+    """Return a warning for each case that is rotated against its header."""
     assert samples.pose is not None, "turned cases are known after the poses"
     lines = []
     for number, case in enumerate(samples.cases):
@@ -71,9 +71,9 @@ def turned(samples: Slices | Volumes) -> list[str]:
 
 @torch.no_grad()
 def transforms_of(networks: Networks, slices: Slices, device: torch.device) -> tuple[Tensor, Tensor]:
-    """theta1 ``(N, 5)`` and theta2 ``(N, 3, 3)`` of every slice, scan by scan as prediction does.
+    """Return theta1 ``(N, 5)`` and theta2 ``(N, 3, 3)`` of every slice, scan by scan as in prediction.
 
-    ``slices.pose`` is known; it is changed only where one network does pose and crop.
+    ``slices.pose`` must be known; it changes only if one network estimates pose and crop.
     """
     parts = []
     for batch in slices.batches(batch_of(slices)):
@@ -90,7 +90,7 @@ def transforms_of(networks: Networks, slices: Slices, device: torch.device) -> t
 
 
 def _scans(slices: Slices, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Which rows are of a scan, ``(N,)``, and their places along it in mm, scan after scan."""
+    """Yield the rows ``(N,)`` of each scan and their positions along it in mm."""
     for number, case in enumerate(slices.cases):
         rows = slices.rows[:, 0] == number
         if rows.any():
@@ -112,7 +112,7 @@ def volume_poses_of(networks: Networks, volumes: Volumes, device: torch.device) 
 
 
 def reach_of(volumes: Volumes) -> float:
-    """Return how far the furthest of posed scans reaches along z in the homogenized frame, in half sides."""
+    """Return the largest extent of posed scans along z in the homogenized frame, in half sides."""
     assert volumes.pose is not None, "the reach is known after the poses"
     # stack_from_frame has the reciprocal of a stack's half depth.
     half = 1.0 / volumes.stack_from_frame[:, 2, 2]
@@ -130,9 +130,9 @@ def volume_crops_of(networks: Networks, volumes: Volumes, device: torch.device) 
 
 @torch.no_grad()
 def box_of_all(networks: Networks, samples: Slices | Volumes, device: torch.device) -> Tensor:
-    """Return one box ``(4,)`` or ``(6,)`` that holds all training labels in the homogenized frame.
+    """Return one box ``(4,)`` or ``(6,)`` that contains all training labels in the homogenized frame.
 
-    It is the crop where none is learned.
+    It is the crop if none is learned.
     """
     size = batch_of(samples) if isinstance(samples, Slices) else 1
     union: Tensor | None = None

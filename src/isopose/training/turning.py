@@ -1,7 +1,7 @@
-"""Whether a network that finds poses has learned to turn them, which the Dice of the masks does not show.
+"""Measure whether a pose network has learned rotations, which the Dice of the masks does not show.
 
-Eq. 1 is near its best once place and size are right: a trunk that leans by ten degrees overlaps an upright
-one by 0.95 to 0.98. So STN1 is asked: slices are turned by known angles, and its estimate has to follow.
+Eq. 1 is near its optimum once place and size are right: a trunk that leans by ten degrees overlaps an upright
+one by 0.95 to 0.98. Therefore slices are rotated by known angles, and STN1's estimate has to follow.
 """
 
 import math
@@ -20,7 +20,7 @@ from isopose.models.pipeline import Networks
 from isopose.ranks import gathered
 from isopose.training.transforms import batch_of
 
-#: By which slices are turned, radians: about as far as patients lie from upright (docs/phantom.md).
+#: Applied rotations in radians: about as far as patients lie from upright (docs/phantom.md).
 TURNS = (-math.radians(15.0), math.radians(15.0))
 #: Of a batch's slices one in so many is turned after each epoch, for it takes a look at each turn.
 TURNED_OF_A_BATCH = 4
@@ -30,9 +30,9 @@ Estimate = Callable[[Tensor, Tensor], Tensor]
 
 
 def estimate_of(networks: Networks) -> Estimate | None:
-    """The trained estimate of single slices' poses; none where no trained network sees the roll.
+    """Return the trained pose estimate of single slices; None if no trained network estimates the roll.
 
-    With the roll network that ships with the package no STN1 regresses the angle.
+    With the shipped roll network no STN1 regresses the angle.
     """
     if networks.pose.localization is not None:
         return networks.pose
@@ -42,12 +42,12 @@ def estimate_of(networks: Networks) -> Estimate | None:
 
 
 def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tensor:
-    """Slope ``(N,)`` of each slice's estimated angle on the angle by which it was turned.
+    """Return the slope ``(N,)`` of each slice's estimated angle on the applied rotation.
 
-    Regressed through the slice as it lies, over :data:`TURNS`; changes are wrapped to half a turn.
+    The regression passes through the unrotated slice, over :data:`TURNS`; changes are wrapped to half a turn.
 
     Args:
-        estimate: of poses.
+        estimate: returns poses.
         image: ``(N, 1, S, S)`` normalized.
         mask: ``(N, 1, S, S)``.
         air: value outside the image.
@@ -55,7 +55,7 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
     lying = estimate(image, mask)[:, ANGLE].float()
     along = torch.zeros_like(lying)
     for turn in TURNS:
-        # A matrix maps output to input: to turn a slice by an angle is to look at it turned back.
+        # A matrix maps output to input, so rotating a slice by an angle takes the opposite angle.
         back = torch.zeros(POSE_SIZE, device=image.device)
         back[ANGLE] = -turn
         theta = matrix_from_pose(back)
@@ -66,10 +66,10 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
 
 
 def angles_of(estimate: Estimate, reference: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles ``(N,)`` of slices against the reference, by an estimate and by moments of the masks.
+    """Return angles ``(N,)`` of slices relative to the reference, by the estimate and by the masks' moments.
 
     Args:
-        estimate: of poses.
+        estimate: returns poses.
         reference: ``(1, 1, S, S)`` mask.
         image: ``(N, 1, S, S)`` normalized.
         mask: ``(N, 1, S, S)``.
@@ -79,10 +79,10 @@ def angles_of(estimate: Estimate, reference: Tensor, image: Tensor, mask: Tensor
 
 
 def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Tensor:
-    """True angle ``(N,)`` of rows of slices, radians; NaN where the case's is not known.
+    """Return the true angles ``(N,)`` of rows in radians; NaN for unknown ones.
 
     Args:
-        truth: case id to the angle at which the patient lies against the reference.
+        truth: case id to the angle of the patient relative to the reference.
         slices: whose cases have the ids.
         rows: ``(N,)`` of the slices.
     """
@@ -91,12 +91,12 @@ def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Ten
 
 
 def wrapped(angle: Tensor) -> Tensor:
-    """Angles brought to within half a turn, radians."""
+    """Return angles wrapped to within half a turn, radians."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
 def between_axes(a: Tensor, b: Tensor) -> Tensor:
-    """Distance of the directions of two axes, radians, at most a quarter turn: an axis has no head."""
+    """Return the distance of the directions of two axes, radians, at most a quarter turn."""
     return 0.5 * wrapped(2.0 * (a - b)).abs()
 
 
@@ -108,10 +108,10 @@ def judged_turns(
     slices: Slices,
     batch: SliceBatch,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a batch: slopes of some slices, distances in radians from moments, and from the truth where known.
+    """Return slopes of some slices, and angle errors relative to moments and to the truth in radians.
 
     Returns:
-        ``(M,)`` of one in :data:`TURNED_OF_A_BATCH` slices, ``(N,)``, ``(K,)`` of those with a known truth.
+        ``(M,)`` for one in :data:`TURNED_OF_A_BATCH` slices, ``(N,)``, ``(K,)`` for slices with known truth.
     """
     some = batch.part(torch.arange(0, len(batch.rows), TURNED_OF_A_BATCH, device=batch.image.device))
     learned, by_moments = angles_of(estimate, reference, batch.image, batch.mask)
@@ -123,25 +123,25 @@ def judged_turns(
 
 
 def summed_up(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """Medians over all slices of what :func:`judged_turns` says of each batch, for progress and curves."""
-    # By number, for a rank may have had no batch.
+    """Return the medians over all slices of the results of :func:`judged_turns`."""
+    # By index, since a rank may have had no batch.
     slope, from_moments, from_truth = (gathered([part[n] for part in parts]) for n in range(3))
-    told = {"roll slope": float(slope.median()), "degrees from moments": _degrees(from_moments)}
-    return told | ({"degrees from the true roll": _degrees(from_truth)} if len(from_truth) else {})
+    medians = {"roll slope": float(slope.median()), "degrees from moments": _degrees(from_moments)}
+    return medians | ({"degrees from the true roll": _degrees(from_truth)} if len(from_truth) else {})
 
 
 @torch.no_grad()
 def measure_turning(
     networks: Networks, slices: Slices, fabric: Fabric, truth: Mapping[str, float], patients: str
 ) -> Turning | None:
-    """Measure how the trained STN1 sees the roll; nothing where no trained network sees it.
+    """Measure the roll errors of the trained STN1; None if no trained network estimates the roll.
 
     Args:
-        networks: with its best weights, in evaluation mode.
-        slices: of patients that did not train it, or of those that did where no others are there.
-        fabric: whose ranks share the work; all return the same.
-        truth: case id to the true angle against the reference, radians; empty where it is not known.
-        patients: whose the slices are.
+        networks: with their best weights, in evaluation mode.
+        slices: of validation patients, or of training patients if there are no others.
+        fabric: ranks share the work; all return the same result.
+        truth: case id to the true angle relative to the reference, radians; empty if unknown.
+        patients: whose slices they are, for :class:`Turning`.
     """
     estimate = estimate_of(networks)
     if estimate is None:
@@ -167,11 +167,11 @@ def measure_turning(
 
 
 def warning_of(turning: Turning, section: str) -> str:
-    """The line that says that STN1 has not learned to turn, and what to change.
+    """Return the warning that STN1 has not learned to rotate, and what to change.
 
     Args:
-        turning: what was measured.
-        section: of the configuration that holds the network's optimizer.
+        turning: the measurement.
+        section: configuration section of the network's optimizer.
     """
     degrees = math.degrees(TURNS[-1])
     return (

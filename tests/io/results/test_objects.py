@@ -246,7 +246,7 @@ def test_names_of_patient_and_label_may_be_in_two_scripts(tmp_path):
     assert regions[0].ROIName == "腎臓"
 
 
-def test_a_series_without_study_is_told_and_one_without_instances_refused(tmp_path):
+def test_a_series_without_study_is_reported_and_one_without_instances_refused(tmp_path):
     source = series(tmp_path / "series")
     for file in source.iterdir():
         data = pydicom.dcmread(file)

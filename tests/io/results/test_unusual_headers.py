@@ -266,7 +266,7 @@ def test_what_is_unusual_and_valid_is_kept(fields, expected, lax, tmp_path):
 
 
 @pytest.mark.parametrize("thickness", [None, "", 0, -3, Raw("DS", b"5 mm"), Raw("DS", b"1\\2")])
-def test_a_thickness_that_is_not_there_is_the_distance_of_slices(thickness, lax, tmp_path):
+def test_a_missing_thickness_is_the_distance_of_slices(thickness, lax, tmp_path):
     labels, objects, told = written(tmp_path, series(tmp_path / "series", SliceThickness=thickness))
     assert told == ()
     [measures] = objects["dicom-seg"].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
@@ -354,7 +354,7 @@ def test_nothing_but_valid_elements_of_patient_and_study_is_copied(lax, tmp_path
         assert b"Secret" not in whole
 
 
-def test_a_class_that_is_not_known_is_named_as_it_is(lax, tmp_path):
+def test_an_unknown_class_keeps_its_name(lax, tmp_path):
     """Of a scanner's own classes highdicom knows nothing; the pixels may be read all the same."""
     source = series(tmp_path / "series")
     labels = marked(read_volume(source))

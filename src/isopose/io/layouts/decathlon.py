@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon and nnU-Net v1 raw: ``dataset.json`` that lists its files."""
+"""Open Medical Segmentation Decathlon and nnU-Net v1 datasets (``dataset.json`` with lists of files)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +11,15 @@ from isopose.labels import Labels
 
 
 def open_decathlon(root: Path, content: dict[str, Any], labels: Labels | None) -> Dataset:
-    """List a Decathlon or nnU-Net v1 dataset.
+    """List the cases of a Decathlon or nnU-Net v1 dataset.
 
-    nnU-Net v1 lists images without the channel number that their files have (``_0000``): where the listed
-    file is absent and that one is there, it is taken. Resource forks of macOS (``._*``) are skipped.
+    nnU-Net v1 lists images without the channel number in their file names (``_0000``); if a listed file is
+    absent, the file with the channel number is used. Resource forks of macOS (``._*``) are skipped.
 
     Args:
         root: folder of ``dataset.json``.
-        content: what ``dataset.json`` holds.
-        labels: in place of its labels.
+        content: the parsed ``dataset.json``.
+        labels: replaces the labels in ``dataset.json``.
 
     Raises:
         InputError: a missing key, more than one modality, entries without path, paths outside the folder.
@@ -40,7 +40,7 @@ def open_decathlon(root: Path, content: dict[str, Any], labels: Labels | None) -
 
 
 def _labels(where: Path, described: object) -> Labels:
-    """Labels of ``{"0": "background", "1": "kidney", ...}``."""
+    """Return the labels of ``{"0": "background", "1": "kidney", ...}``."""
     if not isinstance(described, dict) or not all(str(v).isdigit() for v in described):
         raise InputError(f"{where}: expected 'labels' to map values to names, such as {{'1': 'kidney'}}")
     values: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""KiTS19, KiTS21 and KiTS23: one folder per case."""
+"""Open KiTS19, KiTS21 and KiTS23 datasets (one folder per case)."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,9 @@ from isopose.files import read_json
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.labels import Labels
 
-#: Where the published repositories keep their cases, below their root.
+#: Folders of the cases in the published repositories, relative to their root.
 _INNER = ("", "data", "dataset", "kits21/data")
-#: What KiTS21 and KiTS23 have beside the images and KiTS19 has not. (``kits.json`` is in KiTS19 as well.)
+#: Files that exist in KiTS21 and KiTS23 but not in KiTS19. (``kits.json`` is in KiTS19 as well.)
 _LATER = ("aggregated_MAJ_seg.nii.gz", "instances", "segmentations")
 _JSON = ("kits.json", "kits21.json", "kits23.json")
 #: KiTS19 published cases 210 to 299 without labels.
@@ -19,7 +19,7 @@ _OLDEST = 120
 
 
 def kits_folder(root: Path) -> Path | None:
-    """The folder that holds ``case_*`` folders of a KiTS dataset: the root or where the challenge has it."""
+    """Return the folder of a KiTS dataset that holds the ``case_*`` folders; None if there is none."""
     for inner in _INNER:
         if any((root / inner).glob("case_*/imaging.nii.gz")) or any(
             (root / inner).glob("case_*/*seg*.nii.gz")
@@ -29,17 +29,17 @@ def kits_folder(root: Path) -> Path | None:
 
 
 def open_kits(root: Path, labels: Labels | None) -> Dataset:
-    """List a KiTS dataset.
+    """List the cases of a KiTS dataset.
 
-    KiTS19 has kidney 1 and tumor 2; KiTS21 and KiTS23 add cyst 3 (of KiTS21 the majority vote is taken) and
-    score kidney with both masses, and both masses together. Ages come from the ``kits.json`` if it is there.
+    KiTS19 has the labels kidney 1 and tumor 2. KiTS21 and KiTS23 add cyst 3 (KiTS21: majority vote) and score
+    the unions kidney+tumor+cyst and tumor+cyst. Ages come from ``kits.json``, if present.
 
     Args:
         root: folder of the ``case_*`` folders.
-        labels: in place of the challenge's.
+        labels: replaces the challenge's labels.
 
     Raises:
-        InputError: a ``kits.json`` that is not one, or no case.
+        InputError: an invalid ``kits.json``, or no case.
     """
     folders = sorted(p for p in root.glob("case_*") if p.is_dir())
     later = (root / "kits23.json").exists() or any((f / n).exists() for f in folders for n in _LATER)
@@ -76,9 +76,9 @@ def _ages(root: Path) -> dict[str, float]:
     records = read_json(where)
     if not isinstance(records, list) or not all(isinstance(r, dict) and "case_id" in r for r in records):
         raise InputError(f"{where}: expected KiTS's list of patients, each with a 'case_id'")
-    told = {str(r["case_id"]): r.get("age_at_nephrectomy") for r in records}
+    listed = {str(r["case_id"]): r.get("age_at_nephrectomy") for r in records}
     return {
         case: float(age)
-        for case, age in told.items()
+        for case, age in listed.items()
         if isinstance(age, int | float) and not isinstance(age, bool) and 0 <= age <= _OLDEST
     }

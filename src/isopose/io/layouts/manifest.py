@@ -1,4 +1,4 @@
-"""A CSV manifest: one line per scan, for data that follow no other layout."""
+"""Open a CSV manifest: one line per scan, for data in no other layout."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from isopose.labels import Labels
 def open_manifest(path: Path, labels: Labels | None) -> Dataset:
     """List the cases of a CSV manifest.
 
-    Columns: ``image`` (file, or folder of a DICOM series) and ``label`` (may be empty); if wanted ``case``
-    (else the image's name), ``patient`` (else the case), ``age`` in years, ``split`` (train, val, test or
-    empty). Relative paths start at the manifest's folder.
+    Required columns: ``image`` (file, or folder of a DICOM series) and ``label`` (may be empty). Optional
+    columns: ``case`` (default: the image's name), ``patient`` (default: the case), ``age`` in years,
+    ``split`` (train, val, test or empty). Relative paths start at the manifest's folder.
 
     Args:
         path: the ``.csv`` file.
-        labels: its labels, by default kidney 1 and tumor 2.
+        labels: label names and values, by default kidney 1 and tumor 2.
 
     Raises:
-        InputError: not such a table; the message gives the line.
+        InputError: the table is invalid; the message names the line.
     """
     cases = []
     for line, row in read_table(path, ("image", "label"), ("case", "patient", "age", "split")):

@@ -1,4 +1,4 @@
-"""nnU-Net v2 raw datasets, after nnU-Net's ``dataset_format.md`` and ``region_based_training.md``."""
+"""Open nnU-Net v2 raw datasets; see nnU-Net's ``dataset_format.md`` and ``region_based_training.md``."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ from isopose.labels import Labels
 
 
 def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> Dataset:
-    """List an nnU-Net v2 raw dataset.
+    """List the cases of an nnU-Net v2 raw dataset.
 
-    Cases of ``imagesTr`` and ``labelsTr`` are for training, of ``imagesTs`` (labels in ``labelsTs``, if any)
-    for testing. A ``dataset`` key with explicit paths takes the place of the training folders.
+    Cases of ``imagesTr`` and ``labelsTr`` are training cases, those of ``imagesTs`` (with optional labels in
+    ``labelsTs``) test cases. A ``dataset`` key with explicit paths replaces the training folders.
 
     Args:
         root: folder of ``dataset.json``.
-        content: what ``dataset.json`` holds.
-        labels: in place of its labels.
+        content: the parsed ``dataset.json``.
+        labels: replaces the labels in ``dataset.json``.
 
     Raises:
         InputError: a missing key, more than one channel, an "ignore" label, paths outside the folder.
@@ -37,7 +37,7 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
         raise InputError(
             f"{where}: file ending {end!r} cannot be read, expected one of {', '.join(READABLE)}"
         )
-    # Scans alone, to be predicted, have nothing to name.
+    # A dataset of scans to predict may have no labels.
     empty = isinstance(content["labels"], dict) and set(content["labels"]) <= {"background"}
     named = labels or (Labels({}) if empty else region_labels(where, content["labels"]))
     if content.get("dataset"):
@@ -52,13 +52,13 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
 
 
 def region_labels(where: Path, described: object) -> Labels:
-    """Labels of a ``labels`` object whose entries are values or regions (lists of values).
+    """Return the labels of a ``labels`` object with values or regions (lists of values).
 
-    A region of one value is a label, one of several a union. A value that only occurs in larger regions has
-    no name of its own and is called ``label_<value>``.
+    A region with one value is a label, a region with several values a union. A value that occurs only in
+    larger regions is named ``label_<value>``.
 
     Raises:
-        InputError: not such an object, an "ignore" label, or values that are not possible.
+        InputError: the object is invalid, has an "ignore" label, or impossible values.
     """
     if not isinstance(described, dict):
         raise InputError(f"{where}: expected 'labels' to be an object of names and values")
@@ -91,7 +91,7 @@ def region_labels(where: Path, described: object) -> Labels:
 
 
 def _folder(root: Path, images: str, labels: str, end: str, split: str) -> Iterator[Case]:
-    """Cases of a folder of images and one of labels; a missing partner is expected, not dropped."""
+    """Yield the cases of an image and a label folder, also if one of the two files is missing."""
     found: dict[str, Path] = {}
     marked: dict[str, Path] = {}
     for path in _files(root / images, end):

@@ -1,4 +1,4 @@
-"""Small CSV tables that people keep in spreadsheets."""
+"""Read small CSV tables that people edit in spreadsheets."""
 
 import csv
 import math
@@ -13,14 +13,14 @@ _OLDEST = 120
 def read_table(
     path: Path, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file with a header, as (line number, stripped cells by lower-case column name).
+    """Return the rows of a CSV file with a header, as (line number, cells by lower-case column name).
 
-    Comma, semicolon and tab are told apart by the header; a byte-order mark is allowed; empty lines are
-    skipped; columns that are neither required nor optional are left out.
+    The separator (comma, semicolon or tab) is detected from the header. A byte-order mark is allowed, empty
+    lines are skipped, and columns that are neither required nor optional are ignored. Cells are stripped.
 
     Raises:
-        InputError: unreadable, not UTF-8, a required column missing or a known column twice, a row longer
-            than the header.
+        InputError: the file is unreadable or not UTF-8, a required column is missing, a known column is there
+            twice, or a row is longer than the header.
     """
     try:
         lines = read_text(path, "a CSV table in UTF-8").splitlines()
@@ -53,7 +53,7 @@ def read_table(
 
 
 def age_in(path: Path, line: int, text: str) -> float | None:
-    """An age in years, None where the cell is empty.
+    """Return an age in years, None where the cell is empty.
 
     Raises:
         InputError: not a number from 0 to 120.
@@ -61,7 +61,7 @@ def age_in(path: Path, line: int, text: str) -> float | None:
     if not text:
         return None
     try:
-        age = float(text.replace(",", "."))  # spreadsheets write either
+        age = float(text.replace(",", "."))  # spreadsheets may use a decimal comma
     except ValueError:
         age = math.nan
     if not 0 <= age <= _OLDEST:

@@ -1,4 +1,4 @@
-"""What a label's name means in SNOMED CT, as DICOM objects have to say it."""
+"""Translate label names to SNOMED CT codes for DICOM objects."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pydicom.sr.codedict import codes
 
 from isopose.labels import words_of
 
-#: Words of a name that are an organ's, longest first where one holds another.
+#: Words that name an organ; longer ones come before those that they contain.
 ORGANS = {
     ("adrenal", "gland"): codes.SCT.AdrenalGland,
     ("inferior", "vena", "cava"): codes.SCT.InferiorVenaCava,
@@ -40,7 +40,7 @@ ORGANS = {
     ("stomach",): codes.SCT.Stomach,
     ("ureter",): codes.SCT.Ureter,
 }
-#: Words that are a finding's in an organ.
+#: Words that name a finding in an organ.
 FINDINGS = {
     "tumor": codes.SCT.Neoplasm,
     "tumour": codes.SCT.Neoplasm,
@@ -58,14 +58,14 @@ SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 
 @dataclass(frozen=True)
 class Meaning:
-    """Of one label.
+    """The codes of one label.
 
     Args:
-        name: the label's.
+        name: the label's name.
         category: anatomical structure, or morphologically abnormal structure.
-        kind: the organ, or the finding; for a name of other words an anatomical structure, no more.
-        organ: in which a finding lies, where known.
-        side: left or right, where the name tells.
+        kind: the organ or the finding; an unspecific anatomical structure for unknown names.
+        organ: the organ of a finding, if known.
+        side: left or right, if the name contains it.
     """
 
     name: str
@@ -81,9 +81,9 @@ class Meaning:
 
 
 def meanings(names: Iterable[str]) -> list[Meaning]:
-    """What the labels of one dataset mean.
+    """Return the codes of a dataset's labels.
 
-    A finding whose name tells no organ lies in the one organ that is labeled beside it, if there is just
+    A finding whose name contains no organ is assigned to the only organ among the labels, if there is exactly
     one: ``tumor`` beside ``kidney`` is a neoplasm of the kidney.
     """
     names = list(names)

@@ -1,4 +1,4 @@
-"""What DICOM results copy from their series: elements of the patient and the study, each checked."""
+"""Copy valid elements of patient, study and image from a series to its DICOM results."""
 
 import re
 from collections.abc import Iterable
@@ -16,15 +16,15 @@ from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, DA, DT, STR_VR, TM, VR, Pe
 
 from isopose.io.quiet import quiet_pydicom
 
-#: UTF-8: a label's name may be in another script than the patient's.
+#: UTF-8: label names and the patient's name may be in different scripts.
 CHARACTERS = "ISO_IR 192"
-#: Of these the standard wants an entry, be it empty.
+#: Elements that the standard requires, possibly empty.
 EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
 )
 #: Elements of the modules Patient, Clinical Trial Subject, General Study, Patient Study and Clinical Trial
-#: Study (DICOM PS3.3, C.7.1 and C.7.2), and that of the frame of reference.
+#: Study (DICOM PS3.3, C.7.1 and C.7.2), and of the frame of reference.
 SHARED = (
     *EMPTY,
     *("IssuerOfPatientID", "TypeOfPatientID", "IssuerOfPatientIDQualifiersSequence"),
@@ -49,9 +49,9 @@ SHARED = (
     *("ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription"),
     *("LongitudinalTemporalOffsetFromEvent", "LongitudinalTemporalEventType"),
 )
-#: What a segmentation says of the images that it was made from.
+#: Elements of the source images that a segmentation repeats.
 IMAGE = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-#: What the standard lets these hold, and nothing else.
+#: Values that the standard allows for these elements.
 _ENUMERATED = {
     "PatientSex": ("M", "F", "O"),
     "PatientIdentityRemoved": ("YES", "NO"),
@@ -61,13 +61,13 @@ _ENUMERATED = {
     "PregnancyStatus": (1, 2, 3, 4),
     "LossyImageCompression": ("00", "01"),
 }
-#: Values of more than one line may hold its end, a tab and a new page.
+#: Value representations that may contain line breaks, tabs and form feeds.
 _LINES = {VR.LT, VR.ST, VR.UT}
 _CONTROL, _CONTROL_IN_LINES = (
     re.compile(r"[\x00-\x1f\x7f-\x9f]"),
     re.compile(r"[^\t\n\f\r -~\xa0-\U0010ffff]"),
 )
-#: What is put in the place of bytes that are not of the character set.
+#: Replacement character of bytes that are invalid in the character set.
 _REPLACED = "\ufffd"
 #: Parts of a person's name in one of its three groups, and one of those that a date must have.
 _NAME_PARTS = 5
@@ -75,18 +75,18 @@ _UID = re.compile(r"[0-9.]{1,64}")
 
 
 def copied(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
-    """Copy those elements of a header that are valid, in UTF-8.
+    """Copy the valid ones of some elements of a header, in UTF-8.
 
-    An element counts as valid where its value is one that the standard lets it have: of its length, its
-    characters, its number of values, a date of the calendar, text in the character set that the header names.
-    A sequence is left out as a whole; of its items' private elements nothing is copied.
+    An element is valid if the standard allows its value: length, characters, number of values, existing
+    calendar dates, and text in the character set that the header names. An invalid sequence is left out as a
+    whole. Private elements of its items are never copied.
 
     Args:
-        header: as read from a file; its elements may be damaged in any way.
+        header: as read from a file; its elements may be damaged.
         names: keywords of the elements.
 
     Returns:
-        What is there and valid; keywords of what is there and is not.
+        A data set of the valid elements, and the keywords of invalid ones.
     """
     kept, failed = Dataset(), []
     with quiet_pydicom():
@@ -99,35 +99,35 @@ def copied(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
                     _write(element)
                     if not element.is_empty:
                         kept.add(element)
-            except Exception:  # an element is decoded when it is asked for, which fails in any way
+            except Exception:  # pydicom decodes elements on access and raises many types of error
                 failed.append(name)
     return kept, failed
 
 
 def uid_in(header: Dataset, name: str) -> str:
-    """An identifier as a header gives it, to which a result can refer, else an empty one.
+    """Return a UID of a header that results can refer to, else an empty text.
 
-    Leading zeros and empty parts, which the standard does not allow, are left as they are: an archive that
-    holds the series knows it by them.
+    Leading zeros and empty components, which the standard does not allow, are kept: an archive that stores
+    the series identifies it by that UID.
     """
     try:
         with quiet_pydicom():
             value = str(header.get(name) or "")
-    except Exception:  # likewise
+    except Exception:  # pydicom decodes elements on access and raises many types of error
         return ""
     return value if _UID.fullmatch(value) else ""
 
 
 def _checked(dataset: Dataset, tag: int, declared: bool) -> DataElement:
-    """The element anew.
+    """Return a new, valid copy of an element.
 
     Args:
-        dataset: that holds it.
+        dataset: contains the element.
         tag: of the element.
-        declared: whether the dataset names a character set that holds more than ASCII.
+        declared: the data set names a character set beyond ASCII.
 
     Raises:
-        Exception: it is not valid.
+        Exception: the element is not valid.
     """
     vr, many = dictionary_VR(tag), dictionary_VM(tag) != "1"
     value: Any = dataset[tag].value
@@ -176,10 +176,10 @@ def _text(vr: str, value: Any, declared: bool) -> str:
 
 
 def _is_declared(dataset: Dataset, inherited: bool) -> bool:
-    """Whether the character set is one that is known and holds more than ASCII."""
+    """Return whether the character set is known and larger than ASCII."""
     try:
         value = dataset.get("SpecificCharacterSet")
-    except Exception:  # likewise
+    except Exception:  # pydicom decodes elements on access and raises many types of error
         return False
     if value is None:
         return inherited
@@ -189,7 +189,7 @@ def _is_declared(dataset: Dataset, inherited: bool) -> bool:
 
 
 def _write(element: DataElement) -> None:
-    """Raise whatever writing the element raises."""
+    """Write the element to memory, to raise any error that writing it raises."""
     alone = Dataset()
     alone.SpecificCharacterSet = CHARACTERS
     alone.add(element)

@@ -1,4 +1,4 @@
-"""The formats in which ``isopose predict`` writes labels, and the files of one scan."""
+"""Output formats of ``isopose predict``: choose, check and write them."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from isopose.io.results.source import Source
 
-#: Format to the ending of its files; all but the first refer to a DICOM series.
+#: Format to file extension; all but the first refer to a DICOM series.
 FORMATS = {
     "nifti": ".nii.gz",
     "dicom-seg": ".seg.dcm",
@@ -29,26 +29,26 @@ NIFTI = "nifti"
 
 
 def choose_formats(given: Iterable[str]) -> tuple[str, ...]:
-    """Formats in the order of :data:`FORMATS`, each once; a report has its segmentation written beside it.
+    """Return distinct formats in the order of :data:`FORMATS`; a report includes its segmentation.
 
     Raises:
-        InputError: an unknown one, or none.
+        InputError: an unknown format, or none.
     """
     wanted = set(given)
     unknown = sorted(wanted - set(FORMATS))
     if unknown or not wanted:
-        told = ", ".join(map(repr, unknown)) or "none"
-        raise InputError(f"--format: expected {', '.join(FORMATS)}, got {told}")
+        got = ", ".join(map(repr, unknown)) or "none"
+        raise InputError(f"--format: expected {', '.join(FORMATS)}, got {got}")
     if "dicom-sr" in wanted:
         wanted.add("dicom-seg")
     return tuple(name for name in FORMATS if name in wanted)
 
 
 def check_source(path: Path, formats: Sequence[str]) -> None:
-    """Check that a scan can be written in these formats.
+    """Check that results of a scan can be written in these formats.
 
     Raises:
-        InputError: a DICOM object of a scan that is no DICOM series.
+        InputError: a DICOM format for a scan that is not a DICOM series.
     """
     dicom = [name for name in formats if name != NIFTI]
     if dicom and ending(path):
@@ -59,27 +59,27 @@ def check_source(path: Path, formats: Sequence[str]) -> None:
 
 
 def result_files(output: Path, name: str, formats: Sequence[str]) -> dict[str, Path]:
-    """Where the results of a scan are written, by format."""
+    """Return the result files of a scan, by format."""
     return {one: output / f"{name}{FORMATS[one]}" for one in formats}
 
 
 def open_dicom(path: Path, series: str | None, formats: Iterable[str], volume: Volume) -> "Source | None":
-    """What DICOM results say of their series, read and checked; None where there are no such results.
+    """Return the data that DICOM results need from their series; None if no format is DICOM.
 
-    Done before a scan is predicted, a series of which no result can be written costs no time.
+    It is called before prediction, so that no time is lost if the series cannot have DICOM results.
 
     Args:
         path: the scan.
-        series: which of several, see ``read_volume``.
+        series: which one of several, see ``read_volume``.
         formats: of the results.
         volume: the scan as read, or labels on its grid.
 
     Raises:
-        InputError: the series does not say what its results would have to name.
+        InputError: the series lacks elements that its results need.
     """
     if all(one == NIFTI for one in formats):
         return None
-    # Slow to load, and only for these.
+    # Imported here: slow to load, and needed for DICOM results only.
     from isopose.io.results.source import open_source
 
     return open_source(path, series, volume)
@@ -96,23 +96,23 @@ def write_results(
     made_from: list[str],
     source: "Source | None" = None,
 ) -> tuple[str, ...]:
-    """Write a label map in each format: all files, each at once, or none.
+    """Write a label map in each format; either all files are written or none.
 
     Args:
         files: see :func:`result_files`.
         predicted: stored values on the scan's grid.
         labels: their names.
-        volumes_ml: of each label.
-        path: the scan, for DICOM objects a series.
-        series: which of several, see ``read_volume``.
-        made_from: hashes of all that decides the result.
-        source: from :func:`open_dicom`, where it is there already.
+        volumes_ml: volume of each label.
+        path: the scan; for DICOM results a series.
+        series: which one of several, see ``read_volume``.
+        made_from: hashes of all inputs of the result.
+        source: from :func:`open_dicom`, if already read.
 
     Returns:
         Warnings, one line each.
 
     Raises:
-        InputError: the series does not say what its results would have to name.
+        InputError: the series lacks elements that its results need.
     """
     source = source or open_dicom(path, series, files, predicted)
     with ExitStack() as whole:
@@ -135,13 +135,13 @@ def _objects(
     made_from: list[str],
     source: "Source",
 ) -> "dict[str, Dataset]":
-    """The DICOM objects, by format."""
+    """Return the DICOM objects, by format."""
     from isopose.io.results.report import report
     from isopose.io.results.segmentation import segmentation
     from isopose.io.results.structures import structures
 
     classes, names = predicted.with_array(labels.to_classes(predicted.array)), labels.names
-    # Of the voxels too: on other devices single ones differ, and two objects may not share an identifier.
+    # The voxels are hashed too: single voxels differ between devices, and two objects must not share a UID.
     voxels = hashlib.sha256(classes.array.tobytes()).hexdigest()
     colors, made_from = class_colors(names), [*made_from, hash_of(list(names)), voxels]
     objects: dict[str, Dataset] = {}
@@ -156,8 +156,8 @@ def _objects(
     except (IsoposeError, MemoryError, OSError):
         raise
     except Exception as error:
-        # Without its words, which may quote what was copied from the series.
+        # The message is left out, since it may quote data copied from the series.
         raise InputError(
-            f"{path}: the DICOM results cannot be made of this series ({type(error).__name__}); write NIfTI"
+            f"{path}: DICOM results cannot be made from this series ({type(error).__name__}); write NIfTI"
         ) from None
     return objects

@@ -1,4 +1,4 @@
-"""Volumes of a segmentation's labels as a DICOM structured report by template TID 1500."""
+"""Write volumes of labels as a DICOM structured report (template TID 1500)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, 
 from isopose.version import __version__
 
 SERIES_NUMBER = 9103
-#: Of the Unified Code for Units of Measure; pydicom knows no plain one.
+#: Unit of the Unified Code for Units of Measure; pydicom defines no plain milliliter.
 MILLILITER = CodedConcept("mL", "UCUM", "milliliter")
 
 
@@ -25,14 +25,14 @@ def report(
     volumes_ml: Mapping[str, float],
     made_from: list[str],
 ) -> Dataset:
-    """A report that gives each segment's volume, unverified.
+    """Return an unverified report with the volume of each segment.
 
     Args:
         source: the series.
         segments: its segmentation, see ``segmentation.py``.
         names: of the classes 1, 2, ..., which are the segments.
-        volumes_ml: by name, milliliters.
-        made_from: hashes of all that decides the result.
+        volumes_ml: volume by name in milliliters.
+        made_from: hashes of all inputs of the result.
     """
     device = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
@@ -67,7 +67,7 @@ def report(
         series_description="isopose volumes, for research only",
         specific_character_set=CHARACTERS,
     )
-    # As the series has them: highdicom knows the elements of some classes only.
+    # Classes as in the series, since highdicom knows the elements of some classes only.
     classes = {header.SOPInstanceUID: header.SOPClassUID for header in source.headers}
     for study in made.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
@@ -78,7 +78,7 @@ def report(
 
 
 def _evidence(source: Source) -> list[Dataset]:
-    """The series' files as highdicom takes them: identifiers, and what a result shares with them."""
+    """Return data sets for highdicom: UIDs of the series' files and the elements shared with results."""
     files = []
     for header in source.headers:
         one = Dataset()
@@ -100,7 +100,7 @@ def _measured(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=described.TrackingUID, identifier=described.TrackingID
         ),
-        # By its number alone: a segment that marks nothing has no frames to name.
+        # Refer to the segment by number only: an empty segment has no frames to name.
         referenced_segment=hd.sr.ReferencedSegment(
             sop_class_uid=segments.SOPClassUID,
             sop_instance_uid=segments.SOPInstanceUID,

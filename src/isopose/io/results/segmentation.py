@@ -1,4 +1,4 @@
-"""Label maps as DICOM Segmentation images (SEG)."""
+"""Write label maps as DICOM Segmentation images (SEG)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +17,7 @@ from isopose.io.results.copied import CHARACTERS
 from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
 from isopose.version import __version__
 
-#: Numbers of the series that results are put into, beside the scanner's own.
+#: Series number of the results.
 SERIES_NUMBER = 9101
 
 
@@ -28,17 +28,17 @@ def segmentation(
     colors: Sequence[str],
     made_from: list[str],
 ) -> Dataset:
-    """A binary SEG with one segment for each label, those included that mark nothing.
+    """Return a binary SEG with one segment per label, including empty ones.
 
-    Its frames lie on the grid of the volume, which is that of NIfTI results, and each names the slice of the
-    series that it belongs to.
+    Its frames lie on the grid of the volume, which is also that of NIfTI results. Each frame refers to its
+    slice of the series.
 
     Args:
         source: the series.
-        classes: class indices, uint8, on its grid, as ``read_series`` stacks it.
+        classes: class indices, uint8, on the grid of the series as ``read_series`` stacks it.
         names: of the classes 1, 2, ...
-        colors: for each class a color as ``#rrggbb``, for viewers.
-        made_from: hashes of all that decides the result; equal ones give equal identifiers.
+        colors: color of each class as ``#rrggbb``, for viewers.
+        made_from: hashes of all inputs of the result; equal hashes give equal UIDs.
 
     Returns:
         The data set, with the patient's and study's data of the series.
@@ -65,7 +65,7 @@ def segmentation(
         content_description="Automatic segmentation, for research only",
         series_description="isopose segmentation, for research only",
         specific_character_set=CHARACTERS,
-        # Where nothing is marked at all a frame has to be there all the same.
+        # A SEG needs at least one frame, even if all segments are empty.
         omit_empty_frames=bool(classes.array.any()),
     )
     _refer(made, source, {one.SOPInstanceUID: z for z, one in enumerate(slices)})
@@ -73,10 +73,10 @@ def segmentation(
 
 
 def _slices(source: Source, volume: Volume) -> list[Dataset]:
-    """The slices as highdicom takes them, one data set each, whatever files they come from.
+    """Return one data set per slice for highdicom, whichever file holds the slice.
 
-    They hold what a result needs and nothing else. A slice's place is that on the volume's grid, for that of
-    a header may be missing, rounded, or of more digits than the standard allows.
+    Each contains only what a result needs. A slice's position comes from the volume's grid, since the one in
+    the header may be missing, rounded, or longer than the standard allows.
     """
     matrix, spacing = volume.world_from_index, volume.spacing
     plain = Dataset()
@@ -100,18 +100,18 @@ def _slices(source: Source, volume: Volume) -> list[Dataset]:
 
 
 def _numbers(values: Iterable[float]) -> list[DSfloat]:
-    """Numbers as text of at most 16 characters."""
+    """Return numbers as text of at most 16 characters."""
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 
 def _refer(made: Dataset, source: Source, z_of: dict[str, int]) -> None:
-    """Name the series' own files and frames in place of the data sets that stood for them."""
+    """Replace references to the temporary data sets by references to the files and frames of the series."""
     made.SourceImageSequence = source.instances()
     made.ReferencedSeriesSequence[0].ReferencedInstanceSequence = source.instances()
     for frame in made.PerFrameFunctionalGroupsSequence:
         for derivation in frame.DerivationImageSequence:
             for image in derivation.SourceImageSequence:
-                # Frames of one slice share their items.
+                # Frames of one slice share their items, so an item may already have been replaced.
                 z = z_of.get(image.ReferencedSOPInstanceUID)
                 if z is not None:
                     image.update(source.instance(z))

@@ -1,4 +1,4 @@
-"""The series that a label map belongs to, as DICOM objects have to refer to it."""
+"""The DICOM series of a label map, in the form in which results refer to it."""
 
 import hashlib
 import math
@@ -27,11 +27,11 @@ from isopose.io.dicom import ordered_frames
 from isopose.io.quiet import quiet_pydicom
 from isopose.io.results.copied import EMPTY, IMAGE, SHARED, copied, uid_in
 
-#: What the objects say of who made them; the standard wants a serial number, which software has not.
+#: Manufacturer, model and serial number of the results; the standard requires a serial number.
 MANUFACTURER, MODEL_NAME, SERIAL = "isopose authors", "isopose", "0"
-#: By these a result is tied to its series.
+#: UIDs that connect a result to its series.
 _TIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-#: By modality: the classes of one slice, and of several in one file.
+#: By modality: storage classes of single-frame and of multi-frame files.
 _CLASSES = {
     "CT": (CTImageStorage, EnhancedCTImageStorage),
     "MR": (MRImageStorage, EnhancedMRImageStorage),
@@ -41,17 +41,17 @@ _CLASSES = {
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What results say of their series, and which of its files shows which slice of the volume.
+    """A DICOM series as its results refer to it, and the file of each slice.
 
     Args:
-        shared: what a result has in common with its series: the valid elements of patient and study, and the
-            identifiers of study and frame of reference.
+        shared: elements that a result has in common with its series: the valid elements of patient and study,
+            and the UIDs of study and frame of reference.
         series: the series instance UID.
-        headers: for each file, in the order of the slices, ``SOPClassUID`` and ``SOPInstanceUID`` alone.
-        files: for each slice ``(z,)`` which of the headers is its file's.
-        frames: for each slice ``(z,)`` its place in that file, from 0.
-        thickness: nominal thickness of a slice in mm.
-        warnings: for the user, one line each; they name elements, and never hold what is in them.
+        headers: for each file, in the order of the slices, ``SOPClassUID`` and ``SOPInstanceUID`` only.
+        files: for each slice ``(z,)`` the index of its file in ``headers``.
+        frames: for each slice ``(z,)`` the index of its frame in that file, from 0.
+        thickness: nominal slice thickness in mm.
+        warnings: for the user, one line each; they name elements but never contain their values.
         image: valid elements of the first file's image that a segmentation repeats.
     """
 
@@ -70,10 +70,10 @@ class Source:
         return len(self.headers) < len(self.files) or bool(self.frames.any())
 
     def instance(self, z: int | None = None, *, file: int = 0) -> Dataset:
-        """An item that refers to a file, or to the file and the frame that show a slice.
+        """Return an item that refers to a file, or to the file and frame of a slice.
 
         Args:
-            z: slice of the volume; None: ``file`` as a whole.
+            z: slice of the volume; None refers to ``file`` as a whole.
             file: index among the headers.
         """
         header = self.headers[file if z is None else self.files[z]]
@@ -85,21 +85,20 @@ class Source:
         return item
 
     def instances(self) -> list[Dataset]:
-        """An item for each file."""
+        """Return an item for each file."""
         return [self.instance(file=file) for file in range(len(self.headers))]
 
 
 @quiet_pydicom()
 def open_source(path: Path, series: str | None, volume: Volume) -> Source:
-    """The series that a volume was read from.
+    """Return the series that a volume was read from.
 
-    Of a file's header only what results need is taken, and only where it is valid; what is not is left out
-    and named in a warning.
+    Only valid header elements that results need are copied; invalid ones are left out and named in a warning.
 
     Args:
         path: as given to ``read_series``.
-        series: likewise.
-        volume: what was read, or labels on its grid.
+        series: as given to ``read_series``.
+        volume: the volume that was read, or labels on its grid.
 
     Raises:
         InputError: as ``read_series``; the files lack their own identifiers, share one, or changed.
@@ -151,12 +150,12 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
 def _warnings(made_up: Iterable[str], kept: Iterable[str], invalid: Iterable[str]) -> Iterator[str]:
     if names := ", ".join(made_up):
         yield (
-            f"the series has no usable {names}: the DICOM results name one that was made up, by which no "
-            "archive can file them with it"
+            f"the series has no usable {names}: the DICOM results contain a generated one, so an archive "
+            "cannot file them with the series"
         )
     if names := ", ".join(kept):
         yield (
-            "not valid in the series, and kept as it is in the DICOM results, which an archive may therefore "
+            "not valid in the series and kept unchanged in the DICOM results, which an archive may therefore "
             f"refuse: {names}"
         )
     if names := ", ".join(invalid):
@@ -164,7 +163,7 @@ def _warnings(made_up: Iterable[str], kept: Iterable[str], invalid: Iterable[str
 
 
 def _thickness(nominal: float | None, volume: Volume) -> float:
-    """Of a slice in mm; where the header gives none, the distance between slices."""
+    """Return the slice thickness in mm; the distance of slices if the header has none."""
     if nominal is not None and math.isfinite(nominal) and nominal > 0:
         return float(nominal)
     return float(volume.spacing[2])
@@ -173,17 +172,17 @@ def _thickness(nominal: float | None, volume: Volume) -> float:
 def _read(file: Path, names: list[str] | None = None) -> Dataset:
     try:
         return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=names)
-    except Exception:  # pydicom raises whatever a damaged element leads to
+    except Exception:  # pydicom raises many types of error for damaged elements
         raise InputError(
-            f"{file}: its header cannot be read as a whole, which a DICOM result needs; write NIfTI, or "
+            f"{file}: its header cannot be read completely, as DICOM results require; write NIfTI, or "
             "export the series from its archive again"
         ) from None
 
 
 def _identified(file: Path, modality: str, several: bool) -> tuple[Dataset, list[str]]:
-    """A file's class and identifier, and the names of those that it does not give in a way to refer to."""
+    """Return a file's SOP class and instance UID, and the names of those missing or unusable in it."""
     header, out, missing = _read(file, ["SOPClassUID", "SOPInstanceUID"]), Dataset(), []
-    # Stripped from the header by some anonymizers, and left in the file's own.
+    # Some anonymizers remove the UIDs from the data set but leave them in the file meta information.
     meta = getattr(header, "file_meta", None) or Dataset()
     for name in ("SOPClassUID", "SOPInstanceUID"):
         uid = uid_in(header, name) or uid_in(meta, f"MediaStorage{name}")
@@ -202,17 +201,17 @@ def _class_of(modality: str, several: bool) -> str:
 def _instance_of(file: Path, header: Dataset) -> str:
     if not getattr(header.get_item("SOPInstanceUID"), "value", None):
         raise InputError(
-            f"{file}: expected SOPInstanceUID, which a DICOM result has to name; write NIfTI, or export the "
+            f"{file}: expected SOPInstanceUID, to which DICOM results refer; write NIfTI, or export the "
             "series from its archive again"
         )
     return uid_of([hashlib.sha256(file.read_bytes()).hexdigest()], "SOPInstanceUID")
 
 
 def uid_of(made_from: list[str], what: str) -> str:
-    """An identifier that is the same for the same result, so that an archive does not keep it twice.
+    """Return a UID that depends only on its arguments, so that an archive stores equal results once.
 
     Args:
-        made_from: hashes of all that decides the result.
+        made_from: hashes of all inputs of the result.
         what: which object, or which part of it.
     """
     uid: str = generate_uid(entropy_srcs=[*made_from, what])

@@ -1,4 +1,4 @@
-"""Label maps as DICOM RT Structure Sets: closed contours in each slice."""
+"""Write label maps as DICOM RT Structure Sets: closed contours in each slice."""
 
 import datetime
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,14 @@ def structures(
     colors: Sequence[str],
     made_from: list[str],
 ) -> FileDataset:
-    """An RTSTRUCT with one region for each label, those without a voxel included, without contours.
+    """Return an RTSTRUCT with one region per label; empty labels have no contours.
 
     Args:
         source: the series.
-        classes: class indices, uint8, on its grid, as ``read_series`` stacks it.
+        classes: class indices, uint8, on the grid of the series as ``read_series`` stacks it.
         names: of the classes 1, 2, ...
-        colors: for each class a color as ``#rrggbb``.
-        made_from: hashes of all that decides the result; equal ones give equal identifiers.
+        colors: color of each class as ``#rrggbb``.
+        made_from: hashes of all inputs of the result; equal hashes give equal UIDs.
     """
     now = datetime.datetime.now()
     meta = FileMetaDataset()
@@ -69,7 +69,7 @@ def structures(
         contours.append(item)
         item = Dataset()
         item.ObservationNumber = item.ReferencedROINumber = number
-        # A target volume is for a physician to declare.
+        # Only a physician can declare a target volume.
         item.RTROIInterpretedType = "" if meaning.finding else "ORGAN"
         item.ROIInterpreter = ""
         item.RTROIIdentificationCodeSequence = Items([meaning.kind])
@@ -81,10 +81,10 @@ def structures(
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed polygons ``(n, 2)`` as ``(x, y)`` in pixel centers around a slice's marked pixels ``(y, x)``.
+    """Return closed polygons ``(n, 2)`` around a slice's foreground ``(y, x)``.
 
-    They run half way between pixels that are marked and such that are not. Around a hole there is one more,
-    within the outer one; readers combine them by the odd-even rule, as rasterisers of polygons do.
+    Points are ``(x, y)`` in pixel centers. The polygons run half way between foreground and background
+    pixels. A hole has its own polygon inside the outer one; readers combine them by the even-odd rule.
     """
     padded = np.pad(mask.astype(np.float64), 1)
     lines = contour_generator(z=padded).lines(0.5)
@@ -112,7 +112,7 @@ def _referenced(source: Source) -> Dataset:
     series.SeriesInstanceUID = source.series
     series.ContourImageSequence = Items(source.instances())
     study = Dataset()
-    # The class of what was a study's own object once; readers still look for it.
+    # SOP class of the retired study object; readers still expect it.
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"
     study.ReferencedSOPInstanceUID = source.shared.StudyInstanceUID
     study.RTReferencedSeriesSequence = Items([series])
