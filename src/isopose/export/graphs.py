@@ -147,5 +147,5 @@ def _each(transformer: PoseTransformer, image: Tensor, mask: Tensor, least: floa
     start = None
     if transformer.roll is not None and transformer.config.per != "slice":
         few = (torch.arange(FIRST, device=image.device) * 2 + 1) * image.shape[0] // (2 * FIRST)
-        start = transformer.first_roll(image[few], mask[few])
+        start = transformer.roll_of_scan(image[few], mask[few])
     return transformer.estimate(image, mask, least, start)

@@ -13,7 +13,7 @@ from isopose.geometry.moments import Moments
 from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.models.roll import corrected, probability_within, worth_of
+from isopose.models.roll import calibrated_concentration, effective_count, probability_within
 from isopose.scan.aggregate import common_values, pooled, smooth_values
 from isopose.scan.pose import LEAST_AGREEMENT
 
@@ -50,7 +50,7 @@ def slice_poses(
         rows = np.concatenate(batches)
         # Evenly spread and not the outermost, which may show lungs or hips.
         few = min(FIRST, len(rows))
-        start = transformer.first_roll(*read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
+        start = transformer.roll_of_scan(*read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
     return joined([transformer.estimate(*read(part), least, start) for part in batches])
 
 
@@ -73,7 +73,7 @@ def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -
     width = math.inf if config.per == "volume" else config.smooth_mm
     evidence, count = pooled(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
-    pose = slices.pose if transformer.roll is None else transformer.at_angle(slices.outline, angle)
+    pose = slices.pose if transformer.roll is None else transformer.pose_at_angle(slices.outline, angle)
     rest = _together(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
     return pose, confidence(transformer, slices, evidence, count)
@@ -128,7 +128,7 @@ def confidence(
     if transformer.roll is None:
         return slices.agreement
     calibration = transformer.roll.calibration
-    concentration = corrected(evidence.norm(dim=1), calibration)
+    concentration = calibrated_concentration(evidence.norm(dim=1), calibration)
     if count is not None:
-        concentration = concentration * worth_of(count, calibration)
+        concentration = concentration * effective_count(count, calibration)
     return probability_within(concentration, RIGHT)

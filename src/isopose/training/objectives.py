@@ -21,7 +21,7 @@ from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Networks
 from isopose.models.restore import most_probable, restore, restore_slices
-from isopose.models.roll import view
+from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
 from isopose.training.losses import (
     crop_loss,
@@ -85,7 +85,7 @@ class PoseObjective(nn.Module):
             turns.append(
                 judged_turns(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
             )
-            before = self.pose.start(batch.image, batch.mask)
+            before = self.pose.initial_pose(batch.image, batch.mask)
             after = self.pose.refine(batch.image, batch.mask, before)
             learned.append(self.pose.agreement(batch.mask, after))
             start.append(self.pose.agreement(batch.mask, before))
@@ -109,7 +109,7 @@ class RollObjective(nn.Module):
         super().__init__()
         assert networks.pose.roll is not None, "fine-tuning needs the roll network"
         self.roll = networks.pose.roll
-        self.shown = networks.pose.shown
+        self.roll_input = networks.pose.roll_input
         # As it was shipped, also in a resumed run; used, and no part of this module.
         self.shipped = (copy.deepcopy(self.roll).eval().requires_grad_(False),)
 
@@ -125,7 +125,7 @@ class RollObjective(nn.Module):
         angle = math.pi * noise[:, 0]
         # Every other slice nearly upright, as after a first look.
         angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
-        seen = view(self.shown(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
+        seen = views_at_angle(self.roll_input(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
         with torch.no_grad():
             sure = self.shipped[0](seen)[:, :2].norm(dim=1)
         return roll_loss(self.roll(seen)[:, :2], angle, sure)
@@ -135,7 +135,9 @@ class RollObjective(nn.Module):
         errors = []
         for batch in batches:
             assert batch.pose is not None, "fine-tuning follows a first estimate"
-            errors.append(self.roll.roll(self.shown(batch.image, batch.mask)).angle - batch.pose[:, ANGLE])
+            errors.append(
+                self.roll.estimate(self.roll_input(batch.image, batch.mask)).angle - batch.pose[:, ANGLE]
+            )
         cosine = gathered(errors).cos()
         return {
             "roll cosine": float(cosine.mean()),

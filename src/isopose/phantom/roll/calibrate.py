@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import i0e
 from torch import Tensor
 
-from isopose.models.roll import RollNetwork, corrected, shown, worth_of
+from isopose.models.roll import RollNetwork, calibrated_concentration, effective_count, roll_input_of
 from isopose.phantom.roll.pictures import turned_pictures
 from isopose.phantom.roll.slabs import Slabs
 
@@ -46,14 +46,14 @@ def look(network: RollNetwork, slabs: Slabs, *, randomized: bool, seed: int) -> 
     for patient in slabs.patient.unique().tolist():
         rows = torch.nonzero(slabs.patient == patient)[:, 0]
         image, mask, angle = turned_pictures(slabs, rows, randomized=randomized, seed=seed + patient)
-        roll = network.roll(shown(image, mask))
+        roll = network.estimate(roll_input_of(image, mask))
         error = roll.angle - angle
         found.append(roll.concentration[:, None] * torch.stack([error.cos(), error.sin()], dim=1))
     return Seen(torch.cat(found), slabs.patient)
 
 
 def calibrate(seen: Seen) -> Tensor:
-    """Factor, power and shared part ``(3,)``: see :func:`isopose.models.roll.corrected`."""
+    """Factor, power and shared part ``(3,)``: see :func:`isopose.models.roll.calibrated_concentration`."""
     raw, error = seen.evidence.norm(dim=1), seen.error.double().numpy()
 
     def surprise(concentration: np.ndarray, error: np.ndarray) -> float:
@@ -61,7 +61,9 @@ def calibrate(seen: Seen) -> Tensor:
 
     def of_slices(parameters: np.ndarray) -> float:
         factor, power = np.exp(parameters)
-        return surprise(corrected(raw, torch.tensor([factor, power, 0.0])).double().numpy(), error)
+        return surprise(
+            calibrated_concentration(raw, torch.tensor([factor, power, 0.0])).double().numpy(), error
+        )
 
     factor, power = np.exp(minimize(of_slices, np.zeros(2), method="Nelder-Mead").x)
     means, counts = [], []
@@ -74,7 +76,9 @@ def calibrate(seen: Seen) -> Tensor:
 
     def of_patients(shared: float) -> float:
         calibration = torch.tensor([factor, power, shared])
-        concentration = corrected(pooled.norm(dim=1), calibration) * worth_of(count, calibration)
+        concentration = calibrated_concentration(pooled.norm(dim=1), calibration) * effective_count(
+            count, calibration
+        )
         return surprise(concentration.double().numpy(), pooled_error)
 
     candidates = np.linspace(0.0, 1.0, 101)

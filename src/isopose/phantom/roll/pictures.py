@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.models.roll import SOFT_TISSUE_HU, views
+from isopose.models.roll import SOFT_TISSUE_HU, views_of_slices
 from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
 #: Pixels along a side of the deformed body, before it is seen through the network's view.
@@ -103,7 +103,7 @@ def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tenso
     any_angle = (torch.rand(count, generator=generator) * 2.0 - 1.0) * math.pi
     small = torch.randn(count, generator=generator) * AFTER_A_LOOK
     angle = torch.where(torch.arange(count) < count // 2, any_angle, small)
-    return views(image, mask, -angle), angle, mirrored.float()
+    return views_of_slices(image, mask, -angle), angle, mirrored.float()
 
 
 def turned_pictures(
