@@ -12,7 +12,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.dicom_copies import without_copies
 from isopose.io.dicom_files import files_in, is_dicomdir, listed_files
 from isopose.io.dicom_files import is_dicom as is_dicom
-from isopose.io.dicom_frames import Frame, NoFrame, frames_of, look_at
+from isopose.io.dicom_frames import DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
 from isopose.io.dicom_stack import in_order, matrix_of, named
 from isopose.io.endings import ending
@@ -65,7 +65,7 @@ def peek_series(path: Path, series: str | None = None) -> Header:
     return Header((len(frames), *frames[0].size), matrix, np.dtype(np.int16)).checked(path)
 
 
-def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
+def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
     """The slices of the series that :func:`read_series` reads, in the order in which it stacks them.
 
     Raises:
@@ -85,7 +85,7 @@ def holds_slices(folder: Path) -> bool:
         return True
 
 
-def _chosen(path: Path, series: str | None) -> list[Frame]:
+def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
     """The frames of the one series that is meant."""
     if path.is_file() and not is_dicomdir(path):
         return _series_of(path)
@@ -96,7 +96,7 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
             f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
             + _instead(others, len(found))
         )
-    groups: dict[str, list[Frame]] = {}
+    groups: dict[str, list[DicomFrame]] = {}
     for frame in scans:
         groups.setdefault(frame.series, []).append(frame)
     if series is not None:
@@ -115,7 +115,7 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
     return frames
 
 
-def _series_of(path: Path) -> list[Frame]:
+def _series_of(path: Path) -> list[DicomFrame]:
     """The frames of the series to which one file belongs in its folder."""
     own = look_at(path)
     if not isinstance(own, list):
@@ -132,7 +132,7 @@ def _series_of(path: Path) -> list[Frame]:
     return frames or own
 
 
-def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
+def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame]]:
     """Frames of a folder's own files, else of those below it, or of what a ``DICOMDIR`` lists.
 
     Raises:
@@ -154,8 +154,8 @@ def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
     return frames, others
 
 
-def _looked_at(files: Iterable[Path]) -> tuple[list[Frame], list[NoFrame]]:
-    frames: list[Frame] = []
+def _looked_at(files: Iterable[Path]) -> tuple[list[DicomFrame], list[NoFrame]]:
+    frames: list[DicomFrame] = []
     others: list[NoFrame] = []
     for file in files:
         found = look_at(file)
@@ -166,7 +166,7 @@ def _looked_at(files: Iterable[Path]) -> tuple[list[Frame], list[NoFrame]]:
     return frames, others
 
 
-def _check_whole(path: Path, frames: list[Frame], others: list[NoFrame]) -> None:
+def _check_whole(path: Path, frames: list[DicomFrame], others: list[NoFrame]) -> None:
     """Raise an InputError where images of a series do not say where they lie; without them it is shorter."""
     kind = {frame.kind for frame in frames}
     lost = [o for o in others if o.lacks and o.series == frames[0].series and o.kind in kind]
@@ -189,7 +189,7 @@ def _instead(others: list[NoFrame], scouts: int) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _listing(groups: Iterable[list[Frame]]) -> str:
+def _listing(groups: Iterable[list[DicomFrame]]) -> str:
     ordered = sorted(groups, key=lambda g: (len(g[0].number), g[0].number))
     return ", ".join(
         f"series {g[0].number or 'without number'} ({g[0].modality}, {len(g)} images)" for g in ordered

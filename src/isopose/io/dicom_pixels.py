@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
-from isopose.io.dicom_frames import Frame
+from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_rescale import rescaled
 from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
@@ -97,7 +97,7 @@ class _Stored:
         return padded
 
 
-def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+def pixels(frames: Sequence[DicomFrame]) -> Iterator[np.ndarray]:
     """Slices ``(y, x)`` in their unit (HU in CT), each in the type that its own values need.
 
     Raises:
@@ -120,7 +120,7 @@ def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
             yield _in_unit(stored, frame)
 
 
-def _in_unit(stored: _Stored, frame: Frame) -> np.ndarray:
+def _in_unit(stored: _Stored, frame: DicomFrame) -> np.ndarray:
     values = stored.values(frame.index)
     padded = stored.padded(frame.index, values)
     scaled = rescaled(values, frame.rescale)

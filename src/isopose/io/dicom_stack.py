@@ -6,7 +6,7 @@ import numpy as np
 
 from isopose.errors import InputError
 from isopose.geometry.volume import SHEAR_TOLERANCE
-from isopose.io.dicom_frames import Frame
+from isopose.io.dicom_frames import DicomFrame
 
 #: Positions are often rounded to 0.1 mm, so that a distance may be off by as much without meaning anything,
 #: or are measured with a jitter of some hundredths. Of thick slices 1 % is nothing either; but never so
@@ -22,12 +22,12 @@ _TURN = 2e-3
 _EXACT, _EXACT_MM = 1e-9, 1e-3
 
 
-def named(path: Path, frame: Frame) -> str:
+def named(path: Path, frame: DicomFrame) -> str:
     """How messages begin: the place and the number of the series."""
     return f"{path}: series {frame.number}" if frame.number else f"{path}: the series"
 
 
-def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
+def in_order(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
     """Frames of one kind, by position along the normal.
 
     Raises:
@@ -57,7 +57,7 @@ def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
     return sorted(frames, key=lambda f: float(f.position @ normal))
 
 
-def _axes(frames: list[Frame]) -> np.ndarray:
+def _axes(frames: list[DicomFrame]) -> np.ndarray:
     """``(2, 3)`` unit vectors of all slices: theirs where they are one, else the nearest to their mean."""
     each = np.stack([f.axes for f in frames])
     if np.abs(each - each[0]).max() <= _EXACT:
@@ -67,7 +67,7 @@ def _axes(frames: list[Frame]) -> np.ndarray:
     return axes
 
 
-def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
+def matrix_of(path: Path, frames: list[DicomFrame]) -> np.ndarray:
     """``(4, 4)`` LPS from index of ordered frames, once they are known to be a regular stack.
 
     Where the positions do not lie on a line as exactly as they could, spacing and origin are those of the
@@ -108,7 +108,7 @@ def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
     return matrix
 
 
-def _usual_step(path: Path, frames: list[Frame], normal: np.ndarray) -> float:
+def _usual_step(path: Path, frames: list[DicomFrame], normal: np.ndarray) -> float:
     """Median distance of slices in mm, of which no distance differs by more than rounding.
 
     Raises:

@@ -10,7 +10,7 @@ from isopose.phantom.growth import reference_size
 from isopose.phantom.outline import radius_at
 from isopose.phantom.pose import Pose, sample_pose
 from isopose.phantom.render import KIDNEY, TUMOR
-from isopose.phantom.scan import Scan, sample_scan
+from isopose.phantom.scan import PhantomScan, sample_scan
 
 Population = Literal["child", "adult"]
 OLDEST_YEARS = 16.0
@@ -25,7 +25,7 @@ class PhantomCase:
 
     anatomy: Anatomy
     pose: Pose
-    scan: Scan
+    scan: PhantomScan
     texture: np.random.SeedSequence
 
 

@@ -15,7 +15,7 @@ COS, SIN = np.cos(THETA), np.sin(THETA)
 
 
 @dataclass(frozen=True)
-class Outline:
+class BodyOutline:
     """Radii in mm over ``THETA`` at one height."""
 
     skin: np.ndarray
@@ -67,7 +67,7 @@ class Trunk:
         """Middle of the vertebral bodies behind the axis, in mm; the same at every height."""
         return 0.31 * self.half_axes(0.5 * self.size.level)[1]
 
-    def at(self, z: float) -> Outline:
+    def at(self, z: float) -> BodyOutline:
         """The curves at height ``z`` mm."""
         a, b = self.half_axes(z)
         front, back = 2.05 + 0.25 * self.maturity, 2.12 + 0.50 * self.maturity
@@ -95,7 +95,7 @@ class Trunk:
         rib = np.maximum(muscle - 0.55 * size.wall * (0.55 + 0.45 * np.abs(COS) ** 1.5), 0.2 * b)
         # Behind, the ribs run inside the muscles of the back, along the cavity.
         rib = np.minimum(rib, cavity + 0.45 * size.wall + 1.5)
-        return Outline(*(r.astype(np.float32) for r in (skin, muscle, cavity, rib)))
+        return BodyOutline(*(r.astype(np.float32) for r in (skin, muscle, cavity, rib)))
 
     def _flattened(self, skin: np.ndarray, b: float) -> np.ndarray:
         """Press the side on which the patient lies against a plane, rounded at its rim."""

@@ -19,7 +19,7 @@ from isopose.phantom.paint import (
     paint_tumor,
 )
 from isopose.phantom.pose import Pose
-from isopose.phantom.scan import Scan
+from isopose.phantom.scan import PhantomScan
 from isopose.phantom.section import Canvas, Section, coordinates, make_section, paint_trunk
 from isopose.phantom.shapes import Waves
 from isopose.phantom.skeleton import paint_pelvis, paint_psoas, paint_ribs, paint_spine
@@ -39,7 +39,7 @@ class _Plan:
 
 
 def render(
-    anatomy: Anatomy, pose: Pose, scan: Scan, rng: np.random.Generator, *, noise: bool = True
+    anatomy: Anatomy, pose: Pose, scan: PhantomScan, rng: np.random.Generator, *, noise: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render one patient.
 
@@ -120,7 +120,7 @@ def _paint(plan: _Plan, section: Section, hu: np.ndarray) -> Canvas:
     return canvas
 
 
-def _noise(rng: np.random.Generator, anatomy: Anatomy, scan: Scan, plane: np.ndarray) -> np.ndarray:
+def _noise(rng: np.random.Generator, anatomy: Anatomy, scan: PhantomScan, plane: np.ndarray) -> np.ndarray:
     """CT noise of one slice: not white (the kernel), stronger in the middle of the body than in air.
 
     Args:

@@ -15,7 +15,7 @@ LEAST_MARGIN_MM = 5.0
 
 
 @dataclass(frozen=True)
-class Scan:
+class PhantomScan:
     """The grid and what lies on it besides the patient.
 
     Args:
@@ -64,7 +64,7 @@ class Scan:
 
 def sample_scan(
     rng: np.random.Generator, anatomy: Anatomy, pose: Pose, size: int, slices: int | None
-) -> Scan:
+) -> PhantomScan:
     """Choose field, slices and surroundings so that both kidneys and the tumor are covered.
 
     Args:
@@ -100,7 +100,7 @@ def sample_scan(
     # Quantum noise: thin slices and large bodies are noisier at a given dose; the scanner makes up for part.
     noise = float(np.exp(rng.uniform(np.log(6.0), np.log(15.0)))) * (2.5 / thickness) ** 0.25
     edge = -0.5 * (size - 1) * pixel
-    return Scan(
+    return PhantomScan(
         size=size,
         slices=count,
         pixel=pixel,

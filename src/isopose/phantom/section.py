@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isopose.phantom.anatomy import Anatomy
-from isopose.phantom.outline import BINS, Outline
+from isopose.phantom.outline import BINS, BodyOutline
 from isopose.phantom.shapes import inside
 
 Window = tuple[slice, slice]
@@ -36,7 +36,7 @@ class Section:
     warped: tuple[np.ndarray, np.ndarray, np.ndarray]
     radius: np.ndarray
     bin: np.ndarray
-    outline: Outline
+    outline: BodyOutline
     canonical_from_index: np.ndarray
     index_from_canonical: np.ndarray
     pixel: float

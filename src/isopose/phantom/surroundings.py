@@ -5,12 +5,12 @@ import numpy as np
 from isopose.phantom.anatomy import Anatomy
 from isopose.phantom.outline import COS, SIN
 from isopose.phantom.pose import Pose
-from isopose.phantom.scan import Scan, rim
+from isopose.phantom.scan import PhantomScan, rim
 from isopose.phantom.section import Window, coordinates
 from isopose.phantom.shapes import inside
 
 
-def body_window(anatomy: Anatomy, pose: Pose, scan: Scan) -> Window:
+def body_window(anatomy: Anatomy, pose: Pose, scan: PhantomScan) -> Window:
     """The pixels that the trunk can cover in any slice, with a margin."""
     unit = anatomy.size.level
     shift = np.array([0.0, 0.0, 4.0 * unit])
@@ -21,7 +21,7 @@ def body_window(anatomy: Anatomy, pose: Pose, scan: Scan) -> Window:
     return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
 
 
-def background(anatomy: Anatomy, pose: Pose, scan: Scan) -> np.ndarray:
+def background(anatomy: Anatomy, pose: Pose, scan: PhantomScan) -> np.ndarray:
     """Air with table, mat and blanket, HU float32 ``(rows, columns)``; the same in every slice."""
     axis = (np.arange(scan.size, dtype=np.float32) - 0.5 * (scan.size - 1)) * np.float32(scan.pixel)
     x, y = axis[None, :], axis[:, None]
@@ -52,7 +52,9 @@ def background(anatomy: Anatomy, pose: Pose, scan: Scan) -> np.ndarray:
     return hu
 
 
-def _blanket(hu: np.ndarray, anatomy: Anatomy, pose: Pose, scan: Scan, x: np.ndarray, y: np.ndarray) -> None:
+def _blanket(
+    hu: np.ndarray, anatomy: Anatomy, pose: Pose, scan: PhantomScan, x: np.ndarray, y: np.ndarray
+) -> None:
     """A thin cloth over the upper side of the body, lying loosely."""
     matrix = pose.rotation[:2, :2]
     skin = anatomy.trunk.at(0.0).skin
@@ -66,7 +68,7 @@ def _blanket(hu: np.ndarray, anatomy: Anatomy, pose: Pose, scan: Scan, x: np.nda
     hu += np.where(upper, np.clip(0.5 - d / max(scan.pixel, 0.6), 0.0, 1.0), 0.0) * (-620.0 - hu)
 
 
-def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: Scan, edge: float, hu: np.ndarray) -> None:
+def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: PhantomScan, edge: float, hu: np.ndarray) -> None:
     """Arms beside the body: skin, fat, muscle, one bone above the elbow and two below it.
 
     Args:
