@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from isopose.models.roll import calibrated_concentration, effective_count, probability_within
-from isopose.phantom.roll.calibrate import Seen, calibrate
+from isopose.phantom.roll.calibrate import RollEvidence, calibrate
 
 
-def made(claimed: float, true: float, shared: float, patients: int = 400, slices: int = 10) -> Seen:
+def made(claimed: float, true: float, shared: float, patients: int = 400, slices: int = 10) -> RollEvidence:
     """Slices that claim one concentration and have another; part of the variance is common to a patient."""
     rng = np.random.default_rng(0)
     spread = 1.0 / math.sqrt(true)
@@ -16,7 +16,7 @@ def made(claimed: float, true: float, shared: float, patients: int = 400, slices
     own = rng.normal(0.0, spread * math.sqrt(1.0 - shared), (patients, slices))
     error = torch.from_numpy((common + own).ravel()).float()
     evidence = claimed * torch.stack([error.cos(), error.sin()], dim=1)
-    return Seen(evidence, torch.arange(patients).repeat_interleave(slices))
+    return RollEvidence(evidence, torch.arange(patients).repeat_interleave(slices))
 
 
 @pytest.mark.parametrize(("claimed", "true"), [(400.0, 100.0), (50.0, 200.0), (150.0, 150.0)])
