@@ -32,7 +32,7 @@ STEPS = {
     "body mask": ("isopose.data.preprocess.body_mask",),
     "into the frame": ("isopose.data.preprocess.warped",),
     "poses": (
-        "isopose.inference.predict.slices_by_themselves",
+        "isopose.inference.predict.slice_poses_of",
         "isopose.inference.predict.find_poses",
     ),
     "crops (STN2, and the frames it sees)": ("isopose.inference.predict.find_crops",),

@@ -252,7 +252,7 @@ def _contenders(
         ours = PoseTransformer(PoseConfig(per="slice"), filled, air, top)
         assert ours.roll is not None
         ours.roll = _weighted(ours.roll, weights)
-        ours.roll.roll = partial(ours.roll.roll, passes=passes)  # type: ignore[method-assign]
+        ours.roll.estimate = partial(ours.roll.estimate, passes=passes)  # type: ignore[method-assign]
         name = f"isopose, slice, {'one look' if passes == 1 else 'three looks'}"
         found.append(Contender(name, filled, partial(_ours, ours.eval())))
     for by in ("masks", "images"):

@@ -126,11 +126,11 @@ def test_mirrored_twice_is_as_before(organs, data):
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["kidney", "left kidney"], "'left kidney' tells a side.*got 0 among kidney, left kidney"),
-        (["kidney_left", "spleen_right"], "'kidney_left' tells a side.*got 0"),
-        (["adrenal_R"], "'adrenal_R' tells a side.*got 0"),
-        (["left and right kidney"], "'left and right kidney' tells a side"),
-        (["kidney_left", "kidney right", "kidney_R"], "'kidney_left' tells a side.*got 2"),
+        (["kidney", "left kidney"], "'left kidney' names a side.*got 0 among kidney, left kidney"),
+        (["kidney_left", "spleen_right"], "'kidney_left' names a side.*got 0"),
+        (["adrenal_R"], "'adrenal_R' names a side.*got 0"),
+        (["left and right kidney"], "'left and right kidney' names a side"),
+        (["kidney_left", "kidney right", "kidney_R"], "'kidney_left' names a side.*got 2"),
         (["right kidney", "left kidney", "kidney left"], "'kidney left' and 'right kidney' are not"),
     ],
 )

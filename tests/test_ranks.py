@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from isopose.models.norm import BatchNorm2d
-from isopose.ranks import gathered, launched, lost, mine, ranks, strategy_for, summed
+from isopose.ranks import gathered, is_lost_rank, launched, ranks, shares_of_rank, strategy_for, summed
 
 #: What each of two processes does: its half of a batch through batch norm and a loss of the whole batch.
 HALVES = """
 import sys, torch
 import torch.distributed as dist
 from isopose.models.norm import BatchNorm2d
-from isopose.ranks import gathered, mine, rank, ranks, summed
+from isopose.ranks import gathered, shares_of_rank, rank, ranks, summed
 from isopose.training.losses import crop_loss, segmentation_loss
 from isopose.config import CropConfig
 
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
 values = torch.load(sys.argv[1], weights_only=True)
-(places,) = mine(len(values["image"]))
+(places,) = shares_of_rank(len(values["image"]))
 norm = BatchNorm2d(values["image"].shape[1])
 norm.load_state_dict(values["norm"])
 image = values["image"][places].clone().requires_grad_()
@@ -133,7 +133,7 @@ def test_what_ranks_found_is_in_the_order_of_the_batches(two):
 
 def test_one_process_is_all_there_is(monkeypatch):
     assert ranks() == 1
-    assert [part.tolist() for part in mine(5, 2)] == [[0, 1, 2], [3, 4]]
+    assert [part.tolist() for part in shares_of_rank(5, 2)] == [[0, 1, 2], [3, 4]]
     one = torch.ones(3)
     assert summed(one) is one
     assert gathered([one, one]).tolist() == [1.0] * 6
@@ -154,11 +154,11 @@ def test_shares_of_parts_hold_what_parts_hold(monkeypatch):
     for number in range(2):
         monkeypatch.setattr("isopose.ranks.ranks", lambda: 2)
         monkeypatch.setattr("isopose.ranks.rank", lambda number=number: number)
-        shares.append([part.tolist() for part in mine(8, 2)])
+        shares.append([part.tolist() for part in shares_of_rank(8, 2)])
     assert shares == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
 
 
 def test_which_errors_are_of_a_lost_rank():
-    assert lost(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
-    assert lost(torch.distributed.DistNetworkError("timeout"))
-    assert not lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_lost_rank(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
+    assert is_lost_rank(torch.distributed.DistNetworkError("timeout"))
+    assert not is_lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -9,13 +9,13 @@ from isopose.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device, or with ``auto`` a GPU where there is one.
+    """Return the named device, or with ``auto`` a CUDA GPU where there is one and otherwise the CPU.
 
     Args:
         name: ``auto``, ``cpu``, ``cuda``, a GPU by its number (``cuda:1``) or ``mps``.
 
     Raises:
-        InputError: the device is unknown or not there.
+        InputError: the device is unknown or not available.
     """
     available = available_devices()
     if name == "auto":
@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def available_devices() -> list[str]:
-    """Names of what can be computed on here; GPUs also by their numbers."""
+    """Return the names of the devices of this machine; GPUs also by their numbers."""
     names = ["cpu"]
     if torch.cuda.is_available():
         names += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
@@ -36,20 +36,20 @@ def available_devices() -> list[str]:
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether a type of device computes in bfloat16 itself; older ones emulate it, slower than float32."""
+    """Return True if a device type has bfloat16 in hardware; others emulate it, slower than float32."""
     if device == "cpu":
-        # PyTorch has no public name for it; where a version has none at all, bfloat16 is taken for slow.
-        asked = (getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile"))
-        return any(bool(supported()) for supported in asked if supported is not None)
+        # PyTorch has no public function for it. A version without these private ones counts as slow.
+        checks = (getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile"))
+        return any(bool(supported()) for supported in checks if supported is not None)
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def choose_precision(name: str, device: str) -> str:
-    """The named precision, or with ``auto`` the one that a type of device is fastest in.
+    """Return the named precision, or with ``auto`` the fastest one of a device type.
 
     Args:
         name: ``auto``, ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        device: type of it.
+        device: device type, for example ``cuda``.
     """
     if name != "auto":
         return name
@@ -59,7 +59,12 @@ def choose_precision(name: str, device: str) -> str:
 
 
 def autocast(precision: str, device: str) -> torch.autocast:
-    """What the networks compute in, as a context: a precision as :func:`choose_precision` gives it."""
+    """Return the autocast context of a precision.
+
+    Args:
+        precision: by :func:`choose_precision`.
+        device: device type.
+    """
     # A CPU has no fast float16.
     low = torch.float16 if precision == "16-mixed" and device != "cpu" else torch.bfloat16
     return torch.autocast(device, dtype=low, enabled=precision != "32-true")
@@ -67,7 +72,7 @@ def autocast(precision: str, device: str) -> torch.autocast:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on a single thread, as before afterwards: a sum must not depend on how it was split."""
+    """Run PyTorch on one thread within the context: sums must not depend on how they are split."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

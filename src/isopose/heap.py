@@ -1,29 +1,31 @@
-"""How the C library keeps what is freed, while networks train."""
+"""Settings of glibc's allocator that make training faster and smaller."""
 
 import ctypes
 import os
 import sys
 
-#: Of <malloc.h>: when freed memory goes back, from which size a block is a mapping of its own, and heaps.
+#: Parameters of mallopt (<malloc.h>): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-#: As large as glibc takes them.
+#: The largest values that glibc accepts for the first two.
 _MOST_KEPT, _LARGEST_IN_HEAP = 2**31 - 1, 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for what comes next, in one heap; true where it does now.
+    """Let glibc reuse freed memory instead of returning it to the system, in a single arena.
 
-    A network's step frees what the next one asks for again. By itself glibc gives it back to the system each
-    time, which then has to clear every page anew: a tenth of a step. And each thread that reads ahead gets a
-    heap of its own with holes of its own, which took more than the training itself. Measured in
+    A training step allocates again what the step before freed. By default glibc returns large blocks to the
+    system, which must then zero every page anew: a tenth of a step's time. It also gives each reading thread
+    an arena of its own, whose fragmentation took more memory than the training. Measured in
     docs/measurements.md, "The heap".
 
-    It holds for the whole process, so only commands that train call it, before they start threads,
-    and not the library; one prediction would gain little by it. What a user has set in the environment
-    stands. Other C libraries are left alone.
+    The setting holds for the whole process, so only the commands that train make it, before they start
+    threads; the library and a single prediction do not. Settings in the user's environment take precedence.
+
+    Returns:
+        True if the setting was made; False with other C libraries or with a user's own settings.
     """
-    own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if own or not sys.platform.startswith("linux"):
+    set_by_user = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if set_by_user or not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -33,7 +35,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give what is freed back to the system, where glibc can: a process then holds what it uses."""
+    """Return freed memory to the system, where glibc can (``malloc_trim``)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:
         trim(0)

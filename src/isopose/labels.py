@@ -1,4 +1,4 @@
-"""Which structures a dataset marks: names, stored values, and the unions that are scored as well."""
+"""The labels of a dataset: names, stored values, and the unions that are scored as well."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ import numpy as np
 
 from isopose.errors import InputError
 
-#: Words of a label's name that tell a side.
+#: Words in a label's name that name a side of the body.
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 _GREEN, _YELLOW = "#3ddc84", "#ffd23f"
-#: Okabe and Ito's color-blind-safe palette without what these and the figures' lines take.
+#: Okabe and Ito's color-blind-safe palette, without colors close to these and to the figures' lines.
 _OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
 
 
@@ -20,13 +20,14 @@ class Labels:
     """Names and stored values of the structures of a dataset, background (0) left out.
 
     Args:
-        values: name to stored value, e.g. ``{"kidney": 1, "tumor": 2}``; any names and any number of them,
-            values 1 to 255, not necessarily consecutive; none in a dataset that marks nothing.
-        unions: name to the names it joins, scored beside the single labels; KiTS scores
-            ``{"kidney+tumor": ("kidney", "tumor")}``, which is added by :meth:`create`.
+        values: name to stored value, for example ``{"kidney": 1, "tumor": 2}``; values from 1 to 255, not
+            necessarily consecutive; empty for a dataset without labels.
+        unions: name to the names it joins, scored in addition to the single labels. KiTS scores
+            ``{"kidney+tumor": ("kidney", "tumor")}``, which :meth:`create` adds.
 
     Raises:
-        InputError: a value twice or out of range, a union of an unknown name.
+        InputError: a value is used twice or out of range, a label is called background, or a union names an
+            unknown label or has a label's name.
     """
 
     values: Mapping[str, int]
@@ -51,10 +52,14 @@ class Labels:
     def create(
         cls, values: Mapping[str, int], unions: Mapping[str, tuple[str, ...]] | None = None
     ) -> "Labels":
-        """Labels with KiTS's union of kidney and tumor added where both are there and nothing is said.
+        """Create labels; without given unions, add KiTS's union of kidney and tumor where both are labels.
+
+        Args:
+            values: name to stored value, at least one.
+            unions: see the class; None: the default.
 
         Raises:
-            InputError: no label, or as above.
+            InputError: no label, or one of the errors of the class.
         """
         if not values:
             raise InputError("labels: expected at least one label besides background")
@@ -74,15 +79,18 @@ class Labels:
         return len(self.values) + 1
 
     def targets(self) -> dict[str, tuple[int, ...]]:
-        """What is scored: name to the stored values that it joins, single labels first."""
+        """Return what is scored: name to the stored values it consists of, single labels first."""
         single = {name: (self.values[name],) for name in self.names}
         return single | {u: tuple(self.values[m] for m in members) for u, members in self.unions.items()}
 
     def to_classes(self, array: np.ndarray) -> np.ndarray:
-        """Stored values to class indices 0, 1, ..., as uint8.
+        """Convert stored values to class indices 0, 1, ..., uint8.
+
+        Args:
+            array: stored values, any shape.
 
         Raises:
-            InputError: a value that no label has, or one that is not a whole number.
+            InputError: a value is unknown or not a whole number.
         """
         present = _present(array)
         unknown = [v for v in present.tolist() if v not in {0, *self.values.values()}]
@@ -96,7 +104,11 @@ class Labels:
         return table[array.astype(np.uint8, copy=False)]
 
     def to_values(self, classes: np.ndarray) -> np.ndarray:
-        """Class indices back to stored values, as uint8; the array itself where the two are the same."""
+        """Convert class indices to stored values, uint8; the array itself where both are the same.
+
+        Args:
+            classes: whole numbers from 0 to the number of labels, any shape.
+        """
         table = np.array([0, *(self.values[name] for name in self.names)], dtype=np.uint8)
         if np.array_equal(table, np.arange(len(table))):
             return classes.astype(np.uint8, copy=False)
@@ -104,20 +116,21 @@ class Labels:
 
 
 def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
-    """Class that each class becomes in a mirror: the left kidney's is the right kidney's; others stay.
+    """Return the class that each class becomes in a mirror image: left and right partners are exchanged.
 
     A side is the word left or right, or L, R, Lt, Rt, anywhere in a name: ``kidney_left``, ``left kidney``,
-    ``KidneyLeft``, ``leftkidney``, ``kidney_L``. The partner has the same other words. Sides in other words
-    (``rein gauche``) are not known.
+    ``KidneyLeft``, ``leftkidney``, ``kidney_L``. The partner's name has the same other words. Sides in other
+    languages (``rein gauche``) are not recognized.
 
     Args:
         names: of the classes from 1, in class order (:attr:`Labels.names`).
 
     Returns:
-        For each class from 0 (background) its partner, itself where the name tells no side; its own inverse.
+        For each class from 0 (background) its partner; the class itself where its name has no side. The
+        mapping is its own inverse.
 
     Raises:
-        InputError: a name tells a side and has no partner, or not one alone.
+        InputError: a name has a side and not exactly one partner.
     """
     words = [words_of(name) for name in names]
     partners = [0]
@@ -128,46 +141,62 @@ def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
             found = [n for n, other in enumerate(words) if n != number and sorted(other) == sorted(wanted)]
         if len(found) != 1:
             raise InputError(
-                f"label {name!r} tells a side, expected one label that tells the other side of it, got "
+                f"label {name!r} names a side, expected one label that names its other side, got "
                 f"{len(found)} among {', '.join(names)}"
             )
         partners.append(found[0] + 1)
     for name, partner in zip(names, partners[1:], strict=True):
         if partners[partner] != names.index(name) + 1:
             other = names[partner - 1]
-            raise InputError(f"labels {name!r} and {other!r} are not each other's only other side")
+            raise InputError(
+                f"labels {name!r} and {other!r} are not each other's only partner on the other side"
+            )
     return tuple(partners)
 
 
 def words_of(name: str) -> list[str]:
-    """A label's name in words, lower case, those that tell a side as ``left`` or ``right``."""
+    """Split a label's name into lower-case words; words for a side become ``left`` or ``right``."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     words = []
     for word in filter(None, re.split(r"[\W_]+", apart)):
-        # Glued to a word of three letters or more; bright, cleft and upright tell no side.
+        # A side may be joined to a word of three letters or more; bright, cleft and upright contain none.
         glued = re.fullmatch(r"(left|right)(\w{3,})|(\w{3,})(left|right)", word)
         words += [part for part in glued.groups() if part] if glued else [word]
     return [SIDES.get(word, word) for word in words]
 
 
 def _present(array: np.ndarray) -> np.ndarray:
-    """The values that occur; bytes are counted, since sorting a whole scan takes a second."""
+    """Return the values that occur; uint8 values are counted, since sorting a scan takes a second."""
     if array.dtype != np.uint8 or array.ndim < 2:
         return np.unique(array)
     return np.flatnonzero(voxels_of(array))
 
 
 def voxels_of(labels: np.ndarray) -> np.ndarray:
-    """How many voxels of a uint8 map have each of the values 0 to 255, ``(256,)``."""
+    """Count the voxels of each value.
+
+    Args:
+        labels: uint8, at least two dimensions.
+
+    Returns:
+        ``(256,)`` counts of the values 0 to 255.
+    """
     counts = np.zeros(256, dtype=np.int64)
-    # Plane by plane, for bincount widens what it counts to eight bytes a voxel.
+    # Plane by plane, because bincount converts its input to eight bytes per voxel.
     for plane in labels:
         counts += np.bincount(plane.ravel(), minlength=256)
     return counts
 
 
 def class_colors(label_names: Sequence[str]) -> tuple[str, ...]:
-    """A color per class 1, 2, ...: kidney green and tumor yellow, as in the paper, whatever their order."""
+    """Return a color for each class from 1: kidney green and tumor yellow, as in the paper.
+
+    Args:
+        label_names: in class order.
+
+    Returns:
+        Hexadecimal RGB colors.
+    """
     others = iter(range(len(label_names)))
     colors = []
     for name in label_names:

@@ -1,6 +1,7 @@
-"""Training on several processes, one a device: which slices each takes, and what they add up together.
+"""Distributed training: processes (ranks) that ``torchrun`` starts, one per device, and their collectives.
 
-Everything here does nothing where there is one process, as in all that is not started by ``torchrun``.
+With one process, which is the case for everything not started by ``torchrun``, sums and gathers return their
+input.
 """
 
 import os
@@ -15,12 +16,17 @@ from torch import Tensor
 
 from isopose.errors import InputError
 
-#: How long a rank waits for another, which may preprocess a dataset; a lost one is noticed at once.
+#: Timeout of collectives. Long, because one rank may preprocess a dataset while the others wait; a rank that
+#: dies is noticed at once.
 PATIENCE = timedelta(days=7)
 
 
 def launched() -> tuple[int, int]:
-    """Processes on this machine and machines, by ``torchrun``'s environment; 1 and 1 without it."""
+    """Return the number of processes on this machine and of machines; 1 and 1 without ``torchrun``.
+
+    Raises:
+        InputError: machines run different numbers of processes.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 1, 1
     here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -30,10 +36,10 @@ def launched() -> tuple[int, int]:
 
 
 def strategy_for(device: str) -> Any:
-    """Lightning Fabric's strategy: DDP under ``torchrun``, else what it chooses itself."""
+    """Return Lightning Fabric's strategy: DDP under ``torchrun``, otherwise Fabric's own choice."""
     if launched() == (1, 1):
         return "auto"
-    # Imported here: prediction has no need of it.
+    # Imported late: prediction does not need it.
     from lightning_fabric.strategies import DDPStrategy
 
     backend = "nccl" if device == "cuda" else "gloo"
@@ -41,27 +47,29 @@ def strategy_for(device: str) -> Any:
 
 
 def rank() -> int:
-    """This process's number; 0 is the one that writes and tells."""
+    """Return this process's rank; rank 0 writes files and reports progress."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:
-    """Processes that train together."""
+    """Return the number of processes that train together (the world size)."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def mine(count: int, parts: int = 1) -> list[Tensor]:
-    """This rank's places in a batch, part by part, so that a part holds what it holds for one process.
+def shares_of_rank(count: int, parts: int = 1) -> list[Tensor]:
+    """Return the indices of a batch that this rank takes, one tensor for each part of the batch.
+
+    A part consists of the same samples for any number of ranks.
 
     Args:
-        count: slices in the whole batch; a multiple of parts times ranks.
-        parts: that the batch is gone through in.
+        count: samples in the whole batch, a multiple of parts times ranks.
+        parts: number of parts whose gradients are accumulated.
     """
     return [part.tensor_split(ranks())[rank()] for part in torch.arange(count).tensor_split(parts)]
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over ranks; on the way back each rank's gradient is what all ranks' losses ask for."""
+    """Sum over ranks; the backward pass sums the gradients of all ranks' losses."""
 
     @staticmethod
     def forward(_ctx: Any, own: Tensor) -> Tensor:
@@ -77,7 +85,7 @@ class _Sum(torch.autograd.Function):
 
 
 def summed(own: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, differentiable."""
+    """Return the sum of a tensor over all ranks, differentiable."""
     if ranks() == 1:
         return own
     out: Tensor = _Sum.apply(own)
@@ -85,11 +93,14 @@ def summed(own: Tensor) -> Tensor:
 
 
 def gathered(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """What ranks found in every so-many-th batch, in the order of the batches, on all ranks, and joined.
+    """Gather the ranks' results for their batches and concatenate them in the order of the batches.
 
     Args:
-        parts: a tensor for each of this rank's batches; of all, batch ``n`` is rank ``n % ranks``'s.
-        dim: along which they are joined.
+        parts: a tensor for each of this rank's batches; batch ``n`` belongs to rank ``n % ranks``.
+        dim: dimension along which they are concatenated.
+
+    Returns:
+        The same tensor on all ranks.
     """
     if ranks() == 1:
         return torch.cat(list(parts), dim)
@@ -98,7 +109,7 @@ def gathered(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return torch.cat([part for part in chain(*zip_longest(*every)) if part is not None], dim)
 
 
-def lost(error: RuntimeError) -> bool:
-    """Whether an error is of a rank that others wait for in vain."""
-    told = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in told or "nccl" in told
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Return True if a collective operation failed because another rank is gone."""
+    message = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in message or "nccl" in message

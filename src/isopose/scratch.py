@@ -1,7 +1,7 @@
-"""Arrays as large as a scan: in memory while they are small, else in a file without a name.
+"""Arrays as large as a scan: small ones in memory, large ones memory-mapped to an unnamed temporary file.
 
-What lies in such a file takes memory only while there is some to spare: the system writes it to the disk and
-drops it when others ask, so that a scan of thousands of slices needs hardly more memory than one of hundreds.
+The system can write a mapped array to disk and drop it from memory when other processes need memory, so a
+scan of thousands of slices needs hardly more memory than one of hundreds.
 """
 
 import math
@@ -11,15 +11,15 @@ import tempfile
 import numpy as np
 from numpy.typing import DTypeLike
 
-#: Bytes from which an array lies in a file.
+#: Size in bytes from which an array is memory-mapped.
 LARGE = 64 << 20
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An array of zeros.
+    """Return an array of zeros.
 
-    A large one lies in a file in the folder for temporary files (``TMPDIR``), which is gone with the array,
-    or with the process, however that ends. Where the disk has no room for it, it lies in memory after all.
+    A large one is mapped to a file in the folder for temporary files (``TMPDIR``), which is deleted with the
+    array or when the process ends, even by a crash. If the disk is full, the array is kept in memory.
 
     Args:
         shape: of the array.
@@ -29,7 +29,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     if size >= LARGE and hasattr(os, "posix_fallocate"):
         try:
             with tempfile.TemporaryFile() as file:
-                # A file with holes would end the process by a signal when the disk is full.
+                # Without preallocation, writing to a sparse file on a full disk kills the process (SIGBUS).
                 os.posix_fallocate(file.fileno(), 0, size)
                 return np.memmap(file, dtype, "r+", shape=shape).view(np.ndarray)
         except OSError:

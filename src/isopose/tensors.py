@@ -1,4 +1,4 @@
-"""Writing weights: whole or absent, and a full disk in one line."""
+"""Write weights as safetensors files, atomically."""
 
 from pathlib import Path
 
@@ -11,22 +11,22 @@ from isopose.files import replacing
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file at once or not at all.
+    """Write a safetensors file atomically: complete or not at all.
 
     Args:
         path: of the file.
         tensors: on the CPU and contiguous, by name.
-        metadata: texts that are kept in the file's header.
+        metadata: strings for the file's header.
 
     Raises:
         IsoposeError: the file cannot be written, most often because the disk is full.
     """
     try:
         with replacing(path) as temporary:
-            # Safetensors' own files are for their owner's eyes only, and colleagues could not use a model.
+            # Safetensors makes files that only their owner can read; restore the mode that the umask gives.
             temporary.touch()
-            usual = temporary.stat().st_mode
+            mode = temporary.stat().st_mode
             save_file(tensors, temporary, metadata=metadata)
-            temporary.chmod(usual)
-    except SafetensorError as error:  # in place of the OSError that one would expect
+            temporary.chmod(mode)
+    except SafetensorError as error:  # raised instead of OSError
         raise IsoposeError(f"{path}: cannot be written ({error}); free some space, then resume") from None

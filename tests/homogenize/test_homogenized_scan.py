@@ -173,8 +173,8 @@ def test_a_slice_without_a_body_stays_beside_its_neighbors(per) -> None:
     scan = homogenize_scan(estimator(per), one.volume.with_array(array), one.volume.with_array(classes))
     poses = np.array(scan.transform.poses)
     assert np.isfinite(poses).all()
-    assert scan.poses.shown.tolist() == [False, True, True, True, True, False]
-    common = np.median(poses[scan.poses.shown], axis=0)
+    assert scan.poses.has_body.tolist() == [False, True, True, True, True, False]
+    common = np.median(poses[scan.poses.has_body], axis=0)
     np.testing.assert_allclose(poses[[0, 5]], [common, common], atol=0.05)
     assert (scan.image.array[[0, 5]] < -990).all()
     # A label there is neither lost nor moved.

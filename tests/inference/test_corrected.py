@@ -34,7 +34,7 @@ def test_the_pose_is_exactly_that_which_was_set_and_says_so(model):
     found = predict(model, shown.volume)
     pose = (-1.1, 0.3, 0.05, 0.3, -0.2)
     by_hand = predict(model, shown.volume, correction=corrected(model, shown.volume, pose))
-    shown_in = by_hand.scan_pose.shown
+    shown_in = by_hand.scan_pose.has_body
     np.testing.assert_allclose(by_hand.scan_pose.pose[shown_in], [pose] * int(shown_in.sum()), atol=1e-6)
     assert (by_hand.scan_pose.confidence[shown_in] == 1.0).all()
     assert "the pose was set by hand in 6 of 6 slices" in by_hand.warnings

@@ -31,7 +31,7 @@ def transformer(agreements, *, learned=True, start="moments"):
         config=SimpleNamespace(start=start),
         localization=object() if learned else None,
         roll=None,
-        start=lambda image, mask: pose(MOMENTS if start == "moments" else IDENTITY, len(mask)),
+        initial_pose=lambda image, mask: pose(MOMENTS if start == "moments" else IDENTITY, len(mask)),
         refine=lambda image, mask, start: pose(LEARNED, len(mask)),
         agreement=agreement,
     )

@@ -41,7 +41,7 @@ def test_one_network_of_nine_numbers_that_starts_at_the_start(start):
     assert made.pose.localization is None
     assert made.crop.localization is None
     image, mask = lying(torch.tensor([[0.1, -0.2, -0.1, 0.05, 0.1], [0.0, 0.0, 0.0, 0.0, 0.0]]))
-    before = made.pose.start(image, mask)
+    before = made.pose.initial_pose(image, mask)
     pose, theta2 = made.joint_step(image, mask, before)
     assert torch.equal(pose, before)
     assert torch.equal(theta2, torch.eye(3).expand(2, 3, 3))
@@ -54,7 +54,7 @@ def test_separate_networks_are_as_they_were():
     assert made.joint is None
     torch.nn.init.normal_(made.crop.localization.output.weight, std=0.02)
     image, mask = lying(torch.tensor([[0.1, -0.2, -0.1, 0.05, 0.1]]))
-    start = made.pose.start(image, mask)
+    start = made.pose.initial_pose(image, mask)
     found = made.transforms(image, mask, start)
     assert torch.equal(found.pose, start)
     assert torch.equal(found.theta2, made.theta2(image, mask, matrix_from_pose(start)))
@@ -77,7 +77,7 @@ def test_the_step_is_seen_in_the_start_and_bounded():
     assert pose[0, 3:].tolist() == pytest.approx(shift.tolist(), abs=1e-5)
     # The box's corners from those of the whole frame: half a side wide, the center of the box kept.
     assert box_from_matrix(theta2)[0].tolist() == pytest.approx([-0.5, -0.6, 0.5, 0.4])
-    assert pipeline("pose.scales=1").pose.follow(start, torch.tensor([[0, 0.1, 0.3, 0, 0]]))[
+    assert pipeline("pose.scales=1").pose.add_bounded(start, torch.tensor([[0, 0.1, 0.3, 0, 0]]))[
         0, 1:3
     ].tolist() == (pytest.approx([0.55, 0.55], abs=0.01))
 
@@ -87,7 +87,7 @@ def test_what_is_looked_at_is_the_slice_in_the_start():
     seen = []
     made.joint.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     image, mask = lying(torch.tensor([[0.3, -0.2, -0.1, 0.05, 0.1]]))
-    made.transforms(image, mask, made.pose.start(image, mask))
+    made.transforms(image, mask, made.pose.initial_pose(image, mask))
     assert (seen[1] - body()).abs().mean() < 0.02
     assert (mask - body()).abs().mean() > 0.06
     assert seen[0][..., :4].max().item() == pytest.approx(-2.0)
@@ -97,7 +97,7 @@ def test_a_step_that_leads_away_from_the_reference_is_not_taken():
     made = pipeline("pose.start=moments")
     true = torch.tensor([[0.2, -0.2, -0.1, 0.05, 0.1], [0.0, 0.1, 0.1, 0.0, 0.0]])
     image, mask = lying(true)
-    start = made.pose.start(image, mask)
+    start = made.pose.initial_pose(image, mask)
     made.joint.output.bias.copy_(torch.tensor([0.5, -0.5, -0.5, 0.3, 0.0, 0.5, 0.5, -0.7, -0.7]))
     pose, theta2 = made.joint_step(image, mask, start)
     assert made.pose.agreement(mask, pose).max() < 0.8

@@ -15,11 +15,11 @@ from isopose.models.roll import (
     SIZE,
     SOFT_TISSUE_HU,
     RollNetwork,
-    corrected,
+    calibrated_concentration,
+    effective_count,
     probability_within,
-    shown,
-    views,
-    worth_of,
+    roll_input_of,
+    views_of_slices,
 )
 from isopose.models.shipped import compact, load_shipped
 from isopose.phantom.randomized import sample_slab
@@ -71,7 +71,11 @@ def turned(image: torch.Tensor, angle: float) -> torch.Tensor:
 def test_unseen_phantoms_at_any_angle(network, patients, degrees):
     angle = math.radians(degrees)
     errors = [
-        wrapped(network.roll(shown(turned(image * mask, angle), turned(mask, angle))).angle - roll - angle)
+        wrapped(
+            network.estimate(roll_input_of(turned(image * mask, angle), turned(mask, angle))).angle
+            - roll
+            - angle
+        )
         for image, mask, roll in patients
     ]
     off = torch.cat(errors).rad2deg().abs()
@@ -84,17 +88,19 @@ def test_real_scans_lie_straight_and_follow_an_applied_turn(network, real_ct):
         volume = read_volume(source).reoriented()
         mask = squared(body_mask(volume, -250.0)[::3].astype(np.float32), 0.0)
         image = window(squared(volume.array[::3], -1000.0)[:, 0].numpy()) * mask
-        straight = network.roll(shown(image, mask))
+        straight = network.estimate(roll_input_of(image, mask))
         assert straight.angle.rad2deg().abs().median() < 3.0
-        leant = network.roll(shown(turned(image, math.radians(130)), turned(mask, math.radians(130))))
+        leant = network.estimate(
+            roll_input_of(turned(image, math.radians(130)), turned(mask, math.radians(130)))
+        )
         off = wrapped(leant.angle - straight.angle - math.radians(130)).rad2deg().abs()
         assert off.median() < 2.0
 
 
 def test_the_mirror_image_leans_the_other_way_exactly(network, patients):
     image, mask, _ = patients[0]
-    there = network.roll(shown(image, mask), passes=1)
-    back = network.roll(shown(image.flip(3), mask.flip(3)), passes=1)
+    there = network.estimate(roll_input_of(image, mask), passes=1)
+    back = network.estimate(roll_input_of(image.flip(3), mask.flip(3)), passes=1)
     assert torch.allclose(there.angle, -back.angle, atol=1e-4)
     assert torch.allclose(there.concentration, back.concentration, rtol=1e-3)
     assert torch.allclose(there.mirrored, -back.mirrored, atol=1e-3)
@@ -104,7 +110,7 @@ def test_size_and_place_of_the_patient_change_nothing(network, patients):
     image, mask, _ = patients[1]
     pose = torch.tensor([[0.0, 0.4, 0.4, 0.15, -0.1]])
     moved = [warp(part, matrix_from_pose(pose), (256, 256)) for part in (image * mask, mask)]
-    before, after = network.roll(shown(image, mask)), network.roll(shown(*moved))
+    before, after = network.estimate(roll_input_of(image, mask)), network.estimate(roll_input_of(*moved))
     assert wrapped(before.angle - after.angle).rad2deg().abs().max() < 1.5
 
 
@@ -113,7 +119,7 @@ def test_views_center_the_body_and_bring_it_to_one_size():
     seen = []
     for x, y, radius in ((0.0, 0.0, 0.5), (0.3, -0.2, 0.25)):
         disc = ((line[None] - x) ** 2 + (line[:, None] - y) ** 2 < radius**2).float()[None, None]
-        seen.append(views(torch.ones(1, 1, 96, 96), disc, torch.zeros(1)))
+        seen.append(views_of_slices(torch.ones(1, 1, 96, 96), disc, torch.zeros(1)))
     assert seen[0].shape == (1, 2, SIZE, SIZE)
     assert (seen[0] - seen[1]).abs().mean() < 0.02
     # The disc of the body's area has a radius of 1 / 1.6 of half the side.
@@ -126,10 +132,10 @@ def test_nothing_to_see_gives_numbers_and_no_certainty(network):
     """A disc without content has no roll: the network must not pretend."""
     line = (torch.arange(96) * 2 + 1) / 96 - 1
     disc = ((line[None]) ** 2 + (line[:, None]) ** 2 < 0.4).float()[None, None]
-    roll = network.roll(shown(0.5 * disc, disc))
-    concentration = corrected(roll.concentration, network.calibration)
+    roll = network.estimate(roll_input_of(0.5 * disc, disc))
+    concentration = calibrated_concentration(roll.concentration, network.calibration)
     assert probability_within(concentration, math.radians(6.0)).item() < 0.5
-    empty = network.roll(shown(torch.zeros(1, 1, 96, 96), torch.zeros(1, 1, 96, 96)))
+    empty = network.estimate(roll_input_of(torch.zeros(1, 1, 96, 96), torch.zeros(1, 1, 96, 96)))
     assert empty.angle.isfinite().all()
     assert empty.concentration.isfinite().all()
 
@@ -156,10 +162,10 @@ def test_probability_within_is_that_of_the_distribution():
 
 def test_calibration_is_a_power_law_and_alike_slices_are_worth_little():
     calibration = torch.tensor([0.5, 2.0, 0.25])
-    assert corrected(torch.tensor([4.0]), calibration).item() == pytest.approx(8.0)
-    assert worth_of(torch.tensor([1.0]), calibration).item() == 1.0
-    assert worth_of(torch.tensor([13.0]), calibration).item() == pytest.approx(13.0 / 4.0)
-    assert worth_of(torch.tensor([1e6]), calibration).item() == pytest.approx(4.0, rel=1e-3)
+    assert calibrated_concentration(torch.tensor([4.0]), calibration).item() == pytest.approx(8.0)
+    assert effective_count(torch.tensor([1.0]), calibration).item() == 1.0
+    assert effective_count(torch.tensor([13.0]), calibration).item() == pytest.approx(13.0 / 4.0)
+    assert effective_count(torch.tensor([1e6]), calibration).item() == pytest.approx(4.0, rel=1e-3)
 
 
 def test_what_is_shipped_is_small_and_loads_as_it_was_saved(network):

@@ -22,7 +22,7 @@ from isopose.phantom.growth import (
 )
 from isopose.phantom.pose import Pose
 from isopose.phantom.render import KIDNEY, TUMOR, render
-from isopose.phantom.scan import Scan, sample_scan
+from isopose.phantom.scan import PhantomScan, sample_scan
 from isopose.phantom.surroundings import background
 from isopose.phantom.tumor import sample_diameter
 
@@ -30,7 +30,7 @@ UPRIGHT = Pose("supine", True, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
 MEASURED_AGES = (0.0, 1.0, 5.0, 10.0, 15.0)
 
 
-def patient(age: float, seed: int, slices: int = 14) -> tuple[Anatomy, Scan, np.ndarray, np.ndarray]:
+def patient(age: float, seed: int, slices: int = 14) -> tuple[Anatomy, PhantomScan, np.ndarray, np.ndarray]:
     """An upright patient without noise, arms above: anatomy, scan, HU, labels."""
     rng = np.random.default_rng(seed)
     anatomy = sample_anatomy(rng, age, UPRIGHT.gravity_canonical)
@@ -38,7 +38,7 @@ def patient(age: float, seed: int, slices: int = 14) -> tuple[Anatomy, Scan, np.
     return anatomy, scan, *render(anatomy, UPRIGHT, scan, rng, noise=False)
 
 
-def extent(anatomy: Anatomy, scan: Scan, image: np.ndarray) -> tuple[float, float]:
+def extent(anatomy: Anatomy, scan: PhantomScan, image: np.ndarray) -> tuple[float, float]:
     """Width and depth in mm of the body at the kidneys: where the picture is not the background."""
     z = np.arange(scan.slices) * scan.thickness + scan.origin[2]
     k = int(np.abs(z - 0.5 * anatomy.size.level).argmin())
@@ -48,7 +48,7 @@ def extent(anatomy: Anatomy, scan: Scan, image: np.ndarray) -> tuple[float, floa
 
 
 @pytest.fixture(scope="module")
-def patients() -> dict[float, list[tuple[Anatomy, Scan, np.ndarray, np.ndarray]]]:
+def patients() -> dict[float, list[tuple[Anatomy, PhantomScan, np.ndarray, np.ndarray]]]:
     return {age: [patient(age, 10 * i + n) for n in range(1, 2)] for i, age in enumerate(MEASURED_AGES)}
 
 

@@ -516,7 +516,7 @@ def test_mirroring_is_not_seen_in_validation() -> None:
 def test_a_side_without_a_partner_is_no_hindrance_where_nothing_is_mirrored() -> None:
     names = ("kidney_left", "tumor")
     assert SegmentationObjective(pipeline_of(config()), names).partners == [0, 1, 2]
-    with pytest.raises(InputError, match="'kidney_left' tells a side"):
+    with pytest.raises(InputError, match="'kidney_left' names a side"):
         SegmentationObjective(pipeline_of(config("unet.mirror=0.5")), names)
 
 

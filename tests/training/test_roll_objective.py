@@ -87,16 +87,16 @@ def test_the_network_gets_no_surer_than_it_was_shipped(pipeline, slices):
     """Its own mean is always agreed with: likelihood alone would let the concentration grow without end."""
     objective = RollObjective(pipeline)
     objective.train()
-    seen = objective.shown(slices.image, slices.mask)
+    seen = objective.roll_input(slices.image, slices.mask)
     with torch.no_grad():
-        before = pipeline.pose.roll.roll(seen).concentration
+        before = pipeline.pose.roll.estimate(seen).concentration
     optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-4)
     for step in range(30):
         optimizer.zero_grad()
         objective(slices, noise(100 + step)).backward()
         optimizer.step()
     with torch.no_grad():
-        after = pipeline.pose.roll.roll(seen).concentration
+        after = pipeline.pose.roll.estimate(seen).concentration
     assert (after / before).median().item() == pytest.approx(1.0, abs=0.4)
 
 

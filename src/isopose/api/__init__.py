@@ -1,4 +1,4 @@
-"""Homogenizing, restoring and segmenting from Python, on images as other libraries hold them."""
+"""Homogenize, restore and segment from Python, with images of other libraries."""
 
 from isopose.api.homogenizer import Homogenized, Homogenizer
 from isopose.api.pipeline import Pipeline, Result

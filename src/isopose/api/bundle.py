@@ -1,4 +1,4 @@
-"""A trained model as the network of a MONAI bundle, which ``isopose export --format monai`` writes."""
+"""A trained model as the network of a MONAI bundle (``isopose export --format monai``)."""
 
 import logging
 from pathlib import Path
@@ -15,9 +15,9 @@ logger = logging.getLogger("isopose")
 
 
 class ScanSegmenter(nn.Module):
-    """Whole scans in, probabilities on their own grids out; what MONAI calls ``network_def``.
+    """Segment whole scans; returns probabilities on the scans' own grids. MONAI's ``network_def``.
 
-    It takes MetaTensors, for it must know where in the patient a scan lies. Doubts are logged as warnings.
+    It takes MetaTensors, because it needs the affine. Warnings are logged.
 
     Args:
         model: folder of a trained model.
@@ -30,15 +30,15 @@ class ScanSegmenter(nn.Module):
         super().__init__()
         loaded = for_prediction(load_model(Path(model)))
         self._predictor = Pipeline(loaded)
-        # Its weights are this module's, so that they move to its device with it.
+        # Registered as a submodule, so that the weights move to the device with this module.
         self.pipeline = loaded.pipeline
         self.classes = ("background", *loaded.labels.names)
 
     def forward(self, image: Tensor) -> MetaTensor:
-        """Probabilities ``(N, classes, x, y, z)`` of CT ``(N, 1, x, y, z)`` in HU.
+        """Return probabilities ``(N, classes, x, y, z)`` of CT ``(N, 1, x, y, z)`` in HU.
 
         Raises:
-            InputError: no MetaTensor of that shape, or no body in one.
+            InputError: not a MetaTensor of that shape, or a scan without a body.
         """
         if not isinstance(image, MetaTensor) or image.ndim != 5 or image.shape[1] != 1:
             shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__

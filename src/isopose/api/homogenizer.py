@@ -1,4 +1,4 @@
-"""Images in one pose and size, and answers brought back, in the manner of scikit-learn."""
+"""Homogenize images and restore segmentations, with the interface of scikit-learn."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,12 +27,12 @@ class Homogenized:
     """One image in the reference's pose and size.
 
     Args:
-        image: int16 HU, of the type of the image that it was made of (of a path: a SimpleITK image).
-        labels: uint8, likewise, where labels were given.
-        transform: what brings answers back, see :meth:`Homogenizer.inverse_transform`; ``to_text``
-            and ``from_text`` keep it.
-        roll_degrees: by which the patient was turned back.
-        warnings: for people, one line each.
+        image: int16 HU, of the input image's type (for a path: a SimpleITK image).
+        labels: uint8, of the input labels' type, or None.
+        transform: for :meth:`Homogenizer.inverse_transform`; it is saved and loaded with ``to_text`` and
+            ``from_text``.
+        roll_degrees: roll of the patient that was undone.
+        warnings: one line each.
     """
 
     image: Any
@@ -43,17 +43,17 @@ class Homogenized:
 
 
 class Homogenizer:
-    """Brings CT to one pose and size; as ``isopose homogenize``, on images in memory.
+    """Homogenize CT images in memory, as ``isopose homogenize`` does files.
 
-    Nothing need be fitted: a network that finds poses and a reference's outline ship with the package.
-    :meth:`fit` puts one of your own patients in that outline's place, so that size and pixel are theirs.
+    It works without fitting: a network for poses and a reference outline ship with the package. :meth:`fit`
+    replaces the reference by one of your own patients, whose size and pixels are then used.
 
     Args:
-        model: folder of a trained model whose poses and reference are taken; none: the package's.
+        model: folder of a trained model whose poses and reference are used; None: the package's.
         per: one pose for a ``volume``, ``smooth`` along it, each ``slice``'s own, or ``tilted``: one for a
             volume in three dimensions.
         size: pixels along a side of the reference's frame.
-        crop: only the square that the model crops, one for a scan.
+        crop: return only the model's crop, one for a scan.
 
     Raises:
         InputError: no such model, settings out of bounds, or a crop without a model that has one.
@@ -72,7 +72,7 @@ class Homogenizer:
         self._estimator: PoseEstimator = open_estimator(
             None if model is None else Path(model), homogenize_config(per=per, size=size, crop=crop)
         )
-        #: The reference that :meth:`fit` chose; none before.
+        #: The reference that :meth:`fit` chose; None before.
         self.reference_: Reference | None = None
 
     def __repr__(self) -> str:
@@ -80,25 +80,25 @@ class Homogenizer:
 
     @property
     def pixel_mm(self) -> float:
-        """Side of a homogenized pixel, as large as it is in the reference patient, mm."""
+        """Side in mm of a homogenized pixel, measured in the reference patient."""
         return self._estimator.pixel_mm
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  as scikit-learn has it
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"model": self.model, "per": self.per, "size": self.size, "crop": self.crop}
 
     def fit(self, images: Iterable[Image], y: object = None) -> Self:  # noqa: ARG002  as scikit-learn has it
-        """Choose the reference among patients: one of median size, upright and symmetric in its middle slice.
+        """Choose the reference among patients: of median size, upright and symmetric in the middle slice.
 
-        Give training patients only: those to be tested must not decide what all are brought to.
+        Pass training patients only: test patients must not influence the reference.
 
         Args:
-            images: CT in HU; they are looked at one after the other.
+            images: CT in HU, read one at a time.
             y: not used.
 
         Raises:
-            InputError: no image, one without a body, or the homogenizer is a trained model's, whose networks
-                know its own reference.
+            InputError: no image, an image without a body, or the homogenizer uses a trained model, which has
+                its own reference.
         """
         if self.model is not None:
             raise InputError("fit: a trained model's networks know their own reference; leave model out")
@@ -115,7 +115,7 @@ class Homogenizer:
         self._estimator = replace(
             plain,
             transformer=transformer,
-            # The body's area is known in cm², and what part of the frame it fills.
+            # From the body's area in cm² and the fraction of the frame that it fills.
             side_mm=10.0 * float(np.sqrt(reference.area_cm2 / float(reference.mask.mean()))),
             sha256=hash_of([plain.sha256, hash_of(reference.mask.numpy().round(4).tolist())]),
         )
@@ -123,7 +123,7 @@ class Homogenizer:
         return self
 
     def transform(self, image: Image, labels: Image | None = None) -> Homogenized:
-        """Bring an image, and its labels if given, to the reference's pose and size.
+        """Homogenize an image, and its labels if given.
 
         Args:
             image: CT in HU, any size, spacing and orientation.
@@ -155,19 +155,19 @@ class Homogenizer:
     def inverse_transform(
         self, answer: Image, of: Homogenized | Transform, *, probability: bool = False
     ) -> Any:
-        """An answer on the homogenized grid, brought back to the scan's own grid.
+        """Restore a segmentation from the homogenized grid to the scan's own grid.
 
         Args:
             answer: labels, whole numbers from 0 to 255, or with ``probability`` one class's probability.
-            of: what the image became, or its transform.
-            probability: bring values back as they are, 0 outside; otherwise each label linearly, of which the
-                largest share wins.
+            of: the homogenized image, or its transform.
+            probability: interpolate the values, with 0 outside. Otherwise each label is interpolated
+                linearly, and the label with the largest share is taken.
 
         Returns:
             An image of the answer's type.
 
         Raises:
-            InputError: the answer does not lie on that grid, or labels are not whole.
+            InputError: the answer is not on that grid, or labels are not whole numbers.
         """
         transform = of.transform if isinstance(of, Homogenized) else of
         if not probability:
@@ -176,15 +176,21 @@ class Homogenizer:
         return like(answer)(transform.native.with_array(transform.reorientation.undo(back)))
 
     def transform_labels(self, labels: Image, of: Homogenized | Transform) -> Any:
-        """Further labels on the scan's own grid, through a transform that is known."""
+        """Homogenize further labels of a scan with a known transform.
+
+        Args:
+            labels: on the scan's own grid, whole numbers from 0 to 255.
+            of: the homogenized image, or its transform.
+        """
         transform = of.transform if isinstance(of, Homogenized) else of
         return like(labels)(homogenized_labels(as_labels(labels), transform))
 
 
 def _candidate(number: int, image: Image, estimator: PoseEstimator) -> Candidate:
+    """Return the middle slice of an image as a candidate for the reference."""
     prepared = prepare_as(as_volume(image), estimator.scale, estimator.fov_mm, estimator.data)
-    shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-    z = int(shown[len(shown) // 2])
+    with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+    z = int(with_body[len(with_body) // 2])
     return Candidate(
         str(number),
         z,

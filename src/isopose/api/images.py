@@ -1,15 +1,16 @@
-"""Images as other libraries hold them, as volumes and back.
+"""Convert images of other libraries to volumes and back.
 
 An image is one of
 
 - a path of anything that ``isopose predict`` reads,
 - a ``SimpleITK.Image`` of three dimensions,
 - a MONAI ``MetaTensor`` ``(1, x, y, z)`` or ``(x, y, z)`` with an affine in RAS,
-- a pair of array and affine as nibabel has them: a NumPy array or PyTorch tensor ``(x, y, z)`` and ``(4, 4)``
+- a pair of array and affine in nibabel's convention: a NumPy array or PyTorch tensor ``(x, y, z)`` and ``(4,
+4)``
   from indices to RAS millimeters,
 - a :class:`~isopose.geometry.volume.Volume`: ``(z, y, x)``, LPS.
 
-A bare array is refused: without its affine nobody knows which side is left.
+An array without an affine is refused, because its left and right are unknown.
 """
 
 from collections.abc import Callable
@@ -25,20 +26,21 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.images import read_volume, to_sitk
 
-#: A tensor stands for MONAI's, which has an affine; any other is refused.
+#: A tensor must be a MONAI MetaTensor, which has an affine; any other is refused.
 Image: TypeAlias = (
     Path | str | sitk.Image | Tensor | Volume | tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]
 )
 
-#: Between nibabel's world and ours, both ways.
+#: Between nibabel's world and ours; its own inverse.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def as_volume(image: Image) -> Volume:
-    """An image as a volume.
+    """Convert an image to a volume.
 
     Raises:
-        InputError: as ``read_volume``; not three dimensions, no affine, or another type.
+        InputError: the file cannot be read, or the image is not three-dimensional, has no affine or is of
+            another type.
     """
     if isinstance(image, Volume):
         return image
@@ -59,10 +61,10 @@ def as_volume(image: Image) -> Volume:
 
 
 def as_labels(image: Image) -> Volume:
-    """An image of whole numbers from 0 to 255 as a volume of uint8.
+    """Convert an image of whole numbers from 0 to 255 to a uint8 volume.
 
     Raises:
-        InputError: as :func:`as_volume`; other values.
+        InputError: other values, or one of the errors of :func:`as_volume`.
     """
     volume = as_volume(image)
     if not are_labels(volume.array):
@@ -71,12 +73,12 @@ def as_labels(image: Image) -> Volume:
 
 
 def are_labels(array: np.ndarray) -> bool:
-    """Whether all values are whole and from 0 to 255."""
+    """Return True if all values are whole numbers from 0 to 255."""
     return bool(array.min() >= 0 and array.max() <= 255 and np.array_equal(array, np.rint(array)))
 
 
 def like(image: Image) -> Callable[[Volume], Any]:
-    """What makes of a volume the kind of image that another one is; of a path's, a SimpleITK image."""
+    """Return a function that converts a volume to an image's type; for a path, to a SimpleITK image."""
     if isinstance(image, Volume):
         return lambda volume: volume
     if isinstance(image, Tensor):
@@ -91,6 +93,7 @@ def like(image: Image) -> Callable[[Volume], Any]:
 
 
 def _from_sitk(image: sitk.Image) -> Volume:
+    """Convert a SimpleITK image to a volume."""
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"expected an image of three dimensions and one number per voxel, got {image.GetDimension()} and "
@@ -103,6 +106,7 @@ def _from_sitk(image: sitk.Image) -> Volume:
 
 
 def _from_pair(values: Any, affine: Any) -> Volume:
+    """Convert an array ``(x, y, z)`` and its RAS affine ``(4, 4)`` to a volume."""
     array, matrix = (
         np.asarray(p.numpy(force=True) if isinstance(p, Tensor) else p) for p in (values, affine)
     )
@@ -114,10 +118,12 @@ def _from_pair(values: Any, affine: Any) -> Volume:
 
 
 def _to_pair(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Convert a volume to an array ``(x, y, z)`` and its RAS affine."""
     return np.ascontiguousarray(volume.array.transpose(2, 1, 0)), LPS_FROM_RAS @ volume.world_from_index
 
 
 def _to_meta(volume: Volume, channel: bool, device: torch.device) -> Tensor:
+    """Convert a volume to a MetaTensor, with or without a channel axis."""
     from monai.data.meta_tensor import MetaTensor
 
     array, affine = _to_pair(volume)

@@ -1,7 +1,7 @@
-"""Homogenizing inside MONAI: invertible transforms, for arrays and dictionaries.
+"""Invertible MONAI transforms that homogenize images, for arrays and dictionaries.
 
-They go between loading and whatever a network is fed, and ``monai.transforms.Invertd`` (or ``inverse`` of a
-``Compose``) brings answers back through them:
+Place them after loading and before intensity transforms; ``monai.transforms.Invertd`` (or ``inverse`` of a
+``Compose``) restores segmentations through them:
 
     Compose([
         LoadImaged(("image", "label"), ensure_channel_first=True),
@@ -31,14 +31,14 @@ from isopose.homogenize.warping import homogenized_labels, restored_labels, rest
 
 
 class ReferencePose(InvertibleTransform):
-    """Bring CT to one pose and size, as :class:`~isopose.api.Homogenizer` does; the first to be undone.
+    """Homogenize CT, as :class:`~isopose.api.Homogenizer` does; invertible.
 
     Args:
-        model: folder of a trained model whose poses and reference are taken; none: the package's.
+        model: folder of a trained model whose poses and reference are used; None: the package's.
         per: one pose for a ``volume``, ``smooth`` along it, each ``slice``'s own, or ``tilted``: one for a
             volume in three dimensions.
         size: pixels along a side of the reference's frame.
-        crop: only the square that the model crops, one for a scan.
+        crop: return only the model's crop, one for a scan.
 
     Raises:
         InputError: no such model, settings out of bounds, or a crop without a model that has one.
@@ -50,7 +50,7 @@ class ReferencePose(InvertibleTransform):
         self.homogenizer = Homogenizer(model, per=per, size=size, crop=crop)
 
     def __call__(self, data: torch.Tensor) -> torch.Tensor:
-        """A ``MetaTensor`` ``(1, x, y, z)`` in HU, float32 and upright.
+        """Homogenize a ``MetaTensor`` ``(1, x, y, z)`` in HU; returns float32.
 
         Raises:
             InputError: no body, several channels, or no affine.
@@ -59,7 +59,13 @@ class ReferencePose(InvertibleTransform):
         return self.record(data, as_volume(found.image), found.transform)
 
     def record(self, data: torch.Tensor, made: Volume, transform: Transform) -> torch.Tensor:
-        """What became of a tensor, with what undoes it."""
+        """Return a homogenized volume as a MetaTensor that records the transform for its inverse.
+
+        Args:
+            data: the tensor before.
+            made: the homogenized volume.
+            transform: from one to the other.
+        """
         out = _meta_like(data, made)
         if self.tracing:
             extra = {"transform": transform.to_text()}
@@ -67,14 +73,14 @@ class ReferencePose(InvertibleTransform):
         return out
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """An answer ``(C, x, y, z)`` on the homogenized grid, on the scan's own.
+        """Restore a segmentation ``(C, x, y, z)`` from the homogenized grid to the scan's own.
 
-        One channel of whole numbers from 0 to 255 is a label map: each label linearly, of which the largest
-        share wins. Anything else is one class's probability in each channel, 0 outside; of several channels
-        the first is the background's, which gets what is missing to 1.
+        One channel of whole numbers from 0 to 255 is a label map: each label is interpolated linearly, and
+        the largest share is taken. Otherwise each channel is a class's probability, 0 outside; with several
+        channels the first is background and gets what is missing to 1.
 
         Raises:
-            InputError: the answer does not lie on the grid that this transform made.
+            InputError: the segmentation is not on the grid of this transform's result.
         """
         info = self.pop_transform(data)
         transform = Transform.from_text(info[TraceKeys.EXTRA_INFO]["transform"])
@@ -91,19 +97,19 @@ class ReferencePose(InvertibleTransform):
 
 
 class ReferencePosed(MapTransform, InvertibleTransform):
-    """Likewise of dictionaries: the image decides, its labels follow.
+    """Homogenize an image and its label maps in a dictionary; the pose is estimated from the image.
 
     Args:
-        keys: the image's, and those of label maps on its grid.
-        image_key: which of them is the image.
-        model: see :class:`ReferencePose`, as ``per``, ``size`` and ``crop``.
-        per: see there.
-        size: see there.
-        crop: see there.
+        keys: keys of the image and of label maps on its grid.
+        image_key: key of the image.
+        model: see :class:`ReferencePose`.
+        per: see :class:`ReferencePose`.
+        size: see :class:`ReferencePose`.
+        crop: see :class:`ReferencePose`.
         allow_missing_keys: whether label maps may be missing.
 
     Raises:
-        InputError: the image is not among the keys.
+        InputError: ``image_key`` is not among the keys.
     """
 
     def __init__(
@@ -124,18 +130,18 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         self.pose = ReferencePose(model, per=per, size=size, crop=crop)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The dictionary with its image and label maps upright and in one size."""
+        """Return the dictionary with homogenized image and label maps."""
         out = dict(data)
         image = _channel(out[self.image_key])
         labels = {
             key: as_labels(_channel(out[key])) for key in self.key_iterator(out) if key != self.image_key
         }
-        every = None
+        union = None
         if labels:
-            # So large a grid that nothing labeled is cut off.
-            every = next(iter(labels.values()))
-            every = every.with_array(np.max([one.array for one in labels.values()], axis=0))
-        found = self.pose.homogenizer.transform(image, every)
+            # The union of all labels, so that the grid is large enough for each.
+            union = next(iter(labels.values()))
+            union = union.with_array(np.max([one.array for one in labels.values()], axis=0))
+        found = self.pose.homogenizer.transform(image, union)
         out[self.image_key] = self.pose.record(image, as_volume(found.image), found.transform)
         for key, volume in labels.items():
             out[key] = self.pose.record(
@@ -144,7 +150,7 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         return out
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Answers under the keys brought back, see :meth:`ReferencePose.inverse`."""
+        """Restore the segmentations under the keys, see :meth:`ReferencePose.inverse`."""
         out = dict(data)
         for key in self.key_iterator(out):
             out[key] = self.pose.inverse(out[key])
@@ -155,6 +161,7 @@ ReferencePoseD = ReferencePoseDict = ReferencePosed
 
 
 def _channel(data: Any) -> torch.Tensor:
+    """Check that data is a MetaTensor ``(1, x, y, z)``, and return it."""
     if not isinstance(data, MetaTensor) or data.ndim != 4 or data.shape[0] != 1:
         shape = tuple(data.shape) if hasattr(data, "shape") else type(data).__name__
         raise InputError(f"expected a MetaTensor of shape (1, x, y, z), got {shape}; load it with LoadImage")
@@ -162,12 +169,12 @@ def _channel(data: Any) -> torch.Tensor:
 
 
 def _meta_like(data: torch.Tensor, *channels: Volume) -> MetaTensor:
-    """Channels on one grid as float32, with the meta data of a tensor and its record of transforms."""
+    """Return channels on one grid as a float32 MetaTensor, with metadata and transforms of ``data``."""
     made: list[MetaTensor] = [like(data)(volume) for volume in channels]
     values = torch.cat([one.as_tensor() for one in made]).float()
     return MetaTensor(
         values,
-        # Not beside it: MONAI warns where an affine is given twice.
+        # The affine goes into meta only: MONAI warns if it is also given as an argument.
         meta={**data.meta, "affine": made[0].affine, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
         applied_operations=list(data.applied_operations),  # type: ignore[attr-defined]
     )

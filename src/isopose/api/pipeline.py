@@ -1,4 +1,4 @@
-"""A trained model as one object: image in, labels on its own grid out."""
+"""A trained model as one object that segments images on their own grids."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from isopose.models.folder import Model, for_prediction, load_model
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a model says of one image.
+    """The segmentation of one image.
 
     Args:
-        labels: stored label values, uint8, on the image's exact grid, of its type (of a path: SimpleITK).
-        probabilities: by class (background and all labels), where asked for, likewise.
-        volumes_ml: of each label and union.
-        warnings: for people, one line each.
+        labels: stored label values, uint8, on the image's grid, of the image's type (for a path: SimpleITK).
+        probabilities: images by class (background and all labels), of the same type; empty unless requested.
+        volumes_ml: volume of each label and union, ml.
+        warnings: one line each.
     """
 
     labels: Any
@@ -29,7 +29,7 @@ class Result:
 
 
 class Pipeline:
-    """A trained model; as ``isopose predict``, on images in memory.
+    """A trained model that segments images in memory, as ``isopose predict`` does files.
 
     Example:
         >>> pipeline = Pipeline.load("model")  # doctest: +SKIP
@@ -42,20 +42,20 @@ class Pipeline:
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> Self:
-        """The model in a folder that ``isopose fit`` wrote.
+        """Load the model in a folder that ``isopose fit`` wrote.
 
         Args:
-            folder: the model's.
+            folder: of the model.
             device: auto, cpu, cuda, a GPU by its number (cuda:1), mps.
 
         Raises:
-            InputError: no model, or one that is damaged, tampered with or of another format; no such device.
+            InputError: no model, a damaged or altered one or one of another format, or no such device.
         """
         return cls(load_model(Path(folder), choose_device(device)))
 
     @property
     def labels(self) -> dict[str, int]:
-        """Names and stored values."""
+        """Names and stored values of the labels."""
         return dict(self._model.labels.values)
 
     def predict(self, image: Image, *, probabilities: bool = False) -> Result:
@@ -63,7 +63,7 @@ class Pipeline:
 
         Args:
             image: CT in Hounsfield units, any size, spacing and orientation.
-            probabilities: give them too.
+            probabilities: return probabilities as well.
 
         Raises:
             InputError: no body is found, or the image cannot be read.

@@ -1,12 +1,12 @@
-"""The patient's trunk in a CT: without the table, without arms where they can be told apart.
+"""Find the patient's trunk in a CT, without the table, and without arms where they can be separated.
 
-The work is done on slices of square pixels of one or two millimeters. What is thin is not body (table, wires,
-blankets); what hangs on the trunk by a neck narrower than a part of its own width is not trunk (arms). Both
-parts are lengths that grow with the body, so that the same rule holds for a newborn and for an adult.
+It works on slices resampled to square pixels of one or two millimeters. Thin structures (table, wires,
+blankets) are removed by an opening; parts that are connected to the trunk by a narrow neck (arms) are cut
+off. Both lengths scale with the body's diameter, so that the same rule holds for a newborn and for an adult.
 
-Limits: an arm that is pressed to the trunk over more than an eighth of the trunk's width stays; a table or
-pad thicker than 8 mm and denser than the threshold stays where it touches; lungs or gas under a wall of less
-than about four working pixels (4 to 8 mm) may be left out.
+Limits: an arm that touches the trunk over more than an eighth of the trunk's width stays; a table or pad
+thicker than 8 mm and denser than the threshold stays where it touches the body; lungs or gas under a wall of
+less than about four working pixels (4 to 8 mm) may be missing.
 """
 
 from functools import partial
@@ -25,24 +25,26 @@ from isopose.geometry.volume import Volume
 
 #: Side of the working pixel: a 256th of the field of view, within these bounds, in mm.
 PIXEL_MM = (1.0, 2.0)
-#: Half the thickness up to which something is table or cloth, as a part of the body's diameter, and its
-#: bounds in mm. A newborn's chest wall is about 6 mm thick, a table's shell up to 8.
+#: Half the thickness up to which a structure counts as table or cloth, as a fraction of the body's diameter,
+#: and its bounds in mm. A newborn's chest wall is about 6 mm thick, a table's shell up to 8.
 THIN, THIN_MM = 0.02, (2.0, 4.0)
-#: Half the width of a neck at which an arm is cut off, as a part of the body's diameter.
+#: Half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
 NECK = 0.06
-#: Part of a slice's largest piece that another piece must have to be trunk too: thighs are, arms are not.
+#: Smallest area of a further piece of trunk, as a fraction of the slice's largest: thighs pass, arms do not.
 PIECE = 0.5
-#: Part of a piece of air that must lie in the trunk's convex hull, or be trunk nearby, to be gas in it.
+#: Fraction of a pocket of air that must lie in the trunk's convex hull, or in the trunk of nearby slices, to
+#: count as gas.
 WITHIN = 0.8
-#: How far along the patient nearby slices are, as a part of the body's diameter; the next ones always are.
+#: Distance along z up to which slices count as nearby, as a fraction of the body's diameter; at least one
+#: slice.
 NEARBY = 0.1
-#: Part of the body with all its gas below which a trunk has lost its lungs.
+#: A trunk smaller than this fraction of the body with all its gas has lost its lungs.
 LOST = 0.5
-#: Part of voxels at the very minimum from which a volume counts as clipped from below.
+#: Fraction of voxels at the minimum from which a volume counts as clipped from below.
 CLIPPED = 0.02
-#: Values further than this from the threshold say nothing more about where a boundary runs between pixels.
+#: Differences to the threshold are clipped to this when a boundary is placed between pixels.
 SOFT_HU = 400.0
-#: Voxels that are worked on at a time, to bound the memory.
+#: Voxels processed at a time, to bound the memory.
 CHUNK = 4_000_000
 
 
@@ -51,14 +53,15 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
 
     Args:
         volume: reoriented (slices along z), Hounsfield units, any dtype; padding below air is taken as air.
-        threshold_hu: what is denser may be body. Where air was clipped to a value near it or above (a
-            windowed image), a threshold between that value and fat takes its place.
+        threshold_hu: denser voxels may be body. Where air was clipped to a value near or above it (a windowed
+            image), a threshold between that value and fat is used instead.
 
     Returns:
         ``(z, y, x)`` booleans on the volume's grid; slices without a body are empty.
 
     Raises:
-        InputError: nothing is denser than the threshold, or the values are not Hounsfield units.
+        InputError: no voxel is denser than the threshold, only thin structures are, or the values are not
+            Hounsfield units.
     """
     threshold = _threshold(volume.array, threshold_hu)
     size, pixel = _working_grid(volume)
@@ -76,8 +79,9 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
 
 
 def _threshold(array: np.ndarray, threshold_hu: float) -> float:
+    """Return the threshold, raised where air was clipped to a higher value; see :func:`body_mask`."""
     lowest = float(array.min())
-    # Written so that NaN, which compares with nothing, is left to whoever reads the values.
+    # "not >" instead of "<=": NaN passes here and is reported by the code that checks the values.
     if not lowest > 2.0 * threshold_hu or np.mean(array == lowest) < CLIPPED:
         return threshold_hu
     if lowest > -50.0:
@@ -85,12 +89,12 @@ def _threshold(array: np.ndarray, threshold_hu: float) -> float:
             f"no body found above {threshold_hu:g} HU: air is expected near -1000 HU, but the lowest of all "
             f"values is {lowest:g}; is it a CT in Hounsfield units?"
         )
-    # Half way from clipped air to water, as far as fat (-100 HU) stays above.
+    # Halfway from clipped air to water, but not above fat (-100 HU).
     return max(threshold_hu, min(0.5 * lowest, max(0.75 * lowest, -120.0)))
 
 
 def _working_grid(volume: Volume) -> tuple[tuple[int, int], float]:
-    """Rows and columns of the working pixels, and their side in mm."""
+    """Return the rows and columns of the working grid, and the side of its pixels in mm."""
     height, width = volume.array.shape[1:]
     extent = (height * volume.spacing[1], width * volume.spacing[0])
     pixel = float(np.clip(max(extent) / 256.0, *PIXEL_MM))
@@ -98,24 +102,31 @@ def _working_grid(volume: Volume) -> tuple[tuple[int, int], float]:
 
 
 def _coarse(slices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Means of slices over the working pixels, float32 ``(n, h, w)``."""
+    """Average slices ``(n, y, x)`` over the working pixels, float32 ``(n, h, w)``."""
     block = torch.from_numpy(np.ascontiguousarray(slices, dtype=np.float32))
     return F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
 
 
-def _trunk(tissue: Runs, pixel: float, apart: float) -> Runs:
-    """The trunk in coarse slices of ``tissue``, ``apart`` mm, whose pixels have a side of ``pixel`` mm."""
+def _trunk(tissue: Runs, pixel: float, distance: float) -> Runs:
+    """Find the trunk in tissue on the working grid.
+
+    Args:
+        tissue: voxels above the threshold.
+        pixel: side of the working pixels, mm.
+        distance: between neighboring slices, mm.
+    """
     diameter = _diameter(_filled(_largest(tissue)), pixel)
     thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
-    # One step more than was taken off gives the skin's corners back, and no more than a stub of table.
+    # The opening dilates by one step more than it eroded: this restores the skin's corners and at most a stub
+    # of table.
     body = _filled(_largest(_opened(tissue, thin)))
     if not len(body.starts):
         return body
     wall = _opened(tissue, max(1, thin // 3))
     air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue, voxels=CHUNK)
     trunk = _without_arms(body, pixel)
-    nearby = _steps(NEARBY * diameter, apart)
-    # Where a chest's wall is so thin that both lungs were lost, what is left is a small part of the whole.
+    nearby = _steps(NEARBY * diameter, distance)
+    # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
     whole = _with_gas(body, air, wall, thin, nearby)
     lost = trunk.areas < LOST * whole.areas
     if lost.any():
@@ -125,18 +136,18 @@ def _trunk(tissue: Runs, pixel: float, apart: float) -> Runs:
 
 
 def _without_arms(body: Runs, pixel: float) -> Runs:
-    """Cut off what hangs on each slice's largest part by a narrow neck."""
+    """Cut off parts that are connected to each slice's largest part by a narrow neck."""
     neck = _steps(NECK * _diameter(body, pixel), pixel)
     core = mapped(partial(eroded, steps=neck), body, voxels=CHUNK)
     if not len(core.starts):
         return body
-    # A square corner loses 0.41 of the radius to an opening, which the further steps give back.
+    # An opening takes 0.41 of the radius off a square corner; further steps restore it.
     steps = neck + round(0.4 * neck) + 1
     return mapped(partial(met, steps=steps), _kept(core), core, body, voxels=CHUNK)
 
 
 def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Runs:
-    """Add gas that lies under a wall too thin to have stayed, and the wall with it."""
+    """Add gas under a wall that was removed as thin, together with that wall."""
     gas = _gas(trunk, air, nearby)
     if not len(gas.starts):
         return trunk
@@ -149,11 +160,11 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
 
 
 def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
-    """Enclosed air that is the trunk's although the wall over it is as thin as a table.
+    """Return enclosed air that belongs to the trunk although the wall over it is as thin as a table.
 
-    Gas under a child's belly wall lies within the convex hull of what was found, or, where a broad pocket has
-    taken the whole front with it, where the trunk is in one of so many slices before or behind. Air between
-    a back and a table is in neither.
+    Gas under a child's belly wall lies within the convex hull of the trunk, or, where a broad pocket took the
+    whole front with it, within the trunk of one of the ``nearby`` slices on each side. Air between back and
+    table lies in neither.
     """
     gas = mapped(lambda air, trunk: air & ~trunk, air, trunk, voxels=CHUNK)
     if not len(gas.starts):
@@ -167,28 +178,35 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
         near = ndimage.maximum_filter1d(trunk.mask(around), 2 * nearby + 1, axis=0)
         for z in np.unique(slices[first:last]):
             runs = slice(*np.searchsorted(slices, (z, z + 1)))
-            beside = near[z - around.start]
-            within[runs] = _within(gas, runs, trunk.mask(slice(z, z + 1))[0], beside)
+            nearby_trunk = near[z - around.start]
+            within[runs] = _within(gas, runs, trunk.mask(slice(z, z + 1))[0], nearby_trunk)
     numbers = gas.components(in_plane=True)
     parts = np.bincount(numbers, within) / np.maximum(np.bincount(numbers, gas.lengths), 1)
     return gas.only(parts[numbers] >= WITHIN)
 
 
-def _within(gas: Runs, runs: slice, shown: np.ndarray, beside: np.ndarray) -> np.ndarray:
-    """Of some runs of one slice, how many voxels lie in the hull of what is shown, or where ``beside`` is."""
-    if not shown.any():
+def _within(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray) -> np.ndarray:
+    """Count, for runs of one slice, the voxels within the trunk's convex hull or within the nearby trunk.
+
+    Args:
+        gas: the runs.
+        runs: which of them, all in one slice.
+        trunk: ``(y, x)`` of that slice.
+        nearby_trunk: ``(y, x)`` union over nearby slices.
+    """
+    if not trunk.any():
         return np.zeros(runs.stop - runs.start)
     points, lengths = gas.points(runs), gas.lengths[runs]
-    rows = np.flatnonzero(shown.any(axis=1))
-    first, last = shown.argmax(axis=1), shown.shape[1] - 1 - shown[:, ::-1].argmax(axis=1)
+    rows = np.flatnonzero(trunk.any(axis=1))
+    first, last = trunk.argmax(axis=1), trunk.shape[1] - 1 - trunk[:, ::-1].argmax(axis=1)
     outline = np.concatenate([np.stack([rows, side[rows]], 1) for side in (first - 0.5, last + 0.5)])
     hull = ConvexHull(outline).equations if len(rows) > 1 else np.array([[0.0, 0.0, 1.0]])
-    inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1) | beside[tuple(points.T)]
+    inside = (points @ hull[:, :2].T + hull[:, 2] <= 0).all(axis=1) | nearby_trunk[tuple(points.T)]
     return np.add.reduceat(inside, np.cumsum(lengths) - lengths, dtype=np.float64)
 
 
 def _kept(core: Runs) -> Runs:
-    """Cores of the trunk: of the largest in 3D, each slice's largest piece and those not much smaller."""
+    """Return the trunk's cores: in the largest 3D component, each slice's largest piece and similar ones."""
     largest = _largest(core)
     numbers, slices = largest.components(in_plane=True), largest.slices
     areas = np.bincount(numbers, largest.lengths)[numbers]
@@ -198,11 +216,12 @@ def _kept(core: Runs) -> Runs:
 
 
 def _opened(runs: Runs, steps: int) -> Runs:
+    """Remove what is at most twice ``steps`` wide, slice by slice."""
     return mapped(partial(opened, steps=steps), runs, voxels=CHUNK)
 
 
 def _largest(runs: Runs) -> Runs:
-    """The largest of the components connected in three dimensions."""
+    """Return the largest component that is connected in three dimensions."""
     if not len(runs.starts):
         return runs
     numbers = runs.components()
@@ -210,11 +229,12 @@ def _largest(runs: Runs) -> Runs:
 
 
 def _filled(runs: Runs) -> Runs:
-    """Fill holes slice by slice, those included that the image's border closes."""
+    """Fill holes slice by slice, including those that the image's border closes."""
     return mapped(_filled_slices, runs, voxels=CHUNK)
 
 
 def _filled_slices(mask: np.ndarray) -> np.ndarray:
+    """Fill the holes of slices ``(n, y, x)``."""
     padded = np.pad(mask, ((0, 0), (2, 2), (2, 2)))
     for side, line in (
         ((slice(None), 1, slice(2, -2)), mask[:, 0]),
@@ -227,30 +247,31 @@ def _filled_slices(mask: np.ndarray) -> np.ndarray:
         padded[side] = after & before
     empty = Runs.of(iter([~padded]), padded.shape)
     numbers, slices = empty.components(in_plane=True), empty.slices
-    # A slice's first run is its upper edge.
+    # The first run of a slice is its upper edge, so its component is the outside.
     outer = numbers[np.searchsorted(slices, np.arange(len(padded)))]
     return ~empty.only(numbers == outer[slices]).mask(slice(None))[:, 2:-2, 2:-2]
 
 
 def _diameter(body: Runs, pixel: float) -> float:
-    """Of the circle with the area of a typical slice of the body, in mm."""
+    """Return the diameter (mm) of the circle with the median area of the body's slices."""
     areas = body.areas
     return float(2.0 * pixel * np.sqrt(np.median(areas[areas > 0]) / np.pi)) if areas.any() else 0.0
 
 
 def _steps(radius_mm: float, pixel: float) -> int:
+    """Return a radius in steps of a pixel, at least 1."""
     return max(1, round(radius_mm / pixel))
 
 
 def _fine(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float) -> np.ndarray:
-    """Bring the trunk back to the volume's grid, its boundary placed between pixels by their values."""
+    """Resample the trunk to the volume's grid; its boundary between pixels follows their values."""
     out = scratch.zeros(array.shape, bool)
     height, width = tissue.shape[1:]
     for part in parts_of(array.shape, CHUNK):
-        # Made again, for to keep them would take more memory than all masks.
+        # Computed a second time: keeping the averages would take more memory than all masks.
         level = np.clip(_coarse(array[part], (height, width)) - threshold, -SOFT_HU, SOFT_HU)
         body, dense = trunk.mask(part), tissue.mask(part)
-        # Gas inside and arms or table outside have the wrong sign, and no boundary is theirs.
+        # Gas inside, and arms or table outside, have the wrong sign and form no boundary.
         level[body & ~dense] = SOFT_HU
         level[~body & dense] = -SOFT_HU
         block = torch.from_numpy(level[:, None])
@@ -260,7 +281,7 @@ def _fine(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float) -> np.
 
 
 def body_box(mask: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float, float]:
-    """Outer edges in mm, ``(x0, y0, x1, y1)``, of the in-plane box that holds a mask in all its slices.
+    """Return the outer edges in mm, ``(x0, y0, x1, y1)``, of the in-plane box around all slices of a mask.
 
     Args:
         mask: ``(z, y, x)``, not empty; millimeters are ``index * spacing`` at voxel centers.

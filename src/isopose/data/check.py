@@ -1,4 +1,4 @@
-"""Every problem of a dataset, each with its case, before hours are spent on training."""
+"""Check a dataset: find all its problems, each with its case, before hours are spent on training."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -23,20 +23,21 @@ from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels, voxels_of
 from isopose.parallel import attempts
 
-#: Voxel sizes (x, y, z) this many times off the cohort's median stand out; slices of 0.5 to 5 mm are common.
+#: Voxel sizes (x, y, z) that differ from the cohort's median by more than these factors are outliers; slices
+#: of 0.5 to 5 mm are common.
 _OUTLIER = (3.0, 3.0, 10.0)
-#: Fewer cases than this say nothing about what is usual.
+#: Fewest cases for which a median voxel size is meaningful.
 _FEW = 5
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, or looks wrong.
+    """An error or a warning about a case or the dataset.
 
     Args:
-        case: case id, or the dataset's name where it concerns all of it.
-        severity: an ``error`` stands in the way of training or prediction, a ``warning`` deserves a look.
-        message: one line: what was expected, what came, what to do.
+        case: case id, or the dataset's name if it concerns all of it.
+        severity: an ``error`` prevents training or prediction; a ``warning`` should be checked.
+        message: one line: what was expected, what was found, what to do.
     """
 
     case: str
@@ -46,7 +47,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Report:
-    """What one case showed: problems, and what only a comparison of cases can judge."""
+    """The problems of one case, and its facts for comparison with other cases."""
 
     problems: tuple[Problem, ...]
     digest: str | None = None
@@ -62,19 +63,18 @@ def check_dataset(
     progress: Callable[[int, int], None] | None = None,
     found: Callable[[Problem], None] | None = None,
 ) -> list[Problem]:
-    """Read every case of a dataset and list all that is wrong with it; it never stops at the first.
+    """Read every case of a dataset and return all problems, without stopping at the first.
 
     Args:
         dataset: what to check.
         min_slices: fewest axial slices of a case.
-        workers: processes; 0 reads in this one. The answer does not depend on it.
+        workers: processes; 0 reads in this one. The result does not depend on it.
         progress: called with the numbers of cases done and of all cases.
-        found: called with each problem as soon as it is known; what is stopped has said so much.
+        found: called with each problem as soon as it is known, so that an interrupted check still reports.
 
     Returns:
-        Problems in the order of the cases, those of one case in the order of the checks, and at the end those
-        of the whole dataset. Empty when there is none. Whatever a case raises, or a worker process that
-        dies of it, is a problem of that case.
+        Problems in the order of the cases, then those of the whole dataset. An exception raised for a case,
+        or a worker process that dies, is a problem of that case.
     """
     problems: list[Problem] = []
 
@@ -98,7 +98,7 @@ def check_dataset(
 
 
 def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
-    """All that one case shows by itself."""
+    """Check one case on its own."""
     problems: list[Problem] = []
 
     def note(severity: Literal["error", "warning"], message: str) -> None:
@@ -132,7 +132,7 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
         digest, spacing = _digest(upright), (x, y, z)
     except Exception as error:
         note("error", f"image: {failure_of(error)}")
-    # Without the image the label can still be missing or broken, and the user wants to know both at once.
+    # The label is checked even if the image is unusable, so that the user learns of both at once.
     values: frozenset[int] = frozenset()
     try:
         values = _label_values(case, labels, image, note)
@@ -142,6 +142,7 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
 
 
 def _image_errors(upright: Volume, min_slices: int) -> Iterable[str]:
+    """Yield the errors of an image's size and content."""
     depth, height, width = upright.array.shape
     if depth < min_slices:
         yield f"image: {depth} axial slices, expected at least {min_slices}; leave the case out"
@@ -157,7 +158,7 @@ def _label_values(
     image: Volume | None,
     note: Callable[[Literal["error", "warning"], str], None],
 ) -> frozenset[int]:
-    """The known values that occur in the case's labels."""
+    """Check the case's labels, and return the known values that occur in them."""
     if case.label is None:
         return frozenset()
     marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
@@ -183,7 +184,7 @@ def _label_values(
 
 
 def _digest(upright: Volume) -> str:
-    """A hash of the voxels that does not depend on the file format, the storage order or the type."""
+    """Return a hash of the voxels that does not depend on file format, storage order or dtype."""
     digest = sha256(str(upright.array.shape).encode())
     for plane in upright.array:
         digest.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
@@ -191,7 +192,7 @@ def _digest(upright: Volume) -> str:
 
 
 def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
-    """What only a comparison of cases shows."""
+    """Yield the problems that only a comparison of cases shows."""
     yield from _twins(dataset, reports)
     spacings = [r.spacing for r in reports if r.spacing is not None]
     if len(spacings) >= _FEW:
@@ -227,7 +228,7 @@ def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
 
 
 def _twins(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
-    """Cases whose images are the same, voxel for voxel."""
+    """Yield the cases whose image equals that of an earlier case, voxel for voxel."""
     same: dict[str, list[Case]] = defaultdict(list)
     for case, report in zip(dataset.cases, reports, strict=True):
         if report.digest is not None:

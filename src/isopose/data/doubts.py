@@ -1,4 +1,4 @@
-"""What makes a scan look unlike CT of a trunk in Hounsfield units, to warn before its labels are used."""
+"""Warnings for scans that do not look like axial CT of a trunk in Hounsfield units."""
 
 from collections.abc import Iterator
 
@@ -8,17 +8,17 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.sizes import size_doubts
 
-#: CT without a voxel below this has no fat and no air: its values are not HU.
+#: A scan without a voxel below this has no fat and no air: its values are not HU.
 _AIRLESS_HU = -10
-#: A CT whose values span less than this was windowed or normalized.
+#: A scan whose values span less than this was windowed or normalized.
 _NARROW_HU = 300
-#: Above all bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
+#: Above bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
 _HIGHEST_HU = 32000
 #: Beyond this no calibration, however wrong, is CT.
 _IMPOSSIBLE_HU = 1e6
 #: Voxels longer than this multiple of another side, and than this many mm, are not the pixels of axial CT.
 _THICK, _THICK_MM = 1.8, 1.5
-#: Further from the patient's axes than this many degrees is unusual in CT.
+#: Largest usual angle in degrees between the scan's and the patient's axes.
 _OBLIQUE_DEGREES = 20.0
 
 
@@ -40,13 +40,13 @@ def check_values(upright: Volume) -> None:
 
 
 def doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Iterator[str]:
-    """One line for each way in which a scan's values, grid or size are unusual for axial CT in HU.
+    """Yield a warning for each way in which values, grid or size are unusual for axial CT in HU.
 
-    None of them proves anything, so they warn and never refuse.
+    None of them is proof of an error, so the scan is not refused.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
-        body_mm: sides ``(x, y)`` of the body's in-plane box; none where no body was found.
+        body_mm: sides ``(x, y)`` of the body's in-plane box, mm; None where no body was found.
     """
     low, high = float(upright.array.min()), float(upright.array.max())
     if low < high:

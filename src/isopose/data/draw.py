@@ -1,4 +1,4 @@
-"""Which rows make a batch, in which order, and reading them ahead of the training step."""
+"""Choose the rows of training batches, and read batches ahead of the training step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,30 +10,33 @@ from torch import Tensor
 
 
 def batches_of_rows(rows: int, batch_size: int) -> list[np.ndarray]:
-    """Return the numbers of all rows in order, a batch at a time; the last batch may be short."""
+    """Return the indices of all rows in order, a batch at a time; the last batch may be short."""
     return [np.arange(i, min(i + batch_size, rows)) for i in range(0, rows, batch_size)]
 
 
 def draw_epoch(
     presence: np.ndarray, least: Mapping[int, float], batch_size: int, iterations: int, seed: Sequence[int]
 ) -> list[np.ndarray]:
-    """Rows of each batch of an epoch, with at least a part of slices that show given labels.
+    """Draw the rows of each batch of an epoch, with a minimum fraction of slices that show given labels.
 
-    A slice that shows several labels counts for each. The draw depends on nothing but the arguments, so a
-    resumed run draws the same.
+    A slice that shows several labels counts for each. The result depends on the arguments only, so a resumed
+    run draws the same batches.
 
     Args:
-        presence: ``(rows, labels)``.
-        least: label column to the least fraction of an epoch's slices that must show it; labels that no
-            slice shows are passed over.
-        batch_size: slices a batch.
-        iterations: batches.
-        seed: numbers that name this epoch of this stage of this run.
+        presence: ``(rows, labels)`` booleans.
+        least: column of a label to the minimum fraction of the epoch's slices that show it; a label that no
+            row shows is ignored.
+        batch_size: slices per batch.
+        iterations: number of batches.
+        seed: numbers that identify run, stage and epoch.
+
+    Returns:
+        For each batch its rows ``(batch_size,)``.
     """
     random = np.random.default_rng(np.random.SeedSequence(list(seed)))
     total = batch_size * iterations
     drawn = _shuffled(np.arange(len(presence)), total, random)
-    # Places that hold a label's part already; the others may be given to a label that is short of its own.
+    # Positions that a label needs for its minimum; only the others may be replaced for another label.
     kept = np.zeros(total, dtype=bool)
     for label, fraction in sorted(least.items()):
         needed = int(np.ceil(fraction * total))
@@ -50,7 +53,7 @@ def draw_epoch(
 
 
 def _shuffled(candidates: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """So many of the candidates, each as often as any other give or take one, in random order."""
+    """Draw ``count`` candidates in random order, each equally often up to one."""
     rounds = [random.permutation(candidates) for _ in range(-(-count // len(candidates)))]
     return np.concatenate(rounds)[:count]
 
@@ -68,10 +71,10 @@ B_co = TypeVar("B_co", bound=_Movable, covariant=True)
 
 
 class Rows(Protocol[B_co]):
-    """What batches are read from by the numbers of rows: slices, or whole volumes."""
+    """A source of batches: slices, or whole volumes."""
 
     def read(self, index: np.ndarray) -> B_co:
-        """A batch of these rows."""
+        """Read the batch of these rows."""
         ...
 
 
@@ -83,9 +86,17 @@ def read_ahead(
     pin: bool = False,
     change: Callable[[B, int], B] | None = None,
 ) -> Iterator[B]:
-    """Read batches in one background thread, ``depth`` ahead; decompression releases the GIL.
+    """Read batches ahead in one background thread; decompression releases the GIL.
 
-    ``change`` is made to each batch there, given with its number.
+    Args:
+        slices: where batches are read from.
+        index: rows of each batch.
+        depth: batches to read ahead.
+        pin: copy batches to pinned memory.
+        change: applied to each batch and its number in that thread.
+
+    Yields:
+        The batches in order.
     """
 
     def load(number: int) -> B:

@@ -1,9 +1,9 @@
-"""What the training cases are like: grid sizes, body sizes, tissue, intensities of what is labeled, labels.
+"""The fingerprint of the training cases: grid and body sizes, tissue, labels, intensities of labeled voxels.
 
-Intensities follow nnU-Net v2 (``DatasetFingerprintExtractor``, ``CTNormalization``): raw values of labeled
-voxels, each case with the same weight however many of its voxels are labeled. nnU-Net draws equally many
-voxels of each case at random; here the limit of infinitely many is computed from histograms, so that nothing
-is random.
+Intensities follow nnU-Net v2 (``DatasetFingerprintExtractor``, ``CTNormalization``): statistics of the raw
+values of labeled voxels, with the same weight for each case. nnU-Net samples equally many voxels of each
+case; here the limit of infinitely many samples is computed from histograms, so that the result is
+deterministic.
 """
 
 import json
@@ -28,7 +28,7 @@ from isopose.labels import Labels
 from isopose.parallel import Progress, all_of, attempts
 from isopose.strict import STRICT, first_problem
 
-#: Air around the largest body's box in the frame that holds all of them, as a part of its side.
+#: Margin of the frame around the largest body's box, as a fraction of the box's side.
 MARGIN = 0.04
 
 Positive = Annotated[float, Field(gt=0)]
@@ -36,7 +36,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Scale:
-    """Of ``low``, ``high``, ``mean`` and ``sd``: how raw values (HU) become what the networks see."""
+    """Normalization of raw values (HU): clip to ``low`` and ``high``, then z-score by ``mean`` and ``sd``."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class Scale:
     sd: float
 
     def normalize(self, values: np.ndarray) -> np.ndarray:
-        """Clip to ``low`` and ``high``, subtract ``mean``, divide by ``sd``; float32, a copy."""
+        """Return normalized values of the same shape, a float32 copy."""
         out = np.clip(values.astype(np.float32), np.float32(self.low), np.float32(self.high))
         out -= np.float32(self.mean)
         out /= np.float32(max(self.sd, 1e-8))
@@ -52,18 +52,18 @@ class Scale:
 
     @property
     def air(self) -> float:
-        """Normalized value of air: that of ``low``, for air is darker than any labeled organ."""
+        """Normalized value of air: that of ``low``, since air is darker than any labeled organ."""
         return float(self.normalize(np.array([self.low]))[0])
 
     @property
     def top(self) -> float:
-        """Normalized value of ``high``, the largest there is."""
+        """Normalized value of ``high``, the largest possible."""
         return float(self.normalize(np.array([self.high]))[0])
 
 
 @dataclass(frozen=True)
 class Window(Scale):
-    """A window of HU shown as it is, where no training cases say how to scale."""
+    """An intensity window in HU without z-scoring, used where there are no training cases."""
 
     low: float
     high: float
@@ -76,14 +76,14 @@ class Intensity(Scale):
     """Raw values (HU) of labeled voxels, pooled with the same weight for each case.
 
     Args:
-        percentiles: which percentiles ``low`` and ``high`` are.
-        low: what darker values are clipped to.
-        median: of the values.
-        high: what brighter values are clipped to.
-        mean: of the raw values, not of the clipped ones.
-        sd: of the raw values, not of the clipped ones.
-        minimum: of all.
-        maximum: of all.
+        percentiles: the percentiles that ``low`` and ``high`` are.
+        low: lower bound for clipping.
+        median: median of the values.
+        high: upper bound for clipping.
+        mean: mean of the raw values, before clipping.
+        sd: standard deviation of the raw values, before clipping.
+        minimum: smallest value.
+        maximum: largest value.
     """
 
     percentiles: tuple[float, float]
@@ -99,7 +99,7 @@ class Intensity(Scale):
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """One label over the cases; volumes in ml over the cases that have it, 0 where none has."""
+    """Statistics of one label; volumes in ml over the cases that have it, 0 if none has."""
 
     name: str
     cases: Count
@@ -112,23 +112,23 @@ class LabelFacts:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of the training cases only; nothing in it names a patient.
+    """Facts of the training cases; nothing in it identifies a patient.
 
     Args:
         cases: number of scans.
         patients: number of patients.
         spacing_median: voxel size along ``(x, y, z)`` of the reoriented volumes, mm.
-        spacing_min: smallest, each axis by itself.
-        spacing_max: largest, each axis by itself.
-        slices_median: axial slices of a scan.
-        slices_min: fewest.
-        slices_max: most.
-        intensity: of labeled voxels.
+        spacing_min: smallest, for each axis.
+        spacing_max: largest, for each axis.
+        slices_median: median number of axial slices.
+        slices_min: fewest axial slices.
+        slices_max: most axial slices.
+        intensity: statistics of labeled voxels.
         body_median_mm: sides ``(x, y)`` of the body's in-plane box, mm.
-        body_max_mm: largest sides, each axis by itself.
+        body_max_mm: largest sides, for each axis.
         fov_mm: side of the square that holds the body's box of every case, with a margin of 4 %.
-        labels: in class order.
-        tissue: what the bodies are made of; none in models that did not look yet.
+        labels: statistics of the labels, in class order.
+        tissue: composition of the bodies; None in models from before it was measured.
     """
 
     cases: Annotated[int, Field(ge=1)]
@@ -148,15 +148,19 @@ class Fingerprint:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that JSON holds exactly."""
+        """Return the fingerprint as values that JSON represents exactly."""
         return _ADAPTER.dump_python(self, mode="json")
 
     @classmethod
     def from_json(cls, values: Any, where: str = "fingerprint") -> "Fingerprint":
-        """The inverse of :meth:`to_json`.
+        """Read a fingerprint from JSON values, the inverse of :meth:`to_json`.
+
+        Args:
+            values: parsed JSON.
+            where: name for messages.
 
         Raises:
-            InputError: a key is missing or unknown, a value of another type or out of range.
+            InputError: a key is missing or unknown, or a value has another type or is out of range.
         """
         try:
             found = _ADAPTER.validate_json(json.dumps(values))
@@ -174,7 +178,7 @@ _ADAPTER = TypeAdapter(Fingerprint)
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """One case's part in the fingerprint; labels in class order, lengths in mm."""
+    """Facts of one case, from which the fingerprint is computed; labels in class order, lengths in mm."""
 
     patient: str
     spacing: tuple[float, float, float]
@@ -197,18 +201,18 @@ def fingerprint_of(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Fingerprint:
-    """Look at every training case once.
+    """Read every training case once and compute the fingerprint.
 
     Args:
-        cases: of the training part only, each with a label file.
+        cases: training cases only, each with a label file.
         labels: names and stored values.
         config: percentiles and the body's threshold.
-        workers: processes; any number gives the same numbers.
-        progress: called with the cases done and all cases.
+        workers: processes; the result does not depend on their number.
+        progress: called with the numbers of cases done and of all cases.
         say: called with a line for each case that cannot be used.
 
     Raises:
-        InputError: no case, or cases that cannot be used, once all were looked at.
+        InputError: no case, or unusable cases, after all were read.
     """
     if not cases:
         raise InputError("fingerprint: expected at least one training case, got none")
@@ -224,7 +228,7 @@ def facts_of(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[CaseFacts | Failed]:
-    """Look at cases one by one, of which some may turn out not to be usable; see :func:`fingerprint_of`."""
+    """Yield the facts of each case, or its failure if it is unusable; see :func:`fingerprint_of`."""
     work = partial(case_facts, labels=labels, config=config)
     return attempts(work, cases, name=attrgetter("id"), workers=workers, progress=progress)
 
@@ -265,7 +269,7 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
 
 
 def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig) -> Fingerprint:
-    """Put the cases' parts together, in their order.
+    """Combine the facts of cases, in their order, into a fingerprint.
 
     Raises:
         InputError: no case has a labeled voxel.
@@ -292,6 +296,7 @@ def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig)
 
 
 def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> Intensity:
+    """Compute the pooled intensity statistics of the cases with labeled voxels."""
     if not facts:
         raise InputError(
             "fingerprint: no training case has a labeled voxel; are these the right label files?"
@@ -300,7 +305,7 @@ def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> 
     weights = np.concatenate([f.counts / f.counts.sum() for f in facts])
     order = np.argsort(values, kind="stable")
     values, share = values[order], np.cumsum(weights[order])
-    # The value at which the share reaches the percentile, less what summing rounds.
+    # The value at which the cumulative weight reaches the percentile, with a tolerance for rounding.
     wanted = np.array([percentiles[0], 50.0, percentiles[1]]) / 100.0 * share[-1] - 1e-12
     low, median, high = values[np.searchsorted(share, wanted).clip(max=len(values) - 1)]
     if low == high:
@@ -309,7 +314,7 @@ def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> 
             "normalized; are these the scans, as CT in Hounsfield units?"
         )
     means = np.array([f.mean for f in facts])
-    # Total variance: mean of the cases' variances and variance of their means.
+    # Law of total variance: mean of the cases' variances plus variance of their means.
     variance = np.mean([f.variance for f in facts]) + means.var()
     return Intensity(
         percentiles=(float(percentiles[0]), float(percentiles[1])),
@@ -324,6 +329,7 @@ def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> 
 
 
 def _label(name: str, index: int, facts: Sequence[CaseFacts]) -> LabelFacts:
+    """Compute the statistics of one label."""
     volumes = np.array([f.volumes_ml[index] for f in facts if f.volumes_ml[index] > 0])
     some = volumes if len(volumes) else np.zeros(1)
     return LabelFacts(
@@ -345,7 +351,7 @@ def _three(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def describe(fingerprint: Fingerprint) -> list[tuple[str, str]]:
-    """Rows of name and value for people to read."""
+    """Return the fingerprint as rows of name and value for display."""
     f, i = fingerprint, fingerprint.intensity
     rows = [
         ("cases", f"{f.cases} of {f.patients} patients"),

@@ -1,7 +1,7 @@
-"""Masks that grow and shrink by octagons, slice by slice, 64 voxels of a row in one number.
+"""Morphology of masks with octagons, slice by slice, on words that hold 64 voxels of a row.
 
-A step is a few operations on words in place of as many on bytes for each voxel. Masks are booleans
-``(n, y, x)``; what lies beyond the image grows nothing, and takes nothing off, for there the body goes on.
+A step takes a few operations per word instead of per voxel. Masks are booleans ``(n, y, x)``. Outside the
+image the body is assumed to continue: the image's border neither dilates nor erodes a mask.
 """
 
 import numpy as np
@@ -11,23 +11,33 @@ _BITS = 64
 
 
 def dilated(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -> np.ndarray:
-    """A mask grown so many steps, each of a voxel; geodesic if ``within`` is given."""
+    """Dilate a mask by steps of one voxel; geodesic, inside ``within``, if that is given."""
     words = _dilated(_packed(mask), steps, mask.shape[2], None if within is None else _packed(within))
     return _unpacked(words, mask.shape[2])
 
 
 def eroded(mask: np.ndarray, steps: int) -> np.ndarray:
-    """A mask shrunk so many steps."""
+    """Erode a mask by steps of one voxel."""
     return ~dilated(~mask, steps)
 
 
 def opened(mask: np.ndarray, steps: int) -> np.ndarray:
-    """What is left of a mask where it is wider than so many steps, grown back by one more within it."""
+    """Erode a mask by ``steps``, then dilate the rest by one step more within the mask."""
     return dilated(eroded(mask, steps), steps + 1, within=mask)
 
 
 def met(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
-    """``kept`` grown step by step against the other cores, so that both meet in the neck between them."""
+    """Grow ``kept`` and the other cores within a body until they meet in the neck between them.
+
+    Args:
+        kept: cores to keep.
+        core: all cores.
+        body: limits the growth.
+        steps: number of steps.
+
+    Returns:
+        The grown ``kept``.
+    """
     width = body.shape[2]
     grown, other, body = _packed(kept), _packed(core & ~kept), _packed(body)
     for step in range(steps):
@@ -37,16 +47,19 @@ def met(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> 
 
 
 def _packed(mask: np.ndarray) -> np.ndarray:
+    """Pack the voxels of rows into words, the first voxel in the lowest bit."""
     bits = np.packbits(mask, axis=2, bitorder="little")
     missing = -bits.shape[2] % _WORD.itemsize
     return np.pad(bits, ((0, 0), (0, 0), (0, missing))).view(_WORD)
 
 
 def _unpacked(words: np.ndarray, width: int) -> np.ndarray:
+    """Unpack words to rows of ``width`` voxels; the inverse of :func:`_packed`."""
     return np.unpackbits(words.view(np.uint8), axis=2, count=width, bitorder="little").view(bool)
 
 
 def _dilated(words: np.ndarray, steps: int, width: int, within: np.ndarray | None) -> np.ndarray:
+    """Dilate packed masks; see :func:`dilated`."""
     for step in range(steps):
         words = _grown(words, step, width)
         if within is not None:
@@ -55,7 +68,7 @@ def _dilated(words: np.ndarray, steps: int, width: int, within: np.ndarray | Non
 
 
 def _grown(words: np.ndarray, step: int, width: int) -> np.ndarray:
-    """One step further: crosses and squares in turn, together an octagon."""
+    """Dilate by one voxel: a cross in even steps, a square in odd ones, which together give an octagon."""
     rows = words.copy()
     rows[:, 1:] |= words[:, :-1]
     rows[:, :-1] |= words[:, 1:]
@@ -65,6 +78,6 @@ def _grown(words: np.ndarray, step: int, width: int) -> np.ndarray:
     grown[:, :, 1:] |= source[:, :, :-1] >> (_BITS - 1)
     grown[:, :, :-1] |= source[:, :, 1:] << (_BITS - 1)
     if width % _BITS:
-        # Beyond the image nothing grows.
+        # Clear the bits beyond the image.
         grown[:, :, -1] &= np.array((1 << width % _BITS) - 1, _WORD)
     return grown

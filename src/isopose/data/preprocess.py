@@ -1,12 +1,12 @@
-"""From a scan as read to normalized square slices, and the record of how.
+"""Preprocess a scan to normalized square slices, and record how to undo it.
 
 Steps (paper, "Pre-Processing"): reorient to LPS, find the body, crop to it (a square frame in millimeters
-around its box), clip and z-score by the fingerprint, resample every slice once in-plane.
+around its box), clip and z-score by the fingerprint, resample every slice once in plane.
 
-Interpolation is bicubic, prefiltered where pixels grow. Measured on real slices: against nnU-Net's cubic
-splines it has half the error of bilinear sampling, from enlarging twofold to shrinking by 1.25; against area
-means over larger pixels it has less than half the error of prefiltered bilinear sampling at a shrinking of 2,
-and a third of that of unfiltered cubic sampling, which aliases, at 2 and 4.
+Interpolation is bicubic, with a prefilter where pixels become larger. Measured on real slices: compared with
+nnU-Net's cubic splines it has half the error of bilinear sampling, for scales from 2 (enlarged) to 1 / 1.25;
+compared with area means over larger pixels it has less than half the error of prefiltered bilinear sampling
+at a scale of 1 / 2, and a third of that of unfiltered cubic sampling, which aliases, at 1 / 2 and 1 / 4.
 """
 
 import math
@@ -31,27 +31,27 @@ from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent, size_doubts
 from isopose.labels import Labels
 
-#: Input and output pixels that are resampled at a time (16 MB in float32), to bound the memory.
+#: Input or output pixels resampled at a time (16 MB in float32), to bound the memory.
 CHUNK = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Slices of one case in its frame, and all that brings a result back to the scanner's grid.
+    """Slices of one case in its frame, and what is needed to restore a result to the scanner's grid.
 
     Args:
         image: ``(z, N, N)`` float32, clipped and z-scored.
         mask: ``(z, N, N)`` booleans, the trunk.
-        labels: ``(z, N, N)`` uint8 class indices, or none.
-        frame: where the square lies in the plane of the reoriented volume, mm.
+        labels: ``(z, N, N)`` uint8 class indices, or None.
+        frame: the square in the plane of the reoriented volume, mm.
         shape: ``(z, y, x)`` of the reoriented volume.
         spacing: ``(x, y, z)`` of the reoriented volume, mm.
         world_from_index: ``(4, 4)`` of the reoriented volume.
-        reorientation: what was done to the stored axes.
+        reorientation: of the stored axes.
         native_shape: ``(z, y, x)`` as stored.
         native_world_from_index: ``(4, 4)`` as stored.
         air: normalized value outside the scan.
-        warnings: for the user, one line each, without a patient's data.
+        warnings: one line each, without patient data.
     """
 
     image: np.ndarray
@@ -80,18 +80,18 @@ def prepare(
     labels: Volume | None = None,
     label_map: Labels | None = None,
 ) -> Prepared:
-    """Bring a scan, and its labels if given, into the frame that a model's networks see.
+    """Preprocess a scan, and its labels if given, for a model's networks.
 
     Args:
         volume: as read, any orientation, HU.
         fingerprint: of the training cases.
-        config: size of the frame, pixel, the body's threshold.
+        config: size of the frame, pixel size, the body's threshold.
         labels: stored label values on the volume's grid.
-        label_map: their names; needed with ``labels``.
+        label_map: names of the values; needed with ``labels``.
 
     Raises:
-        InputError: non-finite values, no body, a size that no patient has, labels on another grid or with
-            unknown values.
+        InputError: non-finite values, no body, an implausible size, or labels on another grid or with unknown
+            values.
     """
     fov = usual_fov(fingerprint, config)
     return prepare_as(
@@ -109,16 +109,16 @@ def prepare_as(
     *,
     tissue: UsualTissue | None = None,
 ) -> Prepared:
-    """Likewise, where no training cases are known.
+    """Preprocess a scan with a given intensity scale and frame size, without training cases.
 
     Args:
         volume: as read, any orientation, HU.
-        intensity: clips and scales the values.
-        fov_mm: side of the frame of all bodies that fit into it; none: each body's own.
+        intensity: normalization of the values.
+        fov_mm: side of the frame, for all bodies that fit into it; None: from each body's size.
         config: size of the frame, the body's threshold.
         labels: stored label values on the volume's grid.
-        label_map: their names; needed with ``labels``.
-        tissue: what bodies are usually made of; none: any.
+        label_map: names of the values; needed with ``labels``.
+        tissue: composition of the training scans, for warnings; None: no such warnings.
 
     Raises:
         InputError: as :func:`prepare`.
@@ -142,13 +142,13 @@ def prepare_as(
     size = (frame.size, frame.size)
     for part in chunks(body.shape, size):
         slices = warped(intensity.normalize(lps.array[part]), matrix, size, intensity.air, "bicubic")
-        # Cubic sampling rings beside metal and skin; as nnU-Net does, no value leaves the clipped range.
+        # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does.
         image[part] = slices.clip(intensity.air, intensity.top)
         mask[part] = warped(body[part], matrix, size, 0.0, "bilinear") >= 0.5
     classes = None
     if labels is not None:
         if label_map is None:
-            raise ValueError("labels without their names")
+            raise ValueError("expected label_map with labels, got None")
         if not labels.same_grid(volume):
             raise InputError(
                 f"label grid {_grid(labels)} does not match the image's {_grid(volume)}; "
@@ -176,7 +176,7 @@ def prepare_as(
 
 
 def trunk(upright: Volume, threshold_hu: float) -> tuple[np.ndarray, tuple[float, float]]:
-    """The body's mask ``(z, y, x)`` and the sides ``(x, y)`` in mm of its in-plane box.
+    """Return the body's mask ``(z, y, x)`` and the sides ``(x, y)`` in mm of its in-plane box.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
@@ -196,19 +196,19 @@ def trunk(upright: Volume, threshold_hu: float) -> tuple[np.ndarray, tuple[float
 def frame_of(
     body: np.ndarray, spacing: np.ndarray, usual: float | None, size: int
 ) -> tuple[Frame, tuple[str, ...]]:
-    """The square around a body's box, and a warning where it had to be larger than usual.
+    """Return the frame around a body's box, and a warning where it had to be larger than usual.
 
     Args:
         body: ``(z, y, x)`` mask, not empty.
         spacing: ``(x, y, ...)`` in mm.
-        usual: its side in mm where the body fits into that; none: the body's own, with a margin.
-        size: number of pixels.
+        usual: side of the frame in mm, if the body fits into it; None: the body's own side, with a margin.
+        size: pixels along a side.
     """
     x0, y0, x1, y1 = body_box(body, spacing)
     side = max(x1 - x0, y1 - y0)
     warnings: tuple[str, ...] = ()
     fov = side * (1.0 + MARGIN) if usual is None else usual
-    # Rounding must not enlarge the frame of the very body it was made for.
+    # A tolerance, so that the largest training body, for which the frame was made, fits despite rounding.
     if usual is not None and side > usual * (1.0 + 1e-6):
         fov = side * (1.0 + MARGIN)
         warnings = (
@@ -219,11 +219,11 @@ def frame_of(
 
 
 def usual_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
-    """Side in mm of the frame of all bodies that fit into it."""
+    """Return the side in mm of the frame that is used for all bodies that fit into it."""
     if config.pixel_mm is None:
         return fingerprint.fov_mm
     if config.pixel_mm == "median":
-        # The paper resamples to the median pixel and then resizes to 128 or keeps 512: both at once.
+        # The paper resamples to the median pixel size and then resizes to 128 or keeps 512; here in one step.
         median = math.sqrt(fingerprint.spacing_median[0] * fingerprint.spacing_median[1])
         return math.ceil(fingerprint.fov_mm / median) * median
     return config.pixel_mm * config.size
@@ -236,9 +236,9 @@ def labels_in_frame(
 
     Args:
         classes: class indices of the reoriented volume.
-        frame: where to.
+        frame: the target frame.
         spacing: ``(x, y, z)`` in mm.
-        count: classes, background included.
+        count: number of classes, background included.
     """
     matrix = frame.slice_from_frame((classes.shape[1], classes.shape[2]), spacing[:2])
     return warped_labels(classes, matrix, (frame.size, frame.size), range(1, count))
@@ -247,16 +247,16 @@ def labels_in_frame(
 def warped_labels(
     labels: np.ndarray, input_from_output: Tensor, size: tuple[int, int], values: Iterable[int]
 ) -> np.ndarray:
-    """Resample label maps ``(z, y, x)`` to ``(z, h, w)`` uint8: each value linearly, then the largest.
+    """Resample label maps ``(z, y, x)`` to ``(z, h, w)`` uint8: each value linearly, then the largest share.
 
-    Nearest sampling would jag the borders and, where pixels grow, lose thin structures at random; the linear
-    parts keep each structure's area.
+    Nearest-neighbor sampling makes borders jagged and, where pixels become larger, loses thin structures at
+    random; linear interpolation keeps each structure's area.
 
     Args:
         labels: whole numbers, 0 is background.
-        input_from_output: ``(3, 3)`` or, for each slice its own, ``(z, 3, 3)``.
+        input_from_output: ``(3, 3)`` for all slices, or ``(z, 3, 3)``, one for each.
         size: ``(h, w)``.
-        values: that are brought over; others become background.
+        values: the values to resample; others become background.
     """
     values = tuple(values)
     out = scratch.zeros((len(labels), *size), np.uint8)
@@ -270,7 +270,16 @@ def warped_labels(
 
 
 def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
-    """Which of some values has the largest share, uint8; what all lack to 1 is the share of 0, background."""
+    """Return for each pixel the value with the largest share.
+
+    Args:
+        shares: values and their shares in [0, 1], of the given shape; what is missing to 1 is the share of
+            background, 0.
+        shape: of the result.
+
+    Returns:
+        uint8 of the given shape.
+    """
     out = np.zeros(shape, dtype=np.uint8)
     best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
     for value, share in shares:
@@ -284,7 +293,15 @@ def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ..
 def warped(
     array: np.ndarray, input_from_output: Tensor, size: tuple[int, int], fill: float, mode: Mode
 ) -> np.ndarray:
-    """Slices ``(z, y, x)`` through a frame's matrix, or each through its own, to ``(z, h, w)`` float32."""
+    """Resample slices ``(z, y, x)`` to ``(z, h, w)`` float32, through one matrix or one for each.
+
+    Args:
+        array: the slices.
+        input_from_output: ``(3, 3)``, scales and shifts only, or ``(z, 3, 3)``.
+        size: ``(h, w)``.
+        fill: value outside the input.
+        mode: interpolation.
+    """
     source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[:, None]
     through = warp_straight if input_from_output.ndim == 2 else warp
     return through(source, input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
@@ -293,7 +310,17 @@ def warped(
 def warped_volume(
     array: np.ndarray, input_from_output: Tensor, size: tuple[int, int, int], fill: float
 ) -> np.ndarray:
-    """A volume ``(z, y, x)`` through a matrix ``(4, 4)``, ``size`` float32, linearly."""
+    """Resample a volume linearly.
+
+    Args:
+        array: ``(z, y, x)``.
+        input_from_output: ``(4, 4)``, normalized coordinates.
+        size: ``(z, y, x)`` of the result.
+        fill: value outside the input.
+
+    Returns:
+        float32 of the given size.
+    """
     source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     out = scratch.zeros(size, np.float32)
     for part, values in warp_slabs(source, input_from_output, size, fill=fill, voxels=CHUNK):
@@ -302,12 +329,18 @@ def warped_volume(
 
 
 def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:
-    """Parts of a volume ``(z, y, x)`` that are resampled together to ``(h, w)``, to bound the memory."""
+    """Split the slices of a volume into parts that are resampled together, to bound the memory.
+
+    Args:
+        shape: ``(z, y, x)`` of the volume.
+        size: ``(h, w)`` of the result.
+    """
     step = max(1, CHUNK // max(shape[1] * shape[2], size[0] * size[1]))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
 def _outside(classes: np.ndarray, frame: Frame, spacing: tuple[float, float, float]) -> tuple[str, ...]:
+    """Return a warning if labels reach out of the frame."""
     labeled = (classes > 0).any(axis=0)
     if not labeled.any():
         return ()
@@ -324,6 +357,7 @@ def _outside(classes: np.ndarray, frame: Frame, spacing: tuple[float, float, flo
 
 
 def _bodiless(classes: np.ndarray, mask: np.ndarray) -> tuple[str, ...]:
+    """Return a warning if labels lie in slices without a body."""
     count = int(((classes > 0).any(axis=(1, 2)) & ~mask.any(axis=(1, 2))).sum())
     if not count:
         return ()

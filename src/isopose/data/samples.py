@@ -11,23 +11,24 @@ from torch import Tensor
 from isopose.data.draw import batches_of_rows, read_ahead
 from isopose.data.store import StoredCase
 
-#: Of slices one tensor; of volumes, whose depths differ, a tensor each.
+#: One tensor for slices; a tuple of tensors for volumes, whose depths differ.
 Stack = TypeVar("Stack", Tensor, tuple[Tensor, ...])
 
 
 # Not frozen: in mixed precision Lightning Fabric copies a module's inputs and sets each field.
 @dataclass(eq=False)
 class Batch(Generic[Stack]):
-    """Some slices or volumes and, where already known, their transforms.
+    """A batch of slices or volumes and, if already known, their transforms.
 
     Args:
-        rows: ``(N,)`` of the :class:`Slices` or :class:`Volumes` they came from.
+        rows: ``(N,)`` indices into the :class:`Slices` or :class:`Volumes`.
         image: ``(N, 1, S, S)`` float32, normalized; of volumes N tensors ``(1, 1, Z, S, S)``.
         mask: foreground, float32, the same shapes.
         labels: ``(N, S, S)`` uint8 classes; of volumes N tensors ``(1, Z, S, S)``.
-        pose: ``(N, 5)``, of volumes ``(N, 9)``, or none.
-        theta2: ``(N, 3, 3)``, of volumes ``(N, 4, 4)``, or none.
-        stack_from_frame: of volumes ``(N, 4, 4)``, see :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
+        pose: ``(N, 5)``, of volumes ``(N, 9)``; None before STN1 is trained.
+        theta2: ``(N, 3, 3)``, of volumes ``(N, 4, 4)``; None before STN2 is trained.
+        stack_from_frame: for volumes ``(N, 4, 4)``, see
+            :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
     """
 
     rows: Tensor
@@ -47,13 +48,13 @@ class Batch(Generic[Stack]):
         return self._each(lambda tensor: tensor.pin_memory())
 
     def part(self, rows: Tensor) -> "Batch[Stack]":
-        """Return some of its samples, by their places ``(n,)`` in the batch."""
+        """Return some of the batch's samples, by their indices ``(n,)``."""
         chosen = rows.tolist()
 
-        def picked(value: Any) -> Any:
+        def select(value: Any) -> Any:
             return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value[rows]
 
-        return replace(self, **{k: picked(v) for k, v in vars(self).items() if v is not None})
+        return replace(self, **{k: select(v) for k, v in vars(self).items() if v is not None})
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch[Stack]":
         def changed(value: Any) -> Any:
@@ -67,11 +68,11 @@ VolumeBatch = Batch[tuple[Tensor, ...]]
 
 
 def each_stack(stacks: Tensor | tuple[Tensor, ...], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what can be computed at once: all slices of a batch together, or one volume after the other.
+    """Yield what can be computed at once: all slices of a batch together, or one volume at a time.
 
     Args:
         stacks: image, mask or labels of a :class:`Batch`.
-        others: tensors with a row for each sample; of a volume its row is yielded, ``(1, ...)``.
+        others: tensors with a row for each sample; with a volume, its row ``(1, ...)`` is yielded.
     """
     if isinstance(stacks, Tensor):
         yield (stacks, *others)
@@ -81,9 +82,9 @@ def each_stack(stacks: Tensor | tuple[Tensor, ...], *others: Tensor) -> Iterator
 
 
 class Slices:
-    """All slices of some cases that show a body, as rows.
+    """All slices with a body of some cases, as rows.
 
-    ``pose`` and ``theta2`` are filled in once STN1 and STN2 are trained.
+    ``pose`` and ``theta2`` are set once STN1 and STN2 are trained.
 
     Args:
         cases: of one store.
@@ -94,9 +95,9 @@ class Slices:
         rows = [
             (c, z) for c, case in enumerate(self.cases) for z in np.flatnonzero(case.record.body_fraction)
         ]
-        #: ``(rows, 2)``: number of the case, and of the slice from the feet.
+        #: ``(rows, 2)``: index of the case, and of the slice from the feet.
         self.rows = np.array(rows, dtype=np.int64).reshape(-1, 2)
-        #: ``(rows, classes - 1)``: which labels a slice shows.
+        #: ``(rows, classes - 1)`` booleans: which labels a slice shows.
         self.presence = np.concatenate(
             [
                 np.asarray(case.record.presence, dtype=bool)[self._of_case(c)]
@@ -118,7 +119,7 @@ class Slices:
         return [self.cases[c].record.patient for c in self.rows[:, 0]]
 
     def read(self, index: np.ndarray) -> SliceBatch:
-        """Read rows; slices of one case are read together."""
+        """Read the batch of the rows ``(N,)``; slices of one case are read together."""
         image: list[Tensor] = [torch.empty(0)] * len(index)
         mask, labels = image.copy(), image.copy()
         for case in np.unique(self.rows[index, 0]):
@@ -141,7 +142,7 @@ class Slices:
         yield from read_ahead(self, batches_of_rows(len(self), batch_size)[rank::world_size])
 
     def spread(self, most: int) -> "Slices":
-        """Return at most so many rows, evenly spread, for validation."""
+        """Return at most ``most`` rows, evenly spread, for validation."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
         return self.subset(chosen)
 
@@ -159,9 +160,9 @@ class Slices:
 
 
 class Volumes:
-    """Cases that show a body, whole, as rows.
+    """Whole cases with a body, as rows.
 
-    ``pose`` and ``theta2`` are filled in once they are known.
+    ``pose`` and ``theta2`` are set once they are known.
 
     Args:
         cases: of one store.
@@ -169,7 +170,7 @@ class Volumes:
 
     def __init__(self, cases: Sequence[StoredCase]) -> None:
         self.cases = tuple(case for case in cases if any(case.record.body_fraction))
-        #: ``(rows, classes - 1)``: which labels a case shows.
+        #: ``(rows, classes - 1)`` booleans: which labels a case shows.
         self.presence = np.array(
             [np.asarray(case.record.presence, dtype=bool).any(axis=0) for case in self.cases]
         )
@@ -188,7 +189,7 @@ class Volumes:
         return [case.record.patient for case in self.cases]
 
     def read(self, index: np.ndarray) -> VolumeBatch:
-        """Read whole cases."""
+        """Read the batch of the cases ``(N,)``."""
         arrays = [self.cases[row].read(range(self.cases[row].record.shape[0])) for row in index]
         image, mask, labels = (
             tuple(torch.from_numpy(one)[None] for one in kind) for kind in zip(*arrays, strict=True)

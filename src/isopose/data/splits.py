@@ -1,4 +1,4 @@
-"""Training and validation by patient: all scans of one patient are on one side."""
+"""Split cases into training and validation by patient, so that all scans of a patient are on one side."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,7 +9,9 @@ from isopose.io.cases import Case, Dataset
 
 
 def split(dataset: Dataset, config: TrainConfig) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Training and validation cases of ``train.fold``, by patient; none is of split ``test``.
+    """Return training and validation cases as ``train.fold`` says, without test cases.
+
+    With ``train.fold=all`` every labeled case trains and none validates.
 
     Raises:
         InputError: no case to train on, or a patient on two sides.
@@ -26,20 +28,21 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[tuple[Case, ...], tupl
 def split_patients(
     dataset: Dataset, folds: int, fold: int, seed: int
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Training and validation cases of one fold.
+    """Return training and validation cases of one fold.
 
-    Cases without label and test cases are left out. Patients are dealt to the folds in groups of like age, so
-    that every fold spans the ages (patients of unknown age come last); within a group chance decides, by the
-    seed and the patient alone, so that neither the order of the listing nor the machine matters.
+    Cases without label and test cases are left out. Folds are stratified by age: patients sorted by age are
+    assigned in groups, one of each group to each fold (patients of unknown age come last). Within a group the
+    order is a hash of seed and patient, so that it depends neither on the order of the listing nor on the
+    machine.
 
-    Where the dataset itself names validation cases (a manifest's ``split``), its word holds: the cases
-    marked ``val`` validate, all others train.
+    If the dataset names validation cases itself (a manifest's ``split``), these validate and all others
+    train.
 
     Args:
         dataset: at least as many labeled patients as folds.
         folds: number of folds, at least 2.
         fold: which one validates, from 0.
-        seed: for the draw.
+        seed: of the random order within groups.
 
     Returns:
         Training and validation cases, each sorted by id, neither empty.
@@ -59,7 +62,7 @@ def split_patients(
                 f"{dataset.root}: the dataset has its own split, so there is no fold {fold}; use fold 0"
             )
     else:
-        chosen = _dealt(dataset, usable, folds, seed, fold)
+        chosen = _validation_patients(dataset, usable, folds, seed, fold)
     training = tuple(c for c in usable if c.patient not in chosen)
     if not training:
         raise InputError(f"{dataset.root}: no labeled patient is left for training; mark some as train")
@@ -76,7 +79,7 @@ def check_sides(dataset: Dataset) -> None:
     for case in dataset.cases:
         for side, patients in held.items():
             other = patients.get(case.patient)
-            # Beside named validation cases, a case without a word trains.
+            # If validation cases are named, a case without a split trains.
             if other is not None and case.split != side:
                 raise InputError(
                     f"{dataset.root}: cases {case.id!r} ({case.split or 'train'}) and {other.id!r} ({side}) "
@@ -84,8 +87,10 @@ def check_sides(dataset: Dataset) -> None:
                 )
 
 
-def _dealt(dataset: Dataset, usable: Iterable[Case], folds: int, seed: int, fold: int) -> set[str]:
-    """The patients that validate in one fold."""
+def _validation_patients(
+    dataset: Dataset, usable: Iterable[Case], folds: int, seed: int, fold: int
+) -> set[str]:
+    """Return the patients that validate in one fold; see :func:`split_patients`."""
     if folds < 2 or not 0 <= fold < folds:
         raise InputError(
             f"expected at least 2 folds and a fold from 0 to {max(folds, 2) - 1}, got {fold} of {folds}"
@@ -99,9 +104,9 @@ def _dealt(dataset: Dataset, usable: Iterable[Case], folds: int, seed: int, fold
             f"{dataset.root}: {folds} folds need as many labeled patients, got {len(ages)}; use fewer"
         )
 
-    def drawn(patient: str) -> str:
+    def random_key(patient: str) -> str:
         return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
 
-    by_age = sorted(ages, key=lambda p: (ages[p], drawn(p)))
-    groups = [sorted(by_age[i : i + folds], key=drawn) for i in range(0, len(by_age), folds)]
+    by_age = sorted(ages, key=lambda p: (ages[p], random_key(p)))
+    groups = [sorted(by_age[i : i + folds], key=random_key) for i in range(0, len(by_age), folds)]
     return {group[fold] for group in groups if fold < len(group)}

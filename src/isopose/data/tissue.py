@@ -1,9 +1,9 @@
-"""What a body is made of, as far as HU tell, and whether training scans were like that.
+"""Measure the composition of a body by HU, and compare it with that of the training scans.
 
-A network answers a chest as calmly as an abdomen. Two facts of a whole scan tell regions apart without any
-training: how much of the body is gas and how much is bone; and, from the feet to the head, how the share of
-lean tissue changes (in an abdomen it grows toward the liver), which turns round where feet and head are
-exchanged in a header, though each slice looks as it should.
+A network segments a chest without complaint, even if it was trained on abdomens. Two measures of a whole scan
+detect such cases without training: the fractions of gas and of bone; and the change of the lean fraction from
+feet to head. In an abdomen it grows toward the liver; if feet and head are exchanged in the header, the
+change is reversed, although each slice looks right.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,18 +16,17 @@ from pydantic import ConfigDict, Field
 from isopose.geometry.volume import Volume
 from isopose.strict import STRICT
 
-#: HU below which the body's inside is gas or lung; up to the next, fat; then lean tissue; above, bone and
-#: what contrast medium fills.
+#: Upper HU limits of gas and lung, of fat, and of lean tissue; above are bone and contrast medium.
 _GAS, _FAT, _LEAN = -300, -30, 200
-#: Pixels of about so many mm are looked at.
+#: Slices are subsampled to pixels of about this side, mm.
 _PIXEL_MM = 3.0
-#: Shares may exceed the largest of the training scans by so much.
+#: Fractions of gas and of bone may exceed the largest of the training scans by this much.
 _MORE_GAS, _MORE_BONE = 0.10, 0.08
-#: Slices and mm along the body without which no change along it is told.
+#: Fewest slices, and shortest length in mm, for which the change along the body is measured.
 _SLICES, _LENGTH_MM = 8, 60.0
-#: Training scans without which nothing is said of which end is up, and how clearly half of them must tell.
+#: Fewest training scans for a judgment of the head's direction, and the least absolute median correlation.
 _CASES, _CLEAR = 10, 0.6
-#: How much less than in any training scan the lean share must grow.
+#: A scan's correlation must be below that of all training scans by this much.
 _LESS = 0.2
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -36,13 +35,13 @@ Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 @dataclass(frozen=True)
 class Tissue:
-    """Of one scan.
+    """The composition of one scan's body.
 
     Args:
-        gas: share of the body's voxels, lungs and bowel gas.
-        bone: share of the body's voxels, with what is as bright.
-        rising: correlation of the lean share of lean tissue and fat with the way from the feet to the head;
-            none where the scan is too short to tell.
+        gas: fraction of the body's voxels that are gas or lung.
+        bone: fraction of the body's voxels that are bone or as bright.
+        rising: correlation of lean / (lean + fat) with the position from feet to head; None if the scan is
+            too short.
     """
 
     gas: float
@@ -52,15 +51,15 @@ class Tissue:
 
 @dataclass(frozen=True)
 class UsualTissue:
-    """Of the training scans.
+    """The composition of the training scans' bodies.
 
     Args:
-        gas_max: the largest share.
-        bone_max: the largest share.
-        rising_cases: scans that are long enough to tell.
-        rising_median: of their correlations, 0 without any.
-        rising_min: the least, 0 without any.
-        rising_max: the largest, 0 without any.
+        gas_max: largest fraction of gas or lung.
+        bone_max: largest fraction of bone or as bright.
+        rising_cases: number of scans that are long enough for ``rising``.
+        rising_median: median of their correlations, 0 without any.
+        rising_min: smallest, 0 without any.
+        rising_max: largest, 0 without any.
     """
 
     gas_max: Share
@@ -73,7 +72,7 @@ class UsualTissue:
 
 
 def tissue_of(upright: Volume, body: np.ndarray) -> Tissue:
-    """Measure one scan.
+    """Measure the composition of one scan's body.
 
     Args:
         upright: reoriented to the patient's axes, HU.
@@ -86,17 +85,17 @@ def tissue_of(upright: Volume, body: np.ndarray) -> Tissue:
     below = [np.count_nonzero(inside & (values < limit), axis=(1, 2)) for limit in (_GAS, _FAT, _LEAN)]
     gas, fat, lean, bone = below[0], below[1] - below[0], below[2] - below[1], whole - below[2]
     total = max(int(whole.sum()), 1)
-    told = np.flatnonzero(lean + fat)
+    rows = np.flatnonzero(lean + fat)
     rising = None
-    if len(told) >= _SLICES and (told[-1] - told[0]) * float(upright.spacing[2]) >= _LENGTH_MM:
-        share = lean[told] / (lean[told] + fat[told])
+    if len(rows) >= _SLICES and (rows[-1] - rows[0]) * float(upright.spacing[2]) >= _LENGTH_MM:
+        share = lean[rows] / (lean[rows] + fat[rows])
         if share.std() > 0:
-            rising = float(np.corrcoef(told, share)[0, 1].clip(-1, 1))
+            rising = float(np.corrcoef(rows, share)[0, 1].clip(-1, 1))
     return Tissue(float(gas.sum() / total), float(bone.sum() / total), rising)
 
 
 def usual_tissue(scans: Sequence[Tissue]) -> UsualTissue:
-    """What is usual in these scans, at least one."""
+    """Summarize the composition of training scans, at least one."""
     rising = [scan.rising for scan in scans if scan.rising is not None]
     some = rising or [0.0]
     return UsualTissue(
@@ -110,7 +109,7 @@ def usual_tissue(scans: Sequence[Tissue]) -> UsualTissue:
 
 
 def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
-    """One line for each way in which a scan is made of other things than the training scans."""
+    """Yield a warning for each way in which a scan's composition differs from the training scans'."""
     for name, share, most, more in (
         ("gas or lung", found.gas, usual.gas_max, _MORE_GAS),
         ("bone or as bright", found.bone, usual.bone_max, _MORE_BONE),
@@ -123,7 +122,7 @@ def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
             )
     if found.rising is None or usual.rising_cases < _CASES or abs(usual.rising_median) < _CLEAR:
         return
-    # Of scans that end elsewhere the share may fall toward the head; then all is turned round.
+    # In scans of another region the lean fraction may fall toward the head; then the signs are reversed.
     sign = 1.0 if usual.rising_median > 0 else -1.0
     least = usual.rising_min if sign > 0 else -usual.rising_max
     if sign * found.rising < min(-_CLEAR, least - _LESS):

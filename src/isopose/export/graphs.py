@@ -1,7 +1,7 @@
-"""What an exported model computes: everything between frames in Hounsfield units and labels in them.
+"""The computation graphs of an exported model, from frames in Hounsfield units to labels in the frames.
 
-Two graphs each, for models of slices and of volumes. The first sees a whole scan and gives theta1 · theta2,
-of each slice or of the scan; the second cuts, segments and restores by it.
+There are two graphs each for models of slices and of volumes. The first takes a whole scan and returns theta1
+· theta2 of each slice or of the scan; the second crops, segments and restores with it.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ from isopose.scan.volume import volume_pose
 
 
 class Normalize(nn.Module):
-    """:meth:`isopose.data.fingerprint.Scale.normalize` of tensors."""
+    """Normalize tensors as :meth:`isopose.data.fingerprint.Scale.normalize` does arrays."""
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, hu: Tensor) -> Tensor:
-        """Of any shape."""
+        """Clip and z-score HU values of any shape."""
         return (hu.clamp(self.scale.low, self.scale.high) - self.scale.mean) / max(self.scale.sd, 1e-8)
 
 
 class _Graph(nn.Module):
-    """What all graphs hold of a model."""
+    """The parts of a model that all graphs use."""
 
     values: Tensor
 
@@ -52,34 +52,34 @@ class PoseGraph(_Graph):
     """
 
     def forward(self, hu: Tensor, mask: Tensor, z_mm: Tensor) -> tuple[Tensor, Tensor]:
-        """theta1 · theta2 ``(Z, 3, 3)`` and how sure the poses are ``(Z,)``.
+        """Return theta1 · theta2 ``(Z, 3, 3)`` and the confidence of the poses ``(Z,)``.
 
         Args:
             hu: ``(Z, 1, S, S)`` float32 frames, feet to head, of slices that show a body.
             mask: ``(Z, 1, S, S)`` float32, foreground.
-            z_mm: ``(Z,)`` places along the scan.
+            z_mm: ``(Z,)`` positions along the scan.
         """
         image = self.normalize(hu)
-        slices = _each(self.pipeline.pose, image, mask, self.config.predict.min_pose_dice)
-        start, confidence = scan_poses(self.pipeline.pose, slices, z_mm)
-        transforms = self.pipeline.transforms(image, mask, start)
-        pose, theta2 = scan_transforms(self.config, start, transforms, z_mm)
+        slices = _slice_poses(self.pipeline.pose, image, mask, self.config.predict.min_pose_dice)
+        initial, confidence = scan_poses(self.pipeline.pose, slices, z_mm)
+        transforms = self.pipeline.transforms(image, mask, initial)
+        pose, theta2 = scan_transforms(self.config, initial, transforms, z_mm)
         return frame_from_crop(pose, theta2), confidence
 
 
 class SegmentGraph(_Graph):
-    """The cut, the U-Net and the way back to the frame.
+    """Crop, segment with the U-Net, and restore to the frame.
 
     Args:
         model: of slices.
     """
 
     def forward(self, hu: Tensor, frame_from_crop: Tensor) -> tuple[Tensor, Tensor]:
-        """Label values ``(N, S, S)`` uint8 and probabilities ``(N, classes, S, S)``, both in the frame.
+        """Return label values ``(N, S, S)`` uint8 and probabilities ``(N, classes, S, S)`` in the frame.
 
         Args:
             hu: ``(N, 1, S, S)`` float32 frames.
-            frame_from_crop: ``(N, 3, 3)`` of them, by :class:`PoseGraph`.
+            frame_from_crop: ``(N, 3, 3)``, from :class:`PoseGraph`.
         """
         crop = self.pipeline.cut(self.normalize(hu), frame_from_crop)
         size = (hu.shape[2], hu.shape[3])
@@ -95,22 +95,22 @@ class VolumePoseGraph(_Graph):
     """
 
     def forward(self, hu: Tensor, mask: Tensor, shown: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
-        """theta1 · theta2 ``(1, 4, 4)``, a stack's normalized coordinates from the crop's; ``(1,)`` how sure.
+        """Return theta1 · theta2 ``(1, 4, 4)``, ``stack_from_crop``, and the confidence ``(1,)``.
 
         Args:
             hu: ``(Z, 1, S, S)`` float32 frames of all slices, feet to head.
             mask: ``(Z, 1, S, S)`` float32, foreground.
-            shown: ``(K,)`` int64, which slices show a body, in order.
-            apart: ``(1,)`` distance of neighboring slices in sides of the frame.
+            shown: ``(K,)`` int64, indices of the slices with a body, in order.
+            apart: ``(1,)`` distance between neighboring slices, in sides of the frame.
         """
         pipeline = self.pipeline
         image = self.normalize(hu)
         count = image.shape[0]
-        # As geometry/frame.py: stack_from_frame, and scan/volume.py: places.
+        # The same as stack_from_frame in geometry/frame.py and places in scan/volume.py.
         one = torch.ones_like(apart)
         stack_from_frame = torch.diag(torch.cat([one, one, one / (count * apart), one]))
         z = 2.0 * apart * (shown + 0.5 - 0.5 * count)
-        slices = _each(pipeline.pose, image[shown], mask[shown], self.config.predict.min_pose_dice)
+        slices = _slice_poses(pipeline.pose, image[shown], mask[shown], self.config.predict.min_pose_dice)
         pose, confidence = volume_pose(pipeline.pose, slices, z)
         stack_from_homogenized = pipeline.input_from_homogenized(pose[None], stack_from_frame)
         stack, body = (values.transpose(0, 1)[None] for values in (image, mask))
@@ -119,19 +119,19 @@ class VolumePoseGraph(_Graph):
 
 
 class VolumeSegmentGraph(_Graph):
-    """The cut, the U-Net and the way back to the stack of frames.
+    """Crop, segment with the U-Net, and restore to the stack of frames.
 
     Args:
         model: of volumes.
     """
 
     def forward(self, hu: Tensor, shown: Tensor, stack_from_crop: Tensor) -> tuple[Tensor, Tensor]:
-        """Label values ``(Z, S, S)`` uint8 and probabilities ``(Z, classes, S, S)``, both in the frames.
+        """Return label values ``(Z, S, S)`` uint8 and probabilities ``(Z, classes, S, S)`` in the frames.
 
         Args:
-            hu: ``(Z, 1, S, S)`` float32 frames, those that :class:`VolumePoseGraph` saw.
-            shown: ``(K,)`` likewise; all other slices are background.
-            stack_from_crop: ``(1, 4, 4)``, by it.
+            hu: ``(Z, 1, S, S)`` float32 frames, as for :class:`VolumePoseGraph`.
+            shown: ``(K,)`` int64, indices of the slices with a body; all others become background.
+            stack_from_crop: ``(1, 4, 4)``, from :class:`VolumePoseGraph`.
         """
         stack = self.normalize(hu).transpose(0, 1)[None]
         crop = self.pipeline.probabilities(self.pipeline.cut(stack, stack_from_crop))
@@ -142,10 +142,12 @@ class VolumeSegmentGraph(_Graph):
         return self.values[slices.argmax(dim=1)], slices
 
 
-def _each(transformer: PoseTransformer, image: Tensor, mask: Tensor, least: float) -> SlicePoses:
-    """:func:`isopose.scan.poses.slice_poses` of slices that are all there."""
-    start = None
+def _slice_poses(
+    transformer: PoseTransformer, image: Tensor, mask: Tensor, min_agreement: float
+) -> SlicePoses:
+    """Estimate the poses of all slices at once; see :func:`isopose.scan.poses.slice_poses`."""
+    scan_roll = None
     if transformer.roll is not None and transformer.config.per != "slice":
         few = (torch.arange(FIRST, device=image.device) * 2 + 1) * image.shape[0] // (2 * FIRST)
-        start = transformer.first_roll(image[few], mask[few])
-    return transformer.estimate(image, mask, least, start)
+        scan_roll = transformer.roll_of_scan(image[few], mask[few])
+    return transformer.estimate(image, mask, min_agreement, scan_roll)

@@ -1,7 +1,7 @@
-"""``isopose export --format monai``: a model as a MONAI bundle, for ``monai.bundle`` and MONAI Label.
+"""Export a model as a MONAI bundle, for ``monai.bundle`` and MONAI Label.
 
-The bundle holds the model's folder and runs isopose on it, so that it answers as ``isopose predict`` does;
-isopose has to be installed where it runs.
+The bundle contains the model's folder and runs isopose on it, so its results are those of ``isopose
+predict``; isopose must be installed where it runs.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
 from isopose.version import __version__
 
-#: Where the bundle keeps the model's folder.
+#: Place of the model's folder in the bundle.
 MODEL = Path("models") / "isopose"
 
 
@@ -27,19 +27,19 @@ def export_bundle(source: Path, folder: Path) -> None:
 
     Args:
         source: folder of a trained model.
-        folder: of the bundle; files of these names in it are replaced.
+        folder: of the bundle; files of these names in it are overwritten.
 
     Raises:
         InputError: no model, or the bundle's folder cannot be written.
     """
     model = load_model(source)
     output_folder(folder)
-    # Last: where it lies, the rest is whole.
+    # metadata.json is written last: if it exists, the bundle is complete.
     (folder / "configs" / "metadata.json").unlink(missing_ok=True)
     for name in ("weights.safetensors", "model.json"):
         with replacing(folder / MODEL / name) as temporary:
             shutil.copyfile(source / name, temporary)
-    # The specification asks for it, and tools load it over the weights that the network brings: the same.
+    # The specification requires model.pt; tools load it over the network's weights, which are the same.
     with replacing(folder / "models" / "model.pt") as temporary:
         torch.save(ScanSegmenter(folder / MODEL).state_dict(), temporary)
     card = source / CARD
@@ -49,9 +49,9 @@ def export_bundle(source: Path, folder: Path) -> None:
 
 
 def inference() -> dict[str, Any]:
-    """How ``monai.bundle run`` predicts the NIfTI files of a folder.
+    """Return the configuration with which ``monai.bundle run`` predicts the NIfTI files of a folder.
 
-    Labels are written as numbers of the channels in ``metadata.json``, by which MONAI Label names them.
+    Label values are the indices of the channels in ``metadata.json``, from which MONAI Label takes the names.
     """
     return {
         "imports": ["$import glob"],
@@ -104,7 +104,7 @@ def inference() -> dict[str, Any]:
 
 
 def metadata(model: Model) -> dict[str, Any]:
-    """What MONAI's specification asks to be told of a model; names no patient."""
+    """Return the metadata that MONAI's bundle specification requires; it identifies no patient."""
     names = ["background", *model.labels.names]
     marked = ", ".join(model.labels.names)
     grid = {"spatial_shape": ["*", "*", "*"], "dtype": "float32", "is_patch_data": False}

@@ -1,11 +1,10 @@
-"""``isopose export``: a model's networks, and all that lies between them, as two ONNX graphs.
+"""Export a model as two ONNX graphs, which contain the networks and everything between them.
 
-``poses.onnx`` sees all slices of a scan and gives theta1 · theta2, of each or of the scan; ``segment.onnx``
-cuts, segments and restores by it (``export/graphs.py``). Both take Hounsfield units and normalize them,
-the second gives labels as they are stored, so that none of that can be done wrongly outside. ``export.json``
-says how a scan becomes the frames that they see. With them any runtime does what
-:func:`isopose.inference.predict.predict` and :func:`isopose.inference.volumes.predict_volume` do, in float32,
-but for the widening of crops that cut a structure.
+``poses.onnx`` takes all slices of a scan and returns theta1 · theta2 of each slice or of the scan;
+``segment.onnx`` crops, segments and restores with it (``export/graphs.py``). Both take Hounsfield units and
+normalize them, and the second returns stored label values, so that a caller cannot get these steps wrong.
+``export.json`` describes how a scan is turned into frames. The graphs compute in float32 what
+:func:`isopose.inference.predict.predict` does, except that crops that cut a structure are not widened.
 """
 
 import logging
@@ -23,10 +22,11 @@ from isopose.files import output_folder, replacing, write_json
 from isopose.models.folder import Model, for_prediction
 from isopose.version import __version__
 
-#: Of ONNX: the first that samples grids as PyTorch names the ways to.
+#: ONNX operator set: the first whose GridSample has PyTorch's modes.
 OPSET = 20
-#: Slices that graphs are traced with; they take any number from two on.
+#: Number of slices for tracing; the graphs take any number from 2.
 TRACED = 7
+#: Largest number of slices of a graph.
 MOST = 65536
 
 
@@ -35,7 +35,7 @@ def export_onnx(model: Model, folder: Path) -> None:
 
     Args:
         model: of slices or of volumes.
-        folder: where to; files of these names in it are replaced.
+        folder: where to write; files of these names in it are overwritten.
 
     Raises:
         InputError: the extra ``onnx`` is not installed.
@@ -46,7 +46,7 @@ def export_onnx(model: Model, folder: Path) -> None:
     except ImportError:
         raise InputError("export needs the extra onnx: pip install 'isopose[onnx]'") from None
     output_folder(folder)
-    # Last: where it lies, the graphs beside it are whole and its own.
+    # export.json is written last: if it exists, the graphs beside it are complete and belong to it.
     (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
     hu, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
@@ -87,7 +87,7 @@ def export_onnx(model: Model, folder: Path) -> None:
 
 
 def description(model: Model) -> dict[str, Any]:
-    """How a scan becomes what the graphs see, and what their answers mean; names no patient."""
+    """Return how a scan is turned into frames, and what the labels mean; it identifies no patient."""
     return {
         "isopose": __version__,
         "model_sha256": model.weights_sha256,
@@ -109,18 +109,18 @@ def _write(
     path: Path,
     outputs: tuple[str, ...],
 ) -> None:
-    """Trace a graph and write it at once or not at all.
+    """Trace a graph and write it atomically.
 
     Args:
-        graph: what to write.
-        given: what it takes, by name.
-        free: for each of these, the name of its first axis if that may have any length.
-        path: where to.
-        outputs: names of what it gives.
+        graph: the module to export.
+        given: example inputs, by name.
+        free: for each input, the name of its first axis if its length is dynamic, otherwise None.
+        path: of the file.
+        outputs: names of the outputs.
     """
     axes = {name: torch.export.Dim(name, min=2, max=MOST) for name in free if name is not None}
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
-        # Of the exporter about its own parts, and that axes of one length share a name.
+        # The exporter warns about its own internals, and about axes that share a name.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(

@@ -1,1 +1,1 @@
-"""Volumes, poses, crops and the one place where images are resampled."""
+"""Volumes, poses, crops, and resampling."""

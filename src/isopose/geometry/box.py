@@ -1,13 +1,13 @@
 """A region of interest and its matrix theta2 (scales and translation, no rotation), for slices and volumes.
 
-A box is ``(..., 4)``, ``x0, y0, x1, y1``, in normalized coordinates of the homogenized frame; of a volume
+A box is ``(..., 4)``, ``x0, y0, x1, y1``, in normalized coordinates of the homogenized frame; for a volume
 it is ``(..., 6)``, ``x0, y0, z0, x1, y1, z1``. The matrix maps the crop to the homogenized frame
-(``homogenized_from_crop``). Scale 1 keeps the whole frame; 0.25 is the smallest crop, a quarter of the
+(``homogenized_from_crop``). A scale of 1 keeps the whole frame; 0.25 is the smallest crop, a quarter of the
 frame's side (the paper's "quarter of the original image").
 
-In plane the crop is always square, so that what the U-Net sees keeps its shape. Along z it is free: how far a
-scan reaches does not follow from the body's size, and a cube around a short stack would spend most of the
-network's voxels on air.
+In plane the crop is always square, so that the U-Net's input is not distorted. Along z its extent is free:
+the length of a scan does not follow from the body's size, and a cube around a short stack would spend most of
+the network's voxels on air.
 """
 
 import torch
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from isopose.geometry.warp import compose, invert
 
-#: How many numbers a box has, by the number of dimensions.
+#: Numbers of a box, by the number of dimensions.
 BOX_SIZES = {2: 4, 3: 6}
 BOX_SIZE = BOX_SIZES[2]
 #: Smallest side of a crop as a fraction of the frame's side (the paper, section "STN for ROI cropping").
 MIN_CROP = 0.25
-#: Smallest depth of a crop as a fraction of the homogenized volume's, which may be many times that of organs.
+#: Smallest depth of a crop as a fraction of the homogenized volume's depth, which may be many times an
+#: organ's.
 MIN_DEPTH = 0.05
-#: Part of a volume's slices that a common crop may leave out on each side.
+#: Quantile of the slices' box edges that a common crop may leave out on each side.
 OUTERMOST = 0.15
 
 
@@ -32,13 +33,18 @@ def whole_frame(dims: int) -> Tensor:
 
 
 def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
-    """Return theta2 of the smallest crop around a box.
+    """Return theta2 of the smallest crop around a box, ``homogenized_from_crop``.
 
-    Boxes ``(..., 4)`` give ``(..., 3, 3)``, boxes ``(..., 6)`` of volumes ``(..., 4, 4)``.
+    The crop keeps the box's center. Its side in plane is the box's longer side, between ``min_scale`` and the
+    whole frame; its depth is the box's, between :data:`MIN_DEPTH` and the whole. Computed in float32 or
+    float64, also under autocast.
 
-    The side in plane is the longer one of the box, between ``min_scale`` and the whole frame; the depth of a
-    volume's crop is the box's, between :data:`MIN_DEPTH` and the whole; the center is the box's. In float32
-    at least, also under autocast.
+    Args:
+        box: ``(..., 4)``, of volumes ``(..., 6)``, normalized coordinates.
+        min_scale: smallest side in plane, as a fraction of the frame's side.
+
+    Returns:
+        ``(..., 3, 3)``, of volumes ``(..., 4, 4)``.
     """
     with torch.autocast(box.device.type, enabled=False):
         box = box if box.dtype == torch.float64 else box.float()
@@ -52,10 +58,15 @@ def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
 
 
 def within(value: Tensor, low: float, high: float) -> Tensor:
-    """A value between bounds, beyond which it keeps the gradient that leads back.
+    """Clamp values to bounds; outside of them, keep the gradients that lead back inside.
 
-    A clamp has no gradient beyond its bounds. A network that starts at the whole frame is at one of them, and
-    a step beyond would be its last: no loss could bring the crop's size back.
+    A plain clamp has no gradient outside its bounds. The crop's size starts at one of them (the whole frame);
+    after one step beyond it no loss could reduce the size again.
+
+    Args:
+        value: any shape.
+        low: lower bound.
+        high: upper bound.
     """
     bounded = value.clamp(low, high).detach() + (value - value.detach())
     if bounded.requires_grad:
@@ -71,25 +82,26 @@ def within(value: Tensor, low: float, high: float) -> Tensor:
 
 
 def box_from_matrix(matrix: Tensor) -> Tensor:
-    """Return the boxes ``(..., 4)`` that theta2 ``(..., 3, 3)`` crop to; ``(..., 6)`` of ``(..., 4, 4)``."""
+    """Return the boxes ``(..., 4)`` of theta2 ``(..., 3, 3)``; boxes ``(..., 6)`` of ``(..., 4, 4)``."""
     half, center = _half_and_center(matrix)
     return torch.cat([center - half, center + half], dim=-1)
 
 
 def _half_and_center(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Half sides and center of a crop, each ``(..., 2)`` or ``(..., 3)``."""
+    """Return half sides and center of a crop, each ``(..., 2)`` or ``(..., 3)``."""
     return matrix.diagonal(dim1=-2, dim2=-1)[..., :-1], matrix[..., :-1, -1]
 
 
 def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the outer edges of the non-zero pixels of masks as boxes, and which masks have any.
+    """Return the bounding boxes of masks, from outer edge to outer edge of their pixels.
 
     Args:
-        mask: ``(N, H, W)`` or ``(N, D, H, W)``, anything that is non-zero inside.
-        margin: added on each side, as a fraction of the longer side in plane, and along z of the depth.
+        mask: ``(N, H, W)`` or ``(N, D, H, W)``, non-zero inside, any dtype.
+        margin: added on each side, as a fraction of the box's longer side in plane, and along z of its depth.
 
     Returns:
-        Boxes ``(N, 4)`` or ``(N, 6)`` (the whole frame where the mask is empty) and ``(N,)`` booleans.
+        Boxes ``(N, 4)`` or ``(N, 6)``, the whole frame where a mask is empty, and ``(N,)`` booleans: which
+        masks are not empty.
     """
     inside = mask != 0
     found = inside.flatten(1).any(dim=1)
@@ -111,17 +123,22 @@ def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
 
 
 def box_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Return the intersection over union ``(N,)`` of the boxes of two theta2 of one shape."""
+    """Return the intersection over union ``(N,)`` of two crops.
+
+    Args:
+        a: theta2 ``(N, 3, 3)`` or ``(N, 4, 4)``.
+        b: the same shape.
+    """
     (low_a, high_a), (low_b, high_b) = (box_from_matrix(one).chunk(2, dim=-1) for one in (a, b))
     common = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0.0).prod(dim=-1)
     return common / ((high_a - low_a).prod(dim=-1) + (high_b - low_b).prod(dim=-1) - common)
 
 
 def common_crop(theta2: Tensor) -> Tensor:
-    """Return one crop ``(3, 3)`` for a scan from those of its slices ``(N, 3, 3)``.
+    """Return one crop ``(3, 3)`` for a scan from the crops ``(N, 3, 3)`` of its slices.
 
-    Its box reaches as far as those of all but the outermost slices on each side (:data:`OUTERMOST`), so that
-    it holds what most slices show and no single slice decides.
+    Each edge is a quantile of the slices' edges (:data:`OUTERMOST`), so that the crop holds most slices'
+    boxes and no single slice decides.
     """
     boxes = box_from_matrix(theta2)
     low = torch.quantile(boxes[:, :2], OUTERMOST, dim=0)
@@ -130,15 +147,18 @@ def common_crop(theta2: Tensor) -> Tensor:
 
 
 def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> Tensor:
-    """Return crops ``(N, 3, 3)`` of one homogenized frame as crops of another one of the same input.
+    """Transfer crops from one homogenized frame to another one of the same input.
 
-    The center stays exactly where it is in the input, and so does the area. A square has no rotation and one
-    size, so the difference of the two poses in roll and aspect is left out.
+    Center and area of each crop in the input stay exactly the same. A crop is an upright square, so the two
+    poses' difference in roll and aspect ratio is dropped.
 
     Args:
-        theta2: old homogenized frame from crop.
-        input_from_old: theta1 ``(N, 3, 3)`` in which the crops were found.
-        input_from_new: theta1 ``(N, 3, 3)`` in which they are wanted.
+        theta2: ``(N, 3, 3)``, old homogenized frame from crop.
+        input_from_old: theta1 ``(N, 3, 3)`` of the old frame.
+        input_from_new: theta1 ``(N, 3, 3)`` of the new frame.
+
+    Returns:
+        ``(N, 3, 3)``, new homogenized frame from crop.
     """
     moved = compose(invert(input_from_new), input_from_old, theta2)
     area = moved[:, 0, 0] * moved[:, 1, 1] - moved[:, 0, 1] * moved[:, 1, 0]
@@ -147,11 +167,11 @@ def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> T
 
 
 def widened(matrix: Tensor, factor: float) -> Tensor:
-    """Return larger crops around the same centers, at most the frame and moved to lie within it.
+    """Enlarge crops around their centers, up to the whole frame; shift them to stay inside the frame.
 
     Args:
         matrix: theta2 ``(N, 3, 3)`` or ``(N, 4, 4)``.
-        factor: of the sides, above 1.
+        factor: factor of the side lengths, above 1.
     """
     half, center = _half_and_center(matrix)
     half = (half * factor).clamp(max=1.0)
@@ -160,14 +180,14 @@ def widened(matrix: Tensor, factor: float) -> Tensor:
 
 
 def mirrored(matrix: Tensor) -> Tensor:
-    """Return the transforms by which the flip of their crop is cut: ``matrix · M``, M = diag(-1, 1, 1).
+    """Return ``matrix · M``, M = diag(-1, 1, 1), which samples the mirror image of a crop.
 
-    A patient mirrored about the line x = 0 of the homogenized frame is seen through theta1 · M. The crop
-    must be mirrored with the patient, theta2' = M · theta2 · M (center ``(-tx, ty)``, the same size): a
-    crop that stayed where it was would show the other side of the body, and cut off an organ that lies on
-    one side. Together, theta1 · M · theta2' = theta1 · theta2 · M. So the mirrored patient in the mirrored
-    crop is exactly the plain crop with its columns reversed, whatever the pose, the crop and their jitter.
-    Mirroring twice changes nothing; mirroring once changes the sign of the determinant.
+    A patient mirrored about the line x = 0 of the homogenized frame is sampled by theta1 · M. The crop must
+    be mirrored with the patient, theta2' = M · theta2 · M (center ``(-tx, ty)``, the same size): an unchanged
+    crop would show the other side of the body and cut off an organ that lies on one side. Together, theta1 ·
+    M · theta2' = theta1 · theta2 · M: the mirrored patient in the mirrored crop is exactly the crop with its
+    columns reversed, for every pose and crop. Mirroring twice is the identity; mirroring once changes the
+    sign of the determinant.
 
     Args:
         matrix: theta2, or theta1 · theta2 (frame from crop), ``(..., 3, 3)`` or ``(..., 4, 4)``.
@@ -178,14 +198,14 @@ def mirrored(matrix: Tensor) -> Tensor:
 def jittered(
     matrix: Tensor, noise: Tensor, *, shift: float, scale: float, min_scale: float = MIN_CROP
 ) -> Tensor:
-    """Return theta2 with its center and size disturbed, for training a U-Net that meets imperfect crops.
+    """Return theta2 with center and size perturbed, so that a U-Net learns to cope with imperfect crops.
 
     Args:
         matrix: ``(N, 3, 3)`` or ``(N, 4, 4)``.
         noise: ``(N, 3)`` in [-1, 1]: size, x, y; of volumes ``(N, 5)``: size in plane, depth, x, y, z.
-        shift: largest shift as a fraction of the crop's half sides.
-        scale: largest change of the logarithm of a size.
-        min_scale: smallest side in plane.
+        shift: largest shift, as a fraction of the crop's half sides.
+        scale: largest change of the natural logarithm of a size.
+        min_scale: smallest side in plane, as a fraction of the frame's side.
     """
     half, center = _half_and_center(matrix)
     dims = half.shape[1]

@@ -1,4 +1,4 @@
-"""The square in which all slices of a case are seen: a center and a field of view in millimeters."""
+"""The frame: a square in the plane of the slices, laid around the body, that all slices of a case share."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,9 @@ class Frame:
         return self.fov_mm / self.size
 
     def slice_from_frame(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
-        """``(3, 3)`` float32 from normalized frame to normalized slice coordinates; undoes the anisotropy.
+        """Return the ``(3, 3)`` float32 matrix from normalized frame to normalized slice coordinates.
+
+        It accounts for pixels that are not square.
 
         Args:
             shape: ``(h, w)`` of the slice.
@@ -36,7 +38,8 @@ class Frame:
         """
         h, w = shape
         extent = (w * spacing[0], h * spacing[1])
-        # Voxel center 0 lies half a pixel inside the image's outer edge, where normalized -1 is.
+        # The center of voxel 0 lies half a pixel inside the image's outer edge, which is -1 in normalized
+        # coordinates.
         shift = [2.0 * (self.center_mm[a] + spacing[a] / 2.0) / extent[a] - 1.0 for a in (0, 1)]
         return torch.tensor(
             [
@@ -48,19 +51,22 @@ class Frame:
         )
 
     def stack_from_frame(self, slices: int, distance: float) -> Tensor:
-        """``(4, 4)`` float32 from the isotropic frame of a volume to a stored stack's normalized coordinates.
+        """Return the ``(4, 4)`` float32 matrix from a volume's isotropic frame to a stored stack.
 
-        The isotropic frame has units of half the square's side along all three axes, with its origin in the
-        square's center and in the middle of the stack. Along x and y both are the same.
+        The isotropic frame has units of half the square's side along all three axes; its origin is the
+        square's center, in the middle of the stack. The stack has normalized coordinates; along x and y both
+        are the same.
 
         Args:
-            slices: of the stack, all of them.
-            distance: between the middles of neighboring slices, mm.
+            slices: number of slices of the stack.
+            distance: between the centers of neighboring slices, mm.
         """
         return torch.diag(torch.tensor([1.0, 1.0, self.fov_mm / (slices * distance), 1.0]))
 
     def volume_from_frame(self, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Tensor:
-        """``(4, 4)`` float32 from the isotropic frame to normalized coordinates of the reoriented volume.
+        """Return the ``(4, 4)`` float32 matrix from the isotropic frame to the reoriented volume.
+
+        The volume has normalized coordinates, see :meth:`stack_from_frame`.
 
         Args:
             shape: ``(z, y, x)`` of the volume.

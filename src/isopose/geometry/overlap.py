@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-#: Added to numerator and denominator, so that two empty images agree.
+#: Added to numerator and denominator, so that the value of two empty images is 1.
 EPSILON = 1e-6
 
 
@@ -21,7 +21,7 @@ def soft_dice(a: Tensor, b: Tensor) -> Tensor:
 
 
 def soft_dice_from_sums(product: Tensor, squares: Tensor) -> Tensor:
-    """Return Eq. 1 from its sums, for sums that were taken over parts of an image or over processes.
+    """Return Eq. 1 from its sums, which may have been taken over parts of an image or over processes.
 
     Args:
         product: sum of A · B, any shape.

@@ -1,6 +1,6 @@
-"""The numbers of a pose and their matrix: theta1 = T · R · S, for slices and for volumes.
+"""The parameters of a pose and their matrix theta1 = T · R · S, for slices and for volumes.
 
-A pose is a tensor of five numbers for slices, ``(..., 5)``, and of nine for volumes, ``(..., 9)``: angles,
+A pose is a tensor of five numbers for slices, ``(..., 5)``, or of nine for volumes, ``(..., 9)``: angles,
 natural logarithms of scales, shifts.
 
 * Slices: ``angle`` in radians, positive from +x to +y; ``log_scale_x``, ``log_scale_y``; ``shift_x``,
@@ -17,17 +17,17 @@ Both units are isotropic, so R is a true rotation. The matrix maps the homogeniz
 import torch
 from torch import Tensor
 
-#: Places of a slice's five numbers.
+#: Indices of a slice's five numbers.
 ANGLE, LOG_SCALE_X, LOG_SCALE_Y, SHIFT_X, SHIFT_Y = range(5)
-#: Places of a volume's nine numbers.
+#: Indices of a volume's nine numbers.
 ROLL, PITCH, YAW, LOG_SCALES, SHIFTS = 0, 1, 2, slice(3, 6), slice(6, 9)
-#: How many numbers a pose has, by the number of dimensions.
+#: Numbers of a pose, by the number of dimensions.
 POSE_SIZES = {2: 5, 3: 9}
 POSE_SIZE = POSE_SIZES[2]
 
 
 def identity_pose(count: int, *, dims: int = 2, device: torch.device | None = None) -> Tensor:
-    """Return ``(count, 5)`` poses that change nothing; with ``dims=3`` ``(count, 9)``."""
+    """Return identity poses ``(count, 5)``; with ``dims=3`` ``(count, 9)``."""
     return torch.zeros(count, POSE_SIZES[dims], device=device)
 
 
@@ -45,7 +45,7 @@ def matrix_from_pose(pose: Tensor) -> Tensor:
     """Return theta1 = T · R · S (the paper's theta^1) of poses.
 
     Poses ``(..., 5)`` give ``(..., 3, 3)``, poses ``(..., 9)`` of volumes ``(..., 4, 4)``. Scales are
-    exponentials, so every finite pose has an inverse. In float32 at least, also under autocast.
+    exponentials, so every finite pose has an inverse. Computed in float32 or float64, also under autocast.
     """
     with torch.autocast(pose.device.type, enabled=False):
         pose = pose if pose.dtype == torch.float64 else pose.float()
@@ -57,9 +57,9 @@ def matrix_from_pose(pose: Tensor) -> Tensor:
 
 
 def _rotation(angles: Tensor) -> Tensor:
-    """Rotations ``(..., 2, 2)`` by angles ``(..., 1)``; ``(..., 3, 3)`` = z (roll) · y (yaw) · x (pitch).
+    """Return rotations ``(..., 2, 2)`` by angles ``(..., 1)``, or ``(..., 3, 3)`` by ``(..., 3)``.
 
-    Pitch is innermost, as in the phantoms' truth (``phantom/pose.py``).
+    In 3D R = Rz(roll) · Ry(yaw) · Rx(pitch), the order of the phantoms' truth (``phantom/pose.py``).
     """
     if angles.shape[-1] == 1:
         c, s = angles[..., 0].cos(), angles[..., 0].sin()
@@ -78,9 +78,8 @@ def pose_from_matrix(matrix: Tensor) -> Tensor:
     """Return the pose of a matrix T · R · S with positive scales; the inverse of :func:`matrix_from_pose`.
 
     Args:
-        matrix: ``(..., 3, 3)`` or ``(..., 4, 4)``. A sheared or mirrored matrix has no pose: the result is
-            then
-            meaningless. The yaw of a volume lies within 90 degrees.
+        matrix: ``(..., 3, 3)`` or ``(..., 4, 4)``, neither sheared nor mirrored, for such a matrix has no
+            pose. A volume's yaw is assumed to lie within 90 degrees.
     """
     dims = matrix.shape[-1] - 1
     scales = matrix[..., :dims, :dims].norm(dim=-2)
@@ -92,31 +91,35 @@ def pose_from_matrix(matrix: Tensor) -> Tensor:
     return torch.cat([torch.stack(angles, dim=-1), scales.log(), matrix[..., :dims, dims]], dim=-1)
 
 
-def add_residual(start: Tensor, residual: Tensor) -> Tensor:
-    """Follow a pose by a small change seen in the homogenized frame, staying in T · R · S.
+def add_residual(pose: Tensor, residual: Tensor) -> Tensor:
+    """Add a residual, estimated in the homogenized frame, to a pose; the result keeps the form T · R · S.
 
-    Angles and log scales are added. The residual's shift is measured in the homogenized frame and carried
-    through the start's matrix. (The plain product of two such matrices would shear.) In float32 at least,
-    also under autocast.
+    Angles and log scales are added. The residual's shift is given in the homogenized frame and is mapped
+    through the pose's matrix. (The product of the two matrices would contain shear.) Computed in float32 or
+    float64, also under autocast.
 
     Args:
-        start: ``(..., 5)`` or ``(..., 9)``.
+        pose: ``(..., 5)`` or ``(..., 9)``.
         residual: the same shape.
     """
-    with torch.autocast(start.device.type, enabled=False):
-        shifts = parts_of(start)[2]
+    with torch.autocast(pose.device.type, enabled=False):
+        shifts = parts_of(pose)[2]
         dims = shifts.shape[-1]
-        linear = matrix_from_pose(start)[..., :dims, :dims]
+        linear = matrix_from_pose(pose)[..., :dims, :dims]
         moved = (linear @ residual.to(linear.dtype)[..., -dims:, None]).squeeze(-1) + shifts
-        return torch.cat([start[..., :-dims] + residual[..., :-dims], moved], dim=-1)
+        return torch.cat([pose[..., :-dims] + residual[..., :-dims], moved], dim=-1)
 
 
 def isotropic(pose: Tensor) -> Tensor:
-    """Return the nearest true similarity: all scales replaced by their geometric mean."""
+    """Return true similarities: all scales of poses are replaced by their geometric mean.
+
+    Args:
+        pose: ``(..., 5)`` or ``(..., 9)``.
+    """
     angles, log_scales, shifts = parts_of(pose)
     return torch.cat([angles, log_scales.mean(dim=-1, keepdim=True).expand_as(log_scales), shifts], dim=-1)
 
 
 def bounded(raw: Tensor, limit: float) -> Tensor:
-    """Clamp to (-limit, limit) smoothly: near 0 the identity, and nowhere without a gradient."""
+    """Bound values smoothly to (-limit, limit), limit · tanh(raw / limit), with a gradient everywhere."""
     return limit * torch.tanh(raw / limit)

@@ -1,8 +1,8 @@
-"""Which way is up: the line about which a slice is most nearly its own mirror image.
+"""Estimate the roll of slices from the line about which they are most nearly mirror-symmetric.
 
-The outline alone does not know (a nearly round body has no axis), the spine, ribs and muscles do. Measured on
-phantoms of known roll: error of the angle 1.0 degrees at the median and 2.9 at the 90th percentile, where
-second moments of the outline have 1.4 and 4.9; on the two real scans, which lie straight, at most 2 degrees.
+A nearly round outline has no axis; spine, ribs and muscles give one. Measured on phantoms of known roll: the
+angle's error is 1.0 degrees at the median and 2.9 at the 90th percentile, against 1.4 and 4.9 for the
+outline's second moments; on two real scans of straight patients it is at most 2 degrees.
 """
 
 import math
@@ -16,19 +16,20 @@ from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 
-#: What the body counts for its outline, beside 0 to 1 for its brightness.
+#: Added inside the body to the intensity scaled to [0, 1], so that the outline counts as well.
 PEDESTAL = 0.5
-#: Pixels along a side on which symmetry is judged, and how far the axis may miss the centroid.
+#: Pixels along a side on which symmetry is computed, and shifts in pixels by which the axis may miss the
+#: centroid.
 SIZE, SHIFTS = 96, (-4, -2, 0, 2, 4)
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Of N slices.
+    """Mirror symmetry of N slices.
 
     Args:
-        angle: ``(N,)`` radians from the image's own upright line, positive from +x to +y.
-        score: ``(N,)`` agreement with the mirror image at that angle, 1 is perfect.
+        angle: ``(N,)`` radians from the image's vertical, positive from +x to +y.
+        score: ``(N,)`` agreement with the mirror image at that angle (Eq. 1), 1 is perfect.
     """
 
     angle: Tensor
@@ -38,13 +39,13 @@ class Symmetry:
 def symmetry_axis(
     image: Tensor, mask: Tensor, *, limit: float = math.radians(45), step: float = math.radians(3)
 ) -> Symmetry:
-    """Find the roll of slices by their mirror symmetry.
+    """Estimate the roll of slices from their mirror symmetry.
 
     Args:
-        image: ``(N, 1, S, S)``, any range; scaled to 0..1 by its extremes within the bodies.
+        image: ``(N, 1, S, S)``, any range; scaled to [0, 1] by its extremes within the bodies.
         mask: ``(N, 1, S, S)`` foreground.
-        limit: largest angle that is tried.
-        step: between angles; the peak is then interpolated by a parabola.
+        limit: largest angle that is tried, radians.
+        step: between the angles, radians; the peak is interpolated by a parabola.
     """
     mask = mask.float()
     inside = image[mask > 0.5]
@@ -64,11 +65,11 @@ def symmetry_axis(
     before, top, after = table[peak - 1, rows], table[peak, rows], table[peak + 1, rows]
     bend = (before - 2.0 * top + after).clamp(max=-1e-9)
     offset = (0.5 * (before - after) / bend).clamp(-1.0, 1.0)
-    # Nothing agrees with its mirror image as well as an empty slice does.
-    shown = mask.flatten(1).any(dim=1)
-    return Symmetry(angles[peak] + offset * step, torch.where(shown, table.amax(dim=0), 0.0))
+    # Empty slices would be perfectly symmetric.
+    has_body = mask.flatten(1).any(dim=1)
+    return Symmetry(angles[peak] + offset * step, torch.where(has_body, table.amax(dim=0), 0.0))
 
 
 def _mirror_agreement(value: Tensor) -> Tensor:
-    """Eq. 1 between an image and its mirror image about the middle column."""
+    """Return Eq. 1 between images and their mirror images about the middle column."""
     return soft_dice(value, value.flip(3))

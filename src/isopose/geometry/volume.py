@@ -1,4 +1,4 @@
-"""A volume that knows where it lies in the patient.
+"""A volume: an array and its place in the patient.
 
 Convention: arrays are ``(z, y, x)``; points and indices are ``(x, y, z)``; the world is LPS in millimeters
 (x grows to the patient's left, y to the back, z to the head); an index names a voxel's center.
@@ -11,12 +11,12 @@ import numpy as np
 
 from isopose.errors import InputError
 
-#: Largest deviation from orthogonality that is still taken as rounding in a header.
+#: Largest deviation from orthogonality (cosine) that counts as rounding in a header.
 SHEAR_TOLERANCE = 1e-3
 
 
 def is_sheared(matrix: np.ndarray) -> bool:
-    """Whether a ``(4, 4)`` index-to-world matrix is off right angles by more than rounding in a header."""
+    """Return True if the axes of a ``(4, 4)`` index-to-world matrix are not orthogonal, up to rounding."""
     axes = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE)
 
@@ -70,7 +70,7 @@ class Volume:
         return self.world_from_index[:3, 3].copy()
 
     def with_array(self, array: np.ndarray) -> "Volume":
-        """The same grid with other values.
+        """Return a volume with other values on the same grid.
 
         Raises:
             InputError: the array has another shape.
@@ -80,18 +80,18 @@ class Volume:
         return Volume(array, self.world_from_index)
 
     def same_grid(self, other: "Volume", tolerance_mm: float = 0.01) -> bool:
-        """Whether both have the same shape and no voxel center lies further apart than the tolerance."""
+        """Return True if shapes are equal and corresponding voxel centers lie within the tolerance (mm)."""
         return self.array.shape == other.array.shape and self.grid_distance(other) <= tolerance_mm
 
     def grid_distance(self, other: "Volume") -> float:
-        """Largest distance in mm between corresponding corner voxels of this grid in both worlds."""
+        """Return the largest distance in mm between corners of this grid in this and the other world."""
         size = np.array(self.array.shape[::-1]) - 1
         corners = np.array([[x, y, z, 1] for x in (0, size[0]) for y in (0, size[1]) for z in (0, size[2])])
         difference = corners @ (self.world_from_index - other.world_from_index).T
         return float(np.linalg.norm(difference[:, :3], axis=1).max())
 
     def reorientation(self) -> "Reorientation":
-        """The axis permutation and flips that bring the index axes nearest to L, P and S."""
+        """Return the axis permutation and flips that bring the index axes nearest to L, P and S."""
         magnitude = np.abs(self.direction)
         # The best of the six permutations, not axis by axis: near 45 degrees two may want the same place.
         axes = max(
@@ -101,10 +101,10 @@ class Volume:
         return Reorientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
     def reoriented(self) -> "Volume":
-        """The same voxels with index axes nearest to (L, P, S): a view of them, nothing is resampled.
+        """Return the volume with index axes nearest to (L, P, S), as a view; nothing is resampled.
 
-        After this ``array[k, j, i]`` grows in i to the patient's left, in j to the back, in k to the head,
-        up to the obliqueness that remains in ``direction``.
+        In its ``array[k, j, i]`` i grows to the patient's left, j to the back and k to the head, up to the
+        obliqueness that remains in ``direction``.
         """
         change = self.reorientation()
         stored_from_new = change.stored_from_new(self.array.shape)
@@ -115,14 +115,14 @@ class Volume:
 class Reorientation:
     """A permutation and flips of index axes: new axis ``n`` is stored axis ``axes[n]``, flipped or not.
 
-    Axes are in ``(x, y, z)`` order. It is exact and undone exactly, both as views: a scan is not held twice.
+    Axes are in ``(x, y, z)`` order. Both directions are exact and return views, without a copy in memory.
     """
 
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """Reorder a stored ``(..., z, y, x)`` array into the new axes."""
+        """Return a stored ``(..., z, y, x)`` array in the new axes, as a view."""
         lead = array.ndim - 3
         # Index axis a is array axis 2 - a, on both sides.
         order = [lead + 2 - self.axes[2 - place] for place in range(3)]
@@ -131,7 +131,7 @@ class Reorientation:
         return np.flip(moved, flipped)
 
     def undo(self, array: np.ndarray) -> np.ndarray:
-        """Bring an array in the new axes back to the stored ``(..., z, y, x)`` order."""
+        """Return an array ``(..., z, y, x)`` in the new axes in the stored order, as a view."""
         lead = array.ndim - 3
         flipped = tuple(lead + 2 - axis for axis in range(3) if self.flips[axis])
         order = [lead + 2 - self.axes[2 - place] for place in range(3)]
@@ -139,7 +139,11 @@ class Reorientation:
         return np.flip(array, flipped).transpose(*range(lead), *inverse)
 
     def stored_from_new(self, stored_shape: tuple[int, ...]) -> np.ndarray:
-        """``(4, 4)`` matrix from new to stored ``(x, y, z)`` indices, for a stored ``(z, y, x)`` shape."""
+        """Return the ``(4, 4)`` matrix from new to stored indices ``(x, y, z)``.
+
+        Args:
+            stored_shape: ``(z, y, x)``.
+        """
         size = stored_shape[::-1]
         matrix = np.zeros((4, 4))
         matrix[3, 3] = 1.0

@@ -1,4 +1,4 @@
-"""The only place where images and volumes are resampled on tensors.
+"""Resample images and volumes through affine matrices; no other module samples tensors.
 
 Convention: normalized coordinates ``(x, y)``, of volumes ``(x, y, z)``, in [-1, 1] from the outer edge of the
 first pixel to the outer edge of the last (``align_corners=False``), so that a matrix means the same at every
@@ -19,10 +19,10 @@ Mode = Literal["bilinear", "bicubic", "nearest"]
 #: ``(h, w)`` of an image or ``(d, h, w)`` of a volume.
 Size = tuple[int, ...]
 
-#: Gaussian blur of a pixel that is k times larger, in pixels: sigma = FACTOR * sqrt(k^2 - 1); a pixel's blur
-#: is taken as a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
+#: Prefilter for a pixel that becomes k times larger: sigma = FACTOR * sqrt(k^2 - 1) pixels, where a pixel's
+#: blur is a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
-#: Pixels to which a blur reaches in an exported graph: three sigma where an output pixel spans 5.6.
+#: Radius of the blur in an exported graph, in pixels: three sigma where an output pixel spans 5.6.
 GRAPH_RADIUS = 7
 
 
@@ -35,7 +35,7 @@ def warp(
     mode: Mode = "bilinear",
     prefilter: bool = True,
 ) -> Tensor:
-    """Resample images, or volumes, through affine matrices.
+    """Resample images or volumes through affine matrices.
 
     Matrix, grid and sampling are float32 (float64 for float64 images) under every precision and autocast.
 
@@ -46,12 +46,12 @@ def warp(
         size: ``(h, w)`` of the output, or ``(d, h, w)``.
         fill: value outside the input: air for images, 0 for masks and probabilities.
         mode: interpolation; ``nearest`` is never prefiltered, ``bicubic`` is for images only.
-        prefilter: blur before shrinking, by the matrix's own scale, since sampling alone aliases.
+        prefilter: blur before shrinking, by the matrix's scale, since sampling alone aliases.
 
     Returns:
-        ``(N, C, *size)``, of the image's dtype where that is floating, else float32.
+        ``(N, C, *size)``, of the image's dtype if that is floating, otherwise float32.
     """
-    kept = image.dtype if image.dtype.is_floating_point else torch.float32
+    out_dtype = image.dtype if image.dtype.is_floating_point else torch.float32
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
     with torch.autocast(image.device.type, enabled=False):
         axes = len(size)
@@ -61,7 +61,7 @@ def warp(
             source = _blur(source, _sigmas(matrix.detach(), tuple(source.shape[2:]), size))
         grid = _grid(matrix, size)
         out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
-        return (out + fill).to(kept)
+        return (out + fill).to(out_dtype)
 
 
 def warp_straight(
@@ -72,9 +72,10 @@ def warp_straight(
     fill: float = 0.0,
     mode: Mode = "bilinear",
 ) -> Tensor:
-    """As :func:`warp` through one matrix that neither turns nor shears, in a fraction of its time on a CPU.
+    """Resample images through one matrix of scales and shifts, in a fraction of :func:`warp`'s time on a CPU.
 
-    Blur and sampling then are the same for all rows, and for all columns: a product with a matrix each.
+    Blur and sampling are separable and the same for all rows and all columns, so each is a matrix product.
+    The values are those of :func:`warp`.
 
     Args:
         image: ``(N, C, H, W)``.
@@ -87,21 +88,21 @@ def warp_straight(
         ``(N, C, h, w)`` float32.
 
     Raises:
-        ValueError: the matrix turns or shears.
+        ValueError: the matrix rotates or shears.
     """
     (scale_x, shear_x, shift_x), (shear_y, scale_y, shift_y), _ = input_from_output.tolist()
     if shear_x or shear_y:
         raise ValueError("expected a matrix that scales and shifts only")
     height, width = image.shape[2:]
-    rows = _shares(scale_y, shift_y, height, size[0], mode).to(image.device)
-    columns = _shares(scale_x, shift_x, width, size[1], mode).to(image.device)
+    rows = _weights(scale_y, shift_y, height, size[0], mode).to(image.device)
+    columns = _weights(scale_x, shift_x, width, size[1], mode).to(image.device)
     with torch.autocast(image.device.type, enabled=False):
         return rows.T @ ((image.float() - fill) @ columns) + fill
 
 
 @lru_cache(maxsize=64)
-def _shares(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> Tensor:
-    """``(pixels, size)``: what each output pixel takes of each input pixel along one axis, zeros outside."""
+def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> Tensor:
+    """Return the weights ``(pixels, size)`` of input pixels in output pixels along one axis."""
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[0, 0], matrix[0, 2] = scale, shift
     one_each = torch.eye(pixels, dtype=torch.float64)[None, None]
@@ -111,17 +112,17 @@ def _shares(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> T
 def warp_slabs(
     volume: Tensor, input_from_output: Tensor, size: Size, *, fill: float = 0.0, voxels: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """As :func:`warp` of one volume, some slices of the output at a time, to bound the memory.
+    """Resample one volume, linearly and prefiltered, a slab of output slices at a time to bound the memory.
 
     Args:
         volume: ``(D, H, W)``, float32.
-        input_from_output: ``(4, 4)``.
+        input_from_output: ``(4, 4)``, normalized output to normalized input coordinates.
         size: ``(d, h, w)`` of the output.
         fill: value outside the input.
-        voxels: of the output at a time.
+        voxels: output voxels at a time.
 
     Yields:
-        Which slices, and their values ``(n, h, w)``.
+        The slab's slices, and their values ``(n, h, w)``.
     """
     depth, height, width = size
     matrix = input_from_output.to(volume.dtype)[None]
@@ -136,16 +137,23 @@ def warp_slabs(
 
 
 def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
-    """``(4, 4)`` from the normalized coordinates of slices ``first`` to ``last - 1`` to the whole stack's."""
+    """Return the ``(4, 4)`` matrix from a slab's normalized coordinates to the whole stack's.
+
+    Args:
+        first: the slab's first slice.
+        last: one after its last slice.
+        depth: slices of the stack.
+    """
     matrix = torch.eye(4)
     matrix[2, 2], matrix[2, 3] = (last - first) / depth, (first + last) / depth - 1.0
     return matrix
 
 
 def _grid(input_from_output: Tensor, size: Size) -> Tensor:
-    """Where output pixels lie in the input, ``(N, *size, 2)`` or ``(N, *size, 3)``.
+    """Return the normalized input coordinates of output pixels, ``(N, *size, 2)`` or ``(N, *size, 3)``.
 
-    As ``F.affine_grid``, which multiplies a matrix with every pixel and on a CPU takes longer than sampling.
+    The values are those of ``F.affine_grid``, which multiplies a matrix with every pixel and on a CPU takes
+    longer than the sampling.
     """
     n, axes = input_from_output.shape[0], len(size)
     columns = input_from_output[:, :axes].unbind(dim=2)
@@ -159,9 +167,18 @@ def _grid(input_from_output: Tensor, size: Size) -> Tensor:
 
 
 def pixels_per_step(input_from_output: Tensor, input_size: Size, size: Size) -> Tensor:
-    """How many input pixels one output pixel spans along input x and y (and z): ``(N, 2)`` or ``(N, 3)``."""
+    """Return the input pixels that one output pixel spans along input x and y (and z).
+
+    Args:
+        input_from_output: ``(N, 3, 3)`` or ``(N, 4, 4)``, normalized coordinates.
+        input_size: ``(h, w)`` or ``(d, h, w)``.
+        size: of the output.
+
+    Returns:
+        ``(N, 2)`` or ``(N, 3)``.
+    """
     axes = len(size)
-    # Multiplied, not made from lists, which would fix the lengths that an exported graph leaves open.
+    # Products of tensors: a list would become a constant in an exported graph, whose sizes are dynamic.
     one = input_from_output.new_ones(())
     per_output = torch.stack([2.0 / (one * side) for side in reversed(size)])
     per_input = torch.stack([one * side / 2.0 for side in reversed(input_size)])
@@ -170,28 +187,29 @@ def pixels_per_step(input_from_output: Tensor, input_size: Size, size: Size) -> 
 
 
 def _sigmas(matrix: Tensor, input_size: Size, size: Size) -> Tensor:
+    """Return the prefilter's sigmas along x, y (and z) in input pixels, ``(N, 2)`` or ``(N, 3)``."""
     step = pixels_per_step(matrix, input_size, size)
     return SIGMA_FACTOR * (step.square() - 1.0).clamp(min=0.0).sqrt()
 
 
 def _blur(image: Tensor, sigmas: Tensor) -> Tensor:
-    """Separable Gaussian blur, ``sigmas`` ``(N, 2)`` or ``(N, 3)`` pixels along x, y (and z)."""
+    """Blur with a separable Gaussian; ``sigmas`` ``(N, 2)`` or ``(N, 3)`` in pixels along x, y (and z)."""
     if image.ndim == 4:
         return _blur_along(_blur_along(image, sigmas[:, 0], 0), sigmas[:, 1], 1)
-    # A volume is blurred as images: its slices along x and y, then with rows laid out as one along z.
+    # A volume is blurred as images: its slices along x and y, then, with planes flattened to rows, along z.
     n, c, d, h, w = image.shape
     slices = _blur(image.reshape(n, c * d, h, w), sigmas[:, :2])
     return _blur_along(slices.reshape(n, c, d, h * w), sigmas[:, 2], 1).reshape(image.shape)
 
 
 def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
-    """Blur ``(N, C, H, W)`` along x (axis 0) or y (1) by one sigma ``(N,)`` each."""
+    """Blur ``(N, C, H, W)`` along x (axis 0) or y (axis 1), with a sigma ``(N,)`` for each image."""
     if torch.compiler.is_compiling():
         return _blur_in_graph(image, sigma, axis)
     widest = float(sigma.max()) if len(sigma) else 0.0
     if not math.isfinite(widest):
         raise FloatingPointError("a pose or crop is not finite")
-    # Below a fifth of a pixel the kernel's neighbors weigh less than 1e-5: no blur at all.
+    # Below a fifth of a pixel the neighbors' weights are under 1e-5: skip the blur.
     if widest < 0.2:
         return image
     radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
@@ -205,14 +223,14 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
 
 
 def _gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """Kernels ``(N, 2 radius + 1)`` that sum to 1."""
+    """Return Gaussian kernels ``(N, 2 radius + 1)`` that sum to 1."""
     offsets = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
     return kernel / kernel.sum(dim=1, keepdim=True)
 
 
 def _blur_in_graph(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
-    """As :func:`_blur_along` in an exported graph, which takes no shape from a value and has any N."""
+    """Blur in an exported graph, where no shape may depend on a value and N is dynamic."""
     side = image.shape[3 - axis]
     padding = (GRAPH_RADIUS, GRAPH_RADIUS)
     padded = F.pad(image, padding if axis == 0 else (0, 0, *padding))
@@ -222,29 +240,38 @@ def _blur_in_graph(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
 
 
 def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0, mode: Mode = "bilinear") -> Tensor:
-    """The same field of view on another number of pixels, ``(N, C, H, W)`` to ``(N, C, h, w)``."""
+    """Resample images ``(N, C, H, W)`` to ``(N, C, h, w)`` over the same field of view; see :func:`warp`."""
     if (image.shape[2], image.shape[3]) == size:
         return image
     return warp(image, torch.eye(3, device=image.device), size, fill=fill, mode=mode)
 
 
 def block_means(image: Tensor, least: int) -> Tensor:
-    """Square images ``(N, C, S, S)`` shrunk by the largest whole factor that leaves ``least`` pixels a side.
+    """Shrink square images by block means, over the same field of view.
 
-    The same field of view, without aliasing, many times faster than a blur: what a small network or a measure
-    of overlap sees of a large slice is then sampled from this.
+    It does not alias and is many times faster than a Gaussian blur. Small networks and overlap measures then
+    sample from the result.
+
+    Args:
+        image: ``(N, C, S, S)``.
+        least: fewest pixels along a side of the result; the largest whole factor that allows it is taken.
     """
     side = image.shape[-1]
     block = max(b for b in range(1, max(side // least, 1) + 1) if side % b == 0)
-    # Every so-manieth row and column added up: an eighth of the time that average pooling takes on a CPU.
+    # Sums of strided slices take an eighth of the time of average pooling on a CPU.
     rows = reduce(add, [image[..., first::block, :] for first in range(block)])
     return reduce(add, [rows[..., first::block] for first in range(block)]) / block**2
 
 
 def normalized_from_pixel(size: Size, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``(3, 3)`` matrix from pixel indices ``(x, y)`` (centers) to normalized coordinates, for ``(h, w)``.
+    """Return the matrix from pixel indices (centers) to normalized coordinates.
 
-    For ``(d, h, w)`` it is ``(4, 4)``, from voxel indices ``(x, y, z)``.
+    Args:
+        size: ``(h, w)``, or ``(d, h, w)`` of a volume.
+        dtype: of the result.
+
+    Returns:
+        ``(3, 3)`` for indices ``(x, y)``, or ``(4, 4)`` for ``(x, y, z)``.
     """
     sides = torch.tensor(tuple(reversed(size)), dtype=torch.float64)
     matrix = torch.diag(torch.cat([2.0 / sides, sides.new_ones(1)]))
@@ -253,7 +280,7 @@ def normalized_from_pixel(size: Size, *, dtype: torch.dtype = torch.float32) -> 
 
 
 def invert(matrix: Tensor) -> Tensor:
-    """Inverse of affine matrices in closed form, float32 or float64 under autocast too.
+    """Invert affine matrices in closed form, in float32 or float64, also under autocast.
 
     Args:
         matrix: ``(..., 3, 3)``, of volumes ``(..., 4, 4)``.
@@ -275,8 +302,9 @@ def invert(matrix: Tensor) -> Tensor:
 
 
 def _invert3d(matrix: Tensor) -> Tensor:
+    """Invert affine matrices ``(..., 4, 4)``."""
     a, b, c, t = matrix[..., :3, :].unbind(dim=-1)
-    # Rows of the inverse are cross products of the columns over the determinant.
+    # The rows of the inverse are cross products of the columns, divided by the determinant.
     rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
     linear = rows / (rows[..., 0, :] * a).sum(dim=-1)[..., None, None]
     top = torch.cat([linear, -(linear @ t[..., None])], dim=-1)
@@ -284,7 +312,10 @@ def _invert3d(matrix: Tensor) -> Tensor:
 
 
 def compose(*matrices: Tensor) -> Tensor:
-    """Product of ``(..., 3, 3)`` or ``(..., 4, 4)`` matrices, right to left, never in a reduced precision."""
+    """Multiply matrices ``(..., 3, 3)`` or ``(..., 4, 4)`` in float32 or float64, also under autocast.
+
+    The last matrix is applied first: ``compose(a_from_b, b_from_c)`` is ``a_from_c``.
+    """
     with torch.autocast(matrices[0].device.type, enabled=False):
         product = matrices[0] if matrices[0].dtype == torch.float64 else matrices[0].float()
         for matrix in matrices[1:]:

@@ -118,7 +118,7 @@ def write_record(
                 agreement=float(poses.agreement[z]) if shown else None,
                 confidence=float(poses.confidence[z]) if shown else None,
             )
-            for z, shown in enumerate(poses.shown)
+            for z, shown in enumerate(poses.has_body)
         ),
         transform=scan.transform,
     )

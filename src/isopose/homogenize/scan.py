@@ -13,7 +13,7 @@ from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.transform import Grid, Nine, Row, Transform
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
-from isopose.scan.find import find_crops, find_poses, slices_by_themselves
+from isopose.scan.find import find_crops, find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
 from isopose.scan.volume import places, volume_pose
 from isopose.scan.warnings import pose_warnings
@@ -59,21 +59,21 @@ def homogenize_scan(
     """
     prepared = prepare_as(volume, estimator.scale, estimator.fov_mm, estimator.data)
     transformer, settings = estimator.transformer, estimator.predict
-    slices = slices_by_themselves(transformer, prepared, settings, estimator.per)
+    slices = slice_poses_of(transformer, prepared, settings, estimator.per)
     records = find_poses(transformer, prepared, settings, slices, per=estimator.per)
     networks, crop = estimator.crop or estimator.joint, None
     if networks is not None and slices is not None:
         records = find_crops(networks, prepared, records, per=estimator.per)
         if estimator.crop is not None:
-            crop = _box_of(torch.from_numpy(records.theta2[records.shown]))
-    if records.shown.any():
+            crop = _box_of(torch.from_numpy(records.theta2[records.has_body]))
+    if records.has_body.any():
         # Slices without a body have no pose of their own; they stay beside their neighbors.
-        records.pose[~records.shown] = records.common_pose()
+        records.pose[~records.has_body] = records.common_pose()
     else:
         records.pose[:] = 0.0
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
     if estimator.tilted:
-        z = places(np.flatnonzero(records.shown), len(prepared.image), _stack_from_frame(prepared))
+        z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
         pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:

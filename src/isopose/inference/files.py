@@ -397,7 +397,7 @@ def _of_slices(scan: ScanPose) -> dict[str, Any]:
                 "scale_y": float(np.exp(scan.pose[z, LOG_SCALE_Y])),
                 **_of_row(scan, int(z)),
             }
-            for z in np.flatnonzero(scan.shown)
+            for z in np.flatnonzero(scan.has_body)
         ]
     }
 

@@ -27,7 +27,7 @@ from isopose.scan.find import (
     find_poses,
     find_volume_pose,
     frames,
-    slices_by_themselves,
+    slice_poses_of,
 )
 from isopose.scan.pose import ScanPose
 from isopose.scan.warnings import crop_warnings, pose_warnings
@@ -117,7 +117,7 @@ def _predict_slices(
     device = networks.pose.reference_mask.device
     slices, height, width = prepared.shape
     # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
-    by_themselves = slices_by_themselves(networks.pose, prepared, settings)
+    by_themselves = slice_poses_of(networks.pose, prepared, settings)
     scan = find_poses(networks.pose, prepared, settings, by_themselves, correction)
     scan = find_crops(networks, prepared, scan, correction)
 
@@ -125,7 +125,7 @@ def _predict_slices(
     values = scratch.zeros((slices, height, width), np.uint8)
     in_crops = np.zeros((slices, *model.config.unet_shape), np.uint8) if crops else None
     slice_from_frame = prepared.slice_from_frame.to(device)
-    areas, shown = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.shown)
+    areas, shown = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.has_body)
     for rows in batches_of(prepared, settings.batch_size):
         image, mask = frames(prepared, rows, device)
         pose = torch.from_numpy(scan.pose[rows]).to(device)

@@ -12,7 +12,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.dicom_copies import without_copies
 from isopose.io.dicom_files import files_in, is_dicomdir, listed_files
 from isopose.io.dicom_files import is_dicom as is_dicom
-from isopose.io.dicom_frames import Frame, NoFrame, frames_of, look_at
+from isopose.io.dicom_frames import DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
 from isopose.io.dicom_stack import in_order, matrix_of, named
 from isopose.io.endings import ending
@@ -65,7 +65,7 @@ def peek_series(path: Path, series: str | None = None) -> Header:
     return Header((len(frames), *frames[0].size), matrix, np.dtype(np.int16)).checked(path)
 
 
-def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
+def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
     """Return the frames of the series that :func:`read_series` reads, in stacking order.
 
     Raises:
@@ -89,7 +89,7 @@ def holds_slices(folder: Path) -> bool:
         return True
 
 
-def _chosen(path: Path, series: str | None) -> list[Frame]:
+def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
     """Return the frames of the selected series."""
     if path.is_file() and not is_dicomdir(path):
         return _series_of(path)
@@ -100,7 +100,7 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
             f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
             + _instead(others, len(found))
         )
-    groups: dict[str, list[Frame]] = {}
+    groups: dict[str, list[DicomFrame]] = {}
     for frame in scans:
         groups.setdefault(frame.series, []).append(frame)
     if series is not None:
@@ -119,7 +119,7 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
     return frames
 
 
-def _series_of(path: Path) -> list[Frame]:
+def _series_of(path: Path) -> list[DicomFrame]:
     """The frames of the series to which one file belongs in its folder and those below it."""
     own = look_at(path)
     if not isinstance(own, list):
@@ -134,7 +134,7 @@ def _series_of(path: Path) -> list[Frame]:
     return frames or own
 
 
-def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
+def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame]]:
     """Frames of all files in a folder and below it, or of what a ``DICOMDIR`` lists.
 
     Raises:
@@ -155,8 +155,8 @@ def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
     return frames, others
 
 
-def _looked_at(files: Iterable[Path]) -> tuple[list[Frame], list[NoFrame]]:
-    frames: list[Frame] = []
+def _looked_at(files: Iterable[Path]) -> tuple[list[DicomFrame], list[NoFrame]]:
+    frames: list[DicomFrame] = []
     others: list[NoFrame] = []
     for file in files:
         found = look_at(file)
@@ -167,7 +167,7 @@ def _looked_at(files: Iterable[Path]) -> tuple[list[Frame], list[NoFrame]]:
     return frames, others
 
 
-def _check_whole(path: Path, frames: list[Frame], others: list[NoFrame]) -> None:
+def _check_whole(path: Path, frames: list[DicomFrame], others: list[NoFrame]) -> None:
     """Raise an InputError if images of a series lack their position.
 
     Leaving them out would silently shorten the scan.
@@ -193,7 +193,7 @@ def _instead(others: list[NoFrame], scouts: int) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _listing(groups: Iterable[list[Frame]]) -> str:
+def _listing(groups: Iterable[list[DicomFrame]]) -> str:
     ordered = sorted(groups, key=lambda g: (len(g[0].number), g[0].number))
     return ", ".join(
         f"series {g[0].number or 'without number'} ({g[0].modality}, {len(g)} images)" for g in ordered

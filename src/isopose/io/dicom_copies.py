@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from isopose.errors import InputError
-from isopose.io.dicom_frames import Frame
+from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_pixels import pixels
 
 
-def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
+def without_copies(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
     """Keep one frame of each image, from the file with the shortest name.
 
     Files are copies where they lie at one position and are the same SOP instance, or without its UID; and
@@ -24,7 +24,7 @@ def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
     Raises:
         InputError: files that are one SOP instance at one position differ.
     """
-    files: dict[Path, list[Frame]] = {}
+    files: dict[Path, list[DicomFrame]] = {}
     for frame in frames:
         files.setdefault(frame.path, []).append(frame)
     kept: dict[tuple[str, bytes], Path] = {}
@@ -47,7 +47,7 @@ def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
     return [frame for frame in frames if frame.path not in dropped]
 
 
-def _same(one: list[Frame], two: list[Frame]) -> bool:
+def _same(one: list[DicomFrame], two: list[DicomFrame]) -> bool:
     if filecmp.cmp(one[0].path, two[0].path, shallow=False):
         return True
     if len(one) != len(two) or not all(map(_same_place, one, two)):
@@ -55,7 +55,7 @@ def _same(one: list[Frame], two: list[Frame]) -> bool:
     return all(map(np.array_equal, pixels(one), pixels(two)))
 
 
-def _same_place(one: Frame, two: Frame) -> bool:
+def _same_place(one: DicomFrame, two: DicomFrame) -> bool:
     same = (one.size, one.spacing, one.modality, one.gray, one.unusable) == (
         *(two.size, two.spacing, two.modality),
         *(two.gray, two.unusable),

@@ -50,7 +50,7 @@ _PLACE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class DicomFrame:
     """One slice: where its pixels are stored and where it lies in space.
 
     Args:
@@ -112,7 +112,7 @@ class NoFrame:
     lacks: str = ""
 
 
-def look_at(path: Path) -> list[Frame] | NoFrame | None:
+def look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
     """Return the frames of one file, or why it has none; None if it is not DICOM.
 
     Raises:
@@ -128,7 +128,7 @@ def look_at(path: Path) -> list[Frame] | NoFrame | None:
         raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}") from None
 
 
-def frames_of(path: Path) -> list[Frame]:
+def frames_of(path: Path) -> list[DicomFrame]:
     """Return the frames of one file; empty if it is not DICOM, not a scan, or lacks its position.
 
     Raises:
@@ -138,7 +138,7 @@ def frames_of(path: Path) -> list[Frame]:
     return found if isinstance(found, list) else []
 
 
-def _look_at(path: Path) -> list[Frame] | NoFrame | None:
+def _look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
     header = read_header(path)
     if header is None and is_packed(path):
         raise InputError(f"{path}: a DICOM file packed by gzip, which is not read; unpack it (gunzip)")
@@ -181,7 +181,7 @@ def _frame(
     position: np.ndarray,
     axes: np.ndarray,
     spacing: np.ndarray,
-) -> Frame:
+) -> DicomFrame:
     axes = axes.reshape(2, 3)
     thickness = _thickness(header, groups)
     kinds = _field(header, groups, "CTImageFrameTypeSequence", "FrameType") or header.get("ImageType") or ()
@@ -189,7 +189,7 @@ def _frame(
     # The frame's own pair is preferred to the shared one, and that to the file's; never one half of each.
     values = [_first(group, "PixelValueTransformationSequence") for group in groups]
     rescale, unusable = rescale_of([*values, header], modality)
-    return Frame(
+    return DicomFrame(
         path=path,
         index=index,
         uid=str(header.get("SOPInstanceUID") or _of_file(header, "MediaStorageSOPInstanceUID")),

@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
-from isopose.io.dicom_frames import Frame
+from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_rescale import rescaled
 from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
@@ -98,7 +98,7 @@ class _Stored:
         return padded
 
 
-def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+def pixels(frames: Sequence[DicomFrame]) -> Iterator[np.ndarray]:
     """Yield slices ``(y, x)`` in their unit (HU in CT), each in the narrowest type that holds its values.
 
     Raises:
@@ -121,7 +121,7 @@ def pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:
             yield _in_unit(stored, frame)
 
 
-def _in_unit(stored: _Stored, frame: Frame) -> np.ndarray:
+def _in_unit(stored: _Stored, frame: DicomFrame) -> np.ndarray:
     values = stored.values(frame.index)
     padded = stored.padded(frame.index, values)
     scaled = rescaled(values, frame.rescale)

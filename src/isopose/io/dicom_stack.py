@@ -6,7 +6,7 @@ import numpy as np
 
 from isopose.errors import InputError
 from isopose.geometry.volume import SHEAR_TOLERANCE
-from isopose.io.dicom_frames import Frame
+from isopose.io.dicom_frames import DicomFrame
 
 #: Tolerance of slice distances. Positions are often rounded to 0.1 mm or jitter by some hundredths; 1 % of
 #: the distance of thick slices is tolerated as well. For thin slices the tolerance stays below 0.4 of the
@@ -22,12 +22,12 @@ _TURN = 2e-3
 _EXACT, _EXACT_MM = 1e-9, 1e-3
 
 
-def named(path: Path, frame: Frame) -> str:
+def named(path: Path, frame: DicomFrame) -> str:
     """Return the beginning of messages: the path and the series number."""
     return f"{path}: series {frame.number}" if frame.number else f"{path}: the series"
 
 
-def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
+def in_order(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
     """Sort frames of one kind by their position along the slice normal.
 
     Raises:
@@ -57,7 +57,7 @@ def in_order(path: Path, frames: list[Frame]) -> list[Frame]:
     return sorted(frames, key=lambda f: float(f.position @ normal))
 
 
-def _axes(frames: list[Frame]) -> np.ndarray:
+def _axes(frames: list[DicomFrame]) -> np.ndarray:
     """Return the ``(2, 3)`` unit vectors of all slices.
 
     They are the common ones, or the orthogonal pair nearest to their mean.
@@ -70,7 +70,7 @@ def _axes(frames: list[Frame]) -> np.ndarray:
     return axes
 
 
-def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
+def matrix_of(path: Path, frames: list[DicomFrame]) -> np.ndarray:
     """Return the ``(4, 4)`` matrix ``lps_from_index`` of sorted frames that form a regular stack.
 
     If the positions deviate from a straight line, spacing and origin are those of a line fitted to all of
@@ -111,7 +111,7 @@ def matrix_of(path: Path, frames: list[Frame]) -> np.ndarray:
     return matrix
 
 
-def _usual_step(path: Path, frames: list[Frame], normal: np.ndarray) -> float:
+def _usual_step(path: Path, frames: list[DicomFrame], normal: np.ndarray) -> float:
     """Return the median distance of neighboring slices in mm, after checking that all distances agree.
 
     Raises:

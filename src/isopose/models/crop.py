@@ -1,4 +1,4 @@
-"""STN2: from a homogenized slice to theta2, the square region of interest."""
+"""STN2: from a homogenized slice or volume to theta2, the region of interest."""
 
 from torch import Tensor, nn
 
@@ -8,15 +8,15 @@ from isopose.models.localization import Localization
 
 
 class CropTransformer(nn.Module):
-    """Regress the corners of a box and make the square crop's matrix of them.
+    """Regress the corners of a box and return the matrix of the crop, which is square in plane.
 
-    The network is STN1's with four outputs, added to the corners of ``start``; Eq. 2 trains it. Without a
-    network every slice gets the box ``start``.
+    The localization network's outputs are added to the corners of the box ``start``; Eq. 2 trains it.
+    Without a network every slice gets the box ``start``.
 
     Args:
         config: whether the box is learned, and the network's size.
-        start: ``(4,)`` box that the regression starts from; the paper's identity is the whole frame.
-        joint: the corners come from the network that also poses, see ``models/pipeline.py``; so none here.
+        start: ``(4,)`` initial box, to which regressed changes are added; None: the whole frame (the paper).
+        joint: build no network here: one joint network gives pose and crop (``models/pipeline.py``).
         dims: 3 for volumes, whose boxes are ``(6,)`` (:mod:`isopose.geometry.box`).
     """
 
@@ -33,17 +33,26 @@ class CropTransformer(nn.Module):
         self.localization = Localization(config.size, BOX_SIZES[dims], depth) if alone else None
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """theta2 ``(N, 3, 3)`` of homogenized images and masks ``(N, 1, size, size)``.
+        """Estimate theta2, ``homogenized_from_crop``.
 
-        Of volumes ``(N, 4, 4)``, from ``(N, 1, depth, size, size)``.
+        Args:
+            image: homogenized, ``(N, 1, size, size)`` or ``(N, 1, depth, size, size)``.
+            mask: the same shape, foreground.
+
+        Returns:
+            ``(N, 3, 3)``; of volumes ``(N, 4, 4)``.
         """
         if self.localization is None:
             return matrix_from_box(self.start.expand(image.shape[0], -1))
         return self.square(self.localization(image, mask))
 
     def square(self, raw: Tensor) -> Tensor:
-        """theta2 ``(N, 3, 3)`` of what a network regressed, ``(N, 4)``: changes of the start's corners.
+        """Return theta2 from regressed changes of the initial box's corners.
 
-        Of volumes ``(N, 4, 4)`` of ``(N, 6)``.
+        Args:
+            raw: ``(N, 4)``, of volumes ``(N, 6)``.
+
+        Returns:
+            ``(N, 3, 3)``; of volumes ``(N, 4, 4)``.
         """
         return matrix_from_box(self.start + raw)

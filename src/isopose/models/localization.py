@@ -1,4 +1,4 @@
-"""The localization network that both spatial transformers share."""
+"""The localization network, the same architecture for both spatial transformers (STN1 and STN2)."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 #: Features of the two convolution blocks, from the authors' later public code.
 FEATURES = (8, 10)
-#: Of the hidden layer. Our choice: the authors' later code has 1024 before it; 32 learn faster here.
+#: Hidden units. Our choice: the authors' later code has 1024, 32 learn faster here.
 HIDDEN = 32
 
 
 class Localization(nn.Module):
-    """Two convolution blocks that shrink the image by a factor of 4, then two fully connected layers.
+    """Regress transform parameters from an image and its foreground mask.
 
-    The paper, section "STN to homogenize pose and size": convolutions with max-pooling and ReLU, an image
-    concatenated with its foreground mask as input, a few numbers as output. The last layer starts at zero,
-    so that a transformer starts at the identity.
+    Two convolution blocks with max-pooling and ReLU shrink the image by a factor of 4, two fully connected
+    layers follow (the paper, section "STN to homogenize pose and size"). The last layer is initialized to
+    zero, so that a transformer starts at the identity.
 
     Args:
         size: pixels along a side of the square input, a multiple of 4.
         outputs: how many numbers are regressed: 5 for a pose, 4 for a box.
-        depth: of volumes: voxels along z, a multiple of 4; kernels reach less far along it.
+        depth: for volumes, voxels along z, a multiple of 4; kernels span 3 voxels along z. None for slices.
     """
 
     def __init__(self, size: int, outputs: int, depth: int | None = None) -> None:
@@ -31,17 +31,17 @@ class Localization(nn.Module):
         convolution: Any = nn.Conv3d if volumes else nn.Conv2d
         pool: Any = nn.MaxPool3d if volumes else nn.MaxPool2d
 
-        def same(inputs: int, outputs: int, side: int) -> nn.Module:
+        def same_size(inputs: int, outputs: int, side: int) -> nn.Module:
             sides = (3, side, side) if volumes else (side, side)
             padding = tuple(n // 2 for n in sides)
             layer: nn.Module = convolution(inputs, outputs, kernel_size=sides, padding=padding)
             return layer
 
         self.encoder = nn.Sequential(
-            same(2, FEATURES[0], 7),
+            same_size(2, FEATURES[0], 7),
             pool(2),
             nn.ReLU(inplace=True),
-            same(FEATURES[0], FEATURES[1], 5),
+            same_size(FEATURES[0], FEATURES[1], 5),
             pool(2),
             nn.ReLU(inplace=True),
         )
@@ -51,11 +51,16 @@ class Localization(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Regress ``(N, outputs)`` float32 from image and mask, each ``(N, 1, size, size)``.
+        """Regress the outputs.
 
-        Of volumes each ``(N, 1, depth, size, size)``.
+        Args:
+            image: ``(N, 1, size, size)``, or volumes ``(N, 1, depth, size, size)``.
+            mask: the same shape, foreground.
+
+        Returns:
+            ``(N, outputs)`` float32.
         """
-        # Small enough to run in float32 always: theta is never made of rounded numbers.
+        # Always float32, also under autocast: theta must not be rounded, and the network is small.
         with torch.autocast(image.device.type, enabled=False):
             features = self.encoder(torch.cat([image.float(), mask.float()], dim=1)).flatten(1)
             output: Tensor = self.output(torch.relu(self.hidden(features)))

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are of the whole batch, on however many ranks it is spread."""
+"""Batch norm over the whole batch, however many processes (ranks) share it; on CPUs too."""
 
 from typing import Any
 
@@ -10,21 +10,29 @@ from isopose.ranks import ranks, summed
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's, and on several ranks the same as on one.
+    """Batch norm of images that takes its statistics over all ranks in training.
 
-    ``torch.nn.SyncBatchNorm`` is for GPUs alone, and would have to take this one's place and give it back.
+    With one rank, and in evaluation, it is PyTorch's. ``torch.nn.SyncBatchNorm`` runs on GPUs only, and
+    a network would have to be converted to it for training and back for prediction.
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalize ``(N, C, H, W)``; in training the batch is that of all ranks."""
+        """Normalize this rank's images.
+
+        Args:
+            image: ``(N, C, H, W)``, this rank's part of the batch.
+
+        Returns:
+            The same shape; in training normalized by mean and variance over the batches of all ranks.
+        """
         if not self.training or ranks() == 1:
             return super().forward(image)
         tracked = (self.num_batches_tracked, self.running_mean, self.running_var, self.momentum)
         batches, means, variances, momentum = tracked
-        assert batches is not None, "it tracks"
-        assert means is not None, "it tracks"
-        assert variances is not None, "it tracks"
-        assert momentum is not None, "it forgets"
+        assert batches is not None, "track_running_stats is on"
+        assert means is not None, "track_running_stats is on"
+        assert variances is not None, "track_running_stats is on"
+        assert momentum is not None, "the running statistics are exponential means"
         out, mean, variance, count = _OfAllRanks.apply(image, self.weight, self.bias, self.eps)
         with torch.no_grad():
             batches.add_(1)
@@ -35,13 +43,16 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _OfAllRanks(torch.autograd.Function):
-    """Ioffe and Szegedy (2015), with sums over the ranks; keeps the input alone for the way back."""
+    """Batch norm (Ioffe and Szegedy, 2015) whose sums run over all ranks.
+
+    Of the activations only the input is saved for the backward pass.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Means first and then squares around them: the difference of large sums would lose digits.
+        # Two passes, mean first: the variance as a difference of two large sums would lose digits.
         count = summed(image.new_tensor(image.numel() / image.shape[1], dtype=torch.float64))
         mean = (summed(image.sum((0, 2, 3), dtype=torch.float64)) / count).float()
         around = (image.float() - mean[:, None, None]).square().sum((0, 2, 3), dtype=torch.float64)
@@ -60,7 +71,7 @@ class _OfAllRanks(torch.autograd.Function):
         normalized = (image.float() - mean[:, None, None]) * scale[:, None, None]
         to_bias = gradient.sum((0, 2, 3))
         to_weight = (gradient * normalized).sum((0, 2, 3))
-        # The batch's own mean and variance moved with the input, and so did every rank's output.
+        # Mean and variance depend on every rank's input, so their gradients are summed over the ranks.
         along = summed(torch.stack([to_bias, to_weight])) / count.float()
         inner = gradient - along[0, :, None, None] - normalized * along[1, :, None, None]
         to_image = inner * (weight * scale)[:, None, None]

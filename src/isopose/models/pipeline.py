@@ -2,9 +2,8 @@
 
 Slices: ``x_frame = theta1 · theta2 · x_crop``, matrices ``(N, 3, 3)``. Volumes (``dims=3``):
 ``x_stack = stack_from_frame · theta1 · reach · theta2 · x_crop``, matrices ``(N, 4, 4)``. A homogenized
-volume is
-seen in normalized coordinates: -1 to 1 in plane as a slice is, and along z as far as the training scans reach
-(``reach``, in half sides of the frame).
+volume has normalized coordinates: -1 to 1 in plane, as slices have, and along z over the length of the
+training scans (``reach``, in half sides of the frame).
 """
 
 from typing import NamedTuple
@@ -24,13 +23,14 @@ from isopose.models.unet import UNet
 
 
 class SliceTransforms(NamedTuple):
-    """theta1 and theta2 of N slices, each by itself.
+    """theta1 and theta2 of N slices, each estimated independently.
 
     Args:
         pose: ``(N, 5)``.
         theta2: ``(N, 3, 3)``, of the slice homogenized by that pose.
-        agreement: ``(N,)`` Eq. 1 of the outline in that pose and the reference's.
-        learned: ``(N,)`` whether the pose is the joint network's; else it is the pose it started from.
+        agreement: ``(N,)`` soft Dice (Eq. 1) of the homogenized outline and the reference's.
+        learned: ``(N,)`` True where the joint network's pose was taken, False where the initial pose was
+            kept.
     """
 
     pose: Tensor
@@ -42,12 +42,12 @@ class SliceTransforms(NamedTuple):
 class Networks(nn.Module):
     """Pose, crop and segmentation networks, each usable alone.
 
-    With ``stn=joint`` the network ``joint`` takes the place of those of STN1 and STN2: it regresses nine
-    numbers at once, of which STN1 makes theta1 and STN2 theta2.
+    With ``stn=joint`` one network, ``joint``, replaces the localization networks of STN1 and STN2: it
+    regresses five numbers for theta1 and four for theta2 at once.
 
     Args:
         config: the model's whole configuration.
-        classes: of the segmentation, background included.
+        classes: number of classes of the segmentation, background included.
         reference_mask: ``(1, 1, S, S)``, see :class:`isopose.models.pose.PoseTransformer`.
         air: value of air in the normalized images.
         top: largest value of the normalized images.
@@ -83,9 +83,8 @@ class Networks(nn.Module):
 
         Args:
             pose: ``(N, 5)`` of slices, ``(N, 9)`` of volumes.
-            stack_from_frame: for volumes, ``(N, 4, 4)`` or ``(4, 4)``, which undoes the spacing: of the
-                stored
-                stack, or of the scan's own grid (``geometry/frame.py``).
+            stack_from_frame: for volumes, ``(N, 4, 4)`` or ``(4, 4)``, from the isotropic frame to the
+                stored stack or to the scan's own grid (``geometry/frame.py``).
 
         Returns:
             theta1 ``(N, 3, 3)``; of volumes ``(N, 4, 4)``, from the homogenized volume to the stack.
@@ -93,7 +92,9 @@ class Networks(nn.Module):
         theta1 = matrix_from_pose(pose)
         if self.config.dims == 2:
             return theta1
-        assert stack_from_frame is not None, "only the matrix knows the spacing of a volume's slices"
+        assert stack_from_frame is not None, (
+            "a volume needs stack_from_frame, which holds the spacing of its slices"
+        )
         one = torch.ones_like(self.reach)
         return compose(stack_from_frame, theta1, torch.diag(torch.stack([one, one, self.reach, one])))
 
@@ -117,37 +118,53 @@ class Networks(nn.Module):
             warp(mask.to(image.dtype), input_from_homogenized, shape),
         )
 
-    def transforms(self, image: Tensor, mask: Tensor, start: Tensor) -> SliceTransforms:
-        """Return theta1 and theta2 of frames ``(N, 1, S, S)`` whose poses ``(N, 5)`` are known so far.
+    def transforms(self, image: Tensor, mask: Tensor, initial_pose: Tensor) -> SliceTransforms:
+        """Estimate theta1 and theta2 of frames from initial poses.
 
-        Where STN1 and STN2 are separate, the poses stay. A joint network follows them by its regressed step,
-        unless its outline agrees with the reference less than ``predict.min_pose_dice`` and less than before.
-        """
-        before = self.pose.agreement(mask, start)
-        if self.joint is None:
-            theta2 = self.theta2(image, mask, matrix_from_pose(start))
-            return SliceTransforms(start, theta2, before, torch.zeros_like(before, dtype=torch.bool))
-        pose, theta2 = self.joint_step(image, mask, start)
-        after = self.pose.agreement(mask, pose)
-        learned = (after >= self.config.predict.min_pose_dice) | (after >= before)
-        kept = torch.where(learned[:, None], pose, start)
-        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(kept))
-        return SliceTransforms(kept, theta2, torch.where(learned, after, before), learned)
-
-    def joint_step(self, image: Tensor, mask: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the joint network regresses: poses ``(N, 5)`` and crops ``(N, 3, 3)``.
+        Separate STNs leave the initial poses as they are. The joint network refines them; its pose is dropped
+        where the outline agrees with the reference less than ``predict.min_pose_dice`` and less than before.
 
         Args:
             image: frames ``(N, 1, S, S)``.
-            mask: the same shape.
-            start: poses ``(N, 5)`` in which the network sees the frames.
+            mask: the same shape, foreground.
+            initial_pose: ``(N, 5)``.
+        """
+        before = self.pose.agreement(mask, initial_pose)
+        if self.joint is None:
+            theta2 = self.theta2(image, mask, matrix_from_pose(initial_pose))
+            return SliceTransforms(initial_pose, theta2, before, torch.zeros_like(before, dtype=torch.bool))
+        pose, theta2 = self.joint_step(image, mask, initial_pose)
+        after = self.pose.agreement(mask, pose)
+        learned = (after >= self.config.predict.min_pose_dice) | (after >= before)
+        kept = torch.where(learned[:, None], pose, initial_pose)
+        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(kept))
+        return SliceTransforms(kept, theta2, torch.where(learned, after, before), learned)
+
+    def joint_step(self, image: Tensor, mask: Tensor, initial_pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Return refined poses ``(N, 5)`` and crops ``(N, 3, 3)`` from the joint network.
+
+        Args:
+            image: frames ``(N, 1, S, S)``.
+            mask: the same shape, foreground.
+            initial_pose: ``(N, 5)``, by which the network's input is homogenized.
         """
         assert self.joint is not None, "only with stn=joint"
-        raw = self.joint(*self.homogenized(image, mask, matrix_from_pose(start), self.config.pose.size))
-        return self.pose.follow(start, raw[:, :POSE_SIZE]), self.crop.square(raw[:, POSE_SIZE:])
+        raw = self.joint(
+            *self.homogenized(image, mask, matrix_from_pose(initial_pose), self.config.pose.size)
+        )
+        return self.pose.add_bounded(initial_pose, raw[:, :POSE_SIZE]), self.crop.square(raw[:, POSE_SIZE:])
 
     def theta2(self, image: Tensor, mask: Tensor, input_from_homogenized: Tensor) -> Tensor:
-        """Return STN2's crops of frames or stacks: ``(N, 3, 3)`` or ``(N, 4, 4)``, homogenized from crop."""
+        """Return STN2's crops of frames or stacks, ``homogenized_from_crop``.
+
+        Args:
+            image: ``(N, 1, S, S)``, of volumes ``(N, 1, Z, S, S)``, not yet homogenized.
+            mask: the same shape, foreground.
+            input_from_homogenized: see :meth:`input_from_homogenized`.
+
+        Returns:
+            ``(N, 3, 3)`` or ``(N, 4, 4)``; the identity where ``crop.enabled`` is off.
+        """
         if not self.config.crop.enabled:
             side = self.config.dims + 1
             return torch.eye(side, device=image.device).expand(image.shape[0], side, side)
@@ -160,7 +177,15 @@ class Networks(nn.Module):
         return learned
 
     def cut(self, image: Tensor, input_from_crop: Tensor) -> Tensor:
-        """Return the U-Net's input ``(N, 1, M, M)`` or ``(N, 1, D, M, M)``, resampled once."""
+        """Return the U-Net's input, resampled once from the image.
+
+        Args:
+            image: ``(N, 1, S, S)`` or ``(N, 1, Z, S, S)``.
+            input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, theta1 · theta2.
+
+        Returns:
+            ``(N, 1, M, M)`` or ``(N, 1, D, M, M)``.
+        """
         return warp(image, input_from_crop, self.config.unet_shape, fill=self.air)
 
     def probabilities(self, crop: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The shape of the U-Net, planned from the size of its input as the paper and nnU-Net do."""
+"""Plan the U-Net's levels from the size of its input, as the paper and nnU-Net do."""
 
 from dataclasses import dataclass
 
 from isopose.config import UNetConfig
 
-#: Fewest voxels along z at the bottom.
+#: Fewest voxels along z at the bottleneck.
 LEAST_DEPTH = 4
 
 
@@ -15,8 +15,8 @@ class UNetPlan:
     Args:
         sizes: pixels along a side at each level.
         features: channels at each level.
-        skips: whether a level's decoder sees the encoder's features and gives a supervised output.
-        depths: voxels along z at each level of a network for volumes; none for slices.
+        skips: whether a level has a skip connection, and with it a supervised output.
+        depths: voxels along z at each level; empty for slices.
     """
 
     sizes: tuple[int, ...]
@@ -25,32 +25,31 @@ class UNetPlan:
     depths: tuple[int, ...] = ()
 
     def strides(self, level: int) -> tuple[int, ...]:
-        """By how much each axis, in the order of tensors, shrinks from a level to the next."""
+        """Return the stride of each axis, in tensor order, from a level to the next coarser one."""
         plane = (self.sizes[level] // self.sizes[level + 1],) * 2
         return (self.depths[level] // self.depths[level + 1], *plane) if self.depths else plane
 
     @property
     def supervised(self) -> tuple[int, ...]:
-        """Levels with an output, finest first: those with a skip connection (Eq. 3's n = 0 to N)."""
+        """Levels with an output, finest first: those with a skip connection (n = 0 to N in Eq. 3)."""
         return tuple(level for level, skip in enumerate(self.skips) if skip)
 
 
 def plan_unet(size: int, levels: int, config: UNetConfig, *, dims: int = 2) -> UNetPlan:
-    """Halve the input down to the bottleneck, double the features up to a cap.
+    """Plan a U-Net that halves its input at each level and doubles the features up to a cap.
 
-    Volumes have fewer and longer voxels along z, which are halved only from the level on where they are at
-    least half as many as those along a side, down to :data:`LEAST_DEPTH`: so voxels come near to cubes, as
-    nnU-Net has it.
+    Volumes have fewer and longer voxels along z. The depth is halved only at levels where it is at least half
+    the side, and not below :data:`LEAST_DEPTH`: voxels become nearly cubic, as in nnU-Net.
 
     Args:
         size: pixels along a side of the input.
-        levels: how often it is halved (``Config.unet_levels``).
-        config: features, the level down to which skip connections go, and a volume's voxels along z.
+        levels: number of halvings (``Config.unet_levels``).
+        config: features, the smallest size with a skip connection, and for volumes the depth.
         dims: 3 for volumes.
     """
     sizes = tuple(size >> level for level in range(levels + 1))
     features = tuple(min(config.base_features << level, config.max_features) for level in range(levels + 1))
-    # The input's own level always has a skip: without one nothing would be supervised.
+    # The finest level always has a skip connection: otherwise no level would be supervised.
     skips = tuple(level == 0 or side >= config.smallest_skip for level, side in enumerate(sizes[:-1]))
     return UNetPlan(sizes, features, (*skips, False), _depths(sizes, config.depth) if dims == 3 else ())
 

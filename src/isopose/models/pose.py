@@ -19,22 +19,22 @@ from isopose.geometry.pose import (
 )
 from isopose.geometry.warp import block_means, warp
 from isopose.models.localization import Localization
-from isopose.models.roll import RollNetwork, Shown, shown, view
+from isopose.models.roll import RollInput, RollNetwork, roll_input_of, views_at_angle
 
-#: Pixels along a side from which the agreement of outlines is taken, at least.
-AGREEMENT = 48
-#: Where a slice's pose came from, in the order in which they are tried; last, what a person set.
+#: Fewest pixels along a side on which the agreement of outlines is computed.
+AGREEMENT_SIZE = 48
+#: Where a slice's pose comes from, in the order in which they are tried; "hand" is a person's correction.
 POSE_SOURCES = ("anatomy", "learned", "moments", "identity", "hand")
 BY_HAND = POSE_SOURCES.index("hand")
 
 
 class SlicePoses(NamedTuple):
-    """Poses of N slices, each by itself, and what a scan's common pose is made from.
+    """Poses of N slices, each estimated independently, and the evidence for a common pose of their scan.
 
     Args:
         pose: ``(N, 5)``.
-        evidence: ``(N, 2)`` how sure the roll is, times its direction.
-        mirrored: ``(N,)`` logit that a slice is shown as in a mirror; 0 where nothing is known of it.
+        evidence: ``(N, 2)`` concentration of the roll times its unit direction.
+        mirrored: ``(N,)`` logit that a slice is mirrored; 0 where it is not estimated.
         agreement: ``(N,)`` soft Dice with the reference's outline (Eq. 1).
         source: ``(N,)`` index into :data:`POSE_SOURCES`.
         outline: moments of the masks.
@@ -49,14 +49,17 @@ class SlicePoses(NamedTuple):
 
 
 class PoseTransformer(nn.Module):
-    """Estimate poses: the roll by anatomy, the rest by moments; or moments or the identity, then a residual.
+    """Estimate the pose of slices: an initial pose, then, where configured, a learned residual.
+
+    The initial pose (``config.start``) takes the roll from the anatomy and the rest from the outline's
+    moments, or all from the moments, or is the identity.
 
     Args:
-        config: which start, whether and how far it is refined.
+        config: the initial pose, whether it is refined, and the bounds of the residual.
         reference_mask: ``(1, 1, S, S)`` in [0, 1], the foreground of the reference in the homogenized frame.
-        air: value of air in the normalized images, put outside of them.
+        air: value of air in the normalized images, taken outside of them.
         top: largest value of the normalized images.
-        joint: the residual comes from the network that also crops, see ``models/pipeline.py``; so none here.
+        joint: build no network here: one joint network gives residual and crop (``models/pipeline.py``).
     """
 
     reference_mask: Tensor
@@ -73,28 +76,50 @@ class PoseTransformer(nn.Module):
         alone = config.learned and not anatomy and not joint
         self.localization = Localization(config.size, POSE_SIZE) if alone else None
 
-    def start(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The pose ``(N, 5)`` from which the regression starts, of frames ``(N, 1, S, S)``."""
+    def initial_pose(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Return the poses ``(N, 5)`` to which the regressed residual is added.
+
+        Args:
+            image: frames ``(N, 1, S, S)``.
+            mask: the same shape, foreground.
+        """
         if self.config.start == "identity":
             return identity_pose(mask.shape[0], device=mask.device)
-        of = moments(mask)
+        outline = moments(mask)
         if self.roll is not None:
-            return self.at_angle(of, self.roll.roll(self.shown(image, mask)).angle)
-        pose = pose_from_moments(of, moments(self.reference_mask))
+            return self.pose_at_angle(outline, self.roll.estimate(self.roll_input(image, mask)).angle)
+        pose = pose_from_moments(outline, moments(self.reference_mask))
         return isotropic(pose) if self.config.scales == 1 else pose
 
-    def refine(self, image: Tensor, mask: Tensor, start: Tensor) -> Tensor:
-        """One learned step from a pose ``(N, 5)`` to a better one; without a network the pose itself."""
-        if self.localization is None:
-            return start
-        size = (self.config.size, self.config.size)
-        theta = matrix_from_pose(start)
-        seen = warp(image, theta, size, fill=self.air)
-        outline = warp(mask.to(image.dtype), theta, size)
-        return self.follow(start, self.localization(seen, outline))
+    def refine(self, image: Tensor, mask: Tensor, initial_pose: Tensor) -> Tensor:
+        """Add the localization network's residual to poses; without a network return them unchanged.
 
-    def follow(self, start: Tensor, raw: Tensor) -> Tensor:
-        """A pose ``(N, 5)`` followed by what a network regressed in it, ``(N, 5)``, within the bounds."""
+        Args:
+            image: frames ``(N, 1, S, S)``.
+            mask: the same shape, foreground.
+            initial_pose: ``(N, 5)``, by which the network's input is homogenized.
+
+        Returns:
+            Poses ``(N, 5)``.
+        """
+        if self.localization is None:
+            return initial_pose
+        size = (self.config.size, self.config.size)
+        theta = matrix_from_pose(initial_pose)
+        homogenized = warp(image, theta, size, fill=self.air)
+        homogenized_mask = warp(mask.to(image.dtype), theta, size)
+        return self.add_bounded(initial_pose, self.localization(homogenized, homogenized_mask))
+
+    def add_bounded(self, initial_pose: Tensor, raw: Tensor) -> Tensor:
+        """Add a regressed residual to poses, within the configured bounds.
+
+        Args:
+            initial_pose: ``(N, 5)``.
+            raw: ``(N, 5)``, the network's output.
+
+        Returns:
+            Poses ``(N, 5)``; true similarities where ``config.scales`` is 1.
+        """
         config = self.config
         residual = torch.cat(
             [
@@ -104,77 +129,94 @@ class PoseTransformer(nn.Module):
             ],
             dim=1,
         )
-        pose = add_residual(start, residual)
+        pose = add_residual(initial_pose, residual)
         return isotropic(pose) if config.scales == 1 else pose
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Poses ``(N, 5)`` of frames: image and mask ``(N, 1, S, S)``."""
-        return self.refine(image, mask, self.start(image, mask))
+        """Estimate poses ``(N, 5)`` of frames: image and mask ``(N, 1, S, S)``."""
+        return self.refine(image, mask, self.initial_pose(image, mask))
 
-    def shown(self, image: Tensor, mask: Tensor) -> Shown:
-        """Frames as the roll network views them."""
-        return shown(image, mask, self.air, self.top)
+    def roll_input(self, image: Tensor, mask: Tensor) -> RollInput:
+        """Prepare frames ``(N, 1, S, S)`` for the roll network."""
+        return roll_input_of(image, mask, self.air, self.top)
 
-    def first_roll(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The angle ``()`` at which a scan lies, as a few of its slices say together after one look.
+    def roll_of_scan(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Estimate one roll ``()`` in radians for a scan from a few of its slices, in one pass.
 
-        The nearer to upright the look at all slices starts, the more alike it errs however the scan lies.
+        It is the initial angle for all slices. The closer to upright that pass starts, the less its error
+        depends on how the patient lies.
+
+        Args:
+            image: frames ``(n, 1, S, S)``.
+            mask: the same shape, foreground.
         """
         assert self.roll is not None, "only with the roll network"
-        few = self.shown(image, mask)
-        evidence = self.roll(view(few, few.place.new_zeros(len(few.place))))[:, :2].sum(dim=0)
+        slices = self.roll_input(image, mask)
+        upright = slices.view_pose.new_zeros(len(slices.view_pose))
+        evidence = self.roll(views_at_angle(slices, upright))[:, :2].sum(dim=0)
         return torch.atan2(evidence[1], evidence[0])
 
-    def at_angle(self, of: Moments, angle: Tensor) -> Tensor:
-        """Poses ``(N, 5)`` of outlines whose roll ``(N,)`` is known."""
-        pose = pose_at_angle(of, angle, moments(self.reference_mask))
+    def pose_at_angle(self, outline: Moments, angle: Tensor) -> Tensor:
+        """Return poses ``(N, 5)`` of outlines whose roll ``(N,)`` (radians) is known."""
+        pose = pose_at_angle(outline, angle, moments(self.reference_mask))
         return isotropic(pose) if self.config.scales == 1 else pose
 
     def agreement(self, mask: Tensor, pose: Tensor) -> Tensor:
-        """Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenized mask and the reference's."""
-        reference = block_means(self.reference_mask, AGREEMENT)
+        """Return Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenized mask and the reference's.
+
+        Args:
+            mask: ``(N, 1, S, S)``.
+            pose: ``(N, 5)``.
+        """
+        reference = block_means(self.reference_mask, AGREEMENT_SIZE)
         size = (reference.shape[2], reference.shape[3])
-        shrunk = block_means(mask.float(), AGREEMENT)
-        # The means have no more detail than what is sampled from them: no blur is needed.
+        shrunk = block_means(mask.float(), AGREEMENT_SIZE)
+        # Block means have no more detail than the samples taken from them, so no prefilter is needed.
         return soft_dice(warp(shrunk, matrix_from_pose(pose), size, prefilter=False), reference)
 
-    def estimate(self, image: Tensor, mask: Tensor, least: float, start: Tensor | None = None) -> SlicePoses:
-        """Poses of slices and how far they can be trusted.
+    def estimate(
+        self, image: Tensor, mask: Tensor, min_agreement: float, scan_roll: Tensor | None = None
+    ) -> SlicePoses:
+        """Estimate the poses of slices and how far each can be trusted.
 
-        With anatomy, that is the pose. Else the first of learned pose, moments and identity that agrees well
-        enough with the reference; where none does (a slice of lung or pelvis looks like no reference in any
-        pose) the one that agrees best, whose agreement stays below ``least`` for the caller to report.
+        With the roll network there is one candidate, its pose. Otherwise the first of learned pose, moments
+        and identity whose agreement with the reference reaches ``min_agreement`` is taken. Where none does (a
+        slice of lung or pelvis may resemble the reference in no pose), the candidate of the highest agreement
+        is taken, and that agreement stays below ``min_agreement`` for the caller to report.
 
         Args:
             image: frames ``(N, 1, S, S)``.
             mask: foreground ``(N, 1, S, S)``.
-            least: agreement that is enough.
-            start: ``()`` roll of the scan (:meth:`first_roll`), from which one look is enough; none: each
-                slice is looked at twice by itself. Only with anatomy.
+            min_agreement: agreement (Eq. 1) from which a candidate is accepted.
+            scan_roll: ``()`` roll of the scan (:meth:`roll_of_scan`), from which one pass is enough; None:
+                two passes for each slice. Used by the roll network only.
         """
-        of = moments(mask)
+        outline = moments(mask)
         if self.roll is not None:
-            slices = self.shown(image, mask)
-            seen = self.roll.roll(slices) if start is None else self.roll.roll(slices, 1, start)
-            pose = self.at_angle(of, seen.angle)
-            source = torch.full_like(seen.angle, POSE_SOURCES.index("anatomy"), dtype=torch.long)
+            slices = self.roll_input(image, mask)
+            if scan_roll is None:
+                roll = self.roll.estimate(slices)
+            else:
+                roll = self.roll.estimate(slices, passes=1, initial_angle=scan_roll)
+            pose = self.pose_at_angle(outline, roll.angle)
+            source = torch.full_like(roll.angle, POSE_SOURCES.index("anatomy"), dtype=torch.long)
             agreement = self.agreement(slices.mask, pose)
-            return SlicePoses(pose, seen.evidence, seen.mirrored, agreement, source, of)
-        start = self.start(image, mask)
+            return SlicePoses(pose, roll.evidence, roll.mirrored, agreement, source, outline)
+        initial = self.initial_pose(image, mask)
         candidates: list[tuple[str, Tensor]] = []
         if self.localization is not None:
-            candidates.append(("learned", self.refine(image, mask, start)))
+            candidates.append(("learned", self.refine(image, mask, initial)))
         if self.config.start == "moments":
-            candidates.append(("moments", start))
+            candidates.append(("moments", initial))
         candidates.append(("identity", identity_pose(mask.shape[0], device=mask.device)))
         poses = torch.stack([pose for _, pose in candidates])
         agreement = torch.stack([self.agreement(mask, pose) for _, pose in candidates])
-        enough = agreement >= least
-        # argmax of booleans is the first that is true.
+        enough = agreement >= min_agreement
+        # argmax of booleans gives the first that is True.
         chosen = torch.where(enough.any(dim=0), enough.float().argmax(dim=0), agreement.argmax(dim=0))
         rows = torch.arange(mask.shape[0], device=mask.device)
         sources = torch.tensor([POSE_SOURCES.index(name) for name, _ in candidates], device=mask.device)
         pose, agreement = poses[chosen, rows], agreement[chosen, rows]
         direction = torch.stack([pose[:, ANGLE].cos(), pose[:, ANGLE].sin()], dim=1)
         evidence = agreement[:, None].square() * direction
-        return SlicePoses(pose, evidence, torch.zeros_like(agreement), agreement, sources[chosen], of)
+        return SlicePoses(pose, evidence, torch.zeros_like(agreement), agreement, sources[chosen], outline)

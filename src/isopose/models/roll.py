@@ -1,8 +1,8 @@
-"""Which way is up: the roll of a slice, from what lies within the body.
+"""Estimate the roll of a slice, which way up the patient lies, from the anatomy inside the body.
 
-An outline that is nearly round has no axis, and one turned by 180 degrees looks the same; the spine, the
-muscles behind it, the organs and the gas do not. A small network looks at the body, centered and brought to
-one size by its moments (which leaves only the roll unknown), and gives a direction and how sure it is of it.
+The outline is not enough: a nearly round one has no axis, and one turned by 180 degrees looks the same.
+Spine, back muscles, organs and gas tell the direction. The body is centered and scaled to one size by its
+moments, which leaves only the roll unknown; a small network then estimates the roll and its concentration.
 """
 
 import math
@@ -17,27 +17,28 @@ from isopose.geometry.moments import moments
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import block_means, warp
 
-#: Pixels along a side of what the network sees, and half that side in radii of the disc of the body's area.
+#: Pixels along a side of the network's input, and half that side in radii of the disc of the body's area.
 SIZE, REACH = 64, 1.6
-#: Pixels along a side to which a frame is averaged before it is viewed, at least.
-BEFORE_VIEW = 96
-#: The window in which a scan is shown to the network where nothing else is known of it.
+#: Fewest pixels along a side to which a frame is averaged before the network's input is sampled from it.
+AVERAGED_SIZE = 96
+#: Intensity window in HU for scans without a window of their own.
 SOFT_TISSUE_HU = (-150.0, 300.0)
-#: Channels after each halving of the picture.
+#: Channels after each halving of the image.
 FEATURES = (16, 32, 64, 96)
 HIDDEN = 64
-#: Concentration above which the network shall not claim to be: a standard deviation of 1.3 degrees.
+#: Upper bound of the concentration: a standard deviation of 1.3 degrees.
 MAX_CONCENTRATION = 2000.0
 
 
 @dataclass(frozen=True)
-class Roll:
-    """What is seen of the roll of N slices.
+class RollEstimate:
+    """Roll of N slices as the network estimates it.
 
     Args:
         angle: ``(N,)`` radians in (-pi, pi], positive from +x to +y: 0 where the patient's back is at +y.
-        concentration: ``(N,)`` of the von Mises distribution of that angle; 1 / variance where it is large.
-        mirrored: ``(N,)`` logit that the slice is shown as in a mirror: liver on the patient's left.
+        concentration: ``(N,)`` of the von Mises distribution of that angle, not calibrated; 1 / variance
+            (radians) where it is large.
+        mirrored: ``(N,)`` logit that the slice is mirrored: liver on the patient's left.
     """
 
     angle: Tensor
@@ -46,35 +47,41 @@ class Roll:
 
     @property
     def evidence(self) -> Tensor:
-        """``(N, 2)`` concentration times direction: sums of it are what independent slices say together."""
+        """``(N, 2)`` concentration times unit direction.
+
+        For independent slices the sum gives the most likely common angle (its direction) and its
+        concentration (its length).
+        """
         return self.concentration[:, None] * torch.stack([self.angle.cos(), self.angle.sin()], dim=1)
 
 
-class Shown(NamedTuple):
-    """N slices from which views are taken, averaged once to a size that views need.
+class RollInput(NamedTuple):
+    """N slices prepared for the roll network, at reduced resolution; views are sampled from them.
 
     Args:
         image: ``(N, 1, S, S)`` in [0, 1] within the body, 0 outside.
-        mask: ``(N, 1, S, S)`` soft.
-        place: ``(N, 4)`` of a pose: logarithms of the view's reach along both axes, and its center.
+        mask: ``(N, 1, S, S)`` in [0, 1], soft.
+        view_pose: ``(N, 4)``, the view's pose without its angle: log scales along x and y, then its center in
+            normalized coordinates.
     """
 
     image: Tensor
     mask: Tensor
-    place: Tensor
+    view_pose: Tensor
 
 
 class RollNetwork(nn.Module):
-    """From a view of a body to the direction of its left side, as concentration times direction.
+    """Estimate the roll of a body from a view of it, as concentration times direction.
 
-    Halves the picture four times, keeps where things are (no pooling over the whole), two layers at the end.
+    An encoder halves the view four times; its features are flattened, not pooled, so that positions are kept;
+    two fully connected layers follow.
     """
 
     calibration: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # The first halving at once: what is wide and shallow costs most and shows least.
+        # The first layer halves the view: full resolution would cost most and adds least.
         layers = _block(2, FEATURES[0], size=5, stride=2)
         for before, after in pairwise(FEATURES):
             layers += [*_block(before, after, stride=2), *_block(after, after)]
@@ -84,117 +91,165 @@ class RollNetwork(nn.Module):
             nn.Flatten(), nn.Linear(FEATURES[-1] * side**2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 3)
         )
 
-        #: How the network's concentration is to be read: factor, power, and what neighboring slices share.
+        #: Calibration of the concentration: factor, power, and the share of error common to a patient's
+        #: slices.
         self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]))
 
     def forward(self, views: Tensor) -> Tensor:
-        """``(N, 3)`` float32: evidence x and y and the logit of a mirrored slice, of ``(N, 2, SIZE, SIZE)``.
+        """Estimate the remaining roll of views.
 
-        The evidence's length is bounded by :data:`MAX_CONCENTRATION`.
+        Args:
+            views: ``(N, 2, SIZE, SIZE)``, image and mask, see :func:`views_at_angle`.
+
+        Returns:
+            ``(N, 3)`` float32: x and y of the evidence, whose length is bounded by
+            :data:`MAX_CONCENTRATION`, and the logit that the slice is mirrored.
         """
-        # Small enough for float32 always: theta is never made of rounded numbers.
+        # Always float32, also under autocast: theta must not be rounded, and the network is small.
         with torch.autocast(views.device.type, enabled=False):
             raw: Tensor = self.head(self.encoder(views.float().contiguous(memory_format=torch.channels_last)))
             length = raw[:, :2].norm(dim=1, keepdim=True)
-            # The network's own unit is ten, so that usual concentrations are within the reach of its weights.
+            # One unit of the network's output is a concentration of 10, so that usual values are of order 1.
             scale = 10.0 * MAX_CONCENTRATION / (MAX_CONCENTRATION + 10.0 * length)
             return torch.cat([raw[:, :2] * scale, raw[:, 2:]], dim=1)
 
-    def look(self, shown: Shown, angle: Tensor) -> Tensor:
-        """Evidence and logit ``(N, 3)`` of slices turned back by an angle ``(N,)``, mirror images averaged.
+    def forward_symmetric(self, slices: RollInput, angle: Tensor) -> Tensor:
+        """Average the outputs for slices and for their mirror images.
 
-        Averaged with what the mirror image says, mirrored: so that a patient and the patient's mirror image
-        are leaned by exactly opposite angles, and an unequal liver and spleen lean nobody.
-        """
-        seen = view(shown, angle)
-        both = self.forward(torch.cat([seen, seen.flip(3)]))
-        here, there = both[: seen.shape[0]], both[seen.shape[0] :]
-        sign = here.new_tensor([1.0, -1.0, -1.0])
-        return 0.5 * (here + sign * there)
-
-    def roll(self, shown: Shown, passes: int = 2, start: Tensor | None = None) -> Roll:
-        """The roll of slices: a first look as they lie, then again, turned back by what was seen.
+        A patient and the patient's mirror image then get exactly opposite angles, so that the asymmetry of
+        liver and spleen causes no bias.
 
         Args:
-            shown: the slices, see :func:`shown`.
-            passes: looks, of which only the last is averaged with the mirror image.
-            start: ``()`` or ``(N,)`` angle at which they are thought to lie; none: 0.
+            slices: see :func:`roll_input_of`.
+            angle: ``(N,)`` radians by which the slices are turned back first.
+
+        Returns:
+            ``(N, 3)``, see :meth:`forward`.
         """
-        count = shown.mask.shape[0]
-        angle = shown.place.new_zeros(count) if start is None else start.expand(count)
+        seen = views_at_angle(slices, angle)
+        outputs = self.forward(torch.cat([seen, seen.flip(3)]))
+        plain, mirrored = outputs[: seen.shape[0]], outputs[seen.shape[0] :]
+        sign = plain.new_tensor([1.0, -1.0, -1.0])
+        return 0.5 * (plain + sign * mirrored)
+
+    def estimate(
+        self, slices: RollInput, passes: int = 2, initial_angle: Tensor | None = None
+    ) -> RollEstimate:
+        """Estimate the roll of slices in several passes; each turns them back by the angle found so far.
+
+        Args:
+            slices: see :func:`roll_input_of`.
+            passes: number of passes; only the last is averaged with the mirror image.
+            initial_angle: ``()`` or ``(N,)`` radians by which the first pass turns them back; None: 0.
+        """
+        count = slices.mask.shape[0]
+        angle = slices.view_pose.new_zeros(count) if initial_angle is None else initial_angle.expand(count)
         for number in range(passes):
             last = number == passes - 1
-            seen = self.look(shown, angle) if last else self.forward(view(shown, angle))
-            angle = angle + torch.atan2(seen[:, 1], seen[:, 0])
+            output = (
+                self.forward_symmetric(slices, angle) if last else self.forward(views_at_angle(slices, angle))
+            )
+            angle = angle + torch.atan2(output[:, 1], output[:, 0])
         angle = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
-        return Roll(angle, seen[:, :2].norm(dim=1), seen[:, 2])
+        return RollEstimate(angle, output[:, :2].norm(dim=1), output[:, 2])
 
 
-def corrected(concentration: Tensor, calibration: Tensor) -> Tensor:
-    """Calibrated concentration of what was seen, one slice or the mean of several.
+def calibrated_concentration(concentration: Tensor, calibration: Tensor) -> Tensor:
+    """Return factor · concentration ** power.
 
     Args:
-        concentration: ``(N,)`` length of the evidence.
-        calibration: ``(3,)`` factor, power, shared part.
+        concentration: ``(N,)`` length of the evidence, of one slice or of the mean over several.
+        calibration: ``(3,)`` factor, power, share of common error.
     """
     return calibration[0] * concentration.clamp(min=1e-6) ** calibration[1]
 
 
-def worth_of(count: Tensor, calibration: Tensor) -> Tensor:
-    """How many independent slices a number of one patient's slices are worth, for these err alike."""
+def effective_count(count: Tensor, calibration: Tensor) -> Tensor:
+    """Return the number of independent slices that a number of one patient's slices are worth.
+
+    Slices of one patient share part of their error, so n of them count as n / (1 + (n - 1) · shared).
+
+    Args:
+        count: ``(N,)`` slices, from 1; not necessarily whole.
+        calibration: ``(3,)`` factor, power, share of common error.
+    """
     return count / (1.0 + (count - 1.0) * calibration[2])
 
 
 def probability_within(concentration: Tensor, limit: float) -> Tensor:
-    """Probability that a von Mises distributed angle lies within a limit (radians) of its direction."""
-    # The normal distribution of the same concentration is near enough where it matters, and the uniform one
-    # where nothing is known.
+    """Return the probability that a von Mises distributed angle lies within a limit of its mean direction.
+
+    Args:
+        concentration: ``(N,)``.
+        limit: radians.
+    """
+    # Approximated by the normal distribution of the same concentration, and by the uniform distribution where
+    # the concentration is small.
     normal = torch.erf(limit * (concentration / 2.0).sqrt())
     return normal.clamp(min=limit / math.pi)
 
 
-def shown(image: Tensor, mask: Tensor, air: float = 0.0, top: float = 1.0) -> Shown:
-    """Slices ready to be viewed.
+def roll_input_of(image: Tensor, mask: Tensor, air: float = 0.0, top: float = 1.0) -> RollInput:
+    """Prepare slices for the roll network: average them to a small size and scale them to [0, 1].
 
     Args:
-        image: ``(N, 1, S, S)`` over a window of soft tissue.
+        image: ``(N, 1, S, S)``, a window of soft tissue.
         mask: ``(N, 1, S, S)`` foreground.
-        air: the image's value of air, which is shown as 0.
-        top: the window's upper end, which is shown as 1.
+        air: value of air in the image, mapped to 0.
+        top: upper end of the window in the image, mapped to 1.
     """
     mask = mask.to(image.dtype)
-    inside, mask = block_means(image * mask, BEFORE_VIEW), block_means(mask, BEFORE_VIEW)
-    return placed((inside - air * mask) / (top - air) * mask, mask)
+    inside, mask = block_means(image * mask, AVERAGED_SIZE), block_means(mask, AVERAGED_SIZE)
+    return roll_input_of_masked((inside - air * mask) / (top - air) * mask, mask)
 
 
-def placed(image: Tensor, mask: Tensor) -> Shown:
-    """Slices of any size, the image within the body alone, with the place and the reach of a view of each.
+def roll_input_of_masked(image: Tensor, mask: Tensor) -> RollInput:
+    """Find where each body lies and how large it is, for views that are centered on it.
 
-    The reach is that of the disc of the body's area, the same along both axes, so that nothing but the roll
-    is lost or gained by it.
+    A view reaches :data:`REACH` radii of the disc of the body's area, the same along both axes, so that views
+    of a body at different rolls differ by a rotation only.
+
+    Args:
+        image: ``(N, 1, S, S)`` in [0, 1], 0 outside the body; S is free.
+        mask: the same shape, foreground.
     """
-    of = moments(mask)
+    outline = moments(mask)
     area = mask.float().mean(dim=(1, 2, 3)) * 4.0
-    radius = torch.where(of.empty, 1.0, REACH * (area.clamp(min=1e-6) / math.pi).sqrt()).log()
-    return Shown(image, mask, torch.cat([radius[:, None], radius[:, None], of.center], dim=1))
+    log_reach = torch.where(outline.empty, 1.0, REACH * (area.clamp(min=1e-6) / math.pi).sqrt()).log()
+    return RollInput(image, mask, torch.cat([log_reach[:, None], log_reach[:, None], outline.center], dim=1))
 
 
-def view(shown: Shown, angle: Tensor) -> Tensor:
-    """Bodies centered, brought to one size and turned back by an angle ``(N,)``: ``(N, 2, SIZE, SIZE)``.
+def views_at_angle(slices: RollInput, angle: Tensor) -> Tensor:
+    """Sample views: bodies centered, scaled to one size and turned back by an angle.
 
-    Channels are the image within the body, 0 outside, and the mask.
+    Args:
+        slices: see :func:`roll_input_of`.
+        angle: ``(N,)`` radians.
+
+    Returns:
+        ``(N, 2, SIZE, SIZE)``: the image within the body, 0 outside, and the mask.
     """
-    pose = torch.cat([angle[:, None], shown.place], dim=1)
-    both = torch.cat([shown.image, shown.mask], dim=1)
-    return warp(both, matrix_from_pose(pose), (SIZE, SIZE), prefilter=False)
+    pose = torch.cat([angle[:, None], slices.view_pose], dim=1)
+    channels = torch.cat([slices.image, slices.mask], dim=1)
+    return warp(channels, matrix_from_pose(pose), (SIZE, SIZE), prefilter=False)
 
 
-def views(image: Tensor, mask: Tensor, angle: Tensor) -> Tensor:
-    """Likewise, straight from slices ``(N, 1, S, S)`` as :func:`shown` takes them."""
-    return view(placed(image * mask, mask), angle)
+def views_of_slices(image: Tensor, mask: Tensor, angle: Tensor) -> Tensor:
+    """Sample views from slices at full resolution.
+
+    Args:
+        image: ``(N, 1, S, S)`` in [0, 1].
+        mask: the same shape, foreground.
+        angle: ``(N,)`` radians by which bodies are turned back.
+
+    Returns:
+        ``(N, 2, SIZE, SIZE)``, see :func:`views_at_angle`.
+    """
+    return views_at_angle(roll_input_of_masked(image * mask, mask), angle)
 
 
 def _block(before: int, after: int, *, size: int = 3, stride: int = 1) -> list[nn.Module]:
+    """Return convolution, batch norm and ReLU."""
     return [
         nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False),
         nn.BatchNorm2d(after),

@@ -1,4 +1,7 @@
-"""What comes with the package, made of phantoms only by ``phantom/roll``: roll network and reference."""
+"""Load what ships with the package: the roll network's weights and a reference outline.
+
+Both are made from phantoms only, by ``phantom/roll``.
+"""
 
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -9,17 +12,17 @@ from torch import Tensor
 from isopose.files import hash_of, sha256
 from isopose.models.roll import RollNetwork
 
-#: The network's weights, float16 to keep the package small; the reference's outline.
+#: Files of the network's weights (float16, to keep the package small) and of the reference's outline.
 WEIGHTS, REFERENCE = "roll.safetensors", "reference.safetensors"
 
 
 @dataclass(frozen=True)
 class ShippedReference:
-    """The outline that scans are brought to where no model names another: a child of two years.
+    """The outline to which scans are homogenized when no model brings its own: a child of two years.
 
     Args:
         mask: ``(1, 1, S, S)`` float32 in [0, 1], upright, centered.
-        side_mm: side of the square that it is seen in.
+        side_mm: side of the square image, mm.
     """
 
     mask: Tensor
@@ -27,7 +30,10 @@ class ShippedReference:
 
 
 def compact(network: RollNetwork) -> dict[str, Tensor]:
-    """A network's tensors as they are shipped: weights as float16, statistics and calibration whole."""
+    """Return a network's state dict as it is shipped.
+
+    Weights are rounded to float16; batch-norm statistics and the calibration keep their precision.
+    """
     return {
         name: (value.half() if name in dict(network.named_parameters()) else value).cpu().contiguous()
         for name, value in network.state_dict().items()
@@ -35,7 +41,7 @@ def compact(network: RollNetwork) -> dict[str, Tensor]:
 
 
 def load_shipped(network: RollNetwork) -> RollNetwork:
-    """Give a network the shipped weights."""
+    """Load the shipped weights into a network, and return it."""
     tensors = _tensors(WEIGHTS)
     network.load_state_dict(
         {name: value.to(network.state_dict()[name].dtype) for name, value in tensors.items()}
@@ -44,13 +50,13 @@ def load_shipped(network: RollNetwork) -> RollNetwork:
 
 
 def load_reference() -> ShippedReference:
-    """The shipped reference."""
+    """Return the shipped reference outline."""
     tensors = _tensors(REFERENCE)
     return ShippedReference(tensors["mask"].float(), float(tensors["side_mm"]))
 
 
 def shipped_sha256() -> str:
-    """Identity of all that is shipped, in what is made with it."""
+    """Return a hash of all shipped files, which results record so that they can be traced."""
     hashes = []
     for name in (WEIGHTS, REFERENCE):
         with as_file(files("isopose.models") / name) as path:

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from isopose.models.norm import BatchNorm2d
 from isopose.models.planner import UNetPlan
 
-#: Convolution, its transpose and the norm of slices and of volumes. A batch holds one or two volumes, too few
-#: for the statistics of batch norm; each is normed by itself, as in nnU-Net.
+#: Convolution, transposed convolution and norm for 2D and 3D. A batch holds one or two volumes, too few for
+#: the statistics of batch norm, so volumes use instance norm, as in nnU-Net.
 _LAYERS: dict[int, tuple[Any, Any, Any]] = {
     2: (nn.Conv2d, nn.ConvTranspose2d, BatchNorm2d),
     3: (nn.Conv3d, nn.ConvTranspose3d, partial(nn.InstanceNorm3d, affine=True)),
@@ -23,7 +23,7 @@ _LAYERS: dict[int, tuple[Any, Any, Any]] = {
 
 
 def _block(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
-    """First block, and with strides of 2 the encoder's second: convolution, norm, ReLU."""
+    """Return convolution, norm and ReLU; with strides of 2 the block also halves the resolution."""
     convolution, _, norm = _LAYERS[len(strides)]
     return nn.Sequential(
         convolution(inputs, outputs, 3, stride=strides, padding=1, bias=False),
@@ -33,9 +33,9 @@ def _block(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential
 
 
 def _up(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
-    """The decoder's second block: transposed convolution, norm, ReLU."""
+    """Return the decoder's upsampling block: transposed convolution, norm and ReLU."""
     _, transposed, norm = _LAYERS[len(strides)]
-    # What lies at the end of an axis that is doubled would be missing.
+    # Without output padding a doubled axis would be one pixel short.
     end = tuple(stride - 1 for stride in strides)
     return nn.Sequential(
         transposed(inputs, outputs, 3, stride=strides, padding=1, output_padding=end, bias=False),
@@ -45,14 +45,17 @@ def _up(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """U-Net of slices or volumes: two blocks a level, an output at every level that has a skip connection.
+    """Segment slices or volumes with two blocks per level and deep supervision.
+
+    Every level that has a skip connection has an output.
 
     Args:
         plan: sizes, features and skips of the levels.
         classes: outputs, background included.
-        output_norm: batch norm after the output's convolution, as the paper's words have it.
-        recompute: keep only what goes from block to block while training, and compute the rest again on the
-            way back (Chen et al., 2016, "Training deep nets with sublinear memory cost").
+        output_norm: add a norm after the output's convolution, as the paper describes it.
+        recompute: train with activation checkpointing: only the inputs of blocks are kept, all other
+            activations are recomputed in the backward pass (Chen et al., 2016, "Training deep nets with
+            sublinear memory cost").
     """
 
     def __init__(
@@ -87,16 +90,16 @@ class UNet(nn.Module):
         )
         for module in self.modules():
             kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d
-            # Nothing is drawn without memory: PyTorch would load its compiler, a second and 80 MB, for it.
+            # Skip meta tensors: drawing into one loads PyTorch's compiler (one second, 80 MB).
             if isinstance(module, kinds) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, a=1e-2)
 
     def freeze(self, parts: str) -> None:
-        """Let only some parts learn on; the others keep weights and statistics.
+        """Train only some parts further; all others keep their weights and running statistics.
 
         Args:
-            parts: as ``train.parts``. Levels of the encoder are counted from the input, those of the decoder
-                from the output, each with all that works at its resolution (Table 1 of the paper).
+            parts: value of ``train.parts``. Levels are counted from the input in the encoder and from the
+                output in the decoder; a level holds all layers of its resolution (Table 1 of the paper).
         """
         depth = len(self.up)
         levels = range(min(2, depth)) if parts == "first2-last2" else range(depth)
@@ -112,14 +115,14 @@ class UNet(nn.Module):
         self.frozen = tuple(frozen)
 
     def train(self, mode: bool = True) -> "UNet":
-        """As usual, but frozen layers stay in evaluation: a batch norm would follow the new data."""
+        """Set training mode, but keep frozen layers in evaluation mode, so that their statistics stay."""
         super().train(mode)
         for layer in self.frozen:
             layer.eval()
         return self
 
     def fused(self) -> "UNet":
-        """For prediction alone: a copy whose batch norms are part of the convolutions before them."""
+        """Return a copy for prediction whose batch norms are folded into the preceding convolutions."""
         if self.for_prediction:
             return self
         copied = copy.deepcopy(self).eval().requires_grad_(False)
@@ -134,13 +137,17 @@ class UNet(nn.Module):
         return copied
 
     def forward(self, image: Tensor, *, deep: bool = False) -> list[Tensor]:
-        """Logits of ``(N, 1, H, W)`` images: ``(N, classes, H / 2**n, W / 2**n)`` by level, finest first.
+        """Compute logits at each supervised level, finest first.
 
-        Of volumes ``(N, 1, D, H, W)`` likewise, along z by the plan's depths.
+        Args:
+            image: ``(N, 1, H, W)``, or volumes ``(N, 1, D, H, W)``.
+            deep: return all supervised levels; otherwise only the finest (n = 0), in a list of one.
 
-        With ``deep`` false only the finest is computed (n = 0), in a list of one.
+        Returns:
+            For level n ``(N, classes, H / 2**n, W / 2**n)``; for volumes ``(N, classes, D_n, H / 2**n,
+            W / 2**n)``, with D_n from the plan.
         """
-        run = _again if self.recompute and self.training else _at_once
+        run = _with_checkpointing if self.recompute and self.training else _run_block
         skips: list[Tensor] = []
         x = image
         for first, down in zip(self.first, self.down, strict=False):
@@ -157,34 +164,37 @@ class UNet(nn.Module):
         return logits[::-1]
 
 
-def _at_once(block: nn.Module, *parts: Tensor) -> Tensor:
-    """A block of the channels of all parts."""
+def _run_block(block: nn.Module, *parts: Tensor) -> Tensor:
+    """Run a block on tensors that are concatenated along channels."""
     out: Tensor = block(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
     return out
 
 
-def _again(block: nn.Module, *parts: Tensor) -> Tensor:
-    """Likewise; what is between input and output is not kept for the way back, but computed again."""
+def _with_checkpointing(block: nn.Module, *parts: Tensor) -> Tensor:
+    """Run a block with activation checkpointing.
+
+    Its activations are recomputed in the backward pass, which saves memory for a second forward pass.
+    """
     out: Tensor = checkpoint(
-        _at_once,
+        _run_block,
         block,
         *parts,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _statistics_kept(block)),
+        context_fn=lambda: (nullcontext(), _running_statistics_kept(block)),
     )
     return out
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch norms see the same batch twice; their running statistics follow it once."""
-    # A frozen one follows no batch at all.
+def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Keep running statistics unchanged during recomputation, which sees the same batch again."""
+    # Frozen norms are in evaluation mode and keep their statistics anyway.
     norms = [each for each in block.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        assert norm.num_batches_tracked is not None, "of batch norms that track"
+        assert norm.num_batches_tracked is not None, "track_running_stats is on"
         norm.num_batches_tracked.sub_(1)
     try:
         yield

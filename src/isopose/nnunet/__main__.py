@@ -9,7 +9,7 @@ from isopose.silence import silence
 
 
 def main() -> int:
-    """Write the plans and say what is to be done with them."""
+    """Write the plans, and print the next command."""
     parser = argparse.ArgumentParser(prog="python -m isopose.nnunet", description=__doc__)
     parser.add_argument("dataset", help="number or name of a dataset that nnU-Net has planned")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of its plans (%(default)s)")

@@ -1,7 +1,7 @@
-"""A network that sees slices in one pose and size, and whose answers come back: the paper's H and H⁻¹.
+"""Wrap a segmentation network between homogenization and its inverse: the paper's H and H⁻¹.
 
-Poses are found by the network and the reference that ship with the package, which is frozen; the wrapped
-network learns what it sees then.
+Poses are estimated by the roll network and the reference that ship with the package, which stay frozen; only
+the wrapped network is trained.
 """
 
 import torch
@@ -16,24 +16,24 @@ from isopose.models.restore import restore
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import load_reference, load_shipped
 
-#: Half the side of a square, as a part of the image's longer side: what is thinner is a table, no body.
+#: Radius of the opening that removes the table, as a fraction of the image's longer side.
 THIN = 0.01
-#: What is brighter than the darkest value by this part of the soft-tissue window may be body.
+#: Threshold of the body above the darkest value, as a fraction of the soft-tissue window.
 ABOVE_AIR = 0.03
-#: Probability of what is not known at all, so that its logarithm is one.
+#: Lower bound of probabilities, so that their logarithms are finite.
 LEAST = 1e-6
 
 
 class PosedNetwork(nn.Module):
-    """Homogenize slices, segment them, restore the answers.
+    """Homogenize slices, segment them, and restore the segmentations.
 
     Args:
-        network: takes ``(N, C, S, S)`` and gives logits ``(N, classes, s, s)``, or a list of them at several
+        network: maps ``(N, C, S, S)`` to logits ``(N, classes, s, s)``, or a list of them at several
             resolutions; with background as class 0.
-        mean: of the intensities in HU by which slices were normalized, as the next two.
-        sd: standard deviation.
-        low: lower bound in HU to which they were clipped, so that air has this value.
-        seen_from: what the network is shown is clipped to this.
+        mean: mean in HU by which slices were z-scored.
+        sd: standard deviation in HU by which slices were z-scored.
+        low: lower bound in HU to which slices were clipped, the value of air.
+        seen_from: higher lower bound in HU for the wrapped network's input; None: ``low``.
     """
 
     def __init__(
@@ -54,43 +54,49 @@ class PosedNetwork(nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """The wrapped network's, where nnU-Net switches deep supervision."""
+        """The wrapped network's decoder, whose deep supervision nnU-Net turns on and off."""
         return self.network.get_submodule("decoder")
 
     def train(self, mode: bool = True) -> "PosedNetwork":
-        """Of the wrapped network only: poses are found as they were shipped."""
+        """Set training mode of the wrapped network; the pose transformer stays in evaluation mode."""
         super().train(mode)
         self.pose.eval()
         return self
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Logarithms of probabilities, which are logits, of slices ``(N, C, H, W)`` in their own pose.
+        """Segment slices in their own pose.
 
-        Outside of what the network saw nothing is known, and the missing mass is background's.
+        Outside of the homogenized image nothing is known: the missing probability goes to background.
+
+        Args:
+            image: ``(N, C, H, W)``, CT in the first channel.
+
+        Returns:
+            Log probabilities (valid logits) ``(N, classes, H, W)``, or a list of them at several resolutions.
         """
         height, width = image.shape[2:]
         side = max(height, width)
         theta = self.input_from_homogenized(image)
-        # The other channels are of no known unit.
-        shown = torch.cat([image[:, :1].clamp(min=self.darkest), image[:, 1:]], dim=1)
-        seen = warp(shown, theta, (side, side), fill=self.darkest)
-        answers = self.network(seen)
-        # As in SegmentationObjective: means of neighbors hide a chequered answer from the loss.
+        # Only the first channel is clipped, because the units of the others are not known.
+        clipped = torch.cat([image[:, :1].clamp(min=self.darkest), image[:, 1:]], dim=1)
+        homogenized = warp(clipped, theta, (side, side), fill=self.darkest)
+        logits = self.network(homogenized)
+        # As in SegmentationObjective: bilinear restoration hides a checkerboard pattern from the loss.
         mode: Mode = "nearest" if self.training else "bilinear"
-        if isinstance(answers, Tensor):
-            return _restored(answers, theta, (height, width), mode)
-        sizes = [answer.shape[-1] / side for answer in answers]
+        if isinstance(logits, Tensor):
+            return _restored(logits, theta, (height, width), mode)
+        scales = [level.shape[-1] / side for level in logits]
         return [
-            _restored(answer, theta, (round(height * part), round(width * part)), mode)
-            for answer, part in zip(answers, sizes, strict=True)
+            _restored(level, theta, (round(height * scale), round(width * scale)), mode)
+            for level, scale in zip(logits, scales, strict=True)
         ]
 
     @torch.no_grad()
     def input_from_homogenized(self, image: Tensor) -> Tensor:
-        """``(N, 3, 3)`` by which slices ``(N, C, H, W)`` are sampled, by their first channel."""
+        """Estimate the matrices ``(N, 3, 3)`` that homogenize slices ``(N, C, H, W)``, from channel 0."""
         height, width = image.shape[2:]
         side = max(height, width)
-        # Poses are of square frames: the slice lies in the middle of one.
+        # Poses are defined for square frames: the slice is centered in one.
         slice_from_square = torch.diag(
             image.new_tensor([side / width, side / height, 1.0], dtype=torch.float32)
         )
@@ -103,10 +109,17 @@ class PosedNetwork(nn.Module):
 
 
 def body(image: Tensor, threshold: float) -> Tensor:
-    """A rough foreground ``(N, 1, S, S)`` in {0, 1} of slices: what is bright and not thin, holes filled.
+    """Return a rough foreground of slices: threshold, opening, holes filled.
 
-    Other than ``data/body.py`` it runs on any device, slice by slice, and keeps arms and thick tables. Where
-    fat was clipped away (``plans.py`` keeps it) little of the outline is left to find.
+    Unlike ``data/body.py`` it runs on any device, slice by slice, and includes arms and thick tables. It
+    needs images whose fat was not clipped (see ``plans.py``).
+
+    Args:
+        image: ``(N, 1, S, S)``.
+        threshold: brighter pixels may be body.
+
+    Returns:
+        ``(N, 1, S, S)`` float in {0, 1}.
     """
     bright = (image > threshold).float()
     radius = max(1, round(THIN * image.shape[-1]))
@@ -117,12 +130,13 @@ def body(image: Tensor, threshold: float) -> Tensor:
 
 
 def _between(mask: Tensor, axis: int) -> Tensor:
-    """What has something marked on both sides of it along an axis, or is marked."""
+    """Return the pixels that are marked or lie between marked pixels along an axis."""
     before = mask.cumsum(axis) > 0
     return before & (mask.flip(axis).cumsum(axis).flip(axis) > 0)
 
 
 def _restored(logits: Tensor, theta: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
+    """Restore logits to the image's pose as log probabilities ``(N, classes, *size)``."""
     with torch.autocast(logits.device.type, enabled=False):
         back = restore(logits.float().softmax(dim=1), theta, size, mode=mode)
         return back.clamp(min=LEAST).log()

@@ -1,4 +1,4 @@
-"""Plans by which nnU-Net keeps fat when it clips intensities, so that a body can be told from air."""
+"""Plans with which nnU-Net does not clip fat, so that the body's outline can be found."""
 
 import copy
 import os
@@ -8,35 +8,35 @@ from typing import Any
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
 
-#: What slices may be clipped to from below, in HU. Fat lies near -100; where it is lost, so is the outline.
+#: Highest lower bound for clipping, in HU. Fat is near -100; if it is clipped, the outline is lost.
 LOWEST_HU = -200.0
-#: What the name of nnU-Net's plans is lengthened by.
+#: Suffix of the plans' name.
 SUFFIX = "Isopose"
-#: Where the plans keep what nnU-Net would have clipped to, which its network is still shown.
+#: Key of nnU-Net's original lower bound, to which the wrapped network's input is still clipped.
 SEEN = "isopose_seen_from"
 
 
 def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
-    """Put plans that keep fat beside nnU-Net's own, which stay.
+    """Write plans that keep fat beside nnU-Net's own, which are not changed.
 
     Args:
         dataset: number or name of a dataset that nnU-Net has planned.
         name: of its plans.
 
     Returns:
-        The file, named as the plans are.
+        The file that was written.
 
     Raises:
-        InputError: nnU-Net's folders are not named, or the dataset is not planned or no CT.
+        InputError: nnU-Net's folder is not set in the environment, or the dataset is not planned or no CT.
     """
-    known = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 (its name)
-    if not known:
+    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 (its name)
+    if not root:
         raise InputError("nnUNet_preprocessed: expected the environment to name nnU-Net's folder; export it")
     pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
-    found = sorted(folder for folder in Path(known).glob(pattern) if (folder / f"{name}.json").is_file())
+    found = sorted(folder for folder in Path(root).glob(pattern) if (folder / f"{name}.json").is_file())
     if len(found) != 1:
         raise InputError(
-            f"{known}: expected one dataset {dataset} with {name}.json, found {len(found)}; plan it first: "
+            f"{root}: expected one dataset {dataset} with {name}.json, found {len(found)}; plan it first: "
             f"nnUNetv2_plan_and_preprocess -d {dataset} --no_pp"
         )
     plans = read_json(found[0] / f"{name}.json")
@@ -50,9 +50,9 @@ def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
 
 
 def keeping_fat(plans: dict[str, Any]) -> dict[str, Any]:
-    """The same plans under another name, with another folder of preprocessed data, which clip no fat.
+    """Return plans under another name, with another folder of preprocessed data, that do not clip fat.
 
-    nnU-Net's network is shown what it would have been shown (:data:`SEEN`): the fat is for the pose alone.
+    Fat is only used for the pose: the input of nnU-Net's network is clipped as before (:data:`SEEN`).
     """
     kept = copy.deepcopy(plans)
     name = plans["plans_name"]
@@ -61,7 +61,7 @@ def keeping_fat(plans: dict[str, Any]) -> dict[str, Any]:
     intensities[SEEN] = intensities["percentile_00_5"]
     intensities["percentile_00_5"] = min(intensities["percentile_00_5"], LOWEST_HU)
     for configuration in kept["configurations"].values():
-        # Those that inherit have none of their own.
+        # Configurations that inherit from others have no identifier of their own.
         if "data_identifier" in configuration:
             rest = configuration["data_identifier"].removeprefix(name)
             configuration["data_identifier"] = kept["plans_name"] + rest

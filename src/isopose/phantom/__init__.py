@@ -1,7 +1,7 @@
 """Synthetic pediatric abdominal CT with renal tumors: birth to 16 years, any pose, true labels.
 
-It is there so that the software can be tried and tested where no patient data are; results on it say nothing
-about patients. ``docs/phantom.md`` names the sources of every size.
+It serves to try and test the software without patient data; results on it say nothing about patients.
+``docs/phantom.md`` lists the source of every size.
 """
 
 from isopose.phantom.case import PhantomCase, sample_case, texture_generator, truth

@@ -1,4 +1,4 @@
-"""One patient's anatomy as numbers, sampled from age; nothing here knows of a grid."""
+"""One patient's anatomy as parameters, sampled for an age, independent of any grid."""
 
 from dataclasses import dataclass
 
@@ -16,27 +16,27 @@ from isopose.phantom.viscera import sample_liver, sample_spleen, sample_viscera
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Everything the renderer needs; painted in the order of the fields.
+    """The parameters of one patient, in the order in which they are painted.
 
     Args:
         age_years: birth to 16, or 18 and more.
         sex: ``"F"`` or ``"M"``.
         size: lengths and volumes before the tumor.
-        trunk: outline.
+        trunk: shape of the trunk.
         mesentery: small vessels and nodes in the fat.
         bowel: loops and colon.
         viscera: stomach, pancreas, adrenals, gall bladder.
-        liver: blobs that are joined smoothly.
-        liver_hu: early arterial.
+        liver: blobs, joined smoothly.
+        liver_hu: in the early arterial phase.
         spleen: one blob.
         kidneys: left and right.
-        cysts: simple cysts in the healthy kidney, often none.
-        tumor: grows out of one kidney.
-        vessels: aorta, vena cava and their branches; ``hu`` is their contrast.
-        wobble: three fields that bend every soft organ.
-        wobble_mm: their size.
+        cysts: simple cysts in the healthy kidney; most patients have none.
+        tumor: tumor of one kidney.
+        vessels: aorta, vena cava and their branches.
+        wobble: displacement fields along x, y and z that deform every soft organ.
+        wobble_mm: their amplitude.
         bone_hu: cancellous bone.
-        rib_drop: levels by which a rib falls from back to front.
+        rib_drop: vertebral levels by which a rib descends from back to front.
         fat_hu: visceral and subcutaneous fat, a little denser in infants.
     """
 
@@ -62,20 +62,20 @@ class Anatomy:
 
     @property
     def spine_y(self) -> float:
-        """How far behind the axis the middle of the vertebral bodies lies, in mm."""
+        """Distance in mm of the vertebral bodies' centers behind the axis."""
         return self.trunk.spine_y
 
 
 def sample_anatomy(
     rng: np.random.Generator, age_years: float, gravity: np.ndarray, *, tumor_share: float = 1.0
 ) -> Anatomy:
-    """One patient of an age in years.
+    """Draw one patient of an age.
 
     Args:
-        rng: source of all variation.
+        rng: source of randomness.
         age_years: birth to 16, or 18 and more.
-        gravity: ``(3,)`` unit vector in the patient's frame in which things fall, for the flattened side.
-        tumor_share: of the drawn diameter that the tumor has; near 0 the patient is as good as healthy.
+        gravity: ``(3,)`` unit vector of gravity in the patient's frame, for the flattened side.
+        tumor_share: factor of the tumor's drawn diameter; near 0 the patient is nearly healthy.
     """
     size = sample_size(rng, age_years)
     maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
@@ -123,7 +123,13 @@ def sample_anatomy(
 
 
 def sample_kidney(rng: np.random.Generator, trunk: Trunk, side: int) -> Kidney:
-    """A kidney beside the spine, upper pole inwards and backwards, hilum inwards and forwards."""
+    """Draw a kidney beside the spine, upper pole inward and backward, hilum inward and forward.
+
+    Args:
+        rng: source of randomness.
+        trunk: of the patient.
+        side: +1 left, -1 right.
+    """
     size = trunk.size
     z = size.level * ((0.85 if side > 0 else 0.45) + rng.normal(0.0, 0.2))
     c = 0.5 * size.kidney_length
@@ -138,7 +144,7 @@ def sample_kidney(rng: np.random.Generator, trunk: Trunk, side: int) -> Kidney:
     kidney = Kidney(
         side, np.zeros(3), axes, frame, pyramids, rng.uniform(165.0, 225.0), rng.uniform(62.0, 92.0)
     )
-    # Length is given by KIM2010, volume by ICRP89: the two shorter axes take up what is left.
+    # KIM2010 gives the length, ICRP89 the volume; the two shorter axes follow from both.
     short = float(np.sqrt(size.kidney_ml / kidney.volume_ml()))
     axes = axes * np.array([short, short, 1.0])
     wall = trunk.back_wall(z)
@@ -150,7 +156,7 @@ def sample_kidney(rng: np.random.Generator, trunk: Trunk, side: int) -> Kidney:
 
 
 def _ring(rng: np.random.Generator, height: float, count: int) -> np.ndarray:
-    """Directions of pyramids at one height, fanning away from the hilum (u is toward it)."""
+    """Draw directions of pyramids at one height, fanning away from the hilum (u points toward it)."""
     angle = np.linspace(-1.75, 1.75, count) + rng.normal(0.0, 0.12, count)
     w = height + rng.normal(0.0, 0.06, count)
     flat = np.sqrt(np.maximum(1.0 - w * w, 0.05))
@@ -158,7 +164,7 @@ def _ring(rng: np.random.Generator, height: float, count: int) -> np.ndarray:
 
 
 def sample_cysts(rng: np.random.Generator, kidney: Kidney) -> tuple[Blob, ...]:
-    """Now and then a simple cyst in the kidney without tumor."""
+    """Draw a simple cyst in the kidney without tumor, for 15 % of the patients."""
     if rng.random() > 0.15:
         return ()
     toward = rng.normal(0.0, 1.0, 3) * np.array([0.4, 0.6, 1.0]) - np.array([0.8, 0.0, 0.0])

@@ -1,11 +1,11 @@
-"""Small bowel, colon and mesentery: many bent tubes that fill what the other organs leave."""
+"""Small bowel, colon and mesentery: bent tubes that fill the space between the other organs."""
 
 import numpy as np
 
 from isopose.phantom.organs import Tube
 from isopose.phantom.outline import Trunk, radius_at
 
-#: The colon's course: x and y as shares of the cavity's radius, height in vertebral levels.
+#: The colon's course: x and y as fractions of the cavity's radius, height in vertebral levels.
 COLON_PATH = (
     (-0.62, 0.10, -5.0),
     (-0.68, 0.08, -2.8),
@@ -23,12 +23,12 @@ COLON_PATH = (
 
 
 def sample_bowel(rng: np.random.Generator, trunk: Trunk) -> tuple[Tube, ...]:
-    """Loops of small bowel on a jittered lattice, then the colon around them."""
+    """Draw loops of small bowel on a jittered lattice, and the colon around them."""
     return (*small_bowel(rng, trunk), *colon(rng, trunk))
 
 
 def small_bowel(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
-    """Short arcs of bowel; some hold fluid, some gas, some oral contrast."""
+    """Draw short arcs of bowel, with fluid, gas or oral contrast."""
     u, depth = trunk.size.level, trunk.size.depth
     radius = 0.048 * depth + 1.2
     contrast = rng.random() < 0.2
@@ -52,6 +52,7 @@ def small_bowel(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
 
 
 def _loop(rng: np.random.Generator, place: np.ndarray, radius: float, contrast: bool) -> Tube:
+    """Draw one arc of bowel at a place."""
     length = radius * rng.uniform(2.0, 4.5)
     axis, bend = rng.standard_normal((2, 3))
     axis /= np.linalg.norm(axis)
@@ -74,7 +75,7 @@ def _loop(rng: np.random.Generator, place: np.ndarray, radius: float, contrast: 
 
 
 def colon(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
-    """Ascending on the right, transverse in front, descending on the left; each piece its own content."""
+    """Draw the ascending, transverse and descending colon, in pieces that each have their own content."""
     u = trunk.size.level
     path = []
     for x, y, t in COLON_PATH:
@@ -108,7 +109,7 @@ def colon(rng: np.random.Generator, trunk: Trunk) -> list[Tube]:
 
 
 def sample_mesentery(rng: np.random.Generator, trunk: Trunk) -> tuple[Tube, ...]:
-    """Fine vessels that fan out from the root of the mesentery."""
+    """Draw fine vessels that fan out from the root of the mesentery."""
     u = trunk.size.level
     a, b = trunk.half_axes(0.0)
     tubes = []
@@ -130,9 +131,9 @@ def sample_mesentery(rng: np.random.Generator, trunk: Trunk) -> tuple[Tube, ...]
 
 
 def out_of_the_way(tubes: tuple[Tube, ...], center: np.ndarray, radius: float) -> tuple[Tube, ...]:
-    """The tubes of which no point lies in a ball (mm): what a mass grew out of holds no bowel.
+    """Remove the tubes that reach into a ball, in mm, from which a mass grows.
 
-    Tissue next to the place where a tumor began is drawn out into a film around it; bowel would become onion
-    shells there, while in a patient it slides away.
+    Growth stretches the tissue next to the mass's origin into a thin film around it; bowel would become
+    shells there, while in a patient it slides aside.
     """
     return tuple(t for t in tubes if (np.linalg.norm(t.points - center, axis=1) - t.radii).min() > radius)

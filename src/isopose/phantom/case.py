@@ -1,4 +1,4 @@
-"""One case of a cohort: everything that is drawn for it, and its truth in plain numbers."""
+"""One case of a cohort: its sampled parameters, and its ground truth as numbers."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from isopose.phantom.growth import reference_size
 from isopose.phantom.outline import radius_at
 from isopose.phantom.pose import Pose, sample_pose
 from isopose.phantom.render import KIDNEY, TUMOR
-from isopose.phantom.scan import Scan, sample_scan
+from isopose.phantom.scan import PhantomScan, sample_scan
 
 Population = Literal["child", "adult"]
 OLDEST_YEARS = 16.0
@@ -21,20 +21,20 @@ STEPS = (0.7548776662466927, 0.5698402909980532)
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """One patient, how the patient lies and how it is scanned; ``texture`` seeds noise and mottle."""
+    """A patient with pose and scan; ``texture`` seeds noise and mottle."""
 
     anatomy: Anatomy
     pose: Pose
-    scan: Scan
+    scan: PhantomScan
     texture: np.random.SeedSequence
 
 
 def sample_case(
     seed: int, index: int, *, size: int, slices: int | None, population: Population = "child"
 ) -> PhantomCase:
-    """Case ``index`` of the cohort ``seed``.
+    """Draw case ``index`` of the cohort ``seed``.
 
-    Patient and pose do not depend on ``size`` and ``slices``: one patient can be scanned on any grid.
+    Patient and pose do not depend on ``size`` and ``slices``, so a patient can be scanned on any grid.
     """
     start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed]))).random(2)
     age_share, position_share = ((start + (index + 1) * np.array(STEPS)) % 1.0).tolist()
@@ -47,10 +47,11 @@ def sample_case(
 
 
 def age_at(share: float, population: Population = "child") -> float:
-    """Age in years at a share (0 to 1) of the cohort: median 4, birth to 16, most of them toddlers.
+    """Return the age in years at a quantile (0 to 1) of the cohort.
 
-    Nephroblastoma is found at 3 to 4 years on average, most before 5; older children are kept numerous enough
-    that every size is met. Of adults the median is 60, the middle half 51 to 68, as in KiTS19.
+    Children: median 4 years, from birth to 16. Nephroblastoma is diagnosed at 3 to 4 years on average, mostly
+    before 5; older children are frequent enough that all sizes occur. Adults: median 60 years, interquartile
+    range 51 to 68, as in KiTS19.
     """
     if population == "adult":
         return float(np.interp(share, (0.0, 0.25, 0.5, 0.75, 1.0), (20.0, 51.0, 60.0, 68.0, 88.0)))
@@ -60,7 +61,7 @@ def age_at(share: float, population: Population = "child") -> float:
 
 
 def texture_generator(case: PhantomCase) -> np.random.Generator:
-    """The generator that ``render`` takes, anew from its start."""
+    """Return a new random generator for ``render``, in its initial state."""
     return _generator(case.texture)
 
 
@@ -70,11 +71,11 @@ def _generator(seed: np.random.SeedSequence) -> np.random.Generator:
 
 
 def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
-    """What is true of a case, JSON-able; lengths in mm, volumes in ml, angles in radians.
+    """Return the ground truth of a case as JSON values; lengths in mm, volumes in ml, angles in radians.
 
     Args:
         case: the case.
-        labels: ``(z, y, x)`` rendered labels, for the volumes that are in the picture.
+        labels: ``(z, y, x)`` rendered labels, from which volumes are computed.
     """
     anatomy, pose, scan, size = case.anatomy, case.pose, case.scan, case.anatomy.size
     outline = anatomy.trunk.at(0.5 * size.level)
@@ -113,10 +114,10 @@ def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
 
 
 def _kidney_voxels(case: PhantomCase, labels: np.ndarray) -> tuple[int, int]:
-    """How many kidney voxels belong to the left and to the right kidney.
+    """Count the kidney voxels of the left and of the right kidney.
 
-    A large tumor may push its kidney across the midline, so the side of the body does not tell; the place of
-    the tissue before the tumor grew does.
+    A large tumor may push its kidney across the midline, so voxels are assigned by the position of their
+    tissue before the tumor grew.
     """
     z, y, x = np.nonzero(labels == KIDNEY)
     canonical_from_index = np.linalg.inv(case.pose.world_from_canonical) @ case.scan.world_from_index

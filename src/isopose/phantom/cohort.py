@@ -1,4 +1,4 @@
-"""Writing a cohort of phantom patients as an nnU-Net v2 raw dataset, resumable."""
+"""Write a cohort of phantom patients as an nnU-Net v2 raw dataset; an interrupted run can be resumed."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from isopose.parallel import in_order
 from isopose.phantom.case import Population, sample_case, texture_generator, truth
 from isopose.phantom.render import KIDNEY, TUMOR, render
 
-#: Changes whenever the same parameters would give other images.
+#: Increased whenever the same parameters give other images.
 VERSION = 1
 ENDING = ".nii.gz"
 
@@ -59,21 +59,21 @@ def write_cohort(
     population: Population = "child",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write synthetic abdominal CT with kidney and tumor labels, and the truth of every case.
+    """Write synthetic abdominal CT with kidney and tumor labels, and the ground truth of every case.
 
     The folder is an nnU-Net v2 raw dataset (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, and
     ``labelsTs`` so that the test cases can be scored), with ``patients.csv`` (case, patient, age_years) and
     ``phantom.json`` (true pose, size and tumor of each case, see ``docs/phantom.md``). The axes are LPS.
 
     Args:
-        output: folder to write; it may hold an unfinished cohort of the same parameters, which is continued.
+        output: folder to write; an unfinished cohort of the same parameters in it is continued.
         cases: number of patients, one scan each.
-        slices: slices per scan; None lets the slice thickness (1 to 5 mm) and the range decide. If given, the
+        slices: slices per scan; None: as many as slice thickness (1 to 5 mm) and range need. If given, the
             margins around the kidneys are trimmed first, and the thickness exceeds 5 mm only where needed.
-        size: columns and rows; pixels are 0.35 to 0.95 mm at 512 and grow by ``512 / size``.
-        seed: the cohort; case ``i`` depends on the seed and ``i`` only.
-        workers: processes; 0 works in this one. The files are the same byte for byte.
-        test_fraction: share of the cases, the last ones, that go to ``imagesTs``.
+        size: columns and rows; pixels of 0.35 to 0.95 mm at 512, scaled by ``512 / size``.
+        seed: seed of the cohort; case ``i`` depends on the seed and ``i`` only.
+        workers: processes; 0 uses this one. The files are byte for byte the same.
+        test_fraction: fraction of the cases, the last ones, that go to ``imagesTs``.
         population: children from birth to 16 years, or adults.
         progress: called with (done, all) after every case.
 
@@ -81,7 +81,7 @@ def write_cohort(
         The folder.
 
     Raises:
-        InputError: a parameter out of range, or a folder that holds something else.
+        InputError: a parameter is out of range, or the folder contains something else.
     """
     output = Path(output)
     _check(cases, slices, size, seed, workers, test_fraction, population)
@@ -113,7 +113,11 @@ def write_cohort(
 def _check(
     cases: int, slices: int | None, size: int, seed: int, workers: int, test_fraction: float, population: str
 ) -> None:
-    """Refuse parameters that make no cohort, each with its own line."""
+    """Check the parameters.
+
+    Raises:
+        InputError: one is out of range.
+    """
     if not 1 <= cases <= 999_999:
         raise InputError(f"phantom: cases is {cases}, expected at least 1")
     if slices is not None and not 4 <= slices <= 2000:
@@ -183,7 +187,7 @@ def _existing(one: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | Non
 
 
 def _patients(truths: list[dict[str, Any]]) -> str:
-    """``patients.csv`` as text."""
+    """Return ``patients.csv`` as text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "patient", "age_years"])

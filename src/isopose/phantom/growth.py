@@ -1,6 +1,6 @@
-"""How large a child of a given age or an adult is: published reference values, over age interpolated.
+"""Sizes of children by age and of adults, from published reference values, interpolated over age.
 
-Sources, by the name used in the tables below:
+Sources, by the names used below:
 
 - ``ICRP89``: ICRP Publication 89, Basic anatomical and physiological data for use in radiological protection,
   Ann. ICRP 32 (3-4), 2002: stature, mass, liver, spleen and kidneys at birth, 1, 5, 10 and 15 years.
@@ -11,7 +11,7 @@ Sources, by the name used in the tables below:
 - ``KIM2010``: Kim et al., Kidney length in normal Korean children, J Korean Soc Ultrasound Med 29:181,
   2010: renal length in mm by months, in two regressions.
 
-``docs/phantom.md`` says what was taken as it stands and what was approximated.
+``docs/phantom.md`` says which values are the sources' and which are approximations.
 """
 
 from dataclasses import dataclass
@@ -39,16 +39,16 @@ WALL_MM = (4.0, 5.5, 8.0, 10.5, 13.5)
 PSOAS_RADIUS_MM = (4.5, 6.5, 9.5, 13.0, 18.0)
 AORTA_RADIUS_MM = (3.0, 3.9, 5.2, 6.4, 7.8)
 ARM_RADIUS_MM = (15.0, 20.0, 25.0, 30.0, 37.0)
-#: From this age on patients are adults.
+#: Age from which patients are adults.
 ADULT_YEARS = 18.0
 #: Density of parenchyma in g/ml (ICRP89).
 DENSITY = 1.05
 
 
 def at_age(values: tuple[float, ...], age_years: float) -> float:
-    """A reference value at an age in years: piecewise linear, then half the last slope after 15.
+    """Return a reference value at an age in years, linearly interpolated.
 
-    Growth slows in the last years of adolescence, so a full slope would overshoot.
+    After 15 years half the last slope is used, because growth slows in late adolescence.
     """
     if age_years <= AGES[-1]:
         return float(np.interp(age_years, AGES, values))
@@ -57,10 +57,10 @@ def at_age(values: tuple[float, ...], age_years: float) -> float:
 
 
 def kidney_length_mm(age_years: float) -> float:
-    """Renal length in mm by age: the two regressions of KIM2010, for infants and for children.
+    """Return the renal length in mm at an age: the two regressions of KIM2010, for infants and children.
 
-    The published lines are split at 24 months, where the first is 4 mm above the second, so that a kidney
-    would shrink there; each is used on its side of their crossing, at 18.8 months.
+    The published lines change at 24 months, where the first is 4 mm above the second and a kidney would
+    shrink; here they change where they cross, at 18.8 months.
     """
     months = 12.0 * age_years
     return min(45.953 + 1.064 * months, 62.173 + 0.203 * months)
@@ -68,7 +68,7 @@ def kidney_length_mm(age_years: float) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """Lengths in mm, volumes in ml, mass in kg of one patient; ``level`` is one vertebra with its disc."""
+    """Sizes of one patient in mm, ml and kg; ``level`` is the height of a vertebra with its disc."""
 
     stature_mm: float
     mass_kg: float
@@ -110,7 +110,7 @@ ADULT = Size(
 
 
 def reference_size(age_years: float) -> Size:
-    """The reference child of an age in years (birth to below 18), or adult, mean of both sexes."""
+    """Return the reference child of an age in years (below 18) or the reference adult, mean of both sexes."""
     if age_years >= ADULT_YEARS:
         return ADULT
     width = at_age(TRUNK_WIDTH_MM, age_years) * at_age(TRUNK_SHARE, min(age_years, 15.0))
@@ -135,10 +135,11 @@ def reference_size(age_years: float) -> Size:
 
 
 def sample_size(rng: np.random.Generator, age_years: float) -> Size:
-    """One patient of an age: body lengths vary by about 6 %, fat by a third, organ volumes by about 12 %.
+    """Draw the sizes of one patient of an age.
 
-    Length, width and organ volumes share part of their variation, as a big child has big organs. Adults'
-    girth varies twice as much, in front three times, for it is the belly that grows.
+    Body lengths vary by about 6 %, fat by a third, organ volumes by about 12 %. Length, width and organ
+    volumes are correlated, since a large child has large organs. In adults the width varies twice and the
+    depth three times as much as in children, because of the belly.
     """
     mean = reference_size(age_years)
     frame, girth, organs, fat = np.clip(rng.standard_normal(4), -2.0, 2.0)

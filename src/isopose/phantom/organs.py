@@ -1,4 +1,4 @@
-"""Soft organs as parameters: blobs, tubes and kidneys, placed in the canonical frame of one patient."""
+"""Parametric soft organs: blobs, tubes and kidneys in the canonical frame of one patient."""
 
 from dataclasses import dataclass, field
 
@@ -9,19 +9,19 @@ from isopose.phantom.shapes import ellipsoid
 
 @dataclass(frozen=True)
 class Blob:
-    """A superellipsoid with an optional wall and an optional gas bubble that floats on its content.
+    """A superellipsoid with an optional wall and an optional gas bubble above its content.
 
     Args:
-        name: for the reader of the code and the tests.
+        name: of the organ, for code and tests.
         center: ``(3,)`` canonical mm.
         axes: ``(3,)`` half axes in mm.
-        hu: content.
-        frame: ``(3, 3)`` rows are the blob's own axes in the canonical frame.
-        power: exponent, 2 is an ellipsoid.
-        wall: thickness in mm, 0 for none.
-        wall_hu: its density.
-        gas: share of the height that is gas, 0 to 1.
-        mottle: sd in HU of coarse texture (stool, an early arterial spleen).
+        hu: density of the content.
+        frame: ``(3, 3)``, rows are the blob's own axes in the canonical frame.
+        power: exponent; 2 is an ellipsoid.
+        wall: thickness in mm; 0: no wall.
+        wall_hu: density of the wall.
+        gas: fraction of the height that is gas, 0 to 1.
+        mottle: standard deviation in HU of coarse texture (stool, an early arterial spleen).
     """
 
     name: str
@@ -36,13 +36,13 @@ class Blob:
     mottle: float = 0.0
 
     def distance(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Signed distance in mm at canonical points."""
+        """Return the signed distance in mm at canonical points, negative inside."""
         return ellipsoid(*local(self.frame, self.center, x, y, z), self.axes, self.power)
 
 
 @dataclass(frozen=True)
 class Tube:
-    """A bent tube through ``points`` ``(n, 3)`` with ``radii`` ``(n,)``; the rest as in a blob."""
+    """A bent tube through ``points`` ``(n, 3)`` with ``radii`` ``(n,)``; other fields as in :class:`Blob`."""
 
     name: str
     points: np.ndarray
@@ -56,18 +56,18 @@ class Tube:
 
 @dataclass(frozen=True)
 class Kidney:
-    """A bean with cortex, pyramids, sinus fat and pelvis.
+    """A kidney with cortex, pyramids, sinus fat and pelvis.
 
-    Its own axes are u (to the hilum), v, w (to the upper pole), the rows of ``frame``.
+    Its own axes, the rows of ``frame``, are u (to the hilum), v, and w (to the upper pole).
 
     Args:
         side: +1 left, -1 right.
-        center: ``(3,)`` canonical mm, before a tumor pushed it.
+        center: ``(3,)`` canonical mm, before tumor growth.
         axes: ``(3,)`` half axes in mm along u, v, w.
         frame: ``(3, 3)``.
         pyramids: ``(n, 3)`` unit directions of the medullary pyramids in own axes.
-        cortex_hu: early arterial.
-        medulla_hu: early arterial.
+        cortex_hu: in the early arterial phase.
+        medulla_hu: in the early arterial phase.
     """
 
     side: int
@@ -80,25 +80,25 @@ class Kidney:
 
     @property
     def hilum(self) -> np.ndarray:
-        """``(3,)`` canonical point at the mouth of the sinus."""
+        """``(3,)`` canonical point where the sinus opens."""
         return self.center + self.frame[0] * 0.85 * self.axes[0]
 
     def own(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Own coordinates, the bend toward the hilum taken out."""
+        """Return own coordinates u, v, w of canonical points, without the bend toward the hilum."""
         u, v, w = local(self.frame, self.center, x, y, z)
         return u - 0.30 * float(self.axes[0]) * (w / float(self.axes[2])) ** 2, v, w
 
     def surface(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """Distance in mm to the capsule in own coordinates, the sinus not taken out."""
+        """Return the signed distance in mm to the capsule, in own coordinates, ignoring the sinus."""
         return ellipsoid(u, v, w, self.axes, 2.2)
 
     def sinus(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """Distance in mm to the sinus, which opens at the hilum."""
+        """Return the signed distance in mm to the sinus, in own coordinates."""
         a, b, c = self.axes
         return ellipsoid(u - 0.72 * a, v, w, np.array([0.62 * a, 0.28 * b, 0.40 * c]))
 
     def volume_ml(self) -> float:
-        """Parenchyma without the sinus, by sampling own coordinates on a grid."""
+        """Return the volume of the parenchyma without the sinus, sampled on a grid."""
         a, b, c = (1.3 * float(value) for value in self.axes)
         middles = (np.arange(48) + 0.5) / 24.0 - 1.0
         u, v, w = np.meshgrid(*(middles * s for s in (a, b, c)), indexing="ij")
@@ -109,7 +109,7 @@ class Kidney:
 def local(
     frame: np.ndarray, center: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates along the rows of ``frame`` from ``center``."""
+    """Return coordinates of points along the rows of ``frame``, relative to ``center``."""
     px, py, pz = (p - float(c) for p, c in zip((x, y, z), center, strict=True))
     rows = frame.tolist()
     return (
@@ -120,7 +120,7 @@ def local(
 
 
 def frame_from(first: np.ndarray, third: np.ndarray) -> np.ndarray:
-    """``(3, 3)`` right-handed frame whose third row is ``third`` and whose first is nearest to ``first``."""
+    """Return a right-handed frame ``(3, 3)``: its third row along ``third``, its first near ``first``."""
     w = third / np.linalg.norm(third)
     u = first - w * float(first @ w)
     u = u / np.linalg.norm(u)

@@ -1,4 +1,4 @@
-"""The cross-section of the trunk as closed curves around the canonical axis: skin, muscle, cavity, ribs.
+"""Cross-sections of the trunk as closed curves around the canonical axis: skin, muscle, cavity, ribs.
 
 A curve is a table of radii over ``BINS`` angles theta (0 at the patient's left, pi/2 at the back).
 """
@@ -15,8 +15,8 @@ COS, SIN = np.cos(THETA), np.sin(THETA)
 
 
 @dataclass(frozen=True)
-class Outline:
-    """Radii in mm over ``THETA`` at one height."""
+class BodyOutline:
+    """Curves of the trunk at one height: radii in mm over ``THETA``."""
 
     skin: np.ndarray
     muscle: np.ndarray
@@ -26,16 +26,16 @@ class Outline:
 
 @dataclass(frozen=True)
 class Trunk:
-    """What shapes one patient's trunk.
+    """Parameters of the shape of one patient's trunk.
 
     Args:
         size: lengths in mm.
-        maturity: 0 in a newborn, 1 in an adult: how far the section is from round and the waist from a belly.
-        harmonics: ``(n, 2)`` amplitudes (share of the radius) of cosine and sine at 2, 3, ... turns.
-        gravity: ``(3,)`` unit vector, in which soft parts flatten.
+        maturity: 0 (newborn: round section, belly) to 1 (adult: wide section, waist).
+        harmonics: ``(n, 2)`` amplitudes, as fractions of the radius, of cosine and sine of 2, 3, ... theta.
+        gravity: ``(3,)`` unit vector along which soft parts are flattened.
         sag: share of the half depth by which the lower side is flattened.
         groove: depth of the furrow over the spine, share of the half depth.
-        bulge: of the tumor: angle in radians, height, added radius and reach in mm.
+        bulge: bulge over the tumor: angle in radians; height, added radius and extent in mm.
     """
 
     size: Size
@@ -47,7 +47,10 @@ class Trunk:
     bulge: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
 
     def half_axes(self, z: float) -> tuple[float, float]:
-        """Half width and half depth in mm at height ``z`` mm: belly in infants, waist and hips later."""
+        """Return half width and half depth in mm at height ``z`` mm.
+
+        Infants have a belly, adults a waist and hips.
+        """
         t = z / self.size.level
         belly = np.exp(-((t - 0.3) ** 2) / 8.0)
         hips = 1.0 / (1.0 + np.exp(1.6 * (t + 4.0)))
@@ -59,16 +62,16 @@ class Trunk:
         return 0.5 * self.size.width * wide, 0.5 * self.size.depth * deep
 
     def back_wall(self, z: float) -> float:
-        """How far behind the axis the cavity's rear wall lies, in mm."""
+        """Return the distance in mm of the cavity's rear wall behind the axis, at height ``z`` mm."""
         return 0.58 * self.half_axes(z)[1]
 
     @property
     def spine_y(self) -> float:
-        """Middle of the vertebral bodies behind the axis, in mm; the same at every height."""
+        """Distance in mm of the vertebral bodies' centers behind the axis; the same at every height."""
         return 0.31 * self.half_axes(0.5 * self.size.level)[1]
 
-    def at(self, z: float) -> Outline:
-        """The curves at height ``z`` mm."""
+    def at(self, z: float) -> BodyOutline:
+        """Compute the curves at height ``z`` mm."""
         a, b = self.half_axes(z)
         front, back = 2.05 + 0.25 * self.maturity, 2.12 + 0.50 * self.maturity
         power = front + (back - front) * 0.5 * (1.0 + np.tanh(3.0 * SIN))
@@ -95,10 +98,10 @@ class Trunk:
         rib = np.maximum(muscle - 0.55 * size.wall * (0.55 + 0.45 * np.abs(COS) ** 1.5), 0.2 * b)
         # Behind, the ribs run inside the muscles of the back, along the cavity.
         rib = np.minimum(rib, cavity + 0.45 * size.wall + 1.5)
-        return Outline(*(r.astype(np.float32) for r in (skin, muscle, cavity, rib)))
+        return BodyOutline(*(r.astype(np.float32) for r in (skin, muscle, cavity, rib)))
 
     def _flattened(self, skin: np.ndarray, b: float) -> np.ndarray:
-        """Press the side on which the patient lies against a plane, rounded at its rim."""
+        """Flatten the side on which the patient lies, with a smooth transition at the rim."""
         down = COS * self.gravity[0] + SIN * self.gravity[1]
         depth = float(np.max(skin * down)) - self.sag * b
         limit = np.where(down > 0.05, depth / np.maximum(down, 0.05), 20.0 * b)
@@ -107,5 +110,5 @@ class Trunk:
 
 
 def radius_at(table: np.ndarray, x: float, y: float) -> float:
-    """The table's radius in mm in the direction of a point."""
+    """Return a curve's radius in mm in the direction of a point ``(x, y)``."""
     return float(table[int((np.arctan2(y, x) + np.pi) * (BINS / (2.0 * np.pi))) % BINS])

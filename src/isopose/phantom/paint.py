@@ -1,4 +1,4 @@
-"""Painting soft organs on a canvas: blobs, tubes, liver, kidneys, tumor, lung bases."""
+"""Paint soft organs on a canvas: blobs, tubes, liver, kidneys, tumor, lung bases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ LUNG_HU = -840.0
 
 @dataclass(frozen=True)
 class Brush:
-    """What every painting needs besides canvas and section.
+    """Parameters of all painting functions besides canvas and section.
 
     Args:
         up: ``(3,)`` unit vector against gravity, canonical.
-        mottle: texture of stool, spleen and pancreas.
+        mottle: texture field of stool, spleen and pancreas.
         anatomy: the patient.
     """
 
@@ -32,7 +32,7 @@ class Brush:
     anatomy: Anatomy
 
     def now(self, points: np.ndarray) -> np.ndarray:
-        """Where the tissue of ``(n, 3)`` resting points is now, after growth and wobble."""
+        """Return where the tissue of resting points ``(n, 3)`` is after tumor growth and wobble."""
         mass = self.anatomy.tumor.mass
         place = mass.after(points)
         for _ in range(2):
@@ -40,20 +40,27 @@ class Brush:
         return place
 
     def bound(self, centers: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Spheres that hold now what spheres of centers ``(n, 3)`` and radii ``(n,)`` held at rest."""
+        """Return spheres that contain, after growth and wobble, the tissue that was in given spheres at rest.
+
+        Args:
+            centers: ``(n, 3)`` canonical mm.
+            radii: ``(n,)`` mm.
+        """
         mass = self.anatomy.tumor.mass
-        # The wobble stretches by up to a third (size times wave number); the rest is its inverse's error.
+        # The wobble stretches by up to a third (amplitude times wave number); the rest allows for the error
+        # of the inverse.
         shifted = centers - self._wobble(mass.after(centers))
         return mass.bound(shifted, 1.35 * radii + 0.25 * self.anatomy.wobble_mm)
 
     def _wobble(self, points: np.ndarray) -> np.ndarray:
+        """Return the displacement ``(n, 3)`` in mm at points ``(n, 3)``."""
         fields = [field(*points.T) for field in self.anatomy.wobble]
         return self.anatomy.wobble_mm * np.stack(fields, axis=1)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A tube cut into short straight pieces with the spheres that hold them now, after growth."""
+    """A tube cut into short straight pieces, with the spheres that contain them after growth."""
 
     tube: Tube
     points: np.ndarray
@@ -65,9 +72,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Lines:
-    """Many tubes, in painting order, with the spheres of all their pieces in one array.
+    """Tubes in painting order, with the spheres of all their pieces in one array.
 
-    ``owner`` says to which tube a sphere belongs, ``first`` where each tube's spheres begin.
+    ``owner`` is the tube of each sphere, ``first`` the index of each tube's first sphere.
     """
 
     lines: tuple[Line, ...]
@@ -78,7 +85,7 @@ class Lines:
 
 
 def make_lines(brush: Brush, tubes: Sequence[Tube]) -> Lines:
-    """Cut tubes into pieces, once per patient."""
+    """Cut tubes into pieces; done once per patient."""
     lines = tuple(make_line(brush, tube) for tube in tubes)
     counts = np.array([len(line.reaches) for line in lines])
     return Lines(
@@ -91,7 +98,7 @@ def make_lines(brush: Brush, tubes: Sequence[Tube]) -> Lines:
 
 
 def make_line(brush: Brush, tube: Tube) -> Line:
-    """Smooth a tube's center line and find what each piece can reach."""
+    """Cut a tube into pieces along its smoothed center line, and compute the sphere around each."""
     count = len(tube.points)
     length = float(np.linalg.norm(np.diff(tube.points, axis=0), axis=1).sum())
     pieces = int(np.clip(length / (2.5 * float(tube.radii.mean())), count - 1, 24))
@@ -105,7 +112,7 @@ def make_line(brush: Brush, tube: Tube) -> Line:
 
 
 def paint_lines(brush: Brush, section: Section, canvas: Canvas, lines: Lines) -> None:
-    """Paint, in order, all tubes that meet the plane."""
+    """Paint all tubes that intersect the plane, in order."""
     ranges = section.windows(lines.centers, lines.reaches)
     meets = np.flatnonzero((ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2]))
     owner = lines.owner[meets]
@@ -133,7 +140,7 @@ def _paint_line(
 
 
 def paint_blob(brush: Brush, section: Section, canvas: Canvas, blob: Blob) -> None:
-    """Paint a blob where it meets the plane."""
+    """Paint a blob where it intersects the plane."""
     window = union(section.windows(*brush.bound(blob.center[None], np.array([1.1 * blob.axes.max()]))))
     if window is None:
         return
@@ -152,7 +159,18 @@ def fill(
     center: np.ndarray,
     half_height: float,
 ) -> None:
-    """Wall, content and gas of an organ whose ``distance`` is known; gas floats, with a level surface."""
+    """Paint wall, content and gas of an organ; gas is above its content, with a level surface.
+
+    Args:
+        brush: direction of gravity and texture.
+        section: the plane.
+        canvas: changed in place.
+        window: pixels to paint.
+        distance: signed distance in mm to the organ's surface in the window.
+        organ: densities, wall, gas and mottle.
+        center: ``(3,)`` of the organ, canonical mm.
+        half_height: of the organ along gravity, mm.
+    """
     alpha = inside(distance, section.edge) * canvas.cavity[window]
     value: np.ndarray | float = organ.hu
     if organ.mottle > 0.0:
@@ -168,7 +186,7 @@ def fill(
 
 
 def paint_liver(brush: Brush, section: Section, canvas: Canvas) -> None:
-    """The liver's lobes, joined smoothly."""
+    """Paint the liver's lobes, joined smoothly."""
     anatomy = brush.anatomy
     centers = np.stack([lobe.center for lobe in anatomy.liver])
     reaches = np.array([1.2 * lobe.axes.max() for lobe in anatomy.liver])
@@ -183,7 +201,7 @@ def paint_liver(brush: Brush, section: Section, canvas: Canvas) -> None:
 
 
 def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney) -> None:
-    """Perirenal fat, then cortex, pyramids, sinus and pelvis; the parenchyma counts as kidney."""
+    """Paint perirenal fat, cortex, pyramids, sinus and pelvis; the parenchyma is labeled kidney."""
     anatomy = brush.anatomy
     halo = 0.8 + 0.022 * anatomy.size.depth * (0.3 + anatomy.trunk.maturity)
     reach = 1.25 * float(kidney.axes.max()) + halo
@@ -216,7 +234,7 @@ def paint_kidney(brush: Brush, section: Section, canvas: Canvas, kidney: Kidney)
 
 
 def paint_tumor(section: Section, canvas: Canvas, tumor: Tumor) -> None:
-    """Solid, mottled, with dead parts and a thin capsule; the walls of the cavity and the spine stop it."""
+    """Paint a tumor: solid with texture, necrosis and a thin capsule, within the abdominal cavity."""
     mass = tumor.mass
     reach = mass.radius * float(mass.stretch.max()) * (1.0 + 3.0 * mass.lobulation)
     window = section.window(mass.center, reach + 2.0)
@@ -227,7 +245,7 @@ def paint_tumor(section: Section, canvas: Canvas, tumor: Tumor) -> None:
     share = inside(distance, section.edge) * canvas.cavity[window]
     px, py, pz = (p - float(c) for p, c in zip((x, y, z), mass.center, strict=True))
     coarse = tumor.coarse(px, py, pz)
-    # Necrosis lies rather in the middle, where the blood does not reach.
+    # Necrosis is mostly central, where blood supply is poor.
     dead = coarse - 1.2 * np.clip(distance / mass.radius + 1.0, 0.0, 1.0) ** 2 + 0.5
     dead = np.clip((dead - tumor.necrosis) * 4.0 + 0.5, 0.0, 1.0) * inside(distance + 0.12 * mass.radius, 3.0)
     solid = tumor.hu + 6.0 * coarse + 5.0 * tumor.fine(px, py, pz)
@@ -240,7 +258,7 @@ def paint_tumor(section: Section, canvas: Canvas, tumor: Tumor) -> None:
 
 
 def paint_lung(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
-    """The lungs' rear recesses: between the dome of the diaphragm and the chest wall."""
+    """Paint the lung bases, between the dome of the diaphragm and the chest wall."""
     unit = anatomy.size.level
     if float(section.z.max()) < 1.3 * unit:
         return

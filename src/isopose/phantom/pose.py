@@ -1,14 +1,14 @@
-"""How the patient lies, and what the scanner was told about it.
+"""The position and pose of a phantom patient, and whether the header knows the position.
 
 Frames: ``canonical`` is the patient's own frame (x to the left, y to the back, z to the head, mm; origin in
-the middle of the trunk at the second lumbar vertebra); ``world`` is LPS as the file's header says it is.
+the middle of the trunk at the second lumbar vertebra); ``world`` is LPS according to the file's header.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-#: Turn about z that brings a supine patient into the position, in radians, positive from +x to +y.
+#: Rotation about z from supine to each position, radians, positive from +x to +y.
 POSITIONS = {"supine": 0.0, "prone": np.pi, "left decubitus": np.pi / 2, "right decubitus": -np.pi / 2}
 
 ROLL_SD = np.deg2rad(15.0)
@@ -19,10 +19,10 @@ TILT_LIMIT = np.deg2rad(9.0)
 
 @dataclass(frozen=True)
 class Pose:
-    """Position and angles (radians, right-handed: roll x to y, pitch y to z, yaw z to x), offset in world mm.
+    """Position, angles (radians, right-handed: roll x to y, pitch y to z, yaw z to x) and offset in world mm.
 
-    ``header_right`` says whether the header knows the position: then LPS are the patient's own axes, and
-    table and gravity lie on another side. Otherwise the scanner was told "supine", and all is turned.
+    ``header_right`` says whether the header has the right position. Then LPS are the patient's own axes, and
+    table and gravity are on another side. Otherwise the header says supine, and the patient appears rotated.
     """
 
     position: str
@@ -34,7 +34,7 @@ class Pose:
 
     @property
     def turn(self) -> float:
-        """Turn about z between a supine patient and this one in the file's world, in radians."""
+        """Rotation about z from a supine patient to this one in the file's world, radians."""
         return 0.0 if self.header_right else POSITIONS[self.position]
 
     @property
@@ -52,35 +52,35 @@ class Pose:
 
     @property
     def gravity_world(self) -> np.ndarray:
-        """``(3,)`` unit vector in which things fall, in world: +y as the header of a supine scan has it."""
+        """``(3,)`` unit vector of gravity in world; +y in a supine scan."""
         return about_z(self.turn - POSITIONS[self.position]) @ np.array([0.0, 1.0, 0.0])
 
     @property
     def gravity_canonical(self) -> np.ndarray:
-        """``(3,)`` unit vector in which things fall, in the patient's frame."""
+        """``(3,)`` unit vector of gravity in the patient's frame."""
         return self.rotation.T @ self.gravity_world
 
 
 def about_x(angle: float) -> np.ndarray:
-    """``(3, 3)`` rotation about x, positive from +y to +z."""
+    """Return the ``(3, 3)`` rotation about x by an angle in radians, positive from +y to +z."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
 
 
 def about_y(angle: float) -> np.ndarray:
-    """``(3, 3)`` rotation about y, positive from +z to +x."""
+    """Return the ``(3, 3)`` rotation about y by an angle in radians, positive from +z to +x."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
 
 
 def about_z(angle: float) -> np.ndarray:
-    """``(3, 3)`` rotation about z, positive from +x to +y."""
+    """Return the ``(3, 3)`` rotation about z by an angle in radians, positive from +x to +y."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def truncated_normal(rng: np.random.Generator, sd: float, limit: float) -> float:
-    """A normal value of mean 0, drawn again until it lies within the limit (not piled up on it)."""
+    """Draw from a normal distribution of mean 0 that is truncated at ±limit, by rejection."""
     while True:
         value = float(rng.normal(0.0, sd))
         if abs(value) <= limit:
@@ -88,13 +88,13 @@ def truncated_normal(rng: np.random.Generator, sd: float, limit: float) -> float
 
 
 def sample_pose(rng: np.random.Generator, share: float, width_mm: float) -> Pose:
-    """One pose; about 5 % lie prone and 5 % on a side, and of these the header is right in half.
+    """Draw a pose; 5 % lie prone and 5 % on a side, half of these with a header that says so.
 
     Args:
-        rng: source of everything but the position.
-        share: 0 to 1, evenly spread over a cohort; it decides the position, so that small cohorts have their
-            share of the rare ones.
-        width_mm: the body's width; off-center is up to a tenth of it and 30 mm.
+        rng: source of randomness, except of the position.
+        share: 0 to 1, evenly spread over a cohort; it determines the position, so that small cohorts contain
+            rare ones as well.
+        width_mm: the body's width; the offset is at most a tenth of it, and at most 30 mm.
     """
     position = "supine"
     if share < 0.05:

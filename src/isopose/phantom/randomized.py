@@ -1,8 +1,8 @@
-"""Phantoms of randomized appearance, for learning what holds in any CT and not only in these phantoms.
+"""Phantoms with randomized appearance, so that a network trained on them generalizes to real CT.
 
-Body and pose are those of the cohorts; contrast phase, densities, tumor and field of view are not: an organ
-may be as dense as it is in no patient. What stays true is where things lie, and that is to be learned (domain
-randomization: Tobin et al., IROS 2017; for segmentation Billot et al., SynthSeg, 2023).
+Body and pose are those of the cohorts; contrast phase, densities, tumor and field of view are randomized
+beyond what occurs in patients. Only the anatomical arrangement stays valid, so that is what a network learns
+(domain randomization: Tobin et al., IROS 2017; for segmentation Billot et al., SynthSeg, 2023).
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ from isopose.phantom.pose import Pose, sample_pose
 from isopose.phantom.render import render
 from isopose.phantom.scan import sample_scan
 
-#: Levels (vertebrae with their discs) from the second lumbar vertebra between which slices are drawn: from
-#: the upper pelvis to the lower chest.
+#: Range of the slices in levels (vertebrae with their discs) from the second lumbar vertebra: from the upper
+#: pelvis to the lower chest.
 LOWEST, HIGHEST = -6.0, 6.5
-#: Part of the patients with a tumor of the cohorts' size; the others have one of a tenth of it.
+#: Fraction of the patients with a tumor of the cohorts' size; the others' tumors have a tenth of it.
 SICK = 0.5
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Slices of one patient, apart from each other.
+    """A few slices of one patient, with gaps between them.
 
     Args:
-        volume: ``(z, y, x)`` HU; the spacing along z is that between the slices.
-        roll: radians by which the patient leans in these slices, positive from +x to +y.
+        volume: ``(z, y, x)`` HU; the spacing along z is the distance between the slices.
+        roll: of the patient in these slices, radians, positive from +x to +y.
     """
 
     volume: Volume
@@ -40,18 +40,25 @@ class Slab:
 
 
 def slabs(seed: int, indices: Iterator[int] | range, *, slices: int, size: int) -> Iterator[Slab]:
-    """Slabs of patients ``indices`` of a cohort ``seed``; each depends on seed and index only."""
+    """Yield the slabs of some patients of a cohort; each depends on seed and index only.
+
+    Args:
+        seed: of the cohort.
+        indices: of the patients.
+        slices: per patient.
+        size: columns and rows.
+    """
     for index in indices:
         yield sample_slab(seed, index, slices=slices, size=size)
 
 
 def sample_slab(seed: int, index: int, *, slices: int, size: int) -> Slab:
-    """One patient's slices, from the feet to the head.
+    """Draw and render one patient's slices, from feet to head.
 
     Args:
         seed: of the cohort.
         index: of the patient.
-        slices: how many.
+        slices: number of slices.
         size: columns and rows.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
@@ -75,13 +82,13 @@ def sample_slab(seed: int, index: int, *, slices: int, size: int) -> Slab:
 
 
 def roll_of(pose: Pose) -> float:
-    """Angle in the plane of the slices, radians, at which the patient's left lies from +x (LPS)."""
+    """Return the angle in the plane of the slices, radians, from +x (LPS) to the patient's left."""
     rotation = pose.rotation
     return float(np.arctan2(rotation[1, 0], rotation[0, 0]))
 
 
 def dense(rng: np.random.Generator, anatomy: Anatomy) -> Anatomy:
-    """The same patient with densities of any contrast phase, and of none."""
+    """Return a patient with densities randomized over all contrast phases and beyond."""
     soft, vessel = rng.uniform(20.0, 70.0), rng.uniform(20.0, 380.0)
     kidney = soft + rng.uniform(0.0, 180.0)
 

@@ -1,4 +1,4 @@
-"""Anatomy, pose and scan to arrays: HU and labels on the scanner's grid."""
+"""Render anatomy, pose and scan to HU and labels on the scanner's grid."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from isopose.phantom.paint import (
     paint_tumor,
 )
 from isopose.phantom.pose import Pose
-from isopose.phantom.scan import Scan
+from isopose.phantom.scan import PhantomScan
 from isopose.phantom.section import Canvas, Section, coordinates, make_section, paint_trunk
 from isopose.phantom.shapes import Waves
 from isopose.phantom.skeleton import paint_pelvis, paint_psoas, paint_ribs, paint_spine
@@ -30,7 +30,7 @@ KIDNEY, TUMOR = 1, 2
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is prepared once per patient: tubes cut into pieces, in painting order."""
+    """Data prepared once per patient: tubes cut into pieces, in painting order."""
 
     brush: Brush
     early: Lines
@@ -39,15 +39,15 @@ class _Plan:
 
 
 def render(
-    anatomy: Anatomy, pose: Pose, scan: Scan, rng: np.random.Generator, *, noise: bool = True
+    anatomy: Anatomy, pose: Pose, scan: PhantomScan, rng: np.random.Generator, *, noise: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render one patient.
 
     Args:
         anatomy: the patient.
-        pose: how the patient lies.
-        scan: the grid.
-        rng: noise and fine texture.
+        pose: of the patient.
+        scan: grid, noise and surroundings.
+        rng: random generator of noise and fine texture.
         noise: whether to add noise.
 
     Returns:
@@ -65,7 +65,7 @@ def render(
     canonical_from_world = np.linalg.inv(pose.world_from_canonical)
     image = np.empty((scan.slices, scan.size, scan.size), dtype=np.int16)
     labels = np.zeros(image.shape, dtype=np.uint8)
-    # Thick slices are the mean of thinner ones; a surface is as wide as the rest of the averaging.
+    # A thick slice is the mean of thinner ones; the soft edge of surfaces covers the rest of the averaging.
     subs = int(np.clip(np.ceil(scan.thickness / 4.0), 1, 3))
     edge = max(1.1 * scan.pixel, 0.7)
     body = body_window(anatomy, pose, scan)
@@ -95,7 +95,7 @@ def render(
 
 
 def _paint(plan: _Plan, section: Section, hu: np.ndarray) -> Canvas:
-    """Everything in one plane, from the outside to the inside and from the soft to the hard."""
+    """Paint everything in one plane, from outside to inside and from soft to hard tissue."""
     brush, anatomy = plan.brush, plan.brush.anatomy
     canvas = paint_trunk(anatomy, section, hu)
     paint_lines(brush, section, canvas, plan.early)
@@ -120,12 +120,14 @@ def _paint(plan: _Plan, section: Section, hu: np.ndarray) -> Canvas:
     return canvas
 
 
-def _noise(rng: np.random.Generator, anatomy: Anatomy, scan: Scan, plane: np.ndarray) -> np.ndarray:
-    """CT noise of one slice: not white (the kernel), stronger in the middle of the body than in air.
+def _noise(rng: np.random.Generator, anatomy: Anatomy, scan: PhantomScan, plane: np.ndarray) -> np.ndarray:
+    """Draw the noise of one slice in HU.
+
+    It is band-limited, as by a reconstruction kernel, and stronger in the body's center than in air.
 
     Args:
-        rng: source.
-        anatomy: the patient, for how far a pixel is from the middle.
+        rng: source of randomness.
+        anatomy: the patient, for the distance of pixels to the body's center.
         scan: noise and pixel size.
         plane: ``(4, 4)`` canonical from index of this slice.
     """

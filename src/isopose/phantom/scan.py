@@ -1,4 +1,4 @@
-"""How one patient is scanned: field of view, slices, dose, table, arms, blanket."""
+"""The scan of one phantom: field of view, slices, dose, table, arms, blanket."""
 
 from dataclasses import dataclass
 
@@ -15,23 +15,23 @@ LEAST_MARGIN_MM = 5.0
 
 
 @dataclass(frozen=True)
-class Scan:
-    """The grid and what lies on it besides the patient.
+class PhantomScan:
+    """The grid of a scan, its noise, and the objects around the patient.
 
     Args:
         size: columns and rows.
         slices: number of slices.
         pixel: mm.
-        thickness: mm, also the distance between slices unless that is given.
+        thickness: of the slices, mm.
         origin: ``(3,)`` LPS mm of the first voxel's center; the axes are LPS.
         arms: ``"beside"`` the body (in the field) or ``"above"`` (out of it).
         arm_gap: mm between body and arm, left and right.
-        noise_hu: sd of the noise in the patient's middle.
+        noise_hu: standard deviation of the noise in the patient's center.
         table_gap: mm between the lowest point of the body and the table.
-        table_radius: mm, how strongly the table is curved.
+        table_radius: radius of the table's curvature, mm.
         mattress: whether a thin mat lies on the table.
-        blanket: mm that a blanket lies above the body, None for none.
-        distance: mm between the middles of neighboring slices, None for their thickness.
+        blanket: distance of a blanket above the body, mm; None: no blanket.
+        distance: between the centers of neighboring slices, mm; None: their thickness.
     """
 
     size: int
@@ -50,13 +50,18 @@ class Scan:
 
     @property
     def world_from_index(self) -> np.ndarray:
-        """``(4, 4)`` from (x, y, z) indices to LPS mm."""
+        """``(4, 4)`` matrix from (x, y, z) indices to LPS mm."""
         matrix = np.diag([self.pixel, self.pixel, self.distance or self.thickness, 1.0])
         matrix[:3, 3] = self.origin
         return matrix
 
     def slice_matrix(self, index: int, part: float = 0.0) -> np.ndarray:
-        """``(4, 4)`` like ``world_from_index``, with plane 0 at a slice and a part of its thickness above."""
+        """Return ``world_from_index`` with plane 0 moved to a slice.
+
+        Args:
+            index: of the slice.
+            part: offset above its center, as a fraction of its thickness.
+        """
         matrix = self.world_from_index
         matrix[2, 3] += index * matrix[2, 2] + part * self.thickness
         return matrix
@@ -64,17 +69,17 @@ class Scan:
 
 def sample_scan(
     rng: np.random.Generator, anatomy: Anatomy, pose: Pose, size: int, slices: int | None
-) -> Scan:
-    """Choose field, slices and surroundings so that both kidneys and the tumor are covered.
+) -> PhantomScan:
+    """Draw a scan whose field of view and slices cover both kidneys and the tumor.
 
     Args:
-        rng: source of all variation.
+        rng: source of randomness.
         anatomy: the patient.
-        pose: how the patient lies.
-        size: matrix; pixel sizes of 0.35 to 0.95 mm hold at 512 and grow by 512 / size.
-        slices: number of slices, or None to let thickness (1 to 5 mm) and range decide. If given, the margins
-            above and below are trimmed to 5 mm before the thickness exceeds 5 mm, which it does only where
-            even that does not cover the kidneys; the range is never cut into them.
+        pose: of the patient.
+        size: columns and rows; pixels of 0.35 to 0.95 mm at 512, scaled by 512 / size.
+        slices: number of slices; None: as many as thickness (1 to 5 mm) and range need. If given, the margins
+            above and below the kidneys are trimmed down to 5 mm first; the thickness exceeds 5 mm only where
+            the kidneys would not be covered otherwise.
     """
     corners = rim(anatomy) @ pose.rotation.T + np.array(pose.offset)
     half = float(np.abs(corners[:, :2]).max())
@@ -97,10 +102,11 @@ def sample_scan(
         margins = LEAST_MARGIN_MM + extra * min(1.0, trim)
         thickness = max(THINNEST_MM, (high - low + float(margins.sum())) / count)
     middle = 0.5 * (low - margins[0] + high + margins[1])
-    # Quantum noise: thin slices and large bodies are noisier at a given dose; the scanner makes up for part.
+    # Quantum noise: thin slices and large bodies are noisier at a given dose; the scanner compensates in
+    # part.
     noise = float(np.exp(rng.uniform(np.log(6.0), np.log(15.0)))) * (2.5 / thickness) ** 0.25
     edge = -0.5 * (size - 1) * pixel
-    return Scan(
+    return PhantomScan(
         size=size,
         slices=count,
         pixel=pixel,
@@ -117,7 +123,7 @@ def sample_scan(
 
 
 def rim(anatomy: Anatomy) -> np.ndarray:
-    """``(n, 3)`` points of the skin around the kidneys, canonical mm."""
+    """Return points ``(n, 3)`` of the skin around the kidneys, canonical mm."""
     rings = []
     for z in np.linspace(-2.0, 3.0, 6) * anatomy.size.level:
         skin = anatomy.trunk.at(z).skin[::16]
@@ -126,8 +132,8 @@ def rim(anatomy: Anatomy) -> np.ndarray:
 
 
 def landmarks(anatomy: Anatomy) -> np.ndarray:
-    """``(n, 3)`` points on the surfaces of kidneys (after growth) and tumor, canonical mm."""
-    rng = np.random.default_rng(0)  # directions on a sphere; fixed, so it is no source of variation
+    """Return points ``(n, 3)`` on the surfaces of kidneys (after tumor growth) and tumor, canonical mm."""
+    rng = np.random.default_rng(0)  # fixed directions on a sphere
     unit = rng.standard_normal((200, 3))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     mass = anatomy.tumor.mass

@@ -1,11 +1,11 @@
-"""One transverse section through the patient: coordinates, windows and the canvas that is painted on."""
+"""One transverse section through the patient: coordinates, windows, and the canvas to paint on."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from isopose.phantom.anatomy import Anatomy
-from isopose.phantom.outline import BINS, Outline
+from isopose.phantom.outline import BINS, BodyOutline
 from isopose.phantom.shapes import inside
 
 Window = tuple[slice, slice]
@@ -16,17 +16,19 @@ class Section:
     """Canonical coordinates of the pixels of one plane, in mm, float32 ``(rows, columns)``.
 
     Args:
-        x: canonical coordinates; ``y`` and ``z`` likewise.
-        grown: where the tissue of each pixel lay before the tumor grew (kidneys, which do not wobble).
-        warped: where the soft tissue of each pixel lay before the tumor grew and before the organs' wobble.
+        x: canonical x.
+        y: canonical y.
+        z: canonical z.
+        grown: where each pixel's tissue was before the tumor grew (for kidneys, which do not wobble).
+        warped: where each pixel's soft tissue was before tumor growth and the organs' wobble.
         radius: distance from the canonical axis.
-        bin: index into the outline's tables.
+        bin: index into the outline's curves.
         outline: the trunk's curves at this height.
-        canonical_from_index: ``(4, 4)``, the inverse of the next.
-        index_from_canonical: ``(4, 4)`` to (column, row, plane) of these arrays, plane 0 being this one.
+        canonical_from_index: ``(4, 4)``, the inverse of ``index_from_canonical``.
+        index_from_canonical: ``(4, 4)`` to (column, row, plane) of these arrays; this plane is 0.
         pixel: pixel size in mm.
-        plane_mm: distance between planes that ``index_from_canonical`` counts, in mm.
-        edge: width of a surface in mm.
+        plane_mm: distance between the planes of ``index_from_canonical``, in mm.
+        edge: width of the soft edge of surfaces, in mm.
     """
 
     x: np.ndarray
@@ -36,7 +38,7 @@ class Section:
     warped: tuple[np.ndarray, np.ndarray, np.ndarray]
     radius: np.ndarray
     bin: np.ndarray
-    outline: Outline
+    outline: BodyOutline
     canonical_from_index: np.ndarray
     index_from_canonical: np.ndarray
     pixel: float
@@ -44,7 +46,15 @@ class Section:
     edge: float
 
     def windows(self, centers: np.ndarray, radii: np.ndarray) -> np.ndarray:
-        """Pixel ranges of spheres: ``(n, 4)`` of first and last row, first and last column; empty if off."""
+        """Return the pixel ranges of spheres.
+
+        Args:
+            centers: ``(n, 3)`` canonical mm.
+            radii: ``(n,)`` mm.
+
+        Returns:
+            ``(n, 4)`` start and stop row, start and stop column; empty where a sphere misses the plane.
+        """
         index = centers @ self.index_from_canonical[:3, :3].T + self.index_from_canonical[:3, 3]
         height = np.abs(index[:, 2]) * self.plane_mm
         reach = np.where(height < radii, radii, -1e9) / self.pixel
@@ -54,24 +64,24 @@ class Section:
         return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1).astype(np.int64)
 
     def window(self, center: np.ndarray, radius: float) -> Window | None:
-        """Pixel range of one sphere, or None where it does not meet the plane."""
+        """Return the pixel range of one sphere, or None if it misses the plane."""
         return union(self.windows(np.asarray(center)[None], np.array([radius])))
 
     def points(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Canonical coordinates in a window, as they are in the picture."""
+        """Return the canonical coordinates of a window's pixels."""
         return self.x[window], self.y[window], self.z[window]
 
     def tissue(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coordinates of the tissue in a window, before growth and wobble."""
+        """Return the coordinates of a window's tissue before tumor growth and wobble."""
         return self.warped[0][window], self.warped[1][window], self.warped[2][window]
 
     def curve(self, table: np.ndarray, window: Window) -> np.ndarray:
-        """Radius of an outline's curve for the pixels of a window."""
+        """Return an outline curve's radius in the direction of each pixel of a window."""
         return table[self.bin[window]]
 
 
 def union(ranges: np.ndarray) -> Window | None:
-    """The rectangle around pixel ranges, or None where all are empty."""
+    """Return the rectangle around pixel ranges ``(n, 4)``, or None if all are empty."""
     full = ranges[(ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2])]
     if len(full) == 0:
         return None
@@ -82,7 +92,14 @@ def union(ranges: np.ndarray) -> Window | None:
 
 @dataclass(frozen=True)
 class Canvas:
-    """HU and the shares of kidney and tumor, float32 ``(rows, columns)``; ``cavity`` bounds soft organs."""
+    """The image that is painted: float32 ``(rows, columns)`` each.
+
+    Args:
+        hu: HU.
+        kidney: fraction of each pixel that is kidney.
+        tumor: fraction of each pixel that is tumor.
+        cavity: fraction of each pixel inside the abdominal cavity, which bounds soft organs.
+    """
 
     hu: np.ndarray
     kidney: np.ndarray
@@ -90,7 +107,13 @@ class Canvas:
     cavity: np.ndarray
 
     def paint(self, window: Window, alpha: np.ndarray, value: np.ndarray | float) -> None:
-        """Cover a share ``alpha`` of each pixel with ``value``; what lay there before shrinks, labels too."""
+        """Cover a fraction of each pixel with a value; former contents and labels are reduced by it.
+
+        Args:
+            window: the pixels.
+            alpha: fraction that is covered, 0 to 1.
+            value: HU.
+        """
         hu = self.hu[window]
         hu += alpha * (value - hu)
         keep = 1.0 - alpha
@@ -101,7 +124,15 @@ class Canvas:
 def make_section(
     anatomy: Anatomy, canonical_from_index: np.ndarray, shape: tuple[int, int], pixel: float, edge: float
 ) -> Section:
-    """Coordinates of one plane; plane 0 of ``canonical_from_index`` ``(4, 4)``, ``shape`` (rows, columns)."""
+    """Compute the coordinates of one plane.
+
+    Args:
+        anatomy: the patient.
+        canonical_from_index: ``(4, 4)``; the plane is its plane 0.
+        shape: rows and columns.
+        pixel: pixel size, mm.
+        edge: width of the soft edge of surfaces, mm.
+    """
     m = canonical_from_index
     x, y, z = coordinates(m, (slice(0, shape[0]), slice(0, shape[1])))
     middle = float(m[2] @ [0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0.0, 1.0])
@@ -129,7 +160,7 @@ def make_section(
 def coordinates(
     canonical_from_index: np.ndarray, window: Window
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Canonical coordinates of a window's pixels, float32."""
+    """Return the canonical coordinates x, y, z of a window's pixels, float32."""
     m = canonical_from_index
     j = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None]
     i = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :]
@@ -138,7 +169,7 @@ def coordinates(
 
 
 def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
-    """Skin, fat, muscle wall and the cavity's fat, over ``hu`` (air and table), changed in place."""
+    """Paint skin, fat, muscle wall and the cavity's fat over ``hu`` (air and table), in place."""
     whole = (slice(None), slice(None))
     fat = anatomy.fat_hu
     canvas = Canvas(hu, np.zeros_like(hu), np.zeros_like(hu), np.zeros_like(hu))
@@ -162,7 +193,7 @@ def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
 
 
 def _back_planes(anatomy: Anatomy, section: Section) -> np.ndarray:
-    """Fat around and between the long muscles of the back: 0 to 1, how much of a pixel it takes."""
+    """Return the fraction of fat around and between the long muscles of the back, 0 to 1."""
     size = anatomy.size
     middle = float(section.z.mean())
     front = 1.04 * anatomy.trunk.back_wall(middle)

@@ -19,14 +19,14 @@ class Waves:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, count: int, shortest: float, longest: float) -> "Waves":
-        """Waves of random direction with lengths in mm spread evenly on a log scale."""
+        """Draw waves of random directions, with wavelengths in mm uniform on a log scale."""
         direction = rng.standard_normal((count, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         lengths = np.exp(rng.uniform(np.log(shortest), np.log(longest), size=(count, 1)))
         return cls(direction * (2.0 * np.pi / lengths), rng.uniform(0.0, 2.0 * np.pi, size=count))
 
     def __call__(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """The field at points, float32."""
+        """Evaluate the field at points in mm, float32."""
         total = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), dtype=np.float32)
         for (kx, ky, kz), phase in zip(self.vectors.tolist(), self.phases.tolist(), strict=True):
             total += np.cos(kx * x + ky * y + (kz * z + phase))
@@ -34,14 +34,14 @@ class Waves:
         return total
 
     def on_plane(self, points_from_index: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """The field on a plane of pixels, float32 ``shape`` (rows, columns).
+        """Evaluate the field on a plane of pixels, float32 ``(rows, columns)``.
 
-        There a wave's phase is a sum of one term per row and one per column, so that its cosine is two outer
+        On a plane a wave's phase is a sum of a term per row and a term per column, so its cosine is two outer
         products instead of a cosine per pixel.
 
         Args:
-            points_from_index: ``(4, 4)`` from (column, row, plane) to mm; the plane is 0.
-            shape: rows, columns.
+            points_from_index: ``(4, 4)`` from (column, row, plane) to mm; the plane is plane 0.
+            shape: rows and columns.
         """
         total = np.zeros(shape, dtype=np.float32)
         across = np.arange(shape[1])[None, :] * (self.vectors @ points_from_index[:3, 0])[:, None]
@@ -57,14 +57,14 @@ class Waves:
 def ellipsoid(
     u: np.ndarray, v: np.ndarray, w: np.ndarray, axes: np.ndarray, power: float = 2.0
 ) -> np.ndarray:
-    """Radial distance to a superellipsoid's surface, for coordinates in its own frame.
+    """Return the radial distance in mm to a superellipsoid's surface, for coordinates in its own frame.
 
     Args:
-        u: first coordinate; ``v`` and ``w`` are the others.
+        u: first coordinate.
         v: second coordinate.
         w: third coordinate.
-        axes: three half axes.
-        power: 2 is an ellipsoid, more is boxier.
+        axes: three half axes, mm.
+        power: exponent; 2 is an ellipsoid, larger values are boxier.
     """
     a, b, c = (float(value) for value in axes)
     length = np.sqrt(u * u + v * v + w * w)
@@ -72,14 +72,14 @@ def ellipsoid(
         q = np.sqrt((u / a) ** 2 + (v / b) ** 2 + (w / c) ** 2)
     else:
         q = (np.abs(u / a) ** power + np.abs(v / b) ** power + np.abs(w / c) ** power) ** (1.0 / power)
-    # At the very center the radius is undefined; the smallest half axis is the distance there.
+    # At the center the radial distance is undefined; the smallest half axis is used there.
     return np.where(q > 1e-3, length - length / np.maximum(q, 1e-3), -min(a, b, c)).astype(np.float32)
 
 
 def capsule(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, ends: np.ndarray, radii: tuple[float, float]
 ) -> np.ndarray:
-    """Distance to a tapered capsule between ``ends`` ``(2, 3)`` with a radius at either end."""
+    """Return the distance in mm to a tapered capsule between ``ends`` ``(2, 3)``, with a radius at each."""
     start, stop = ends
     dx, dy, dz = (float(value) for value in stop - start)
     px, py, pz = x - float(start[0]), y - float(start[1]), z - float(start[2])
@@ -89,16 +89,16 @@ def capsule(
 
 
 def smooth_min(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
-    """Smooth union of two distances: as the smaller, rounded where they are within ``width`` mm."""
+    """Return the smooth union of distances: the minimum, rounded where they differ by under ``width`` mm."""
     h = np.maximum(width - np.abs(a - b), 0.0) / width
     return np.minimum(a, b) - h * h * (width / 4.0)
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
-    """Smooth intersection of two distances."""
+    """Return the smooth intersection of two distances; see :func:`smooth_min`."""
     return -smooth_min(-a, -b, width)
 
 
 def inside(distance: np.ndarray, edge: float) -> np.ndarray:
-    """Share of a voxel that is inside, 0 to 1, for an edge ``edge`` mm wide."""
+    """Return the fraction of a voxel that is inside, 0 to 1, for a soft edge ``edge`` mm wide."""
     return np.clip(0.5 - distance / edge, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Painting what a tumor does not move: spine, ribs, iliac wings, the muscles beside the spine."""
+"""Paint what a tumor does not displace: spine, ribs, iliac wings, the muscles beside the spine."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ from isopose.phantom.shapes import capsule, inside, smooth_min
 
 #: Vertebral levels counted from the second lumbar: the twelfth rib is at 2.
 RIBS = {12: 2, 11: 3, 10: 4, 9: 5, 8: 6, 7: 7, 6: 8}
-#: Share of the half circumference, from the back, where the bone of a rib ends.
+#: End of a rib's bone, as a fraction of the half circumference from the back.
 RIB_ENDS = {12: 0.30, 11: 0.52, 10: 0.68, 9: 0.72, 8: 0.76, 7: 0.80, 6: 0.82}
 
 
 def paint_psoas(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
-    """Psoas and quadratus lumborum on both sides; psoas grows from the first to the fifth lumbar vertebra."""
+    """Paint psoas, which widens from the first to the fifth lumbar vertebra, and quadratus lumborum."""
     size = anatomy.size
     middle = float(section.z.mean())
     grown = float(np.clip(0.62 - 0.14 * middle / size.level, 0.0, 1.05))
@@ -38,7 +38,7 @@ def paint_psoas(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
 
 
 def paint_spine(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
-    """Bodies, discs, canal with cord, arch, transverse and spinous processes, level by level."""
+    """Paint the spine: bodies, discs, canal with cord, arches, transverse and spinous processes."""
     size, edge = anatomy.size, section.edge
     w, level = size.vertebra, size.level
     middle = np.array([0.0, anatomy.spine_y + 0.5 * w, 0.0])
@@ -54,7 +54,7 @@ def paint_spine(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
     q = np.sqrt(np.sqrt((x / half) ** 4 + (y / (0.74 * half)) ** 4))
     length = np.hypot(x, y)
     outer = length - length / np.maximum(q, 0.05)
-    # Newborn vertebrae are ossified in their middle only; the rest is cartilage.
+    # A newborn's vertebrae are ossified in the center only; the rest is cartilage.
     disc = 0.36 - 0.05 * anatomy.trunk.maturity
     plate = (np.abs(part) - disc) * level
     bone = anatomy.bone_hu
@@ -92,7 +92,7 @@ def paint_spine(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
 
 
 def paint_ribs(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
-    """Ribs as oblique arcs in the chest wall, with cartilage that rises again in front."""
+    """Paint ribs as oblique arcs in the chest wall, with cartilage that rises in front."""
     unit, edge = anatomy.size.level, section.edge
     if float(section.z.max()) < -2.0 * unit:
         return
@@ -125,7 +125,7 @@ def paint_ribs(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
 
 
 def paint_pelvis(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
-    """Iliac wings: plates that flare from the sacroiliac joints below the fourth lumbar vertebra."""
+    """Paint the iliac wings: plates from the sacroiliac joints, below the fourth lumbar vertebra."""
     size = anatomy.size
     middle = float(section.z.mean())
     down = (-2.2 * size.level - middle) / size.level

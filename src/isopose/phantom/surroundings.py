@@ -1,17 +1,17 @@
-"""What lies around the patient: table, mat, blanket, arms."""
+"""Paint the patient's surroundings: table, mat, blanket, arms."""
 
 import numpy as np
 
 from isopose.phantom.anatomy import Anatomy
 from isopose.phantom.outline import COS, SIN
 from isopose.phantom.pose import Pose
-from isopose.phantom.scan import Scan, rim
+from isopose.phantom.scan import PhantomScan, rim
 from isopose.phantom.section import Window, coordinates
 from isopose.phantom.shapes import inside
 
 
-def body_window(anatomy: Anatomy, pose: Pose, scan: Scan) -> Window:
-    """The pixels that the trunk can cover in any slice, with a margin."""
+def body_window(anatomy: Anatomy, pose: Pose, scan: PhantomScan) -> Window:
+    """Return the pixels that the trunk can cover in any slice, with a margin."""
     unit = anatomy.size.level
     shift = np.array([0.0, 0.0, 4.0 * unit])
     skin = np.concatenate([rim(anatomy) + step * shift for step in (-1.0, 0.0, 1.0)])
@@ -21,18 +21,18 @@ def body_window(anatomy: Anatomy, pose: Pose, scan: Scan) -> Window:
     return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
 
 
-def background(anatomy: Anatomy, pose: Pose, scan: Scan) -> np.ndarray:
-    """Air with table, mat and blanket, HU float32 ``(rows, columns)``; the same in every slice."""
+def background(anatomy: Anatomy, pose: Pose, scan: PhantomScan) -> np.ndarray:
+    """Return air with table, mat and blanket, HU float32 ``(rows, columns)``; the same for all slices."""
     axis = (np.arange(scan.size, dtype=np.float32) - 0.5 * (scan.size - 1)) * np.float32(scan.pixel)
     x, y = axis[None, :], axis[:, None]
     down, hu = pose.gravity_world, np.full((scan.size, scan.size), -1000.0, dtype=np.float32)
-    # Along the table and across it: "down" is one of the four axis directions of world.
+    # Coordinates along gravity and across it; gravity is along one of the world's axes.
     deep = np.float32(down[0]) * x + np.float32(down[1]) * y
     side = np.float32(down[1]) * x - np.float32(down[0]) * y
     skin = rim(anatomy) @ pose.rotation.T + np.array(pose.offset)
     skin_deep = skin[:, :2] @ down[:2]
     skin_side = skin[:, 0] * down[1] - skin[:, 1] * down[0]
-    # The table is a shallow trough about the scanner's middle; it touches the body where that lies lowest.
+    # The table is a shallow trough around the scanner's center; it touches the body at its lowest point.
     top = float((skin_deep + skin_side**2 / (2.0 * scan.table_radius)).max()) + scan.table_gap
     surface = deep - (top - side**2 / (2.0 * scan.table_radius))
     on = np.clip((215.0 - np.abs(side)) / scan.pixel + 0.5, 0.0, 1.0)
@@ -52,8 +52,10 @@ def background(anatomy: Anatomy, pose: Pose, scan: Scan) -> np.ndarray:
     return hu
 
 
-def _blanket(hu: np.ndarray, anatomy: Anatomy, pose: Pose, scan: Scan, x: np.ndarray, y: np.ndarray) -> None:
-    """A thin cloth over the upper side of the body, lying loosely."""
+def _blanket(
+    hu: np.ndarray, anatomy: Anatomy, pose: Pose, scan: PhantomScan, x: np.ndarray, y: np.ndarray
+) -> None:
+    """Paint a thin, loose cloth over the upper side of the body."""
     matrix = pose.rotation[:2, :2]
     skin = anatomy.trunk.at(0.0).skin
     px, py = x - np.float32(pose.offset[0]), y - np.float32(pose.offset[1])
@@ -66,14 +68,14 @@ def _blanket(hu: np.ndarray, anatomy: Anatomy, pose: Pose, scan: Scan, x: np.nda
     hu += np.where(upper, np.clip(0.5 - d / max(scan.pixel, 0.6), 0.0, 1.0), 0.0) * (-620.0 - hu)
 
 
-def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: Scan, edge: float, hu: np.ndarray) -> None:
-    """Arms beside the body: skin, fat, muscle, one bone above the elbow and two below it.
+def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: PhantomScan, edge: float, hu: np.ndarray) -> None:
+    """Paint arms beside the body: skin, fat, muscle, one bone above the elbow and two below it.
 
     Args:
         anatomy: the patient.
         plane: ``(4, 4)`` canonical from index of this slice.
         scan: pixel size and the gaps between arms and body.
-        edge: width of a surface in mm.
+        edge: width of the soft edge of surfaces, in mm.
         hu: ``(rows, columns)``, changed in place.
     """
     size = anatomy.size

@@ -1,4 +1,4 @@
-"""A tumor that grows out of a kidney, as large as the body allows."""
+"""A tumor that grows from a kidney, at most as large as the body allows."""
 
 from dataclasses import dataclass, replace
 
@@ -15,17 +15,17 @@ SMALLEST_MM, LARGEST_MM = 10.0, 150.0
 
 @dataclass(frozen=True)
 class Tumor:
-    """The mass and what it is made of.
+    """A tumor: its mass and the tissue it consists of.
 
     Args:
         side: +1 left, -1 right.
-        mass: place, shape and push.
-        hu: solid part.
-        necrosis_hu: dead or cystic part.
-        necrosis: threshold on the smooth texture above which the tissue is dead; large for none.
+        mass: place, shape and displacement.
+        hu: density of the solid part.
+        necrosis_hu: density of the necrotic or cystic part.
+        necrosis: threshold of the coarse texture above which tissue is necrotic; a large one: no necrosis.
         coarse: texture of necrosis and nodules.
         fine: texture within the solid part.
-        calcified: whether specks of calcium lie in it (about 9 % of nephroblastomas).
+        calcified: whether it contains calcifications (about 9 % of nephroblastomas).
     """
 
     side: int
@@ -39,12 +39,12 @@ class Tumor:
 
     @property
     def diameter_mm(self) -> float:
-        """Diameter in mm of the sphere of the same volume, before the walls of the cavity flatten it."""
+        """Diameter in mm of the sphere of the same volume, not counting what the cavity's walls cut off."""
         return 2.0 * self.mass.radius
 
 
 def largest_diameter(trunk: Trunk) -> float:
-    """The largest tumor in mm that one side of the body holds, belly bulging."""
+    """Return the diameter in mm of the largest tumor that fits into one side of the body."""
     z = 0.5 * trunk.size.level
     outline = trunk.at(z)
     depth = radius_at(outline.cavity, 0.0, -1.0) + trunk.back_wall(z)
@@ -68,10 +68,19 @@ def sample_diameter(rng: np.random.Generator, largest: float, age_years: float) 
 def grow(
     rng: np.random.Generator, trunk: Trunk, kidney: Kidney, diameter: float
 ) -> tuple[Trunk, Kidney, Tumor]:
-    """Let a tumor of a diameter in mm grow out of a kidney; trunk and kidney give way.
+    """Grow a tumor from a kidney; trunk and kidney are displaced.
 
-    Where the grown tumor cannot stay because a wall is in its way, its center and the kidney move together,
-    so that it always sits on the place of the kidney from which it came.
+    If a wall is in the way, the tumor's center and the kidney move together, so that the tumor stays at its
+    place on the kidney.
+
+    Args:
+        rng: source of randomness.
+        trunk: of the patient.
+        kidney: the kidney from which it grows.
+        diameter: mm.
+
+    Returns:
+        The trunk with a bulge, the displaced kidney, the tumor.
     """
     radius = 0.5 * diameter
     toward = np.array([0.45 * kidney.side, -0.75, 0.0]) + np.array([0.35, 0.3, 0.75]) * rng.uniform(-1, 1, 3)
@@ -84,7 +93,7 @@ def grow(
     front = radius_at(outline.cavity, 0.3 * kidney.side, -1.0)
     room = trunk.back_wall(z) - float(kidney.axes[1]) * min(1.0, radius / float(kidney.axes[1]))
     center = attach.copy()
-    # A belly gives way in front before the spine does behind.
+    # The belly yields in front; the spine behind does not.
     center[1] = np.clip(attach[1], min(-front + radius, room - radius), room - radius)
     across = radius_at(outline.cavity, float(kidney.side), 0.15) - radius
     least = 0.5 * trunk.size.vertebra + 0.55 * radius

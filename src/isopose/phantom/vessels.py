@@ -1,4 +1,4 @@
-"""Great vessels in early arterial contrast: a bright aorta, a vena cava that is still gray."""
+"""Great vessels in the early arterial phase: a bright aorta, a vena cava with little contrast."""
 
 from collections.abc import Mapping
 
@@ -9,12 +9,12 @@ from isopose.phantom.outline import Trunk
 
 
 def sample_vessels(rng: np.random.Generator, trunk: Trunk, kidneys: Mapping[int, Kidney]) -> tuple[Tube, ...]:
-    """Aorta left of the midline, vena cava right of it, renal and mesenteric vessels; crura of the diaphragm.
+    """Draw aorta, vena cava, renal and mesenteric vessels, and the crura of the diaphragm.
 
     Args:
-        rng: source of all variation.
-        trunk: for the place of the spine.
-        kidneys: by side (+1 left, -1 right), at rest.
+        rng: source of randomness.
+        trunk: of the patient, for the position of the spine.
+        kidneys: by side (+1 left, -1 right), before tumor growth.
     """
     size = trunk.size
     u, r = size.level, size.aorta

@@ -7,10 +7,10 @@ from isopose.phantom.outline import Trunk
 
 
 def sample_liver(rng: np.random.Generator, trunk: Trunk) -> tuple[Blob, ...]:
-    """Right lobe against the right wall, left lobe in front across the midline; sized by volume."""
+    """Draw the liver: right lobe at the right wall, left lobe in front across the midline, by its volume."""
     size = trunk.size
     a, b = trunk.half_axes(3.0 * size.level)
-    # The wall cuts off about a fifth of the two blobs; the height takes up what the width leaves.
+    # The wall cuts off about a fifth of the two blobs; the height is chosen for the liver's volume.
     height = size.liver_ml * 1000.0 / (0.80 * (4.0 / 3.0) * np.pi * 0.55 * a * 0.78 * b * 1.18)
     right = np.array([-0.44 * a, 0.02 * b, 1.1 * size.level + 0.72 * height])
     left = np.array([0.02 * a, -0.42 * b, right[2] + 0.25 * height])
@@ -24,7 +24,7 @@ def sample_liver(rng: np.random.Generator, trunk: Trunk) -> tuple[Blob, ...]:
 
 
 def sample_spleen(rng: np.random.Generator, trunk: Trunk) -> Blob:
-    """Under the left ribs, behind; of the reference volume, part of it cut off by the wall."""
+    """Draw the spleen, behind under the left ribs, by its volume; the wall cuts off a part."""
     size = trunk.size
     c = float(np.cbrt(1.25 * size.spleen_ml * 1000.0 / ((4.0 / 3.0) * np.pi * 0.42 * 0.70)))
     z = size.level * (2.0 + 0.2 * rng.normal()) + 0.3 * c
@@ -43,7 +43,7 @@ def sample_spleen(rng: np.random.Generator, trunk: Trunk) -> Blob:
 
 
 def sample_viscera(rng: np.random.Generator, trunk: Trunk) -> tuple[Blob | Tube, ...]:
-    """Stomach with gas, pancreas, adrenals, gall bladder, in painting order."""
+    """Draw pancreas, adrenals, stomach with gas, and gall bladder, in painting order."""
     a, b = trunk.half_axes(2.0 * trunk.size.level)
     unit = np.array([a, b, trunk.size.level])
     full = rng.uniform(0.7, 1.15)

@@ -55,7 +55,7 @@ def chosen_slices(
     prediction: Prediction, classes: np.ndarray, truth: np.ndarray | None, rows: int
 ) -> np.ndarray:
     """Return evenly spread slices that show a label (else the body), head first."""
-    shown = prediction.scan_pose.shown
+    shown = prediction.scan_pose.has_body
     marked = (classes > 0).any(axis=(1, 2)) if truth is None else (truth > 0).any(axis=(1, 2))
     usable = np.flatnonzero(shown & marked)
     if len(usable) < rows:

@@ -1,4 +1,4 @@
-"""The line that runs through a body from feet to head, from the centroids of its slices."""
+"""Fit the line through a body from feet to head to the centroids of its slices."""
 
 import math
 
@@ -7,29 +7,29 @@ from torch import Tensor
 
 from isopose.scan.aggregate import common_values, median
 
-#: Scatter of a slice's centroid around the line that is shape and not tilt, in half sides of the frame, and
-#: spread of true tilts: from both follows how far the line of a few slices close together is believed.
+#: Standard deviations of a slice's centroid around the line (due to shape, in half sides of the frame) and of
+#: true tilts; together they determine how strongly the slope of a few close slices is shrunk to 0.
 CENTROID_SD = 0.01
 TILT_SD = math.radians(5.0)
-#: A body leans no further over the table; what says so is a bad mask.
+#: Largest tilt of a body on the table; more is due to a bad mask.
 MAX_TILT = math.radians(20.0)
-#: Rounds of reweighting, and residuals in medians beyond which a slice counts less than half.
+#: Rounds of reweighting, and the residual, in medians, beyond which a slice's weight is less than half.
 ROUNDS, OUTLYING = 10, 3.0
-#: At most so many slices, evenly spread, of which all pairs are taken for the first line.
+#: Most slices, evenly spread, whose pairs give the initial slope.
 PAIRED = 128
 
 
 def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """A robust straight line through the centroids of a scan's slices.
+    """Fit a robust straight line to the centroids of a scan's slices.
 
-    First the median slope of all pairs of slices (Theil and Sen), then least squares, reweighted so that
-    slices far off the line (a mask that took an arm for trunk) hardly count (Cauchy's weights), with a
-    Gaussian prior on the slope (:data:`TILT_SD`).
+    It starts from the median slope of all pairs of slices (Theil and Sen), then iterates least squares with
+    Cauchy's weights, so that slices far off the line (a mask with an arm) hardly count, and with a Gaussian
+    prior on the slope (:data:`TILT_SD`).
 
     Args:
         centers: ``(N, 2)`` as ``(x, y)``.
-        weight: ``(N,)`` how far each slice is believed.
-        z: ``(N,)`` places, in the units of the centers.
+        weight: ``(N,)`` weights of the slices.
+        z: ``(N,)`` positions along the scan, in the units of the centers.
 
     Returns:
         ``(2,)`` the line's x and y at z = 0, and ``(2,)`` their slopes along z.
@@ -41,7 +41,7 @@ def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
     mean, middle = common_values(points - places[:, None] * slope, belief), places.new_zeros(())
     for _ in range(ROUNDS):
         off = (points - mean - (places - middle)[:, None] * slope).norm(dim=1)
-        # No slice is off the line as long as all are as near to it as centroids ever are.
+        # Residuals within the usual scatter of centroids are not down-weighted.
         scale = OUTLYING * median(off).clamp(min=CENTROID_SD / OUTLYING)
         w = belief / (1.0 + (off / scale).square())
         middle, mean = (w @ places) / w.sum(), (w @ points) / w.sum()
@@ -51,12 +51,12 @@ def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
 
 
 def _median_slope(points: Tensor, belief: Tensor, places: Tensor) -> Tensor:
-    """Weighted median ``(2,)`` of the slopes of all pairs of slices."""
+    """Return the weighted median ``(2,)`` of the slopes of all pairs of slices."""
     count = places.shape[0]
     some = torch.arange(0, count, (count + PAIRED - 1) // PAIRED, device=places.device)
     points, belief, places = points[some], belief[some], places[some]
     distance = places[None] - places[:, None]
-    # Each pair once, and none of slices at one place; without any the slope is none.
+    # Each pair once, without pairs at one position; without any pair the slope is 0.
     apart = distance > 1e-9
     slopes = (points[None] - points[:, None]) * (apart / distance.where(apart, 1.0))[..., None]
     weight = belief[None] * belief[:, None] * apart
@@ -64,10 +64,14 @@ def _median_slope(points: Tensor, belief: Tensor, places: Tensor) -> Tensor:
 
 
 def tilt_of(slope: Tensor, roll: Tensor) -> tuple[Tensor, Tensor]:
-    """Pitch and yaw of a body whose axis has slopes ``(2,)`` of x and y along z, given its roll.
+    """Return pitch and yaw (radians) of a body from the slopes of its axis, given its roll.
 
     The third column of R = z (roll) · y (yaw) · x (pitch) is the axis; turned back by the roll it is
     (sin yaw cos pitch, -sin pitch, cos yaw cos pitch). Both are bounded by :data:`MAX_TILT`.
+
+    Args:
+        slope: ``(2,)`` of x and y along z.
+        roll: ``()`` radians.
     """
     x = roll.cos() * slope[0] + roll.sin() * slope[1]
     y = -roll.sin() * slope[0] + roll.cos() * slope[1]

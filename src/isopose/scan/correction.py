@@ -65,7 +65,7 @@ class SetCrop:
 
 
 @dataclass(frozen=True)
-class Outline:
+class ReferenceOutline:
     """Where a reference's body lies in the homogenized frame: its center, and spread along x and y."""
 
     center: tuple[float, float]
@@ -87,7 +87,7 @@ class Correction:
 
     image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     frame: Frame
-    reference: Outline
+    reference: ReferenceOutline
     poses: tuple[SetPose, ...] = ()
     crops: tuple[SetCrop, ...] = ()
     format: Literal["isopose-correction/1"] = FORMAT
@@ -157,11 +157,11 @@ class Correction:
 _CORRECTION = TypeAdapter(Correction)
 
 
-def outline_of(reference_mask: Tensor) -> Outline:
+def outline_of(reference_mask: Tensor) -> ReferenceOutline:
     """The outline of a reference ``(1, 1, S, S)``."""
     of = moments(reference_mask)
     spread = spread_along(of, torch.zeros_like(of.angle))[0].tolist()
-    return Outline((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
+    return ReferenceOutline((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
 
 
 def correction_from_json(value: Any, name: str) -> Correction:
@@ -230,7 +230,7 @@ def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
     return out
 
 
-def _to_reference(pose: Tensor, old: Outline, new: Outline) -> Tensor:
+def _to_reference(pose: Tensor, old: ReferenceOutline, new: ReferenceOutline) -> Tensor:
     """Poses that bring slices to one reference as those that bring them to another's center and size."""
     if np.allclose([*old.center, *old.spread], [*new.center, *new.spread], atol=1e-6):
         return pose

@@ -1,4 +1,4 @@
-"""The pose and crops of one scan, for prediction and for homogenization alike."""
+"""Find the pose and crops of one scan, for prediction and for homogenization."""
 
 import numpy as np
 import torch
@@ -17,28 +17,31 @@ from isopose.scan.volume import places, volume_agreement, volume_pose
 
 
 def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
-    """Return the indices of the slices that show a body, ``size`` at a time."""
-    shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-    return [shown[first : first + size] for first in range(0, len(shown), size)]
+    """Return the indices of the slices with a body, in batches of at most ``size``."""
+    with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+    return [with_body[first : first + size] for first in range(0, len(with_body), size)]
 
 
 def frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return image and mask ``(N, 1, S, S)`` of some slices."""
+    """Return image and mask ``(N, 1, S, S)`` of the slices with the given indices, on a device."""
     image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
     mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
     return image, mask
 
 
-def slices_by_themselves(
+def slice_poses_of(
     transformer: PoseTransformer, prepared: Prepared, settings: PredictConfig, per: Per | None = None
 ) -> SlicePoses | None:
-    """Return what each slice that shows a body says of the pose by itself; None where no slice does.
+    """Estimate the pose of each slice with a body independently.
 
     Args:
         transformer: STN1.
         prepared: the scan.
-        settings: how many slices at a time, and which agreement is enough.
+        settings: batch size, and the agreement from which a pose is accepted.
         per: which slices share a pose; None: as the transformer's configuration says.
+
+    Returns:
+        The poses of the slices with a body, in order; None where no slice has one.
     """
     batches = batches_of(prepared, settings.batch_size)
     if not batches:
@@ -62,9 +65,9 @@ def find_poses(
     Args:
         transformer: STN1.
         prepared: the scan.
-        settings: how many slices at a time.
-        slices: by :func:`slices_by_themselves`.
-        correction: what a person set takes the place of what was found.
+        settings: batch size.
+        slices: by :func:`slice_poses_of`.
+        correction: a person's corrections; its poses replace the estimated ones.
         per: which slices share a pose; None: as the transformer's configuration says.
     """
     scan = ScanPose.empty(len(prepared.image))
@@ -80,7 +83,7 @@ def find_poses(
     by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
     if by_hand is not None:
         scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, BY_HAND
-    _agree(transformer, prepared, settings, scan)
+    _set_agreement(transformer, prepared, settings, scan)
     return scan
 
 
@@ -91,14 +94,14 @@ def find_crops(
     correction: Correction | None = None,
     per: Per | None = None,
 ) -> ScanPose:
-    """Find the crops of a scan's posed slices, and with ``stn=joint`` the last step of its poses.
+    """Find the crops of a scan's slices, and with ``stn=joint`` refine its poses.
 
     Args:
-        networks: of slices; their configuration says whether the slices share a crop.
+        networks: of slices; their ``config`` says whether the slices share a crop and a refinement.
         prepared: the scan.
-        scan: poses by :func:`find_poses`; filled in and returned.
-        correction: what a person set takes the place of what was found; poses set by hand are final.
-        per: which slices share a step of the pose; None: as the networks' configuration says.
+        scan: poses by :func:`find_poses`; the crops are added in place, and it is returned.
+        correction: a person's corrections; its crops replace the estimated ones, its poses are final.
+        per: which slices share a refinement; None: as the configuration of the networks says.
     """
     settings = networks.config.predict
     batches = batches_of(prepared, settings.batch_size)
@@ -106,17 +109,17 @@ def find_crops(
         return scan
     device = networks.pose.reference_mask.device
     rows = np.concatenate(batches)
-    start = torch.from_numpy(scan.pose).to(device)
-    parts = [networks.transforms(*frames(prepared, part, device), start[part]) for part in batches]
+    initial = torch.from_numpy(scan.pose).to(device)
+    parts = [networks.transforms(*frames(prepared, part, device), initial[part]) for part in batches]
     slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
-    pose, theta2 = scan_transforms(networks.config, start[rows], slices, z_mm, per)
+    pose, theta2 = scan_transforms(networks.config, initial[rows], slices, z_mm, per)
     if networks.joint is not None and correction is not None and correction.poses:
-        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(start[rows]))
+        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(initial[rows]))
     elif networks.joint is not None:
         scan.pose[rows] = pose.cpu()
         scan.source[rows[slices.learned.cpu().numpy()]] = POSE_SOURCES.index("learned")
-        _agree(networks.pose, prepared, settings, scan)
+        _set_agreement(networks.pose, prepared, settings, scan)
     if correction is not None:
         final = torch.from_numpy(scan.pose[rows])
         by_hand = correction.crops_at(rows, final, networks.pose.reference_mask)
@@ -133,16 +136,19 @@ def find_volume_pose(
     Args:
         networks: of volumes.
         prepared: the scan.
-        image: ``(1, 1, Z, S, S)`` its frames.
+        image: ``(1, 1, Z, S, S)``, the scan's frames.
         mask: the same shape, foreground.
-        stack_from_frame: ``(4, 4)``.
+        stack_from_frame: ``(4, 4)``, see :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
+
+    Returns:
+        One row; pose 0 and confidence 0 where no slice has a body.
     """
     scan = ScanPose.empty(1, dims=3)
     scan.pose[:], scan.source[:], scan.confidence[:], scan.mirrored[:] = 0.0, 0, 0.0, 0.0
-    slices = slices_by_themselves(networks.pose, prepared, networks.config.predict)
+    slices = slice_poses_of(networks.pose, prepared, networks.config.predict)
     if slices is not None:
-        shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-        z = places(shown, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
+        with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+        z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
         pose, confidence = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
         scan.mirrored[0] = float(slices.mirrored.mean())
@@ -155,8 +161,13 @@ def find_volume_pose(
     return scan
 
 
-def _agree(transformer: PoseTransformer, prepared: Prepared, settings: PredictConfig, scan: ScanPose) -> None:
-    """Fill in how outlines agree in the scan's poses, which may differ from the poses of single slices."""
+def _set_agreement(
+    transformer: PoseTransformer, prepared: Prepared, settings: PredictConfig, scan: ScanPose
+) -> None:
+    """Compute the agreement of the outlines in the scan's poses, which may differ from the slices' own.
+
+    Without the roll network it is also the confidence.
+    """
     device = transformer.reference_mask.device
     for part in batches_of(prepared, settings.batch_size):
         pose = torch.from_numpy(scan.pose[part]).to(device)

@@ -1,4 +1,4 @@
-"""The pose and crop of one scan, and how far they can be trusted."""
+"""The pose and crop of one scan, with their confidence."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from isopose.geometry.pose import ANGLE, LOG_SCALE_X, POSE_SIZES
 from isopose.models.pose import POSE_SOURCES
 from isopose.scan.aggregate import common_values
 
-#: A slice whose outline agrees no better than this with the reference says nothing of size and center.
+#: Agreement with the reference's outline up to which a slice has no weight for size and center.
 LEAST_AGREEMENT = 0.5
 
 
@@ -25,10 +25,10 @@ class ScanPose:
         source: ``(z,)`` index into :data:`isopose.models.pose.POSE_SOURCES`, -1 where there is no body.
         confidence: ``(z,)`` probability that the roll is right within 6 degrees; without the roll network the
             agreement; 1 where a person set the pose.
-        mirrored: ``(z,)`` logit that the scan is shown as in a mirror.
+        mirrored: ``(z,)`` logit that the scan is mirrored.
         theta2: ``(z, 3, 3)`` or ``(1, 4, 4)``, homogenized from crop.
-        widened: ``(z,)`` whether the crop cut a structure and a larger one was used instead.
-        cut_off: ``(z,)`` whether what is marked still touches the crop's border.
+        widened: ``(z,)`` True where the crop cut a structure and a larger one was used instead.
+        cut_off: ``(z,)`` True where the segmentation still touches the crop's border.
     """
 
     pose: np.ndarray
@@ -42,10 +42,10 @@ class ScanPose:
 
     @classmethod
     def empty(cls, rows: int, dims: int = 2) -> "ScanPose":
-        """Return the pose of a scan none of whose slices shows a body.
+        """Return the pose of a scan without a body in any slice.
 
         Args:
-            rows: its slices; 1 for a volume.
+            rows: number of slices; 1 for a volume.
             dims: 2 for slices, 3 for a volume.
         """
 
@@ -64,25 +64,28 @@ class ScanPose:
         )
 
     @property
-    def shown(self) -> np.ndarray:
-        """``(z,)`` booleans: which rows show a body."""
+    def has_body(self) -> np.ndarray:
+        """``(z,)`` booleans: which rows have a body."""
         return self.source >= 0
 
     @property
     def roll(self) -> float:
-        """Middle of the angles by which the scan leans, radians in (-pi, pi]; 0 without a body."""
-        angle = self.pose[self.shown, ANGLE].astype(np.float64)
+        """Circular median of the slices' roll, radians in (-pi, pi]; 0 without a body."""
+        angle = self.pose[self.has_body, ANGLE].astype(np.float64)
         if not len(angle):
             return 0.0
-        # Around their mean direction: near half a turn some lie at +pi and some at -pi.
+        # Taken around the mean direction: near half a turn some angles are +pi and some -pi.
         mean = np.angle(np.exp(1j * angle).sum())
         middle = mean + np.median(np.angle(np.exp(1j * (angle - mean))))
         return float(np.angle(np.exp(1j * middle)))
 
     def common_pose(self) -> np.ndarray:
-        """Return what the poses of slices have in common, ``(5,)``; better outlines count more."""
-        pose = torch.from_numpy(self.pose[self.shown])
-        weight = (torch.from_numpy(self.agreement[self.shown]) - LEAST_AGREEMENT).clamp(min=1e-3)
+        """Return one pose ``(5,)`` for all slices: weighted mean of the roll, weighted medians of the rest.
+
+        The weight of a slice grows with its agreement.
+        """
+        pose = torch.from_numpy(self.pose[self.has_body])
+        weight = (torch.from_numpy(self.agreement[self.has_body]) - LEAST_AGREEMENT).clamp(min=1e-3)
         angle = torch.atan2((weight * pose[:, ANGLE].sin()).sum(), (weight * pose[:, ANGLE].cos()).sum())
         return torch.cat([angle[None], common_values(pose[:, LOG_SCALE_X:], weight)]).numpy()
 

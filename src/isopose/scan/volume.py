@@ -1,4 +1,4 @@
-"""The pose of a whole volume, in closed form from what its slices say."""
+"""Compute the pose of a whole volume in closed form from the poses of its slices."""
 
 import numpy as np
 import torch
@@ -28,41 +28,41 @@ from isopose.scan.poses import scan_poses
 
 
 def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The pose that lays a whole scan like the reference.
+    """Compute the pose that maps the reference onto a whole scan.
 
-    The roll is what all slices say together, the scales in plane are medians over the slices (``pose.per`` is
-    ``volume``); pitch and yaw are those of the line through the slices' centroids, x and y of the shift where
-    it passes the scan's middle. Nothing tells the scale along z, for how far a scan reaches is the
-    radiographer's choice: it is the geometric mean of the two in plane. Nor the shift along z: the scan's
-    middle is taken, and the crop finds its place from there.
+    The roll is pooled over all slices, and the scales in plane are medians over the slices (``pose.per`` is
+    ``volume``). Pitch and yaw are those of the line through the slices' centroids; x and y of the shift are
+    where that line passes the scan's middle. Scale and shift along z cannot be estimated, because the extent
+    of a scan is the radiographer's choice: the scale is the geometric mean of the two in plane, the shift is
+    the scan's middle, and the crop is found from there.
 
     Args:
         transformer: STN1 as for slices.
-        slices: each by itself, those that show a body, in order.
-        z: ``(N,)`` their places in isotropic units of half the frame's side from the scan's middle.
+        slices: poses of the slices with a body, in order.
+        z: ``(N,)`` their positions from the scan's middle, in units of half the frame's side.
 
     Returns:
-        The pose ``(9,)``, and ``()`` the probability that its roll is right: the median of the slices'.
+        The pose ``(9,)``, and the confidence ``()`` of its roll, the median of the slices' confidence.
     """
     poses, confidence = scan_poses(transformer, slices, z, "volume")
     out = torch.zeros(POSE_SIZES[3], device=z.device)
     if transformer.config.start != "identity":
-        flat = poses[0]
-        log_scale = flat[LOG_SCALE_X:SHIFT_X]
+        slice_pose = poses[0]
+        log_scale = slice_pose[LOG_SCALE_X:SHIFT_X]
         weight = (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
         at_middle, slope = line_through(slices.outline.center, weight, z)
-        out[ROLL] = flat[ANGLE]
-        out[PITCH], out[YAW] = tilt_of(slope, flat[ANGLE])
+        out[ROLL] = slice_pose[ANGLE]
+        out[PITCH], out[YAW] = tilt_of(slope, slice_pose[ANGLE])
         out[LOG_SCALES] = torch.cat([log_scale, log_scale.mean(dim=0, keepdim=True)])
         center = moments(transformer.reference_mask).center[0]
         carried = matrix_from_pose(out)[:3, :2] @ center
-        # The reference's centroid, as high as the scan's middle, comes to lie on the line there.
+        # The reference's centroid, at the height of the scan's middle, is mapped onto the line.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
     return out, median(confidence)
 
 
 def volume_agreement(networks: Networks, mask: Tensor, stack_from_homogenized: Tensor) -> Tensor:
-    """Return the mean ``()`` of Eq. 1 of homogenized slices that show a body, with the reference's outline.
+    """Return the mean ``()`` of Eq. 1 between homogenized slices with a body and the reference's outline.
 
     Args:
         networks: of volumes.
@@ -77,6 +77,12 @@ def volume_agreement(networks: Networks, mask: Tensor, stack_from_homogenized: T
 
 
 def places(slices: np.ndarray, count: int, stack_from_frame: Tensor) -> Tensor:
-    """Places ``(N,)`` of some of a stack's slices along z, in isotropic units from its middle."""
+    """Return positions ``(N,)`` of slices along z from the stack's middle, in half sides of the frame.
+
+    Args:
+        slices: indices ``(N,)``.
+        count: slices of the stack.
+        stack_from_frame: ``(4, 4)``, see :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
+    """
     normalized = torch.from_numpy((2.0 * np.asarray(slices) + 1.0) / count - 1.0).float()
     return normalized / stack_from_frame[2, 2]

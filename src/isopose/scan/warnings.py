@@ -1,4 +1,4 @@
-"""Warnings about the pose and crop of one scan: one line for people for each kind of doubt."""
+"""Warnings about the pose and crop of one scan, one line for each kind."""
 
 import math
 
@@ -9,26 +9,26 @@ from isopose.geometry.pose import POSE_SIZE
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer
 from isopose.scan.pose import ScanPose
 
-#: A scan that leans by more lies otherwise than its header says: on a side, or prone.
+#: Roll (radians) beyond which the patient does not lie as the header says, but on a side or prone.
 TURNED = math.radians(60.0)
-#: Mean logit from which a scan is said to be mirrored: none of 500 unseen phantoms is near it as it is (0.2
-#: at most), 98 % pass it when mirrored; both real scans, turned and scaled in 120 ways, are at -1.8 at most.
+#: Mean logit from which a scan counts as mirrored. Of 500 unseen phantoms none comes near it (at most 0.2),
+#: 98 % exceed it when mirrored; two real scans, turned and scaled in 120 ways, have at most -1.8.
 MIRRORED = 0.7
 
 
 def pose_warnings(
     scan: ScanPose, transformer: PoseTransformer, settings: PredictConfig, *, joint: bool = False
 ) -> list[str]:
-    """Return one line for each kind of doubt about the pose of a scan.
+    """Return the warnings about the pose of a scan.
 
     Args:
-        scan: slices, or a volume.
+        scan: poses of slices, or of a volume.
         transformer: STN1.
-        settings: when to doubt.
-        joint: whether a joint network continued from STN1's poses.
+        settings: thresholds of confidence and agreement.
+        joint: whether a joint network refined STN1's poses.
     """
-    shown, config = scan.shown, transformer.config
-    total = int(shown.sum())
+    has_body, config = scan.has_body, transformer.config
+    total = int(has_body.sum())
     learned = joint or transformer.localization is not None
     lines = []
     for source, name in enumerate(POSE_SOURCES):
@@ -43,19 +43,19 @@ def pose_warnings(
             "turned back; check the sides"
         )
     if transformer.roll is not None:
-        doubted = _where(scan, shown & (scan.confidence < settings.min_confidence))
+        doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
             lines.append(f"it is not sure which way up the patient lies{doubted}")
-        if total and float(scan.mirrored[shown].mean()) > MIRRORED:
+        if total and float(scan.mirrored[has_body].mean()) > MIRRORED:
             lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
-    low = _where(scan, shown & (scan.agreement < settings.min_pose_dice))
+    low = _where(scan, has_body & (scan.agreement < settings.min_pose_dice))
     if low is not None and (joint or config.learned or config.start != "identity"):
         lines.append(f"low pose confidence{low}: the outline resembles no reference")
     return lines
 
 
 def crop_warnings(scan: ScanPose) -> list[str]:
-    """Return a line where the crop cut a structure, and one where it may still do so."""
+    """Return the warnings about crops: where one cut a structure, and where one may still do so."""
     lines = []
     for rows, text in (
         (scan.widened, "the crop cut a structure and was widened"),
@@ -68,8 +68,13 @@ def crop_warnings(scan: ScanPose) -> list[str]:
 
 
 def _where(scan: ScanPose, rows: np.ndarray) -> str | None:
-    """In how many slices something holds, as the end of a line; None where in none."""
+    """Return the number of marked slices as the end of a line; None if none is marked.
+
+    Args:
+        scan: slices, or a volume, for which the text is empty.
+        rows: ``(z,)`` booleans.
+    """
     count = int(rows.sum())
     if not count:
         return None
-    return f" in {count} of {int(scan.shown.sum())} slices" if scan.pose.shape[1] == POSE_SIZE else ""
+    return f" in {count} of {int(scan.has_body.sum())} slices" if scan.pose.shape[1] == POSE_SIZE else ""

@@ -120,7 +120,7 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
     air = round(model.fingerprint.intensity.low)
     homogenized = np.full((slices, size, size), air, np.int16)
     crop = np.full((slices, side, side), air, np.int16)
-    shown = np.flatnonzero(records.shown)
+    shown = np.flatnonzero(records.has_body)
     for first in range(0, len(shown), BATCH):
         rows = shown[first : first + BATCH]
         image = torch.from_numpy(prepared.image[rows])[:, None].to(device)

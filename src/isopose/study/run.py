@@ -372,8 +372,8 @@ def _scale(
     return scale
 
 
-def _tell(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
-    """How long it will take, arm by arm, before it starts."""
+def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
+    """Report the estimated duration of each arm before the study starts."""
     every = _with_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
     where = "" if study.options.folds == 1 else " in the first fold"

@@ -18,7 +18,7 @@ from isopose.data.draw import draw_epoch, read_ahead
 from isopose.data.samples import SliceBatch, Slices, Volumes
 from isopose.errors import IsoposeError
 from isopose.progress import Reporter
-from isopose.ranks import lost, mine, summed
+from isopose.ranks import is_lost_rank, shares_of_rank, summed
 from isopose.training.checkpoint import Progress, damaged, load_checkpoint, save_checkpoint
 from isopose.training.tracking import curves
 
@@ -71,7 +71,7 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
     except FloatingPointError as error:
         raise _diverged(stage, str(error)) from None
     except RuntimeError as error:
-        if fabric.world_size == 1 or not lost(error):
+        if fabric.world_size == 1 or not is_lost_rank(error):
             raise
         raise IsoposeError(
             f"stage {stage.name}: another process of this training is lost, so this one ends; the last "
@@ -163,7 +163,7 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
     noise = torch.rand(config.iterations, config.batch_size, stage.noise, generator=generator) * 2.0 - 1.0
     total = torch.zeros((), device=fabric.device)
     pin = fabric.device.type == "cuda"
-    shares = mine(config.batch_size, config.parts)
+    shares = shares_of_rank(config.batch_size, config.parts)
     places = torch.cat(shares)
     own = len(places)
 

@@ -21,7 +21,7 @@ from isopose.geometry.warp import compose, warp
 from isopose.labels import mirrored_classes
 from isopose.models.pipeline import Networks
 from isopose.models.restore import most_probable, restore, restore_slices
-from isopose.models.roll import view
+from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
 from isopose.training.losses import (
     crop_loss,
@@ -87,7 +87,7 @@ class PoseObjective(nn.Module):
             turns.append(
                 judged_turns(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
             )
-            before = self.pose.start(batch.image, batch.mask)
+            before = self.pose.initial_pose(batch.image, batch.mask)
             after = self.pose.refine(batch.image, batch.mask, before)
             learned.append(self.pose.agreement(batch.mask, after))
             start.append(self.pose.agreement(batch.mask, before))
@@ -111,7 +111,7 @@ class RollObjective(nn.Module):
         super().__init__()
         assert networks.pose.roll is not None, "fine-tuning needs the roll network"
         self.roll = networks.pose.roll
-        self.shown = networks.pose.shown
+        self.roll_input = networks.pose.roll_input
         # The shipped weights, also in a resumed run. In a tuple, so that it is not registered as a submodule.
         self.shipped = (copy.deepcopy(self.roll).eval().requires_grad_(False),)
 
@@ -127,7 +127,7 @@ class RollObjective(nn.Module):
         angle = math.pi * noise[:, 0]
         # Every other slice is nearly upright, as in the second iteration of the estimate.
         angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
-        seen = view(self.shown(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
+        seen = views_at_angle(self.roll_input(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
         with torch.no_grad():
             sure = self.shipped[0](seen)[:, :2].norm(dim=1)
         return roll_loss(self.roll(seen)[:, :2], angle, sure)
@@ -137,7 +137,9 @@ class RollObjective(nn.Module):
         errors = []
         for batch in batches:
             assert batch.pose is not None, "fine-tuning follows a first estimate"
-            errors.append(self.roll.roll(self.shown(batch.image, batch.mask)).angle - batch.pose[:, ANGLE])
+            errors.append(
+                self.roll.estimate(self.roll_input(batch.image, batch.mask)).angle - batch.pose[:, ANGLE]
+            )
         cosine = gathered(errors).cos()
         return {
             "roll cosine": float(cosine.mean()),

@@ -37,7 +37,9 @@ def estimate_of(networks: Networks) -> Estimate | None:
     if networks.pose.localization is not None:
         return networks.pose
     if networks.joint is not None and networks.pose.roll is None:
-        return lambda image, mask: networks.joint_step(image, mask, networks.pose.start(image, mask))[0]
+        return lambda image, mask: networks.joint_step(image, mask, networks.pose.initial_pose(image, mask))[
+            0
+        ]
     return None
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from isopose.models.roll import corrected, probability_within, worth_of
-from isopose.phantom.roll.calibrate import Seen, calibrate
+from isopose.models.roll import calibrated_concentration, effective_count, probability_within
+from isopose.phantom.roll.calibrate import RollEvidence, calibrate
 
 
-def made(claimed: float, true: float, shared: float, patients: int = 400, slices: int = 10) -> Seen:
+def made(claimed: float, true: float, shared: float, patients: int = 400, slices: int = 10) -> RollEvidence:
     """Slices that claim one concentration and have another; part of the variance is common to a patient."""
     rng = np.random.default_rng(0)
     spread = 1.0 / math.sqrt(true)
@@ -16,25 +16,29 @@ def made(claimed: float, true: float, shared: float, patients: int = 400, slices
     own = rng.normal(0.0, spread * math.sqrt(1.0 - shared), (patients, slices))
     error = torch.from_numpy((common + own).ravel()).float()
     evidence = claimed * torch.stack([error.cos(), error.sin()], dim=1)
-    return Seen(evidence, torch.arange(patients).repeat_interleave(slices))
+    return RollEvidence(evidence, torch.arange(patients).repeat_interleave(slices))
 
 
 @pytest.mark.parametrize(("claimed", "true"), [(400.0, 100.0), (50.0, 200.0), (150.0, 150.0)])
 def test_the_true_concentration_is_found_of_slices(claimed, true):
     calibration = calibrate(made(claimed, true, 0.0))
-    assert corrected(torch.tensor([claimed]), calibration).item() == pytest.approx(true, rel=0.1)
+    assert calibrated_concentration(torch.tensor([claimed]), calibration).item() == pytest.approx(
+        true, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.8])
 def test_what_slices_share_is_found_of_patients(shared):
     calibration = calibrate(made(100.0, 100.0, shared))
     expected = 10.0 / (1.0 + 9.0 * shared)
-    assert worth_of(torch.tensor([10.0]), calibration).item() == pytest.approx(expected, rel=0.25)
+    assert effective_count(torch.tensor([10.0]), calibration).item() == pytest.approx(expected, rel=0.25)
 
 
 def test_probabilities_are_then_those_that_happen():
     seen = made(500.0, 80.0, 0.0)
     calibration = calibrate(seen)
-    told = probability_within(corrected(seen.evidence.norm(dim=1), calibration), math.radians(6.0)).mean()
+    told = probability_within(
+        calibrated_concentration(seen.evidence.norm(dim=1), calibration), math.radians(6.0)
+    ).mean()
     happened = (seen.error.abs() <= math.radians(6.0)).float().mean()
     assert told.item() == pytest.approx(happened.item(), abs=0.02)

@@ -1,6 +1,6 @@
-"""nnU-Net v2's trainer with pose and size normalized inside its network; for 2D configurations of CT.
+"""nnU-Net v2's trainer with homogenization inside its network, for 2D configurations of CT.
 
-nnU-Net finds it where ``nnUNet_extTrainer`` names this folder, see docs/nnunet.md.
+nnU-Net finds it if ``nnUNet_extTrainer`` is set to this folder, see docs/nnunet.md.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from isopose.nnunet.network import PosedNetwork
 from isopose.nnunet.plans import LOWEST_HU, SEEN
 
 
-class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
-    """nnU-Net's own, whose network sees every slice upright and in one size."""
+class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net requires a name of this form
+    """nnU-Net's trainer, whose network gets every slice upright and in one size."""
 
-    # nnU-Net reads the parameters' names.
+    # nnU-Net inspects the names of these parameters.
     def __init__(
         self,
         plans: dict,
@@ -39,10 +39,12 @@ class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
                 "with python -m isopose.nnunet, and preprocess and train with them (-p nnUNetPlansIsopose)"
             )
         if self.label_manager.has_regions:
-            raise RuntimeError(f"{name}: expected labels, got regions, for which nothing is missing mass")
+            raise RuntimeError(
+                f"{name}: expected labels, got regions, which have no background class; train without regions"
+            )
 
     def _do_i_compile(self) -> bool:
-        """No: how far a slice is blurred before it shrinks follows from its pose."""
+        """Return False: the size of the prefilter's kernel depends on the pose."""
         return False
 
     @staticmethod
@@ -53,7 +55,7 @@ class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net asks for this name
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """nnU-Net's network, for training and prediction alike, within the one that homogenizes."""
+        """Build nnU-Net's network and wrap it in :class:`PosedNetwork`."""
         network = nnUNetTrainer.build_network_architecture(
             plans_manager,
             configuration_manager,

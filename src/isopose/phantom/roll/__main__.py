@@ -1,4 +1,4 @@
-"""Make the roll network that ships with the package, from nothing but the phantoms."""
+"""Make the roll network that ships with the package, from phantoms only."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +12,14 @@ from isopose.files import output_folder, sha256, write_json
 from isopose.models.folder import versions
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import WEIGHTS, compact
-from isopose.phantom.roll.calibrate import Seen, calibrate, look
+from isopose.phantom.roll.calibrate import RollEvidence, calibrate, roll_evidence
 from isopose.phantom.roll.pictures import VIEWS, Batches
 from isopose.phantom.roll.slabs import draw_slabs
 from isopose.phantom.roll.train import train
 from isopose.progress import Terminal
 from isopose.tensors import write_tensors
 
-#: Cohort of phantoms that nothing else in this repository draws from.
+#: Seed of a cohort of phantoms that is used for nothing else in this repository.
 COHORT = 1_000_003
 
 
@@ -54,7 +54,7 @@ def main(
     network = RollNetwork()
     network.load_state_dict(mean.state_dict())
     network.eval()
-    network.calibration.copy_(calibrate(look(network, unseen, randomized=True, seed=seed)))
+    network.calibration.copy_(calibrate(roll_evidence(network, unseen, randomized=True, seed=seed)))
     write_tensors(output / WEIGHTS, compact(network))
     report = {
         "made_by": "python -m isopose.phantom.roll",
@@ -65,8 +65,8 @@ def main(
         "versions": versions(),
         "weights_sha256": sha256(output / WEIGHTS),
         "calibration": network.calibration.tolist(),
-        "held_out_plain": _errors(look(network, unseen, randomized=False, seed=seed)),
-        "held_out_randomized": _errors(look(network, unseen, randomized=True, seed=seed)),
+        "held_out_plain": _errors(roll_evidence(network, unseen, randomized=False, seed=seed)),
+        "held_out_randomized": _errors(roll_evidence(network, unseen, randomized=True, seed=seed)),
     }  # fmt: skip
     write_json(output / "roll.json", report)
     typer.echo(
@@ -74,7 +74,8 @@ def main(
     )
 
 
-def _errors(seen: Seen) -> dict[str, Any]:
+def _errors(seen: RollEvidence) -> dict[str, Any]:
+    """Return statistics of the errors."""
     degrees = np.degrees(seen.error.abs().numpy())
     return {
         "slices": len(degrees),

@@ -1,4 +1,4 @@
-"""Pictures from which the roll network learns: slabs deformed, cut, blotted and turned at random."""
+"""Training images of the roll network: slices that are randomly deformed, occluded, cut and rotated."""
 
 import math
 from collections.abc import Callable
@@ -10,25 +10,25 @@ from torch.utils.data import Dataset
 
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.models.roll import SOFT_TISSUE_HU, views
+from isopose.models.roll import SOFT_TISSUE_HU, views_of_slices
 from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
-#: Pixels along a side of the deformed body, before it is seen through the network's view.
+#: Pixels along a side of the deformed images, from which the network's views are sampled.
 DEFORMED = 80
-#: How often each picture is seen, and how far from upright it is after a first look (standard deviation).
+#: Views per image, and the standard deviation of the roll that remains after a first pass, radians.
 VIEWS, AFTER_A_LOOK = 4, math.radians(12.0)
 
 
 def picture(
     slabs: Slabs, rows: Tensor, generator: torch.Generator, *, alike: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Random pictures of some slices.
+    """Draw random training images of some slices.
 
     Args:
-        slabs: where from.
-        rows: which slices.
-        generator: of all that is random.
-        alike: all are deformed and disturbed in the same way, as the slices of one scan are.
+        slabs: the slices.
+        rows: indices of the slices to use.
+        generator: source of randomness.
+        alike: deform and disturb all in the same way, as slices of one scan.
 
     Returns:
         Images in [0, 1] and masks ``(N, 1, DEFORMED, DEFORMED)``, upright, not yet mirrored or turned.
@@ -47,25 +47,25 @@ def picture(
         return (torch.rand(drawn, generator=generator) < part).expand(count)
 
     grid = _deformation(slabs.roll[rows], uniform, normal, sometimes)
-    both = torch.stack([hounsfield(slabs.hu[rows]) + 1000.0, slabs.mask[rows].float()], dim=1)
-    both = F.grid_sample(both, grid, align_corners=False)
-    hu, mask = both[:, :1] - 1000.0, both[:, 1:]
+    channels = torch.stack([hounsfield(slabs.hu[rows]) + 1000.0, slabs.mask[rows].float()], dim=1)
+    channels = F.grid_sample(channels, grid, align_corners=False)
+    hu, mask = channels[:, :1] - 1000.0, channels[:, 1:]
 
     x, y = _coordinates(DEFORMED)
-    # Masses, fluid and whatever else fills a place in the belly: never over the spine.
+    # Ellipses in the belly, such as masses and fluid, never over the spine.
     for _ in range(2):
         blob = _ellipse(x, y, uniform(-0.9, 0.9), uniform(-0.9, 0.15), uniform(0.1, 0.6), uniform(0.1, 0.5))
         blob = blob * (sometimes(0.25).float() * (hu[:, 0].amax(dim=(1, 2)) > 0))[:, None, None]
         value = uniform(-30.0, 90.0)[:, None, None]
         hu = torch.where((blob > 0.5)[:, None] & (hu > -500.0), value[:, None] + 0.1 * hu, hu)
-    # The mask's own errors: an arm or a table's piece that stayed, a piece that is missing.
+    # Errors of the mask: an arm or a piece of table is included, or a piece is missing.
     arm = _ellipse(x, y, *_around(uniform(-math.pi, math.pi), 1.12), uniform(0.15, 0.5), uniform(0.15, 0.5))
     stays = (arm > 0.5) & sometimes(0.15)[:, None, None]
     hu = torch.where((stays & (mask[:, 0] < 0.5))[:, None], uniform(-80.0, 120.0)[:, None, None, None], hu)
     mask = torch.maximum(mask, stays[:, None].float())
     bite = _ellipse(x, y, *_around(uniform(-math.pi, math.pi), 1.05), uniform(0.15, 0.5), uniform(0.15, 0.5))
     mask = mask * (1.0 - bite * sometimes(0.1).float()[:, None, None])[:, None]
-    # A field of view that cuts.
+    # A field of view that cuts the body.
     angle = uniform(-math.pi, math.pi)
     depth = torch.where(sometimes(0.15), uniform(0.3, 1.0), torch.tensor(9.0))
     across = x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None]
@@ -81,7 +81,7 @@ def picture(
     strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
     noise = torch.randn(count, 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
     image = (image + noise).clamp(0.0, 1.0)
-    # Metal, missing values, no image at all: then the outline must do.
+    # Metal, missing values, or no image at all, so that only the outline is left.
     hole = _ellipse(x, y, uniform(-1, 1), uniform(-1, 1), uniform(0.1, 0.4), uniform(0.1, 0.4)) > 0.5
     filled = (sometimes(0.5).float())[:, None, None]
     image = torch.where((hole & sometimes(0.08)[:, None, None])[:, None], filled[:, None], image)
@@ -90,10 +90,10 @@ def picture(
 
 
 def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Views ``(N, 2, S, S)`` as the network gets them, angles ``(N,)``, mirrored or not ``(N,)``.
+    """Return a training batch: views ``(N, 2, S, S)``, angles ``(N,)`` and whether mirrored ``(N,)``.
 
-    Each row's picture is seen :data:`VIEWS` times: as a body comes, at any angle, and nearly upright, as
-    after a look; as it is and in the mirror.
+    Each row's image gives :data:`VIEWS` views: at any angle, as in the first pass, and nearly upright, as in
+    the second; each plain and mirrored.
     """
     image, mask = picture(slabs, rows, generator)
     image, mask = torch.cat([image, image.flip(3)]), torch.cat([mask, mask.flip(3)])
@@ -103,41 +103,42 @@ def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tenso
     any_angle = (torch.rand(count, generator=generator) * 2.0 - 1.0) * math.pi
     small = torch.randn(count, generator=generator) * AFTER_A_LOOK
     angle = torch.where(torch.arange(count) < count // 2, any_angle, small)
-    return views(image, mask, -angle), angle, mirrored.float()
+    return views_of_slices(image, mask, -angle), angle, mirrored.float()
 
 
 def turned_pictures(
     slabs: Slabs, rows: Tensor, *, randomized: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Slices of one patient turned by one angle of any size, and moved a little, to try a network on.
+    """Return slices of one patient, rotated by one random angle and slightly shifted, to test a network.
 
     Args:
-        slabs: where from.
-        rows: which slices.
-        randomized: disturbed as in training, all alike; else as they are, in a window of soft tissue.
-        seed: of all that is random.
+        slabs: the slices.
+        rows: indices of the patient's slices.
+        randomized: disturb them as in training, all alike; otherwise show a soft-tissue window.
+        seed: of the random numbers.
 
     Returns:
-        Images in [0, 1] and masks ``(N, 1, S, S)``, and the angles ``(N,)`` at which the patients lie.
+        Images in [0, 1] and masks ``(N, 1, S, S)``, and the true rolls ``(N,)``, radians.
     """
     generator = torch.Generator().manual_seed(seed)
     if randomized:
         image, mask = picture(slabs, rows, generator, alike=True)
-        lies = torch.zeros(len(rows))
+        roll = torch.zeros(len(rows))
     else:
         low, high = SOFT_TISSUE_HU
         mask = slabs.mask[rows].float()[:, None]
         image = ((hounsfield(slabs.hu[rows])[:, None] - low) / (high - low)).clamp(0.0, 1.0) * mask
-        lies = slabs.roll[rows]
+        roll = slabs.roll[rows]
     angle = (torch.rand(1, generator=generator) * 2.0 - 1.0).expand(len(rows)) * math.pi
     shift = ((torch.rand(1, 2, generator=generator) * 2.0 - 1.0) * 0.1).expand(len(rows), 2)
     pose = torch.cat([-angle[:, None], torch.zeros(len(rows), 2), shift], dim=1)
-    both = warp(torch.cat([image, mask], dim=1), matrix_from_pose(pose), (image.shape[2], image.shape[3]))
-    return both[:, :1], both[:, 1:], lies + angle
+    size = (image.shape[2], image.shape[3])
+    channels = warp(torch.cat([image, mask], dim=1), matrix_from_pose(pose), size)
+    return channels[:, :1], channels[:, 1:], roll + angle
 
 
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Batch number ``i`` of a run, the same on any machine."""
+    """The batches of a run by their number, the same on any machine."""
 
     def __init__(self, slabs: Slabs, seed: int, steps: int, pictures: int) -> None:
         self.slabs, self.seed, self.steps, self.pictures = slabs, seed, steps, pictures
@@ -157,17 +158,17 @@ def _deformation(
     normal: Callable[..., Tensor],
     sometimes: Callable[..., Tensor],
 ) -> Tensor:
-    """Sampling grid ``(N, DEFORMED, DEFORMED, 2)`` in kept pictures: upright, of another build, bent."""
+    """Return sampling grids ``(N, DEFORMED, DEFORMED, 2)`` that turn bodies upright and deform them."""
     count = len(roll)
     x, y = (c.expand(count, DEFORMED, DEFORMED) for c in _coordinates(DEFORMED))
     bent = _smooth(normal(0.035, 2, 5, 5)) + _smooth(normal(0.012, 2, 12, 12))
     x, y = x + bent[:, 0], y + bent[:, 1]
-    # Fat: what lies inside shrinks toward the middle while the skin stays.
+    # Fat: the inside shrinks toward the center while the skin stays.
     radius = (x.square() + y.square()).sqrt().clamp(min=1e-3)
     power = torch.where(sometimes(0.5), uniform(0.55, 1.15), torch.ones(count))[:, None, None]
     factor = radius.clamp(max=1.3) ** (power - 1.0)
     x, y = x * factor, y * factor
-    # A belly: the front is drawn forwards.
+    # A belly: the front is stretched forward.
     belly = torch.where(sometimes(0.4), uniform(0.0, 0.45), torch.zeros(count))[:, None, None]
     y = torch.where(y < 0.1, 0.1 + (y - 0.1) / (1.0 + belly), y)
     build = normal(0.1)[:, None, None]
@@ -177,8 +178,8 @@ def _deformation(
 
 
 def _smooth(coarse: Tensor) -> Tensor:
-    """A smooth field ``(N, C, DEFORMED, DEFORMED)`` through coarse values ``(N, C, n, n)``, bicubic."""
-    # One small product for each axis: many times faster than interpolating every field on its own.
+    """Interpolate coarse values ``(N, C, n, n)`` bicubically to ``(N, C, DEFORMED, DEFORMED)``."""
+    # One matrix product per axis is many times faster than interpolating each field.
     n = coarse.shape[-1]
     weights = F.interpolate(torch.eye(n)[None, :, None], (1, DEFORMED), mode="bicubic", align_corners=False)[
         0, :, 0
@@ -187,16 +188,18 @@ def _smooth(coarse: Tensor) -> Tensor:
 
 
 def _coordinates(size: int) -> tuple[Tensor, Tensor]:
-    """Pixel centers in radii of the body's disc, over the deformed picture: ``(1, S, S)`` each."""
+    """Return x and y of pixel centers, each ``(1, S, S)``, in radii of the disc of the body's area."""
     line = ((2.0 * torch.arange(size) + 1.0) / size - 1.0) * KEPT_REACH
     return line[None, None, :].expand(1, size, size), line[None, :, None].expand(1, size, size)
 
 
 def _around(angle: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Return x and y of points at an angle and a radius."""
     return radius * angle.cos(), radius * angle.sin()
 
 
 def _ellipse(x: Tensor, y: Tensor, cx: Tensor, cy: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 within ellipses of center (cx, cy) and half axes (a, b), 0 outside."""
     inside = ((x - cx[:, None, None]) / a[:, None, None]).square() + (
         (y - cy[:, None, None]) / b[:, None, None]
     ).square()

@@ -1,8 +1,8 @@
 """Make the reference outline that ships with the package: ``python -m isopose.phantom.roll.reference OUT``.
 
-A phantom of two years and median build, lying straight on its back, cut at the kidneys. It is 168 mm wide,
-about half way between a newborn's 115 and a sixteen-year-old's 290 mm, so that neither is stretched more than
-twofold.
+The section at the kidneys of a supine, straight phantom of two years and median build. It is 168 mm wide,
+between a newborn's 115 mm and a sixteen-year-old's 290 mm, so that neither is scaled by more than a factor of
+2.
 """
 
 from pathlib import Path
@@ -26,14 +26,14 @@ from isopose.training.targets import filling_matrix
 AGE_YEARS = 2.0
 #: Height above the second lumbar vertebra in levels, where the reference width and depth hold.
 KIDNEYS = 0.3
-#: Means of what is drawn for a phantom: ``phantom/anatomy.py: sample_anatomy``.
+#: Means of the distributions in ``phantom/anatomy.py: sample_anatomy``.
 SAG, GROOVE = 0.055, 0.05
-#: Pixels along a side of the drawing, of which each is divided again for a soft edge, and its side in mm.
+#: Pixels along a side of the drawing, oversampling per pixel for a soft edge, and the side in mm.
 DRAWN, FINER, DRAWN_MM = 384, 4, 240.0
 
 
 def make_reference() -> dict[str, Tensor]:
-    """``mask`` ``(1, 1, S, S)`` in the homogenized frame, float16, and ``side_mm``, that frame's side."""
+    """Return ``mask`` ``(1, 1, S, S)`` float16 in the homogenized frame, and ``side_mm``, its side."""
     config = PoseConfig()
     assert config.fill is not None
     drawn = draw_outline()
@@ -44,7 +44,7 @@ def make_reference() -> dict[str, Tensor]:
 
 
 def draw_outline() -> Tensor:
-    """The median child's section as a soft mask ``(1, 1, DRAWN, DRAWN)``, upright about its axis."""
+    """Return the median child's section as a soft mask ``(1, 1, DRAWN, DRAWN)``, upright and centered."""
     size = reference_size(AGE_YEARS)
     maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
     trunk = Trunk(

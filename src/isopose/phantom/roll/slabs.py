@@ -1,4 +1,4 @@
-"""The slices from which the shipped roll network learns, drawn once and kept, resumable."""
+"""Render the slices on which the roll network is trained, and store them, so that a run can be resumed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ from isopose.geometry.warp import warp
 from isopose.parallel import Progress, in_order
 from isopose.phantom.randomized import sample_slab
 
-#: Rendered pixels, kept pixels, and half the kept side in radii of the disc of the body's area.
+#: Pixels along a side as rendered and as stored, and half the stored side in radii of the disc of the body's
+#: area.
 RENDERED, KEPT, KEPT_REACH = 128, 128, 2.0
-#: HU are kept as bytes: from this value in these steps.
+#: HU are stored as bytes: offset and step.
 LOWEST_HU, STEP_HU = -300.0, 4.0
 BODY_HU = -250.0
 
 
 @dataclass(frozen=True)
 class Slabs:
-    """Bodies as they lie, centered and of one size.
+    """Slices of bodies, centered and scaled to one size, at their own roll.
 
     Args:
         hu: ``(N, S, S)`` bytes, see :func:`hounsfield`.
@@ -41,12 +42,12 @@ class Slabs:
     patient: Tensor
 
     def of(self, rows: Tensor) -> "Slabs":
-        """Some slices only: booleans or indices."""
+        """Return some slices, by booleans or indices."""
         return Slabs(self.hu[rows], self.mask[rows], self.roll[rows], self.patient[rows])
 
 
 def hounsfield(hu: Tensor) -> Tensor:
-    """Float32 HU of kept bytes."""
+    """Convert stored bytes to HU, float32."""
     return hu.float() * STEP_HU + LOWEST_HU
 
 
@@ -58,9 +59,18 @@ def draw_slabs(
     workers: int,
     progress: Progress | None = None,
 ) -> Slabs:
-    """Draw the slabs of some patients, or read those that were drawn before."""
+    """Render the slices of patients, or read them if they were stored before.
+
+    Args:
+        folder: where they are stored.
+        seed: of the cohort.
+        patients: indices.
+        slices: per patient.
+        workers: processes; 0 uses this one.
+        progress: called with the numbers of patients done and of all patients.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    make = partial(_drawn, folder, seed, slices)
+    make = partial(_stored_slab, folder, seed, slices)
     parts = list(
         in_order(make, patients, name=lambda index: f"patient {index}", workers=workers, progress=progress)
     )
@@ -72,7 +82,8 @@ def draw_slabs(
     return Slabs(*(torch.from_numpy(array) for array in (hu, mask, roll, patient)))
 
 
-def _drawn(folder: Path, seed: int, slices: int, index: int) -> Path:
+def _stored_slab(folder: Path, seed: int, slices: int, index: int) -> Path:
+    """Render and store the slices of one patient if they are not there; return their file."""
     path = folder / f"{seed}_{index:05d}_{slices}.npz"
     if not path.exists():
         slab = sample_slab(seed, index, slices=slices, size=RENDERED)
@@ -80,12 +91,12 @@ def _drawn(folder: Path, seed: int, slices: int, index: int) -> Path:
         keep = found.any(axis=(1, 2))
         mask = torch.from_numpy(found[keep]).float()[:, None]
         hu = torch.from_numpy(slab.volume.array[keep].astype(np.float32))[:, None]
-        of = moments(mask)
+        outline = moments(mask)
         radius = (KEPT_REACH * (4.0 * mask.mean(dim=(1, 2, 3)) / np.pi).sqrt()).log()[:, None]
-        theta = matrix_from_pose(torch.cat([torch.zeros_like(radius), radius, radius, of.center], dim=1))
+        theta = matrix_from_pose(torch.cat([torch.zeros_like(radius), radius, radius, outline.center], dim=1))
         inside = warp(mask, theta, (KEPT, KEPT))[:, 0] >= 0.5
-        seen = warp(hu, theta, (KEPT, KEPT), fill=-1000.0, mode="bicubic")[:, 0]
-        quantized = ((seen - LOWEST_HU) / STEP_HU).round().clamp(0, 255).to(torch.uint8)
+        sampled = warp(hu, theta, (KEPT, KEPT), fill=-1000.0, mode="bicubic")[:, 0]
+        quantized = ((sampled - LOWEST_HU) / STEP_HU).round().clamp(0, 255).to(torch.uint8)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,

@@ -1,7 +1,7 @@
-"""Training of the roll network, resumable, the same on any machine of the same torch.
+"""Train the roll network; a run can be resumed and is reproducible with the same version of PyTorch.
 
-The loss is the negative log likelihood of the known angle under the von Mises distribution whose
-concentration the network gives, so that it learns to know when it does not know.
+The loss is the negative log likelihood of the true angle under the von Mises distribution with the network's
+direction and concentration, so that the network learns its uncertainty as well.
 """
 
 import math
@@ -19,29 +19,29 @@ from isopose.progress import Reporter
 from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from isopose.training.losses import von_mises_loss
 
-#: Weight of telling mirrored slices, beside that of the angle.
+#: Weight of the loss for mirrored slices; that of the angle is 1.
 MIRROR_WEIGHT = 0.1
-#: What the running mean of the weights keeps at each step.
+#: Decay of the exponential moving average of the weights per step.
 RUNNING_MEAN = 0.998
-#: Part of the steps in which the learning rate rises; then it falls to 0 along a cosine.
+#: Fraction of the steps with a rising learning rate; then it falls to 0 along a cosine.
 WARM_UP = 0.1
 WEIGHT_DECAY, MAX_NORM = 0.02, 5.0
-#: Steps after which the state is written.
+#: Steps between checkpoints.
 EPOCH = 250
 
 
 def train(
     batches: Batches, *, rate: float, seed: int, workers: int, work: Path, reporter: Reporter
 ) -> nn.Module:
-    """Train a network; what is returned is a running mean of the weights.
+    """Train a network, and return it with the exponential moving average of its weights.
 
     Args:
         batches: one for each step.
         rate: largest learning rate.
-        seed: of the first weights.
-        workers: processes that draw pictures ahead.
-        work: folder of the checkpoint, from which an interrupted run goes on.
-        reporter: where progress goes.
+        seed: of the initial weights.
+        workers: processes that prepare batches ahead.
+        work: folder of the checkpoint, from which an interrupted run is resumed.
+        reporter: receives progress.
     """
     torch.manual_seed(seed)
     network = RollNetwork()
@@ -81,7 +81,7 @@ def train(
 
 
 def schedule(part: float) -> float:
-    """The learning rate's factor after a part (0 to 1) of all steps."""
+    """Return the factor of the learning rate after a fraction (0 to 1) of all steps."""
     if part < WARM_UP:
         return 0.04 + 0.96 * part / WARM_UP
     return 0.5 * (1.0 + math.cos(math.pi * (part - WARM_UP) / (1.0 - WARM_UP)))
