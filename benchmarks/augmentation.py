@@ -124,7 +124,7 @@ def run(
         if f"predict {scan.name}" not in meter.seconds:
             meter.since = time.process_time()
             (outcome,) = predict_scans(
-                model, [scan], place / "predictions", probabilities=False, steps=False, reporter=Silent()
+                model, [scan], place / "predictions", probabilities=False, reporter=Silent()
             )
             if outcome.problem:
                 raise IsoposeError(outcome.problem)

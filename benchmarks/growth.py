@@ -99,7 +99,7 @@ def predicted(model: Path, scan: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place, watched() as seen:
         started = time.perf_counter()
         [outcome] = predict_scans(
-            loaded, find_scans([scan]), Path(place), probabilities=False, steps=False, reporter=Silent()
+            loaded, find_scans([scan]), Path(place), probabilities=False, reporter=Silent()
         )
         if outcome.problem:
             raise SystemExit(outcome.problem)

@@ -72,7 +72,7 @@ def predicted(model: Model, scan: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place, timed() as steps:
         started = time.perf_counter()
         [outcome] = predict_scans(
-            model, find_scans([scan]), Path(place), probabilities=False, steps=False, reporter=Silent()
+            model, find_scans([scan]), Path(place), probabilities=False, reporter=Silent()
         )
         whole = time.perf_counter() - started
     if outcome.problem:

@@ -124,13 +124,13 @@ def run(
         if f"predict {scan.name}" not in meter.seconds:
             meter.since = time.process_time()
             (outcome,) = predict_scans(
-                model, [scan], folder / "predictions", probabilities=False, steps=False, reporter=Silent()
+                model, [scan], folder / "predictions", probabilities=False, reporter=Silent()
             )
             if outcome.problem:
                 raise IsoposeError(outcome.problem)
             meter.keep(f"predict {scan.name}")
     evaluation = evaluate(folder / "predictions", dataset, cases=[scan.name for scan in scans])
-    stages = model.info["stages"]
+    stages = model.info.stages
     numbers = {
         "dice": {
             target: [case.scores[target].dice for case in evaluation.cases] for target in evaluation.targets
@@ -155,9 +155,9 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 def overlap(model: Model) -> float | None:
     """Of the crop network on single validation slices, in the epoch whose weights were kept."""
-    for name, stage in model.info["stages"].items():
-        for row in model.info["history"]:
-            if (row["stage"], row["epoch"]) == (name, stage["best_epoch"]) and "box overlap" in row:
+    for name, stage in model.info.stages.items():
+        for row in model.info.history:
+            if (row["stage"], row["epoch"]) == (name, stage.best_epoch) and "box overlap" in row:
                 return float(row["box overlap"])
     return None
 

@@ -162,7 +162,7 @@ def ours(folder: Path, precision: str | None) -> Predictor:
         model = replace(model, config=validate_config(values, "benchmark"))
 
     def run(scans: Sequence[Any], place: Path) -> None:
-        predict_scans(model, scans, place, probabilities=False, steps=False, reporter=Silent())
+        predict_scans(model, scans, place, probabilities=False, reporter=Silent())
 
     return run
 

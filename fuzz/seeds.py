@@ -19,6 +19,7 @@ from isopose.homogenize.dataset import homogenize
 from isopose.io.datasets import open_dataset
 from isopose.labels import Labels
 from isopose.models.folder import Model, save_model
+from isopose.models.info import ModelInfo, ReferenceInfo, TrainingInfo
 from isopose.models.pipeline import Networks
 from isopose.progress import Silent
 from isopose.training.checkpoint import Progress, save_checkpoint
@@ -165,18 +166,8 @@ def _write_model(folder: Path) -> None:
     reference = torch.zeros(1, 1, 32, 32)
     reference[..., 8:24, 6:26] = 1.0
     pipeline = Networks(config, LABELS.classes, reference, -3.0, 4.0)
-    info = {
-        "training": {
-            "cases": 1,
-            "patients": 1,
-            "validation_cases": 0,
-            "images_sha256": ["0" * 64],
-            "validation_images_sha256": [],
-            "from_weights_sha256": None,
-        },
-        "reference": {"image_sha256": "0" * 64, "slice": 2},
-        "stages": {},
-        "history": [],
-    }
+    info = ModelInfo(
+        TrainingInfo(("0" * 64,), cases=1, patients=1), ReferenceInfo(image_sha256="0" * 64, slice=2)
+    )
     folder.mkdir(parents=True)
     save_model(folder, Model(pipeline, config, LABELS, fingerprint, info))

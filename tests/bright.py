@@ -13,6 +13,7 @@ from isopose.data.fingerprint import Fingerprint, Intensity
 from isopose.geometry.volume import Volume
 from isopose.labels import Labels
 from isopose.models.folder import Model
+from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.models.pipeline import Networks
 
 INTENSITY = Intensity((0.5, 99.5), -80.0, 100.0, 400.0, 95.0, 75.0, -200.0, 900.0)
@@ -104,7 +105,7 @@ def bright_model(
     if not real_unet:
         pipeline.unet = Sided(half) if sided else Brightness(blind)  # type: ignore[assignment]
     pipeline.eval().requires_grad_(False)
-    info = {"training": {"images_sha256": [], "patients": 1}, "reference": {}, "history": []}
+    info = ModelInfo(TrainingInfo((), patients=1))
     return Model(pipeline, config, labels, fingerprint(fov_mm), info, "0" * 64)
 
 

@@ -7,7 +7,7 @@ import pytest
 import isopose.demo as demo
 from isopose.config import load_config
 from isopose.errors import IsoposeError
-from isopose.inference.files import Outcome
+from isopose.outputs import Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +144,9 @@ def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
     folder, _ = made
     shrink(monkeypatch)
     monkeypatch.setattr(
-        demo, "predict_scans", lambda model, scans, *a, **k: [Outcome(scans[0], None, "phantom_004: broken")]
+        demo,
+        "predict_scans",
+        lambda model, scans, *a, **k: [Outcome(scans[0].name, None, "phantom_004: broken")],
     )
     with pytest.raises(IsoposeError, match="1 test patients could not be predicted: phantom_004: broken"):
         demo.run_demo(folder, workers=0, seed=1, reporter=Lines())

@@ -23,7 +23,7 @@ from isopose.io.datasets import open_dataset
 from isopose.models.shipped import load_reference
 from isopose.phantom.growth import reference_size
 from isopose.report.tables import csv_text
-from quotes import FENCE, INLINE, SOURCE, prose
+from quotes import FENCE, INLINE, OTHERS, SOURCE, prose
 from scripts import ROOT
 
 PAGES = [
@@ -82,9 +82,38 @@ def _names(body: list[ast.stmt], prefix: str) -> list[str]:
 
 
 def test_names_are_told_apart() -> None:
-    names = names_in(SOURCE / "geometry" / "similarity.py")
+    names = names_in(SOURCE / "geometry" / "pose.py")
     assert {"matrix_from_pose", "POSE_SIZE"} <= names
     assert "cos" not in names, "a local variable is no name of the module"
+
+
+def test_pages_and_headings_that_the_code_refers_to_exist() -> None:
+    found = 0
+    for path in (
+        path for folder in ("src", "benchmarks", "tests", "fuzz") for path in (ROOT / folder).rglob("*.py")
+    ):
+        # A comment may break the line within the reference.
+        text = re.sub(r"\s*\n\s*#?:? *", " ", path.read_text(encoding="utf-8"))
+        for name, heading in re.findall(r"""(docs/[\w/-]+\.md)(?:, ["']([^"'`]+)["'])?""", text):
+            if name in OTHERS:
+                continue
+            page = ROOT / name
+            assert page.exists(), f"{path.relative_to(ROOT)}: no {name}"
+            if heading and path.is_relative_to(SOURCE):
+                found += 1
+                headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in headings, f"{path.relative_to(ROOT)}: {name} has no {heading!r}"
+    assert found >= 4
+
+
+def test_pages_that_are_read_through_are_short() -> None:
+    """Reference and measurements are looked up and may be longer."""
+    words = {page: len(page.read_text(encoding="utf-8").split()) for page in PAGES}
+    assert words[ROOT / "README.md"] <= 900
+    concepts = [page for page in PAGES if page.parent.name == "concepts"]
+    assert len(concepts) > 8
+    for page in (*concepts, *(page for page in PAGES if page.parent.name == "guides")):
+        assert words[page] <= 2000, page.name
 
 
 # Code
@@ -309,7 +338,7 @@ def test_dataset_examples_open(examples: dict[str, Any], tmp_path: Path) -> None
 
 def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None:
     truth = examples["phantom.json"]
-    written = [keys for name in ("write_cohort", "_claim") for keys in keys_of(name, "phantom/cohort.py")]
+    written = [keys for name in ("write_cohort", "_begin") for keys in keys_of(name, "phantom/cohort.py")]
     assert set(truth) in written
     assert set(truth["parameters"]) in written
     of_case = keys_of("truth", "phantom/case.py")[0] | {"case", "patient", "split"}
@@ -319,7 +348,7 @@ def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None
 @each_page
 def test_the_frames_default_size_is_quoted_as_it_is(page: Path) -> None:
     """A page said 192 where the default had long been 256."""
-    told = re.findall(r"frame (?:has|of) (\d+) pixels by default", prose(page))
+    told = re.findall(r"frame (?:has|of) (\d+) pixels by default", prose(page.read_text(encoding="utf-8")))
     assert {int(size) for size in told} <= {Config().data.size}
     if page.name == "own-data.md":
         assert told

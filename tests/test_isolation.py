@@ -14,7 +14,7 @@ from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import hash_of, replacing
 from isopose.homogenize.dataset import make_case
 from isopose.io.images import write_image, write_labels
-from isopose.isolation import all_or_none, failure_of, line_of, named
+from isopose.isolation import failure_of, line_of, named
 from isopose.models.folder import save_model
 
 #: What a library may quote, and nobody may read.
@@ -202,12 +202,12 @@ def test_homogenize_that_fails_while_it_writes(kind, isopose, cohort, tmp_path, 
     assert [name for name in contents(tmp_path / "out") if "case_1" in name] == []
 
 
-def make_or_die(case, *, job):
+def make_or_die(case, *, settings):
     if case.id == "case_1":
-        (job.root / "labelsTr").mkdir(exist_ok=True)
-        (job.root / "labelsTr" / "case_1.nii.gz").write_bytes(b"half of a run")
+        (settings.root / "labelsTr").mkdir(exist_ok=True)
+        (settings.root / "labelsTr" / "case_1.nii.gz").write_bytes(b"half of a run")
         os.kill(os.getpid(), signal.SIGKILL)
-    return make_case(case, job=job)
+    return make_case(case, settings=settings)
 
 
 def test_homogenize_whose_worker_is_killed(isopose, cohort, clean, tmp_path, monkeypatch):
@@ -432,14 +432,3 @@ def test_an_error_of_ours_keeps_its_words_and_what_concerns_all_is_raised():
     assert type(failure_of(OSError(errno.EACCES, SECRET, "a.nii"))) is IsoposeError
     assert named("a.nii: no image", "a.nii") == "a.nii: no image"
     assert named("no image", "a.nii") == "a.nii: no image"
-
-
-def test_files_of_a_block_that_fails_are_removed(tmp_path):
-    paths = [tmp_path / "a", tmp_path / "b"]
-    paths[0].write_text("kept")
-    with all_or_none(paths[1:]):
-        paths[1].write_text("kept")
-    assert all(path.exists() for path in paths)
-    with pytest.raises(KeyboardInterrupt), all_or_none(paths[1:]):
-        raise KeyboardInterrupt
-    assert [path.exists() for path in paths] == [True, False]

@@ -15,6 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from isopose.errors import InputError
 from isopose.files import read_json, read_text
+from isopose.renamed import SETTINGS, with_present_names
+from isopose.strict import first_problem
+
+#: Which slices of a scan share a pose: all of them, neighbors (smoothly), or none.
+Per = Literal["volume", "smooth", "slice"]
 
 
 class Section(BaseModel):
@@ -58,6 +63,10 @@ class OptimizerConfig(Section):
     epochs: int = Field(50, ge=1, description="at most; the poly schedule ends here")
     min_epochs: int = Field(50, ge=1, description="before early stopping may end the stage")
     patience: int = Field(20, ge=1, description="epochs without a better smoothed validation score")
+    smoothing: float = Field(
+        0.8, ge=0, lt=1, description="weight of the past in the smoothed validation score; 0: no smoothing"
+    )
+    max_norm: float = Field(12.0, gt=0, description="gradients are clipped to this norm, as nnU-Net does")
     iterations: int = Field(100, ge=1, description="batches an epoch")
     batch_size: int = Field(16, ge=1, description="slices a batch while training; with dims=3 volumes")
     parts: int = Field(
@@ -86,7 +95,7 @@ class PoseConfig(Section):
         description="train STN1 (Eq. 1) from the start; with anatomy: fine-tune the shipped network (its "
         "confidence is then no longer calibrated), also before stn=joint, which always learns the rest",
     )
-    per: Literal["volume", "smooth", "slice"] = Field(
+    per: Per = Field(
         "smooth", description="one pose for a scan, one that varies smoothly along it, or one for each slice"
     )
     smooth_mm: float = Field(
@@ -101,6 +110,15 @@ class PoseConfig(Section):
     )
     reference: str | None = Field(
         None, description="case id of the reference patient; none: chosen and shown"
+    )
+    reference_within: float = Field(
+        1.3,
+        ge=1,
+        description="the reference is chosen among patients whose body area lies within this factor of the "
+        "median",
+    )
+    reference_lean: float = Field(
+        1.0, ge=0, description="symmetry that a radian of lean costs when the reference is chosen"
     )
     max_angle: float = Field(0.6, gt=0, description="bound of the regressed angle, radians")
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
@@ -159,7 +177,7 @@ class UNetConfig(Section):
         "mirroring of slices as they lie, in place of pose and crop: the paper's baseline",
     )
     # Measured on phantoms, 5040 slices seen, validation Dice kidney / tumor: AdamW 0.89 / 0.80, the paper's
-    # SGD 0.82 / 0.79 (docs/pipeline.md, "Choices that were measured").
+    # SGD 0.82 / 0.79 (docs/measurements.md, "Choices").
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=2e-3,
         weight_decay=1e-2,
@@ -423,7 +441,7 @@ def load_config(
 def validate_config(values: Any, where: str) -> Config:
     """A configuration from plain values, e.g. those saved with a model; ``where`` names them in errors."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(with_present_names(values, SETTINGS))
     except ValidationError as error:
         raise _refused(error, where) from None
 
@@ -441,17 +459,11 @@ def homogenize_config(**values: Any) -> HomogenizeConfig:
 
 
 def _refused(error: ValidationError, where: str) -> InputError:
-    """The first of a validation's complaints in one line."""
-    first = error.errors(include_url=False)[0]
-    # Where a value may be of several types pydantic names the type after the key.
-    parts = [str(part) for part in first["loc"]]
-    key = ".".join(
-        p for p in parts if p.split("-")[-1] not in ("int", "float") and not p.startswith("literal[")
-    )
-    if first["type"] == "extra_forbidden":
-        return InputError(f"{where}: {key}: no such setting; see docs/configuration.md")
-    told = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{where}: {key}: {told}, got {first['input']!r}" if key else f"{where}: {told}")
+    """Return the first of a validation's problems in one line, with the value that was given."""
+    problem = first_problem(error)
+    if problem.kind == "extra_forbidden":
+        return InputError(f"{where}: {problem.key}: no such setting; see docs/configuration.md")
+    return InputError(f"{where}: {problem}" + (f", got {problem.value!r}" if problem.key else ""))
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -469,7 +481,8 @@ def read_settings(file: Path) -> dict[str, Any]:
             raise InputError(f"{file}: expected TOML (or JSON in a .json file): {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected sections such as [unet], got {type(values).__name__}")
-    return values
+    present: dict[str, Any] = with_present_names(values, SETTINGS)
+    return present
 
 
 def _setting(setting: str) -> dict[str, Any]:
@@ -479,7 +492,8 @@ def _setting(setting: str) -> dict[str, Any]:
     nested: Any = _value(text)
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    return nested
+    setting_of: dict[str, Any] = with_present_names(nested, SETTINGS)
+    return setting_of
 
 
 def _value(text: str) -> Any:

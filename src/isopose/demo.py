@@ -24,6 +24,7 @@ from isopose.report.html import (
     write_report,
 )
 from isopose.report.plots import training_curves
+from isopose.report.steps import write_steps
 from isopose.report.tables import write_evaluation
 from isopose.training.fit import fit
 from isopose.version import __version__
@@ -115,7 +116,7 @@ def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int
     )
     scans = find_scans([dataset.root / "imagesTs"])
     outcomes = predict_scans(
-        model, scans, folder / "predictions", probabilities=False, steps=True, reporter=reporter
+        model, scans, folder / "predictions", probabilities=False, reporter=reporter, steps=write_steps
     )
     failed = [outcome.problem for outcome in outcomes if outcome.problem]
     if failed:
@@ -130,7 +131,7 @@ def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int
 
 def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
     ages = [case.age_years for case in dataset.cases if case.age_years is not None]
-    training = ours.model.info["training"]
+    training = ours.model.info.training
     order = sorted(ours.evaluation.cases, key=lambda case: _dice(case.scores["tumor"].dice))
     shown = {"worst": order[0].case, "median": order[len(order) // 2].case, "best": order[-1].case}
     pictures = tuple(
@@ -143,7 +144,7 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
     )
     curves = tuple(
         Picture(
-            training_curves(arm.model.info["history"]),
+            training_curves(arm.model.info.history),
             alt=f"Loss and validation score of each stage {arm.name} homogenization",
             caption=f"{arm.name.capitalize()} homogenization",
         )
@@ -160,8 +161,8 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
             "has seen."
         ),
         facts={
-            "Training patients": str(training["patients"]),
-            "Validation patients": str(training["validation_cases"]),
+            "Training patients": str(training.patients),
+            "Validation patients": str(training.validation_cases),
             "Test patients": str(len(ours.evaluation.cases)),
             "Age": f"{min(ages):.1f} to {max(ages):.1f} years",
             "U-Net steps": f"{steps.epochs * steps.iterations} of {steps.batch_size} slices",

@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     A network's step frees what the next one asks for again. By itself glibc gives it back to the system each
     time, which then has to clear every page anew: a tenth of a step. And each thread that reads ahead gets a
     heap of its own with holes of its own, which took more than the training itself. Measured in
-    docs/performance.md, "The heap".
+    docs/measurements.md, "The heap".
 
     It holds for the whole process, so only commands that train call it, before they start threads,
     and not the library; one prediction would gain little by it. What a user has set in the environment

@@ -3,10 +3,7 @@
 import errno
 import os
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from isopose.errors import InputError, IsoposeError, RunError
 
@@ -103,22 +100,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     except Exception:
         return False
     return any(sign in text for sign in _NO_MEMORY)
-
-
-@contextmanager
-def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
-    """Remove files if the block raises, so that a failed scan leaves no results.
-
-    Args:
-        paths: files that the block writes; the block may add more to the list.
-    """
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
 
 
 def _place(error: Exception) -> str:

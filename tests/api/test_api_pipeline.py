@@ -39,7 +39,6 @@ def test_the_same_as_the_command_writes(model, tmp_path):
         [Scan("child", tmp_path / "child.nii.gz")],
         tmp_path / "out",
         probabilities=False,
-        steps=False,
         reporter=Silent(),
     )
     expected = read_labels(tmp_path / "out" / "child.nii.gz")

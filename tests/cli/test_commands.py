@@ -15,6 +15,7 @@ from isopose.cli import app
 from isopose.files import hash_of, only_writer
 from isopose.io.images import read_labels, read_volume, write_labels
 from isopose.models.folder import save_model
+from isopose.models.info import ReferenceInfo
 from isopose.version import __version__
 
 COMMANDS = (
@@ -296,7 +297,7 @@ def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_pa
 
 def test_homogenize_takes_a_models_poses(isopose, cohort, tmp_path):
     folder, model = tmp_path / "model", bright_model({"data": {"size": 64}}, real_unet=True)
-    save_model(folder, replace(model, info={**model.info, "reference": {"area_cm2": 226.2}}))
+    save_model(folder, replace(model, info=replace(model.info, reference=ReferenceInfo(area_cm2=226.2))))
     code, out, err = isopose("homogenize", cohort, tmp_path / "o", "--model", folder, "--size", 64)
     assert code == 0, err
     # The reference's body of 226 cm2 lies in a frame of 230 mm.

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from isopose.errors import InputError
 from isopose.export.monai import export_bundle
 from isopose.io.images import read_labels, write_image
 from isopose.models.folder import load_model, save_model
+from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.models.shipped import load_shipped
 
 pytest.importorskip("ignite", reason="pytorch-ignite is not installed (extra: monai-bundle)")
@@ -42,10 +44,8 @@ def model(tmp_path_factory) -> Path:
     for weight in made.pipeline.unet.outputs.parameters():
         weight += 0.2 * torch.randn(weight.shape, generator=generator)
     load_shipped(made.pipeline.pose.roll)
-    training = {"patients": 1, "cases": 1, "validation_cases": 0, "images_sha256": []}
-    made.info.update({"training": training | {"from_weights_sha256": None}, "stages": {}, "history": []})
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder, made)
+    save_model(folder, replace(made, info=ModelInfo(TrainingInfo((), cases=1, patients=1))))
     return folder
 
 

@@ -19,6 +19,7 @@ from isopose.homogenize.estimator import estimator_from_model, open_estimator
 from isopose.homogenize.scan import box_of, homogenize_scan, solid_box_of
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import AIR_HU, restored_labels, restored_share
+from isopose.models.info import ReferenceInfo
 
 STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)))
 each_way = pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
@@ -227,7 +228,7 @@ def cropping(**changes):
         {"pose": {"learned": False}, "crop": {"learned": False}, **changes},
         crop_start=(-0.55, -0.3, 0.25, 0.5),
     )
-    model = replace(model, info={**model.info, "reference": {"area_cm2": 226.2}})
+    model = replace(model, info=replace(model.info, reference=ReferenceInfo(area_cm2=226.2)))
     return [estimator_from_model(model, HomogenizeConfig(size=128, crop=crop)) for crop in (True, False)]
 
 
@@ -396,12 +397,13 @@ def test_no_body_is_an_input_error() -> None:
 def test_a_models_pose_and_reference_are_taken() -> None:
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     area = math.pi * 100.0 * 72.0 / 100.0  # of the reference, cm²
-    model = replace(model, info={**model.info, "reference": {"area_cm2": area}})
+    model = replace(model, info=replace(model.info, reference=ReferenceInfo(area_cm2=area)))
     ours = estimator_from_model(model, HomogenizeConfig(per="volume", size=128))
     # The reference's body lies in a frame of 230 mm.
     assert ours.side_mm == pytest.approx(230.0, rel=0.01)
     assert ours.origin == "model"
-    assert (ours.transformer.config.per, model.pipeline.pose.config.per) == ("volume", "slice")
+    assert (ours.per, model.pipeline.pose.config.per) == ("volume", "slice")
+    assert ours.transformer is model.pipeline.pose
     here = scene(roll=math.radians(20), scale=0.8)
     scan = homogenize_scan(ours, here.volume, here.volume.with_array((here.truth > 0).astype(np.uint8)))
     assert math.degrees(scan.poses.roll) == pytest.approx(20, abs=2)
@@ -417,7 +419,7 @@ def test_a_joint_models_step_is_taken_too(per) -> None:
     joint.pipeline.joint.output.bias.copy_(torch.tensor([*step, 0.15, 0.2, -0.1, -0.05]))
     alone = bright_model({"pose": {"learned": False}})
     here = scene(roll=math.radians(12), scale=0.9)
-    info = {"reference": {"area_cm2": 226.2}}
+    info = replace(alone.info, reference=ReferenceInfo(area_cm2=226.2))
     start, followed = (
         homogenize_scan(
             estimator_from_model(replace(model, info=info), HomogenizeConfig(per=per, size=64)), here.volume

@@ -21,7 +21,7 @@ def test_what_was_homogenized_is_restored(tmp_path, stored):
     (outcome,) = homogenize(
         open_input(source), tmp_path / "same", homogenize_config(size=64), reporter=Silent()
     )
-    assert (outcome.case, outcome.problem) == (NFC, None)
+    assert (outcome.name, outcome.problem) == (NFC, None)
     (tmp_path / "found").mkdir()
     (made,) = (tmp_path / "same" / "labelsTr").iterdir()
     shutil.copy(made, tmp_path / "found" / f"{NFD}.nii.gz")
@@ -31,4 +31,4 @@ def test_what_was_homogenized_is_restored(tmp_path, stored):
         record = record.rename(record.with_name(name))
         (restored,) = restore(tmp_path / "found", tmp_path / "same", tmp_path / name, reporter=Silent())
         assert restored.problem is None
-        assert composed(restored.case) == NFC
+        assert composed(restored.name) == NFC

@@ -57,7 +57,7 @@ def back(predictions, done, output, **options):
 
 def test_labels_come_back_on_the_exact_grid_with_own_values(source, done, predictions, tmp_path) -> None:
     restored = back(predictions, done, tmp_path / "r")
-    assert [(one.case, one.problem) for one in restored] == [("anna", None), ("anna_b", None)]
+    assert [(one.name, one.problem) for one in restored] == [("anna", None), ("anna_b", None)]
     for name, part in (("anna", "Tr"), ("anna_b", "Ts")):
         image = read_volume(source / f"images{part}" / f"{name}_0000.nii.gz")
         truth = read_labels(source / f"labels{part}" / f"{name}.nii.gz")
@@ -316,7 +316,7 @@ def test_real_organs_keep_their_sides_there_and_back(real_ct, tmp_path) -> None:
 
 def test_a_real_dicom_series_with_table_and_arms(real_ct, tmp_path) -> None:
     [outcome] = run(real_ct / "dicom-series", tmp_path / "out", size=384)
-    assert outcome.case == "dicom-series"
+    assert outcome.name == "dicom-series"
     transform = read_record(record_path(tmp_path / "out", "dicom-series")).transform
     native = read_volume(real_ct / "dicom-series")
     assert transform.native.same_grid(native, 0.0)

@@ -81,7 +81,7 @@ def test_a_scan_is_predicted_anew_with_a_correction_and_once_more_without(model,
     correction = corrected(model, shown.volume, pose, image=hash_of_source(scan.path))
 
     def run(corrections=None):
-        options = {"probabilities": False, "steps": False, "reporter": Silent()}
+        options = {"probabilities": False, "reporter": Silent()}
         (outcome,) = predict_scans(model, [scan], tmp_path / "out", corrections=corrections, **options)
         return outcome.record, read_labels(tmp_path / "out" / "scan.nii.gz").array
 
@@ -131,7 +131,6 @@ def test_a_model_of_volumes_says_that_it_takes_none(tmp_path):
             find_scans([tmp_path / "scan.nii.gz"]),
             tmp_path / "out",
             probabilities=False,
-            steps=False,
             reporter=Silent(),
             corrections={HASH: correction},
         )

@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from isopose.io.images import read_labels, read_volume, write_image
 from isopose.io.results.formats import choose_formats
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
+from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.progress import Silent, Terminal
+from isopose.report.steps import write_steps
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +47,14 @@ def series(real_ct, tmp_path_factory):
 
 
 def run(
-    model, inputs, output, *, probabilities=False, steps=False, reporter=None, formats=("nifti",), series=None
+    model, inputs, output, *, probabilities=False, reporter=None, steps=False, formats=("nifti",), series=None
 ):
     return predict_scans(
         model,
         find_scans(inputs, series),
         output,
         probabilities=probabilities,
-        steps=steps,
+        steps=write_steps if steps else None,
         reporter=reporter or Silent(),
         formats=formats,
     )
@@ -88,8 +91,38 @@ def test_names_that_would_meet_are_refused(tmp_path):
     touch(tmp_path / "b" / "child.nrrd")
     with pytest.raises(InputError, match="two inputs would be written as child; predict them in two runs"):
         find_scans([tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(InputError, match=r"nowhere\.nii\.gz: no such file or folder"):
-        find_scans([tmp_path / "nowhere.nii.gz"])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nowhere.nii.gz", "no such file or folder"),
+        ("two\nlines.nii.gz", "its name has control characters; rename it"),
+        (f"{'n' * 201}.nii.gz", "its name has over 200 bytes; rename it"),
+        (os.fsdecode(b"bad\xff.nii.gz"), "its name is not UTF-8; rename it"),
+    ],
+)
+def test_a_name_that_nothing_can_be_written_by_is_one_line_and_the_others_are_done(
+    model, tmp_path, capsys, name, problem
+):
+    here = scene(slices=3)
+    write_image(here.volume, tmp_path / "good.nii.gz")
+    odd = tmp_path / name
+    if name != "nowhere.nii.gz":
+        shutil.copy(tmp_path / "good.nii.gz", odd)
+    outcomes = predict_scans(
+        model,
+        find_scans([odd, tmp_path / "good.nii.gz"]),
+        tmp_path / "out",
+        probabilities=False,
+        steps=False,
+        reporter=Terminal(),
+    )
+    assert problem in outcomes[0].problem
+    assert outcomes[1].problem is None
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
+    said = capsys.readouterr().err
+    assert "two\nlines" not in said
 
 
 def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path):
@@ -172,7 +205,7 @@ def test_one_bad_scan_does_not_stop_the_rest(model, tmp_path, capsys):
     air = scene(slices=1, empty=(0,)).volume
     write_image(air, tmp_path / "in" / "b_air.nii.gz")
     outcomes = run(model, [tmp_path / "in"], tmp_path / "out", reporter=Terminal())
-    assert [(o.scan.name, o.record is not None) for o in outcomes] == [
+    assert [(o.name, o.record is not None) for o in outcomes] == [
         ("a_bad", False),
         ("b_air", False),
         ("z_good", True),
@@ -190,7 +223,7 @@ def test_every_problem_names_its_scan(model, tmp_path):
     write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "b_air.nii.gz")
     write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "c_air.nii.gz")
     for outcome in run(model, [tmp_path / "in"], tmp_path / "out"):
-        assert outcome.scan.name in outcome.problem
+        assert outcome.name in outcome.problem
 
 
 def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
@@ -245,7 +278,7 @@ def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, 
     write_image(scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
     write_image(scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
     known = sha256(tmp_path / "in" / "renamed.nii.gz")
-    trained = replace(model, info={"training": {key: ["0" * 64, known]}})
+    trained = replace(model, info=ModelInfo(TrainingInfo(**{"images_sha256": (), key: ("0" * 64, known)})))
     renamed, unseen = run(trained, [tmp_path / "in"], tmp_path / "out")
     assert renamed.record["warnings"] == [
         f"this scan was used to {use} the model: its result says nothing about others"
@@ -390,7 +423,7 @@ def test_one_of_several_series_and_an_archive(model, tmp_path):
     assert first.record["input_sha256"] != second.record["input_sha256"]
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
     [packed] = run(model, [Path(archive)], tmp_path / "out", series="2", formats=["nifti", "dicom-seg"])
-    assert packed.scan.name == "packed"
+    assert packed.name == "packed"
     np.testing.assert_array_equal(
         read_labels(tmp_path / "out" / "packed.nii.gz").array,
         read_labels(tmp_path / "out" / "two.nii.gz").array,

@@ -8,7 +8,7 @@ import pytest
 
 from bright import bright_model
 from io_helpers import dicom_slice, save
-from isopose.errors import InputError
+from isopose.errors import InputError, RunError
 from isopose.inference import files as scans
 from isopose.inference.files import Scan, predict_scans
 from isopose.io.images import read_volume
@@ -38,7 +38,6 @@ def predict(model, folders, output, formats):
         [Scan(folder.name, folder) for folder in folders],
         output,
         probabilities=False,
-        steps=False,
         reporter=Silent(),
         formats=formats,
     )
@@ -73,6 +72,25 @@ def test_a_series_of_which_no_result_can_be_written_is_reported_before_it_is_pre
     assert json.loads((output / "sound.json").read_text())["warnings"] == done.record["warnings"]
     read = pydicom.dcmread(output / "sound.seg.dcm")
     assert (str(read.PatientName), read.PatientSex) == ("Muster^Erika", "")
+
+
+def test_slices_that_share_one_uid_are_predicted_but_for_dicom_results(model, tmp_path, monkeypatch):
+    """As an anonymizer leaves them: read, but nothing can refer to one of them."""
+    folder = series(tmp_path / "alike", SOPInstanceUID="1.2.3.4")
+    predicted = []
+    scans_predict = scans.predict
+    monkeypatch.setattr(scans, "predict", lambda *g, **n: (predicted.append(g), scans_predict(*g, **n))[1])
+    [refused] = predict(model, [folder], tmp_path / "out", ("dicom-seg",))
+    assert refused.problem.startswith(f"{folder}: expected a SOPInstanceUID of its own in each file")
+    assert "write NIfTI" in refused.problem
+    assert "1.2.3.4" not in refused.problem
+    assert not predicted
+    assert not list((tmp_path / "out").glob("alike*"))
+    [done] = predict(model, [folder], tmp_path / "out", ("nifti",))
+    assert done.problem is None
+    read = read_volume(tmp_path / "out" / "alike.nii.gz")
+    assert read.array.shape == (4, 48, 48)
+    np.testing.assert_allclose(read.origin, read_volume(folder).origin, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +129,7 @@ def test_objects_that_cannot_be_written_leave_none(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(pydicom.Dataset, "save_as", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         write_results(
             files, labels, Labels({"mass": 1}), {"mass": 1.0}, path=source, series=None, made_from=[]
         )

@@ -10,7 +10,6 @@ from bright import bright_model, scene
 from io_helpers import dicom_slice, raw_slices, save, write_series
 from isopose.config import homogenize_config
 from isopose.data.check import check_dataset
-from isopose.errors import InputError
 from isopose.evaluation.evaluate import evaluate_folder
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.inference.files import find_scans, predict_scans
@@ -44,7 +43,7 @@ def names(inputs):
 def test_predict_and_homogenize_name_results_as_the_links(tmp_path, model, target):
     links = store(tmp_path, target=target)
     predicted = predict_scans(
-        model, find_scans([links]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+        model, find_scans([links]), tmp_path / "out", probabilities=False, reporter=Silent()
     )
     assert [outcome.problem for outcome in predicted] == [None, None]
     for number, case in enumerate(("case_1", "case_2")):
@@ -52,7 +51,7 @@ def test_predict_and_homogenize_name_results_as_the_links(tmp_path, model, targe
         labels = read_labels(tmp_path / "out" / f"{case}.nii.gz", like=here.volume)
         assert np.mean(labels.array == here.truth) > 0.97
     brought = homogenize(open_input(links), tmp_path / "same", homogenize_config(size=64), reporter=Silent())
-    assert [(outcome.case, outcome.problem) for outcome in brought] == [("case_1", None), ("case_2", None)]
+    assert [(outcome.name, outcome.problem) for outcome in brought] == [("case_1", None), ("case_2", None)]
     assert (tmp_path / "same" / "imagesTs" / "case_2_0000.nii.gz").is_file()
 
 
@@ -104,15 +103,18 @@ def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path,
     links = store(tmp_path)
     os.unlink(tmp_path / "store" / "case_1" / "ct.nii.gz")
     (links / "case_3.nii.gz").symlink_to(links / "case_3.nii.gz")
-    outcomes = predict_scans(
-        model, find_scans([links]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
-    )
-    assert [outcome.scan.name for outcome in outcomes] == ["case_1", "case_2", "case_3"]
+    scans = find_scans([links])
+    outcomes = predict_scans(model, scans, tmp_path / "out", probabilities=False, reporter=Silent())
+    assert [outcome.name for outcome in outcomes] == ["case_1", "case_2", "case_3"]
     assert outcomes[1].problem is None
-    for outcome in (outcomes[0], outcomes[2]):
-        assert outcome.problem.startswith(f"{outcome.scan.path}: is a broken link")
+    for scan, outcome in ((scans[0], outcomes[0]), (scans[2], outcomes[2])):
+        assert outcome.problem.startswith(f"{scan.path}: is a link to what is not there")
     (links / "list.csv").write_text("image,label\ncase_1_0000.nii.gz,\ncase_2_0000.nii.gz,\n")
     problems = check_dataset(open_dataset(links / "list.csv"))
     assert [p.case for p in problems if p.severity == "error"] == ["case_1_0000"]
-    with pytest.raises(InputError, match="no such file or folder"):
-        find_scans([links / "none.nii.gz"])
+
+
+def test_a_link_to_a_series_beside_volumes_does_not_hide_them(tmp_path):
+    links = store(tmp_path)
+    (links / "raw").symlink_to(write_series(tmp_path / "series", raw_slices()), target_is_directory=True)
+    assert names([links]) == ["case_1", "case_2"]

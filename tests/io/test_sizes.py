@@ -99,7 +99,7 @@ def test_a_body_of_no_patient_is_reported_by_all_three(tmp_path):
 
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     predicted = predict_scans(
-        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+        model, find_scans([root]), tmp_path / "out", probabilities=False, reporter=Silent()
     )
     brought = homogenize(
         open_input(root / "list.csv"), tmp_path / "same", homogenize_config(size=64), reporter=Silent()
@@ -121,13 +121,35 @@ def test_of_predict_and_homogenize_the_other_scans_are_done(tmp_path):
         write(root / f"{name}.nii.gz", scaled(scene().volume, factor))
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     predicted = predict_scans(
-        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+        model, find_scans([root]), tmp_path / "out", probabilities=False, reporter=Silent()
     )
     brought = homogenize(open_input(root), tmp_path / "same", homogenize_config(size=64), reporter=Silent())
     for outcomes in (predicted, brought):
         assert ["micrometers" in (outcomes[0].problem or ""), outcomes[1].problem] == [True, None]
         assert "meters" in outcomes[2].problem
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.json", "b.nii.gz"]
+
+
+@pytest.mark.parametrize("value", [3e38, -2e6])
+def test_values_that_no_calibration_gives_are_refused_and_spoil_no_fingerprint(tmp_path, isopose, value):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in "abc":
+        volume = scene(roll=0.1 * "abc".index(name)).volume
+        if name == "b":
+            array = volume.array.astype(np.float32)
+            array[0, 0, 0] = value
+            volume = volume.with_array(array)
+        write(root / f"{name}.nii.gz", volume)
+    model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+    outcomes = predict_scans(
+        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+    )
+    assert [outcome.problem is None for outcome in outcomes] == [True, False, True]
+    assert "are not HU" in outcomes[1].problem
+    (root / "list.csv").write_text("image,label\n" + "".join(f"{name}.nii.gz,\n" for name in "abc"))
+    problems = check_dataset(open_dataset(root / "list.csv"))
+    assert [p.case for p in problems if p.severity == "error"] == ["b"]
 
 
 def test_a_case_of_wrong_unit_does_not_hide_the_others_problems(tmp_path, isopose):

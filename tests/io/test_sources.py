@@ -158,7 +158,6 @@ def test_a_scan_whose_voxels_changed_beside_their_header_is_predicted_again(tmp_
             tmp_path / "out",
             formats=(NIFTI,),
             probabilities=False,
-            steps=False,
             reporter=Silent(),
         )
         return outcome.record["volumes_ml"]

@@ -8,18 +8,19 @@ from bright import bright_model
 from isopose.config import load_config
 from isopose.models.card import model_card
 from isopose.models.folder import Model
+from isopose.models.info import ModelInfo, StageInfo, TrainingInfo
 
-TRAINING = {"patients": 3, "cases": 4, "validation_cases": 2, "from_weights_sha256": None}
-HISTORY = [
+TRAINING = TrainingInfo((), patients=3, cases=4, validation_cases=2)
+HISTORY = (
     {"stage": "unet", "epoch": 1, "loss": 1.0, "dice": 0.4, "dice kidney": 0.8125, "dice tumor": 0.5},
     {"stage": "unet", "epoch": 2, "loss": 1.0, "dice": 0.3, "dice kidney": 0.25, "dice tumor": 0.125},
-]
+)
 
 
 @pytest.fixture
 def model() -> Model:
     made = bright_model({"pose": {"reference": "Mustermann"}, "unet": {"base_features": 4}}, real_unet=True)
-    info = {"training": TRAINING, "stages": {"unet": {"best_epoch": 1}}, "history": HISTORY}
+    info = ModelInfo(TRAINING, stages={"unet": StageInfo(2, best_epoch=1, best=0.4)}, history=HISTORY)
     return replace(made, info=info, weights_sha256="cd" * 32)
 
 
@@ -51,13 +52,13 @@ def test_every_setting_that_was_changed_is_told_and_no_other(model: Model) -> No
 
 
 def test_without_validation_no_figure_is_made_up(model: Model) -> None:
-    card = model_card(replace(model, info=model.info | {"stages": {"unet": {"best_epoch": None}}}))
+    card = model_card(replace(model, info=replace(model.info, history=())))
     assert "it had no validation scans" in card
     assert "0.812" not in card
 
 
 def test_weights_that_it_began_from_are_told(model: Model) -> None:
-    training = TRAINING | {"from_weights_sha256": "ab" * 32}
+    training = replace(TRAINING, from_weights_sha256="ab" * 32)
     assert f"began from the weights `{'ab' * 32}`" in model_card(
-        replace(model, info=model.info | {"training": training})
+        replace(model, info=replace(model.info, training=training))
     )

@@ -20,6 +20,7 @@ from isopose.geometry.pose import matrix_from_pose
 from isopose.inference.predict import predict
 from isopose.io.images import write_image
 from isopose.models.folder import Model, for_prediction, load_model, save_model
+from isopose.models.info import ModelInfo, ReferenceInfo, TrainingInfo
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def model():
     for tensor in made.pipeline.state_dict().values():
         if tensor.is_floating_point():
             tensor += 0.02 * torch.rand(tensor.shape, generator=generator)
-    info = {"training": {"images_sha256": ["a" * 64]}, "reference": {"slice": 3}, "history": []}
+    info = ModelInfo(TrainingInfo(("a" * 64,)), ReferenceInfo(slice=3))
     return replace(made, info=info)
 
 
@@ -99,7 +100,7 @@ def test_loading_and_predicting_load_no_more_than_they_need(shared_folder, tmp_p
         "from isopose.progress import Silent\n"
         "model, scan, out = map(Path, sys.argv[1:])\n"
         "given = load_model(model), [Scan('scan', scan)], out\n"
-        "predict_scans(*given, probabilities=False, steps=False, reporter=Silent())\n"
+        "predict_scans(*given, probabilities=False, reporter=Silent())\n"
         "print(*sys.modules)\n"
     )
     given = [sys.executable, "-c", program, shared_folder, tmp_path / "scan.nii.gz", tmp_path / "out"]
@@ -227,6 +228,11 @@ def test_json_that_is_no_object_is_refused(folder, content):
         (("info", "training", "validation_images_sha256"), 7, "damaged model"),
         (("info", "history"), [1], "damaged model"),
         (("info", "reference"), None, "damaged model"),
+        (("info", "reference"), {"area_cm2": 0.0}, "damaged model .info.reference.area_cm2: "),
+        (("info", "stages"), {"unet": {"epochs": 1}}, "damaged model .info.stages.unet.best_epoch: "),
+        (("info", "history"), [{"loss": 1.0}], "expected rows with stage and epoch"),
+        (("info", "training", "patients"), "three", "damaged model .info.training.patients: "),
+        (("info", "color"), 3, "damaged model .info.color: "),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
 )
@@ -288,4 +294,4 @@ def test_a_mutated_manifest_is_a_valid_model_or_an_input_error(data, shared_fold
     pose = loaded.pipeline.pose(image, torch.ones_like(image))
     theta2 = loaded.pipeline.theta2(image, torch.ones_like(image), matrix_from_pose(pose))
     assert loaded.pipeline.probabilities(loaded.pipeline.cut(image, theta2)).shape[1] == loaded.labels.classes
-    assert isinstance(loaded.info["training"]["images_sha256"], list)
+    assert isinstance(loaded.info, ModelInfo)

@@ -74,7 +74,6 @@ def test_a_result_is_that_of_the_command_line_and_shown_as_it_is(client, scan, m
         find_scans([scan]),
         tmp_path,
         probabilities=False,
-        steps=False,
         reporter=Silent(),
     )
     expected = read_labels(tmp_path / scan.name)

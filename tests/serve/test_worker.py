@@ -66,7 +66,7 @@ def expected(model_folder, scan, tmp_path_factory):
     """What the command line makes of the scan."""
     out = tmp_path_factory.mktemp("expected")
     model, scans = load_model(model_folder), find_scans([scan])
-    predict_scans(model, scans, out, probabilities=False, steps=False, reporter=Silent())
+    predict_scans(model, scans, out, probabilities=False, reporter=Silent())
     return read_labels(out / scan.name).array
 
 

@@ -13,7 +13,7 @@ from isopose.study.arms import BY_NAME, FURTHER
 from isopose.study.report import _machines, _uneven
 from isopose.study.results import (
     ArmResult,
-    Run,
+    StudyRun,
     against,
     differences,
     goals,
@@ -49,13 +49,13 @@ def history(values: list[float], *, seconds: float = 10.0, stn: float = 0.0) -> 
     return tuple([before] * (stn > 0) + rows)
 
 
-def run(dice: dict[str, float], *, seed: int = 0, **options) -> Run:
+def run(dice: dict[str, float], *, seed: int = 0, **options) -> StudyRun:
     sizes = options.get("sizes", {})
     cases = tuple(
         CaseScores(name, name, {"kidney": scores(value)}, body_size_mm=sizes.get(name))
         for name, value in dice.items()
     )
-    return Run(
+    return StudyRun(
         made=options.get("made", {}),
         folder=f"runs/default/x/seed-{seed}-fold-0", seed=seed, fold=options.get("fold", 0),
         history=options.get("history", history([0.5, 0.6])),
@@ -64,7 +64,7 @@ def run(dice: dict[str, float], *, seed: int = 0, **options) -> Run:
     )  # fmt: skip
 
 
-def arm(name: str, *runs: Run) -> ArmResult:
+def arm(name: str, *runs: StudyRun) -> ArmResult:
     return ArmResult(BY_NAME[name], runs)
 
 

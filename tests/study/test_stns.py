@@ -14,7 +14,7 @@ from isopose.report.tables import to_markdown
 from isopose.study.arms import BY_NAME
 from isopose.study.lengths import Length, lengths_of
 from isopose.study.plan import Options
-from isopose.study.results import ArmResult, Run, load_results
+from isopose.study.results import ArmResult, StudyRun, load_results
 from isopose.study.stns import NOT_MEASURED, lengths_by_arm, notes_of, stn_table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "study" / "results"
@@ -37,14 +37,14 @@ def history(**epochs: int) -> tuple[dict[str, Any], ...]:
     return tuple({"stage": stage, "epoch": n + 1} for stage, count in epochs.items() for n in range(count))
 
 
-def run(seed: int = 0, epochs: tuple[dict[str, Any], ...] = (), **stn: Any) -> Run:
-    return Run(
+def run(seed: int = 0, epochs: tuple[dict[str, Any], ...] = (), **stn: Any) -> StudyRun:
+    return StudyRun(
         folder="", seed=seed, fold=0, history=epochs, measures={}, size={}, evaluation=Evaluation((), ()),
         shown={}, stn=stn,
     )  # fmt: skip
 
 
-def results(**runs: list[Run]) -> dict[str, ArmResult]:
+def results(**runs: list[StudyRun]) -> dict[str, ArmResult]:
     return {
         name.replace("_", "-"): ArmResult(BY_NAME[name.replace("_", "-")], tuple(of))
         for name, of in runs.items()

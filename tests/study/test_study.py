@@ -25,7 +25,7 @@ from isopose.study import run as study_run
 from isopose.study.arms import BY_NAME
 from isopose.study.job import run_job
 from isopose.study.nnunet import lengths
-from isopose.study.plan import Job, Options
+from isopose.study.plan import Options, PlannedRun
 from isopose.study.run import RunFailed, _clock, run_study
 
 SMALL = {
@@ -378,7 +378,7 @@ def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path
 
     monkeypatch.setattr(study_run, "_start", start)
     study = study_run.Study(tmp_path, given, 0, Silent())
-    job = Job("default", "nnunet-3d", 0, 0)
+    job = PlannedRun("default", "nnunet-3d", 0, 0)
     tried = study_run._tried(study, job)
     assert tried == {"unet batch": pytest.approx(20.0 * 3 / 30), "unet validation": 5.0}
     # Two epochs of three iterations and a validation.

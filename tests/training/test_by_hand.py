@@ -70,7 +70,7 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
             assert theta2.isfinite().all()
         else:
             assert by_hand[~mine].isnan().all()
-    assert load_model(tmp_path / "model").info["training"]["corrections_sha256"] == [correction.sha256]
+    assert load_model(tmp_path / "model").info.training.corrections_sha256 == (correction.sha256,)
     with pytest.raises(InputError, match="was started with another corrections"):
         fit(dataset, tmp_path / "model", config, store=tmp_path / "store", resume=True)
 

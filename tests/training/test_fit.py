@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,10 +34,12 @@ from isopose.io.truth import true_rolls
 from isopose.labels import Labels
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
+from isopose.models.info import StageInfo
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
+from isopose.report.steps import write_steps
 from isopose.training.claim import check_mirroring
 from isopose.training.fit import _against, fit
 from isopose.training.transforms import poses_of, transforms_of
@@ -130,14 +132,14 @@ def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
 
 
 def test_three_stages_train_one_after_the_other(fitted: Fitted) -> None:
-    history = fitted.model.info["history"]
+    history = fitted.model.info.history
     assert [(row["stage"], row["epoch"]) for row in history] == [
         *[("pose", 1), ("pose", 2), ("crop", 1), ("crop", 2)],
         *[("unet", 1), ("unet", 2), ("unet", 3)],
     ]
-    stages = fitted.model.info["stages"]
+    stages = fitted.model.info.stages
     assert list(stages) == ["pose", "crop", "unet"]
-    assert [stages[name]["epochs"] for name in stages] == [2, 2, 3]
+    assert [stages[name].epochs for name in stages] == [2, 2, 3]
     assert all(np.isfinite(row["loss"]) for row in history)
     assert {"mask dice", "loss", "learning_rate", "seconds"} <= history[0].keys()
     assert {"roll slope", "degrees from moments"} <= history[0].keys()
@@ -157,9 +159,9 @@ def test_the_reference_is_shown_and_kept_without_its_name(fitted: Fitted) -> Non
     assert "chosen automatically" in line
     training, _ = split_patients(fitted.dataset, 3, 0, 0)
     named = next(case for case in training if f" {case.id}," in line)
-    reference = fitted.model.info["reference"]
-    assert reference["image_sha256"] == sha256(named.image)
-    assert f"slice {reference['slice']}," in line
+    reference = fitted.model.info.reference
+    assert reference.image_sha256 == sha256(named.image)
+    assert f"slice {reference.slice}," in line
     mask = fitted.model.pipeline.pose.reference_mask
     assert 0.4 < mask.mean() < 0.8
 
@@ -199,6 +201,7 @@ import os, signal, sys
 from pathlib import Path
 from isopose.config import load_config
 from isopose.io.datasets import open_dataset
+from isopose.report.steps import write_steps
 from isopose.progress import Silent
 from isopose.training.fit import fit
 
@@ -246,18 +249,18 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_pa
 
 def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, tiny, tmp_path: Path) -> None:
     """From moments a slice is followed however short the training; from the identity nothing is learned."""
-    turning = fitted.model.info["turning"]
-    assert turning["slope"] > 0.8
-    assert turning["degrees_from_truth"] is None
-    assert turning["patients"] == "validation"
-    assert turning["slices"] > 0
+    turning = fitted.model.info.turning
+    assert turning.slope > 0.8
+    assert turning.degrees_from_truth is None
+    assert turning.patients == "validation"
+    assert turning.slices > 0
     assert not any("has not learned to turn" in line for line in fitted.said)
     assert any(line.startswith("STN1's roll on ") for line in fitted.said)
-    assert json.loads((fitted.folder / "model.json").read_text())["info"]["turning"] == turning
+    assert json.loads((fitted.folder / "model.json").read_text())["info"]["turning"] == asdict(turning)
 
     reporter, config = Listening(), tiny("pose.start=identity")
     model = fit(fitted.dataset, tmp_path / "still", config, store=fitted.store, reporter=reporter)
-    assert model.info["turning"]["slope"] < 0.5
+    assert model.info.turning.slope < 0.5
     [warning] = [line for line in reporter.lines if "has not learned to turn" in line]
     assert warning.startswith("warning: STN1")
     assert "pose.optimizer.epochs" in warning
@@ -265,7 +268,7 @@ def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, t
     assert "Muster" not in warning
     quick = Listening()
     tried = fit(fitted.dataset, tmp_path / "tried", config, store=fitted.store, reporter=quick, trial=True)
-    assert tried.info["turning"] is None
+    assert tried.info.turning is None
     assert not any("learned to turn" in line for line in quick.lines)
 
 
@@ -273,7 +276,7 @@ def test_without_validation_patients_the_roll_is_measured_on_those_that_train(
     fitted: Fitted, tiny, tmp_path: Path
 ) -> None:
     model = fit(fitted.dataset, tmp_path / "all", tiny("train.fold=all"), reporter=Listening())
-    assert model.info["turning"]["patients"] == "training"
+    assert model.info.turning.patients == "training"
 
 
 @pytest.mark.slow
@@ -287,11 +290,11 @@ def test_of_phantoms_the_true_roll_is_known_against_the_reference(tiny, tmp_path
     own = rolls[shown.split()[1].rstrip(",")]
     # After so few steps STN1 says about the same of all slices.
     off = np.degrees([abs(rolls[case.id] - own) for case in validation])
-    turning = model.info["turning"]
-    assert off.min() - 3.0 < turning["degrees_from_truth"] < off.max() + 3.0
-    assert turning["moments_from_truth"] < 20.0
-    assert "degrees from the true roll" in model.info["history"][0]
-    assert f"{turning['degrees_from_truth']:.1f} degrees from the true one (moments: " in "\n".join(
+    turning = model.info.turning
+    assert off.min() - 3.0 < turning.degrees_from_truth < off.max() + 3.0
+    assert turning.moments_from_truth < 20.0
+    assert "degrees from the true roll" in model.info.history[0]
+    assert f"{turning.degrees_from_truth:.1f} degrees from the true one (moments: " in "\n".join(
         reporter.lines
     )
 
@@ -315,11 +318,11 @@ def together(fitted: Fitted, tiny, tmp_path_factory) -> Fitted:
 
 def test_pose_and_crop_are_one_stage_where_one_network_does_both(together: Fitted) -> None:
     info = together.model.info
-    assert [(row["stage"], row["epoch"]) for row in info["history"]] == [
+    assert [(row["stage"], row["epoch"]) for row in info.history] == [
         *[("joint", 1), ("joint", 2), ("unet", 1), ("unet", 2), ("unet", 3)]
     ]
-    assert list(info["stages"]) == ["joint", "unet"]
-    assert {"pose and crop", "mask dice", "moments alone", "box overlap"} <= info["history"][0].keys()
+    assert list(info.stages) == ["joint", "unet"]
+    assert {"pose and crop", "mask dice", "moments alone", "box overlap"} <= info.history[0].keys()
     assert any(line.startswith("joint: 2 epochs, best ") for line in together.said)
     assert (together.folder / "work" / "tensorboard" / "joint").is_dir()
     weights = weights_of(together.folder)
@@ -336,7 +339,7 @@ def test_its_optimizer_is_that_of_the_crop(fitted: Fitted, tiny, tmp_path: Path)
         *_short("stn=joint", "crop.enabled=true", "crop.optimizer.epochs=1", "pose.optimizer.epochs=9")
     )
     model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
-    assert model.info["stages"]["joint"]["epochs"] == 1
+    assert model.info.stages["joint"].epochs == 1
     hasty = tiny("stn=joint", "crop.optimizer.name=sgd", "crop.optimizer.learning_rate=1e30")
     with pytest.raises(IsoposeError, match=r"stage joint: .*lower crop\.optimizer\.learning_rate"):
         fit(fitted.dataset, tmp_path / "hasty", hasty, store=fitted.store)
@@ -398,11 +401,11 @@ def test_the_shipped_network_stays_as_it_is(fitted: Fitted, tiny, tmp_path: Path
 def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: Path, start: str) -> None:
     config = tiny("stn=joint", f"pose.start={start}", "pose.learned=false", "crop.per=slice")
     model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
-    assert list(model.info["stages"]) == ["joint", "unet"]
-    assert f"{start} alone" in model.info["history"][0]
+    assert list(model.info.stages) == ["joint", "unet"]
+    assert f"{start} alone" in model.info.history[0]
     scan = Scan("patient", fitted.dataset.root / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
     (outcome,) = predict_scans(
-        model, [scan], tmp_path / "out", probabilities=False, steps=True, reporter=Silent()
+        model, [scan], tmp_path / "out", probabilities=False, reporter=Silent(), steps=write_steps
     )
     assert outcome.problem is None
     assert (tmp_path / "out" / "steps" / "patient.png").stat().st_size > 10_000
@@ -413,8 +416,8 @@ def test_the_roll_network_may_be_fine_tuned_before(fitted: Fitted, tiny, tmp_pat
     config = tiny("stn=joint", "pose.start=anatomy", "pose.learned=true", "unet.optimizer.epochs=1")
     said = Listening()
     model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store, reporter=said)
-    assert list(model.info["stages"]) == ["pose", "joint", "unet"]
-    assert "roll cosine" in model.info["history"][0]
+    assert list(model.info.stages) == ["pose", "joint", "unet"]
+    assert "roll cosine" in model.info.history[0]
     assert any("not calibrated" in line for line in said.lines)
 
 
@@ -536,15 +539,15 @@ def test_validation_and_test_patients_teach_nothing(fitted: Fitted, tiny, tmp_pa
     assert_same_weights(tmp_path / "plain", tmp_path / "changed")
     plain, new = (load_model(tmp_path / name) for name in ("plain", "changed"))
     assert plain.fingerprint == new.fingerprint
-    assert plain.info["reference"] == new.info["reference"]
-    assert plain.info["history"][0]["loss"] == new.info["history"][0]["loss"]
-    assert plain.info["history"][0]["dice"] != new.info["history"][0]["dice"]
+    assert plain.info.reference == new.info.reference
+    assert plain.info.history[0]["loss"] == new.info.history[0]["loss"]
+    assert plain.info.history[0]["dice"] != new.info.history[0]["dice"]
 
 
 def test_all_patients_may_train(fitted: Fitted, tiny, tmp_path: Path) -> None:
     model = fit(fitted.dataset, tmp_path / "all", tiny(*_short("train.fold=all")), store=tmp_path / "store")
-    assert (model.info["training"]["cases"], model.info["training"]["validation_cases"]) == (6, 0)
-    assert model.info["stages"]["unet"] == {"epochs": 1, "best_epoch": 1, "best": None}
+    assert (model.info.training.cases, model.info.training.validation_cases) == (6, 0)
+    assert model.info.stages["unet"] == StageInfo(epochs=1, best_epoch=1, best=None)
 
 
 def test_all_patients_never_means_those_of_the_test(fitted: Fitted, tiny, tmp_path: Path) -> None:
@@ -606,9 +609,9 @@ def test_the_papers_preset_runs_all_stages(fitted: Fitted, tiny, tmp_path: Path)
     assert (config.pose.start, config.pose.fill, config.unet.loss_space) == ("identity", None, "native")
     assert (config.unet.output_norm, config.unet_size, config.unet.optimizer.name) == (True, 64, "sgd")
     model = fit(fitted.dataset, tmp_path / "paper", config, store=fitted.store)
-    assert [row["stage"] for row in model.info["history"]] == ["pose", "crop", "unet"]
-    assert all(np.isfinite(row["loss"]) for row in model.info["history"])
-    assert model.info["reference"]["lean"] == 0.0
+    assert [row["stage"] for row in model.info.history] == ["pose", "crop", "unet"]
+    assert all(np.isfinite(row["loss"]) for row in model.info.history)
+    assert model.info.reference.lean == 0.0
     assert "unet.outputs.0.1.running_mean" in weights_of(tmp_path / "paper")
     scan = read_volume(fitted.dataset.root / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
     assert predict(model, scan).labels.same_grid(scan)
@@ -660,9 +663,7 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
     model = fit(dataset, tmp_path / "model", config)
     assert model.fingerprint.spacing_median[2] >= 12.0  # the axial spacing, stored first
     scans = [Scan(case.id, case.image) for case in dataset.cases]
-    outcomes = predict_scans(
-        model, scans, tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
-    )
+    outcomes = predict_scans(model, scans, tmp_path / "out", probabilities=False, reporter=Silent())
     assert [outcome.problem for outcome in outcomes] == [None, None, None]
     for case in dataset.cases:
         image, truth, found = (

@@ -16,7 +16,7 @@ from isopose.data.samples import Batch
 from isopose.errors import IsoposeError
 from isopose.progress import Silent
 from isopose.training.checkpoint import Progress
-from isopose.training.loop import SMOOTHING, Stage, train_stage
+from isopose.training.loop import Stage, train_stage
 
 ROWS = 24
 
@@ -191,14 +191,17 @@ def test_the_learning_rate_reported_is_the_one_used(tmp_path: Path) -> None:
         assert torch.allclose(end["linear.weight"], moved, atol=1e-6)
 
 
-def test_large_gradients_are_clipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_norm", [12.0, 3.0])
+def test_large_gradients_are_clipped(tmp_path: Path, max_norm: float) -> None:
     objective = Line()
     table = Table()
     table.y = table.y * 1e4
     before = weights(objective)
-    run(objective, tmp_path, settings(epochs=1, iterations=1, learning_rate=0.1), training=table)
+    changed = {} if max_norm == 12.0 else {"max_norm": max_norm}
+    once = settings(epochs=1, iterations=1, learning_rate=0.1, **changed)
+    run(objective, tmp_path, once, training=table)
     steps = torch.stack([(before[n] - p).norm() for n, p in objective.named_parameters()])
-    assert steps.norm().item() == pytest.approx(0.1 * 12.0, rel=1e-3)
+    assert steps.norm().item() == pytest.approx(0.1 * max_norm, rel=1e-3)
 
 
 def test_smoothed_score_decides_when_to_stop(tmp_path: Path) -> None:
@@ -206,13 +209,15 @@ def test_smoothed_score_decides_when_to_stop(tmp_path: Path) -> None:
     scores = [0.5, 1.0, 1.0, 0.0, 0.9, 0.5, 0.1, 0.1]
     smoothed = [scores[0]]
     for score in scores[1:]:
-        smoothed.append(SMOOTHING * smoothed[-1] + (1 - SMOOTHING) * score)
+        smoothed.append(0.8 * smoothed[-1] + 0.2 * score)
     assert int(np.argmax(smoothed)) == 2
     objective = Line(scores)
     progress = run(objective, tmp_path, settings(epochs=8, patience=3))
     assert (progress.epoch, progress.best_epoch, progress.finished) == (6, 3, True)
     assert progress.best == pytest.approx(smoothed[2])
     assert progress.smoothed == pytest.approx(smoothed[5])
+    plain = run(Line(scores), tmp_path / "plain", settings(epochs=8, patience=3, smoothing=0.0))
+    assert (plain.epoch, plain.best_epoch, plain.best) == (5, 2, 1.0)
     # The weights are those of epoch 3, not the last ones.
     assert_same(weights(objective), objective.seen[2])
     with pytest.raises(AssertionError):

@@ -112,7 +112,7 @@ def fit(root: Path, name: str, *more: str) -> list[object]:
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
-    rows = load_model(folder).info["history"]
+    rows = load_model(folder).info.history
     return {
         stage: [row["loss"] for row in rows if row["stage"] == stage] for stage in ("pose", "crop", "unet")
     }
@@ -143,7 +143,7 @@ def test_two_processes_learn_what_one_learns(place, more, request):
         assert found[stage] == pytest.approx(expected[stage], rel=1e-3)
     # Rounding grows from step to step; another number of threads changes it as much.
     assert found["unet"] == pytest.approx(expected["unet"], rel=0.02)
-    assert load_model(place / name).info["training"] == load_model(one).info["training"]
+    assert load_model(place / name).info.training == load_model(one).info.training
 
 
 def test_validation_is_the_same_on_any_number(place):
@@ -181,7 +181,7 @@ def test_a_killed_process_ends_the_training_and_any_number_goes_on(place):
     assert "another process of this training is lost" in told or "stopped; what was finished is kept" in told
     assert not (place / "killed" / "model.json").exists()
     run(*fit(place, "killed", *longer, "--resume"))
-    rows = load_model(place / "killed").info["history"]
+    rows = load_model(place / "killed").info.history
     assert [row["epoch"] for row in rows if row["stage"] == "unet"] == [1, 2, 3, 4]
 
 

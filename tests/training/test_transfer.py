@@ -104,9 +104,9 @@ def test_only_the_named_parts_learn_on(
     model = go_on(source, tmp_path / "model", f"train.parts={parts}", "train.seed=5")
     # Weights and, where the norm keeps any, statistics; of pose, crop and reference nothing moves.
     assert changed(source.folder, tmp_path / "model") == of_levels(source, levels, encoder=encoder)
-    assert list(model.info["stages"]) == ["unet"]
-    assert model.info["reference"] == source.model.info["reference"]
-    assert model.info["training"]["from_weights_sha256"] == source.model.weights_sha256
+    assert list(model.info.stages) == ["unet"]
+    assert model.info.reference == source.model.info.reference
+    assert model.info.training.from_weights_sha256 == source.model.weights_sha256
     assert model.fingerprint == source.model.fingerprint
 
 
@@ -144,8 +144,8 @@ def test_patients_that_the_source_has_seen_are_reported_and_kept(source: Source,
     reporter = Listening()
     model = go_on(source, tmp_path / "model", "train.parts=decoder", "train.fold=1", reporter=reporter)
     assert any("2 of 2 validation cases trained the model" in line for line in reporter.lines)
-    seen = set(source.model.info["training"]["images_sha256"])
-    assert seen < set(model.info["training"]["images_sha256"])
+    seen = set(source.model.info.training.images_sha256)
+    assert seen < set(model.info.training.images_sha256)
 
 
 @pytest.mark.parametrize(
@@ -219,4 +219,4 @@ def test_the_command_line_begins_with_the_models_settings(
     wanted.pop("train")
     wanted["unet"]["optimizer"]["epochs"] = 1
     assert saved["config"] == wanted
-    assert load_model(tmp_path / "model").info["stages"]["unet"]["epochs"] == 1
+    assert load_model(tmp_path / "model").info.stages["unet"].epochs == 1

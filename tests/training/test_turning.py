@@ -158,7 +158,7 @@ def test_a_trained_stn1_is_measured_against_turns_moments_and_the_truth() -> Non
     assert unknown is not None
     assert unknown.degrees_from_truth is None
     assert unknown.moments_from_truth is None
-    assert unknown.to_json()["slope"] == follows.slope
+    assert unknown.slope == follows.slope
 
 
 def test_without_a_trained_network_of_the_roll_nothing_is_measured() -> None:

@@ -20,6 +20,7 @@ from isopose.io.images import read_labels, read_volume
 from isopose.models.folder import Model, load_model
 from isopose.models.pipeline import Networks
 from isopose.progress import Silent
+from isopose.report.steps import write_steps
 from isopose.training.fit import fit
 
 SMALL = ("dims=3", "pose.learned=false", "crop.depth=8", "unet.depth=8", "unet.base_features=2")
@@ -40,9 +41,9 @@ def fitted(cohort: Path, config: Config, tmp_path_factory) -> tuple[Model, Path,
 def test_two_stages_and_a_model_of_volumes(fitted) -> None:
     model, folder, _ = fitted
     assert isinstance(model.pipeline, Networks)
-    stages = model.info["stages"]
-    assert {name: stages[name]["epochs"] for name in stages} == {"crop": 2, "unet": 3}
-    history = model.info["history"]
+    stages = model.info.stages
+    assert {name: stages[name].epochs for name in stages} == {"crop": 2, "unet": 3}
+    history = model.info.history
     assert all(np.isfinite(row["loss"]) for row in history)
     assert "box overlap" in history[0]
     assert {"dice", "dice kidney", "dice tumor"} <= history[2].keys()
@@ -61,7 +62,6 @@ def test_predict_writes_labels_on_the_scans_grid_and_a_record(fitted, cohort, tm
         [Scan("six", path)],
         tmp_path,
         probabilities=True,
-        steps=False,
         reporter=Silent(),
     )
     assert outcome.problem is None
@@ -82,7 +82,9 @@ def test_predict_writes_labels_on_the_scans_grid_and_a_record(fitted, cohort, tm
 def test_steps_are_refused_with_one_line(fitted, cohort, tmp_path) -> None:
     scans = [Scan("six", cohort / "imagesTs" / "Muster_Erika_6_0000.nii.gz")]
     with pytest.raises(InputError, match="--steps draws what was done to single slices"):
-        predict_scans(fitted[0], scans, tmp_path / "out", probabilities=False, steps=True, reporter=Silent())
+        predict_scans(
+            fitted[0], scans, tmp_path / "out", probabilities=False, reporter=Silent(), steps=write_steps
+        )
     assert not (tmp_path / "out").exists()
 
 

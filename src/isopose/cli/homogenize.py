@@ -67,7 +67,7 @@ def homogenize(
     if as_json:
         print_json(
             [
-                {"name": o.case, "problem": o.problem, "record": o.record and o.record.to_json()}
+                {"name": o.name, "problem": o.problem, "record": o.record and o.record.to_json()}
                 for o in outcomes
             ]
         )

@@ -40,12 +40,18 @@ def predict(
 ) -> None:
     """Segment scans; each result lies on its scan's own grid."""
     from isopose.devices import choose_device
-    from isopose.inference.files import check_apart, find_scans, predict_scans
+    from isopose.inference.files import DrawSteps, check_apart, find_scans, predict_scans
     from isopose.io.results.formats import NIFTI, choose_formats, result_files
     from isopose.models.folder import load_model, with_precision
     from isopose.progress import Terminal
     from isopose.scan.correction import read_corrections
 
+    draw: DrawSteps | None = None
+    if steps:
+        # Drawing takes a quarter of a second to load.
+        from isopose.report.steps import write_steps
+
+        draw = write_steps
     wanted = choose_formats(formats or [NIFTI])
     if ray is not None:
         if corrections is not None:
@@ -61,7 +67,7 @@ def predict(
             formats=wanted,
             series=series,
             probabilities=probabilities,
-            steps=steps,
+            steps=draw,
             device=device,
             precision=precision,
             reporter=Terminal(),
@@ -75,16 +81,16 @@ def predict(
             folder,
             formats=wanted,
             probabilities=probabilities,
-            steps=steps,
+            steps=draw,
             corrections=None if corrections is None else read_corrections(corrections),
             reporter=Terminal(),
         )
     if as_json:
-        print_json([{"name": o.scan.name, "problem": o.problem, "record": o.record} for o in outcomes])
+        print_json([{"name": o.name, "problem": o.problem, "record": o.record} for o in outcomes])
     else:
         for outcome in outcomes:
             if outcome.record is not None:
                 volumes = "  ".join(f"{k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
-                for file in result_files(Path(), outcome.scan.name, wanted).values():
+                for file in result_files(Path(), outcome.name, wanted).values():
                     typer.echo(f"{output.rstrip('/')}/{file}  {volumes}")
     fail_if(outcome.problem for outcome in outcomes)

@@ -27,7 +27,7 @@ def restore(
         predictions, homogenized, output, keep_values=keep_values, workers=workers, reporter=Terminal()
     )
     if as_json:
-        print_json([{"name": one.case, "problem": one.problem, "record": one.record} for one in restored])
+        print_json([{"name": one.name, "problem": one.problem, "record": one.record} for one in restored])
     else:
         for one in restored:
             for name in one.record["files"] if one.record is not None else ():

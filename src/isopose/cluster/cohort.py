@@ -8,9 +8,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
@@ -18,13 +18,14 @@ from typing import Any, Protocol, TypeVar
 from isopose.cluster.places import Mirror, Place, bring
 from isopose.cluster.pool import Pool
 from isopose.errors import InputError, IsoposeError, RunError
-from isopose.files import hash_of, only_writer, output_folder, sha256
+from isopose.files import hash_of, only_writer, output_folder
 from isopose.io.sources import files_beside
 from isopose.isolation import Failed, failure_of
+from isopose.outputs import Outcome, hashes, listed, sweep
 from isopose.progress import Reporter
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+R = TypeVar("R")
 
 #: Of what the command itself keeps in the output.
 FOLDER = "cohort"
@@ -32,8 +33,8 @@ FOLDER = "cohort"
 FLUSH, TELL = 10.0, 5.0
 
 
-class Job(Protocol[Item, Result]):
-    """What is done with each scan; picklable."""
+class CohortWork(Protocol[Item, R]):
+    """What is done with each scan; picklable. ``R`` is the type of the records."""
 
     def open(self) -> None:
         """Load what all scans need, once in each worker."""
@@ -50,26 +51,20 @@ class Job(Protocol[Item, Result]):
     def record(self, item: Item) -> str:
         """Relative name of the file that is written last of all."""
 
-    def listed(self, record: Path) -> list[str]:
-        """Relative names of the files that a record says to belong to it."""
+    def read(self, path: Path) -> R | None:
+        """Read a record; None, or an InputError, where it is damaged."""
 
-    def work(self, item: Item, root: Path) -> Result:
+    def files(self, item: Item, record: R) -> Iterable[str]:
+        """Relative names of the files that belong to a record."""
+
+    def work(self, item: Item, root: Path) -> Outcome[R]:
         """Do it, in a folder that holds what was made of the scan before; what is whole there is kept."""
 
-    def told(self, item: Item, result: Result, renamed: Callable[[str], str]) -> Result:
-        """Return the result of an item, with messages about its own paths, and nothing that is long."""
+    def short(self, record: R) -> R:
+        """Leave out of a record what grows with the scan's length: a cohort's need not fit in memory."""
 
-    def problem(self, result: Result) -> str | None:
-        """Why a scan could not be done."""
-
-    def warnings(self, result: Result) -> Sequence[str]:
-        """What to doubt of it, one line each."""
-
-    def failed(self, item: Item, why: str) -> Result:
-        """Return the result of an item of which nothing is known but why."""
-
-    def known(self, item: Item, record: Path) -> Result:
-        """Return the result of an item that was finished before, from its record."""
+    def warnings(self, record: R) -> Sequence[str]:
+        """What to doubt of a result, one line each."""
 
 
 @dataclass(frozen=True)
@@ -135,38 +130,38 @@ def held(output: Place) -> Iterator[None]:
 
 
 def run_cohort(
-    pool: Pool, job: Job[Item, Result], items: Sequence[Item], cohort: Cohort, reporter: Reporter
-) -> list[Result]:
-    """Work on all items; a failed item is reported and stops no other.
+    pool: Pool, work: CohortWork[Item, R], items: Sequence[Item], cohort: Cohort, reporter: Reporter
+) -> list[Outcome[R]]:
+    """Work on all items; one that cannot be done is reported, and stops none.
 
     Args:
         pool: workers.
-        job: what is done with each.
+        work: what is done with each.
         items: with sources in the cohort's mirrors.
         cohort: see there.
         reporter: where progress goes.
 
     Returns:
-        One result for each item, in their order.
+        One outcome for each item, in their order, with short records.
 
     Raises:
         IsoposeError: a place cannot be reached, no worker lives.
     """
-    names = [job.name(item) for item in items]
+    names = [work.name(item) for item in items]
     sources: dict[int, list[Source]] = {}
-    unknown: dict[int, Result] = {}
+    unknown: dict[int, Outcome[R]] = {}
     for number, item in enumerate(items):
         try:
-            sources[number] = [cohort.source(path) for path in job.sources(item)]
+            sources[number] = [cohort.source(path) for path in work.sources(item)]
         except Exception as error:
-            unknown[number] = job.failed(item, str(failure_of(error)))
+            unknown[number] = _failed(names[number], str(failure_of(error)))
     stamps = {names[number]: cohort.stamp(found) for number, found in sources.items()}
     ledger = Ledger(cohort.output / FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
-    known = _known(job, items, finished, cohort.output)
-    results: dict[int, Result] = {**unknown, **known}
-    for number, result in results.items():
-        _say(reporter, names[number], job.problem(result), job.warnings(result))
+    known = _known(work, items, finished, cohort.output)
+    results: dict[int, Outcome[R]] = {**unknown, **known}
+    for result in results.values():
+        _say(reporter, work, result)
     if known:
         reporter.say(f"{len(known)} of {len(items)} are there already, made from the same scans and settings")
     token = uuid.uuid4().hex
@@ -184,16 +179,15 @@ def run_cohort(
     with reporter.counting(cohort.command) as progress:
         try:
             for done, (task, answer) in enumerate(
-                pool.run(SetUp(job, cohort.output, token), tasks, reporter.say), start=1
+                pool.run(SetUp(work, cohort.output, token), tasks, reporter.say), start=1
             ):
                 number = left[task]
-                item, name = items[number], names[number]
-                result = job.failed(item, answer.why) if isinstance(answer, Failed) else answer
+                name = names[number]
+                result = _failed(name, answer.why) if isinstance(answer, Failed) else answer
                 results[number] = result
-                problem = job.problem(result)
-                if problem is None:
+                if result.problem is None:
                     ledger.add(name, stamps[name])
-                _say(reporter, name, problem, job.warnings(result))
+                _say(reporter, work, result)
                 now = time.monotonic()
                 if now - told > TELL or done == len(tasks):
                     told = now
@@ -202,41 +196,46 @@ def run_cohort(
                 progress(len(results), len(items))
         finally:
             ledger.flush()
-            remove_half_written(cohort.output)
+            if cohort.output.local is not None:  # on object storage nothing partial is left
+                sweep(cohort.output.local)
     return [results[number] for number in range(len(items))]
 
 
-def _say(reporter: Reporter, name: str, problem: str | None, warnings: Sequence[str]) -> None:
-    if problem is not None:
-        reporter.say(f"  error: {problem}")
-    for warning in warnings:
-        reporter.say(f"  warning: {name}: {warning}")
+def _say(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) -> None:
+    if outcome.problem is not None:
+        reporter.say(f"  error: {outcome.problem}")
+    for warning in () if outcome.record is None else work.warnings(outcome.record):
+        reporter.say(f"  warning: {outcome.name}: {warning}")
+
+
+def _failed(name: str, why: str) -> Outcome[R]:
+    return Outcome(name, None, f"{name}: {why}")
 
 
 def _known(
-    job: Job[Item, Result], items: Sequence[Item], finished: set[str], output: Place
-) -> dict[int, Result]:
-    """Results of those items that were finished before and whose records are there."""
-    records = {n: job.record(item) for n, item in enumerate(items) if job.name(item) in finished}
+    work: CohortWork[Item, R], items: Sequence[Item], finished: set[str], output: Place
+) -> dict[int, Outcome[R]]:
+    """Outcomes of those items that were finished before and whose records are there."""
+    records = {n: work.record(item) for n, item in enumerate(items) if work.name(item) in finished}
     found = output.read(list(records.values()))
-    known: dict[int, Result] = {}
+    known: dict[int, Outcome[R]] = {}
     with TemporaryDirectory(prefix="isopose-") as scratch:
         path = Path(scratch) / "record.json"
         for number, record in records.items():
             if record in found:
                 path.write_bytes(found[record])
-                try:
-                    known[number] = job.known(items[number], path)
-                except (InputError, KeyError, TypeError, ValueError):  # damaged: made again
-                    continue
+                content = _read(work, path)
+                if content is not None:  # else damaged, and made again
+                    name = work.name(items[number])
+                    known[number] = Outcome(name, work.short(content), None, made=False)
     return known
 
 
-def remove_half_written(output: Place) -> None:
-    """Remove incomplete files of dead workers on a disk; object storage has none."""
-    if output.local is not None:
-        for path in output.local.rglob(".*.partial.*"):
-            path.unlink(missing_ok=True)
+def _read(work: CohortWork[Item, R], path: Path) -> R | None:
+    try:
+        return work.read(path)
+    except InputError:
+        return None
 
 
 @dataclass
@@ -296,7 +295,7 @@ class _Task:
 class SetUp:
     """Gives a worker its work."""
 
-    job: Any
+    work: CohortWork[Any, Any]
     output: Place
     token: str
 
@@ -308,7 +307,7 @@ class SetUp:
                 f"{self.output}: is not the same folder on every machine; choose one on a disk that all "
                 "share, or a URL"
             )
-        self.job.open()
+        self.work.open()
         return self.do
 
     def do(self, task: _Task) -> Any:
@@ -324,39 +323,39 @@ class SetUp:
 
             root = Path(scratch) / "out"
             root.mkdir()
-            item = self.job.moved(task.item, paths)
-            record = self.job.record(item)
-            before = _fetch_known(self.job, self.output, record, root)
+            item = self.work.moved(task.item, paths)
+            name, record = self.work.name(item), self.work.record(item)
+            before = _fetch_known(self.work, item, self.output, root)
             try:
-                result = self.job.work(item, root)
+                result = self.work.work(item, root)
             except InputError as error:
-                result = self.job.failed(item, str(error))
+                result = _failed(name, str(error))
             except RunError as error:
                 # Of this machine's disk, not of the place that results go to; another may have room.
                 raise IsoposeError(f"{os.uname().nodename}: {error}") from None
             _publish(self.output, record, root, before)
-            return self.job.told(task.item, result, renamed)
+            problem = None if result.problem is None else renamed(result.problem)
+            short = None if result.record is None else self.work.short(result.record)
+            return replace(result, record=short, problem=problem)
 
 
-def _fetch_known(job: Any, output: Place, record: str, root: Path) -> dict[str, str]:
-    """What is published of a scan so far, copied to a folder; hashes by relative name."""
+def _fetch_known(work: CohortWork[Item, R], item: Item, output: Place, root: Path) -> dict[str, str]:
+    """Copy what is published of a scan so far to a folder; return hashes by relative name."""
+    record = work.record(item)
     content = output.read([record]).get(record)
     if content is None:
         return {}
     (root / record).parent.mkdir(parents=True, exist_ok=True)
     (root / record).write_bytes(content)
-    try:
-        listed = job.listed(root / record)
-    except (InputError, KeyError, TypeError, ValueError):
-        listed = []
-    for name in listed:
-        if ".." not in Path(name).parts and not Path(name).is_absolute() and (output / name).exists():
+    known = _read(work, root / record)
+    for name in () if known is None else listed({"files": work.files(item, known)}):
+        if (output / name).exists():
             (output / name).fetch(root / name)
     return _hashes(root)
 
 
 def _hashes(root: Path) -> dict[str, str]:
-    return {p.relative_to(root).as_posix(): sha256(p) for p in sorted(root.rglob("*")) if p.is_file()}
+    return hashes(root, (path for path in sorted(root.rglob("*")) if path.is_file()))
 
 
 def _publish(output: Place, record: str, root: Path, before: dict[str, str]) -> None:

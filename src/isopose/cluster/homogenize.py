@@ -1,6 +1,6 @@
 """``isopose homogenize --ray``: a dataset homogenized by the workers of a cluster."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,34 +14,34 @@ from isopose.cluster.pool import cluster
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.homogenize.dataset import (
-    Job,
-    Outcome,
+    HomogenizeSettings,
+    begin,
     check_claim,
-    claim,
     finish,
     head_of,
-    job_of,
     make_case,
     open_input,
+    settings_of,
 )
 from isopose.homogenize.estimator import open_estimator
-from isopose.homogenize.record import FOLDER, HEAD, read_record
+from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
 from isopose.io.cases import Case
+from isopose.outputs import Outcome
 from isopose.progress import Reporter
 
 
 @dataclass
-class HomogenizeJob:
-    """See :class:`~isopose.cluster.cohort.Job`."""
+class HomogenizeWork:
+    """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     packed: PackedModel | None
-    shared: Job
+    settings: HomogenizeSettings
     unpacked: TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def open(self) -> None:
         if self.packed is not None:
             self.unpacked = self.packed.unpack()
-            self.shared = replace(self.shared, model=Path(self.unpacked.name))
+            self.settings = replace(self.settings, model=Path(self.unpacked.name))
 
     def name(self, item: Case) -> str:
         return item.id
@@ -55,32 +55,20 @@ class HomogenizeJob:
     def record(self, item: Case) -> str:
         return f"{FOLDER}/{item.id}.json"
 
-    def listed(self, record: Path) -> list[str]:
-        return [*read_record(record).files]
+    def read(self, path: Path) -> CaseRecord:
+        return read_record(path)
 
-    def work(self, item: Case, root: Path) -> Outcome:
-        return make_case(item, job=replace(self.shared, root=root), reported=InputError)
+    def files(self, item: Case, record: CaseRecord) -> list[str]:
+        return [*record.files]
 
-    def told(self, item: Case, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
-        problem = None if result.problem is None else renamed(result.problem)
-        return replace(_short(result), case=item.id, problem=problem)
+    def work(self, item: Case, root: Path) -> Outcome[CaseRecord]:
+        return make_case(item, settings=replace(self.settings, root=root), reported=InputError)
 
-    def problem(self, result: Outcome) -> str | None:
-        return result.problem
+    def short(self, record: CaseRecord) -> CaseRecord:
+        return replace(record, slices=())
 
-    def warnings(self, result: Outcome) -> tuple[str, ...]:
-        return result.record.warnings if result.record else ()
-
-    def failed(self, item: Case, why: str) -> Outcome:
-        return Outcome(item.id, None, f"{item.id}: {why}")
-
-    def known(self, item: Case, record: Path) -> Outcome:
-        return _short(Outcome(item.id, read_record(record), None, made=False))
-
-
-def _short(outcome: Outcome) -> Outcome:
-    """Without what is kept for each slice, which lies in the output."""
-    return outcome if outcome.record is None else replace(outcome, record=replace(outcome.record, slices=()))
+    def warnings(self, record: CaseRecord) -> tuple[str, ...]:
+        return record.warnings
 
 
 def homogenize_on_cluster(
@@ -92,7 +80,7 @@ def homogenize_on_cluster(
     labels: Mapping[str, int] | None,
     model: Place | None,
     reporter: Reporter,
-) -> list[Outcome]:
+) -> list[Outcome[CaseRecord]]:
     """Homogenize a dataset anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
 
     Writes what :func:`~isopose.homogenize.dataset.homogenize` writes, to the byte, and ``cohort/``.
@@ -117,28 +105,29 @@ def homogenize_on_cluster(
         opened = open_input(where, labels)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         estimator = open_estimator(folder, config)
-        job = job_of(opened, below / "out", config, None, estimator)
-        head = head_of(opened, job, estimator)
+        settings = settings_of(opened, below / "out", config, None, estimator)
+        head = head_of(opened, settings, estimator)
         # The output as a folder here, in which the same functions look and write as on one machine.
         published = {name for name in _names(output) if not name.startswith(f"{COHORT}/")}
         for name in published:
-            (job.root / name).parent.mkdir(parents=True, exist_ok=True)
-            (job.root / name).touch()
+            (settings.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (settings.root / name).touch()
         if HEAD in published:
-            (output / HEAD).fetch(job.root / HEAD)
-        check_claim(job, opened)
+            (output / HEAD).fetch(settings.root / HEAD)
+        check_claim(settings, opened)
         stack.enter_context(held(output))
-        claim(job, head)
+        begin(settings, head)
         (output / "dataset.json").remove()
-        (output / HEAD).publish(job.root / HEAD)
+        (output / HEAD).publish(settings.root / HEAD)
         pool = stack.enter_context(cluster(address))
-        work = HomogenizeJob(packed, job)
-        cohort = Cohort([mirror], output, job.settings_sha256, "homogenize")
+        work = HomogenizeWork(packed, settings)
+        cohort = Cohort([mirror], output, settings.sha256, "homogenize")
         outcomes = run_cohort(pool, work, opened.cases, cohort, reporter)
-        finish(opened, job, head, outcomes)
+        finish(opened, settings, head, outcomes)
         for name in ("patients.csv", "dataset.json", HEAD):
-            if (job.root / name).is_file() and (name != "patients.csv" or (job.root / name).stat().st_size):
-                (output / name).publish(job.root / name)
+            file = settings.root / name
+            if file.is_file() and (name != "patients.csv" or file.stat().st_size):
+                (output / name).publish(file)
         return outcomes
 
 

@@ -1,6 +1,6 @@
 """``isopose predict --ray``: scans predicted by the workers of a cluster, each with the model loaded once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,9 +12,9 @@ from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
 from isopose.devices import choose_device
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json
+from isopose.files import hash_of
 from isopose.inference.files import (
-    Outcome,
+    DrawSteps,
     Scan,
     check_apart,
     check_steps,
@@ -25,20 +25,21 @@ from isopose.inference.files import (
 )
 from isopose.io.results.formats import check_source
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
+from isopose.outputs import Outcome, earlier_record, listed
 from isopose.progress import Reporter, Silent
 
-#: Of a record, what grows with the scan's length; it lies in the output, a cohort's need not fit in memory.
+#: Of a record, what grows with the scan's length.
 _LONG = ("slices",)
 
 
 @dataclass
-class PredictJob:
-    """See :class:`~isopose.cluster.cohort.Job`."""
+class PredictWork:
+    """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     packed: PackedModel
     formats: tuple[str, ...]
     probabilities: bool
-    steps: bool
+    steps: DrawSteps | None
     device: str
     precision: str | None
     model: Model | None = field(default=None, init=False)
@@ -60,10 +61,14 @@ class PredictJob:
     def record(self, item: Scan) -> str:
         return record_name(item.name)
 
-    def listed(self, record: Path) -> list[str]:
-        return [str(name) for name in read_json(record)["files"]]
+    def read(self, path: Path) -> dict[str, Any] | None:
+        record = earlier_record(path)
+        return record if record is not None and isinstance(record.get("warnings"), list) else None
 
-    def work(self, item: Scan, root: Path) -> Outcome:
+    def files(self, item: Scan, record: dict[str, Any]) -> set[str]:
+        return listed(record)
+
+    def work(self, item: Scan, root: Path) -> Outcome[dict[str, Any]]:
         assert self.model is not None, "opened"
         check_source(item.path, self.formats)
         return predict_scan(
@@ -77,26 +82,11 @@ class PredictJob:
             reported=InputError,
         )
 
-    def told(self, item: Scan, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
-        problem = None if result.problem is None else renamed(result.problem)
-        return Outcome(item, _short(result.record), problem)
+    def short(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in record.items() if key not in _LONG}
 
-    def problem(self, result: Outcome) -> str | None:
-        return result.problem
-
-    def warnings(self, result: Outcome) -> list[str]:
-        return [] if result.record is None else result.record["warnings"]
-
-    def failed(self, item: Scan, why: str) -> Outcome:
-        return Outcome(item, None, f"{item.name}: {why}")
-
-    def known(self, item: Scan, record: Path) -> Outcome:
-        values = read_json(record)
-        return Outcome(item, _short({**values, "warnings": [*values["warnings"]]}), None)
-
-
-def _short(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if record is None else {key: value for key, value in record.items() if key not in _LONG}
+    def warnings(self, record: dict[str, Any]) -> list[str]:
+        return [*record["warnings"]]
 
 
 def predict_on_cluster(
@@ -108,11 +98,11 @@ def predict_on_cluster(
     formats: Sequence[str],
     series: str | None,
     probabilities: bool,
-    steps: bool,
+    steps: DrawSteps | None,
     device: str,
     precision: str | None,
     reporter: Reporter,
-) -> list[Outcome]:
+) -> list[Outcome[dict[str, Any]]]:
     """Predict scans anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
 
     Args:
@@ -134,9 +124,9 @@ def predict_on_cluster(
     packed = PackedModel.of(model)
     with packed.unpack() as folder:
         loaded = with_precision(load_model(Path(folder)), precision)
-    if steps:
+    if steps is not None:
         check_steps(loaded)
-    settings = hash_of([*settings_of(loaded), list(formats), probabilities, steps, series])
+    settings = hash_of([*settings_of(loaded), list(formats), probabilities, steps is not None, series])
     with TemporaryDirectory(prefix="isopose-") as below:
         mirrors = [Mirror.make(place, Path(below) / str(n)) for n, place in enumerate(inputs)]
         if output.local is not None:
@@ -148,6 +138,6 @@ def predict_on_cluster(
             )
         with held(output), cluster(address, device) as pool:
             kind = "cuda" if pool.gpus else "cpu"
-            job = PredictJob(packed, tuple(formats), probabilities, steps, kind, precision)
+            work = PredictWork(packed, tuple(formats), probabilities, steps, kind, precision)
             cohort = Cohort(mirrors, output, settings, "predict")
-            return run_cohort(pool, job, scans, cohort, reporter)
+            return run_cohort(pool, work, scans, cohort, reporter)

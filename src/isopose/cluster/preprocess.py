@@ -11,7 +11,7 @@ from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config, DataConfig
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
-from isopose.data.record import ARRAYS, read_record
+from isopose.data.record import Record, read_record
 from isopose.data.splits import split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
@@ -19,23 +19,15 @@ from isopose.files import hash_of
 from isopose.io.datasets import Case, open_dataset
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
+from isopose.outputs import Outcome
 from isopose.parallel import together
 from isopose.progress import Reporter
 from isopose.training.preprocessing import fingerprint_path
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one case: warnings, or the one line that says why not."""
-
-    case: str
-    warnings: tuple[str, ...]
-    problem: str | None
-
-
 @dataclass
-class PreprocessJob:
-    """See :class:`~isopose.cluster.cohort.Job`."""
+class PreprocessWork:
+    """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     fingerprint: Fingerprint
     labels: Labels
@@ -56,32 +48,21 @@ class PreprocessJob:
     def record(self, item: Case) -> str:
         return f"cases/{folder_name(item.id)}/record.json"
 
-    def listed(self, record: Path) -> list[str]:
-        return [f"cases/{record.parent.name}/{name}.b2nd" for name in ARRAYS]
+    def read(self, path: Path) -> Record | None:
+        return read_record(path.parent)
 
-    def work(self, item: Case, root: Path) -> Outcome:
+    def files(self, item: Case, record: Record) -> list[str]:
+        return [f"cases/{folder_name(item.id)}/{name}" for name in record.arrays]
+
+    def work(self, item: Case, root: Path) -> Outcome[Record]:
         write_case(item, root=root, fingerprint=self.fingerprint, labels=self.labels, config=self.config)
-        record = read_record(root / "cases" / folder_name(item.id))
-        assert record is not None, "just written"
-        return Outcome(item.id, record.warnings, None)
+        return Outcome(item.id, self.read(root / self.record(item)), None)
 
-    def told(self, item: Case, result: Outcome, renamed: Callable[[str], str]) -> Outcome:
-        return replace(result, problem=None if result.problem is None else renamed(result.problem))
+    def short(self, record: Record) -> Record:
+        return replace(record, presence=(), body_fraction=())
 
-    def problem(self, result: Outcome) -> str | None:
-        return result.problem
-
-    def warnings(self, result: Outcome) -> tuple[str, ...]:
-        return result.warnings
-
-    def failed(self, item: Case, why: str) -> Outcome:
-        return Outcome(item.id, (), f"{item.id}: {why}")
-
-    def known(self, item: Case, record: Path) -> Outcome:
-        found = read_record(record.parent)
-        if found is None:
-            raise InputError(f"{item.id}: damaged record")
-        return Outcome(item.id, found.warnings, None)
+    def warnings(self, record: Record) -> tuple[str, ...]:
+        return record.warnings
 
 
 @dataclass(frozen=True)
@@ -95,7 +76,7 @@ class _Measure:
         return self.measure
 
     def measure(self, task: tuple[Case, list[Source]]) -> CaseFacts | Failed:
-        """Measure one case, copied here; a case that cannot be used is returned as :class:`Failed`."""
+        """Measure one case, brought here; one that cannot be used is returned as Failed, not raised."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
             image, label = (source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources))
@@ -116,7 +97,7 @@ def preprocess_on_cluster(
     *,
     labels: Mapping[str, int] | None,
     reporter: Reporter,
-) -> tuple[Place, list[Outcome]]:
+) -> tuple[Place, list[Outcome[Record]]]:
     """Make the store of a training's cases with the workers of a cluster; see ``docs/guides/cluster.md``.
 
     Args:
@@ -148,8 +129,8 @@ def preprocess_on_cluster(
             names = [folder_name(case.id) for case in cases]
             # Until all cases are whole this is not a store.
             (root / "store.json").remove()
-            job = PreprocessJob(fingerprint, opened.labels, config.data)
-            outcomes = run_cohort(pool, job, cases, Cohort([mirror], root, key, "preprocess"), reporter)
+            work = PreprocessWork(fingerprint, opened.labels, config.data)
+            outcomes = run_cohort(pool, work, cases, Cohort([mirror], root, key, "preprocess"), reporter)
             if not any(outcome.problem for outcome in outcomes):
                 (root / "store.json").write_json({**head, "key": key, "cases": names})
     return root, outcomes

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from isopose.config import DataConfig
-from isopose.data.doubts import doubts
+from isopose.data.doubts import check_values, doubts
 from isopose.data.preprocess import trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
@@ -119,6 +119,7 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
         if not errors:
             try:
                 check_extent(upright)
+                check_values(upright)
                 _, body_mm = trunk(upright, DataConfig().body_threshold_hu)
             except InputError as error:
                 errors.append(f"image: {error}")

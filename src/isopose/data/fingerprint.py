@@ -26,13 +26,13 @@ from isopose.io.images import read_labels, read_volume
 from isopose.isolation import Failed
 from isopose.labels import Labels
 from isopose.parallel import Progress, all_of, attempts
+from isopose.strict import STRICT, first_problem
 
 #: Air around the largest body's box in the frame that holds all of them, as a part of its side.
 MARGIN = 0.04
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Scale:
@@ -94,7 +94,7 @@ class Intensity(Scale):
     sd: Annotated[float, Field(ge=0)]
     minimum: float
     maximum: float
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LabelFacts:
     volume_median_ml: float
     volume_min_ml: float
     volume_max_ml: float
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Fingerprint:
     fov_mm: Positive
     labels: tuple[LabelFacts, ...]
     tissue: UsualTissue | None = None
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON holds exactly."""
@@ -161,10 +161,8 @@ class Fingerprint:
         try:
             found = _ADAPTER.validate_json(json.dumps(values))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"]) or "values"
             raise InputError(
-                f"{where}: {key}: {first['msg']}; the file is damaged or of another version"
+                f"{where}: {first_problem(error)}; the file is damaged or of another version"
             ) from None
         if not found.intensity.low <= found.intensity.high:
             raise InputError(f"{where}: intensity: low is above high; the file is damaged")

@@ -20,7 +20,7 @@ from torch import Tensor
 from isopose import scratch
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
-from isopose.data.doubts import doubts
+from isopose.data.doubts import check_values, doubts
 from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
@@ -129,6 +129,7 @@ def prepare_as(
         )
     lps = volume.reoriented()
     check_extent(lps)
+    check_values(lps)
     body, body_mm = trunk(lps, config.body_threshold_hu)
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
     frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)

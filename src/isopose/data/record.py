@@ -11,11 +11,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.data.preprocess import Prepared
 from isopose.errors import InputError
-from isopose.files import read_text, sha256
+from isopose.files import read_text
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation
 from isopose.io.datasets import Case
 from isopose.labels import Labels
+from isopose.strict import STRICT
 
 #: float16, uint8, uint8; each ``NAME.b2nd`` in the case's folder.
 ARRAYS = ("image", "mask", "labels")
@@ -67,7 +68,7 @@ class Record:
     body_fraction: tuple[float, ...]
     arrays: dict[str, Hash]
     sources: dict[str, Hash]
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
     def reorientation(self) -> Reorientation:
@@ -158,16 +159,8 @@ def read_record(folder: Path) -> Record | None:
         return None
     depth = record.shape[0]
     alike = len({len(shown) for shown in record.presence}) == 1
+    alike &= record.arrays.keys() == {f"{name}.b2nd" for name in ARRAYS}
     return record if alike and len(record.presence) == len(record.body_fraction) == depth else None
-
-
-def damaged_file(folder: Path, record: Record) -> str | None:
-    """Name of the first of a case's files that is not what the record says; none where all are whole."""
-    for name in ARRAYS:
-        path = folder / f"{name}.b2nd"
-        if not path.is_file() or sha256(path) != record.arrays.get(path.name):
-            return path.name
-    return None
 
 
 def _rows(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -15,7 +15,8 @@ from isopose.data.store import StoredCase
 Stack = TypeVar("Stack", Tensor, tuple[Tensor, ...])
 
 
-@dataclass(frozen=True, eq=False)
+# Not frozen: in mixed precision Lightning Fabric copies a module's inputs and sets each field.
+@dataclass(eq=False)
 class Batch(Generic[Stack]):
     """Some slices or volumes and, where already known, their transforms.
 

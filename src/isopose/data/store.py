@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 from urllib.parse import quote
 
@@ -23,14 +22,15 @@ import numpy as np
 from isopose.config import DataConfig, validate_config
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.preprocess import prepare
-from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, damaged_file, read_record, record_of
+from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, read_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
-from isopose.files import hash_of, only_writer, read_json, replacing, sha256, write_json
+from isopose.files import hash_of, only_writer, read_json, replacing, write_json
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
+from isopose.outputs import damaged, hashes, remove, replacing_results, sweep
 from isopose.parallel import Progress, all_of
 
 __all__ = ["Record", "Store", "StoredCase", "open_store", "store_key", "write_store"]
@@ -57,11 +57,10 @@ class Store:
             InputError: names the first case whose files are damaged or missing.
         """
         for case in self.cases:
-            damaged = damaged_file(case.folder, case.record)
-            if damaged:
+            name = damaged(case.folder, case.record.arrays)
+            if name is not None:
                 raise InputError(
-                    f"{case.record.id}: {case.folder / damaged} is missing or damaged; "
-                    "prepare the store again"
+                    f"{case.record.id}: {case.folder / name} is missing or damaged; prepare the store again"
                 )
 
 
@@ -114,7 +113,8 @@ def write_store(
         with only_writer(root, wait=True):
             # Until all cases are whole this is not a store.
             (root / "store.json").unlink(missing_ok=True)
-            _remove_leftovers(root, set(names))
+            remove(place for place in (root / "cases").iterdir() if place.name not in names)
+            sweep(root)
             all_of(work, cases, name=attrgetter("id"), workers=workers, progress=progress, say=say)
             write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
     except OSError as error:
@@ -201,10 +201,9 @@ def write_case(
     known = read_record(folder)
     if known is not None:
         same = (known.id, known.patient, known.age_years, known.sources)
-        if same == (case.id, case.patient, case.age_years, sources) and not damaged_file(folder, known):
+        if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, known.arrays):
             return
-    rmtree(folder, ignore_errors=True)
-    try:
+    with replacing_results(folder / "record.json", [folder], stale=[folder]):
         volume = read_volume(case.image)
         notes: list[str] = []
         stored = read_labels(case.label, like=volume, note=notes.append)
@@ -219,12 +218,9 @@ def write_case(
         for name, array in contents.items():
             with replacing(folder / f"{name}.b2nd") as temporary:
                 temporary.write_bytes(_compressed(array))
-        hashes = {f"{name}.b2nd": sha256(folder / f"{name}.b2nd") for name in ARRAYS}
-        record = record_of(case, prepared, labels, hashes, sources)
+        arrays = hashes(folder, (folder / f"{name}.b2nd" for name in ARRAYS))
+        record = record_of(case, prepared, labels, arrays, sources)
         write_json(folder / "record.json", RECORD.dump_python(record, mode="json"))
-    except BaseException:
-        rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _compressed(array: np.ndarray) -> bytes:
@@ -233,14 +229,3 @@ def _compressed(array: np.ndarray) -> bytes:
     cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1, "filters": [blosc2.Filter.SHUFFLE]}
     packed = blosc2.asarray(np.ascontiguousarray(array), chunks=one, blocks=one, cparams=cparams)
     return packed.to_cframe()
-
-
-def _remove_leftovers(root: Path, names: set[str]) -> None:
-    for place in (root / "cases").iterdir():
-        if place.name not in names:
-            rmtree(place) if place.is_dir() else place.unlink()
-        elif place.is_dir():
-            for partial_file in place.glob(".*.partial.*"):
-                partial_file.unlink()
-    for partial_file in root.glob(".*.partial.*"):
-        partial_file.unlink()

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from isopose.geometry.volume import Volume
+from isopose.strict import STRICT
 
 #: HU below which the body's inside is gas or lung; up to the next, fat; then lean tissue; above, bone and
 #: what contrast medium fills.
@@ -29,7 +30,6 @@ _CASES, _CLEAR = 10, 0.6
 #: How much less than in any training scan the lean share must grow.
 _LESS = 0.2
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 
@@ -69,7 +69,7 @@ class UsualTissue:
     rising_median: Correlation
     rising_min: Correlation
     rising_max: Correlation
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 def tissue_of(upright: Volume, body: np.ndarray) -> Tissue:

@@ -16,7 +16,7 @@ SURFACE_TOLERANCE_MM = 2.0
 #: Percentile of the surface distances that HD95 reports.
 HAUSDORFF_PERCENTILE = 95.0
 
-Outcome = Literal["scored", "missed", "false alarm", "empty"]
+ScoreOutcome = Literal["scored", "missed", "false alarm", "empty"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Scores:
     truth_ml: float
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> ScoreOutcome:
         """Which row of the table above applies."""
         if self.truth_ml > 0:
             return "scored" if self.prediction_ml > 0 else "missed"

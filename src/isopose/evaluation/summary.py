@@ -9,7 +9,7 @@ from scipy import stats
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
-from isopose.evaluation.metrics import Outcome, Scores
+from isopose.evaluation.metrics import ScoreOutcome, Scores
 
 Metric = Literal["dice", "surface_dice", "hd95_mm"]
 
@@ -84,7 +84,7 @@ def summarize(cases: Sequence[CaseScores], target: str) -> Summary:
     """Summarize one target: average scans within each patient, then over patients."""
     outcomes = [case.scores[target].outcome for case in cases]
 
-    def count(outcome: Outcome) -> int:
+    def count(outcome: ScoreOutcome) -> int:
         return outcomes.count(outcome)
 
     dice, surface_dice, hd95_mm = (_statistic(cases, target, metric) for metric in METRICS)

@@ -12,7 +12,7 @@ from isopose.geometry.pose import matrix_from_pose
 #: (docs/phantom.md), and deeper than wide now and then (a large mass, ascites).
 ASPECT_MEAN, ASPECT_SD = math.log(1.3), 0.12
 #: Spread of the true roll of patients, and of an outline's second moments that is not roll but shape; from
-#: both follows how far the axis of a nearly round outline is believed. See docs/pipeline.md, "Moments".
+#: both follows how far the axis of a nearly round outline is believed. See docs/concepts/pose.md, "Moments".
 ROLL_SD = math.radians(20.0)
 SHAPE_SD = 0.04
 #: Devices that have no float64 and refuse it.

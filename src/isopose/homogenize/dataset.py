@@ -13,22 +13,13 @@ from typing import Any, Literal
 from isopose.config import HomogenizeConfig
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.files import (
-    composed,
-    hash_of,
-    only_writer,
-    output_folder,
-    read_json,
-    write_json,
-    write_text,
-)
+from isopose.files import composed, hash_of, only_writer, output_folder, read_json, write_json, write_text
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import (
     FOLDER,
     FORMAT,
     HEAD,
     CaseRecord,
-    is_whole,
     read_record,
     record_path,
     write_record,
@@ -43,32 +34,33 @@ from isopose.io.sources import hash_of_source
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
 from isopose.models.folder import versions
+from isopose.outputs import Outcome, claim, damaged, remove, replacing_results, sweep
 from isopose.parallel import attempts
 from isopose.progress import Reporter
 from isopose.version import __version__
 
 ENDING = ".nii.gz"
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one case: a record, or the one line that says why not; ``made`` if not there before."""
-
-    case: str
-    record: CaseRecord | None
-    problem: str | None
-    made: bool = True
+CaseOutcome = Outcome[CaseRecord]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all cases share; small and picklable, as it goes to other processes."""
+class HomogenizeSettings:
+    """What all cases share; small and picklable, as it goes to other processes.
+
+    Args:
+        root: folder of the homogenized dataset.
+        model: folder of the model whose poses are taken; None for those of the shipped network.
+        config: one pose for a scan or several, and the size.
+        labels: of the source dataset.
+        sha256: of all that decides a result besides its scan and label file.
+    """
 
     root: Path
     model: Path | None
     config: HomogenizeConfig
     labels: Labels
-    settings_sha256: str
+    sha256: str
 
 
 def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
@@ -99,7 +91,7 @@ def homogenize(
     model: Path | None = None,
     workers: int = 0,
     reporter: Reporter,
-) -> list[Outcome]:
+) -> list[CaseOutcome]:
     """Bring every case to one pose and size; one that fails, whatever by, is reported and stops no other.
 
     Writes an nnU-Net v2 raw dataset (``docs/formats.md``). Cases with labels that are not for testing go to
@@ -122,20 +114,20 @@ def homogenize(
         RunError: the output is full or cannot be written to.
     """
     estimator = open_estimator(model, config)
-    job = job_of(dataset, output, config, model, estimator)
-    head = head_of(dataset, job, estimator)
-    check_claim(job, dataset)
-    output_folder(job.root)
-    with only_writer(job.root):
-        return _homogenize(dataset, job, head, workers, reporter)
+    settings = settings_of(dataset, output, config, model, estimator)
+    head = head_of(dataset, settings, estimator)
+    check_claim(settings, dataset)
+    output_folder(settings.root)
+    with only_writer(settings.root):
+        return _homogenize(dataset, settings, head, workers, reporter)
 
 
 def _homogenize(
-    dataset: Dataset, job: Job, head: dict[str, Any], workers: int, reporter: Reporter
-) -> list[Outcome]:
-    claim(job, head)
+    dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], workers: int, reporter: Reporter
+) -> list[CaseOutcome]:
+    begin(settings, head)
     started, made, outcomes = time.monotonic(), 0, []
-    work = partial(make_case, job=job)
+    work = partial(make_case, settings=settings)
     total = len(dataset.cases)
     try:
         with reporter.counting("homogenize") as progress:
@@ -143,21 +135,21 @@ def _homogenize(
             for done, (case, result) in enumerate(zip(dataset.cases, found, strict=True), start=1):
                 outcome = Outcome(case.id, None, result.why) if isinstance(result, Failed) else result
                 if isinstance(result, Failed):
-                    _remove(job.root, case.id)
+                    remove(_results(settings.root, case.id))
                 outcomes.append(outcome)
                 made += outcome.made
                 each = (time.monotonic() - started) / max(made, 1)
-                reporter.say(f"[{done}/{total}] {outcome.case}{_told(outcome, each * (total - done))}")
+                reporter.say(f"[{done}/{total}] {outcome.name}{_reported(outcome, each * (total - done))}")
                 for warning in outcome.record.warnings if outcome.record else ():
                     reporter.say(f"  warning: {warning}")
     finally:
         # A worker that is stopped cannot clear away what it was writing.
-        _remove_half_written(job.root)
-    finish(dataset, job, head, outcomes)
+        sweep(settings.root)
+    finish(dataset, settings, head, outcomes)
     return outcomes
 
 
-def _told(outcome: Outcome, seconds_left: float) -> str:
+def _reported(outcome: CaseOutcome, seconds_left: float) -> str:
     if outcome.problem is not None:
         return f"\n  error: {outcome.problem}"
     if not outcome.made:
@@ -165,24 +157,24 @@ def _told(outcome: Outcome, seconds_left: float) -> str:
     return f"  about {seconds_left:.0f} s left" if seconds_left else ""
 
 
-def job_of(
+def settings_of(
     dataset: Dataset, root: Path, config: HomogenizeConfig, model: Path | None, estimator: PoseEstimator
-) -> Job:
-    """What all cases of a run share."""
+) -> HomogenizeSettings:
+    """Return what all cases of a run share."""
     labels = dataset.labels
     decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, dict(labels.values)]
-    return Job(Path(root), model, config, labels, hash_of(decides))
+    return HomogenizeSettings(Path(root), model, config, labels, hash_of(decides))
 
 
-def head_of(dataset: Dataset, job: Job, estimator: PoseEstimator) -> dict[str, Any]:
+def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstimator) -> dict[str, Any]:
     """What ``homogenize.json`` says of all cases."""
     return {
         "format": FORMAT,
         "complete": False,
         "versions": versions(),
-        "settings_sha256": job.settings_sha256,
-        "per": job.config.per,
-        "crop": job.config.crop,
+        "settings_sha256": settings.sha256,
+        "per": settings.config.per,
+        "crop": settings.config.crop,
         "poses_from": estimator.origin,
         "poses_sha256": estimator.sha256,
         "reference": {
@@ -200,37 +192,32 @@ def head_of(dataset: Dataset, job: Job, estimator: PoseEstimator) -> dict[str, A
     }
 
 
-def check_claim(job: Job, dataset: Dataset) -> None:
+def check_claim(settings: HomogenizeSettings, dataset: Dataset) -> None:
     """Make sure that the folder is ours: absent, empty, or begun with the same settings and cases."""
-    mark = job.root / HEAD
-    if mark.is_file():
-        known = read_json(mark)
-        if not isinstance(known, dict) or known.get("settings_sha256") != job.settings_sha256:
-            raise InputError(
-                f"{job.root}: was homogenized by another isopose or with another model, settings or labels; "
-                "choose another folder"
-            )
-        expected = {case.id for case in dataset.cases}
-        there = {
-            composed(path.stem)
-            for path in (job.root / FOLDER).glob("*.json")
-            if not path.name.startswith(".")
-        }
-        if there - expected:
-            raise InputError(
-                f"{job.root}: holds case {min(there - expected)!r}, which {dataset.root} does not have; "
-                "choose another folder"
-            )
-    elif job.root.is_dir() and any(job.root.iterdir()):
-        raise InputError(f"{job.root}: is not empty and holds no homogenized dataset; choose another folder")
+    begun = claim(
+        settings.root,
+        settings.root / HEAD,
+        {"settings_sha256": settings.sha256},
+        other="was homogenized by another isopose or with another model, settings or labels",
+        strange="is not empty and holds no homogenized dataset",
+    )
+    if begun is None:
+        return
+    records = (path for path in (settings.root / FOLDER).glob("*.json") if not path.name.startswith("."))
+    unknown = {composed(path.stem) for path in records} - {case.id for case in dataset.cases}
+    if unknown:
+        raise InputError(
+            f"{settings.root}: holds case {min(unknown)!r}, which {dataset.root} does not have; "
+            "choose another folder"
+        )
 
 
-def claim(job: Job, head: dict[str, Any]) -> None:
-    """Mark the folder as this dataset's."""
-    _remove_half_written(job.root)
+def begin(settings: HomogenizeSettings, head: dict[str, Any]) -> None:
+    """Mark the folder as this dataset's, before its cases are made."""
+    sweep(settings.root)
     # Until all cases were tried this is not a dataset.
-    (job.root / "dataset.json").unlink(missing_ok=True)
-    write_json(job.root / HEAD, head)
+    (settings.root / "dataset.json").unlink(missing_ok=True)
+    write_json(settings.root / HEAD, head)
 
 
 @lru_cache(maxsize=1)
@@ -240,7 +227,9 @@ def _estimator(model: Path | None, config: HomogenizeConfig) -> PoseEstimator:
 
 
 @one_thread()
-def make_case(case: Case, *, job: Job, reported: type[Exception] = Exception) -> Outcome:
+def make_case(
+    case: Case, *, settings: HomogenizeSettings, reported: type[Exception] = Exception
+) -> CaseOutcome:
     """Homogenize one case and write it, unless it is there already; why it cannot be done is not raised.
 
     Of what is raised only ``reported`` becomes the case's line; a cluster tries again what may pass.
@@ -249,72 +238,71 @@ def make_case(case: Case, *, job: Job, reported: type[Exception] = Exception) ->
         RunError: it concerns all cases.
     """
     try:
-        return _make_case(case, job)
+        return _make_case(case, settings)
     except reported as error:
-        told = failure_of(error)
-        _remove(job.root, case.id)
-        return Outcome(case.id, None, named(str(told), str(case.image)))
+        line = str(failure_of(error))
+        remove(_results(settings.root, case.id))
+        return Outcome(case.id, None, named(line, str(case.image)))
 
 
-def _make_case(case: Case, job: Job) -> Outcome:
+def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
+    root = settings.root
     part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
     sources = {"image": hash_of_source(case.image)}
     if case.label is not None:
         sources["label"] = hash_of_source(case.label)
-    known = _known(job, case.id)
-    if known is not None and (known.part, known.sources) == (part, sources) and is_whole(job.root, known):
+    known = _known(settings, case.id, part, sources)
+    if known is not None and not damaged(root, known.files):
         return Outcome(case.id, known, None, made=False)
-    _remove(job.root, case.id)
-    volume = read_volume(case.image)
-    classes, notes = None, list[str]()
-    if case.label is not None:
-        stored = read_labels(case.label, like=volume, note=notes.append)
-        classes = stored.with_array(job.labels.to_classes(stored.array))
-    scan = homogenize_scan(_estimator(job.model, job.config), volume, classes)
-    scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
-    image, label = _paths(job.root, case.id, part)
-    # The record last: where it lies, the files are whole.
-    if scan.labels is not None:
-        write_labels(scan.labels, label)
-    write_image(scan.image, image)
-    files = [image, label] if scan.labels is not None else [image]
-    record = write_record(job.root, case.id, part, scan, job.settings_sha256, sources, files)
-    return Outcome(case.id, record, None)
+    record, *results = _results(root, case.id)
+    with replacing_results(record, results, stale=results):
+        volume = read_volume(case.image)
+        classes, notes = None, list[str]()
+        if case.label is not None:
+            stored = read_labels(case.label, like=volume, note=notes.append)
+            classes = stored.with_array(settings.labels.to_classes(stored.array))
+        scan = homogenize_scan(_estimator(settings.model, settings.config), volume, classes)
+        scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
+        image, label = _paths(root, case.id, part)
+        if scan.labels is not None:
+            write_labels(scan.labels, label)
+        write_image(scan.image, image)
+        files = [image, label] if scan.labels is not None else [image]
+        made = write_record(root, case.id, part, scan, settings.sha256, sources, files)
+        return Outcome(case.id, made, None)
 
 
-def _known(job: Job, case: str) -> CaseRecord | None:
+def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]) -> CaseRecord | None:
+    """Return a case's record if it was made by the same isopose from the same files and settings."""
     try:
-        record = read_record(record_path(job.root, case))
+        record = read_record(record_path(settings.root, case))
     except InputError:
         return None
-    same = (record.isopose, record.case, record.settings_sha256) == (__version__, case, job.settings_sha256)
-    return record if same else None
+    wanted = (__version__, case, part, sources, settings.sha256)
+    found = (record.isopose, record.case, record.part, record.sources, record.settings_sha256)
+    return record if found == wanted else None
 
 
 def _paths(root: Path, case: str, part: str) -> tuple[Path, Path]:
     return root / f"images{part}" / f"{case}_0000{ENDING}", root / f"labels{part}" / f"{case}{ENDING}"
 
 
-def _remove(root: Path, case: str) -> None:
-    """Whatever was made of a case before, its record first."""
-    for path in (record_path(root, case), *_paths(root, case, "Tr"), *_paths(root, case, "Ts")):
-        path.unlink(missing_ok=True)
+def _results(root: Path, case: str) -> list[Path]:
+    """Return the paths of all that may have been made of a case, its record first."""
+    return [record_path(root, case), *_paths(root, case, "Tr"), *_paths(root, case, "Ts")]
 
 
-def _remove_half_written(root: Path) -> None:
-    for path in root.rglob(".*.partial.*"):
-        path.unlink(missing_ok=True)
-
-
-def finish(dataset: Dataset, job: Job, head: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+def finish(
+    dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], outcomes: Sequence[CaseOutcome]
+) -> None:
     """Describe what is there: to nnU-Net, and to whoever restores."""
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    failed = [outcome.case for outcome in outcomes if outcome.record is None]
+    failed = [outcome.name for outcome in outcomes if outcome.record is None]
     if records:
         ids = {record.case for record in records}
         text = _patients([case for case in dataset.cases if case.id in ids])
         if text:
-            write_text(job.root / "patients.csv", text)
+            write_text(settings.root / "patients.csv", text)
         described = {
             "name": f"{dataset.name} in one pose and size",
             "description": f"homogenized by isopose {__version__}; see {HEAD}",
@@ -323,9 +311,9 @@ def finish(dataset: Dataset, job: Job, head: dict[str, Any], outcomes: Sequence[
             "numTraining": sum(record.part == "Tr" for record in records),
             "file_ending": ENDING,
         }
-        write_json(job.root / "dataset.json", described)
+        write_json(settings.root / "dataset.json", described)
     cases = [record.case for record in records]
-    write_json(job.root / HEAD, {**head, "complete": True, "cases": cases, "failed": failed})
+    write_json(settings.root / HEAD, {**head, "complete": True, "cases": cases, "failed": failed})
 
 
 def _written(labels: Labels) -> dict[str, int]:

@@ -1,12 +1,11 @@
 """What finds the poses: the network and reference that ship with the package, or a trained model's."""
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from isopose.config import DataConfig, HomogenizeConfig, PoseConfig, PredictConfig
+from isopose.config import DataConfig, HomogenizeConfig, Per, PoseConfig, PredictConfig
 from isopose.data.fingerprint import Scale, Window
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
@@ -23,7 +22,8 @@ class PoseEstimator:
     """All that decides a homogenized case besides the scan itself.
 
     Args:
-        transformer: finds poses; its configuration says whether slices share one.
+        transformer: finds poses.
+        per: which slices of a scan share a pose.
         joint: a model's networks where one of them goes on from those poses (``stn=joint``), else none.
         crop: a model's networks whose crop is cut, else none.
         scale: of the values that it sees.
@@ -38,6 +38,7 @@ class PoseEstimator:
     """
 
     transformer: PoseTransformer
+    per: Per
     joint: Networks | None
     crop: Networks | None
     scale: Scale
@@ -72,7 +73,8 @@ def open_estimator(model: Path | None, config: HomogenizeConfig) -> PoseEstimato
 def shipped_estimator(config: HomogenizeConfig) -> PoseEstimator:
     """What needs no training: the roll network and the reference outline that ship with the package."""
     reference, window = load_reference(), Window(*SOFT_TISSUE_HU)
-    pose = PoseConfig(per=_in_plane(config))
+    per = _in_plane(config)
+    pose = PoseConfig(per=per)
     transformer = PoseTransformer(pose, reference.mask, window.air, window.top)
     assert transformer.roll is not None
     load_shipped(transformer.roll)
@@ -82,6 +84,7 @@ def shipped_estimator(config: HomogenizeConfig) -> PoseEstimator:
     made_of = [shipped_sha256(), config.per, *settings]
     return PoseEstimator(
         transformer,
+        per,
         None,
         None,
         window,
@@ -117,19 +120,14 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
             "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
             "would be homogenized; leave --model out, or name one that estimates poses"
         )
-    pose = model.config.pose.model_copy(update={"per": _in_plane(config)})
-    transformer = copy.copy(model.pipeline.pose)
-    transformer.config = pose
-    networks = copy.copy(model.pipeline)
-    networks.config = model.config.model_copy(update={"pose": pose})
-    mask = transformer.reference_mask
-    area_cm2 = model.info.get("reference", {}).get("area_cm2")
-    if not isinstance(area_cm2, int | float) or area_cm2 <= 0:
+    networks = model.pipeline
+    area_cm2 = model.info.reference.area_cm2
+    if area_cm2 is None:
         raise InputError(
             "the model does not say how large its reference is (info.reference.area_cm2); train again"
         )
     # The reference's body is known in cm², and what part of its frame it fills.
-    side_mm = 10.0 * math.sqrt(float(area_cm2) / float(mask.mean()))
+    side_mm = 10.0 * math.sqrt(area_cm2 / float(networks.pose.reference_mask.mean()))
     made_of = [
         model.weights_sha256,
         model.config.model_dump(mode="json"),
@@ -137,7 +135,8 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         config.per,
     ]
     return PoseEstimator(
-        transformer,
+        networks.pose,
+        _in_plane(config),
         networks if networks.joint is not None else None,
         networks if config.crop else None,
         model.fingerprint.intensity,
@@ -152,6 +151,6 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
     )
 
 
-def _in_plane(config: HomogenizeConfig) -> Literal["volume", "smooth", "slice"]:
+def _in_plane(config: HomogenizeConfig) -> Per:
     """Which slices share a pose in plane; a tilted scan's do."""
     return "volume" if config.per == "tilted" else config.per

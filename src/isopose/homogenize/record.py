@@ -9,10 +9,13 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, sha256, write_json
+from isopose.files import hash_of, read_json, write_json
 from isopose.geometry.pose import ANGLE
 from isopose.homogenize.scan import HomogenizedScan
-from isopose.homogenize.transform import STRICT, Transform
+from isopose.homogenize.transform import Transform
+from isopose.outputs import hashes
+from isopose.renamed import CASE_RECORD, with_present_names
+from isopose.strict import STRICT, first_problem
 from isopose.version import __version__
 
 #: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
@@ -105,7 +108,7 @@ def write_record(
         part=part,
         settings_sha256=settings_sha256,
         sources=sources,
-        files={path.relative_to(root).as_posix(): sha256(path) for path in files},
+        files=hashes(root, files),
         warnings=scan.warnings,
         roll_degrees=float(np.degrees(poses.roll)),
         slices=tuple(
@@ -139,15 +142,9 @@ def read_record(path: Path) -> CaseRecord:
     try:
         if told != hash_of(values):
             raise InputError(f"{path}: was changed since it was written; homogenize the case again")
-        return CASE.validate_json(json.dumps(values))
+        # After the hash, which is of the keys as they were written.
+        return CASE.validate_json(json.dumps(with_present_names(values, CASE_RECORD)))
     except ValueError as error:
-        if not isinstance(error, ValidationError):  # a number that JSON does not have
-            raise InputError(f"{path}: {error}; homogenize the case again") from None
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {key}: {first['msg']}; homogenize the case again") from None
-
-
-def is_whole(root: Path, record: CaseRecord) -> bool:
-    """Whether all files of a case are what its record says."""
-    return all((root / name).is_file() and sha256(root / name) == hash for name, hash in record.files.items())
+        # Other than a ValidationError: a number that JSON does not have.
+        problem = first_problem(error) if isinstance(error, ValidationError) else error
+        raise InputError(f"{path}: {problem}; homogenize the case again") from None

@@ -1,6 +1,5 @@
 """``isopose restore``: another segmenter's answers on homogenized scans, back on each scan's own grid."""
 
-import glob
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from isopose import outputs
 from isopose.data.preprocess import largest_share
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -23,7 +23,8 @@ from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.files import as_file, is_image
 from isopose.io.images import ending, on_image_grid, read_labels, read_volume, write_image, write_labels
-from isopose.isolation import Failed, all_or_none, failure_of, named
+from isopose.isolation import Failed, failure_of, named
+from isopose.outputs import Outcome
 from isopose.parallel import attempts
 from isopose.progress import Reporter
 from isopose.version import __version__
@@ -35,13 +36,8 @@ BACKGROUND = "background"
 LABEL_NOTE = "label: "
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What became of one case's prediction: a record, or the one line that says why not."""
-
-    case: str
-    record: dict[str, Any] | None
-    problem: str | None
+#: A record is the contents of ``CASE.json``.
+Restored = Outcome[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class _Prediction:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _RestoreSettings:
     """What all cases share."""
 
     homogenized: Path
@@ -94,7 +90,7 @@ def restore(
         InputError: no homogenized dataset, no prediction, or a result would replace another file.
         RunError: the output is full or cannot be written to.
     """
-    job = _Job(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
+    settings = _RestoreSettings(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
     found, strange = _find(Path(predictions), Path(homogenized))
     restored = [
         Restored(path.name, None, f"{path}: is of no case of {homogenized}; expected CASE{ENDING}")
@@ -103,28 +99,34 @@ def restore(
     if not found and not strange:
         raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{ENDING}")
     for one in found:
-        _check_targets(one, job)
+        _check_targets(one, settings)
     if not found:
         return restored
     output_folder(output)
     with only_writer(output):
-        return restored + _restore_all(found, job, workers, reporter)
+        return restored + _restore_all(found, settings, workers, reporter)
 
 
-def _restore_all(found: Sequence[_Prediction], job: _Job, workers: int, reporter: Reporter) -> list[Restored]:
+def _restore_all(
+    found: Sequence[_Prediction], settings: _RestoreSettings, workers: int, reporter: Reporter
+) -> list[Restored]:
     restored: list[Restored] = []
     started = time.monotonic()
     with reporter.counting("restore") as progress:
         results = attempts(
-            partial(_restore, job=job), found, name=lambda one: one.case, workers=workers, progress=progress
+            partial(_restore, settings=settings),
+            found,
+            name=lambda one: one.case,
+            workers=workers,
+            progress=progress,
         )
         for done, (one, answer) in enumerate(zip(found, results, strict=True), start=1):
             result = Restored(one.case, None, answer.why) if isinstance(answer, Failed) else answer
             if isinstance(answer, Failed):
-                _remove_half_written(one, job)
+                _remove_half_written(one, settings)
             left = (time.monotonic() - started) / done * (len(found) - done)
-            told = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
-            reporter.say(f"[{done}/{len(found)}] {result.case}{told if left or result.problem else ''}")
+            line = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
+            reporter.say(f"[{done}/{len(found)}] {result.name}{line if left or result.problem else ''}")
             for warning in (result.record or {}).get("warnings", ()):
                 if warning.startswith(LABEL_NOTE):
                     reporter.say(f"  warning: {warning}")
@@ -186,43 +188,42 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
     return found, strange
 
 
-def _targets(one: _Prediction, job: _Job) -> list[Path]:
+def _targets(one: _Prediction, settings: _RestoreSettings) -> list[Path]:
     """All files that may be written of a case, but for its record."""
     names = {*(name for name, _ in one.probabilities), BACKGROUND} if one.probabilities else set()
-    maps = [_probability_path(job.output, one.case, name) for name in sorted(names)]
-    return [job.output / f"{one.case}{ENDING}", *maps]
+    maps = [_probability_path(settings.output, one.case, name) for name in sorted(names)]
+    return [settings.output / f"{one.case}{ENDING}", *maps]
 
 
-def _check_targets(one: _Prediction, job: _Job) -> None:
+def _check_targets(one: _Prediction, settings: _RestoreSettings) -> None:
     """Refuse to replace what this command did not write."""
-    targets = _targets(one, job)
+    targets = _targets(one, settings)
     sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
-    ours = _known(job.output / f"{one.case}.json") is not None
+    ours = _known(settings.output / f"{one.case}.json") is not None
     for path in targets:
         if os.path.realpath(path) in sources or (path.exists() and not ours):
             raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
 
 
-def _remove_half_written(one: _Prediction, job: _Job) -> None:
+def _remove_half_written(one: _Prediction, settings: _RestoreSettings) -> None:
     """Clear away what a worker that died has left; where the record lies, it had not begun to write."""
-    if (job.output / f"{one.case}.json").exists():
+    if (settings.output / f"{one.case}.json").exists():
         return
-    for path in _targets(one, job):
-        path.unlink(missing_ok=True)
-        for half in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
-            half.unlink(missing_ok=True)
+    for path in _targets(one, settings):
+        outputs.remove([path])
+        outputs.sweep(path.parent, path.name)
 
 
 @one_thread()
-def _restore(one: _Prediction, *, job: _Job) -> Restored:
+def _restore(one: _Prediction, *, settings: _RestoreSettings) -> Restored:
     try:
-        return Restored(one.case, _restored(one, job), None)
+        return Restored(one.case, _restored(one, settings), None)
     except Exception as error:
         return Restored(one.case, None, named(str(failure_of(error)), one.case))
 
 
-def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
-    where = job.homogenized / FOLDER / f"{one.case}.json"
+def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
+    where = settings.homogenized / FOLDER / f"{one.case}.json"
     kept = read_record(where)
     sources = [path for path in (one.labels, *(path for _, path in one.probabilities)) if path is not None]
     head = {
@@ -230,28 +231,30 @@ def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
         "case": one.case,
         "transform_sha256": sha256(where),
         "predictions": {path.name: sha256(path) for path in sources},
-        "keep_values": job.keep_values,
-        "labels": {name: value for name, (_, value) in job.values.items()},
+        "keep_values": settings.keep_values,
+        "labels": {name: value for name, (_, value) in settings.values.items()},
     }
-    manifest = job.output / f"{one.case}.json"
+    manifest = settings.output / f"{one.case}.json"
     known = _known(manifest)
-    if known is not None and {key: known.get(key) for key in head} == head and _is_whole(job.output, known):
+    if (
+        known is not None
+        and outputs.made_from(known, head)
+        and not outputs.damaged(settings.output, known["files"])
+    ):
         return known
-    manifest.unlink(missing_ok=True)
-    for name in known["files"] if known is not None else ():
-        (job.output / name).unlink(missing_ok=True)
     written: list[Path] = []
     notes: list[str] = []
-    with all_or_none(written):
-        labels = _from_probabilities(one, job, kept.transform, written) if one.probabilities else None
+    stale = [settings.output / name for name in outputs.listed(known)]
+    with outputs.replacing_results(manifest, written, stale):
+        labels = _from_probabilities(one, settings, kept.transform, written) if one.probabilities else None
         if labels is None and one.labels is not None:
-            labels = _from_labels(one.labels, job, kept.transform, notes)
+            labels = _from_labels(one.labels, settings, kept.transform, notes)
         if labels is not None:
-            written.insert(0, job.output / f"{one.case}{ENDING}")
+            written.insert(0, settings.output / f"{one.case}{ENDING}")
             write_labels(labels, written[0])
         record = {
             **head,
-            "files": {path.relative_to(job.output).as_posix(): sha256(path) for path in written},
+            "files": outputs.hashes(settings.output, written),
             # Of the pose: a segmenter that saw the patient turned over has marked the wrong side.
             "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
         }
@@ -259,13 +262,13 @@ def _restored(one: _Prediction, job: _Job) -> dict[str, Any]:
     return record
 
 
-def _from_labels(path: Path, job: _Job, transform: Transform, notes: list[str]) -> Volume:
+def _from_labels(path: Path, settings: _RestoreSettings, transform: Transform, notes: list[str]) -> Volume:
     """A label map on the scan's own grid; how it was read otherwise than stored is added to the notes."""
     labels = read_labels(path, like=transform.homogenized, note=notes.append)
     present = values_in(labels.array)
     table = np.arange(256, dtype=np.uint8)
-    if job.values and not job.keep_values:
-        stored = dict(job.values.values())
+    if settings.values and not settings.keep_values:
+        stored = dict(settings.values.values())
         unknown = [value for value in present if value not in stored]
         if unknown:
             raise InputError(
@@ -279,17 +282,17 @@ def _from_labels(path: Path, job: _Job, transform: Transform, notes: list[str]) 
 
 
 def _from_probabilities(
-    one: _Prediction, job: _Job, transform: Transform, written: list[Path]
+    one: _Prediction, settings: _RestoreSettings, transform: Transform, written: list[Path]
 ) -> Volume | None:
     """Write a case's probabilities on the scan's own grid; its label map, where all classes are known."""
-    column = 0 if job.keep_values else 1
-    named = {name: value[column] for name, value in job.values.items()}
+    column = 0 if settings.keep_values else 1
+    named = {name: value[column] for name, value in settings.values.items()}
     classes = {name: path for name, path in one.probabilities if name != BACKGROUND}
     shape = transform.stack_shape
     rest = np.ones(shape, dtype=np.float32)
 
     def write(name: str, values: np.ndarray) -> None:
-        path = _probability_path(job.output, one.case, name)
+        path = _probability_path(settings.output, one.case, name)
         write_image(transform.native.with_array(transform.reorientation.undo(values)), path)
         written.append(path)
 
@@ -323,15 +326,7 @@ def _probability_path(output: Path, case: str, name: str) -> Path:
 
 
 def _known(manifest: Path) -> dict[str, Any] | None:
-    """What this command wrote of a case before."""
-    try:
-        record = read_json(manifest)
-    except InputError:
-        return None
-    ours = isinstance(record, dict) and "transform_sha256" in record and isinstance(record.get("files"), dict)
+    """Return what this command wrote of a case before, or None."""
+    record = outputs.earlier_record(manifest) or {}
+    ours = "transform_sha256" in record and isinstance(record.get("files"), dict)
     return record if ours else None
-
-
-def _is_whole(output: Path, record: dict[str, Any]) -> bool:
-    files = record["files"].items()
-    return all((output / name).is_file() and sha256(output / name) == value for name, value in files)

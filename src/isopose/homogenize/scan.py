@@ -59,11 +59,11 @@ def homogenize_scan(
     """
     prepared = prepare_as(volume, estimator.scale, estimator.fov_mm, estimator.data)
     transformer, settings = estimator.transformer, estimator.predict
-    slices = slices_by_themselves(transformer, prepared, settings)
-    records = find_poses(transformer, prepared, settings, slices)
+    slices = slices_by_themselves(transformer, prepared, settings, estimator.per)
+    records = find_poses(transformer, prepared, settings, slices, per=estimator.per)
     networks, crop = estimator.crop or estimator.joint, None
     if networks is not None and slices is not None:
-        records = find_crops(networks, prepared, records)
+        records = find_crops(networks, prepared, records, per=estimator.per)
         if estimator.crop is not None:
             crop = _box_of(torch.from_numpy(records.theta2[records.shown]))
     if records.shown.any():

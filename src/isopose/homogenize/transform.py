@@ -1,5 +1,6 @@
 """The way between a scan's own grid and its homogenized one, in numbers that a file can hold."""
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -13,6 +14,8 @@ from isopose.geometry.frame import Frame
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import compose
+from isopose.renamed import TRANSFORM, with_present_names
+from isopose.strict import STRICT, first_problem
 
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
 Millimeters = Annotated[float, Field(gt=1e-6, le=1e6)]
@@ -22,7 +25,6 @@ Row = tuple[float, float, float, float]
 Posed = Annotated[float, Field(ge=-10.0, le=10.0)]
 Five = tuple[Posed, Posed, Posed, Posed, Posed]
 Nine = tuple[Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed]
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,11 @@ class Transform:
             InputError: it is not such a text.
         """
         try:
-            return TypeAdapter(Transform).validate_json(text)
-        except ValidationError as error:
-            raise InputError(f"expected a transform as text: {error.errors()[0]['msg']}") from None
+            values = with_present_names(json.loads(text), TRANSFORM)
+            return TypeAdapter(Transform).validate_json(json.dumps(values))
+        except (ValueError, RecursionError) as error:
+            problem = first_problem(error) if isinstance(error, ValidationError) else error
+            raise InputError(f"expected a transform as text: {problem}") from None
 
     @property
     def reorientation(self) -> Reorientation:

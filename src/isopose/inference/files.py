@@ -13,8 +13,8 @@ import numpy as np
 
 from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
-from isopose.errors import InputError
-from isopose.files import composed, hash_of, only_writer, output_folder, read_json, write_json
+from isopose.errors import InputError, printable
+from isopose.files import composed, hash_of, only_writer, output_folder, write_json
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import Prediction, predict
@@ -24,9 +24,10 @@ from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.images import ending, read_volume, write_image
 from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
 from isopose.io.sources import hash_of_source
-from isopose.isolation import all_or_none, failure_of, named
+from isopose.isolation import failure_of, named
 from isopose.labels import Labels, voxels_of
 from isopose.models.folder import Model, for_prediction
+from isopose.outputs import Outcome, damaged, earlier_record, listed, made_from, replacing_results
 from isopose.progress import Reporter
 from isopose.scan.correction import Correction
 from isopose.scan.pose import ScanPose
@@ -47,15 +48,8 @@ class Scan:
 
 #: What else is made of a prediction, from the scan as read, the prediction and its record.
 Also = Callable[[Volume, Prediction, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one scan: a record, or the one line that says why not."""
-
-    scan: Scan
-    record: dict[str, Any] | None
-    problem: str | None
+#: Draws the steps of a prediction of a scan into a file: :func:`isopose.report.steps.write_steps`.
+DrawSteps = Callable[[Model, Volume, Prediction, Path], None]
 
 
 def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
@@ -70,13 +64,11 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
         series: number or instance UID, for DICOM inputs that hold several series.
 
     Raises:
-        InputError: nothing is there, two scans would write the same result, or a series is chosen of what is
-            no DICOM.
+        InputError: two scans would write the same result, or a series is chosen of what is no DICOM. A path
+            at which nothing is stays a scan, which fails by itself.
     """
     scans = []
     for path in inputs:
-        if not os.path.lexists(path):
-            raise InputError(f"{path}: no such file or folder")
         inside = _scans_in(path) if path.is_dir() else []
         scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
     names = [scan.name for scan in scans]
@@ -157,17 +149,18 @@ def predict_scans(
     output: Path,
     *,
     probabilities: bool,
-    steps: bool,
     reporter: Reporter,
+    steps: DrawSteps | None = None,
     formats: Sequence[str] = (NIFTI,),
     corrections: Mapping[str, Correction] | None = None,
-) -> list[Outcome]:
+) -> list[Outcome[dict[str, Any]]]:
     """Predict scan after scan; one that cannot be done, whatever it raises, is reported and stops no other.
 
     Writes ``NAME.nii.gz``, or the files of other formats (``io/results/formats.py``), and ``NAME.json`` (what
     it was made from, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
-    ``probabilities/NAME_CLASS.nii.gz`` for each class and with ``steps`` ``steps/NAME.png``. A scan whose
-    results are there from the same isopose, model, input and correction is not done again.
+    ``probabilities/NAME_CLASS.nii.gz`` for each class and with ``steps``, which draws them,
+    ``steps/NAME.png``. A scan whose results are there from the same isopose, model, input and correction is
+    not done again.
 
     ``corrections`` are poses and crops that a person set, by the hash of the scan.
 
@@ -181,7 +174,7 @@ def predict_scans(
         # Unlike Path.resolve, this leaves a link that leads to itself as it is.
         if os.path.realpath(scan.path) in map(os.path.realpath, files):
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
-    if steps:
+    if steps is not None:
         check_steps(model)
     if corrections:
         check_correctable(model)
@@ -190,7 +183,7 @@ def predict_scans(
         model = for_prediction(model)
         outcomes = []
         for number, scan in enumerate(scans, start=1):
-            reporter.say(f"[{number}/{len(scans)}] {scan.name}")
+            reporter.say(f"[{number}/{len(scans)}] {printable(scan.name)}")
             outcomes.append(
                 predict_scan(
                     model, scan, output, formats, probabilities, steps, reporter, corrections=corrections
@@ -226,13 +219,13 @@ def predict_scan(
     output: Path,
     formats: Sequence[str],
     probabilities: bool,
-    steps: bool,
+    steps: DrawSteps | None,
     reporter: Reporter,
     *,
     corrections: Mapping[str, Correction] | None = None,
     also: Also | None = None,
     reported: type[Exception] = Exception,
-) -> Outcome:
+) -> Outcome[dict[str, Any]]:
     """Predict one scan as :func:`predict_scans` does, with a model made for prediction; report, not raise.
 
     ``also`` is called with the scan, what was predicted and its record before that is written. Of what is
@@ -246,12 +239,12 @@ def predict_scan(
             model, scan, output, formats, probabilities, steps, reporter, corrections or {}, also
         )
     except reported as error:
-        problem = named(str(failure_of(error)), str(scan.path))
+        problem = named(str(failure_of(error)), printable(str(scan.path)))
         reporter.say(f"  error: {problem}")
-        return Outcome(scan, None, problem)
+        return Outcome(scan.name, None, problem)
     for warning in record["warnings"]:
         reporter.say(f"  warning: {warning}")
-    return Outcome(scan, record, None)
+    return Outcome(scan.name, record, None)
 
 
 def _predict_scan(
@@ -260,7 +253,7 @@ def _predict_scan(
     output: Path,
     formats: Sequence[str],
     probabilities: bool,
-    steps: bool,
+    steps: DrawSteps | None,
     reporter: Reporter,
     corrections: Mapping[str, Correction],
     also: Also | None,
@@ -269,22 +262,22 @@ def _predict_scan(
     if scan.series is not None:
         input_hash = hash_of([input_hash, scan.series])
     files = result_files(output, scan.name, formats)
-    pictures = [output / "steps" / f"{scan.name}.png"] if steps else []
+    pictures = [] if steps is None else [output / "steps" / f"{scan.name}.png"]
     classes = ("background", *model.labels.names) if probabilities else ()
     maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
     manifest = output / record_name(scan.name)
     wanted = {_below(output, path) for path in (*files.values(), *pictures, *maps)}
-    known = _read_record(manifest) or {}
+    known = earlier_record(manifest)
     correction = corrections.get(input_hash)
-    same = _made_from(known) == _made_from(_head(model, input_hash, correction))
-    listed = {name for name in known.get("files") or () if isinstance(name, str)}
+    same = made_from(known, _made_from(model, input_hash, correction))
+    before = listed(known)
     # A file that the record does not list may be of another model, and only lies beside it.
-    if same and wanted <= listed and all((output / name).exists() for name in wanted):
+    if known is not None and same and wanted <= before and damaged(output, wanted) is None:
         reporter.say("  is there already, made from the same scan and model")
         return known
     volume = read_volume(scan.path, scan.series)
     source = open_dicom(scan.path, scan.series, formats, volume)
-    with reporter.counting(f"predict {scan.name}") as progress:
+    with reporter.counting(f"predict {printable(scan.name)}") as progress:
         prediction = predict(
             model,
             volume,
@@ -295,21 +288,18 @@ def _predict_scan(
         )
         record = prediction_record(model, prediction, input_hash, correction)
     # A validation patient decided when training stopped, so his result flatters too.
-    for key, use in (("images_sha256", "train"), ("validation_images_sha256", "validate")):
-        if input_hash in model.info["training"].get(key, ()):
+    seen = model.info.training
+    for hashes, use in ((seen.images_sha256, "train"), (seen.validation_images_sha256, "validate")):
+        if input_hash in hashes:
             record["warnings"].append(
                 f"this scan was used to {use} the model: its result says nothing about others"
             )
-    # The record last: where it lies, the results beside it are whole.
-    manifest.unlink(missing_ok=True)
-    ours = {_below(output, path) for path in _every_result(output, scan.name)}
-    kept = {name for name in (listed & ours) - wanted if same and (output / name).exists()}
-    for path in _every_result(output, scan.name):
-        # Of another model or scan, and soon beside a record that is not theirs.
-        if _below(output, path) in listed - wanted - kept:
-            path.unlink(missing_ok=True)
+    others = (before & {_below(output, path) for path in _every_result(output, scan.name)}) - wanted
+    kept = {name for name in others if same and (output / name).exists()}
     record["files"] = sorted(wanted | kept)
-    with all_or_none([output / name for name in wanted | kept]):
+    made = [output / name for name in record["files"]]
+    # What is not kept is of another model or scan, and would soon lie beside a record that is not its own.
+    with replacing_results(manifest, made, stale=[output / name for name in others - kept]):
         record["warnings"] += write_results(
             files,
             prediction.labels,
@@ -327,11 +317,8 @@ def _predict_scan(
         if prediction.probabilities is not None:
             for path, values in zip(maps, prediction.probabilities, strict=True):
                 write_image(volume.with_array(values), path)
-        for path in pictures:
-            # Drawing takes a quarter of a second to load.
-            from isopose.report.steps import write_steps
-
-            write_steps(model, volume, prediction, path)
+        if steps is not None:
+            steps(model, volume, prediction, *pictures)
         if also is not None:
             also(volume, prediction, record)
         write_json(manifest, record)
@@ -353,33 +340,20 @@ def as_file(label: str) -> str:
     return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = read_json(path)
-    except InputError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
 def settings_of(model: Model) -> list[Any]:
     """What decides a result besides its scan."""
-    return _made_from(_head(model, ""))
+    return [*_made_from(model, "").values()]
 
 
-def _made_from(record: dict[str, Any]) -> list[Any]:
-    keys = ("isopose", "model_sha256", "config_sha256", "input_sha256", "labels", "correction_sha256")
-    return [record.get(key) for key in keys]
-
-
-def _head(model: Model, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
-    """What a result depends on."""
+def _made_from(model: Model, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
+    """Return all that decides a result; an entry is None where its record has none."""
     return {
         "isopose": __version__,
         "model_sha256": model.weights_sha256,
         "config_sha256": hash_of([model.config.model_dump(mode="json"), model.fingerprint.to_json()]),
         "input_sha256": input_hash,
         "labels": dict(model.labels.values),
-        **({} if correction is None else {"correction_sha256": correction.sha256}),
+        "correction_sha256": None if correction is None else correction.sha256,
     }
 
 
@@ -402,7 +376,7 @@ def prediction_record(
     """
     scan = prediction.scan_pose
     return {
-        **_head(model, input_hash, correction),
+        **{key: v for key, v in _made_from(model, input_hash, correction).items() if v is not None},
         **_computed(model),
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),

@@ -33,7 +33,7 @@ from isopose.scan.pose import ScanPose
 from isopose.scan.warnings import crop_warnings, pose_warnings
 
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
-#: docs/pipeline.md, "Choices that were measured".
+#: docs/measurements.md, "Choices".
 WIDEN = 1.1
 #: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
 OUTSIDE = 0.05

@@ -30,10 +30,9 @@ def read_series(path: Path, series: str | None = None) -> Volume:
     darker.
 
     Args:
-        path: a folder (its own files, or those of its subfolders if it holds no DICOM images itself), a
-            ``DICOMDIR`` (the files listed there), or one file, which stands for its whole series in the same
-            folder.
-        series: series number or series instance UID, if a folder holds several series.
+        path: a folder (its own files and those of its subfolders), a ``DICOMDIR`` (the files that it lists),
+            or one file, which stands for the whole series that it belongs to in its folder and those below.
+        series: series number or series instance UID, where a folder holds several.
 
     Returns:
         Array ``(z, y, x)``: rows and columns as stored, z along the right-handed slice normal; int16 if the
@@ -76,8 +75,12 @@ def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
 
 
 def holds_slices(folder: Path) -> bool:
-    """Return whether a folder or one of its subfolders holds DICOM slices; stops at the first one found."""
-    folders = [folder, *(below for below in sorted(folder.iterdir()) if below.is_dir())]
+    """Whether a folder or one in it holds DICOM slices; looks no further than to the first of them.
+
+    Links to folders are not followed, since :func:`read_series` does not follow them either.
+    """
+    within = (below for below in sorted(folder.iterdir()) if below.is_dir() and not below.is_symlink())
+    folders = [folder, *within]
     files = (file for place in folders for file in files_in(place, below=False))
     try:
         return any(frames_of(file) for file in files if not ending(file))
@@ -117,16 +120,14 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
 
 
 def _series_of(path: Path) -> list[Frame]:
-    """Return the frames of the series that a file belongs to, from all files in its folder."""
+    """The frames of the series to which one file belongs in its folder and those below it."""
     own = look_at(path)
     if not isinstance(own, list):
         found = "" if own is None else _instead([own], 0)
         raise InputError(
             f"{path}: expected a DICOM image with position, orientation and pixel size; found none{found}"
         )
-    if len(own) > 1:
-        return own
-    found_beside, others = _looked_at(files_in(path.parent, below=False))
+    found_beside, others = _looked_at(files_in(path.parent, below=True))
     frames = [frame for frame in found_beside if frame.series == own[0].series and not frame.localizer]
     if frames:
         _check_whole(path, frames, others)
@@ -134,18 +135,17 @@ def _series_of(path: Path) -> list[Frame]:
 
 
 def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
-    """Return the frames of a folder's own files, of its subfolders, or of a ``DICOMDIR``.
+    """Frames of all files in a folder and below it, or of what a ``DICOMDIR`` lists.
 
     Raises:
         InputError: other volumes lie beside the slices, so the choice is ambiguous.
     """
     if is_dicomdir(folder):
         return _looked_at(listed_files(folder))
-    own = files_in(folder, below=False)
-    volumes = [file.name for file in own if ending(file)]
-    frames, others = _looked_at(own)
-    if not frames:
-        frames, others = _looked_at(files_in(folder, below=True))
+    files = files_in(folder, below=True)
+    # Those in folders below are most often results.
+    volumes = [file.name for file in files if file.parent == folder and ending(file)]
+    frames, others = _looked_at(files)
     if frames and volumes:
         raise InputError(
             f"{folder}: holds both DICOM slices and {volumes[0]}"

@@ -10,6 +10,7 @@ from isopose.io.dicom_files import is_dicom, is_dicomdir, listed_files
 from isopose.io.endings import ending
 from isopose.io.images import missing
 from isopose.io.itk_header import LONGEST_HEADER
+from isopose.io.quiet import check_name
 
 #: The header field that names the data files, and the text after it; an NRRD header ends at an empty line.
 #: Both formats may refer to other files whatever the extension.
@@ -32,6 +33,7 @@ def hash_of_source(path: Path) -> str:
         InputError: the path does not exist, or is neither a file nor a folder.
     """
     path = Path(path)
+    check_name(path)
     if not path.exists():
         raise InputError(missing(path))
     try:

@@ -1,12 +1,12 @@
 """A model's card: what the software knows of it, with brackets for what only its maker knows."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from isopose.config import Config, load_config
 from isopose.models.folder import Model, versions
+from isopose.models.info import Row, TrainingInfo
 
 #: In the model's folder.
 CARD = "MODEL_CARD.md"
@@ -22,7 +22,7 @@ def model_card(model: Model) -> str:
         names=", ".join(model.labels.names),
         how=_how(model),
         sha=model.weights_sha256,
-        patients=_patients(model.info["training"]),
+        patients=_patients(model.info.training),
         rows=list(_rows(model)),
         validation=_validation(model),
         settings=_settings(model.config),
@@ -48,13 +48,13 @@ def _how(model: Model) -> str:
     return f"{whole}: {'; '.join(steps)}; then back to where the patient lies."
 
 
-def _patients(training: Mapping[str, Any]) -> str:
-    told = (
-        f"{training['patients']} patients ({training['cases']} scans), and {training['validation_cases']} "
+def _patients(training: TrainingInfo) -> str:
+    cases = (
+        f"{training.patients} patients ({training.cases} scans), and {training.validation_cases} "
         "scans of others for validation."
     )
-    begun = training["from_weights_sha256"]
-    return f"{told} It began from the weights `{begun}` and what those had seen." if begun else told
+    begun = training.from_weights_sha256
+    return f"{cases} It began from the weights `{begun}` and what those had seen." if begun else cases
 
 
 def _rows(model: Model) -> Iterator[tuple[str, ...]]:
@@ -75,9 +75,9 @@ def _rows(model: Model) -> Iterator[tuple[str, ...]]:
 
 
 def _validation(model: Model) -> str:
-    stage = model.info["stages"].get("unet")
-    rows = [row for row in model.info["history"] if row["stage"] == "unet"]
-    best: dict[str, Any] = next((row for row in rows if stage and row["epoch"] == stage["best_epoch"]), {})
+    stage = model.info.stages.get("unet")
+    rows = [row for row in model.info.history if row["stage"] == "unet"]
+    best: Row = next((row for row in rows if stage and row["epoch"] == stage.best_epoch), {})
     dice = [f"{name[5:]} {value:.3f}" for name, value in best.items() if name.startswith("dice ")]
     if not dice:
         return "Nothing was measured in training: it had no validation scans."

@@ -9,7 +9,6 @@ import math
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,7 +21,9 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.errors import InputError
 from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
+from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
+from isopose.renamed import present_weight
 from isopose.tensors import write_tensors
 from isopose.version import __version__
 
@@ -39,7 +40,7 @@ class Model:
         config: with which it was trained.
         labels: that it marks.
         fingerprint: of its training cases, by which scans are normalized.
-        info: reference, training, metrics: plain values that are kept with the model.
+        info: its training cases, reference, stages and history.
         weights_sha256: its identity in what it predicts.
     """
 
@@ -47,7 +48,7 @@ class Model:
     config: Config
     labels: Labels
     fingerprint: Fingerprint
-    info: dict[str, Any]
+    info: ModelInfo
     weights_sha256: str = ""
 
 
@@ -104,7 +105,7 @@ def save_model(folder: Path, model: Model) -> None:
             "top": model.pipeline.top,
             "config": _nameless(model.config).model_dump(mode="json"),
             "fingerprint": model.fingerprint.to_json(),
-            "info": model.info,
+            "info": model.info.to_json(),
         },
     )
 
@@ -112,26 +113,6 @@ def save_model(folder: Path, model: Model) -> None:
 def _nameless(config: Config) -> Config:
     """The configuration without the case that the user named as reference: a model names no patient."""
     return config.model_copy(update={"pose": config.pose.model_copy(update={"reference": None})})
-
-
-def _checked(info: Any) -> dict[str, Any]:
-    """What is kept with a model, where it is of the kinds that are read from it.
-
-    Raises:
-        KeyError, TypeError: something is missing or of another kind.
-    """
-    kinds = {"training": dict, "reference": dict, "history": list}
-    if not isinstance(info, dict) or not all(isinstance(info[key], kind) for key, kind in kinds.items()):
-        raise TypeError(f"info: expected {', '.join(kinds)}")
-    for key in ("images_sha256", "validation_images_sha256"):
-        known = info["training"].get(key, [])
-        if not isinstance(known, list) or not all(isinstance(each, str) for each in known):
-            raise TypeError(f"info.training.{key}: expected a list of texts")
-    if not all(isinstance(row, dict) for row in info["history"]):
-        raise TypeError("info.history: expected rows")
-    if "images_sha256" not in info["training"]:
-        raise KeyError("info.training.images_sha256")
-    return info
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
@@ -165,8 +146,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         air, top = float(values["air"]), float(values["top"])
         if not (math.isfinite(air) and math.isfinite(top) and air < top):
             raise ValueError(f"air is {air}, the largest value {top}")
-        info = _checked(values["info"])
-        tensors = load_file(weights)
+        info = ModelInfo.from_json(values["info"])
+        tensors = {present_weight(name): tensor for name, tensor in load_file(weights).items()}
         if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
             raise ValueError("weights that are not finite")
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.

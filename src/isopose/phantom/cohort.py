@@ -12,9 +12,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from isopose.errors import InputError, IsoposeError
-from isopose.files import read_json, replacing, write_json, write_text
+from isopose.files import output_folder, replacing, write_json, write_text
 from isopose.io.nifti import is_whole
 from isopose.io.truth import TRUTH_FILE
+from isopose.outputs import claim
 from isopose.parallel import in_order
 from isopose.phantom.case import Population, sample_case, texture_generator, truth
 from isopose.phantom.render import KIDNEY, TUMOR, render
@@ -25,7 +26,7 @@ ENDING = ".nii.gz"
 
 
 @dataclass(frozen=True)
-class _Job:
+class _CaseToMake:
     """One case to be made; small and picklable, as it goes to another process."""
 
     folder: Path
@@ -89,13 +90,13 @@ def write_cohort(
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
         "population": population,
     }  # fmt: skip
-    _claim(output, parameters)
+    _begin(output, parameters)
     names = [f"phantom_{index:03d}" for index in range(cases)]
-    jobs = [
-        _Job(output, name, index, index >= cases - tests, seed, size, slices, population)
+    planned = [
+        _CaseToMake(output, name, index, index >= cases - tests, seed, size, slices, population)
         for index, name in enumerate(names)
     ]
-    truths = list(in_order(_make, jobs, name=attrgetter("case"), workers=workers, progress=progress))
+    truths = list(in_order(_make, planned, name=attrgetter("case"), workers=workers, progress=progress))
     write_text(output / "patients.csv", _patients(truths))
     write_json(output / "dataset.json", {
         "name": "isopose phantom",
@@ -129,33 +130,30 @@ def _check(
         raise InputError(f"phantom: population {population!r} is unknown, expected child or adult")
 
 
-def _claim(output: Path, parameters: dict[str, Any]) -> None:
-    """Make sure that the folder is ours: absent, empty, or a cohort of exactly these parameters."""
-    mark = output / TRUTH_FILE
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: expected a folder for the phantom cohort, but this is a file")
-    if mark.exists():
-        found = read_json(mark)
-        if not isinstance(found, dict) or found.get("parameters") != parameters:
-            raise InputError(f"{output}: holds a phantom cohort of other parameters; choose another folder")
-        return
-    if output.is_dir() and any(output.iterdir()):
-        raise InputError(f"{output}: is not empty and holds no phantom cohort; choose another folder")
-    try:
-        write_json(mark, {"parameters": parameters, "complete": False, "cases": []})
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
+def _begin(output: Path, parameters: dict[str, Any]) -> None:
+    """Make the folder this cohort's, unless it is already."""
+    output_folder(output)
+    known = claim(
+        output,
+        output / TRUTH_FILE,
+        parameters,
+        within="parameters",
+        other="holds a phantom cohort of other parameters ({names})",
+        strange="is not empty and holds no phantom cohort",
+    )
+    if known is None:
+        write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": False, "cases": []})
 
 
-def _make(job: _Job) -> dict[str, Any]:
+def _make(one: _CaseToMake) -> dict[str, Any]:
     """Render and write one case, or take its labels from disk when it is whole; returns its truth."""
-    case = sample_case(job.seed, job.index, size=job.size, slices=job.slices, population=job.population)
+    case = sample_case(one.seed, one.index, size=one.size, slices=one.slices, population=one.population)
     scan = case.scan
-    labels = _existing(job, (scan.slices, scan.size, scan.size))
+    labels = _existing(one, (scan.slices, scan.size, scan.size))
     if labels is None:
         image, labels = render(case.anatomy, case.pose, scan, texture_generator(case))
         # The image is written last: where it is, its label is.
-        for path, array in ((job.label, labels), (job.image, image)):
+        for path, array in ((one.label, labels), (one.image, image)):
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing((scan.pixel, scan.pixel, scan.thickness))
             volume.SetOrigin(scan.origin)
@@ -166,18 +164,18 @@ def _make(job: _Job) -> dict[str, Any]:
                         raise OSError
             except (OSError, RuntimeError):
                 raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
-    role = "test" if job.test else "train"
-    return {"case": job.case, "patient": job.case, "split": role, **truth(case, labels)}
+    role = "test" if one.test else "train"
+    return {"case": one.case, "patient": one.case, "split": role, **truth(case, labels)}
 
 
-def _existing(job: _Job, shape: tuple[int, int, int]) -> np.ndarray | None:
+def _existing(one: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The labels of a case that is there whole, else None."""
-    if not (job.image.is_file() and job.label.is_file() and is_whole(job.image) and is_whole(job.label)):
+    if not (one.image.is_file() and one.label.is_file() and is_whole(one.image) and is_whole(one.label)):
         return None
     try:
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(job.label)))
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(one.label)))
         reader = sitk.ImageFileReader()
-        reader.SetFileName(str(job.image))
+        reader.SetFileName(str(one.image))
         reader.ReadImageInformation()
     except RuntimeError:
         return None

@@ -29,10 +29,10 @@ from isopose.geometry.pose import (
     SHIFT_X,
     matrix_from_pose,
 )
+from isopose.renamed import CORRECTION, with_present_names
+from isopose.strict import STRICT, first_problem
 
 FORMAT: Literal["isopose-correction/1"] = "isopose-correction/1"
-
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SetPose:
 
     slice: Annotated[int, Field(ge=0)]
     pose: Annotated[tuple[float, ...], Field(min_length=POSE_SIZE, max_length=POSE_SIZE)]
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
         if max(abs(value) for value in self.pose) > 10.0:
@@ -61,7 +61,7 @@ class SetCrop:
     scale: Annotated[float, Field(ge=MIN_CROP, le=1.0)]
     x: Annotated[float, Field(ge=-1.0, le=1.0)]
     y: Annotated[float, Field(ge=-1.0, le=1.0)]
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Outline:
 
     center: tuple[float, float]
     spread: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Correction:
     poses: tuple[SetPose, ...] = ()
     crops: tuple[SetCrop, ...] = ()
     format: Literal["isopose-correction/1"] = FORMAT
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
         if not self.poses and not self.crops:
@@ -176,12 +176,10 @@ def correction_from_json(value: Any, name: str) -> Correction:
     """
     try:
         # As text, in whose strict reading lists stand for tuples.
-        return _CORRECTION.validate_json(json.dumps(value))
+        return _CORRECTION.validate_json(json.dumps(with_present_names(value, CORRECTION)))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"])) or "it"
         raise InputError(
-            f"{name}: expected a correction ({FORMAT}), but {place}: {first['msg']}; set it again"
+            f"{name}: expected a correction ({FORMAT}), but {first_problem(error)}; set it again"
         ) from None
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import PredictConfig
+from isopose.config import Per, PredictConfig
 from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
 from isopose.geometry.pose import matrix_from_pose
@@ -30,15 +30,22 @@ def frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[
 
 
 def slices_by_themselves(
-    transformer: PoseTransformer, prepared: Prepared, settings: PredictConfig
+    transformer: PoseTransformer, prepared: Prepared, settings: PredictConfig, per: Per | None = None
 ) -> SlicePoses | None:
-    """Return what each slice that shows a body says of the pose by itself; None where no slice does."""
+    """Return what each slice that shows a body says of the pose by itself; None where no slice does.
+
+    Args:
+        transformer: STN1.
+        prepared: the scan.
+        settings: how many slices at a time, and which agreement is enough.
+        per: which slices share a pose; None: as the transformer's configuration says.
+    """
     batches = batches_of(prepared, settings.batch_size)
     if not batches:
         return None
     device = transformer.reference_mask.device
     return slice_poses(
-        transformer, lambda rows: frames(prepared, rows, device), batches, settings.min_pose_dice
+        transformer, lambda rows: frames(prepared, rows, device), batches, settings.min_pose_dice, per
     )
 
 
@@ -48,15 +55,17 @@ def find_poses(
     settings: PredictConfig,
     slices: SlicePoses | None,
     correction: Correction | None = None,
+    per: Per | None = None,
 ) -> ScanPose:
     """Find the poses of a scan's slices.
 
     Args:
-        transformer: STN1; its ``config.per`` says whether the slices share a pose.
+        transformer: STN1.
         prepared: the scan.
         settings: how many slices at a time.
         slices: by :func:`slices_by_themselves`.
         correction: what a person set takes the place of what was found.
+        per: which slices share a pose; None: as the transformer's configuration says.
     """
     scan = ScanPose.empty(len(prepared.image))
     if slices is None:
@@ -64,7 +73,7 @@ def find_poses(
     rows = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     device = transformer.reference_mask.device
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
-    pose, confidence = scan_poses(transformer, slices, z_mm)
+    pose, confidence = scan_poses(transformer, slices, z_mm, per)
     scan.pose[rows], scan.confidence[rows] = pose.cpu(), confidence.cpu()
     scan.mirrored[rows] = slices.mirrored.cpu()
     scan.source[rows] = slices.source.cpu()
@@ -76,15 +85,20 @@ def find_poses(
 
 
 def find_crops(
-    networks: Networks, prepared: Prepared, scan: ScanPose, correction: Correction | None = None
+    networks: Networks,
+    prepared: Prepared,
+    scan: ScanPose,
+    correction: Correction | None = None,
+    per: Per | None = None,
 ) -> ScanPose:
     """Find the crops of a scan's posed slices, and with ``stn=joint`` the last step of its poses.
 
     Args:
-        networks: of slices; their ``config`` says whether the slices share a crop, and a step.
+        networks: of slices; their configuration says whether the slices share a crop.
         prepared: the scan.
         scan: poses by :func:`find_poses`; filled in and returned.
         correction: what a person set takes the place of what was found; poses set by hand are final.
+        per: which slices share a step of the pose; None: as the networks' configuration says.
     """
     settings = networks.config.predict
     batches = batches_of(prepared, settings.batch_size)
@@ -96,7 +110,7 @@ def find_crops(
     parts = [networks.transforms(*frames(prepared, part, device), start[part]) for part in batches]
     slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
-    pose, theta2 = scan_transforms(networks.config, start[rows], slices, z_mm)
+    pose, theta2 = scan_transforms(networks.config, start[rows], slices, z_mm, per)
     if networks.joint is not None and correction is not None and correction.poses:
         theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(start[rows]))
     elif networks.joint is not None:

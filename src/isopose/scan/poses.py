@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import Config, PoseConfig
+from isopose.config import Config, Per, PoseConfig
 from isopose.geometry.box import carried, common_crop
 from isopose.geometry.moments import Moments
 from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose
@@ -23,6 +23,11 @@ RIGHT = math.radians(6.0)
 FIRST = 5
 
 
+def with_per(config: PoseConfig, per: Per | None) -> PoseConfig:
+    """Return the configuration with another ``per``; with None as it is."""
+    return config if per is None else config.model_copy(update={"per": per})
+
+
 def joined(parts: Sequence[SlicePoses]) -> SlicePoses:
     """Batches of slices of one scan, one after the other."""
     outline = Moments(*(torch.cat(values) for values in zip(*(part.outline for part in parts), strict=True)))
@@ -36,6 +41,7 @@ def slice_poses(
     read: Callable[[np.ndarray], tuple[Tensor, Tensor]],
     batches: Sequence[np.ndarray],
     least: float,
+    per: Per | None = None,
 ) -> SlicePoses:
     """Poses of the slices of one scan, each by itself, seen from the roll that a few of them give together.
 
@@ -44,9 +50,10 @@ def slice_poses(
         read: gives image and mask ``(n, 1, S, S)`` of some slices.
         batches: numbers of the slices, so many at a time; at least one.
         least: agreement that is enough, see :meth:`PoseTransformer.estimate`.
+        per: which slices share a pose; None: as the transformer's configuration says.
     """
     start = None
-    if transformer.roll is not None and transformer.config.per != "slice":
+    if transformer.roll is not None and (per or transformer.config.per) != "slice":
         rows = np.concatenate(batches)
         # Evenly spread and not the outermost, which may show lungs or hips.
         few = min(FIRST, len(rows))
@@ -54,7 +61,9 @@ def slice_poses(
     return joined([transformer.estimate(*read(part), least, start) for part in batches])
 
 
-def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -> tuple[Tensor, Tensor]:
+def scan_poses(
+    transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor, per: Per | None = None
+) -> tuple[Tensor, Tensor]:
     """Poses of the slices of one scan, as ``pose.per`` says.
 
     The roll is decided first, by all slices (or neighbors) together; sizes and centers follow along it.
@@ -63,11 +72,12 @@ def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -
         transformer: STN1.
         slices: of one scan, in order.
         z_mm: ``(N,)`` places along the scan.
+        per: which slices share a pose; None: as the transformer's configuration says.
 
     Returns:
         Poses ``(N, 5)``, and ``(N,)`` how sure they are, see :func:`confidence`.
     """
-    config = transformer.config
+    config = with_per(transformer.config, per)
     if config.per == "slice":
         return slices.pose, confidence(transformer, slices, slices.evidence, None)
     width = math.inf if config.per == "volume" else config.smooth_mm
@@ -80,7 +90,7 @@ def scan_poses(transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor) -
 
 
 def scan_transforms(
-    config: Config, start: Tensor, slices: SliceTransforms, z_mm: Tensor
+    config: Config, start: Tensor, slices: SliceTransforms, z_mm: Tensor, per: Per | None = None
 ) -> tuple[Tensor, Tensor]:
     """theta1 and theta2 of the slices of one scan, as ``pose.per`` and ``crop.per`` say.
 
@@ -93,13 +103,15 @@ def scan_transforms(
         start: ``(N, 5)`` the scan's poses, in which the slices were looked at.
         slices: what was found, in order.
         z_mm: ``(N,)`` places along the scan.
+        per: which slices share a step; None: as the configuration says.
 
     Returns:
         Poses ``(N, 5)`` and crops ``(N, 3, 3)``.
     """
     pose, theta2 = slices.pose, slices.theta2
-    if config.stn == "joint" and config.pose.per != "slice":
-        pose = start + _together(slices.pose - start, slices.agreement, z_mm, config.pose)
+    shared = with_per(config.pose, per)
+    if config.stn == "joint" and shared.per != "slice":
+        pose = start + _together(slices.pose - start, slices.agreement, z_mm, shared)
         theta2 = carried(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
     if config.crop.enabled and config.crop.per == "volume":
         theta2 = common_crop(theta2).expand(theta2.shape[0], 3, 3)

@@ -44,7 +44,7 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
     Returns:
         The pose ``(9,)``, and ``()`` the probability that its roll is right: the median of the slices'.
     """
-    poses, confidence = scan_poses(transformer, slices, z)
+    poses, confidence = scan_poses(transformer, slices, z, "volume")
     out = torch.zeros(POSE_SIZES[3], device=z.device)
     if transformer.config.start != "identity":
         flat = poses[0]

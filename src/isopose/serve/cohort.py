@@ -20,7 +20,7 @@ from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels, class_colors
 from isopose.report.figure import WINDOW_HU
-from isopose.serve.viewing import about, write_label_map, write_scan
+from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
 
 #: Maximum length of a comment in characters.
 LONGEST_COMMENT = 1000
@@ -262,7 +262,7 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
     """
     case = cohort.cases[number]
     place = cohort.folder / "views" / case.key
-    if not (place / "view.json").exists():
+    if read_view(place) is None:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         if case.image is not None:
@@ -278,7 +278,10 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
         marked = np.flatnonzero((read_labels(case.prediction, image).reoriented().array > 0).any(axis=(1, 2)))
         best = int(marked[len(marked) // 2]) if len(marked) else upright.array.shape[0] // 2
         there = [name for name in shown if (place / f"{name}.nii").exists()]
-        write_json(place / "view.json", {**about(upright, cohort.labels), "best": best, "maps": there})
+        write_json(
+            place / "view.json",
+            {"format": FORMAT, **about(upright, cohort.labels), "best": best, "maps": there},
+        )
     else:
         (place / "view.json").touch()
     # Newest first; one that could not be made whole has no file, and is made anew when it is asked for.

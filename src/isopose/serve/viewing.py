@@ -30,7 +30,7 @@ from isopose.models.folder import Model
 from isopose.scan.correction import outline_of
 
 #: Goes up with every change of what lies in ``view/``.
-FORMAT = 2
+FORMAT = 3
 #: Pixels along a side of the homogenized slices that are shown.
 SHOWN = 256
 #: Slices that are homogenized at a time.

@@ -224,8 +224,8 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             output,
             formats,
             probabilities=False,
-            steps=False,
-            reporter=_Sender(pipe),
+            steps=None,
+            reporter=_Told(pipe),
             corrections=corrections,
             also=also,
         )

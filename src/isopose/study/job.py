@@ -15,6 +15,7 @@ from isopose.inference.files import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
+from isopose.report.steps import write_steps
 from isopose.report.tables import write_evaluation
 from isopose.study import nnunet
 from isopose.study.arms import BY_NAME
@@ -92,10 +93,10 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         made = nnunet.versions() | circumstances(device, nnunet.precision(device))
     else:
         model = _model(folder, job, dataset, config, meter)
-        history = model.info["history"] if job["arm"] != DIRECT else []
+        history = list(model.info.history) if job["arm"] != DIRECT else []
         if arm is not None:
             stns = {name: length.to_json() for name, length in lengths_of(config, arm, history).items()}
-            stn = {"lengths": stns, "turning": model.info.get("turning")}
+            stn = {"lengths": stns, "turning": model.info.to_json()["turning"]}
         size = size_of(model.pipeline)
         made = circumstances(device, choose_precision(config.train.precision, device.type))
     result: dict[str, Any] = {
@@ -151,9 +152,7 @@ def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring
                 # What was predicted when the run was stopped would be found there, and that be timed.
                 (output / f"{scan.name}.json").unlink(missing_ok=True)
                 with timed() as seconds:
-                    [outcome] = predict_scans(
-                        model, [scan], output, probabilities=False, steps=False, reporter=Silent()
-                    )
+                    [outcome] = predict_scans(model, [scan], output, probabilities=False, reporter=Silent())
                 if outcome.problem:
                     raise IsoposeError(f"a test patient could not be predicted: {outcome.problem}")
                 meter.keep("predict", scan.name, seconds)
@@ -170,5 +169,5 @@ def _steps(model: Model, scans: Sequence[Scan], evaluation: Evaluation, output: 
     order = sorted(marked or evaluation.cases, key=lambda case: badness(case.scores[target], "dice"))
     places = {"best": order[0].case, "median": order[len(order) // 2].case, "worst": order[-1].case}
     wanted = [scan for scan in scans if scan.name in places.values()]
-    predict_scans(model, wanted, output, probabilities=False, steps=True, reporter=Silent())
+    predict_scans(model, wanted, output, probabilities=False, reporter=Silent(), steps=write_steps)
     return places

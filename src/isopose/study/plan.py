@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from isopose import outputs
 from isopose.config import Config, load_config
 from isopose.data.body import body_box, body_mask
 from isopose.data.splits import check_sides, split_patients
@@ -61,7 +62,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """One run: an arm of a preset with one seed on one fold's patients."""
 
     preset: str
@@ -207,13 +208,13 @@ def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
     return load_config(preset, settings=[*wanted, *lengths], base=dict(options.values))
 
 
-def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[Job], dict[str, str]]:
+def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[PlannedRun], dict[str, str]]:
     """All runs of the arms, in the order of the tables, seed after seed; and arms that are another's twin.
 
     An arm whose configuration is, in a preset, that of an earlier one is not run again: ``preset/arm`` to the
     name of that one. nnU-Net has no preset but its own, and is run in one.
     """
-    jobs: list[Job] = []
+    jobs: list[PlannedRun] = []
     twins: dict[str, str] = {}
     of_peers = "default" if "default" in options.presets else options.presets[0]
     for preset in options.presets:
@@ -231,14 +232,16 @@ def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[Job], dict[str,
             if arm.name != "direct":
                 known[key] = arm.name
             jobs += [
-                Job(preset, arm.name, seed, fold) for seed in options.seeds for fold in range(options.folds)
+                PlannedRun(preset, arm.name, seed, fold)
+                for seed in options.seeds
+                for fold in range(options.folds)
             ]
     return jobs, twins
 
 
-def source_job(preset: str, seed: int) -> Job:
-    """Return the run that trains the model which transfer begins from."""
-    return Job(preset, SOURCE.name, seed, 0)
+def source_job(preset: str, seed: int) -> PlannedRun:
+    """The run that trains the model which transfer begins from."""
+    return PlannedRun(preset, SOURCE.name, seed, 0)
 
 
 def source_of(options: Options) -> Dataset:
@@ -285,18 +288,11 @@ def claim(output: Path, options: Options) -> tuple[Options, bool]:
     """
     path = output / STUDY
     now = _identity(options)
-    if not path.exists():
-        if output.exists() and any(output.iterdir()):
-            raise InputError(f"{output}: not empty and no study; name another folder")
-        write_json(path, {"isopose": __version__, "of": now, "scale": None})
-        return options, False
-    known = read_json(path)
-    other = [key for key, value in known["of"].items() if value != now.get(key)]
-    if other:
-        raise InputError(
-            f"{output}: holds a study of other {', '.join(other)}; give the same again to go on, or name "
-            "another folder"
-        )
+    other, strange = "holds a study of other {names}", "not empty and no study"
+    known = outputs.claim(output, path, now, within="of", other=other, strange=strange)
+    if known is None:
+        known = {"isopose": __version__, "of": now, "scale": None}
+        write_json(path, known)
     scale = known["scale"]
     return (options, False) if scale is None else (replace(options, scale=float(scale)), True)
 

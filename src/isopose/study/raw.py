@@ -18,7 +18,7 @@ from isopose.study.results import (
     ArmResult,
     Clock,
     Results,
-    Run,
+    StudyRun,
     against,
     baseline_of,
     differences,
@@ -49,7 +49,7 @@ def scores_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def runs_csv(results: Results, sources: Mapping[str, Sequence[Run]]) -> str:
+def runs_csv(results: Results, sources: Mapping[str, Sequence[StudyRun]]) -> str:
     """What every run cost, on what, and where its files are; without training it has a row without stage.
 
     Args:

@@ -19,7 +19,7 @@ from isopose.study.results import (
     ArmResult,
     Place,
     Results,
-    Run,
+    StudyRun,
     against,
     baseline_of,
     differences,
@@ -109,8 +109,8 @@ def _places_text(places: Collection[Place]) -> str:
     return ", ".join(f"seed {seed} folds {' '.join(map(str, folds[seed]))}" for seed in seeds)
 
 
-def _made(run: Run) -> str:
-    """Return the device, processor and versions of a run, if recorded."""
+def _made(run: StudyRun) -> str:
+    """On what a run was made and by what, as far as it put that down."""
     if "processor" not in run.made:
         return "not recorded"
     made = run.made

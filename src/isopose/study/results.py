@@ -26,7 +26,7 @@ STEADY = 3
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One finished run.
 
     Args:
@@ -40,7 +40,7 @@ class Run:
         shown: place (best, median, worst) to the case whose steps are drawn.
         made: device, processor, threads, precision and versions; only what the run put down.
         stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and how STN1 sees the roll
-            as ``turning`` (:class:`isopose.training.turning.Turning`); empty of versions that put none down.
+            as ``turning`` (:class:`isopose.models.info.Turning`); empty of versions that put none down.
     """
 
     folder: str
@@ -85,7 +85,7 @@ class ArmResult:
     """All runs of an arm in a preset."""
 
     arm: Arm
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
 
     @property
     def cases(self) -> list[CaseScores]:
@@ -145,7 +145,7 @@ def load_results(output: Path) -> Results:
     Raises:
         InputError: an invalid result file.
     """
-    found: dict[str, dict[str, list[Run]]] = {}
+    found: dict[str, dict[str, list[StudyRun]]] = {}
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
         preset, arm = path.parts[-4], path.parts[-3]
         if arm != SOURCE.name:
@@ -156,15 +156,15 @@ def load_results(output: Path) -> Results:
     }
 
 
-def load_sources(output: Path) -> dict[str, tuple[Run, ...]]:
+def load_sources(output: Path) -> dict[str, tuple[StudyRun, ...]]:
     """Finished trainings on the source, by preset: nothing was predicted, so that they have no scores."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[StudyRun]] = {}
     for path in sorted((output / "runs").glob(f"*/{SOURCE.name}/seed-*-fold-*/result.json")):
         found.setdefault(path.parts[-4], []).append(_run(output, path))
     return {preset: tuple(runs) for preset, runs in found.items()}
 
 
-def _run(output: Path, path: Path) -> Run:
+def _run(output: Path, path: Path) -> StudyRun:
     arm, values = path.parts[-3], read_json(path)
     evaluation = Evaluation((), ())
     if arm not in (*BY_NAME, SOURCE.name) or not isinstance(values, dict):
@@ -174,7 +174,7 @@ def _run(output: Path, path: Path) -> Run:
             raise _no_result(path)
         evaluation = Evaluation.from_json(values["evaluation"])
     seed, fold = (int(part) for part in path.parent.name.removeprefix("seed-").split("-fold-"))
-    return Run(
+    return StudyRun(
         folder=str(path.parent.relative_to(output)),
         seed=seed,
         fold=fold,

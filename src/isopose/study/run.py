@@ -21,8 +21,8 @@ from isopose.study.plan import (
     FEWEST_EPOCHS,
     SHORTENED,
     STAGES,
-    Job,
     Options,
+    PlannedRun,
     arms_of,
     check_options,
     claim,
@@ -40,6 +40,8 @@ from isopose.study.plan import (
 
 #: Exit codes of a run that was stopped and did not fail: by its own word, by SIGINT, by SIGTERM.
 STOPPED = (130, -2, -15)
+#: Of a batch and of a validation, by ``preset/arm`` and stage.
+Seconds = Mapping[str, Mapping[str, float]]
 #: Batches of an epoch, and epochs, by which an arm's time is estimated.
 TRIED_ITERATIONS, TRIED_EPOCHS = 4, 2
 
@@ -132,24 +134,24 @@ def _run_study(
     return report
 
 
-def _is_done(output: Path, job: Job) -> bool:
-    """Return whether a run is finished; for the source also whether its model is still there."""
+def _is_done(output: Path, job: PlannedRun) -> bool:
+    """Whether a run need not be done (again); the source's needs its model, from which others begin."""
     folder = output / "runs" / job.place
     return (folder / "result.json").exists() and (
         job.arm != SOURCE.name or (folder / "model" / "model.json").exists()
     )
 
 
-def _can_run(output: Path, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> bool:
-    """Return whether a run, and that of the source that it begins from, could be tried; or it is done."""
+def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
+    """Whether a run, and that of the source that it begins from, could be tried; or it is done."""
     if _is_done(output, job):
         return True
     key = _key(source_job(job.preset, job.seed)) if _arm(job).source else _key(job)
     return key in seconds
 
 
-def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Do all runs that are not finished; return the names of those that failed."""
+def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list[str]:
+    """Do what is not done; what failed, by name."""
     failed: list[str] = []
     left = [job for job in _with_sources(study.output, jobs) if not _is_done(study.output, job)]
     # Of what was estimated for the runs that are done now, how much they took.
@@ -170,9 +172,9 @@ def _run_all(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[st
     return failed
 
 
-def _with_sources(output: Path, jobs: Sequence[Job]) -> list[Job]:
-    """Return the runs with those before them whose models they, as far as they are not done, begin from."""
-    out: list[Job] = []
+def _with_sources(output: Path, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs with those before them whose models they, as far as they are not done, begin from."""
+    out: list[PlannedRun] = []
     for job in jobs:
         first = source_job(job.preset, job.seed)
         if BY_NAME[job.arm].source and first not in out and not _is_done(output, job):
@@ -181,12 +183,12 @@ def _with_sources(output: Path, jobs: Sequence[Job]) -> list[Job]:
     return out
 
 
-def _arm(job: Job) -> Arm:
+def _arm(job: PlannedRun) -> Arm:
     return SOURCE if job.arm == SOURCE.name else BY_NAME[job.arm]
 
 
-def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
-    """Return the path, and the patients with their splits, of a run."""
+def _dataset(study: Study, job: PlannedRun) -> tuple[Path, Dataset]:
+    """The path, and the patients with their splits, of a run."""
     options = study.options
     if job.arm == SOURCE.name:
         assert options.source is not None, "checked by arms_of"
@@ -194,8 +196,8 @@ def _dataset(study: Study, job: Job) -> tuple[Path, Dataset]:
     return options.dataset, patients_of(options, job.fold)
 
 
-def _run(study: Study, job: Job) -> None:
-    """Do a run in its own process."""
+def _run(study: Study, job: PlannedRun) -> None:
+    """A run in a process of its own."""
     path, dataset = _dataset(study, job)
     of_source = job.arm == SOURCE.name
     config = config_of(study.options, job.preset, _arm(job), job.seed)
@@ -209,7 +211,7 @@ def _run(study: Study, job: Job) -> None:
 def _start(
     study: Study,
     folder: Path,
-    job: Job,
+    job: PlannedRun,
     path: Path,
     dataset: Dataset,
     config: Config,
@@ -254,12 +256,12 @@ def _start(
         raise RunFailed(f"{job.name} (code {code})")
 
 
-def _key(job: Job) -> str:
+def _key(job: PlannedRun) -> str:
     """Of an arm in the estimates."""
     return f"{job.preset}/{job.arm}"
 
 
-def _estimate(study: Study, jobs: Sequence[Job]) -> tuple[dict[str, dict[str, float]], list[str]]:
+def _estimate(study: Study, jobs: Sequence[PlannedRun]) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Seconds of a batch and of a validation by stage, for each arm; tried once and kept.
 
     A few batches of every stage in a process of its own, on the study's own patients, as in the runs.
@@ -275,7 +277,7 @@ def _estimate(study: Study, jobs: Sequence[Job]) -> tuple[dict[str, dict[str, fl
     to_do = [job for job in every if job.arm == SOURCE.name or not _is_done(study.output, job)]
     pairs = dict.fromkeys((job.preset, job.arm) for job in to_do)
     for preset, arm in pairs:
-        job = Job(preset, arm, study.options.seeds[0], 0)
+        job = PlannedRun(preset, arm, study.options.seeds[0], 0)
         key = _key(job)
         if key in known or arm == DIRECT:
             continue
@@ -294,7 +296,7 @@ def _estimate(study: Study, jobs: Sequence[Job]) -> tuple[dict[str, dict[str, fl
     return known, untried
 
 
-def _tried(study: Study, job: Job) -> dict[str, float]:
+def _tried(study: Study, job: PlannedRun) -> dict[str, float]:
     config = config_of(study.options, job.preset, _arm(job), job.seed)
     update = {"epochs": TRIED_EPOCHS, "iterations": TRIED_ITERATIONS, "min_epochs": TRIED_EPOCHS}
     sections = {
@@ -324,12 +326,12 @@ def _tried(study: Study, job: Job) -> dict[str, float]:
     return out
 
 
-def _seconds(options: Options, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> float:
+def _seconds(options: Options, job: PlannedRun, seconds: Seconds) -> float:
     """Estimated seconds of a run's training."""
     return sum(_by_stage(options, job, seconds).values())
 
 
-def _by_stage(options: Options, job: Job, seconds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def _by_stage(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, float]:
     """Estimated seconds of each stage of a run's training."""
     if job.arm == DIRECT:
         return {}
@@ -345,11 +347,7 @@ def _by_stage(options: Options, job: Job, seconds: Mapping[str, Mapping[str, flo
 
 
 def _scale(
-    output: Path,
-    options: Options,
-    jobs: Sequence[Job],
-    seconds: Mapping[str, Mapping[str, float]],
-    budget_s: float,
+    output: Path, options: Options, jobs: Sequence[PlannedRun], seconds: Seconds, budget_s: float
 ) -> float:
     """Return the part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
 
@@ -374,8 +372,8 @@ def _scale(
     return scale
 
 
-def _report_estimate(study: Study, jobs: Sequence[Job], seconds: Mapping[str, Mapping[str, float]]) -> None:
-    """Report the estimated duration of each arm before the study starts."""
+def _tell(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
+    """How long it will take, arm by arm, before it starts."""
     every = _with_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
     where = "" if study.options.folds == 1 else " in the first fold"

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from isopose.models.info import LEAST_SLOPE
 from isopose.report.tables import Cell, Column, Table
 from isopose.study.lengths import STNS, Length, lengths_of
 from isopose.study.plan import Options, config_of
-from isopose.study.results import ArmResult, Run
-from isopose.training.turning import LEAST_SLOPE
+from isopose.study.results import ArmResult, StudyRun
 
 #: In place of a number that the version which made a run did not take.
 NOT_MEASURED = "not measured"
@@ -31,7 +31,7 @@ def lengths_by_arm(
     return found
 
 
-def _lengths(options: Options, preset: str, result: ArmResult, run: Run) -> dict[str, Length]:
+def _lengths(options: Options, preset: str, result: ArmResult, run: StudyRun) -> dict[str, Length]:
     known = run.stn.get("lengths")
     if known is not None:
         return {name: Length(**values) for name, values in known.items()}
@@ -118,7 +118,7 @@ def _steps(length: Length | None) -> str:
     return "none" if length is None else f"{length.steps:,} ({length.preset_steps:,})"
 
 
-def _roll(run: Run, lengths: Mapping[str, Length]) -> Sequence[str]:
+def _roll(run: StudyRun, lengths: Mapping[str, Length]) -> Sequence[str]:
     """Slope and distances of a run as texts."""
     if "STN1" not in lengths or not lengths["STN1"].steps:
         return ("no STN1",) * 4

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from isopose import outputs
 from isopose.config import Config
 from isopose.data.store import Store
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, write_json
+from isopose.files import hash_of, write_json
 from isopose.io.datasets import Case, Dataset
 from isopose.labels import Labels, mirrored_classes
 from isopose.models.folder import Model
@@ -63,29 +64,16 @@ def claim(
         "model to begin from": source.weights_sha256 if source else "",
         "corrections": hash_of(sorted(one.sha256 for one in corrections.values())),
     }
-    marker = folder / "work" / "run.json"
-    if not resume:
-        write_json(marker, run)
-    elif marker.exists():
-        other = [name for name, value in read_json(marker).items() if value != run.get(name)]
-        if other:
-            raise InputError(
-                f"{folder}: was started with another {' and '.join(other)}; give the same again "
-                "to resume, or name another folder"
-            )
-    else:
-        if folder.exists() and any(entry.name != "work" for entry in folder.iterdir()):
-            raise InputError(f"{folder}: holds something that no isopose fit began here; name another folder")
-        write_json(marker, run)
+    mark = folder / "work" / "run.json"
+    other = "was started with another {names}, or by an isopose with other settings"
+    strange = "holds something that no isopose fit began here"
+    if not resume or outputs.claim(folder, mark, run, other=other, strange=strange) is None:
+        write_json(mark, run)
 
 
 def claim_data(folder: Path, stored: Store) -> None:
-    """Refuse to resume with other images or labels under the same names."""
-    marker = folder / "work" / "data.json"
+    """Refuse to go on with other images or labels under the same names: the stages would be of two minds."""
+    mark = folder / "work" / "data.json"
     sources = {"sources": hash_of([[case.record.id, case.record.sources] for case in stored.cases])}
-    if marker.exists() and read_json(marker) != sources:
-        raise InputError(
-            f"{folder}: was started with other images or labels; bring them back to resume, "
-            "or name another folder"
-        )
-    write_json(marker, sources)
+    if outputs.begun(folder, mark, sources, other="was started with other images or labels") is None:
+        write_json(mark, sources)

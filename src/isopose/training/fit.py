@@ -19,15 +19,16 @@ from isopose.io.datasets import Case, Dataset
 from isopose.io.truth import true_rolls
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model, save_model
+from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
 from isopose.progress import Reporter, Silent
 from isopose.training.by_hand import Corrections, cases_by_hand
 from isopose.training.claim import check_batches, check_claim, check_mirroring, claim, claim_data
 from isopose.training.fabric import fabric_for
-from isopose.training.info import reference_info, training_info, warn_of_seen
+from isopose.training.info import reference_info, stages_info, training_info, warn_of_seen
 from isopose.training.preprocessing import preprocess
-from isopose.training.stages import Run, oversampling, slice_stages, volume_stages
+from isopose.training.stages import StageContext, oversampling, slice_stages, volume_stages
 from isopose.training.targets import Reference, check_reference, choose_reference
 from isopose.training.transfer import check_source
 
@@ -76,8 +77,8 @@ def fit(
     if corrections and config.dims == 3:
         raise InputError("--corrections: poses set by hand are those of slices, expected dims=2, got dims=3")
     check_batches(config, fabric.world_size)
-    run = Run(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
-    # Other ranks wait for the first one's results; the first holds the folder's lock for all.
+    context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
+    # The others find what the first has made, and go on with it; the first holds the folder for all.
     with ExitStack() as held:
         with fabric.rank_zero_first():
             follows = not fabric.is_global_zero
@@ -91,7 +92,7 @@ def fit(
                 return load_model(folder)
             given = source.fingerprint if source else None
             stored, fingerprint = preprocess(
-                store or run.work / "store",
+                store or context.work / "store",
                 (training, validation),
                 dataset.labels,
                 config.data,
@@ -101,12 +102,12 @@ def fit(
             )
             claim_data(folder, stored)
         return _fit(
-            run, folder, dataset, stored, fingerprint, training, validation, source, corrections or {}
+            context, folder, dataset, stored, fingerprint, training, validation, source, corrections or {}
         )
 
 
 def _fit(
-    run: Run,
+    context: StageContext,
     folder: Path,
     dataset: Dataset,
     stored: Store,
@@ -116,7 +117,7 @@ def _fit(
     source: Model | None,
     corrections: Corrections,
 ) -> Model:
-    config, fabric, reporter = run.config, run.fabric, run.reporter
+    config, fabric, reporter = context.config, context.fabric, context.reporter
     warn_of_seen(source, stored, validation, reporter)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
@@ -132,39 +133,49 @@ def _fit(
 
     air = train_slices.cases[0].record.air
     if source is None:
-        reference = choose_reference(train_slices.cases, config.pose, air)
-        reporter.say(
-            f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
-            f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
-            f"{math.degrees(reference.lean):+.1f} degrees)"
-        )
+        reference = _chosen_reference(run, train_slices, air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
-        run = replace(run, truth=_against(true_rolls(dataset.root), reference))
+        context = replace(context, truth=_against(true_rolls(dataset.root), reference))
     else:
-        mask, of_reference = source.pipeline.pose.reference_mask, source.info["reference"]
+        mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
     networks = Networks(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
     if source is not None:
         networks.load_state_dict(source.pipeline.state_dict())
         networks.unet.freeze(config.train.parts)
-    networks.to(run.fabric.device)
+    networks.to(context.fabric.device)
 
     # Networks that no stage trains keep their statistics: a batch norm in training mode would replace them.
     networks.eval()
     if networks.pose.roll is not None and source is None:
         load_shipped(networks.pose.roll)
     if config.dims == 3:
-        stages, turning = volume_stages(run, networks, train_slices, val_slices), None
+        stages, turning = volume_stages(context, networks, train_slices, val_slices), None
     else:
-        stages, turning = slice_stages(run, networks, train_slices, val_slices, corrections)
+        stages, turning = slice_stages(context, networks, train_slices, val_slices, corrections)
 
-    info = training_info(stages, turning, of_reference, stored, training, validation, source)
-    if corrections:
-        info["training"]["corrections_sha256"] = sorted(one.sha256 for one in corrections.values())
+    info = ModelInfo(
+        training_info(stored, training, validation, source, corrections),
+        of_reference,
+        stages_info(stages),
+        turning,
+        tuple(row for stage in stages for row in stage.history),
+    )
     if fabric.is_global_zero:
         save_model(folder, Model(networks, config, dataset.labels, fingerprint, info))
         write_text(folder / CARD, model_card(load_model(folder)))
     fabric.barrier()
     return load_model(folder)
+
+
+def _chosen_reference(run: Run, slices: Slices, air: float) -> Reference:
+    """Choose the reference patient among the cases of the training slices, and report it."""
+    reference = choose_reference(slices.cases, run.config.pose, air)
+    run.reporter.say(
+        f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
+        f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
+        f"{math.degrees(reference.lean):+.1f} degrees)"
+    )
+    return reference
 
 
 def _against(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:

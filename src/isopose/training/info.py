@@ -1,74 +1,72 @@
 """What is kept with a model of its training: numbers and hashes, no case's name."""
 
-from typing import Any
-
 from isopose.data.store import Store
 from isopose.io.datasets import Case
 from isopose.models.folder import Model
+from isopose.models.info import ReferenceInfo, StageInfo, TrainingInfo
 from isopose.progress import Reporter
+from isopose.training.by_hand import Corrections
 from isopose.training.checkpoint import Progress
 from isopose.training.targets import Reference
-from isopose.training.turning import Turning
 
 
-def reference_info(reference: Reference, store: Store) -> dict[str, Any]:
-    """What is kept of the reference: numbers and a hash, no case's name."""
+def reference_info(reference: Reference, store: Store) -> ReferenceInfo:
+    """Return what is kept of a reference patient of a store."""
     (record,) = [case.record for case in store.cases if case.record.id == reference.case]
-    return {
-        "image_sha256": record.sources["image"],
-        "slice": reference.slice,
-        "chosen": reference.chosen,
-        "area_cm2": reference.area_cm2,
-        "symmetry": reference.symmetry,
-        "lean": reference.lean,
-    }
+    return ReferenceInfo(
+        image_sha256=record.sources["image"],
+        slice=reference.slice,
+        chosen=reference.chosen,
+        area_cm2=reference.area_cm2,
+        symmetry=reference.symmetry,
+        lean=reference.lean,
+    )
 
 
 def training_info(
-    stages: list[Progress],
-    turning: Turning | None,
-    reference: dict[str, Any],
     store: Store,
     training: tuple[Case, ...],
     validation: tuple[Case, ...],
     source: Model | None,
-) -> dict[str, Any]:
-    """What is kept with the model: numbers and hashes, no case's name."""
-    by_id = {case.record.id: case.record for case in store.cases}
-    # What the model to begin from has seen, this one has seen as well.
-    before = source.info["training"] if source else {}
+    corrections: Corrections,
+) -> TrainingInfo:
+    """Return what is kept of the cases of a training.
 
-    def hashes(cases: tuple[Case, ...], key: str) -> list[str]:
-        return [*(by_id[case.id].sources["image"] for case in cases), *before.get(key, ())]
+    Args:
+        store: that holds them.
+        training: cases that were trained on.
+        validation: cases that chose the weights.
+        source: the model that the training started from; scans that it has seen, the new model has seen.
+        corrections: poses and crops set by hand.
+    """
+    image_of = {case.record.id: case.record.sources["image"] for case in store.cases}
+    before = source.info.training if source else TrainingInfo(())
+    return TrainingInfo(
+        images_sha256=(*(image_of[case.id] for case in training), *before.images_sha256),
+        validation_images_sha256=(
+            *(image_of[case.id] for case in validation),
+            *before.validation_images_sha256,
+        ),
+        cases=len(training),
+        patients=len({case.patient for case in training}),
+        validation_cases=len(validation),
+        from_weights_sha256=source.weights_sha256 if source else None,
+        corrections_sha256=tuple(sorted(one.sha256 for one in corrections.values())),
+    )
 
+
+def stages_info(stages: list[Progress]) -> dict[str, StageInfo]:
+    """Return how long each stage was trained and which epoch was the best."""
     return {
-        "reference": reference,
-        "training": {
-            "cases": len(training),
-            "patients": len({case.patient for case in training}),
-            "validation_cases": len(validation),
-            "images_sha256": hashes(training, "images_sha256"),
-            "validation_images_sha256": hashes(validation, "validation_images_sha256"),
-            "from_weights_sha256": source.weights_sha256 if source else None,
-        },
-        "stages": {
-            stage.history[0]["stage"]: {
-                "epochs": stage.epoch,
-                "best_epoch": stage.best_epoch,
-                "best": stage.best,
-            }
-            for stage in stages
-        },
-        "turning": turning.to_json() if turning else None,
-        "history": [row for stage in stages for row in stage.history],
+        stage.history[0]["stage"]: StageInfo(stage.epoch, stage.best_epoch, stage.best) for stage in stages
     }
 
 
 def warn_of_seen(
     source: Model | None, stored: Store, validation: tuple[Case, ...], reporter: Reporter
 ) -> None:
-    """Say where the patients that decide when to stop are among those of the model to begin from."""
-    known = set(source.info["training"]["images_sha256"]) if source else set()
+    """Warn where validation patients are among the training patients of the model to start from."""
+    known = set(source.info.training.images_sha256) if source else set()
     names = {case.id for case in validation}
     both = [c for c in stored.cases if c.record.id in names and c.record.sources["image"] in known]
     if both:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,6 @@ from isopose.progress import Reporter
 from isopose.ranks import lost, mine, summed
 from isopose.training.checkpoint import Progress, damaged, load_checkpoint, save_checkpoint
 from isopose.training.tracking import curves
-
-#: Weight of the past in the smoothed validation score.
-SMOOTHING = 0.8
-#: Gradients are clipped to this norm, as nnU-Net does.
-MAX_NORM = 12.0
 
 
 @dataclass(frozen=True)
@@ -96,21 +91,12 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     objective = stage.objective.to(fabric.device)
     optimizer = _optimizer(objective, config)
     checkpoint = work / "checkpoints" / f"{stage.name}.safetensors"
-    progress, best = Progress(), _weights(objective)
-    if checkpoint.exists():
-        progress, last, best = load_checkpoint(checkpoint, optimizer)
-        try:
-            objective.load_state_dict(last)
-            if progress.scaler:
-                fabric.strategy.precision.load_state_dict(progress.scaler)
-        except (RuntimeError, KeyError) as error:
-            raise damaged(checkpoint, error) from None
-    first = fabric.is_global_zero
+    progress, best = _resumed(checkpoint, objective, optimizer, fabric)
     if not progress.finished:
         module, wrapped = fabric.setup(objective, optimizer)
         with (
             reporter.stage(stage.name, config.epochs, config.iterations, progress.epoch) as report,
-            curves(work / "tensorboard" / stage.name, progress.epoch) if first else nullcontext() as draw,
+            _curves(work / "tensorboard" / stage.name, progress.epoch, fabric) as draw,
         ):
             while not progress.finished:
                 started, cpu = time.monotonic(), time.process_time()
@@ -132,13 +118,39 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
                 row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
                 progress.history.append(row | numbers | times)
                 progress.scaler = dict(fabric.strategy.precision.state_dict())
-                if draw is not None:
+                if fabric.is_global_zero:
                     save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimizer)
-                    draw(progress.history[-1])
+                draw(progress.history[-1])
                 report.epoch(progress.history[-1])
     objective.load_state_dict(best)
     objective.eval().requires_grad_(False)
     return progress
+
+
+def _resumed(
+    checkpoint: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Return a stage's progress and best weights; objective and optimizer get the checkpoint's state."""
+    if not checkpoint.exists():
+        return Progress(), _weights(objective)
+    progress, last, best = load_checkpoint(checkpoint, optimizer)
+    try:
+        objective.load_state_dict(last)
+        if progress.scaler:
+            fabric.strategy.precision.load_state_dict(progress.scaler)
+    except (RuntimeError, KeyError) as error:
+        raise damaged(checkpoint, error) from None
+    return progress, best
+
+
+@contextmanager
+def _curves(folder: Path, epoch: int, fabric: Fabric) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that draws an epoch's row; only the first rank draws."""
+    if not fabric.is_global_zero:
+        yield lambda _: None
+        return
+    with curves(folder, epoch) as draw:
+        yield draw
 
 
 def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoch: int, report: Any) -> float:
@@ -169,9 +181,9 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
                 loss = module(part, disturbance[rows]) * (len(rows) / own)
                 fabric.backward(loss)
             total += loss.detach()
-        # Non-finite gradients: the scaler of 16-mixed skips that step, as it should; in other precisions they
-        # reach the weights, which are checked at the end of the epoch.
-        fabric.clip_gradients(module, optimizer, max_norm=MAX_NORM, error_if_nonfinite=False)
+        # Gradients that are not finite: the scaler of 16-mixed leaves that step out, as it should; in any
+        # other precision they reach the weights, by which the epoch's end knows.
+        fabric.clip_gradients(module, optimizer, max_norm=config.max_norm, error_if_nonfinite=False)
         optimizer.step()
         report.step()
     # Free the gradients' memory for validation and the checkpoint.
@@ -200,7 +212,7 @@ def _advance(progress: Progress, config: OptimizerConfig, numbers: dict[str, flo
         return True
     score = next(iter(numbers.values()))
     past = score if progress.smoothed is None else progress.smoothed
-    progress.smoothed = SMOOTHING * past + (1.0 - SMOOTHING) * score
+    progress.smoothed = config.smoothing * past + (1.0 - config.smoothing) * score
     improved = progress.best is None or progress.smoothed > progress.best
     if improved:
         progress.best, progress.best_epoch = progress.smoothed, progress.epoch

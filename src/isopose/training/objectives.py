@@ -33,8 +33,9 @@ from isopose.training.losses import (
 from isopose.training.targets import crop_targets, homogenizing
 from isopose.training.turning import estimate_of, judged_turns, summed_up
 
-#: Pose jitter at strength 1, by the number of dimensions: radians, log scales, shifts in half sides of the
-#: homogenized frame. Pitch and yaw vary less between patients than roll.
+#: Unit of the setting ``unet.pose_jitter``, which is the strength: the jitter at strength 1 by the number of
+#: dimensions, in radians, log scales and shifts in half sides of the homogenized frame. Pitch and yaw of
+#: patients vary less than the roll.
 POSE_JITTER = {2: (0.17, 0.1, 0.1, 0.1, 0.1), 3: (0.17, 0.09, 0.09, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)}
 
 
@@ -307,7 +308,7 @@ class SegmentationObjective(nn.Module):
                 return probabilities, _shrunk(target, logits.shape[2:])
             side = self.config.unet_size // logits.shape[-1]
             goal = _shrunk(target, [pixels // side for pixels in target.shape[2:]])
-            # Averaging neighbors would hide a checkerboard pattern from the loss: docs/pipeline.md, "U-Net".
+            # Means of neighbors would hide a checkered answer from the loss: docs/concepts/unet.md, "Loss".
             return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
 
         return deep_supervision_loss(map(level, self.unet(self._cut(batch, theta), deep=True)))

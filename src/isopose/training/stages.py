@@ -13,6 +13,7 @@ from isopose.config import Config
 from isopose.data.samples import Slices, Volumes
 from isopose.errors import InputError
 from isopose.labels import Labels, mirrored_classes
+from isopose.models.info import Turning
 from isopose.models.pipeline import Networks
 from isopose.progress import Reporter
 from isopose.training.augmentation import Augmentation
@@ -36,11 +37,11 @@ from isopose.training.transforms import (
     volume_crops_of,
     volume_poses_of,
 )
-from isopose.training.turning import Turning, measure_turning, warning_of
+from isopose.training.turning import measure_turning, warning_of
 
 
 @dataclass(frozen=True)
-class Run:
+class StageContext:
     """What the stages of one run share.
 
     Args:
@@ -63,20 +64,24 @@ class Run:
 
 
 def slice_stages(
-    run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None, corrections: Corrections
+    context: StageContext,
+    networks: Networks,
+    train_slices: Slices,
+    val_slices: Slices | None,
+    corrections: Corrections,
 ) -> tuple[list[Progress], Turning | None]:
     """Train the networks of slices; afterwards they have the best weights.
 
     Returns:
         The progress of each stage, and the roll errors of STN1 if it was trained.
     """
-    config = run.config
+    config = context.config
     reference = networks.pose.reference_mask.cpu()
     by_hand = poses_by_hand(train_slices, corrections, reference)
 
     def find_poses() -> None:
         for slices in filter(None, (train_slices, val_slices)):
-            slices.pose = poses_of(networks, slices, run.fabric.device)
+            slices.pose = poses_of(networks, slices, context.fabric.device)
         train_slices.pose = where_set(by_hand, train_slices.pose)
 
     stages: list[Progress] = []
@@ -84,96 +89,96 @@ def slice_stages(
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
     if networks.pose.localization is not None and learning:
-        pose = PoseObjective(networks, by_hand if by_hand.isfinite().any() else None, run.truth)
-        stages.append(_train(run, "pose", pose, train_slices, val_slices, 0))
-        turning = _measured(run, networks, train_slices, val_slices, "pose")
+        pose = PoseObjective(networks, by_hand if by_hand.isfinite().any() else None, context.truth)
+        stages.append(_train(context, "pose", pose, train_slices, val_slices, 0))
+        turning = _measured(context, networks, train_slices, val_slices, "pose")
     if networks.pose.roll is not None and config.pose.learned and learning:
         find_poses()
-        stages.append(_train(run, "pose", RollObjective(networks), train_slices, val_slices, 0))
-        run.reporter.say(
+        stages.append(_train(context, "pose", RollObjective(networks), train_slices, val_slices, 0))
+        context.reporter.say(
             "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
-            "it doubts poses that are right (docs/pose.md)"
+            "it doubts poses that are right (docs/measurements.md, 'What was tried')"
         )
     find_poses()
     for slices in filter(None, (train_slices, val_slices)):
         for line in turned(slices):
-            run.reporter.say(line)
+            context.reporter.say(line)
     if networks.joint is not None and learning:
-        joint = JointObjective(networks, run.truth)
-        stages.append(_train(run, "joint", joint, train_slices, val_slices, 3, "crop"))
-        turning = _measured(run, networks, train_slices, val_slices, "crop")
+        joint = JointObjective(networks, context.truth)
+        stages.append(_train(context, "joint", joint, train_slices, val_slices, 3, "crop"))
+        turning = _measured(context, networks, train_slices, val_slices, "crop")
     if config.crop.enabled and not config.crop.learned and learning:
-        networks.crop.start.copy_(box_of_all(networks, train_slices, run.fabric.device))
+        networks.crop.start.copy_(box_of_all(networks, train_slices, context.fabric.device))
     crops = crops_by_hand(train_slices, corrections, reference)
     if networks.crop.localization is not None and learning:
         labeled = train_slices.labeled()
         judged = val_slices.labeled() if val_slices else None
         of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
         crop = CropObjective(networks, of_labeled if of_labeled.isfinite().any() else None)
-        stages.append(_train(run, "crop", crop, labeled, judged or None, 1))
+        stages.append(_train(context, "crop", crop, labeled, judged or None, 1))
     for slices in filter(None, (train_slices, val_slices)):
-        slices.pose, slices.theta2 = transforms_of(networks, slices, run.fabric.device)
+        slices.pose, slices.theta2 = transforms_of(networks, slices, context.fabric.device)
     train_slices.pose = where_set(by_hand, train_slices.pose)
     # In the final poses, which a joint network has changed where none was set.
     crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unet = SegmentationObjective(networks, run.labels.names)
+    unet = SegmentationObjective(networks, context.labels.names)
     stages.append(
-        _train(run, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(run, networks))
+        _train(context, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(context, networks))
     )
     return stages, turning
 
 
 def _measured(
-    run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None, section: str
+    context: StageContext, networks: Networks, train_slices: Slices, val_slices: Slices | None, section: str
 ) -> Turning | None:
-    """Measure the roll errors of the trained STN1, report them, and warn if it has not learned to rotate."""
-    if run.trial:
+    """Measure how the trained STN1 sees the roll, say it, and warn where it has not learned to turn."""
+    if context.trial:
         return None
     patients = "validation" if val_slices else "training"
-    slices = (val_slices or train_slices).spread(run.config.train.validation_slices)
-    turning = measure_turning(networks, slices, run.fabric, run.truth, patients)
+    slices = (val_slices or train_slices).spread(context.config.train.validation_slices)
+    turning = measure_turning(networks, slices, context.fabric, context.truth, patients)
     if turning is not None:
         true = turning.degrees_from_truth
-        run.reporter.say(
+        context.reporter.say(
             f"STN1's roll on {turning.slices} slices of {patients} patients: slope {turning.slope:.2f}, "
             + (f"{true:.1f} degrees from the true one (moments: {turning.moments_from_truth:.1f}), "
                if true is not None else "")
             + f"{turning.degrees_from_moments:.1f} degrees from the moments' at the median"
         )  # fmt: skip
         if not turning.learned:
-            run.reporter.say(warning_of(turning, section))
+            context.reporter.say(warning_of(turning, section))
     return turning
 
 
-def _augmentation(run: Run, networks: Networks) -> Augmentation | None:
-    """Return the augmentation of the U-Net's slices that replaces homogenization, if configured."""
-    if run.config.unet.augmentation == "off":
+def _augmentation(context: StageContext, networks: Networks) -> Augmentation | None:
+    """What the U-Net's slices go through while it trains, in place of homogenization."""
+    if context.config.unet.augmentation == "off":
         return None
     # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
     try:
-        mirror = mirrored_classes(run.labels.names) == tuple(range(run.labels.classes))
+        mirror = mirrored_classes(context.labels.names) == tuple(range(context.labels.classes))
     except InputError:
         mirror = False
     if not mirror:
-        run.reporter.say("note: the labels have sides, so the augmentation does not mirror")
+        context.reporter.say("note: the labels have sides, so the augmentation does not mirror")
     return Augmentation(networks.air, mirror=mirror)
 
 
 def volume_stages(
-    run: Run, networks: Networks, train_slices: Slices, val_slices: Slices | None
+    context: StageContext, networks: Networks, train_slices: Slices, val_slices: Slices | None
 ) -> list[Progress]:
-    """Train the networks of whole volumes, whose pose needs no training."""
-    crop, device = run.config.crop, run.fabric.device
+    """Likewise for whole volumes, whose pose needs no training."""
+    crop, device = context.config.crop, context.fabric.device
     training = Volumes(train_slices.cases)
     validation = Volumes(val_slices.cases) if val_slices else None
     stages: list[Progress] = []
-    learning = run.config.train.parts == "all"
+    learning = context.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
         volumes.pose = volume_poses_of(networks, volumes, device)
         for line in turned(volumes):
-            run.reporter.say(line)
+            context.reporter.say(line)
     if learning:
         networks.reach.fill_(reach_of(training))
     if crop.enabled and not crop.learned and learning:
@@ -181,16 +186,16 @@ def volume_stages(
     if networks.crop.localization is not None and learning:
         judged = validation.labeled() if validation else None
         objective = CropObjective(networks)
-        stages.append(_train(run, "crop", objective, training.labeled(), judged or None, 1))
+        stages.append(_train(context, "crop", objective, training.labeled(), judged or None, 1))
     for volumes in filter(None, (training, validation)):
         volumes.theta2 = volume_crops_of(networks, volumes, device)
-    unet = SegmentationObjective(networks, run.labels.names)
-    stages.append(_train(run, "unet", unet, training, validation, 2))
+    unet = SegmentationObjective(networks, context.labels.names)
+    stages.append(_train(context, "unet", unet, training, validation, 2))
     return stages
 
 
 def _train(
-    run: Run,
+    context: StageContext,
     name: str,
     objective: Any,
     training: Slices | Volumes,
@@ -201,22 +206,22 @@ def _train(
 ) -> Progress:
     started = time.monotonic()
     if isinstance(validation, Slices):
-        validation = validation.spread(run.config.train.validation_slices)
+        validation = validation.spread(context.config.train.validation_slices)
     stage = Stage(
         name=name,
         objective=objective,
-        config=getattr(run.config, section or name).optimizer,
+        config=getattr(context.config, section or name).optimizer,
         training=training,
         validation=validation,
-        least=oversampling(run.config.train.oversample, run.labels),
-        seed=(run.config.train.seed, number),
+        least=oversampling(context.config.train.oversample, context.labels),
+        seed=(context.config.train.seed, number),
         section=section,
-        noise=noise_size(run.config.dims),
+        noise=noise_size(context.config.dims),
         augment=augment,
     )
-    progress = train_stage(stage, run.fabric, run.work, run.reporter)
+    progress = train_stage(stage, context.fabric, context.work, context.reporter)
     best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""
-    run.reporter.say(f"{name}: {progress.epoch} epochs{best}, {time.monotonic() - started:.0f} s")
+    context.reporter.say(f"{name}: {progress.epoch} epochs{best}, {time.monotonic() - started:.0f} s")
     return progress
 
 

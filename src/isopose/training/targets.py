@@ -18,11 +18,6 @@ from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
 from isopose.models.pipeline import Networks
 
-#: The reference is chosen among patients whose body area is within this factor of the median.
-SIZE_FACTOR = 1.3
-#: Loss of symmetry that equals a lean of one radian in the choice of the reference.
-LEAN_WEIGHT = 1.0
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -114,8 +109,8 @@ def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: fl
     """
     axes = [symmetry_axis(one.image, one.mask) for one in candidates]
     areas = np.array([float(one.mask.sum()) * (one.pixel_mm / 10.0) ** 2 for one in candidates])
-    typical = np.abs(np.log(areas / np.median(areas))) <= np.log(SIZE_FACTOR)
-    merit = np.array([float(axis.score) - LEAN_WEIGHT * abs(float(axis.angle)) for axis in axes])
+    typical = np.abs(np.log(areas / np.median(areas))) <= np.log(config.reference_within)
+    merit = np.array([float(axis.score) - config.reference_lean * abs(float(axis.angle)) for axis in axes])
     best = int(np.lexsort((-merit, ~typical))[0])
     image, mask, lean = candidates[best].image, candidates[best].mask, float(axes[best].angle)
 

@@ -6,8 +6,6 @@ one by 0.95 to 0.98. Therefore slices are rotated by known angles, and STN1's es
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -17,50 +15,18 @@ from isopose.data.samples import SliceBatch, Slices
 from isopose.geometry.moments import moments, pose_from_moments
 from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
+from isopose.models.info import LEAST_SLOPE, Turning
 from isopose.models.pipeline import Networks
 from isopose.ranks import gathered
 from isopose.training.transforms import batch_of
 
 #: Applied rotations in radians: about as far as patients lie from upright (docs/phantom.md).
 TURNS = (-math.radians(15.0), math.radians(15.0))
-#: Below this slope more than half of a patient's rotation is left in the homogenized slice: the network has
-#: not learned to rotate.
-LEAST_SLOPE = 0.5
-#: One in this many slices is rotated during validation, since each rotation costs a forward pass.
+#: Of a batch's slices one in so many is turned after each epoch, for it takes a look at each turn.
 TURNED_OF_A_BATCH = 4
 
 #: From images and masks ``(N, 1, S, S)`` to poses ``(N, 5)``.
 Estimate = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Turning:
-    """Errors of a trained STN1's roll; medians over slices.
-
-    Args:
-        slope: change of the estimated angle per applied rotation: 1 follows rotations, 0 ignores them.
-        degrees_from_moments: distance of its angle and that of the mask's moments, of axes (at most 90).
-        degrees_from_truth: distance of its angle and the true one, for phantoms.
-        moments_from_truth: distance of the moments' angle and the true one, for comparison.
-        slices: number of slices measured.
-        patients: validation or training patients (the latter if there is no validation).
-    """
-
-    slope: float
-    degrees_from_moments: float
-    degrees_from_truth: float | None
-    moments_from_truth: float | None
-    slices: int
-    patients: Literal["validation", "training"]
-
-    @property
-    def learned(self) -> bool:
-        """Whether it follows turns well enough to bring patients to one roll."""
-        return self.slope >= LEAST_SLOPE
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as they are kept with a model."""
-        return asdict(self)
 
 
 def estimate_of(networks: Networks) -> Estimate | None:

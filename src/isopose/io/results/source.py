@@ -101,7 +101,7 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
         volume: the volume that was read, or labels on its grid.
 
     Raises:
-        InputError: see ``read_series``; also if the files lack UIDs of their own or have changed.
+        InputError: as ``read_series``; the files lack their own identifiers, share one, or changed.
     """
     if is_archive(path):
         with unpacked(path) as folder:
@@ -112,6 +112,11 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     paths = list(dict.fromkeys(frame.path for frame in frames))
     identified = [_identified(file, frames[0].modality, len(frames) > len(paths)) for file in paths]
     headers = [header for header, _ in identified]
+    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+        raise InputError(
+            f"{path}: expected a SOPInstanceUID of its own in each file, but several have one in common, by "
+            "which no DICOM result can name a slice; write NIfTI, or export the series from its archive again"
+        )
     missing = sorted({name for _, names in identified for name in names})
     first = _read(paths[0])
     shared, invalid = copied(first, SHARED)
