@@ -225,7 +225,7 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             formats,
             probabilities=False,
             steps=None,
-            reporter=_Told(pipe),
+            reporter=_Sender(pipe),
             corrections=corrections,
             also=also,
         )

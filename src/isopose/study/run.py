@@ -372,7 +372,7 @@ def _scale(
     return scale
 
 
-def _tell(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
+def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
     """How long it will take, arm by arm, before it starts."""
     every = _with_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)

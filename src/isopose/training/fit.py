@@ -133,7 +133,7 @@ def _fit(
 
     air = train_slices.cases[0].record.air
     if source is None:
-        reference = _chosen_reference(run, train_slices, air)
+        reference = _chosen_reference(context, train_slices, air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         context = replace(context, truth=_against(true_rolls(dataset.root), reference))
     else:
@@ -167,10 +167,10 @@ def _fit(
     return load_model(folder)
 
 
-def _chosen_reference(run: Run, slices: Slices, air: float) -> Reference:
+def _chosen_reference(context: StageContext, slices: Slices, air: float) -> Reference:
     """Choose the reference patient among the cases of the training slices, and report it."""
-    reference = choose_reference(slices.cases, run.config.pose, air)
-    run.reporter.say(
+    reference = choose_reference(slices.cases, context.config.pose, air)
+    context.reporter.say(
         f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
         f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
         f"{math.degrees(reference.lean):+.1f} degrees)"
