@@ -285,10 +285,10 @@ def _imports() -> None:
     for module in (
         "cli",
         "inference.predict",
-        "inference.scans",
+        "inference.files",
         "training.fit",
         "homogenize.restore",
-        "io.check",
+        "data.check",
     ):
         __import__(f"isopose.{module}")
 
