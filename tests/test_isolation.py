@@ -372,7 +372,7 @@ def test_a_full_disk_ends_the_run_at_once(command, isopose, cohort, model, clean
         with replacing(Path(path)):
             raise OSError(errno.ENOSPC, SECRET)
 
-    for module in ("inference.formats.write_labels", "homogenize.dataset.write_labels"):
+    for module in ("io.results.formats.write_labels", "homogenize.dataset.write_labels"):
         monkeypatch.setattr(f"isopose.{module}", full)
     monkeypatch.setattr("isopose.homogenize.restore.write_labels", full)
     done = clean / "homogenize"

@@ -77,7 +77,7 @@ class Pipe:
         pass
 
 
-@pytest.mark.parametrize("where", ["inference.scans.read_volume", "serve.report.write_scan_report"])
+@pytest.mark.parametrize("where", ["inference.files.read_volume", "serve.report.write_scan_report"])
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expected, monkeypatch):
     """While it is read, and when all but the last file of its results is written."""
