@@ -1,7 +1,9 @@
 """Models without training: the U-Net is replaced by one that marks what is bright, so that truth is known."""
 
+import logging
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,13 @@ import pytest
 from isopose.cli import main
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Let log messages be heard again after code that silences its own process."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from isopose.evaluation.evaluate import Evaluation
 from isopose.geometry.pose import matrix_from_pose
 from isopose.homogenize.record import CASE
 from isopose.io.datasets import open_dataset
+from isopose.models.info import ModelInfo, ReferenceInfo, StageInfo, TrainingInfo
 from isopose.models.shipped import load_reference
 from isopose.phantom.growth import reference_size
 from isopose.report.tables import csv_text
@@ -237,12 +238,15 @@ def test_record_example_is_a_record(examples: dict[str, Any]) -> None:
 def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
     model = examples["model.json"]
     assert set(model) == keys_of("save_model", "models/folder.py")[0]
-    info, *_ = keys_of("training_info", "training/info.py")
-    assert set(model["info"]) == info
-    spelt = keys_of("training_info", "training/info.py")
-    assert set(model["info"]["reference"]) in keys_of("reference_info", "training/info.py")
-    assert set(model["info"]["training"]) in spelt
-    assert set(model["info"]["stages"]["unet"]) in spelt
+    info = model["info"]
+    for kind, values in (
+        (ModelInfo, info),
+        (ReferenceInfo, info["reference"]),
+        (TrainingInfo, info["training"]),
+        (StageInfo, info["stages"]["unet"]),
+    ):
+        optional = {"corrections_sha256"}
+        assert {field.name for field in fields(kind)} - optional == set(values) - optional
     assert set(model["versions"]) == keys_of("versions", "models/folder.py")[0]
     assert set(model["fingerprint"]) <= {field.name for field in fields(Fingerprint)}
     assert validate_config(model["config"], "example").data.size == 192
@@ -251,8 +255,9 @@ def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
 def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[str, Any]) -> None:
     record = examples["prediction.json"]
     whole, *_ = keys_of("prediction_record", "inference/files.py")
-    # What was written is known only after the record.
-    assert set(record) == {*whole, "slices", "files"}
+    [origin] = [keys for keys in keys_of("_made_from", "inference/files.py") if "model_sha256" in keys]
+    # What was written is known only after the record; only some results have a correction.
+    assert set(record) == {*whole, *origin, "slices", "files"} - {"correction_sha256"}
     [one] = record["slices"]
     _, of_slice = keys_of("_of_slices", "inference/files.py")
     [of_row] = keys_of("_of_row", "inference/files.py")

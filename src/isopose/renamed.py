@@ -10,6 +10,7 @@ from typing import Any
 SETTINGS = {f"{section}.optimiser": "optimizer" for section in ("pose", "crop", "unet")}
 TRANSFORM = {"frame.centre_mm": "center_mm"}
 CASE_RECORD = {f"transform.{path}": name for path, name in TRANSFORM.items()}
+EVALUATION = {"unlabelled": "unlabeled"}
 CORRECTION = {"frame.centre_mm": "center_mm", "reference.centre": "center"}
 #: Part of the name of a network's weight.
 WEIGHTS = {"localisation": "localization"}

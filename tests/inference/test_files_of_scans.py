@@ -115,7 +115,7 @@ def test_a_name_that_nothing_can_be_written_by_is_one_line_and_the_others_are_do
         find_scans([odd, tmp_path / "good.nii.gz"]),
         tmp_path / "out",
         probabilities=False,
-        steps=False,
+        steps=None,
         reporter=Terminal(),
     )
     assert problem in outcomes[0].problem

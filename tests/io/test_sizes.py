@@ -143,7 +143,7 @@ def test_values_that_no_calibration_gives_are_refused_and_spoil_no_fingerprint(t
         write(root / f"{name}.nii.gz", volume)
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     outcomes = predict_scans(
-        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=None, reporter=Silent()
     )
     assert [outcome.problem is None for outcome in outcomes] == [True, False, True]
     assert "are not HU" in outcomes[1].problem

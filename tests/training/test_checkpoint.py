@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from isopose.errors import InputError, IsoposeError
+from isopose.errors import InputError, IsoposeError, RunError
 from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 PROGRESS = Progress(3, False, 0.1 + 0.2, 0.7, 2, [{"stage": "unet", "epoch": 1, "loss": 1.0 / 3.0}])
@@ -162,7 +162,7 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("isopose.tensors.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space left on device; nothing was left half-written"):
         save_checkpoint(path, Progress(), module.state_dict(), module.state_dict(), optimizer)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["unet.safetensors"]

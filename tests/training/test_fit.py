@@ -354,7 +354,7 @@ def test_what_the_unet_learns_on_is_what_prediction_makes(together: Fitted, tiny
     slices = Slices([_stored_case(together.store, training[0].id)])
     slices.pose = poses_of(model.pipeline, slices, torch.device("cpu"))
     pose, theta2 = transforms_of(model.pipeline, slices, torch.device("cpu"))
-    records = predict(model, read_volume(training[0].image)).slices
+    records = predict(model, read_volume(training[0].image)).scan_pose
     rows = slices.rows[:, 1]
     np.testing.assert_allclose(records.pose[rows], pose, atol=1e-5)
     kept = ~records.widened[rows]

@@ -18,6 +18,7 @@ from isopose.io.images import ending, read_labels
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.parallel import together
+from isopose.renamed import EVALUATION, with_present_names
 from isopose.version import __version__
 
 FORMAT = "isopose-evaluation/1"
@@ -84,6 +85,7 @@ class Evaluation:
                 CaseScores(**{**case, "scores": {t: Scores(**s) for t, s in case["scores"].items()}})
                 for case in value["cases"]
             )
+            value = with_present_names(value, EVALUATION)
             lists = {name: tuple(value[name]) for name in ("targets", "missing", "unlabeled")}
             return cls(
                 cases=cases,

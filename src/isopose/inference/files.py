@@ -21,7 +21,7 @@ from isopose.inference.predict import Prediction, predict
 from isopose.io.archive import is_archive
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
-from isopose.io.images import ending, read_volume, write_image
+from isopose.io.images import ending, missing, read_volume, write_image
 from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
 from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
@@ -67,6 +67,9 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
         InputError: two scans would write the same result, or a series is chosen of what is no DICOM. A path
             at which nothing is stays a scan, which fails by itself.
     """
+    absent = [path for path in inputs if not os.path.lexists(path)]
+    if absent and len(absent) == len(inputs):
+        raise InputError(missing(absent[0]))
     scans = []
     for path in inputs:
         inside = _scans_in(path) if path.is_dir() else []

@@ -46,7 +46,7 @@ def write_scan_report(
         tuple(record["volumes_ml"].items()),
     )
     pictures: tuple[Picture, ...] = ()
-    if isinstance(prediction, Prediction):
+    if model.config.dims == 2:
         steps = steps_of(model, volume, prediction)
         text = (
             "Input, homogenized, cropped, predicted in the crop, and restored, for some slices of the scan."
