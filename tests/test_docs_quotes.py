@@ -191,7 +191,7 @@ FALSE = [
 ]
 
 
-@pytest.mark.parametrize(("finder", "true", "false", "told"), FALSE, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("finder", "true", "false", "told"), FALSE, ids=lambda value: getattr(value, "__name__", str(value)[:40]))
 def test_what_is_not_so_is_found(
     finder: Callable[[str], list[str]], true: str, false: str, told: str
 ) -> None:
