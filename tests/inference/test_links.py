@@ -116,3 +116,9 @@ def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path,
     assert [p.case for p in problems if p.severity == "error"] == ["case_1_0000"]
     with pytest.raises(InputError, match="no such file or folder"):
         find_scans([links / "none.nii.gz"])
+
+
+def test_a_link_to_a_series_beside_volumes_does_not_hide_them(tmp_path):
+    links = store(tmp_path)
+    (links / "raw").symlink_to(write_series(tmp_path / "series", raw_slices()), target_is_directory=True)
+    assert names([links]) == ["case_1", "case_2"]

@@ -248,3 +248,31 @@ def test_a_gap_in_an_archive_names_no_place_of_this_system(tmp_path):
     path = packed(folder, tmp_path / "a.zip")
     with pytest.raises(InputError, match=r"a\.zip: series 4: slices are missing"):
         read_volume(path)
+
+
+def with_flags(content, flags):
+    """An archive whose members are marked so, in its directory and before each of them."""
+    for sign, place in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        at = -1
+        while (at := content.find(sign, at + 1)) >= 0:
+            content[at + place] |= flags
+    return content
+
+
+def test_an_encrypted_archive_is_refused_without_the_name_of_a_member(tmp_path):
+    path = packed(write_series(tmp_path / "s", raw_slices()), tmp_path / "a.zip", "Muster_Erika/")
+    path.write_bytes(with_flags(bytearray(path.read_bytes()), 1))
+    with pytest.raises(InputError, match=r"a\.zip: is encrypted; unpack it yourself") as caught:
+        read_volume(path)
+    assert "Muster" not in str(caught.value)
+
+
+def test_damage_within_a_member_is_reported_in_our_words(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
+        made.writestr("Muster_Erika/1.dcm", b"stored as it is" * 100)
+    content = (tmp_path / "a.zip").read_bytes()
+    # The checksum of the content no longer fits.
+    (tmp_path / "a.zip").write_bytes(content.replace(b"stored", b"damage", 1))
+    with pytest.raises(InputError, match=r"a\.zip: cannot be unpacked \(damaged") as caught:
+        read_volume(tmp_path / "a.zip")
+    assert "Muster" not in str(caught.value)

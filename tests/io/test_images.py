@@ -477,3 +477,12 @@ def test_names_that_are_no_utf8_are_told(tmp_path, name):
     plain.rename(path)
     with pytest.raises(InputError, match="name is not UTF-8; rename it"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".dcm", ".zip", ""])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, ending):
+    path = tmp_path / f"scan{ending}"
+    os.mkfifo(path)
+    for read in (read_volume, peek, read_labels):
+        with pytest.raises(InputError, match=r"scan.*: expected a file or a folder, found neither"):
+            read(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import lzma
 import re
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from isopose.io.endings import ending
 from isopose.io.limits import VARIABLE, largest_bytes
 
 _CHUNK = 1 << 20
+#: Of a member's flags, that its content is encrypted.
+_ENCRYPTED = 1
 #: In UTF-8; systems take no longer names.
 _LONGEST_PART, _LONGEST_NAME = 200, 800
 
@@ -42,8 +45,12 @@ def unpacked(path: Path) -> Iterator[Path]:
         try:
             with zipfile.ZipFile(path) as archive:
                 renamed = _unpack(path, archive, folder)
-        except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be unpacked ({error}); pack or copy it again") from None
+        except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError):
+            # Messages of the library quote members, whose names may be a patient's.
+            raise InputError(
+                f"{path}: cannot be unpacked (damaged, or packed in an unsupported way); "
+                "pack or copy it again"
+            ) from None
         except OSError as error:
             # Of a member that begins before the file does; any other is of the place that it is unpacked to.
             if error.errno != errno.EINVAL:
@@ -65,6 +72,8 @@ def unpacked(path: Path) -> Iterator[Path]:
 def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str]:
     """Write the members; return where those lie whose names could not be kept, and these names."""
     members = [member for member in archive.infolist() if _is_shown(member.filename)]
+    if any(member.flag_bits & _ENCRYPTED for member in members):
+        raise InputError(f"{path}: is encrypted; unpack it yourself and give the folder")
     total = sum(member.file_size for member in members)
     free = shutil.disk_usage(folder).free
     largest = largest_bytes()

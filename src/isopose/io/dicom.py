@@ -75,8 +75,12 @@ def ordered_frames(path: Path, series: str | None = None) -> list[Frame]:
 
 
 def holds_slices(folder: Path) -> bool:
-    """Whether a folder or one in it holds DICOM slices; looks no further than to the first of them."""
-    folders = [folder, *(below for below in sorted(folder.iterdir()) if below.is_dir())]
+    """Whether a folder or one in it holds DICOM slices; looks no further than to the first of them.
+
+    Links to folders are not followed, since :func:`read_series` does not follow them either.
+    """
+    within = (below for below in sorted(folder.iterdir()) if below.is_dir() and not below.is_symlink())
+    folders = [folder, *within]
     files = (file for place in folders for file in files_in(place, below=False))
     try:
         return any(frames_of(file) for file in files if not ending(file))

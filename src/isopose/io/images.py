@@ -262,6 +262,8 @@ def _existing(path: Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise InputError(missing(path))
+    if not path.is_file() and not path.is_dir():  # a pipe or a device has no end, or never begins
+        raise InputError(f"{path}: expected a file or a folder, found neither; give the scan's own file")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy or export it again")
     return path
