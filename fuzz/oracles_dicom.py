@@ -37,11 +37,11 @@ def _members(path: Path) -> Iterator[Dataset]:
 
 
 def dicom_planes(path: Path) -> list[Plane]:
-    """The slices of the only series of images, each instance once."""
-    instances: dict[str, Dataset] = {}
+    """The slices of the only series of images, each instance once; at different places they are different."""
+    instances: dict[tuple[str, str], Dataset] = {}
     for data in _members(path):
         if data.get("Modality") in ("CT", "MR") and "LOCALIZER" not in data.get("ImageType", []):
-            instances.setdefault(str(data.SOPInstanceUID), data)
+            instances.setdefault((str(data.SOPInstanceUID), _places(data)), data)
     wanted = {str(data.SeriesInstanceUID) for data in instances.values()}
     if path.is_file() and path.suffix.lower() != ".zip":
         wanted = {str(pydicom.dcmread(path, force=True, stop_before_pixels=True).SeriesInstanceUID)}
@@ -49,6 +49,14 @@ def dicom_planes(path: Path) -> list[Plane]:
         raise MustBeRefused(f"{len(wanted)} series")
     chosen = [data for data in instances.values() if str(data.SeriesInstanceUID) in wanted]
     return [plane for data in chosen for plane in _frames(data)]
+
+
+def _places(data: Dataset) -> str:
+    """The positions of a file's frames as text."""
+    groups = data.get("PerFrameFunctionalGroupsSequence") or [Dataset()]
+    return str(
+        [str(_element(data, [group], "PlanePositionSequence", "ImagePositionPatient")) for group in groups]
+    )
 
 
 def _frames(data: Dataset) -> list[Plane]:

@@ -33,7 +33,7 @@ from pydicom.uid import (
 from unusual_body import Scan, drawn_scan, maybe
 from unusual_elements import odd_elements
 from unusual_enhanced import as_enhanced
-from unusual_places import APART, lay_beside, pack
+from unusual_places import ONE_FILE, lay_beside, pack
 
 _TEXTS = (1, "1", "1.0", "+1", "1e0", "1.00000000000", " 1 ")
 #: Slices of one series that do not lie together.
@@ -87,6 +87,11 @@ def _written(folder: Path, draw: Random) -> None:
     if maybe(draw, 0.2):
         made.slices = as_enhanced(made.slices, made.kinds, draw)
         made.gdcm = False
+    if maybe(draw, 0.05):
+        # As some anonymizers leave them.
+        for d in made.slices:
+            d.SOPInstanceUID = made.slices[0].SOPInstanceUID
+        made.kinds.append("one instance UID for all")
     contents = _files(made, draw)
     names = _names(made, len(contents), draw)
     for name, content in zip(names, contents, strict=True):
@@ -97,7 +102,8 @@ def _written(folder: Path, draw: Random) -> None:
     Note(
         scan=given,
         kinds=made.kinds or ["plain"],
-        valid=made.valid and valid and not {_APART, *APART} & set(made.kinds),
+        # A file stands for what lies in its folder and below, not above.
+        valid=made.valid and valid and not {_APART, ONE_FILE} <= set(made.kinds),
         tolerance=made.tolerance,
         gdcm=made.gdcm and gdcm,
         hu="MR without rescaling" not in made.kinds,

@@ -79,8 +79,8 @@ def _write(path: Path, d: Dataset) -> None:
     pydicom.dcmwrite(path, d, enforce_file_format=True)
 
 
-#: Archives whose slices may be passed over as a whole or taken for several series, and so be refused.
-APART = ("ZIP of several folders", "ZIP with hidden names")
+#: One of a series' files, in place of its folder.
+ONE_FILE = "given as one file"
 #: Names of an archive's members, of a file's name and its number; the first ones are sound.
 _ODD_NAMES = (
     *("{1}", "a/{0}", "\u00fc \u4e2d/{0}", "deep/" * 30 + "{0}", "x{1}.zip.d/{0}", "b c/{1}/{0}"),
@@ -105,7 +105,7 @@ def pack(folder: Path, kinds: list[str], draw: Random) -> tuple[str, bool]:
         chosen = next((path for path in slices if path.name.startswith(("IM", "1."))), None)
         if chosen is None or beside:
             return "scan", not (below or beside)
-        kinds.append("given as one file")
+        kinds.append(ONE_FILE)
         return str(chosen.relative_to(folder)), not below
     kind = draw.choice(
         (
@@ -131,8 +131,6 @@ def _archive(path: Path, scan: Path, kind: str, draw: Random) -> None:
             name = f"scan/{file.relative_to(scan)}"
             if kind == "ZIP with odd names":
                 name = form.format(file.name, number)
-            elif kind == "ZIP with hidden names":
-                name = f".hidden/{number}.dcm"
             elif kind == "ZIP of several folders":
                 name = draw.choice(_ODD_NAMES[:6]).format(file.name, number)
             archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), file.read_bytes())

@@ -8,7 +8,7 @@ import pytest
 
 from bright import bright_model
 from io_helpers import dicom_slice, save
-from isopose.errors import InputError
+from isopose.errors import InputError, RunError
 from isopose.inference import scans
 from isopose.inference.formats import FORMATS, result_files, write_results
 from isopose.inference.scans import Scan, predict_scans
@@ -75,6 +75,25 @@ def test_a_series_of_which_no_result_can_be_written_is_reported_before_it_is_pre
     assert (str(read.PatientName), read.PatientSex) == ("Muster^Erika", "")
 
 
+def test_slices_that_share_one_uid_are_predicted_but_for_dicom_results(model, tmp_path, monkeypatch):
+    """As an anonymizer leaves them: read, but nothing can refer to one of them."""
+    folder = series(tmp_path / "alike", SOPInstanceUID="1.2.3.4")
+    predicted = []
+    scans_predict = scans.predict
+    monkeypatch.setattr(scans, "predict", lambda *g, **n: (predicted.append(g), scans_predict(*g, **n))[1])
+    [refused] = predict(model, [folder], tmp_path / "out", ("dicom-seg",))
+    assert refused.problem.startswith(f"{folder}: expected a SOPInstanceUID of its own in each file")
+    assert "write NIfTI" in refused.problem
+    assert "1.2.3.4" not in refused.problem
+    assert not predicted
+    assert not list((tmp_path / "out").glob("alike*"))
+    [done] = predict(model, [folder], tmp_path / "out", ("nifti",))
+    assert done.problem is None
+    read = read_volume(tmp_path / "out" / "alike.nii.gz")
+    assert read.array.shape == (4, 48, 48)
+    np.testing.assert_allclose(read.origin, read_volume(folder).origin, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "error", [KeyError("Muster"), ValueError("Muster^Erika 20090817"), RecursionError("Muster")]
 )
@@ -111,7 +130,7 @@ def test_objects_that_cannot_be_written_leave_none(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(pydicom.Dataset, "save_as", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         write_results(
             files, labels, Labels({"mass": 1}), {"mass": 1.0}, path=source, series=None, made_from=[]
         )

@@ -203,7 +203,6 @@ def test_copies_that_are_encoded_otherwise_are_taken_once(tmp_path):
     [
         {"PixelData": bytes(84)},
         {"RescaleIntercept": -1000},
-        {"ImagePositionPatient": [-10, 20, -301]},
         {"ImageOrientationPatient": [1, 1e-4, 0, 0, 1, 0]},
         {"PixelSpacing": [0.5, 0.7501]},
         {"PhotometricInterpretation": "MONOCHROME1"},
@@ -213,6 +212,37 @@ def test_one_instance_with_two_contents_is_refused(tmp_path, fields):
     folder = write_series(tmp_path, raw_slices())
     again(folder / "003.dcm", **fields)
     refused(folder, "003.dcm and 003x.dcm have one SOP instance UID", "differ")
+
+
+@pytest.mark.parametrize("uids", [["1.2.3.4"], ["1.2.3.4", "1.2.3.5"]])
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("copies", [True, False])
+def test_slices_to_which_an_anonymizer_gave_one_uid_are_all_read(tmp_path, uids, alike, copies):
+    """Also where their pixels are the same, and beside copies of them."""
+    raw = raw_slices(6)
+    if alike:
+        raw[:] = raw[0]
+    folder = write_series(tmp_path / "series", raw)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(file)
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uids[number % len(uids)]
+        save(data, file)
+        if copies:
+            shutil.copy(file, file.with_stem(f"{file.stem}(1)"))
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    for place in (folder, folder / "003.dcm", tmp_path / archive):
+        volume = read_volume(place)
+        np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
+        np.testing.assert_allclose(volume.spacing, (0.75, 0.5, 2))
+        np.testing.assert_allclose(volume.origin, (-10, 20, -300))
+    again(folder / "003.dcm", PixelData=bytes(84))
+    refused(folder, "003.dcm and 003x.dcm have one SOP instance UID", "differ")
+
+
+def test_one_instance_at_a_second_place_is_a_slice_like_any_other(tmp_path):
+    folder = write_series(tmp_path, raw_slices())
+    again(folder / "003.dcm", ImagePositionPatient=[-10, 20, -301])
+    refused(folder, "unevenly spaced", "1.00 mm")
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -354,8 +384,78 @@ def test_nothing_of_a_patient_in_what_is_found(tmp_path):
     refused(tmp_path, "1 unknown modality, which lacks ImagePositionPatient")
 
 
-def test_subfolders_are_looked_into_where_a_folder_has_no_images(tmp_path):
-    """An object that is no image beside the folders does not hide them."""
+SPREAD = ["{0}.dcm", "more/{0}.dcm", "a/b/{0}"]
+
+
+@pytest.mark.parametrize("others", [SPREAD[1:2], SPREAD[2:], SPREAD, ["1/{0}", "2/{0}"]])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_series_spread_over_folders_is_read_whole(tmp_path, others, first):
+    """In whichever folder its first slice lies."""
+    raw = raw_slices(8)
+    folder = write_series(tmp_path / "series", raw)
+    whole = read_volume(folder)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        target = folder / others[(number + first) % len(others)].format(file.stem)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(target)
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    at_the_top = [file for file in folder.iterdir() if file.is_file()]
+    for place in (folder, tmp_path / archive, *at_the_top):
+        volume = read_volume(place)
+        np.testing.assert_array_equal(volume.array, whole.array)
+        np.testing.assert_array_equal(volume.world_from_index, whole.world_from_index)
+        np.testing.assert_array_equal(peek(place).world_from_index, whole.world_from_index)
+
+
+@pytest.mark.parametrize("places", [("", "b"), ("a", "b"), ("a", "a/b"), ("a/b/c", "")])
+def test_two_series_in_different_folders_are_listed_and_not_guessed(tmp_path, places):
+    raw, more = raw_slices(), raw_slices(3, seed=2)
+    scan = tmp_path / "scan"
+    write_series(scan / places[0], raw)
+    write_series(tmp_path / "new", more, series="1.2.9", SeriesNumber=7)
+    for file in (tmp_path / "new").iterdir():
+        target = scan / places[1] / f"x{file.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(target)
+    archive = tmp_path / shutil.make_archive(str(tmp_path / "packed"), "zip", scan)
+    for place in (scan, archive):
+        refused(place, "got 2", "series 4 (CT, 5 images)", "series 7 (CT, 3 images)", "choose one")
+        np.testing.assert_array_equal(read_volume(place, "7").array, more.astype(int) - 1024)
+        np.testing.assert_array_equal(read_volume(place, "4").array, raw.astype(int) - 1024)
+    np.testing.assert_array_equal(read_volume(scan / places[0] / "003.dcm").array, raw.astype(int) - 1024)
+
+
+def test_results_and_scouts_below_a_series_are_left_out(tmp_path):
+    raw = raw_slices()
+    folder = write_series(tmp_path, raw)
+    volume = read_volume(folder)
+    scout = {"series": "1.2.8", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    save(dicom_slice(raw[0], (0, 0, 0), **scout), folder / "scouts" / "a.dcm")
+    marks = {"series": "1.2.7", "SOPClassUID": SegmentationStorage, "Modality": "SEG"}
+    save(dicom_slice(raw[0], (0, 0, 0), **marks), folder / "results" / "scan.seg.dcm")
+    write_image(volume.with_array((volume.array > 0).astype(np.uint8)), folder / "results" / "scan.nii.gz")
+    for place in (folder, folder / "003.dcm"):
+        np.testing.assert_array_equal(read_volume(place).array, volume.array)
+
+
+@pytest.mark.parametrize("given", ["a.dcm", "b.dcm"])
+def test_one_of_several_files_of_many_frames_stands_for_its_series(tmp_path, given):
+    raw = raw_slices(8)
+    parts = {"a.dcm": (6, 0, 3), "b.dcm": (5, 1, 2, 7, 4)}
+    for name, order in parts.items():
+        save(enhanced(raw, order), tmp_path / name)
+    other = enhanced(raw_slices(3, seed=4), range(3))
+    other.SeriesInstanceUID = "1.2.9"
+    save(other, tmp_path / "c.dcm")
+    for read in (read_volume(tmp_path / given), read_volume(tmp_path, "1.2.3")):
+        np.testing.assert_array_equal(read.array, raw.astype(int) - 1024)
+        np.testing.assert_allclose(read.spacing, (0.75, 0.5, 2))
+        np.testing.assert_allclose(read.origin, (-10, 20, -300))
+    assert read_volume(tmp_path / "c.dcm").array.shape == (3, 6, 7)
+    assert hash_of_source(tmp_path / "a.dcm") == hash_of_source(tmp_path / "b.dcm")
+
+
+def test_an_object_that_is_no_image_does_not_hide_what_is_below(tmp_path):
     raw = raw_slices()
     write_series(tmp_path / "below", raw)
     report = dicom_slice(raw[0], (0, 0, 0), SOPClassUID=BasicTextSRStorage, Modality="SR")

@@ -150,6 +150,23 @@ def test_trailing_bytes_and_late_voxels(header):
     np.testing.assert_array_equal(read_volume(packed).array, ARRAY)
 
 
+@pytest.mark.parametrize("junk", [b"Muster^Erika", b"\x01", b"PK\x03\x04" + bytes(50), bytes(3) + b"x"])
+def test_bytes_behind_a_packed_volume_are_refused_and_not_quoted(header, junk):
+    """Zeros, to which disks and tapes fill up, are read over, as gzip does."""
+    data = header().read_bytes()
+    packed = header().with_suffix(".nii.gz")
+    packed.write_bytes(gzip.compress(data) + bytes(20))
+    np.testing.assert_array_equal(read_volume(packed).array, ARRAY)
+    for first in (data, data[:200], data[:400]):
+        packed.write_bytes(gzip.compress(first) + junk)
+        with pytest.raises(InputError) as caught:
+            read_volume(packed)
+        assert str(caught.value) == (
+            f"{packed}: truncated or corrupt (bytes that are not gzip's follow its packed data); "
+            "copy or download it again"
+        )
+
+
 def swapped(data):
     """The same NIfTI-1 file as a big-endian machine writes it."""
     data = bytearray(data)

@@ -186,6 +186,51 @@ def test_a_qform_that_readers_take_in_different_ways_is_refused(tmp_path, pixdim
     as_nibabel(written(tmp_path / "a.nii", (CODES, "2h", 0, 1), (PIXDIM, "4f", *pixdim)))
 
 
+TURNS = [
+    (1.0, 0.0, 0.0),
+    (0.0, 1.0, 0.0),
+    (0.0, 0.0, 1.0),
+    (0.6, 0.8, 0.0),
+    (0.0, -0.28, 0.96),
+    (0.48, 0.6, 0.64),
+    (-2 / 7, 3 / 7, 6 / 7),
+]
+#: A square of the quaternion's first part that is the others' rounding, of either sign.
+ROUNDING = (0.0, 5e-8, -5e-8, 9e-8, -1e-6)
+
+
+def around(turn, size=(0.7, 0.8, 2.5)):
+    """World from index in mm of a half turn about an axis: v becomes 2 (v.n) n - v."""
+    axis = np.array(turn) / np.linalg.norm(turn)
+    matrix = np.eye(4)
+    matrix[:3, :3] = (2 * np.outer(axis, axis) - np.eye(3)) * size
+    matrix[:3, 3] = AFFINE[:3, 3]
+    return LPS @ matrix
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("square", ROUNDING)
+def test_a_turn_of_180_degrees_is_not_leaned_by_rounding(tmp_path, turn, square):
+    """nifti1_io.c and nibabel take 0 for the first part of the quaternion there."""
+    quatern = np.array(turn) * np.sqrt(1 - square)
+    path = written(tmp_path / "a.nii", QFORM, (256, "3f", *quatern))
+    np.testing.assert_allclose(read_volume(path).world_from_index, around(turn), atol=1e-6)
+    if square >= -1e-7:  # further off nibabel refuses
+        as_nibabel(path)
+    second = written(
+        tmp_path / "b.nii", (344, "i", 1), (348, "i", 0), (352, "3d", *quatern), kind=nib.Nifti2Image
+    )
+    np.testing.assert_allclose(read_volume(second).world_from_index, around(turn), atol=1e-6)
+
+
+@pytest.mark.parametrize("square", [5e-7, 1e-6, 1e-4])
+def test_a_turn_of_nearly_180_degrees_stays_what_it_is(tmp_path, square):
+    quatern = np.array([0.48, 0.6, 0.64]) * np.sqrt(1 - square)
+    path = written(tmp_path / "a.nii", QFORM, (256, "3f", *quatern))
+    as_nibabel(path)
+    assert np.abs(read_volume(path).world_from_index - around((0.48, 0.6, 0.64))).max() > 1e-3
+
+
 def test_a_quaternion_that_is_none(tmp_path):
     refused(written(tmp_path / "a.nii", QFORM, (256, "3f", 0.9, 0.9, 0.9)), "no rotation")
 

@@ -30,9 +30,8 @@ def read_series(path: Path, series: str | None = None) -> Volume:
     unless they are darker already.
 
     Args:
-        path: a folder (its own files; its subfolders where it has no DICOM images itself), a ``DICOMDIR``
-            (the files that it lists), or one file, which stands for the whole series that it belongs to in
-            its folder.
+        path: a folder (its own files and those of its subfolders), a ``DICOMDIR`` (the files that it lists),
+            or one file, which stands for the whole series that it belongs to in its folder and those below.
         series: series number or series instance UID, where a folder holds several.
 
     Returns:
@@ -120,16 +119,14 @@ def _chosen(path: Path, series: str | None) -> list[Frame]:
 
 
 def _series_of(path: Path) -> list[Frame]:
-    """The frames of the series to which one file belongs in its folder."""
+    """The frames of the series to which one file belongs in its folder and those below it."""
     own = look_at(path)
     if not isinstance(own, list):
         found = "" if own is None else _instead([own], 0)
         raise InputError(
             f"{path}: expected a DICOM image with position, orientation and pixel size; found none{found}"
         )
-    if len(own) > 1:
-        return own
-    found_beside, others = _looked_at(files_in(path.parent, below=False))
+    found_beside, others = _looked_at(files_in(path.parent, below=True))
     frames = [frame for frame in found_beside if frame.series == own[0].series and not frame.localizer]
     if frames:
         _check_whole(path, frames, others)
@@ -137,18 +134,17 @@ def _series_of(path: Path) -> list[Frame]:
 
 
 def _found(folder: Path) -> tuple[list[Frame], list[NoFrame]]:
-    """Frames of a folder's own files, else of those below it, or of what a ``DICOMDIR`` lists.
+    """Frames of all files in a folder and below it, or of what a ``DICOMDIR`` lists.
 
     Raises:
         InputError: volumes lie beside them, so that it is not clear what is meant.
     """
     if is_dicomdir(folder):
         return _looked_at(listed_files(folder))
-    own = files_in(folder, below=False)
-    volumes = [file.name for file in own if ending(file)]
-    frames, others = _looked_at(own)
-    if not frames:
-        frames, others = _looked_at(files_in(folder, below=True))
+    files = files_in(folder, below=True)
+    # Those in folders below are most often results.
+    volumes = [file.name for file in files if file.parent == folder and ending(file)]
+    frames, others = _looked_at(files)
     if frames and volumes:
         raise InputError(
             f"{folder}: holds both DICOM slices and {volumes[0]}"

@@ -13,15 +13,16 @@ from isopose.io.dicom_pixels import pixels
 def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
     """Frames of each image once, of the file with the shortest name.
 
-    Files are copies where they are the same SOP instance, or, without its UID, lie at one position; and
-    where their bytes are the same, or their places and their values in HU.
+    Files are copies where they lie at one position and are the same SOP instance, or without its UID; and
+    where their bytes are the same, or their places and their values in HU. Some anonymizers write one UID
+    into all files, so that files at different positions are different slices whatever their UIDs.
 
     Args:
         path: what messages name.
         frames: of one series.
 
     Raises:
-        InputError: files that are one SOP instance differ.
+        InputError: files that are one SOP instance at one position differ.
     """
     files: dict[Path, list[Frame]] = {}
     for frame in frames:
@@ -31,7 +32,7 @@ def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
     for file in sorted(files, key=lambda file: (len(str(file)), file)):
         own = files[file]
         uid = own[0].uid
-        key = (uid, b"" if uid else np.stack([frame.position for frame in own]).tobytes())
+        key = (uid, np.stack([frame.position for frame in own]).tobytes())
         other = kept.setdefault(key, file)
         if other == file:
             continue
@@ -39,8 +40,9 @@ def without_copies(path: Path, frames: list[Frame]) -> list[Frame]:
             dropped.add(file)
         elif uid:
             raise InputError(
-                f"{path}: {_below(path, other)} and {_below(path, file)} have one SOP instance UID, but "
-                "differ in their pixels or places; remove the wrong one, or export the series again"
+                f"{path}: {_below(path, other)} and {_below(path, file)} have one SOP instance UID and "
+                "one position, but differ in their pixels or grids; remove the wrong one, or export the "
+                "series again"
             )
     return [frame for frame in frames if frame.path not in dropped]
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from isopose import scratch
 from isopose.errors import InputError
-from isopose.geometry.volume import Volume, is_sheared
+from isopose.geometry.volume import Volume
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.limits import largest_bytes
+from isopose.io.nifti_place import world_from_index
 
 #: Name, format and byte offset of the fields in use.
 _Layout = list[tuple[str, Any, int]]
@@ -74,13 +75,6 @@ _TYPES = {
     1024: "i8",
     1280: "u8",
 }
-_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: How far a voxel may move, in mm, where the qform stands in for a sform that is not at right angles.
-_STANDS_IN_MM = 0.5
-#: How far the qform's quaternion may be longer than 1 by rounding.
-_LONGER = 1e-3
-#: The codes of ``xyzt_units`` that are no millimeters.
-_UNITS = {1: "meters", 3: "micrometers"}
 #: A deflated byte can stand for no more than this many bytes; a header that claims more is damaged.
 _DEFLATE_LIMIT = 1032
 
@@ -138,7 +132,7 @@ def read_nifti(path: Path) -> Volume:
             Header(fields.shape, fields.world_from_index, fields.dtype).checked(path)
             stored = _voxels(path, file, fields)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
+        raise _damaged(path, error) from None
     array = stored
     if fields.scaled or stored.dtype != fields.dtype:
         array, as_stored = scratch.zeros(fields.shape, fields.dtype), not fields.scaled
@@ -171,6 +165,13 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def _damaged(path: Path, error: Exception) -> InputError:
+    """The line for a file that cannot be read to its end, without the bytes that the library quotes."""
+    if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
+        error = EOFError("bytes that are not gzip's follow its packed data")
+    return InputError(f"{path}: truncated or corrupt ({error}); copy or download it again")
+
+
 def _opened(path: Path) -> IO[bytes]:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -181,7 +182,7 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
     try:
         raw = file.read(max(_LENGTHS))
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
+        raise _damaged(path, error) from None
     found = _header(raw)
     if found is None:
         raise InputError(f"{path}: expected a NIfTI file, but its header is not one; copy or export it again")
@@ -214,7 +215,7 @@ def _fields(path: Path, file: IO[bytes]) -> _Fields:
         offset=_offset(path, file, header, raw, order),
         slope=slope,
         inter=inter,
-        world_from_index=_place(path, header, tuple(extent[:3])),
+        world_from_index=world_from_index(path, header, tuple(extent[:3])),
     )
 
 
@@ -273,7 +274,7 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
             file.seek(place)
             found = np.frombuffer(file.read(8), f"{order}i4")
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: truncated or corrupt ({error}); copy or download it again") from None
+            raise _damaged(path, error) from None
         length, code = (int(n) for n in found) if len(found) == 2 else (0, 0)
         if length == 0:
             return  # zeros up to the voxels
@@ -300,78 +301,6 @@ def _header(raw: bytes) -> tuple[np.void, Literal["<", ">"]] | None:
                 ).newbyteorder(order)
                 return np.frombuffer(raw, packed, 1)[0], order
     return None
-
-
-def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
-    unit = int(header["units"]) & 7
-    if unit not in (0, 2):
-        name = _UNITS.get(unit, f"unknown (code {unit})")
-        raise InputError(
-            f"{path}: expected millimeters, but the header's unit is {name}; "
-            "set xyzt_units to mm and check the voxel size"
-        )
-    sform, qform = int(header["scode"]) > 0, int(header["qcode"]) > 0
-    if not sform and not qform:
-        raise InputError(
-            f"{path}: the header has no orientation (sform and qform codes are 0), so left and right are "
-            "unknown; export it again with an orientation"
-        )
-    srow = np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]])
-    if not qform:
-        return srow
-    if not sform:
-        _check_qform(path, header)
-        return _qform(header)
-    other = _qform(header)
-    if np.isfinite([srow, other]).all():
-        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
-            *(np.array(size) - 1.0),
-            1.0,
-        ]
-        apart = np.linalg.norm(corners @ (srow - other).T, axis=1).max()
-        if apart > np.linalg.norm(srow[:3, :3], axis=0).max():
-            raise InputError(
-                f"{path}: the header's sform and qform place the volume up to {apart:.1f} mm apart; "
-                "find out which one is right and set the other's code to 0"
-            )
-        if apart <= _STANDS_IN_MM and is_sheared(srow) and not is_sheared(other):
-            return other
-    return srow
-
-
-def _check_qform(path: Path, header: np.void) -> None:
-    """Refuse a qform that readers take in different ways."""
-    factor, sides = float(header["pixdim"][0]), header["pixdim"][1:4].astype(np.float64)
-    if not (factor >= 0 or factor == -1) or (sides < 0).any():
-        raise InputError(
-            f"{path}: the header's qform has pixdim {header['pixdim'][:4].tolist()}, expected 1 or -1 and "
-            "three positive sides, so left and right are unknown; export it again"
-        )
-    if np.square(header["quatern"].astype(np.float64)).sum() > 1.0 + _LONGER:
-        raise InputError(f"{path}: the header's qform is no rotation; export it again")
-
-
-def _place(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
-    with np.errstate(all="ignore"):  # numbers of a damaged header may overflow; the grid is checked after
-        return _LPS_FROM_RAS @ _ras_from_index(path, header, size)
-
-
-def _qform(header: np.void) -> np.ndarray:
-    b, c, d = (float(v) for v in header["quatern"])
-    a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
-    a, b, c, d = np.array([a, b, c, d]) / np.linalg.norm([a, b, c, d])
-    rotation = np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )
-    scale = np.abs(header["pixdim"][1:4].astype(np.float64)) * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation * scale
-    matrix[:3, 3] = header["qoffset"]
-    return matrix
 
 
 def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:

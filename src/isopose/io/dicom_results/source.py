@@ -102,7 +102,7 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
         volume: what was read, or labels on its grid.
 
     Raises:
-        InputError: as ``read_series``; the files lack their own identifiers, or changed.
+        InputError: as ``read_series``; the files lack their own identifiers, share one, or changed.
     """
     if is_archive(path):
         with unpacked(path) as folder:
@@ -113,6 +113,11 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     paths = list(dict.fromkeys(frame.path for frame in frames))
     identified = [_identified(file, frames[0].modality, len(frames) > len(paths)) for file in paths]
     headers = [header for header, _ in identified]
+    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+        raise InputError(
+            f"{path}: expected a SOPInstanceUID of its own in each file, but several have one in common, by "
+            "which no DICOM result can name a slice; write NIfTI, or export the series from its archive again"
+        )
     missing = sorted({name for _, names in identified for name in names})
     first = _read(paths[0])
     shared, invalid = copied(first, SHARED)

@@ -1,0 +1,105 @@
+"""Where a NIfTI header says that its voxels lie: sform, qform, and which of them counts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from isopose.errors import InputError
+from isopose.geometry.volume import is_sheared
+
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: How far a voxel may move, in mm, where the qform stands in for a sform that is not at right angles.
+_STANDS_IN_MM = 0.5
+#: How far the qform's quaternion may be longer than 1 by rounding.
+_LONGER = 1e-3
+#: Below this, or this many times what the header's numbers are rounded to, the square of the quaternion's
+#: first part is rounding of the others: a turn of 180 degrees. nifti1_io.c has the first, nibabel the second.
+_HALF_TURN, _HALF_TURN_ROUNDINGS = 1e-7, 3
+#: The codes of ``xyzt_units`` that are no millimeters.
+_UNITS = {1: "meters", 3: "micrometers"}
+
+
+def world_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
+    """``(4, 4)`` LPS from index in mm of a header's sform or qform; its numbers may still be no grid's.
+
+    Args:
+        path: what messages name.
+        header: fields of NIfTI-1 or NIfTI-2.
+        size: voxels along the first three axes.
+
+    Raises:
+        InputError: a unit other than mm, neither form, two that contradict each other, or a qform that
+            readers take in different ways.
+    """
+    with np.errstate(all="ignore"):  # numbers of a damaged header may overflow; the grid is checked after
+        return _LPS_FROM_RAS @ _ras_from_index(path, header, size)
+
+
+def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
+    unit = int(header["units"]) & 7
+    if unit not in (0, 2):
+        name = _UNITS.get(unit, f"unknown (code {unit})")
+        raise InputError(
+            f"{path}: expected millimeters, but the header's unit is {name}; "
+            "set xyzt_units to mm and check the voxel size"
+        )
+    sform, qform = int(header["scode"]) > 0, int(header["qcode"]) > 0
+    if not sform and not qform:
+        raise InputError(
+            f"{path}: the header has no orientation (sform and qform codes are 0), so left and right are "
+            "unknown; export it again with an orientation"
+        )
+    srow = np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]])
+    if not qform:
+        return srow
+    if not sform:
+        _check_qform(path, header)
+        return _qform(header)
+    other = _qform(header)
+    if np.isfinite([srow, other]).all():
+        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
+            *(np.array(size) - 1.0),
+            1.0,
+        ]
+        apart = np.linalg.norm(corners @ (srow - other).T, axis=1).max()
+        if apart > np.linalg.norm(srow[:3, :3], axis=0).max():
+            raise InputError(
+                f"{path}: the header's sform and qform place the volume up to {apart:.1f} mm apart; "
+                "find out which one is right and set the other's code to 0"
+            )
+        if apart <= _STANDS_IN_MM and is_sheared(srow) and not is_sheared(other):
+            return other
+    return srow
+
+
+def _check_qform(path: Path, header: np.void) -> None:
+    """Refuse a qform that readers take in different ways."""
+    factor, sides = float(header["pixdim"][0]), header["pixdim"][1:4].astype(np.float64)
+    if not (factor >= 0 or factor == -1) or (sides < 0).any():
+        raise InputError(
+            f"{path}: the header's qform has pixdim {header['pixdim'][:4].tolist()}, expected 1 or -1 and "
+            "three positive sides, so left and right are unknown; export it again"
+        )
+    if np.square(header["quatern"].astype(np.float64)).sum() > 1.0 + _LONGER:
+        raise InputError(f"{path}: the header's qform is no rotation; export it again")
+
+
+def _qform(header: np.void) -> np.ndarray:
+    """``(4, 4)`` RAS from index of the qform; its quaternion is completed as nibabel does it."""
+    b, c, d = (float(v) for v in header["quatern"])
+    square = 1.0 - (b * b + c * c + d * d)
+    least = max(_HALF_TURN, _HALF_TURN_ROUNDINGS * float(np.finfo(header["quatern"].dtype).eps))
+    a = np.sqrt(square) if square >= least else 0.0
+    a, b, c, d = np.array([a, b, c, d]) / np.linalg.norm([a, b, c, d])
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    scale = np.abs(header["pixdim"][1:4].astype(np.float64)) * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation * scale
+    matrix[:3, 3] = header["qoffset"]
+    return matrix
