@@ -4,6 +4,11 @@
 LONGEST = 1000
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, which a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class IsoposeError(Exception):
     """A run that cannot go on; the command line prints the message in one line and exits with 1.
 
@@ -14,8 +19,7 @@ class IsoposeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+        shown = printable(" ".join(message.split()))
         if len(shown) > LONGEST:
             shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 + 3 :]}"
         super().__init__(shown)

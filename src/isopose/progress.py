@@ -67,7 +67,8 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one line above any live display."""
-        console.print(text, markup=False)
+        # A file's name may hold bytes that are no text.
+        console.print(text.encode(errors="backslashreplace").decode(), markup=False)
 
     @contextmanager
     def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:

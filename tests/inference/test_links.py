@@ -9,7 +9,6 @@ import pytest
 from bright import bright_model, scene
 from io_helpers import dicom_slice, raw_slices, save, write_series
 from isopose.config import homogenize_config
-from isopose.errors import InputError
 from isopose.evaluation.evaluate import evaluate_folder
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.inference.scans import find_scans, predict_scans
@@ -114,8 +113,6 @@ def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path,
     (links / "list.csv").write_text("image,label\ncase_1_0000.nii.gz,\ncase_2_0000.nii.gz,\n")
     problems = check_dataset(open_dataset(links / "list.csv"))
     assert [p.case for p in problems if p.severity == "error"] == ["case_1_0000"]
-    with pytest.raises(InputError, match="no such file or folder"):
-        find_scans([links / "none.nii.gz"])
 
 
 def test_a_link_to_a_series_beside_volumes_does_not_hide_them(tmp_path):

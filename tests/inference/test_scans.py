@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -88,8 +89,38 @@ def test_names_that_would_meet_are_refused(tmp_path):
     touch(tmp_path / "b" / "child.nrrd")
     with pytest.raises(InputError, match="two inputs would be written as child; predict them in two runs"):
         find_scans([tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(InputError, match=r"nowhere\.nii\.gz: no such file or folder"):
-        find_scans([tmp_path / "nowhere.nii.gz"])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nowhere.nii.gz", "no such file or folder"),
+        ("two\nlines.nii.gz", "its name has control characters; rename it"),
+        (f"{'n' * 201}.nii.gz", "its name has over 200 bytes; rename it"),
+        (os.fsdecode(b"bad\xff.nii.gz"), "its name is not UTF-8; rename it"),
+    ],
+)
+def test_a_name_that_nothing_can_be_written_by_is_one_line_and_the_others_are_done(
+    model, tmp_path, capsys, name, problem
+):
+    here = scene(slices=3)
+    write_image(here.volume, tmp_path / "good.nii.gz")
+    odd = tmp_path / name
+    if name != "nowhere.nii.gz":
+        shutil.copy(tmp_path / "good.nii.gz", odd)
+    outcomes = predict_scans(
+        model,
+        find_scans([odd, tmp_path / "good.nii.gz"]),
+        tmp_path / "out",
+        probabilities=False,
+        steps=False,
+        reporter=Terminal(),
+    )
+    assert problem in outcomes[0].problem
+    assert outcomes[1].problem is None
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
+    said = capsys.readouterr().err
+    assert "two\nlines" not in said
 
 
 def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path):

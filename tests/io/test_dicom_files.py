@@ -1,5 +1,6 @@
 """Which files are DICOM, and which of a folder are read: without a preamble, copies, objects beside them."""
 
+import gzip
 import json
 import shutil
 
@@ -462,3 +463,21 @@ def test_an_object_that_is_no_image_does_not_hide_what_is_below(tmp_path):
     del report.Rows, report.Columns, report.PixelData
     save(report, tmp_path / "report.dcm")
     np.testing.assert_array_equal(read_volume(tmp_path).array, raw.astype(int) - 1024)
+
+
+@pytest.mark.parametrize("packed", [(4,), (0, 1, 2, 3, 4)])
+def test_slices_packed_by_gzip_are_refused_and_not_left_out(tmp_path, packed):
+    folder = write_series(tmp_path, raw_slices())
+    files = sorted(folder.iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    for number, file in enumerate(files):
+        if number in packed:
+            file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+            file.unlink()
+    with pytest.raises(InputError, match=r"\.gz: a DICOM file packed by gzip, which is not read; unpack it"):
+        read_volume(folder)
+
+
+def test_a_photometric_interpretation_in_small_letters_is_read(tmp_path):
+    expected = read_volume(write_series(tmp_path / "a", raw_slices()))
+    found = read_volume(write_series(tmp_path / "b", raw_slices(), PhotometricInterpretation="monochrome2"))
+    np.testing.assert_array_equal(found.array, expected.array)

@@ -213,8 +213,8 @@ def test_declared_padding_is_air(tmp_path, representation, value, declared, synt
     ("representation", "value", "declared", "hu"),
     [
         (0, 0, [(PADDING, "US", 0)], -1024),  # is air, and stays what the scanner wrote
-        (1, -2000, [(PADDING, "SS", -2000)], -3024),
-        (1, -2000, [(PADDING, "US", 63536)], -3024),
+        (0, 24, [(PADDING, "US", 24)], -1000),
+        (1, -2000, [], -3024),  # not declared
         (0, 63536, [], 62512),  # not declared
         (0, 63536, [(PADDING, "US", 63535)], 62512),
         (0, 63536, [(LIMIT, "US", 63536)], 62512),  # a limit alone declares nothing
@@ -225,6 +225,14 @@ def test_what_is_air_already_or_not_declared_stays(tmp_path, representation, val
     rest = padded_series(tmp_path, declared, value=value, representation=representation)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array[:, 0], hu)
+    np.testing.assert_array_equal(volume.array[:, 1:], rest)
+
+
+@pytest.mark.parametrize("declared", [[(PADDING, "SS", -2000)], [(PADDING, "US", 63536)]])
+def test_padding_below_air_is_air_too(tmp_path, declared):
+    rest = padded_series(tmp_path, declared, value=-2000, representation=1)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array[:, 0], AIR_HU)
     np.testing.assert_array_equal(volume.array[:, 1:], rest)
 
 

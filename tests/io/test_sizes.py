@@ -130,6 +130,28 @@ def test_of_predict_and_homogenize_the_other_scans_are_done(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.json", "b.nii.gz"]
 
 
+@pytest.mark.parametrize("value", [3e38, -2e6])
+def test_values_that_no_calibration_gives_are_refused_and_spoil_no_fingerprint(tmp_path, isopose, value):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in "abc":
+        volume = scene(roll=0.1 * "abc".index(name)).volume
+        if name == "b":
+            array = volume.array.astype(np.float32)
+            array[0, 0, 0] = value
+            volume = volume.with_array(array)
+        write(root / f"{name}.nii.gz", volume)
+    model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
+    outcomes = predict_scans(
+        model, find_scans([root]), tmp_path / "out", probabilities=False, steps=False, reporter=Silent()
+    )
+    assert [outcome.problem is None for outcome in outcomes] == [True, False, True]
+    assert "are not HU" in outcomes[1].problem
+    (root / "list.csv").write_text("image,label\n" + "".join(f"{name}.nii.gz,\n" for name in "abc"))
+    problems = check_dataset(open_dataset(root / "list.csv"))
+    assert [p.case for p in problems if p.severity == "error"] == ["b"]
+
+
 def test_a_case_of_wrong_unit_does_not_hide_the_others_problems(tmp_path, isopose):
     for name, factor in (("a", 1e-3), ("b", 1.0), ("c", 1.0)):
         write(tmp_path / f"{name}.nii.gz", scaled(scene().volume, factor))

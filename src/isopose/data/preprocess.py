@@ -26,7 +26,7 @@ from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
-from isopose.io.doubts import doubts
+from isopose.io.doubts import check_values, doubts
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent, size_doubts
 from isopose.labels import Labels
@@ -129,6 +129,7 @@ def prepare_as(
         )
     lps = volume.reoriented()
     check_extent(lps)
+    check_values(lps)
     body, body_mm = trunk(lps, config.body_threshold_hu)
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
     frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)

@@ -15,7 +15,7 @@ from isopose import __version__
 from isopose.data.correction import Correction
 from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
-from isopose.errors import InputError
+from isopose.errors import InputError, printable
 from isopose.files import composed, hash_of, only_writer, output_folder, read_json, write_json
 from isopose.geometry.similarity import ANGLE, LOG_SCALE_X, LOG_SCALE_Y
 from isopose.geometry.similarity3d import LOG_SCALES
@@ -72,13 +72,11 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
         series: number or instance UID, for DICOM inputs that hold several series.
 
     Raises:
-        InputError: nothing is there, two scans would write the same result, or a series is chosen of what is
-            no DICOM.
+        InputError: two scans would write the same result, or a series is chosen of what is no DICOM. A path
+            at which nothing is stays a scan, which fails by itself.
     """
     scans = []
     for path in inputs:
-        if not os.path.lexists(path):
-            raise InputError(f"{path}: no such file or folder")
         inside = _scans_in(path) if path.is_dir() else []
         scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
     names = [scan.name for scan in scans]
@@ -192,7 +190,7 @@ def predict_scans(
         model = for_prediction(model)
         outcomes = []
         for number, scan in enumerate(scans, start=1):
-            reporter.say(f"[{number}/{len(scans)}] {scan.name}")
+            reporter.say(f"[{number}/{len(scans)}] {printable(scan.name)}")
             outcomes.append(
                 predict_scan(
                     model, scan, output, formats, probabilities, steps, reporter, corrections=corrections
@@ -248,7 +246,7 @@ def predict_scan(
             model, scan, output, formats, probabilities, steps, reporter, corrections or {}, also
         )
     except reported as error:
-        problem = named(str(failure_of(error)), str(scan.path))
+        problem = named(str(failure_of(error)), printable(str(scan.path)))
         reporter.say(f"  error: {problem}")
         return Outcome(scan, None, problem)
     for warning in record["warnings"]:
@@ -287,7 +285,7 @@ def _predict_scan(
     volume = read_volume(scan.path, scan.series)
     source = open_dicom(scan.path, scan.series, formats, volume)
     prediction: Prediction | VolumePrediction
-    with reporter.counting(f"predict {scan.name}") as progress:
+    with reporter.counting(f"predict {printable(scan.name)}") as progress:
         if model.config.dims == 3:
             prediction = predict_volume(
                 model, volume, probabilities=probabilities, crops=also is not None, progress=progress

@@ -15,7 +15,7 @@ from isopose.data.preprocess import trunk
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Case, Dataset
-from isopose.io.doubts import doubts
+from isopose.io.doubts import check_values, doubts
 from isopose.io.images import on_image_grid, read_labels, read_volume
 from isopose.io.sizes import check_extent
 from isopose.io.splits import check_sides
@@ -119,6 +119,7 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
         if not errors:
             try:
                 check_extent(upright)
+                check_values(upright)
                 _, body_mm = trunk(upright, DataConfig().body_threshold_hu)
             except InputError as error:
                 errors.append(f"image: {error}")

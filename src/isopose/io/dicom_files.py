@@ -1,7 +1,9 @@
 """Which files are DICOM, by their content, and which files of a folder are meant."""
 
+import gzip
 import re
 import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
@@ -49,8 +51,20 @@ _SYSTEM_FILES, _SYSTEM_FOLDER = {"thumbs.db", "ehthumbs.db", "desktop.ini"}, "__
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its content; with or without the preamble of 128 bytes."""
-    return path.is_file() and read_header(path) is not None
+    """Return True if a file is DICOM by its content: with or without a preamble, or packed by gzip."""
+    return path.is_file() and (read_header(path) is not None or is_packed(path))
+
+
+def is_packed(path: Path) -> bool:
+    """Return True if a file is DICOM packed by gzip, which is recognized but not read."""
+    with open(path, "rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return False
+    try:
+        with gzip.open(path) as packed:
+            return _begins_as_dicom(packed.read(_PREFIX))
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def read_header(path: Path) -> Dataset | None:
@@ -86,7 +100,10 @@ def is_named(path: Path) -> bool:
 def begins_as_dicom(path: Path) -> bool:
     """Whether a file has the preamble, or the first element of a DICOM data set without one."""
     with open(path, "rb") as file:
-        start = file.read(_PREFIX)
+        return _begins_as_dicom(file.read(_PREFIX))
+
+
+def _begins_as_dicom(start: bytes) -> bool:
     return start[128:] == b"DICM" or _first_element(start)
 
 

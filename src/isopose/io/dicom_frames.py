@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
-from isopose.io.dicom_files import begins_as_dicom, is_named, read_header, stored_class
+from isopose.io.dicom_files import begins_as_dicom, is_named, is_packed, read_header, stored_class
 from isopose.io.dicom_rescale import rescale_of
 from isopose.io.quiet import quiet_pydicom
 
@@ -140,6 +140,8 @@ def frames_of(path: Path) -> list[Frame]:
 
 def _look_at(path: Path) -> list[Frame] | NoFrame | None:
     header = read_header(path)
+    if header is None and is_packed(path):
+        raise InputError(f"{path}: a DICOM file packed by gzip, which is not read; unpack it (gunzip)")
     if header is None:
         if is_named(path) or begins_as_dicom(path):
             raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}")
@@ -204,7 +206,7 @@ def _frame(
         rescale=rescale,
         unusable=unusable,
         grey=int(header.get("SamplesPerPixel") or 1) == 1
-        and str(header.get("PhotometricInterpretation") or "MONOCHROME2") == "MONOCHROME2",
+        and str(header.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper() == "MONOCHROME2",
         localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
     )
 

@@ -34,8 +34,9 @@ from isopose.io.dicom_frames import Frame
 from isopose.io.dicom_rescale import rescaled
 from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
-#: What padding becomes in CT; in other modalities, where nothing is measured, 0. Padding below stays.
-AIR_HU = -1000
+#: What padding becomes in CT; in other modalities, where nothing is measured, 0. Padding that is as dark as
+#: air already, at most so much below, stays: scanners write air as -1024 too.
+AIR_HU, AS_DARK = -1000, 24
 _UNCOMPRESSED = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -128,7 +129,7 @@ def _in_unit(stored: _Stored, frame: Frame) -> np.ndarray:
         return scaled
     air = AIR_HU if frame.modality == "CT" else 0
     with np.errstate(invalid="ignore"):
-        padded &= ~(scaled <= air)  # also where padding is NaN
+        padded &= ~((scaled <= air) & (scaled >= air - AS_DARK))  # also where padding is NaN
     if not padded.any():
         return scaled
     if not scaled.flags.writeable or scaled.dtype.kind == "u":

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.sizes import size_doubts
 
@@ -13,10 +14,29 @@ _AIRLESS_HU = -10
 _NARROW_HU = 300
 #: Above all bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
 _HIGHEST_HU = 32000
+#: Beyond this no calibration, however wrong, is CT.
+_IMPOSSIBLE_HU = 1e6
 #: Voxels longer than this multiple of another side, and than this many mm, are not the pixels of axial CT.
 _THICK, _THICK_MM = 1.8, 1.5
 #: Further from the patient's axes than this many degrees is unusual in CT.
 _OBLIQUE_DEGREES = 20.0
+
+
+def check_values(upright: Volume) -> None:
+    """Refuse values that cannot be Hounsfield units whatever was scanned, and would spoil every mean.
+
+    Args:
+        upright: the scan.
+
+    Raises:
+        InputError: a value beyond :data:`_IMPOSSIBLE_HU` on either side.
+    """
+    low, high = float(upright.array.min()), float(upright.array.max())
+    if max(-low, high) > _IMPOSSIBLE_HU:
+        raise InputError(
+            f"values from {low:g} to {high:g} are not HU, expected -1024 to about 32000; export the scan "
+            "again with its rescale slope applied once"
+        )
 
 
 def doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Iterator[str]:

@@ -15,9 +15,24 @@ import SimpleITK as sitk
 
 from isopose.errors import InputError
 
+#: Bytes of a scan's name: results add a label's name, an ending and a prefix while they are written.
+LONGEST_NAME = 200
 _ONE_AT_A_TIME = threading.RLock()
 #: In messages of ITK, GDCM, MetaIO and NrrdIO: places in their code, and their names.
 _OF_ITK = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that no result can be named after, before any work is done.
+
+    Raises:
+        InputError: it is not UTF-8, has control characters, or leaves no room for the names of results.
+    """
+    itk_name(path)
+    if not path.name.isprintable():
+        raise InputError(f"{path}: its name has control characters; rename it")
+    if len(path.name.encode()) > LONGEST_NAME:
+        raise InputError(f"{path}: its name has over {LONGEST_NAME} bytes; rename it")
 
 
 def itk_name(path: Path) -> str:

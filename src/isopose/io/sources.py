@@ -10,6 +10,7 @@ from isopose.io.dicom_files import is_dicom, is_dicomdir, listed_files
 from isopose.io.endings import ending
 from isopose.io.images import missing
 from isopose.io.itk_header import LONGEST_HEADER
+from isopose.io.quiet import check_name
 
 #: The field of a header that names the files of the voxels, and all that follows it; NRRD's header ends at an
 #: empty line. Both formats may name others whatever a file's ending.
@@ -32,6 +33,7 @@ def hash_of_source(path: Path) -> str:
         InputError: nothing is there, or neither a file nor a folder.
     """
     path = Path(path)
+    check_name(path)
     if not path.exists():
         raise InputError(missing(path))
     try:
