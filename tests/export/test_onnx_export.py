@@ -107,7 +107,7 @@ def test_poses_and_crops_are_those_of_predict(model: Model, exported: Path) -> N
     from isopose.models.pipeline import frame_from_crop
 
     image, mask, z_mm = frames(model, 12)
-    records = predict(model, scene(slices=12, roll=0.3).volume).slices
+    records = predict(model, scene(slices=12, roll=0.3).volume).scan_pose
     with torch.inference_mode():
         theta, _ = PoseGraph(model)(image, mask, z_mm)
     expected = frame_from_crop(torch.from_numpy(records.pose), torch.from_numpy(records.theta2))
