@@ -139,7 +139,7 @@ def _from_values(got: np.ndarray, plane: Plane) -> str:
 
 
 def planes_of(values: np.ndarray, affine: np.ndarray, scale: float) -> list[Plane]:
-    """Of an array ``(x, y, z)`` and its LPS affine."""
+    """Return the planes along z of an array ``(x, y, z)`` with its affine to LPS millimeters."""
     return [
         Plane(values[:, :, k].T, affine[:3, 3] + k * affine[:3, 2], affine[:3, 0], affine[:3, 1], scale=scale)
         for k in range(values.shape[2])
@@ -147,7 +147,7 @@ def planes_of(values: np.ndarray, affine: np.ndarray, scale: float) -> list[Plan
 
 
 def places_only(truth: Truth) -> Truth:
-    """The same grids with zeros for values."""
+    """Return a truth with the planes' positions and directions kept, and all values set to 0."""
     readings = [
         [Plane(np.zeros(plane.values.shape), plane.origin, plane.column, plane.row) for plane in planes]
         for planes in truth.readings

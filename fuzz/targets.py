@@ -263,7 +263,7 @@ def _load(folder: Path) -> None:
 
 
 def _model(folder: Path, draw: Random) -> None:
-    """Also weights that agree with their hash, as somebody who means harm would write them."""
+    """Damage a file of the model; half the time, update the recorded hash to match the damaged weights."""
     _one_of_many(folder, draw)
     manifest, weights = folder / "model" / "model.json", folder / "model" / "weights.safetensors"
     if draw.random() < 0.5 and manifest.is_file() and weights.is_file() and not weights.is_symlink():

@@ -128,7 +128,10 @@ def _tilted(
     pose: Tensor,
     marked: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
-    """Likewise where the whole volume has one pose with pitch and yaw; its slices are as thick as before."""
+    """Return the transform of a scan with one pose, with pitch and yaw, for the whole volume.
+
+    The grid holds the body and all labels. Its slices are as thick as the scan's.
+    """
     usual, side_mm, fov_mm = estimator.size, estimator.side_mm, prepared.frame.fov_mm
     # How much smaller the reference is along z than the scan, whose slices are then nearer to each other.
     slice_mm = prepared.spacing[2] * side_mm / fov_mm / float(pose[LOG_SCALES][2].exp())

@@ -53,7 +53,7 @@ class Model:
 
 
 def for_prediction(model: Model) -> Model:
-    """The same model, whose U-Net is laid out for speed; it can be neither trained nor saved."""
+    """Return a copy of a model with a fused U-Net, which is faster but can be neither trained nor saved."""
     unet = model.pipeline.unet.fused()
     if unet is model.pipeline.unet:
         return model
@@ -63,7 +63,7 @@ def for_prediction(model: Model) -> Model:
 
 
 def with_precision(model: Model, precision: str | None) -> Model:
-    """The same model, whose U-Net predicts in another precision; with None as it was trained to.
+    """Return a copy of a model that predicts in another precision; the model itself if that is None.
 
     Raises:
         InputError: no such precision.

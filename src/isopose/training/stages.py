@@ -169,7 +169,7 @@ def _augmentation(context: StageContext, networks: Networks) -> Augmentation | N
 def volume_stages(
     context: StageContext, networks: Networks, train_slices: Slices, val_slices: Slices | None
 ) -> list[Progress]:
-    """Likewise for whole volumes, whose pose needs no training."""
+    """Train the crop and the U-Net on whole volumes, and return the progress of each stage."""
     crop, device = context.config.crop, context.fabric.device
     training = Volumes(train_slices.cases)
     validation = Volumes(val_slices.cases) if val_slices else None
