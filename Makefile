@@ -46,7 +46,8 @@ peers: .venv-peers/.installed
 	touch $@
 
 test-peers: peers
-	.venv-peers/bin/python -m pytest tests/data/test_nnunet_parity.py tests/study/test_nnunet.py \
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -n 2 --dist worksteal \
+		tests/data/test_nnunet_parity.py tests/study/test_nnunet.py \
 		tests/homogenize/test_before_nnunet.py tests/nnunet
 
 # Wheel and sdist; what is installed with them, as a bill of materials; its licenses; and its known weaknesses,

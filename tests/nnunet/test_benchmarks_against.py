@@ -33,7 +33,8 @@ def test_predictions_of_both_sides_are_timed(tmp_path: Path) -> None:
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     command = [sys.executable, "-m", "isopose", "study", tmp_path / "children"]
     command += ["--output", tmp_path / "study", "--arms", "crop-half,nnunet", "--presets", "default"]
-    command += ["--workers", "1", *settings]
+    # Its STN2 is shortened as well, which a study refuses otherwise.
+    command += ["--workers", "1", "--short-stns", *settings]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     given = ("--study", tmp_path / "study", "--output", tmp_path / "out", "--rounds", 1, "--scans", 1)
