@@ -140,11 +140,8 @@ class PoseTransformer(nn.Module):
         """Prepare frames ``(N, 1, S, S)`` for the roll network."""
         return roll_input_of(image, mask, self.air, self.top)
 
-    def roll_of_scan(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Estimate one roll ``()`` in radians for a scan from a few of its slices, in one pass.
-
-        It is the initial angle for all slices. The closer to upright that pass starts, the less its error
-        depends on how the patient lies.
+    def evidence_at_header(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Return the evidence ``(n, 2)`` of slices seen as they lie, in one pass of the roll network.
 
         Args:
             image: frames ``(n, 1, S, S)``.
@@ -153,8 +150,7 @@ class PoseTransformer(nn.Module):
         assert self.roll is not None, "only with the roll network"
         slices = self.roll_input(image, mask)
         upright = slices.view_pose.new_zeros(len(slices.view_pose))
-        evidence = self.roll(views_at_angle(slices, upright))[:, :2].sum(dim=0)
-        return torch.atan2(evidence[1], evidence[0])
+        return self.roll(views_at_angle(slices, upright))[:, :2]
 
     def pose_at_angle(self, outline: Moments, angle: Tensor) -> Tensor:
         """Return poses ``(N, 5)`` of outlines whose roll ``(N,)`` (radians) is known."""
@@ -188,8 +184,8 @@ class PoseTransformer(nn.Module):
             image: frames ``(N, 1, S, S)``.
             mask: foreground ``(N, 1, S, S)``.
             min_agreement: agreement (Eq. 1) from which a candidate is accepted.
-            scan_roll: ``()`` roll of the scan (:meth:`roll_of_scan`), from which one pass is enough; None:
-                two passes for each slice. Used by the roll network only.
+            scan_roll: ``()`` initial roll of the scan, from which one pass is enough; None: two passes for
+                each slice. Used by the roll network only.
         """
         outline = moments(mask)
         if self.roll is not None:

@@ -7,13 +7,17 @@ from torch import Tensor
 from isopose.config import Per, PredictConfig
 from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
-from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, matrix_from_pose
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.scan.correction import Correction
 from isopose.scan.pose import ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
+from isopose.scan.prior import ScanRoll
 from isopose.scan.volume import places, volume_agreement, volume_pose
+
+#: Part of its bounding box from which on a body fills the field of view.
+FILLED = 0.95
 
 
 def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
@@ -59,8 +63,11 @@ def find_poses(
     slices: SlicePoses | None,
     correction: Correction | None = None,
     per: Per | None = None,
+    side_mm: float | None = None,
 ) -> ScanPose:
     """Find the poses of a scan's slices.
+
+    If the scan shows no outline of a body (:func:`outline_is_visible`), pose and size are left as they are.
 
     Args:
         transformer: STN1.
@@ -69,6 +76,7 @@ def find_poses(
         slices: by :func:`slice_poses_of`.
         correction: a person's corrections; its poses replace the estimated ones.
         per: which slices share a pose; None: as the transformer's configuration says.
+        side_mm: side of the reference's frame in mm; None: that of the scan's own frame.
     """
     scan = ScanPose.empty(len(prepared.image))
     if slices is None:
@@ -76,8 +84,12 @@ def find_poses(
     rows = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     device = transformer.reference_mask.device
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
-    pose, confidence = scan_poses(transformer, slices, z_mm, per)
+    pose, confidence, roll = scan_poses(transformer, slices, z_mm, per)
     scan.pose[rows], scan.confidence[rows] = pose.cpu(), confidence.cpu()
+    _keep_evidence(scan, roll)
+    scan.outline_visible = transformer.roll is None or outline_is_visible(prepared.mask[rows])
+    if not scan.outline_visible:
+        scan.pose[rows], scan.header_kept = _as_it_lies(prepared, side_mm), True
     scan.mirrored[rows] = slices.mirrored.cpu()
     scan.source[rows] = slices.source.cpu()
     by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
@@ -85,6 +97,17 @@ def find_poses(
         scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, BY_HAND
     _set_agreement(transformer, prepared, settings, scan)
     return scan
+
+
+def outline_is_visible(mask: np.ndarray) -> bool:
+    """Return False if a body fills the field of view of most slices, so that its outline is that of the file.
+
+    Args:
+        mask: ``(N, S, S)``, slices with a body. A rectangle fills its bounding box, the outline of a trunk
+            four fifths of it.
+    """
+    rows, columns = mask.any(axis=2).sum(axis=1), mask.any(axis=1).sum(axis=1)
+    return float(np.median(mask.sum(axis=(1, 2)) / (rows * columns))) < FILLED
 
 
 def find_crops(
@@ -149,8 +172,12 @@ def find_volume_pose(
     if slices is not None:
         with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
         z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
-        pose, confidence = volume_pose(networks.pose, slices, z)
+        pose, confidence, roll = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
+        _keep_evidence(scan, roll)
+        scan.outline_visible = networks.pose.roll is None or outline_is_visible(prepared.mask[with_body])
+        if not scan.outline_visible:
+            scan.pose[0], scan.header_kept = 0.0, True
         scan.mirrored[0] = float(slices.mirrored.mean())
         scan.source[0] = POSE_SOURCES.index(networks.config.pose.start)
     stack_from_homogenized = networks.input_from_homogenized(
@@ -159,6 +186,26 @@ def find_volume_pose(
     scan.agreement[0] = float(volume_agreement(networks, mask, stack_from_homogenized))
     scan.theta2[:] = networks.theta2(image, mask, stack_from_homogenized).cpu()
     return scan
+
+
+def _keep_evidence(scan: ScanPose, roll: ScanRoll | None) -> None:
+    """Store what the slices show of the roll, and whether it is believed."""
+    if roll is not None:
+        scan.shown_roll, scan.roll_odds = float(roll.seen), float(roll.odds)
+        scan.header_kept = not bool(roll.believed)
+
+
+def _as_it_lies(prepared: Prepared, side_mm: float | None) -> np.ndarray:
+    """Return the pose ``(5,)`` that changes neither pose nor size.
+
+    Args:
+        prepared: the scan.
+        side_mm: side of the reference's frame in mm; None: that of the scan's own frame.
+    """
+    pose = np.zeros(POSE_SIZE, np.float32)
+    if side_mm is not None:
+        pose[[LOG_SCALE_X, LOG_SCALE_Y]] = np.log(side_mm / prepared.frame.fov_mm)
+    return pose
 
 
 def _set_agreement(

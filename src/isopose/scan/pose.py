@@ -1,5 +1,6 @@
 """The pose and crop of one scan, with their confidence."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,11 @@ class ScanPose:
         theta2: ``(z, 3, 3)`` or ``(1, 4, 4)``, homogenized from crop.
         widened: ``(z,)`` True where the crop cut a structure and a larger one was used instead.
         cut_off: ``(z,)`` True where the segmentation still touches the crop's border.
+        shown_roll: radians, the roll that the slices show together, whether it is believed or not; NaN
+            without the roll network.
+        roll_odds: odds that the slices show the roll, given the header; NaN without the roll network.
+        header_kept: True where the slices are not believed, so that the patient is left as the header says.
+        outline_visible: False where the scan shows no outline of a body, so that its size is left too.
     """
 
     pose: np.ndarray
@@ -39,6 +45,10 @@ class ScanPose:
     theta2: np.ndarray
     widened: np.ndarray
     cut_off: np.ndarray
+    shown_roll: float = math.nan
+    roll_odds: float = math.nan
+    header_kept: bool = False
+    outline_visible: bool = True
 
     @classmethod
     def empty(cls, rows: int, dims: int = 2) -> "ScanPose":
