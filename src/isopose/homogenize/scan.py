@@ -78,10 +78,10 @@ def homogenize_scan(
     if estimator.tilted:
         z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
         pose = torch.zeros(POSE_SIZES[3])
-        if slices is not None and records.outline_visible:
-            pose = volume_pose(transformer, slices, z)[0]
-        elif not records.outline_visible:
+        if records.decision is not None and not records.decision.outline_visible:
             pose[LOG_SCALES] = math.log(estimator.side_mm / prepared.frame.fov_mm)
+        elif slices is not None:
+            pose = volume_pose(transformer, slices, z)[0]
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)

@@ -1,5 +1,7 @@
 """Find the pose and crops of one scan, for prediction and for homogenization."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, matrix_fr
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.scan.correction import Correction
-from isopose.scan.pose import ScanPose
+from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.prior import ScanRoll
 from isopose.scan.volume import places, volume_agreement, volume_pose
@@ -86,10 +88,9 @@ def find_poses(
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, confidence, roll = scan_poses(transformer, slices, z_mm, per)
     scan.pose[rows], scan.confidence[rows] = pose.cpu(), confidence.cpu()
-    _keep_evidence(scan, roll)
-    scan.outline_visible = transformer.roll is None or outline_is_visible(prepared.mask[rows])
-    if not scan.outline_visible:
-        scan.pose[rows], scan.header_kept = _as_it_lies(prepared, side_mm), True
+    scan.decision = _decide(transformer, roll, prepared.mask[rows])
+    if scan.decision is not None and not scan.decision.outline_visible:
+        scan.pose[rows] = _as_it_lies(prepared, side_mm)
     scan.mirrored[rows] = slices.mirrored.cpu()
     scan.source[rows] = slices.source.cpu()
     by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
@@ -174,10 +175,9 @@ def find_volume_pose(
         z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
         pose, confidence, roll = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
-        _keep_evidence(scan, roll)
-        scan.outline_visible = networks.pose.roll is None or outline_is_visible(prepared.mask[with_body])
-        if not scan.outline_visible:
-            scan.pose[0], scan.header_kept = 0.0, True
+        scan.decision = _decide(networks.pose, roll, prepared.mask[with_body])
+        if scan.decision is not None and not scan.decision.outline_visible:
+            scan.pose[0] = 0.0
         scan.mirrored[0] = float(slices.mirrored.mean())
         scan.source[0] = POSE_SOURCES.index(networks.config.pose.start)
     stack_from_homogenized = networks.input_from_homogenized(
@@ -188,11 +188,24 @@ def find_volume_pose(
     return scan
 
 
-def _keep_evidence(scan: ScanPose, roll: ScanRoll | None) -> None:
-    """Store what the slices show of the roll, and whether it is believed."""
-    if roll is not None:
-        scan.shown_roll, scan.roll_odds = float(roll.seen), float(roll.odds)
-        scan.header_kept = not bool(roll.believed)
+def _decide(transformer: PoseTransformer, roll: ScanRoll | None, mask: np.ndarray) -> RollDecision | None:
+    """Return whether the slices' roll is believed; None without the roll network.
+
+    Args:
+        transformer: STN1.
+        roll: of the scan.
+        mask: ``(N, S, S)``, slices with a body.
+    """
+    if roll is None:
+        return None
+    visible = outline_is_visible(mask)
+    return RollDecision(
+        shown_degrees=math.degrees(roll.seen),
+        odds=float(roll.odds),
+        needed_odds=transformer.config.turn_odds,
+        header_kept=not (visible and bool(roll.believed)),
+        outline_visible=visible,
+    )
 
 
 def _as_it_lies(prepared: Prepared, side_mm: float | None) -> np.ndarray:

@@ -82,8 +82,8 @@ def scan_poses(
 
     The scan's roll comes first: the posterior of what all slices show and of the header. With ``volume`` all
     slices have it; with ``smooth`` they vary around it as they and their neighbors show; with ``slice`` each
-    has its own. If the slices do not show the roll, all keep the header's. Then sizes and centers are computed
-    at that roll.
+    has its own. If the slices do not show the roll, all keep the header's. Sizes and centers are computed at
+    that roll.
 
     Args:
         transformer: STN1.

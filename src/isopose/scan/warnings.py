@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from isopose.config import PoseConfig, PredictConfig
+from isopose.config import PredictConfig
 from isopose.geometry.pose import POSE_SIZE
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer
-from isopose.scan.pose import ScanPose
+from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.prior import TURNED
 
 #: Mean logit from which a scan counts as mirrored. Of 500 unseen phantoms none comes near it (at most 0.2),
@@ -42,8 +42,8 @@ def pose_warnings(
             "turned back; check the sides"
         )
     if transformer.roll is not None:
-        if scan.header_kept and total and BY_HAND not in scan.source:
-            return [*lines, _kept(scan, config)]
+        if scan.decision is not None and scan.decision.header_kept and BY_HAND not in scan.source:
+            return [*lines, _kept(scan.decision)]
         doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
             lines.append(f"it is not sure which way up the patient lies{doubted}")
@@ -55,15 +55,15 @@ def pose_warnings(
     return lines
 
 
-def _kept(scan: ScanPose, config: PoseConfig) -> str:
+def _kept(decision: RollDecision) -> str:
     """Return the one line about a scan that is left as its header says."""
-    if not scan.outline_visible:
+    if not decision.outline_visible:
         return "no outline of a body is visible: its pose and size are left as the file has them"
-    if abs(scan.shown_roll) > TURNED and scan.roll_odds >= 1.0:
-        degrees, needed = math.degrees(scan.shown_roll), config.turn_odds
+    if abs(decision.shown_degrees) > math.degrees(TURNED) and decision.odds >= 1.0:
         return (
-            f"its slices show a patient turned by {degrees:+.0f} degrees against the file's header, but at "
-            f"odds of {scan.roll_odds:.1f} ({needed:g} are needed): left as the header says; check the sides"
+            f"its slices show a patient turned by {decision.shown_degrees:+.0f} degrees against the file's "
+            f"header, but at odds of {decision.odds:.1f} only ({decision.needed_odds:g} are needed): left as "
+            "the header says; check the sides"
         )
     return "no slice shows which way up the patient lies (is it a trunk?): left as the file's header says"
 

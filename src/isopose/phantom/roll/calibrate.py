@@ -64,7 +64,7 @@ def roll_evidence(network: RollNetwork, slabs: Slabs, *, randomized: bool, seed:
 
 
 def joined(parts: list[RollEvidence]) -> RollEvidence:
-    """Concatenate evidence of the same patients, disturbed in different ways, as that of different patients."""
+    """Concatenate evidence; the same patients, disturbed in different ways, become different ones."""
     most = 1 + max(int(part.patient.max()) for part in parts)
     return RollEvidence(
         torch.cat([part.evidence for part in parts]),
