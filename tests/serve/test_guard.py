@@ -10,7 +10,7 @@ from isopose.errors import InputError
 from isopose.progress import Silent
 from isopose.serve.guard import Access
 from isopose.serve.launch import run_server
-from isopose.serve.pages import add_pages, with_guard
+from isopose.serve.pages import add_guard, add_pages
 
 TOKEN = "a-token-of-some-length"
 SIGNS = 'a+b&c=d;e"f\\g h%20#i'
@@ -28,7 +28,7 @@ def client(access, base="http://127.0.0.1:8470"):
     def read(q: str = ""):
         return q
 
-    with_guard(app, access)
+    add_guard(app, access)
     return TestClient(app, base_url=base, follow_redirects=False)
 
 

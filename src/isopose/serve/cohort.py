@@ -71,11 +71,11 @@ class Reviewed:
             confidence = [self.record["confidence"]]
         return {
             "case": self.case,
-            "dice": _dice(self.scores, targets),
-            "against": _dice(self.scores_against, targets),
+            "dice": _list_dice(self.scores, targets),
+            "against": _list_dice(self.scores_against, targets),
             "confidence": min(confidence) if confidence else None,
             "volumes_ml": self.record.get("volumes_ml") or {},
-            "size_mm": _size(self.record),
+            "size_mm": _compute_size(self.record),
             "age_years": None if self.scores is None else self.scores.age_years,
             "warnings": self.record.get("warnings") or [],
             "image": self.image is not None,
@@ -121,15 +121,15 @@ def open_cohort(
     found = label_maps(predictions)
     if not found:
         raise InputError(f"{predictions}: expected a folder of predicted label maps, found none")
-    records = {case: _record(path.with_name(record_name(case))) for case, path in found.items()}
-    known_images, known_truths, named = _from_dataset(truth)
+    records = {case: _read_record(path.with_name(record_name(case))) for case, path in found.items()}
+    known_images, known_truths, named = _read_dataset(truth)
     if images is not None:
         known_images = {scan.name: scan.path for scan in find_scans([images])}
     others = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
         raise InputError(f"{predictions}: the labels are not known; name them, as in --label kidney=1")
-    ours, theirs = _by_case(scores), _by_case(scores_against)
+    ours, theirs = _index_by_case(scores), _index_by_case(scores_against)
     cases = tuple(
         Reviewed(
             case,
@@ -147,7 +147,7 @@ def open_cohort(
     return Cohort(cases, made, scores.targets if scores else tuple(made.targets()), folder)
 
 
-def _from_dataset(
+def _read_dataset(
     truth: Path | None,
 ) -> tuple[dict[str, Path], dict[str, Path], Mapping[str, int] | None]:
     """Return images and labels by case and the labels' names, as far as a dataset or folder has them."""
@@ -190,7 +190,7 @@ class Decisions:
                 raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to begin anew")
             for case, decision, comment in rows[1:]:
                 if case in cases:
-                    self.of[case] = (decision, _plain(comment))
+                    self.of[case] = (decision, _unescape(comment))
                 else:
                     # Decisions on cases that are not shown now are kept.
                     self._others.append((case, decision, comment))
@@ -203,17 +203,17 @@ class Decisions:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        rows = [(case, decision, _harmless(comment)) for case, (decision, comment) in self.of.items()]
+        rows = [(case, decision, _escape(comment)) for case, (decision, comment) in self.of.items()]
         writer.writerows(sorted(rows + self._others))
         write_text(self.path, text.getvalue())
 
 
-def _harmless(comment: str) -> str:
+def _escape(comment: str) -> str:
     """Return a comment that no spreadsheet takes for a formula."""
     return f"'{comment}" if comment[:1] in ("=", "+", "-", "@", "\t", "\r", "'") and comment else comment
 
 
-def _plain(comment: str) -> str:
+def _unescape(comment: str) -> str:
     return comment[1:] if comment.startswith("'") else comment
 
 
@@ -292,22 +292,22 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
     return place, value
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 
-def _by_case(scores: Evaluation | None) -> dict[str, CaseScores]:
+def _index_by_case(scores: Evaluation | None) -> dict[str, CaseScores]:
     return {} if scores is None else {one.case: one for one in scores.cases}
 
 
-def _dice(scores: CaseScores | None, targets: tuple[str, ...]) -> dict[str, float | None] | None:
+def _list_dice(scores: CaseScores | None, targets: tuple[str, ...]) -> dict[str, float | None] | None:
     return None if scores is None else {target: scores.scores[target].dice for target in targets}
 
 
-def _size(record: Mapping[str, Any]) -> float | None:
+def _compute_size(record: Mapping[str, Any]) -> float | None:
     """Return the side in mm of the square that is scaled to the reference; it grows with the body."""
     frame = record.get("frame")
     if not frame:

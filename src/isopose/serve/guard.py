@@ -78,8 +78,8 @@ class Access:
 
     def knows(self, host: str) -> bool:
         """Return whether a Host header names this server; any other name may be another site's."""
-        # Not Starlette's TrustedHostMiddleware: it compares names with a list, and the addresses under which a
-        # server is reached cannot be listed (forwarded ports, networks that are joined later).
+        # Not Starlette's TrustedHostMiddleware: it compares names with a list, and the addresses of this
+        # server cannot be listed (forwarded ports, networks that are joined later).
         name = _host_name(host)
         # Unlike a name, an IP address cannot be pointed here by the owner of a domain (DNS rebinding).
         return (

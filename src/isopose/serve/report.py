@@ -34,7 +34,7 @@ def write_scan_report(
     facts = {
         "Scan": f"{size} voxels of {spacing} mm",
         "Roll": f"{record['roll_degrees']:+.1f}°",
-        "Confidence in the pose": _confidence(record),
+        "Confidence in the pose": _format_confidence(record),
         "isopose": __version__,
         "Model": model.weights_sha256[:12],
     }
@@ -70,7 +70,7 @@ def write_scan_report(
     )
 
 
-def _confidence(record: dict[str, Any]) -> str:
+def _format_confidence(record: dict[str, Any]) -> str:
     slices = record.get("slices")
     values = [one["confidence"] for one in slices] if slices is not None else [record["confidence"]]
     return f"{min(values):.2f}" if values else "no body"

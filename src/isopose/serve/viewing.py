@@ -128,11 +128,11 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
         for out, matrix, pixels in ((homogenized, theta1, size), (crop, theta, side)):
             seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
-            out[rows] = _hounsfield(model, seen[:, 0])
+            out[rows] = _convert_to_hounsfield(model, seen[:, 0])
     _write_arrays(folder, homogenized=homogenized, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
-        **_about_steps(model),
+        **_describe_steps(model),
         # A correction holds for this reference, wherever its outline lies.
         "reference": {"center": list(outline.center), "spread": list(outline.spread)},
     }
@@ -160,7 +160,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     for matrix, pixels in ((planes, size), (crop_planes, side)):
         theta = compose(stack_from_homogenized, matrix[None])
         seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
-        arrays.append(_hounsfield(model, seen[0, 0]))
+        arrays.append(_convert_to_hounsfield(model, seen[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
     depth = len(prediction.crops)
     nearest = ((z - scan.theta2[0, 2, 3]) / scan.theta2[0, 2, 2] + 1.0) * depth / 2.0
@@ -171,7 +171,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     to_frame = stack_from_homogenized[0].cpu().numpy().astype(float)
     square = scan.theta2[0].astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
     return {
-        **_about_steps(model),
+        **_describe_steps(model),
         "slices": [
             {
                 "slice": int(row),
@@ -185,7 +185,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     }
 
 
-def _about_steps(model: Model) -> dict[str, Any]:
+def _describe_steps(model: Model) -> dict[str, Any]:
     intensity = model.fingerprint.intensity
     return {
         "outline": contours(model.pipeline.pose.reference_mask),
@@ -194,7 +194,7 @@ def _about_steps(model: Model) -> dict[str, Any]:
     }
 
 
-def _hounsfield(model: Model, normalized: Tensor) -> np.ndarray:
+def _convert_to_hounsfield(model: Model, normalized: Tensor) -> np.ndarray:
     intensity = model.fingerprint.intensity
     values = normalized * max(intensity.sd, 1e-8) + intensity.mean
     return values.round().cpu().numpy().astype(np.int16)
@@ -273,11 +273,11 @@ def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
     """
     if not 0 <= z < shape[0]:
         raise IndexError(z)
-    panels = [("native", _plane(folder / "scan.nii", np.dtype("<i2"), shape, z))]
+    panels = [("native", _read_plane(folder / "scan.nii", np.dtype("<i2"), shape, z))]
     for name in ("labels", "truth", "against"):
         path = folder / f"{name}.nii"
         if path.exists():
-            panels.append((name, _plane(path, np.dtype("u1"), shape, z)))
+            panels.append((name, _read_plane(path, np.dtype("u1"), shape, z)))
     for name in ("homogenized", "crop", "crop_labels"):
         path = folder / f"{name}.npy"
         if path.exists():
@@ -296,7 +296,7 @@ def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
     return b"".join(parts)
 
 
-def _plane(path: Path, dtype: np.dtype, shape: tuple[int, int, int], z: int) -> np.ndarray:
+def _read_plane(path: Path, dtype: np.dtype, shape: tuple[int, int, int], z: int) -> np.ndarray:
     pixels = math.prod(shape[1:])
     plane = np.fromfile(path, dtype, pixels, offset=_NIFTI_HEADER + z * pixels * dtype.itemsize)
     return plane.reshape(shape[1:])

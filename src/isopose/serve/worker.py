@@ -74,14 +74,14 @@ class Worker:
 
     def _watch(self) -> None:
         while not self._ends.is_set():
-            job = self._next()
+            job = self._take_next()
             if job is None:
                 self._wake.wait(timeout=5)
                 self._wake.clear()
                 continue
             self._run(job)
 
-    def _next(self) -> Job | None:
+    def _take_next(self) -> Job | None:
         """Return the next scan; None if none waits or the queue cannot be read now."""
         try:
             return self.jobs.take()
@@ -95,9 +95,9 @@ class Worker:
                 self._begin_process()
             assert self._pipe is not None, "made with the process"
             self._pipe.send(job)
-            outcome = self._outcome(job)
+            outcome = self._await_outcome(job)
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            outcome = (FAILED, self._last_words())
+            outcome = (FAILED, self._explain_exit())
         # This thread serves all scans: whatever one raises (no process can be made, the queue's disk is full)
         # must not end it.
         except Exception as error:
@@ -116,7 +116,7 @@ class Worker:
             else:
                 break
 
-    def _outcome(self, job: Job) -> tuple[str, str | None]:
+    def _await_outcome(self, job: Job) -> tuple[str, str | None]:
         assert self._pipe is not None, "made with the process"
         while not self._ends.is_set():
             if self._pipe.poll(LOOK):
@@ -147,7 +147,7 @@ class Worker:
             self._pipe.close()
         self._process = self._pipe = None
 
-    def _last_words(self) -> str:
+    def _explain_exit(self) -> str:
         code = None
         if self._process is not None:
             self._process.join(timeout=5)
@@ -165,7 +165,7 @@ def _work(settings: Settings, pipe: Connection) -> None:
     silence()
     # Ctrl-C in the terminal is the server's to obey.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    model, broken = _loaded(settings)
+    model, broken = _load(settings)
     while True:
         try:
             job: Job = pipe.recv()
@@ -173,15 +173,15 @@ def _work(settings: Settings, pipe: Connection) -> None:
             return
         if model is None:
             # What it failed by, such as a lack of memory, may have passed.
-            model, broken = _loaded(settings)
-        answer = (FAILED, broken) if model is None else _predicted(model, job, settings.jobs, pipe)
+            model, broken = _load(settings)
+        answer = (FAILED, broken) if model is None else _predict(model, job, settings.jobs, pipe)
         try:
             pipe.send(answer)
         except OSError:
             return
 
 
-def _loaded(settings: Settings) -> tuple[Any, str | None]:
+def _load(settings: Settings) -> tuple[Any, str | None]:
     """Return the model, or the message that says why it cannot be loaded."""
     from isopose.devices import choose_device
     from isopose.models.folder import for_prediction, load_model, with_precision
@@ -193,7 +193,7 @@ def _loaded(settings: Settings) -> tuple[Any, str | None]:
         return None, str(line_of(error))
 
 
-def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
+def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
     from isopose.inference.files import Scan, predict_scan, record_name
     from isopose.io.images import ending
     from isopose.io.results.formats import FORMATS, NIFTI
@@ -239,10 +239,10 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
         # Half of it may be there; where the record lies, all is as it was before.
         for made in (output, view):
             shutil.rmtree(made, ignore_errors=True)
-    return FAILED, _without(upload, problem)
+    return FAILED, _strip_folders(upload, problem)
 
 
-def _without(upload: Path, problem: str) -> str:
+def _strip_folders(upload: Path, problem: str) -> str:
     """Return a message without the server's folders and the name under which a scan was stored."""
     return problem.replace(f"{upload}: ", "").replace(f"{upload.parent}/", "")
 
