@@ -84,7 +84,7 @@ class Reviewed:
 
 @dataclass(frozen=True)
 class Cohort:
-    """All cases, and where the page's own files lie."""
+    """All cases, and the folder of the page's own files."""
 
     cases: tuple[Reviewed, ...]
     labels: Labels
@@ -103,7 +103,7 @@ def open_cohort(
     scores: Evaluation | None,
     scores_against: Evaluation | None,
 ) -> Cohort:
-    """Put together what is known of each prediction.
+    """Join each prediction with its record, scan, reference and scores.
 
     Args:
         predictions: folder of label maps, with their records where isopose made them.
@@ -111,12 +111,12 @@ def open_cohort(
         truth: dataset, or folder of reference label maps.
         images: folder of the scans, named like the predictions; else those of the dataset.
         against: folder of other predictions of the same cases.
-        labels: name to stored value, in place of what the records or the dataset say.
-        scores: of the predictions.
-        scores_against: of the others.
+        labels: stored value of each label, instead of those of the dataset or the records.
+        scores: scores of the predictions.
+        scores_against: scores of the other predictions.
 
     Raises:
-        InputError: no prediction, or nothing says what the labels are.
+        InputError: there is no prediction, or the labels are not known.
     """
     found = label_maps(predictions)
     if not found:
@@ -150,7 +150,7 @@ def open_cohort(
 def _read_dataset(
     truth: Path | None,
 ) -> tuple[dict[str, Path], dict[str, Path], Mapping[str, int] | None]:
-    """Return images and labels by case and the labels' names, as far as a dataset or folder has them."""
+    """Return scans by case, label maps by case, and the labels' stored values, as far as they are known."""
     if truth is None:
         return {}, {}, None
     if truth.is_dir() and not (truth / "dataset.json").exists() and (maps := label_maps(truth)):
@@ -172,11 +172,11 @@ class Decisions:
     """People's decisions, stored in ``review.csv`` after every change.
 
     Args:
-        path: read if it exists.
-        cases: all ids.
+        path: CSV file; read if it exists.
+        cases: ids of all cases that are shown.
 
     Raises:
-        InputError: the file was not written here.
+        InputError: the file does not hold decisions of a review.
     """
 
     def __init__(self, path: Path, cases: tuple[str, ...]) -> None:
@@ -209,7 +209,7 @@ class Decisions:
 
 
 def _escape(comment: str) -> str:
-    """Return a comment that no spreadsheet takes for a formula."""
+    """Return a comment with a leading quote if a spreadsheet would take it for a formula."""
     return f"'{comment}" if comment[:1] in ("=", "+", "-", "@", "\t", "\r", "'") and comment else comment
 
 
@@ -218,7 +218,7 @@ def _unescape(comment: str) -> str:
 
 
 def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
-    """Return a small picture of the slice with most marked, and what is marked in it; made once.
+    """Return a PNG of the slice with most labeled pixels and its labels, made if missing.
 
     Raises:
         InputError: the scan or the label map cannot be read.
@@ -253,12 +253,12 @@ def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
 
 
 def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
-    """Folder with a case's scan and label maps for the page, and what the page has to know of them.
+    """Return the folder of a case's scan and label maps for the page, and the contents of ``view.json``.
 
-    The last :data:`KEPT` cases lie ready.
+    The folders of the last :data:`KEPT` cases are kept.
 
     Raises:
-        InputError: a file cannot be read, or its grid is another than the scan's.
+        InputError: a file cannot be read, or a label map is not on the scan's grid.
     """
     case = cohort.cases[number]
     place = cohort.folder / "views" / case.key
@@ -284,7 +284,7 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
         )
     else:
         (place / "view.json").touch()
-    # Newest first; one that could not be made whole has no file, and is made anew when it is asked for.
+    # Newest first. An incomplete folder has no view.json, and is made again when it is requested.
     ready = sorted((cohort.folder / "views").glob("*/view.json"), key=lambda one: -one.stat().st_mtime_ns)
     for old in ready[KEPT:]:
         shutil.rmtree(old.parent, ignore_errors=True)

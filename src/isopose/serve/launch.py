@@ -29,7 +29,7 @@ def access_for(host: str, port: int, token: str | None) -> Access:
     given = token or os.environ.get(VARIABLE, "")
     if is_loopback(host):
         return Access(host, port, given)
-    # Others open it under the machine's name.
+    # Other machines open the page under this machine's name.
     names = {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
     return Access(host, port, given or secrets.token_urlsafe(24), tuple(sorted(names)))
 
@@ -78,7 +78,7 @@ def run_server(
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-        reporter.say("isopose: stopped; what waits is done when it is started again with the same folder")
+        reporter.say("isopose: stopped; waiting scans are predicted after a start with the same folder")
 
 
 def _bind(access: Access) -> socket.socket:
@@ -87,7 +87,7 @@ def _bind(access: Access) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((access.host, access.port))
-        # From now on a browser that comes early waits.
+        # From here on an early browser waits instead of failing.
         listening.listen(128)
     except (OSError, OverflowError) as error:
         listening.close()

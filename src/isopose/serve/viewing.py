@@ -1,12 +1,12 @@
-"""What a page shows of one prediction: the scan and its labels for NiiVue, and each slice on its way.
+"""Files of a page for one prediction: scan and labels for NiiVue, and the steps of each slice.
 
-Beside a job's results lies ``view/`` with
+``view/``, beside a job's results, holds
 
 * ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes,
-  uncompressed so that neither side waits for it;
+  uncompressed, which saves time on both sides;
 * ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet; for
-  models of volumes the planes of the homogenized volume that meet the slices in their middle;
-* ``view.json``, all else that the page needs; it is written last.
+  models of volumes the planes of the homogenized volume that meet the slices in their center;
+* ``view.json``, everything else; it is written last.
 """
 
 import json
@@ -29,13 +29,13 @@ from isopose.labels import Labels, class_colors
 from isopose.models.folder import Model
 from isopose.scan.correction import outline_of
 
-#: Goes up with every change of what lies in ``view/``.
+#: Version of the files in ``view/``.
 FORMAT = 3
-#: Pixels along a side of the homogenized slices that are shown.
+#: Pixels along a side of a homogenized slice on the page.
 SHOWN = 256
-#: Slices that are homogenized at a time.
+#: Slices homogenized at a time.
 BATCH = 32
-#: Voxels that a browser without a graphics card can draw in a moment.
+#: Voxels that a browser without a graphics card draws quickly.
 FEW = 1_500_000
 #: Bytes before the voxels of a NIfTI file without extensions.
 _NIFTI_HEADER = 352
@@ -48,14 +48,14 @@ def write_view(
     prediction: Prediction,
     record: dict[str, Any],
 ) -> None:
-    """Write what the page shows of a prediction.
+    """Write the files of a prediction's page.
 
     Args:
-        folder: ``view/``; made, and its contents replaced.
-        model: that predicted.
-        volume: the scan as read.
-        prediction: of it, with crops.
-        record: of it.
+        folder: ``view/``; created, and its contents replaced.
+        model: model that predicted.
+        volume: scan as read.
+        prediction: prediction of the scan, with crops.
+        record: record of the prediction.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / "view.json", *folder.glob("reduced-*")):
@@ -81,7 +81,7 @@ def write_view(
 
 
 def about(upright: Volume, labels: Labels) -> dict[str, Any]:
-    """Grid of a scan in the patient's axes, and its labels by class."""
+    """Return the grid of a scan in the patient's axes, and the labels' names and colors by class."""
     return {
         "shape": list(upright.array.shape),
         "spacing": [float(value) for value in upright.spacing],
@@ -94,7 +94,7 @@ def about(upright: Volume, labels: Labels) -> dict[str, Any]:
 
 
 def write_scan(folder: Path, volume: Volume) -> Volume:
-    """Write ``scan.nii``; the scan in the patient's axes."""
+    """Write ``scan.nii``; return the scan in the patient's axes."""
     upright = volume.reoriented()
     array = upright.array
     if array.dtype != np.int16:
@@ -114,7 +114,7 @@ def write_label_map(folder: Path, predicted: Volume, labels: Labels, name: str =
 @torch.inference_mode()
 def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
     pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
-    assert prediction.crops is not None, "the page shows the answer in the crop"
+    assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     air = round(model.fingerprint.intensity.low)
@@ -133,22 +133,22 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
     outline = outline_of(pipeline.pose.reference_mask)
     return {
         **_describe_steps(model),
-        # A correction holds for this reference, wherever its outline lies.
+        # A correction belongs to this reference outline.
         "reference": {"center": list(outline.center), "spread": list(outline.spread)},
     }
 
 
 @torch.inference_mode()
 def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
-    """Write, for each slice of a volume, the homogenized plane that meets it in the frame's middle."""
+    """Write, for each slice of a volume, the homogenized plane that meets it in the frame's center."""
     pipeline, prepared, scan = model.pipeline, prediction.prepared, prediction.scan_pose
-    assert prediction.crops is not None, "the page shows the answer in the crop"
+    assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
     pose = torch.from_numpy(scan.pose).to(device)
     stack_from_homogenized = pipeline.input_from_homogenized(pose, stack_from_frame)
-    # Where x and y are 0, z of the stack is z' = m z + n; of each slice z' is known.
+    # At x = y = 0, z of the stack is z' = m z + n; z' of each slice is known.
     m, n = (float(value) for value in stack_from_homogenized[0, 2, 2:])
     planes = torch.eye(4, device=device)
     planes[2, 2:] = torch.tensor([1.0 / m, -n / m], device=device)
@@ -207,10 +207,10 @@ def _write_arrays(folder: Path, **arrays: np.ndarray) -> None:
 
 
 def contours(mask: Tensor) -> list[list[list[float]]]:
-    """Outlines of a soft mask ``(1, 1, S, S)`` at one half, as closed lines of normalized ``[x, y]``."""
+    """Return outlines of a soft mask ``(1, 1, S, S)`` at 0.5, as closed lines of normalized ``[x, y]``."""
     plane = mask[0, 0].float().cpu().numpy()
     size = plane.shape[0]
-    # With a rim of nothing, so that what reaches the edge is closed there.
+    # With a rim of zeros, so that an outline that reaches the edge is closed there.
     lines = contour_generator(z=np.pad(plane, 1)).lines(0.5)
     return [
         [
@@ -264,12 +264,12 @@ def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
     the back and columns to the patient's left; numbers are little-endian.
 
     Args:
-        folder: see :func:`write_view`.
+        folder: ``view/``, see :func:`write_view`.
         shape: ``(z, y, x)`` of the scan in the patient's axes.
         z: slice from the feet.
 
     Raises:
-        IndexError: no such slice.
+        IndexError: there is no such slice.
     """
     if not 0 <= z < shape[0]:
         raise IndexError(z)
