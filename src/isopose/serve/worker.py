@@ -98,7 +98,7 @@ class Worker:
             outcome = self._await_outcome(job)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             outcome = (FAILED, self._explain_exit())
-        # This thread serves all scans; an error of one (no process can start, the disk is full) must not end it.
+        # This thread serves all scans; an error of one (no process can start, a full disk) must not end it.
         except Exception as error:
             self._end_process()
             outcome = (FAILED, str(line_of(error)))
