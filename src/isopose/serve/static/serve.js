@@ -70,7 +70,7 @@ async function refresh() {
     await follow();
   } catch (error) {
     console.error(error);
-    // Show a result that may be incomplete again.
+    // The result may be half shown; show it again.
     state.shown = volume.shown = null;
     byId("none").hidden = false;
     byId("none").textContent = `${error.message}; trying again`;
