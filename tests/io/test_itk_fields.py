@@ -92,7 +92,14 @@ def test_what_itk_writes_of_dicom(tmp_path, name):
     refused(tmp_path / name, "of its header is not one")
 
 
-TEXTS = ["one\ntwo", "\none", "one\n\nthree\n", "one\r\n\ttwo", "a\nb = c\nd: e", "\x1b$B;3ED\x1b(B\n\x1b$B;3ED\x1b(B"]
+TEXTS = [
+    "one\ntwo",
+    "\none",
+    "one\n\nthree\n",
+    "one\r\n\ttwo",
+    "a\nb = c\nd: e",
+    "\x1b$B;3\x1b(B\n\x1b$B;3\x1b(B",
+]
 
 
 @pytest.mark.parametrize("packed", [False, True])
