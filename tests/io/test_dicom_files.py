@@ -183,6 +183,33 @@ def test_what_lies_beside_slices_and_cannot_be_one_does_not_matter(tmp_path):
     np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
 
 
+@pytest.mark.parametrize("kind", ["last slices", "the same slices", "another series", "itself"])
+def test_a_linked_folder_is_not_followed_and_its_slices_are_not_left_out(tmp_path, kind):
+    raw = raw_slices(6)
+    folder = write_series(tmp_path / "scan" / "part1", raw)
+    store = tmp_path / "store"
+    store.mkdir()
+    if kind == "last slices":
+        for file in lasting(folder, 2):
+            shutil.move(file, store)
+    elif kind == "another series":
+        write_series(store, raw, series="1.2.9")
+    targets = {"the same slices": folder, "itself": tmp_path / "scan"}
+    (tmp_path / "scan" / "part2").symlink_to(targets.get(kind, store), target_is_directory=True)
+    if kind == "last slices":
+        refused(tmp_path / "scan", "series 4 has more images in part2, a link to a folder")
+    else:
+        np.testing.assert_array_equal(read_volume(tmp_path / "scan").array, raw.astype(int) - 1024)
+
+
+def test_an_empty_file_among_slices_is_not_left_out(tmp_path):
+    folder = write_series(tmp_path, raw_slices(6))
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(""))
+    lasting(folder, 1)[0].write_bytes(b"")
+    refused(folder, "series 4 has 5 images; 1 more files could be of it")
+
+
 def test_links_alone_that_lead_nowhere_are_said(tmp_path):
     for number in range(3):
         (tmp_path / f"IM{number}").symlink_to(tmp_path / "store" / str(number))

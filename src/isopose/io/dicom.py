@@ -10,7 +10,7 @@ from isopose import scratch
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.dicom_copies import without_copies
-from isopose.io.dicom_files import files_in, is_dicomdir, listed_files
+from isopose.io.dicom_files import files_in, is_dicomdir, linked_folders, listed_files
 from isopose.io.dicom_files import is_dicom as is_dicom
 from isopose.io.dicom_frames import DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
@@ -120,7 +120,10 @@ def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
         )
     frames = next(iter(groups.values()))
     _check_whole(path, frames, others)
-    _check_unread(path, frames, unread if is_dicomdir(path) else _alike(frames, unread))
+    if is_dicomdir(path):
+        _check_unread(path, frames, unread)
+    else:
+        _check_beside(path, path, frames, unread)
     return frames
 
 
@@ -136,7 +139,7 @@ def _series_of(path: Path) -> list[DicomFrame]:
     frames = [frame for frame in found_beside if frame.series == own[0].series and not frame.localizer]
     if frames:
         _check_whole(path, frames, others)
-        _check_unread(path, frames, _alike(frames, unread))
+        _check_beside(path, path.parent, frames, unread)
     return frames or own
 
 
@@ -195,19 +198,40 @@ def _alike(frames: list[DicomFrame], unread: list[Path]) -> list[Path]:
     """Return the files that may be lost slices of a series.
 
     They lie beside its files, have the same ending or a number or nothing in its place, and have the size of
-    the slices, or none because they are broken links or no files.
+    the slices, or are broken links or no files. Empty files must have the same ending.
     """
     slices = {frame.path for frame in frames}
     folders, endings = {file.parent for file in slices}, {file.suffix.lower() for file in slices}
     sizes = [file.stat().st_size for file in slices]
     low, high = min(sizes) * (1 - _ALIKE), max(sizes) * (1 + _ALIKE)
-    return [
-        file
-        for file in unread
-        if file.parent in folders
-        and (file.suffix.lower() in endings or file.suffix[1:].isdecimal() or not file.suffix)
-        and (not file.is_file() or low <= file.stat().st_size <= high)
-    ]
+    found = []
+    for file in unread:
+        same = file.suffix.lower() in endings
+        if file.parent in folders and (same or file.suffix[1:].isdecimal() or not file.suffix):
+            size = file.stat().st_size if file.is_file() else low
+            if low <= size <= high or (same and size == 0):
+                found.append(file)
+    return found
+
+
+def _check_beside(path: Path, folder: Path, frames: list[DicomFrame], unread: list[Path]) -> None:
+    """Raise an InputError if slices of the series may be among unread files, or lie in a linked folder."""
+    _check_unread(path, frames, _alike(frames, unread))
+    own = {frame.path.resolve() for frame in frames}
+    for link in linked_folders(folder):
+        for file in files_in(link, below=False):
+            if file.is_file() and file.resolve() not in own and _is_of(file, frames[0].series):
+                raise InputError(
+                    f"{named(path, frames[0])} has more images in {link.name}, a link to a folder, which is not "
+                    "followed; put all files below one folder"
+                )
+
+
+def _is_of(file: Path, series: str) -> bool:
+    try:
+        return any(frame.series == series and not frame.localizer for frame in frames_of(file))
+    except InputError:  # a damaged file, which need not be of this series
+        return False
 
 
 def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> None:

@@ -187,6 +187,12 @@ def files_in(folder: Path, *, below: bool) -> list[Path]:
     return list(_shown(folder, folder.rglob("*") if below else folder.iterdir()))
 
 
+def linked_folders(folder: Path) -> list[Path]:
+    """Return the links to folders in a folder and below it, sorted by name; hidden ones are left out."""
+    links = (place for place in folder.rglob("*") if place.is_symlink() and place.is_dir())
+    return sorted(link for link in links if not is_hidden(link.relative_to(folder)))
+
+
 def _shown(folder: Path, paths: Iterable[Path]) -> Iterable[Path]:
     for path in sorted(paths):
         hidden = is_hidden(path.relative_to(folder))
