@@ -222,8 +222,8 @@ def _check_beside(path: Path, folder: Path, frames: list[DicomFrame], unread: li
         for file in files_in(link, below=False):
             if file.is_file() and file.resolve() not in own and _is_of(file, frames[0].series):
                 raise InputError(
-                    f"{named(path, frames[0])} has more images in {link.name}, a link to a folder, which is not "
-                    "followed; put all files below one folder"
+                    f"{named(path, frames[0])} has more images in {link.name}, a link to a folder, which is "
+                    "not followed; put all files below one folder"
                 )
 
 
