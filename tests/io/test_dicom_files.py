@@ -164,10 +164,10 @@ def test_slices_that_cannot_be_recognized_are_not_left_out(tmp_path, kind, endin
             os.mkfifo(file)
         else:
             file.write_bytes(bytes(size) if kind == "zeros" else np.random.default_rng(0).bytes(size))
-    lost = "2 more are broken links or no files", "2 more files could be of it"
+    lost = "broken links or no files lie beside them (2, ", "by place and size are not DICOM (2, "
     what = lost[kind not in ("link", "pipe")]
     for place in (folder, tmp_path, next(folder.glob("003*"))):
-        refused(place, "series 4 has 4 images; ", what)
+        refused(place, "series 4 has 4 images, but ", what)
 
 
 def test_what_lies_beside_slices_and_cannot_be_one_does_not_matter(tmp_path):
@@ -181,6 +181,12 @@ def test_what_lies_beside_slices_and_cannot_be_one_does_not_matter(tmp_path):
     (folder / "below" / "IM").write_bytes(bytes(size))
     (folder / "below" / "link").symlink_to(tmp_path / "nowhere")
     np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+
+
+def test_pixels_that_are_neither_signed_nor_unsigned_are_refused(tmp_path):
+    folder = write_series(tmp_path, raw_slices(3), PixelRepresentation=65535)
+    with pytest.raises(InputError, match="pixels cannot be decoded"):
+        read_volume(folder)
 
 
 @pytest.mark.parametrize("kind", ["last slices", "the same slices", "another series", "itself"])
@@ -202,12 +208,22 @@ def test_a_linked_folder_is_not_followed_and_its_slices_are_not_left_out(tmp_pat
         np.testing.assert_array_equal(read_volume(tmp_path / "scan").array, raw.astype(int) - 1024)
 
 
+def test_a_slice_that_states_no_modality_of_slices_is_not_left_out(tmp_path):
+    raw = raw_slices(6)
+    folder = write_series(tmp_path, raw)
+    (last,) = lasting(folder, 1)
+    data = pydicom.dcmread(last)
+    data.Modality = "OT"
+    save(data, last)
+    np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+
+
 def test_an_empty_file_among_slices_is_not_left_out(tmp_path):
     folder = write_series(tmp_path, raw_slices(6))
     for file in list(folder.iterdir()):
         file.rename(file.with_suffix(""))
     lasting(folder, 1)[0].write_bytes(b"")
-    refused(folder, "series 4 has 5 images; 1 more files could be of it")
+    refused(folder, "series 4 has 5 images, but files", "by place and size are not DICOM (1, ")
 
 
 def test_links_alone_that_lead_nowhere_are_said(tmp_path):

@@ -242,13 +242,13 @@ def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> N
     where, broken = named(path, frames[0]), [file for file in unread if not file.is_file()]
     if broken:
         raise InputError(
-            f"{where} has {len(frames)} images; {len(broken)} more are broken links or no files, e.g. "
-            f"{broken[0].name}; fetch them (git annex get, dvc pull), or remove them"
+            f"{where} has {len(frames)} images, but broken links or no files lie beside them ({len(broken)}, "
+            f"e.g. {broken[0].name}); fetch them (git annex get, dvc pull), or remove them"
         )
     if unread:
         raise InputError(
-            f"{where} has {len(frames)} images; {len(unread)} more files could be of it by their place and "
-            f"size but are not DICOM, e.g. {unread[0].name}; export the series again, or remove them"
+            f"{where} has {len(frames)} images, but files that could be more of them by place and size are not "
+            f"DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
         )
 
 

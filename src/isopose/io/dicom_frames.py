@@ -29,6 +29,8 @@ from isopose.io.quiet import quiet_pydicom
 
 #: Modalities of objects that have rows and columns but are not scans.
 _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
+#: Those among them that some exports state for slices too.
+_VAGUE = {"OT", "SC"}
 _AGAIN = "copy it again or remove it"
 #: Storage classes of slices. The class comes first in a file, so part of it survives truncation.
 _SCANS = {
@@ -156,7 +158,9 @@ def _look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
         if any(uid.startswith(stored_class(header) or "-") for uid in _SCANS):
             raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_AGAIN}")
         return NoFrame(path, series, kind)
-    if str(header.get("Modality", "")).strip().upper() in _NO_SCAN:
+    stated = str(header.get("Modality") or "").strip().upper()
+    vague = stated in _VAGUE and stored_class(header) in _SCANS
+    if stated in _NO_SCAN and not vague:
         return NoFrame(path, series, kind)
     shared = _first(header, "SharedFunctionalGroupsSequence")
     each = header.get("PerFrameFunctionalGroupsSequence") or []
