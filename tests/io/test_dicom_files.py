@@ -164,7 +164,7 @@ def test_slices_that_cannot_be_recognized_are_not_left_out(tmp_path, kind, endin
             os.mkfifo(file)
         else:
             file.write_bytes(bytes(size) if kind == "zeros" else np.random.default_rng(0).bytes(size))
-    lost = "broken links or no files lie beside them (2, ", "by place and size are not DICOM (2, "
+    lost = "broken links or no files lie beside them (2,", "by place and size are not DICOM (2,"
     what = lost[kind not in ("link", "pipe")]
     for place in (folder, tmp_path, next(folder.glob("003*"))):
         refused(place, "series 4 has 4 images, but ", what)

@@ -247,8 +247,8 @@ def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> N
         )
     if unread:
         raise InputError(
-            f"{where} has {len(frames)} images, but files that could be more of them by place and size are not "
-            f"DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
+            f"{where} has {len(frames)} images, but files that could be more of them by place and size are "
+            f"not DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
         )
 
 
