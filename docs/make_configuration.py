@@ -56,7 +56,7 @@ def page() -> str:
     """The whole page as Markdown."""
     paper = load_config("paper")
     brought = ", ".join(f"`{key}={_value(value)}`" for key, value in _flat(VOLUMES))
-    parts = [HEAD, f"What `dims=3` brings with it, between the preset and the file: {brought}.\n"]
+    parts = [HEAD, f"`dims=3` changes these defaults, after the preset and before the file: {brought}.\n"]
     default = Config()
     for prefix, section in _sections("", default):
         title = f"`{prefix}`" if prefix else "Top level"

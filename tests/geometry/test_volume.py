@@ -162,3 +162,8 @@ def test_invalid_volumes_cannot_exist(shape, matrix, word):
 
 def test_rounding_in_a_header_is_no_shear():
     assert Volume(np.zeros((1, 1, 1)), sheared(0.0005)).spacing[0] == 1
+
+
+def test_an_impossible_voxel_size_is_quoted_in_plain_numbers():
+    with pytest.raises(InputError, match=r"voxel size 0 x 0\.5 x 2e\+04 mm is not plausible"):
+        Volume(np.zeros((2, 2, 2)), np.diag([0, 0.5, 2e4, 1]))

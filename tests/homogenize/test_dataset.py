@@ -337,6 +337,14 @@ def test_a_mask_beside_slices_is_not_taken_for_the_scan(tmp_path) -> None:
     assert "holds both DICOM slices and mask.nrrd" in outcome.problem
 
 
+def test_results_below_a_series_are_refused_since_they_would_belong_to_it(tmp_path) -> None:
+    folder = write_series(tmp_path / "scan", np.zeros((3, 8, 8), np.uint16))
+    for output in (folder, folder / "upright"):
+        with pytest.raises(InputError, match="is the folder of the scans"):
+            homogenize(open_input(folder), output, HomogenizeConfig(), reporter=Silent())
+    assert sorted(path.suffix for path in folder.iterdir()) == [".dcm"] * 3
+
+
 def test_a_folder_of_something_else_is_left_alone(source, tmp_path) -> None:
     output = tmp_path / "out"
     output.mkdir()

@@ -1,6 +1,8 @@
 """Results are named as what the user gives is named, not as what a link leads to."""
 
+import contextlib
 import os
+import socket
 
 import numpy as np
 import pydicom
@@ -112,6 +114,41 @@ def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path,
     (links / "list.csv").write_text("image,label\ncase_1_0000.nii.gz,\ncase_2_0000.nii.gz,\n")
     problems = check_dataset(open_dataset(links / "list.csv"))
     assert [p.case for p in problems if p.severity == "error"] == ["case_1_0000"]
+
+
+def test_whatever_is_named_as_a_volume_is_a_scan_of_a_folder(tmp_path, model):
+    links = store(tmp_path, ("good",))
+    os.mkfifo(links / "pipe.nii.gz")
+    (links / "empty.nii.gz").mkdir()
+    here = scene(slices=3)
+    stored = (here.volume.array + 1024).astype(np.uint16)
+    write_series(links / "series.nii.gz", stored, BitsStored=16, HighBit=15)
+    server = socket.socket(socket.AF_UNIX)
+    with contextlib.chdir(links):  # the system limits the length of a socket's path
+        server.bind("socket.nii.gz")
+    scans = find_scans([links])
+    assert [scan.name for scan in scans] == ["empty", "good", "pipe", "series", "socket"]
+    outcomes = predict_scans(model, scans, tmp_path / "out", probabilities=False, reporter=Silent())
+    homogenized = homogenize(
+        open_input(links), tmp_path / "upright", homogenize_config(size=64), reporter=Silent()
+    )
+    table = links / "list.csv"
+    table.write_text("image,label\n" + "".join(f"{scan.path.name},\n" for scan in scans))
+    checked = check_dataset(open_dataset(table))
+    for name, why in (
+        ("empty", "no DICOM image series here"),
+        ("pipe", "expected a file or a folder"),
+        ("socket", "expected a file or a folder"),
+    ):
+        for outcome in (*outcomes, *homogenized):
+            if outcome.name == name:
+                assert outcome.problem.startswith(f"{links / name}.nii.gz: {why}"), outcome.problem
+        errors = [p.message for p in checked if p.case == name and p.severity == "error"]
+        assert len(errors) == 1
+        assert why in errors[0]
+    for found in (outcomes, homogenized):
+        assert [outcome.name for outcome in found if outcome.problem is None] == ["good", "series"]
+    server.close()
 
 
 def test_a_link_to_a_series_beside_volumes_does_not_hide_them(tmp_path):

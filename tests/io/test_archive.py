@@ -1,3 +1,4 @@
+import stat
 import zipfile
 
 import numpy as np
@@ -45,6 +46,25 @@ def test_names_that_lead_out_of_the_archive_lead_nowhere(tmp_path):
     path = packed(folder, tmp_path / "in" / "evil.zip", prefix="../../../")
     assert read_volume(path).array.shape == (5, 6, 7)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("name", ["series/101", "latest"])
+def test_links_in_an_archive_lead_nowhere_and_are_no_slices(tmp_path, name):
+    folder = write_series(tmp_path / "series", raw_slices())
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(""))
+    path = packed(folder, tmp_path / "a.zip", prefix="series/")
+    link = zipfile.ZipInfo(name)
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    if name == "latest":
+        np.testing.assert_array_equal(read_volume(path).array, raw_slices().astype(int) - 1024)
+    else:
+        with pytest.raises(
+            InputError, match=r"5 images, but broken links or no files lie beside them \(1, e\.g\. 101\)"
+        ):
+            read_volume(path)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flipped", "empty", "text"])

@@ -252,7 +252,7 @@ def test_damaged_file_is_refused_without_noise(tmp_path, capfd, kept, suffix):
         path.rename(path.with_suffix(suffix))
     path = tmp_path / f"003{suffix}"  # the first slice: without it there is no gap to be seen
     path.write_bytes(path.read_bytes()[:kept])
-    if not suffix and kept < 132:
+    if not suffix and kept == 100:
         assert read_volume(tmp_path).array.shape[0] == 3  # nothing is left that says DICOM
         return
     with pytest.raises(InputError) as caught:

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+from io import BytesIO
 
 import numpy as np
 import pydicom
@@ -110,6 +112,124 @@ def test_a_damaged_file_without_a_preamble_is_named(tmp_path, encoding, kept):
     with pytest.raises(InputError, match="003: ") as caught:
         read_volume(folder)
     assert not any(secret in str(caught.value) for secret in SECRETS)
+
+
+def written_in_parts(path, *parts):
+    """Write a file's groups in the order of the parts, without a preamble."""
+    data, written = pydicom.dcmread(path), b""
+    for groups in parts:
+        part, buffer = Dataset(), BytesIO()
+        part.update({tag: data[tag] for tag in data.keys() if tag.group in groups})  # noqa: SIM118
+        pydicom.dcmwrite(buffer, part, implicit_vr=True, little_endian=True, enforce_file_format=False)
+        written += buffer.getvalue()
+    path.write_bytes(written)
+
+
+def lasting(folder, count):
+    """The files of the last slices, by their position."""
+    files = sorted(folder.iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    return files[-count:]
+
+
+GROUPS = (0x0008, 0x0010, 0x0018, 0x0020, 0x0028, 0x7FE0)
+
+
+@pytest.mark.parametrize("first", GROUPS[1:-1])
+def test_elements_out_of_order_without_a_preamble_are_read(tmp_path, first):
+    raw = raw_slices(6)
+    folder = write_series(tmp_path, raw)
+    for file in lasting(folder, 2):
+        written_in_parts(file, (first,), [group for group in GROUPS if group != first])
+        assert file.read_bytes()[:2] == first.to_bytes(2, "little")
+        file.rename(file.with_suffix(""))
+    np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+
+
+@pytest.mark.parametrize("ending", ["", ".7", ".img"])
+@pytest.mark.parametrize("kind", ["group 0010 first", "zeros", "random", "link", "pipe"])
+def test_slices_that_cannot_be_recognized_are_not_left_out(tmp_path, kind, ending):
+    raw = np.random.default_rng(0).integers(0, 4096, (6, 64, 64)).astype(np.uint16)
+    folder = write_series(tmp_path / "series", raw)
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(ending))
+    for file in lasting(folder, 2):
+        size = file.stat().st_size
+        if kind == "group 0010 first":
+            written_in_parts(file, GROUPS[1:])
+            continue
+        file.unlink()
+        if kind == "link":
+            file.symlink_to(tmp_path / "store" / file.name)
+        elif kind == "pipe":
+            os.mkfifo(file)
+        else:
+            file.write_bytes(bytes(size) if kind == "zeros" else np.random.default_rng(0).bytes(size))
+    lost = "broken links or no files lie beside them (2,", "by place and size are not DICOM (2,"
+    what = lost[kind not in ("link", "pipe")]
+    for place in (folder, tmp_path, next(folder.glob("003*"))):
+        refused(place, "series 4 has 4 images, but ", what)
+
+
+def test_what_lies_beside_slices_and_cannot_be_one_does_not_matter(tmp_path):
+    raw = raw_slices()
+    folder = write_series(tmp_path / "series", raw)
+    size = next(folder.iterdir()).stat().st_size
+    (folder / "report.pdf").write_bytes(bytes(size))
+    (folder / "README").write_bytes(bytes(2 * size))
+    (folder / "old.json").symlink_to(tmp_path / "nowhere")
+    (folder / "below").mkdir()
+    (folder / "below" / "IM").write_bytes(bytes(size))
+    (folder / "below" / "link").symlink_to(tmp_path / "nowhere")
+    np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+
+
+def test_pixels_that_are_neither_signed_nor_unsigned_are_refused(tmp_path):
+    folder = write_series(tmp_path, raw_slices(3), PixelRepresentation=65535)
+    with pytest.raises(InputError, match="pixels cannot be decoded"):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize("kind", ["last slices", "the same slices", "another series", "itself"])
+def test_a_linked_folder_is_not_followed_and_its_slices_are_not_left_out(tmp_path, kind):
+    raw = raw_slices(6)
+    folder = write_series(tmp_path / "scan" / "part1", raw)
+    store = tmp_path / "store"
+    store.mkdir()
+    if kind == "last slices":
+        for file in lasting(folder, 2):
+            shutil.move(file, store)
+    elif kind == "another series":
+        write_series(store, raw, series="1.2.9")
+    targets = {"the same slices": folder, "itself": tmp_path / "scan"}
+    (tmp_path / "scan" / "part2").symlink_to(targets.get(kind, store), target_is_directory=True)
+    if kind == "last slices":
+        refused(tmp_path / "scan", "series 4 has more images in part2, a link to a folder")
+    else:
+        np.testing.assert_array_equal(read_volume(tmp_path / "scan").array, raw.astype(int) - 1024)
+
+
+def test_a_slice_that_states_no_modality_of_slices_is_not_left_out(tmp_path):
+    raw = raw_slices(6)
+    folder = write_series(tmp_path, raw)
+    (last,) = lasting(folder, 1)
+    data = pydicom.dcmread(last)
+    data.Modality = "OT"
+    save(data, last)
+    np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
+
+
+def test_an_empty_file_among_slices_is_not_left_out(tmp_path):
+    folder = write_series(tmp_path, raw_slices(6))
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(""))
+    lasting(folder, 1)[0].write_bytes(b"")
+    refused(folder, "series 4 has 5 images, but files", "by place and size are not DICOM (1, ")
+
+
+def test_links_alone_that_lead_nowhere_are_said(tmp_path):
+    for number in range(3):
+        (tmp_path / f"IM{number}").symlink_to(tmp_path / "store" / str(number))
+    refused(tmp_path, "no DICOM image series here", "(broken links or no files: 3)")
 
 
 def junk(folder):

@@ -1,6 +1,7 @@
 """Every frame by its own slope and intercept, wherever they stand."""
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_rescale
@@ -137,6 +138,19 @@ def test_ct_without_any_pair_is_refused_and_mr_is_not(tmp_path):
             save(dicom_slice(pixels, (0, 0, 2 * i), **fields), tmp_path / modality / f"{i}.dcm")
     refused(tmp_path / "CT", "without rescale slope and intercept, so their values are not HU")
     np.testing.assert_array_equal(read_volume(tmp_path / "MR").array, raw)
+
+
+@pytest.mark.parametrize("modality", ["ct", "Ct ", ["CT", "MR"], "", "CT1", "Erika"])
+def test_the_storage_class_says_that_values_must_be_hu(tmp_path, modality):
+    raw = raw_slices(3)
+    with pydicom.config.disable_value_validation():
+        for i, pixels in enumerate(raw):
+            position = (0, 0, 2 * i)
+            save(dicom_slice(pixels, position, Modality=modality), tmp_path / "hu" / str(i))
+            bare = {"Modality": modality, "RescaleSlope": None, "RescaleIntercept": None}
+            save(dicom_slice(pixels, position, **bare), tmp_path / "bare" / str(i))
+    np.testing.assert_array_equal(read_volume(tmp_path / "hu").array, raw.astype(int) - 1024)
+    refused(tmp_path / "bare", "has CT images without rescale slope and intercept")
 
 
 @pytest.mark.parametrize("frames", [[(1, None)], [(None, -1024)], [(0, -1024)]])

@@ -3,6 +3,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -363,6 +364,27 @@ def test_nifti_is_written_as_itk_writes_it_byte_for_byte(tmp_path, kind):
     assert (tmp_path / "a.nii").read_bytes() == wanted
     assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes()) == wanted
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_labels_of_a_slightly_sheared_scan_lie_on_it(tmp_path, ending):
+    """ITK would write NIfTI axes at right angles."""
+    affine = np.eye(4)
+    affine[:3, :3] = rotation([10, 20, 30]) * [0.7, 0.8, 2.5]
+    affine[:3, 0] += 9e-4 * 0.7 * affine[:3, 1] / 0.8
+    affine[:3, 3] = (-120.5, 80.25, -300)
+    scan = nib.Nifti1Image(upright((40, 50, 60)).array.T, affine)
+    scan.set_qform(affine, 0)
+    scan.set_sform(affine, 1)
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    volume = read_volume(tmp_path / "scan.nii.gz")
+    path = tmp_path / f"labels{ending}"
+    write_labels(volume.with_array(volume.array % 4), path)
+    labels = read_labels(path)
+    np.testing.assert_array_equal(labels.array, volume.array % 4)
+    np.testing.assert_allclose(labels.world_from_index, volume.world_from_index, rtol=0, atol=1e-5)
+    if ending.startswith(".nii"):
+        np.testing.assert_allclose(nib.load(path).affine, affine, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["A.NII.GZ", "a.Nii", "ä b.nii.gz"])

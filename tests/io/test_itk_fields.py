@@ -88,8 +88,55 @@ def test_what_itk_writes_of_dicom(tmp_path, name):
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data.replace(b"DimSize = ", b"DimSize = 0 ", 1))
     refused(tmp_path / name)
-    (tmp_path / name).write_bytes(data.replace(b"0010|0010 = ", b"0010|0010   ", 1))
+    (tmp_path / name).write_bytes(data.replace(b"0010|0010 = ", b"0010|0010 \0 ", 1))
     refused(tmp_path / name, "of its header is not one")
+
+
+TEXTS = [
+    "one\ntwo",
+    "\none",
+    "one\n\nthree\n",
+    "one\r\n\ttwo",
+    "a\nb = c\nd: e",
+    "\x1b$B;3\x1b(B\n\x1b$B;3\x1b(B",
+]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", MHA)
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_of_several_lines_is_read_as_itk_reads_it(tmp_path, name, text, packed):
+    image = to_sitk(HERE)
+    for key, value in {"0010|4000": text, "0020|000d": "1.2.3"}.items():
+        image.SetMetaData(key, value)
+    sitk.WriteImage(image, str(tmp_path / name), packed)
+    same(tmp_path / name)
+    found = sitk.ReadImage(str(tmp_path / name))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), HERE.array)
+    assert np.allclose(found.GetOrigin(), HERE.origin)
+
+
+@pytest.mark.parametrize(
+    ("before", "text"),
+    [
+        # ITK skips the field after the text: here what says where the voxels lie, and how they are stored.
+        ("DimSize", "Erika\nMuster"),
+        ("Offset", "Erika\nMuster"),
+        ("TransformMatrix", "Erika\nMuster"),
+        ("BinaryDataByteOrderMSB", "Erika\nMuster"),
+        ("ElementDataFile", "Erika\nMuster"),
+        # ITK believes the text.
+        ("DimSize", "Erika Muster\nOffset = 9 9 9"),
+        ("DimSize", "Erika Muster\nBinaryDataByteOrderMSB = True"),
+        ("DimSize", "Erika Muster\nCompressedData: True"),
+        ("DimSize", "Erika Muster\nDistanceUnits = cm"),
+        ("DimSize", "Erika Muster\nElementDataFile = LOCAL"),
+        ("DimSize", "Erika Muster\n" + "x" * 300),
+    ],
+)
+def test_a_text_that_changes_the_voxels_or_their_place_is_refused(tmp_path, before, text):
+    field = f"{before} = ".encode()
+    refused(meta(tmp_path / "a.mha", (field, f"0010|4000 = {text}\n".encode() + field)))
 
 
 def test_as_images_and_labels_of_a_dataset(tmp_path):
@@ -174,7 +221,7 @@ def test_the_matrix_of_metaimage_is_believed(tmp_path):
         ([(MATRIX, b""), (b"= RAI", b"= LPI")], "left and right"),
         ([(b"ElementSpacing", b"Spacing")], "ElementSpacing"),
         ([(b"DimSize", b"F" * 300 + b" = 3\nDimSize")], "of its header is not one"),
-        ([(b"DimSize", b"no field\nDimSize")], "of its header is not one"),
+        ([(b"DimSize", b"no field\nDimSize")], "hides the field DimSize"),
         # A DICOM text of several lines, as ITK writes it.
         ([(b"DimSize", b"0010|4000 = a\nOffset = 1 2 3\nDimSize")], "field Offset twice"),
     ],

@@ -288,3 +288,44 @@ def test_pairs_and_other_formats_are_refused_in_one_line(tmp_path):
         refused(tmp_path / name, "not a format that can be read")
     (tmp_path / "a.hdr").rename(tmp_path / "b.nii")
     refused(tmp_path / "b.nii", "single NIfTI")
+
+
+def test_extensions_of_version_2_lie_before_the_voxels_too(tmp_path):
+    image = nib.Nifti2Image(ARRAY.T, AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"x" * 24))
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_array_equal(as_nibabel(tmp_path / "a.nii").array, ARRAY)
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    for wrong in (0, 544, 560):
+        struct.pack_into("<q", data, 168, wrong)
+        (tmp_path / "b.nii").write_bytes(data)
+        refused(tmp_path / "b.nii", "voxels are said to begin")
+
+
+@pytest.mark.parametrize("size", [(27307, 1, 6), (3, 1, 1)])
+def test_sizes_of_freesurfers_surfaces_are_no_exception(tmp_path, size):
+    """nibabel takes the first for 163842 x 1 x 1 voxels."""
+    array = np.arange(np.prod(size), dtype=np.int32).reshape(size[::-1])
+    path = written(tmp_path / "a.nii", (CODES, "2h", 0, 1), (SROW, "12f", *np.eye(4)[:3].ravel() * 0.1))
+    head = bytearray(path.read_bytes()[:352])
+    struct.pack_into("<8h", head, 40, 3, *size, 1, 1, 1, 1)
+    struct.pack_into("<h", head, 70, 8)
+    path.write_bytes(head + array.tobytes())
+    np.testing.assert_array_equal(read_volume(path).array, array)
+
+
+def test_nibabel_says_nothing(tmp_path, capfd, caplog, recwarn):
+    """It logs what it mends in a header, on a handler of its own, and quotes the file."""
+    odd = [
+        *((72, "h", 99), (CODES, "2h", 77, 1), (PIXDIM - 4, "f", 9), (344, "4s", b"n+1\1")),
+        *((148, "80s", b"Zzyzx"), (68, "h", 12345), (39, "B", 255), (122, "b", 99)),
+    ]
+    with caplog.at_level(0):
+        for number, edit in enumerate(odd):
+            path = written(tmp_path / f"{number}.nii", edit)
+            peek(path)
+            read_volume(path)
+        refused(written(tmp_path / "type.nii", (70, "h", 12345)), "type 12345")
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    assert not recwarn.list

@@ -1,14 +1,19 @@
 """Who may talk to the server."""
 
+from urllib.parse import parse_qs, urlsplit
+
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from isopose.errors import InputError
+from isopose.progress import Silent
 from isopose.serve.guard import Access
-from isopose.serve.pages import add_pages, with_guard
+from isopose.serve.launch import run_server
+from isopose.serve.pages import add_guard, add_pages
 
 TOKEN = "a-token-of-some-length"
+SIGNS = 'a+b&c=d;e"f\\g h%20#i'
 
 
 def client(access, base="http://127.0.0.1:8470"):
@@ -23,7 +28,7 @@ def client(access, base="http://127.0.0.1:8470"):
     def read(q: str = ""):
         return q
 
-    with_guard(app, access)
+    add_guard(app, access)
     return TestClient(app, base_url=base, follow_redirects=False)
 
 
@@ -59,6 +64,27 @@ def test_another_site_reads_nothing():
     assert client(LOCAL).get("/read", headers={"Origin": "http://evil.example"}).status_code == 403
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "[::1"},
+        {"Host": "evil.example@127.0.0.1"},
+        {"Host": "127.0.0.1/evil.example"},
+        {"Host": "127.0.0.1:port"},
+        {"Host": "127.0.0.1:99999"},
+        {"Host": ""},
+        {"Origin": "http://["},
+        {"Origin": "127.0.0.1:8470"},
+    ],
+    ids=str,
+)
+def test_a_malformed_header_is_refused_in_one_line(headers):
+    answer = client(LOCAL).get("/read", headers=headers)
+    assert answer.status_code == 403
+    reason = "not known by that name" if "Host" in headers else "requests of other sites are refused"
+    assert reason in answer.text
+
+
 @pytest.mark.parametrize("access", [LOCAL, OPEN])
 def test_a_name_that_another_site_let_point_here_is_refused(access):
     bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -74,8 +100,8 @@ def test_a_token_is_needed_at_another_address_and_leaves_the_address_bar():
     assert them.get("/read", headers={"Cookie": "isopose-8470=wrong"}).status_code == 401
     assert them.get("/read", headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert them.post(f"/change?token={TOKEN}", headers={"X-Isopose": "1"}).status_code == 401
-    shown = them.get(f"/read?q=7&token={TOKEN}")
-    assert (shown.status_code, shown.headers["location"]) == (303, "/read?q=7")
+    shown = them.get(f"/read?q=&q=7&token={TOKEN}")
+    assert (shown.status_code, shown.headers["location"]) == (303, "/read?q=&q=7")
     cookie = shown.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
@@ -88,11 +114,32 @@ def test_a_token_may_be_a_header():
     assert client(OPEN, "http://10.0.0.2:8470").post("/change", headers=headers).json() == "changed"
 
 
+def test_a_token_of_any_signs_is_kept_by_the_browser():
+    them = client(Access("0.0.0.0", 8470, SIGNS), "http://10.0.0.2:8470")
+    assert them.get("/read", params={"token": SIGNS}).status_code == 303
+    assert them.get("/read").status_code == 200
+
+
+def test_the_printed_address_holds_the_whole_token(tmp_path, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    lines = []
+
+    class Lines(Silent):
+        def say(self, text):
+            lines.append(text)
+
+    run_server(lambda _: FastAPI(), tmp_path, Access("127.0.0.1", 0, SIGNS), Lines(), browser=False)
+    address = next(line for line in lines if "isopose is at" in line).split()[3]
+    assert parse_qs(urlsplit(address).query) == {"token": [SIGNS]}
+
+
 def test_no_other_address_without_a_token_and_no_short_one():
     with pytest.raises(InputError, match=r"0\.0\.0\.0: others can reach it, expected --token"):
         Access("0.0.0.0", 1)
     with pytest.raises(InputError, match="expected 16 characters or more, got 5"):
         Access("127.0.0.1", 1, "short")
+    with pytest.raises(InputError, match="expected ASCII letters, digits and signs only"):
+        Access("127.0.0.1", 1, "a-tökén-of-some-length")
 
 
 def test_every_answer_has_the_policy():

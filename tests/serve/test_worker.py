@@ -19,8 +19,8 @@ from isopose.progress import Silent
 from isopose.serve import worker as worker_module
 from isopose.serve.guard import Access
 from isopose.serve.jobs import Jobs
-from isopose.serve.pages import with_guard
-from isopose.serve.worker import RESULT, Settings, Worker, _predicted, _work
+from isopose.serve.pages import add_guard
+from isopose.serve.worker import RESULT, Settings, Worker, _predict, _work
 
 #: What a library may quote, and nobody may read.
 SECRET = "ROE^JANE"
@@ -90,7 +90,7 @@ def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expec
     job = queue.take()
     with monkeypatch.context() as patched:
         patched.setattr(f"isopose.{where}", fail)
-        state, problem = _predicted(model, job, queue.folder, Pipe())
+        state, problem = _predict(model, job, queue.folder, Pipe())
     assert state == "failed"
     assert SECRET not in problem
     assert "\n" not in problem
@@ -98,7 +98,7 @@ def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expec
     place = queue.folder / str(job.number)
     assert [path.name for path in place.rglob("*") if path.is_file()] == ["upload.nii.gz"]
     # The same process goes on, with the same scan even.
-    assert _predicted(model, job, queue.folder, Pipe()) == ("done", None)
+    assert _predict(model, job, queue.folder, Pipe()) == ("done", None)
     np.testing.assert_array_equal(read_labels(place / "result" / f"{RESULT}.nii.gz").array, expected)
 
 
@@ -187,7 +187,7 @@ def test_what_a_request_raises_is_answered_in_one_line():
     def fails():
         raise KeyError(SECRET)
 
-    with_guard(app, Access("127.0.0.1", 8000))
+    add_guard(app, Access("127.0.0.1", 8000))
     # A client that raises what the server's log would show.
     answer = TestClient(app, base_url="http://127.0.0.1:8000").get("/fails")
     assert answer.status_code == 500

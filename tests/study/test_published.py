@@ -3,13 +3,13 @@
 import csv
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs" / "study"
-#: Volume in ml that parts the tumors.
+#: Volume in ml that separates small tumors from the others.
 SMALL = 10.0
 
 
@@ -20,7 +20,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def dice(rows: list[dict[str, str]], arm: str, target: str, preset: str = "default") -> dict[str, float]:
-    """Patient to the mean over seeds, in per cent."""
+    """Patient to the mean over seeds, in percent."""
     found = defaultdict(list)
     for row in rows:
         if (row["preset"], row["arm"], row["target"]) == (preset, arm, target):
@@ -34,6 +34,41 @@ def small(rows: list[dict[str, str]]) -> set[str]:
     return {patient for patient, volume in volumes.items() if volume < SMALL}
 
 
+def seeds_of(rows: list[dict[str, str]], arm: str, preset: str) -> set[str]:
+    return {row["seed"] for row in rows if (row["preset"], row["arm"]) == (preset, arm)}
+
+
+def gain(rows: list[dict[str, str]], arm: str, base: str, target: str, preset: str) -> dict[str, float]:
+    """Patient to the difference of two arms in points, over the seeds that both have."""
+    seeds = [
+        {row["seed"] for row in rows if (row["preset"], row["arm"]) == (preset, one)} for one in (arm, base)
+    ]
+    shared = [row for row in rows if row["seed"] in seeds[0] & seeds[1]]
+    ours, theirs = (dice(shared, one, target, preset) for one in (arm, base))
+    assert set(ours) == set(theirs)
+    return {patient: ours[patient] - theirs[patient] for patient in ours}
+
+
+def split(values: dict[str, float], few: set[str]) -> list[float]:
+    """Mean, median, mean of the small tumors and of the others."""
+    others = [value for patient, value in values.items() if patient not in few]
+    return [mean(values.values()), median(values.values()), mean(values[p] for p in few), mean(others)]
+
+
+def near(quoted: list[str], values: list[float]) -> bool:
+    """Whether the first number of each cell is the value, rounded to a decimal."""
+    numbers = [float(cell.split()[0]) for cell in quoted]
+    return len(numbers) == len(values) and numbers == pytest.approx(values, abs=0.0501)
+
+
+def tables(page: str, begin: str, end: str) -> list[list[list[str]]]:
+    """Rows of cells of each table between two headings, without the head."""
+    text = (ROOT / page).read_text()
+    part = text[text.index(f"\n{begin}\n") : text.index(f"\n{end}\n")]
+    found = [block.splitlines()[2:] for block in part.split("\n\n") if block.startswith("| ")]
+    return [[[cell.strip() for cell in line[1:-1].split("|")] for line in block] for block in found]
+
+
 @pytest.mark.parametrize(
     ("arm", "name"),
     [
@@ -45,45 +80,71 @@ def small(rows: list[dict[str, str]]) -> set[str]:
 def test_the_headline_has_mean_median_and_the_split_by_volume(rows, arm: str, name: str) -> None:
     tumor, few = dice(rows, arm, "tumor"), small(rows)
     assert (len(tumor), len(few)) == (15, 4)
-    values = [
-        mean(tumor.values()),
-        median(tumor.values()),
-        mean(tumor[p] for p in few),
-        mean(value for p, value in tumor.items() if p not in few),
-    ]
-    told = [f"{value:.1f}" for value in values]
-    kidney = f"{mean(dice(rows, arm, 'kidney').values()):.1f}"
-    assert f"| {name} | {' | '.join([*told, kidney])} |" in (ROOT / "README.md").read_text()
-    assert ", ".join(told) in limits().replace("mean ", "").replace("median ", "").replace(
-        "; 52.1 in the four, 92.8 in the 11", ", 52.1, 92.8"
-    )
+    cells = [f"{value:.1f}" for value in (*split(tumor, few), mean(dice(rows, arm, "kidney").values()))]
+    assert f"| {name} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
 
 
-def limits() -> str:
-    text = (ROOT / "docs" / "study.md").read_text()
-    return text[text.index("### What limits it") :]
+def test_the_studys_table_is_that_of_the_scores(rows) -> None:
+    few = small(rows)
+    [table] = tables("docs/study.md", "## On phantoms", "### What was expected, and what came")
+    assert [row[0] for row in table][:3] == ["`augmented`", "`moments`", "`pose`"]
+    for name, *cells in table:
+        arm = name.strip("`")
+        kidney = dice(rows, arm, "kidney").values()
+        assert near(cells[:4], split(dice(rows, arm, "tumor"), few)), arm
+        assert near(cells[4:6], [mean(kidney), median(kidney)]), arm
+        if arm == "augmented":
+            assert cells[6:] == [""] * 4
+        else:
+            assert near(cells[6:], split(gain(rows, arm, "augmented", "tumor", "default"), few)), arm
 
 
-@pytest.mark.parametrize("arm", ["pose", "pose-mirror", "crop-half", "nnunet"])
-def test_the_gains_by_volume_are_those_of_the_scores(rows, arm: str) -> None:
-    base, of_arm, few = dice(rows, "augmented", "tumor"), dice(rows, arm, "tumor"), small(rows)
-    gains = {patient: of_arm[patient] - base[patient] for patient in base}
-    below = f"{mean(gains[p] for p in few):.1f}"
-    above = f"{mean(gain for p, gain in gains.items() if p not in few):.1f}"
-    text = limits()
-    if arm == "pose":
-        assert (
-            f"`pose` is {below} points above `augmented`, in the 11 others, of more than 20 ml, {above}"
-            in text
-        )
-        middle = f"{median(gains.values()):.1f}"
-        assert f"its median gain is {middle}" in text
-        readme = (ROOT / "README.md").read_text()
-        assert f"but only {middle} at the median" in readme
-        assert f"({below} points; the 11 others {above})" in readme
-    else:
-        name = "nnU-Net" if arm == "nnunet" else f"`{arm}`"
-        assert f"{name} {below} and {above}" in text
+def test_the_measured_tables_are_those_of_the_scores(rows) -> None:
+    few = small(rows)
+    found = tables("docs/measurements.md", "## The study on phantoms", "### STN1 and rotation")
+    *presets, pairs = found
+    for preset, table in zip(("default", "paper"), presets, strict=True):
+        assert {row[0].strip("`") for row in table} == {row["arm"] for row in rows if row["preset"] == preset}
+        for name, runs, *cells, _ in table:
+            arm = name.strip("`")
+            assert int(runs) == len(seeds_of(rows, arm, preset)), (preset, arm)
+            tumor, kidney = (dice(rows, arm, target, preset) for target in ("tumor", "kidney"))
+            assert near(cells[:2], [mean(kidney.values()), median(kidney.values())]), (preset, arm)
+            assert near(cells[2:6], split(tumor, few)), (preset, arm)
+            for cell, values in ((cells[0], kidney), (cells[2], tumor)):
+                assert f"({stdev(values.values()):.1f})" in cell, (preset, arm)
+            if arm != "augmented":
+                by_target = [gain(rows, arm, "augmented", target, preset) for target in ("kidney", "tumor")]
+                values = [mean(one.values()) for one in by_target]
+                assert near(cells[6:], [*values, median(by_target[1].values())]), (preset, arm)
+    for name, *cells in pairs:
+        arm, base = (one.strip("`") for one in name.split(", against "))
+        for target, quoted in (("tumor", cells[:2]), ("kidney", cells[3:5])):
+            values = gain(rows, arm, base, target, "default").values()
+            assert near(quoted, [mean(values), median(values)]), name
+
+
+def test_sentences_quote_the_scores(rows) -> None:
+    gains, few = gain(rows, "pose", "augmented", "tumor", "default"), small(rows)
+    whole, middle, below, above = (f"{value:.1f}" for value in split(gains, few))
+    readme, study = ((ROOT / name).read_text() for name in ("README.md", "docs/study.md"))
+    study = " ".join(study.split())
+    assert f"homogenization gains {whole} points of tumor Dice" in readme
+    assert f"but only {middle} at the median" in readme
+    assert f"({below} points; the 11 others {above})" in readme
+    assert f"`pose` gains {whole} in the tumor, beyond chance, but {middle} at the median" in study
+    assert f"In these `pose` gains {below} points, in the 11 others {above}" in study
+    volumes = {row["patient"]: float(row["truth_ml"]) for row in rows if row["target"] == "tumor"}
+    assert f"({', '.join(f'{volumes[p]:.1f}' for p in sorted(few, key=volumes.__getitem__))})" in study
+    of_seeds = [dice([row for row in rows if row["seed"] == seed], "augmented", "tumor") for seed in "01"]
+    by_seed = [mean(one.values()) for one in of_seeds]
+    assert "`augmented` has {:.1f} and {:.1f} in the tumor".format(*by_seed) in study
+    assert "Of 30 tumors `augmented`, nnU-Net and the half crop miss two each, `pose` none" in study
+    for arm, missed in (("augmented", 2), ("nnunet", 2), ("crop-half", 2), ("pose", 0)):
+        tumors = [
+            row for row in rows if (row["preset"], row["arm"], row["target"]) == ("default", arm, "tumor")
+        ]
+        assert (len(tumors), sum(row["outcome"] == "missed" for row in tumors)) == (30, missed), arm
 
 
 def test_nothing_says_any_longer_that_the_papers_preset_gains_nothing() -> None:

@@ -44,7 +44,8 @@ class Volume:
             raise InputError("expected a finite 4 x 4 index-to-world matrix; the file's header is damaged")
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-6).any() or (lengths > 1e4).any():
-            raise InputError(f"voxel size {tuple(lengths)} mm is not plausible; the file's header is damaged")
+            size = " x ".join(f"{length:.3g}" for length in lengths)
+            raise InputError(f"voxel size {size} mm is not plausible; the file's header is damaged")
         if is_sheared(matrix):
             raise InputError(
                 "the voxel axes are not at right angles (gantry tilt or a sheared matrix); "

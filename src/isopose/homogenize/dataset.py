@@ -25,7 +25,7 @@ from isopose.homogenize.record import (
     write_record,
 )
 from isopose.homogenize.scan import homogenize_scan
-from isopose.inference.files import find_scans
+from isopose.inference.files import check_apart, find_scans
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
@@ -110,9 +110,11 @@ def homogenize(
         One for each case, in their order.
 
     Raises:
-        InputError: no such model, or a folder that holds something else.
+        InputError: no such model, a folder that holds something else, or one in that of a DICOM series.
         RunError: the output is full or cannot be written to.
     """
+    if dataset.layout == "scans":
+        check_apart([dataset.root], output)
     estimator = open_estimator(model, config)
     settings = settings_of(dataset, output, config, model, estimator)
     head = head_of(dataset, settings, estimator)

@@ -18,7 +18,6 @@ from isopose.files import composed, hash_of, only_writer, output_folder, write_j
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import Prediction, predict
-from isopose.io.archive import is_archive
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.images import ending, missing, read_volume, write_image
@@ -76,7 +75,7 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
         scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
     names = [scan.name for scan in scans]
     for scan in scans:
-        if series is not None and ending(scan.path):
+        if series is not None and ending(scan.path) and not scan.path.is_dir():
             raise InputError(f"{scan.path}: --series chooses a DICOM series, got {ending(scan.path)}")
         if names.count(scan.name) > 1:
             raise InputError(
@@ -117,14 +116,16 @@ def _scans_in(folder: Path) -> list[Path]:
     images = [p for p in files if is_image(p)]
     if images and holds_slices(folder):
         return []
-    packed = files if files and all(p.is_file() and is_archive(p) for p in files) else []
+    packed = files if files and all(p.suffix.lower() == ".zip" and not p.is_dir() for p in files) else []
     return images or packed
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name is one of a volume's (not a DICOM slice's); also of a link that leads nowhere."""
-    there = path.is_file() or (path.is_symlink() and not path.exists())
-    return there and not path.name.startswith(".") and bool(ending(path))
+    """Return whether a name is one of a volume, whatever is there: reading reports a pipe or a broken link.
+
+    A folder with such a name may hold a DICOM series.
+    """
+    return not path.name.startswith(".") and bool(ending(path))
 
 
 def scan_name(path: Path) -> str:

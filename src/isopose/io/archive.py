@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import lzma
+import os
 import re
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
@@ -32,7 +34,7 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """Unpack an archive into a temporary folder, which is removed at the end of the block.
 
-    Every member is written below the folder whatever its name is, and links are written as plain files. The
+    Every member is written below the folder whatever its name is. Links become links that lead nowhere. The
     sizes listed in the archive's directory are summed up before anything is written, and no member may exceed
     its listed size. Hidden members and files added by an operating system (``__MACOSX``, ``Thumbs.db``) are
     skipped, as in a folder.
@@ -97,10 +99,14 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
     for number, member in enumerate(members):
         target = folder / member.filename
         # This file system may treat two different names as one, for example where only the case differs.
-        if not _can_be_kept(member.filename) or target.exists() or _below_file(target, folder):
+        if not _can_be_kept(member.filename) or os.path.lexists(target) or _below_file(target, folder):
             place = _another_name(number, member.filename)
             renamed[place], target = member.filename, folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
+        if stat.S_ISLNK(member.external_attr >> 16):
+            # Reading the series then reports it if a slice is missing.
+            target.symlink_to(target)
+            continue
         with archive.open(member) as source, open(target, "wb") as file:
             left = member.file_size
             while part := source.read(min(_CHUNK, left + 1)):
@@ -150,7 +156,11 @@ def _can_be_kept(name: str) -> bool:
 
 def _below_file(target: Path, folder: Path) -> bool:
     """Return whether one of the target's parent folders is already a file."""
-    return any(parent.is_file() for parent in target.parents if folder in parent.parents)
+    return any(
+        os.path.lexists(parent) and not parent.is_dir()
+        for parent in target.parents
+        if folder in parent.parents
+    )
 
 
 def _another_name(number: int, name: str) -> str:

@@ -10,7 +10,7 @@ from isopose import scratch
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.dicom_copies import without_copies
-from isopose.io.dicom_files import files_in, is_dicomdir, listed_files
+from isopose.io.dicom_files import files_in, is_dicomdir, linked_folders, listed_files
 from isopose.io.dicom_files import is_dicom as is_dicom
 from isopose.io.dicom_frames import DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
@@ -18,6 +18,8 @@ from isopose.io.dicom_stack import in_order, matrix_of, named
 from isopose.io.endings import ending
 from isopose.io.header import Header, all_finite, on_file
 
+#: Share by which a file may be smaller or larger than all slices and still be taken for a damaged one.
+_ALIKE = 0.1
 #: Possible voxel types, from the narrowest to the widest.
 _TYPES = (np.int16, np.int32, np.float32)
 
@@ -77,13 +79,15 @@ def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
 def holds_slices(folder: Path) -> bool:
     """Whether a folder or one in it holds DICOM slices; looks no further than to the first of them.
 
-    Links to folders are not followed, since :func:`read_series` does not follow them either.
+    Links to folders are not followed, since :func:`read_series` does not follow them either. A folder that
+    is named as a volume (``scan.nii.gz``) is a scan of its own.
     """
-    within = (below for below in sorted(folder.iterdir()) if below.is_dir() and not below.is_symlink())
+    below = (place for place in sorted(folder.iterdir()) if not place.is_symlink() and not ending(place))
+    within = (place for place in below if place.is_dir())
     folders = [folder, *within]
     files = (file for place in folders for file in files_in(place, below=False))
     try:
-        return any(frames_of(file) for file in files if not ending(file))
+        return any(frames_of(file) for file in files if file.is_file() and not ending(file))
     except InputError:
         # A damaged slice counts as a slice; reading it raises the error that explains the damage.
         return True
@@ -93,12 +97,12 @@ def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
     """Return the frames of the selected series."""
     if path.is_file() and not is_dicomdir(path):
         return _series_of(path)
-    found, others = _found(path)
+    found, others, unread = _found(path)
     scans = [frame for frame in found if not frame.localizer]
     if not scans:
         raise InputError(
             f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
-            + _instead(others, len(found))
+            + _instead(others, len(found), sum(not file.is_file() for file in unread))
         )
     groups: dict[str, list[DicomFrame]] = {}
     for frame in scans:
@@ -116,6 +120,10 @@ def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
         )
     frames = next(iter(groups.values()))
     _check_whole(path, frames, others)
+    if is_dicomdir(path):
+        _check_unread(path, frames, unread)
+    else:
+        _check_beside(path, path, frames, unread)
     return frames
 
 
@@ -123,18 +131,19 @@ def _series_of(path: Path) -> list[DicomFrame]:
     """The frames of the series to which one file belongs in its folder and those below it."""
     own = look_at(path)
     if not isinstance(own, list):
-        found = "" if own is None else _instead([own], 0)
+        found = "" if own is None else _instead([own])
         raise InputError(
             f"{path}: expected a DICOM image with position, orientation and pixel size; found none{found}"
         )
-    found_beside, others = _looked_at(files_in(path.parent, below=True))
+    found_beside, others, unread = _looked_at(files_in(path.parent, below=True))
     frames = [frame for frame in found_beside if frame.series == own[0].series and not frame.localizer]
     if frames:
         _check_whole(path, frames, others)
+        _check_beside(path, path.parent, frames, unread)
     return frames or own
 
 
-def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame]]:
+def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
     """Frames of all files in a folder and below it, or of what a ``DICOMDIR`` lists.
 
     Raises:
@@ -145,26 +154,30 @@ def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame]]:
     files = files_in(folder, below=True)
     # Those in folders below are most often results.
     volumes = [file.name for file in files if file.parent == folder and ending(file)]
-    frames, others = _looked_at(files)
+    frames, others, unread = _looked_at(files)
     if frames and volumes:
         raise InputError(
             f"{folder}: holds both DICOM slices and {volumes[0]}"
             + (f" and {len(volumes) - 1} more volumes" if volumes[1:] else "")
             + "; expected one scan: give one of the slices' files for their series, or the volume's file"
         )
-    return frames, others
+    return frames, others, unread
 
 
-def _looked_at(files: Iterable[Path]) -> tuple[list[DicomFrame], list[NoFrame]]:
+def _looked_at(files: Iterable[Path]) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
+    """Return the frames of files, the DICOM files without frames, and the files that are not DICOM."""
     frames: list[DicomFrame] = []
     others: list[NoFrame] = []
+    unread: list[Path] = []
     for file in files:
-        found = look_at(file)
+        found = look_at(file) if file.is_file() else None
         if isinstance(found, NoFrame):
             others.append(found)
         elif found:
             frames += found
-    return frames, others
+        else:
+            unread.append(file)
+    return frames, others, unread
 
 
 def _check_whole(path: Path, frames: list[DicomFrame], others: list[NoFrame]) -> None:
@@ -181,8 +194,72 @@ def _check_whole(path: Path, frames: list[DicomFrame], others: list[NoFrame]) ->
         )
 
 
-def _instead(others: list[NoFrame], scouts: int) -> str:
-    """Describe what was found in place of slices, by kind and by missing field."""
+def _alike(frames: list[DicomFrame], unread: list[Path]) -> list[Path]:
+    """Return the files that may be lost slices of a series.
+
+    They lie beside its files, have the same ending or a number or nothing in its place, and have the size of
+    the slices, or are broken links or no files. Empty files must have the same ending.
+    """
+    slices = {frame.path for frame in frames}
+    folders, endings = {file.parent for file in slices}, {file.suffix.lower() for file in slices}
+    sizes = [file.stat().st_size for file in slices]
+    low, high = min(sizes) * (1 - _ALIKE), max(sizes) * (1 + _ALIKE)
+    found = []
+    for file in unread:
+        same = file.suffix.lower() in endings
+        if file.parent in folders and (same or file.suffix[1:].isdecimal() or not file.suffix):
+            size = file.stat().st_size if file.is_file() else low
+            if low <= size <= high or (same and size == 0):
+                found.append(file)
+    return found
+
+
+def _check_beside(path: Path, folder: Path, frames: list[DicomFrame], unread: list[Path]) -> None:
+    """Raise an InputError if slices of the series may be among unread files, or lie in a linked folder."""
+    _check_unread(path, frames, _alike(frames, unread))
+    own = {frame.path.resolve() for frame in frames}
+    for link in linked_folders(folder):
+        for file in files_in(link, below=False):
+            if file.is_file() and file.resolve() not in own and _is_of(file, frames[0].series):
+                raise InputError(
+                    f"{named(path, frames[0])} has more images in {link.name}, a link to a folder, which is "
+                    "not followed; put all files below one folder"
+                )
+
+
+def _is_of(file: Path, series: str) -> bool:
+    try:
+        return any(frame.series == series and not frame.localizer for frame in frames_of(file))
+    except InputError:  # a damaged file, which need not be of this series
+        return False
+
+
+def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> None:
+    """Raise an InputError if files that may be slices of the series are not DICOM.
+
+    Leaving them out would silently shorten the scan.
+    """
+    where, broken = named(path, frames[0]), [file for file in unread if not file.is_file()]
+    if broken:
+        raise InputError(
+            f"{where} has {len(frames)} images, but broken links or no files lie beside them ({len(broken)}, "
+            f"e.g. {broken[0].name}); fetch them (git annex get, dvc pull), or remove them"
+        )
+    if unread:
+        raise InputError(
+            f"{where} has {len(frames)} images, but files that could be more of them by place and size are "
+            f"not DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
+        )
+
+
+def _instead(others: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
+    """Describe what was found in place of slices, by kind and by missing field.
+
+    Args:
+        others: DICOM files without frames.
+        scouts: number of scout views.
+        broken: number of broken links, pipes and devices.
+    """
     counts = Counter((other.kind, other.lacks) for other in others)
     parts = [
         f"{count} {kind}" + (f", {'which lacks' if count == 1 else 'which lack'} {lacks}" if lacks else "")
@@ -190,6 +267,8 @@ def _instead(others: list[NoFrame], scouts: int) -> str:
     ]
     if scouts:
         parts.append(f"scout views left out: {scouts}")
+    if broken:
+        parts.append(f"broken links or no files: {broken}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 

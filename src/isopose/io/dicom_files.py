@@ -43,6 +43,9 @@ _TAGS = [
 ]
 #: The group of a data set's first element without a preamble: file meta information, or identification.
 _FIRST_GROUPS = (0x0002, 0x0008)
+#: Other groups that may come first, where elements are out of order. Too many files begin with these bytes to
+#: report one that cannot be read as damaged DICOM.
+_OTHER_GROUPS = (0x0000, 0x0010, 0x0018, 0x0020, 0x0028)
 #: The longest first element, in bytes, that a data set without a preamble can have.
 _LONGEST_FIRST = 1 << 12
 _PREFIX = 132
@@ -74,8 +77,7 @@ def read_header(path: Path) -> Dataset | None:
     representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
     try:
-        force = is_named(path) or begins_as_dicom(path)
-        if not force:
+        if not is_named(path) and not _begins_as_dicom(_start_of(path), (*_FIRST_GROUPS, *_OTHER_GROUPS)):
             return None
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
@@ -99,21 +101,25 @@ def is_named(path: Path) -> bool:
 
 def begins_as_dicom(path: Path) -> bool:
     """Return whether a file has the preamble, or starts with an element of a DICOM data set."""
+    return _begins_as_dicom(_start_of(path))
+
+
+def _start_of(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return _begins_as_dicom(file.read(_PREFIX))
+        return file.read(_PREFIX)
 
 
-def _begins_as_dicom(start: bytes) -> bool:
-    return start[128:] == b"DICM" or _first_element(start)
+def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
+    return start[128:] == b"DICM" or _first_element(start, groups)
 
 
-def _first_element(start: bytes) -> bool:
+def _first_element(start: bytes, groups: tuple[int, ...]) -> bool:
     """Return whether bytes start with a standard element that can be the first one of a data set."""
     if len(start) < 8:
         return False
     for order in "<>":
         group, element = struct.unpack(f"{order}HH", start[:4])
-        if group not in _FIRST_GROUPS or not (element == 0 or dictionary_has_tag(Tag(group, element))):
+        if group not in groups or not (element == 0 or dictionary_has_tag(Tag(group, element))):
             continue
         if start[4:6].decode("latin-1") in STANDARD_VR:
             return True
@@ -171,7 +177,8 @@ def listed_files(path: Path) -> list[Path]:
 def files_in(folder: Path, *, below: bool) -> list[Path]:
     """Return the files of a folder that may be images, sorted by name.
 
-    Hidden files, files added by operating systems and ``DICOMDIR`` are left out.
+    Hidden files, files added by operating systems and ``DICOMDIR`` are left out. Links that lead nowhere,
+    pipes and devices are included; only ``Path.is_file`` tells them apart.
 
     Args:
         folder: where to look.
@@ -180,8 +187,14 @@ def files_in(folder: Path, *, below: bool) -> list[Path]:
     return list(_shown(folder, folder.rglob("*") if below else folder.iterdir()))
 
 
+def linked_folders(folder: Path) -> list[Path]:
+    """Return the links to folders in a folder and below it, sorted by name; hidden ones are left out."""
+    links = (place for place in folder.rglob("*") if place.is_symlink() and place.is_dir())
+    return sorted(link for link in links if not is_hidden(link.relative_to(folder)))
+
+
 def _shown(folder: Path, paths: Iterable[Path]) -> Iterable[Path]:
     for path in sorted(paths):
         hidden = is_hidden(path.relative_to(folder))
-        if not hidden and path.is_file() and path.name.upper() != "DICOMDIR":
+        if not hidden and not path.is_dir() and path.name.upper() != "DICOMDIR":
             yield path

@@ -16,6 +16,7 @@ from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
     MRImageStorage,
     PositronEmissionTomographyImageStorage,
     UID_dictionary,
@@ -28,6 +29,8 @@ from isopose.io.quiet import quiet_pydicom
 
 #: Modalities of objects that have rows and columns but are not scans.
 _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
+#: Those among them that some exports state for slices too.
+_VAGUE = {"OT", "SC"}
 _AGAIN = "copy it again or remove it"
 #: Storage classes of slices. The class comes first in a file, so part of it survives truncation.
 _SCANS = {
@@ -35,8 +38,12 @@ _SCANS = {
     EnhancedCTImageStorage,
     MRImageStorage,
     EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
     PositronEmissionTomographyImageStorage,
 }
+#: Storage classes of CT, and modalities of slices. A file's class decides if it states another modality.
+_CT = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+_SLICES = {"CT", "MR", "PT", "NM"}
 #: Maximum length of a modality, in characters; a longer value may be free text.
 _MODALITY = 16
 
@@ -151,7 +158,9 @@ def _look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
         if any(uid.startswith(stored_class(header) or "-") for uid in _SCANS):
             raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_AGAIN}")
         return NoFrame(path, series, kind)
-    if str(header.get("Modality", "")).upper() in _NO_SCAN:
+    stated = str(header.get("Modality") or "").strip().upper()
+    vague = stated in _VAGUE and stored_class(header) in _SCANS
+    if stated in _NO_SCAN and not vague:
         return NoFrame(path, series, kind)
     shared = _first(header, "SharedFunctionalGroupsSequence")
     each = header.get("PerFrameFunctionalGroupsSequence") or []
@@ -241,7 +250,12 @@ def _kind(header: Dataset) -> str:
 
 
 def _modality(header: Dataset) -> str:
+    """Return the modality; for CT storage classes ``CT``, unless the file states another one of slices."""
     modality = str(header.get("Modality") or "").strip()
+    if modality.upper() in _SLICES:
+        return modality.upper()
+    if stored_class(header) in _CT:
+        return "CT"
     known = modality.isascii() and modality.isalnum() and modality.isupper() and len(modality) <= _MODALITY
     return modality if known else "unknown modality"
 

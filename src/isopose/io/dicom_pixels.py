@@ -158,6 +158,8 @@ def _stored(path: Path, place: Path) -> _Stored:
 def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
     """Return the stored values ``(frame, y, x)``, and whether unused bits were already removed."""
     form = {field: int(data.get(field)) for field in _FORM if data.get(field) is not None}
+    if form.get("PixelRepresentation", 0) not in (0, 1):
+        raise ValueError("neither signed nor unsigned")
     form["NumberOfFrames"] = form.get("NumberOfFrames") or 1
     syntax, bits = _syntax(data), form.get("BitsAllocated", 16)
     if syntax in _UNCOMPRESSED and syntax.is_little_endian and bits in (8, 16, 32, 64):

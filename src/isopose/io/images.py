@@ -30,9 +30,11 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 ROUNDING = 1e-3
 #: Rounding error of float32 for values up to 255.
 _EPSILON = 256 * float(np.finfo(np.float32).eps)
-#: Size of a NIfTI-1 header with its extension mark in bytes, and the offset of ``dim[3]``, the number of
-#: slices.
-_NIFTI_HEADER, _NIFTI_SLICES = 352, 46
+#: Size of a NIfTI-1 header with its extension mark in bytes, and the offsets of ``dim[3]``, the number of
+#: slices, and of ``srow_x``, the sform.
+_NIFTI_HEADER, _NIFTI_SLICES, _NIFTI_SFORM = 352, 46, 280
+#: What ITK rounds in the sform, in mm a voxel and as a share.
+_ROUNDED = 1e-6
 #: zlib's compression level: CT becomes as small as at higher levels, in a third of the time.
 _LEVEL = 3
 _TYPES = {
@@ -238,6 +240,12 @@ def _write_nifti(volume: Volume, path: Path) -> None:
         raise OSError("the header is incomplete; is the disk of temporary files full?")
     packed = ending(path) == ".nii.gz"
     header[_NIFTI_SLICES : _NIFTI_SLICES + 2] = slices.to_bytes(2, sys.byteorder)
+    # A slightly sheared scan is read as its header says, and its labels must lie on it. ITK makes the axes
+    # orthogonal.
+    sform = np.frombuffer(header, np.float32, 12, _NIFTI_SFORM).reshape(3, 4)
+    exact = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.world_from_index)[:3]
+    if not np.allclose(sform, exact, rtol=_ROUNDED, atol=_ROUNDED):
+        sform[:] = exact
     with (
         open(path, "wb") as raw,
         # Without a time stamp, the same volume always gives the same bytes.

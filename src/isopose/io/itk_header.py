@@ -33,6 +33,8 @@ _NRRD = re.compile(
 #: A line of MetaImage: a field of the format, or an entry of an ITK image's dictionary, such as a DICOM tag
 #: whose text may switch character sets by an escape sequence.
 _META = re.compile(rb"(?P<name>[^\x00-\x1f\x7f=:]{1,%d})[=:](?P<value>[^\x00]*)" % LONGEST_NAME)
+#: A further line of a text in that dictionary. ITK skips it together with the next field.
+_FURTHER = re.compile(rb"[^\x00-\x08\x0a-\x1a\x1c-\x1f\x7f=:]{1,%d}" % LONGEST_NAME)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 #: NRRD spaces with patient axes, which ITK converts to LPS; it silently treats any other space as LPS.
 SPACES = ("LPS", "left-posterior-superior", "RAS", "right-anterior-superior", "LAS", "left-anterior-superior")
@@ -42,6 +44,13 @@ _PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
 _ONCE = (
     *("NDims", "DimSize", "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels"),
     *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize"),
+    *("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData", "CompressedDataSize"),
+)
+#: Fields of MetaImage that must not be skipped.
+_KEPT = (
+    *_ONCE,
+    *("ElementDataFile", "DistanceUnits", "AnatomicalOrientation"),
+    *("ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset"),
 )
 _MM = ("", "mm", "millimeter", "millimeters", "millimeter", "millimeters")
 
@@ -66,6 +75,7 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
     fields: dict[str, str] = {}
     lines = start.replace(b"\r\n", b"\n").split(b"\n")
     rest: list[bytes] = []
+    skipped = False
     for number, line in enumerate(lines):
         if nrrd and not line:
             break
@@ -74,6 +84,9 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
             fits = re.match(rb"NRRD.*", line)
         elif line:
             fits = (_NRRD if nrrd else _META).fullmatch(line)
+        if not nrrd and number and line and not fits and _FURTHER.fullmatch(line):
+            skipped = True
+            continue
         # The last line of a file may be empty.
         if (line and not fits) or (_CONTROL.search(line) if nrrd or not fits else b"\x00" in line):
             raise InputError(
@@ -86,7 +99,14 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
             name = name.lower().replace(" ", "") if nrrd else name
             if name in fields and name in _ONCE:
                 raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
-            fields[name] = value
+            if not skipped:
+                fields[name] = value
+            elif name in _KEPT:
+                raise InputError(
+                    f"{path}: a text of several lines in its header hides the field {name} from ITK; "
+                    "export it again without that text"
+                )
+            skipped = False
         if (nrrd and fields.get("datafile", "").startswith("LIST")) or "ElementDataFile" in fields:
             rest = lines[number + 1 :]
             break

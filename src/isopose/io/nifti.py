@@ -1,19 +1,26 @@
 """Read NIfTI-1 and NIfTI-2 files.
 
+nibabel unpacks the header. Its own check is not used, since it changes fields and logs what they were.
 SimpleITK reads truncated files without an error, filled with uninitialized memory, and takes the voxel size
-from ``pixdim`` even if the sform differs. Therefore the header, the affine and the length of the voxel data
-are read and checked here. Field names and rules follow the NIfTI-1 and NIfTI-2 standards (nifti1.h,
-nifti2.h). If readers disagree about a field (``vox_offset`` inside the header, a negative ``pixdim``),
-nibabel's reading is used, or the file is refused.
+from ``pixdim`` even if the sform differs. Therefore what nibabel unpacks and the length of the voxel data are
+checked here, after the NIfTI-1 and NIfTI-2 standards (nifti1.h, nifti2.h). If readers disagree about a field
+(``vox_offset`` inside the header, a negative ``pixdim``), nibabel's reading is used, or the file is refused.
 """
 
 import gzip
+import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
 
 from isopose import scratch
 from isopose.errors import InputError
@@ -22,85 +29,29 @@ from isopose.io.header import Header, all_finite, on_file
 from isopose.io.limits import largest_bytes
 from isopose.io.nifti_place import world_from_index
 
-#: Name, format and byte offset of the fields in use.
-_Layout = list[tuple[str, Any, int]]
-_NIFTI1: _Layout = [
-    ("size", "i4", 0),
-    ("dim", ("i2", 8), 40),
-    ("type", "i2", 70),
-    ("pixdim", ("f4", 8), 76),
-    ("offset", "f4", 108),
-    ("slope", "f4", 112),
-    ("inter", "f4", 116),
-    ("units", "u1", 123),
-    ("qcode", "i2", 252),
-    ("scode", "i2", 254),
-    ("quatern", ("f4", 3), 256),
-    ("qoffset", ("f4", 3), 268),
-    ("srow", ("f4", (3, 4)), 280),
-    ("magic", "S4", 344),
-]
-_NIFTI2: _Layout = [
-    ("size", "i4", 0),
-    ("magic", "S4", 4),
-    ("type", "i2", 12),
-    ("dim", ("i8", 8), 16),
-    ("pixdim", ("f8", 8), 104),
-    ("offset", "i8", 168),
-    ("slope", "f8", 176),
-    ("inter", "f8", 184),
-    ("qcode", "i4", 344),
-    ("scode", "i4", 348),
-    ("quatern", ("f8", 3), 352),
-    ("qoffset", ("f8", 3), 376),
-    ("srow", ("f8", (3, 4)), 400),
-    ("units", "i4", 500),
-]
-_LENGTHS = {348: _NIFTI1, 540: _NIFTI2}
 #: Length in bytes of the mark after a header that announces extensions, and minimum length of an extension
 #: (its own length and code).
 _MARK, _EXTENSION = 4, 16
 _MOST_EXTENSIONS = 10_000
 #: Possible codes of extensions (nifti1.h); they are even.
 _CODES = range(0, 100, 2)
-_TYPES = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-}
 #: A deflated byte can stand for no more than this many bytes; a header that claims more is damaged.
 _DEFLATE_LIMIT = 1032
 
 
 @dataclass(frozen=True, eq=False)
-class _Fields:
-    """The relevant fields of a NIfTI header, for any version and byte order."""
+class _Layout:
+    """Grid and type of the values, and how they are stored; ``scaling`` is None where nothing is scaled."""
 
-    shape: tuple[int, int, int]
+    header: Header
     stored: np.dtype
     offset: int
-    slope: float
-    inter: float
-    world_from_index: np.ndarray
+    scaling: tuple[float, float] | None
 
     @property
-    def scaled(self) -> bool:
-        """Whether the stored numbers are not the values themselves (a slope of 0 means: no scaling)."""
-        return self.slope != 0 and (self.slope != 1 or self.inter != 0)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type after scaling: integers stay what they are, all else becomes float32."""
-        return (
-            np.dtype(np.float32) if self.scaled or self.stored.kind == "f" else self.stored.newbyteorder("=")
-        )
+    def length(self) -> int:
+        """Bytes of voxels."""
+        return math.prod(self.header.shape) * self.stored.itemsize
 
 
 def peek_nifti(path: Path) -> Header:
@@ -110,8 +61,7 @@ def peek_nifti(path: Path) -> Header:
         InputError: see :func:`read_nifti`, except for errors in the voxels.
     """
     with _opened(path) as file:
-        fields = _fields(path, file)
-    return Header(fields.shape, fields.world_from_index, fields.dtype).checked(path)
+        return _layout(path, file).header
 
 
 def read_nifti(path: Path) -> Volume:
@@ -126,26 +76,23 @@ def read_nifti(path: Path) -> Volume:
             orientation or a contradictory one; has a unit other than mm; is sheared; its voxels begin inside
             the header or an extension; it has a slope without an intercept; or values are not finite.
     """
-    try:
-        with _opened(path) as file:
-            fields = _fields(path, file)
-            Header(fields.shape, fields.world_from_index, fields.dtype).checked(path)
-            stored = _voxels(path, file, fields)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from None
-    array = stored
-    if fields.scaled or stored.dtype != fields.dtype:
-        array, as_stored = scratch.zeros(fields.shape, fields.dtype), not fields.scaled
+    with _opened(path) as file:
+        layout = _layout(path, file)
+        array = stored = _voxels(path, file, layout)
+    if stored.dtype != layout.header.dtype or layout.scaling:
+        array = scratch.zeros(stored.shape, layout.header.dtype)
         # Overflow of float32 becomes infinite, which is refused below.
         with np.errstate(over="ignore", invalid="ignore"):
             for plane, source in zip(array, stored, strict=True):
-                # Computed in float64, since float32 products of large integers would be off by whole units.
-                plane[...] = source if as_stored else source.astype(np.float64) * fields.slope + fields.inter
+                if layout.scaling:
+                    # In float64, since float32 products of large integers would be off by whole units.
+                    source = source.astype(np.float64) * layout.scaling[0] + layout.scaling[1]
+                plane[...] = source
     if not all_finite(array):
         raise InputError(
             f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
         )
-    return on_file(path, array, fields.world_from_index)
+    return on_file(path, array, layout.header.world_from_index)
 
 
 def is_whole(path: Path) -> bool:
@@ -155,88 +102,105 @@ def is_whole(path: Path) -> bool:
     """
     try:
         with _opened(path) as file:
-            fields = _fields(path, file)
-            wanted = int(np.prod(fields.shape, dtype=np.int64)) * fields.stored.itemsize
-            file.seek(fields.offset)
+            layout = _layout(path, file)
+            wanted = layout.length
+            file.seek(layout.offset)
             while part := file.read(1 << 20):
                 wanted -= len(part)
             return wanted <= 0
-    except (OSError, EOFError, zlib.error, InputError):
+    except (OSError, InputError):
         return False
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
-    """The line for a file that cannot be read to its end, without the bytes that the library quotes."""
-    if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
-        error = EOFError("bytes that are not gzip's follow its packed data")
-    return InputError(f"{path}: truncated or corrupt ({error}); copy or download it again")
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read, unpacked.
 
-
-def _opened(path: Path) -> IO[bytes]:
+    Raises:
+        InputError: it cannot be read to the end; without the bytes that gzip's message quotes.
+    """
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore[return-value]
-
-
-def _fields(path: Path, file: IO[bytes]) -> _Fields:
     try:
-        raw = file.read(max(_LENGTHS))
+        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
     except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from None
-    found = _header(raw)
-    if found is None:
+        why = str(error)
+        if isinstance(error, gzip.BadGzipFile) and why.startswith("Not a gzipped file"):
+            why = "bytes that are not gzip's follow its packed data"
+        raise InputError(f"{path}: truncated or corrupt ({why}); copy or download it again") from None
+
+
+def _layout(path: Path, file: IO[bytes]) -> _Layout:
+    raw = file.read(Nifti2Header.single_vox_offset)
+    header = _header(raw)
+    if header is None:
         raise InputError(f"{path}: expected a NIfTI file, but its header is not one; copy or export it again")
-    header, order = found
-    if not header["magic"].startswith((b"n+1", b"n+2")):
+    if not header["magic"].item().startswith((b"n+1", b"n+2")):
         raise InputError(
             f"{path}: expected a single NIfTI file (.nii), but its header is not one's; export it as .nii.gz"
         )
-    rank = int(header["dim"][0])
-    extent = [int(n) for n in header["dim"][1 : rank + 1]] if 1 <= rank <= 7 else []
-    if any(n < 1 for n in extent) or not extent:
+    # Not by nibabel's get_data_shape, which takes some sizes for FreeSurfer's surfaces.
+    rank, *extent = header["dim"].tolist()
+    extent = extent[: max(rank, 0)]
+    if not 1 <= rank <= 7 or min(extent) < 1:
         raise InputError(
             f"{path}: dimensions {header['dim'].tolist()} are not possible; the header is damaged"
         )
-    if len(extent) < 3 or any(n > 1 for n in extent[3:]):
+    if rank < 3 or max(extent[3:], default=1) > 1:
         raise InputError(
             f"{path}: expected one 3D volume, got {' x '.join(map(str, extent))}; "
             "split time points or channels into one file each"
         )
-    kind = _TYPES.get(int(header["type"]))
-    if kind is None:
+    stored, scaling = _stored(path, header), _scaling(path, header)
+    # Integers stay what they are, all else becomes float32.
+    dtype = np.dtype(np.float32) if scaling or stored.kind == "f" else stored.newbyteorder("=")
+    offset = _offset(path, file, header, raw)
+    matrix = world_from_index(path, header, extent[:3])
+    values = Header((extent[2], extent[1], extent[0]), matrix, dtype).checked(path)
+    return _Layout(values, stored, offset, scaling)
+
+
+def _header(raw: bytes) -> Nifti1Header | None:
+    """Return the header that bytes begin with, if its first field is its own length.
+
+    nibabel would guess the byte order from the number of dimensions, which may be damaged.
+    """
+    for kind, order in product((Nifti1Header, Nifti2Header), "<>"):
+        if len(raw) >= kind.sizeof_hdr:
+            header = kind(raw[: kind.sizeof_hdr], order, check=False)
+            if header["sizeof_hdr"] == kind.sizeof_hdr:
+                return header
+    return None
+
+
+def _stored(path: Path, header: Nifti1Header) -> np.dtype:
+    """Return the type of the stored numbers, in their byte order."""
+    try:
+        stored = header.get_data_dtype()
+    except KeyError:  # a code that the standard does not have
+        stored = np.dtype(np.void)
+    if stored.kind not in "iuf" or stored.itemsize > 8:
         raise InputError(
-            f"{path}: expected one real number per voxel, got NIfTI type {int(header['type'])} "
+            f"{path}: expected one real number per voxel, got NIfTI type {header['datatype']} "
             "(color, complex or extended); export it as int16 or float32"
         )
-    slope, inter = _scaling(path, header)
-    return _Fields(
-        shape=(extent[2], extent[1], extent[0]),
-        stored=np.dtype(kind).newbyteorder(order),
-        offset=_offset(path, file, header, raw, order),
-        slope=slope,
-        inter=inter,
-        world_from_index=world_from_index(path, header, tuple(extent[:3])),
-    )
+    return stored
 
 
-def _scaling(path: Path, header: np.void) -> tuple[float, float]:
-    """Return slope and intercept; ``(1, 0)`` if the slope is not valid: 0, NaN or infinity.
-
-    Raises:
-        InputError: the slope is valid and the intercept is not a number.
-    """
-    slope, inter = float(header["slope"]), float(header["inter"])
-    if slope == 0 or not np.isfinite(slope):
-        return 1.0, 0.0
-    if not np.isfinite(inter):
+def _scaling(path: Path, header: Nifti1Header) -> tuple[float, float] | None:
+    """Return slope and intercept; None if they change nothing or the slope is 0, NaN or infinity."""
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError:
         raise InputError(
-            f"{path}: the header scales its values by {slope:g}, but what it adds (scl_inter) is not a "
-            "number; export it again"
-        )
-    return slope, inter
+            f"{path}: the header scales its values by {header['scl_slope']:g}, but what it adds (scl_inter) "
+            "is not a number; export it again"
+        ) from None
+    return None if slope is None or (slope, inter) == (1, 0) else (slope, inter)
 
 
-def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Literal["<", ">"]) -> int:
+def _offset(path: Path, file: IO[bytes], header: Nifti1Header, raw: bytes) -> int:
     """Return the byte at which the voxels begin, behind the header and its extensions.
 
     An offset of 0 means that it was never set: the voxels then follow the header.
@@ -244,37 +208,33 @@ def _offset(path: Path, file: IO[bytes], header: np.void, raw: bytes, order: Lit
     Raises:
         InputError: the offset is not a whole number, or lies inside the header or an extension.
     """
-    stated = float(header["offset"])
+    stated = header["vox_offset"].item()
     if not np.isfinite(stated) or stated != int(stated):
         raise InputError(
             f"{path}: the voxels' place in the file (vox_offset) is not a whole number; the header is damaged"
         )
-    least = int(header["size"]) + _MARK
-    extended = len(raw) >= least and raw[least - _MARK] != 0
-    if stated == 0 and not extended:
+    offset, least = int(stated), header.single_vox_offset
+    extended = raw[least - _MARK : least - _MARK + 1] not in (b"", b"\0")
+    if offset == 0 and not extended:
         return least
-    offset = int(header["offset"])
     if offset < least:
         raise InputError(
             f"{path}: its voxels are said to begin at byte {offset}, inside the header of {least} bytes; "
             "export it again"
         )
     if extended:
-        _check_extensions(path, file, least, offset, order)
+        _check_extensions(path, file, least, offset, header.endianness)
     return offset
 
 
-def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: Literal["<", ">"]) -> None:
+def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: str) -> None:
     """Refuse extensions that reach beyond the byte where the voxels begin."""
     place = start
     for _ in range(_MOST_EXTENSIONS):
         if place + _EXTENSION > max(end, start + _EXTENSION):
             return
-        try:
-            file.seek(place)
-            found = np.frombuffer(file.read(8), f"{order}i4")
-        except (OSError, EOFError, zlib.error) as error:
-            raise _damaged(path, error) from None
+        file.seek(place)
+        found = np.frombuffer(file.read(8), f"{order}i4")
         length, code = (int(n) for n in found) if len(found) == 2 else (0, 0)
         if length == 0:
             return  # only zeros before the voxels
@@ -289,28 +249,12 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
     )
 
 
-def _header(raw: bytes) -> tuple[np.void, Literal["<", ">"]] | None:
-    """Return the fields and their byte order, detected from the first field, the header's own length."""
-    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
-    for order in orders:
-        for length, layout in _LENGTHS.items():
-            if len(raw) >= length and int(np.frombuffer(raw, f"{order}i4", 1)[0]) == length:
-                names, formats, offsets = zip(*layout, strict=True)
-                packed = np.dtype(
-                    {"names": names, "formats": formats, "offsets": offsets, "itemsize": length}
-                ).newbyteorder(order)
-                return np.frombuffer(raw, packed, 1)[0], order
-    return None
-
-
-def _voxels(path: Path, file: IO[bytes], fields: _Fields) -> np.ndarray:
-    count = int(np.prod(fields.shape, dtype=np.int64))
-    wanted = count * fields.stored.itemsize
-    last = fields.offset + wanted
-    if fields.offset < 0 or last > path.stat().st_size * _DEFLATE_LIMIT:
+def _voxels(path: Path, file: IO[bytes], layout: _Layout) -> np.ndarray:
+    wanted = layout.length
+    if layout.offset + wanted > path.stat().st_size * _DEFLATE_LIMIT:
         raise EOFError(f"the header promises {wanted} bytes of voxels")
-    file.seek(fields.offset)
-    array = scratch.zeros(fields.shape, fields.stored)
+    file.seek(layout.offset)
+    array = scratch.zeros(layout.header.shape, layout.stored)
     view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     filled = 0
     while filled < wanted:

@@ -1,8 +1,11 @@
 """Where a NIfTI header says that its voxels lie: sform, qform, and which of them counts."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.quaternions import quat2mat
 
 from isopose.errors import InputError
 from isopose.geometry.volume import is_sheared
@@ -19,48 +22,41 @@ _HALF_TURN, _HALF_TURN_ROUNDINGS = 1e-7, 3
 _UNITS = {1: "meters", 3: "micrometers"}
 
 
-def world_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
+@np.errstate(all="ignore")  # numbers of a damaged header may overflow; the grid is checked after
+def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.ndarray:
     """``(4, 4)`` LPS from index in mm of a header's sform or qform; its numbers may still be no grid's.
 
     Args:
         path: what messages name.
-        header: fields of NIfTI-1 or NIfTI-2.
+        header: of NIfTI-1 or NIfTI-2.
         size: voxels along the first three axes.
 
     Raises:
         InputError: a unit other than mm, neither form, two that contradict each other, or a qform that
             readers take in different ways.
     """
-    with np.errstate(all="ignore"):  # numbers of a damaged header may overflow; the grid is checked after
-        return _LPS_FROM_RAS @ _ras_from_index(path, header, size)
-
-
-def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.ndarray:
-    unit = int(header["units"]) & 7
+    unit = int(header["xyzt_units"]) & 7
     if unit not in (0, 2):
         name = _UNITS.get(unit, f"unknown (code {unit})")
         raise InputError(
             f"{path}: expected millimeters, but the header's unit is {name}; "
             "set xyzt_units to mm and check the voxel size"
         )
-    sform, qform = int(header["scode"]) > 0, int(header["qcode"]) > 0
+    sform, qform = header["sform_code"] > 0, header["qform_code"] > 0
     if not sform and not qform:
         raise InputError(
             f"{path}: the header has no orientation (sform and qform codes are 0), so left and right are "
             "unknown; export it again with an orientation"
         )
-    srow = np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]])
+    srow = header.get_sform()
     if not qform:
-        return srow
+        return _LPS_FROM_RAS @ srow
     if not sform:
         _check_qform(path, header)
-        return _qform(header)
+        return _LPS_FROM_RAS @ _qform(header)
     other = _qform(header)
     if np.isfinite([srow, other]).all():
-        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
-            *(np.array(size) - 1.0),
-            1.0,
-        ]
+        corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in size))])
         apart = np.linalg.norm(corners @ (srow - other).T, axis=1).max()
         if apart > np.linalg.norm(srow[:3, :3], axis=0).max():
             raise InputError(
@@ -68,11 +64,11 @@ def _ras_from_index(path: Path, header: np.void, size: tuple[int, ...]) -> np.nd
                 "find out which one is right and set the other's code to 0"
             )
         if apart <= _STANDS_IN_MM and is_sheared(srow) and not is_sheared(other):
-            return other
-    return srow
+            return _LPS_FROM_RAS @ other
+    return _LPS_FROM_RAS @ srow
 
 
-def _check_qform(path: Path, header: np.void) -> None:
+def _check_qform(path: Path, header: Nifti1Header) -> None:
     """Refuse a qform that readers take in different ways."""
     factor, sides = float(header["pixdim"][0]), header["pixdim"][1:4].astype(np.float64)
     if not (factor >= 0 or factor == -1) or (sides < 0).any():
@@ -80,26 +76,26 @@ def _check_qform(path: Path, header: np.void) -> None:
             f"{path}: the header's qform has pixdim {header['pixdim'][:4].tolist()}, expected 1 or -1 and "
             "three positive sides, so left and right are unknown; export it again"
         )
-    if np.square(header["quatern"].astype(np.float64)).sum() > 1.0 + _LONGER:
+    if np.square(_quaternion(header)).sum() > 1.0 + _LONGER:
         raise InputError(f"{path}: the header's qform is no rotation; export it again")
 
 
-def _qform(header: np.void) -> np.ndarray:
-    """``(4, 4)`` RAS from index of the qform; its quaternion is completed as nibabel does it."""
-    b, c, d = (float(v) for v in header["quatern"])
-    square = 1.0 - (b * b + c * c + d * d)
-    least = max(_HALF_TURN, _HALF_TURN_ROUNDINGS * float(np.finfo(header["quatern"].dtype).eps))
-    a = np.sqrt(square) if square >= least else 0.0
-    a, b, c, d = np.array([a, b, c, d]) / np.linalg.norm([a, b, c, d])
-    rotation = np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )
+def _qform(header: Nifti1Header) -> np.ndarray:
+    """``(4, 4)`` RAS from index of the qform.
+
+    Unlike nibabel's ``get_qform`` it takes any number that is not negative for a ``pixdim[0]`` of 1, as the
+    standard does, a quaternion that rounding made longer than 1, and in NIfTI-2 one rounded to float32.
+    """
+    vector = _quaternion(header)
+    square = 1.0 - vector @ vector
+    least = max(_HALF_TURN, _HALF_TURN_ROUNDINGS * float(np.finfo(header["quatern_b"].dtype).eps))
     scale = np.abs(header["pixdim"][1:4].astype(np.float64)) * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
     matrix = np.eye(4)
-    matrix[:3, :3] = rotation * scale
-    matrix[:3, 3] = header["qoffset"]
+    matrix[:3, :3] = quat2mat([np.sqrt(square) if square >= least else 0.0, *vector]) * scale
+    matrix[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return matrix
+
+
+def _quaternion(header: Nifti1Header) -> np.ndarray:
+    """``(3,)`` float64: the quaternion without its first part."""
+    return np.array([header[f"quatern_{part}"] for part in "bcd"], dtype=np.float64)

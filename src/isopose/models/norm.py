@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch, however many processes (ranks) share it; on CPUs too."""
+"""Batch norm over the whole batch, however many processes (ranks) share it."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ from isopose.ranks import ranks, summed
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch norm of images that takes its statistics over all ranks in training.
 
-    With one rank, and in evaluation, it is PyTorch's. ``torch.nn.SyncBatchNorm`` runs on GPUs only, and
-    a network would have to be converted to it for training and back for prediction.
+    With one rank, and in evaluation, it is PyTorch's.
     """
+
+    # Not torch.nn.SyncBatchNorm: it refuses CPU tensors (torch 2.13), and several CPU processes can train.
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalize this rank's images.

@@ -1,4 +1,4 @@
-"""Pages in a browser: predict scans and correct their course, review a finished cohort."""
+"""Pages in a browser: predict scans and set poses by hand, review a finished cohort."""
 
 from importlib.util import find_spec
 
@@ -9,7 +9,7 @@ def needs_extra() -> None:
     """Check that the packages for the pages are installed.
 
     Raises:
-        InputError: they are not; the message names the extra.
+        InputError: a package is missing; the message names the extra.
     """
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise InputError("the page needs FastAPI and uvicorn; install isopose[serve]")

@@ -71,11 +71,11 @@ class Reviewed:
             confidence = [self.record["confidence"]]
         return {
             "case": self.case,
-            "dice": _dice(self.scores, targets),
-            "against": _dice(self.scores_against, targets),
+            "dice": _list_dice(self.scores, targets),
+            "against": _list_dice(self.scores_against, targets),
             "confidence": min(confidence) if confidence else None,
             "volumes_ml": self.record.get("volumes_ml") or {},
-            "size_mm": _size(self.record),
+            "size_mm": _compute_size(self.record),
             "age_years": None if self.scores is None else self.scores.age_years,
             "warnings": self.record.get("warnings") or [],
             "image": self.image is not None,
@@ -84,7 +84,7 @@ class Reviewed:
 
 @dataclass(frozen=True)
 class Cohort:
-    """All cases, and where the page's own files lie."""
+    """All cases, and the folder of the page's own files."""
 
     cases: tuple[Reviewed, ...]
     labels: Labels
@@ -103,7 +103,7 @@ def open_cohort(
     scores: Evaluation | None,
     scores_against: Evaluation | None,
 ) -> Cohort:
-    """Put together what is known of each prediction.
+    """Join each prediction with its record, scan, reference and scores.
 
     Args:
         predictions: folder of label maps, with their records where isopose made them.
@@ -111,25 +111,25 @@ def open_cohort(
         truth: dataset, or folder of reference label maps.
         images: folder of the scans, named like the predictions; else those of the dataset.
         against: folder of other predictions of the same cases.
-        labels: name to stored value, in place of what the records or the dataset say.
-        scores: of the predictions.
-        scores_against: of the others.
+        labels: stored value of each label, instead of those of the dataset or the records.
+        scores: scores of the predictions.
+        scores_against: scores of the other predictions.
 
     Raises:
-        InputError: no prediction, or nothing says what the labels are.
+        InputError: there is no prediction, or the labels are not known.
     """
     found = label_maps(predictions)
     if not found:
         raise InputError(f"{predictions}: expected a folder of predicted label maps, found none")
-    records = {case: _record(path.with_name(record_name(case))) for case, path in found.items()}
-    known_images, known_truths, named = _from_dataset(truth)
+    records = {case: _read_record(path.with_name(record_name(case))) for case, path in found.items()}
+    known_images, known_truths, named = _read_dataset(truth)
     if images is not None:
         known_images = {scan.name: scan.path for scan in find_scans([images])}
     others = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
         raise InputError(f"{predictions}: the labels are not known; name them, as in --label kidney=1")
-    ours, theirs = _by_case(scores), _by_case(scores_against)
+    ours, theirs = _index_by_case(scores), _index_by_case(scores_against)
     cases = tuple(
         Reviewed(
             case,
@@ -147,10 +147,10 @@ def open_cohort(
     return Cohort(cases, made, scores.targets if scores else tuple(made.targets()), folder)
 
 
-def _from_dataset(
+def _read_dataset(
     truth: Path | None,
 ) -> tuple[dict[str, Path], dict[str, Path], Mapping[str, int] | None]:
-    """Return images and labels by case and the labels' names, as far as a dataset or folder has them."""
+    """Return scans by case, label maps by case, and the labels' stored values, as far as they are known."""
     if truth is None:
         return {}, {}, None
     if truth.is_dir() and not (truth / "dataset.json").exists() and (maps := label_maps(truth)):
@@ -172,11 +172,11 @@ class Decisions:
     """People's decisions, stored in ``review.csv`` after every change.
 
     Args:
-        path: read if it exists.
-        cases: all ids.
+        path: CSV file; read if it exists.
+        cases: ids of all cases that are shown.
 
     Raises:
-        InputError: the file was not written here.
+        InputError: the file does not hold decisions of a review.
     """
 
     def __init__(self, path: Path, cases: tuple[str, ...]) -> None:
@@ -190,7 +190,7 @@ class Decisions:
                 raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to begin anew")
             for case, decision, comment in rows[1:]:
                 if case in cases:
-                    self.of[case] = (decision, _plain(comment))
+                    self.of[case] = (decision, _unescape(comment))
                 else:
                     # Decisions on cases that are not shown now are kept.
                     self._others.append((case, decision, comment))
@@ -203,22 +203,22 @@ class Decisions:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        rows = [(case, decision, _harmless(comment)) for case, (decision, comment) in self.of.items()]
+        rows = [(case, decision, _escape(comment)) for case, (decision, comment) in self.of.items()]
         writer.writerows(sorted(rows + self._others))
         write_text(self.path, text.getvalue())
 
 
-def _harmless(comment: str) -> str:
-    """Return a comment that no spreadsheet takes for a formula."""
+def _escape(comment: str) -> str:
+    """Return a comment with a leading quote if a spreadsheet would take it for a formula."""
     return f"'{comment}" if comment[:1] in ("=", "+", "-", "@", "\t", "\r", "'") and comment else comment
 
 
-def _plain(comment: str) -> str:
+def _unescape(comment: str) -> str:
     return comment[1:] if comment.startswith("'") else comment
 
 
 def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
-    """Return a small picture of the slice with most marked, and what is marked in it; made once.
+    """Return a PNG of the slice with most labeled pixels and its labels, made if missing.
 
     Raises:
         InputError: the scan or the label map cannot be read.
@@ -253,12 +253,12 @@ def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
 
 
 def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
-    """Folder with a case's scan and label maps for the page, and what the page has to know of them.
+    """Return the folder of a case's scan and label maps for the page, and the contents of ``view.json``.
 
-    The last :data:`KEPT` cases lie ready.
+    The folders of the last :data:`KEPT` cases are kept.
 
     Raises:
-        InputError: a file cannot be read, or its grid is another than the scan's.
+        InputError: a file cannot be read, or a label map is not on the scan's grid.
     """
     case = cohort.cases[number]
     place = cohort.folder / "views" / case.key
@@ -284,7 +284,7 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
         )
     else:
         (place / "view.json").touch()
-    # Newest first; one that could not be made whole has no file, and is made anew when it is asked for.
+    # Newest first. An incomplete folder has no view.json, and is made again when it is requested.
     ready = sorted((cohort.folder / "views").glob("*/view.json"), key=lambda one: -one.stat().st_mtime_ns)
     for old in ready[KEPT:]:
         shutil.rmtree(old.parent, ignore_errors=True)
@@ -292,22 +292,22 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
     return place, value
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 
-def _by_case(scores: Evaluation | None) -> dict[str, CaseScores]:
+def _index_by_case(scores: Evaluation | None) -> dict[str, CaseScores]:
     return {} if scores is None else {one.case: one for one in scores.cases}
 
 
-def _dice(scores: CaseScores | None, targets: tuple[str, ...]) -> dict[str, float | None] | None:
+def _list_dice(scores: CaseScores | None, targets: tuple[str, ...]) -> dict[str, float | None] | None:
     return None if scores is None else {target: scores.scores[target].dice for target in targets}
 
 
-def _size(record: Mapping[str, Any]) -> float | None:
+def _compute_size(record: Mapping[str, Any]) -> float | None:
     """Return the side in mm of the square that is scaled to the reference; it grows with the body."""
     frame = record.get("frame")
     if not frame:

@@ -3,10 +3,10 @@
 import hmac
 import ipaddress
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -57,7 +57,8 @@ class Access:
         names: further host names of this machine.
 
     Raises:
-        InputError: an address other than loopback without a token, or a token that is too short.
+        InputError: an address other than loopback without a token, or a token that is too short or holds
+            characters that no HTTP header can.
     """
 
     host: str
@@ -72,11 +73,15 @@ class Access:
             )
         if self.token and len(self.token) < SHORTEST_TOKEN:
             raise InputError(f"--token: expected {SHORTEST_TOKEN} characters or more, got {len(self.token)}")
+        if not (self.token.isascii() and self.token.isprintable()):
+            raise InputError("--token: expected ASCII letters, digits and signs only")
 
     def knows(self, host: str) -> bool:
         """Return whether a Host header names this server; any other name may be another site's."""
-        name = (urlsplit(f"//{host}").hostname or "").lower()
-        # Unlike a name, an IP address cannot be pointed here by the owner of a domain.
+        # Not Starlette's TrustedHostMiddleware: it compares names with a list, and the addresses of this
+        # server cannot be listed (forwarded ports, networks that are joined later).
+        name = _host_name(host)
+        # Unlike a name, an IP address cannot be pointed here by the owner of a domain (DNS rebinding).
         return (
             name in ("localhost", *self.names)
             or (bool(self.token) and _is_address(name))
@@ -108,17 +113,16 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        headers = Headers(scope=scope)
-        reason = self._refused(scope, headers)
+        request = HTTPConnection(scope)
+        reason = self._check(request)
         if reason:
             await PlainTextResponse(reason, 403)(scope, receive, send_guarded)
             return
-        if self.access.token and not self._shown(headers):
-            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-            if scope["method"] in _SAFE and self._matches(query.pop(TOKEN, "")):
+        if self.access.token and not self._has_token(request):
+            if scope["method"] in _SAFE and self._matches(request.query_params.get(TOKEN, "")):
                 # Redirect to the address without the token, so that it stays out of history and copied links.
-                rest = f"?{urlencode(query)}" if query else ""
-                away = RedirectResponse(scope["path"] + rest, 303)
+                rest = urlencode([item for item in request.query_params.multi_items() if item[0] != TOKEN])
+                away = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
                 away.set_cookie(self.cookie, self.access.token, httponly=True, samesite="strict")
                 await away(scope, receive, send_guarded)
                 return
@@ -127,28 +131,27 @@ class Guard:
             return
         await self.app(scope, receive, send_guarded)
 
-    def _refused(self, scope: Scope, headers: Headers) -> str:
+    def _check(self, request: HTTPConnection) -> str:
+        """Return why a request is refused; empty if it is not."""
+        headers = request.headers
         host = headers.get("host", "")
         if not self.access.knows(host):
             return "this server is not known by that name; open the address that isopose printed"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        # With the port, for another port of this machine is another site.
+        if origin is not None and origin.lower().partition("://")[2] != host.lower():
             return "requests of other sites are refused"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return "requests of other sites are refused; type the address instead"
-        if scope["method"] not in _SAFE and INTENT not in headers:
+        if request.scope["method"] not in _SAFE and INTENT not in headers:
             return f"expected a header {INTENT}, which the page itself sends"
         return ""
 
-    def _shown(self, headers: Headers) -> bool:
-        given = headers.get("authorization", "")
+    def _has_token(self, request: HTTPConnection) -> bool:
+        given = request.headers.get("authorization", "")
         if given.lower().startswith("bearer ") and self._matches(given[7:].strip()):
             return True
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return cookie is not None and self._matches(cookie.value)
+        return self._matches(request.cookies.get(self.cookie, ""))
 
     def _matches(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self.access.token.encode())
@@ -160,6 +163,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _host_name(host: str) -> str:
+    """Return the name or address in a Host header; empty if the header is malformed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # Raises for a port that is none.
+    except ValueError:
+        return ""
+    whole = parts.netloc == host and parts.username is None
+    return (parts.hostname or "") if whole else ""
 
 
 def _is_address(name: str) -> bool:

@@ -107,13 +107,13 @@ class Jobs:
     def all(self) -> list[Job]:
         """Return all scans, the newest first."""
         with self._cursor() as cursor:
-            return [_job(row) for row in cursor.execute("SELECT * FROM jobs ORDER BY number DESC")]
+            return [_read_job(row) for row in cursor.execute("SELECT * FROM jobs ORDER BY number DESC")]
 
     def get(self, number: int) -> Job | None:
         """Return one scan."""
         with self._cursor() as cursor:
             row = cursor.execute("SELECT * FROM jobs WHERE number = ?", (number,)).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else _read_job(row)
 
     def reserve(self) -> int:
         """Return a new number."""
@@ -139,7 +139,7 @@ class Jobs:
                 "(SELECT number FROM jobs WHERE state = ? ORDER BY turn LIMIT 1) RETURNING *",
                 (RUNNING, QUEUED),
             ).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else _read_job(row)
 
     def progress(self, number: int, done: int, total: int) -> None:
         """Set the progress of a running scan."""
@@ -193,7 +193,7 @@ class Jobs:
 _LAST = "(SELECT COALESCE(MAX(turn), 0) + 1 FROM jobs)"
 
 
-def _job(row: sqlite3.Row) -> Job:
+def _read_job(row: sqlite3.Row) -> Job:
     values = dict(row)
     values["correction"] = values["correction"] and json.loads(values["correction"])
     return Job(**values)

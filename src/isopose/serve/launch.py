@@ -9,6 +9,7 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder
@@ -28,7 +29,7 @@ def access_for(host: str, port: int, token: str | None) -> Access:
     given = token or os.environ.get(VARIABLE, "")
     if is_loopback(host):
         return Access(host, port, given)
-    # Others open it under the machine's name.
+    # Other machines open the page under this machine's name.
     names = {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
     return Access(host, port, given or secrets.token_urlsafe(24), tuple(sorted(names)))
 
@@ -51,7 +52,7 @@ def run_server(
     import uvicorn
 
     output_folder(folder)
-    with only_writer(folder), contextlib.closing(_listening(access)) as listening:
+    with only_writer(folder), contextlib.closing(_bind(access)) as listening:
         port = listening.getsockname()[1]
         access = Access(access.host, port, access.token, access.names)
         app = make(access)
@@ -62,7 +63,7 @@ def run_server(
                 "warning: others on the network can reach this server, and what is sent is not encrypted; "
                 "an SSH tunnel to a server on 127.0.0.1 is safer (docs/guides/page.md)"
             )
-        opened = f"{address}?{TOKEN}={access.token}" if access.token else address
+        opened = f"{address}?{TOKEN}={quote(access.token, safe='')}" if access.token else address
         reporter.say(f"isopose is at {opened}  (Ctrl-C stops it; what it keeps is in {folder})")
         server = uvicorn.Server(
             # No log of requests: addresses may hold the token, and names of files.
@@ -77,16 +78,16 @@ def run_server(
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-        reporter.say("isopose: stopped; what waits is done when it is started again with the same folder")
+        reporter.say("isopose: stopped; waiting scans are predicted after a start with the same folder")
 
 
-def _listening(access: Access) -> socket.socket:
+def _bind(access: Access) -> socket.socket:
     kind = socket.AF_INET6 if ":" in access.host else socket.AF_INET
     listening = socket.socket(kind, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((access.host, access.port))
-        # From now on a browser that comes early waits.
+        # From here on an early browser waits instead of failing.
         listening.listen(128)
     except (OSError, OverflowError) as error:
         listening.close()

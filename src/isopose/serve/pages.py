@@ -1,4 +1,4 @@
-"""Shared by both servers: static files, the guard, and binary responses."""
+"""Static files, access control and binary responses of both servers."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -25,18 +25,18 @@ def add_pages(app: FastAPI, page: str) -> None:
     app.mount("/static", _Unchanging(directory=STATIC), name="static")
 
 
-def with_guard(app: FastAPI, access: Access) -> None:
-    """Add the guard, and answer unexpected errors in one line."""
+def add_guard(app: FastAPI, access: Access) -> None:
+    """Add access control, and answer unexpected errors in one line."""
     app.add_middleware(_OneLine)
     app.add_middleware(Guard, access=access)
 
 
-def octets(path: Path) -> FileResponse:
+def send_octets(path: Path) -> FileResponse:
     """Return a file as a binary response."""
     return FileResponse(path, media_type="application/octet-stream")
 
 
-def slice_answer(folder: Path, shape: tuple[int, int, int], z: int) -> Response:
+def send_slice(folder: Path, shape: tuple[int, int, int], z: int) -> Response:
     """Return all panels of one slice, see :func:`~isopose.serve.viewing.slice_bytes`.
 
     Raises:
@@ -49,7 +49,10 @@ def slice_answer(folder: Path, shape: tuple[int, int, int], z: int) -> Response:
 
 
 class _OneLine:
-    """ASGI middleware for unexpected errors: a traceback in the log could name a patient."""
+    """ASGI middleware that answers an unexpected error in one line.
+
+    Starlette's own handler logs a traceback, which could name a patient.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -68,7 +71,7 @@ class _OneLine:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            # An answer that has begun can only be broken off.
+            # A response that has begun can only end.
             if not begun:
                 await JSONResponse({"detail": str(line_of(error))}, 500)(scope, receive, send)
 
@@ -77,7 +80,7 @@ class _Unchanging(StaticFiles):
     """Static files that a browser caches but revalidates each time."""
 
     def file_response(self, *args, **kwargs):  # type: ignore[no-untyped-def]  # as Starlette has it
-        """With a header that says so."""
+        """Return the response with a header that asks browsers to revalidate."""
         response = super().file_response(*args, **kwargs)
         response.headers["cache-control"] = "no-cache"
         return response

@@ -1,4 +1,4 @@
-"""The report on one scan: one HTML file that opens without a server; it names no patient."""
+"""Report on one scan: one HTML file that opens without a server and names no patient."""
 
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,21 @@ def write_scan_report(
     prediction: Prediction,
     record: dict[str, Any],
 ) -> None:
-    """Write volumes, doubts, pose and a picture of the steps.
+    """Write volumes, warnings, pose and a picture of the steps.
 
     Args:
         path: HTML file.
-        model: that predicted.
-        volume: the scan as read.
-        prediction: of it.
-        record: of it.
+        model: model that predicted.
+        volume: scan as read.
+        prediction: prediction of the scan.
+        record: record of the prediction.
     """
     size = " × ".join(str(n) for n in volume.array.shape[::-1])
     spacing = " × ".join(f"{value:.2f}" for value in volume.spacing)
     facts = {
         "Scan": f"{size} voxels of {spacing} mm",
         "Roll": f"{record['roll_degrees']:+.1f}°",
-        "Confidence in the pose": _confidence(record),
+        "Confidence in the pose": _format_confidence(record),
         "isopose": __version__,
         "Model": model.weights_sha256[:12],
     }
@@ -55,14 +55,14 @@ def write_scan_report(
     write_report(
         path,
         title="Segmentation of one scan",
-        lead="What isopose marked in this scan, and how far it says that can be trusted.",
+        lead="What isopose segmented in this scan, and its warnings.",
         facts=facts,
         sections=[
             Section(
                 "Result",
                 tables=(volumes,),
                 notices=tuple(record["warnings"]),
-                text=() if record["warnings"] else ("Nothing about this scan looked doubtful.",),
+                text=() if record["warnings"] else ("No warnings.",),
             ),
             *([Section("Step by step", pictures=pictures)] if pictures else []),
             Section("What this is not", text=LIMITS),
@@ -70,7 +70,7 @@ def write_scan_report(
     )
 
 
-def _confidence(record: dict[str, Any]) -> str:
+def _format_confidence(record: dict[str, Any]) -> str:
     slices = record.get("slices")
     values = [one["confidence"] for one in slices] if slices is not None else [record["confidence"]]
     return f"{min(values):.2f}" if values else "no body"

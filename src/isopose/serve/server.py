@@ -1,4 +1,4 @@
-"""``isopose serve``: what the page asks for, over HTTP."""
+"""HTTP interface of ``isopose serve``."""
 
 import secrets
 import shutil
@@ -23,12 +23,12 @@ from isopose.scan.correction import (
 )
 from isopose.serve.guard import Access
 from isopose.serve.jobs import DONE, Job, Jobs
-from isopose.serve.pages import add_pages, octets, slice_answer, with_guard
+from isopose.serve.pages import add_guard, add_pages, send_octets, send_slice
 from isopose.serve.viewing import read_view, reduced
 from isopose.serve.worker import RESULT, Settings, Worker
 from isopose.version import __version__
 
-#: What may be given: formats of one file each, and a zipped DICOM series.
+#: Accepted uploads: formats of one file each, and a zipped DICOM series.
 TAKEN = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
 #: Characters of a file's name that are kept.
 LONGEST_NAME = 200
@@ -61,30 +61,49 @@ def serve_app(model: Path, folder: Path, access: Access, *, device: str, precisi
     _remove_leftovers(folder, jobs)
 
     @asynccontextmanager
-    async def life(_app: FastAPI) -> AsyncIterator[None]:
+    async def work(_app: FastAPI) -> AsyncIterator[None]:
         worker.start()
         yield
         worker.stop()
         jobs.close()
 
     app = FastAPI(
-        title="isopose", version=__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url=None
+        title="isopose", version=__version__, lifespan=work, docs_url=None, redoc_url=None, openapi_url=None
     )
     add_pages(app, "serve.html")
-    _add_queue(app, folder, jobs, worker)
+    _add_queue(app, folder, jobs)
+    _add_predictions(app, folder, jobs, worker)
     _add_results(app, folder, jobs)
-    with_guard(app, access)
+    add_guard(app, access)
     return app
 
 
-def _add_queue(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
+def _add_queue(app: FastAPI, folder: Path, jobs: Jobs) -> None:
+    """Add the routes that list, cancel and delete scans."""
+
     @app.get("/api/about")
-    def about() -> dict[str, Any]:
+    def describe_server() -> dict[str, Any]:
         return {"version": __version__, "taken": TAKEN, "largest_bytes": largest_bytes()}
 
     @app.get("/api/jobs")
-    def all_jobs(names: bool = False) -> list[dict[str, Any]]:
+    def list_jobs(names: bool = False) -> list[dict[str, Any]]:
         return [job.shown(names=names) for job in jobs.all()]
+
+    @app.post("/api/jobs/{number}/cancel")
+    def cancel(number: int) -> None:
+        _find_job(jobs, number)
+        jobs.cancel(number)
+
+    @app.delete("/api/jobs/{number}")
+    def remove(number: int) -> None:
+        _find_job(jobs, number)
+        jobs.cancel(number)
+        jobs.remove(number)
+        shutil.rmtree(folder / "jobs" / str(number), ignore_errors=True)
+
+
+def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
+    """Add the routes that queue a scan: a new one, or one that is predicted again."""
 
     @app.post("/api/jobs", status_code=201)
     async def add(
@@ -93,10 +112,10 @@ def _add_queue(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
         kind = next((one for one in TAKEN if filename.lower().endswith(one)), None)
         if kind is None:
             raise HTTPException(415, f"expected a file that ends in {', '.join(TAKEN)}")
-        # Under a name of its own until it is whole: a scan that was half sent is no job.
+        # Under a name of its own until it is whole: an incomplete upload is no job.
         arriving = folder / f"arriving-{secrets.token_hex(8)}"
         try:
-            await _received(request, arriving)
+            await _store_body(request, arriving)
             number = await run_in_threadpool(jobs.reserve)
             place = folder / "jobs" / str(number)
             place.mkdir(parents=True)
@@ -107,87 +126,77 @@ def _add_queue(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
         worker.wake()
         return {"number": number}
 
-    @app.post("/api/jobs/{number}/cancel")
-    def cancel(number: int) -> None:
-        _job(jobs, number)
-        jobs.cancel(number)
-
     @app.post("/api/jobs/{number}/again")
-    def again(
+    def predict_again(
         number: int,
         series: Annotated[str | None, Body(max_length=64)] = None,
         correction: Annotated[dict[str, Any] | Literal["as found"] | None, Body()] = None,
     ) -> None:
-        """Without a correction what was set before holds on, e.g. for a scan that was cancelled."""
-        job = _job(jobs, number)
-        checked = _checked(folder, job, correction) if isinstance(correction, dict) else None
+        """Queue a scan again; without a correction the earlier one is kept, e.g. for a cancelled scan."""
+        job = _find_job(jobs, number)
+        checked = _check_correction(folder, job, correction) if isinstance(correction, dict) else None
         kept = job.correction if checked is None else checked.to_json()
         if correction == "as found":
             kept = None
         if not jobs.again(number, series=series or job.series, correction=kept):
-            raise HTTPException(409, "it waits or runs already")
+            raise HTTPException(409, "the scan is already waiting or running")
         if checked is not None:
             write_correction(folder / "corrections", checked)
         elif kept is None and job.correction is not None:
-            # Taken back: no training shall learn from it.
+            # No training shall learn from a removed correction.
             correction_path(folder / "corrections", job.correction["image_sha256"]).unlink(missing_ok=True)
         worker.wake()
 
-    @app.delete("/api/jobs/{number}")
-    def remove(number: int) -> None:
-        _job(jobs, number)
-        jobs.cancel(number)
-        jobs.remove(number)
-        shutil.rmtree(folder / "jobs" / str(number), ignore_errors=True)
-
 
 def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
-    def view_of(number: int) -> tuple[Path, dict[str, Any]]:
-        _job(jobs, number)
+    """Add the routes of one scan's result: view, volumes, slices and downloads."""
+
+    def find_view(number: int) -> tuple[Path, dict[str, Any]]:
+        _find_job(jobs, number)
         place = folder / "jobs" / str(number) / "view"
         view = read_view(place)
         if view is None:
             raise HTTPException(404, "there is no result yet")
         return place, view
 
-    def whole_or_reduced(name: str, number: int, few: bool) -> FileResponse:
-        place, info = view_of(number)
-        return octets(reduced(place / name, info["shape"]) if few else place / name)
+    def send_volume(name: str, number: int, few: bool) -> FileResponse:
+        place, info = find_view(number)
+        return send_octets(reduced(place / name, info["shape"]) if few else place / name)
 
     @app.get("/api/jobs/{number}/view")
-    def view(number: int) -> dict[str, Any]:
-        place, info = view_of(number)
+    def send_view(number: int) -> dict[str, Any]:
+        place, info = find_view(number)
         results = place.parent / "result"
         there = [kind for kind, (name, *_) in DOWNLOADS.items() if (results / name).exists()]
         return {**info, "downloads": there}
 
     @app.get("/api/jobs/{number}/scan.nii")
-    def scan(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
-        return whole_or_reduced("scan.nii", number, few)
+    def send_scan(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
+        return send_volume("scan.nii", number, few)
 
     @app.get("/api/jobs/{number}/labels.nii")
-    def labels(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
-        return whole_or_reduced("labels.nii", number, few)
+    def send_labels(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
+        return send_volume("labels.nii", number, few)
 
     @app.get("/api/jobs/{number}/slices/{z}")
-    def panels(number: int, z: int) -> Response:
-        place, info = view_of(number)
-        return slice_answer(place, info["shape"], z)
+    def send_panels(number: int, z: int) -> Response:
+        place, info = find_view(number)
+        return send_slice(place, info["shape"], z)
 
     @app.get("/api/jobs/{number}/download/{kind}")
     def download(number: int, kind: str, names: bool = False) -> FileResponse:
-        job = _job(jobs, number)
+        job = _find_job(jobs, number)
         if job.state != DONE or kind not in DOWNLOADS:
             raise HTTPException(404, "there is no such result")
         name, media_type, suffix = DOWNLOADS[kind]
         path = folder / "jobs" / str(number) / "result" / name
         if not path.exists():
             raise HTTPException(404, "there is no such result of this scan")
-        stem = job.filename[: len(job.filename) - len(_kind(job))] if names else f"scan-{number}"
+        stem = job.filename[: len(job.filename) - len(_find_kind(job))] if names else f"scan-{number}"
         return FileResponse(path, media_type=media_type, filename=stem + suffix)
 
 
-async def _received(request: Request, path: Path) -> None:
+async def _store_body(request: Request, path: Path) -> None:
     """Write the request's body to a file, up to the size limit."""
     largest = largest_bytes()
     message = f"expected at most {largest / 2**30:g} GB; ISOPOSE_MAX_GB sets another limit"
@@ -211,14 +220,14 @@ async def _received(request: Request, path: Path) -> None:
         raise HTTPException(400, "the file is empty")
 
 
-def _job(jobs: Jobs, number: int) -> Job:
+def _find_job(jobs: Jobs, number: int) -> Job:
     job = jobs.get(number)
     if job is None:
         raise HTTPException(404, f"there is no scan {number}")
     return job
 
 
-def _checked(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
+def _check_correction(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
     """Return a valid correction for this scan, with the frame and reference of its prediction."""
     view = read_view(folder / "jobs" / str(job.number) / "view")
     if view is None or "reference" not in view["steps"]:
@@ -237,7 +246,7 @@ def _checked(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
         raise HTTPException(422, str(error)) from None
 
 
-def _kind(job: Job) -> str:
+def _find_kind(job: Job) -> str:
     return next(kind for kind in TAKEN if job.upload.endswith(kind))
 
 

@@ -1,12 +1,12 @@
-"""What a page shows of one prediction: the scan and its labels for NiiVue, and each slice on its way.
+"""Files of a page for one prediction: scan and labels for NiiVue, and the steps of each slice.
 
-Beside a job's results lies ``view/`` with
+``view/``, beside a job's results, holds
 
 * ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes,
-  uncompressed so that neither side waits for it;
+  uncompressed, which saves time on both sides;
 * ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet; for
-  models of volumes the planes of the homogenized volume that meet the slices in their middle;
-* ``view.json``, all else that the page needs; it is written last.
+  models of volumes the planes of the homogenized volume that meet the slices in their center;
+* ``view.json``, everything else; it is written last.
 """
 
 import json
@@ -29,13 +29,13 @@ from isopose.labels import Labels, class_colors
 from isopose.models.folder import Model
 from isopose.scan.correction import outline_of
 
-#: Goes up with every change of what lies in ``view/``.
+#: Version of the files in ``view/``.
 FORMAT = 3
-#: Pixels along a side of the homogenized slices that are shown.
+#: Pixels along a side of a homogenized slice on the page.
 SHOWN = 256
-#: Slices that are homogenized at a time.
+#: Slices homogenized at a time.
 BATCH = 32
-#: Voxels that a browser without a graphics card can draw in a moment.
+#: Voxels that a browser without a graphics card draws quickly.
 FEW = 1_500_000
 #: Bytes before the voxels of a NIfTI file without extensions.
 _NIFTI_HEADER = 352
@@ -48,14 +48,14 @@ def write_view(
     prediction: Prediction,
     record: dict[str, Any],
 ) -> None:
-    """Write what the page shows of a prediction.
+    """Write the files of a prediction's page.
 
     Args:
-        folder: ``view/``; made, and its contents replaced.
-        model: that predicted.
-        volume: the scan as read.
-        prediction: of it, with crops.
-        record: of it.
+        folder: ``view/``; created, and its contents replaced.
+        model: model that predicted.
+        volume: scan as read.
+        prediction: prediction of the scan, with crops.
+        record: record of the prediction.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / "view.json", *folder.glob("reduced-*")):
@@ -81,7 +81,7 @@ def write_view(
 
 
 def about(upright: Volume, labels: Labels) -> dict[str, Any]:
-    """Grid of a scan in the patient's axes, and its labels by class."""
+    """Return the grid of a scan in the patient's axes, and the labels' names and colors by class."""
     return {
         "shape": list(upright.array.shape),
         "spacing": [float(value) for value in upright.spacing],
@@ -94,7 +94,7 @@ def about(upright: Volume, labels: Labels) -> dict[str, Any]:
 
 
 def write_scan(folder: Path, volume: Volume) -> Volume:
-    """Write ``scan.nii``; the scan in the patient's axes."""
+    """Write ``scan.nii``; return the scan in the patient's axes."""
     upright = volume.reoriented()
     array = upright.array
     if array.dtype != np.int16:
@@ -114,7 +114,7 @@ def write_label_map(folder: Path, predicted: Volume, labels: Labels, name: str =
 @torch.inference_mode()
 def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
     pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
-    assert prediction.crops is not None, "the page shows the answer in the crop"
+    assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     air = round(model.fingerprint.intensity.low)
@@ -128,27 +128,27 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
         for out, matrix, pixels in ((homogenized, theta1, size), (crop, theta, side)):
             seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
-            out[rows] = _hounsfield(model, seen[:, 0])
+            out[rows] = _convert_to_hounsfield(model, seen[:, 0])
     _write_arrays(folder, homogenized=homogenized, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
-        **_about_steps(model),
-        # A correction holds for this reference, wherever its outline lies.
+        **_describe_steps(model),
+        # A correction belongs to this reference outline.
         "reference": {"center": list(outline.center), "spread": list(outline.spread)},
     }
 
 
 @torch.inference_mode()
 def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
-    """Write, for each slice of a volume, the homogenized plane that meets it in the frame's middle."""
+    """Write, for each slice of a volume, the homogenized plane that meets it in the frame's center."""
     pipeline, prepared, scan = model.pipeline, prediction.prepared, prediction.scan_pose
-    assert prediction.crops is not None, "the page shows the answer in the crop"
+    assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
     stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
     pose = torch.from_numpy(scan.pose).to(device)
     stack_from_homogenized = pipeline.input_from_homogenized(pose, stack_from_frame)
-    # Where x and y are 0, z of the stack is z' = m z + n; of each slice z' is known.
+    # At x = y = 0, z of the stack is z' = m z + n; z' of each slice is known.
     m, n = (float(value) for value in stack_from_homogenized[0, 2, 2:])
     planes = torch.eye(4, device=device)
     planes[2, 2:] = torch.tensor([1.0 / m, -n / m], device=device)
@@ -160,7 +160,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     for matrix, pixels in ((planes, size), (crop_planes, side)):
         theta = compose(stack_from_homogenized, matrix[None])
         seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
-        arrays.append(_hounsfield(model, seen[0, 0]))
+        arrays.append(_convert_to_hounsfield(model, seen[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
     depth = len(prediction.crops)
     nearest = ((z - scan.theta2[0, 2, 3]) / scan.theta2[0, 2, 2] + 1.0) * depth / 2.0
@@ -171,7 +171,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     to_frame = stack_from_homogenized[0].cpu().numpy().astype(float)
     square = scan.theta2[0].astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
     return {
-        **_about_steps(model),
+        **_describe_steps(model),
         "slices": [
             {
                 "slice": int(row),
@@ -185,7 +185,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     }
 
 
-def _about_steps(model: Model) -> dict[str, Any]:
+def _describe_steps(model: Model) -> dict[str, Any]:
     intensity = model.fingerprint.intensity
     return {
         "outline": contours(model.pipeline.pose.reference_mask),
@@ -194,7 +194,7 @@ def _about_steps(model: Model) -> dict[str, Any]:
     }
 
 
-def _hounsfield(model: Model, normalized: Tensor) -> np.ndarray:
+def _convert_to_hounsfield(model: Model, normalized: Tensor) -> np.ndarray:
     intensity = model.fingerprint.intensity
     values = normalized * max(intensity.sd, 1e-8) + intensity.mean
     return values.round().cpu().numpy().astype(np.int16)
@@ -207,10 +207,10 @@ def _write_arrays(folder: Path, **arrays: np.ndarray) -> None:
 
 
 def contours(mask: Tensor) -> list[list[list[float]]]:
-    """Outlines of a soft mask ``(1, 1, S, S)`` at one half, as closed lines of normalized ``[x, y]``."""
+    """Return outlines of a soft mask ``(1, 1, S, S)`` at 0.5, as closed lines of normalized ``[x, y]``."""
     plane = mask[0, 0].float().cpu().numpy()
     size = plane.shape[0]
-    # With a rim of nothing, so that what reaches the edge is closed there.
+    # With a rim of zeros, so that an outline that reaches the edge is closed there.
     lines = contour_generator(z=np.pad(plane, 1)).lines(0.5)
     return [
         [
@@ -264,20 +264,20 @@ def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
     the back and columns to the patient's left; numbers are little-endian.
 
     Args:
-        folder: see :func:`write_view`.
+        folder: ``view/``, see :func:`write_view`.
         shape: ``(z, y, x)`` of the scan in the patient's axes.
         z: slice from the feet.
 
     Raises:
-        IndexError: no such slice.
+        IndexError: there is no such slice.
     """
     if not 0 <= z < shape[0]:
         raise IndexError(z)
-    panels = [("native", _plane(folder / "scan.nii", np.dtype("<i2"), shape, z))]
+    panels = [("native", _read_plane(folder / "scan.nii", np.dtype("<i2"), shape, z))]
     for name in ("labels", "truth", "against"):
         path = folder / f"{name}.nii"
         if path.exists():
-            panels.append((name, _plane(path, np.dtype("u1"), shape, z)))
+            panels.append((name, _read_plane(path, np.dtype("u1"), shape, z)))
     for name in ("homogenized", "crop", "crop_labels"):
         path = folder / f"{name}.npy"
         if path.exists():
@@ -296,7 +296,7 @@ def slice_bytes(folder: Path, shape: tuple[int, int, int], z: int) -> bytes:
     return b"".join(parts)
 
 
-def _plane(path: Path, dtype: np.dtype, shape: tuple[int, int, int], z: int) -> np.ndarray:
+def _read_plane(path: Path, dtype: np.dtype, shape: tuple[int, int, int], z: int) -> np.ndarray:
     pixels = math.prod(shape[1:])
     plane = np.fromfile(path, dtype, pixels, offset=_NIFTI_HEADER + z * pixels * dtype.itemsize)
     return plane.reshape(shape[1:])

@@ -19,11 +19,11 @@ from isopose.progress import Silent
 from isopose.serve.jobs import CANCELLED, DONE, FAILED, RUNNING, Job, Jobs
 from isopose.silence import silence
 
-#: Name of a job's results, in place of a file's that may name a patient.
+#: Name of a job's results; the name of the upload may be a patient's.
 RESULT = "segmentation"
-#: Seconds after which the server looks whether a running scan was cancelled.
+#: Seconds between checks whether the running scan was cancelled.
 LOOK = 0.2
-#: Seconds after which the queue is tried again where its disk is full.
+#: Seconds between attempts to write the queue on a full disk.
 AGAIN = 5.0
 #: Seconds between two progress messages.
 _REPORT = 0.2
@@ -31,7 +31,7 @@ _REPORT = 0.2
 
 @dataclass(frozen=True)
 class Settings:
-    """What the process needs to know."""
+    """Settings of the process that predicts."""
 
     model: Path
     device: str
@@ -68,21 +68,21 @@ class Worker:
         """Stop immediately; the running scan is queued again at the next start."""
         self._ends.set()
         self._wake.set()
-        # The thread looks every moment; the pipe is not taken from it while it reads.
+        # The thread checks for the end all the time; do not close the pipe while it reads.
         self._thread.join(timeout=10)
         self._end_process()
 
     def _watch(self) -> None:
         while not self._ends.is_set():
-            job = self._next()
+            job = self._take_next()
             if job is None:
                 self._wake.wait(timeout=5)
                 self._wake.clear()
                 continue
             self._run(job)
 
-    def _next(self) -> Job | None:
-        """Return the next scan; None if none waits or the queue cannot be read now."""
+    def _take_next(self) -> Job | None:
+        """Mark the next scan as running and return it; None if none waits or the queue cannot be read now."""
         try:
             return self.jobs.take()
         except sqlite3.Error:
@@ -95,11 +95,10 @@ class Worker:
                 self._begin_process()
             assert self._pipe is not None, "made with the process"
             self._pipe.send(job)
-            outcome = self._outcome(job)
+            outcome = self._await_outcome(job)
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            outcome = (FAILED, self._last_words())
-        # This thread serves all scans: whatever one raises (no process can be made, the queue's disk is full)
-        # must not end it.
+            outcome = (FAILED, self._explain_exit())
+        # This thread serves all scans; an error of one (no process can start, a full disk) must not end it.
         except Exception as error:
             self._end_process()
             outcome = (FAILED, str(line_of(error)))
@@ -111,12 +110,12 @@ class Worker:
             try:
                 self.jobs.finish(job.number, state, problem=problem, seconds=seconds)
             except sqlite3.Error:
-                # It would be shown as running for ever; the disk may have room again.
+                # Else it would be shown as running forever; the disk may have room later.
                 self._ends.wait(timeout=AGAIN)
             else:
                 break
 
-    def _outcome(self, job: Job) -> tuple[str, str | None]:
+    def _await_outcome(self, job: Job) -> tuple[str, str | None]:
         assert self._pipe is not None, "made with the process"
         while not self._ends.is_set():
             if self._pipe.poll(LOOK):
@@ -127,7 +126,7 @@ class Worker:
                     return kind, values[0]
             now = self.jobs.get(job.number)
             if now is None or now.state != RUNNING:
-                # It may be reading a file for minutes; results are whole or absent all the same.
+                # Do not wait: it may read a file for minutes. Results are complete or absent.
                 self._end_process()
                 break
         return CANCELLED, None
@@ -147,7 +146,7 @@ class Worker:
             self._pipe.close()
         self._process = self._pipe = None
 
-    def _last_words(self) -> str:
+    def _explain_exit(self) -> str:
         code = None
         if self._process is not None:
             self._process.join(timeout=5)
@@ -163,25 +162,25 @@ class Worker:
 def _work(settings: Settings, pipe: Connection) -> None:
     """Predict the scans that come through the pipe until it is closed."""
     silence()
-    # Ctrl-C in the terminal is the server's to obey.
+    # The server handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    model, broken = _loaded(settings)
+    model, broken = _load(settings)
     while True:
         try:
             job: Job = pipe.recv()
         except (EOFError, OSError):
             return
         if model is None:
-            # What it failed by, such as a lack of memory, may have passed.
-            model, broken = _loaded(settings)
-        answer = (FAILED, broken) if model is None else _predicted(model, job, settings.jobs, pipe)
+            # The cause of the failure, such as a lack of memory, may be gone.
+            model, broken = _load(settings)
+        answer = (FAILED, broken) if model is None else _predict(model, job, settings.jobs, pipe)
         try:
             pipe.send(answer)
         except OSError:
             return
 
 
-def _loaded(settings: Settings) -> tuple[Any, str | None]:
+def _load(settings: Settings) -> tuple[Any, str | None]:
     """Return the model, or the message that says why it cannot be loaded."""
     from isopose.devices import choose_device
     from isopose.models.folder import for_prediction, load_model, with_precision
@@ -193,7 +192,7 @@ def _loaded(settings: Settings) -> tuple[Any, str | None]:
         return None, str(line_of(error))
 
 
-def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
+def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
     from isopose.inference.files import Scan, predict_scan, record_name
     from isopose.io.images import ending
     from isopose.io.results.formats import FORMATS, NIFTI
@@ -209,7 +208,7 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             correction = correction_from_json(job.correction, "the pose set by hand")
             corrections = {correction.image_sha256: correction}
         if read_view(view) is None:
-            # Results of another isopose, or whose view was lost, would count as done without one.
+            # Else results without a view, e.g. of another version, would count as done.
             shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
 
@@ -230,32 +229,32 @@ def _predicted(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[st
             also=also,
         )
         problem = outcome.problem
-    # A full disk as well: this scan is not done, and the page goes on.
+    # A full disk too: this scan has failed, and the page goes on.
     except Exception as error:
         problem = str(line_of(error))
     if problem is None:
         return DONE, None
     if not (output / record_name(RESULT)).exists():
-        # Half of it may be there; where the record lies, all is as it was before.
+        # Delete a partial result; with a record, the result is the earlier, complete one.
         for made in (output, view):
             shutil.rmtree(made, ignore_errors=True)
-    return FAILED, _without(upload, problem)
+    return FAILED, _strip_folders(upload, problem)
 
 
-def _without(upload: Path, problem: str) -> str:
-    """Return a message without the server's folders and the name under which a scan was stored."""
+def _strip_folders(upload: Path, problem: str) -> str:
+    """Return a message without the server's folders and the stored scan's name."""
     return problem.replace(f"{upload}: ", "").replace(f"{upload.parent}/", "")
 
 
 class _Sender(Silent):
-    """Send progress to the server, not too often."""
+    """Send progress to the server, at most every :data:`_REPORT` seconds."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
-        """Report the slices that are done."""
+        """Return a function that sends the number of predicted slices."""
         last = 0.0
 
         def report(done: int, total: int) -> None:

@@ -1,25 +1,25 @@
-// Requests to the server, and how its numbers are read.
+// Requests to the server, and parsing of its responses.
 
-/** The answer of the server as JSON; its reason as an error where it refuses. */
+/** Return the server's response as JSON; throw its reason if it refuses. */
 export async function ask(path, { method = "GET", body, signal } = {}) {
   const headers = method === "GET" ? {} : { "X-Isopose": "1" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
-  if (!answer.ok) throw new Error(await reason(answer));
+  if (!answer.ok) throw new Error(reason(await answer.text(), answer.status));
   return answer.status === 204 ? null : answer.json();
 }
 
-async function reason(answer) {
-  const text = await answer.text();
+/** Return the reason in an error response, which is JSON or plain text. */
+function reason(text, status) {
   try {
     const detail = JSON.parse(text).detail;
-    return typeof detail === "string" ? detail : "the request is not understood";
+    return typeof detail === "string" ? detail : "the server could not read the request";
   } catch {
-    return text || `the server answered ${answer.status}`;
+    return text || `the server answered ${status}`;
   }
 }
 
-/** Send a file; progress is called with parts of one. fetch does not tell how much was sent. */
+/** Send a file; progress is called with the fraction sent, which fetch does not report. */
 export function send(file, progress) {
   return new Promise((done, failed) => {
     const request = new XMLHttpRequest();
@@ -28,19 +28,17 @@ export function send(file, progress) {
     request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
     request.onload = () => {
       if (request.status === 201) return done(JSON.parse(request.responseText).number);
-      let told = request.responseText;
-      try { told = JSON.parse(told).detail; } catch { /* as it came */ }
-      failed(new Error(told));
+      failed(new Error(reason(request.responseText, request.status)));
     };
     request.onerror = () => failed(new Error("the server cannot be reached"));
     request.send(file);
   });
 }
 
-/** The panels of one slice by name: {shape: [rows, columns], data: typed array}. */
+/** Return the panels of one slice by name: {shape: [rows, columns], data: typed array}. */
 export async function panels(path, signal) {
   const answer = await fetch(path, { signal });
-  if (!answer.ok) throw new Error(await reason(answer));
+  if (!answer.ok) throw new Error(reason(await answer.text(), answer.status));
   const bytes = await answer.arrayBuffer();
   const length = new DataView(bytes).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 4, length)));

@@ -4,7 +4,7 @@ import { COLORS, cropSquare, line, onNative, onSquare, paint } from "/static/ste
 
 const PIXELS = 320;
 const byId = (id) => document.getElementById(id);
-/** Never minus nought. */
+/** Format a number; zero has no sign. */
 const fixed = (value, digits) => (Math.round(value * 10 ** digits) / 10 ** digits || 0).toFixed(digits);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const same = ([a, b], [c, d], reach) => Math.hypot(a - c, b - d) < reach;
@@ -46,7 +46,7 @@ export class HandView {
     byId("handsaid").textContent = view.corrected ? "This result was predicted with a pose set by hand." : "";
   }
 
-  /** What was found in the slice, or the nearest that shows a body. */
+  /** Return the predicted pose of the slice, or of the nearest one that shows a body. */
   found(z) {
     const slices = this.view.slices;
     return slices.reduce((a, b) => (Math.abs(b.slice - z) < Math.abs(a.slice - z) ? b : a));
@@ -81,7 +81,7 @@ export class HandView {
   goto(z) {
     const everywhere = byId("scope-all").checked;
     this.z = z;
-    // Set for all slices, it goes along.
+    // A pose that is edited for all slices stays when the slice changes.
     if (!everywhere || !this.touched) {
       this.load();
       this.touched = false;
@@ -97,7 +97,7 @@ export class HandView {
   submit() {
     const all = byId("scope-all").checked;
     if (all) this.keys.clear();
-    // What is on the screen is meant, set at this slice or not.
+    // Include the pose on the screen, even if it was not set at this slice.
     if (all || !this.keys.size || this.touched) this.keep();
     const keys = [...this.keys.entries()].sort(([a], [b]) => a - b);
     const correction = { poses: keys.map(([slice, { pose }]) => ({ slice, pose })) };
@@ -192,7 +192,7 @@ export class HandView {
       return (p) => {
         const [x, y] = this.frameOf(p);
         const angle = Math.atan2(x - before[3], -(y - before[4]));
-        // Along the turns made so far, not back through half of one.
+        // Add the shortest turn, so that the angle does not jump by a full turn.
         this.now.pose[0] = before[0] + Math.atan2(Math.sin(angle - before[0]), Math.cos(angle - before[0]));
       };
     }
@@ -253,7 +253,7 @@ export class HandView {
     seen.fillRect(corners[2][0] - 7, corners[2][1] - 7, 14, 14);
   }
 
-  /** The slice in the pose as it is now, by the nearest pixels: a preview, the networks sample better. */
+  /** Return the slice in the current pose, by nearest neighbor: a preview only. */
   homogenized(theta) {
     const { data, shape: [rows, columns] } = this.planes.native;
     const { view } = this, out = new Int16Array(PIXELS * PIXELS).fill(-1024);

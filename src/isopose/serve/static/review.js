@@ -19,7 +19,7 @@ themes(byId("theme"));
 const volume = new VolumeView(byId("volume"), ({ vox, values }) => {
   if (state.view) byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${Math.round(values[0].value)} HU`;
 });
-let other = null; // The second one, made when it is first asked for.
+let other = null; // The second viewer, made when it is first needed.
 const arrangeSides = arrange(byId("sides"));
 tabs(document.querySelector('[role="tablist"]'), (name) => { state.tab = name; present(); });
 
@@ -37,7 +37,7 @@ const COLUMNS = [
   { id: "warnings", name: "Warnings", of: (row) => row.warnings.length, text: (row) => row.warnings.length || "" },
   { id: "decision", name: "Decision", of: (row) => row.decision, text: (row) => row.decision },
 ].filter(({ when }) => when !== false);
-// Worst first: by score, else by how sure the pose is, else by how much there is to say.
+// Worst first: by Dice, else by confidence in the pose, else by number of warnings.
 state.sort = has.dice ? "dice" : has.confidence ? "confidence" : "warnings";
 state.down = state.sort === "warnings";
 
@@ -66,14 +66,14 @@ function wanted(row) {
   const text = byId("find").value.trim().toLowerCase();
   const which = byId("which").value;
   const right = { all: true, open: !row.decision, warned: row.warnings.length > 0 }[which] ?? row.decision === which;
-  return right && (!text || [row.case, row.comment, ...row.warnings].some((told) => told.toLowerCase().includes(text)));
+  return right && (!text || [row.case, row.comment, ...row.warnings].some((value) => value.toLowerCase().includes(text)));
 }
 
 function list() {
   const { of } = COLUMNS.find(({ id }) => id === state.sort), sign = state.down ? -1 : 1;
   state.listed = cases.filter(wanted).sort((a, b) => {
     const [x, y] = [of(a), of(b)];
-    // What has no score was missed or cannot be told: never hidden behind what has one.
+    // Cases without a value come first: they must not be overlooked.
     if (x === null || y === null) return (x === null ? 0 : 1) - (y === null ? 0 : 1) || a.number - b.number;
     return sign * (x < y ? -1 : x > y ? 1 : 0) || a.number - b.number;
   });
@@ -87,7 +87,7 @@ function list() {
 function line(row) {
   const made = element("tr", { className: row.number === state.chosen ? "chosen" : "" });
   made.dataset.number = row.number;
-  // Pictures are made when they come into sight.
+  // Thumbnails are requested when they scroll into view.
   const picture = element("img", { loading: "lazy", width: 40, height: 40, alt: "", src: `/api/cases/${row.number}/thumbnail.png` });
   made.append(element("td", {}, picture));
   for (const { id, text } of COLUMNS) {
@@ -158,7 +158,7 @@ async function choose(number) {
   marks(row);
   const unknown = row.image ? [] : ["the scan is not known, so its pictures are blank; --images names its folder"];
   byId("warnings").replaceChildren(...[...row.warnings, ...unknown].map((text) => element("li", { text })));
-  // Of no moment may the last case stand under this one's name.
+  // Never show the previous case under this one's name.
   Object.assign(state, { view: null, planes: null });
   for (const one of volumes()) {
     one.shown = null;
@@ -196,7 +196,7 @@ async function choose(number) {
   document.body.dataset.case = row.case;
 }
 
-/** Whose marks are shown in the planes and in 3D, and whose beside them, as far as this case has them. */
+/** Offer the label maps of this case: one for the planes and 3D, one for the second viewer. */
 function choices(maps) {
   for (const [id, first] of [["map", []], ["beside", [["", "nothing"]]]]) {
     const place = byId(id), before = place.value;
@@ -294,22 +294,22 @@ function marks(row) {
 
 let saving = Promise.resolve();
 
-/** Decide at once on the page and, after what was decided before, on the server; taken back where that fails. */
+/** Decide on the page at once, then on the server, in order; undo on the page if saving fails. */
 function decide(decision, comment) {
   const row = cases[state.chosen], before = { decision: row.decision, comment: row.comment };
   Object.assign(row, { decision, comment });
-  tell(row);
+  update(row);
   saving = saving
     .then(() => ask(`/api/cases/${row.number}/decision`, { method: "POST", body: { decision, comment } }))
     .then(() => { byId("saved").textContent = "saved"; })
     .catch((error) => {
       Object.assign(row, before);
-      tell(row);
+      update(row);
       byId("saved").textContent = `${row.case} was not saved: ${error.message}`;
     });
 }
 
-function tell(row) {
+function update(row) {
   if (state.chosen === row.number) marks(row);
   document.querySelector(`tr[data-number="${row.number}"]`)?.replaceWith(line(row));
   const decided = cases.filter((one) => one.decision).length;

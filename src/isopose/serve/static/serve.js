@@ -1,4 +1,4 @@
-// isopose serve: the queue on the left, the chosen scan's result in the middle, what is known of it on the right.
+// isopose serve: the queue on the left, the chosen scan's result in the middle, volumes and pose on the right.
 import { ask, panels, send, WINDOWS } from "/static/api.js";
 import { HandView } from "/static/hand.js";
 import { confirmed, element, legend, tabs, themes } from "/static/shared.js";
@@ -22,9 +22,9 @@ const names = byId("names");
 names.addEventListener("change", () => { state.shown = null; refresh(); });
 const label = (job) => job.filename ?? `Scan ${job.number}`;
 
-// ---- giving scans -------------------------------------------------------------------------------------------
+// ---- uploads ------------------------------------------------------------------------------------------------
 
-/** What the server takes; asked for once, and again where that failed. */
+/** The server's limits; requested once, and again after a failure. */
 let known = null;
 const about = () => (known ??= ask("/api/about").catch((error) => { known = null; throw error; }));
 
@@ -51,7 +51,7 @@ async function give(files) {
 }
 
 byId("file").addEventListener("change", (event) => { give([...event.target.files]); event.target.value = ""; });
-// A scan that is dropped beside the field would otherwise be opened in place of the page.
+// A browser would otherwise open a scan that is dropped beside the field, in place of the page.
 for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 document.addEventListener("dragover", () => byId("drop").classList.add("over"));
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) byId("drop").classList.remove("over"); });
@@ -70,7 +70,7 @@ async function refresh() {
     await follow();
   } catch (error) {
     console.error(error);
-    // What was half shown is shown anew.
+    // The result may be half shown; show it again.
     state.shown = volume.shown = null;
     byId("none").hidden = false;
     byId("none").textContent = `${error.message}; trying again`;
@@ -86,7 +86,7 @@ function list() {
   state.jobs.forEach((job, at) => {
     const key = JSON.stringify([job, job.number === state.chosen]);
     let item = kept.get(job.number);
-    // Only what changed is made anew, so that a button under the pointer or with the focus stays.
+    // Replace changed rows only, so that a button under the pointer or with the focus stays.
     if (item?.dataset.key !== key) {
       const made = row(job);
       made.dataset.key = key;
@@ -116,7 +116,7 @@ function row(job) {
     remove.setAttribute("aria-label", `Delete ${label(job)}`);
     actions.append(remove);
   }
-  item.append(name, actions, element("span", { className: job.state === "failed" ? "state bad" : "state", text: told(job) }));
+  item.append(name, actions, element("span", { className: job.state === "failed" ? "state bad" : "state", text: describe(job) }));
   if (job.state === "running") {
     const bar = element("progress", job.total ? { max: job.total, value: job.done } : {});
     bar.setAttribute("aria-label", `Progress of ${label(job)}`);
@@ -132,7 +132,7 @@ function row(job) {
   return item;
 }
 
-function told(job) {
+function describe(job) {
   if (job.state === "running") return job.total ? `predicting, slice ${job.done} of ${job.total}` : "reading";
   if (job.state === "done") return `done in ${job.seconds.toFixed(1)} s${job.corrected ? ", set by hand" : ""}`;
   if (job.state === "failed") return job.problem;
@@ -169,7 +169,7 @@ function pick() {
   if (!known) state.chosen = (state.jobs.find((job) => job.state === "done") ?? state.jobs[0])?.number ?? null;
 }
 
-/** Where NiiVue's crosshair is: millimeters to the patient's right or left, front or back, and up. */
+/** Show where NiiVue's crosshair is: millimeters to the patient's left or right, front or back, up or down. */
 function located({ mm, vox, values }) {
   if (!state.view) return;
   const [x, y, z] = mm;
@@ -179,7 +179,7 @@ function located({ mm, vox, values }) {
   byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${place} (mm) · ${Math.round(values[0].value)} HU${marked ? ` · ${marked}` : ""}`;
 }
 
-/** Show the chosen scan's result where there is one that is not shown yet. */
+/** Show the chosen scan's result if there is one that is not shown yet. */
 async function follow() {
   const job = state.jobs.find(({ number }) => number === state.chosen);
   const mark = job?.state === "done" ? `${job.number} ${job.seconds}` : null;
@@ -191,7 +191,7 @@ async function follow() {
     byId("shown").hidden = byId("facts").hidden = true;
     byId("empty").hidden = false;
     byId("empty").querySelector("p").textContent = job
-      ? WAITS.includes(job.state) ? "It is on its way." : job.problem ?? "It was cancelled."
+      ? WAITS.includes(job.state) ? "The scan is waiting or being predicted." : job.problem ?? "The scan was cancelled."
       : "Drop a scan on the left; its result appears here.";
     return;
   }
@@ -218,7 +218,7 @@ async function follow() {
   await present();
 }
 
-/** The slice to begin with: the middle of those with a pose. */
+/** Return the slice to show first: the middle of those with a pose. */
 function best(view) {
   const slices = (view.slices ?? view.steps.slices).map(({ slice: z }) => z);
   return slices.length ? slices[Math.floor(slices.length / 2)] : Math.floor(view.shape[0] / 2);
@@ -301,7 +301,7 @@ function facts(job) {
   byId("title").textContent = label(job);
   byId("legend").replaceChildren(...legend(view.labels));
   const lines = view.warnings.map((text) => element("li", { text }));
-  byId("warnings").replaceChildren(...(lines.length ? lines : [element("li", { className: "fine", text: "Nothing about this scan looked doubtful." })]));
+  byId("warnings").replaceChildren(...(lines.length ? lines : [element("li", { className: "fine", text: "No warnings." })]));
   byId("volumes").tBodies[0].replaceChildren(...Object.entries(view.volumes_ml).map(([name, ml]) =>
     element("tr", {}, element("td", { text: name }), element("td", { text: ml.toFixed(1) }))));
   byId("downloads").replaceChildren(...view.downloads.map((kind) =>

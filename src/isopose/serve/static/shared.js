@@ -1,4 +1,4 @@
-// What both pages do alike: light and dark, tabs.
+// Shared by both pages: theme, tabs, layout of pictures, dialogs.
 
 export function themes(button) {
   const kept = localStorage.getItem("isopose-theme");
@@ -12,7 +12,7 @@ export function themes(button) {
   });
 }
 
-/** Tabs by the pattern of WAI-ARIA: arrows go from one to the next; opened is called with the panel's name. */
+/** Make tabs (WAI-ARIA pattern): arrow keys go to the next one; opened is called with the panel's name. */
 export function tabs(list, opened) {
   const all = [...list.querySelectorAll('[role="tab"]')];
   const open = (tab) => {
@@ -43,7 +43,7 @@ export function element(tag, { text, ...properties } = {}, ...children) {
   return made;
 }
 
-/** Pictures of one shape in as many columns as make them largest; again with every change of the place's size. */
+/** Lay out pictures of one shape in the number of columns that makes them largest; again after every resize. */
 export function arrange(place) {
   const gap = 10, caption = 30;
   const largest = () => {
@@ -58,7 +58,7 @@ export function arrange(place) {
       const side = Math.floor(Math.min(across, down));
       if (side > best.side) best = { side, columns };
     }
-    // In a place that is too low they keep this many pixels, and the place scrolls.
+    // In a low place they keep a minimum of 150 pixels, and the place scrolls.
     const side = Math.max(best.side, Math.min(150, wide)), columns = Math.max(1, Math.min(pictures.length, Math.floor((wide + gap) / (side + gap))));
     place.style.setProperty("grid-template-columns", `repeat(${best.side < 150 ? columns : best.columns}, ${side}px)`);
   };
@@ -66,7 +66,7 @@ export function arrange(place) {
   return largest;
 }
 
-/** The labels' colors and names. */
+/** Return the labels' colors and names as elements. */
 export function legend(labels) {
   return labels.map(({ name, color }) => {
     const swatch = element("i");
@@ -75,7 +75,7 @@ export function legend(labels) {
   });
 }
 
-/** A question before something is deleted; whether the answer was yes. */
+/** Ask before something is deleted; return whether the answer was yes. */
 export function confirmed(text) {
   const dialog = document.getElementById("ask");
   document.getElementById("asked").textContent = text;

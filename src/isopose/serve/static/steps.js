@@ -5,7 +5,7 @@ import { arrange } from "/static/shared.js";
 
 export const COLORS = { frame: "#56b4e9", reference: "#ff8fc7", crop: "#ff9f50" };
 
-/** Draw values in a window, and classes over them, on a canvas of as many pixels. */
+/** Draw values in a window, and classes over them, on a canvas of the slice's pixels times scale. */
 export function paint(canvas, plane, window, classes, colors, opacity, scale = 1, tall = 1) {
   const [rows, columns] = plane.shape;
   const own = document.createElement("canvas");
@@ -22,7 +22,7 @@ export function paint(canvas, plane, window, classes, colors, opacity, scale = 1
     image.data[4 * k + 3] = 255;
   }
   context.putImageData(image, 0, 0);
-  // Outlines need more pixels than a small slice has; both axes in millimeters.
+  // Outlines need more pixels than a small slice has; tall is the ratio of the spacings.
   canvas.width = Math.round(columns * scale);
   canvas.height = Math.round(rows * scale * tall);
   const drawn = canvas.getContext("2d");
@@ -43,10 +43,10 @@ export function line(context, points, color, { closed = true, dash = [], width =
   context.restore();
 }
 
-/** Pixels of a canvas from normalized coordinates of a square that fills it. */
+/** Convert normalized coordinates of a square that fills a canvas to its pixels. */
 export const onSquare = (canvas, [x, y]) => [((x + 1) / 2) * canvas.width, ((y + 1) / 2) * canvas.height];
 
-/** Pixels of the native slice's canvas from normalized coordinates of the frame. */
+/** Convert normalized coordinates of the frame to pixels of the native slice's canvas. */
 export function onNative(canvas, view, point) {
   const [x, y] = toMm(view.frame, point);
   const [, rows, columns] = view.shape;
@@ -70,9 +70,9 @@ export class StepsView {
       const canvas = document.createElement("canvas");
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", caption);
-      const told = document.createElement("figcaption");
-      told.textContent = caption;
-      figure.append(canvas, told);
+      const legend = document.createElement("figcaption");
+      legend.textContent = caption;
+      figure.append(canvas, legend);
       place.append(figure);
       this.canvases[name] = canvas;
     }
@@ -99,7 +99,7 @@ export class StepsView {
     }
     const square = cropSquare(entry.homogenized_from_crop);
     line(context, square.map((p) => onNative(native, view, apply(theta1, p))), COLORS.crop);
-    // The networks see no more than the range that they were trained with; below it all is air.
+    // The networks see intensities clipped to the range of their training; what is below it is air.
     const [low, high] = view.steps.window;
     const seen = [Math.max(window[0], low), Math.max(Math.min(window[1], high), low + 1)];
     const over = paint(homogenized, planes.homogenized, seen, null, colors, 0, 2);

@@ -24,17 +24,17 @@ export class VolumeView {
     canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
-  /** Whether the browser draws without a GPU; what a card does at once then takes a minute for a large scan. */
+  /** Whether the browser draws without a GPU; a large scan then takes a minute. */
   get slow() {
     const { gl } = this.viewer;
-    const told = gl.getExtension("WEBGL_debug_renderer_info");
-    return /swiftshader|llvmpipe|software|basic render/i.test(told ? gl.getParameter(told.UNMASKED_RENDERER_WEBGL) : "");
+    const info = gl.getExtension("WEBGL_debug_renderer_info");
+    return /swiftshader|llvmpipe|software|basic render/i.test(info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
   }
 
-  /** Show a scan and one of its label maps; classes have the colors given. */
+  /** Show a scan and one of its label maps, in the labels' colors. */
   async show(base, labels, window, opacity, map = "labels") {
     await this.ready;
-    // Of no moment may the last scan stand under this one's name; and of two that are loaded the later is shown.
+    // Never show the previous scan under this one's name; of two that load at a time show the later.
     this.canvas.style.visibility = "hidden";
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const which = this.slow ? "?reduced=true" : "";
@@ -50,7 +50,7 @@ export class VolumeView {
       volumes.push(marked);
     }
     if (turn !== this.turn) return;
-    // Both at once, for each addVolume brings all of them to the card again.
+    // Both at once: each addVolume uploads all volumes to the GPU again.
     Object.assign(this.viewer, { volumes, back: volumes[0], overlays: volumes.slice(1) });
     this.viewer.updateGLVolume();
     this.canvas.style.visibility = "visible";
@@ -72,13 +72,13 @@ export class VolumeView {
     this.viewer.setSliceType(kinds[name]);
   }
 
-  /** Move and turn with another view, whichever of them is used. */
+  /** Move and turn together with another view. */
   together(other) {
     this.viewer.broadcastTo([other.viewer], { "2d": true, "3d": true });
     other.viewer.broadcastTo([this.viewer], { "2d": true, "3d": true });
   }
 
-  /** To the slice, from the feet, in the middle of which most is marked. */
+  /** Move the crosshair to a slice, counted from the feet. */
   goto(z, slices) {
     const place = this.viewer.scene.crosshairPos;
     this.viewer.scene.crosshairPos = [place[0], place[1], (z + 0.5) / slices];
