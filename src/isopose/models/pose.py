@@ -19,7 +19,7 @@ from isopose.geometry.pose import (
 )
 from isopose.geometry.warp import block_means, warp
 from isopose.models.localization import Localization
-from isopose.models.roll import RollInput, RollNetwork, roll_input_of, views_at_angle
+from isopose.models.roll import RollInput, RollNetwork, roll_input_of
 
 #: Fewest pixels along a side on which the agreement of outlines is computed.
 AGREEMENT_SIZE = 48
@@ -139,18 +139,6 @@ class PoseTransformer(nn.Module):
     def roll_input(self, image: Tensor, mask: Tensor) -> RollInput:
         """Prepare frames ``(N, 1, S, S)`` for the roll network."""
         return roll_input_of(image, mask, self.air, self.top)
-
-    def evidence_at_header(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Return the evidence ``(n, 2)`` of slices seen as they lie, in one pass of the roll network.
-
-        Args:
-            image: frames ``(n, 1, S, S)``.
-            mask: the same shape, foreground.
-        """
-        assert self.roll is not None, "only with the roll network"
-        slices = self.roll_input(image, mask)
-        upright = slices.view_pose.new_zeros(len(slices.view_pose))
-        return self.roll(views_at_angle(slices, upright))[:, :2]
 
     def pose_at_angle(self, outline: Moments, angle: Tensor) -> Tensor:
         """Return poses ``(N, 5)`` of outlines whose roll ``(N,)`` (radians) is known."""

@@ -165,6 +165,13 @@ class RollNetwork(nn.Module):
         return RollEstimate(angle, output[:, :2].norm(dim=1), output[:, 2])
 
 
+def turned(vectors: Tensor, angle: Tensor) -> Tensor:
+    """Return vectors ``(N, 2)`` turned by an angle ``()`` in radians, from +x to +y."""
+    cos, sin = angle.cos(), angle.sin()
+    x, y = vectors[:, 0], vectors[:, 1]
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=1)
+
+
 def log_odds_of(length: Tensor, calibration: Tensor) -> Tensor:
     """Return the logarithm of the odds that evidence shows the roll at all, linear in the root of its length.
 

@@ -13,7 +13,13 @@ from isopose.geometry.moments import Moments
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of
+from isopose.models.roll import (
+    calibrated_concentration,
+    effective_count,
+    log_odds_of,
+    turned,
+    views_at_angle,
+)
 from isopose.scan.aggregate import common_values, pooled, smooth_values
 from isopose.scan.pose import LEAST_AGREEMENT
 from isopose.scan.prior import RIGHT, ScanRoll, direction, log_i0, mass_within, scan_roll
@@ -63,16 +69,24 @@ def slice_poses(
 
 
 def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> Tensor:
-    """Return the roll ``()`` in radians at which all slices of a scan start, from a few of them.
+    """Return the roll ``()`` in radians from which all slices of a scan start, from a few of them.
+
+    The closer to upright the slices are turned back, the less their errors depend on how the patient lies.
+    Therefore the few are seen twice: as they lie, and turned back by what they show then.
 
     Args:
         transformer: STN1, with the roll network.
         image: frames ``(n, 1, S, S)``.
         mask: the same shape, foreground.
     """
-    assert transformer.roll is not None, "only with the roll network"
-    evidence = transformer.evidence_at_header(image, mask).mean(dim=0)
-    return scan_roll(evidence, mask.shape[0], transformer.roll.calibration, transformer.config).angle
+    network = transformer.roll
+    assert network is not None, "only with the roll network"
+    slices, angle = transformer.roll_input(image, mask), image.new_zeros(())
+    for _ in range(2):
+        views = views_at_angle(slices, angle.expand(mask.shape[0]))
+        evidence = turned(network(views)[:, :2].mean(dim=0, keepdim=True), angle)[0]
+        angle = scan_roll(evidence, mask.shape[0], network.calibration, transformer.config).seen
+    return angle
 
 
 def scan_poses(
