@@ -30,7 +30,7 @@ R = TypeVar("R")
 #: Of what the command itself keeps in the output.
 FOLDER = "cohort"
 #: Seconds between two lists of finished scans, and between two lines of progress.
-FLUSH, TELL = 10.0, 5.0
+FLUSH, REPORT = 10.0, 5.0
 
 
 class CohortWork(Protocol[Item, R]):
@@ -147,50 +147,34 @@ def run_cohort(
     Raises:
         IsoposeError: a place cannot be reached, no worker lives.
     """
+    sources, results = _find_sources(work, items, cohort)
     names = [work.name(item) for item in items]
-    sources: dict[int, list[Source]] = {}
-    unknown: dict[int, Outcome[R]] = {}
-    for number, item in enumerate(items):
-        try:
-            sources[number] = [cohort.source(path) for path in work.sources(item)]
-        except Exception as error:
-            unknown[number] = _failed(names[number], str(failure_of(error)))
     stamps = {names[number]: cohort.stamp(found) for number, found in sources.items()}
     ledger = Ledger(cohort.output / FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
     known = _known(work, items, finished, cohort.output)
-    results: dict[int, Outcome[R]] = {**unknown, **known}
+    results |= known
     for result in results.values():
         _say(reporter, work, result)
     if known:
         reporter.say(f"{len(known)} of {len(items)} are there already, made from the same scans and settings")
-    token = uuid.uuid4().hex
-    (cohort.output / FOLDER / "run.json").write_json(
-        {
-            "command": cohort.command,
-            "scans": len(items),
-            "settings_sha256": cohort.settings_sha256,
-            "token": token,
-        }
-    )
+    token = _mark(cohort, len(items))
     left = [number for number in range(len(items)) if number not in results]
     tasks = [_Task(items[number], sources[number]) for number in left]
-    started = told = time.monotonic()
+    started = said = time.monotonic()
     with reporter.counting(cohort.command) as progress:
         try:
-            for done, (task, answer) in enumerate(
-                pool.run(SetUp(work, cohort.output, token), tasks, reporter.say), start=1
-            ):
+            answers = pool.run(SetUp(work, cohort.output, token), tasks, reporter.say)
+            for done, (task, answer) in enumerate(answers, start=1):
                 number = left[task]
-                name = names[number]
-                result = _failed(name, answer.why) if isinstance(answer, Failed) else answer
+                result = _failed(names[number], answer.why) if isinstance(answer, Failed) else answer
                 results[number] = result
                 if result.problem is None:
-                    ledger.add(name, stamps[name])
+                    ledger.add(names[number], stamps[names[number]])
                 _say(reporter, work, result)
                 now = time.monotonic()
-                if now - told > TELL or done == len(tasks):
-                    told = now
+                if now - said > REPORT or done == len(tasks):
+                    said = now
                     seconds = (now - started) / done * (len(tasks) - done)
                     reporter.say(f"[{len(results)}/{len(items)}]  about {seconds:.0f} s left")
                 progress(len(results), len(items))
@@ -199,6 +183,28 @@ def run_cohort(
             if cohort.output.local is not None:  # on object storage nothing partial is left
                 sweep(cohort.output.local)
     return [results[number] for number in range(len(items))]
+
+
+def _find_sources(
+    work: CohortWork[Item, R], items: Sequence[Item], cohort: Cohort
+) -> tuple[dict[int, list[Source]], dict[int, Outcome[R]]]:
+    """Return the sources of items by their numbers, and the outcomes of items whose sources are not known."""
+    sources: dict[int, list[Source]] = {}
+    unknown: dict[int, Outcome[R]] = {}
+    for number, item in enumerate(items):
+        try:
+            sources[number] = [cohort.source(path) for path in work.sources(item)]
+        except Exception as error:
+            unknown[number] = _failed(work.name(item), str(failure_of(error)))
+    return sources, unknown
+
+
+def _mark(cohort: Cohort, scans: int) -> str:
+    """Write ``run.json`` in the output, and return the token in it by which workers know the place."""
+    token = uuid.uuid4().hex
+    values = {"command": cohort.command, "scans": scans, "settings_sha256": cohort.settings_sha256}
+    (cohort.output / FOLDER / "run.json").write_json({**values, "token": token})
+    return token
 
 
 def _say(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) -> None:

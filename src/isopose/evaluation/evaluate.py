@@ -158,15 +158,12 @@ def evaluate(
     found = label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
     wanted = _wanted(known, cases)
-    missing = tuple(case for case in wanted if case not in found)
-    _check_missing(predictions, missing, len(wanted), allow_missing)
+    missing = _missing(predictions, wanted, found, allow_missing)
     pairs = _pairs(wanted, found, known)
     score_one = partial(
         _tried, labels=labels, sizes=body_sizes_mm or {}, tolerance_mm=tolerance_mm, note=note
     )
-    scored, failed = _score_all(score_one, pairs, workers, progress)
-    if failed and not allow_failed:
-        raise together(list(failed.values()), len(pairs))
+    scored, failed = _score_all(score_one, pairs, allow_failed, workers, progress)
     return Evaluation(
         targets=tuple(labels.targets()),
         cases=tuple(result for result, _ in scored),
@@ -272,14 +269,22 @@ def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
     return wanted
 
 
-def _check_missing(predictions: Path, missing: tuple[str, ...], count: int, allowed: bool) -> None:
-    """Raise an InputError if cases lack a prediction and may not, or if all of ``count`` cases do."""
-    if missing and (not allowed or len(missing) == count):
+def _missing(
+    predictions: Path, wanted: Sequence[str], found: Collection[str], allowed: bool
+) -> tuple[str, ...]:
+    """Return the wanted cases without a prediction.
+
+    Raises:
+        InputError: there are some and they are not allowed, or no case has a prediction.
+    """
+    missing = tuple(case for case in wanted if case not in found)
+    if missing and (not allowed or len(missing) == len(wanted)):
         raise InputError(
-            f"{predictions}: no prediction for {len(missing)} of {count} cases: {_listed(missing)}; "
+            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: {_listed(missing)}; "
             "predict them, give the folder of the labels that were predicted (DATASET/labelsTs), or allow "
             "missing ones (--allow-missing)"
         )
+    return missing
 
 
 def _pairs(
@@ -303,10 +308,15 @@ def _pairs(
 def _score_all(
     score_one: Callable[[_Pair], _Scored | Failed],
     pairs: Sequence[_Pair],
+    allow_failed: bool,
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[_Scored], dict[str, Failed]]:
-    """Score the scans, some at once; return scores in the order of the scans, and failures by case."""
+    """Score the scans, some at once; return scores in the order of the scans, and failures by case.
+
+    Raises:
+        IsoposeError: scans cannot be scored, and that is not allowed; raised after all others were scored.
+    """
     scored: list[_Scored] = []
     failed: dict[str, Failed] = {}
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
@@ -321,6 +331,8 @@ def _score_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if failed and not allow_failed:
+        raise together(list(failed.values()), len(pairs))
     return scored, failed
 
 
