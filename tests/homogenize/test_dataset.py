@@ -61,8 +61,8 @@ def assert_nnunet(root: Path) -> None:
     labels = sorted(path.name for path in (root / "labelsTr").glob("*"))
     assert images == [name.replace(".nii.gz", "_0000.nii.gz") for name in labels]
     assert content["numTraining"] == len(labels)
-    told = [value if isinstance(value, list) else [value] for value in content["labels"].values()]
-    listed = {value for values in told for value in values}
+    stored = [value if isinstance(value, list) else [value] for value in content["labels"].values()]
+    listed = {value for values in stored for value in values}
     assert sorted(listed) == list(range(len(listed)))
     assert content["labels"]["background"] == 0
     for name in labels:

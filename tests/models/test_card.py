@@ -47,8 +47,8 @@ def test_every_setting_that_was_changed_is_told_and_no_other(model: Model) -> No
     changed = {key for key, value in model.config.flat().items() if value != usual[key]}
     assert {"unet.base_features", "pose.reference"} <= changed
     (line,) = [line for line in model_card(model).splitlines() if line.startswith("Preset `default`")]
-    told = {part.split("=")[0] for part in line.split("`")[3::2]}
-    assert told == changed - {"train.device", "pose.reference"}
+    settings = {part.split("=")[0] for part in line.split("`")[3::2]}
+    assert settings == changed - {"train.device", "pose.reference"}
 
 
 def test_without_validation_no_figure_is_made_up(model: Model) -> None:

@@ -51,10 +51,10 @@ def test_the_headline_has_mean_median_and_the_split_by_volume(rows, arm: str, na
         mean(tumor[p] for p in few),
         mean(value for p, value in tumor.items() if p not in few),
     ]
-    told = [f"{value:.1f}" for value in values]
+    figures = [f"{value:.1f}" for value in values]
     kidney = f"{mean(dice(rows, arm, 'kidney').values()):.1f}"
-    assert f"| {name} | {' | '.join([*told, kidney])} |" in (ROOT / "README.md").read_text()
-    assert ", ".join(told) in limits().replace("mean ", "").replace("median ", "").replace(
+    assert f"| {name} | {' | '.join([*figures, kidney])} |" in (ROOT / "README.md").read_text()
+    assert ", ".join(figures) in limits().replace("mean ", "").replace("median ", "").replace(
         "; 52.1 in the four, 92.8 in the 11", ", 52.1, 92.8"
     )
 
@@ -92,7 +92,7 @@ def test_nothing_says_any_longer_that_the_papers_preset_gains_nothing() -> None:
         text = " ".join(page.read_text().split()).replace("*", "")
         for claim in ("own preset gains nothing", "own arm gains nothing", "paper's preset gains nothing"):
             assert claim not in text, page.name
-    told = (ROOT / "docs" / "study.md").read_text()
-    assert "### The paper preset was not tested" in told
+    study = (ROOT / "docs" / "study.md").read_text()
+    assert "### The paper preset was not tested" in study
     for page in ("README.md", "docs/study/README.md", "docs/paper.md"):
         assert "#the-paper-preset-was-not-tested" in (ROOT / page).read_text()

@@ -212,12 +212,12 @@ def test_runs_of_different_machines_and_folds_are_reported() -> None:
     }
     assert _machines(same) == ()
     other = same | {"z": arm("plain", run({"a": 1.0}, made=one | {"processor": "B"}))}
-    [told] = _machines(other)
-    assert "cpu, A, 2 threads; isopose 1, torch 2 | cpu, B, 2 threads" in told
+    [note] = _machines(other)
+    assert "cpu, A, 2 threads; isopose 1, torch 2 | cpu, B, 2 threads" in note
     assert "not recorded" in _machines({"x": arm("pose", run({"a": 1.0}))})[0]
     both = arm("augmented", run({"a": 1.0}), run({"b": 1.0}, fold=1))
-    [told] = _uneven({"augmented": both, "pose": arm("pose", run({"a": 1.0}))})
-    assert "(seeds 0: pose; seed 0 folds 0 1: augmented)" in told
+    [note] = _uneven({"augmented": both, "pose": arm("pose", run({"a": 1.0}))})
+    assert "(seeds 0: pose; seed 0 folds 0 1: augmented)" in note
     assert _uneven({"augmented": both, "pose": both}) == ()
 
 

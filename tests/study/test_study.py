@@ -100,12 +100,12 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert any(re.search(r"6 of 6 runs to do, training about \d+ s", line) for line in reporter.lines)
 
     # Every score and every stage of every run, and each with its folder.
-    told = rows(output / "scores.csv")
-    assert {(row["arm"], row["case"]) for row in told} == {
+    scores = rows(output / "scores.csv")
+    assert {(row["arm"], row["case"]) for row in scores} == {
         (arm, case) for arm in ARMS for case in ("phantom_004", "phantom_005")
     }
-    assert {row["target"] for row in told} == {"kidney", "tumor", "kidney+tumor"}
-    assert all(60 < float(row["body_size_mm"]) < 500 for row in told)
+    assert {row["target"] for row in scores} == {"kidney", "tumor", "kidney+tumor"}
+    assert all(60 < float(row["body_size_mm"]) < 500 for row in scores)
     stages = {(row["arm"], row["stage"]): row for row in rows(output / "runs.csv")}
     trained = {(arm, "unet") for arm in (*ARMS, "source") if arm != "direct"}
     assert set(stages) == trained | {("crop-half", "crop"), ("direct", "")}
@@ -168,7 +168,7 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     base = whole["presets"]["default"]["arms"]["augmented"]
     assert 0 < base["cpu_seconds_to_baseline"]["kidney"]["seed-0-fold-0"] <= base["cpu_seconds"]
     assert set(numbers["predict"][0]) == {"phantom_004", "phantom_005"}
-    dice = [float(r["dice"]) for r in told if (r["arm"], r["target"]) == ("plain", "kidney")]
+    dice = [float(r["dice"]) for r in scores if (r["arm"], r["target"]) == ("plain", "kidney")]
     assert numbers["scores"]["kidney"]["dice"]["mean"] == pytest.approx(sum(dice) / len(dice))
     assert numbers["size"]["unet_multiply_adds"] > numbers["size"]["unet_parameters"]
 
@@ -238,9 +238,9 @@ def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_
 
 def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, here: list[str]) -> None:
     run_study(tmp_path / "study", options(cohorts, folds=3, source=None), arms=["plain"], reporter=Silent())
-    told = [r for r in rows(tmp_path / "study" / "scores.csv") if r["target"] == "kidney"]
-    assert sorted(r["case"] for r in told) == [f"phantom_{n:03d}" for n in range(6)]
-    for row in told:
+    scores = [r for r in rows(tmp_path / "study" / "scores.csv") if r["target"] == "kidney"]
+    assert sorted(r["case"] for r in scores) == [f"phantom_{n:03d}" for n in range(6)]
+    for row in scores:
         folder = tmp_path / "study" / "runs" / "default" / "plain" / f"seed-0-fold-{row['fold']}"
         splits = json.loads((folder / "job.json").read_text())["splits"]
         assert splits[row["case"]] == "test"

@@ -83,10 +83,10 @@ class _Measure:
             try:
                 return case_facts(replace(case, image=image, label=label), self.labels, self.config)
             except InputError as error:
-                told = str(error)
+                message = str(error)
                 for path, source in zip((image, label), sources, strict=True):
-                    told = told.replace(str(path), str(source.origin))
-                return Failed(told)
+                    message = message.replace(str(path), str(source.origin))
+                return Failed(message)
 
 
 def preprocess_on_cluster(

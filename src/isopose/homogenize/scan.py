@@ -178,11 +178,11 @@ def _grown(farthest: float, usual: int) -> tuple[int, tuple[str, ...]]:
     more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
     if farthest <= LARGEST:
         return usual + 2 * more, ()
-    told = (
+    warning = (
         f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
         f"{LARGEST:.0f}; is the pose right?"
     )
-    return usual + 2 * more, (told,)
+    return usual + 2 * more, (warning,)
 
 
 def _stack_from_frame(prepared: Prepared) -> Tensor:
