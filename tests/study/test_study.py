@@ -26,7 +26,7 @@ from isopose.study.arms import BY_NAME
 from isopose.study.job import run_job
 from isopose.study.nnunet import lengths
 from isopose.study.plan import Options, PlannedRun
-from isopose.study.run import RunFailed, _clock, run_study
+from isopose.study.run import RunFailed, _format_time, run_study
 
 SMALL = {
     "data": {"size": 64},
@@ -255,7 +255,7 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
     tried = {"unet batch": 1.0, "unet validation": 0.0}
     crop = {"crop batch": 1.0, "crop validation": 0.0}
     monkeypatch.setattr(
-        study_run, "_tried",
+        study_run, "_try_briefly",
         lambda study, job: tried | (crop if job.arm == "crop-half" else {}),
     )  # fmt: skip
     given = options(cohorts, source=None)
@@ -279,7 +279,9 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(cohorts, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(study_run, "_tried", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0})
+    monkeypatch.setattr(
+        study_run, "_try_briefly", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0}
+    )
     codes = {"plain": 1, "augmented": 0, "pose": 0}
 
     def start(command: list[str]) -> SimpleNamespace:
@@ -310,7 +312,7 @@ def test_an_arm_that_cannot_be_tried_costs_the_others_nothing(
             raise RunFailed(f"{job.name} (code 1)")
         return {"unet batch": 0.1, "unet validation": 0.0}
 
-    monkeypatch.setattr(study_run, "_tried", tried)
+    monkeypatch.setattr(study_run, "_try_briefly", tried)
     arms = ["plain", "augmented", "direct", "decoder"]
     with pytest.raises(IsoposeError, match="2 of the runs failed: default plain, seed 0, fold 0"):
         run_study(tmp_path / "study", options(cohorts), arms=arms, reporter=Silent())
@@ -379,10 +381,12 @@ def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path
     monkeypatch.setattr(study_run, "_start", start)
     study = study_run.Study(tmp_path, given, 0, Silent())
     job = PlannedRun("default", "nnunet-3d", 0, 0)
-    tried = study_run._tried(study, job)
+    tried = study_run._try_briefly(study, job)
     assert tried == {"unet batch": pytest.approx(20.0 * 3 / 30), "unet validation": 5.0}
     # Two epochs of three iterations and a validation.
-    assert study_run._seconds(given, job, {"default/nnunet-3d": tried}) == pytest.approx(2 * (60.0 + 5.0))
+    assert study_run._estimate_run(given, job, {"default/nnunet-3d": tried}) == pytest.approx(
+        2 * (60.0 + 5.0)
+    )
     assert lengths(study_run.config_of(given, "default", BY_NAME["nnunet"], 0).unet.optimizer, 12) == (30, 6)
 
 
@@ -408,6 +412,6 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
 
 
 def test_times_are_reported_in_hours_and_minutes() -> None:
-    assert [_clock(s) for s in (3.2, 119, 121, 3599, 3661, 7 * 3600)] == [
+    assert [_format_time(s) for s in (3.2, 119, 121, 3599, 3661, 7 * 3600)] == [
         "4 s", "119 s", "3 min", "1 h 00 min", "1 h 02 min", "7 h 00 min",
     ]  # fmt: skip

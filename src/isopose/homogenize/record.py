@@ -28,7 +28,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class SliceFacts:
-    """Of one reoriented slice; nothing but the turn where no body is.
+    """Pose and crop of one reoriented slice; only its turn, where it shows no body.
 
     Args:
         roll_degrees: by which the slice was turned back, from +x to +y.

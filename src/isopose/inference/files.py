@@ -146,7 +146,7 @@ def _name_of(path: Path) -> str:
 
 
 def record_name(name: str) -> str:
-    """Of the file that says how a scan's results were made; it is written last of all."""
+    """Return the name of the file that says how a scan's results were made; it is written last of all."""
     return f"{name}.json"
 
 

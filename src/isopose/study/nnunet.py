@@ -89,10 +89,10 @@ def train(
     require()
     assert config.train.fold != "all", "refused by config_of"
     training, validation = split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
-    _environment(folder, shared)
-    with _logged(folder):
-        plans = _planned(shared, dataset, peer, workers)
-        trainer = _trainer(folder, shared, plans, training, validation, config, peer)
+    _set_environment(folder, shared)
+    with _log_output(folder):
+        plans = _make_plans(shared, dataset, peer, workers)
+        trainer = _make_trainer(folder, shared, plans, training, validation, config, peer)
         optimizer = config.unet.optimizer
         # Augmentation in the training process from here on (planning takes the number for its threads): its
         # seconds are counted, and no worker outlives a run that is stopped.
@@ -101,7 +101,7 @@ def train(
             trainer.report = report
             if trainer.current_epoch < trainer.num_epochs:
                 trainer.run_training()
-        return Trained(trainer, trainer.rows, _size(trainer))
+        return Trained(trainer, trainer.rows, _measure_size(trainer))
 
 
 def predict(
@@ -115,7 +115,7 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     trainer.set_deep_supervision_enabled(False)
     axes = trainer.inference_allowed_mirroring_axes
-    with meter.counting("predict") as progress, _logged(folder):
+    with meter.counting("predict") as progress, _log_output(folder):
         predictor = nnUNetPredictor(
             use_mirroring=axes is not None,
             perform_everything_on_device=trainer.device.type == "cuda",
@@ -134,7 +134,7 @@ def predict(
         for done, scan in enumerate(scans, start=1):
             target = output / f"{scan.name}.nii.gz"
             if scan.name not in meter.values["predict"] or not target.exists():
-                source = _nifti(scan.path, folder / "inputs" / f"{scan.name}_0000.nii.gz")
+                source = _as_nifti(scan.path, folder / "inputs" / f"{scan.name}_0000.nii.gz")
                 with timed() as seconds:
                     predictor.predict_from_files_sequential([[str(source)]], [str(output / scan.name)])
                 classes = read_labels(target)
@@ -143,7 +143,7 @@ def predict(
             progress(done, len(scans))
 
 
-def _environment(folder: Path, shared: Path) -> None:
+def _set_environment(folder: Path, shared: Path) -> None:
     """Set the environment variables of nnU-Net's folders, which it reads on import."""
     os.environ.update(
         nnUNet_raw=str(shared / "raw"),
@@ -155,13 +155,13 @@ def _environment(folder: Path, shared: Path) -> None:
 
 
 @contextlib.contextmanager
-def _logged(folder: Path) -> Iterator[None]:
+def _log_output(folder: Path) -> Iterator[None]:
     """Redirect nnU-Net's output to a file of the run."""
     with open(folder / "nnunet.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         yield
 
 
-def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
+def _make_plans(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
     """Return nnU-Net's plans; raw dataset, fingerprint and preprocessed data are made once."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
@@ -170,7 +170,7 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
     )
 
     processes = max(1, workers)
-    _raw(shared / "raw" / NAME, dataset)
+    _write_raw(shared / "raw" / NAME, dataset)
     preprocessed = shared / "preprocessed" / NAME
     posed = "-posed" if peer.posed else ""
     done = preprocessed / f"{peer.planner}-{peer.configuration}{posed}.json"
@@ -198,14 +198,14 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
     return values
 
 
-def _raw(folder: Path, dataset: Dataset) -> None:
+def _write_raw(folder: Path, dataset: Dataset) -> None:
     """Write the training and validation cases as an nnU-Net raw dataset with classes 0, 1, ..."""
     done = folder / "dataset.json"
     if done.exists():
         return
     cases = [case for case in dataset.cases if case.label is not None and case.split != "test"]
     for case in cases:
-        _nifti(case.image, folder / "imagesTr" / f"{case.id}_0000.nii.gz")
+        _as_nifti(case.image, folder / "imagesTr" / f"{case.id}_0000.nii.gz")
         target = folder / "labelsTr" / f"{case.id}.nii.gz"
         if not target.exists():
             assert case.label is not None, "of labeled cases"
@@ -223,7 +223,7 @@ def _raw(folder: Path, dataset: Dataset) -> None:
     )
 
 
-def _nifti(source: Path, target: Path) -> Path:
+def _as_nifti(source: Path, target: Path) -> Path:
     """Return a scan as the NIfTI file that nnU-Net reads: a link to it where it is one."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def lengths(optimizer: OptimizerConfig, slices: int) -> tuple[int, int]:
     return iterations, max(1, round(iterations / 5))
 
 
-def _trainer(
+def _make_trainer(
     folder: Path,
     shared: Path,
     plans: dict[str, Any],
@@ -265,7 +265,7 @@ def _trainer(
     part["batch_size"] = max(2, round(optimizer.batch_size / depth)) if depth > 1 else optimizer.batch_size
     np.random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
-    made = _trainer_class(peer)
+    made = _make_trainer_class(peer)
     name = f"{made.__name__}__{plans['plans_name']}__{peer.configuration}"
     checkpoints = folder / "results" / NAME / name / "fold_0"
     known = [checkpoints / f"checkpoint_{which}.pth" for which in ("final", "latest")]
@@ -292,7 +292,7 @@ def _trainer(
     return trainer
 
 
-def _trainer_class(peer: Peer) -> Any:
+def _make_trainer_class(peer: Peer) -> Any:
     """Return nnU-Net's class of trainers with the study's split, which records its times."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
@@ -335,7 +335,7 @@ def _trainer_class(peer: Peer) -> Any:
             # Before checkpoints are written and curves drawn, which the study's own arms do not count either.
             cpu_seconds = time.process_time() - self.cpu
             super().on_epoch_end()
-            row = {"stage": "unet", "epoch": epoch + 1, **_last_epoch(self, cpu_seconds)}
+            row = {"stage": "unet", "epoch": epoch + 1, **_read_last_epoch(self, cpu_seconds)}
             self.rows = [*(known for known in self.rows if known["epoch"] <= epoch), row]
             write_json(self.history, self.rows)
             self.report.epoch(row)
@@ -343,7 +343,7 @@ def _trainer_class(peer: Peer) -> Any:
     return StudyTrainer
 
 
-def _last_epoch(trainer: Any, cpu_seconds: float) -> dict[str, Any]:
+def _read_last_epoch(trainer: Any, cpu_seconds: float) -> dict[str, Any]:
     """Return losses, Dice and times of the last epoch, from nnU-Net's own logger."""
 
     def last(key: str) -> Any:
@@ -353,7 +353,7 @@ def _last_epoch(trainer: Any, cpu_seconds: float) -> dict[str, Any]:
     names = [name for name in trainer.dataset_json["labels"] if name != "background"]
     return {
         "loss": float(last("train_losses")),
-        **_dice(names, last("dice_per_class_or_region")),
+        **_average_dice(names, last("dice_per_class_or_region")),
         "seconds": end - last("epoch_start_timestamps"),
         "cpu_seconds": cpu_seconds,
         "validation_seconds": end - trainer.trained,
@@ -361,13 +361,13 @@ def _last_epoch(trainer: Any, cpu_seconds: float) -> dict[str, Any]:
     }
 
 
-def _dice(names: Sequence[str], values: Sequence[float]) -> Mapping[str, float]:
+def _average_dice(names: Sequence[str], values: Sequence[float]) -> Mapping[str, float]:
     """Return nnU-Net's validation Dice by label, over all slices of its validation batches."""
     known = {f"dice {n}": float(v) for n, v in zip(names, values, strict=True) if np.isfinite(v)}
     return {"dice": float(np.mean(list(known.values()))), **known} if known else {}
 
 
-def _size(trainer: Any) -> dict[str, float]:
+def _measure_size(trainer: Any) -> dict[str, float]:
     """Return the number of parameters, and the multiply-adds of one patch."""
     if not trainer.was_initialized:
         trainer.initialize()
