@@ -340,10 +340,7 @@ def _provenance(labels: Labels, inputs: Mapping[str, Mapping[str, str]]) -> dict
     """Return version, labels and the hashes of all files read, by case."""
     return {
         "isopose": __version__,
-        "labels": {
-            "values": dict(labels.values),
-            "unions": {union: list(members) for union, members in labels.unions.items()},
-        },
+        "labels": labels.to_json(),
         "inputs": inputs,
         "inputs_sha256": hash_of(inputs),
     }
@@ -387,7 +384,10 @@ def _score_pair(
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
     predicted, marked = prediction.array[box], truth.array[box]
     for path, array in ((pair.prediction, predicted), (pair.label, marked)):
-        _check_values(path, array, labels)
+        try:
+            labels.to_classes(array)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     spacing_zyx = prediction.spacing[::-1]
     scores = {
         target: score(np.isin(predicted, values), np.isin(marked, values), spacing_zyx, tolerance_mm)
@@ -403,13 +403,6 @@ def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
         return read_labels(pair.label, like=prediction)
     except InputError as error:
         raise InputError(f"with the prediction {pair.prediction.name} as the image: {error}") from None
-
-
-def _check_values(path: Path, array: np.ndarray, labels: Labels) -> None:
-    try:
-        labels.to_classes(array)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _natural(case: str) -> list[tuple[int, int | str]]:

@@ -183,8 +183,11 @@ def predict_scans(
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     if steps is not None:
         check_steps(model)
-    if corrections:
-        check_correctable(model)
+    if corrections and model.config.dims == 3:
+        raise InputError(
+            "a pose set by hand is one of slices: expected a model with dims=2, got dims=3; leave the "
+            "corrections out"
+        )
     output_folder(output)
     with only_writer(output):
         model = for_prediction(model)
@@ -200,15 +203,6 @@ def predict_scans(
             corrected = sum("correction_sha256" in (one.record or {}) for one in outcomes)
             reporter.say(f"{corrected} of {len(scans)} scans have a correction, and were predicted with it")
         return outcomes
-
-
-def check_correctable(model: Model) -> None:
-    """Raise an InputError where a pose of single slices cannot be set by hand."""
-    if model.config.dims == 3:
-        raise InputError(
-            "a pose set by hand is one of slices: expected a model with dims=2, got dims=3; leave the "
-            "corrections out"
-        )
 
 
 def check_steps(model: Model) -> None:

@@ -242,7 +242,8 @@ def case_table(evaluation: Evaluation, target: str) -> Table:
         (Column("Case", text=True), lambda case: case.case)
     ]
     if any(case.patient != case.case for case in ordered):
-        facts.append((Column("Same patient as", text=True), _same_patient))
+        column = Column("Same patient as", text=True)
+        facts.append((column, lambda case: None if case.patient == case.case else case.patient))
     if any(case.age_years is not None for case in ordered):
         facts.append((Column("Age (years)", 1), lambda case: _to_float(case.age_years)))
     if any(case.body_size_mm is not None for case in ordered):
@@ -256,10 +257,6 @@ def case_table(evaluation: Evaluation, target: str) -> Table:
     )
     columns = (*(column for column, _ in facts), *(column for column, _ in _SCORE_COLUMNS))
     return Table(f"Every scan: {target}, worst first", columns, rows, sortable=True)
-
-
-def _same_patient(case: CaseScores) -> Cell:
-    return None if case.patient == case.case else case.patient
 
 
 def _to_float(value: float | None) -> float | None:
