@@ -82,7 +82,7 @@ def _names(body: list[ast.stmt], prefix: str) -> list[str]:
     return names
 
 
-def test_names_are_told_apart() -> None:
+def test_names_are_kept_apart() -> None:
     names = names_in(SOURCE / "geometry" / "pose.py")
     assert {"matrix_from_pose", "POSE_SIZE"} <= names
     assert "cos" not in names, "a local variable is no name of the module"

@@ -138,7 +138,7 @@ def test_the_readmes_picture_is_drawn(demo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parts_of_a_prediction_are_told(model: Path, demo: Path, tmp_path: Path) -> None:
+def test_parts_of_a_prediction_are_measured(model: Path, demo: Path, tmp_path: Path) -> None:
     scan = next((demo / "cohort" / "imagesTs").iterdir())
     printed = ran("benchmarks/parts.py", model, scan, "--output", tmp_path, "--rounds", 1)
     assert printed == (tmp_path / "parts.md").read_text()
@@ -147,7 +147,7 @@ def test_parts_of_a_prediction_are_told(model: Path, demo: Path, tmp_path: Path)
 
 
 @pytest.mark.long
-def test_growth_is_told_and_drawn(model: Path, tmp_path: Path) -> None:
+def test_growth_is_measured_and_drawn(model: Path, tmp_path: Path) -> None:
     sizes = ("--slices", 4, 8, "--sides", 64, 96)
     printed = ran("benchmarks/growth.py", model, "--output", tmp_path, *sizes)
     assert [line.split(" | ")[:2] for line in printed.splitlines()[2:]] == [
@@ -157,7 +157,7 @@ def test_growth_is_told_and_drawn(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_of_a_case_is_told(tmp_path: Path) -> None:
+def test_memory_of_a_case_is_measured(tmp_path: Path) -> None:
     case = "data.size=64 unet.input=half unet.base_features=4"
     printed = ran("benchmarks/memory.py", "--output", tmp_path, "--case", case)
     assert printed.startswith(f"| {case} | ")
@@ -165,7 +165,7 @@ def test_memory_of_a_case_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_limit_is_told(tmp_path: Path) -> None:
+def test_the_limit_is_measured(tmp_path: Path) -> None:
     small = ("--sizes", 64, "--batches", 2, "--rounds", 1, "--base-features", 4)
     printed = ran("benchmarks/limit.py", "--output", tmp_path, *small)
     assert printed == (tmp_path / "limit.md").read_text()
@@ -174,14 +174,14 @@ def test_the_limit_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_start_is_told(tmp_path: Path) -> None:
+def test_the_start_is_measured(tmp_path: Path) -> None:
     printed = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
     assert printed == (tmp_path / "start_up.md").read_text()
     assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", printed))
 
 
 @pytest.mark.long
-def test_the_way_there_and_back_is_told(tmp_path: Path) -> None:
+def test_the_way_there_and_back_is_measured(tmp_path: Path) -> None:
     ran("benchmarks/homogenize.py", tmp_path, "--patients", 1, "--slices", 4, "--size", 64)
     assert "| volume, 384 | " in (tmp_path / "homogenize.md").read_text()
 

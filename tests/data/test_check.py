@@ -197,7 +197,7 @@ def test_the_dataset_as_a_whole(cohort):
     assert "no case has a label" in problems[-1].message
 
 
-def test_workers_change_nothing_and_progress_is_told(cohort):
+def test_workers_change_nothing_and_progress_is_reported(cohort):
     cohort("a")
     cohort("b", label=np.zeros((6, 96, 96), np.uint8))
     cohort("c").image.unlink()

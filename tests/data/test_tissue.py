@@ -84,7 +84,7 @@ def test_a_short_scan_does_not_tell_which_end_is_up(slices, thickness) -> None:
         ({"rising": None}, None),
     ],
 )
-def test_what_is_far_from_the_training_scans_is_told(change, words) -> None:
+def test_what_is_far_from_the_training_scans_is_reported(change, words) -> None:
     warnings = list(unlike(replace(LIKE, **change), USUAL))
     assert len(warnings) == (words is not None)
     assert words is None or words in warnings[0]
@@ -104,13 +104,13 @@ def test_training_scans_that_do_not_tell_which_end_is_up_raise_no_doubt(usual) -
     assert list(unlike(replace(LIKE, rising=-0.8), usual)) == []
 
 
-def test_where_the_share_falls_towards_the_head_a_rise_is_told() -> None:
+def test_where_the_share_falls_towards_the_head_a_rise_is_reported() -> None:
     falls = replace(USUAL, rising_median=-0.8, rising_min=-0.95, rising_max=-0.1)
     assert list(unlike(replace(LIKE, rising=-0.7), falls)) == []
     assert "exchanged" in next(unlike(replace(LIKE, rising=0.7), falls))
 
 
-def test_each_phantom_is_like_the_others_and_most_are_told_upside_down(phantoms) -> None:
+def test_each_phantom_is_like_the_others_and_most_are_recognized_upside_down(phantoms) -> None:
     scans = [measured(upright) for upright in phantoms]
     for number, scan in enumerate(scans):
         others = usual_tissue(scans[:number] + scans[number + 1 :])

@@ -140,7 +140,7 @@ def test_it_says_what_it_is_and_names_nobody(model: Path, bundle: Path) -> None:
         assert str(model) not in path.read_text()
 
 
-def test_no_model_and_no_such_format_are_told(tmp_path: Path) -> None:
+def test_no_model_and_no_such_format_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no model\.json"):
         export_bundle(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

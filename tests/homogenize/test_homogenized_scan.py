@@ -375,7 +375,7 @@ def test_tilted_is_not_for_what_is_of_slices() -> None:
         estimator_from_model(plain, HomogenizeConfig(per="tilted", crop=True))
 
 
-def test_a_mirrored_scan_is_told() -> None:
+def test_a_mirrored_scan_is_reported() -> None:
     one = patient(2, 0.0)
     mirrored = one.volume.with_array(np.ascontiguousarray(one.volume.array[:, :, ::-1]))
     logit = [homogenize_scan(estimator(), v).poses.mirrored.mean() for v in (one.volume, mirrored)]

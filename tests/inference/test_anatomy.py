@@ -41,7 +41,7 @@ def warns_of(prediction, words: str) -> bool:
 
 
 @pytest.mark.parametrize("degrees", [0, 35, -80, 120, 180])
-def test_a_patient_at_any_angle_is_found_and_told_where_the_header_is_wrong(models, degrees):
+def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(models, degrees):
     result = predict(models["smooth"], phantom(degrees))
     off = np.degrees(result.scan_pose.pose[:, 0]) - degrees
     assert np.abs((off + 180) % 360 - 180).max() < 5
@@ -68,7 +68,7 @@ def test_one_bad_slice_makes_no_neighbor_jump(models, per):
         assert (together == together[0]).all()
 
 
-def test_a_mirrored_scan_is_told_and_left_as_it_is(models):
+def test_a_mirrored_scan_is_reported_and_left_as_it_is(models):
     volume = phantom(0)
     mirrored = predict(models["smooth"], volume.with_array(volume.array[:, :, ::-1]))
     assert warns_of(mirrored, "looks like its own mirror image")

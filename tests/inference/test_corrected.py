@@ -53,7 +53,7 @@ def test_a_good_pose_set_by_hand_mends_what_a_bad_one_missed(model):
     assert dice(mended.labels.array > 0, truth) > 0.9
 
 
-def test_a_crop_set_by_hand_is_used_as_it_is_and_told_where_it_cuts(model):
+def test_a_crop_set_by_hand_is_used_as_it_is_and_reported_where_it_cuts(model):
     shown = scene()
     good = tuple(float(v) for v in predict(model, shown.volume).scan_pose.pose[2])
     small = predict(model, shown.volume, correction=corrected(model, shown.volume, good, (0.25, 0.35, -0.2)))

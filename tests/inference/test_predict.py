@@ -437,7 +437,7 @@ def test_what_is_no_ct_in_hu_is_predicted_with_a_warning(model, supine) -> None:
     assert "fit into no scanner" in predict(model, meters).warnings[0]
 
 
-def test_labels_outside_the_body_are_told(model) -> None:
+def test_labels_outside_the_body_are_reported(model) -> None:
     """A bright rod beside the patient is marked, by a network that marks what is bright."""
     here = scene(field=(330.0, 205.0), center=(-40.0, 0.0))
     assert not any("outside the body" in line for line in predict(model, here.volume).warnings)

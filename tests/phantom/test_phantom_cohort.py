@@ -105,7 +105,9 @@ def test_a_cut_off_image_is_made_again(cohort: Path, tmp_path: Path) -> None:
     assert hashes(write_cohort(tmp_path / "cut", **SMALL)) == hashes(cohort)
 
 
-def test_a_disk_that_is_full_without_a_word_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_without_a_word_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sitk, "WriteImage", lambda _image, name, **_: Path(name).write_bytes(b"\x1f\x8b"))
     with pytest.raises(IsoposeError, match="is the disk full"):
         write_cohort(tmp_path / "full", **SMALL)
