@@ -138,7 +138,7 @@ def run_cohort(
         pool: workers.
         work: what is done with each.
         items: with sources in the cohort's mirrors.
-        cohort: see there.
+        cohort: where scans come from and results go.
         reporter: where progress goes.
 
     Returns:

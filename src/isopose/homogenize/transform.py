@@ -38,7 +38,7 @@ class Grid:
         size: pixels along a side of this case; more than usual where its body needs them.
         pixel_mm: side of a pixel in the reference's millimeters.
         slice_mm: distance of the slices, the scan's own; of a tilted case in the reference's millimeters.
-        first_mm: z of the first slice, likewise; a tilted case's middle lies at 0.
+        first_mm: z of the first slice, in the millimeters of ``slice_mm``; a tilted case's middle lies at 0.
         middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
         slices: of a tilted case; else none, for there are as many as the scan has.
     """
