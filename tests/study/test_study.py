@@ -378,7 +378,7 @@ def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path
         row = {"stage": "unet", "seconds": 25.0, "validation_seconds": 5.0, "slices_a_batch": 128}
         write_json(folder / "result.json", {"history": [row, row]})
 
-    monkeypatch.setattr(study_run, "_start", start)
+    monkeypatch.setattr(study_run, "_start_process", start)
     study = study_run.Study(tmp_path, given, 0, Silent())
     job = PlannedRun("default", "nnunet-3d", 0, 0)
     tried = study_run._try_briefly(study, job)
