@@ -1,4 +1,4 @@
-"""What is no trunk of a patient as its header says is told or refused, with the poses that ship."""
+"""What is no trunk as its header says gives a warning or is refused, with the poses that ship."""
 
 import numpy as np
 import pytest
@@ -43,13 +43,15 @@ def estimator():
     return open_estimator(None, homogenize_config(size=128))
 
 
-def told(estimator, volume: Volume) -> str:
+def warnings_of(estimator, volume: Volume) -> str:
     return "\n".join(homogenize_scan(estimator, volume).warnings)
 
 
 @pytest.mark.parametrize("make", [head, legs, cylinder], ids=lambda make: make.__name__)
 def test_what_is_no_trunk_leaves_the_pose_in_doubt(estimator, make) -> None:
-    assert f"not sure which way up the patient lies in {SLICES} of {SLICES} slices" in told(estimator, make())
+    assert f"not sure which way up the patient lies in {SLICES} of {SLICES} slices" in warnings_of(
+        estimator, make()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def real(real_ct) -> Volume:
 
 
 def test_a_patient_as_the_header_says_is_left_in_peace(estimator, real) -> None:
-    assert told(estimator, real) == ""
+    assert warnings_of(estimator, real) == ""
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,9 @@ def test_a_patient_as_the_header_says_is_left_in_peace(estimator, real) -> None:
     ],
     ids=["mirrored", "upside down", "no offset", "windowed"],
 )
-def test_a_real_scan_that_was_spoilt_is_told(estimator, real, change, words) -> None:
+def test_a_real_scan_that_was_spoilt_is_reported(estimator, real, change, words) -> None:
     spoilt = real.with_array(np.ascontiguousarray(change(real.array)).astype(np.int16))
-    assert words in told(estimator, spoilt)
+    assert words in warnings_of(estimator, spoilt)
 
 
 def test_another_modality_is_refused(estimator, real) -> None:

@@ -37,8 +37,8 @@ def test_what_slices_share_is_found_of_patients(shared):
 def test_probabilities_are_then_those_that_happen():
     seen = made(500.0, 80.0, 0.0)
     calibration = calibrate(seen)
-    told = probability_within(
+    stated = probability_within(
         calibrated_concentration(seen.evidence.norm(dim=1), calibration), math.radians(6.0)
     ).mean()
     happened = (seen.error.abs() <= math.radians(6.0)).float().mean()
-    assert told.item() == pytest.approx(happened.item(), abs=0.02)
+    assert stated.item() == pytest.approx(happened.item(), abs=0.02)
