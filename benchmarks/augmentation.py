@@ -10,7 +10,6 @@ goes on from its last epoch.
 
 import argparse
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -18,18 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pipelines import Meter, merged
+from pipelines import Meter, cohort_of, merged, parser_of, predicted_and_scored
 
 from isopose.config import load_config
-from isopose.demo import CASES, SIZE, SLICES, SMALL, TEST_FRACTION
-from isopose.errors import IsoposeError
-from isopose.evaluation.evaluate import evaluate
+from isopose.demo import SMALL
 from isopose.files import read_json, write_json, write_text
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import find_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
-from isopose.phantom import write_cohort
-from isopose.progress import Silent
 from isopose.training.fit import fit
 
 #: Where the pose comes from. From the identity no pose is estimated: the mirror line is the frame's middle.
@@ -120,16 +115,7 @@ def run(
     model = replace(model, config=model.config.model_copy(update={"predict": predict}))
     scans = find_scans([dataset.root / "imagesTs"])
     meter = Meter(place / "seconds.json", f"seed {seed}, {start}, {arm.name}")
-    for scan in scans:
-        if f"predict {scan.name}" not in meter.seconds:
-            meter.since = time.process_time()
-            (outcome,) = predict_scans(
-                model, [scan], place / "predictions", probabilities=False, reporter=Silent()
-            )
-            if outcome.problem:
-                raise IsoposeError(outcome.problem)
-            meter.keep(f"predict {scan.name}")
-    evaluation = evaluate(place / "predictions", dataset, cases=[scan.name for scan in scans])
+    evaluation = predicted_and_scored(model, scans, dataset, place / "predictions", meter)
     dice = {target: [case.scores[target].dice for case in evaluation.cases] for target in TARGETS}
     numbers = {
         "dice": dice,
@@ -197,23 +183,8 @@ def _difference(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("augmentation"))
-    parser.add_argument(
-        "--cases", type=int, default=CASES, help="patients of a cohort, a fifth only tested on"
-    )
-    parser.add_argument("--slices", type=int, default=SLICES, help="of a phantom")
-    parser.add_argument("--size", type=int, default=SIZE, help="pixels of a phantom's side")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        help="section.key=value over every arm's, repeated",
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser = parser_of(__doc__, "augmentation", [0, 1])
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
-    parser.add_argument("--workers", type=int, default=0, help="processes that make phantoms")
     given = parser.parse_args()
     results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {
         (start, arm.name): {} for start in given.starts for arm in ARMS
@@ -221,17 +192,8 @@ def main() -> None:
     # One start after the other, so that a run that is broken off has whole parts.
     for start in given.starts:
         for seed in given.seeds:
-            folder = given.output / f"seed-{seed}-of-{given.cases}"
-            cohort = write_cohort(
-                folder / "cohort",
-                cases=given.cases,
-                slices=given.slices,
-                size=given.size,
-                seed=seed,
-                test_fraction=TEST_FRACTION,
-                workers=given.workers,
-            )
-            dataset = open_dataset(cohort)
+            cohort = cohort_of(seed, given)
+            folder, dataset = cohort.parent, open_dataset(cohort)
             for arm in ARMS:
                 results[start, arm.name][seed] = run(
                     folder, dataset, folder / "store", start, arm, seed, given.settings

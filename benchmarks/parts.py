@@ -3,7 +3,7 @@
     python benchmarks/parts.py MODEL SCAN [SCAN ...] --output /tmp/parts [--rounds 5]
 
 MODEL is any model of slices. Each scan is predicted as isopose predict does, in this process, ROUNDS times
-after one to warm up; what is told is the median of each step's part. A step's time is that of all that it
+after one to warm up; what is printed is the median of each step's part. A step's time is that of all that it
 calls, but for other steps. The table goes to stdout and to OUTPUT/parts.md.
 """
 

@@ -20,10 +20,10 @@ import numpy as np
 from isopose.config import load_config
 from isopose.demo import CASES, SIZE, SLICES, SMALL, TEST_FRACTION
 from isopose.errors import IsoposeError
-from isopose.evaluation.evaluate import evaluate
+from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.files import read_json, write_json, write_text
-from isopose.inference.files import find_scans, predict_scans
-from isopose.io.datasets import open_dataset
+from isopose.inference.files import Scan, find_scans, predict_scans
+from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
@@ -120,16 +120,7 @@ def run(
         dataset, folder / "model", config, resume=True, store=store, workers=given.workers, reporter=meter
     )
     scans = find_scans([dataset.root / "imagesTs"])
-    for scan in scans:
-        if f"predict {scan.name}" not in meter.seconds:
-            meter.since = time.process_time()
-            (outcome,) = predict_scans(
-                model, [scan], folder / "predictions", probabilities=False, reporter=Silent()
-            )
-            if outcome.problem:
-                raise IsoposeError(outcome.problem)
-            meter.keep(f"predict {scan.name}")
-    evaluation = evaluate(folder / "predictions", dataset, cases=[scan.name for scan in scans])
+    evaluation = predicted_and_scored(model, scans, dataset, folder / "predictions", meter)
     stages = model.info.stages
     numbers = {
         "dice": {
@@ -143,6 +134,20 @@ def run(
     }
     write_json(result, numbers)
     return numbers
+
+
+def predicted_and_scored(
+    model: Model, scans: Sequence[Scan], dataset: Dataset, predictions: Path, meter: Meter
+) -> Evaluation:
+    """Predict the scans that the meter has no seconds of, one by one, and score all."""
+    for scan in scans:
+        if f"predict {scan.name}" not in meter.seconds:
+            meter.since = time.process_time()
+            (outcome,) = predict_scans(model, [scan], predictions, probabilities=False, reporter=Silent())
+            if outcome.problem:
+                raise IsoposeError(outcome.problem)
+            meter.keep(f"predict {scan.name}")
+    return evaluate(predictions, dataset, cases=[scan.name for scan in scans])
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,9 +212,10 @@ def row(arm: str, results: Sequence[Mapping[str, Any]]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("pipelines"))
+def parser_of(description: str | None, output: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """Return the options of a comparison on phantom cohorts, with the defaults of output and seeds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument(
         "--cases", type=int, default=CASES, help="patients of a cohort, a fifth only tested on"
     )
@@ -222,22 +228,32 @@ def main() -> None:
         default=[],
         help="section.key=value over every arm's, repeated",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make phantoms")
+    return parser
+
+
+def cohort_of(seed: int, given: argparse.Namespace) -> Path:
+    """Write the phantoms of a seed in a folder of their own below the output; return the dataset."""
+    return write_cohort(
+        given.output / f"seed-{seed}-of-{given.cases}" / "cohort",
+        cases=given.cases,
+        slices=given.slices,
+        size=given.size,
+        seed=seed,
+        test_fraction=TEST_FRACTION,
+        workers=given.workers,
+    )
+
+
+def main() -> None:
+    parser = parser_of(__doc__, "pipelines", [0])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
-    parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in given.arms}
     for seed in given.seeds:
-        folder = given.output / f"seed-{seed}-of-{given.cases}"
-        cohort = write_cohort(
-            folder / "cohort",
-            cases=given.cases,
-            slices=given.slices,
-            size=given.size,
-            seed=seed,
-            test_fraction=TEST_FRACTION,
-            workers=given.workers,
-        )
+        cohort = cohort_of(seed, given)
+        folder = cohort.parent
         for arm in given.arms:
             place = folder / arm.translate({ord(sign): "-" for sign in ",() '"})
             results[arm].append(run(place, cohort, folder / "store", arm, seed, given))

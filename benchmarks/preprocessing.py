@@ -89,13 +89,13 @@ def ours(root: Path, size: int, processes: int) -> float:
 
 def theirs(root: Path, _size: int, processes: int) -> float:
     folder, dataset = root / "theirs", open_dataset(root / "cohort")
-    nnunet._environment(folder / "run", folder)
-    nnunet._raw(folder / "raw" / nnunet.NAME, dataset)
+    nnunet._set_environment(folder / "run", folder)
+    nnunet._write_raw(folder / "raw" / nnunet.NAME, dataset)
     # Loaded before, as isopose's own libraries are.
     importlib.import_module("nnunetv2.experiment_planning.plan_and_preprocess_api")
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        nnunet._planned(folder, dataset, Peer(), processes)
+        nnunet._make_plans(folder, dataset, Peer(), processes)
     return time.perf_counter() - started
 
 

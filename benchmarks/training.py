@@ -5,7 +5,7 @@
 
 Needs nnU-Net (make peers). Each size is a short study of its own (isopose study): whole arms, read from their
 stores, augmented and validated as ever, in turn, once for each of ROUNDS seeds, each in a process of its own.
-What is told of steps is the U-Net's training without validation, the median of all epochs but each run's
+Of steps the table gives the U-Net's training without validation, the median of all epochs but each run's
 first. Nothing is learned in so few steps: for seconds to a Dice see docs/study.md. The table goes to stdout
 and to OUTPUT/training.md; the studies stay in OUTPUT.
 """

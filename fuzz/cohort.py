@@ -112,7 +112,7 @@ def _compare(
     for name in sorted(names - broken):
         (output / f"{name}.nii.gz").fetch(root / "one.nii.gz")
         different += sha256(root / "one.nii.gz") != sha256(root / "alone" / f"{name}.nii.gz")
-    print(f"{len(names - broken)} results, {len(broken)} told, {different} different")
+    print(f"{len(names - broken)} results, {len(broken)} failed, {different} different")
     return problems + ([f"{different} label maps are different"] if different else [])
 
 

@@ -50,7 +50,7 @@ def isopose(monkeypatch, capfd):
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        told = capfd.readouterr()
-        return stop.value.code or 0, told.out, told.err
+        captured = capfd.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
 
     return run

@@ -103,11 +103,23 @@ class Parser(argparse.ArgumentParser):
 KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
 
+def functions_beside(path: Path) -> list[ast.FunctionDef]:
+    """Functions that a script imports from another one beside it, such as options that both have."""
+    found = []
+    for node in tree_of(path).body:
+        if isinstance(node, ast.ImportFrom) and path.with_name(f"{node.module}.py").is_file():
+            names = {name.name for name in node.names}
+            body = tree_of(path.with_name(f"{node.module}.py")).body
+            found += [one for one in body if isinstance(one, ast.FunctionDef) and one.name in names]
+    return found
+
+
 @cache
 def parser_of(path: Path) -> Parser | None:
     """A script's own parser, rebuilt from its text; nothing of it is run. None: it reads its words itself."""
     tree = tree_of(path)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    parts = [tree, *functions_beside(path)]
+    calls = [node for part in parts for node in ast.walk(part) if isinstance(node, ast.Call)]
     added = [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "add_argument"]
     parser = Parser(add_help=False, allow_abbrev=False)
     for call in added:

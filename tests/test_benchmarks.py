@@ -118,10 +118,10 @@ def test_the_way_there_and_back_is_measured(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.main(tmp_path, patients=1, slices=4, size=64)
-    told = json.loads((tmp_path / "homogenize.json").read_text())
-    assert set(told["rows"]) == {f"{per}, {size}" for per, size in module.WAYS}
-    assert told["roll_error_degrees_worst"] < 6
-    [row] = told["rows"]["volume, 384"]
+    written = json.loads((tmp_path / "homogenize.json").read_text())
+    assert set(written["rows"]) == {f"{per}, {size}" for per, size in module.WAYS}
+    assert written["roll_error_degrees_worst"] < 6
+    [row] = written["rows"]["volume, 384"]
     assert row["dice"]["kidney"] > 0.99
     assert row["width"] == pytest.approx(0.92, abs=0.08)
     lines = (tmp_path / "homogenize.md").read_text().splitlines()

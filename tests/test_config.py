@@ -365,7 +365,7 @@ def test_dims_3_brings_its_own_settings_which_others_may_change(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("pose.per=slice", 'pose.per is "slice", with dims=3 only "volume" is possible'),
         ("pose.per=smooth", 'pose.per is "smooth", with dims=3 only "volume" is possible'),
@@ -376,10 +376,10 @@ def test_dims_3_brings_its_own_settings_which_others_may_change(tmp_path):
         ("unet.output_norm=true", "unet.output_norm is true, with dims=3 only false is possible"),
     ],
 )
-def test_what_volumes_cannot_do_is_refused_in_one_line(setting, told):
+def test_what_volumes_cannot_do_is_refused_in_one_line(setting, message):
     with pytest.raises(InputError) as error:
         load_config(settings=["dims=3", setting])
-    assert str(error.value) == f"configuration: {told}"
+    assert str(error.value) == f"configuration: {message}"
 
 
 def test_dims_other_than_2_and_3_are_refused():

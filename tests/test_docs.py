@@ -82,7 +82,7 @@ def _names(body: list[ast.stmt], prefix: str) -> list[str]:
     return names
 
 
-def test_names_are_told_apart() -> None:
+def test_names_are_kept_apart() -> None:
     names = names_in(SOURCE / "geometry" / "pose.py")
     assert {"matrix_from_pose", "POSE_SIZE"} <= names
     assert "cos" not in names, "a local variable is no name of the module"
@@ -185,15 +185,15 @@ def test_table_of_the_reference_childs_sizes_is_the_code() -> None:
     text = (ROOT / "docs" / "phantom.md").read_text(encoding="utf-8").partition("## Sizes")[2]
     rows = [row for row in table_rows(text) if row[0] == "adult" or row[0].isdecimal()]
     assert len(rows) == 11
-    for age, *told in rows:
+    for age, *documented in rows:
         one = reference_size(30.0 if age == "adult" else float(age))
-        assert float(told[2]) == pytest.approx(one.width, abs=0.51)
-        assert float(told[3]) == pytest.approx(one.depth, abs=0.51)
-        assert float(told[0]) == pytest.approx(one.stature_mm / 10, abs=0.51)
-        assert float(told[1]) == pytest.approx(one.mass_kg, abs=0.051)
-        assert float(told[4]) == pytest.approx(one.width / one.depth, abs=0.0051)
+        assert float(documented[2]) == pytest.approx(one.width, abs=0.51)
+        assert float(documented[3]) == pytest.approx(one.depth, abs=0.51)
+        assert float(documented[0]) == pytest.approx(one.stature_mm / 10, abs=0.51)
+        assert float(documented[1]) == pytest.approx(one.mass_kg, abs=0.051)
+        assert float(documented[4]) == pytest.approx(one.width / one.depth, abs=0.0051)
         volumes = (one.kidney_length, one.kidney_ml, one.liver_ml, one.spleen_ml)
-        for quoted, value in zip(told[5:], volumes, strict=True):
+        for quoted, value in zip(documented[5:], volumes, strict=True):
             assert float(quoted) == pytest.approx(value, abs=0.51)
 
 
@@ -302,8 +302,8 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
 
 def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
     [whole] = keys_of("_of_volume", "inference/files.py")
-    told = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))
-    assert whole - set(examples["prediction.json"]) <= told
+    documented = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))
+    assert whole - set(examples["prediction.json"]) <= documented
     assert "reach" in whole
 
 
@@ -352,7 +352,9 @@ def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None
 @each_page
 def test_the_frames_default_size_is_quoted_as_it_is(page: Path) -> None:
     """A page said 192 where the default had long been 256."""
-    told = re.findall(r"frame (?:has|of) (\d+) pixels by default", prose(page.read_text(encoding="utf-8")))
-    assert {int(size) for size in told} <= {Config().data.size}
+    documented = re.findall(
+        r"frame (?:has|of) (\d+) pixels by default", prose(page.read_text(encoding="utf-8"))
+    )
+    assert {int(size) for size in documented} <= {Config().data.size}
     if page.name == "own-data.md":
-        assert told
+        assert documented

@@ -196,14 +196,14 @@ def name_of(value: object) -> str:
     return str(getattr(value, "__name__", value))[:40]
 
 
-@pytest.mark.parametrize(("finder", "true", "false", "told"), FALSE, ids=name_of)
+@pytest.mark.parametrize(("finder", "true", "false", "message"), FALSE, ids=name_of)
 def test_what_is_not_so_is_found(
-    finder: Callable[[str], list[str]], true: str, false: str, told: str
+    finder: Callable[[str], list[str]], true: str, false: str, message: str
 ) -> None:
     assert finder(f"A page.\n\n{true}\n") == []
     problems = finder(f"A page.\n\n{false}\n")
     assert problems
-    assert told in problems[0]
+    assert message in problems[0]
 
 
 def test_a_file_that_is_not_there_is_found() -> None:

@@ -70,10 +70,10 @@ def run(arguments: list[str], gigabytes: int | None = None) -> tuple[int, str]:
 def test_out_of_memory_says_what_to_lower(place, tmp_path):
     out = tmp_path / "model"
     command = [*commands(place, out)["fit"], "--set", "unet.optimizer.batch_size=4096"]
-    code, told = run(command, gigabytes=3)
-    assert code == 1, told
-    assert "Traceback" not in told
-    assert told.splitlines()[-1].startswith(
+    code, output = run(command, gigabytes=3)
+    assert code == 1, output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith(
         "isopose: out of memory; lower the batch size (--set unet.optimizer.batch_size=4)"
     )
     assert not (out / "model.json").exists()
@@ -94,15 +94,15 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(name, place, disk):
         subprocess.run(["rm", "-rf", out, disk / "filler"], check=True)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "filler").write_bytes(bytes(max(0, free - left * 1024)))
-        code, told = run(commands(place, out)[name])
-        assert code in (0, 1, 2), told
-        assert "Traceback" not in told
-        lines = [line for line in told.splitlines() if line.startswith("isopose: ")]
+        code, output = run(commands(place, out)[name])
+        assert code in (0, 1, 2), output
+        assert "Traceback" not in output
+        lines = [line for line in output.splitlines() if line.startswith("isopose: ")]
         if code:
             failed += 1
-            assert len(lines) == 1, told
-            assert "space" in lines[0] or "full" in lines[0] or "choose another" in lines[0], told
-        assert not [path for path in disk.rglob("*") if ".partial." in path.name], told
+            assert len(lines) == 1, output
+            assert "space" in lines[0] or "full" in lines[0] or "choose another" in lines[0], output
+        assert not [path for path in disk.rglob("*") if ".partial." in path.name], output
         assert (disk / "other.txt").read_text() == "was here before"
     assert failed, "the disk was never full"
     (disk / "filler").unlink()
@@ -118,8 +118,8 @@ def test_what_was_there_survives_a_full_disk_and_the_next_try_is_whole(place, di
     before = whole(out)
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     (disk / "filler").write_bytes(bytes(free))
-    code, told = run(["predict", model, *map(str, images), "--output", str(out)])
-    assert code in (1, 2), told
+    code, output = run(["predict", model, *map(str, images), "--output", str(out)])
+    assert code in (1, 2), output
     assert before.items() <= whole(out).items()
     (disk / "filler").unlink()
     assert run(["predict", model, *map(str, images), "--output", str(out)])[0] == 0
@@ -134,12 +134,12 @@ def test_a_disk_that_may_not_be_written_to(place, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:
         for name, arguments in commands(place, disk / "out").items():
-            code, told = run(arguments)
-            assert code in (1, 2), (name, told)
-            lines = [line for line in told.splitlines() if line.startswith("isopose: ")]
-            assert len(lines) == 1, (name, told)
-            assert "Read-only" in lines[0], (name, told)
-            assert "Traceback" not in told
+            code, output = run(arguments)
+            assert code in (1, 2), (name, output)
+            lines = [line for line in output.splitlines() if line.startswith("isopose: ")]
+            assert len(lines) == 1, (name, output)
+            assert "Read-only" in lines[0], (name, output)
+            assert "Traceback" not in output
     finally:
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert not (disk / "out").exists()

@@ -356,8 +356,8 @@ def test_fit_reports_every_case_that_cannot_be_used(isopose, cohort, tmp_path, m
     command = ("fit", broken, "--model", tmp_path / "model", "--fold", "all", "--workers", 0)
     code, _, err = isopose(*command)
     assert code == 2
-    told = [line for line in err.splitlines() if "error: " in line]
-    assert [line.split(":")[1] for line in told] == [" case_0", " case_2"]
+    lines = [line for line in err.splitlines() if "error: " in line]
+    assert [line.split(":")[1] for line in lines] == [" case_0", " case_2"]
     assert err.splitlines()[-1].startswith("isopose: 2 of 3 cases cannot be used, the first: case_0: ")
     assert not (tmp_path / "model" / "model.json").exists()
 

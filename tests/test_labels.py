@@ -124,7 +124,7 @@ def test_mirrored_twice_is_as_before(organs, data):
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["kidney", "left kidney"], "'left kidney' names a side.*got 0 among kidney, left kidney"),
         (["kidney_left", "spleen_right"], "'kidney_left' names a side.*got 0"),
@@ -134,8 +134,8 @@ def test_mirrored_twice_is_as_before(organs, data):
         (["right kidney", "left kidney", "kidney left"], "'kidney left' and 'right kidney' are not"),
     ],
 )
-def test_a_side_without_its_one_partner_is_refused(names, told):
-    with pytest.raises(InputError, match=told):
+def test_a_side_without_its_one_partner_is_refused(names, message):
+    with pytest.raises(InputError, match=message):
         mirrored_classes(names)
 
 

@@ -1,4 +1,4 @@
-"""Work in several processes: in order, told by name, in workers that begin quickly and safely."""
+"""Work in several processes: in order, reported by name, in workers that begin quickly and safely."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from isopose.isolation import Failed
 from isopose.parallel import all_of, attempts, in_order
 
 
-def told(workers, work, items, **more):
+def results(workers, work, items, **more):
     return list(in_order(work, items, name=str, workers=workers, **more))
 
 
@@ -43,7 +43,7 @@ def loaded(item):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_results_come_in_order_whoever_is_first(workers):
     seen = []
-    found = told(workers, slow_first, range(4), progress=lambda done, total: seen.append((done, total)))
+    found = results(workers, slow_first, range(4), progress=lambda done, total: seen.append((done, total)))
     assert [item for item, _ in found] == [0, 1, 2, 3]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert (os.getpid() in {pid for _, pid in found}) == (workers == 0)
@@ -54,12 +54,12 @@ def test_a_failure_names_its_item(workers):
     with pytest.raises(InputError, match=r"^case_7: is broken$"):
         list(in_order(refused, [7], name=lambda item: f"case_{item}", workers=workers))
     with pytest.raises(IsoposeError, match=r"^5: No such file or directory"):
-        told(workers, without_disk, [5])
+        results(workers, without_disk, [5])
 
 
 def test_a_worker_that_dies_is_reported():
     with pytest.raises(IsoposeError, match=r"^3: a worker process died at this case"):
-        told(1, dies, [3])
+        results(1, dies, [3])
 
 
 class Unsendable(Exception):
@@ -124,7 +124,7 @@ def test_all_that_fail_are_said_before_it_is_raised(workers):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
 def test_workers_are_forks_of_a_process_that_has_loaded_what_they_need():
     """And not of this one, whose threads a fork would leave behind with their locks held."""
-    [(parent, ready)] = told(1, loaded, [0])
+    [(parent, ready)] = results(1, loaded, [0])
     assert "forkserver" in parent
     assert ready
 

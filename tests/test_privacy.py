@@ -187,10 +187,10 @@ def run(*arguments: object, code: int = 0) -> str:
         [sys.executable, "-m", "isopose", *map(str, arguments)],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
-    told = done.stdout + done.stderr
-    assert done.returncode == code, told
-    assert "Traceback" not in told
-    return told
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert "Traceback" not in output
+    return output
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ from isopose.progress import Silent, Terminal
 
 
 def lines(capsys):
-    told = capsys.readouterr()
-    assert told.out == "", "progress must not mix with results"
-    return told.err.splitlines()
+    captured = capsys.readouterr()
+    assert captured.out == "", "progress must not mix with results"
+    return captured.err.splitlines()
 
 
 def test_a_log_gets_one_line_for_each_piece_of_work(capsys):

@@ -138,50 +138,50 @@ def test_the_readmes_picture_is_drawn(demo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parts_of_a_prediction_are_told(model: Path, demo: Path, tmp_path: Path) -> None:
+def test_parts_of_a_prediction_are_measured(model: Path, demo: Path, tmp_path: Path) -> None:
     scan = next((demo / "cohort" / "imagesTs").iterdir())
-    told = ran("benchmarks/parts.py", model, scan, "--output", tmp_path, "--rounds", 1)
-    assert told == (tmp_path / "parts.md").read_text()
-    assert "| U-Net |" in told
-    assert "| the whole, s |" in told
+    printed = ran("benchmarks/parts.py", model, scan, "--output", tmp_path, "--rounds", 1)
+    assert printed == (tmp_path / "parts.md").read_text()
+    assert "| U-Net |" in printed
+    assert "| the whole, s |" in printed
 
 
 @pytest.mark.long
-def test_growth_is_told_and_drawn(model: Path, tmp_path: Path) -> None:
+def test_growth_is_measured_and_drawn(model: Path, tmp_path: Path) -> None:
     sizes = ("--slices", 4, 8, "--sides", 64, 96)
-    told = ran("benchmarks/growth.py", model, "--output", tmp_path, *sizes)
-    assert [line.split(" | ")[:2] for line in told.splitlines()[2:]] == [
+    printed = ran("benchmarks/growth.py", model, "--output", tmp_path, *sizes)
+    assert [line.split(" | ")[:2] for line in printed.splitlines()[2:]] == [
         ["| 4", "64"], ["| 8", "64"], ["| 4", "96"],
     ]  # fmt: skip
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_memory_of_a_case_is_told(tmp_path: Path) -> None:
+def test_memory_of_a_case_is_measured(tmp_path: Path) -> None:
     case = "data.size=64 unet.input=half unet.base_features=4"
-    told = ran("benchmarks/memory.py", "--output", tmp_path, "--case", case)
-    assert told.startswith(f"| {case} | ")
+    printed = ran("benchmarks/memory.py", "--output", tmp_path, "--case", case)
+    assert printed.startswith(f"| {case} | ")
     assert len((tmp_path / "memory.md").read_text().splitlines()) == 3
 
 
 @pytest.mark.long
-def test_the_limit_is_told(tmp_path: Path) -> None:
+def test_the_limit_is_measured(tmp_path: Path) -> None:
     small = ("--sizes", 64, "--batches", 2, "--rounds", 1, "--base-features", 4)
-    told = ran("benchmarks/limit.py", "--output", tmp_path, *small)
-    assert told == (tmp_path / "limit.md").read_text()
-    assert "\n| 64 | 2 | " in told
-    assert "\n| convolution | " in told
+    printed = ran("benchmarks/limit.py", "--output", tmp_path, *small)
+    assert printed == (tmp_path / "limit.md").read_text()
+    assert "\n| 64 | 2 | " in printed
+    assert "\n| convolution | " in printed
 
 
 @pytest.mark.long
-def test_the_start_is_told(tmp_path: Path) -> None:
-    told = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
-    assert told == (tmp_path / "start_up.md").read_text()
-    assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", told))
+def test_the_start_is_measured(tmp_path: Path) -> None:
+    printed = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
+    assert printed == (tmp_path / "start_up.md").read_text()
+    assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", printed))
 
 
 @pytest.mark.long
-def test_the_way_there_and_back_is_told(tmp_path: Path) -> None:
+def test_the_way_there_and_back_is_measured(tmp_path: Path) -> None:
     ran("benchmarks/homogenize.py", tmp_path, "--patients", 1, "--slices", 4, "--size", 64)
     assert "| volume, 384 | " in (tmp_path / "homogenize.md").read_text()
 
@@ -189,8 +189,8 @@ def test_the_way_there_and_back_is_told(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
 def test_a_scans_first_picture_on_the_page_is_timed(model: Path) -> None:
-    told = ran("benchmarks/page.py", model, "--slices", 4, "--size", 64, "--rounds", 1)
-    assert [line.split()[0] for line in told.splitlines()] == ["predicted_s", "picture_after_s"]
+    printed = ran("benchmarks/page.py", model, "--slices", 4, "--size", 64, "--rounds", 1)
+    assert [line.split()[0] for line in printed.splitlines()] == ["predicted_s", "picture_after_s"]
 
 
 @pytest.mark.long
@@ -211,37 +211,37 @@ def test_the_page_is_pictured(demo: Path, tmp_path: Path) -> None:
 def test_pipelines_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 10, "--slices", 4, "--size", 64)
     settings = brief("pose", "crop", "unet")
-    told = ran("benchmarks/pipelines.py", "--output", tmp_path, *size, *settings)
-    assert told == (tmp_path / "pipelines.md").read_text() + "\n"
-    rows = [line for line in told.splitlines() if line.startswith("| ")][2:]
+    printed = ran("benchmarks/pipelines.py", "--output", tmp_path, *size, *settings)
+    assert printed == (tmp_path / "pipelines.md").read_text() + "\n"
+    rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 8
-    assert "2 unseen phantom patients of 1 cohorts (10 patients each, seeds 0)" in told
-    assert "4 slices of 64 pixels" in told
+    assert "2 unseen phantom patients of 1 cohorts (10 patients each, seeds 0)" in printed
+    assert "4 slices of 64 pixels" in printed
 
 
 @pytest.mark.long
 def test_jitter_and_mirroring_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 10, "--slices", 4, "--size", 64, "--seeds", 0)
-    told = ran("benchmarks/augmentation.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))
-    rows = [line for line in told.splitlines() if line.startswith("| ")][2:]
+    printed = ran("benchmarks/augmentation.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))
+    rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
     assert [row.split(" | ")[0] for row in rows] == ["| anatomy"] * 5 + ["| identity"] * 5
-    assert "cohorts of 10, seeds 0;" in told
+    assert "cohorts of 10, seeds 0;" in printed
 
 
 @pytest.mark.long
 def test_poses_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 2, "--turns", 1, "--registered", 1, "--cohort", 4, "--candidates", 1, "--workers", 0)
     ran("benchmarks/pose.py", tmp_path, *size, *brief("pose", also=()))
-    told = (tmp_path / "pose.md").read_text()
+    printed = (tmp_path / "pose.md").read_text()
     for contender in ("moments", "the paper's STN", "isopose, smooth", "SimpleITK, images, affine"):
-        assert f"| {contender} | " in told
+        assert f"| {contender} | " in printed
     assert (tmp_path / "pose.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.long
 def test_commands_are_killed_and_given_again() -> None:
-    told = ran("fuzz/kills.py", "--kills", 1, "--commands", "preprocess,predict")
-    assert [line.split(" | ")[::2] for line in told.splitlines()[2:4]] == [
+    printed = ran("fuzz/kills.py", "--kills", 1, "--commands", "preprocess,predict")
+    assert [line.split(" | ")[::2] for line in printed.splitlines()[2:4]] == [
         ["| preprocess", "0 |"], ["| predict", "0 |"],
     ]  # fmt: skip
 
@@ -250,6 +250,6 @@ def test_commands_are_killed_and_given_again() -> None:
 def test_a_cohort_outlives_a_machine() -> None:
     for needed in ("ray", "moto", "s3fs"):
         pytest.importorskip(needed, reason=f"{needed} is not installed (extra: dev)")
-    told = ran("fuzz/cohort.py", "--scans", 15, "--bad", 2)
-    assert "13 results, 2 told, 0 different" in told
-    assert "problem" not in told
+    printed = ran("fuzz/cohort.py", "--scans", 15, "--bad", 2)
+    assert "13 results, 2 failed, 0 different" in printed
+    assert "problem" not in printed

@@ -37,7 +37,7 @@ class DataConfig(Section):
     pixel_mm: Annotated[float, Field(gt=0.05, lt=10)] | Literal["median"] | None = Field(
         None,
         description="side of a frame's pixel; none: the frame just holds every training patient's body; "
-        "median: likewise, in whole pixels of the training cases' median size, then resized to data.size",
+        "median: it does, in whole pixels of the training cases' median size, then resized to data.size",
     )
     clip_percentiles: tuple[float, float] = Field(
         (0.5, 99.5), description="of the labeled voxels of the training cases, as nnU-Net"
@@ -161,7 +161,9 @@ class CropConfig(Section):
     jitter_shift: float = Field(
         0.08, ge=0, le=1, description="of crops while the U-Net trains, of half a side"
     )
-    jitter_scale: float = Field(0.08, ge=0, le=1, description="likewise, of the size's logarithm")
+    jitter_scale: float = Field(
+        0.08, ge=0, le=1, description="of crops while the U-Net trains, of the size's logarithm"
+    )
     optimizer: OptimizerConfig = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
 
 

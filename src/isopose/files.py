@@ -108,6 +108,7 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 f"{folder}: another isopose is writing to it; wait until it is done, or choose another folder"
             ) from None
         except OSError:
+            # A file system without locks, such as some network mounts; to refuse it would help nobody.
             pass
         yield
     finally:

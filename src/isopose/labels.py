@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,22 @@ class Labels:
             tumor = next((name for name in ("tumor", "tumour") if name in values), None)
             unions = {f"kidney+{tumor}": ("kidney", tumor)} if tumor and "kidney" in values else {}
         return cls(dict(values), dict(unions))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that JSON holds exactly."""
+        unions = {union: list(members) for union, members in self.unions.items()}
+        return {"values": dict(self.values), "unions": unions}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Labels":
+        """Return the labels that :meth:`to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: other values.
+            InputError: one of the errors of the class.
+        """
+        unions = {str(union): tuple(members) for union, members in values["unions"].items()}
+        return cls({str(name): int(value) for name, value in values["values"].items()}, unions)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -102,8 +102,8 @@ class _TerminalStage:
         self.bar.advance(self.task)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        untold = ("stage", "epoch", "learning_rate")
-        numbers = {k: v for k, v in row.items() if k not in untold and not k.endswith("seconds")}
+        hidden = ("stage", "epoch", "learning_rate")
+        numbers = {k: v for k, v in row.items() if k not in hidden and not k.endswith("seconds")}
         note = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.bar.update(self.task, note=note)
         if not console.is_terminal:

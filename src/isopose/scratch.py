@@ -33,5 +33,6 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
                 os.posix_fallocate(file.fileno(), 0, size)
                 return np.memmap(file, dtype, "r+", shape=shape).view(np.ndarray)
         except OSError:
+            # The disk is full, or its file system cannot preallocate: memory is the next best place.
             pass
     return np.zeros(shape, dtype)

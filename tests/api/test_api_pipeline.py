@@ -57,6 +57,6 @@ def test_the_same_as_the_command_writes(model, tmp_path):
     assert of_path.warnings == ()
 
 
-def test_a_folder_without_a_model_is_told(tmp_path):
+def test_a_folder_without_a_model_is_reported(tmp_path):
     with pytest.raises(InputError, match="model"):
         Pipeline.load(tmp_path)

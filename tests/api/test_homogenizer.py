@@ -92,7 +92,7 @@ def test_the_way_back_can_be_kept_as_text(cohort):
         Transform.from_text("{}")
 
 
-def test_wrong_use_is_told(cohort, tmp_path):
+def test_wrong_use_is_reported(cohort, tmp_path):
     homogenizer = Homogenizer()
     image, labels = image_and_labels(cohort, 0)
     upright = homogenizer.transform(image)

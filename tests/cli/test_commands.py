@@ -272,11 +272,11 @@ def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_pa
     assert isopose("check", upright)[0] == 0
     code, out, _ = isopose("homogenize", cohort, upright, "--size", 128, "--json")
     assert code == 0
-    told = json.loads(out)
-    assert [(one["name"], one["problem"]) for one in told] == [(f"case_{n}", None) for n in range(3)]
+    printed = json.loads(out)
+    assert [(one["name"], one["problem"]) for one in printed] == [(f"case_{n}", None) for n in range(3)]
     written = json.loads((upright / "transforms" / "case_2.json").read_text())
-    assert written.pop("sha256") == hash_of(told[2]["record"])
-    assert told[2]["record"] == written
+    assert written.pop("sha256") == hash_of(printed[2]["record"])
+    assert printed[2]["record"] == written
 
     back = tmp_path / "back"
     code, out, err = isopose("restore", upright / "labelsTs", "--homogenized", upright, "--output", back)
@@ -336,10 +336,10 @@ def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, coho
 def test_help_shows_the_defaults_of_homogenize():
     from isopose.config import HomogenizeConfig
 
-    told = CliRunner().invoke(app, ["homogenize", "--help"], env={"COLUMNS": "300"}).stdout
+    text = CliRunner().invoke(app, ["homogenize", "--help"], env={"COLUMNS": "300"}).stdout
     default = HomogenizeConfig()
-    assert f"one pose per {default.per} (the default)" in told
-    assert f"none: {default.size}" in told
+    assert f"one pose per {default.per} (the default)" in text
+    assert f"none: {default.size}" in text
 
 
 def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
@@ -390,9 +390,9 @@ def test_the_precision_asked_for_is_the_one_that_is_recorded(isopose, model_fold
 
 def test_the_shell_completes_commands_and_options():
     def completed(words, place):
-        told = {"_ISOPOSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        completion = {"_ISOPOSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
         command = Path(sys.executable).with_name("isopose")
-        shell = subprocess.run([command], env=os.environ | told, capture_output=True, text=True)
+        shell = subprocess.run([command], env=os.environ | completion, capture_output=True, text=True)
         return shell.stdout.split()
 
     assert completed("isopose pred", 1) == ["predict"]

@@ -122,9 +122,9 @@ def test_a_home_that_cannot_be_written_to_is_no_matter(cases, model_folder, tmp_
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_not_valid_is_named_and_all_else_is_as_of_the_plain_series(name, predicted, cases):
     output, done = predicted
-    told = done.stderr.partition(f"] {name}\n")[2].partition("[")[0]
+    lines = done.stderr.partition(f"] {name}\n")[2].partition("[")[0]
     fields, empty = CASES[name]
-    assert re.findall(r"left empty or out in the DICOM results: (.*)", told) == [", ".join(empty)] * bool(
+    assert re.findall(r"left empty or out in the DICOM results: (.*)", lines) == [", ".join(empty)] * bool(
         empty
     )
     labels, plain = read_labels(output / f"{name}.nii.gz"), read_labels(output / "plain.nii.gz")

@@ -154,7 +154,7 @@ def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans
     code, _, err = isopose("predict", tmp_path / "other", one, "--output", output, "--ray", "local")
     assert code == 0, err
     record = json.loads((output / "scan_00.json").read_text())
-    # What to doubt is told, of a scan that is done and of one that is there.
+    # Warnings are shown, of a scan that is done and of one that is there.
     assert record["warnings"]
     again = isopose("predict", tmp_path / "other", one, "--output", output, "--ray", "local")
     assert "1 of 1 are there already" in again[2]

@@ -54,9 +54,9 @@ def pool():
 
 
 def run(pool, set_up, count):
-    told = []
+    lines = []
     numbers = [3 * n for n in range(count)]
-    return dict(pool.run(set_up, numbers, told.append)), told
+    return dict(pool.run(set_up, numbers, lines.append)), lines
 
 
 def tries(folder, number):
@@ -64,19 +64,19 @@ def tries(folder, number):
 
 
 def test_each_item_is_done_once_by_few_workers(pool, tmp_path):
-    results, told = run(pool, Squares(tmp_path), 40)
+    results, lines = run(pool, Squares(tmp_path), 40)
     assert results == {n: 9 * n * n for n in range(40)}
     assert all(tries(tmp_path, 3 * n) == 1 for n in range(40))
     assert len((tmp_path / "opened").read_text().split()) <= pool.capacity()
-    assert told == []
+    assert lines == []
 
 
 def test_an_item_whose_worker_died_is_done_by_another(pool, tmp_path):
-    results, told = run(pool, Squares(tmp_path, once=(6, 15)), 10)
+    results, lines = run(pool, Squares(tmp_path, once=(6, 15)), 10)
     assert results == {n: 9 * n * n for n in range(10)}
     assert [tries(tmp_path, 3 * n) for n in range(10)] == [1, 1, 2, 1, 1, 2, 1, 1, 1, 1]
-    assert all("the worker died" in line for line in told)
-    assert len(told) == 2
+    assert all("the worker died" in line for line in lines)
+    assert len(lines) == 2
 
 
 def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(pool, tmp_path):
@@ -132,17 +132,17 @@ def test_without_machines_it_ends(pool, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "message"),
     [("127.0.0.1:1", "nothing answers there"), ("there", "expected auto, local or HOST:PORT")],
 )
-def test_an_address_without_a_cluster_is_reported_at_once(address, told):
-    with pytest.raises(InputError, match=told), cluster(address):
+def test_an_address_without_a_cluster_is_reported_at_once(address, message):
+    with pytest.raises(InputError, match=message), cluster(address):
         pass
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps", "tpu"])
 def test_a_device_that_no_worker_can_be_given_is_refused(device):
     """It was taken for a CPU without a word."""
-    told = f"--device {device}: .*expected auto, cpu, cuda"
-    with pytest.raises(InputError, match=told), cluster("127.0.0.1:1", device):
+    message = f"--device {device}: .*expected auto, cpu, cuda"
+    with pytest.raises(InputError, match=message), cluster("127.0.0.1:1", device):
         pass

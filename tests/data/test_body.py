@@ -122,7 +122,9 @@ def belly_of_gas(slices: int, gassy: tuple[int, ...]) -> Torso:
 
 
 @pytest.mark.parametrize("gassy", [(2,), (0, 1), (3, 4)])
-def test_gas_that_has_taken_the_whole_front_is_told_by_the_slices_beside_it(gassy: tuple[int, ...]) -> None:
+def test_gas_that_has_taken_the_whole_front_is_recognized_by_the_slices_beside_it(
+    gassy: tuple[int, ...],
+) -> None:
     case = belly_of_gas(5, gassy)
     check(case, body_mask(case.volume, THRESHOLD))
 

@@ -197,17 +197,17 @@ def test_the_dataset_as_a_whole(cohort):
     assert "no case has a label" in problems[-1].message
 
 
-def test_workers_change_nothing_and_progress_is_told(cohort):
+def test_workers_change_nothing_and_progress_is_reported(cohort):
     cohort("a")
     cohort("b", label=np.zeros((6, 96, 96), np.uint8))
     cohort("c").image.unlink()
-    told = []
-    expected = check_dataset(cohort.dataset(), progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    calls = []
+    expected = check_dataset(cohort.dataset(), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
     assert [type(p) for p in expected] == [Problem, Problem]
-    told.clear()
-    assert check_dataset(cohort.dataset(), workers=2, progress=lambda *n: told.append(n)) == expected
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    calls.clear()
+    assert check_dataset(cohort.dataset(), workers=2, progress=lambda *n: calls.append(n)) == expected
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch):

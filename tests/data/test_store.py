@@ -170,11 +170,11 @@ from pathlib import Path
 from isopose.data.store import write_store
 folder, arguments = sys.argv[1:]
 cases, fingerprint, labels, config = pickle.loads(Path(arguments).read_bytes())
-def told(done, total):
+def report(done, total):
     print(done, flush=True)
     if done == 1:
         sys.stdin.read()
-write_store(Path(folder), cases, fingerprint, labels, config, progress=told)
+write_store(Path(folder), cases, fingerprint, labels, config, progress=report)
 """
 
 

@@ -1,4 +1,4 @@
-"""Another part of the body, and feet in place of the head, are told; patients like the training's are not."""
+"""Another part of the body, and feet in place of the head, give a warning; usual patients give none."""
 
 from dataclasses import replace
 
@@ -84,10 +84,10 @@ def test_a_short_scan_does_not_tell_which_end_is_up(slices, thickness) -> None:
         ({"rising": None}, None),
     ],
 )
-def test_what_is_far_from_the_training_scans_is_told(change, words) -> None:
-    told = list(unlike(replace(LIKE, **change), USUAL))
-    assert len(told) == (words is not None)
-    assert words is None or words in told[0]
+def test_what_is_far_from_the_training_scans_is_reported(change, words) -> None:
+    warnings = list(unlike(replace(LIKE, **change), USUAL))
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -104,20 +104,20 @@ def test_training_scans_that_do_not_tell_which_end_is_up_raise_no_doubt(usual) -
     assert list(unlike(replace(LIKE, rising=-0.8), usual)) == []
 
 
-def test_where_the_share_falls_towards_the_head_a_rise_is_told() -> None:
+def test_where_the_share_falls_towards_the_head_a_rise_is_reported() -> None:
     falls = replace(USUAL, rising_median=-0.8, rising_min=-0.95, rising_max=-0.1)
     assert list(unlike(replace(LIKE, rising=-0.7), falls)) == []
     assert "exchanged" in next(unlike(replace(LIKE, rising=0.7), falls))
 
 
-def test_each_phantom_is_like_the_others_and_most_are_told_upside_down(phantoms) -> None:
+def test_each_phantom_is_like_the_others_and_most_are_recognized_upside_down(phantoms) -> None:
     scans = [measured(upright) for upright in phantoms]
     for number, scan in enumerate(scans):
         others = usual_tissue(scans[:number] + scans[number + 1 :])
         assert list(unlike(scan, others)) == []
     turned = [measured(upright.with_array(upright.array[::-1].copy())) for upright in phantoms]
-    told = [any("exchanged" in line for line in unlike(scan, usual_tissue(scans))) for scan in turned]
-    assert np.mean(told) >= 0.75
+    found = [any("exchanged" in line for line in unlike(scan, usual_tissue(scans))) for scan in turned]
+    assert np.mean(found) >= 0.75
 
 
 def test_real_scans_are_like_phantoms_until_they_are_spoilt(phantoms, real_scans) -> None:
@@ -125,8 +125,8 @@ def test_real_scans_are_like_phantoms_until_they_are_spoilt(phantoms, real_scans
     for upright in real_scans.values():
         assert list(unlike(measured(upright), usual)) == []
     abdomen = real_scans["abdomen"]
-    (told,) = unlike(measured(abdomen.with_array(abdomen.array[::-1].copy())), usual)
-    assert "are feet and head exchanged" in told
+    (warning,) = unlike(measured(abdomen.with_array(abdomen.array[::-1].copy())), usual)
+    assert "are feet and head exchanged" in warning
     assert any("gas or lung" in line for line in unlike(measured(chest(abdomen)), usual))
 
 

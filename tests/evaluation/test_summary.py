@@ -124,7 +124,7 @@ def test_compare_averages_by_patient_over_the_same_scans():
     )
     dice, _, hd95 = compare(a, b).differences
     assert (dice.mean_a, dice.mean_b) == (pytest.approx(0.4), pytest.approx(0.4))
-    # a2 has no distance in b, so it counts on neither side, and is told.
+    # a2 has no distance in b, so it counts on neither side, and is named.
     assert (hd95.mean_a, hd95.mean_b, hd95.patients, hd95.unpaired) == (3.0, 5.0, 2, 1)
     assert dice.p_value is None
 

@@ -124,10 +124,10 @@ def test_the_weights_that_tools_load_are_the_network_s_own(bundle: Path) -> None
 
 
 def test_it_says_what_it_is_and_names_nobody(model: Path, bundle: Path) -> None:
-    told = json.loads((bundle / "configs" / "metadata.json").read_text())
-    channels = told["network_data_format"]["outputs"]["pred"]["channel_def"]
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert channels == {"0": "background", "1": "kidney", "2": "tumor"}
-    assert told["model_sha256"] == load_model(model).weights_sha256
+    assert metadata["model_sha256"] == load_model(model).weights_sha256
     assert "Marks kidney, tumor in CT" in (bundle / "docs" / "README.md").read_text("utf-8")
     # A card that its maker filled in goes with it.
     (model / "MODEL_CARD.md").write_text("ours")
@@ -140,7 +140,7 @@ def test_it_says_what_it_is_and_names_nobody(model: Path, bundle: Path) -> None:
         assert str(model) not in path.read_text()
 
 
-def test_no_model_and_no_such_format_are_told(tmp_path: Path) -> None:
+def test_no_model_and_no_such_format_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no model\.json"):
         export_bundle(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -115,12 +115,12 @@ def test_poses_and_crops_are_those_of_predict(model: Model, exported: Path) -> N
 
 
 def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path) -> None:
-    told = json.loads((exported / "export.json").read_text())
-    assert told["labels"] == dict(model.labels.values)
-    assert told["classes"][0] == "background"
-    assert told["dims"] == 2
-    assert told["frame"]["size"] == model.config.data.size
-    assert told["model_sha256"] == model.weights_sha256
+    values = json.loads((exported / "export.json").read_text())
+    assert values["labels"] == dict(model.labels.values)
+    assert values["classes"][0] == "background"
+    assert values["dims"] == 2
+    assert values["frame"]["size"] == model.config.data.size
+    assert values["model_sha256"] == model.weights_sha256
 
 
 def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:

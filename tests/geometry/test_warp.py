@@ -274,7 +274,7 @@ def test_some_slices_at_a_time_are_the_whole(size) -> None:
     torch.testing.assert_close(found, whole)
 
 
-def test_a_transform_that_is_no_number_is_told() -> None:
+def test_a_transform_that_is_no_number_is_reported() -> None:
     """It would sample nothing and call it air."""
     theta = torch.eye(3)[None].clone()
     theta[0, 0, 0] = float("nan")

@@ -44,9 +44,9 @@ def test_the_example_plans_trains_predicts_restores_and_evaluates(tmp_path):
         "nnUNet_compile": "f",
         "nnUNet_n_proc_DA": "1",
     }
-    told = ran("examples/homogenize_for_nnunet.sh", cohort, tmp_path / "work", env=settings)
+    output = ran("examples/homogenize_for_nnunet.sh", cohort, tmp_path / "work", env=settings)
     # nnU-Net's own check of the dataset.
-    assert "verify_dataset_integrity Done." in told
+    assert "verify_dataset_integrity Done." in output
     plans = json.loads((tmp_path / "work/preprocessed/Dataset501_Upright/nnUNetPlans.json").read_text())
     size = plans["original_median_shape_after_transp"][1:]
     assert size[0] == size[1] >= 128

@@ -61,8 +61,8 @@ def assert_nnunet(root: Path) -> None:
     labels = sorted(path.name for path in (root / "labelsTr").glob("*"))
     assert images == [name.replace(".nii.gz", "_0000.nii.gz") for name in labels]
     assert content["numTraining"] == len(labels)
-    told = [value if isinstance(value, list) else [value] for value in content["labels"].values()]
-    listed = {value for values in told for value in values}
+    stored = [value if isinstance(value, list) else [value] for value in content["labels"].values()]
+    listed = {value for values in stored for value in values}
     assert sorted(listed) == list(range(len(listed)))
     assert content["labels"]["background"] == 0
     for name in labels:
@@ -123,7 +123,7 @@ def test_the_record_says_all_that_undoes_it_and_what_it_was_made_from(source, do
     assert dice(labels.array > 0, written.array > 100) > 0.1
 
 
-def test_no_path_and_no_folder_is_told(source, done, tmp_path) -> None:
+def test_no_path_and_no_folder_is_named(source, done, tmp_path) -> None:
     texts = [path.read_text() for path in done.rglob("*.json")]
     assert not any(str(source.parent) in text or str(done) in text for text in texts)
     scans = tmp_path / "Muster Erika"

@@ -48,8 +48,8 @@ def test_a_turned_patient_comes_out_upright_and_as_if_never_turned(per, degrees)
     # The kidneys lie at the back, the tumor on its own side; x grows to the left, y to the back.
     assert world_center(turned.labels, turned.labels.array == 1)[1] > 0
     assert world_center(turned.labels, turned.labels.array == 2)[0] * patient().left > 10
-    told = any("lies turned by" in warning for warning in turned.warnings)
-    assert told is (abs(degrees) > 60)
+    warned = any("lies turned by" in warning for warning in turned.warnings)
+    assert warned is (abs(degrees) > 60)
 
 
 @each_way
@@ -358,12 +358,12 @@ def test_a_solid_box_is_that_of_outer_corners() -> None:
 
 
 def test_the_tilt_of_a_low_scan_is_doubted() -> None:
-    told = "too little to tell pitch and yaw by"
-    assert not any(told in warning for warning in scan_of(tilted(), "tilted").warnings)
+    words = "too little to tell pitch and yaw by"
+    assert not any(words in warning for warning in scan_of(tilted(), "tilted").warnings)
     whole = tilted().volume
     low = Volume(whole.array[12:17], whole.world_from_index)
-    assert any(told in warning for warning in homogenize_scan(estimator("tilted"), low).warnings)
-    assert not any(told in warning for warning in homogenize_scan(estimator("volume"), low).warnings)
+    assert any(words in warning for warning in homogenize_scan(estimator("tilted"), low).warnings)
+    assert not any(words in warning for warning in homogenize_scan(estimator("volume"), low).warnings)
 
 
 def test_tilted_is_not_for_what_is_of_slices() -> None:
@@ -375,7 +375,7 @@ def test_tilted_is_not_for_what_is_of_slices() -> None:
         estimator_from_model(plain, HomogenizeConfig(per="tilted", crop=True))
 
 
-def test_a_mirrored_scan_is_told() -> None:
+def test_a_mirrored_scan_is_reported() -> None:
     one = patient(2, 0.0)
     mirrored = one.volume.with_array(np.ascontiguousarray(one.volume.array[:, :, ::-1]))
     logit = [homogenize_scan(estimator(), v).poses.mirrored.mean() for v in (one.volume, mirrored)]

@@ -213,7 +213,7 @@ def test_another_process_gives_the_same(done, predictions, tmp_path) -> None:
         assert (tmp_path / "1" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_bad_answers_are_told_and_the_rest_is_restored(done, predictions, tmp_path) -> None:
+def test_bad_answers_are_reported_and_the_rest_is_restored(done, predictions, tmp_path) -> None:
     labels = read_labels(predictions / "anna.nii.gz")
     moved = labels.world_from_index.copy()
     moved[0, 3] += 30.0

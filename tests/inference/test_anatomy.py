@@ -1,4 +1,4 @@
-"""Prediction with the shipped roll network: a patient may lie as he will, and what is doubtful is told."""
+"""Prediction with the shipped roll network: patients at any angle, and warnings of what is doubtful."""
 
 import math
 from dataclasses import replace
@@ -36,17 +36,17 @@ def models(make_model):
     return {per: build(per) for per in ("slice", "smooth", "volume")}
 
 
-def told(prediction, words: str) -> bool:
+def warns_of(prediction, words: str) -> bool:
     return any(words in line for line in prediction.warnings)
 
 
 @pytest.mark.parametrize("degrees", [0, 35, -80, 120, 180])
-def test_a_patient_at_any_angle_is_found_and_told_where_the_header_is_wrong(models, degrees):
+def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(models, degrees):
     result = predict(models["smooth"], phantom(degrees))
     off = np.degrees(result.scan_pose.pose[:, 0]) - degrees
     assert np.abs((off + 180) % 360 - 180).max() < 5
-    assert told(result, "lies turned") == (abs(degrees) > 60)
-    assert not told(result, "mirror")
+    assert warns_of(result, "lies turned") == (abs(degrees) > 60)
+    assert not warns_of(result, "mirror")
     record = prediction_record(models["smooth"], result, "0" * 64)
     assert (record["roll_degrees"] - degrees + 180) % 360 - 180 == pytest.approx(0, abs=5)
     assert {entry["pose_from"] for entry in record["slices"]} == {"anatomy"}
@@ -68,11 +68,11 @@ def test_one_bad_slice_makes_no_neighbor_jump(models, per):
         assert (together == together[0]).all()
 
 
-def test_a_mirrored_scan_is_told_and_left_as_it_is(models):
+def test_a_mirrored_scan_is_reported_and_left_as_it_is(models):
     volume = phantom(0)
     mirrored = predict(models["smooth"], volume.with_array(volume.array[:, :, ::-1]))
-    assert told(mirrored, "looks like its own mirror image")
-    assert not told(predict(models["smooth"], volume), "mirror image")
+    assert warns_of(mirrored, "looks like its own mirror image")
+    assert not warns_of(predict(models["smooth"], volume), "mirror image")
 
 
 def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
@@ -82,6 +82,6 @@ def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
     middle = (volume.array.shape[1] - 1) / 2
     disc = np.hypot(x - middle, y - middle) < 30
     nothing = predict(models["smooth"], replace(volume, array=np.where(disc, 0, -1000)[None].repeat(8, 0)))
-    assert told(nothing, "no slice shows which way up")
+    assert warns_of(nothing, "no slice shows which way up")
     assert nothing.scan_pose.roll == 0.0
-    assert not told(predict(models["smooth"], volume), "which way up")
+    assert not warns_of(predict(models["smooth"], volume), "which way up")

@@ -53,7 +53,7 @@ def test_a_good_pose_set_by_hand_mends_what_a_bad_one_missed(model):
     assert dice(mended.labels.array > 0, truth) > 0.9
 
 
-def test_a_crop_set_by_hand_is_used_as_it_is_and_told_where_it_cuts(model):
+def test_a_crop_set_by_hand_is_used_as_it_is_and_reported_where_it_cuts(model):
     shown = scene()
     good = tuple(float(v) for v in predict(model, shown.volume).scan_pose.pose[2])
     small = predict(model, shown.volume, correction=corrected(model, shown.volume, good, (0.25, 0.35, -0.2)))
@@ -107,13 +107,13 @@ def test_the_command_line_takes_a_folder_of_corrections(isopose, model, tmp_path
         tmp_path / "set", corrected(model, shown.volume, pose, image=hash_of_source(tmp_path / "scan.nii.gz"))
     )
     arguments = ["predict", tmp_path / "model", tmp_path / "scan.nii.gz", "--output", tmp_path / "out"]
-    code, _, told = isopose(*arguments, "--corrections", tmp_path / "set", "--device", "cpu")
+    code, _, message = isopose(*arguments, "--corrections", tmp_path / "set", "--device", "cpu")
     assert code == 0
-    assert "1 of 1 scans have a correction" in told
-    assert "the pose was set by hand in 6 of 6 slices" in told
-    code, _, told = isopose(*arguments, "--corrections", tmp_path / "none")
-    assert (code, told.count("\n")) == (2, 1)
-    assert "expected a folder of corrections" in told
+    assert "1 of 1 scans have a correction" in message
+    assert "the pose was set by hand in 6 of 6 slices" in message
+    code, _, message = isopose(*arguments, "--corrections", tmp_path / "none")
+    assert (code, message.count("\n")) == (2, 1)
+    assert "expected a folder of corrections" in message
 
 
 def test_a_model_of_volumes_says_that_it_takes_none(tmp_path):

@@ -213,10 +213,10 @@ def test_one_bad_scan_does_not_stop_the_rest(model, tmp_path, capsys):
     assert "a_bad.nii.gz" in outcomes[0].problem
     assert "no body found" in outcomes[1].problem
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["z_good.json", "z_good.nii.gz"]
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "[3/3] z_good" in told.err
-    assert told.err.count("error: ") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "[3/3] z_good" in captured.err
+    assert captured.err.count("error: ") == 2
 
 
 def test_every_problem_names_its_scan(model, tmp_path):
@@ -310,8 +310,8 @@ def test_no_patient_data_in_any_output(model, series, tmp_path, capsys):
     assert outcomes[0].record is not None
     assert outcomes[1].problem is not None, "a series with gaps should be refused"
     assert outcomes[0].record["input_sha256"] == hash_of_source(series)
-    told = capsys.readouterr()
-    texts = [told.out.encode(), told.err.encode(), outcomes[1].problem.encode()]
+    captured = capsys.readouterr()
+    texts = [captured.out.encode(), captured.err.encode(), outcomes[1].problem.encode()]
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {path.suffix for path in written} == {".gz", ".json", ".png"}
     texts += [
@@ -378,10 +378,10 @@ def test_a_series_is_written_as_dicom_objects_and_only_they_name_the_patient(mod
         np.testing.assert_allclose(points[order[0], :3], expected[order[1], :3], atol=0.01)
     report = pydicom.dcmread(output / "scan.sr.dcm")
     assert report.PatientName == segments.PatientName == "Zzyzx^Quentin"
-    told = "".join(capsys.readouterr()) + (output / "scan.json").read_text()
-    assert "StudyInstanceUID" in told  # which the real series lacks
+    text = "".join(capsys.readouterr()) + (output / "scan.json").read_text()
+    assert "StudyInstanceUID" in text  # which the real series lacks
     for secret in ("Zzyzx", "Quentin", "PID-90210", "20110203"):
-        assert secret not in told
+        assert secret not in text
     # Each format is asked for on its own: what is there is known by its files.
     before = (output / "scan.seg.dcm").stat().st_mtime_ns
     run(model, [series], output, formats=["dicom-seg"])

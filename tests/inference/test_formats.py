@@ -110,10 +110,10 @@ def test_whatever_fails_at_the_last_object_leaves_none_and_is_not_quoted(error, 
         write_results(
             files, labels, Labels({"mass": 1}), {"mass": 1.0}, path=source, series=None, made_from=[]
         )
-    told = str(caught.value)
-    assert str(source) in told
-    assert type(error).__name__ in told
-    assert not any(secret in told for secret in ("Muster", "20090817"))
+    message = str(caught.value)
+    assert str(source) in message
+    assert type(error).__name__ in message
+    assert not any(secret in message for secret in ("Muster", "20090817"))
     assert not (tmp_path / "out").exists()
 
 

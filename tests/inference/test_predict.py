@@ -425,7 +425,7 @@ def test_a_real_scan_gets_labels_on_its_exact_grid(name, real_ct, tmp_path) -> N
 
 def test_what_is_no_ct_in_hu_is_predicted_with_a_warning(model, supine) -> None:
     volume = supine.volume
-    # Noise, for air that is all one value is told from HU by itself and refused.
+    # Noise, for air that is all one value is distinguished from HU by itself and refused.
     noise = np.random.default_rng(0).integers(0, 40, volume.array.shape)
     for array, words in (
         (volume.array + 1024 + noise, "the HU offset (often -1024) seems to be missing"),
@@ -437,7 +437,7 @@ def test_what_is_no_ct_in_hu_is_predicted_with_a_warning(model, supine) -> None:
     assert "fit into no scanner" in predict(model, meters).warnings[0]
 
 
-def test_labels_outside_the_body_are_told(model) -> None:
+def test_labels_outside_the_body_are_reported(model) -> None:
     """A bright rod beside the patient is marked, by a network that marks what is bright."""
     here = scene(field=(330.0, 205.0), center=(-40.0, 0.0))
     assert not any("outside the body" in line for line in predict(model, here.volume).warnings)
@@ -447,8 +447,8 @@ def test_labels_outside_the_body_are_told(model) -> None:
     rod = result.labels.array[:, 10:18, 101:112]
     assert rod.any(), "the rod must be in view for the test to mean anything"
     share = (rod > 0).sum() / (result.labels.array > 0).sum()
-    told = next(line for line in result.warnings if "outside the body" in line)
-    assert float(told.split()[0]) == pytest.approx(100.0 * share, abs=3.0)
+    warning = next(line for line in result.warnings if "outside the body" in line)
+    assert float(warning.split()[0]) == pytest.approx(100.0 * share, abs=3.0)
 
 
 #: Poses from moments alone, answers averaged with those of the mirrored crop.

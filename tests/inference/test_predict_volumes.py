@@ -156,7 +156,7 @@ def cropping(box: tuple[float, ...], **changes: Any):
     return made
 
 
-def test_a_crop_that_cuts_is_widened_and_told():
+def test_a_crop_that_cuts_is_widened_and_reported():
     # The mass reaches to 70 of 115 mm at the left: x up to 0.61, in a crop that ends at 0.45.
     volume, truth = tilted()
     result = predict(cropping((-0.15, -0.4, -0.6, 0.45, 0.2, 0.6)), volume)
@@ -193,7 +193,7 @@ def test_which_faces_cut():
     assert touches_border(logits.flip(2), raised, 1).tolist() == [True]
 
 
-def test_a_longer_scan_than_those_of_the_training_is_told(model):
+def test_a_longer_scan_than_those_of_the_training_is_reported(model):
     volume, _ = tilted(slices=50)
     result = predict(model, volume)
     # 250 mm, of which 0.75 times 230 are seen.
@@ -201,7 +201,7 @@ def test_a_longer_scan_than_those_of_the_training_is_told(model):
     assert any("mm further than those the model was trained on" in line for line in result.warnings)
 
 
-def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_told(model):
+def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_reported(model):
     volume, truth = tilted(roll=90)
     as_it_lies = bright_model({**VOLUMES, "pose": {**VOLUMES["pose"], "start": "identity"}})
     result = predict(as_it_lies, volume)

@@ -99,8 +99,8 @@ def test_a_member_larger_than_it_says_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("a.dcm", bytes(4_000_000))
     data = path.read_bytes()
-    real, told = (4_000_000).to_bytes(4, "little"), (4_000).to_bytes(4, "little")
-    path.write_bytes(data.replace(real, told))
+    real, false = (4_000_000).to_bytes(4, "little"), (4_000).to_bytes(4, "little")
+    path.write_bytes(data.replace(real, false))
     with pytest.raises(InputError, match="cannot be unpacked"):
         read_volume(path)
 

@@ -301,8 +301,8 @@ def test_patients(tmp_path):
     v2(tmp_path)
     table = tmp_path / "patients.csv"
     table.write_text("case,patient,age_years\na,P1,2.5\nb,P1,\nelsewhere,P2,1\n")
-    told = [(c.id, c.patient, c.age_years) for c in open_dataset(tmp_path).cases]
-    assert told == [("a", "P1", 2.5), ("b", "P1", None), ("c", "c", None)]
+    found = [(c.id, c.patient, c.age_years) for c in open_dataset(tmp_path).cases]
+    assert found == [("a", "P1", 2.5), ("b", "P1", None), ("c", "c", None)]
     for text, word in (
         ("case,patient\na,P1\na,P2\n", "line 3 lists case 'a' again"),
         ("case,patient\na,\n", "line 2 needs both"),

@@ -42,13 +42,13 @@ def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
     assert {line.count("|") for line in table} == {5}
 
 
-def test_every_setting_that_was_changed_is_told_and_no_other(model: Model) -> None:
+def test_every_setting_that_was_changed_is_reported_and_no_other(model: Model) -> None:
     usual = load_config().flat()
     changed = {key for key, value in model.config.flat().items() if value != usual[key]}
     assert {"unet.base_features", "pose.reference"} <= changed
     (line,) = [line for line in model_card(model).splitlines() if line.startswith("Preset `default`")]
-    told = {part.split("=")[0] for part in line.split("`")[3::2]}
-    assert told == changed - {"train.device", "pose.reference"}
+    settings = {part.split("=")[0] for part in line.split("`")[3::2]}
+    assert settings == changed - {"train.device", "pose.reference"}
 
 
 def test_without_validation_no_figure_is_made_up(model: Model) -> None:
@@ -57,7 +57,7 @@ def test_without_validation_no_figure_is_made_up(model: Model) -> None:
     assert "0.812" not in card
 
 
-def test_weights_that_it_began_from_are_told(model: Model) -> None:
+def test_weights_that_it_began_from_are_reported(model: Model) -> None:
     training = replace(TRAINING, from_weights_sha256="ab" * 32)
     assert f"began from the weights `{'ab' * 32}`" in model_card(
         replace(model, info=replace(model.info, training=training))

@@ -50,8 +50,8 @@ def planned(tmp_path_factory):
         "nnUNet_n_proc_DA": "1",
     }
     run(environment, "nnUNetv2_plan_and_preprocess", "-d", "502", "-c", "2d", "3d_fullres", "-np", "2")
-    told = run(environment, sys.executable, "-m", "isopose.nnunet", "502")
-    command = told.split("next: ")[1].split()
+    output = run(environment, sys.executable, "-m", "isopose.nnunet", "502")
+    command = output.split("next: ")[1].split()
     assert command[0] == "nnUNetv2_preprocess"
     run(environment, *command, "-np", "2")
     return root, environment
@@ -81,8 +81,8 @@ def test_it_trains_and_predicts_through_nnunet_s_commands(planned):
 def test_nnunet_finds_it_and_it_refuses_what_it_is_not_for(planned):
     _, environment = planned
     trainer = ("-tr", "nnUNetTrainerIsopose", "-device", "cpu")
-    told = run(environment, "nnUNetv2_train", "502", "3d_fullres", "0", *trainer, fails=True)
-    assert "expected a 2D configuration, got 3d_fullres" in told
-    told = run(environment, "nnUNetv2_train", "502", "2d", "0", *trainer, fails=True)
-    assert "expected plans that keep fat" in told
-    assert "python -m isopose.nnunet" in told
+    output = run(environment, "nnUNetv2_train", "502", "3d_fullres", "0", *trainer, fails=True)
+    assert "expected a 2D configuration, got 3d_fullres" in output
+    output = run(environment, "nnUNetv2_train", "502", "2d", "0", *trainer, fails=True)
+    assert "expected plans that keep fat" in output
+    assert "python -m isopose.nnunet" in output

@@ -52,10 +52,10 @@ def test_layout_is_nnunet_raw_and_our_reader_reads_it(cohort: Path) -> None:
     assert description["file_ending"] == ".nii.gz"
     dataset = open_dataset(cohort)
     assert [case.id for case in dataset.cases] == ["phantom_000", "phantom_001", "phantom_002"]
-    told = json.loads((cohort / "phantom.json").read_text())["cases"]
-    assert [case.age_years for case in dataset.cases] == [case["age_years"] for case in told]
+    truths = json.loads((cohort / "phantom.json").read_text())["cases"]
+    assert [case.age_years for case in dataset.cases] == [case["age_years"] for case in truths]
     with open(cohort / "patients.csv", newline="") as file:
-        assert [row["case"] for row in csv.DictReader(file)] == [case["case"] for case in told]
+        assert [row["case"] for row in csv.DictReader(file)] == [case["case"] for case in truths]
 
 
 def test_files_have_identity_direction_one_grid_and_only_known_labels(cohort: Path) -> None:
@@ -105,7 +105,9 @@ def test_a_cut_off_image_is_made_again(cohort: Path, tmp_path: Path) -> None:
     assert hashes(write_cohort(tmp_path / "cut", **SMALL)) == hashes(cohort)
 
 
-def test_a_disk_that_is_full_without_a_word_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_without_a_word_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sitk, "WriteImage", lambda _image, name, **_: Path(name).write_bytes(b"\x1f\x8b"))
     with pytest.raises(IsoposeError, match="is the disk full"):
         write_cohort(tmp_path / "full", **SMALL)
@@ -114,14 +116,14 @@ def test_a_disk_that_is_full_without_a_word_is_told(tmp_path: Path, monkeypatch:
 
 def test_a_cohort_of_adults(tmp_path: Path, cohort: Path) -> None:
     folder = write_cohort(tmp_path / "adults", **SMALL, population="adult")
-    told = json.loads((folder / "phantom.json").read_text())["cases"]
+    truths = json.loads((folder / "phantom.json").read_text())["cases"]
     children = json.loads((cohort / "phantom.json").read_text())["cases"]
-    assert all(20 <= case["age_years"] <= 88 for case in told)
-    assert min(c["body_width_mm"] for c in told) > max(
+    assert all(20 <= case["age_years"] <= 88 for case in truths)
+    assert min(c["body_width_mm"] for c in truths) > max(
         c["body_width_mm"] for c in children if c["age_years"] < 12
     )
-    assert [case.age_years for case in open_dataset(folder).cases] == [case["age_years"] for case in told]
-    for case in told:
+    assert [case.age_years for case in open_dataset(folder).cases] == [case["age_years"] for case in truths]
+    for case in truths:
         for kidney in ("left", "right"):
             # About 139 ml; a tumor takes from its own kidney.
             assert case[f"kidney_{kidney}_ml"] > 60 or case["tumor_side"] == kidney
@@ -228,8 +230,8 @@ def test_roll_is_positive_from_x_to_y() -> None:
 def test_true_pose_leads_to_spine_canal_and_kidneys_in_the_image(index: int) -> None:
     case = sample_case(11, index, size=96, slices=20)
     image, labels = render(case.anatomy, case.pose, case.scan, texture_generator(case), noise=False)
-    told = truth(case, labels)
-    index_from_canonical = np.linalg.inv(case.scan.world_from_index) @ np.array(told["world_from_canonical"])
+    true = truth(case, labels)
+    index_from_canonical = np.linalg.inv(case.scan.world_from_index) @ np.array(true["world_from_canonical"])
 
     def hu(x: float, y: float, z: np.ndarray) -> np.ndarray:
         points = np.stack([np.full_like(z, x), np.full_like(z, y), z, np.ones_like(z)])
@@ -244,11 +246,11 @@ def test_true_pose_leads_to_spine_canal_and_kidneys_in_the_image(index: int) -> 
     assert np.median(canal) < 90  # soft, with bone around it
     aorta = next(tube for tube in case.anatomy.vessels if tube.name == "aorta")
     assert aorta.points[:, 0].mean() > 0.0
-    side = told["tumor_side"]
-    assert told["tumor_ml"] > 0.0
+    side = true["tumor_side"]
+    assert true["tumor_ml"] > 0.0
     healthy = "right" if side == "left" else "left"
-    assert told[f"kidney_{healthy}_ml"] == pytest.approx(size.kidney_ml, rel=0.2)
-    assert told["body_width_mm"] == pytest.approx(size.width, rel=0.15)
+    assert true[f"kidney_{healthy}_ml"] == pytest.approx(size.kidney_ml, rel=0.2)
+    assert true["body_width_mm"] == pytest.approx(size.width, rel=0.15)
 
 
 def test_liver_is_on_the_right_spleen_on_the_left_and_gas_floats() -> None:
@@ -282,10 +284,10 @@ def test_gas_rises_against_gravity_in_the_same_patient() -> None:
 
 def test_true_rolls_are_those_that_the_patients_were_drawn_at(cohort: Path, tmp_path: Path) -> None:
     """A header that is right about a patient on a side has no turn of its own; one that is wrong has."""
-    told = json.loads((cohort / "phantom.json").read_text())
+    written = json.loads((cohort / "phantom.json").read_text())
     expected = {
         case["case"]: case["roll"] + (0.0 if case["header_right"] else POSITIONS[case["position"]])
-        for case in told["cases"]
+        for case in written["cases"]
     }
     found = true_rolls(cohort)
     assert found.keys() == expected.keys()

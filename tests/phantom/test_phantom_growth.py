@@ -28,6 +28,8 @@ from isopose.phantom.tumor import sample_diameter
 
 UPRIGHT = Pose("supine", True, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
 MEASURED_AGES = (0.0, 1.0, 5.0, 10.0, 15.0)
+#: What grows with age.
+GROWING = ("stature_mm", "mass_kg", "width", "depth", "level", "kidney_length", "kidney_ml", "liver_ml")
 
 
 def patient(age: float, seed: int, slices: int = 14) -> tuple[Anatomy, PhantomScan, np.ndarray, np.ndarray]:
@@ -55,16 +57,7 @@ def patients() -> dict[float, list[tuple[Anatomy, PhantomScan, np.ndarray, np.nd
 @given(st.floats(0.0, 16.0), st.floats(0.01, 4.0))
 def test_every_size_grows_with_age_apart_from_fat(age: float, later: float) -> None:
     young, old = reference_size(age), reference_size(min(age + later, 16.5))
-    for name in (
-        "stature_mm",
-        "mass_kg",
-        "width",
-        "depth",
-        "level",
-        "kidney_length",
-        "kidney_ml",
-        "liver_ml",
-    ):
+    for name in GROWING:
         assert getattr(old, name) > getattr(young, name), name
 
 
@@ -96,16 +89,7 @@ def test_one_child_stays_near_the_reference(seed: int, age: float) -> None:
 def test_adults_are_larger_than_any_child_and_of_every_girth() -> None:
     adult, oldest = reference_size(40.0), reference_size(16.0)
     assert reference_size(20.0) == reference_size(88.0) == adult
-    for name in (
-        "stature_mm",
-        "mass_kg",
-        "width",
-        "depth",
-        "level",
-        "kidney_length",
-        "kidney_ml",
-        "liver_ml",
-    ):
+    for name in GROWING:
         assert getattr(adult, name) > getattr(oldest, name), name
     depths = [sample_size(np.random.default_rng(seed), 60.0).depth for seed in range(400)]
     children = [sample_size(np.random.default_rng(seed), 16.0).depth for seed in range(400)]
@@ -134,11 +118,11 @@ def test_body_in_the_image_is_as_wide_and_deep_as_the_patient_and_grows_with_age
 def test_the_healthy_kidney_in_the_image_has_the_patients_volume_and_length(patients) -> None:
     for group in patients.values():
         for anatomy, scan, _, labels in group:
-            told = truth(PhantomCase(anatomy, UPRIGHT, scan, np.random.SeedSequence(0)), labels)
+            true = truth(PhantomCase(anatomy, UPRIGHT, scan, np.random.SeedSequence(0)), labels)
             healthy, sick = ("right", "left") if anatomy.tumor.side > 0 else ("left", "right")
-            assert 0.85 < told[f"kidney_{healthy}_ml"] / anatomy.size.kidney_ml < 1.12
+            assert 0.85 < true[f"kidney_{healthy}_ml"] / anatomy.size.kidney_ml < 1.12
             # What the tumor destroyed or pressed against a wall is missing on its side, never all of it.
-            assert 0.35 < told[f"kidney_{sick}_ml"] / anatomy.size.kidney_ml < 1.10
+            assert 0.35 < true[f"kidney_{sick}_ml"] / anatomy.size.kidney_ml < 1.10
             x = (np.arange(scan.size) - 0.5 * (scan.size - 1)) * scan.pixel
             # The tumor's kidney may reach across the midline; the healthy one is the larger piece there.
             pieces, _ = label((labels == KIDNEY) & (-anatomy.tumor.side * x > 0.0))

@@ -11,7 +11,7 @@ from isopose.report.figure import (
     LARGEST_PICTURE,
     WINDOW_HU,
     Steps,
-    _figure,
+    _draw_figure,
     draw_steps,
     steps_png,
     window,
@@ -49,7 +49,7 @@ def steps(**changes):
 
 def rendered(rows, names=NAMES, dpi=80):
     """Each cell's pixels in 0 to 1, by row and column heading."""
-    figure = _figure(rows, names, "title")
+    figure = _draw_figure(rows, names, "title")
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -158,7 +158,7 @@ def test_the_body_gets_a_column_where_given():
 
 
 def test_text_and_legend_say_what_was_found():
-    figure = _figure(
+    figure = _draw_figure(
         [steps(heading="slice 7", lines=("scale 0.9",), warnings=("fell back",))], NAMES, "scan 3"
     )
     assert [text.get_text() for text in figure.texts] == ["scan 3", "slice 7", "scale 0.9", "! fell back"]

@@ -113,7 +113,7 @@ def test_a_crop_stays_where_it_is_in_the_scan_for_another_reference():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"poses": []}, "expected a pose or a crop"),
         ({"poses": [{"slice": 1, "pose": [0, 0, 0, 0]}]}, r"poses\.0\.pose"),
@@ -130,10 +130,10 @@ def test_a_crop_stays_where_it_is_in_the_scan_for_another_reference():
         ({"name": "Jane"}, "name"),
     ],
 )
-def test_what_is_no_correction_is_refused_in_one_line(tmp_path, change, told):
+def test_what_is_no_correction_is_refused_in_one_line(tmp_path, change, message):
     value = correction([SetPose(3, (0.1, 0.2, 0.3, 0.4, 0.5))]).to_json()
     (tmp_path / "one.json").write_text(json.dumps({**value, **change}))
-    with pytest.raises(InputError, match=rf"one\.json: expected a correction.*{told}"):
+    with pytest.raises(InputError, match=rf"one\.json: expected a correction.*{message}"):
         read_corrections(tmp_path)
 
 

@@ -65,7 +65,7 @@ def page():
         page = browser.new_page(viewport={"width": 1440, "height": 860})
         page.set_default_timeout(60_000)
         errors = []
-        page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.errors = errors
         yield page

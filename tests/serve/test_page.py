@@ -202,7 +202,7 @@ def test_several_scans_one_that_cannot_be_read_and_a_restart(serve, model_folder
     page.set_input_files("#file", [scan, bad, scan])
     page.wait_for_selector(".job:nth-child(1) .name:has-text('Scan 3')")
     served.stop(signal.SIGKILL)
-    # Requests that meet no server are told in the console by the browser itself.
+    # Requests that meet no server are reported in the console by the browser itself.
     page.goto("about:blank")
     page.errors.clear()
     again = serve("serve", model_folder, "--folder", tmp_path / "kept", "--device", "cpu")

@@ -169,9 +169,9 @@ def test_markup_in_a_warning_or_comment_stays_text(serve, tmp_path, page):
     served = serve("review", tmp_path / "ours", "--folder", tmp_path / "review")
     page.goto(served.address)
     page.wait_for_selector("body[data-case='case']", state="attached")
-    told = page.locator("#warnings li").all_inner_texts()
-    assert told[0] == evil
-    assert "--images names its folder" in told[1]
+    listed = page.locator("#warnings li").all_inner_texts()
+    assert listed[0] == evil
+    assert "--images names its folder" in listed[1]
     assert page.locator("#warnings img").count() == 0
 
 
@@ -195,12 +195,12 @@ def test_a_case_whose_scan_is_damaged_says_so_and_the_others_go_on(serve, cohort
 def test_what_cannot_be_reviewed_is_reported_in_a_line(isopose, tmp_path):
     (tmp_path / "ours").mkdir()
     options = ("--folder", tmp_path / "review", "--port", 0, "--no-browser")
-    for arguments, told in (
+    for arguments, message in (
         ((tmp_path / "ours",), "expected a folder of predicted label maps"),
         ((tmp_path / "none",), "expected a folder of label maps, found none"),
         ((tmp_path / "ours", "--host", "0.0.0.0", "--token", "x"), "expected 16 characters"),
     ):
         code, _, said = isopose("review", *arguments, *options)
         assert (code, said.count("\n")) == (2, 1)
-        assert told in said
+        assert message in said
     assert not (tmp_path / "review").exists()

@@ -139,15 +139,15 @@ def test_a_pose_set_by_hand_predicts_anew_and_is_kept_until_it_is_taken_back(cli
 
 
 @pytest.mark.parametrize(
-    ("correction", "told"),
+    ("correction", "message"),
     [({"poses": []}, "expected a pose or a crop"), ({"poses": [{"slice": 0, "pose": [1]}]}, "poses.0.pose")],
 )
-def test_an_invalid_correction_is_refused(client, scan, correction, told):
+def test_an_invalid_correction_is_refused(client, scan, correction, message):
     number = give(client, scan)
     ended(client, number)
     answer = client.post(f"/api/jobs/{number}/again", json={"correction": correction})
     assert answer.status_code == 422
-    assert told in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert ended(client, number)["state"] == "done"
 
 
@@ -243,13 +243,13 @@ def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
 
 
 def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
-    code, _, told = isopose("serve", model_folder, "--folder", client.folder, "--port", 0, "--no-browser")
-    assert (code, told.count("\n")) == (2, 1)
-    assert "another isopose is writing to it" in told
+    code, _, message = isopose("serve", model_folder, "--folder", client.folder, "--port", 0, "--no-browser")
+    assert (code, message.count("\n")) == (2, 1)
+    assert "another isopose is writing to it" in message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--host", "0.0.0.0", "--token", "short"], "expected 16 characters or more"),
         (["--host", "203.0.113.7", "--token", "x" * 20], "is not available"),
@@ -257,12 +257,14 @@ def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
         (["--precision", "3"], "--precision"),
     ],
 )
-def test_what_cannot_work_is_reported_before_a_page_opens(isopose, model_folder, tmp_path, arguments, told):
+def test_what_cannot_work_is_reported_before_a_page_opens(
+    isopose, model_folder, tmp_path, arguments, message
+):
     code, _, said = isopose(
         "serve", model_folder, "--folder", tmp_path / "kept", "--port", 0, "--no-browser", *arguments
     )
     assert (code, said.count("\n")) == (2, 1)
-    assert told in said
+    assert message in said
 
 
 def test_at_another_address_a_token_is_made_and_reported(serve, model_folder, scan, tmp_path):

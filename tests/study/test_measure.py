@@ -34,9 +34,9 @@ def test_memory_is_of_the_device_that_the_run_computes_on(monkeypatch: pytest.Mo
 
 
 def test_what_a_run_was_made_on() -> None:
-    told = circumstances(CPU, "32-true")
-    assert (told["device"], told["precision"]) == ("cpu", "32-true")
-    assert told["threads"] == str(torch.get_num_threads())
-    assert told["torch"] == torch.__version__
-    assert told["processor"]
-    assert os.uname().nodename not in told.values(), "a machine's name is nobody's business"
+    found = circumstances(CPU, "32-true")
+    assert (found["device"], found["precision"]) == ("cpu", "32-true")
+    assert found["threads"] == str(torch.get_num_threads())
+    assert found["torch"] == torch.__version__
+    assert found["processor"]
+    assert os.uname().nodename not in found.values(), "a machine's name is nobody's business"

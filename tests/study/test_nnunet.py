@@ -94,8 +94,8 @@ def test_a_training_that_is_stopped_goes_on(children: Path, tmp_path: Path) -> N
         if history.exists():
             break
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
     first = json.loads(history.read_text())
     assert len(first) < 3
     done = subprocess.run(given, capture_output=True, text=True)

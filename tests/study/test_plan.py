@@ -188,7 +188,7 @@ def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, mess
 
 
 @pytest.mark.parametrize(
-    ("settings", "values", "told"),
+    ("settings", "values", "message"),
     [
         (("pose.optimizer.epochs=10",), {}, "STN1 of the arm pose (paper preset) for 2500 steps and 30000"),
         (("pose.optimizer.iterations=20",), {}, "STN1 of the arm pose (paper preset) for 1000 steps"),
@@ -214,13 +214,13 @@ def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, mess
     ],
 )
 def test_settings_that_shorten_an_stn_are_refused_unless_it_is_asked_for(
-    options: Options, settings: tuple[str, ...], values: dict, told: str
+    options: Options, settings: tuple[str, ...], values: dict, message: str
 ) -> None:
     """A twelfth of STN1's steps was once taken for the paper's preset."""
     given = replace(options, settings=(*options.settings, *settings), values={**options.values, **values})
     with pytest.raises(InputError, match="a study shortens the U-Net only") as error:
         check_options(given)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "--short-stns" in str(error.value)
     assert "\n" not in str(error.value)
     check_options(replace(given, short_stns=True))

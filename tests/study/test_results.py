@@ -10,7 +10,7 @@ from scipy import stats
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.study.arms import BY_NAME, FURTHER
-from isopose.study.report import _machines, _uneven
+from isopose.study.report import _note_machines, _note_uneven_runs
 from isopose.study.results import (
     ArmResult,
     StudyRun,
@@ -210,15 +210,15 @@ def test_runs_of_different_machines_and_folds_are_reported() -> None:
         "x": arm("pose", run({"a": 1.0}, made=one)),
         "y": arm("nnunet", run({"a": 1.0}, made=one | {"nnunetv2": "3"})),
     }
-    assert _machines(same) == ()
+    assert _note_machines(same) == ()
     other = same | {"z": arm("plain", run({"a": 1.0}, made=one | {"processor": "B"}))}
-    [told] = _machines(other)
-    assert "cpu, A, 2 threads; isopose 1, torch 2 | cpu, B, 2 threads" in told
-    assert "not recorded" in _machines({"x": arm("pose", run({"a": 1.0}))})[0]
+    [note] = _note_machines(other)
+    assert "cpu, A, 2 threads; isopose 1, torch 2 | cpu, B, 2 threads" in note
+    assert "not recorded" in _note_machines({"x": arm("pose", run({"a": 1.0}))})[0]
     both = arm("augmented", run({"a": 1.0}), run({"b": 1.0}, fold=1))
-    [told] = _uneven({"augmented": both, "pose": arm("pose", run({"a": 1.0}))})
-    assert "(seeds 0: pose; seed 0 folds 0 1: augmented)" in told
-    assert _uneven({"augmented": both, "pose": both}) == ()
+    [note] = _note_uneven_runs({"augmented": both, "pose": arm("pose", run({"a": 1.0}))})
+    assert "(seeds 0: pose; seed 0 folds 0 1: augmented)" in note
+    assert _note_uneven_runs({"augmented": both, "pose": both}) == ()
 
 
 def test_arms_are_compared_with_others_than_the_baseline_and_in_surface_dice() -> None:

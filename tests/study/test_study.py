@@ -26,7 +26,7 @@ from isopose.study.arms import BY_NAME
 from isopose.study.job import run_job
 from isopose.study.nnunet import lengths
 from isopose.study.plan import Options, PlannedRun
-from isopose.study.run import RunFailed, _clock, run_study
+from isopose.study.run import RunFailed, _format_time, run_study
 
 SMALL = {
     "data": {"size": 64},
@@ -100,12 +100,12 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert any(re.search(r"6 of 6 runs to do, training about \d+ s", line) for line in reporter.lines)
 
     # Every score and every stage of every run, and each with its folder.
-    told = rows(output / "scores.csv")
-    assert {(row["arm"], row["case"]) for row in told} == {
+    scores = rows(output / "scores.csv")
+    assert {(row["arm"], row["case"]) for row in scores} == {
         (arm, case) for arm in ARMS for case in ("phantom_004", "phantom_005")
     }
-    assert {row["target"] for row in told} == {"kidney", "tumor", "kidney+tumor"}
-    assert all(60 < float(row["body_size_mm"]) < 500 for row in told)
+    assert {row["target"] for row in scores} == {"kidney", "tumor", "kidney+tumor"}
+    assert all(60 < float(row["body_size_mm"]) < 500 for row in scores)
     stages = {(row["arm"], row["stage"]): row for row in rows(output / "runs.csv")}
     trained = {(arm, "unet") for arm in (*ARMS, "source") if arm != "direct"}
     assert set(stages) == trained | {("crop-half", "crop"), ("direct", "")}
@@ -168,7 +168,7 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     base = whole["presets"]["default"]["arms"]["augmented"]
     assert 0 < base["cpu_seconds_to_baseline"]["kidney"]["seed-0-fold-0"] <= base["cpu_seconds"]
     assert set(numbers["predict"][0]) == {"phantom_004", "phantom_005"}
-    dice = [float(r["dice"]) for r in told if (r["arm"], r["target"]) == ("plain", "kidney")]
+    dice = [float(r["dice"]) for r in scores if (r["arm"], r["target"]) == ("plain", "kidney")]
     assert numbers["scores"]["kidney"]["dice"]["mean"] == pytest.approx(sum(dice) / len(dice))
     assert numbers["size"]["unet_multiply_adds"] > numbers["size"]["unet_parameters"]
 
@@ -238,9 +238,9 @@ def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_
 
 def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, here: list[str]) -> None:
     run_study(tmp_path / "study", options(cohorts, folds=3, source=None), arms=["plain"], reporter=Silent())
-    told = [r for r in rows(tmp_path / "study" / "scores.csv") if r["target"] == "kidney"]
-    assert sorted(r["case"] for r in told) == [f"phantom_{n:03d}" for n in range(6)]
-    for row in told:
+    scores = [r for r in rows(tmp_path / "study" / "scores.csv") if r["target"] == "kidney"]
+    assert sorted(r["case"] for r in scores) == [f"phantom_{n:03d}" for n in range(6)]
+    for row in scores:
         folder = tmp_path / "study" / "runs" / "default" / "plain" / f"seed-0-fold-{row['fold']}"
         splits = json.loads((folder / "job.json").read_text())["splits"]
         assert splits[row["case"]] == "test"
@@ -255,7 +255,7 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
     tried = {"unet batch": 1.0, "unet validation": 0.0}
     crop = {"crop batch": 1.0, "crop validation": 0.0}
     monkeypatch.setattr(
-        study_run, "_tried",
+        study_run, "_try_briefly",
         lambda study, job: tried | (crop if job.arm == "crop-half" else {}),
     )  # fmt: skip
     given = options(cohorts, source=None)
@@ -279,7 +279,9 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(cohorts, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(study_run, "_tried", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0})
+    monkeypatch.setattr(
+        study_run, "_try_briefly", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0}
+    )
     codes = {"plain": 1, "augmented": 0, "pose": 0}
 
     def start(command: list[str]) -> SimpleNamespace:
@@ -310,7 +312,7 @@ def test_an_arm_that_cannot_be_tried_costs_the_others_nothing(
             raise RunFailed(f"{job.name} (code 1)")
         return {"unet batch": 0.1, "unet validation": 0.0}
 
-    monkeypatch.setattr(study_run, "_tried", tried)
+    monkeypatch.setattr(study_run, "_try_briefly", tried)
     arms = ["plain", "augmented", "direct", "decoder"]
     with pytest.raises(IsoposeError, match="2 of the runs failed: default plain, seed 0, fold 0"):
         run_study(tmp_path / "study", options(cohorts), arms=arms, reporter=Silent())
@@ -376,13 +378,15 @@ def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path
         row = {"stage": "unet", "seconds": 25.0, "validation_seconds": 5.0, "slices_a_batch": 128}
         write_json(folder / "result.json", {"history": [row, row]})
 
-    monkeypatch.setattr(study_run, "_start", start)
+    monkeypatch.setattr(study_run, "_start_process", start)
     study = study_run.Study(tmp_path, given, 0, Silent())
     job = PlannedRun("default", "nnunet-3d", 0, 0)
-    tried = study_run._tried(study, job)
+    tried = study_run._try_briefly(study, job)
     assert tried == {"unet batch": pytest.approx(20.0 * 3 / 30), "unet validation": 5.0}
     # Two epochs of three iterations and a validation.
-    assert study_run._seconds(given, job, {"default/nnunet-3d": tried}) == pytest.approx(2 * (60.0 + 5.0))
+    assert study_run._estimate_run(given, job, {"default/nnunet-3d": tried}) == pytest.approx(
+        2 * (60.0 + 5.0)
+    )
     assert lengths(study_run.config_of(given, "default", BY_NAME["nnunet"], 0).unet.optimizer, 12) == (30, 6)
 
 
@@ -408,6 +412,6 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
 
 
 def test_times_are_reported_in_hours_and_minutes() -> None:
-    assert [_clock(s) for s in (3.2, 119, 121, 3599, 3661, 7 * 3600)] == [
+    assert [_format_time(s) for s in (3.2, 119, 121, 3599, 3661, 7 * 3600)] == [
         "4 s", "119 s", "3 min", "1 h 00 min", "1 h 02 min", "7 h 00 min",
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def test_a_crop_set_by_hand_is_the_target() -> None:
 
 
 def test_the_command_line_refuses_a_folder_without_corrections(isopose, cohort, tmp_path) -> None:
-    code, _, told = isopose("fit", cohort, "--model", tmp_path / "model", "--corrections", tmp_path)
-    assert (code, told.count("\n")) == (2, 1)
-    assert "holds no correction" in told
+    code, _, message = isopose("fit", cohort, "--model", tmp_path / "model", "--corrections", tmp_path)
+    assert (code, message.count("\n")) == (2, 1)
+    assert "holds no correction" in message
     assert not (tmp_path / "model").exists()

@@ -117,10 +117,10 @@ def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
     assert values["versions"]["torch"] == torch.__version__
     assert values["fingerprint"]["cases"] == 4
     training, validation = split_patients(fitted.dataset, 3, 0, 0)
-    told = values["info"]["training"]
-    assert told["images_sha256"] == [sha256(case.image) for case in training]
-    assert told["validation_images_sha256"] == [sha256(case.image) for case in validation]
-    assert (told["cases"], told["patients"], told["validation_cases"]) == (4, 4, 2)
+    written = values["info"]["training"]
+    assert written["images_sha256"] == [sha256(case.image) for case in training]
+    assert written["validation_images_sha256"] == [sha256(case.image) for case in validation]
+    assert (written["cases"], written["patients"], written["validation_cases"]) == (4, 4, 2)
     for word in ("Muster", "Erika", str(fitted.dataset.root), str(fitted.folder)):
         assert word not in manifest
         assert word.encode() not in (fitted.folder / "weights.safetensors").read_bytes()

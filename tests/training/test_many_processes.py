@@ -84,9 +84,9 @@ def start(*command: object, processes: int | None = None) -> subprocess.Popen[st
 
 def run(*command: object, processes: int | None = None, fails: bool = False) -> str:
     process = start(*command, processes=processes)
-    told, _ = process.communicate(timeout=300)
-    assert (process.returncode != 0) == fails, told[-3000:]
-    return told
+    output, _ = process.communicate(timeout=300)
+    assert (process.returncode != 0) == fails, output[-3000:]
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ AUGMENTED = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", 
 )
 def test_two_processes_learn_what_one_learns(place, more, request):
     name = f"two-{request.node.callspec.id}"
-    told = run(*fit(place, name, *more), processes=2)
-    assert told.count("model: ") == 1
+    output = run(*fit(place, name, *more), processes=2)
+    assert output.count("model: ") == 1
     one = place / "one"
     if more:
         one = place / f"one-{name}"
@@ -157,10 +157,10 @@ def test_validation_is_the_same_on_any_number(place):
 
 
 def test_batches_that_cannot_be_shared_out_are_refused(place):
-    told = run(*fit(place, "odd", "--set", "unet.optimizer.batch_size=6"), processes=2, fails=True)
+    output = run(*fit(place, "odd", "--set", "unet.optimizer.batch_size=6"), processes=2, fails=True)
     assert (
         "unet.optimizer.batch_size: expected a multiple of 4 (unet.optimizer.parts times processes), got 6"
-        in told
+        in output
     )
     assert not (place / "odd").exists()
 
@@ -176,9 +176,11 @@ def test_a_killed_process_ends_the_training_and_any_number_goes_on(place):
             break
     (victim,) = [pid for pid in _children(process.pid) if b"\0RANK=1\0" in _environment(pid)]
     os.kill(victim, signal.SIGKILL)
-    told = "".join(lines) + process.stdout.read()
+    output = "".join(lines) + process.stdout.read()
     assert process.wait(timeout=60) != 0
-    assert "another process of this training is lost" in told or "stopped; what was finished is kept" in told
+    assert (
+        "another process of this training is lost" in output or "stopped; what was finished is kept" in output
+    )
     assert not (place / "killed" / "model.json").exists()
     run(*fit(place, "killed", *longer, "--resume"))
     rows = load_model(place / "killed").info.history

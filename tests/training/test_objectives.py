@@ -137,7 +137,7 @@ def test_pose_objective_is_eq_1_and_learns() -> None:
     assert objective(batch, STILL).item() == pytest.approx(1 - dice.mean().item(), abs=1e-4)
     untrained = judge(objective, batch)
     before = untrained["mask dice"]
-    # Untrained it is its own start, which is told beside it.
+    # Untrained it is its own start, which is reported beside it.
     assert untrained["identity alone"] == before
     # What its mask Dice hides stands beside it, and does not choose the weights.
     assert list(untrained) == ["mask dice", "identity alone", "roll slope", "degrees from moments"]

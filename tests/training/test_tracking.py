@@ -41,7 +41,7 @@ def on_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def told(tracked, rows):
+def report_rows(tracked, rows):
     for row in rows:
         with tracked.stage(row["stage"], 2, 1, row["epoch"] - 1) as report:
             report.step()
@@ -90,7 +90,7 @@ def test_mlflow_has_settings_and_rows_and_one_run_however_often_it_is_stopped(tm
     pytest.importorskip("mlflow")
     config = tiny("pose.reference=phantom_000:2")
     tracked = Tracked(Silent(), ["mlflow"], tmp_path, config)
-    told(tracked, ROWS[:2])
+    report_rows(tracked, ROWS[:2])
     # As a with statement does it when the training is stopped.
     stopped = KeyboardInterrupt()
     tracked.__exit__(KeyboardInterrupt, stopped, None)
@@ -98,7 +98,7 @@ def test_mlflow_has_settings_and_rows_and_one_run_however_often_it_is_stopped(tm
     assert run.info.status == "KILLED"
     reporter = Listening()
     with Tracked(reporter, ["mlflow", "mlflow"], tmp_path, config) as tracked:
-        told(tracked, ROWS[2:])
+        report_rows(tracked, ROWS[2:])
     client, [run] = mlflow_runs()
     assert run.info.status == "FINISHED"
     dice = client.get_metric_history(run.info.run_id, "unet/dice kidney _left_")
@@ -117,7 +117,7 @@ def test_wandb_has_settings_and_rows_and_nothing_of_the_machine(tmp_path, tiny):
     config = tiny("pose.reference=phantom_000:2")
     for rows in (ROWS[:2], ROWS[2:]):
         with Tracked(Silent(), ["wandb"], tmp_path, config) as tracked:
-            told(tracked, rows)
+            report_rows(tracked, rows)
         # wandb names its files by the second, and would write the second part over the first.
         time.sleep(1.1)
     records = wandb_records(tmp_path)
@@ -168,7 +168,7 @@ def test_one_that_fails_on_the_way_costs_no_training(tmp_path, tiny, monkeypatch
     monkeypatch.setitem(tracking.TRACKERS, "json", failing)
     reporter = Listening()
     with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
-        told(tracked, ROWS)
+        report_rows(tracked, ROWS)
     assert reporter.rows == ROWS
     assert reporter.said == ["json: the line is cut; the training goes on without it"]
 
@@ -184,20 +184,20 @@ def test_one_that_fails_at_the_end_costs_no_model_and_hides_no_error(tmp_path, t
     monkeypatch.setitem(tracking.TRACKERS, "json", failing)
     reporter = Listening()
     with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
-        told(tracked, ROWS)
+        report_rows(tracked, ROWS)
     assert reporter.said == ["--track: the runs could not be ended (the line is cut)"]
     with pytest.raises(InputError, match="ours"), Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
         fail_after(tracked)
 
 
 def fail_after(tracked):
-    told(tracked, ROWS)
+    report_rows(tracked, ROWS)
     raise InputError("ours")
 
 
 def test_without_a_tracker_nothing_is_kept(tmp_path, tiny):
     with Tracked(Listening(), [], tmp_path, tiny()) as tracked:
-        told(tracked, ROWS)
+        report_rows(tracked, ROWS)
     assert not any(tmp_path.iterdir())
 
 

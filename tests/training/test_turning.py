@@ -183,10 +183,10 @@ def test_after_an_epoch_a_part_of_the_slices_is_turned_and_all_are_compared() ->
     few = math.ceil(6 / TURNED_OF_A_BATCH)
     assert looked == [6, few, few, few]
     assert [len(values) for values in part] == [few, 6, 3]
-    told = summed_up([part])
-    assert list(told) == ["roll slope", "degrees from moments", "degrees from the true roll"]
-    assert told["roll slope"] == pytest.approx(1.0, abs=0.03)
-    assert told["degrees from the true roll"] == pytest.approx(0.0, abs=1.0)
+    summary = summed_up([part])
+    assert list(summary) == ["roll slope", "degrees from moments", "degrees from the true roll"]
+    assert summary["roll slope"] == pytest.approx(1.0, abs=0.03)
+    assert summary["degrees from the true roll"] == pytest.approx(0.0, abs=1.0)
     without = summed_up([judged_turns(look, reference, AIR, {}, slices, batch)])
     assert list(without) == ["roll slope", "degrees from moments"]
 

@@ -57,7 +57,11 @@ def fit(
     from isopose.progress import Terminal
 
     keep_freed_memory()
-    budget = None if memory is None else _bytes(memory)
+    budget = None
+    if memory is not None:
+        from isopose.training.memory import parse_bytes
+
+        budget = parse_bytes(memory)
     options = {"train.fold": fold, "train.parts": train}
     chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
     begun, base = _begun(source) if source else (None, None)
@@ -92,12 +96,6 @@ def fit(
         )
     if rank() == 0:
         typer.echo(f"model: {model}")
-
-
-def _bytes(memory: str) -> float:
-    from isopose.training.memory import parse_bytes
-
-    return parse_bytes(memory)
 
 
 def _begun(source: Path) -> "tuple[Model, dict[str, Any]]":

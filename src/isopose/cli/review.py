@@ -1,11 +1,16 @@
 """``isopose review``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isopose.cli.options import Browser, Host, Label, Port, Token, Workers, labels_of
+
+if TYPE_CHECKING:
+    from isopose.evaluation.evaluate import Evaluation
+    from isopose.progress import Reporter
 
 
 def review(
@@ -31,7 +36,6 @@ def review(
     workers: Workers = 2,
 ) -> None:
     """Review a finished cohort in the browser: worst case first, side by side, accept or reject."""
-    from isopose.evaluation.evaluate import Evaluation, evaluate_folder
     from isopose.progress import Terminal
     from isopose.serve import needs_extra
 
@@ -42,24 +46,6 @@ def review(
 
     values, reporter = labels_of(label), Terminal()
     access = access_for(host, port, token)
-    scores: list[Evaluation | None] = []
-    for one in (predictions, against):
-        if one is None or labels is None:
-            scores.append(None)
-            continue
-        with reporter.counting(f"evaluate {one.name}") as progress:
-            scored = evaluate_folder(
-                one,
-                labels,
-                values,
-                allow_missing=True,
-                allow_failed=True,
-                workers=max(workers, 1),
-                progress=progress,
-            )
-        for why in scored.failed.values():
-            reporter.say(f"warning: not scored: {why}")
-        scores.append(scored)
     cohort = open_cohort(
         predictions,
         folder,
@@ -67,7 +53,34 @@ def review(
         images=images,
         against=against,
         labels=values,
-        scores=scores[0],
-        scores_against=scores[1],
+        scores=_scored(predictions, labels, values, workers, reporter),
+        scores_against=_scored(against, labels, values, workers, reporter),
     )
     run_server(lambda access: review_app(cohort, access), folder, access, reporter, browser=browser)
+
+
+def _scored(
+    predictions: Path | None,
+    labels: Path | None,
+    values: Mapping[str, int] | None,
+    workers: int,
+    reporter: "Reporter",
+) -> "Evaluation | None":
+    """Score predictions where there are reference labels; report what cannot be scored."""
+    from isopose.evaluation.evaluate import evaluate_folder
+
+    if predictions is None or labels is None:
+        return None
+    with reporter.counting(f"evaluate {predictions.name}") as progress:
+        evaluation = evaluate_folder(
+            predictions,
+            labels,
+            values,
+            allow_missing=True,
+            allow_failed=True,
+            workers=max(workers, 1),
+            progress=progress,
+        )
+    for why in evaluation.failed.values():
+        reporter.say(f"warning: not scored: {why}")
+    return evaluation

@@ -30,7 +30,7 @@ R = TypeVar("R")
 #: Of what the command itself keeps in the output.
 FOLDER = "cohort"
 #: Seconds between two lists of finished scans, and between two lines of progress.
-FLUSH, TELL = 10.0, 5.0
+FLUSH, REPORT = 10.0, 5.0
 
 
 class CohortWork(Protocol[Item, R]):
@@ -104,7 +104,7 @@ class Cohort:
         return Source(self.origin(path), stamps)
 
     def stamp(self, sources: Sequence["Source"]) -> str:
-        """Of all that decides the results of a scan with these sources."""
+        """Return a hash of all that decides the results of a scan with these sources."""
         return hash_of([self.settings_sha256, *(source.stamps for source in sources)])
 
 
@@ -138,7 +138,7 @@ def run_cohort(
         pool: workers.
         work: what is done with each.
         items: with sources in the cohort's mirrors.
-        cohort: see there.
+        cohort: where scans come from and results go.
         reporter: where progress goes.
 
     Returns:
@@ -147,50 +147,34 @@ def run_cohort(
     Raises:
         IsoposeError: a place cannot be reached, no worker lives.
     """
+    sources, results = _find_sources(work, items, cohort)
     names = [work.name(item) for item in items]
-    sources: dict[int, list[Source]] = {}
-    unknown: dict[int, Outcome[R]] = {}
-    for number, item in enumerate(items):
-        try:
-            sources[number] = [cohort.source(path) for path in work.sources(item)]
-        except Exception as error:
-            unknown[number] = _failed(names[number], str(failure_of(error)))
     stamps = {names[number]: cohort.stamp(found) for number, found in sources.items()}
     ledger = Ledger(cohort.output / FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
-    known = _known(work, items, finished, cohort.output)
-    results: dict[int, Outcome[R]] = {**unknown, **known}
+    known = _read_known(work, items, finished, cohort.output)
+    results |= known
     for result in results.values():
-        _say(reporter, work, result)
+        _report(reporter, work, result)
     if known:
         reporter.say(f"{len(known)} of {len(items)} are there already, made from the same scans and settings")
-    token = uuid.uuid4().hex
-    (cohort.output / FOLDER / "run.json").write_json(
-        {
-            "command": cohort.command,
-            "scans": len(items),
-            "settings_sha256": cohort.settings_sha256,
-            "token": token,
-        }
-    )
+    token = _write_mark(cohort, len(items))
     left = [number for number in range(len(items)) if number not in results]
     tasks = [_Task(items[number], sources[number]) for number in left]
-    started = told = time.monotonic()
+    started = said = time.monotonic()
     with reporter.counting(cohort.command) as progress:
         try:
-            for done, (task, answer) in enumerate(
-                pool.run(SetUp(work, cohort.output, token), tasks, reporter.say), start=1
-            ):
+            answers = pool.run(SetUp(work, cohort.output, token), tasks, reporter.say)
+            for done, (task, answer) in enumerate(answers, start=1):
                 number = left[task]
-                name = names[number]
-                result = _failed(name, answer.why) if isinstance(answer, Failed) else answer
+                result = _fail(names[number], answer.why) if isinstance(answer, Failed) else answer
                 results[number] = result
                 if result.problem is None:
-                    ledger.add(name, stamps[name])
-                _say(reporter, work, result)
+                    ledger.add(names[number], stamps[names[number]])
+                _report(reporter, work, result)
                 now = time.monotonic()
-                if now - told > TELL or done == len(tasks):
-                    told = now
+                if now - said > REPORT or done == len(tasks):
+                    said = now
                     seconds = (now - started) / done * (len(tasks) - done)
                     reporter.say(f"[{len(results)}/{len(items)}]  about {seconds:.0f} s left")
                 progress(len(results), len(items))
@@ -201,18 +185,40 @@ def run_cohort(
     return [results[number] for number in range(len(items))]
 
 
-def _say(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) -> None:
+def _find_sources(
+    work: CohortWork[Item, R], items: Sequence[Item], cohort: Cohort
+) -> tuple[dict[int, list[Source]], dict[int, Outcome[R]]]:
+    """Return the sources of items by their numbers, and the outcomes of items whose sources are not known."""
+    sources: dict[int, list[Source]] = {}
+    unknown: dict[int, Outcome[R]] = {}
+    for number, item in enumerate(items):
+        try:
+            sources[number] = [cohort.source(path) for path in work.sources(item)]
+        except Exception as error:
+            unknown[number] = _fail(work.name(item), str(failure_of(error)))
+    return sources, unknown
+
+
+def _write_mark(cohort: Cohort, scans: int) -> str:
+    """Write ``run.json`` in the output, and return the token in it by which workers know the place."""
+    token = uuid.uuid4().hex
+    values = {"command": cohort.command, "scans": scans, "settings_sha256": cohort.settings_sha256}
+    (cohort.output / FOLDER / "run.json").write_json({**values, "token": token})
+    return token
+
+
+def _report(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) -> None:
     if outcome.problem is not None:
         reporter.say(f"  error: {outcome.problem}")
     for warning in () if outcome.record is None else work.warnings(outcome.record):
         reporter.say(f"  warning: {outcome.name}: {warning}")
 
 
-def _failed(name: str, why: str) -> Outcome[R]:
+def _fail(name: str, why: str) -> Outcome[R]:
     return Outcome(name, None, f"{name}: {why}")
 
 
-def _known(
+def _read_known(
     work: CohortWork[Item, R], items: Sequence[Item], finished: set[str], output: Place
 ) -> dict[int, Outcome[R]]:
     """Outcomes of those items that were finished before and whose records are there."""
@@ -224,14 +230,14 @@ def _known(
         for number, record in records.items():
             if record in found:
                 path.write_bytes(found[record])
-                content = _read(work, path)
+                content = _read_record(work, path)
                 if content is not None:  # else damaged, and made again
                     name = work.name(items[number])
                     known[number] = Outcome(name, work.short(content), None, made=False)
     return known
 
 
-def _read(work: CohortWork[Item, R], path: Path) -> R | None:
+def _read_record(work: CohortWork[Item, R], path: Path) -> R | None:
     try:
         return work.read(path)
     except InputError:
@@ -329,7 +335,7 @@ class SetUp:
             try:
                 result = self.work.work(item, root)
             except InputError as error:
-                result = _failed(name, str(error))
+                result = _fail(name, str(error))
             except RunError as error:
                 # Of this machine's disk, not of the place that results go to; another may have room.
                 raise IsoposeError(f"{os.uname().nodename}: {error}") from None
@@ -347,20 +353,20 @@ def _fetch_known(work: CohortWork[Item, R], item: Item, output: Place, root: Pat
         return {}
     (root / record).parent.mkdir(parents=True, exist_ok=True)
     (root / record).write_bytes(content)
-    known = _read(work, root / record)
+    known = _read_record(work, root / record)
     for name in () if known is None else listed({"files": work.files(item, known)}):
         if (output / name).exists():
             (output / name).fetch(root / name)
-    return _hashes(root)
+    return _hash_files(root)
 
 
-def _hashes(root: Path) -> dict[str, str]:
+def _hash_files(root: Path) -> dict[str, str]:
     return hashes(root, (path for path in sorted(root.rglob("*")) if path.is_file()))
 
 
 def _publish(output: Place, record: str, root: Path, before: dict[str, str]) -> None:
     """Bring the output up to what is in a folder; where a record lies, the files beside it are whole."""
-    after = _hashes(root)
+    after = _hash_files(root)
     if record not in after:
         # What a scan that failed has left is nobody's.
         after = {}

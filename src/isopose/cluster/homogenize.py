@@ -108,7 +108,7 @@ def homogenize_on_cluster(
         settings = settings_of(opened, below / "out", config, None, estimator)
         head = head_of(opened, settings, estimator)
         # The output as a folder here, in which the same functions look and write as on one machine.
-        published = {name for name in _names(output) if not name.startswith(f"{COHORT}/")}
+        published = {name for name in _list_names(output) if not name.startswith(f"{COHORT}/")}
         for name in published:
             (settings.root / name).parent.mkdir(parents=True, exist_ok=True)
             (settings.root / name).touch()
@@ -131,7 +131,7 @@ def homogenize_on_cluster(
         return outcomes
 
 
-def _names(output: Place) -> list[str]:
+def _list_names(output: Place) -> list[str]:
     if output.local is not None and not output.local.exists():
         return []
     return [*output.files()]

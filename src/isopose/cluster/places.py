@@ -30,7 +30,7 @@ class Place:
 
     @property
     def local(self) -> Path | None:
-        """Its path, where it lies on a disk."""
+        """Path of a place on a disk; None for object storage."""
         if self.url.startswith("file://"):
             return Path(self.url.removeprefix("file://"))
         return None if is_url(self.url) else Path(self.url)
@@ -46,24 +46,24 @@ class Place:
 
         A file itself is the one under the empty name.
         """
-        with self._reached() as (system, path):
+        with self._reach() as (system, path):
             found = system.find(path, detail=True)
             base = PurePosixPath(system._strip_protocol(path))
             names = {name: PurePosixPath(name) for name, info in found.items() if info["type"] == "file"}
             return {
-                "" if full == base else full.relative_to(base).as_posix(): _stamp(found[name])
+                "" if full == base else full.relative_to(base).as_posix(): _make_stamp(found[name])
                 for name, full in names.items()
             }
 
     def fetch(self, target: Path) -> None:
         """Copy the file to a path."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self._reached() as (system, path):
+        with self._reach() as (system, path):
             system.get_file(path, str(target))
 
     def exists(self) -> bool:
         """Return whether a file or folder is there."""
-        with self._reached() as (system, path):
+        with self._reach() as (system, path):
             return bool(system.exists(path))
 
     def publish(self, source: Path) -> None:
@@ -73,7 +73,7 @@ class Place:
                 shutil.copyfile(source, temporary)
             return
         # An object appears when all of it has arrived.
-        with self._reached() as (system, path):
+        with self._reach() as (system, path):
             system.put_file(str(source), path)
 
     def write_json(self, value: Any) -> None:
@@ -83,14 +83,14 @@ class Place:
             with replacing(self.local) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             return
-        with self._reached() as (system, path):
+        with self._reach() as (system, path):
             system.pipe_file(path, text.encode())
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the contents of those of some files below it that are there, read side by side."""
         if not names:
             return {}
-        with self._reached() as (system, path):
+        with self._reach() as (system, path):
             full = [f"{path.rstrip('/')}/{name}" for name in names]
             # Not cat, which takes brackets in a name for a pattern.
             found = system.cat_ranges(full, None, None, on_error="return")
@@ -101,11 +101,11 @@ class Place:
 
     def remove(self) -> None:
         """Remove the file, if it is there."""
-        with self._reached() as (system, path), suppress(FileNotFoundError):
+        with self._reach() as (system, path), suppress(FileNotFoundError):
             system.rm_file(path)
 
     @contextmanager
-    def _reached(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+    def _reach(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         try:
             # Other machines write here too, so a remembered listing would be wrong.
             system, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -232,7 +232,7 @@ def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
     return target
 
 
-def _stamp(info: dict[str, Any]) -> str:
+def _make_stamp(info: dict[str, Any]) -> str:
     known = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
     stamp = next((str(value) for value in known if value is not None), "")
     return hashlib.sha256(f"{info.get('size')} {stamp}".encode()).hexdigest()[:16]

@@ -144,9 +144,9 @@ class _Run(Generic[Item, Result]):
                 done, _ = ray.wait(refs, num_returns=1, timeout=1.0)
                 for ref in done:
                     if ref in self.starting:
-                        self._started(ref)
+                        self._on_started(ref)
                     else:
-                        yield from self._answered(ref)
+                        yield from self._on_answer(ref)
         finally:
             for actor in [*self.starting.values(), *(actor for actor, _ in self.busy.values()), *self.idle]:
                 ray.kill(actor)
@@ -165,7 +165,7 @@ class _Run(Generic[Item, Result]):
             actor = self.actor.remote(self.set_up, __version__, self.pool.cpus)
             self.starting[actor.ready.remote()] = actor
 
-    def _started(self, ref: Any) -> None:
+    def _on_started(self, ref: Any) -> None:
         import ray
         from ray.exceptions import RayError
 
@@ -173,7 +173,7 @@ class _Run(Generic[Item, Result]):
         try:
             ray.get(ref)
         except RayError as error:
-            failure = _failure_in(error)
+            failure = _find_failure(error)
             if isinstance(failure, IsoposeError):
                 raise failure from None
             self.died_at_start += 1
@@ -183,7 +183,7 @@ class _Run(Generic[Item, Result]):
         self.died_at_start = 0
         self.idle.append(actor)
 
-    def _answered(self, ref: Any) -> Iterator[tuple[int, Result | Failed]]:
+    def _on_answer(self, ref: Any) -> Iterator[tuple[int, Result | Failed]]:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -196,7 +196,7 @@ class _Run(Generic[Item, Result]):
             if lives:
                 # It may be the worker that is broken (a full disk, a GPU in error) and would fail every item.
                 ray.kill(actor)
-            failure = _failure_in(error)
+            failure = _find_failure(error)
             why = failure if lives else "the worker died"
             if self.tries[number] < TRIES:
                 self.say(f"  item {number + 1}: {why}; it is tried again")
@@ -218,7 +218,7 @@ class _Run(Generic[Item, Result]):
         yield number, result
 
 
-def _failure_in(error: Exception) -> IsoposeError | str:
+def _find_failure(error: Exception) -> IsoposeError | str:
     """Return the work's or set-up's own error that Ray wraps; for any other error its class name."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, IsoposeError):

@@ -83,10 +83,10 @@ class _Measure:
             try:
                 return case_facts(replace(case, image=image, label=label), self.labels, self.config)
             except InputError as error:
-                told = str(error)
+                message = str(error)
                 for path, source in zip((image, label), sources, strict=True):
-                    told = told.replace(str(path), str(source.origin))
-                return Failed(told)
+                    message = message.replace(str(path), str(source.origin))
+                return Failed(message)
 
 
 def preprocess_on_cluster(
@@ -122,7 +122,9 @@ def preprocess_on_cluster(
         if unlabeled is not None:
             raise InputError(f"{unlabeled}: expected a label file for a training case, got none")
         with held(store), cluster(address) as pool:
-            fingerprint = _fingerprint(pool, training, opened.labels, config.data, mirror, store, reporter)
+            fingerprint = _measure_fingerprint(
+                pool, training, opened.labels, config.data, mirror, store, reporter
+            )
             head = store_head(fingerprint, opened.labels, config.data)
             key = hash_of(head)
             root, cases = store / key[:12], (*training, *validation)
@@ -136,7 +138,7 @@ def preprocess_on_cluster(
     return root, outcomes
 
 
-def _fingerprint(
+def _measure_fingerprint(
     pool: Pool,
     training: Sequence[Case],
     labels: Labels,
@@ -145,7 +147,7 @@ def _fingerprint(
     store: Place,
     reporter: Reporter,
 ) -> Fingerprint:
-    """Of the training cases; kept beside the store, where ``fit --store`` finds it too."""
+    """Measure the fingerprint of the training cases; keep it beside the store, for ``fit --store``."""
     cohort = Cohort([mirror], store, "", "fingerprint")
     sources: dict[int, list[Source]] = {}
     failed: list[Failed] = []

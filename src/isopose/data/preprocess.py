@@ -11,7 +11,7 @@ at a scale of 1 / 2, and a third of that of unfiltered cubic sampling, which ali
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,9 +94,22 @@ def prepare(
             values.
     """
     fov = usual_fov(fingerprint, config)
-    return prepare_as(
-        volume, fingerprint.intensity, fov, config, labels, label_map, tissue=fingerprint.tissue
-    )
+    prepared = prepare_as(volume, fingerprint.intensity, fov, config, tissue=fingerprint.tissue)
+    if labels is None:
+        return prepared
+    if label_map is None:
+        raise ValueError("expected label_map with labels, got None")
+    if not labels.same_grid(volume):
+        raise InputError(
+            f"label grid {_grid(labels)} does not match the image's {_grid(volume)}; "
+            "export both on the same grid"
+        )
+    native = label_map.to_classes(labels.reoriented().array)
+    classes = labels_in_frame(native, prepared.frame, prepared.spacing, label_map.classes)
+    warnings = _outside(native, prepared.frame, prepared.spacing) + _bodiless(classes, prepared.mask)
+    if not native.any():
+        warnings = ("no voxel is labeled, so the case shows background only; is that meant?",)
+    return replace(prepared, labels=classes, warnings=prepared.warnings + warnings)
 
 
 def prepare_as(
@@ -104,24 +117,20 @@ def prepare_as(
     intensity: Scale,
     fov_mm: float | None,
     config: DataConfig,
-    labels: Volume | None = None,
-    label_map: Labels | None = None,
     *,
     tissue: UsualTissue | None = None,
 ) -> Prepared:
-    """Preprocess a scan with a given intensity scale and frame size, without training cases.
+    """Preprocess a scan with a given intensity scale and frame size, without training cases and labels.
 
     Args:
         volume: as read, any orientation, HU.
         intensity: normalization of the values.
         fov_mm: side of the frame, for all bodies that fit into it; None: from each body's size.
         config: size of the frame, the body's threshold.
-        labels: stored label values on the volume's grid.
-        label_map: names of the values; needed with ``labels``.
         tissue: composition of the training scans, for warnings; None: no such warnings.
 
     Raises:
-        InputError: as :func:`prepare`.
+        InputError: non-finite values, no body, or an implausible size.
     """
     if not all_finite(volume.array):
         raise InputError(
@@ -145,24 +154,10 @@ def prepare_as(
         # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does.
         image[part] = slices.clip(intensity.air, intensity.top)
         mask[part] = warped(body[part], matrix, size, 0.0, "bilinear") >= 0.5
-    classes = None
-    if labels is not None:
-        if label_map is None:
-            raise ValueError("expected label_map with labels, got None")
-        if not labels.same_grid(volume):
-            raise InputError(
-                f"label grid {_grid(labels)} does not match the image's {_grid(volume)}; "
-                "export both on the same grid"
-            )
-        native = label_map.to_classes(labels.reoriented().array)
-        classes = labels_in_frame(native, frame, spacing, label_map.classes)
-        if not native.any():
-            warnings += ("no voxel is labeled, so the case shows background only; is that meant?",)
-        warnings += _outside(native, frame, spacing) + _bodiless(classes, mask)
     return Prepared(
         image=image,
         mask=mask,
-        labels=classes,
+        labels=None,
         frame=frame,
         shape=_shape(lps.array),
         spacing=spacing,

@@ -100,7 +100,7 @@ class Slices:
         #: ``(rows, classes - 1)`` booleans: which labels a slice shows.
         self.presence = np.concatenate(
             [
-                np.asarray(case.record.presence, dtype=bool)[self._of_case(c)]
+                np.asarray(case.record.presence, dtype=bool)[self.rows[self.rows[:, 0] == c, 1]]
                 for c, case in enumerate(self.cases)
             ]
         )
@@ -109,9 +109,6 @@ class Slices:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def _of_case(self, case: int) -> np.ndarray:
-        return self.rows[self.rows[:, 0] == case, 1]
 
     @property
     def patients(self) -> list[str]:

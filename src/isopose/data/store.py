@@ -144,9 +144,7 @@ def open_store(folder: Path) -> Store:
     try:
         head = {name: values[name] for name in ("format", "config", "fingerprint", "labels")}
         key, names = values["key"], [str(name) for name in values["cases"]]
-        labels = Labels(
-            dict(head["labels"]["values"]), {k: tuple(v) for k, v in head["labels"]["unions"].items()}
-        )
+        labels = Labels.from_json(head["labels"])
     except (KeyError, TypeError, AttributeError, ValueError):
         raise InputError(f"{where}: an entry is missing or damaged; prepare the dataset again") from None
     try:
@@ -184,7 +182,7 @@ def store_head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> 
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "fingerprint": fingerprint.to_json(),
-        "labels": {"values": dict(labels.values), "unions": {k: list(v) for k, v in labels.unions.items()}},
+        "labels": labels.to_json(),
     }
     return json.loads(json.dumps(head, allow_nan=False))
 

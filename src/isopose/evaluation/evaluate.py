@@ -1,9 +1,10 @@
 """Score a folder of predictions against reference labels, scan by scan."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,10 @@ class _Pair:
     label: Path
 
 
+#: The scores of a scan, and the SHA-256 of its two files.
+_Scored = tuple[CaseScores, dict[str, str]]
+
+
 def evaluate(
     predictions: Path,
     truth: Dataset | Path,
@@ -153,41 +158,12 @@ def evaluate(
     found = label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
     wanted = _wanted(known, cases)
-    missing = tuple(case for case in wanted if case not in found)
-    if missing and (not allow_missing or len(missing) == len(wanted)):
-        raise InputError(
-            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: {_listed(missing)}; "
-            "predict them, give the folder of the labels that were predicted (DATASET/labelsTs), or allow "
-            "missing ones (--allow-missing)"
-        )
-    for case in wanted:
-        age = known[case][2]
-        if age is not None and not 0 <= age < 130:
-            raise InputError(f"{case}: age of {age:g} years, expected 0 to 130; correct it or leave it out")
-    pairs = [
-        _Pair(case, known[case][1], known[case][2], found[case], known[case][0])
-        for case in wanted
-        if case in found
-    ]
-    sizes = body_sizes_mm or {}
-    scored: list[tuple[CaseScores, dict[str, str]]] = []
-    failed: dict[str, Failed] = {}
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        try:
-            results = pool.map(lambda pair: _tried(pair, labels, sizes, tolerance_mm, note), pairs)
-            for pair, result in zip(pairs, results, strict=True):
-                if isinstance(result, Failed):
-                    failed[pair.case] = result
-                else:
-                    scored.append(result)
-                if progress is not None:
-                    progress(len(scored) + len(failed), len(pairs))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    if failed and not allow_failed:
-        raise together(list(failed.values()), len(pairs))
-    inputs = {result.case: hashes for result, hashes in scored}
+    missing = _missing(predictions, wanted, found, allow_missing)
+    pairs = _pairs(wanted, found, known)
+    score_one = partial(
+        _tried, labels=labels, sizes=body_sizes_mm or {}, tolerance_mm=tolerance_mm, note=note
+    )
+    scored, failed = _score_all(score_one, pairs, allow_failed, workers, progress)
     return Evaluation(
         targets=tuple(labels.targets()),
         cases=tuple(result for result, _ in scored),
@@ -195,15 +171,7 @@ def evaluate(
         unlabeled=tuple(sorted(set(found) - set(known))),
         failed={case: result.why for case, result in failed.items()},
         tolerance_mm=float(tolerance_mm),
-        provenance={
-            "isopose": __version__,
-            "labels": {
-                "values": dict(labels.values),
-                "unions": {union: list(members) for union, members in labels.unions.items()},
-            },
-            "inputs": inputs,
-            "inputs_sha256": hash_of(inputs),
-        },
+        provenance=_provenance(labels, {result.case: hashes for result, hashes in scored}),
     )
 
 
@@ -301,13 +269,90 @@ def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
     return wanted
 
 
+def _missing(
+    predictions: Path, wanted: Sequence[str], found: Collection[str], allowed: bool
+) -> tuple[str, ...]:
+    """Return the wanted cases without a prediction.
+
+    Raises:
+        InputError: there are some and they are not allowed, or no case has a prediction.
+    """
+    missing = tuple(case for case in wanted if case not in found)
+    if missing and (not allowed or len(missing) == len(wanted)):
+        raise InputError(
+            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: {_listed(missing)}; "
+            "predict them, give the folder of the labels that were predicted (DATASET/labelsTs), or allow "
+            "missing ones (--allow-missing)"
+        )
+    return missing
+
+
+def _pairs(
+    wanted: Sequence[str], found: Mapping[str, Path], known: Mapping[str, tuple[Path, str, float | None]]
+) -> list[_Pair]:
+    """Return prediction and label of each case that has both.
+
+    Raises:
+        InputError: the age of a wanted case is implausible.
+    """
+    pairs = []
+    for case in wanted:
+        label, patient, age = known[case]
+        if age is not None and not 0 <= age < 130:
+            raise InputError(f"{case}: age of {age:g} years, expected 0 to 130; correct it or leave it out")
+        if case in found:
+            pairs.append(_Pair(case, patient, age, found[case], label))
+    return pairs
+
+
+def _score_all(
+    score_one: Callable[[_Pair], _Scored | Failed],
+    pairs: Sequence[_Pair],
+    allow_failed: bool,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[_Scored], dict[str, Failed]]:
+    """Score the scans, some at once; return scores in the order of the scans, and failures by case.
+
+    Raises:
+        IsoposeError: scans cannot be scored, and that is not allowed; raised after all others were scored.
+    """
+    scored: list[_Scored] = []
+    failed: dict[str, Failed] = {}
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        try:
+            for pair, result in zip(pairs, pool.map(score_one, pairs), strict=True):
+                if isinstance(result, Failed):
+                    failed[pair.case] = result
+                else:
+                    scored.append(result)
+                if progress is not None:
+                    progress(len(scored) + len(failed), len(pairs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failed and not allow_failed:
+        raise together(list(failed.values()), len(pairs))
+    return scored, failed
+
+
+def _provenance(labels: Labels, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return version, labels and the hashes of all files read, by case."""
+    return {
+        "isopose": __version__,
+        "labels": labels.to_json(),
+        "inputs": inputs,
+        "inputs_sha256": hash_of(inputs),
+    }
+
+
 def _tried(
     pair: _Pair,
     labels: Labels,
     sizes: Mapping[str, float],
     tolerance_mm: float,
     note: Callable[[str], None] | None,
-) -> tuple[CaseScores, dict[str, str]] | Failed:
+) -> _Scored | Failed:
     """Score one scan, or say why it cannot be scored."""
     try:
         return _score_pair(pair, labels, sizes, tolerance_mm, note)
@@ -325,7 +370,7 @@ def _score_pair(
     sizes: Mapping[str, float],
     tolerance_mm: float,
     note: Callable[[str], None] | None,
-) -> tuple[CaseScores, dict[str, str]]:
+) -> _Scored:
     """Score one scan; return the SHA-256 of its two files as well."""
 
     def noted(path: Path) -> Callable[[str], None]:
@@ -339,7 +384,10 @@ def _score_pair(
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
     predicted, marked = prediction.array[box], truth.array[box]
     for path, array in ((pair.prediction, predicted), (pair.label, marked)):
-        _check_values(path, array, labels)
+        try:
+            labels.to_classes(array)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     spacing_zyx = prediction.spacing[::-1]
     scores = {
         target: score(np.isin(predicted, values), np.isin(marked, values), spacing_zyx, tolerance_mm)
@@ -355,13 +403,6 @@ def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
         return read_labels(pair.label, like=prediction)
     except InputError as error:
         raise InputError(f"with the prediction {pair.prediction.name} as the image: {error}") from None
-
-
-def _check_values(path: Path, array: np.ndarray, labels: Labels) -> None:
-    try:
-        labels.to_classes(array)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _natural(case: str) -> list[tuple[int, int | str]]:

@@ -1,7 +1,7 @@
 """Summarize a cohort's scores: means by patient, strata of age and size, paired comparisons."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -267,12 +267,8 @@ def _paired(
         if (getattr(x.scores[target], metric) is None) != (getattr(y.scores[target], metric) is None)
     }
     values_a = by_patient([x for x, _ in both], target, metric)
-    patient_of = {x.case: x.patient for x, _ in both}
-    values_b: dict[str, list[float]] = {}
-    for _, y in both:
-        values_b.setdefault(patient_of[y.case], []).append(getattr(y.scores[target], metric))
-    first = np.array(list(values_a.values()))
-    second = np.array([float(np.mean(values_b[patient])) for patient in values_a])
+    values_b = by_patient([replace(y, patient=x.patient) for x, y in both], target, metric)
+    first, second = np.array(list(values_a.values())), np.array(list(values_b.values()))
     difference = second - first
     gain = -difference if metric in LOWER_IS_BETTER else difference
     some = len(first) > 0

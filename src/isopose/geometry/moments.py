@@ -16,6 +16,8 @@ ASPECT_MEAN, ASPECT_SD = math.log(1.3), 0.12
 #: "Moments").
 ROLL_SD = math.radians(20.0)
 SHAPE_SD = 0.04
+#: Bound of the absolute log scales between the reference and an outline.
+MAX_LOG_SCALE = math.log(6.0)
 #: Devices without float64.
 NO_FLOAT64 = ("mps",)
 
@@ -108,9 +110,7 @@ def transverse_angle(outline: Moments) -> Tensor:
     return torch.where(deeper, other, outline.angle)
 
 
-def pose_from_moments(
-    outline: Moments, reference: Moments, *, max_log_scale: float = math.log(6.0)
-) -> Tensor:
+def pose_from_moments(outline: Moments, reference: Moments) -> Tensor:
     """Return the poses that map the reference's center, axes and radii onto those of outlines.
 
     The pose's matrix is ``input_from_homogenized``. Float32, also under autocast.
@@ -118,19 +118,16 @@ def pose_from_moments(
     Args:
         outline: moments of N masks.
         reference: moments of one reference mask (N = 1).
-        max_log_scale: bound of the absolute log scales.
 
     Returns:
         ``(N, 5)``; zeros for empty masks.
     """
     reference_angle = believed_angle(reference.elongation, transverse_angle(reference))
     angle = believed_angle(outline.elongation, transverse_angle(outline))
-    return _pose_onto(outline, angle, reference, reference_angle, max_log_scale)
+    return _pose_onto(outline, angle, reference, reference_angle)
 
 
-def pose_at_angle(
-    outline: Moments, angle: Tensor, reference: Moments, *, max_log_scale: float = math.log(6.0)
-) -> Tensor:
+def pose_at_angle(outline: Moments, angle: Tensor, reference: Moments) -> Tensor:
     """Return the poses that map an upright reference onto outlines whose roll is known.
 
     Scales and shift map the reference's center, and its radii along the axes, onto those of each outline.
@@ -139,12 +136,11 @@ def pose_at_angle(
         outline: moments of N masks.
         angle: ``(N,)`` roll, radians.
         reference: moments of one reference mask (N = 1), which lies upright.
-        max_log_scale: bound of the absolute log scales.
 
     Returns:
         ``(N, 5)``; zeros for empty masks.
     """
-    return _pose_onto(outline, angle, reference, torch.zeros_like(reference.angle), max_log_scale)
+    return _pose_onto(outline, angle, reference, torch.zeros_like(reference.angle))
 
 
 def spread_along(outline: Moments, angle: Tensor) -> Tensor:
@@ -159,12 +155,10 @@ def spread_along(outline: Moments, angle: Tensor) -> Tensor:
     return torch.stack([cos2 * first + sin2 * second, sin2 * first + cos2 * second], dim=1).sqrt()
 
 
-def _pose_onto(
-    outline: Moments, angle: Tensor, reference: Moments, reference_angle: Tensor, max_log_scale: float
-) -> Tensor:
+def _pose_onto(outline: Moments, angle: Tensor, reference: Moments, reference_angle: Tensor) -> Tensor:
     """Return the poses that map the reference, at its angle, onto outlines at theirs."""
     log_scale = (spread_along(outline, angle) / spread_along(reference, reference_angle)).log()
-    log_scale = log_scale.clamp(-max_log_scale, max_log_scale)
+    log_scale = log_scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
     turn = angle - reference_angle
     linear = matrix_from_pose(torch.cat([turn[:, None], log_scale, torch.zeros_like(log_scale)], dim=1))
     with torch.autocast(linear.device.type, enabled=False):

@@ -58,7 +58,9 @@ def symmetry_axis(
         zero = torch.zeros_like(center)
         pose = torch.cat([angle.expand(len(center), 1), zero, center], dim=1)
         turned = warp(value, matrix_from_pose(pose), (SIZE, SIZE))
-        scores.append(torch.stack([_mirror_agreement(turned.roll(s, dims=3)) for s in SHIFTS]).amax(dim=0))
+        shifted = (turned.roll(shift, dims=3) for shift in SHIFTS)
+        # Eq. 1 between images and their mirror images about the middle column.
+        scores.append(torch.stack([soft_dice(one, one.flip(3)) for one in shifted]).amax(dim=0))
     table = torch.stack(scores)
     peak = table.argmax(dim=0).clamp(1, len(angles) - 2)
     rows = torch.arange(table.shape[1], device=image.device)
@@ -68,8 +70,3 @@ def symmetry_axis(
     # Empty slices would be perfectly symmetric.
     has_body = mask.flatten(1).any(dim=1)
     return Symmetry(angles[peak] + offset * step, torch.where(has_body, table.amax(dim=0), 0.0))
-
-
-def _mirror_agreement(value: Tensor) -> Tensor:
-    """Return Eq. 1 between images and their mirror images about the middle column."""
-    return soft_dice(value, value.flip(3))

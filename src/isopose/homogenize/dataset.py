@@ -331,13 +331,15 @@ def _described(dataset: Dataset) -> dict[str, Any]:
     if dataset.layout != "nnunet" or not written:
         return plain
     content = read_json(where)
-    told = content["labels"]
-    if region_labels(where, told) != dataset.labels or not any(isinstance(v, list) for v in told.values()):
+    labels = content["labels"]
+    if region_labels(where, labels) != dataset.labels or not any(
+        isinstance(value, list) for value in labels.values()
+    ):
         return plain
     values = {dataset.labels.values[name]: value for name, value in written.items()} | {0: 0}
     regions = {
         name: [values[v] for v in value] if isinstance(value, list) else values[value]
-        for name, value in told.items()
+        for name, value in labels.items()
     }
     order = content.get("regions_class_order")
     if isinstance(order, list) and all(value in values for value in order):

@@ -29,7 +29,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class SliceFacts:
-    """Of one reoriented slice; nothing but the turn where no body is.
+    """Pose and crop of one reoriented slice; only its turn, where it shows no body.
 
     Args:
         roll_degrees: by which the slice was turned back, from +x to +y.
@@ -142,9 +142,9 @@ def read_record(path: Path) -> CaseRecord:
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT}, got {found}; homogenize the case again")
-    told = values.pop("sha256", None)
+    stored_hash = values.pop("sha256", None)
     try:
-        if told != hash_of(values):
+        if stored_hash != hash_of(values):
             raise InputError(f"{path}: was changed since it was written; homogenize the case again")
         # After the hash, which is of the keys as they were written.
         return CASE.validate_json(json.dumps(with_present_names(values, CASE_RECORD)))

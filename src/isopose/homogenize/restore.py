@@ -135,7 +135,7 @@ def _restore_all(
 
 
 def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
-    """Of each label the value in the homogenized dataset and the one to be written."""
+    """Return for each label its value in the homogenized dataset and the value to write."""
     where = homogenized / HEAD
     if not where.is_file():
         raise InputError(

@@ -185,11 +185,11 @@ def _grown(farthest: float, usual: int) -> tuple[int, tuple[str, ...]]:
     more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
     if farthest <= LARGEST:
         return usual + 2 * more, ()
-    told = (
+    warning = (
         f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
         f"{LARGEST:.0f}; is the pose right?"
     )
-    return usual + 2 * more, (told,)
+    return usual + 2 * more, (warning,)
 
 
 def _stack_from_frame(prepared: Prepared) -> Tensor:
@@ -235,7 +235,15 @@ def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
 
 
 def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | None:
-    """``(x0, y0, z0, x1, y1, z1)`` likewise, by one matrix ``(4, 4)``; slices reach half way to the next."""
+    """Return the box of what is marked in a volume, in normalized coordinates of a target.
+
+    Args:
+        mask: ``(z, h, w)``; slices reach half way to the next.
+        target_from_volume: ``(4, 4)`` between normalized coordinates.
+
+    Returns:
+        ``(x0, y0, z0, x1, y1, z1)``, or None where nothing is marked.
+    """
     boxes, matrix, depth = [], target_from_volume.double().numpy(), len(mask)
     for z, inside in enumerate(mask):
         for outline in _outline(inside):

@@ -38,7 +38,7 @@ class Grid:
         size: pixels along a side of this case; more than usual where its body needs them.
         pixel_mm: side of a pixel in the reference's millimeters.
         slice_mm: distance of the slices, the scan's own; of a tilted case in the reference's millimeters.
-        first_mm: z of the first slice, likewise; a tilted case's middle lies at 0.
+        first_mm: z of the first slice, in the millimeters of ``slice_mm``; a tilted case's middle lies at 0.
         middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
         slices: of a tilted case; else none, for there are as many as the scan has.
     """
@@ -105,12 +105,12 @@ class Transform:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_text(self) -> str:
-        """As JSON, from which :meth:`from_text` makes it again."""
+        """Return the transform as JSON text, which :meth:`from_text` reads."""
         return TypeAdapter(Transform).dump_json(self).decode()
 
     @classmethod
     def from_text(cls, text: str) -> "Transform":
-        """From :meth:`to_text`.
+        """Read a transform from the text that :meth:`to_text` returns.
 
         Raises:
             InputError: it is not such a text.
@@ -134,7 +134,7 @@ class Transform:
 
     @property
     def homogenized(self) -> Volume:
-        """The homogenized grid, likewise."""
+        """Grid of the homogenized scan, as a volume of zeros that takes no memory."""
         slices = self.grid.slices or len(self.poses)
         return _empty((slices, self.grid.size, self.grid.size), self.grid.world_from_index)
 
@@ -159,7 +159,7 @@ class Transform:
 
     @property
     def volume_from_grid(self) -> Tensor:
-        """``(4, 4)`` likewise, from normalized homogenized coordinates: what a sampler needs."""
+        """``(4, 4)`` from normalized homogenized coordinates to those of the reoriented volume."""
         return compose(self.volume_from_frame, self.grid.frame_from_grid)
 
     @property

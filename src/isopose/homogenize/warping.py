@@ -53,7 +53,7 @@ def homogenized_labels(labels: Volume, transform: Transform) -> Volume:
 
 
 def restored_labels(labels: Volume, transform: Transform) -> Volume:
-    """Label values of the homogenized grid on the scan's own grid, likewise.
+    """Resample labels to the scan's own grid: each value linearly, the largest share wins.
 
     Raises:
         InputError: the labels are not on the homogenized grid.

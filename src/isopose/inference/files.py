@@ -4,10 +4,11 @@ import glob
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from isopose.progress import Reporter
 from isopose.scan.correction import Correction
 from isopose.scan.pose import ScanPose
 from isopose.version import __version__
+
+if TYPE_CHECKING:
+    from isopose.io.results.source import Source
 
 #: What no file's name may hold on some system, and the sign that encodes it.
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
@@ -143,7 +147,7 @@ def _name_of(path: Path) -> str:
 
 
 def record_name(name: str) -> str:
-    """Of the file that says how a scan's results were made; it is written last of all."""
+    """Return the name of the file that says how a scan's results were made; it is written last of all."""
     return f"{name}.json"
 
 
@@ -180,8 +184,11 @@ def predict_scans(
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     if steps is not None:
         check_steps(model)
-    if corrections:
-        check_correctable(model)
+    if corrections and model.config.dims == 3:
+        raise InputError(
+            "a pose set by hand is one of slices: expected a model with dims=2, got dims=3; leave the "
+            "corrections out"
+        )
     output_folder(output)
     with only_writer(output):
         model = for_prediction(model)
@@ -197,15 +204,6 @@ def predict_scans(
             corrected = sum("correction_sha256" in (one.record or {}) for one in outcomes)
             reporter.say(f"{corrected} of {len(scans)} scans have a correction, and were predicted with it")
         return outcomes
-
-
-def check_correctable(model: Model) -> None:
-    """Raise an InputError where a pose of single slices cannot be set by hand."""
-    if model.config.dims == 3:
-        raise InputError(
-            "a pose set by hand is one of slices: expected a model with dims=2, got dims=3; leave the "
-            "corrections out"
-        )
 
 
 def check_steps(model: Model) -> None:
@@ -232,16 +230,44 @@ def predict_scan(
 ) -> Outcome[dict[str, Any]]:
     """Predict one scan as :func:`predict_scans` does, with a model made for prediction; report, not raise.
 
-    ``also`` is called with the scan, what was predicted and its record before that is written. Of what is
-    raised only ``reported`` becomes the scan's line; a cluster tries again what may pass.
+    ``also`` is called with the scan, its prediction and the record, before the record is written.
 
     Raises:
-        RunError: it concerns all scans.
+        RunError: it concerns all scans. Nor are exceptions reported that are none of ``reported``.
     """
     try:
-        record = _predict_scan(
-            model, scan, output, formats, probabilities, steps, reporter, corrections or {}, also
-        )
+        input_hash = _hash_of_scan(scan)
+        correction = (corrections or {}).get(input_hash)
+        files = result_files(output, scan.name, formats)
+        picture = output / "steps" / f"{scan.name}.png"
+        classes = ("background", *model.labels.names) if probabilities else ()
+        maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
+        wanted = _below(output, [*files.values(), *([picture] if steps else []), *maps])
+        record = known = earlier_record(output / record_name(scan.name))
+        same = made_from(known, _made_from(model, input_hash, correction))
+        # A file that the record does not list may be of another model, and only lies beside it.
+        if record is not None and same and wanted <= listed(known) and damaged(output, wanted) is None:
+            reporter.say("  is there already, made from the same scan and model")
+        else:
+            volume = read_volume(scan.path, scan.series)
+            source = open_dicom(scan.path, scan.series, formats, volume)
+            with reporter.counting(f"predict {printable(scan.name)}") as progress:
+                prediction = predict(
+                    model,
+                    volume,
+                    probabilities=probabilities,
+                    crops=also is not None,
+                    correction=correction,
+                    progress=progress,
+                )
+                record = prediction_record(model, prediction, input_hash, correction)
+            record["warnings"] += _warn_of_training(model, input_hash)
+            with _recording(output, scan.name, record, wanted, listed(known), keep=same):
+                record["warnings"] += _write(files, maps, scan, model, prediction, record, source)
+                if steps is not None:
+                    steps(model, volume, prediction, picture)
+                if also is not None:
+                    also(volume, prediction, record)
     except reported as error:
         problem = named(str(failure_of(error)), printable(str(scan.path)))
         reporter.say(f"  error: {problem}")
@@ -251,90 +277,81 @@ def predict_scan(
     return Outcome(scan.name, record, None)
 
 
-def _predict_scan(
-    model: Model,
-    scan: Scan,
-    output: Path,
-    formats: Sequence[str],
-    probabilities: bool,
-    steps: DrawSteps | None,
-    reporter: Reporter,
-    corrections: Mapping[str, Correction],
-    also: Also | None,
-) -> dict[str, Any]:
-    input_hash = hash_of_source(scan.path)
-    if scan.series is not None:
-        input_hash = hash_of([input_hash, scan.series])
-    files = result_files(output, scan.name, formats)
-    pictures = [] if steps is None else [output / "steps" / f"{scan.name}.png"]
-    classes = ("background", *model.labels.names) if probabilities else ()
-    maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
-    manifest = output / record_name(scan.name)
-    wanted = {_below(output, path) for path in (*files.values(), *pictures, *maps)}
-    known = earlier_record(manifest)
-    correction = corrections.get(input_hash)
-    same = made_from(known, _made_from(model, input_hash, correction))
-    before = listed(known)
-    # A file that the record does not list may be of another model, and only lies beside it.
-    if known is not None and same and wanted <= before and damaged(output, wanted) is None:
-        reporter.say("  is there already, made from the same scan and model")
-        return known
-    volume = read_volume(scan.path, scan.series)
-    source = open_dicom(scan.path, scan.series, formats, volume)
-    with reporter.counting(f"predict {printable(scan.name)}") as progress:
-        prediction = predict(
-            model,
-            volume,
-            probabilities=probabilities,
-            crops=also is not None,
-            correction=correction,
-            progress=progress,
-        )
-        record = prediction_record(model, prediction, input_hash, correction)
-    # A validation patient decided when training stopped, so his result flatters too.
+def _hash_of_scan(scan: Scan) -> str:
+    """Return the hash of a scan's files, and of the choice among the series that they hold."""
+    files = hash_of_source(scan.path)
+    return files if scan.series is None else hash_of([files, scan.series])
+
+
+def _warn_of_training(model: Model, input_hash: str) -> list[str]:
+    """Return a warning for each use of a scan in training; a validation patient decides when it stops."""
     seen = model.info.training
-    for hashes, use in ((seen.images_sha256, "train"), (seen.validation_images_sha256, "validate")):
-        if input_hash in hashes:
-            record["warnings"].append(
-                f"this scan was used to {use} the model: its result says nothing about others"
-            )
-    others = (before & {_below(output, path) for path in _every_result(output, scan.name)}) - wanted
-    kept = {name for name in others if same and (output / name).exists()}
+    uses = {"train": seen.images_sha256, "validate": seen.validation_images_sha256}
+    return [
+        f"this scan was used to {use} the model: its result says nothing about others"
+        for use, hashes in uses.items()
+        if input_hash in hashes
+    ]
+
+
+@contextmanager
+def _recording(
+    output: Path, name: str, record: dict[str, Any], wanted: set[str], before: set[str], *, keep: bool
+) -> Iterator[None]:
+    """Replace a scan's results by those that the block writes; list them in the record, and write it last.
+
+    Args:
+        output: folder of the results.
+        name: of the scan.
+        record: how the new results are made.
+        wanted: relative paths of what the block writes.
+        before: relative paths that the earlier record lists.
+        keep: keep earlier results of other kinds, which were made from the same scan and model. They are
+            removed otherwise, since they would lie beside a record that is not their own.
+    """
+    others = (before & _below(output, _every_result(output, name))) - wanted
+    kept = {other for other in others if keep and (output / other).exists()}
     record["files"] = sorted(wanted | kept)
-    made = [output / name for name in record["files"]]
-    # What is not kept is of another model or scan, and would soon lie beside a record that is not its own.
-    with replacing_results(manifest, made, stale=[output / name for name in others - kept]):
-        record["warnings"] += write_results(
-            files,
-            prediction.labels,
-            model.labels,
-            record["volumes_ml"],
-            path=scan.path,
-            series=scan.series,
-            made_from=[
-                record[key]
-                for key in ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
-                if key in record
-            ],
-            source=source,
-        )
-        if prediction.probabilities is not None:
-            for path, values in zip(maps, prediction.probabilities, strict=True):
-                write_image(volume.with_array(values), path)
-        if steps is not None:
-            steps(model, volume, prediction, *pictures)
-        if also is not None:
-            also(volume, prediction, record)
+    manifest, made = output / record_name(name), [output / file for file in record["files"]]
+    with replacing_results(manifest, made, stale=[output / other for other in others - kept]):
+        yield
         write_json(manifest, record)
-    return record
 
 
-def _below(output: Path, path: Path) -> str:
-    return path.relative_to(output).as_posix()
+def _write(
+    files: Mapping[str, Path],
+    maps: Sequence[Path],
+    scan: Scan,
+    model: Model,
+    prediction: Prediction,
+    record: Mapping[str, Any],
+    source: "Source | None",
+) -> tuple[str, ...]:
+    """Write the label map in each format and the map of each class's probability; return warnings."""
+    hashes = ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
+    warnings = write_results(
+        files,
+        prediction.labels,
+        model.labels,
+        record["volumes_ml"],
+        path=scan.path,
+        series=scan.series,
+        made_from=[record[key] for key in hashes if key in record],
+        source=source,
+    )
+    if prediction.probabilities is not None:
+        for path, values in zip(maps, prediction.probabilities, strict=True):
+            write_image(prediction.labels.with_array(values), path)
+    return warnings
+
+
+def _below(output: Path, paths: Iterable[Path]) -> set[str]:
+    """Return paths relative to the output folder, as a record lists them."""
+    return {path.relative_to(output).as_posix() for path in paths}
 
 
 def _every_result(output: Path, name: str) -> list[Path]:
-    """What this command may have written of a scan, but for its record."""
+    """Return all files that predictions of a scan may have written, but for the record."""
     maps = (output / "probabilities").glob(f"{glob.escape(name)}_*.nii.gz")
     return [*result_files(output, name, tuple(FORMATS)).values(), output / "steps" / f"{name}.png", *maps]
 

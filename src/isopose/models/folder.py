@@ -97,10 +97,7 @@ def save_model(folder: Path, model: Model) -> None:
             "format": FORMAT,
             "versions": versions(),
             "weights_sha256": sha256(weights),
-            "labels": {
-                "values": dict(model.labels.values),
-                "unions": {k: list(v) for k, v in model.labels.unions.items()},
-            },
+            "labels": model.labels.to_json(),
             "air": model.pipeline.air,
             "top": model.pipeline.top,
             "config": _nameless(model.config).model_dump(mode="json"),
@@ -138,10 +135,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         )
     try:
         config = validate_config(values["config"], str(manifest))
-        labels = Labels(
-            {str(k): int(v) for k, v in values["labels"]["values"].items()},
-            {str(k): tuple(v) for k, v in values["labels"]["unions"].items()},
-        )
+        labels = Labels.from_json(values["labels"])
         fingerprint = Fingerprint.from_json(values["fingerprint"])
         air, top = float(values["air"]), float(values["top"])
         if not (math.isfinite(air) and math.isfinite(top) and air < top):

@@ -91,10 +91,9 @@ def write_cohort(
         "population": population,
     }  # fmt: skip
     _begin(output, parameters)
-    names = [f"phantom_{index:03d}" for index in range(cases)]
     planned = [
-        _CaseToMake(output, name, index, index >= cases - tests, seed, size, slices, population)
-        for index, name in enumerate(names)
+        _CaseToMake(output, f"phantom_{n:03d}", n, n >= cases - tests, seed, size, slices, population)
+        for n in range(cases)
     ]
     truths = list(in_order(_make, planned, name=attrgetter("case"), workers=workers, progress=progress))
     write_text(output / "patients.csv", _patients(truths))

@@ -94,11 +94,6 @@ def smooth_min(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     return np.minimum(a, b) - h * h * (width / 4.0)
 
 
-def smooth_max(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
-    """Return the smooth intersection of two distances; see :func:`smooth_min`."""
-    return -smooth_min(-a, -b, width)
-
-
 def inside(distance: np.ndarray, edge: float) -> np.ndarray:
     """Return the fraction of a voxel that is inside, 0 to 1, for a soft edge ``edge`` mm wide."""
     return np.clip(0.5 - distance / edge, 0.0, 1.0)

@@ -100,10 +100,10 @@ def draw_steps(
 
 def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | None = None) -> bytes:
     """Return the picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
-    figure = _figure(rows, label_names, title)
+    figure = _draw_figure(rows, label_names, title)
     png = b""
     for dpi in (150, 125, 105, 90, 75, 60):
-        png = _encoded(figure, dpi)
+        png = _encode(figure, dpi)
         if len(png) <= LARGEST_PICTURE:
             break
     return png
@@ -117,7 +117,7 @@ def window(image: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1.0, low + 1.0)
 
 
-def _figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None) -> Figure:
+def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None) -> Figure:
     body = any(row.frame_image is not None and row.frame_mask is not None for row in rows)
     headings = [
         "Input",
@@ -153,7 +153,7 @@ def _figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None
     for row, line in zip(rows, cells, strict=True):
         _draw_row(row, list(line), body, colors)
         _write_text(figure, line[0], row)
-    _legend(figure, rows, label_names, colors)
+    _draw_legend(figure, rows, label_names, colors)
     return figure
 
 
@@ -168,28 +168,28 @@ def _draw_row(row: Steps, cells: list[Axes], body: bool, colors: tuple[str, ...]
     native, restored = cells[0], cells[-1]
     homogenized, cropped, predicted = cells[-4], cells[-3], cells[-2]
     for axes in (native, restored):
-        _show(axes, row.native, aspect)
-        _sides(axes)
-    _box(native, row.frame_outline, _FRAME)
+        _show_image(axes, row.native, aspect)
+        _mark_sides(axes)
+    _draw_box(native, row.frame_outline, _FRAME)
     _widen(native, row.frame_outline)
     if body and row.frame_image is not None and row.frame_mask is not None:
-        _show(cells[1], row.frame_image)
-        _outline(cells[1], row.frame_mask, _FRAME, 1.2)
-    _show(homogenized, row.homogenized)
-    _outline(homogenized, row.reference_mask, _REFERENCE, 1.2)
-    _box(homogenized, row.crop_outline, _CROP)
+        _show_image(cells[1], row.frame_image)
+        _draw_outline(cells[1], row.frame_mask, _FRAME, 1.2)
+    _show_image(homogenized, row.homogenized)
+    _draw_outline(homogenized, row.reference_mask, _REFERENCE, 1.2)
+    _draw_box(homogenized, row.crop_outline, _CROP)
     for axes in (cropped, predicted):
-        _show(axes, row.cropped)
+        _show_image(axes, row.cropped)
         for spine in axes.spines.values():
             spine.set_color(_CROP)
-    _classes(predicted, row.crop_classes, colors)
-    _classes(restored, row.native_classes, colors)
+    _draw_classes(predicted, row.crop_classes, colors)
+    _draw_classes(restored, row.native_classes, colors)
     if row.native_truth is not None:
         for index in range(1, len(colors) + 1):
-            _outline(restored, row.native_truth == index, _TRUTH, 0.7)
+            _draw_outline(restored, row.native_truth == index, _TRUTH, 0.7)
 
 
-def _show(axes: Axes, image: np.ndarray, aspect: float = 1.0) -> None:
+def _show_image(axes: Axes, image: np.ndarray, aspect: float = 1.0) -> None:
     low, high = window(image)
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, origin="upper")
     # A frame may reach beyond the image; the axes stay on it, else the image would shrink to make room.
@@ -197,16 +197,16 @@ def _show(axes: Axes, image: np.ndarray, aspect: float = 1.0) -> None:
     axes.set_anchor("C")
 
 
-def _classes(axes: Axes, classes: np.ndarray, colors: tuple[str, ...]) -> None:
+def _draw_classes(axes: Axes, classes: np.ndarray, colors: tuple[str, ...]) -> None:
     overlay = np.zeros((*classes.shape, 4), dtype=np.float32)
     for index, color in enumerate(colors, start=1):
         overlay[classes == index] = (*to_rgb(color), 0.45)
     axes.imshow(overlay, aspect=axes.get_aspect(), origin="upper", interpolation="nearest")
     for index, color in enumerate(colors, start=1):
-        _outline(axes, classes == index, color, 1.0)
+        _draw_outline(axes, classes == index, color, 1.0)
 
 
-def _outline(axes: Axes, mask: np.ndarray, color: str, width: float) -> None:
+def _draw_outline(axes: Axes, mask: np.ndarray, color: str, width: float) -> None:
     if mask.any():
         # Padded, so that an outline along the border of the image is closed.
         padded = np.pad(mask.astype(np.float32), 1)
@@ -214,7 +214,7 @@ def _outline(axes: Axes, mask: np.ndarray, color: str, width: float) -> None:
         axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=width)
 
 
-def _box(axes: Axes, corners: np.ndarray, color: str) -> None:
+def _draw_box(axes: Axes, corners: np.ndarray, color: str) -> None:
     axes.add_patch(Polygon(np.asarray(corners), closed=True, fill=False, edgecolor=color, linewidth=1.4))
 
 
@@ -228,7 +228,7 @@ def _widen(axes: Axes, corners: np.ndarray, most: float = 0.2) -> None:
     axes.set_ylim(min(max(bottom, lower), bottom + room_y), max(min(top, upper), top - room_y))
 
 
-def _sides(axes: Axes) -> None:
+def _mark_sides(axes: Axes) -> None:
     """Mark the patient's right (R) and left (L) side of the image."""
     for x, side in ((0.03, "R"), (0.97, "L")):
         align = "left" if x < 0.5 else "right"
@@ -257,7 +257,7 @@ def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
         place -= (0.155 * len(lines) + 0.03) / height
 
 
-def _legend(
+def _draw_legend(
     figure: Figure, rows: Sequence[Steps], label_names: Sequence[str], colors: tuple[str, ...]
 ) -> None:
     entries: list[Patch | Line2D] = [
@@ -280,7 +280,7 @@ def _legend(
     )
 
 
-def _encoded(figure: Figure, dpi: int) -> bytes:
+def _encode(figure: Figure, dpi: int) -> bytes:
     """Return a PNG with a palette: a third of the size, without visible difference."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)

@@ -48,44 +48,44 @@ class _Panel:
 
     def frame(self, title: str, x_label: str = "", whole: bool = False, bottom: bool = True) -> str:
         """Title, grid lines and tick labels."""
-        parts = [_text(self.left, self.top - 10, title, "title")]
+        parts = [_draw_text(self.left, self.top - 10, title, "title")]
         for tick in self.y_ticks or MaxNLocator(4).tick_values(*self.y):
             if self.y[0] <= tick <= self.y[1]:
                 _, y = self.at(self.x[0], tick)
-                parts.append(_rule(self.left, y, self.left + self.width, y))
-                parts.append(_text(self.left - 7, y + 4, f"{tick:.4g}", anchor="end"))
+                parts.append(_draw_line(self.left, y, self.left + self.width, y))
+                parts.append(_draw_text(self.left - 7, y + 4, f"{tick:.4g}", anchor="end"))
         for tick in MaxNLocator(5, integer=whole).tick_values(*self.x) if bottom else ():
             if self.x[0] <= tick <= self.x[1]:
                 x, y = self.at(tick, self.y[0])
-                parts.append(_text(x, y + 17, f"{tick:.4g}", anchor="middle"))
+                parts.append(_draw_text(x, y + 17, f"{tick:.4g}", anchor="middle"))
         if x_label:
             place = self.left + self.width / 2, self.top + self.height + 35
-            parts.append(_text(*place, x_label, anchor="middle"))
+            parts.append(_draw_text(*place, x_label, anchor="middle"))
         return "".join(parts)
 
 
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+def _draw_text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _rule(x0: float, y0: float, x1: float, y1: float, kind: str = "grid") -> str:
+def _draw_line(x0: float, y0: float, x1: float, y1: float, kind: str = "grid") -> str:
     return f'<line class="{kind}" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
 
 
-def _dot(x: float, y: float, bad: bool = False) -> str:
+def _draw_dot(x: float, y: float, bad: bool = False) -> str:
     # Missed structures are squares, so that they differ not only in color.
     if bad:
         return f'<rect class="mark bad" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
     return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> bytes:
+def _to_svg(width: float, height: float, parts: Sequence[str]) -> bytes:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
     box = f'viewBox="0 0 {width:.0f} {height:.0f}"><style>{_STYLE}</style>'
     return (head + box + "".join(parts) + "</svg>\n").encode()
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _find_range(values: Sequence[float]) -> tuple[float, float]:
     """Return the values' range with a little room, never empty."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or max(abs(high) * 0.1, 0.5)
@@ -126,11 +126,11 @@ def training_curves(history: Sequence[Mapping[str, float | str]]) -> bytes:
             curve = finite[stage, key]
             if not curve:
                 continue
-            y_range = (0.0, 1.0) if key == "val_dice" else _range([y for _, y in curve])
+            y_range = (0.0, 1.0) if key == "val_dice" else _find_range([y for _, y in curve])
             epochs = [x for other in keys for x, _ in curves[stage, other]]
             place = gap_x + column * (width + gap_x), top + row * (height + gap_y)
             ticks = _DICE_TICKS if key == "val_dice" else ()
-            panel = _Panel(*place, width, height, _range(epochs), y_range, ticks)
+            panel = _Panel(*place, width, height, _find_range(epochs), y_range, ticks)
             name = {"loss": "loss", "val_dice": "validation Dice"}[key]
             last = row == len(keys) - 1 or not finite[stage, keys[-1]]
             parts.append(panel.frame(f"{stage}: {name}", "epoch" if last else "", whole=True))
@@ -138,8 +138,8 @@ def training_curves(history: Sequence[Mapping[str, float | str]]) -> bytes:
                 if is_finite:
                     path = " ".join("{:.1f},{:.1f}".format(*panel.at(*point)) for point in part)
                     parts.append(f'<polyline class="line" points="{path}"/>')
-            parts.append(_dot(*panel.at(*curve[-1])))
-    return _svg(
+            parts.append(_draw_dot(*panel.at(*curve[-1])))
+    return _to_svg(
         gap_x + len(stages) * (width + gap_x) - gap_x / 2, top + len(keys) * (height + gap_y) - 10, parts
     )
 
@@ -153,32 +153,35 @@ def score_dots(evaluation: Evaluation) -> bytes:
     label = max(90.0, 7.5 * max(len(target) for target in evaluation.targets) + 20)
     lane, width = 62.0, 560.0
     panel = _Panel(label, 30, width, lane * len(evaluation.targets), (0.0, 1.0), (0.0, 1.0))
-    parts = [_text(label, 18, "Dice of every scan", "title")]
+    parts = [_draw_text(label, 18, "Dice of every scan", "title")]
     for tick in np.linspace(0, 1, 6):
         x, _ = panel.at(float(tick), 0)
-        parts.append(_rule(x, panel.top, x, panel.top + panel.height))
-        parts.append(_text(x, panel.top + panel.height + 18, f"{tick:.1f}", anchor="middle"))
+        parts.append(_draw_line(x, panel.top, x, panel.top + panel.height))
+        parts.append(_draw_text(x, panel.top + panel.height + 18, f"{tick:.1f}", anchor="middle"))
     for index, target in enumerate(evaluation.targets):
         middle = panel.top + lane * (index + 0.5)
-        parts.append(_text(label - 14, middle + 4, target, anchor="end"))
+        parts.append(_draw_text(label - 14, middle + 4, target, anchor="end"))
         scans = [(case.case, case.scores[target]) for case in evaluation.cases]
         values = [(case, s, s.dice) for case, s in scans if s.dice is not None]
         if not values:
-            parts.append(_text(label + 8, middle + 4, "in no scan"))
+            parts.append(_draw_text(label + 8, middle + 4, "in no scan"))
             continue
         low, median, high = (
             panel.at(float(v), 0)[0] for v in np.percentile([dice for *_, dice in values], [25, 50, 75])
         )
         box = f'x="{low:.1f}" y="{middle - 17:.1f}" width="{max(high - low, 1):.1f}" height="34" rx="3"'
-        parts += [f'<rect class="box" {box}/>', _rule(median, middle - 17, median, middle + 17, "median")]
+        parts += [
+            f'<rect class="box" {box}/>',
+            _draw_line(median, middle - 17, median, middle + 17, "median"),
+        ]
         for place, (_, scores, dice) in enumerate(values):
             # Jitter by index instead of random jitter: the same scores give the same picture.
-            parts.append(_dot(panel.at(dice, 0)[0], middle + (place % 5 - 2) * 5.5, _bad(scores)))
+            parts.append(_draw_dot(panel.at(dice, 0)[0], middle + (place % 5 - 2) * 5.5, _is_bad(scores)))
         worst, _, dice = max(values, key=lambda value: badness(value[1], "dice"))
         x = panel.at(dice, 0)[0]
         anchor = "start" if x < label + width / 2 else "end"
-        parts.append(_text(x, middle + 29, f"worst: {worst}", anchor=anchor))
-    return _svg(label + width + 24, panel.top + panel.height + 30, parts)
+        parts.append(_draw_text(x, middle + 29, f"worst: {worst}", anchor=anchor))
+    return _to_svg(label + width + 24, panel.top + panel.height + 30, parts)
 
 
 def score_against_age(evaluation: Evaluation) -> bytes | None:
@@ -197,16 +200,16 @@ def score_against_age(evaluation: Evaluation) -> bytes | None:
         top = 34.0 + (index // 3) * (height + 70)
         oldest = max(age for age, _ in known)
         # The dots of 0 and 1 are drawn whole, so the axis reaches a little beyond.
-        ages = _range([0.0, max(oldest, 1.0)])
+        ages = _find_range([0.0, max(oldest, 1.0)])
         panel = _Panel(left, top, width, height, ages, (-0.04, 1.04), _DICE_TICKS)
         parts.append(panel.frame(target, "age (years)"))
         for age, case in known:
             scores = case.scores[target]
             if scores.dice is not None:
-                parts.append(_dot(*panel.at(age, scores.dice), _bad(scores)))
+                parts.append(_draw_dot(*panel.at(age, scores.dice), _is_bad(scores)))
     columns, rows = min(3, len(evaluation.targets)), -(-len(evaluation.targets) // 3)
-    return _svg(gap + columns * (width + gap) - gap / 2, 34 + rows * (height + 70) - 20, parts)
+    return _to_svg(gap + columns * (width + gap) - gap / 2, 34 + rows * (height + 70) - 20, parts)
 
 
-def _bad(scores: Scores) -> bool:
+def _is_bad(scores: Scores) -> bool:
     return scores.outcome in ("missed", "false alarm")

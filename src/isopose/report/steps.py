@@ -46,7 +46,7 @@ def steps_of(
     classes = model.labels.to_classes(apply(prediction.labels.array))
     true_classes = None if truth is None else model.labels.to_classes(apply(truth.array))
     return [
-        _slice(model, upright, prediction, classes, true_classes, int(z))
+        _show_slice(model, upright, prediction, classes, true_classes, int(z))
         for z in chosen_slices(prediction, classes, true_classes, rows)
     ]
 
@@ -64,7 +64,7 @@ def chosen_slices(
     return np.unique(usable[places.astype(int)])[::-1]
 
 
-def _slice(
+def _show_slice(
     model: Model,
     upright: Volume,
     prediction: Prediction,
@@ -92,11 +92,11 @@ def _slice(
     return Steps(
         native=upright.array[z].astype(np.float32),
         native_spacing_yx=(float(upright.spacing[1]), float(upright.spacing[0])),
-        frame_outline=_in_pixels(slice_from_homogenized, (upright.array.shape[1], upright.array.shape[2])),
-        homogenized=_plane(homogenized),
-        reference_mask=_plane(reference) >= 0.5,
-        crop_outline=_in_pixels(theta2[0], (size, size)),
-        cropped=_plane(crop),
+        frame_outline=_to_pixels(slice_from_homogenized, (upright.array.shape[1], upright.array.shape[2])),
+        homogenized=_to_plane(homogenized),
+        reference_mask=_to_plane(reference) >= 0.5,
+        crop_outline=_to_pixels(theta2[0], (size, size)),
+        cropped=_to_plane(crop),
         crop_classes=most_probable(crop_probabilities(model, crop))[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],
@@ -114,13 +114,13 @@ def _slice(
     )
 
 
-def _in_pixels(input_from_output: Tensor, shape: tuple[int, int]) -> np.ndarray:
+def _to_pixels(input_from_output: Tensor, shape: tuple[int, int]) -> np.ndarray:
     """Return the corners of the output square in pixels of the input, ``(4, 2)`` as ``(x, y)``."""
     pixel_from_normalized = torch.linalg.inv(normalized_from_pixel(shape)).to(input_from_output.device)
     corners = compose(pixel_from_normalized, input_from_output) @ _CORNERS.T.to(input_from_output.device)
     return corners[:2].T.cpu().numpy()
 
 
-def _plane(image: Tensor) -> np.ndarray:
+def _to_plane(image: Tensor) -> np.ndarray:
     plane: np.ndarray = image[0, 0].float().cpu().numpy()
     return plane

@@ -75,7 +75,7 @@ def to_latex(table: Table) -> str:
     r"""Return the table as a LaTeX ``table`` with ``booktabs`` rules, a caption and notes."""
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+        return " & ".join(_escape(cell) for cell in cells) + r" \\"
 
     form = "".join("l" if column.text else "r" for column in table.columns)
     rows = [
@@ -85,7 +85,7 @@ def to_latex(table: Table) -> str:
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{_escaped(table.caption)}}}",
+            rf"\caption{{{_escape(table.caption)}}}",
             rf"\begin{{tabular}}{{{form}}}",
             r"\toprule",
             line([column.name for column in table.columns]),
@@ -93,14 +93,14 @@ def to_latex(table: Table) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
-            *(rf"\par {_escaped(note)}" for note in table.notes),
+            *(rf"\par {_escape(note)}" for note in table.notes),
             r"\end{table}",
             "",
         ]
     )
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Return text with LaTeX's special characters escaped."""
     signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(signs.get(sign, rf"\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
@@ -130,7 +130,7 @@ def spread(statistic: Statistic, metric: Metric) -> str:
     return f"{statistic.mean:.{digits}f}{sd}"
 
 
-def _worst(statistic: Statistic, metric: Metric) -> str:
+def _format_worst(statistic: Statistic, metric: Metric) -> str:
     if statistic.worst_case is None:
         return NO_VALUE
     value = "no value" if statistic.worst is None else f"{statistic.worst:.{DIGITS[metric]}f}"
@@ -161,7 +161,7 @@ def overall_table(evaluation: Evaluation) -> Table:
                     statistic.patients,
                     spread(statistic, metric),
                     median,
-                    _worst(statistic, metric),
+                    _format_worst(statistic, metric),
                     statistic.without_value,
                 )
             )
@@ -198,7 +198,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
             f"By {name.lower()}",
             columns,
             tuple(
-                _stratum_row(group, summarize(members, target))
+                _make_stratum_row(group, summarize(members, target))
                 for group, members in strata.items()
                 for target in evaluation.targets
             ),
@@ -209,7 +209,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     )
 
 
-def _stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
+def _make_stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
     return (
         group,
         summary.target,
@@ -217,7 +217,7 @@ def _stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
         summary.scans,
         spread(summary.dice, "dice"),
         summary.dice.median,
-        _worst(summary.dice, "dice"),
+        _format_worst(summary.dice, "dice"),
         spread(summary.surface_dice, "surface_dice"),
         spread(summary.hd95_mm, "hd95_mm"),
         f"{summary.missed} / {summary.false_alarms} / {summary.empty}",
@@ -242,11 +242,12 @@ def case_table(evaluation: Evaluation, target: str) -> Table:
         (Column("Case", text=True), lambda case: case.case)
     ]
     if any(case.patient != case.case for case in ordered):
-        facts.append((Column("Same patient as", text=True), _same_patient))
+        column = Column("Same patient as", text=True)
+        facts.append((column, lambda case: None if case.patient == case.case else case.patient))
     if any(case.age_years is not None for case in ordered):
-        facts.append((Column("Age (years)", 1), lambda case: _float(case.age_years)))
+        facts.append((Column("Age (years)", 1), lambda case: _to_float(case.age_years)))
     if any(case.body_size_mm is not None for case in ordered):
-        facts.append((Column("Body size (mm)", 0), lambda case: _float(case.body_size_mm)))
+        facts.append((Column("Body size (mm)", 0), lambda case: _to_float(case.body_size_mm)))
     rows = tuple(
         (
             *(value(case) for _, value in facts),
@@ -258,11 +259,7 @@ def case_table(evaluation: Evaluation, target: str) -> Table:
     return Table(f"Every scan: {target}, worst first", columns, rows, sortable=True)
 
 
-def _same_patient(case: CaseScores) -> Cell:
-    return None if case.patient == case.case else case.patient
-
-
-def _float(value: float | None) -> float | None:
+def _to_float(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
@@ -297,7 +294,7 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
                 shown(d.mean_difference, d.metric, "+") + sd,
                 d.better,
                 d.worse,
-                _p_value(d.p_value),
+                _format_p(d.p_value),
                 d.unpaired,
             )
         )
@@ -314,7 +311,7 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
     return Table(f"{name_b} against {name_a}", columns, tuple(rows), notes=tuple(notes))
 
 
-def _p_value(p: float | None) -> str:
+def _format_p(p: float | None) -> str:
     if p is None:
         return NO_VALUE
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
@@ -374,11 +371,11 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write ``scores.csv``, ``scores.json`` and ``scores.md``; the same evaluation gives the same bytes."""
     folder = Path(folder)
     write_text(folder / "scores.csv", csv_text(evaluation))
-    write_json(folder / "scores.json", evaluation.to_json() | {"summary": _summaries(evaluation)})
+    write_json(folder / "scores.json", evaluation.to_json() | {"summary": _summarize_strata(evaluation)})
     write_text(folder / "scores.md", markdown(evaluation))
 
 
-def _summaries(evaluation: Evaluation) -> dict[str, object]:
+def _summarize_strata(evaluation: Evaluation) -> dict[str, object]:
     groups = {"all": {"all": evaluation.cases}, "age": age_strata(evaluation.cases)}
     groups["body_size"] = size_strata(evaluation.cases)
     return {

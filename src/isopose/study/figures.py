@@ -17,14 +17,14 @@ from isopose.study.results import ArmResult, steady
 SHOWN = ("augmented", "pose", "crop-half", "nnunet")
 
 
-def _png(figure: Figure) -> bytes:
+def _to_png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=90, metadata={"Software": None})
     plt.close(figure)
     return out.getvalue()
 
 
-def _color(arm: str) -> tuple[float, ...]:
+def _color_of(arm: str) -> tuple[float, ...]:
     """Return an arm's own, the same in every figure."""
     return plt.get_cmap("tab20")(list(BY_NAME).index(arm) % 20)
 
@@ -47,7 +47,7 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
                 points = np.array(steady(run.curve(f"dice {label}", "cpu_seconds")))
                 if len(points):
                     axis.plot(
-                        points[:, 0], points[:, 1], color=_color(name), lw=1.4,
+                        points[:, 0], points[:, 1], color=_color_of(name), lw=1.4,
                         ls="--" if result.arm.peer else "-",
                         label=name if number == 0 else None,
                     )  # fmt: skip
@@ -55,7 +55,7 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
         axis.set_xscale("log")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    return _png(figure)
+    return _to_png(figure)
 
 
 def box_plots(results: Mapping[str, ArmResult]) -> bytes:
@@ -79,7 +79,7 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].set_yticks(range(1, len(names) + 1), names)
     axes[0][0].invert_yaxis()
-    return _png(figure)
+    return _to_png(figure)
 
 
 def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
@@ -106,11 +106,11 @@ def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
             if not points:
                 continue
             size, dice = np.array(points, dtype=float).T
-            axis.plot(size, dice, ".", color=_color(name), ms=3, alpha=0.5)
+            axis.plot(size, dice, ".", color=_color_of(name), ms=3, alpha=0.5)
             reach = max(3, len(size) // 5)
             middle = [np.median(dice[max(0, n - reach) : n + reach + 1]) for n in range(len(size))]
-            axis.plot(size, middle, color=_color(name), lw=1.4, label=name)
+            axis.plot(size, middle, color=_color_of(name), lw=1.4, label=name)
         axis.set(title=target, xlabel="width of the body, mm", ylabel="Dice", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    return _png(figure)
+    return _to_png(figure)

@@ -92,7 +92,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         model, history, size = None, peer.history, peer.size
         made = nnunet.versions() | circumstances(device, nnunet.precision(device))
     else:
-        model = _model(folder, job, dataset, config, meter)
+        model = _make_model(folder, job, dataset, config, meter)
         history = list(model.info.history) if job["arm"] != DIRECT else []
         if arm is not None:
             stns = {name: length.to_json() for name, length in lengths_of(config, arm, history).items()}
@@ -112,17 +112,19 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         if model is None:
             nnunet.predict(peer, scans, dataset, folder, meter)
         else:
-            _predict(model, scans, folder / "predictions", meter)
+            _predict_scans(model, scans, folder / "predictions", meter)
         names = [scan.name for scan in scans]
         evaluation = evaluate(folder / "predictions", dataset, cases=names, body_sizes_mm=job["sizes_mm"])
         write_evaluation(evaluation, folder / "scores")
         result["evaluation"] = evaluation.to_json()
         if model is not None and config.dims == 2:
-            result["shown"] = _steps(model, scans, evaluation, folder / "shown")
+            result["shown"] = _draw_steps(model, scans, evaluation, folder / "shown")
     write_json(folder / "result.json", result | {"measures": meter.values})
 
 
-def _model(folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, meter: Measuring) -> Model:
+def _make_model(
+    folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, meter: Measuring
+) -> Model:
     source = load_model(Path(job["source"]), choose_device(config.train.device)) if job["source"] else None
     if job["arm"] == DIRECT:
         assert source is not None, "direct inference is with the source's model"
@@ -143,7 +145,7 @@ def _model(folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, 
     )
 
 
-def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring) -> None:
+def _predict_scans(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring) -> None:
     """Predict each scan, including reading and writing, and measure the time."""
     model = for_prediction(model)
     with meter.counting("predict") as progress:
@@ -159,7 +161,7 @@ def _predict(model: Model, scans: Sequence[Scan], output: Path, meter: Measuring
             progress(done, len(scans))
 
 
-def _steps(model: Model, scans: Sequence[Scan], evaluation: Evaluation, output: Path) -> dict[str, str]:
+def _draw_steps(model: Model, scans: Sequence[Scan], evaluation: Evaluation, output: Path) -> dict[str, str]:
     """Pictures of the best, the median and the worst patient by the last label's Dice: place to case.
 
     Of those who have that structure or were given it, where there are any.

@@ -57,14 +57,14 @@ def lengths_of(
     done = Counter(row["stage"] for row in history) if history is not None else None
     found = {}
     for name, section in STNS.items():
-        steps, slices = _trained(config, section, done)
-        preset_steps, preset_slices = _trained(preset, section, None)
+        steps, slices = _count_trained(config, section, done)
+        preset_steps, preset_slices = _count_trained(preset, section, None)
         if steps or preset_steps:
             found[name] = Length(steps, preset_steps, slices, preset_slices)
     return found
 
 
-def _trained(config: Config, section: str, done: Mapping[str, int] | None) -> tuple[int, int]:
+def _count_trained(config: Config, section: str, done: Mapping[str, int] | None) -> tuple[int, int]:
     """Steps and slices by which a transformer is trained: of the epochs that were done, else of all."""
     # One network for both (stn=joint) is none of the arms', whose U-Net often has no crop.
     learns = {"pose": config.pose.learned, "crop": config.crop.enabled and config.crop.learned}

@@ -70,15 +70,15 @@ def circumstances(device: torch.device, precision: str) -> dict[str, str]:
     gpu = device.type == "cuda"
     return {
         "device": device.type,
-        "processor": torch.cuda.get_device_name(device) if gpu else _processor(),
+        "processor": torch.cuda.get_device_name(device) if gpu else _name_processor(),
         "threads": str(torch.get_num_threads()),
         "precision": precision,
         **versions(),
     }
 
 
-def _processor() -> str:
-    """Its name, by Linux or by Python."""
+def _name_processor() -> str:
+    """Return the processor's name, from Linux or from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -87,7 +87,7 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _on_gpu(device: torch.device | None) -> bool:
+def _is_gpu(device: torch.device | None) -> bool:
     return torch.cuda.is_available() if device is None else device.type == "cuda"
 
 
@@ -99,30 +99,30 @@ def reset_peak(device: torch.device | None = None) -> float:
     Args:
         device: whose memory; none: a GPU's where there is one.
     """
-    if _on_gpu(device):
+    if _is_gpu(device):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / MB
     give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
+        return _read_status("VmRSS")
     except (OSError, KeyError):
         return peak_memory(device)
 
 
 def peak_memory(device: torch.device | None = None) -> float:
     """MB at the peak since the last reset: allocated on a GPU, else resident."""
-    if _on_gpu(device):
+    if _is_gpu(device):
         return torch.cuda.max_memory_allocated(device) / MB
     try:
-        return _status("VmHWM")
+        return _read_status("VmHWM")
     except (OSError, KeyError):
         # Bytes on macOS, kilobytes elsewhere.
         unit = 1.0 if sys.platform == "darwin" else 1024.0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
 
 
-def _status(key: str) -> float:
+def _read_status(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     values = dict(line.split(":", 1) for line in lines)
     return float(values[key].split()[0]) / 1024.0

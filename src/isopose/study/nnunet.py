@@ -44,12 +44,12 @@ def available() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of nnU-Net."""
+    """Return the version of nnU-Net by its package's name."""
     return {"nnunetv2": importlib.metadata.version("nnunetv2")}
 
 
 def precision(device: torch.device) -> str:
-    """What nnU-Net computes in."""
+    """Return the precision that nnU-Net computes in."""
     return "16-mixed" if device.type == "cuda" else "32-true"
 
 
@@ -89,22 +89,19 @@ def train(
     require()
     assert config.train.fold != "all", "refused by config_of"
     training, validation = split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
-    _environment(folder, shared)
-    with _logged(folder):
-        plans = _planned(shared, dataset, peer, workers)
-        trainer = _trainer(folder, plans, shared, training, validation, config, peer, dataset.labels.names)
-        history = folder / "history.json"
-        if history.exists():
-            trainer.rows = read_json(history)
+    _set_environment(folder, shared)
+    with _log_output(folder):
+        plans = _make_plans(shared, dataset, peer, workers)
+        trainer = _make_trainer(folder, shared, plans, training, validation, config, peer)
         optimizer = config.unet.optimizer
         # Augmentation in the training process from here on (planning takes the number for its threads): its
         # seconds are counted, and no worker outlives a run that is stopped.
         os.environ.update(nnUNet_n_proc_DA="0")
         with meter.stage("unet", optimizer.epochs, optimizer.iterations, trainer.current_epoch) as report:
-            trainer.report, trainer.kept = report, history
+            trainer.report = report
             if trainer.current_epoch < trainer.num_epochs:
                 trainer.run_training()
-        return Trained(trainer, trainer.rows, _size(trainer))
+        return Trained(trainer, trainer.rows, _measure_size(trainer))
 
 
 def predict(
@@ -118,7 +115,7 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     trainer.set_deep_supervision_enabled(False)
     axes = trainer.inference_allowed_mirroring_axes
-    with meter.counting("predict") as progress, _logged(folder):
+    with meter.counting("predict") as progress, _log_output(folder):
         predictor = nnUNetPredictor(
             use_mirroring=axes is not None,
             perform_everything_on_device=trainer.device.type == "cuda",
@@ -137,7 +134,7 @@ def predict(
         for done, scan in enumerate(scans, start=1):
             target = output / f"{scan.name}.nii.gz"
             if scan.name not in meter.values["predict"] or not target.exists():
-                source = _nifti(scan.path, folder / "inputs" / f"{scan.name}_0000.nii.gz")
+                source = _as_nifti(scan.path, folder / "inputs" / f"{scan.name}_0000.nii.gz")
                 with timed() as seconds:
                     predictor.predict_from_files_sequential([[str(source)]], [str(output / scan.name)])
                 classes = read_labels(target)
@@ -146,7 +143,7 @@ def predict(
             progress(done, len(scans))
 
 
-def _environment(folder: Path, shared: Path) -> None:
+def _set_environment(folder: Path, shared: Path) -> None:
     """Set the environment variables of nnU-Net's folders, which it reads on import."""
     os.environ.update(
         nnUNet_raw=str(shared / "raw"),
@@ -158,13 +155,13 @@ def _environment(folder: Path, shared: Path) -> None:
 
 
 @contextlib.contextmanager
-def _logged(folder: Path) -> Iterator[None]:
+def _log_output(folder: Path) -> Iterator[None]:
     """Redirect nnU-Net's output to a file of the run."""
     with open(folder / "nnunet.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         yield
 
 
-def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
+def _make_plans(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
     """Return nnU-Net's plans; raw dataset, fingerprint and preprocessed data are made once."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
@@ -173,7 +170,7 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
     )
 
     processes = max(1, workers)
-    _raw(shared / "raw" / NAME, dataset)
+    _write_raw(shared / "raw" / NAME, dataset)
     preprocessed = shared / "preprocessed" / NAME
     posed = "-posed" if peer.posed else ""
     done = preprocessed / f"{peer.planner}-{peer.configuration}{posed}.json"
@@ -201,14 +198,14 @@ def _planned(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[s
     return values
 
 
-def _raw(folder: Path, dataset: Dataset) -> None:
+def _write_raw(folder: Path, dataset: Dataset) -> None:
     """Write the training and validation cases as an nnU-Net raw dataset with classes 0, 1, ..."""
     done = folder / "dataset.json"
     if done.exists():
         return
     cases = [case for case in dataset.cases if case.label is not None and case.split != "test"]
     for case in cases:
-        _nifti(case.image, folder / "imagesTr" / f"{case.id}_0000.nii.gz")
+        _as_nifti(case.image, folder / "imagesTr" / f"{case.id}_0000.nii.gz")
         target = folder / "labelsTr" / f"{case.id}.nii.gz"
         if not target.exists():
             assert case.label is not None, "of labeled cases"
@@ -226,7 +223,7 @@ def _raw(folder: Path, dataset: Dataset) -> None:
     )
 
 
-def _nifti(source: Path, target: Path) -> Path:
+def _as_nifti(source: Path, target: Path) -> Path:
     """Return a scan as the NIfTI file that nnU-Net reads: a link to it where it is one."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +236,7 @@ def _nifti(source: Path, target: Path) -> Path:
 
 
 def lengths(optimizer: OptimizerConfig, slices: int) -> tuple[int, int]:
-    """Iterations of training and of validation an epoch, so that as many slices are seen as by other arms.
+    """Return iterations of training and of validation an epoch that show as many slices as other arms see.
 
     Validation is a fifth, as nnU-Net's own 50 are of 250.
 
@@ -251,26 +248,55 @@ def lengths(optimizer: OptimizerConfig, slices: int) -> tuple[int, int]:
     return iterations, max(1, round(iterations / 5))
 
 
-def _trainer(
+def _make_trainer(
     folder: Path,
-    plans: dict[str, Any],
     shared: Path,
+    plans: dict[str, Any],
     training: Sequence[Case],
     validation: Sequence[Case],
     config: Config,
     peer: Peer,
-    names: Sequence[str],
 ) -> Any:
-    """nnU-Net's trainer for the study's patients and steps, at its last checkpoint where it has one."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
-
+    """Return nnU-Net's trainer for the study's patients and steps, at its last checkpoint if there is one."""
     optimizer = config.unet.optimizer
     part = plans["configurations"][peer.configuration]
     # As many slices a step as the study's own arms; a volume's patch holds several.
     depth = part["patch_size"][0] if len(part["patch_size"]) == 3 else 1
     part["batch_size"] = max(2, round(optimizer.batch_size / depth)) if depth > 1 else optimizer.batch_size
-    iterations, of_validation = lengths(optimizer, part["batch_size"] * depth)
+    np.random.seed(config.train.seed)
+    torch.manual_seed(config.train.seed)
+    made = _make_trainer_class(peer)
+    name = f"{made.__name__}__{plans['plans_name']}__{peer.configuration}"
+    checkpoints = folder / "results" / NAME / name / "fold_0"
+    known = [checkpoints / f"checkpoint_{which}.pth" for which in ("final", "latest")]
+    found = next((path for path in known if path.exists()), None)
+    trainer = made(
+        plans | {"continue_training": found is not None},
+        peer.configuration,
+        0,
+        read_json(shared / "raw" / NAME / "dataset.json"),
+        choose_device(config.train.device),
+    )
+    trainer.slices_per_batch = part["batch_size"] * depth
+    trainer.num_epochs = optimizer.epochs
+    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = lengths(
+        optimizer, trainer.slices_per_batch
+    )
+    trainer.save_every = max(1, optimizer.epochs // CHECKPOINTS)
+    trainer.split = [case.id for case in training], [case.id for case in validation]
+    trainer.history = folder / "history.json"
+    trainer.rows = read_json(trainer.history) if trainer.history.exists() else []
+    if found is not None:
+        # Its own, written by this study: nnU-Net keeps its checkpoints as pickles.
+        trainer.load_checkpoint(str(found))
+    return trainer
+
+
+def _make_trainer_class(peer: Peer) -> Any:
+    """Return nnU-Net's class of trainers with the study's split, which records its times."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+
     base: Any = nnUNetTrainer if peer.augmented else nnUNetTrainerNoDA
     if peer.posed:
         from isopose.nnunet.trainers.nnUNetTrainerIsopose import nnUNetTrainerIsopose
@@ -278,37 +304,18 @@ def _trainer(
         base = nnUNetTrainerIsopose
 
     class StudyTrainer(base):
-        """nnU-Net's, with the study's length and split, which puts down its times."""
-
-        # nnU-Net reads the parameters' names.
-        def __init__(
-            self,
-            plans: dict,
-            configuration: str,
-            fold: int,
-            dataset_json: dict,
-            device: torch.device = torch.device("cpu"),  # noqa: B008
-        ) -> None:
-            super().__init__(plans, configuration, fold, dataset_json, device)
-            self.num_epochs = optimizer.epochs
-            self.num_iterations_per_epoch = iterations
-            self.num_val_iterations_per_epoch = of_validation
-            self.save_every = max(1, optimizer.epochs // CHECKPOINTS)
-            self.rows: list[dict[str, Any]] = []
-            self.report: Any = None
-            self.kept: Path = folder / "history.json"
+        rows: list[dict[str, Any]]
 
         def do_split(self) -> tuple[list[str], list[str]]:
-            """Return the study's."""
-            return [case.id for case in training], [case.id for case in validation]
+            return self.split
 
         def save_checkpoint(self, filename: str) -> None:
-            """Whole or not at all: one that was cut off would be taken for the last, and never read."""
+            # Whole or not at all: one that was cut off would be taken for the last, and never read.
             with replacing(Path(filename)) as temporary:
                 super().save_checkpoint(str(temporary))
 
         def plot_network_architecture(self) -> None:
-            """Not drawn."""
+            """Draw nothing; nnU-Net's drawing needs Graphviz."""
 
         def on_epoch_start(self) -> None:
             self.cpu = time.process_time()
@@ -328,53 +335,39 @@ def _trainer(
             # Before checkpoints are written and curves drawn, which the study's own arms do not count either.
             cpu_seconds = time.process_time() - self.cpu
             super().on_epoch_end()
-
-            def last(key: str) -> Any:
-                return self.logger.get_value(key, step=-1)
-
-            end = last("epoch_end_timestamps")
-            row = {
-                "stage": "unet",
-                "epoch": epoch + 1,
-                "loss": float(last("train_losses")),
-                **_dice(names, last("dice_per_class_or_region")),
-                "seconds": end - last("epoch_start_timestamps"),
-                "cpu_seconds": cpu_seconds,
-                "validation_seconds": end - self.trained,
-                "slices_a_batch": part["batch_size"] * depth,
-            }
+            row = {"stage": "unet", "epoch": epoch + 1, **_read_last_epoch(self, cpu_seconds)}
             self.rows = [*(known for known in self.rows if known["epoch"] <= epoch), row]
-            write_json(self.kept, self.rows)
+            write_json(self.history, self.rows)
             self.report.epoch(row)
 
-    seed = config.train.seed
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    name = f"{StudyTrainer.__name__}__{plans['plans_name']}__{peer.configuration}"
-    checkpoints = folder / "results" / NAME / name / "fold_0"
-    known = [checkpoints / f"checkpoint_{which}.pth" for which in ("final", "latest")]
-    found = next((path for path in known if path.exists()), None)
-    dataset_json = read_json(shared / "raw" / NAME / "dataset.json")
-    trainer = StudyTrainer(
-        plans | {"continue_training": found is not None},
-        peer.configuration,
-        0,
-        dataset_json,
-        choose_device(config.train.device),
-    )
-    if found is not None:
-        # Its own, written by this study: nnU-Net keeps its checkpoints as pickles.
-        trainer.load_checkpoint(str(found))
-    return trainer
+    return StudyTrainer
 
 
-def _dice(names: Sequence[str], values: Sequence[float]) -> Mapping[str, float]:
+def _read_last_epoch(trainer: Any, cpu_seconds: float) -> dict[str, Any]:
+    """Return losses, Dice and times of the last epoch, from nnU-Net's own logger."""
+
+    def last(key: str) -> Any:
+        return trainer.logger.get_value(key, step=-1)
+
+    end = last("epoch_end_timestamps")
+    names = [name for name in trainer.dataset_json["labels"] if name != "background"]
+    return {
+        "loss": float(last("train_losses")),
+        **_average_dice(names, last("dice_per_class_or_region")),
+        "seconds": end - last("epoch_start_timestamps"),
+        "cpu_seconds": cpu_seconds,
+        "validation_seconds": end - trainer.trained,
+        "slices_a_batch": trainer.slices_per_batch,
+    }
+
+
+def _average_dice(names: Sequence[str], values: Sequence[float]) -> Mapping[str, float]:
     """Return nnU-Net's validation Dice by label, over all slices of its validation batches."""
     known = {f"dice {n}": float(v) for n, v in zip(names, values, strict=True) if np.isfinite(v)}
     return {"dice": float(np.mean(list(known.values()))), **known} if known else {}
 
 
-def _size(trainer: Any) -> dict[str, float]:
+def _measure_size(trainer: Any) -> dict[str, float]:
     """Return the number of parameters, and the multiply-adds of one patch."""
     if not trainer.was_initialized:
         trainer.initialize()

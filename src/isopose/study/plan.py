@@ -72,12 +72,12 @@ class PlannedRun:
 
     @property
     def place(self) -> Path:
-        """Of its folder below the study's ``runs``."""
+        """Path of the run's folder below the study's ``runs``."""
         return Path(self.preset) / self.arm / f"seed-{self.seed}-fold-{self.fold}"
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the run, for people."""
         return f"{self.preset} {self.arm}, seed {self.seed}, fold {self.fold}"
 
 
@@ -119,7 +119,7 @@ def _check_source(options: Options) -> None:
             f"{', '.join(target.labels.names)}: expected the same labels in the same order (--source-label)"
         )
     tested = {id for fold in range(options.folds) for id in held_out(patients_of(options, fold))}
-    same = _same_scans([c for c in target.cases if c.id in tested], source.cases)
+    same = _find_same_scans([c for c in target.cases if c.id in tested], source.cases)
     if same:
         mine, its = same[0]
         raise InputError(
@@ -128,15 +128,15 @@ def _check_source(options: Options) -> None:
         )
 
 
-def _same_scans(some: Iterable[Case], others: Iterable[Case]) -> list[tuple[str, str]]:
+def _find_same_scans(some: Iterable[Case], others: Iterable[Case]) -> list[tuple[str, str]]:
     """Ids of cases whose images are the same files; only those of one size are read."""
     by_size: dict[int, list[Case]] = {}
     for case in some:
-        by_size.setdefault(_bytes_of(case.image), []).append(case)
+        by_size.setdefault(_count_bytes(case.image), []).append(case)
     hashes: dict[str, str] = {}
     pairs = []
     for other in others:
-        for case in by_size.get(_bytes_of(other.image), ()):
+        for case in by_size.get(_count_bytes(other.image), ()):
             if case.id not in hashes:
                 hashes[case.id] = hash_of_source(case.image)
             if hash_of_source(other.image) == hashes[case.id]:
@@ -144,8 +144,8 @@ def _same_scans(some: Iterable[Case], others: Iterable[Case]) -> list[tuple[str,
     return pairs
 
 
-def _bytes_of(image: Path) -> int:
-    """Of a scan's file, or of all files of its folder.
+def _count_bytes(image: Path) -> int:
+    """Return the bytes of a scan's file, or of all files of its folder.
 
     Raises:
         InputError: it is not there.
@@ -287,7 +287,7 @@ def claim(output: Path, options: Options) -> tuple[Options, bool]:
         InputError: the folder holds another study, or something else.
     """
     path = output / STUDY
-    now = _identity(options)
+    now = _identify(options)
     other, strange = "holds a study of other {names}", "not empty and no study"
     known = outputs.claim(output, path, now, within="of", other=other, strange=strange)
     if known is None:
@@ -313,7 +313,7 @@ def notes_of_length(output: Path) -> tuple[str, ...]:
     )
 
 
-def _identity(options: Options) -> dict[str, Any]:
+def _identify(options: Options) -> dict[str, Any]:
     values = asdict(options)
     # Presets and seeds may be added later: each is a run of its own.
     # The source's labels are in its contents.
@@ -321,13 +321,13 @@ def _identity(options: Options) -> dict[str, Any]:
     for key in ("presets", "seeds", "scale", "source_labels", "short_stns"):
         values.pop(key)
     return values | {
-        "dataset": _contents(open_dataset(options.dataset, options.labels)),
-        "source": _contents(source_of(options)) if options.source else None,
+        "dataset": _hash_contents(open_dataset(options.dataset, options.labels)),
+        "source": _hash_contents(source_of(options)) if options.source else None,
         "settings": list(options.settings),
     }
 
 
-def _contents(dataset: Dataset) -> str:
+def _hash_contents(dataset: Dataset) -> str:
     """What a dataset is wherever it lies: its cases, patients, splits and the bytes of its labels.
 
     Other patients under the same names are another dataset; the same ones in another place are not.
@@ -347,7 +347,7 @@ def _contents(dataset: Dataset) -> str:
 
 def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress) -> None:
     """Measure the body of every case that is scored and not measured yet: its width stands for its size."""
-    known = _widths(output)
+    known = _read_widths(output)
     wanted = [case for dataset in datasets for case in dataset.cases if case.id in held_out(dataset)]
     threshold = load_config().data.body_threshold_hu
     for done, case in enumerate(wanted, start=1):
@@ -361,10 +361,10 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress
 
 def known_widths(output: Path, dataset: Dataset) -> dict[str, float]:
     """Width in mm of the body of the cases that are scored."""
-    known = _widths(output)
+    known = _read_widths(output)
     return {case: known[case] for case in held_out(dataset)}
 
 
-def _widths(output: Path) -> dict[str, float]:
+def _read_widths(output: Path) -> dict[str, float]:
     path = output / SIZES
     return dict(read_json(path)) if path.exists() else {}

@@ -102,8 +102,8 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                         "volumes_a_minute": result.volumes_a_minute,
                         "predict": [dict(run.measures["predict"]) for run in result.runs],
                         "memory": [dict(run.measures["memory"]) for run in result.runs],
-                        "cpu_seconds_to_baseline": _times(by_arm, result, "cpu_seconds"),
-                        "seconds_to_baseline": _times(by_arm, result, "seconds"),
+                        "cpu_seconds_to_baseline": _time_to_dice(by_arm, result, "cpu_seconds"),
+                        "seconds_to_baseline": _time_to_dice(by_arm, result, "seconds"),
                         "size": dict(result.runs[0].size),
                         "scores": {t: asdict(summarize(result.cases, t)) for t in result.targets},
                         "histories": [list(run.history) for run in result.runs],
@@ -111,12 +111,12 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                     for name, result in by_arm.items()
                 },
                 "differences": {
-                    metric: [asdict(each) for each in differences(by_arm, _pairs(by_arm), metric=metric)]
+                    metric: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), metric=metric)]
                     for metric in PAIRED
                 },
                 "further": [asdict(each) for each in differences(by_arm, FURTHER)],
                 "strata": {
-                    what: [asdict(each) for each in differences(by_arm, _pairs(by_arm), split)]
+                    what: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), split)]
                     for what, split in (("age", age_strata), ("body size", size_strata))
                 },
             }
@@ -125,11 +125,11 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
     }
 
 
-def _pairs(by_arm: Mapping[str, ArmResult]) -> list[tuple[str, str]]:
+def _pair_arms(by_arm: Mapping[str, ArmResult]) -> list[tuple[str, str]]:
     return against(by_arm, baseline_of(by_arm))
 
 
-def _times(
+def _time_to_dice(
     by_arm: Mapping[str, ArmResult], result: ArmResult, clock: Clock
 ) -> dict[str, dict[str, float | None]]:
     """Label to run (``seed-S-fold-F``) to the time until the validation Dice at which the baseline's ends."""

@@ -56,14 +56,14 @@ def write_study_report(output: Path, options: Options) -> Path:
     sections: list[Section] = []
     figures: dict[str, Picture] = {}
     for preset, by_arm in results.items():
-        drawn = _pictures(output, preset, by_arm)
+        drawn = _draw_pictures(output, preset, by_arm)
         figures |= drawn
         lengths = lengths_by_arm(options, preset, by_arm)
-        sections += _preset_sections(preset, by_arm, drawn, _twins(options, preset), lengths)
+        sections += _make_preset_sections(preset, by_arm, drawn, _note_twins(options, preset), lengths)
     for name, picture in figures.items():
         with replacing(output / "figures" / name) as path:
             path.write_bytes(picture.data)
-    facts = _facts(options, results)
+    facts = _collect_facts(options, results)
     phantom = (options.dataset / "phantom.json").exists()
     if phantom:
         facts["Patients"] = "phantoms: drawn, not measured"
@@ -77,7 +77,7 @@ def write_study_report(output: Path, options: Options) -> Path:
     )
     report = output / "report.html"
     write_report(report, title="isopose study", lead=lead, facts=facts, sections=[*sections, limits])
-    write_text(output / "report.md", _markdown(lead, facts, [*sections, limits], figures))
+    write_text(output / "report.md", _to_markdown(lead, facts, [*sections, limits], figures))
     main = [table for section in sections for table in section.tables if table.caption.startswith("Table")]
     write_text(output / "tables.tex", "\n".join(to_latex(table) for table in main))
     write_text(output / "scores.csv", scores_csv(results))
@@ -86,11 +86,11 @@ def write_study_report(output: Path, options: Options) -> Path:
     return report
 
 
-def _uneven(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
+def _note_uneven_runs(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     """Return a note if arms have different seeds or folds, so that their means do not compare."""
     runs: dict[str, list[str]] = {}
     for name, result in results.items():
-        runs.setdefault(_places_text(result.places), []).append(name)
+        runs.setdefault(_format_places(result.places), []).append(name)
     if len(runs) < 2:
         return ()
     summary = "; ".join(f"{which}: {', '.join(names)}" for which, names in sorted(runs.items(), reverse=True))
@@ -100,7 +100,7 @@ def _uneven(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     )
 
 
-def _places_text(places: Collection[Place]) -> str:
+def _format_places(places: Collection[Place]) -> str:
     """Return seeds, and their folds if there are several, as text."""
     seeds = sorted({seed for seed, _ in places})
     folds = {seed: sorted(fold for s, fold in places if s == seed) for seed in seeds}
@@ -109,7 +109,7 @@ def _places_text(places: Collection[Place]) -> str:
     return ", ".join(f"seed {seed} folds {' '.join(map(str, folds[seed]))}" for seed in seeds)
 
 
-def _made(run: StudyRun) -> str:
+def _describe_machine(run: StudyRun) -> str:
     """On what a run was made and by what, as far as it put that down."""
     if "processor" not in run.made:
         return "not recorded"
@@ -118,10 +118,14 @@ def _made(run: StudyRun) -> str:
     return f"{made['device']}, {made['processor']}, {made['threads']} threads; {versions}"
 
 
-def _machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
+def _note_machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     """Return a note if runs come from different machines, so that their seconds do not compare."""
     # nnU-Net's version is only in its own arms.
-    made = {_made(run).partition(", nnunetv2")[0] for result in results.values() for run in result.runs}
+    made = {
+        _describe_machine(run).partition(", nnunetv2")[0]
+        for result in results.values()
+        for run in result.runs
+    }
     if len(made) < 2 and made != {"not recorded"}:
         return ()
     machines = " | ".join(sorted(made))
@@ -131,7 +135,7 @@ def _machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     )
 
 
-def _paper_table(
+def _make_paper_table(
     preset: str,
     number: int,
     results: Mapping[str, ArmResult],
@@ -140,11 +144,11 @@ def _paper_table(
 ) -> Table:
     """Return one of the paper's, with what is to be known of the runs in it."""
     inside = {name: result for name, result in results.items() if in_table(result, number)}
-    notes = (*notes_of(preset, inside, lengths), *_uneven(inside), *_machines(inside))
+    notes = (*notes_of(preset, inside, lengths), *_note_uneven_runs(inside), *_note_machines(inside))
     return paper_table(preset, number, list(inside.values()), labels, notes)
 
 
-def _preset_sections(
+def _make_preset_sections(
     preset: str,
     results: Mapping[str, ArmResult],
     drawn: Mapping[str, Picture],
@@ -154,7 +158,7 @@ def _preset_sections(
     baseline = baseline_of(results)
     labels = labels_of(results)
     tables = [
-        _paper_table(preset, number, results, labels, lengths)
+        _make_paper_table(preset, number, results, labels, lengths)
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
@@ -178,7 +182,7 @@ def _preset_sections(
             tables=tuple(tables),
             notes=tuple(twins),
         ),
-        *([_stn_section(preset, stns)] if stns else []),
+        *([_make_stn_section(preset, stns)] if stns else []),
         Section(
             f"Preset {preset}: against {baseline}",
             text=(
@@ -198,14 +202,14 @@ def _preset_sections(
                 "resident on a CPU, allocated on a GPU. Validation is counted here, and not in the time "
                 "until a Dice is reached. Each run's folder is in runs.csv.",
             ),
-            notices=_machines(results),
+            notices=_note_machines(results),
             tables=(cost_table(results), time_table(results, labels, baseline)),
         ),
         *([Section(f"Preset {preset}: by age and size", tables=tuple(strata))] if strata else []),
     ]
 
 
-def _stn_section(preset: str, table: Table) -> Section:
+def _make_stn_section(preset: str, table: Table) -> Section:
     """Return a section on the training length of STN1 and STN2 and the roll errors of STN1."""
     return Section(
         f"Preset {preset}: STN1 and STN2",
@@ -218,7 +222,7 @@ def _stn_section(preset: str, table: Table) -> Section:
     )
 
 
-def _pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> dict[str, Picture]:
+def _draw_pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> dict[str, Picture]:
     """Return file name to figure: scores, curves, and the steps of three patients."""
     peers = any(result.arm.peer for result in results.values())
     drawn = {
@@ -252,19 +256,19 @@ def _pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) -> di
     return pictures
 
 
-def _twins(options: Options, preset: str) -> list[str]:
+def _note_twins(options: Options, preset: str) -> list[str]:
     """Return notes on arms that are not run because an earlier arm has the same configuration."""
     _, twins = jobs_of(replace(options, presets=(preset,)), arms_of(options, None))
     return [f"{twin} is configured as {name} and not run again." for twin, name in twins.items()]
 
 
-def _facts(options: Options, results: Results) -> dict[str, str]:
+def _collect_facts(options: Options, results: Results) -> dict[str, str]:
     """Return facts about the patients, beside the paper's, and the training."""
     runs = [run for by_arm in results.values() for result in by_arm.values() for run in result.runs]
     scans = list({case.case: case for run in runs for case in run.evaluation.cases}.values())
     facts = {
         "Runs": str(len(runs)),
-        "Patients trained and validated on": _patients(options),
+        "Patients trained and validated on": _count_patients(options),
         "Patients tested on": str(len({case.patient for case in scans})),
     }
     for name, unit, values in (
@@ -276,11 +280,11 @@ def _facts(options: Options, results: Results) -> dict[str, str]:
     for preset in results:
         steps = config_of(options, preset, ARMS[0], 0).unet.optimizer
         facts[f"U-Net steps ({preset})"] = f"{steps.epochs * steps.iterations} of {steps.batch_size} slices"
-    made = sorted({_made(run) for run in runs})
+    made = sorted({_describe_machine(run) for run in runs})
     return facts | {"Made on": " | ".join(made), "Report": f"isopose {__version__}"}
 
 
-def _patients(options: Options) -> str:
+def _count_patients(options: Options) -> str:
     """Return the number of training and validation patients; it may differ between folds."""
     numbers = set()
     for fold in range(options.folds):
@@ -289,7 +293,7 @@ def _patients(options: Options) -> str:
     return " or ".join(map(str, sorted(numbers))) + " in each fold" * (options.folds > 1)
 
 
-def _markdown(
+def _to_markdown(
     lead: Sequence[str],
     facts: Mapping[str, str],
     sections: Sequence[Section],

@@ -55,7 +55,7 @@ class StudyRun:
     stn: Mapping[str, Any] = field(default_factory=dict)
 
     def seconds(self, key: str = "seconds") -> dict[str, float]:
-        """Of training, by stage; ``cpu_seconds`` of all cores."""
+        """Return seconds of training by stage, by the clock or (``cpu_seconds``) of all cores."""
         out: dict[str, float] = {}
         for row in self.history:
             out[row["stage"]] = out.get(row["stage"], 0.0) + row[key]
@@ -111,18 +111,18 @@ class ArmResult:
         return by_patient(self.cases, target, metric)
 
     def mean(self, values: Sequence[float | None]) -> float | None:
-        """Of those that are known."""
+        """Return the mean of the known values; None if none is known."""
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
     @property
     def seconds(self) -> float:
-        """Of training by the clock, the mean of the runs."""
+        """Seconds of training by the clock, the mean of the runs."""
         return float(np.mean([sum(run.seconds().values()) for run in self.runs]))
 
     @property
     def cpu_seconds(self) -> float:
-        """Of training on all cores, the mean of the runs."""
+        """Seconds of training on all cores, the mean of the runs."""
         return float(np.mean([sum(run.seconds("cpu_seconds").values()) for run in self.runs]))
 
     @property
@@ -149,7 +149,7 @@ def load_results(output: Path) -> Results:
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
         preset, arm = path.parts[-4], path.parts[-3]
         if arm != SOURCE.name:
-            found.setdefault(preset, {}).setdefault(arm, []).append(_run(output, path))
+            found.setdefault(preset, {}).setdefault(arm, []).append(_read_run(output, path))
     return {
         preset: {arm.name: ArmResult(arm, tuple(by_arm[arm.name])) for arm in ARMS if arm.name in by_arm}
         for preset, by_arm in sorted(found.items())
@@ -160,11 +160,11 @@ def load_sources(output: Path) -> dict[str, tuple[StudyRun, ...]]:
     """Finished trainings on the source, by preset: nothing was predicted, so that they have no scores."""
     found: dict[str, list[StudyRun]] = {}
     for path in sorted((output / "runs").glob(f"*/{SOURCE.name}/seed-*-fold-*/result.json")):
-        found.setdefault(path.parts[-4], []).append(_run(output, path))
+        found.setdefault(path.parts[-4], []).append(_read_run(output, path))
     return {preset: tuple(runs) for preset, runs in found.items()}
 
 
-def _run(output: Path, path: Path) -> StudyRun:
+def _read_run(output: Path, path: Path) -> StudyRun:
     arm, values = path.parts[-3], read_json(path)
     evaluation = Evaluation((), ())
     if arm not in (*BY_NAME, SOURCE.name) or not isinstance(values, dict):
@@ -247,7 +247,7 @@ def differences(
     strata: Strata | None = None,
     metric: Metric = "dice",
 ) -> list[Difference]:
-    """Of arms against others, for every target; p corrected over all of them together.
+    """Compare pairs of arms for every target; p is corrected over all comparisons together.
 
     Only runs of seeds and folds that both have: a seed's luck is no difference of arms.
 

@@ -114,11 +114,11 @@ def _run_study(
     jobs, twins = jobs_of(options, chosen)
     for twin, name in twins.items():
         reporter.say(f"{twin} is configured as {name}: not run again")
-    seconds, untried = _estimate(study, jobs)
+    seconds, untried = _estimate_batches(study, jobs)
     jobs = [job for job in jobs if _can_run(output, job, seconds)]
     if not settled and jobs:
         if budget_s is not None:
-            scale = _scale(output, options, jobs, seconds, budget_s)
+            scale = _fit_into_budget(output, options, jobs, seconds, budget_s)
             study = replace(study, options=replace(options, scale=scale))
         settle(output, study.options)
     _report_estimate(study, jobs, seconds)
@@ -146,33 +146,35 @@ def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
     """Whether a run, and that of the source that it begins from, could be tried; or it is done."""
     if _is_done(output, job):
         return True
-    key = _key(source_job(job.preset, job.seed)) if _arm(job).source else _key(job)
+    key = _name_arm(source_job(job.preset, job.seed)) if _find_arm(job).source else _name_arm(job)
     return key in seconds
 
 
 def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list[str]:
     """Do what is not done; what failed, by name."""
     failed: list[str] = []
-    left = [job for job in _with_sources(study.output, jobs) if not _is_done(study.output, job)]
+    left = [job for job in _add_sources(study.output, jobs) if not _is_done(study.output, job)]
     # Of what was estimated for the runs that are done now, how much they took.
     estimated = taken = 0.0
     for number, job in enumerate(left, start=1):
-        rest = sum(_seconds(study.options, one, seconds) for one in left[number - 1 :])
+        rest = sum(_estimate_run(study.options, one, seconds) for one in left[number - 1 :])
         pace = taken / estimated if estimated > 0 else 1.0
-        study.reporter.say(f"--- [{number}/{len(left)}] {job.name}; about {_clock(pace * rest)} left for all")
+        study.reporter.say(
+            f"--- [{number}/{len(left)}] {job.name}; about {_format_time(pace * rest)} left for all"
+        )
         started = time.monotonic()
         try:
-            _run(study, job)
+            _run_job(study, job)
         except RunFailed as error:
             # An arm that diverges must not stop the others.
             study.reporter.say(f"error: {error}, see above; going on with the others")
             failed.append(str(error))
-        estimated += _seconds(study.options, job, seconds)
+        estimated += _estimate_run(study.options, job, seconds)
         taken += time.monotonic() - started
     return failed
 
 
-def _with_sources(output: Path, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
+def _add_sources(output: Path, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The runs with those before them whose models they, as far as they are not done, begin from."""
     out: list[PlannedRun] = []
     for job in jobs:
@@ -183,11 +185,11 @@ def _with_sources(output: Path, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
     return out
 
 
-def _arm(job: PlannedRun) -> Arm:
+def _find_arm(job: PlannedRun) -> Arm:
     return SOURCE if job.arm == SOURCE.name else BY_NAME[job.arm]
 
 
-def _dataset(study: Study, job: PlannedRun) -> tuple[Path, Dataset]:
+def _open_dataset(study: Study, job: PlannedRun) -> tuple[Path, Dataset]:
     """The path, and the patients with their splits, of a run."""
     options = study.options
     if job.arm == SOURCE.name:
@@ -196,19 +198,19 @@ def _dataset(study: Study, job: PlannedRun) -> tuple[Path, Dataset]:
     return options.dataset, patients_of(options, job.fold)
 
 
-def _run(study: Study, job: PlannedRun) -> None:
+def _run_job(study: Study, job: PlannedRun) -> None:
     """A run in a process of its own."""
-    path, dataset = _dataset(study, job)
+    path, dataset = _open_dataset(study, job)
     of_source = job.arm == SOURCE.name
-    config = config_of(study.options, job.preset, _arm(job), job.seed)
+    config = config_of(study.options, job.preset, _find_arm(job), job.seed)
     folder = study.output / "runs" / job.place
     # Of a source whose model is gone, so that it is not done.
     (folder / "result.json").unlink(missing_ok=True)
     sizes = {} if of_source else known_widths(study.output, dataset)
-    _start(study, folder, job, path, dataset, config, sizes=sizes, predict=not of_source)
+    _start_process(study, folder, job, path, dataset, config, sizes=sizes, predict=not of_source)
 
 
-def _start(
+def _start_process(
     study: Study,
     folder: Path,
     job: PlannedRun,
@@ -222,12 +224,12 @@ def _start(
 ) -> None:
     of_source = job.arm == SOURCE.name
     labels = study.options.source_labels if of_source else study.options.labels
-    begun = _arm(job).source and not of_source
+    begun = _find_arm(job).source and not of_source
     source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
     # By normalization, which follows from the training patients: those of a fold, of the source, of a preset.
-    store = "source" if _arm(job).source else f"fold-{job.fold}"
+    store = "source" if _find_arm(job).source else f"fold-{job.fold}"
     # nnU-Net normalizes by all that train or validate, whatever the preset.
-    store = f"nnunet-fold-{job.fold}" if _arm(job).peer else f"{job.preset}-{store}"
+    store = f"nnunet-fold-{job.fold}" if _find_arm(job).peer else f"{job.preset}-{store}"
     write_job(
         folder,
         dataset,
@@ -256,12 +258,14 @@ def _start(
         raise RunFailed(f"{job.name} (code {code})")
 
 
-def _key(job: PlannedRun) -> str:
-    """Of an arm in the estimates."""
+def _name_arm(job: PlannedRun) -> str:
+    """Return the name of an arm in the estimates."""
     return f"{job.preset}/{job.arm}"
 
 
-def _estimate(study: Study, jobs: Sequence[PlannedRun]) -> tuple[dict[str, dict[str, float]], list[str]]:
+def _estimate_batches(
+    study: Study, jobs: Sequence[PlannedRun]
+) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Seconds of a batch and of a validation by stage, for each arm; tried once and kept.
 
     A few batches of every stage in a process of its own, on the study's own patients, as in the runs.
@@ -272,23 +276,23 @@ def _estimate(study: Study, jobs: Sequence[PlannedRun]) -> tuple[dict[str, dict[
     path = study.output / "estimate.json"
     known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     untried: list[str] = []
-    every = _with_sources(study.output, jobs)
+    every = _add_sources(study.output, jobs)
     # By the source is estimated what begins from it, so that it is tried where it is done, too.
     to_do = [job for job in every if job.arm == SOURCE.name or not _is_done(study.output, job)]
     pairs = dict.fromkeys((job.preset, job.arm) for job in to_do)
     for preset, arm in pairs:
         job = PlannedRun(preset, arm, study.options.seeds[0], 0)
-        key = _key(job)
+        key = _name_arm(job)
         if key in known or arm == DIRECT:
             continue
         # What learns on costs at most what is trained anew; the source's model is not there yet.
-        if _arm(job).source and arm != SOURCE.name:
+        if _find_arm(job).source and arm != SOURCE.name:
             of_source = known.get(f"{preset}/{SOURCE.name}")
             known |= {key: of_source} if of_source else {}
             continue
         study.reporter.say(f"trying {key} for an estimate")
         try:
-            known[key] = _tried(study, job)
+            known[key] = _try_briefly(study, job)
         except RunFailed as error:
             study.reporter.say(f"error: {error}, see above; going on without it")
             untried.append(str(error))
@@ -296,8 +300,8 @@ def _estimate(study: Study, jobs: Sequence[PlannedRun]) -> tuple[dict[str, dict[
     return known, untried
 
 
-def _tried(study: Study, job: PlannedRun) -> dict[str, float]:
-    config = config_of(study.options, job.preset, _arm(job), job.seed)
+def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
+    config = config_of(study.options, job.preset, _find_arm(job), job.seed)
     update = {"epochs": TRIED_EPOCHS, "iterations": TRIED_ITERATIONS, "min_epochs": TRIED_EPOCHS}
     sections = {
         stage: getattr(config, stage).model_copy(
@@ -306,9 +310,9 @@ def _tried(study: Study, job: PlannedRun) -> dict[str, float]:
         for stage in STAGES
     }
     folder, short = study.output / "tried" / job.place, config.model_copy(update=sections)
-    path, dataset = _dataset(study, job)
+    path, dataset = _open_dataset(study, job)
     if not (folder / "result.json").exists():
-        _start(study, folder, job, path, dataset, short, sizes={}, predict=False, trial=True)
+        _start_process(study, folder, job, path, dataset, short, sizes={}, predict=False, trial=True)
     out: dict[str, float] = {}
     history = read_json(folder / "result.json")["history"]
     shutil.rmtree(folder)
@@ -326,17 +330,17 @@ def _tried(study: Study, job: PlannedRun) -> dict[str, float]:
     return out
 
 
-def _seconds(options: Options, job: PlannedRun, seconds: Seconds) -> float:
+def _estimate_run(options: Options, job: PlannedRun, seconds: Seconds) -> float:
     """Estimated seconds of a run's training."""
-    return sum(_by_stage(options, job, seconds).values())
+    return sum(_estimate_stages(options, job, seconds).values())
 
 
-def _by_stage(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, float]:
+def _estimate_stages(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, float]:
     """Estimated seconds of each stage of a run's training."""
     if job.arm == DIRECT:
         return {}
-    config = config_of(options, job.preset, _arm(job), job.seed)
-    tried = seconds[_key(job)]
+    config = config_of(options, job.preset, _find_arm(job), job.seed)
+    tried = seconds[_name_arm(job)]
     out: dict[str, float] = {}
     for stage in dict.fromkeys(key.rpartition(" ")[0] for key in tried):
         # The joint network's optimizer is the crop's.
@@ -346,7 +350,7 @@ def _by_stage(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, 
     return out
 
 
-def _scale(
+def _fit_into_budget(
     output: Path, options: Options, jobs: Sequence[PlannedRun], seconds: Seconds, budget_s: float
 ) -> float:
     """Return the part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
@@ -356,7 +360,7 @@ def _scale(
     Raises:
         InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.
     """
-    every = [_by_stage(options, job, seconds) for job in _with_sources(output, jobs)]
+    every = [_estimate_stages(options, job, seconds) for job in _add_sources(output, jobs)]
     unets = sum(stages.get(SHORTENED, 0.0) for stages in every)
     whole = sum(sum(stages.values()) for stages in every) - unets
     scale = min(1.0, max(0.0, budget_s - whole) / unets) if unets > 0 else 1.0
@@ -364,17 +368,18 @@ def _scale(
         epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimizer.epochs
         if round(scale * epochs) < min(FEWEST_EPOCHS, epochs):
             least = whole + unets * min(FEWEST_EPOCHS, epochs) / epochs
-            stns = f" STN1 and STN2 take {_clock(whole)} of it, and are not shortened;" if whole else ""
+            stns = f" STN1 and STN2 take {_format_time(whole)} of it, and are not shortened;" if whole else ""
             raise InputError(
-                f"--budget: {_clock(budget_s)} leave {scale * epochs:.1f} epochs of {epochs} to each U-Net;"
-                f"{stns} give at least {_clock(least)}, fewer arms or seeds, or a smaller configuration"
+                f"--budget: {_format_time(budget_s)} leave {scale * epochs:.1f} epochs of {epochs} to each "
+                f"U-Net;{stns} give at least {_format_time(least)}, fewer arms or seeds, or a smaller "
+                "configuration"
             )
     return scale
 
 
 def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
     """Report the estimated duration of each arm before the study starts."""
-    every = _with_sources(study.output, jobs)
+    every = _add_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
     where = "" if study.options.folds == 1 else " in the first fold"
     study.reporter.say(f"{len(held_out(dataset))} scans are tested on{where}")
@@ -382,15 +387,15 @@ def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds)
     for job in every:
         if not _is_done(study.output, job):
             key = f"{job.preset} {job.arm}"
-            by_arm[key] = by_arm.get(key, 0.0) + _seconds(study.options, job, seconds)
+            by_arm[key] = by_arm.get(key, 0.0) + _estimate_run(study.options, job, seconds)
     for key, value in by_arm.items():
-        study.reporter.say(f"estimate: {key:<28} {_clock(value)}")
+        study.reporter.say(f"estimate: {key:<28} {_format_time(value)}")
     done = sum(_is_done(study.output, job) for job in every)
-    total = _clock(sum(by_arm.values()))
+    total = _format_time(sum(by_arm.values()))
     study.reporter.say(f"estimate: {len(every) - done} of {len(every)} runs to do, training about {total}")
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     """Format hours and minutes; seconds below two minutes."""
     if seconds < 120:
         return f"{math.ceil(seconds)} s"

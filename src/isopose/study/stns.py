@@ -22,7 +22,7 @@ def lengths_by_arm(
     found: dict[str, dict[str, Length]] = {}
     for name, result in results.items():
         if result.arm.peer is None:
-            every = [_lengths(options, preset, result, run) for run in result.runs]
+            every = [_find_lengths(options, preset, result, run) for run in result.runs]
             found[name] = {
                 stn: min((one[stn] for one in every if stn in one), key=lambda length: length.steps)
                 for stn in STNS
@@ -31,7 +31,7 @@ def lengths_by_arm(
     return found
 
 
-def _lengths(options: Options, preset: str, result: ArmResult, run: StudyRun) -> dict[str, Length]:
+def _find_lengths(options: Options, preset: str, result: ArmResult, run: StudyRun) -> dict[str, Length]:
     known = run.stn.get("lengths")
     if known is not None:
         return {name: Length(**values) for name, values in known.items()}
@@ -49,7 +49,7 @@ def notes_of(
         for name in results:
             length = lengths.get(name, {}).get(stn)
             if length is not None and length.short:
-                by_steps.setdefault(_part(length), []).append(name)
+                by_steps.setdefault(_format_length(length), []).append(name)
         for part, names in by_steps.items():
             whose = "the paper's" if preset == "paper" else f"the {preset}"
             notes.append(
@@ -70,7 +70,7 @@ def notes_of(
     return tuple(notes)
 
 
-def _part(length: Length) -> str:
+def _format_length(length: Length) -> str:
     text = f"{length.steps:,} of {length.preset_steps:,} steps"
     if length.steps >= length.preset_steps:
         text = f"{length.slices:,} of {length.preset_slices:,} slices seen"
@@ -97,7 +97,13 @@ def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[st
             continue
         for run in result.runs:
             rows.append(
-                (name, run.seed, run.fold, *(_steps(of_arm.get(stn)) for stn in STNS), *_roll(run, of_arm))
+                (
+                    name,
+                    run.seed,
+                    run.fold,
+                    *(_format_steps(of_arm.get(stn)) for stn in STNS),
+                    *_format_roll(run, of_arm),
+                )
             )
     if not rows:
         return None
@@ -114,11 +120,11 @@ def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[st
     )
 
 
-def _steps(length: Length | None) -> str:
+def _format_steps(length: Length | None) -> str:
     return "none" if length is None else f"{length.steps:,} ({length.preset_steps:,})"
 
 
-def _roll(run: StudyRun, lengths: Mapping[str, Length]) -> Sequence[str]:
+def _format_roll(run: StudyRun, lengths: Mapping[str, Length]) -> Sequence[str]:
     """Slope and distances of a run as texts."""
     if "STN1" not in lengths or not lengths["STN1"].steps:
         return ("no STN1",) * 4

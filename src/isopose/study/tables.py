@@ -88,13 +88,13 @@ def paper_table(
                 result.arm.title,
                 result.arm.name,
                 len(result.runs),
-                _clock(result.seconds) if result.runs[0].history else "none",
+                _format_time(result.seconds) if result.runs[0].history else "none",
                 result.cpu_seconds if result.runs[0].history else None,
-                *((_input(result), memory) if number == 3 else ()),
-                *(_spread(result, label) for label in labels),
-                _clock(3600.0 * published.hours) if published and published.hours else NO_VALUE,
+                *((_name_input(result), memory) if number == 3 else ()),
+                *(_format_spread(result, label) for label in labels),
+                _format_time(3600.0 * published.hours) if published and published.hours else NO_VALUE,
                 *((published.memory_gb if published else None,) if number == 3 else ()),
-                *(_published(published, label) for label in papers),
+                *(_format_published(published, label) for label in papers),
             )
         )
     return Table(
@@ -105,11 +105,11 @@ def paper_table(
     )
 
 
-def _input(result: ArmResult) -> str:
+def _name_input(result: ArmResult) -> str:
     return "whole slice" if result.arm.name in WHOLE else result.arm.name.removeprefix("crop-")
 
 
-def _spread(result: ArmResult, target: str) -> str:
+def _format_spread(result: ArmResult, target: str) -> str:
     """Mean (sd) in per cent over patients."""
     statistic = summarize(result.cases, target).dice
     if statistic.mean is None:
@@ -119,7 +119,7 @@ def _spread(result: ArmResult, target: str) -> str:
     )
 
 
-def _published(published: Published | None, label: str) -> str:
+def _format_published(published: Published | None, label: str) -> str:
     if published is None:
         return NO_VALUE
     mean, sd = getattr(published, PAPERS[label])
@@ -152,9 +152,9 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
             each.target,
             *((each.stratum,) * strata),
             each.patients,
-            _points(each.mean),
-            f"{_points(each.low)} to {_points(each.high)}",
-            _points(each.median),
+            _format_points(each.mean),
+            f"{_format_points(each.low)} to {_format_points(each.high)}",
+            _format_points(each.median),
             each.better,
             *((each.unpaired,) * unpaired),
             each.raw_p,
@@ -167,7 +167,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     return Table(caption, columns, rows, notes=(note,))
 
 
-def _points(value: float) -> str:
+def _format_points(value: float) -> str:
     """Hundredths with their sign; what rounds to nothing has none."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
@@ -235,7 +235,8 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
             (
                 name,
                 len(result.runs),
-                ", ".join(f"{s} {_clock(wall)} ({cpu:.0f})" for s, (wall, cpu) in stages.items()) or "none",
+                ", ".join(f"{s} {_format_time(wall)} ({cpu:.0f})" for s, (wall, cpu) in stages.items())
+                or "none",
                 ", ".join(f"{sum(run.seconds('cpu_seconds').values()):.0f}" for run in result.runs)
                 if stages
                 else None,
@@ -269,7 +270,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
             for label in labels:
                 key = f"dice {label}"
                 cells.append(
-                    _reached(
+                    _format_times(
                         times_to(result, key, wanted[label], clock),
                         times_to(results[baseline], key, wanted[label], clock),
                         clock,
@@ -295,7 +296,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
     )
 
 
-def _reached(
+def _format_times(
     times: Mapping[Place, float | None], of_baseline: Mapping[Place, float | None], clock: Clock
 ) -> str:
     """Mean time of the runs that get there, its part of the baseline's, and how many get there."""
@@ -306,7 +307,7 @@ def _reached(
     theirs = sum(its or 0.0 for _, its in pairs) / len(pairs)
     part = f" ({seconds / theirs:.2f})" if theirs > 0 else ""
     some = "" if len(pairs) == len(times) else f", {len(pairs)} of {len(times)} runs"
-    return (_clock(seconds) if clock == "seconds" else f"{seconds:.0f}") + part + some
+    return (_format_time(seconds) if clock == "seconds" else f"{seconds:.0f}") + part + some
 
 
 def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table]:
@@ -320,7 +321,7 @@ def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table
             continue
         columns = (Column("Arm", text=True), Column("Target", text=True), *(Column(n, 3) for n in names))
         rows = tuple(
-            (name, target, *(_mean_dice(result.cases, ids, target) for ids in groups.values()))
+            (name, target, *(_average_dice(result.cases, ids, target) for ids in groups.values()))
             for name, result in results.items()
             for target in result.targets
         )
@@ -330,11 +331,11 @@ def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table
         enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
         if enough:
             tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))
-    volumes = _volume_table(results)
+    volumes = _make_volume_table(results)
     return [*tables, volumes] if volumes else tables
 
 
-def _volume_table(results: Mapping[str, ArmResult]) -> Table | None:
+def _make_volume_table(results: Mapping[str, ArmResult]) -> Table | None:
     """Dice by the volume of the structure itself, in thirds of the scans that have it."""
     scans = scans_of(results)
     columns = (Column("Arm", text=True), Column("Target", text=True), *(Column(n, 3) for n in THIRDS))
@@ -352,7 +353,7 @@ def _volume_table(results: Mapping[str, ArmResult]) -> Table | None:
             for first, last in ((0.0, low), (low, high), (high, np.inf))
         ]
         rows += [
-            (name, target, *(_mean_dice(result.cases, ids, target) for ids in groups))
+            (name, target, *(_average_dice(result.cases, ids, target) for ids in groups))
             for name, result in results.items()
         ]
     if not rows:
@@ -361,11 +362,11 @@ def _volume_table(results: Mapping[str, ArmResult]) -> Table | None:
     return Table("Dice by the structure's volume", columns, tuple(rows), notes=(note,))
 
 
-def _mean_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:
+def _average_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:
     return summarize([case for case in cases if case.case in ids], target).dice.mean
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     """Hours and minutes; below an hour minutes and seconds."""
     whole = round(seconds)
     if whole < 3600:

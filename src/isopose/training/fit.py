@@ -1,7 +1,7 @@
 """``isopose fit``: from a dataset to a model folder, stage after stage."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
 from isopose.io.datasets import Case, Dataset
 from isopose.io.truth import true_rolls
+from isopose.labels import Labels
 from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.info import ModelInfo
@@ -52,12 +53,10 @@ def fit(
         dataset: cases with labels; those of split ``test`` are not used.
         folder: of the model; ``folder/work`` holds store, checkpoints and curves.
         config: all settings.
-        source: model to fine-tune, of which ``train.parts`` are trained. Its reference, normalization and
-            frame are kept.
+        source: model to fine-tune in its ``train.parts``; its reference, normalization and frame are kept.
         resume: continue the training in ``folder``.
         store: folder for preprocessed slices, which runs may share; default ``folder/work/store``.
-        corrections: poses and crops set by hand, by a scan's hash; targets of the training cases among them.
-            Validation cases do not use them, as in prediction.
+        corrections: poses and crops set by hand, by a scan's hash; targets in training, not in validation.
         workers: number of processes for preprocessing; 0 uses this process.
         reporter: receives progress.
         trial: train a few batches to measure their speed, without judging the networks.
@@ -68,42 +67,51 @@ def fit(
     seed_everything(config.train.seed, verbose=False)
     fabric = fabric_for(config)
     reporter = reporter if reporter and fabric.is_global_zero else Silent()
+    corrections = corrections or {}
     training, validation = split(dataset, config.train)
-    # Check the reference's name before the folder is claimed, since a corrected command is another run.
-    check_reference(config.pose, [case.id for case in training])
-    oversampling(config.train.oversample, dataset.labels)
-    check_mirroring(config, dataset.labels)
-    check_source(source, config, dataset.labels)
-    if corrections and config.dims == 3:
-        raise InputError("--corrections: poses set by hand are those of slices, expected dims=2, got dims=3")
-    check_batches(config, fabric.world_size)
+    # Before the folder is claimed, since a corrected command is another run.
+    _check(config, dataset.labels, training, source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The others find what the first has made, and go on with it; the first holds the folder for all.
     with ExitStack() as held:
         with fabric.rank_zero_first():
-            follows = not fabric.is_global_zero
-            if not follows:
+            if fabric.is_global_zero:
                 check_claim(folder, resume)
-                output_folder(folder)
-                held.enter_context(only_writer(folder))
-            claim(folder, dataset, config, training, validation, resume or follows, source, corrections or {})
-            if (resume or follows) and (folder / "model.json").exists():
+                held.enter_context(only_writer(output_folder(folder)))
+            resume = resume or not fabric.is_global_zero
+            claim(folder, dataset, config, training, validation, resume, source, corrections)
+            if resume and (folder / "model.json").exists():
                 reporter.say(f"{folder} is finished already")
                 return load_model(folder)
-            given = source.fingerprint if source else None
             stored, fingerprint = preprocess(
                 store or context.work / "store",
                 (training, validation),
                 dataset.labels,
                 config.data,
-                given=given,
+                given=source.fingerprint if source else None,
                 workers=workers,
                 reporter=reporter,
             )
             claim_data(folder, stored)
-        return _fit(
-            context, folder, dataset, stored, fingerprint, training, validation, source, corrections or {}
-        )
+        return _fit(context, folder, dataset, stored, fingerprint, training, validation, source, corrections)
+
+
+def _check(
+    config: Config,
+    labels: Labels,
+    training: Sequence[Case],
+    source: Model | None,
+    corrections: Corrections,
+    processes: int,
+) -> None:
+    """Raise an InputError where settings do not fit the dataset, the model to fine-tune or each other."""
+    check_reference(config.pose, [case.id for case in training])
+    oversampling(config.train.oversample, labels)
+    check_mirroring(config, labels)
+    check_source(source, config, labels)
+    if corrections and config.dims == 3:
+        raise InputError("--corrections: poses set by hand are those of slices, expected dims=2, got dims=3")
+    check_batches(config, processes)
 
 
 def _fit(

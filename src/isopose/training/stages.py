@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from isopose.config import Config
 from isopose.data.samples import Slices, Volumes
@@ -78,28 +79,13 @@ def slice_stages(
     config = context.config
     reference = networks.pose.reference_mask.cpu()
     by_hand = poses_by_hand(train_slices, corrections, reference)
-
-    def find_poses() -> None:
-        for slices in filter(None, (train_slices, val_slices)):
-            slices.pose = poses_of(networks, slices, context.fabric.device)
-        train_slices.pose = where_set(by_hand, train_slices.pose)
-
     stages: list[Progress] = []
     turning: Turning | None = None
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
-    if networks.pose.localization is not None and learning:
-        pose = PoseObjective(networks, by_hand if by_hand.isfinite().any() else None, context.truth)
-        stages.append(_train(context, "pose", pose, train_slices, val_slices, 0))
-        turning = _measured(context, networks, train_slices, val_slices, "pose")
-    if networks.pose.roll is not None and config.pose.learned and learning:
-        find_poses()
-        stages.append(_train(context, "pose", RollObjective(networks), train_slices, val_slices, 0))
-        context.reporter.say(
-            "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
-            "it doubts poses that are right (docs/measurements.md, 'What was tried')"
-        )
-    find_poses()
+    if learning:
+        stages, turning = _train_pose(context, networks, train_slices, val_slices, by_hand)
+    _find_poses(context, networks, train_slices, val_slices, by_hand)
     for slices in filter(None, (train_slices, val_slices)):
         for line in turned(slices):
             context.reporter.say(line)
@@ -128,6 +114,47 @@ def slice_stages(
         _train(context, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(context, networks))
     )
     return stages, turning
+
+
+def _train_pose(
+    context: StageContext,
+    networks: Networks,
+    train_slices: Slices,
+    val_slices: Slices | None,
+    by_hand: Tensor,
+) -> tuple[list[Progress], Turning | None]:
+    """Train STN1, then the roll network, where the model has them and they learn.
+
+    Returns:
+        The progress of each stage, and the roll errors of STN1 if it was trained.
+    """
+    stages: list[Progress] = []
+    turning: Turning | None = None
+    if networks.pose.localization is not None:
+        pose = PoseObjective(networks, by_hand if by_hand.isfinite().any() else None, context.truth)
+        stages.append(_train(context, "pose", pose, train_slices, val_slices, 0))
+        turning = _measured(context, networks, train_slices, val_slices, "pose")
+    if networks.pose.roll is not None and context.config.pose.learned:
+        _find_poses(context, networks, train_slices, val_slices, by_hand)
+        stages.append(_train(context, "pose", RollObjective(networks), train_slices, val_slices, 0))
+        context.reporter.say(
+            "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
+            "it doubts poses that are right (docs/measurements.md, 'What was tried')"
+        )
+    return stages, turning
+
+
+def _find_poses(
+    context: StageContext,
+    networks: Networks,
+    train_slices: Slices,
+    val_slices: Slices | None,
+    by_hand: Tensor,
+) -> None:
+    """Set the poses of all slices: those set by hand in training, the networks' own for all others."""
+    for slices in filter(None, (train_slices, val_slices)):
+        slices.pose = poses_of(networks, slices, context.fabric.device)
+    train_slices.pose = where_set(by_hand, train_slices.pose)
 
 
 def _measured(

@@ -3,7 +3,7 @@ import pytest
 from isopose.io.results.codes import meanings
 
 
-def told(meaning):
+def codes_of(meaning):
     return (
         meaning.category.meaning,
         meaning.kind.value,
@@ -50,5 +50,5 @@ def told(meaning):
 )
 def test_names_mean_what_they_say(names, expected):
     found = meanings(names)
-    assert [told(one) for one in found] == expected
+    assert [codes_of(one) for one in found] == expected
     assert [one.name for one in found] == names

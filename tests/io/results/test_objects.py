@@ -73,7 +73,7 @@ def marked(volume):
 def written(folder, source, labels=None, names=NAMES, formats=FORMATS):
     labels = labels if labels is not None else marked(read_volume(source))
     files = result_files(folder, "scan", formats)
-    told = write_results(
+    warnings = write_results(
         files,
         labels,
         Labels(names),
@@ -82,7 +82,7 @@ def written(folder, source, labels=None, names=NAMES, formats=FORMATS):
         series=None,
         made_from=["one", "two"],
     )
-    return labels, files, told
+    return labels, files, warnings
 
 
 def places(volume, value):
@@ -108,8 +108,8 @@ def each_source(request, tmp_path):
 
 @dcmqi
 def test_dcmqi_finds_every_voxel_of_the_segmentation_in_its_place(source, tmp_path):
-    labels, files, told = written(tmp_path, source)
-    assert told == ()
+    labels, files, warnings = written(tmp_path, source)
+    assert warnings == ()
     out = tmp_path / "read"
     out.mkdir()
     command = [BIN / "segimage2itkimage", "--inputDICOM", files["dicom-seg"], "--outputDirectory", out]
@@ -253,8 +253,8 @@ def test_a_series_without_study_is_reported_and_one_without_instances_refused(tm
         data.StudyInstanceUID = ""
         data.SOPInstanceUID = ""  # still in the file's own header
         data.save_as(file)
-    _, files, told = written(tmp_path, source)
-    [line] = told
+    _, files, warnings = written(tmp_path, source)
+    [line] = warnings
     assert "StudyInstanceUID" in line
     assert hd.seg.segread(files["dicom-seg"]).StudyInstanceUID
     for file in source.iterdir():
@@ -283,9 +283,9 @@ def test_organs_of_the_real_series(tmp_path):
     organs = read_labels(SHARED / "real-ct" / "dicom-series-organs.nii.gz", volume)
     names = {"spleen": 1, "liver": 5, "aorta": 52}
     kept = organs.with_array(np.where(np.isin(organs.array, list(names.values())), organs.array, 0))
-    _, files, told = written(tmp_path, source, kept, names)
+    _, files, warnings = written(tmp_path, source, kept, names)
     # Its study was taken out by whoever made it anonymous.
-    assert len(told) == 1
+    assert len(warnings) == 1
     command = [BIN / "segimage2itkimage", "--inputDICOM", files["dicom-seg"], "--outputDirectory", tmp_path]
     subprocess.run([*map(str, command), "-t", "nii"], check=True, capture_output=True)
     for number, value in enumerate(names.values(), start=1):

@@ -79,7 +79,7 @@ def written(folder: Path, source: Path):
     files = result_files(folder, "scan", FORMATS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        told = write_results(
+        lines = write_results(
             files,
             labels,
             Labels(NAMES),
@@ -88,7 +88,7 @@ def written(folder: Path, source: Path):
             series=None,
             made_from=["one"],
         )
-    return labels, {one: pydicom.dcmread(file) for one, file in files.items()}, told
+    return labels, {one: pydicom.dcmread(file) for one, file in files.items()}, lines
 
 
 def places(array, matrix):
@@ -187,8 +187,8 @@ INVALID = {
 def test_what_is_not_valid_is_left_empty_and_named(fields, lax, tmp_path):
     name = next(name for name in fields if name != "SpecificCharacterSet")
     source = series(tmp_path / "series", **fields)
-    labels, objects, told = written(tmp_path, source)
-    [line] = told
+    labels, objects, lines = written(tmp_path, source)
+    [line] = lines
     assert line.endswith(f": {name}")
     held = fields[name]
     held = held.value.decode("latin1") if isinstance(held, Raw) else str(held)
@@ -255,8 +255,8 @@ KEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("fields", "expected"), KEPT.values(), ids=KEPT)
 def test_what_is_unusual_and_valid_is_kept(fields, expected, lax, tmp_path):
-    labels, objects, told = written(tmp_path, series(tmp_path / "series", **fields))
-    assert told == ()
+    labels, objects, lines = written(tmp_path, series(tmp_path / "series", **fields))
+    assert lines == ()
     for data in objects.values():
         for name, value in expected.items():
             found = data.get(name)
@@ -267,8 +267,8 @@ def test_what_is_unusual_and_valid_is_kept(fields, expected, lax, tmp_path):
 
 @pytest.mark.parametrize("thickness", [None, "", 0, -3, Raw("DS", b"5 mm"), Raw("DS", b"1\\2")])
 def test_a_missing_thickness_is_the_distance_of_slices(thickness, lax, tmp_path):
-    labels, objects, told = written(tmp_path, series(tmp_path / "series", SliceThickness=thickness))
-    assert told == ()
+    labels, objects, lines = written(tmp_path, series(tmp_path / "series", SliceThickness=thickness))
+    assert lines == ()
     [measures] = objects["dicom-seg"].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     assert measures.SliceThickness == STEP == measures.SpacingBetweenSlices
     same_voxels(labels, objects)
@@ -278,8 +278,8 @@ def test_a_missing_thickness_is_the_distance_of_slices(thickness, lax, tmp_path)
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"])
 @pytest.mark.parametrize("held", ["", None, "Erika Muster", "1." * 40 + "1", Raw("UI", b"1.2\\1.3")])
 def test_an_identifier_that_cannot_be_named_is_made_up(name, held, lax, tmp_path):
-    labels, objects, told = written(tmp_path, series(tmp_path / "series", **{name: held}))
-    [line] = told
+    labels, objects, lines = written(tmp_path, series(tmp_path / "series", **{name: held}))
+    [line] = lines
     assert name in line
     assert "Erika" not in line
     uids = {data.get("StudyInstanceUID") for data in objects.values()}
@@ -296,8 +296,8 @@ def test_an_identifier_with_leading_zeros_ties_results_to_the_series(lax, tmp_pa
         "SeriesInstanceUID": "1.2.03.5",
         "FrameOfReferenceUID": "1.2.03.6",
     }
-    labels, objects, told = written(tmp_path, series(tmp_path / "series", **held))
-    [line] = told
+    labels, objects, lines = written(tmp_path, series(tmp_path / "series", **held))
+    [line] = lines
     assert all(name in line for name in held)
     assert not any(uid in line for uid in held.values())
     for data in objects.values():
@@ -313,8 +313,8 @@ def test_instances_that_cannot_be_named_are_made_up(lax, tmp_path):
         data = pydicom.dcmread(file)
         data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"Muster, slice {number}"
         pydicom.dcmwrite(file, data, enforce_file_format=False)
-    labels, objects, told = written(tmp_path, source)
-    [line] = told
+    labels, objects, lines = written(tmp_path, source)
+    [line] = lines
     assert "SOPInstanceUID" in line
     assert "Muster" not in line
     named = {one.ReferencedSOPInstanceUID for one in objects["dicom-seg"].SourceImageSequence}
@@ -342,8 +342,8 @@ def test_nothing_but_valid_elements_of_patient_and_study_is_copied(lax, tmp_path
         Manufacturer="Xanadu",
         PatientComments="of the patient",
     )
-    _, objects, told = written(tmp_path, source)
-    [line] = told
+    _, objects, lines = written(tmp_path, source)
+    [line] = lines
     assert line.endswith(": IssuerOfAccessionNumberSequence")
     for data in objects.values():
         [item] = data.OtherPatientIDsSequence
@@ -363,10 +363,10 @@ def test_an_unknown_class_keeps_its_name(lax, tmp_path):
         data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.3.12.2.1107.5.99.1"
         data.save_as(file)
     files = result_files(tmp_path, "scan", FORMATS)
-    told = write_results(
+    lines = write_results(
         files, labels, Labels(NAMES), {"kidney": 1.0, "tumor": 1.0}, path=source, series=None, made_from=[]
     )
-    assert told == ()
+    assert lines == ()
     read = {one: pydicom.dcmread(file) for one, file in files.items()}
     [frame, *_] = read["dicom-seg"].PerFrameFunctionalGroupsSequence
     [evidence] = read["dicom-sr"].CurrentRequestedProcedureEvidenceSequence
@@ -385,8 +385,8 @@ def test_positions_that_are_rounded_lie_on_the_grid_of_the_label_map(tmp_path):
         data = pydicom.dcmread(file)
         data.ImagePositionPatient[2] = round(float(data.ImagePositionPatient[2]) + 0.008 * (-1) ** number, 3)
         data.save_as(file)
-    labels, objects, told = written(tmp_path, source)
-    assert told == ()
+    labels, objects, lines = written(tmp_path, source)
+    assert lines == ()
     same_voxels(labels, objects)
     assert (
         objects["dicom-seg"].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
@@ -399,8 +399,8 @@ def test_files_without_preamble_and_meta_header(tmp_path):
         bare = Dataset()
         bare.update(pydicom.dcmread(file))
         pydicom.dcmwrite(file, bare, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    labels, objects, told = written(tmp_path, source)
-    assert told == ()
+    labels, objects, lines = written(tmp_path, source)
+    assert lines == ()
     assert str(objects["rtstruct"].PatientName) == "Muster^Erika"
     same_voxels(labels, objects)
 
@@ -411,8 +411,8 @@ def test_an_archive_of_a_series(lax, tmp_path):
     with ZipFile(packed, "w") as archive:
         for file in source.iterdir():
             archive.write(file, file.name)
-    labels, objects, told = written(tmp_path, packed)
-    assert told[0].endswith(": PatientSex")
+    labels, objects, lines = written(tmp_path, packed)
+    assert lines[0].endswith(": PatientSex")
     same_voxels(labels, objects)
 
 
@@ -428,8 +428,8 @@ def test_an_enhanced_series_without_thickness_whose_frames_each_say_where_they_a
         group.PixelValueTransformationSequence = shared.PixelValueTransformationSequence
     data.SharedFunctionalGroupsSequence = [Dataset()]
     save(data, tmp_path / "series" / "all.dcm")
-    labels, objects, told = written(tmp_path, tmp_path / "series")
-    assert told == ()
+    labels, objects, lines = written(tmp_path, tmp_path / "series")
+    assert lines == ()
     same_voxels(labels, objects)
     [measures] = objects["dicom-seg"].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     assert measures.SliceThickness == 2.0
@@ -449,8 +449,8 @@ def test_several_enhanced_files_of_one_series(tmp_path):
         data = enhanced(raw, order)
         data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = uids
         save(data, tmp_path / "series" / f"{number}.dcm")
-    labels, objects, told = written(tmp_path, tmp_path / "series")
-    assert told == ()
+    labels, objects, lines = written(tmp_path, tmp_path / "series")
+    assert lines == ()
     same_voxels(labels, objects)
     assert len(objects["dicom-seg"].SourceImageSequence) == 2
     number = objects["rtstruct"].ROIContourSequence[1].ContourSequence[0].ContourImageSequence[0]

@@ -71,16 +71,7 @@ def picture(
     across = x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None]
     mask = mask * (across < depth[:, None, None]).float()[:, None]
 
-    low, high = uniform(-200.0, 0.0), uniform(120.0, 550.0)
-    image = ((hu - low[:, None, None, None]) / (high - low)[:, None, None, None]).clamp(0.0, 1.0)
-    image = image ** normal(0.35).exp()[:, None, None, None]
-    image = image * _smooth(normal(0.12, 1, 4, 4)).exp()
-    blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
-    part = torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(count))
-    image = image + part[:, None, None, None] * (blurred - image)
-    strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
-    noise = torch.randn(count, 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
-    image = (image + noise).clamp(0.0, 1.0)
+    image = _exposure(hu, uniform, normal, sometimes, generator)
     # Metal, missing values, or no image at all, so that only the outline is left.
     hole = _ellipse(x, y, uniform(-1, 1), uniform(-1, 1), uniform(0.1, 0.4), uniform(0.1, 0.4)) > 0.5
     filled = (sometimes(0.5).float())[:, None, None]
@@ -175,6 +166,26 @@ def _deformation(
     x, y = x * build.exp(), y * (-build).exp()
     cos, sin = roll.cos()[:, None, None], roll.sin()[:, None, None]
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) / KEPT_REACH
+
+
+def _exposure(
+    hu: Tensor,
+    uniform: Callable[..., Tensor],
+    normal: Callable[..., Tensor],
+    sometimes: Callable[..., Tensor],
+    generator: torch.Generator,
+) -> Tensor:
+    """Return images in [0, 1] of CT ``(N, 1, S, S)`` in HU: windowed, unevenly bright, blurred and noisy."""
+    low, high = uniform(-200.0, 0.0), uniform(120.0, 550.0)
+    image = ((hu - low[:, None, None, None]) / (high - low)[:, None, None, None]).clamp(0.0, 1.0)
+    image = image ** normal(0.35).exp()[:, None, None, None]
+    image = image * _smooth(normal(0.12, 1, 4, 4)).exp()
+    blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
+    part = torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(len(hu)))
+    image = image + part[:, None, None, None] * (blurred - image)
+    strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
+    noise = torch.randn(len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
+    return (image + noise).clamp(0.0, 1.0)
 
 
 def _smooth(coarse: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""Tables and the picture of ``pose.py``, from its results."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from isopose.config import load_config
+from isopose.files import replacing
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+#: Confidence below which a pose is doubted; the default is among them.
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
+
+
+def tables_of(results: dict[str, Any]) -> str:
+    """Return all tables in Markdown."""
+    lines = []
+    for part, title in (
+        ("all", "every slice"),
+        ("registered", "the middle slice of some scans, all contenders"),
+    ):
+        for group, rows in results[part].items():
+            first = next(iter(rows.values()))
+            lines += [f"### {group}: {title} ({first['scans']} scans, {first['slices']} slices)", ""]
+            head = [
+                "",
+                "rotation error °: median / 95 / 99 % / worst",
+                "scale error %: median / 95 %",
+                "center mm: median / 95 %",
+                "mask Dice: mean / 1 % / worst",
+                "side swaps (scans)",
+                "ms a slice",
+            ]
+            if part == "all":
+                head.append("ms a scan")
+            if group == "real":
+                head.append("lean of the straight °: median / 95 %")
+            lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+            lines += [_row(name, row, part, group) for name, row in rows.items()] + [""]
+    default = load_config().predict.min_confidence
+    lines += [f"### Confidence (default threshold: {default})", ""]
+    lines += [
+        "| | threshold | bad poses (over 6°) | of them caught | good ones refused | bad among the kept |",
+        "| --- " * 6 + "|",
+    ]
+    for group, rows in results["all"].items():
+        for name, row in rows.items():
+            found = row["confidence"]
+            for threshold in THRESHOLDS if found and name == "isopose, smooth" else (default,):
+                if found:
+                    rates = found[f"{threshold:.2f}"]
+                    cells = [_per_cent(rates[key]) for key in ("caught", "good_refused", "bad_of_kept")]
+                    bad = f"{found['bad']} of {row['slices']}"
+                    lines.append(f"| {group}: {name} | {threshold} | {bad} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, row: dict[str, Any], part: str, group: str) -> str:
+    r, s, c, d = row["rotation"], row["scale"], row["center"], row["dice"]
+    cells = [
+        name,
+        f"{r['median']:.2f} / {r['p95']:.1f} / {r['p99']:.1f} / {r['worst']:.0f}",
+        f"{s['median']:.2f} / {s['p95']:.1f}",
+        f"{c['median']:.2f} / {c['p95']:.1f}",
+        f"{d['mean']:.4f} / {d['p1']:.3f} / {d['worst']:.3f}",
+        str(row["swaps"]),
+        f"{row['ms_slice']:.2f}",
+    ]
+    if part == "all":
+        cells.append(f"{row['ms_volume']:.1f}")
+    if group == "real":
+        cells.append(f"{row['lean']['median']:.1f} / {row['lean']['p95']:.1f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _per_cent(part: float | None) -> str:
+    return "-" if part is None else f"{part:.2%}"
+
+
+def draw_errors(results: dict[str, Any], path: Path) -> None:
+    """Draw for every contender how many slices are within an angle."""
+    panels = [(part, group) for part in ("all", "registered") for group in results[part]]
+    rows = -(-len(panels) // 3)
+    figure, grid = plt.subplots(rows, 3, figsize=(13.5, 3.9 * rows + 1.2), sharey=True, squeeze=False)
+    axes = grid.ravel()
+    for unused in axes[len(panels) :]:
+        unused.axis("off")
+    colors = plt.get_cmap("tab20")
+    names = list(dict.fromkeys(name for part, group in panels for name in results[part][group]))
+    for axis, (part, group) in zip(axes, panels, strict=False):
+        for name, row in results[part][group].items():
+            error = np.sort(np.abs(row["angles"]))
+            style = "-" if name.startswith("isopose") else "--" if name.startswith("Simple") else ":"
+            share = (np.arange(len(error)) + 1) / len(error)
+            axis.plot(np.maximum(error, 0.02), share, style, label=name, color=colors(names.index(name) % 20))
+        axis.set(xscale="log", xlim=(0.05, 180), xlabel="rotation error, degrees", ylim=(0, 1))
+        axis.set_title(f"{group}, {'all slices' if part == 'all' else 'slices that were registered'}")
+        axis.axvline(6.0, color="gray", linewidth=0.8)
+        axis.grid(alpha=0.3)
+    for first in grid[:, 0]:
+        first.set_ylabel("part of the slices within")
+    handles = {
+        h.get_label(): h for axis in axes for h in axis.get_lines() if not h.get_label().startswith("_")
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
