@@ -30,7 +30,7 @@ class ScanRoll(NamedTuple):
     Args:
         angle: ``()`` radians; 0, the header's, where the slices are not believed.
         seen: ``()`` radians, the most probable roll if the slices show it.
-        odds: ``()`` odds that the slices show the roll.
+        odds: ``()`` odds that the slices show the roll: by themselves or given the header, whichever is less.
         believed: ``()`` True where the odds reach ``config.turn_odds``.
         concentration: ``()`` of the angle, where it rests on the slices.
         probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
@@ -66,13 +66,16 @@ def scan_roll(evidence: Tensor, count: int | Tensor, calibration: Tensor, config
     log_weight = (
         weight.log() + log_i0(joint_concentration) - log_i0(concentration) - log_i0(prior.norm(dim=1))
     )
-    odds = (log_odds_of(length, calibration) + log_weight.logsumexp(dim=0)).exp()
+    alone = log_odds_of(length, calibration)
+    against_header = alone + log_weight.logsumexp(dim=0)
+    # What agrees with the header by chance does not show more for that.
+    odds = torch.minimum(alone, against_header).exp()
     # The direction of the mixture, and where it cannot be relied on, the header's.
     shown = log_weight.softmax(dim=0) @ (joint / joint_concentration[:, None].clamp(min=1e-9))
     seen = torch.atan2(shown[1], shown[0])
     believed = odds >= config.turn_odds
     angle = torch.where(believed, seen, torch.zeros_like(seen))
-    share = odds / (1.0 + odds)
+    share = against_header.sigmoid()
     directions, concentrations = (
         torch.cat([joint, prior]),
         torch.cat([joint_concentration, prior.norm(dim=1)]),
