@@ -57,4 +57,4 @@ def test_directions_that_are_arbitrary_where_little_is_seen_give_the_odds():
     arbitrary = (seen.error[len(sure.patient) :].abs() > math.radians(30.0)).float().mean().item()
     found = log_odds_of(torch.tensor([9.0, 400.0]), calibration).sigmoid()
     assert 1.0 - found[0].item() == pytest.approx(arbitrary, abs=0.15)
-    assert found[1].item() > 0.999
+    assert found[1].item() > 0.998

@@ -6,12 +6,13 @@ the odds that evidence shows the roll at all.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 from isopose.models.roll import (
@@ -93,17 +94,23 @@ def calibrate(seen: RollEvidence) -> Tensor:
 
     odds = _odds(_smallest(odds_loss, np.array([0.0, math.log(0.5)])))
 
-    def loss(parameters: np.ndarray) -> float:
+    def loss(parameters: np.ndarray, some: Sequence[tuple[Tensor, Tensor]] = pairs) -> float:
         calibration = torch.cat([_concentration(parameters), odds])
-        return sum(_negative_log_likelihood(*pair, calibration) for pair in pairs)
+        return sum(_negative_log_likelihood(*pair, calibration) for pair in some)
 
-    best = _smallest(loss, np.array([math.log(1e-3), math.log(2.0), 0.0]))
+    # Single slices do not depend on the common error; they give the start of the rest.
+    start = np.array([math.log(1e-3), math.log(2.0)])
+    of_slices = _smallest(lambda two: loss(np.array([*two, 0.0]), pairs[:1]), start)
+    best = _smallest(loss, np.array([*of_slices, 0.0]))
     return torch.cat([_concentration(best), odds]).float()
 
 
 def _smallest(loss: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
-    """Return the parameters at which a loss is smallest."""
-    found: np.ndarray = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 4000}).x
+    """Return the parameters, all within 20 of 0, at which a loss is smallest."""
+    bounds = [(-20.0, 20.0)] * len(start)
+    found: np.ndarray = minimize(
+        loss, start, method="Nelder-Mead", bounds=bounds, options={"maxiter": 4000}
+    ).x
     return found
 
 
@@ -115,9 +122,7 @@ def _odds(parameters: np.ndarray) -> Tensor:
 def _concentration(parameters: np.ndarray) -> Tensor:
     """Return factor, power and share of common error from unconstrained parameters."""
     factor, power, shared = parameters
-    return torch.tensor(
-        [math.exp(factor), math.exp(power), 1.0 / (1.0 + math.exp(-shared))], dtype=torch.float64
-    )
+    return torch.tensor([math.exp(factor), math.exp(power), expit(shared)], dtype=torch.float64)
 
 
 def _logistic_loss(evidence: Tensor, odds: Tensor) -> float:
@@ -140,7 +145,8 @@ def _negative_log_likelihood(evidence: Tensor, count: Tensor, calibration: Tenso
     length = evidence.norm(dim=1)
     concentration = calibrated_concentration(length, calibration) * effective_count(count, calibration)
     off = 1.0 - evidence[:, 0] / length.clamp(min=1e-9)
-    reliable = log_odds_of(length, calibration).sigmoid()
-    # Relative to the uniform density.
-    density = torch.exp(-concentration * off) / torch.special.i0e(concentration)
-    return float(-(reliable * density + 1.0 - reliable).log().mean())
+    logit = log_odds_of(length, calibration)
+    # Relative to the uniform density; by logarithms, because both terms may be too small for numbers.
+    density = -concentration * off - torch.special.i0e(concentration).log()
+    shows, does_not = (torch.nn.functional.logsigmoid(one) for one in (logit, -logit))
+    return -float(torch.logaddexp(shows + density, does_not).mean())
