@@ -44,7 +44,8 @@ from isopose.models.roll import RollNetwork
 from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort
 from isopose.progress import Terminal
-from isopose.scan.poses import RIGHT, scan_poses, slice_poses
+from isopose.scan.poses import scan_poses, slice_poses
+from isopose.scan.prior import RIGHT
 from isopose.training.fabric import fabric_for
 from isopose.training.loop import Stage, train_stage
 from isopose.training.objectives import PoseObjective, RollObjective
@@ -273,7 +274,7 @@ def _ours(transformer: PoseTransformer, scan: Scan) -> tuple[np.ndarray, np.ndar
         return (images, masks) if rows is whole else (images[rows], masks[rows])
 
     single = slice_poses(transformer, read, [whole], 0.8)
-    pose, confidence = scan_poses(transformer, single, torch.from_numpy(scan.z_mm))
+    pose, confidence, _ = scan_poses(transformer, single, torch.from_numpy(scan.z_mm))
     return matrix_from_pose(pose).numpy(), confidence.numpy()
 
 

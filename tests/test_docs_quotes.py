@@ -156,8 +156,8 @@ FALSE = [
     (wrong_names, "`upright.warnings`", "`upright.doubts`", "has no doubts"),
     (
         wrong_figures,
-        "6 degrees (`scan/poses.py: RIGHT`)",
-        "5 degrees (`scan/poses.py: RIGHT`)",
+        "6 degrees (`scan/prior.py: RIGHT`)",
+        "5 degrees (`scan/prior.py: RIGHT`)",
         "it is 6",
     ),
     (

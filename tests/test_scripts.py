@@ -228,6 +228,19 @@ def test_jitter_and_mirroring_are_compared(tmp_path: Path) -> None:
     assert "cohorts of 10, seeds 0;" in printed
 
 
+@pytest.mark.slow
+def test_trunks_are_turned_back_and_nothing_else(tmp_path: Path) -> None:
+    """Without the real scans, which have a test of their own."""
+    printed = ran("benchmarks/header.py", tmp_path, "--cases", 1, "--no-real")
+    table = (tmp_path / "header.md").read_text()
+    assert table in printed
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == [
+        kind for kind in ("phantoms", "heads", "necks", "limbs", "water") for _ in range(2)
+    ]
+    assert [row[2:4] for row in rows] == [["1", "1"], ["3", "3"]] * 5
+
+
 @pytest.mark.long
 def test_poses_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 2, "--turns", 1, "--registered", 1, "--cohort", 4, "--candidates", 1, "--workers", 0)

@@ -1,4 +1,6 @@
-"""What is no trunk as its header says gives a warning or is refused, with the poses that ship."""
+"""What is no trunk, or not as its header says, is reported or refused, with the poses that ship."""
+
+import math
 
 import numpy as np
 import pytest
@@ -48,10 +50,15 @@ def warnings_of(estimator, volume: Volume) -> str:
 
 
 @pytest.mark.parametrize("make", [head, legs, cylinder], ids=lambda make: make.__name__)
-def test_what_is_no_trunk_leaves_the_pose_in_doubt(estimator, make) -> None:
-    assert f"not sure which way up the patient lies in {SLICES} of {SLICES} slices" in warnings_of(
-        estimator, make()
-    )
+@pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
+def test_what_is_no_trunk_is_left_as_it_lies_with_one_warning(make, per) -> None:
+    found = homogenize_scan(open_estimator(None, homogenize_config(size=128, per=per)), make())
+    assert [line for line in found.warnings if "which way up" in line] == [
+        "no slice shows which way up the patient lies (is it a trunk?): left as the file's header says"
+    ]
+    np.testing.assert_allclose(found.poses.pose[:, 0], 0.0, atol=1e-6)
+    assert found.poses.decision.header_kept
+    assert found.poses.decision.odds < found.poses.decision.needed_odds == 10.0
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +80,58 @@ def test_a_patient_as_the_header_says_is_left_in_peace(estimator, real) -> None:
     ],
     ids=["mirrored", "upside down", "no offset", "windowed"],
 )
-def test_a_real_scan_that_was_spoilt_is_reported(estimator, real, change, words) -> None:
+def test_a_real_scan_that_was_changed_is_reported(estimator, real, change, words) -> None:
     spoilt = real.with_array(np.ascontiguousarray(change(real.array)).astype(np.int16))
     assert words in warnings_of(estimator, spoilt)
+
+
+@pytest.mark.parametrize("side", [30, 40])
+def test_a_narrow_field_of_view_without_an_outline_keeps_pose_and_size(estimator, real, side) -> None:
+    """Cut around the aorta: the square of the file is no outline of a body."""
+    height, width = real.array.shape[1:]
+    y, x = height // 2 - side // 2, width // 2 - side // 2
+    cut = Volume(
+        np.ascontiguousarray(real.array[:, y : y + side, x : x + side]), np.diag([3.0, 3.0, 3.0, 1.0])
+    )
+    found = homogenize_scan(estimator, cut)
+    assert [line for line in found.warnings if "outline" in line] == [
+        "no outline of a body is visible: its pose and size are left as the file has them"
+    ]
+    # In true millimeters: the homogenized frame shows as many as its own side has.
+    shown_mm = found.transform.frame.fov_mm * np.exp(found.poses.pose[:, 1:3])
+    np.testing.assert_allclose(shown_mm, estimator.side_mm, rtol=1e-5)
+    np.testing.assert_allclose(found.poses.pose[:, 0], 0.0, atol=1e-6)
+
+
+TRUNKS = ("dicom-series", "abdomen.nii.gz", *(f"trunk/chest-{name}.nii.gz" for name in (
+    "upper-abdomen", "female", "arms-up",
+)))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_real_trunks_are_not_doubted_and_turned_back_from_any_side(real_ct, name) -> None:
+    volume = read_volume(real_ct / name).reoriented()
+    smooth = open_estimator(None, homogenize_config(size=128, per="smooth"))
+    straight = homogenize_scan(smooth, volume)
+    assert not [line for line in straight.warnings if "which way up" in line or "turned" in line]
+    seen = straight.poses
+    degrees = np.degrees(seen.pose[seen.has_body, 0])
+    assert np.abs(degrees).max() < 5.0
+    assert np.abs(np.diff(degrees)).max() < 1.0, "no slice jumps"
+    assert seen.confidence[seen.has_body].min() > 0.8
+    for quarters in (1, 2, 3):
+        turned = _turned(volume, quarters)
+        found = homogenize_scan(smooth, turned)
+        assert any("lies turned by" in line for line in found.warnings), found.warnings
+        back = math.degrees(found.poses.roll) - math.degrees(seen.roll) + 90.0 * quarters
+        assert abs((back + 180.0) % 360.0 - 180.0) < 3.0
+
+
+def _turned(volume: Volume, quarters: int) -> Volume:
+    """The patient turned by quarter turns against the header, from +y to +x."""
+    dx, dy, dz = volume.spacing
+    spacing = [dx, dy, dz, 1.0] if quarters % 2 == 0 else [dy, dx, dz, 1.0]
+    return Volume(np.ascontiguousarray(np.rot90(volume.array, quarters, axes=(1, 2))), np.diag(spacing))
 
 
 def test_another_modality_is_refused(estimator, real) -> None:

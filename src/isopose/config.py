@@ -101,6 +101,24 @@ class PoseConfig(Section):
     smooth_mm: float = Field(
         20.0, gt=0, description="with smooth: standard deviation of the Gaussian along the scan, mm"
     )
+    roll_sd: float = Field(
+        10.0,
+        gt=0,
+        le=30,
+        description="how most patients lie around what the header says: standard deviation, degrees",
+    )
+    roll_off: float = Field(
+        0.2,
+        gt=0,
+        lt=0.5,
+        description="part of the patients who lie further off: standard deviation 30 degrees",
+    )
+    roll_turned: float = Field(
+        0.06, gt=0, lt=0.5, description="part of the patients turned by about a quarter or half turn"
+    )
+    turn_odds: float = Field(
+        10.0, gt=0, description="odds from which on what the slices show is believed, and not the header"
+    )
     scales: Literal[1, 2] = Field(2, description="2: the paper's five parameters; 1: a true similarity")
     size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
         96, description="pixels of the network's input"

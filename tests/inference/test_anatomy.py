@@ -75,12 +75,13 @@ def test_a_mirrored_scan_is_reported_and_left_as_it_is(models):
     assert not warns_of(predict(models["smooth"], volume), "mirror image")
 
 
-def test_a_scan_that_shows_nothing_is_doubted(models):
+def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
     """A disc of water: neither a spine nor an outline says what is up."""
     volume = phantom(0)
     y, x = np.indices(volume.array.shape[1:])
     middle = (volume.array.shape[1] - 1) / 2
     disc = np.hypot(x - middle, y - middle) < 30
     nothing = predict(models["smooth"], replace(volume, array=np.where(disc, 0, -1000)[None].repeat(8, 0)))
-    assert warns_of(nothing, "not sure which way up")
-    assert not warns_of(predict(models["smooth"], volume), "not sure")
+    assert warns_of(nothing, "no slice shows which way up")
+    assert nothing.scan_pose.roll == 0.0
+    assert not warns_of(predict(models["smooth"], volume), "which way up")

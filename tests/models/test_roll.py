@@ -12,12 +12,13 @@ from isopose.geometry.warp import warp
 from isopose.io.images import read_volume
 from isopose.models.roll import (
     MAX_CONCENTRATION,
+    SHIPPED_ODDS,
     SIZE,
     SOFT_TISSUE_HU,
     RollNetwork,
     calibrated_concentration,
     effective_count,
-    probability_within,
+    log_odds_of,
     roll_input_of,
     views_of_slices,
 )
@@ -133,8 +134,8 @@ def test_nothing_to_see_gives_numbers_and_no_certainty(network):
     line = (torch.arange(96) * 2 + 1) / 96 - 1
     disc = ((line[None]) ** 2 + (line[:, None]) ** 2 < 0.4).float()[None, None]
     roll = network.estimate(roll_input_of(0.5 * disc, disc))
-    concentration = calibrated_concentration(roll.concentration, network.calibration)
-    assert probability_within(concentration, math.radians(6.0)).item() < 0.5
+    assert log_odds_of(roll.concentration, network.calibration).item() < math.log(5.0)
+    assert calibrated_concentration(roll.concentration, network.calibration).item() < 100.0
     empty = network.estimate(roll_input_of(torch.zeros(1, 1, 96, 96), torch.zeros(1, 1, 96, 96)))
     assert empty.angle.isfinite().all()
     assert empty.concentration.isfinite().all()
@@ -149,23 +150,22 @@ def test_concentration_is_bounded():
     assert out.isfinite().all()
 
 
-def test_probability_within_is_that_of_the_distribution():
-    rng = np.random.default_rng(0)
-    limit = math.radians(6.0)
-    for concentration in (20.0, 100.0, 600.0):
-        drawn = rng.vonmises(0.0, concentration, 200_000)
-        expected = float((np.abs(drawn) <= limit).mean())
-        given = probability_within(torch.tensor([concentration]), limit).item()
-        assert given == pytest.approx(expected, abs=0.01)
-    assert probability_within(torch.zeros(1), limit).item() == pytest.approx(limit / math.pi)
-
-
 def test_calibration_is_a_power_law_and_alike_slices_are_worth_little():
-    calibration = torch.tensor([0.5, 2.0, 0.25])
+    calibration = torch.tensor([0.5, 2.0, 0.25, -1.0, 0.5])
     assert calibrated_concentration(torch.tensor([4.0]), calibration).item() == pytest.approx(8.0)
     assert effective_count(torch.tensor([1.0]), calibration).item() == 1.0
     assert effective_count(torch.tensor([13.0]), calibration).item() == pytest.approx(13.0 / 4.0)
     assert effective_count(torch.tensor([1e6]), calibration).item() == pytest.approx(4.0, rel=1e-3)
+    assert log_odds_of(torch.tensor([16.0]), calibration).item() == pytest.approx(1.0)
+
+
+def test_a_network_saved_without_odds_gets_those_of_the_shipped_one(network):
+    old = {name: value.float() for name, value in compact(network).items()}
+    old["calibration"] = torch.tensor([0.001, 2.0, 0.6])
+    again = RollNetwork()
+    again.load_state_dict(old)
+    assert torch.equal(again.calibration, torch.tensor([0.001, 2.0, 0.6, *SHIPPED_ODDS]))
+    assert torch.allclose(network.calibration[3:], torch.tensor(SHIPPED_ODDS), atol=1e-4)
 
 
 def test_what_is_shipped_is_small_and_loads_as_it_was_saved(network):

@@ -62,7 +62,7 @@ def found(
     rows = np.arange(len(image))
     batches = [rows[first : first + size] for first in range(0, len(rows), size)]
     single = slice_poses(model, Reading(image, mask), batches, 0.8)
-    return scan_poses(model, single, torch.arange(len(image)) * 5.0)
+    return scan_poses(model, single, torch.arange(len(image)) * 5.0)[:2]
 
 
 @pytest.mark.parametrize("per", ["smooth", "volume"])
@@ -112,6 +112,26 @@ def test_a_few_slices_are_read_first_and_never_the_outermost(patients) -> None:
     alone = Reading(image, mask)
     slice_poses(transformer("slice"), alone, [np.arange(12)], 0.8)
     assert alone.read == [list(range(12))]
+
+
+def test_slices_that_contradict_their_scan_follow_it(patients) -> None:
+    """As lungs and shoulders may: shown with some confidence, but turned by half a turn."""
+    model = transformer("smooth")
+    image, mask, _ = patients[0]
+    z_mm = torch.arange(SLICES) * 5.0
+    single = slice_poses(model, Reading(image, mask), [np.arange(SLICES)], 0.8)
+    pose, sure, scan = scan_poses(model, single, z_mm)
+    away = torch.tensor([7, 8, 9])
+    evidence = single.evidence.clone()
+    evidence[away] *= -150.0 / evidence[away].norm(dim=1, keepdim=True)
+    off, unsure, other = scan_poses(model, single._replace(evidence=evidence), z_mm)
+    assert scan is not None
+    assert other is not None
+    assert other.believed
+    assert float(other.odds) < float(scan.odds)
+    assert wrapped(off[:, ANGLE] - pose[:, ANGLE]).rad2deg().abs().max() < 2.0
+    assert off[:, ANGLE].diff().rad2deg().abs().max() < 1.0
+    assert (unsure <= sure + 1e-3).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

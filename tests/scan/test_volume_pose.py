@@ -50,7 +50,7 @@ def test_a_posed_cylinder(pose):
     true = torch.tensor(pose)
     model = transformer()
     mask, z = stack(true)
-    found, _ = volume_pose(model, estimated(model, mask), z)
+    found, *_ = volume_pose(model, estimated(model, mask), z)
     angles = torch.rad2deg(found[[ROLL, PITCH, YAW]] - true[[ROLL, PITCH, YAW]])
     assert angles[1:].abs().tolist() == pytest.approx([0, 0], abs=0.6)
     # The section of a body that is both pitched and yawed is sheared by the product of their tangents, which

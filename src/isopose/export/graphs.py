@@ -14,7 +14,7 @@ from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.restore import restore
-from isopose.scan.poses import FIRST, scan_poses, scan_transforms
+from isopose.scan.poses import FIRST, initial_roll, scan_poses, scan_transforms
 from isopose.scan.volume import volume_pose
 
 
@@ -61,7 +61,7 @@ class PoseGraph(_Graph):
         """
         image = self.normalize(hu)
         slices = _slice_poses(self.pipeline.pose, image, mask, self.config.predict.min_pose_dice)
-        initial, confidence = scan_poses(self.pipeline.pose, slices, z_mm)
+        initial, confidence, _ = scan_poses(self.pipeline.pose, slices, z_mm)
         transforms = self.pipeline.transforms(image, mask, initial)
         pose, theta2 = scan_transforms(self.config, initial, transforms, z_mm)
         return frame_from_crop(pose, theta2), confidence
@@ -111,7 +111,7 @@ class VolumePoseGraph(_Graph):
         stack_from_frame = torch.diag(torch.cat([one, one, one / (count * apart), one]))
         z = 2.0 * apart * (shown + 0.5 - 0.5 * count)
         slices = _slice_poses(pipeline.pose, image[shown], mask[shown], self.config.predict.min_pose_dice)
-        pose, confidence = volume_pose(pipeline.pose, slices, z)
+        pose, confidence, _ = volume_pose(pipeline.pose, slices, z)
         stack_from_homogenized = pipeline.input_from_homogenized(pose[None], stack_from_frame)
         stack, body = (values.transpose(0, 1)[None] for values in (image, mask))
         theta2 = pipeline.theta2(stack, body, stack_from_homogenized)
@@ -146,8 +146,8 @@ def _slice_poses(
     transformer: PoseTransformer, image: Tensor, mask: Tensor, min_agreement: float
 ) -> SlicePoses:
     """Estimate the poses of all slices at once; see :func:`isopose.scan.poses.slice_poses`."""
-    scan_roll = None
+    initial = None
     if transformer.roll is not None and transformer.config.per != "slice":
         few = (torch.arange(FIRST, device=image.device) * 2 + 1) * image.shape[0] // (2 * FIRST)
-        scan_roll = transformer.roll_of_scan(image[few], mask[few])
-    return transformer.estimate(image, mask, min_agreement, scan_roll)
+        initial = initial_roll(transformer, image[few], mask[few])
+    return transformer.estimate(image, mask, min_agreement, initial)

@@ -15,6 +15,7 @@ from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import Transform
 from isopose.outputs import hashes
 from isopose.renamed import CASE_RECORD, with_present_names
+from isopose.scan.pose import RollDecision
 from isopose.strict import STRICT, first_problem
 from isopose.version import __version__
 
@@ -61,6 +62,7 @@ class CaseRecord:
         roll_degrees: middle of the angles by which the slices were turned back.
         slices: from the feet.
         transform: what undoes it.
+        roll_decision: whether the roll that the slices show was believed; None where it was not estimated.
     """
 
     format: Literal[2]
@@ -74,6 +76,7 @@ class CaseRecord:
     roll_degrees: float
     slices: tuple[SliceFacts, ...]
     transform: Transform
+    roll_decision: RollDecision | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_json(self) -> dict[str, Any]:
@@ -121,6 +124,7 @@ def write_record(
             for z, shown in enumerate(poses.has_body)
         ),
         transform=scan.transform,
+        roll_decision=poses.decision,
     )
     values = record.to_json()
     # A changed digit would put a label elsewhere and tell nobody.

@@ -1,5 +1,6 @@
 """One scan brought to the reference's pose and size, straight from its own slices by one resampling."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,9 @@ def homogenize_scan(
     prepared = prepare_as(volume, estimator.scale, estimator.fov_mm, estimator.data)
     transformer, settings = estimator.transformer, estimator.predict
     slices = slice_poses_of(transformer, prepared, settings, estimator.per)
-    records = find_poses(transformer, prepared, settings, slices, per=estimator.per)
+    records = find_poses(
+        transformer, prepared, settings, slices, per=estimator.per, side_mm=estimator.side_mm
+    )
     networks, crop = estimator.crop or estimator.joint, None
     if networks is not None and slices is not None:
         records = find_crops(networks, prepared, records, per=estimator.per)
@@ -74,7 +77,11 @@ def homogenize_scan(
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
     if estimator.tilted:
         z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
-        pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
+        pose = torch.zeros(POSE_SIZES[3])
+        if records.decision is not None and not records.decision.outline_visible:
+            pose[LOG_SCALES] = math.log(estimator.side_mm / prepared.frame.fov_mm)
+        elif slices is not None:
+            pose = volume_pose(transformer, slices, z)[0]
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -402,6 +402,7 @@ def prediction_record(
         "volumes_ml": volumes_ml(prediction, model.labels),
         "warnings": list(prediction.warnings),
         "roll_degrees": math.degrees(scan.roll),
+        "roll_decision": None if scan.decision is None else asdict(scan.decision),
         "frame": _frame(prediction.prepared),
         **(_of_slices(scan) if model.config.dims == 2 else _of_volume(model, scan)),
     }

@@ -19,7 +19,7 @@ from isopose.geometry.pose import (
 )
 from isopose.geometry.warp import block_means, warp
 from isopose.models.localization import Localization
-from isopose.models.roll import RollInput, RollNetwork, roll_input_of, views_at_angle
+from isopose.models.roll import RollInput, RollNetwork, roll_input_of
 
 #: Fewest pixels along a side on which the agreement of outlines is computed.
 AGREEMENT_SIZE = 48
@@ -140,22 +140,6 @@ class PoseTransformer(nn.Module):
         """Prepare frames ``(N, 1, S, S)`` for the roll network."""
         return roll_input_of(image, mask, self.air, self.top)
 
-    def roll_of_scan(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Estimate one roll ``()`` in radians for a scan from a few of its slices, in one pass.
-
-        It is the initial angle for all slices. The closer to upright that pass starts, the less its error
-        depends on how the patient lies.
-
-        Args:
-            image: frames ``(n, 1, S, S)``.
-            mask: the same shape, foreground.
-        """
-        assert self.roll is not None, "only with the roll network"
-        slices = self.roll_input(image, mask)
-        upright = slices.view_pose.new_zeros(len(slices.view_pose))
-        evidence = self.roll(views_at_angle(slices, upright))[:, :2].sum(dim=0)
-        return torch.atan2(evidence[1], evidence[0])
-
     def pose_at_angle(self, outline: Moments, angle: Tensor) -> Tensor:
         """Return poses ``(N, 5)`` of outlines whose roll ``(N,)`` (radians) is known."""
         pose = pose_at_angle(outline, angle, moments(self.reference_mask))
@@ -188,8 +172,8 @@ class PoseTransformer(nn.Module):
             image: frames ``(N, 1, S, S)``.
             mask: foreground ``(N, 1, S, S)``.
             min_agreement: agreement (Eq. 1) from which a candidate is accepted.
-            scan_roll: ``()`` roll of the scan (:meth:`roll_of_scan`), from which one pass is enough; None:
-                two passes for each slice. Used by the roll network only.
+            scan_roll: ``()`` initial roll of the scan, from which one pass is enough; None: two passes for
+                each slice. Used by the roll network only.
         """
         outline = moments(mask)
         if self.roll is not None:

@@ -8,7 +8,7 @@ moments, which leaves only the roll unknown; a small network then estimates the 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ SOFT_TISSUE_HU = (-150.0, 300.0)
 #: Channels after each halving of the image.
 FEATURES = (16, 32, 64, 96)
 HIDDEN = 64
+#: Offset and slope of the odds of a network that was not calibrated: evidence counts in full.
+ALWAYS = (20.0, 0.0)
+#: Those of the shipped network, see ``roll.json``.
+SHIPPED_ODDS = (-0.7246, 0.4514)
 #: Upper bound of the concentration: a standard deviation of 1.3 degrees.
 MAX_CONCENTRATION = 2000.0
 
@@ -91,9 +95,16 @@ class RollNetwork(nn.Module):
             nn.Flatten(), nn.Linear(FEATURES[-1] * side**2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 3)
         )
 
-        #: Calibration of the concentration: factor, power, and the share of error common to a patient's
-        #: slices.
-        self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]))
+        #: Calibration: factor and power of the concentration, the share of error common to a patient's
+        #: slices, offset and slope of the odds that it shows the roll.
+        self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0, *ALWAYS]))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Add the shipped network's odds to a calibration that was saved without one."""
+        saved = state_dict.get(prefix + "calibration")
+        if saved is not None and saved.shape == (3,):
+            state_dict[prefix + "calibration"] = torch.cat([saved, saved.new_tensor(SHIPPED_ODDS)])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, views: Tensor) -> Tensor:
         """Estimate the remaining roll of views.
@@ -154,12 +165,32 @@ class RollNetwork(nn.Module):
         return RollEstimate(angle, output[:, :2].norm(dim=1), output[:, 2])
 
 
+def turned(vectors: Tensor, angle: Tensor) -> Tensor:
+    """Return vectors ``(N, 2)`` turned by an angle ``()`` in radians, from +x to +y."""
+    cos, sin = angle.cos(), angle.sin()
+    x, y = vectors[:, 0], vectors[:, 1]
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=1)
+
+
+def log_odds_of(length: Tensor, calibration: Tensor) -> Tensor:
+    """Return the logarithm of the odds that evidence shows the roll at all, linear in the root of its length.
+
+    Where it does not (an organ that the network does not know, a head, a field of view without an outline),
+    its direction is arbitrary.
+
+    Args:
+        length: of the evidence, any shape.
+        calibration: ``(5,)`` factor, power, share of common error; offset and slope of the odds.
+    """
+    return calibration[3] + calibration[4] * length.sqrt()
+
+
 def calibrated_concentration(concentration: Tensor, calibration: Tensor) -> Tensor:
     """Return factor · concentration ** power.
 
     Args:
         concentration: ``(N,)`` length of the evidence, of one slice or of the mean over several.
-        calibration: ``(3,)`` factor, power, share of common error.
+        calibration: ``(5,)``, see :func:`log_odds_of`.
     """
     return calibration[0] * concentration.clamp(min=1e-6) ** calibration[1]
 
@@ -171,22 +202,9 @@ def effective_count(count: Tensor, calibration: Tensor) -> Tensor:
 
     Args:
         count: ``(N,)`` slices, from 1; not necessarily whole.
-        calibration: ``(3,)`` factor, power, share of common error.
+        calibration: ``(5,)``, see :func:`log_odds_of`.
     """
     return count / (1.0 + (count - 1.0) * calibration[2])
-
-
-def probability_within(concentration: Tensor, limit: float) -> Tensor:
-    """Return the probability that a von Mises distributed angle lies within a limit of its mean direction.
-
-    Args:
-        concentration: ``(N,)``.
-        limit: radians.
-    """
-    # Approximated by the normal distribution of the same concentration, and by the uniform distribution where
-    # the concentration is small.
-    normal = torch.erf(limit * (concentration / 2.0).sqrt())
-    return normal.clamp(min=limit / math.pi)
 
 
 def roll_input_of(image: Tensor, mask: Tensor, air: float = 0.0, top: float = 1.0) -> RollInput:

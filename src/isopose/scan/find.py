@@ -1,5 +1,7 @@
 """Find the pose and crops of one scan, for prediction and for homogenization."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,13 +9,17 @@ from torch import Tensor
 from isopose.config import Per, PredictConfig
 from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
-from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, matrix_from_pose
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.scan.correction import Correction
-from isopose.scan.pose import ScanPose
+from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
+from isopose.scan.prior import ScanRoll
 from isopose.scan.volume import places, volume_agreement, volume_pose
+
+#: Part of its bounding box from which on a body fills the field of view.
+FILLED = 0.95
 
 
 def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
@@ -59,8 +65,11 @@ def find_poses(
     slices: SlicePoses | None,
     correction: Correction | None = None,
     per: Per | None = None,
+    side_mm: float | None = None,
 ) -> ScanPose:
     """Find the poses of a scan's slices.
+
+    If the scan shows no outline of a body (:func:`outline_is_visible`), pose and size are left as they are.
 
     Args:
         transformer: STN1.
@@ -69,6 +78,7 @@ def find_poses(
         slices: by :func:`slice_poses_of`.
         correction: a person's corrections; its poses replace the estimated ones.
         per: which slices share a pose; None: as the transformer's configuration says.
+        side_mm: side of the reference's frame in mm; None: that of the scan's own frame.
     """
     scan = ScanPose.empty(len(prepared.image))
     if slices is None:
@@ -76,8 +86,11 @@ def find_poses(
     rows = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     device = transformer.reference_mask.device
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
-    pose, confidence = scan_poses(transformer, slices, z_mm, per)
+    pose, confidence, roll = scan_poses(transformer, slices, z_mm, per)
     scan.pose[rows], scan.confidence[rows] = pose.cpu(), confidence.cpu()
+    scan.decision = _decide(transformer, roll, prepared.mask[rows])
+    if scan.decision is not None and not scan.decision.outline_visible:
+        scan.pose[rows] = _as_it_lies(prepared, side_mm)
     scan.mirrored[rows] = slices.mirrored.cpu()
     scan.source[rows] = slices.source.cpu()
     by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
@@ -85,6 +98,17 @@ def find_poses(
         scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, BY_HAND
     _set_agreement(transformer, prepared, settings, scan)
     return scan
+
+
+def outline_is_visible(mask: np.ndarray) -> bool:
+    """Return False if a body fills the field of view of most slices, so that its outline is that of the file.
+
+    Args:
+        mask: ``(N, S, S)``, slices with a body. A rectangle fills its bounding box, the outline of a trunk
+            four fifths of it.
+    """
+    rows, columns = mask.any(axis=2).sum(axis=1), mask.any(axis=1).sum(axis=1)
+    return float(np.median(mask.sum(axis=(1, 2)) / (rows * columns))) < FILLED
 
 
 def find_crops(
@@ -149,8 +173,11 @@ def find_volume_pose(
     if slices is not None:
         with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
         z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
-        pose, confidence = volume_pose(networks.pose, slices, z)
+        pose, confidence, roll = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
+        scan.decision = _decide(networks.pose, roll, prepared.mask[with_body])
+        if scan.decision is not None and not scan.decision.outline_visible:
+            scan.pose[0] = 0.0
         scan.mirrored[0] = float(slices.mirrored.mean())
         scan.source[0] = POSE_SOURCES.index(networks.config.pose.start)
     stack_from_homogenized = networks.input_from_homogenized(
@@ -159,6 +186,39 @@ def find_volume_pose(
     scan.agreement[0] = float(volume_agreement(networks, mask, stack_from_homogenized))
     scan.theta2[:] = networks.theta2(image, mask, stack_from_homogenized).cpu()
     return scan
+
+
+def _decide(transformer: PoseTransformer, roll: ScanRoll | None, mask: np.ndarray) -> RollDecision | None:
+    """Return whether the slices' roll is believed; None without the roll network.
+
+    Args:
+        transformer: STN1.
+        roll: of the scan.
+        mask: ``(N, S, S)``, slices with a body.
+    """
+    if roll is None:
+        return None
+    visible = outline_is_visible(mask)
+    return RollDecision(
+        shown_degrees=math.degrees(roll.seen),
+        odds=float(roll.odds),
+        needed_odds=transformer.config.turn_odds,
+        header_kept=not (visible and bool(roll.believed)),
+        outline_visible=visible,
+    )
+
+
+def _as_it_lies(prepared: Prepared, side_mm: float | None) -> np.ndarray:
+    """Return the pose ``(5,)`` that changes neither pose nor size.
+
+    Args:
+        prepared: the scan.
+        side_mm: side of the reference's frame in mm; None: that of the scan's own frame.
+    """
+    pose = np.zeros(POSE_SIZE, np.float32)
+    if side_mm is not None:
+        pose[[LOG_SCALE_X, LOG_SCALE_Y]] = np.log(side_mm / prepared.frame.fov_mm)
+    return pose
 
 
 def _set_agreement(

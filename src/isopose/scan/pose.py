@@ -1,16 +1,39 @@
 """The pose and crop of one scan, with their confidence."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, POSE_SIZES
 from isopose.models.pose import POSE_SOURCES
 from isopose.scan.aggregate import common_values
+from isopose.strict import STRICT
 
 #: Agreement with the reference's outline up to which a slice has no weight for size and center.
 LEAST_AGREEMENT = 0.5
+
+
+@dataclass(frozen=True)
+class RollDecision:
+    """What the slices of a scan show of its roll, and whether it was believed.
+
+    Args:
+        shown_degrees: roll that the slices show together, from +x to +y, against the file's header.
+        odds: that the slices show the roll, given the header.
+        needed_odds: from which on they are believed.
+        header_kept: True where they were not believed, so that the patient is left as the header says.
+        outline_visible: False where the scan shows no outline of a body, so that its size is left too.
+    """
+
+    shown_degrees: float
+    odds: float
+    needed_odds: float
+    header_kept: bool
+    outline_visible: bool
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(kw_only=True)
@@ -29,6 +52,7 @@ class ScanPose:
         theta2: ``(z, 3, 3)`` or ``(1, 4, 4)``, homogenized from crop.
         widened: ``(z,)`` True where the crop cut a structure and a larger one was used instead.
         cut_off: ``(z,)`` True where the segmentation still touches the crop's border.
+        decision: whether the slices' roll was believed; None without the roll network.
     """
 
     pose: np.ndarray
@@ -39,6 +63,7 @@ class ScanPose:
     theta2: np.ndarray
     widened: np.ndarray
     cut_off: np.ndarray
+    decision: RollDecision | None = None
 
     @classmethod
     def empty(cls, rows: int, dims: int = 2) -> "ScanPose":
@@ -62,6 +87,11 @@ class ScanPose:
             widened=np.zeros(rows, bool),
             cut_off=np.zeros(rows, bool),
         )
+
+    @property
+    def header_kept(self) -> bool:
+        """Whether the scan is left as its header says, because its slices do not show the roll."""
+        return self.decision is not None and self.decision.header_kept
 
     @property
     def has_body(self) -> np.ndarray:

@@ -10,17 +10,24 @@ from torch import Tensor
 from isopose.config import Config, Per, PoseConfig
 from isopose.geometry.box import carried, common_crop
 from isopose.geometry.moments import Moments
-from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.models.roll import calibrated_concentration, effective_count, probability_within
+from isopose.models.roll import (
+    calibrated_concentration,
+    effective_count,
+    log_odds_of,
+    turned,
+    views_at_angle,
+)
 from isopose.scan.aggregate import common_values, pooled, smooth_values
 from isopose.scan.pose import LEAST_AGREEMENT
+from isopose.scan.prior import RIGHT, ScanRoll, direction, log_i0, mass_within, scan_roll
 
-#: Largest error of a roll that counts as right.
-RIGHT = math.radians(6.0)
 #: Number of slices from which the initial roll of a scan is estimated.
 FIRST = 5
+#: Standard deviation of the roll along a scan, around the scan's own: a patient is twisted by no more.
+ALONG_SD = math.radians(3.0)
 
 
 def with_per(config: PoseConfig, per: Per | None) -> PoseConfig:
@@ -52,21 +59,45 @@ def slice_poses(
         min_agreement: agreement from which a pose is accepted, see :meth:`PoseTransformer.estimate`.
         per: which slices share a pose; None: as the transformer's configuration says.
     """
-    scan_roll = None
+    initial = None
     if transformer.roll is not None and (per or transformer.config.per) != "slice":
         rows = np.concatenate(batches)
         # Evenly spread, without the outermost slices, which may show lungs or hips.
         few = min(FIRST, len(rows))
-        scan_roll = transformer.roll_of_scan(*read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
-    return joined([transformer.estimate(*read(part), min_agreement, scan_roll) for part in batches])
+        initial = initial_roll(transformer, *read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
+    return joined([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
+
+
+def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> Tensor:
+    """Return the roll ``()`` in radians from which all slices of a scan start, from a few of them.
+
+    The closer to upright the slices are turned back, the less their errors depend on how the patient lies.
+    Therefore the few are seen twice: as they lie, and turned back by what they show then.
+
+    Args:
+        transformer: STN1, with the roll network.
+        image: frames ``(n, 1, S, S)``.
+        mask: the same shape, foreground.
+    """
+    network = transformer.roll
+    assert network is not None, "only with the roll network"
+    slices, angle = transformer.roll_input(image, mask), image.new_zeros(())
+    for _ in range(2):
+        views = views_at_angle(slices, angle.expand(mask.shape[0]))
+        evidence = turned(network(views)[:, :2].mean(dim=0, keepdim=True), angle)[0]
+        angle = scan_roll(evidence, mask.shape[0], network.calibration, transformer.config).seen
+    return angle
 
 
 def scan_poses(
     transformer: PoseTransformer, slices: SlicePoses, z_mm: Tensor, per: Per | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, ScanRoll | None]:
     """Combine the poses of one scan's slices as ``pose.per`` says.
 
-    First the roll is pooled over all slices (or neighbors); then sizes and centers are computed at that roll.
+    The scan's roll comes first: the posterior of what all slices show and of the header. With ``volume`` all
+    slices have it; with ``smooth`` they vary around it as they and their neighbors show; with ``slice`` each
+    has its own. If the slices do not show the roll, all keep the header's. Sizes and centers are computed at
+    that roll.
 
     Args:
         transformer: STN1.
@@ -75,18 +106,78 @@ def scan_poses(
         per: which slices share a pose; None: as the transformer's configuration says.
 
     Returns:
-        Poses ``(N, 5)``, and their confidence ``(N,)``, see :func:`confidence`.
+        Poses ``(N, 5)``; the probability ``(N,)`` that each roll is right within
+        :data:`isopose.scan.prior.RIGHT`, without the roll network the agreement with the reference's outline;
+        and the scan's roll, None without the roll network.
     """
     config = with_per(transformer.config, per)
+    if transformer.roll is None:
+        return *_outline_poses(slices, z_mm, config), None
+    calibration, count = transformer.roll.calibration, slices.evidence.shape[0]
+    scan = scan_roll(slices.evidence.mean(dim=0), count, calibration, config)
+    if config.per == "volume":
+        angle, probability = scan.angle.expand(count), scan.probability.expand(count)
+    elif config.per == "smooth":
+        angle, probability = _smooth_roll(slices.evidence, z_mm, scan, calibration, config)
+    else:
+        angle, probability = slices.pose[:, ANGLE], _own_probability(slices.evidence, calibration)
+    angle = torch.where(scan.believed, angle, scan.angle)
+    probability = torch.where(scan.believed, probability, scan.probability)
+    pose = transformer.pose_at_angle(slices.outline, angle)
+    rest = pose[:, LOG_SCALE_X:]
+    if config.per != "slice":
+        rest = _combined(rest, slices.agreement, z_mm, config)
+    return torch.cat([angle[:, None], rest], dim=1), probability, scan
+
+
+def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor]:
+    """Return poses ``(N, 5)`` and agreements ``(N,)`` of slices whose roll comes from the outline."""
     if config.per == "slice":
-        return slices.pose, confidence(transformer, slices, slices.evidence, None)
+        return slices.pose, slices.agreement
     width = math.inf if config.per == "volume" else config.smooth_mm
-    evidence, count = pooled(slices.evidence, z_mm, width)
+    evidence, _ = pooled(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
-    pose = slices.pose if transformer.roll is None else transformer.pose_at_angle(slices.outline, angle)
-    rest = _combined(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
-    pose = torch.cat([angle[:, None], rest], dim=1)
-    return pose, confidence(transformer, slices, evidence, count)
+    rest = _combined(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    return torch.cat([angle[:, None], rest], dim=1), slices.agreement
+
+
+def _smooth_roll(
+    evidence: Tensor, z_mm: Tensor, scan: ScanRoll, calibration: Tensor, config: PoseConfig
+) -> tuple[Tensor, Tensor]:
+    """Return rolls ``(N,)`` that vary around the scan's, and the probability ``(N,)`` that each is right.
+
+    A slice that contradicts the scan's roll, which a shoulder or a lung may do with confidence, has little
+    weight: the probability that it shows a roll near the scan's rather than any direction.
+
+    Args:
+        evidence: ``(N, 2)`` of each slice.
+        z_mm: ``(N,)`` positions along the scan.
+        scan: the scan's roll.
+        calibration: of the roll network.
+        config: width of the neighborhood.
+    """
+    length = evidence.norm(dim=1)
+    own = calibrated_concentration(length, calibration)
+    tight = 1.0 / (ALONG_SD**2 + 1.0 / scan.concentration.clamp(min=1e-6))
+    spread = own * tight / (own + tight)
+    away = torch.atan2(evidence[:, 1], evidence[:, 0]) - scan.angle
+    belief = torch.sigmoid(log_odds_of(length, calibration) + spread * away.cos() - log_i0(spread))
+    local, count = pooled(belief[:, None] * evidence, z_mm, config.smooth_mm)
+    strength = calibrated_concentration(local.norm(dim=1), calibration) * effective_count(count, calibration)
+    shown = strength[:, None] * local / local.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    both = shown + tight * direction(scan.angle)
+    angle = torch.atan2(both[:, 1], both[:, 0])
+    nothing = torch.zeros_like(strength)
+    right = scan.probability / mass_within(nothing[:1], scan.concentration[None])[0]
+    return angle, right.clamp(max=1.0) * mass_within(nothing, both.norm(dim=1))
+
+
+def _own_probability(evidence: Tensor, calibration: Tensor) -> Tensor:
+    """Return the probability ``(N,)`` that the roll of each slice by itself is right."""
+    length = evidence.norm(dim=1)
+    within = mass_within(torch.zeros_like(length), calibrated_concentration(length, calibration))
+    reliable = log_odds_of(length, calibration).sigmoid()
+    return reliable * within + (1.0 - reliable) * RIGHT / math.pi
 
 
 def scan_transforms(
@@ -124,26 +215,3 @@ def _combined(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfi
     if config.per == "volume":
         return common_values(values, weight).expand(weight.shape[0], -1)
     return smooth_values(values, weight, z_mm, config.smooth_mm)
-
-
-def confidence(
-    transformer: PoseTransformer, slices: SlicePoses, evidence: Tensor, count: Tensor | None
-) -> Tensor:
-    """Return the probability ``(N,)`` that the roll is right within :data:`RIGHT`.
-
-    It is calibrated on phantoms that the network was not trained on. Without the roll network it is the
-    agreement with the reference's outline.
-
-    Args:
-        transformer: STN1.
-        slices: poses estimated independently.
-        evidence: ``(N, 2)``, of each slice or pooled.
-        count: ``(N,)`` effective numbers of pooled slices; None: not pooled.
-    """
-    if transformer.roll is None:
-        return slices.agreement
-    calibration = transformer.roll.calibration
-    concentration = calibrated_concentration(evidence.norm(dim=1), calibration)
-    if count is not None:
-        concentration = concentration * effective_count(count, calibration)
-    return probability_within(concentration, RIGHT)

@@ -25,9 +25,12 @@ from isopose.scan.aggregate import median
 from isopose.scan.axis import line_through, tilt_of
 from isopose.scan.pose import LEAST_AGREEMENT
 from isopose.scan.poses import scan_poses
+from isopose.scan.prior import ScanRoll
 
 
-def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> tuple[Tensor, Tensor]:
+def volume_pose(
+    transformer: PoseTransformer, slices: SlicePoses, z: Tensor
+) -> tuple[Tensor, Tensor, ScanRoll | None]:
     """Compute the pose that maps the reference onto a whole scan.
 
     The roll is pooled over all slices, and the scales in plane are medians over the slices (``pose.per`` is
@@ -42,9 +45,10 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         z: ``(N,)`` their positions from the scan's middle, in units of half the frame's side.
 
     Returns:
-        The pose ``(9,)``, and the confidence ``()`` of its roll, the median of the slices' confidence.
+        The pose ``(9,)``; the confidence ``()`` of its roll, the median of the slices' confidence; and the
+        scan's roll, None without the roll network.
     """
-    poses, confidence = scan_poses(transformer, slices, z, "volume")
+    poses, confidence, roll = scan_poses(transformer, slices, z, "volume")
     out = torch.zeros(POSE_SIZES[3], device=z.device)
     if transformer.config.start != "identity":
         slice_pose = poses[0]
@@ -58,7 +62,7 @@ def volume_pose(transformer: PoseTransformer, slices: SlicePoses, z: Tensor) -> 
         carried = matrix_from_pose(out)[:3, :2] @ center
         # The reference's centroid, at the height of the scan's middle, is mapped onto the line.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
-    return out, median(confidence)
+    return out, median(confidence), roll
 
 
 def volume_agreement(networks: Networks, mask: Tensor, stack_from_homogenized: Tensor) -> Tensor:

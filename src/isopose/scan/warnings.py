@@ -7,10 +7,9 @@ import numpy as np
 from isopose.config import PredictConfig
 from isopose.geometry.pose import POSE_SIZE
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer
-from isopose.scan.pose import ScanPose
+from isopose.scan.pose import RollDecision, ScanPose
+from isopose.scan.prior import TURNED
 
-#: Roll (radians) beyond which the patient does not lie as the header says, but on a side or prone.
-TURNED = math.radians(60.0)
 #: Mean logit from which a scan counts as mirrored. Of 500 unseen phantoms none comes near it (at most 0.2),
 #: 98 % exceed it when mirrored; two real scans, turned and scaled in 120 ways, have at most -1.8.
 MIRRORED = 0.7
@@ -43,6 +42,8 @@ def pose_warnings(
             "turned back; check the sides"
         )
     if transformer.roll is not None:
+        if scan.decision is not None and scan.decision.header_kept and BY_HAND not in scan.source:
+            return [*lines, _kept(scan.decision)]
         doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
             lines.append(f"it is not sure which way up the patient lies{doubted}")
@@ -52,6 +53,19 @@ def pose_warnings(
     if low is not None and (joint or config.learned or config.start != "identity"):
         lines.append(f"low pose confidence{low}: the outline resembles no reference")
     return lines
+
+
+def _kept(decision: RollDecision) -> str:
+    """Return the one line about a scan that is left as its header says."""
+    if not decision.outline_visible:
+        return "no outline of a body is visible: its pose and size are left as the file has them"
+    if abs(decision.shown_degrees) > math.degrees(TURNED) and decision.odds >= 1.0:
+        return (
+            f"its slices show a patient turned by {decision.shown_degrees:+.0f} degrees against the file's "
+            f"header, but at odds of {decision.odds:.1f} only ({decision.needed_odds:g} are needed): left as "
+            "the header says; check the sides"
+        )
+    return "no slice shows which way up the patient lies (is it a trunk?): left as the file's header says"
 
 
 def crop_warnings(scan: ScanPose) -> list[str]:

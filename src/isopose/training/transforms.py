@@ -13,8 +13,8 @@ from isopose.geometry.pose import ANGLE, LOG_SCALES, POSE_SIZE
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
+from isopose.scan.prior import TURNED
 from isopose.scan.volume import places, volume_pose
-from isopose.scan.warnings import TURNED
 from isopose.training.targets import homogenizing, labels_in_frame
 
 #: Maximum number of slices, and of their pixels, per batch.

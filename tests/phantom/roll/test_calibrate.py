@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from isopose.models.roll import calibrated_concentration, effective_count, probability_within
-from isopose.phantom.roll.calibrate import RollEvidence, calibrate
+from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of
+from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined
+from isopose.scan.prior import mass_within
 
 
 def made(claimed: float, true: float, shared: float, patients: int = 400, slices: int = 10) -> RollEvidence:
@@ -36,9 +37,24 @@ def test_what_slices_share_is_found_of_patients(shared):
 
 def test_probabilities_are_then_those_that_happen():
     seen = made(500.0, 80.0, 0.0)
-    calibration = calibrate(seen)
-    stated = probability_within(
-        calibrated_concentration(seen.evidence.norm(dim=1), calibration), math.radians(6.0)
-    ).mean()
+    concentration = calibrated_concentration(seen.evidence.norm(dim=1), calibrate(seen))
+    expected = mass_within(torch.zeros_like(concentration), concentration).mean()
     happened = (seen.error.abs() <= math.radians(6.0)).float().mean()
-    assert stated.item() == pytest.approx(happened.item(), abs=0.02)
+    assert expected.item() == pytest.approx(happened.item(), abs=0.02)
+
+
+def test_directions_that_are_arbitrary_where_little_is_seen_give_the_odds():
+    """Of long evidence all directions are right; of short evidence a third is anywhere."""
+    sure, rng = made(400.0, 150.0, 0.0), np.random.default_rng(1)
+    vague = made(9.0, 150.0, 0.0)
+    lost = torch.from_numpy(rng.random(len(vague.patient)) < 1.0 / 3.0)
+    angle = torch.from_numpy(rng.uniform(-math.pi, math.pi, len(vague.patient))).float()
+    anywhere = 9.0 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    evidence = torch.where(lost[:, None], anywhere, vague.evidence)
+    seen = joined([sure, RollEvidence(evidence, vague.patient)])
+    assert seen.patient.unique().numel() == 2 * sure.patient.unique().numel()
+    calibration = calibrate(seen)
+    arbitrary = (seen.error[len(sure.patient) :].abs() > math.radians(30.0)).float().mean().item()
+    found = log_odds_of(torch.tensor([9.0, 400.0]), calibration).sigmoid()
+    assert 1.0 - found[0].item() == pytest.approx(arbitrary, abs=0.15)
+    assert found[1].item() > 0.999

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from safetensors.torch import load_file
 
 from isopose.devices import one_thread
 from isopose.files import output_folder, sha256, write_json
 from isopose.models.folder import versions
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import WEIGHTS, compact
-from isopose.phantom.roll.calibrate import RollEvidence, calibrate, roll_evidence
+from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined, roll_evidence
 from isopose.phantom.roll.pictures import VIEWS, Batches
 from isopose.phantom.roll.slabs import draw_slabs
 from isopose.phantom.roll.train import train
@@ -21,6 +22,8 @@ from isopose.tensors import write_tensors
 
 #: Seed of a cohort of phantoms that is used for nothing else in this repository.
 COHORT = 1_000_003
+#: How often each held-out patient is disturbed, for the calibration.
+DISTURBED = 4
 
 
 def main(
@@ -31,42 +34,53 @@ def main(
     steps: Annotated[int, typer.Option(min=1)] = 10000,
     pictures: Annotated[int, typer.Option(min=1, help=f"a step, each seen {VIEWS} times")] = 40,
     rate: Annotated[float, typer.Option(help="largest learning rate")] = 2e-3,
+    weights: Annotated[
+        Path | None, typer.Option(help="calibrate these weights again; nothing is trained")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0)] = 2,
     seed: int = 0,
 ) -> None:
     """Draw phantoms of randomized appearance, train on them, calibrate on others; or go on with that."""
     reporter = Terminal()
     output_folder(output)
+    numbers = range(patients if weights else 0, patients + held_out)
     with reporter.counting("phantoms") as progress:
-        numbers = range(patients + held_out)
         slabs = draw_slabs(output / "slabs", COHORT, numbers, slices, workers, progress)
-    learned = slabs.of(slabs.patient < patients)
     unseen = slabs.of(slabs.patient >= patients)
-    with one_thread():
-        mean = train(
-            Batches(learned, seed, steps, pictures),
-            rate=rate,
-            seed=seed,
-            workers=min(workers, 1),
-            work=output,
-            reporter=reporter,
-        )
+    if weights is None:
+        with one_thread():
+            state = train(
+                Batches(slabs.of(slabs.patient < patients), seed, steps, pictures),
+                rate=rate,
+                seed=seed,
+                workers=min(workers, 1),
+                work=output,
+                reporter=reporter,
+            ).state_dict()
+    else:
+        state = {name: value.float() for name, value in load_file(weights).items()}
     network = RollNetwork()
-    network.load_state_dict(mean.state_dict())
+    network.load_state_dict(state)
     network.eval()
-    network.calibration.copy_(calibrate(roll_evidence(network, unseen, randomized=True, seed=seed)))
+    disturbed = joined(
+        [
+            roll_evidence(network, unseen, randomized=True, seed=seed + 100_003 * number)
+            for number in range(DISTURBED)
+        ]
+    )
+    network.calibration.copy_(calibrate(disturbed))
     write_tensors(output / WEIGHTS, compact(network))
     report = {
         "made_by": "python -m isopose.phantom.roll",
         "parameters": {
             "cohort": COHORT, "patients": patients, "held_out": held_out, "slices": slices, "steps": steps,
-            "pictures": pictures, "rate": rate, "seed": seed,
+            "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBED,
         },
         "versions": versions(),
         "weights_sha256": sha256(output / WEIGHTS),
         "calibration": network.calibration.tolist(),
         "held_out_plain": _errors(roll_evidence(network, unseen, randomized=False, seed=seed)),
-        "held_out_randomized": _errors(roll_evidence(network, unseen, randomized=True, seed=seed)),
+        "held_out_randomized": _errors(disturbed),
     }  # fmt: skip
     write_json(output / "roll.json", report)
     typer.echo(

@@ -1,21 +1,31 @@
 """Calibrate the roll network's concentration on phantoms that it was not trained on.
 
-Three numbers are fitted by maximum likelihood: a factor and a power for the concentration of one slice, and
-the share of error that a patient's slices have in common, which reduces the effective number of pooled
-slices.
+Five numbers are fitted: a factor and a power for the concentration of one slice, the share of error that a
+patient's slices have in common, which reduces the effective number of pooled slices, and offset and slope of
+the odds that evidence shows the roll at all.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.special import i0e
 from torch import Tensor
 
-from isopose.models.roll import RollNetwork, calibrated_concentration, effective_count, roll_input_of
+from isopose.models.roll import (
+    RollNetwork,
+    calibrated_concentration,
+    effective_count,
+    log_odds_of,
+    roll_input_of,
+)
 from isopose.phantom.roll.pictures import turned_pictures
 from isopose.phantom.roll.slabs import Slabs
+
+#: Error (radians) from which on a direction is taken for arbitrary.
+ARBITRARY = math.radians(30.0)
 
 
 @dataclass(frozen=True)
@@ -53,38 +63,84 @@ def roll_evidence(network: RollNetwork, slabs: Slabs, *, randomized: bool, seed:
     return RollEvidence(torch.cat(found), slabs.patient)
 
 
+def joined(parts: list[RollEvidence]) -> RollEvidence:
+    """Concatenate evidence; the same patients, disturbed in different ways, become different ones."""
+    most = 1 + max(int(part.patient.max()) for part in parts)
+    return RollEvidence(
+        torch.cat([part.evidence for part in parts]),
+        torch.cat([part.patient + number * most for number, part in enumerate(parts)]),
+    )
+
+
 def calibrate(seen: RollEvidence) -> Tensor:
-    """Fit the calibration ``(3,)``: factor, power, share of common error.
+    """Fit the calibration ``(5,)`` on single slices and on whole patients, which weigh the same.
 
-    See :func:`isopose.models.roll.calibrated_concentration`.
+    First offset and slope of the odds, by logistic regression of whether the direction is off by more than
+    :data:`ARBITRARY`. Then factor and power of the concentration and the share of common error, by maximum
+    likelihood: the error has a von Mises distribution around 0 where the evidence shows the roll, and is
+    uniform where it does not. See :func:`isopose.models.roll.log_odds_of` and the functions beside it.
     """
-    raw, error = seen.evidence.norm(dim=1), seen.error.double().numpy()
-
-    def negative_log_likelihood(concentration: np.ndarray, error: np.ndarray) -> float:
-        return float(np.mean(np.log(i0e(concentration)) + concentration * (1.0 - np.cos(error))))
-
-    def slices_loss(parameters: np.ndarray) -> float:
-        factor, power = np.exp(parameters)
-        return negative_log_likelihood(
-            calibrated_concentration(raw, torch.tensor([factor, power, 0.0])).double().numpy(), error
-        )
-
-    factor, power = np.exp(minimize(slices_loss, np.zeros(2), method="Nelder-Mead").x)
     means, counts = [], []
     for patient in seen.patient.unique():
         own = seen.evidence[seen.patient == patient]
         means.append(own.mean(dim=0))
         counts.append(float(len(own)))
     pooled, count = torch.stack(means), torch.tensor(counts)
-    pooled_error = torch.atan2(pooled[:, 1], pooled[:, 0]).double().numpy()
+    pairs = ((seen.evidence, torch.ones(len(seen.evidence))), (pooled, count))
 
-    def patients_loss(shared: float) -> float:
-        calibration = torch.tensor([factor, power, shared])
-        concentration = calibrated_concentration(pooled.norm(dim=1), calibration) * effective_count(
-            count, calibration
-        )
-        return negative_log_likelihood(concentration.double().numpy(), pooled_error)
+    def odds_loss(parameters: np.ndarray) -> float:
+        return sum(_logistic_loss(evidence, _odds(parameters)) for evidence, _ in pairs)
 
-    candidates = np.linspace(0.0, 1.0, 101)
-    best = candidates[int(np.argmin([patients_loss(shared) for shared in candidates]))]
-    return torch.tensor([factor, power, best], dtype=torch.float32)
+    odds = _odds(_smallest(odds_loss, np.array([0.0, math.log(0.5)])))
+
+    def loss(parameters: np.ndarray) -> float:
+        calibration = torch.cat([_concentration(parameters), odds])
+        return sum(_negative_log_likelihood(*pair, calibration) for pair in pairs)
+
+    best = _smallest(loss, np.array([math.log(1e-3), math.log(2.0), 0.0]))
+    return torch.cat([_concentration(best), odds]).float()
+
+
+def _smallest(loss: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
+    """Return the parameters at which a loss is smallest."""
+    found: np.ndarray = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 4000}).x
+    return found
+
+
+def _odds(parameters: np.ndarray) -> Tensor:
+    """Return offset and slope of the odds from unconstrained parameters."""
+    return torch.tensor([parameters[0], math.exp(parameters[1])], dtype=torch.float64)
+
+
+def _concentration(parameters: np.ndarray) -> Tensor:
+    """Return factor, power and share of common error from unconstrained parameters."""
+    factor, power, shared = parameters
+    return torch.tensor(
+        [math.exp(factor), math.exp(power), 1.0 / (1.0 + math.exp(-shared))], dtype=torch.float64
+    )
+
+
+def _logistic_loss(evidence: Tensor, odds: Tensor) -> float:
+    """Return the mean negative log likelihood of which directions are arbitrary."""
+    evidence = evidence.double()
+    logit = log_odds_of(evidence.norm(dim=1), torch.cat([odds.new_zeros(3), odds]))
+    shows = torch.atan2(evidence[:, 1], evidence[:, 0]).abs() <= ARBITRARY
+    return float(torch.nn.functional.softplus(torch.where(shows, -logit, logit)).mean())
+
+
+def _negative_log_likelihood(evidence: Tensor, count: Tensor, calibration: Tensor) -> float:
+    """Return the mean negative log likelihood of angle 0.
+
+    Args:
+        evidence: ``(N, 2)`` means of the evidence of some slices, rotated so that the true roll is 0.
+        count: ``(N,)`` numbers of slices.
+        calibration: ``(5,)``.
+    """
+    evidence, count = evidence.double(), count.double()
+    length = evidence.norm(dim=1)
+    concentration = calibrated_concentration(length, calibration) * effective_count(count, calibration)
+    off = 1.0 - evidence[:, 0] / length.clamp(min=1e-9)
+    reliable = log_odds_of(length, calibration).sigmoid()
+    # Relative to the uniform density.
+    density = torch.exp(-concentration * off) / torch.special.i0e(concentration)
+    return float(-(reliable * density + 1.0 - reliable).log().mean())

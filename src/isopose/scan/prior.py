@@ -1,0 +1,132 @@
+"""The roll of a scan: what its slices show, weighed against how the file's header says that the patient lies.
+
+The prior is a mixture of von Mises distributions around the header's pose: most patients lie near it, some
+further off, a few are turned by a quarter or half turn. The slices give a direction, its concentration, and
+the probability that they show the roll at all; if they do not, the direction is uniform. The posterior is
+again a mixture of von Mises distributions, in closed form.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from isopose.config import PoseConfig
+from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of
+
+#: Largest error of a roll that counts as right.
+RIGHT = math.radians(6.0)
+#: Roll (radians) beyond which the patient does not lie as the header says, but on a side or prone.
+TURNED = math.radians(60.0)
+#: Standard deviations (radians) of patients who lie further off the header's pose, and around a quarter or
+#: half turn of those who are turned by one.
+WIDE_SD, TURNED_SD = math.radians(30.0), math.radians(20.0)
+
+
+class ScanRoll(NamedTuple):
+    """The roll of one scan.
+
+    Args:
+        angle: ``()`` radians; 0, the header's, where the slices are not believed.
+        seen: ``()`` radians, the most probable roll if the slices show it.
+        odds: ``()`` odds that the slices show the roll: by themselves or given the header, whichever is less.
+        believed: ``()`` True where the odds reach ``config.turn_odds``.
+        concentration: ``()`` of the angle, where it rests on the slices.
+        probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
+    """
+
+    angle: Tensor
+    seen: Tensor
+    odds: Tensor
+    believed: Tensor
+    concentration: Tensor
+    probability: Tensor
+
+
+def scan_roll(evidence: Tensor, count: int | Tensor, calibration: Tensor, config: PoseConfig) -> ScanRoll:
+    """Compute the posterior of a scan's roll from its slices and the header.
+
+    With the prior sum_j w_j · vM(roll; m_j, k_j) and evidence of direction u and concentration K, the weight
+    of component j in the posterior is w_j · I0(abs(K u + k_j m_j)) / (I0(K) · I0(k_j)), its direction and
+    concentration those of K u + k_j m_j.
+
+    Args:
+        evidence: ``(2,)`` mean evidence of the slices, see :class:`isopose.models.pose.SlicePoses`.
+        count: number of slices.
+        calibration: ``(5,)``, see :func:`isopose.models.roll.log_odds_of`.
+        config: the prior and the odds at which a turn is believed.
+    """
+    length = evidence.norm()
+    number = torch.as_tensor(count, dtype=evidence.dtype, device=evidence.device)
+    concentration = calibrated_concentration(length, calibration) * effective_count(number, calibration)
+    weight, prior = _prior(config, evidence)
+    joint = concentration * evidence / length.clamp(min=1e-9) + prior
+    joint_concentration = joint.norm(dim=1)
+    log_weight = (
+        weight.log() + log_i0(joint_concentration) - log_i0(concentration) - log_i0(prior.norm(dim=1))
+    )
+    alone = log_odds_of(length, calibration)
+    against_header = alone + log_weight.logsumexp(dim=0)
+    # What agrees with the header by chance does not show more for that.
+    odds = torch.minimum(alone, against_header).exp()
+    # The direction of the mixture, and where it cannot be relied on, the header's.
+    shown = log_weight.softmax(dim=0) @ (joint / joint_concentration[:, None].clamp(min=1e-9))
+    seen = torch.atan2(shown[1], shown[0])
+    believed = odds >= config.turn_odds
+    angle = torch.where(believed, seen, torch.zeros_like(seen))
+    share = against_header.sigmoid()
+    directions, concentrations = (
+        torch.cat([joint, prior]),
+        torch.cat([joint_concentration, prior.norm(dim=1)]),
+    )
+    masses = torch.cat([share * log_weight.softmax(dim=0), (1.0 - share) * weight])
+    offset = torch.atan2(directions[:, 1], directions[:, 0]) - angle
+    probability = (masses * mass_within(offset, concentrations)).sum()
+    return ScanRoll(angle, seen, odds, believed, joint_concentration[log_weight.argmax()], probability)
+
+
+def direction(angle: Tensor) -> Tensor:
+    """Return unit vectors ``(..., 2)`` of angles ``(...)`` in radians."""
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+def mass_within(offset: Tensor, concentration: Tensor) -> Tensor:
+    """Return the probability that angles of von Mises distributions lie within :data:`RIGHT` of 0.
+
+    Approximated by the normal distribution of the same concentration.
+
+    Args:
+        offset: ``(N,)`` radians, mean directions; any multiple of a turn may be added.
+        concentration: ``(N,)``, at least that of a standard deviation of :data:`WIDE_SD`.
+    """
+    offset = torch.remainder(offset + math.pi, 2.0 * math.pi) - math.pi
+    scale = (concentration / 2.0).sqrt()
+    return 0.5 * (torch.erf((offset + RIGHT) * scale) - torch.erf((offset - RIGHT) * scale))
+
+
+def log_i0(x: Tensor) -> Tensor:
+    """Return the logarithm of the modified Bessel function of order 0 of numbers that are not negative.
+
+    Polynomials 9.8.1 and 9.8.2 of Abramowitz and Stegun, with errors below 1e-6; ``torch.special.i0e`` cannot
+    be exported to ONNX.
+    """
+    small = (x.clamp(max=3.75) / 3.75).square()
+    large = 3.75 / x.clamp(min=3.75)
+    near, far = torch.zeros_like(x), torch.zeros_like(x)
+    for factor in (0.0045813, 0.0360768, 0.2659732, 1.2067492, 3.0899424, 3.5156229, 1.0):
+        near = near * small + factor
+    for factor in (
+        *(0.00392377, -0.01647633, 0.02635537, -0.02057706, 0.00916281),
+        *(-0.00157565, 0.00225319, 0.01328592, 0.39894228),
+    ):
+        far = far * large + factor
+    return torch.where(x < 3.75, near.log(), x + far.log() - 0.5 * x.clamp(min=3.75).log())
+
+
+def _prior(config: PoseConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights ``(5,)`` of the prior's components, and concentration times direction ``(5, 2)``."""
+    near, wide, turned = math.radians(config.roll_sd) ** -2, WIDE_SD**-2, TURNED_SD**-2
+    weights = [1.0 - config.roll_off - config.roll_turned, config.roll_off, *[config.roll_turned / 3.0] * 3]
+    means = [[near, 0.0], [wide, 0.0], [0.0, turned], [0.0, -turned], [-turned, 0.0]]
+    return like.new_tensor(weights), like.new_tensor(means)

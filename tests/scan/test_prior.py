@@ -1,0 +1,93 @@
+"""The posterior of a scan's roll against the integral that it stands for, and what it decides."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import ive
+from scipy.stats import vonmises
+
+from isopose.config import PoseConfig
+from isopose.models.roll import SHIPPED_ODDS
+from isopose.scan.prior import RIGHT, TURNED_SD, WIDE_SD, ScanRoll, log_i0, mass_within, scan_roll
+
+CONFIG = PoseConfig()
+#: Evidence of length L has concentration 2 L; its odds are those of the shipped network.
+CALIBRATION = torch.tensor([2.0, 1.0, 0.5, *SHIPPED_ODDS])
+
+
+def roll(degrees: float, length: float, count: int = 1) -> ScanRoll:
+    angle = math.radians(degrees)
+    evidence = length * torch.tensor([math.cos(angle), math.sin(angle)])
+    return scan_roll(evidence, count, CALIBRATION, CONFIG)
+
+
+def test_the_bessel_function_is_scipys() -> None:
+    x = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 400)])
+    found = log_i0(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, np.log(ive(0, x)) + x, atol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 25.0, -70.0, 90.0, 140.0, 180.0])
+@pytest.mark.parametrize("length", [2.0, 30.0, 300.0])
+def test_the_posterior_is_that_of_the_integral(degrees: float, length: float) -> None:
+    """Prior times likelihood on a fine grid of rolls."""
+    grid = np.linspace(-math.pi, math.pi, 72001)[:-1]
+    step, near, wide = grid[1] - grid[0], math.radians(CONFIG.roll_sd) ** -2, WIDE_SD**-2
+    prior = (1.0 - CONFIG.roll_off - CONFIG.roll_turned) * vonmises.pdf(grid, near)
+    prior += CONFIG.roll_off * vonmises.pdf(grid, wide)
+    for mean in (math.pi / 2, -math.pi / 2, math.pi):
+        prior += CONFIG.roll_turned / 3.0 * vonmises.pdf(grid, TURNED_SD**-2, loc=mean)
+    shows = prior * vonmises.pdf(grid, 2.0 * length, loc=math.radians(degrees))
+    alone = math.exp(SHIPPED_ODDS[0] + SHIPPED_ODDS[1] * math.sqrt(length))
+    odds = alone * shows.sum() * step * 2 * math.pi
+    found = roll(degrees, length)
+    assert float(found.odds) == pytest.approx(min(alone, odds), rel=1e-3)
+    posterior = odds * shows / (shows.sum() * step) + prior
+    posterior /= posterior.sum() * step
+    off = np.angle(np.exp(1j * (grid - float(found.angle))))
+    expected = posterior[np.abs(off) <= RIGHT].sum() * step
+    assert float(found.probability) == pytest.approx(expected, abs=0.01)
+    if found.believed and length == 300.0:
+        mode = grid[posterior.argmax()]
+        assert abs(np.angle(np.exp(1j * (float(found.angle) - mode)))) < math.radians(0.1)
+
+
+def test_the_normal_distribution_stands_for_that_of_angles() -> None:
+    for concentration, offset in ((WIDE_SD**-2, 0.3), (30.0, -0.1), (800.0, 0.05)):
+        expected = np.diff(vonmises.cdf([-RIGHT, RIGHT], concentration, loc=offset))[0]
+        found = mass_within(torch.tensor([offset]), torch.tensor([concentration]))
+        assert float(found) == pytest.approx(expected, abs=0.01)
+
+
+def test_what_shows_nothing_is_left_as_the_header_says() -> None:
+    for degrees in (20.0, 60.0, -125.0, 180.0):
+        weak = roll(degrees, 5.0)
+        assert not weak.believed
+        assert float(weak.angle) == 0.0
+        assert float(weak.probability) < 0.5
+
+
+@pytest.mark.parametrize("degrees", [-180.0, -90.0, -33.0, 0.0, 12.0, 58.0, 90.0, 175.0])
+def test_what_the_slices_clearly_show_is_believed(degrees: float) -> None:
+    strong = roll(degrees, 400.0)
+    assert strong.believed
+    away = math.degrees(float(strong.angle)) - degrees
+    assert abs((away + 180.0) % 360.0 - 180.0) < 0.5
+    assert float(strong.probability) > 0.95
+
+
+def test_a_turn_against_the_header_needs_more_than_a_roll_near_it() -> None:
+    assert float(roll(0.0, 60.0).odds) > CONFIG.turn_odds > float(roll(180.0, 60.0).odds)
+
+
+@given(st.floats(-180.0, 180.0), st.floats(0.0, 2000.0), st.integers(1, 500))
+def test_mirrored_evidence_gives_the_mirrored_roll(degrees: float, length: float, count: int) -> None:
+    one, other = roll(degrees, length, count), roll(-degrees, length, count)
+    assert float(one.odds) == pytest.approx(float(other.odds), rel=1e-3)
+    assert 0.0 <= float(one.probability) <= 1.0 + 1e-5
+    if abs(float(one.seen)) < math.pi - 1e-3:
+        assert float(one.seen) == pytest.approx(-float(other.seen), abs=1e-4)
