@@ -89,7 +89,7 @@ def test_a_training_that_is_stopped_goes_on(children: Path, tmp_path: Path) -> N
     given = command(children, tmp_path / "study", "nnunet")
     history = tmp_path / "study" / "runs" / "default" / "nnunet" / "seed-0-fold-0" / "history.json"
     process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
+    for _ in range(6000):
         time.sleep(0.1)
         if history.exists():
             break
