@@ -117,7 +117,9 @@ class PoseConfig(Section):
         0.06, gt=0, lt=0.5, description="part of the patients turned by about a quarter or half turn"
     )
     turn_odds: float = Field(
-        10.0, gt=0, description="odds from which on what the slices show is believed, and not the header"
+        10.0,
+        gt=0,
+        description="least odds at which the roll that the slices show overrides what the header says",
     )
     scales: Literal[1, 2] = Field(2, description="2: the paper's five parameters; 1: a true similarity")
     size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(

@@ -89,5 +89,5 @@ def test_mirrored_evidence_gives_the_mirrored_roll(degrees: float, length: float
     one, other = roll(degrees, length, count), roll(-degrees, length, count)
     assert float(one.odds) == pytest.approx(float(other.odds), rel=1e-3)
     assert 0.0 <= float(one.probability) <= 1.0 + 1e-5
-    if abs(float(one.seen)) < math.pi - 1e-3:
-        assert float(one.seen) == pytest.approx(-float(other.seen), abs=1e-4)
+    if abs(float(one.shown)) < math.pi - 1e-3:
+        assert float(one.shown) == pytest.approx(-float(other.shown), abs=1e-4)

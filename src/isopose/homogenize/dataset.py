@@ -309,7 +309,7 @@ def finish(
             "name": f"{dataset.name} in one pose and size",
             "description": f"homogenized by isopose {__version__}; see {HEAD}",
             "channel_names": {"0": "CT"},
-            **_described(dataset),
+            **_labels_for_json(dataset),
             "numTraining": sum(record.part == "Tr" for record in records),
             "file_ending": ENDING,
         }
@@ -323,8 +323,8 @@ def _written(labels: Labels) -> dict[str, int]:
     return {name: value for value, name in enumerate(labels.names, start=1)}
 
 
-def _described(dataset: Dataset) -> dict[str, Any]:
-    """``labels`` of ``dataset.json``, and nnU-Net's regions where the source dataset has them."""
+def _labels_for_json(dataset: Dataset) -> dict[str, Any]:
+    """Return ``labels`` of ``dataset.json``, and nnU-Net's regions where the source dataset has them."""
     written = _written(dataset.labels)
     plain = {"labels": {"background": 0, **written}}
     where = dataset.root / "dataset.json"

@@ -113,7 +113,7 @@ def _transform(
 
     def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
         grid = Grid(usual, size, estimator.pixel_mm, prepared.spacing[2], first_mm, middle)
-        return _through(grid, prepared, records)
+        return _transform_of(grid, prepared, records)
 
     if crop is None:
         theta1 = matrix_from_pose(torch.from_numpy(records.pose))
@@ -122,7 +122,7 @@ def _transform(
         needed = crop
     if marked is not None:
         needed = _joined(needed, box_of(marked > 0, invert(on(usual).slice_from_grid)))
-    size, warnings = _grown(float(np.abs(needed).max()), usual)
+    size, warnings = _grid_size(float(np.abs(needed).max()), usual)
     if crop is not None:
         return on(*_square(needed.clip(-LARGEST, LARGEST), usual)), warnings
     return on(size), warnings
@@ -145,14 +145,14 @@ def _tilted(
 
     def on(size: int, slices: int, first_mm: float) -> Transform:
         grid = Grid(usual, size, estimator.pixel_mm, slice_mm, first_mm, slices=slices)
-        return _through(grid, prepared, records, tuple(pose.tolist()))
+        return _transform_of(grid, prepared, records, tuple(pose.tolist()))
 
     stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose(pose))
     needed = _joined(
         solid_box_of(prepared.mask, invert(stack_from_frame)),
         None if marked is None else solid_box_of(marked > 0, invert(on(usual, 1, 0.0).volume_from_frame)),
     )
-    size, warnings = _grown(float(np.abs(needed[[0, 1, 3, 4]]).max()), usual)
+    size, warnings = _grid_size(float(np.abs(needed[[0, 1, 3, 4]]).max()), usual)
     height_mm = len(prepared.image) * prepared.spacing[2]
     if height_mm < LOW * fov_mm:
         warnings += (
@@ -163,8 +163,8 @@ def _tilted(
     return on(size, slices, 0.5 * (low + high) - 0.5 * (slices - 1) * slice_mm), warnings
 
 
-def _through(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nine | None = None) -> Transform:
-    """Between a scan's own grid and a homogenized one."""
+def _transform_of(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nine | None = None) -> Transform:
+    """Build the transform from a scan's own grid to a homogenized one."""
     return Transform(
         shape=prepared.native_shape,
         world_from_index=_rows(prepared.native_world_from_index),
@@ -177,10 +177,14 @@ def _through(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nine | N
     )
 
 
-def _grown(farthest: float, usual: int) -> tuple[int, tuple[str, ...]]:
-    """Pixels along a side of a grid that reaches so many half sides of the reference's frame; what is cut.
+def _grid_size(farthest: float, usual: int) -> tuple[int, tuple[str, ...]]:
+    """Return the side in pixels of a grid that holds everything, and a warning if it had to be limited.
 
-    By as many pixels on either side, so that the middle stays where it is.
+    It grows by as many pixels on either side, so that its middle stays where it is.
+
+    Args:
+        farthest: what the grid has to reach, in half sides of the reference's frame.
+        usual: side of the reference's frame in pixels.
     """
     more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
     if farthest <= LARGEST:

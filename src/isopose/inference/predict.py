@@ -37,7 +37,7 @@ from isopose.scan.warnings import crop_warnings, pose_warnings
 WIDEN = 1.1
 #: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
 OUTSIDE = 0.05
-#: A scan that reaches further than the training scans by less than this is like them.
+#: Warn of a scan that reaches further than the training scans by more than this.
 BEYOND_MM = 20.0
 
 #: Called with (slices done, slices).
@@ -125,7 +125,7 @@ def _predict_slices(
     values = scratch.zeros((slices, height, width), np.uint8)
     in_crops = np.zeros((slices, *model.config.unet_shape), np.uint8) if crops else None
     slice_from_frame = prepared.slice_from_frame.to(device)
-    areas, shown = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.has_body)
+    areas, with_body = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.has_body)
     for rows in batches_of(prepared, settings.batch_size):
         image, mask = frames(prepared, rows, device)
         pose = torch.from_numpy(scan.pose[rows]).to(device)
@@ -141,7 +141,7 @@ def _predict_slices(
         if probabilities is not None:
             probabilities[(slice(None), rows, *region)] = native.movedim(1, 0).cpu().numpy()
         if progress is not None:
-            progress(int(np.searchsorted(shown, rows[-1])) + 1, len(shown))
+            progress(int(np.searchsorted(with_body, rows[-1])) + 1, len(with_body))
     return _finished(model, volume, prepared, scan, values, probabilities, in_crops, areas)
 
 
@@ -172,9 +172,9 @@ def _predict_volume(
     values = scratch.zeros(prepared.shape, np.uint8)
     volume_from_crop = compose(networks.input_from_homogenized(pose, volume_from_frame), theta2)
     # Slices that show no body are background, as they are slice by slice.
-    shown = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
+    has_body = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
     for part, restored in restore_slices(crop, volume_from_crop, prepared.shape):
-        restored[0, ~shown[part]], restored[1:, ~shown[part]] = 1.0, 0.0
+        restored[0, ~has_body[part]], restored[1:, ~has_body[part]] = 1.0, 0.0
         values[part] = model.labels.to_values(most_probable(restored[None])[0].cpu().numpy())
         if probabilities is not None:
             probabilities[:, part] = restored.cpu().numpy()
@@ -298,7 +298,7 @@ def _size_of_marked(probabilities: Tensor, theta2: Tensor) -> Tensor:
 
 def _areas(probabilities: Tensor, mask: Tensor, input_from_crop: Tensor) -> Tensor:
     """What a batch marks in its input, and the part of it that lies outside the body; sums ``(2,)``."""
-    shown = marked(probabilities)[:, None].float()
-    outside = shown * (warp(mask, input_from_crop, tuple(shown.shape[2:])) < 0.5)
+    foreground = marked(probabilities)[:, None].float()
+    outside = foreground * (warp(mask, input_from_crop, tuple(foreground.shape[2:])) < 0.5)
     pixel = torch.linalg.det(input_from_crop[:, :-1, :-1].float()).abs()
-    return torch.stack([(one.flatten(1).sum(dim=1) * pixel).sum() for one in (shown, outside)])
+    return torch.stack([(one.flatten(1).sum(dim=1) * pixel).sum() for one in (foreground, outside)])

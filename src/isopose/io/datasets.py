@@ -54,7 +54,7 @@ def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset
         return open_manifest(path, named)
     root = path.parent if path.name == "dataset.json" else path
     if root.is_dir() and (root / "dataset.json").exists():
-        return with_patients(_described(root, named), root)
+        return with_patients(_open_by_json(root, named), root)
     if root.is_dir() and (folder := kits_folder(root)) is not None:
         return with_patients(open_kits(folder, named), root)
     raise InputError(
@@ -63,7 +63,7 @@ def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset
     )
 
 
-def _described(root: Path, labels: Labels | None) -> Dataset:
+def _open_by_json(root: Path, labels: Labels | None) -> Dataset:
     """Open a dataset that has a ``dataset.json``, of nnU-Net v2 or of the Decathlon and nnU-Net v1."""
     where = root / "dataset.json"
     content = read_json(where)

@@ -18,7 +18,7 @@ from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.prior import ScanRoll
 from isopose.scan.volume import places, volume_agreement, volume_pose
 
-#: Part of its bounding box from which on a body fills the field of view.
+#: If the mask fills at least this fraction of its bounding box, the body exceeds the field of view.
 FILLED = 0.95
 
 
@@ -200,7 +200,7 @@ def _decide(transformer: PoseTransformer, roll: ScanRoll | None, mask: np.ndarra
         return None
     visible = outline_is_visible(mask)
     return RollDecision(
-        shown_degrees=math.degrees(roll.seen),
+        shown_degrees=math.degrees(roll.shown),
         odds=float(roll.odds),
         needed_odds=transformer.config.turn_odds,
         header_kept=not (visible and bool(roll.believed)),
@@ -209,7 +209,7 @@ def _decide(transformer: PoseTransformer, roll: ScanRoll | None, mask: np.ndarra
 
 
 def _as_it_lies(prepared: Prepared, side_mm: float | None) -> np.ndarray:
-    """Return the pose ``(5,)`` that changes neither pose nor size.
+    """Return the pose ``(5,)`` without rotation and shift whose scales keep the size in mm.
 
     Args:
         prepared: the scan.

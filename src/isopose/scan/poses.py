@@ -85,7 +85,7 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
     for _ in range(2):
         views = views_at_angle(slices, angle.expand(mask.shape[0]))
         evidence = turned(network(views)[:, :2].mean(dim=0, keepdim=True), angle)[0]
-        angle = scan_roll(evidence, mask.shape[0], network.calibration, transformer.config).seen
+        angle = scan_roll(evidence, mask.shape[0], network.calibration, transformer.config).shown
     return angle
 
 

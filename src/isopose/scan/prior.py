@@ -29,15 +29,15 @@ class ScanRoll(NamedTuple):
 
     Args:
         angle: ``()`` radians; 0, the header's, where the slices are not believed.
-        seen: ``()`` radians, the most probable roll if the slices show it.
-        odds: ``()`` odds that the slices show the roll: by themselves or given the header, whichever is less.
+        shown: ``()`` radians, the roll that the slices show, whether it is believed or not.
+        odds: ``()`` odds that the slices show the roll: alone or given the header, whichever is less.
         believed: ``()`` True where the odds reach ``config.turn_odds``.
         concentration: ``()`` of the angle, where it rests on the slices.
         probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
     """
 
     angle: Tensor
-    seen: Tensor
+    shown: Tensor
     odds: Tensor
     believed: Tensor
     concentration: Tensor
@@ -68,13 +68,13 @@ def scan_roll(evidence: Tensor, count: int | Tensor, calibration: Tensor, config
     )
     alone = log_odds_of(length, calibration)
     against_header = alone + log_weight.logsumexp(dim=0)
-    # What agrees with the header by chance does not show more for that.
+    # Agreement with the header must not raise the odds above those of the slices alone.
     odds = torch.minimum(alone, against_header).exp()
     # The direction of the mixture, and where it cannot be relied on, the header's.
     shown = log_weight.softmax(dim=0) @ (joint / joint_concentration[:, None].clamp(min=1e-9))
-    seen = torch.atan2(shown[1], shown[0])
+    shown_angle = torch.atan2(shown[1], shown[0])
     believed = odds >= config.turn_odds
-    angle = torch.where(believed, seen, torch.zeros_like(seen))
+    angle = torch.where(believed, shown_angle, torch.zeros_like(shown_angle))
     share = against_header.sigmoid()
     directions, concentrations = (
         torch.cat([joint, prior]),
@@ -83,7 +83,7 @@ def scan_roll(evidence: Tensor, count: int | Tensor, calibration: Tensor, config
     masses = torch.cat([share * log_weight.softmax(dim=0), (1.0 - share) * weight])
     offset = torch.atan2(directions[:, 1], directions[:, 0]) - angle
     probability = (masses * mass_within(offset, concentrations)).sum()
-    return ScanRoll(angle, seen, odds, believed, joint_concentration[log_weight.argmax()], probability)
+    return ScanRoll(angle, shown_angle, odds, believed, joint_concentration[log_weight.argmax()], probability)
 
 
 def direction(angle: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 
 from isopose.evaluation.evaluate import CaseScores
 from isopose.evaluation.summary import FEWEST_PAIRS, METRICS, age_strata, size_strata, summarize
-from isopose.report.tables import METRIC_NAMES, NO_VALUE, Cell, Column, Table
+from isopose.report.tables import DIGITS, METRIC_NAMES, NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
 from isopose.study.results import (
     COVERAGE,
@@ -179,7 +179,7 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
         Column("Arm", text=True),
         Column("Target", text=True),
         Column("Patients"),
-        *(Column(f"{METRIC_NAMES[m]}: {what}", 1 if m == "hd95_mm" else 3)
+        *(Column(f"{METRIC_NAMES[m]}: {what}", DIGITS[m])
           for m in METRICS for what in ("mean", "sd", "median", "worst")),
         Column("Missed"),
         Column("False alarms"),

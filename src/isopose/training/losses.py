@@ -21,7 +21,7 @@ def pose_loss(homogenized: Tensor, reference: Tensor) -> Tensor:
 
 
 def crop_loss(
-    crop: Tensor, target_crop: Tensor, theta2: Tensor, target: Tensor, config: CropConfig
+    crop: Tensor, target_crop: Tensor, theta2: Tensor, target_theta2: Tensor, config: CropConfig
 ) -> Tensor:
     """Return Eq. 2: distance of the crops plus distance of the matrices.
 
@@ -31,7 +31,7 @@ def crop_loss(
         crop: ``(N, 1, S, S)`` or ``(N, 1, D, S, S)``, cut by the predicted matrix (H_C).
         target_crop: the same shape, cut by the target matrix (T_C).
         theta2: ``(N, 3, 3)`` or ``(N, 4, 4)``, predicted.
-        target: the target matrix, the same shape.
+        target_theta2: the target matrix, the same shape.
         config: chooses the first term.
 
     Returns:
@@ -47,7 +47,7 @@ def crop_loss(
     else:
         # The L2 norm of an image grows with its size; per pixel it stays comparable with the second term.
         images = (difference.square().mean(dim=1) + 1e-12).sqrt()
-    matrices = (theta2 - target).square().flatten(1).sum(dim=1)
+    matrices = (theta2 - target_theta2).square().flatten(1).sum(dim=1)
     image, matrix = summed(torch.stack([images.sum(), matrices.sum()])) / count
     # The epsilon keeps the root's gradient finite for an exact prediction.
     return image + matrix.add(1e-12).sqrt()
