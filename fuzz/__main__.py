@@ -112,7 +112,7 @@ def _all(given: argparse.Namespace, seeds: Path, place: Path) -> int:
     print(f"in all: {sum(sum(found.values()) for found in counts.values())}, failed: {len(failures)}")
     _print_unusual([row for row in rows if row["kinds"]])
     for row in failures[:50]:
-        print(f"{row['target']}:{row['number']}: {row['told'][-600:]}")
+        print(f"{row['target']}:{row['number']}: {row['message'][-600:]}")
     return 1 if failures or sum(sum(found.values()) for found in counts.values()) != given.inputs else 0
 
 
@@ -136,7 +136,7 @@ def _print_unusual(rows: list[dict[str, Any]]) -> None:
     for name in names:
         reasons: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in refused[name]:
-            reasons[_reason(row["told"])].append(row)
+            reasons[_reason(row["message"])].append(row)
         for reason, alike in sorted(reasons.items(), key=lambda item: -len(item[1]))[:REASONS]:
             kinds = Counter(kind for row in alike for kind in row["kinds"])
             often = ", ".join(f"{kind} ({times})" for kind, times in kinds.most_common(3))
@@ -149,9 +149,9 @@ def _reason(message: str) -> str:
 
 
 def _job(
-    numbers: range, names: list[str], seed: int, seeds: Path, work: Path, told: Path, keep: Path
+    numbers: range, names: list[str], seed: int, seeds: Path, work: Path, rows: Path, keep: Path
 ) -> None:
-    with open(told, "w", encoding="utf-8") as file:
+    with open(rows, "w", encoding="utf-8") as file:
         for number in numbers:
             name = names[number % len(names)]
             folder = _damaged(seeds, work, name, number, seed)
@@ -164,7 +164,7 @@ def _job(
                 "target": name,
                 "number": number,
                 "kind": kind,
-                "told": text,
+                "message": text,
                 "seconds": time.monotonic() - started,
             }
             file.write(json.dumps(row) + "\n")
@@ -208,8 +208,8 @@ def _in_a_process(name: str, folder: Path, seeds: Path, number: int) -> tuple[st
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what a command may have started
     if result.exists() and (text := result.read_text()):
-        kind, told = json.loads(text)
-        return kind, told
+        kind, message = json.loads(text)
+        return kind, message
     if os.WIFSIGNALED(status):
         ended = signal.Signals(os.WTERMSIG(status)).name
         return "failed", "too long" if ended == "SIGALRM" else f"ended by {ended}"
@@ -252,20 +252,20 @@ def _of_command(arguments: list[str], folder: Path) -> tuple[str, str]:
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
-    told = heard.read_text(errors="replace")
-    lines = [line for line in told.splitlines() if line.startswith("isopose: ")]
-    if "Traceback" in told or code not in (0, 1, 2):
-        return "failed", f"{arguments}: exit {code}: {told}"
-    if "Secret" in told or "SECRET" in told:
-        return "failed", f"names the patient: {told}"
+    message = heard.read_text(errors="replace")
+    lines = [line for line in message.splitlines() if line.startswith("isopose: ")]
+    if "Traceback" in message or code not in (0, 1, 2):
+        return "failed", f"{arguments}: exit {code}: {message}"
+    if "Secret" in message or "SECRET" in message:
+        return "failed", f"names the patient: {message}"
     if code == 0:
         return "read", ""
     # `check` ends with 1 where it lists errors of cases, each in a line of its own.
     if code == 1 and arguments[0] != "check":
-        return "failed", f"{arguments}: exit 1: {told}"
+        return "failed", f"{arguments}: exit 1: {message}"
     if code == 2 and not lines and arguments[0] != "check":
-        return "failed", f"{arguments}: exit 2 without a line: {told}"
-    return _judged(lines[-1]) if lines else ("refused", "as told on standard output")
+        return "failed", f"{arguments}: exit 2 without a line: {message}"
+    return _judged(lines[-1]) if lines else ("refused", "as printed on standard output")
 
 
 def _judged(message: str) -> tuple[str, str]:

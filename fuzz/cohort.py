@@ -68,36 +68,36 @@ def _run(root: Path, count: int, bad: int, seed: int) -> list[str]:
     cluster.remove_node(machines.pop(), allow_graceful=False)
     _wait(run, output, count * 3 // 5)
     cluster.add_node(num_cpus=1, **size)
-    _, told = run.communicate()
+    _, output_text = run.communicate()
     seconds = time.monotonic() - started
-    retried = told.count("it is tried again")
+    retried = output_text.count("it is tried again")
     print(f"{count} scans in {seconds:.0f} s, a machine killed after {killed_at}; {retried} tried again")
 
-    problems = _compare(root, scans, broken, output, told, run.returncode)
+    problems = _compare(root, scans, broken, output, output_text, run.returncode)
     before = output.files()
     started = time.monotonic()
     again = _start([*command, cluster.address])
-    _, told = again.communicate()
+    _, output_text = again.communicate()
     print(f"given again: {time.monotonic() - started:.0f} s")
     after = output.files()
     changed = [name for name in after if before.get(name) != after[name] and not name.startswith("cohort/")]
-    if changed or f"{count - len(broken)} of {count} are there already" not in told:
+    if changed or f"{count - len(broken)} of {count} are there already" not in output_text:
         problems.append(f"given again, it changed {len(changed)} files: {changed[:3]}")
     cluster.shutdown()
     return problems
 
 
 def _compare(
-    root: Path, scans: Path, broken: set[str], output: Place, told: str, code: int | None
+    root: Path, scans: Path, broken: set[str], output: Place, output_text: str, code: int | None
 ) -> list[str]:
     names = {path.name.removesuffix(".nii.gz") for path in scans.iterdir()}
     files = [name for name in output.files() if "/" not in name]
     expected = sorted(f"{name}{end}" for name in names - broken for end in (".json", ".nii.gz"))
     problems = [] if sorted(files) == expected else [f"{len(files)} files, expected {len(expected)}"]
-    lines = [line for line in told.splitlines() if line.startswith("isopose: ")]
+    lines = [line for line in output_text.splitlines() if line.startswith("isopose: ")]
     if code != 2 or sorted(line.split("/")[-1].split(".")[0] for line in lines) != sorted(broken):
-        problems.append(f"code {code}, told of {len(lines)} scans, expected {len(broken)}")
-    if "Traceback" in told:
+        problems.append(f"code {code}, {len(lines)} scans reported, expected {len(broken)}")
+    if "Traceback" in output_text:
         problems.append("a traceback")
     ledger = [name for name in output.files() if name.startswith("cohort/done-")]
     rows = [json.loads(row)["name"] for text in output.read(ledger).values() for row in text.splitlines()]

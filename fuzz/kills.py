@@ -182,13 +182,13 @@ def _run(arguments: list[str], kill_after: float | None = None) -> bool:
         start_new_session=True,
     )
     try:
-        _, told = process.communicate(timeout=kill_after)
+        _, printed = process.communicate(timeout=kill_after)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return True
     if process.returncode != 0:
-        raise SystemExit(f"{' '.join(arguments)}: exit {process.returncode}: {told[-2000:]}")
+        raise SystemExit(f"{' '.join(arguments)}: exit {process.returncode}: {printed[-2000:]}")
     return False
 
 

@@ -218,7 +218,7 @@ def _written_alike(folder: Path) -> None:
 
 
 def _series(folder: Path) -> Path:
-    """The folder or the archive, told by the sizes of the files, so that both are tried and it repeats."""
+    """The folder or the archive, chosen by the sizes of the files, so that both are tried and it repeats."""
     places = [folder / "series.zip", folder / "series"]
     number = sum(path.stat().st_size for path in folder.rglob("*.dcm") if path.is_file()) % 2
     return places[number] if places[number].exists() else places[1 - number]
@@ -231,7 +231,7 @@ def _read_series(folder: Path) -> None:
 
 
 def _dataset(folder: Path) -> Path:
-    """One of the layouts, told by which one was damaged; the others are removed before."""
+    """The layout that was damaged; the others are removed before."""
     (layout,) = [path for path in folder.iterdir() if path.is_dir()]
     return layout / "cases.csv" if layout.name == "manifest" else layout
 

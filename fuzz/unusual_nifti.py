@@ -178,15 +178,15 @@ def _file(header: Any, stored: np.ndarray, kinds: list[str], draw: Random) -> tu
         between = b"\1\0\0\0" + code + b"Secret~~"[: size - 8] * ((size - 8) // 8)
     elif act == "gap":
         between = bytes(4 + draw.choice((1, 8, 16, 1000)))
-    told = start - 4 + len(between)
+    stated = start - 4 + len(between)
     kinds += [f"voxels: {act}"] * (act != "plain")
     if act == "zero":
-        told = 0
+        stated = 0
     elif act == "in the header":
-        told = draw.choice((1, 16, start - 4, -16))
-    header["vox_offset"] = told
+        stated = draw.choice((1, 16, start - 4, -16))
+    header["vox_offset"] = stated
     if act == "fraction" and header.single_magic == b"n+1":
-        header["vox_offset"] = told + 0.5
+        header["vox_offset"] = stated + 0.5
     content = header.binaryblock + between + stored.tobytes(order="F")
     if maybe(draw, 0.1):
         content += bytes(100)

@@ -153,7 +153,7 @@ def test_nothing_says_any_longer_that_the_papers_preset_gains_nothing() -> None:
         text = " ".join(page.read_text().split()).replace("*", "")
         for claim in ("own preset gains nothing", "own arm gains nothing", "paper's preset gains nothing"):
             assert claim not in text, page.name
-    told = (ROOT / "docs" / "study.md").read_text()
-    assert "### The paper preset was not tested" in told
+    study = (ROOT / "docs" / "study.md").read_text()
+    assert "### The paper preset was not tested" in study
     for page in ("README.md", "docs/study/README.md", "docs/paper.md"):
         assert "#the-paper-preset-was-not-tested" in (ROOT / page).read_text()
