@@ -22,7 +22,7 @@ CALIBRATION = torch.tensor([2.0, 1.0, 0.5, *SHIPPED_ODDS])
 def roll(degrees: float, length: float, count: int = 1) -> ScanRoll:
     angle = math.radians(degrees)
     evidence = length * torch.tensor([math.cos(angle), math.sin(angle)])
-    return scan_roll(evidence, count, CALIBRATION, CONFIG)
+    return scan_roll(evidence.expand(count, 2), CALIBRATION, CONFIG)
 
 
 def test_the_bessel_function_is_scipys() -> None:

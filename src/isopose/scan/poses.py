@@ -84,8 +84,8 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
     slices, angle = transformer.roll_input(image, mask), image.new_zeros(())
     for _ in range(2):
         views = views_at_angle(slices, angle.expand(mask.shape[0]))
-        evidence = turned(network(views)[:, :2].mean(dim=0, keepdim=True), angle)[0]
-        angle = scan_roll(evidence, mask.shape[0], network.calibration, transformer.config).shown
+        evidence = turned(network(views)[:, :2], angle)
+        angle = scan_roll(evidence, network.calibration, transformer.config).shown
     return angle
 
 
@@ -114,7 +114,7 @@ def scan_poses(
     if transformer.roll is None:
         return *_outline_poses(slices, z_mm, config), None
     calibration, count = transformer.roll.calibration, slices.evidence.shape[0]
-    scan = scan_roll(slices.evidence.mean(dim=0), count, calibration, config)
+    scan = scan_roll(slices.evidence, calibration, config)
     if config.per == "volume":
         angle, probability = scan.angle.expand(count), scan.probability.expand(count)
     elif config.per == "smooth":

@@ -44,7 +44,7 @@ class ScanRoll(NamedTuple):
     probability: Tensor
 
 
-def scan_roll(evidence: Tensor, count: int | Tensor, calibration: Tensor, config: PoseConfig) -> ScanRoll:
+def scan_roll(evidence: Tensor, calibration: Tensor, config: PoseConfig) -> ScanRoll:
     """Compute the posterior of a scan's roll from its slices and the header.
 
     With the prior sum_j w_j · vM(roll; m_j, k_j) and evidence of direction u and concentration K, the weight
@@ -52,16 +52,16 @@ def scan_roll(evidence: Tensor, count: int | Tensor, calibration: Tensor, config
     concentration those of K u + k_j m_j.
 
     Args:
-        evidence: ``(2,)`` mean evidence of the slices, see :class:`isopose.models.pose.SlicePoses`.
-        count: number of slices.
+        evidence: ``(N, 2)`` of the slices, see :class:`isopose.models.pose.SlicePoses`.
         calibration: ``(5,)``, see :func:`isopose.models.roll.log_odds_of`.
         config: the prior and the odds at which a turn is believed.
     """
-    length = evidence.norm()
-    number = torch.as_tensor(count, dtype=evidence.dtype, device=evidence.device)
-    concentration = calibrated_concentration(length, calibration) * effective_count(number, calibration)
+    # The number of slices as a tensor, for an exported graph takes any number.
+    count, mean = torch.ones_like(evidence[:, 0]).sum(), evidence.mean(dim=0)
+    length = mean.norm()
+    concentration = calibrated_concentration(length, calibration) * effective_count(count, calibration)
     weight, prior = _prior(config, evidence)
-    joint = concentration * evidence / length.clamp(min=1e-9) + prior
+    joint = concentration * mean / length.clamp(min=1e-9) + prior
     joint_concentration = joint.norm(dim=1)
     log_weight = (
         weight.log() + log_i0(joint_concentration) - log_i0(concentration) - log_i0(prior.norm(dim=1))
