@@ -107,13 +107,13 @@ class PoseConfig(Section):
         le=30,
         description="how most patients lie around what the header says: standard deviation, degrees",
     )
-    roll_off: float = Field(
+    roll_wide_share: float = Field(
         0.2,
         gt=0,
         lt=0.5,
         description="part of the patients who lie further off: standard deviation 30 degrees",
     )
-    roll_turned: float = Field(
+    roll_turned_share: float = Field(
         0.06, gt=0, lt=0.5, description="part of the patients turned by about a quarter or half turn"
     )
     turn_odds: float = Field(

@@ -10,6 +10,7 @@ from isopose.geometry.box import (
     box_from_matrix,
     box_of_mask,
     carried,
+    filled_part,
     jittered,
     matrix_from_box,
     mirrored,
@@ -151,3 +152,14 @@ def test_a_box_beyond_the_bounds_finds_back(box):
         [gradient] = torch.autograd.grad(loss, corners)
         corners = (corners - 0.1 * gradient).detach().requires_grad_()
     assert matrix_from_box(corners)[0, 0, 0].item() == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_rectangle_fills_its_box_and_an_ellipse_less() -> None:
+    masks = torch.zeros(4, 1, 96, 96)
+    masks[0, 0, 10:50, 20:90] = 1.0
+    line = (torch.arange(96) + 0.5) / 48 - 1
+    masks[1, 0] = ((line[None] / 0.9) ** 2 + (line[:, None] / 0.6) ** 2 < 1).float()
+    masks[2] = 1.0
+    found = filled_part(masks)
+    assert found[[0, 2, 3]].tolist() == [1.0, 1.0, 0.0]
+    assert found[1].item() == pytest.approx(math.pi / 4, abs=0.02)

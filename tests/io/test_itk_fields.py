@@ -191,6 +191,7 @@ MATRIX = b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n"
         (b"NDims = 3", b"NDims: 3"),
         (b"DimSize", b"Comment = hello | you = me\nDimSize"),
         (b"DimSize", b"DistanceUnits = mm\nDimSize"),
+        (b"DimSize", b"DistanceUnits = millimetre\nDimSize"),
         (b"DimSize", b"Foo = a\r\nDimSize"),
         (b"ElementDataFile", b"HeaderSize = -1\nElementDataFile"),
         (b"DimSize", b"ElementToIntensityFunctionSlope = 1.0\nElementToIntensityFunctionOffset = 0\nDimSize"),
@@ -346,6 +347,7 @@ def test_other_spaces_are_refused(tmp_path, space):
     [
         {"measurement frame": "(1,0,0) (0,1,0) (0,0,1)"},
         {"space units": '"mm" "mm" "mm"'},
+        {"space units": '"millimetres" "millimetre" "millimeters"'},
         {"kinds": "space space space"},
         {"centers": "cell cell cell"},
         {"min": "0", "max": "119"},

@@ -134,6 +134,21 @@ def test_slices_that_contradict_their_scan_follow_it(patients) -> None:
     assert (unsure <= sure + 1e-3).all()
 
 
+@pytest.mark.parametrize("per", ["slice", "smooth", "volume"])
+def test_without_an_outline_pose_and_size_stay(patients, per: str) -> None:
+    """The body fills the field of view: the square of the file says nothing of pose and size."""
+    model = transformer(per)
+    image, _, _ = patients[3]
+    cut = image[:, :, 44:84, 44:84]
+    single = slice_poses(model, Reading(cut, torch.ones_like(cut)), [np.arange(SLICES)], 0.8)
+    pose, sure, scan = scan_poses(model, single, torch.arange(SLICES) * 5.0)
+    assert torch.equal(pose, torch.zeros(SLICES, 5))
+    assert scan is not None
+    assert not scan.outline_visible
+    assert not scan.believed
+    assert (sure < 0.6).all(), "what the header alone says"
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_scans_of_few_slices(patients, count: int) -> None:
     image, mask, roll = patients[2]

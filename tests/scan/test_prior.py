@@ -19,10 +19,10 @@ CONFIG = PoseConfig()
 CALIBRATION = torch.tensor([2.0, 1.0, 0.5, *SHIPPED_ODDS])
 
 
-def roll(degrees: float, length: float, count: int = 1) -> ScanRoll:
+def roll(degrees: float, length: float, count: int = 1, filled: float = 0.8) -> ScanRoll:
     angle = math.radians(degrees)
     evidence = length * torch.tensor([math.cos(angle), math.sin(angle)])
-    return scan_roll(evidence.expand(count, 2), CALIBRATION, CONFIG)
+    return scan_roll(evidence.expand(count, 2), torch.full((count,), filled), CALIBRATION, CONFIG)
 
 
 def test_the_bessel_function_is_scipys() -> None:
@@ -37,10 +37,10 @@ def test_the_posterior_is_that_of_the_integral(degrees: float, length: float) ->
     """Prior times likelihood on a fine grid of rolls."""
     grid = np.linspace(-math.pi, math.pi, 72001)[:-1]
     step, near, wide = grid[1] - grid[0], math.radians(CONFIG.roll_sd) ** -2, WIDE_SD**-2
-    prior = (1.0 - CONFIG.roll_off - CONFIG.roll_turned) * vonmises.pdf(grid, near)
-    prior += CONFIG.roll_off * vonmises.pdf(grid, wide)
+    prior = (1.0 - CONFIG.roll_wide_share - CONFIG.roll_turned_share) * vonmises.pdf(grid, near)
+    prior += CONFIG.roll_wide_share * vonmises.pdf(grid, wide)
     for mean in (math.pi / 2, -math.pi / 2, math.pi):
-        prior += CONFIG.roll_turned / 3.0 * vonmises.pdf(grid, TURNED_SD**-2, loc=mean)
+        prior += CONFIG.roll_turned_share / 3.0 * vonmises.pdf(grid, TURNED_SD**-2, loc=mean)
     shows = prior * vonmises.pdf(grid, 2.0 * length, loc=math.radians(degrees))
     alone = math.exp(SHIPPED_ODDS[0] + SHIPPED_ODDS[1] * math.sqrt(length))
     odds = alone * shows.sum() * step * 2 * math.pi
@@ -78,6 +78,15 @@ def test_what_the_slices_clearly_show_is_believed(degrees: float) -> None:
     away = math.degrees(float(strong.angle)) - degrees
     assert abs((away + 180.0) % 360.0 - 180.0) < 0.5
     assert float(strong.probability) > 0.95
+
+
+def test_without_an_outline_only_the_prior_is_left() -> None:
+    cut = roll(90.0, 400.0, filled=1.0)
+    assert not cut.outline_visible
+    assert not cut.believed
+    assert float(cut.angle) == 0.0
+    assert float(cut.probability) == pytest.approx(float(roll(180.0, 0.0).probability), abs=0.1)
+    assert roll(90.0, 400.0, filled=0.94).believed
 
 
 def test_a_turn_against_the_header_needs_more_than_a_roll_near_it() -> None:

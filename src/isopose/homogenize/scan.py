@@ -77,11 +77,9 @@ def homogenize_scan(
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
     if estimator.tilted:
         z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
-        pose = torch.zeros(POSE_SIZES[3])
+        pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
         if records.decision is not None and not records.decision.outline_visible:
             pose[LOG_SCALES] = math.log(estimator.side_mm / prepared.frame.fov_mm)
-        elif slices is not None:
-            pose = volume_pose(transformer, slices, z)[0]
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)

@@ -22,6 +22,7 @@ from isopose.io.endings import ending as ending
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.itk_header import check_fields, check_text_header
 from isopose.io.nifti import peek_nifti, read_nifti
+from isopose.io.nifti_place import LPS_FROM_RAS
 from isopose.io.quiet import complained, itk_name, quiet_itk
 
 #: Extensions of formats that can be written; each is a single file, so a result is whole or absent.
@@ -243,7 +244,8 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     # A slightly sheared scan is read as its header says, and its labels must lie on it. ITK makes the axes
     # orthogonal.
     sform = np.frombuffer(header, np.float32, 12, _NIFTI_SFORM).reshape(3, 4)
-    exact = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.world_from_index)[:3]
+    # Its own inverse.
+    exact = (LPS_FROM_RAS @ volume.world_from_index)[:3]
     if not np.allclose(sform, exact, rtol=_ROUNDED, atol=_ROUNDED):
         sform[:] = exact
     with (

@@ -52,7 +52,7 @@ _KEPT = (
     *("ElementDataFile", "DistanceUnits", "AnatomicalOrientation"),
     *("ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset"),
 )
-_MM = ("", "mm", "millimeter", "millimeters", "millimeter", "millimeters")
+_MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
 def check_text_header(path: Path, kind: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from nibabel.quaternions import quat2mat
 from isopose.errors import InputError
 from isopose.geometry.volume import is_sheared
 
-_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: How far a voxel may move, in mm, where the qform stands in for a sform that is not at right angles.
 _STANDS_IN_MM = 0.5
 #: How far the qform's quaternion may be longer than 1 by rounding.
@@ -50,10 +50,10 @@ def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.nd
         )
     srow = header.get_sform()
     if not qform:
-        return _LPS_FROM_RAS @ srow
+        return LPS_FROM_RAS @ srow
     if not sform:
         _check_qform(path, header)
-        return _LPS_FROM_RAS @ _qform(header)
+        return LPS_FROM_RAS @ _qform(header)
     other = _qform(header)
     if np.isfinite([srow, other]).all():
         corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in size))])
@@ -64,8 +64,8 @@ def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.nd
                 "find out which one is right and set the other's code to 0"
             )
         if apart <= _STANDS_IN_MM and is_sheared(srow) and not is_sheared(other):
-            return _LPS_FROM_RAS @ other
-    return _LPS_FROM_RAS @ srow
+            return LPS_FROM_RAS @ other
+    return LPS_FROM_RAS @ srow
 
 
 def _check_qform(path: Path, header: Nifti1Header) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.config import PoseConfig
+from isopose.geometry.box import filled_part
 from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
 from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import (
@@ -37,6 +38,7 @@ class SlicePoses(NamedTuple):
         mirrored: ``(N,)`` logit that a slice is mirrored; 0 where it is not estimated.
         agreement: ``(N,)`` soft Dice with the reference's outline (Eq. 1).
         source: ``(N,)`` index into :data:`POSE_SOURCES`.
+        filled: ``(N,)`` part of its bounding box that the mask fills.
         outline: moments of the masks.
     """
 
@@ -45,6 +47,7 @@ class SlicePoses(NamedTuple):
     mirrored: Tensor
     agreement: Tensor
     source: Tensor
+    filled: Tensor
     outline: Moments
 
 
@@ -175,7 +178,7 @@ class PoseTransformer(nn.Module):
             scan_roll: ``()`` initial roll of the scan, from which one pass is enough; None: two passes for
                 each slice. Used by the roll network only.
         """
-        outline = moments(mask)
+        outline, filled = moments(mask), filled_part(mask)
         if self.roll is not None:
             slices = self.roll_input(image, mask)
             if scan_roll is None:
@@ -185,7 +188,7 @@ class PoseTransformer(nn.Module):
             pose = self.pose_at_angle(outline, roll.angle)
             source = torch.full_like(roll.angle, POSE_SOURCES.index("anatomy"), dtype=torch.long)
             agreement = self.agreement(slices.mask, pose)
-            return SlicePoses(pose, roll.evidence, roll.mirrored, agreement, source, outline)
+            return SlicePoses(pose, roll.evidence, roll.mirrored, agreement, source, filled, outline)
         initial = self.initial_pose(image, mask)
         candidates: list[tuple[str, Tensor]] = []
         if self.localization is not None:
@@ -203,4 +206,5 @@ class PoseTransformer(nn.Module):
         pose, agreement = poses[chosen, rows], agreement[chosen, rows]
         direction = torch.stack([pose[:, ANGLE].cos(), pose[:, ANGLE].sin()], dim=1)
         evidence = agreement[:, None].square() * direction
-        return SlicePoses(pose, evidence, torch.zeros_like(agreement), agreement, sources[chosen], outline)
+        mirrored = torch.zeros_like(agreement)
+        return SlicePoses(pose, evidence, mirrored, agreement, sources[chosen], filled, outline)

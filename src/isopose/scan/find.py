@@ -9,7 +9,7 @@ from torch import Tensor
 from isopose.config import Per, PredictConfig
 from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
-from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, matrix_from_pose
+from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.scan.correction import Correction
@@ -17,9 +17,6 @@ from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.prior import ScanRoll
 from isopose.scan.volume import places, volume_agreement, volume_pose
-
-#: If the mask fills at least this fraction of its bounding box, the body exceeds the field of view.
-FILLED = 0.95
 
 
 def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
@@ -69,7 +66,7 @@ def find_poses(
 ) -> ScanPose:
     """Find the poses of a scan's slices.
 
-    If the scan shows no outline of a body (:func:`outline_is_visible`), pose and size are left as they are.
+    If the scan shows no outline of a body, its pose is left as it is, and its size in mm.
 
     Args:
         transformer: STN1.
@@ -78,7 +75,7 @@ def find_poses(
         slices: by :func:`slice_poses_of`.
         correction: a person's corrections; its poses replace the estimated ones.
         per: which slices share a pose; None: as the transformer's configuration says.
-        side_mm: side of the reference's frame in mm; None: that of the scan's own frame.
+        side_mm: side of the reference's frame in mm, if it may differ from that of the scan's own frame.
     """
     scan = ScanPose.empty(len(prepared.image))
     if slices is None:
@@ -88,9 +85,10 @@ def find_poses(
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, confidence, roll = scan_poses(transformer, slices, z_mm, per)
     scan.pose[rows], scan.confidence[rows] = pose.cpu(), confidence.cpu()
-    scan.decision = _decide(transformer, roll, prepared.mask[rows])
-    if scan.decision is not None and not scan.decision.outline_visible:
-        scan.pose[rows] = _as_it_lies(prepared, side_mm)
+    scan.decision = _decide(transformer, roll)
+    if side_mm is not None and scan.decision is not None and not scan.decision.outline_visible:
+        for scale in (LOG_SCALE_X, LOG_SCALE_Y):
+            scan.pose[rows, scale] = math.log(side_mm / prepared.frame.fov_mm)
     scan.mirrored[rows] = slices.mirrored.cpu()
     scan.source[rows] = slices.source.cpu()
     by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
@@ -98,17 +96,6 @@ def find_poses(
         scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, BY_HAND
     _set_agreement(transformer, prepared, settings, scan)
     return scan
-
-
-def outline_is_visible(mask: np.ndarray) -> bool:
-    """Return False if a body fills the field of view of most slices, so that its outline is that of the file.
-
-    Args:
-        mask: ``(N, S, S)``, slices with a body. A rectangle fills its bounding box, the outline of a trunk
-            four fifths of it.
-    """
-    rows, columns = mask.any(axis=2).sum(axis=1), mask.any(axis=1).sum(axis=1)
-    return float(np.median(mask.sum(axis=(1, 2)) / (rows * columns))) < FILLED
 
 
 def find_crops(
@@ -175,9 +162,7 @@ def find_volume_pose(
         z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
         pose, confidence, roll = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
-        scan.decision = _decide(networks.pose, roll, prepared.mask[with_body])
-        if scan.decision is not None and not scan.decision.outline_visible:
-            scan.pose[0] = 0.0
+        scan.decision = _decide(networks.pose, roll)
         scan.mirrored[0] = float(slices.mirrored.mean())
         scan.source[0] = POSE_SOURCES.index(networks.config.pose.start)
     stack_from_homogenized = networks.input_from_homogenized(
@@ -188,37 +173,17 @@ def find_volume_pose(
     return scan
 
 
-def _decide(transformer: PoseTransformer, roll: ScanRoll | None, mask: np.ndarray) -> RollDecision | None:
-    """Return whether the slices' roll is believed; None without the roll network.
-
-    Args:
-        transformer: STN1.
-        roll: of the scan.
-        mask: ``(N, S, S)``, slices with a body.
-    """
+def _decide(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision | None:
+    """Return what is recorded of a scan's roll; None without the roll network."""
     if roll is None:
         return None
-    visible = outline_is_visible(mask)
     return RollDecision(
         shown_degrees=math.degrees(roll.shown),
         odds=float(roll.odds),
         needed_odds=transformer.config.turn_odds,
-        header_kept=not (visible and bool(roll.believed)),
-        outline_visible=visible,
+        header_kept=not bool(roll.believed),
+        outline_visible=bool(roll.outline_visible),
     )
-
-
-def _as_it_lies(prepared: Prepared, side_mm: float | None) -> np.ndarray:
-    """Return the pose ``(5,)`` without rotation and shift whose scales keep the size in mm.
-
-    Args:
-        prepared: the scan.
-        side_mm: side of the reference's frame in mm; None: that of the scan's own frame.
-    """
-    pose = np.zeros(POSE_SIZE, np.float32)
-    if side_mm is not None:
-        pose[[LOG_SCALE_X, LOG_SCALE_Y]] = np.log(side_mm / prepared.frame.fov_mm)
-    return pose
 
 
 def _set_agreement(

@@ -85,7 +85,9 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
     for _ in range(2):
         views = views_at_angle(slices, angle.expand(mask.shape[0]))
         evidence = turned(network(views)[:, :2], angle)
-        angle = scan_roll(evidence, network.calibration, transformer.config).shown
+        # This is a start only, so it matters neither whether it is believed nor whether an outline is visible.
+        filled = torch.zeros_like(evidence[:, 0])
+        angle = scan_roll(evidence, filled, network.calibration, transformer.config).shown
     return angle
 
 
@@ -97,7 +99,7 @@ def scan_poses(
     The scan's roll comes first: the posterior of what all slices show and of the header. With ``volume`` all
     slices have it; with ``smooth`` they vary around it as they and their neighbors show; with ``slice`` each
     has its own. If the slices do not show the roll, all keep the header's. Sizes and centers are computed at
-    that roll.
+    that roll. If no outline is visible, the poses are the identity.
 
     Args:
         transformer: STN1.
@@ -114,7 +116,7 @@ def scan_poses(
     if transformer.roll is None:
         return *_outline_poses(slices, z_mm, config), None
     calibration, count = transformer.roll.calibration, slices.evidence.shape[0]
-    scan = scan_roll(slices.evidence, calibration, config)
+    scan = scan_roll(slices.evidence, slices.filled, calibration, config)
     if config.per == "volume":
         angle, probability = scan.angle.expand(count), scan.probability.expand(count)
     elif config.per == "smooth":
@@ -127,7 +129,8 @@ def scan_poses(
     rest = pose[:, LOG_SCALE_X:]
     if config.per != "slice":
         rest = _combined(rest, slices.agreement, z_mm, config)
-    return torch.cat([angle[:, None], rest], dim=1), probability, scan
+    pose = torch.cat([angle[:, None], rest], dim=1)
+    return torch.where(scan.outline_visible, pose, torch.zeros_like(pose)), probability, scan
 
 
 def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from isopose.config import PoseConfig
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of
+from isopose.scan.aggregate import median
 
 #: Largest error of a roll that counts as right.
 RIGHT = math.radians(6.0)
@@ -24,6 +25,11 @@ TURNED = math.radians(60.0)
 WIDE_SD, TURNED_SD = math.radians(30.0), math.radians(20.0)
 
 
+#: If the mask fills at least this part of its bounding box in most slices, the body exceeds the field of
+#: view, and its outline is not visible. The outline of a trunk fills four fifths.
+FILLED = 0.95
+
+
 class ScanRoll(NamedTuple):
     """The roll of one scan.
 
@@ -31,7 +37,8 @@ class ScanRoll(NamedTuple):
         angle: ``()`` radians; 0, the header's, where the slices are not believed.
         shown: ``()`` radians, the roll that the slices show, whether it is believed or not.
         odds: ``()`` odds that the slices show the roll: alone or given the header, whichever is less.
-        believed: ``()`` True where the odds reach ``config.turn_odds``.
+        believed: ``()`` True where the odds reach ``config.turn_odds`` and an outline is visible.
+        outline_visible: ``()`` False where the body exceeds the field of view.
         concentration: ``()`` of the angle, where it rests on the slices.
         probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
     """
@@ -40,11 +47,12 @@ class ScanRoll(NamedTuple):
     shown: Tensor
     odds: Tensor
     believed: Tensor
+    outline_visible: Tensor
     concentration: Tensor
     probability: Tensor
 
 
-def scan_roll(evidence: Tensor, calibration: Tensor, config: PoseConfig) -> ScanRoll:
+def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: PoseConfig) -> ScanRoll:
     """Compute the posterior of a scan's roll from its slices and the header.
 
     With the prior sum_j w_j · vM(roll; m_j, k_j) and evidence of direction u and concentration K, the weight
@@ -53,6 +61,7 @@ def scan_roll(evidence: Tensor, calibration: Tensor, config: PoseConfig) -> Scan
 
     Args:
         evidence: ``(N, 2)`` of the slices, see :class:`isopose.models.pose.SlicePoses`.
+        filled: ``(N,)`` part of its bounding box that each slice's mask fills.
         calibration: ``(5,)``, see :func:`isopose.models.roll.log_odds_of`.
         config: the prior and the odds at which a turn is believed.
     """
@@ -73,9 +82,11 @@ def scan_roll(evidence: Tensor, calibration: Tensor, config: PoseConfig) -> Scan
     # The direction of the mixture, and where it cannot be relied on, the header's.
     shown = log_weight.softmax(dim=0) @ (joint / joint_concentration[:, None].clamp(min=1e-9))
     shown_angle = torch.atan2(shown[1], shown[0])
-    believed = odds >= config.turn_odds
+    visible = median(filled) < FILLED
+    believed = (odds >= config.turn_odds) & visible
     angle = torch.where(believed, shown_angle, torch.zeros_like(shown_angle))
-    share = against_header.sigmoid()
+    # Without an outline only the prior is left.
+    share = against_header.sigmoid() * visible
     directions, concentrations = (
         torch.cat([joint, prior]),
         torch.cat([joint_concentration, prior.norm(dim=1)]),
@@ -83,7 +94,9 @@ def scan_roll(evidence: Tensor, calibration: Tensor, config: PoseConfig) -> Scan
     masses = torch.cat([share * log_weight.softmax(dim=0), (1.0 - share) * weight])
     offset = torch.atan2(directions[:, 1], directions[:, 0]) - angle
     probability = (masses * mass_within(offset, concentrations)).sum()
-    return ScanRoll(angle, shown_angle, odds, believed, joint_concentration[log_weight.argmax()], probability)
+    return ScanRoll(
+        angle, shown_angle, odds, believed, visible, joint_concentration[log_weight.argmax()], probability
+    )
 
 
 def direction(angle: Tensor) -> Tensor:
@@ -127,6 +140,10 @@ def log_i0(x: Tensor) -> Tensor:
 def _prior(config: PoseConfig, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights ``(5,)`` of the prior's components, and concentration times direction ``(5, 2)``."""
     near, wide, turned = math.radians(config.roll_sd) ** -2, WIDE_SD**-2, TURNED_SD**-2
-    weights = [1.0 - config.roll_off - config.roll_turned, config.roll_off, *[config.roll_turned / 3.0] * 3]
+    weights = [
+        1.0 - config.roll_wide_share - config.roll_turned_share,
+        config.roll_wide_share,
+        *[config.roll_turned_share / 3.0] * 3,
+    ]
     means = [[near, 0.0], [wide, 0.0], [0.0, turned], [0.0, -turned], [-turned, 0.0]]
     return like.new_tensor(weights), like.new_tensor(means)

@@ -37,7 +37,7 @@ def volume_pose(
     ``volume``). Pitch and yaw are those of the line through the slices' centroids; x and y of the shift are
     where that line passes the scan's middle. Scale and shift along z cannot be estimated, because the extent
     of a scan is the radiographer's choice: the scale is the geometric mean of the two in plane, the shift is
-    the scan's middle, and the crop is found from there.
+    the scan's middle, and the crop is found from there. If no outline is visible, the pose is the identity.
 
     Args:
         transformer: STN1 as for slices.
@@ -62,6 +62,8 @@ def volume_pose(
         carried = matrix_from_pose(out)[:3, :2] @ center
         # The reference's centroid, at the height of the scan's middle, is mapped onto the line.
         out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
+    if roll is not None:
+        out = torch.where(roll.outline_visible, out, torch.zeros_like(out))
     return out, median(confidence), roll
 
 
