@@ -85,7 +85,7 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
     for _ in range(2):
         views = views_at_angle(slices, angle.expand(mask.shape[0]))
         evidence = turned(network(views)[:, :2], angle)
-        # This is a start only, so it matters neither whether it is believed nor whether an outline is visible.
+        # A start only: whether it is believed, and whether an outline is visible, does not matter.
         filled = torch.zeros_like(evidence[:, 0])
         angle = scan_roll(evidence, filled, network.calibration, transformer.config).shown
     return angle
