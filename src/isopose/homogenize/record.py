@@ -29,7 +29,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class SliceFacts:
-    """Pose and crop of one reoriented slice; only its turn, where it shows no body.
+    """What was found of the pose of one reoriented slice; only its roll where it shows no body.
 
     Args:
         roll_degrees: by which the slice was turned back, from +x to +y.
