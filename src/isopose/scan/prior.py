@@ -23,8 +23,6 @@ TURNED = math.radians(60.0)
 #: Standard deviations (radians) of patients who lie further off the header's pose, and around a quarter or
 #: half turn of those who are turned by one.
 WIDE_SD, TURNED_SD = math.radians(30.0), math.radians(20.0)
-
-
 #: If the mask fills at least this part of its bounding box in most slices, the body exceeds the field of
 #: view, and its outline is not visible. The outlines of five real trunks fill 0.79 to 0.84 at the median.
 FILLED = 0.95
