@@ -1,5 +1,8 @@
 """Make the roll network that ships with the package, from phantoms only."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,25 +16,52 @@ from isopose.files import output_folder, sha256, write_json
 from isopose.models.folder import versions
 from isopose.models.roll import RollNetwork
 from isopose.models.shipped import WEIGHTS, compact
+from isopose.phantom.levels import sample_level_slab
+from isopose.phantom.randomized import Slab, sample_slab
 from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined, roll_evidence
 from isopose.phantom.roll.pictures import VIEWS, Batches
-from isopose.phantom.roll.slabs import draw_slabs
+from isopose.phantom.roll.slabs import Slabs, concatenated, draw_slabs
 from isopose.phantom.roll.train import train
 from isopose.progress import Terminal
 from isopose.tensors import write_tensors
 
-#: Seed of a cohort of phantoms that is used for nothing else in this repository.
-COHORT = 1_000_003
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of body that the network sees.
+
+    Args:
+        sample: draws a patient's slices.
+        cohort: seed of a cohort that is used for nothing else in this repository.
+        share: number of bodies for each phantom of the abdomen.
+    """
+
+    sample: Callable[..., Slab]
+    cohort: int
+    share: float
+
+
+#: The abdomen of the cohorts' phantoms, the rest of the trunk, and what has no roll.
+KINDS = {
+    "abdomen": Kind(sample_slab, 1_000_003, 1.0),
+    "chest": Kind(partial(sample_level_slab, level="chest"), 1_000_033, 0.5),
+    "pelvis": Kind(partial(sample_level_slab, level="pelvis"), 1_000_037, 0.4),
+    "unknown": Kind(partial(sample_level_slab, level="unknown"), 1_000_039, 0.15),
+}
 #: How often each held-out patient is disturbed, for the calibration.
 DISTURBED = 4
 
 
 def main(
     output: Annotated[Path, typer.Argument(help="folder for weights, a report and what is needed to resume")],
-    patients: Annotated[int, typer.Option(min=1, help="phantoms to learn from")] = 2400,
-    held_out: Annotated[int, typer.Option(min=2, help="further phantoms, to calibrate on")] = 150,
+    patients: Annotated[
+        int, typer.Option(min=1, help="phantoms of the abdomen to learn from; other levels have their share")
+    ] = 1200,
+    held_out: Annotated[
+        int, typer.Option(min=2, help="further ones, to calibrate on; other levels have their share")
+    ] = 150,
     slices: Annotated[int, typer.Option(min=2, help="of each phantom")] = 10,
-    steps: Annotated[int, typer.Option(min=1)] = 10000,
+    steps: Annotated[int, typer.Option(min=1)] = 8000,
     pictures: Annotated[int, typer.Option(min=1, help=f"a step, each seen {VIEWS} times")] = 40,
     rate: Annotated[float, typer.Option(help="largest learning rate")] = 2e-3,
     weights: Annotated[
@@ -43,14 +73,15 @@ def main(
     """Draw phantoms of randomized appearance, train on them, calibrate on others; or go on with that."""
     reporter = Terminal()
     output_folder(output)
-    numbers = range(patients if weights else 0, patients + held_out)
-    with reporter.counting("phantoms") as progress:
-        slabs = draw_slabs(output / "slabs", COHORT, numbers, slices, workers, progress)
-    unseen = slabs.of(slabs.patient >= patients)
+    unseen = {
+        name: _draw(output, name, (patients, patients + held_out), slices, workers, reporter)
+        for name in KINDS
+    }
     if weights is None:
+        seen = [_draw(output, name, (0, patients), slices, workers, reporter) for name in KINDS]
         with one_thread():
             state = train(
-                Batches(slabs.of(slabs.patient < patients), seed, steps, pictures),
+                Batches(concatenated(seen), seed, steps, pictures),
                 rate=rate,
                 seed=seed,
                 workers=min(workers, 1),
@@ -64,7 +95,9 @@ def main(
     network.eval()
     disturbed = joined(
         [
-            roll_evidence(network, unseen, randomized=True, seed=seed + 100_003 * number)
+            roll_evidence(
+                network, concatenated(list(unseen.values())), randomized=True, seed=seed + 100_003 * number
+            )
             for number in range(DISTURBED)
         ]
     )
@@ -73,19 +106,42 @@ def main(
     report = {
         "made_by": "python -m isopose.phantom.roll",
         "parameters": {
-            "cohort": COHORT, "patients": patients, "held_out": held_out, "slices": slices, "steps": steps,
+            "cohorts": {name: [kind.cohort, kind.share] for name, kind in KINDS.items()},
+            "patients": patients, "held_out": held_out, "slices": slices, "steps": steps,
             "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBED,
         },
         "versions": versions(),
         "weights_sha256": sha256(output / WEIGHTS),
         "calibration": network.calibration.tolist(),
-        "held_out_plain": _errors(roll_evidence(network, unseen, randomized=False, seed=seed)),
+        "held_out_plain": {
+            name: _errors(roll_evidence(network, slabs, randomized=False, seed=seed))
+            for name, slabs in unseen.items()
+            if name != "unknown"
+        },
         "held_out_randomized": _errors(disturbed),
     }  # fmt: skip
     write_json(output / "roll.json", report)
     typer.echo(
         f"weights: {output / WEIGHTS}; how they were made and what they are worth: {output / 'roll.json'}"
     )
+
+
+def _draw(
+    output: Path, name: str, numbers: tuple[int, int], slices: int, workers: int, reporter: Terminal
+) -> Slabs:
+    """Draw the bodies of one kind with numbers from the first up to the second, times the kind's share."""
+    kind = KINDS[name]
+    first, last = (round(kind.share * number) for number in numbers)
+    with reporter.counting(name) as progress:
+        return draw_slabs(
+            output / "slabs",
+            kind.cohort,
+            range(first, max(last, first + 1)),
+            slices,
+            workers,
+            progress,
+            kind.sample,
+        )
 
 
 def _errors(seen: RollEvidence) -> dict[str, Any]:

@@ -52,6 +52,10 @@ def picture(
     hu, mask = channels[:, :1] - 1000.0, channels[:, 1:]
 
     x, y = _coordinates(DEFORMED)
+    # Ascites: the fat around the organs is fluid.
+    wet = (x.square() + y.square() < uniform(0.3, 0.7)[:, None, None]) & sometimes(0.1)[:, None, None]
+    fat = (hu > -150.0) & (hu < -40.0)
+    hu = torch.where(wet[:, None] & fat, uniform(-5.0, 30.0)[:, None, None, None], hu)
     # Ellipses in the belly, such as masses and fluid, never over the spine.
     for _ in range(2):
         blob = _ellipse(x, y, uniform(-0.9, 0.9), uniform(-0.9, 0.15), uniform(0.1, 0.6), uniform(0.1, 0.5))

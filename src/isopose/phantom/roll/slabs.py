@@ -1,6 +1,6 @@
 """Render the slices on which the roll network is trained, and store them, so that a run can be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from isopose.geometry.moments import moments
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.parallel import Progress, in_order
-from isopose.phantom.randomized import sample_slab
+from isopose.phantom.randomized import Slab, sample_slab
 
 #: Pixels along a side as rendered and as stored, and half the stored side in radii of the disc of the body's
 #: area.
@@ -46,6 +46,17 @@ class Slabs:
         return Slabs(self.hu[rows], self.mask[rows], self.roll[rows], self.patient[rows])
 
 
+def concatenated(parts: Sequence[Slabs]) -> Slabs:
+    """Concatenate slabs; patients of different parts are different, whatever their index."""
+    first = np.cumsum([0] + [1 + int(part.patient.max()) for part in parts])
+    return Slabs(
+        torch.cat([part.hu for part in parts]),
+        torch.cat([part.mask for part in parts]),
+        torch.cat([part.roll for part in parts]),
+        torch.cat([part.patient + int(shift) for part, shift in zip(parts, first, strict=False)]),
+    )
+
+
 def hounsfield(hu: Tensor) -> Tensor:
     """Convert stored bytes to HU, float32."""
     return hu.float() * STEP_HU + LOWEST_HU
@@ -58,19 +69,21 @@ def draw_slabs(
     slices: int,
     workers: int,
     progress: Progress | None = None,
+    sample: Callable[..., Slab] = sample_slab,
 ) -> Slabs:
     """Render the slices of patients, or read them if they were stored before.
 
     Args:
-        folder: where they are stored.
-        seed: of the cohort.
+        folder: where they are stored, by the cohort's seed.
+        seed: of the cohort; each way of drawing has its own.
         patients: indices.
         slices: per patient.
         workers: processes; 0 uses this one.
         progress: called with the numbers of patients done and of all patients.
+        sample: draws a patient's slices from seed, index, ``slices`` and ``size``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    make = partial(_stored_slab, folder, seed, slices)
+    make = partial(_stored_slab, sample, folder, seed, slices)
     parts = list(
         in_order(make, patients, name=lambda index: f"patient {index}", workers=workers, progress=progress)
     )
@@ -82,11 +95,11 @@ def draw_slabs(
     return Slabs(*(torch.from_numpy(array) for array in (hu, mask, roll, patient)))
 
 
-def _stored_slab(folder: Path, seed: int, slices: int, index: int) -> Path:
+def _stored_slab(sample: Callable[..., Slab], folder: Path, seed: int, slices: int, index: int) -> Path:
     """Render and store the slices of one patient if they are not there; return their file."""
     path = folder / f"{seed}_{index:05d}_{slices}.npz"
     if not path.exists():
-        slab = sample_slab(seed, index, slices=slices, size=RENDERED)
+        slab = sample(seed, index, slices=slices, size=RENDERED)
         found = body_mask(slab.volume, BODY_HU)
         keep = found.any(axis=(1, 2))
         mask = torch.from_numpy(found[keep]).float()[:, None]
