@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from header_bodies import crop, draw_head, draw_limbs, draw_neck, draw_water, turn
+from header_bodies import SIDE, SLICES, crop, draw_head, draw_limbs, draw_neck, draw_water, turn
 
 from isopose.config import homogenize_config
 from isopose.data.preprocess import prepare_as
@@ -28,6 +28,7 @@ from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.io.images import read_volume
 from isopose.models.folder import versions
 from isopose.phantom import render, sample_case, texture_generator
+from isopose.phantom.levels import sample_level_slab
 from isopose.phantom.randomized import roll_of
 from isopose.progress import Terminal
 from isopose.scan.find import find_poses, slice_poses_of
@@ -40,6 +41,8 @@ TRUNKS = ("dicom-series", "abdomen.nii.gz", *(f"trunk/chest-{name}.nii.gz" for n
 CROPS_MM = (80.0, 120.0)
 #: A cohort of phantoms that nothing else draws from.
 UNSEEN = 2_000_147
+#: Other levels of the trunk, drawn as those from which the network learned, of other people.
+LEVELS = {"chest": "drawn chests and shoulders", "pelvis": "drawn pelvises and thighs"}
 DRAWN = {"heads": draw_head, "necks": draw_neck, "limbs": draw_limbs, "water": draw_water}
 
 
@@ -93,6 +96,10 @@ def _scans(cases: int, real: bool) -> Iterator[tuple[str, float | None, Volume]]
         case = sample_case(UNSEEN, index, size=192, slices=12)
         image, _ = render(case.anatomy, case.pose, case.scan, texture_generator(case))
         yield "phantoms", roll_of(case.pose), Volume(image, case.scan.world_from_index)
+    for level in ("chest", "pelvis"):
+        for index in range(cases):
+            slab = sample_level_slab(UNSEEN, index, level=level, slices=SLICES, size=SIDE)  # type: ignore[arg-type]
+            yield LEVELS[level], slab.roll, slab.volume
     trunks = [read_volume(REAL / name).reoriented() for name in TRUNKS] if real else []
     for name, volume in zip(TRUNKS, trunks, strict=False):
         yield f"real: {Path(name).name.removesuffix('.nii.gz')}", 0.0, volume

@@ -103,6 +103,11 @@ def turned_scans(
 ) -> list[Scan]:
     """The real scans as they lie, then each so many times turned, scaled and shifted at random."""
     names = {"series": real / "dicom-series", "abdomen": real / "abdomen.nii.gz"}
+    # The part of a name before "_" is the scan's, so these have none.
+    names |= {
+        path.name.removesuffix(".nii.gz").replace("-", ""): path
+        for path in sorted((real / "trunk").glob("*.nii.gz"))
+    }
     jobs = [(name, path, number) for name, path in names.items() for number in range(count + 1)]
     make = partial(_turned, folder, fingerprint)
     paths = in_order(make, jobs, name=lambda job: job[0], workers=workers, progress=progress)

@@ -29,7 +29,7 @@ class Unknown:
 def sample_unknown(rng: np.random.Generator) -> Unknown:
     """Draw what is alike in all slices of one body without a roll."""
     a, b = float(rng.uniform(0.35, 0.9)), float(rng.uniform(0.35, 0.9))
-    parts = ((0.0, 0.0, a, b),)
+    parts: tuple[tuple[float, float, float, float], ...] = ((0.0, 0.0, a, b),)
     if rng.random() < 0.25:
         far = 0.55 * a + float(rng.uniform(0.0, 0.1))
         parts = ((-far, 0.0, 0.55 * a, 0.55 * b), (far, 0.0, 0.55 * a, 0.55 * b))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import typer
 from safetensors.torch import load_file
+from torch import Tensor
 
 from isopose.devices import one_thread
 from isopose.files import output_folder, sha256, write_json
@@ -48,6 +49,8 @@ KINDS = {
     "pelvis": Kind(partial(sample_level_slab, level="pelvis"), 1_000_037, 0.4),
     "unknown": Kind(partial(sample_level_slab, level="unknown"), 1_000_039, 0.15),
 }
+#: Number of the first held-out phantom of the abdomen: the same ones after a training of any size.
+HELD_OUT_FROM = 2400
 #: How often each held-out patient is disturbed, for the calibration.
 DISTURBED = 4
 
@@ -56,14 +59,15 @@ def main(
     output: Annotated[Path, typer.Argument(help="folder for weights, a report and what is needed to resume")],
     patients: Annotated[
         int, typer.Option(min=1, help="phantoms of the abdomen to learn from; other levels have their share")
-    ] = 1200,
+    ] = 800,
     held_out: Annotated[
-        int, typer.Option(min=2, help="further ones, to calibrate on; other levels have their share")
+        int, typer.Option(min=2, help="others to calibrate on; other levels have their share")
     ] = 150,
     slices: Annotated[int, typer.Option(min=2, help="of each phantom")] = 10,
-    steps: Annotated[int, typer.Option(min=1)] = 8000,
+    steps: Annotated[int, typer.Option(min=1)] = 6000,
     pictures: Annotated[int, typer.Option(min=1, help=f"a step, each seen {VIEWS} times")] = 40,
     rate: Annotated[float, typer.Option(help="largest learning rate")] = 2e-3,
+    start: Annotated[Path | None, typer.Option(help="weights to go on from; none: random ones")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="calibrate these weights again; nothing is trained")
     ] = None,
@@ -74,7 +78,7 @@ def main(
     reporter = Terminal()
     output_folder(output)
     unseen = {
-        name: _draw(output, name, (patients, patients + held_out), slices, workers, reporter)
+        name: _draw(output, name, (HELD_OUT_FROM, HELD_OUT_FROM + held_out), slices, workers, reporter)
         for name in KINDS
     }
     if weights is None:
@@ -82,6 +86,7 @@ def main(
         with one_thread():
             state = train(
                 Batches(concatenated(seen), seed, steps, pictures),
+                start=None if start is None else _read(start),
                 rate=rate,
                 seed=seed,
                 workers=min(workers, 1),
@@ -89,7 +94,7 @@ def main(
                 reporter=reporter,
             ).state_dict()
     else:
-        state = {name: value.float() for name, value in load_file(weights).items()}
+        state = _read(weights)
     network = RollNetwork()
     network.load_state_dict(state)
     network.eval()
@@ -109,6 +114,7 @@ def main(
             "cohorts": {name: [kind.cohort, kind.share] for name, kind in KINDS.items()},
             "patients": patients, "held_out": held_out, "slices": slices, "steps": steps,
             "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBED,
+            "start_sha256": None if start is None else sha256(start),
         },
         "versions": versions(),
         "weights_sha256": sha256(output / WEIGHTS),
@@ -124,6 +130,11 @@ def main(
     typer.echo(
         f"weights: {output / WEIGHTS}; how they were made and what they are worth: {output / 'roll.json'}"
     )
+
+
+def _read(weights: Path) -> dict[str, Tensor]:
+    """Read stored weights as float32."""
+    return {name: value.float() for name, value in load_file(weights).items()}
 
 
 def _draw(

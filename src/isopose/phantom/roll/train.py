@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import swa_utils
 from torch.utils.data import DataLoader, Subset
 
@@ -31,12 +31,20 @@ EPOCH = 250
 
 
 def train(
-    batches: Batches, *, rate: float, seed: int, workers: int, work: Path, reporter: Reporter
+    batches: Batches,
+    *,
+    start: dict[str, Tensor] | None = None,
+    rate: float,
+    seed: int,
+    workers: int,
+    work: Path,
+    reporter: Reporter,
 ) -> nn.Module:
     """Train a network, and return it with the exponential moving average of its weights.
 
     Args:
         batches: one for each step.
+        start: weights to go on from; None: random ones.
         rate: largest learning rate.
         seed: of the initial weights.
         workers: processes that prepare batches ahead.
@@ -45,6 +53,8 @@ def train(
     """
     torch.manual_seed(seed)
     network = RollNetwork()
+    if start is not None:
+        network.load_state_dict(start)
     mean = swa_utils.AveragedModel(
         network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(RUNNING_MEAN), use_buffers=True
     )
