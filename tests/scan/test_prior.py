@@ -11,12 +11,13 @@ from scipy.special import ive
 from scipy.stats import vonmises
 
 from isopose.config import PoseConfig
-from isopose.models.roll import SHIPPED_ODDS
 from isopose.scan.prior import RIGHT, TURNED_SD, WIDE_SD, ScanRoll, log_i0, mass_within, scan_roll
 
 CONFIG = PoseConfig()
-#: Evidence of length L has concentration 2 L; its odds are those of the shipped network.
-CALIBRATION = torch.tensor([2.0, 1.0, 0.5, *SHIPPED_ODDS])
+#: Offset and slope of the odds.
+ODDS = (-0.7, 0.45)
+#: Evidence of length L has concentration 2 L.
+CALIBRATION = torch.tensor([2.0, 1.0, 0.5, *ODDS])
 
 
 def roll(degrees: float, length: float, count: int = 1, filled: float = 0.8) -> ScanRoll:
@@ -42,7 +43,7 @@ def test_the_posterior_is_that_of_the_integral(degrees: float, length: float) ->
     for mean in (math.pi / 2, -math.pi / 2, math.pi):
         prior += CONFIG.roll_turned_share / 3.0 * vonmises.pdf(grid, TURNED_SD**-2, loc=mean)
     shows = prior * vonmises.pdf(grid, 2.0 * length, loc=math.radians(degrees))
-    alone = math.exp(SHIPPED_ODDS[0] + SHIPPED_ODDS[1] * math.sqrt(length))
+    alone = math.exp(ODDS[0] + ODDS[1] * math.sqrt(length))
     odds = alone * shows.sum() * step * 2 * math.pi
     found = roll(degrees, length)
     assert float(found.odds) == pytest.approx(min(alone, odds), rel=1e-3)

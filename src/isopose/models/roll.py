@@ -28,8 +28,8 @@ FEATURES = (16, 32, 64, 96)
 HIDDEN = 64
 #: Offset and slope of the odds of a network that was not calibrated: evidence counts in full.
 ALWAYS = (20.0, 0.0)
-#: Those of the shipped network, see ``roll.json``.
-SHIPPED_ODDS = (-0.7246, 0.4514)
+#: Those of the network that shipped when a calibration had none: models saved then hold its weights.
+FORMER_ODDS = (-0.7246, 0.4514)
 #: Upper bound of the concentration: a standard deviation of 1.3 degrees.
 MAX_CONCENTRATION = 2000.0
 
@@ -100,10 +100,10 @@ class RollNetwork(nn.Module):
         self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0, *ALWAYS]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Add the shipped network's odds to a calibration that was saved without one."""
+        """Add the former network's odds to a calibration that was saved without any."""
         saved = state_dict.get(prefix + "calibration")
         if saved is not None and saved.shape == (3,):
-            state_dict[prefix + "calibration"] = torch.cat([saved, saved.new_tensor(SHIPPED_ODDS)])
+            state_dict[prefix + "calibration"] = torch.cat([saved, saved.new_tensor(FORMER_ODDS)])
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, views: Tensor) -> Tensor:
