@@ -56,17 +56,6 @@ def read_series(path: Path, series: str | None = None) -> Volume:
     return on_file(path, array, matrix)
 
 
-def peek_series(path: Path, series: str | None = None) -> Header:
-    """Return the grid of a DICOM series from its headers alone; the type is always int16.
-
-    Raises:
-        InputError: see :func:`read_series`, except for errors in the pixels.
-    """
-    frames = ordered_frames(path, series)
-    matrix = matrix_of(path, frames)
-    return Header((len(frames), *frames[0].size), matrix, np.dtype(np.int16)).checked(path)
-
-
 def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
     """Return the frames of the series that :func:`read_series` reads, in stacking order.
 

@@ -26,15 +26,6 @@ class Header:
     world_from_index: np.ndarray
     dtype: np.dtype
 
-    @property
-    def grid(self) -> Volume:
-        """The grid as a volume of zeros that takes no memory, for :meth:`Volume.same_grid` and the like.
-
-        Raises:
-            InputError: the grid is not a valid one (empty, sheared, not finite).
-        """
-        return Volume(np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
-
     def checked(self, path: Path) -> "Header":
         """Return this header after checking that its grid is valid and not too large to read.
 

@@ -15,13 +15,13 @@ from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 from isopose.geometry.volume import Volume
 from isopose.io.archive import is_archive, unpacked
-from isopose.io.dicom import peek_series, read_series
+from isopose.io.dicom import read_series
 from isopose.io.dicom_files import is_dicom
 from isopose.io.endings import READABLE as READABLE
 from isopose.io.endings import ending as ending
 from isopose.io.header import Header, all_finite, on_file
 from isopose.io.itk_header import check_fields, check_text_header
-from isopose.io.nifti import peek_nifti, read_nifti
+from isopose.io.nifti import read_nifti
 from isopose.io.nifti_place import LPS_FROM_RAS
 from isopose.io.quiet import complained, itk_name, quiet_itk
 
@@ -93,22 +93,6 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
         )
     return on_file(path, array, header.world_from_index)
-
-
-def peek(path: Path, series: str | None = None) -> Header:
-    """Return the grid and type of a scan without reading its voxels.
-
-    Raises:
-        InputError: see :func:`read_volume`, except for errors in the voxels.
-    """
-    path = _existing(path)
-    if is_archive(path):
-        with unpacked(path) as folder:
-            return peek_series(folder, series)
-    kind = ending(path)
-    if path.is_dir() or (not kind and is_dicom(path)):
-        return peek_series(path, series)
-    return peek_nifti(path) if kind in (".nii", ".nii.gz") else _information(path)[1]
 
 
 def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], None] | None = None) -> Volume:

@@ -54,16 +54,6 @@ class _Layout:
         return math.prod(self.header.shape) * self.stored.itemsize
 
 
-def peek_nifti(path: Path) -> Header:
-    """Return the grid and type of a ``.nii`` or ``.nii.gz`` file, without reading its voxels.
-
-    Raises:
-        InputError: see :func:`read_nifti`, except for errors in the voxels.
-    """
-    with _opened(path) as file:
-        return _layout(path, file).header
-
-
 def read_nifti(path: Path) -> Volume:
     """Read a ``.nii`` or ``.nii.gz`` file with three dimensions.
 
