@@ -49,7 +49,7 @@ def steps(**changes):
 
 def rendered(rows, names=NAMES, dpi=80):
     """Each cell's pixels in 0 to 1, by row and column heading."""
-    figure = _draw_figure(rows, names, "title")
+    figure = _draw_figure(rows, names)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -205,11 +205,6 @@ class Runs:
 def _joined(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
     """Label the connected components of a graph.
 
-    Args:
-        first: first nodes of its edges.
-        second: second nodes of its edges.
-        count: number of nodes.
-
     Returns:
         ``(count,)`` labels from 0, in the order of each component's first node.
     """

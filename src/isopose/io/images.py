@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import DTypeLike
 
 from isopose import scratch
 from isopose.errors import InputError, IsoposeError
@@ -19,7 +20,7 @@ from isopose.io.dicom import read_series
 from isopose.io.dicom_files import is_dicom
 from isopose.io.endings import READABLE as READABLE
 from isopose.io.endings import ending as ending
-from isopose.io.header import Header, all_finite, on_file
+from isopose.io.header import check_grid, on_file
 from isopose.io.itk_header import check_fields, check_text_header
 from isopose.io.nifti import read_nifti
 from isopose.io.nifti_place import LPS_FROM_RAS
@@ -76,7 +77,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
         return read_series(path, series)
     if kind in (".nii", ".nii.gz"):
         return read_nifti(path)
-    reader, header = _information(path)
+    reader, shape, matrix, dtype = _information(path)
     with quiet_itk() as heard:
         try:
             image = reader.Execute()
@@ -85,14 +86,10 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             raise InputError(f"{path}: truncated or corrupt; copy or export it again") from None
     if complained(heard):
         raise InputError(f"{path}: truncated or corrupt (its voxels do not unpack); copy or export it again")
-    array = scratch.zeros(header.shape, header.dtype)
+    array = scratch.zeros(shape, dtype)
     with np.errstate(over="ignore"):  # float32 overflow becomes infinite, which is refused below
-        array[...] = sitk.GetArrayViewFromImage(image).reshape(header.shape)
-    if not all_finite(array):
-        raise InputError(
-            f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
-        )
-    return on_file(path, array, header.world_from_index)
+        array[...] = sitk.GetArrayViewFromImage(image).reshape(shape)
+    return on_file(path, array, matrix)
 
 
 def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], None] | None = None) -> Volume:
@@ -269,8 +266,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
-    """Return a reader that is ready to read the voxels, and the header."""
+def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int], np.ndarray, DTypeLike]:
+    """Return a reader that is ready to read the voxels, and shape, matrix and type as for a volume."""
     kind = ending(path)
     if kind not in _READERS:
         raise InputError(
@@ -300,7 +297,9 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
     rank = len(size)
     matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]
     matrix[:3, 3] = reader.GetOrigin()[:3]
-    return reader, Header((size[2], size[1], size[0]), matrix, np.dtype(_TYPES[pixel])).checked(path)
+    shape, dtype = (size[2], size[1], size[0]), _TYPES[pixel]
+    check_grid(path, shape, matrix, dtype)
+    return reader, shape, matrix, dtype
 
 
 def _last_line(error: Exception) -> str:

@@ -121,12 +121,7 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
 
 
 def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:
-    """Refuse header fields that ITK ignores.
-
-    Args:
-        path: the file, for the message.
-        kind: its extension.
-        fields: of its header, see :func:`check_text_header`.
+    """Refuse fields of :func:`check_text_header` that ITK ignores.
 
     Raises:
         InputError: no patient orientation, a unit other than mm, or scaled values. Values that may identify a

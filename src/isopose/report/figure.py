@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,18 +75,10 @@ class Steps:
     warnings: tuple[str, ...] = ()
 
 
-def draw_steps(
-    rows: Sequence[Steps], path: Path, label_names: Sequence[str], title: str | None = None
-) -> None:
+def draw_steps(rows: Sequence[Steps], path: Path, label_names: Sequence[str]) -> None:
     """Draw slices as rows of one PNG: input, homogenized, cropped, prediction in crop, restored.
 
     The picture's resolution falls until the file is below :data:`LARGEST_PICTURE`.
-
-    Args:
-        rows: one or more slices.
-        path: PNG to write.
-        label_names: names of the classes 1, 2, ...
-        title: heading of the picture.
 
     Raises:
         ValueError: no row, or another ending than ``.png``.
@@ -93,14 +86,14 @@ def draw_steps(
     path = Path(path)
     if not rows or path.suffix.lower() != ".png":
         raise ValueError(f"expected at least one slice and a .png file, got {len(rows)} and {path.name}")
-    png = steps_png(rows, label_names, title)
+    png = steps_png(rows, label_names)
     with replacing(path) as temporary:
         temporary.write_bytes(png)
 
 
-def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | None = None) -> bytes:
+def steps_png(rows: Sequence[Steps], label_names: Sequence[str]) -> bytes:
     """Return the picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
-    figure = _draw_figure(rows, label_names, title)
+    figure = _draw_figure(rows, label_names)
     png = b""
     for dpi in (150, 125, 105, 90, 75, 60):
         png = _encode(figure, dpi)
@@ -117,18 +110,12 @@ def window(image: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1.0, low + 1.0)
 
 
-def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None) -> Figure:
+def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str]) -> Figure:
     body = any(row.frame_image is not None and row.frame_mask is not None for row in rows)
-    headings = [
-        "Input",
-        *(["Body"] if body else []),
-        "Homogenized",
-        "Cropped",
-        "Prediction in crop",
-        "Restored",
-    ]
+    headings = ["Input", *(["Body"] if body else [])]
+    headings += ["Homogenized", "Cropped", "Prediction in crop", "Restored"]
     width = _TEXT_INCHES + _CELL_INCHES * len(headings) + 0.15
-    top, bottom = (0.75 if title else 0.4), 0.42
+    top, bottom = 0.4, 0.42
     height = top + _CELL_INCHES * len(rows) + bottom
     figure = Figure(figsize=(width, height), facecolor=_BACKGROUND)
     cells = figure.subplots(
@@ -144,9 +131,6 @@ def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str], title: str |
             "hspace": 0.04,
         },
     )
-    if title:
-        shown = textwrap.shorten(title, 120, placeholder=" …")
-        figure.text(0.15 / width, 1 - 0.14 / height, shown, color=_INK, size=13, weight="bold", va="top")
     for axes, heading in zip(cells[0], headings, strict=True):
         axes.set_title(heading, color=_INK, size=10, pad=5)
     colors = class_colors(label_names)
@@ -218,12 +202,12 @@ def _draw_box(axes: Axes, corners: np.ndarray, color: str) -> None:
     axes.add_patch(Polygon(np.asarray(corners), closed=True, fill=False, edgecolor=color, linewidth=1.4))
 
 
-def _widen(axes: Axes, corners: np.ndarray, most: float = 0.2) -> None:
-    """Make room for a frame that reaches beyond the image, by at most a part of the image on each side."""
+def _widen(axes: Axes, corners: np.ndarray) -> None:
+    """Make room for a frame that reaches beyond the image, by at most a fifth of the image on each side."""
     x0, x1 = axes.get_xlim()
     bottom, top = axes.get_ylim()
     (left, upper), (right, lower) = np.min(corners, axis=0) - 2, np.max(corners, axis=0) + 2
-    room_x, room_y = most * (x1 - x0), most * (bottom - top)
+    room_x, room_y = 0.2 * (x1 - x0), 0.2 * (bottom - top)
     axes.set_xlim(max(min(x0, left), x0 - room_x), min(max(x1, right), x1 + room_x))
     axes.set_ylim(min(max(bottom, lower), bottom + room_y), max(min(top, upper), top - room_y))
 
@@ -244,16 +228,14 @@ def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
     entries += [(f"! {line}", _WARNING, "normal") for line in row.warnings]
     for text, color, weight in entries:
         lines = textwrap.wrap(text, 27) or [""]
-        figure.text(
-            0.15 / width,
-            place,
-            "\n".join(lines),
-            color=color,
-            size=8,
-            weight=weight,
-            va="top",
-            linespacing=1.25,
-        )
+        style: dict[str, Any] = {
+            "color": color,
+            "size": 8,
+            "weight": weight,
+            "va": "top",
+            "linespacing": 1.25,
+        }
+        figure.text(0.15 / width, place, "\n".join(lines), **style)
         place -= (0.155 * len(lines) + 0.03) / height
 
 
