@@ -1,14 +1,14 @@
 """Read and write image files: NIfTI, NRRD, MetaImage and DICOM as validated volumes."""
 
 import gzip
-import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.nifti1 import Nifti1Header
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike
 
 from isopose import scratch
@@ -32,11 +32,6 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 ROUNDING = 1e-3
 #: Rounding error of float32 for values up to 255.
 _EPSILON = 256 * float(np.finfo(np.float32).eps)
-#: Size of a NIfTI-1 header with its extension mark in bytes, and the offsets of ``dim[3]``, the number of
-#: slices, and of ``srow_x``, the sform.
-_NIFTI_HEADER, _NIFTI_SLICES, _NIFTI_SFORM = 352, 46, 280
-#: What ITK rounds in the sform, in mm a voxel and as a share.
-_ROUNDED = 1e-6
 #: zlib's compression level: CT becomes as small as at higher levels, in a third of the time.
 _LEVEL = 3
 _TYPES = {
@@ -197,44 +192,41 @@ def write_image(volume: Volume, path: Path) -> None:
     volume = volume.with_array(array)
     try:
         with replacing(path) as temporary, quiet_itk():
+            name = itk_name(temporary)
             if ending(path) in (".nii", ".nii.gz"):
                 _write_nifti(volume, temporary)
             else:
-                sitk.WriteImage(to_sitk(volume), itk_name(temporary), useCompression=True)
-    except (OSError, RuntimeError) as error:
+                sitk.WriteImage(to_sitk(volume), name, useCompression=True)
+    except (OSError, RuntimeError, HeaderDataError) as error:
         raise IsoposeError(f"{path}: cannot be written ({_last_line(error)})") from None
 
 
 def _write_nifti(volume: Volume, path: Path) -> None:
     """Write a NIfTI file slice by slice.
 
-    ITK would copy the whole volume in memory, and reports no error if the disk is full.
+    ITK and nibabel would copy the whole volume in memory, and ITK reports no error if the disk is full.
     """
-    slices = len(volume.array)
-    if slices > np.iinfo(np.int16).max:
-        raise OSError(f"NIfTI holds at most {np.iinfo(np.int16).max} slices, got {slices}; write .nrrd")
-    # The header is the one that ITK writes for the first slice, with the number of slices corrected.
-    with tempfile.TemporaryDirectory() as place:
-        first = Path(place) / "first.nii"
-        sitk.WriteImage(to_sitk(Volume(volume.array[:1], volume.world_from_index)), itk_name(first))
-        header = bytearray(first.read_bytes()[:_NIFTI_HEADER])
-    if len(header) < _NIFTI_HEADER:
-        raise OSError("the header is incomplete; is the disk of temporary files full?")
-    packed = ending(path) == ".nii.gz"
-    header[_NIFTI_SLICES : _NIFTI_SLICES + 2] = slices.to_bytes(2, sys.byteorder)
-    # A slightly sheared scan is read as its header says, and its labels must lie on it. ITK makes the axes
-    # orthogonal.
-    sform = np.frombuffer(header, np.float32, 12, _NIFTI_SFORM).reshape(3, 4)
-    # Its own inverse.
-    exact = (LPS_FROM_RAS @ volume.world_from_index)[:3]
-    if not np.allclose(sform, exact, rtol=_ROUNDED, atol=_ROUNDED):
-        sform[:] = exact
+    slices, most = len(volume.array), np.iinfo(np.int16).max
+    if slices > most:
+        raise OSError(f"NIfTI holds at most {most} slices, got {slices}; write .nrrd")
+    header = Nifti1Header()
+    header.set_data_shape(volume.array.shape[::-1])
+    header.set_data_dtype(volume.array.dtype)
+    ras_from_index = LPS_FROM_RAS @ volume.world_from_index  # its own inverse
+    # Readers take the sform, which holds a slightly sheared scan too: its labels must lie on it.
+    header.set_sform(ras_from_index, code=1)
+    header.set_qform(ras_from_index, code=1)
+    header.set_xyzt_units("mm", "sec")
+    header.set_slope_inter(1, 0)
+    header["regular"], header["pixdim"][4:] = b"r", 0  # as ITK writes them
     with (
         open(path, "wb") as raw,
         # Without a time stamp, the same volume always gives the same bytes.
-        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) if packed else nullcontext(raw) as file,
+        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0)
+        if ending(path) == ".nii.gz"
+        else nullcontext(raw) as file,
     ):
-        file.write(header)
+        header.write_to(file)
         for plane in volume.array:
             file.write(np.ascontiguousarray(plane).data)
 
@@ -274,7 +266,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int]
             f"{path}: not a format that can be read; expected a DICOM folder, ZIP or file, or "
             f"{', '.join(READABLE)}"
         )
-    fields = check_text_header(path, kind)
+    fields, _ = check_text_header(path, kind)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
     reader.SetFileName(itk_name(path))

@@ -55,7 +55,7 @@ _KEPT = (
 _MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
-def check_text_header(path: Path, kind: str) -> dict[str, str]:
+def check_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]]:
     """Refuse a header that may crash ITK: not lines of text, or data files that do not make up a scan.
 
     Args:
@@ -63,7 +63,8 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
         kind: its extension: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
 
     Returns:
-        The header's fields; those of NRRD in lower case and without blanks.
+        The header's fields, those of NRRD in lower case and without blanks; and the lines that follow a list
+            of data files.
 
     Raises:
         InputError: the header has no end or an invalid line, or does not list one file for each slice. The
@@ -95,7 +96,7 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
             )
         named = fits.groupdict() if fits else {}
         if named.get("name"):
-            name, value = (named[n].decode("utf-8", "replace").strip() for n in ("name", "value"))
+            name, value = (named[n].decode("utf-8", "surrogateescape").strip() for n in ("name", "value"))
             name = name.lower().replace(" ", "") if nrrd else name
             if name in fields and name in _ONCE:
                 raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
@@ -108,16 +109,16 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
                 )
             skipped = False
         if (nrrd and fields.get("datafile", "").startswith("LIST")) or "ElementDataFile" in fields:
-            rest = lines[number + 1 :]
+            rest = [line for line in lines[number + 1 :] if line.strip()]
             break
     else:
         if kind in (".nrrd", ".mha"):
             raise InputError(f"{path}: its header has no end; copy or export it again")
     if not nrrd:
-        _check_files(path, fields, [line for line in rest if line.strip()])
+        _check_files(path, fields, rest)
     elif "%" in (file := fields.get("datafile", "")) and not _PATTERN.fullmatch(file.split()[0]):
         raise InputError(f"{path}: the pattern of its 'data file' cannot be read; export it as one file")
-    return fields
+    return fields, rest
 
 
 def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:

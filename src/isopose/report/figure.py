@@ -44,6 +44,8 @@ class Steps:
         native: ``(H, W)`` in HU or normalized.
         native_spacing_yx: pixel size along ``(y, x)`` in mm.
         frame_outline: ``(4, 2)`` corners of the homogenized square in native pixels.
+        frame_image: ``(N, N)`` input of the pose network.
+        frame_mask: ``(N, N)`` bool, the body that was found in it.
         homogenized: ``(N, N)``.
         reference_mask: ``(N, N)`` bool, the reference patient's body in the homogenized frame.
         crop_outline: ``(4, 2)`` corners of the crop in homogenized pixels.
@@ -51,8 +53,6 @@ class Steps:
         crop_classes: ``(M, M)`` class indices predicted in the crop.
         native_classes: ``(H, W)`` restored class indices.
         native_truth: ``(H, W)`` true class indices, where known.
-        frame_image: ``(N, N)`` input of the pose network; shown with its mask when both are given.
-        frame_mask: ``(N, N)`` bool, the body that was found in it.
         heading: short name of the slice.
         lines: text beside the slice (pose, scale, confidence).
         warnings: problems of the slice.
@@ -61,6 +61,8 @@ class Steps:
     native: np.ndarray
     native_spacing_yx: tuple[float, float]
     frame_outline: np.ndarray
+    frame_image: np.ndarray
+    frame_mask: np.ndarray
     homogenized: np.ndarray
     reference_mask: np.ndarray
     crop_outline: np.ndarray
@@ -68,8 +70,6 @@ class Steps:
     crop_classes: np.ndarray
     native_classes: np.ndarray
     native_truth: np.ndarray | None = None
-    frame_image: np.ndarray | None = None
-    frame_mask: np.ndarray | None = None
     heading: str = ""
     lines: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -111,9 +111,7 @@ def window(image: np.ndarray) -> tuple[float, float]:
 
 
 def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str]) -> Figure:
-    body = any(row.frame_image is not None and row.frame_mask is not None for row in rows)
-    headings = ["Input", *(["Body"] if body else [])]
-    headings += ["Homogenized", "Cropped", "Prediction in crop", "Restored"]
+    headings = ("Input", "Body", "Homogenized", "Cropped", "Prediction in crop", "Restored")
     width = _TEXT_INCHES + _CELL_INCHES * len(headings) + 0.15
     top, bottom = 0.4, 0.42
     height = top + _CELL_INCHES * len(rows) + bottom
@@ -135,13 +133,13 @@ def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str]) -> Figure:
         axes.set_title(heading, color=_INK, size=10, pad=5)
     colors = class_colors(label_names)
     for row, line in zip(rows, cells, strict=True):
-        _draw_row(row, list(line), body, colors)
+        _draw_row(row, list(line), colors)
         _write_text(figure, line[0], row)
     _draw_legend(figure, rows, label_names, colors)
     return figure
 
 
-def _draw_row(row: Steps, cells: list[Axes], body: bool, colors: tuple[str, ...]) -> None:
+def _draw_row(row: Steps, cells: list[Axes], colors: tuple[str, ...]) -> None:
     aspect = row.native_spacing_yx[0] / row.native_spacing_yx[1]
     for axes in cells:
         axes.set_facecolor("black")
@@ -149,16 +147,14 @@ def _draw_row(row: Steps, cells: list[Axes], body: bool, colors: tuple[str, ...]
         axes.set_yticks([])
         for spine in axes.spines.values():
             spine.set_color("#2b333b")
-    native, restored = cells[0], cells[-1]
-    homogenized, cropped, predicted = cells[-4], cells[-3], cells[-2]
+    native, frame, homogenized, cropped, predicted, restored = cells
     for axes in (native, restored):
         _show_image(axes, row.native, aspect)
         _mark_sides(axes)
     _draw_box(native, row.frame_outline, _FRAME)
     _widen(native, row.frame_outline)
-    if body and row.frame_image is not None and row.frame_mask is not None:
-        _show_image(cells[1], row.frame_image)
-        _draw_outline(cells[1], row.frame_mask, _FRAME, 1.2)
+    _show_image(frame, row.frame_image)
+    _draw_outline(frame, row.frame_mask, _FRAME, 1.2)
     _show_image(homogenized, row.homogenized)
     _draw_outline(homogenized, row.reference_mask, _REFERENCE, 1.2)
     _draw_box(homogenized, row.crop_outline, _CROP)
