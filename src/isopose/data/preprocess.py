@@ -22,7 +22,7 @@ from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.doubts import check_values, doubts
 from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
-from isopose.data.runs import parts_of
+from isopose.data.runs import CHUNK, parts_of
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
@@ -31,9 +31,6 @@ from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent, size_doubts
 from isopose.labels import Labels
-
-#: Input or output pixels resampled at a time (16 MB in float32), to bound the memory.
-CHUNK = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +326,7 @@ def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:
         shape: ``(z, y, x)`` of the volume.
         size: ``(h, w)`` of the result.
     """
-    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])), CHUNK)
+    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])))
 
 
 def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -> Iterator[str]:

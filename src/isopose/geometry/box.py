@@ -32,16 +32,15 @@ def whole_frame(dims: int) -> Tensor:
     return torch.tensor([-1.0] * dims + [1.0] * dims)
 
 
-def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
+def matrix_from_box(box: Tensor) -> Tensor:
     """Return theta2 of the smallest crop around a box, ``homogenized_from_crop``.
 
-    The crop keeps the box's center. Its side in plane is the box's longer side, between ``min_scale`` and the
-    whole frame; its depth is the box's, between :data:`MIN_DEPTH` and the whole. Computed in float32 or
+    The crop keeps the box's center. Its side in plane is the box's longer side, between :data:`MIN_CROP` and
+    the whole frame; its depth is the box's, between :data:`MIN_DEPTH` and the whole. Computed in float32 or
     float64, also under autocast.
 
     Args:
         box: ``(..., 4)``, of volumes ``(..., 6)``, normalized coordinates.
-        min_scale: smallest side in plane, as a fraction of the frame's side.
 
     Returns:
         ``(..., 3, 3)``, of volumes ``(..., 4, 4)``.
@@ -50,7 +49,7 @@ def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
         box = box if box.dtype == torch.float64 else box.float()
         low, high = box.chunk(2, dim=-1)
         half, center = (high - low) / 2.0, (high + low) / 2.0
-        side = within(torch.maximum(half[..., :1], half[..., 1:2]), min_scale, 1.0)
+        side = within(torch.maximum(half[..., :1], half[..., 1:2]), MIN_CROP, 1.0)
         scales = torch.cat([side, side, within(half[..., 2:], MIN_DEPTH, 1.0)], dim=-1)
         return affine(torch.diag_embed(scales), center)
 

@@ -21,7 +21,7 @@ from isopose.io.dicom_files import is_dicom
 from isopose.io.endings import READABLE as READABLE
 from isopose.io.endings import ending as ending
 from isopose.io.header import check_grid, on_file
-from isopose.io.itk_header import check_fields, check_text_header
+from isopose.io.itk_header import check_fields, check_files, read_text_header
 from isopose.io.nifti import read_nifti
 from isopose.io.nifti_place import LPS_FROM_RAS
 from isopose.io.quiet import complained, itk_name, quiet_itk
@@ -63,7 +63,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             voxel, is sheared, has no orientation, has values that are not finite, or (DICOM) is not one
             regular series.
     """
-    path = _existing(path)
+    path = existing(path)
     if is_archive(path):
         with unpacked(path) as folder:
             return read_series(folder, series)
@@ -192,11 +192,10 @@ def write_image(volume: Volume, path: Path) -> None:
     volume = volume.with_array(array)
     try:
         with replacing(path) as temporary, quiet_itk():
-            name = itk_name(temporary)
             if ending(path) in (".nii", ".nii.gz"):
                 _write_nifti(volume, temporary)
             else:
-                sitk.WriteImage(to_sitk(volume), name, useCompression=True)
+                sitk.WriteImage(to_sitk(volume), itk_name(temporary), useCompression=True)
     except (OSError, RuntimeError, HeaderDataError) as error:
         raise IsoposeError(f"{path}: cannot be written ({_last_line(error)})") from None
 
@@ -247,7 +246,12 @@ def missing(path: Path) -> str:
     return f"{path}: no such file or folder"
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return the path of a file or folder.
+
+    Raises:
+        InputError: nothing is there, or what is neither file nor folder, or an empty file.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(missing(path))
@@ -266,7 +270,8 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int]
             f"{path}: not a format that can be read; expected a DICOM folder, ZIP or file, or "
             f"{', '.join(READABLE)}"
         )
-    fields, _ = check_text_header(path, kind)
+    fields, rest = read_text_header(path, kind)
+    check_files(path, fields, rest)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
     reader.SetFileName(itk_name(path))

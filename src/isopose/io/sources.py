@@ -8,8 +8,8 @@ from isopose.files import hash_of, sha256
 from isopose.io.dicom import ordered_frames
 from isopose.io.dicom_files import is_dicom, is_dicomdir, listed_files
 from isopose.io.endings import ending
-from isopose.io.images import missing
-from isopose.io.itk_header import check_text_header
+from isopose.io.images import existing, missing
+from isopose.io.itk_header import read_text_header
 from isopose.io.quiet import check_name
 
 #: Extensions of headers that may name other files.
@@ -27,18 +27,14 @@ def hash_of_source(path: Path) -> str:
     file of a series the files of the series, and for a MetaImage or NRRD header also its data files.
 
     Raises:
-        InputError: the path does not exist, or is neither a file nor a folder.
+        InputError: the path does not exist, is neither a file nor a folder, or an empty file.
     """
-    path = Path(path)
-    check_name(path)
-    if not path.exists():
-        raise InputError(missing(path))
+    check_name(Path(path))
+    path = existing(path)
     try:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
             return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
-        if path.exists() and not path.is_file():  # a device has no end
-            raise InputError(f"{path}: expected a file or a folder")
         beside = files_beside(path)
         # One file of a series stands for the series; a copy of one of its files adds nothing.
         own = [] if beside and not ending(path) and not is_dicomdir(path) else [path]
@@ -77,7 +73,7 @@ def _is_there(file: Path) -> bool:
 
 def _named(path: Path, kind: str) -> list[str]:
     """Return the file names in a header: one, a list, or a pattern with its first and last number."""
-    fields, rest = check_text_header(path, kind)
+    fields, rest = read_text_header(path, kind)
     value = fields.get("datafile") or fields.get("ElementDataFile", "")
     words = value.split()
     if words and words[0].upper() == "LIST":
