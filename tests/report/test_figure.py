@@ -19,7 +19,7 @@ from isopose.report.figure import (
 
 NAMES = ("kidney", "tumor")
 GREEN, YELLOW = (np.array(to_rgb(color)) for color in class_colors(NAMES))
-COLUMNS = ("Input", "Homogenized", "Cropped", "Prediction in crop", "Restored")
+COLUMNS = ("Input", "Body", "Homogenized", "Cropped", "Prediction in crop", "Restored")
 
 
 def steps(**changes):
@@ -160,10 +160,9 @@ def test_the_body_gets_a_column():
 
 
 def test_text_and_legend_say_what_was_found():
-    figure = _draw_figure(
-        [steps(heading="slice 7", lines=("scale 0.9",), warnings=("fell back",))], NAMES, "scan 3"
-    )
-    assert [text.get_text() for text in figure.texts] == ["scan 3", "slice 7", "scale 0.9", "! fell back"]
+    row = steps(heading="slice 7", lines=("scale 0.9",), warnings=("fell back",))
+    figure = _draw_figure([row], NAMES)
+    assert [text.get_text() for text in figure.texts] == ["slice 7", "scale 0.9", "! fell back"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["homogenized frame", "reference body", "crop", "kidney", "tumor"]
 
