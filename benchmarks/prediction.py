@@ -211,7 +211,7 @@ def scores(place: Path, dataset: Any, names: list[str]) -> str:
     from isopose.evaluation.summary import summarize
 
     found = evaluate(place, dataset, cases=names)
-    means = {label: summarize(found.cases, label).dice.mean for label in dataset.labels.names}
+    means = {label: summarize(found.cases, label).statistics["dice"].mean for label in dataset.labels.names}
     return ", ".join(f"{label} {mean:.3f}" for label, mean in means.items() if mean is not None)
 
 

@@ -99,9 +99,10 @@ def bright_model(
     config = load_config(base=base)
     torch.manual_seed(0)
     mask = ellipse(64, (2 * BODY[0] / FOV, 2 * BODY[1] / FOV)) if reference is None else reference
-    start = None if crop_start is None else torch.tensor(crop_start)
     labels = SIDED if sided else LABELS
-    pipeline = Networks(config, labels.classes, mask, INTENSITY.air, INTENSITY.top, start)
+    pipeline = Networks(config, labels.classes, mask, INTENSITY.air, INTENSITY.top)
+    if crop_start is not None:
+        pipeline.crop.start.copy_(torch.tensor(crop_start))
     if not real_unet:
         pipeline.unet = Sided(half) if sided else Brightness(blind)  # type: ignore[assignment]
     pipeline.eval().requires_grad_(False)

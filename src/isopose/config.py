@@ -20,6 +20,9 @@ from isopose.strict import first_problem
 
 #: Which slices of a scan share a pose: all of them, neighbors (smoothly), or none.
 Per = Literal["volume", "smooth", "slice"]
+#: Pixels along a side of a localization network's input.
+Side = Literal[32, 64, 96, 128, 192, 256, 384, 512]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 class Section(BaseModel):
@@ -83,6 +86,9 @@ class OptimizerConfig(Section):
         return self
 
 
+_OF_AN_STN = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+
+
 class PoseConfig(Section):
     """STN1: pose and size."""
 
@@ -122,9 +128,7 @@ class PoseConfig(Section):
         description="least odds at which the roll that the slices show overrides what the header says",
     )
     scales: Literal[1, 2] = Field(2, description="2: the paper's five parameters; 1: a true similarity")
-    size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
-        96, description="pixels of the network's input"
-    )
+    size: Side = Field(96, description="pixels of the network's input")
     fill: float | None = Field(
         0.92, gt=0.1, le=1, description="part of the frame that the reference's body fills; none: as it lies"
     )
@@ -143,7 +147,7 @@ class PoseConfig(Section):
     max_angle: float = Field(0.6, gt=0, description="bound of the regressed angle, radians")
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
     max_shift: float = Field(0.5, gt=0, description="bound of the regressed shift, half sides of the frame")
-    optimizer: OptimizerConfig = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+    optimizer: OptimizerConfig = _OF_AN_STN
 
 
 class CropConfig(Section):
@@ -156,9 +160,7 @@ class CropConfig(Section):
     )
     loss: Literal["l1+rmse", "l2+rmse"] = Field("l1+rmse", description="Eq. 2's text, or its formula")
     margin: float = Field(0.1, ge=0, le=1, description="added to target boxes on each side, of the side")
-    size: Literal[32, 64, 96, 128, 192, 256, 384, 512] = Field(
-        96, description="pixels of the network's input"
-    )
+    size: Side = Field(96, description="pixels of the network's input")
     depth: Literal[8, 16, 32, 64] = Field(16, description="with dims=3: voxels of it along z")
     jitter_shift: float = Field(
         0.08, ge=0, le=1, description="of crops while the U-Net trains, of half a side"
@@ -166,7 +168,7 @@ class CropConfig(Section):
     jitter_scale: float = Field(
         0.08, ge=0, le=1, description="of crops while the U-Net trains, of the size's logarithm"
     )
-    optimizer: OptimizerConfig = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+    optimizer: OptimizerConfig = _OF_AN_STN
 
 
 class UNetConfig(Section):
@@ -226,7 +228,7 @@ class TrainConfig(Section):
         "first2-last2: its first two encoder and last two decoder levels",
     )
     device: str = Field("auto", description="auto, cpu, cuda, a GPU by its number (cuda:1), mps")
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+    precision: Precision = Field(
         "auto", description="auto: mixed where the GPU or CPU computes in 16 bits itself, else 32"
     )
     validation_slices: int = Field(
@@ -238,7 +240,7 @@ class PredictConfig(Section):
     """What prediction does when a pose or crop cannot be trusted."""
 
     batch_size: int = Field(16, ge=1, description="slices at a time")
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+    precision: Precision = Field(
         "auto",
         description="of the U-Net; auto: mixed where the GPU or CPU computes in 16 bits itself, else 32",
     )

@@ -145,7 +145,7 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
     curves = tuple(
         Picture(
             training_curves(arm.model.info.history),
-            alt=f"Loss and validation score of each stage {arm.name} homogenization",
+            alt=f"Loss of each stage {arm.name} homogenization",
             caption=f"{arm.name.capitalize()} homogenization",
         )
         for arm in (ours, plain)
@@ -195,7 +195,7 @@ def _line(evaluation: Evaluation) -> str:
 
     parts = []
     for target in evaluation.targets:
-        statistic = summarize(evaluation.cases, target).dice
+        statistic = summarize(evaluation.cases, target).statistics["dice"]
         parts.append(f"{target} Dice {statistic.mean:.3f} ({statistic.sd:.3f})")
     return "  ".join(parts)
 

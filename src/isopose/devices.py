@@ -59,12 +59,7 @@ def choose_precision(name: str, device: str) -> str:
 
 
 def autocast(precision: str, device: str) -> torch.autocast:
-    """Return the autocast context of a precision.
-
-    Args:
-        precision: by :func:`choose_precision`.
-        device: device type.
-    """
+    """Return the autocast context of a precision."""
     # A CPU has no fast float16.
     low = torch.float16 if precision == "16-mixed" and device != "cpu" else torch.bfloat16
     return torch.autocast(device, dtype=low, enabled=precision != "32-true")

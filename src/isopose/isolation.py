@@ -41,9 +41,6 @@ def line_of(error: Exception) -> IsoposeError:
     The message of another library is never quoted, since it may contain a patient's name or a date. It is
     replaced by the exception's class and the place in this package where it was raised.
 
-    Args:
-        error: any exception with its traceback.
-
     Returns:
         ``error`` itself if it is an error of this package; a :class:`~isopose.errors.RunError` if no other
             scan could be done either; else another error of this package.

@@ -68,27 +68,15 @@ def shares_of_rank(count: int, parts: int = 1) -> list[Tensor]:
     return [part.tensor_split(ranks())[rank()] for part in torch.arange(count).tensor_split(parts)]
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over ranks; the backward pass sums the gradients of all ranks' losses."""
-
-    @staticmethod
-    def forward(_ctx: Any, own: Tensor) -> Tensor:
-        whole = own.detach().clone()
-        dist.all_reduce(whole)
-        return whole
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
-        whole = gradients[0].contiguous().clone()
-        dist.all_reduce(whole)
-        return whole
-
-
 def summed(own: Tensor) -> Tensor:
     """Return the sum of a tensor over all ranks, differentiable."""
     if ranks() == 1:
         return own
-    out: Tensor = _Sum.apply(own)
+    # Imported late: it loads much that one process does not need.
+    from torch.distributed.nn.functional import all_reduce
+
+    # Without a group it takes the one of this moment.
+    out: Tensor = all_reduce(own, group=None)
     return out
 
 

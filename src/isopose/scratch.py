@@ -20,10 +20,6 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 
     A large one is mapped to a file in the folder for temporary files (``TMPDIR``), which is deleted with the
     array or when the process ends, even by a crash. If the disk is full, the array is kept in memory.
-
-    Args:
-        shape: of the array.
-        dtype: of its values.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size >= LARGE and hasattr(os, "posix_fallocate"):

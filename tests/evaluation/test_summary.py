@@ -25,7 +25,7 @@ def evaluation(*cases, **kwargs):
 
 def test_scans_are_averaged_by_patient_before_the_cohort():
     cases = [scan("a1", 0.9, "a"), scan("a2", 0.7, "a"), scan("a3", 0.8, "a"), scan("b", 0.4)]
-    statistic = summarize(cases, "kidney").dice
+    statistic = summarize(cases, "kidney").statistics["dice"]
     assert statistic.mean == pytest.approx((0.8 + 0.4) / 2)  # by scan it would be 0.7
     assert statistic.sd == pytest.approx(np.std([0.8, 0.4], ddof=1))
     assert (statistic.patients, statistic.worst, statistic.worst_case) == (2, 0.4, "b")
@@ -42,25 +42,30 @@ def test_nothing_vanishes():
     summary = summarize(cases, "kidney")
     assert (summary.scans, summary.patients) == (5, 5)
     assert (summary.missed, summary.false_alarms, summary.empty) == (1, 1, 1)
-    assert summary.dice.mean == pytest.approx(1.7 / 4)
-    assert (summary.dice.patients, summary.dice.without_value) == (4, 0)
-    assert (summary.hd95_mm.mean, summary.hd95_mm.patients) == (3.0, 2)
-    assert summary.hd95_mm.without_value == 2
-    assert summary.hd95_mm.worst is None
-    assert summary.hd95_mm.worst_case == "missed"  # of two without a value, the one that loses more tissue
+    assert summary.statistics["dice"].mean == pytest.approx(1.7 / 4)
+    assert (summary.statistics["dice"].patients, summary.statistics["dice"].without_value) == (4, 0)
+    assert (summary.statistics["hd95_mm"].mean, summary.statistics["hd95_mm"].patients) == (3.0, 2)
+    assert summary.statistics["hd95_mm"].without_value == 2
+    assert summary.statistics["hd95_mm"].worst is None
+    assert (
+        summary.statistics["hd95_mm"].worst_case == "missed"
+    )  # of two without a value, the one that loses more tissue
 
 
 def test_only_empty_scans_give_no_value_and_no_worst():
     summary = summarize([scan("x", **EMPTY)], "kidney")
     assert summary.empty == 1
-    for statistic in (summary.dice, summary.surface_dice, summary.hd95_mm):
+    for statistic in summary.statistics.values():
         assert (statistic.patients, statistic.mean, statistic.worst_case) == (0, None, None)
         assert statistic.without_value == 0
 
 
 def test_worst_is_the_largest_distance_and_the_smallest_overlap():
     summary = summarize([scan("near", 0.5, hd95=1.0), scan("far", 0.9, hd95=30.0)], "kidney")
-    assert (summary.dice.worst_case, summary.hd95_mm.worst_case) == ("near", "far")
+    assert (summary.statistics["dice"].worst_case, summary.statistics["hd95_mm"].worst_case) == (
+        "near",
+        "far",
+    )
 
 
 def test_age_strata_hold_their_first_year_and_keep_the_unknown():

@@ -7,7 +7,7 @@ import pytest
 from io_helpers import SECRETS, SHARED, dicom_slice, enhanced, raw_slices, rotation, save, write_series
 from isopose.errors import InputError
 from isopose.io.dicom_files import is_dicom
-from isopose.io.images import peek, read_volume
+from isopose.io.images import read_volume
 
 REAL = SHARED / "real-ct" / "dicom-series"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/real-ct is not there")
@@ -17,8 +17,6 @@ def refused(path, *words, series=None):
     """The one line by which a path is refused; it holds the words and nothing of the patient."""
     with pytest.raises(InputError) as caught:
         read_volume(path, series)
-    with pytest.raises(InputError):
-        peek(path, series)
     text = str(caught.value)
     assert "\n" not in text
     assert str(path) in text
@@ -68,10 +66,6 @@ def test_order_is_by_position_and_hu_by_rescale(tmp_path):
     expected = np.diag([0.75, 0.5, 2.0, 1.0])  # PixelSpacing tells the distance between rows first
     expected[:3, 3] = (-10, 20, -300)
     np.testing.assert_allclose(volume.world_from_index, expected, atol=1e-12)
-    header = peek(tmp_path)
-    assert header.shape == volume.array.shape
-    assert header.dtype == volume.array.dtype
-    assert header.grid.grid_distance(volume) == 0
 
 
 def test_a_file_stands_for_its_series(tmp_path):

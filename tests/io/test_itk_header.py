@@ -3,7 +3,7 @@ import pytest
 import SimpleITK as sitk
 
 from isopose.errors import InputError
-from isopose.io.images import peek, read_volume
+from isopose.io.images import read_volume
 
 
 @pytest.fixture
@@ -45,9 +45,8 @@ def test_lines_that_no_header_has_are_refused(write, name, before, after):
     data = path.read_bytes()
     assert before in data
     path.write_bytes(data.replace(before, after, 1))
-    for read in (peek, read_volume):
-        with pytest.raises(InputError, match=r"line \d+ of its header is not one of a \.\w+ file"):
-            read(path)
+    with pytest.raises(InputError, match=r"line \d+ of its header is not one of a \.\w+ file"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])

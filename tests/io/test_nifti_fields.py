@@ -9,7 +9,7 @@ import pytest
 
 from io_helpers import rotation, upright
 from isopose.errors import InputError
-from isopose.io.images import peek, read_labels, read_volume
+from isopose.io.images import read_labels, read_volume
 
 ARRAY = upright().array
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -44,13 +44,12 @@ def as_nibabel(path):
     return volume
 
 
-def refused(path, *words, calls=(read_volume, peek)):
-    for call in calls:
-        with pytest.raises(InputError) as caught:
-            call(path)
-        assert str(caught.value).startswith(f"{path}: ")
-        for word in words:
-            assert word in str(caught.value)
+def refused(path, *words):
+    with pytest.raises(InputError) as caught:
+        read_volume(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    for word in words:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
@@ -67,7 +66,6 @@ def test_voxels_that_begin_at_0_follow_the_header(tmp_path, ending):
     # nibabel itself takes the header for voxels here.
     np.testing.assert_array_equal(volume.array, ARRAY)
     np.testing.assert_allclose(volume.world_from_index, LPS @ AFFINE, atol=1e-4)
-    assert peek(path).shape == ARRAY.shape
     two = written(tmp_path / f"b{ending}", (168, "q", 0), kind=nib.Nifti2Image)
     np.testing.assert_array_equal(read_volume(two).array, ARRAY)
 
@@ -92,7 +90,7 @@ def test_of_version_2_too(tmp_path, offset):
 @pytest.mark.parametrize("offset", [1e6, 1e30])
 def test_places_behind_the_file_are_refused(tmp_path, offset):
     for name in ("a.nii", "a.nii.gz"):
-        refused(written(tmp_path / name, (OFFSET, "f", offset)), "truncated", calls=(read_volume,))
+        refused(written(tmp_path / name, (OFFSET, "f", offset)), "truncated")
 
 
 @pytest.mark.parametrize("lengths", [(16,), (32, 48), (160,)])
@@ -244,8 +242,7 @@ def sheared(path, off, *more):
 
 def test_a_sound_qform_stands_in_for_a_sform_off_right_angles(tmp_path):
     path = sheared(tmp_path / "a.nii", 1.5e-3)
-    for volume in (read_volume(path), peek(path)):
-        np.testing.assert_allclose(volume.world_from_index, LPS @ AFFINE, atol=1e-4)
+    np.testing.assert_allclose(read_volume(path).world_from_index, LPS @ AFFINE, atol=1e-4)
     # Alone, further off than half a millimeter, or beside another rotation it does not.
     refused(sheared(tmp_path / "b.nii", 1.5e-3, (CODES, "2h", 0, 1)), "right angles")
     refused(sheared(tmp_path / "c.nii", 0.3), "")
@@ -266,7 +263,7 @@ def test_every_type_as_image_and_labels(tmp_path, kind, order):
 
 
 def test_float64_beyond_float32_and_dimensions(tmp_path):
-    refused(written(tmp_path / "a.nii", array=np.full((3, 4, 5), 1e300)), "not finite", calls=(read_volume,))
+    refused(written(tmp_path / "a.nii", array=np.full((3, 4, 5), 1e300)), "not finite")
     for rank in (3, 4, 7):
         as_nibabel_shape = written(tmp_path / "b.nii", (40, "8h", rank, 6, 5, 4, 1, 1, 1, 1))
         np.testing.assert_array_equal(read_volume(as_nibabel_shape).array, ARRAY)
@@ -279,7 +276,7 @@ def test_members_one_after_the_other_and_what_follows_them(tmp_path):
     (tmp_path / "b.nii.gz").write_bytes(b"".join(parts) + bytes(64))
     np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz").array, ARRAY)
     (tmp_path / "c.nii.gz").write_bytes(b"".join(parts) + b"junk")
-    refused(tmp_path / "c.nii.gz", "truncated or corrupt", calls=(read_volume,))
+    refused(tmp_path / "c.nii.gz", "truncated or corrupt")
 
 
 def test_pairs_and_other_formats_are_refused_in_one_line(tmp_path):
@@ -323,7 +320,6 @@ def test_nibabel_says_nothing(tmp_path, capfd, caplog, recwarn):
     with caplog.at_level(0):
         for number, edit in enumerate(odd):
             path = written(tmp_path / f"{number}.nii", edit)
-            peek(path)
             read_volume(path)
         refused(written(tmp_path / "type.nii", (70, "h", 12345)), "type 12345")
     assert capfd.readouterr() == ("", "")

@@ -89,6 +89,7 @@ def test_localization_is_float32_under_autocast():
 
 def test_crop_never_below_a_quarter():
     torch.manual_seed(0)
-    crop = CropTransformer(CropConfig(size=SIZE), torch.tensor([0.1, 0.1, 0.1, 0.1]))
+    crop = CropTransformer(CropConfig(size=SIZE))
+    crop.start.fill_(0.1)
     theta2 = crop(torch.randn(2, 1, SIZE, SIZE), body().expand(2, 1, SIZE, SIZE))
     assert torch.allclose(theta2[:, 0, 0], torch.full((2,), MIN_CROP))

@@ -19,7 +19,7 @@ from isopose.report.figure import (
 
 NAMES = ("kidney", "tumor")
 GREEN, YELLOW = (np.array(to_rgb(color)) for color in class_colors(NAMES))
-COLUMNS = ("Input", "Homogenized", "Cropped", "Prediction in crop", "Restored")
+COLUMNS = ("Input", "Body", "Homogenized", "Cropped", "Prediction in crop", "Restored")
 
 
 def steps(**changes):
@@ -37,6 +37,8 @@ def steps(**changes):
         "native": native,
         "native_spacing_yx": (1.0, 1.0),
         "frame_outline": square,
+        "frame_image": frame,
+        "frame_mask": frame > 0.0,
         "homogenized": frame,
         "reference_mask": np.pad(np.ones((40, 40), dtype=bool), 12),
         "crop_outline": np.array([[16, 16], [48, 16], [48, 48], [16, 48]], dtype=float),
@@ -49,7 +51,7 @@ def steps(**changes):
 
 def rendered(rows, names=NAMES, dpi=80):
     """Each cell's pixels in 0 to 1, by row and column heading."""
-    figure = _draw_figure(rows, names, "title")
+    figure = _draw_figure(rows, names)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -146,9 +148,9 @@ def test_truth_is_an_outline_over_the_restored_slice_only_where_known():
     assert (np.abs(without[corner] - white).max(axis=-1) < 0.35).sum() < 20  # the letter L
 
 
-def test_the_body_gets_a_column_where_given():
+def test_the_body_gets_a_column():
     mask = np.pad(np.ones((30, 30), dtype=bool), 17)
-    cells = rendered([steps(frame_image=np.full((64, 64), -500.0), frame_mask=mask), steps()])
+    cells = rendered([steps(frame_image=np.full((64, 64), -500.0), frame_mask=mask)])
     assert [heading for row, heading in cells if row == 0][1] == "Body"
     cell = cells[0, "Body"]
     outline = np.nonzero(np.abs(cell - np.array(to_rgb("#56b4e9"))).max(axis=-1) < 0.4)
@@ -158,10 +160,9 @@ def test_the_body_gets_a_column_where_given():
 
 
 def test_text_and_legend_say_what_was_found():
-    figure = _draw_figure(
-        [steps(heading="slice 7", lines=("scale 0.9",), warnings=("fell back",))], NAMES, "scan 3"
-    )
-    assert [text.get_text() for text in figure.texts] == ["scan 3", "slice 7", "scale 0.9", "! fell back"]
+    row = steps(heading="slice 7", lines=("scale 0.9",), warnings=("fell back",))
+    figure = _draw_figure([row], NAMES)
+    assert [text.get_text() for text in figure.texts] == ["slice 7", "scale 0.9", "! fell back"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["homogenized frame", "reference body", "crop", "kidney", "tumor"]
 

@@ -253,14 +253,14 @@ def test_age_plot_is_linear_in_age_and_needs_ages():
 
 def test_training_curves_have_a_line_per_stage_and_break_where_the_loss_did():
     history = [{"stage": "pose", "epoch": e, "loss": 1.0 / e} for e in range(1, 5)]
-    history += [{"stage": "unet", "epoch": e, "loss": 2.0 - e / 9, "val_dice": e / 10} for e in range(1, 10)]
+    history += [{"stage": "unet", "epoch": e, "loss": 2.0 - e / 9, "dice": e / 10} for e in range(1, 10)]
     history[6]["loss"] = float("nan")
     svg = training_curves(history)
     counts = [len(e["points"].split()) for e in shapes(svg, "polyline", "line")]
-    assert counts == [4, 2, 6, 9]
-    dice = [tuple(map(float, p.split(","))) for p in shapes(svg, "polyline", "line")[-1]["points"].split()]
-    assert [y for _, y in dice] == sorted((y for _, y in dice), reverse=True)
+    assert counts == [4, 2, 6]
+    loss = [tuple(map(float, p.split(","))) for p in shapes(svg, "polyline", "line")[-1]["points"].split()]
+    assert [y for _, y in loss] == sorted(y for _, y in loss)
     titles = [e.text for e in ElementTree.fromstring(svg).iter(SVG + "text") if e.attrib["class"] == "title"]
-    assert titles == ["pose: loss", "unet: loss", "unet: validation Dice"]
+    assert titles == ["pose: loss", "unet: loss"]
     with pytest.raises(ValueError, match="no finite"):
         training_curves([{"stage": "pose", "epoch": 1, "loss": float("nan")}])

@@ -182,7 +182,7 @@ def test_after_an_epoch_a_part_of_the_slices_is_turned_and_all_are_compared() ->
     part = judged_turns(look, reference, AIR, {"two": TRUTH["two"]}, slices, batch)
     few = math.ceil(6 / TURNED_OF_A_BATCH)
     assert looked == [6, few, few, few]
-    assert [len(values) for values in part] == [few, 6, 3]
+    assert [len(values) for values in part] == [few, 6, 3, 3]
     summary = summed_up([part])
     assert list(summary) == ["roll slope", "degrees from moments", "degrees from the true roll"]
     assert summary["roll slope"] == pytest.approx(1.0, abs=0.03)

@@ -44,8 +44,6 @@ LOST = 0.5
 CLIPPED = 0.02
 #: Differences to the threshold are clipped to this when a boundary is placed between pixels.
 SOFT_HU = 400.0
-#: Voxels processed at a time, to bound the memory.
-CHUNK = 4_000_000
 
 
 def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
@@ -65,7 +63,7 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
     """
     threshold = _threshold(volume.array, threshold_hu)
     size, pixel = _working_grid(volume)
-    coarse = (_coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape, CHUNK))
+    coarse = (_coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape))
     tissue = Runs.of(coarse, (len(volume.array), *size))
     if not len(tissue.starts):
         raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
@@ -123,7 +121,7 @@ def _trunk(tissue: Runs, pixel: float, distance: float) -> Runs:
     if not len(body.starts):
         return body
     wall = _opened(tissue, max(1, thin // 3))
-    air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue, voxels=CHUNK)
+    air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue)
     trunk = _without_arms(body, pixel)
     nearby = _steps(NEARBY * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
@@ -138,12 +136,12 @@ def _trunk(tissue: Runs, pixel: float, distance: float) -> Runs:
 def _without_arms(body: Runs, pixel: float) -> Runs:
     """Cut off parts that are connected to each slice's largest part by a narrow neck."""
     neck = _steps(NECK * _diameter(body, pixel), pixel)
-    core = mapped(partial(eroded, steps=neck), body, voxels=CHUNK)
+    core = mapped(partial(eroded, steps=neck), body)
     if not len(core.starts):
         return body
     # An opening takes 0.41 of the radius off a square corner; further steps restore it.
     steps = neck + round(0.4 * neck) + 1
-    return mapped(partial(met, steps=steps), _kept(core), core, body, voxels=CHUNK)
+    return mapped(partial(met, steps=steps), _kept(core), core, body)
 
 
 def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Runs:
@@ -154,7 +152,6 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
     together = mapped(
         lambda trunk, gas, wall: trunk | dilated(gas, 2 * thin + 2, within=gas | wall),
         *(trunk, gas, wall),
-        voxels=CHUNK,
     )
     return _filled(together)
 
@@ -166,11 +163,11 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     whole front with it, within the trunk of one of the ``nearby`` slices on each side. Air between back and
     table lies in neither.
     """
-    gas = mapped(lambda air, trunk: air & ~trunk, air, trunk, voxels=CHUNK)
+    gas = mapped(lambda air, trunk: air & ~trunk, air, trunk)
     if not len(gas.starts):
         return gas
     slices, within = gas.slices, np.zeros(len(gas.starts))
-    for part in parts_of(trunk.shape, CHUNK):
+    for part in parts_of(trunk.shape):
         first, last = np.searchsorted(slices, (part.start, part.stop))
         if first == last:
             continue
@@ -217,7 +214,7 @@ def _kept(core: Runs) -> Runs:
 
 def _opened(runs: Runs, steps: int) -> Runs:
     """Remove what is at most twice ``steps`` wide, slice by slice."""
-    return mapped(partial(opened, steps=steps), runs, voxels=CHUNK)
+    return mapped(partial(opened, steps=steps), runs)
 
 
 def _largest(runs: Runs) -> Runs:
@@ -230,7 +227,7 @@ def _largest(runs: Runs) -> Runs:
 
 def _filled(runs: Runs) -> Runs:
     """Fill holes slice by slice, including those that the image's border closes."""
-    return mapped(_filled_slices, runs, voxels=CHUNK)
+    return mapped(_filled_slices, runs)
 
 
 def _filled_slices(mask: np.ndarray) -> np.ndarray:
@@ -267,7 +264,7 @@ def _fine(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float) -> np.
     """Resample the trunk to the volume's grid; its boundary between pixels follows their values."""
     out = scratch.zeros(array.shape, bool)
     height, width = tissue.shape[1:]
-    for part in parts_of(array.shape, CHUNK):
+    for part in parts_of(array.shape):
         # Computed a second time: keeping the averages would take more memory than all masks.
         level = np.clip(_coarse(array[part], (height, width)) - threshold, -SOFT_HU, SOFT_HU)
         body, dense = trunk.mask(part), tissue.mask(part)

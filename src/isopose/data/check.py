@@ -26,6 +26,8 @@ from isopose.parallel import attempts
 #: Voxel sizes (x, y, z) that differ from the cohort's median by more than these factors are outliers; slices
 #: of 0.5 to 5 mm are common.
 _OUTLIER = (3.0, 3.0, 10.0)
+#: Fewest axial slices of a case.
+_FEWEST_SLICES = 3
 #: Fewest cases for which a median voxel size is meaningful.
 _FEW = 5
 
@@ -58,7 +60,6 @@ class _Report:
 def check_dataset(
     dataset: Dataset,
     *,
-    min_slices: int = 3,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
     found: Callable[[Problem], None] | None = None,
@@ -67,7 +68,6 @@ def check_dataset(
 
     Args:
         dataset: what to check.
-        min_slices: fewest axial slices of a case.
         workers: processes; 0 reads in this one. The result does not depend on it.
         progress: called with the numbers of cases done and of all cases.
         found: called with each problem as soon as it is known, so that an interrupted check still reports.
@@ -84,7 +84,7 @@ def check_dataset(
             if found:
                 found(problem)
 
-    inspect = partial(_inspect, labels=dataset.labels, min_slices=min_slices)
+    inspect = partial(_inspect, labels=dataset.labels)
     answers = attempts(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
     reports = []
     for case, answer in zip(dataset.cases, answers, strict=True):
@@ -97,7 +97,7 @@ def check_dataset(
     return problems
 
 
-def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
+def _inspect(case: Case, labels: Labels) -> _Report:
     """Check one case on its own."""
     problems: list[Problem] = []
 
@@ -114,7 +114,7 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
     try:
         image = read_volume(case.image)
         upright = image.reoriented()
-        errors = list(_image_errors(upright, min_slices))
+        errors = list(_image_errors(upright))
         body_mm = None
         if not errors:
             try:
@@ -141,11 +141,11 @@ def _inspect(case: Case, labels: Labels, min_slices: int) -> _Report:
     return _Report(tuple(problems), digest, spacing, values)
 
 
-def _image_errors(upright: Volume, min_slices: int) -> Iterable[str]:
+def _image_errors(upright: Volume) -> Iterable[str]:
     """Yield the errors of an image's size and content."""
     depth, height, width = upright.array.shape
-    if depth < min_slices:
-        yield f"image: {depth} axial slices, expected at least {min_slices}; leave the case out"
+    if depth < _FEWEST_SLICES:
+        yield f"image: {depth} axial slices, expected at least {_FEWEST_SLICES}; leave the case out"
     if min(height, width) < 16:
         yield f"image: axial slices of {width} x {height} pixels are too small for a body; leave the case out"
     if upright.array.min() == upright.array.max():

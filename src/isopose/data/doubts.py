@@ -25,9 +25,6 @@ _OBLIQUE_DEGREES = 20.0
 def check_values(upright: Volume) -> None:
     """Refuse values that cannot be Hounsfield units whatever was scanned, and would spoil every mean.
 
-    Args:
-        upright: the scan.
-
     Raises:
         InputError: a value beyond :data:`_IMPOSSIBLE_HU` on either side.
     """

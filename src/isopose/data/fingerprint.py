@@ -155,10 +155,6 @@ class Fingerprint:
     def from_json(cls, values: Any, where: str = "fingerprint") -> "Fingerprint":
         """Read a fingerprint from JSON values, the inverse of :meth:`to_json`.
 
-        Args:
-            values: parsed JSON.
-            where: name for messages.
-
         Raises:
             InputError: a key is missing or unknown, or a value has another type or is out of range.
         """

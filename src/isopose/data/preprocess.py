@@ -10,7 +10,7 @@ at a scale of 1 / 2, and a third of that of unfiltered cubic sampling, which ali
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.doubts import check_values, doubts
 from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
+from isopose.data.runs import CHUNK, parts_of
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
@@ -30,9 +31,6 @@ from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent, size_doubts
 from isopose.labels import Labels
-
-#: Input or output pixels resampled at a time (16 MB in float32), to bound the memory.
-CHUNK = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +104,8 @@ def prepare(
         )
     native = label_map.to_classes(labels.reoriented().array)
     classes = labels_in_frame(native, prepared.frame, prepared.spacing, label_map.classes)
-    warnings = _outside(native, prepared.frame, prepared.spacing) + _bodiless(classes, prepared.mask)
-    if not native.any():
-        warnings = ("no voxel is labeled, so the case shows background only; is that meant?",)
-    return replace(prepared, labels=classes, warnings=prepared.warnings + warnings)
+    warnings = (*prepared.warnings, *_label_doubts(native, classes, prepared))
+    return replace(prepared, labels=classes, warnings=warnings)
 
 
 def prepare_as(
@@ -330,33 +326,30 @@ def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:
         shape: ``(z, y, x)`` of the volume.
         size: ``(h, w)`` of the result.
     """
-    step = max(1, CHUNK // max(shape[1] * shape[2], size[0] * size[1]))
-    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])))
 
 
-def _outside(classes: np.ndarray, frame: Frame, spacing: tuple[float, float, float]) -> tuple[str, ...]:
-    """Return a warning if labels reach out of the frame."""
-    labeled = (classes > 0).any(axis=0)
-    if not labeled.any():
-        return ()
-    rows, columns = np.nonzero(labeled)
-    far = max(
-        np.abs(columns * spacing[0] - frame.center_mm[0]).max(),
-        np.abs(rows * spacing[1] - frame.center_mm[1]).max(),
-    )
-    if far <= frame.fov_mm / 2.0:
-        return ()
-    return (
-        f"labels reach {far - frame.fov_mm / 2.0:.0f} mm out of the frame around the body and are cut there",
-    )
+def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -> Iterator[str]:
+    """Yield a warning if nothing is labeled, or labels lie out of the frame or in slices without a body.
 
-
-def _bodiless(classes: np.ndarray, mask: np.ndarray) -> tuple[str, ...]:
-    """Return a warning if labels lie in slices without a body."""
-    count = int(((classes > 0).any(axis=(1, 2)) & ~mask.any(axis=(1, 2))).sum())
-    if not count:
-        return ()
-    return (f"labels lie in {count} slices in which no body was found; nothing is learned from these slices",)
+    Args:
+        native: class indices of the reoriented volume.
+        classes: of the frame.
+        prepared: the scan.
+    """
+    rows, columns = np.nonzero((native > 0).any(axis=0))
+    if not len(rows):
+        yield "no voxel is labeled, so the case shows background only; is that meant?"
+        return
+    frame, spacing = prepared.frame, prepared.spacing
+    across = np.abs(columns * spacing[0] - frame.center_mm[0]).max()
+    along = np.abs(rows * spacing[1] - frame.center_mm[1]).max()
+    out = max(across, along) - frame.fov_mm / 2.0
+    if out > 0:
+        yield f"labels reach {out:.0f} mm out of the frame around the body and are cut there"
+    count = int(((classes > 0).any(axis=(1, 2)) & ~prepared.mask.any(axis=(1, 2))).sum())
+    if count:
+        yield f"labels lie in {count} slices in which no body was found; nothing is learned from these slices"
 
 
 def _shape(array: np.ndarray) -> tuple[int, int, int]:

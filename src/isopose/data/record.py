@@ -120,14 +120,9 @@ class StoredCase:
 def record_of(
     case: Case, prepared: Prepared, labels: Labels, arrays: dict[str, str], sources: dict[str, str]
 ) -> Record:
-    """What is written beside a case's arrays; ``arrays`` and ``sources`` are hashes by name.
-
-    Raises:
-        ValueError: the case was prepared without labels.
-    """
-    if prepared.labels is None:
-        raise ValueError("a record needs labels")
+    """What is written beside a case's arrays; ``arrays`` and ``sources`` are hashes by name."""
     classes = prepared.labels
+    assert classes is not None, "a case of a store has labels"
     shows = [(classes == index).any(axis=(1, 2)) for index in range(1, labels.classes)]
     return Record(
         id=case.id,

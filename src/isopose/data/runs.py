@@ -14,6 +14,9 @@ from scipy.sparse.csgraph import connected_components
 
 Box = tuple[slice, slice, slice]
 
+#: Voxels processed at a time, to bound the memory (16 MB in float32).
+CHUNK = 4_000_000
+
 #: Runs whose components are found at a time, since the graph of their neighbors takes many times their
 #: memory.
 TOGETHER = 250_000
@@ -205,11 +208,6 @@ class Runs:
 def _joined(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
     """Label the connected components of a graph.
 
-    Args:
-        first: first nodes of its edges.
-        second: second nodes of its edges.
-        count: number of nodes.
-
     Returns:
         ``(count,)`` labels from 0, in the order of each component's first node.
     """
@@ -224,7 +222,7 @@ def _index_type(shape: tuple[int, int, int]) -> type[np.signedinteger]:
     return np.int32 if most <= np.iinfo(np.int32).max else np.int64
 
 
-def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int) -> Runs:
+def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUNK) -> Runs:
     """Apply a function to masks, a part of the slices at a time.
 
     Args:
@@ -236,7 +234,7 @@ def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int) -> Ru
     return Runs.of((function(*(runs.mask(part) for runs in given)) for part in parts), given[0].shape)
 
 
-def parts_of(shape: tuple[int, ...], voxels: int) -> list[slice]:
+def parts_of(shape: tuple[int, ...], voxels: int = CHUNK) -> list[slice]:
     """Split a stack of slices ``(z, y, x)`` into parts of at most ``voxels`` voxels, or of one slice."""
     step = max(1, voxels // (shape[1] * shape[2]))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

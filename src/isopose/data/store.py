@@ -33,7 +33,7 @@ from isopose.labels import Labels
 from isopose.outputs import damaged, hashes, remove, replacing_results, sweep
 from isopose.parallel import Progress, all_of
 
-__all__ = ["Record", "Store", "StoredCase", "open_store", "store_key", "write_store"]
+__all__ = ["Record", "Store", "StoredCase", "open_store", "write_store"]
 
 #: Goes up with every change of the layout or of what :func:`~isopose.data.preprocess.prepare` computes.
 FORMAT = 1
@@ -49,24 +49,6 @@ class Store:
     fingerprint: Fingerprint
     labels: Labels
     cases: tuple[StoredCase, ...]
-
-    def verify(self) -> None:
-        """Hash every array's file.
-
-        Raises:
-            InputError: names the first case whose files are damaged or missing.
-        """
-        for case in self.cases:
-            name = damaged(case.folder, case.record.arrays)
-            if name is not None:
-                raise InputError(
-                    f"{case.record.id}: {case.folder / name} is missing or damaged; prepare the store again"
-                )
-
-
-def store_key(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> str:
-    """Hash of all that decides a store's bytes besides the cases themselves."""
-    return hash_of(store_head(fingerprint, labels, config))
 
 
 def write_store(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from isopose.errors import InputError
 from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
@@ -20,6 +21,7 @@ from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.parallel import together
 from isopose.renamed import EVALUATION, with_present_names
+from isopose.strict import first_problem
 from isopose.version import __version__
 
 FORMAT = "isopose-evaluation/1"
@@ -82,23 +84,9 @@ class Evaluation:
         if found != FORMAT:
             raise InputError(f"expected an evaluation of format {FORMAT!r}, got {found!r}; evaluate again")
         try:
-            cases = tuple(
-                CaseScores(**{**case, "scores": {t: Scores(**s) for t, s in case["scores"].items()}})
-                for case in value["cases"]
-            )
-            value = with_present_names(value, EVALUATION)
-            lists = {name: tuple(value[name]) for name in ("targets", "missing", "unlabeled")}
-            return cls(
-                cases=cases,
-                failed=dict(value.get("failed", {})),
-                tolerance_mm=value["tolerance_mm"],
-                provenance=value["provenance"],
-                **lists,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(
-                f"the evaluation is damaged ({type(error).__name__}: {error}); evaluate again"
-            ) from None
+            return TypeAdapter(cls).validate_python(with_present_names(value, EVALUATION))
+        except ValidationError as error:
+            raise InputError(f"the evaluation is damaged ({first_problem(error)}); evaluate again") from None
 
 
 @dataclass(frozen=True)
@@ -160,10 +148,10 @@ def evaluate(
     wanted = _wanted(known, cases)
     missing = _missing(predictions, wanted, found, allow_missing)
     pairs = _pairs(wanted, found, known)
-    score_one = partial(
-        _tried, labels=labels, sizes=body_sizes_mm or {}, tolerance_mm=tolerance_mm, note=note
-    )
-    scored, failed = _score_all(score_one, pairs, allow_failed, workers, progress)
+    sizes = body_sizes_mm or {}
+    work = partial(_score_pair, labels=labels, sizes=sizes, tolerance_mm=tolerance_mm, note=note)
+    scored, failed = _score_all(partial(_tried, work), pairs, allow_failed, workers, progress)
+    inputs = {result.case: hashes for result, hashes in scored}
     return Evaluation(
         targets=tuple(labels.targets()),
         cases=tuple(result for result, _ in scored),
@@ -171,7 +159,12 @@ def evaluate(
         unlabeled=tuple(sorted(set(found) - set(known))),
         failed={case: result.why for case, result in failed.items()},
         tolerance_mm=float(tolerance_mm),
-        provenance=_provenance(labels, {result.case: hashes for result, hashes in scored}),
+        provenance={
+            "isopose": __version__,
+            "labels": labels.to_json(),
+            "inputs": inputs,
+            "inputs_sha256": hash_of(inputs),
+        },
     )
 
 
@@ -179,13 +172,7 @@ def evaluate_folder(
     predictions: Path,
     truth: Path,
     labels: Mapping[str, int] | None = None,
-    *,
-    tolerance_mm: float = SURFACE_TOLERANCE_MM,
-    allow_missing: bool = False,
-    allow_failed: bool = False,
-    workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-    note: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Score predictions against a path: a dataset of any layout, or a folder of label maps.
 
@@ -194,7 +181,7 @@ def evaluate_folder(
         truth: what :func:`isopose.io.datasets.open_dataset` reads, or a folder of label maps. Of the latter
             the labels are named by ``labels``, or by the dataset that the folder lies in (as ``labelsTr``).
         labels: name to stored value, in place of what the dataset says.
-        tolerance_mm, allow_missing, allow_failed, workers, progress, note: see :func:`evaluate`.
+        options: further arguments of :func:`evaluate`.
 
     Raises:
         InputError: see :func:`evaluate`.
@@ -206,17 +193,7 @@ def evaluate_folder(
         source = open_dataset(truth, labels)
     elif named is None and (truth.parent / "dataset.json").exists():
         named = open_dataset(truth.parent).labels
-    return evaluate(
-        predictions,
-        source,
-        named,
-        tolerance_mm=tolerance_mm,
-        allow_missing=allow_missing,
-        allow_failed=allow_failed,
-        workers=workers,
-        progress=progress,
-        note=note,
-    )
+    return evaluate(predictions, source, named, **options)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -336,26 +313,10 @@ def _score_all(
     return scored, failed
 
 
-def _provenance(labels: Labels, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Return version, labels and the hashes of all files read, by case."""
-    return {
-        "isopose": __version__,
-        "labels": labels.to_json(),
-        "inputs": inputs,
-        "inputs_sha256": hash_of(inputs),
-    }
-
-
-def _tried(
-    pair: _Pair,
-    labels: Labels,
-    sizes: Mapping[str, float],
-    tolerance_mm: float,
-    note: Callable[[str], None] | None,
-) -> _Scored | Failed:
+def _tried(score_one: Callable[[_Pair], _Scored], pair: _Pair) -> _Scored | Failed:
     """Score one scan, or say why it cannot be scored."""
     try:
-        return _score_pair(pair, labels, sizes, tolerance_mm, note)
+        return score_one(pair)
     except Exception as error:
         failure = failure_of(error)
         # The message is stored with the scores, which must not contain paths.

@@ -1,7 +1,7 @@
 """Overlap, surface agreement and volumes of one structure in one scan, in 3D on the native grid."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,29 @@ SURFACE_TOLERANCE_MM = 2.0
 HAUSDORFF_PERCENTILE = 95.0
 
 ScoreOutcome = Literal["scored", "missed", "false alarm", "empty"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a score is named and shown.
+
+    Args:
+        title: its heading, with the unit.
+        digits: decimals that are shown.
+        lower_is_better: whether lower values are better.
+    """
+
+    title: str
+    digits: int
+    lower_is_better: bool = False
+
+
+#: By the name of a field of :class:`Scores`, the deciding one first; tables and comparisons follow these.
+METRICS: Mapping[str, Metric] = {
+    "dice": Metric("Dice", 3),
+    "surface_dice": Metric("Surface Dice", 3),
+    "hd95_mm": Metric("HD95 (mm)", 1, lower_is_better=True),
+}
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,15 @@
 """Summarize a cohort's scores: means by patient, strata of age and size, paired comparisons."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
-from isopose.evaluation.metrics import ScoreOutcome, Scores
-
-Metric = Literal["dice", "surface_dice", "hd95_mm"]
-
-METRICS: tuple[Metric, ...] = ("dice", "surface_dice", "hd95_mm")
-
-#: Metrics for which lower values are better.
-LOWER_IS_BETTER: frozenset[Metric] = frozenset({"hd95_mm"})
+from isopose.evaluation.metrics import METRICS, Scores
 
 #: Name, first year and the year before which each stratum ends.
 AGE_STRATA: tuple[tuple[str, float, float], ...] = (
@@ -66,7 +59,7 @@ class Summary:
         missed: scans in which the structure is there and nothing was predicted.
         false_alarms: scans in which it is not there and something was predicted.
         empty: scans in which it is neither there nor predicted; they enter no mean.
-        dice, surface_dice, hd95_mm: the statistics.
+        statistics: by metric, in the order of :data:`isopose.evaluation.metrics.METRICS`.
     """
 
     target: str
@@ -75,33 +68,30 @@ class Summary:
     missed: int
     false_alarms: int
     empty: int
-    dice: Statistic
-    surface_dice: Statistic
-    hd95_mm: Statistic
+    statistics: Mapping[str, Statistic]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-able values; each metric is a key."""
+        values = asdict(self)
+        statistics = values.pop("statistics")
+        return values | statistics
 
 
 def summarize(cases: Sequence[CaseScores], target: str) -> Summary:
     """Summarize one target: average scans within each patient, then over patients."""
     outcomes = [case.scores[target].outcome for case in cases]
-
-    def count(outcome: ScoreOutcome) -> int:
-        return outcomes.count(outcome)
-
-    dice, surface_dice, hd95_mm = (_statistic(cases, target, metric) for metric in METRICS)
     return Summary(
         target,
         scans=len(cases),
         patients=len({case.patient for case in cases}),
-        missed=count("missed"),
-        false_alarms=count("false alarm"),
-        empty=count("empty"),
-        dice=dice,
-        surface_dice=surface_dice,
-        hd95_mm=hd95_mm,
+        missed=outcomes.count("missed"),
+        false_alarms=outcomes.count("false alarm"),
+        empty=outcomes.count("empty"),
+        statistics={metric: _statistic(cases, target, metric) for metric in METRICS},
     )
 
 
-def by_patient(cases: Sequence[CaseScores], target: str, metric: Metric) -> dict[str, float]:
+def by_patient(cases: Sequence[CaseScores], target: str, metric: str) -> dict[str, float]:
     """Return patient to the mean over their scans with a value; patients without any are left out."""
     values: dict[str, list[float]] = {}
     for case in cases:
@@ -111,7 +101,7 @@ def by_patient(cases: Sequence[CaseScores], target: str, metric: Metric) -> dict
     return {patient: float(np.mean(scans)) for patient, scans in values.items()}
 
 
-def badness(scores: Scores, metric: Metric) -> tuple[float, float]:
+def badness(scores: Scores, metric: str) -> tuple[float, float]:
     """Return a sort key that grows with a scan's error.
 
     A scan without value ranks worst if only one of its masks is empty, and last if both are.
@@ -119,12 +109,12 @@ def badness(scores: Scores, metric: Metric) -> tuple[float, float]:
     if scores.outcome == "empty":
         return -np.inf, 0.0
     value = getattr(scores, metric)
-    badness_of_value = np.inf if value is None else value if metric in LOWER_IS_BETTER else -value
+    badness_of_value = np.inf if value is None else value if METRICS[metric].lower_is_better else -value
     # Among equals, such as several missed structures, the larger one is the worse miss.
     return badness_of_value, scores.truth_ml
 
 
-def _statistic(cases: Sequence[CaseScores], target: str, metric: Metric) -> Statistic:
+def _statistic(cases: Sequence[CaseScores], target: str, metric: str) -> Statistic:
     values = np.array(list(by_patient(cases, target, metric).values()))
     counted = [case for case in cases if case.scores[target].outcome != "empty"]
     worst = max(counted, key=lambda case: badness(case.scores[target], metric), default=None)
@@ -190,7 +180,7 @@ class PairedDifference:
     """
 
     target: str
-    metric: Metric
+    metric: str
     patients: int
     mean_a: float | None
     mean_b: float | None
@@ -252,25 +242,19 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     )
 
 
-def _paired(
-    a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metric: Metric
-) -> PairedDifference:
+def _paired(a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metric: str) -> PairedDifference:
+    def known(case: CaseScores) -> bool:
+        return getattr(case.scores[target], metric) is not None
+
+    pairs = list(zip(a, b, strict=True))
     # Pair scans first, so that both means of a patient cover the same scans.
-    both = [
-        (x, y)
-        for x, y in zip(a, b, strict=True)
-        if getattr(x.scores[target], metric) is not None and getattr(y.scores[target], metric) is not None
-    ]
-    one_sided = {
-        x.patient
-        for x, y in zip(a, b, strict=True)
-        if (getattr(x.scores[target], metric) is None) != (getattr(y.scores[target], metric) is None)
-    }
+    both = [(x, y) for x, y in pairs if known(x) and known(y)]
+    one_sided = {x.patient for x, y in pairs if known(x) != known(y)}
     values_a = by_patient([x for x, _ in both], target, metric)
     values_b = by_patient([replace(y, patient=x.patient) for x, y in both], target, metric)
     first, second = np.array(list(values_a.values())), np.array(list(values_b.values()))
     difference = second - first
-    gain = -difference if metric in LOWER_IS_BETTER else difference
+    gain = -difference if METRICS[metric].lower_is_better else difference
     some = len(first) > 0
     return PairedDifference(
         target,

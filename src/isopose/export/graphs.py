@@ -45,11 +45,7 @@ class _Graph(nn.Module):
 
 
 class PoseGraph(_Graph):
-    """STN1 and STN2 of all slices of a scan.
-
-    Args:
-        model: of slices.
-    """
+    """STN1 and STN2 of all slices of a scan."""
 
     def forward(self, hu: Tensor, mask: Tensor, z_mm: Tensor) -> tuple[Tensor, Tensor]:
         """Return theta1 · theta2 ``(Z, 3, 3)`` and the confidence of the poses ``(Z,)``.
@@ -68,11 +64,7 @@ class PoseGraph(_Graph):
 
 
 class SegmentGraph(_Graph):
-    """Crop, segment with the U-Net, and restore to the frame.
-
-    Args:
-        model: of slices.
-    """
+    """Crop, segment with the U-Net, and restore to the frame."""
 
     def forward(self, hu: Tensor, frame_from_crop: Tensor) -> tuple[Tensor, Tensor]:
         """Return label values ``(N, S, S)`` uint8 and probabilities ``(N, classes, S, S)`` in the frame.
@@ -88,11 +80,7 @@ class SegmentGraph(_Graph):
 
 
 class VolumePoseGraph(_Graph):
-    """STN1 and STN2 of a scan as a whole.
-
-    Args:
-        model: of volumes.
-    """
+    """STN1 and STN2 of a scan as a whole."""
 
     def forward(self, hu: Tensor, mask: Tensor, shown: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
         """Return theta1 · theta2 ``(1, 4, 4)``, ``stack_from_crop``, and the confidence ``(1,)``.
@@ -119,11 +107,7 @@ class VolumePoseGraph(_Graph):
 
 
 class VolumeSegmentGraph(_Graph):
-    """Crop, segment with the U-Net, and restore to the stack of frames.
-
-    Args:
-        model: of volumes.
-    """
+    """Crop, segment with the U-Net, and restore to the stack of frames."""
 
     def forward(self, hu: Tensor, shown: Tensor, stack_from_crop: Tensor) -> tuple[Tensor, Tensor]:
         """Return label values ``(Z, S, S)`` uint8 and probabilities ``(Z, classes, S, S)`` in the frames.

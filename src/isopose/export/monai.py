@@ -25,10 +25,6 @@ MODEL = Path("models") / "isopose"
 def export_bundle(source: Path, folder: Path) -> None:
     """Write ``configs/metadata.json``, ``configs/inference.json``, ``models`` and ``docs/README.md``.
 
-    Args:
-        source: folder of a trained model.
-        folder: of the bundle; files of these names in it are overwritten.
-
     Raises:
         InputError: no model, or the bundle's folder cannot be written.
     """

@@ -31,11 +31,7 @@ MOST = 65536
 
 
 def export_onnx(model: Model, folder: Path) -> None:
-    """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``.
-
-    Args:
-        model: of slices or of volumes.
-        folder: where to write; files of these names in it are overwritten.
+    """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``; files of these names are overwritten.
 
     Raises:
         InputError: the extra ``onnx`` is not installed.

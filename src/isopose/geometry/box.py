@@ -13,7 +13,7 @@ the network's voxels on air.
 import torch
 from torch import Tensor
 
-from isopose.geometry.warp import compose, invert
+from isopose.geometry.warp import affine, compose, invert
 
 #: Numbers of a box, by the number of dimensions.
 BOX_SIZES = {2: 4, 3: 6}
@@ -32,16 +32,15 @@ def whole_frame(dims: int) -> Tensor:
     return torch.tensor([-1.0] * dims + [1.0] * dims)
 
 
-def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
+def matrix_from_box(box: Tensor) -> Tensor:
     """Return theta2 of the smallest crop around a box, ``homogenized_from_crop``.
 
-    The crop keeps the box's center. Its side in plane is the box's longer side, between ``min_scale`` and the
-    whole frame; its depth is the box's, between :data:`MIN_DEPTH` and the whole. Computed in float32 or
+    The crop keeps the box's center. Its side in plane is the box's longer side, between :data:`MIN_CROP` and
+    the whole frame; its depth is the box's, between :data:`MIN_DEPTH` and the whole. Computed in float32 or
     float64, also under autocast.
 
     Args:
         box: ``(..., 4)``, of volumes ``(..., 6)``, normalized coordinates.
-        min_scale: smallest side in plane, as a fraction of the frame's side.
 
     Returns:
         ``(..., 3, 3)``, of volumes ``(..., 4, 4)``.
@@ -50,11 +49,9 @@ def matrix_from_box(box: Tensor, *, min_scale: float = MIN_CROP) -> Tensor:
         box = box if box.dtype == torch.float64 else box.float()
         low, high = box.chunk(2, dim=-1)
         half, center = (high - low) / 2.0, (high + low) / 2.0
-        side = within(torch.maximum(half[..., :1], half[..., 1:2]), min_scale, 1.0)
+        side = within(torch.maximum(half[..., :1], half[..., 1:2]), MIN_CROP, 1.0)
         scales = torch.cat([side, side, within(half[..., 2:], MIN_DEPTH, 1.0)], dim=-1)
-        top = torch.cat([torch.diag_embed(scales), center[..., None]], dim=-1)
-        last = torch.cat([torch.zeros_like(top[..., :1, :-1]), torch.ones_like(top[..., :1, -1:])], dim=-1)
-        return torch.cat([top, last], dim=-2)
+        return affine(torch.diag_embed(scales), center)
 
 
 def within(value: Tensor, low: float, high: float) -> Tensor:
@@ -62,11 +59,6 @@ def within(value: Tensor, low: float, high: float) -> Tensor:
 
     A plain clamp has no gradient outside its bounds. The crop's size starts at one of them (the whole frame);
     after one step beyond it no loss could reduce the size again.
-
-    Args:
-        value: any shape.
-        low: lower bound.
-        high: upper bound.
     """
     bounded = value.clamp(low, high).detach() + (value - value.detach())
     if bounded.requires_grad:
@@ -205,9 +197,7 @@ def mirrored(matrix: Tensor) -> Tensor:
     return torch.cat([-matrix[..., :1], matrix[..., 1:]], dim=-1)
 
 
-def jittered(
-    matrix: Tensor, noise: Tensor, *, shift: float, scale: float, min_scale: float = MIN_CROP
-) -> Tensor:
+def jittered(matrix: Tensor, noise: Tensor, *, shift: float, scale: float) -> Tensor:
     """Return theta2 with center and size perturbed, so that a U-Net learns to cope with imperfect crops.
 
     Args:
@@ -215,11 +205,10 @@ def jittered(
         noise: ``(N, 3)`` in [-1, 1]: size, x, y; of volumes ``(N, 5)``: size in plane, depth, x, y, z.
         shift: largest shift, as a fraction of the crop's half sides.
         scale: largest change of the natural logarithm of a size.
-        min_scale: smallest side in plane, as a fraction of the frame's side.
     """
     half, center = _half_and_center(matrix)
     dims = half.shape[1]
     sizes = noise[:, [0, 0, 1][:dims]]
     grown = half * torch.exp(scale * sizes)
     center = center + shift * half * noise[:, dims - 1 :]
-    return matrix_from_box(torch.cat([center - grown, center + grown], dim=1), min_scale=min_scale)
+    return matrix_from_box(torch.cat([center - grown, center + grown], dim=1))

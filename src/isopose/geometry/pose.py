@@ -17,6 +17,8 @@ Both units are isotropic, so R is a true rotation. The matrix maps the homogeniz
 import torch
 from torch import Tensor
 
+from isopose.geometry.warp import affine
+
 #: Indices of a slice's five numbers.
 ANGLE, LOG_SCALE_X, LOG_SCALE_Y, SHIFT_X, SHIFT_Y = range(5)
 #: Indices of a volume's nine numbers.
@@ -50,10 +52,7 @@ def matrix_from_pose(pose: Tensor) -> Tensor:
     with torch.autocast(pose.device.type, enabled=False):
         pose = pose if pose.dtype == torch.float64 else pose.float()
         angles, log_scales, shifts = parts_of(pose)
-        linear = _rotation(angles) * log_scales.exp()[..., None, :]
-        top = torch.cat([linear, shifts[..., None]], dim=-1)
-        last = torch.cat([torch.zeros_like(top[..., :1, :-1]), torch.ones_like(top[..., :1, -1:])], dim=-1)
-        return torch.cat([top, last], dim=-2)
+        return affine(_rotation(angles) * log_scales.exp()[..., None, :], shifts)
 
 
 def _rotation(angles: Tensor) -> Tensor:

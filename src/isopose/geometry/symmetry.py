@@ -21,6 +21,9 @@ PEDESTAL = 0.5
 #: Pixels along a side on which symmetry is computed, and shifts in pixels by which the axis may miss the
 #: centroid.
 SIZE, SHIFTS = 96, (-4, -2, 0, 2, 4)
+#: Steps to either side that are tried, and a step in radians; between them the peak is interpolated by a
+#: parabola.
+STEPS, STEP = 15, math.radians(3)
 
 
 @dataclass(frozen=True)
@@ -36,23 +39,19 @@ class Symmetry:
     score: Tensor
 
 
-def symmetry_axis(
-    image: Tensor, mask: Tensor, *, limit: float = math.radians(45), step: float = math.radians(3)
-) -> Symmetry:
+def symmetry_axis(image: Tensor, mask: Tensor) -> Symmetry:
     """Estimate the roll of slices from their mirror symmetry.
 
     Args:
         image: ``(N, 1, S, S)``, any range; scaled to [0, 1] by its extremes within the bodies.
         mask: ``(N, 1, S, S)`` foreground.
-        limit: largest angle that is tried, radians.
-        step: between the angles, radians; the peak is interpolated by a parabola.
     """
     mask = mask.float()
     inside = image[mask > 0.5]
     low, high = (inside.min(), inside.max()) if inside.numel() else (image.min(), image.max())
     value = mask * (PEDESTAL + ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0))
     center = moments(mask).center
-    angles = torch.arange(-round(limit / step), round(limit / step) + 1, device=image.device) * step
+    angles = torch.arange(-STEPS, STEPS + 1, device=image.device) * STEP
     scores = []
     for angle in angles:
         zero = torch.zeros_like(center)
@@ -69,4 +68,4 @@ def symmetry_axis(
     offset = (0.5 * (before - after) / bend).clamp(-1.0, 1.0)
     # Empty slices would be perfectly symmetric.
     has_body = mask.flatten(1).any(dim=1)
-    return Symmetry(angles[peak] + offset * step, torch.where(has_body, table.amax(dim=0), 0.0))
+    return Symmetry(angles[peak] + offset * STEP, torch.where(has_body, table.amax(dim=0), 0.0))

@@ -13,6 +13,8 @@ from isopose.errors import InputError
 
 #: Largest deviation from orthogonality (cosine) that counts as rounding in a header.
 SHEAR_TOLERANCE = 1e-3
+#: Of index axes x, y and z, the axes of an array.
+_OF_ARRAY = (-1, -2, -3)
 
 
 def is_sheared(matrix: np.ndarray) -> bool:
@@ -124,20 +126,19 @@ class Reorientation:
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Return a stored ``(..., z, y, x)`` array in the new axes, as a view."""
-        lead = array.ndim - 3
-        # Index axis a is array axis 2 - a, on both sides.
-        order = [lead + 2 - self.axes[2 - place] for place in range(3)]
-        moved = array.transpose(*range(lead), *order)
-        flipped = tuple(lead + 2 - axis for axis in range(3) if self.flips[axis])
-        return np.flip(moved, flipped)
+        return np.flip(np.moveaxis(array, self._stored, _OF_ARRAY), self._flipped)
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """Return an array ``(..., z, y, x)`` in the new axes in the stored order, as a view."""
-        lead = array.ndim - 3
-        flipped = tuple(lead + 2 - axis for axis in range(3) if self.flips[axis])
-        order = [lead + 2 - self.axes[2 - place] for place in range(3)]
-        inverse = np.argsort(order) + lead
-        return np.flip(array, flipped).transpose(*range(lead), *inverse)
+        return np.moveaxis(np.flip(array, self._flipped), _OF_ARRAY, self._stored)
+
+    @property
+    def _stored(self) -> tuple[int, ...]:
+        return tuple(_OF_ARRAY[axis] for axis in self.axes)
+
+    @property
+    def _flipped(self) -> tuple[int, ...]:
+        return tuple(_OF_ARRAY[axis] for axis in range(3) if self.flips[axis])
 
     def stored_from_new(self, stored_shape: tuple[int, ...]) -> np.ndarray:
         """Return the ``(4, 4)`` matrix from new to stored indices ``(x, y, z)``.

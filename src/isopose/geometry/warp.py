@@ -137,13 +137,7 @@ def warp_slabs(
 
 
 def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
-    """Return the ``(4, 4)`` matrix from a slab's normalized coordinates to the whole stack's.
-
-    Args:
-        first: the slab's first slice.
-        last: one after its last slice.
-        depth: slices of the stack.
-    """
+    """Return the ``(4, 4)`` matrix from a slab's normalized coordinates to the whole stack's."""
     matrix = torch.eye(4)
     matrix[2, 2], matrix[2, 3] = (last - first) / depth, (first + last) / depth - 1.0
     return matrix
@@ -291,14 +285,10 @@ def invert(matrix: Tensor) -> Tensor:
             return _invert3d(matrix)
         a, b, tx = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 0, 2]
         c, d, ty = matrix[..., 1, 0], matrix[..., 1, 1], matrix[..., 1, 2]
-        det = a * d - b * c
-        zero, one = torch.zeros_like(det), torch.ones_like(det)
-        rows = [
-            torch.stack([d / det, -b / det, (b * ty - d * tx) / det], dim=-1),
-            torch.stack([-c / det, a / det, (c * tx - a * ty) / det], dim=-1),
-            torch.stack([zero, zero, one], dim=-1),
-        ]
-        return torch.stack(rows, dim=-2)
+        det = (a * d - b * c)[..., None]
+        rows = [torch.stack([d, -b], dim=-1) / det, torch.stack([-c, a], dim=-1) / det]
+        shift = torch.stack([b * ty - d * tx, c * tx - a * ty], dim=-1) / det
+        return affine(torch.stack(rows, dim=-2), shift)
 
 
 def _invert3d(matrix: Tensor) -> Tensor:
@@ -307,8 +297,14 @@ def _invert3d(matrix: Tensor) -> Tensor:
     # The rows of the inverse are cross products of the columns, divided by the determinant.
     rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
     linear = rows / (rows[..., 0, :] * a).sum(dim=-1)[..., None, None]
-    top = torch.cat([linear, -(linear @ t[..., None])], dim=-1)
-    return torch.cat([top, matrix.new_tensor([0.0, 0.0, 0.0, 1.0]).expand_as(matrix[..., 3:, :])], dim=-2)
+    return affine(linear, -(linear @ t[..., None])[..., 0])
+
+
+def affine(linear: Tensor, shift: Tensor) -> Tensor:
+    """Return matrices ``(..., n + 1, n + 1)`` of linear parts ``(..., n, n)`` and shifts ``(..., n)``."""
+    top = torch.cat([linear, shift[..., None]], dim=-1)
+    last = torch.cat([torch.zeros_like(top[..., :1, :-1]), torch.ones_like(top[..., :1, -1:])], dim=-1)
+    return torch.cat([top, last], dim=-2)
 
 
 def compose(*matrices: Tensor) -> Tensor:

@@ -387,14 +387,7 @@ def _computed(model: Model) -> dict[str, str]:
 def prediction_record(
     model: Model, prediction: Prediction, input_hash: str, correction: Correction | None = None
 ) -> dict[str, Any]:
-    """Return what a prediction was made from and how far to trust it, in plain values; names no patient.
-
-    Args:
-        model: of slices or of volumes.
-        prediction: by that model.
-        input_hash: of the scan.
-        correction: that it was made with.
-    """
+    """Return what a prediction was made from and how far to trust it, in plain values; names no patient."""
     scan = prediction.scan_pose
     return {
         **{key: v for key, v in _made_from(model, input_hash, correction).items() if v is not None},

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,6 +70,20 @@ class Prediction:
     beyond_mm: float = 0.0
 
 
+class _Found(NamedTuple):
+    """What the networks found in a scan, in the reoriented axes; fields as those of :class:`Prediction`.
+
+    Args:
+        areas: ``(2,)``, see :func:`_areas`.
+    """
+
+    scan_pose: ScanPose
+    values: np.ndarray
+    crops: np.ndarray | None
+    areas: Tensor
+    beyond_mm: float = 0.0
+
+
 @torch.inference_mode()
 def predict(
     model: Model,
@@ -100,19 +115,29 @@ def predict(
         kept = scratch.zeros((model.pipeline.classes, *prepared.shape), np.float32)
         kept[0] = 1.0
     if model.config.dims == 3:
-        return _predict_volume(model, volume, prepared, kept, crops, progress)
-    return _predict_slices(model, volume, prepared, kept, crops, correction, progress)
+        found = _predict_volume(model, prepared, kept, crops, progress)
+    else:
+        found = _predict_slices(model, prepared, kept, crops, correction, progress)
+    undo = prepared.reorientation.undo
+    return Prediction(
+        labels=volume.with_array(undo(found.values)),
+        prepared=prepared,
+        scan_pose=found.scan_pose,
+        probabilities=None if kept is None else undo(kept),
+        warnings=(*prepared.warnings, *_warnings(model, found)),
+        crops=found.crops,
+        beyond_mm=found.beyond_mm,
+    )
 
 
 def _predict_slices(
     model: Model,
-    volume: Volume,
     prepared: Prepared,
     probabilities: np.ndarray | None,
     crops: bool,
     correction: Correction | None,
     progress: Progress | None,
-) -> Prediction:
+) -> _Found:
     networks, settings = model.pipeline, model.config.predict
     device = networks.pose.reference_mask.device
     slices, height, width = prepared.shape
@@ -142,17 +167,16 @@ def _predict_slices(
             probabilities[(slice(None), rows, *region)] = native.movedim(1, 0).cpu().numpy()
         if progress is not None:
             progress(int(np.searchsorted(with_body, rows[-1])) + 1, len(with_body))
-    return _finished(model, volume, prepared, scan, values, probabilities, in_crops, areas)
+    return _Found(scan, values, in_crops, areas)
 
 
 def _predict_volume(
     model: Model,
-    volume: Volume,
     prepared: Prepared,
     probabilities: np.ndarray | None,
     crops: bool,
     progress: Progress | None,
-) -> Prediction:
+) -> _Found:
     networks = model.pipeline
     device = networks.pose.reference_mask.device
     slices, frame, spacing = prepared.shape[0], prepared.frame, prepared.spacing
@@ -181,43 +205,24 @@ def _predict_volume(
         if progress is not None:
             progress(part.stop, slices)
     in_crop = most_probable(crop)[0].cpu().numpy() if crops else None
-    return _finished(model, volume, prepared, scan, values, probabilities, in_crop, areas, beyond_mm)
+    return _Found(scan, values, in_crop, areas, beyond_mm)
 
 
-def _finished(
-    model: Model,
-    volume: Volume,
-    prepared: Prepared,
-    scan: ScanPose,
-    values: np.ndarray,
-    probabilities: np.ndarray | None,
-    crops: np.ndarray | None,
-    areas: Tensor,
-    beyond_mm: float = 0.0,
-) -> Prediction:
-    """The prediction in the scan's stored axes, with its warnings."""
-    networks, undo = model.pipeline, prepared.reorientation.undo
+def _warnings(model: Model, found: _Found) -> list[str]:
+    networks, scan = model.pipeline, found.scan_pose
     warnings = pose_warnings(
         scan, networks.pose, model.config.predict, joint=networks.joint is not None
     ) + crop_warnings(scan)
-    if beyond_mm > BEYOND_MM:
+    if found.beyond_mm > BEYOND_MM:
         warnings.append(
-            f"the scan reaches {beyond_mm:.0f} mm further than those the model was trained on; what lies "
-            "near its ends may not be marked"
+            f"the scan reaches {found.beyond_mm:.0f} mm further than those the model was trained on; what "
+            "lies near its ends may not be marked"
         )
-    everything, outside = areas.tolist()
+    everything, outside = found.areas.tolist()
     if outside > OUTSIDE * everything:
         share = 100.0 * outside / everything
         warnings.append(f"{share:.0f} % of what is marked lies outside the body: do not trust this result")
-    return Prediction(
-        labels=volume.with_array(undo(values)),
-        prepared=prepared,
-        scan_pose=scan,
-        probabilities=None if probabilities is None else undo(probabilities),
-        warnings=(*prepared.warnings, *warnings),
-        crops=crops,
-        beyond_mm=beyond_mm,
-    )
+    return warnings
 
 
 def _segment(

@@ -39,9 +39,6 @@ def unpacked(path: Path) -> Iterator[Path]:
     its listed size. Hidden members and files added by an operating system (``__MACOSX``, ``Thumbs.db``) are
     skipped, as in a folder.
 
-    Args:
-        path: the archive.
-
     Yields:
         The folder.
 

@@ -81,11 +81,6 @@ def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterab
 def inside(root: Path, listed: object, where: Path) -> Path:
     """Return the path of a file that a JSON file lists relative to the dataset's folder.
 
-    Args:
-        root: the dataset's folder.
-        listed: the entry of the JSON file.
-        where: the JSON file, for error messages.
-
     Raises:
         InputError: the entry is not a path, is absolute, or leaves the folder by ``..``.
     """

@@ -16,7 +16,7 @@ from isopose.io.dicom_frames import DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
 from isopose.io.dicom_stack import in_order, matrix_of, named
 from isopose.io.endings import ending
-from isopose.io.header import Header, all_finite, on_file
+from isopose.io.header import check_grid, on_file
 
 #: Share by which a file may be smaller or larger than all slices and still be taken for a damaged one.
 _ALIKE = 0.1
@@ -49,22 +49,8 @@ def read_series(path: Path, series: str | None = None) -> Volume:
     frames = ordered_frames(path, series)
     matrix = matrix_of(path, frames)
     shape = (len(frames), *frames[0].size)
-    Header(shape, matrix, np.dtype(np.int16)).checked(path)
-    array = _joined(pixels(frames), shape)
-    if not all_finite(array):
-        raise InputError(f"{path}: holds values that are not finite (NaN or infinity); export it again")
-    return on_file(path, array, matrix)
-
-
-def peek_series(path: Path, series: str | None = None) -> Header:
-    """Return the grid of a DICOM series from its headers alone; the type is always int16.
-
-    Raises:
-        InputError: see :func:`read_series`, except for errors in the pixels.
-    """
-    frames = ordered_frames(path, series)
-    matrix = matrix_of(path, frames)
-    return Header((len(frames), *frames[0].size), matrix, np.dtype(np.int16)).checked(path)
+    check_grid(path, shape, matrix, np.int16)
+    return on_file(path, _joined(pixels(frames), shape), matrix)
 
 
 def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:

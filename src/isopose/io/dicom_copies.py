@@ -11,15 +11,11 @@ from isopose.io.dicom_pixels import pixels
 
 
 def without_copies(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
-    """Keep one frame of each image, from the file with the shortest name.
+    """Keep one frame of each image of a series, from the file with the shortest name.
 
     Files are copies where they lie at one position and are the same SOP instance, or without its UID; and
     where their bytes are the same, or their places and their values in HU. Some anonymizers write one UID
     into all files, so that files at different positions are different slices whatever their UIDs.
-
-    Args:
-        path: the place to name in messages.
-        frames: frames of one series.
 
     Raises:
         InputError: files that are one SOP instance at one position differ.

@@ -89,9 +89,12 @@ def read_header(path: Path) -> Dataset | None:
 
 def stored_class(header: Dataset) -> str:
     """Return the SOP class UID of a file; empty if it has none."""
-    meta = getattr(header, "file_meta", None)
-    of_file = "" if meta is None else str(meta.get("MediaStorageSOPClassUID") or "")
-    return of_file or str(header.get("SOPClassUID") or "")
+    return str(meta_of(header).get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
+
+
+def meta_of(header: Dataset) -> Dataset:
+    """Return the file meta information of a file; empty if it has none."""
+    return getattr(header, "file_meta", None) or Dataset()
 
 
 def is_named(path: Path) -> bool:

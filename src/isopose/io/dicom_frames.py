@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
-from isopose.io.dicom_files import begins_as_dicom, is_named, is_packed, read_header, stored_class
+from isopose.io.dicom_files import begins_as_dicom, is_named, is_packed, meta_of, read_header, stored_class
 from isopose.io.dicom_rescale import rescale_of
 from isopose.io.quiet import quiet_pydicom
 
@@ -201,7 +201,7 @@ def _frame(
     return DicomFrame(
         path=path,
         index=index,
-        uid=str(header.get("SOPInstanceUID") or _of_file(header, "MediaStorageSOPInstanceUID")),
+        uid=str(header.get("SOPInstanceUID") or meta_of(header).get("MediaStorageSOPInstanceUID") or ""),
         series=str(header.get("SeriesInstanceUID") or ""),
         number=_shown(header.get("SeriesNumber")),
         modality=modality,
@@ -258,11 +258,6 @@ def _modality(header: Dataset) -> str:
         return "CT"
     known = modality.isascii() and modality.isalnum() and modality.isupper() and len(modality) <= _MODALITY
     return modality if known else "unknown modality"
-
-
-def _of_file(header: Dataset, name: str) -> str:
-    meta = getattr(header, "file_meta", None)
-    return "" if meta is None else str(meta.get(name) or "")
 
 
 def _thickness(header: Dataset, groups: Sequence[Dataset]) -> np.ndarray | None:

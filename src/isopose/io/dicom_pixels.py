@@ -30,6 +30,7 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
+from isopose.io.dicom_files import meta_of
 from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_rescale import rescaled
 from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
@@ -190,8 +191,7 @@ def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
 
 def _syntax(data: Dataset) -> UID:
     """Return the transfer syntax, as detected by pydicom if the file does not name one."""
-    meta = getattr(data, "file_meta", None)
-    named = None if meta is None else meta.get("TransferSyntaxUID")
+    named = meta_of(data).get("TransferSyntaxUID")
     if named:
         return UID(named)
     implicit, little = data.original_encoding

@@ -1,10 +1,10 @@
-"""The grid and type of an image file, read without its voxels."""
+"""Check what a file's header says of its grid before voxels are read, and what was read."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -12,51 +12,40 @@ from isopose.io.limits import VARIABLE, largest_bytes
 from isopose.io.sizes import check_sizes
 
 
-@dataclass(frozen=True, eq=False)
-class Header:
-    """Grid and type of an image file.
+def check_grid(
+    path: Path, shape: tuple[int, int, int], world_from_index: np.ndarray, dtype: DTypeLike
+) -> None:
+    """Check that the grid of an image file is valid and not too large to read.
 
     Args:
+        path: of the file, for messages.
         shape: array shape ``(z, y, x)``.
         world_from_index: ``(4, 4)``, maps ``(x, y, z, 1)`` indices to LPS millimeters.
         dtype: type of the voxels after reading, including rescaling.
+
+    Raises:
+        InputError: the grid is invalid or too large; the message names the file.
     """
-
-    shape: tuple[int, int, int]
-    world_from_index: np.ndarray
-    dtype: np.dtype
-
-    @property
-    def grid(self) -> Volume:
-        """The grid as a volume of zeros that takes no memory, for :meth:`Volume.same_grid` and the like.
-
-        Raises:
-            InputError: the grid is not a valid one (empty, sheared, not finite).
-        """
-        return Volume(np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
-
-    def checked(self, path: Path) -> "Header":
-        """Return this header after checking that its grid is valid and not too large to read.
-
-        Raises:
-            InputError: the grid is invalid or too large; the message names the file.
-        """
-        wanted, most = math.prod(self.shape) * self.dtype.itemsize, largest_bytes()
-        if wanted > most:
-            raise InputError(
-                f"{path}: its header promises {wanted / 2**30:.1f} GB of voxels, more than the "
-                f"limit of {most / 2**30:g} GB; if the size is right, set {VARIABLE}"
-            )
-        on_file(path, np.broadcast_to(np.zeros((), dtype=np.uint8), self.shape), self.world_from_index)
-        return self
+    wanted, most = math.prod(shape) * np.dtype(dtype).itemsize, largest_bytes()
+    if wanted > most:
+        raise InputError(
+            f"{path}: its header promises {wanted / 2**30:.1f} GB of voxels, more than the "
+            f"limit of {most / 2**30:g} GB; if the size is right, set {VARIABLE}"
+        )
+    on_file(path, np.broadcast_to(np.uint8(0), shape), world_from_index)
 
 
 def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volume:
-    """Return a volume; errors about its grid name the file.
+    """Return a volume; errors about its grid and values name the file.
 
     Raises:
-        InputError: the grid is invalid, or its voxel size is not plausible for a patient.
+        InputError: the grid is invalid, its voxel size is not plausible for a patient, or a value is not
+            finite.
     """
+    if not all_finite(array):
+        raise InputError(
+            f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
+        )
     try:
         return check_sizes(Volume(array, world_from_index))
     except InputError as error:

@@ -1,27 +1,28 @@
 """Read and write image files: NIfTI, NRRD, MetaImage and DICOM as validated volumes."""
 
 import gzip
-import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.nifti1 import Nifti1Header
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import DTypeLike
 
 from isopose import scratch
 from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 from isopose.geometry.volume import Volume
 from isopose.io.archive import is_archive, unpacked
-from isopose.io.dicom import peek_series, read_series
+from isopose.io.dicom import read_series
 from isopose.io.dicom_files import is_dicom
 from isopose.io.endings import READABLE as READABLE
 from isopose.io.endings import ending as ending
-from isopose.io.header import Header, all_finite, on_file
-from isopose.io.itk_header import check_fields, check_text_header
-from isopose.io.nifti import peek_nifti, read_nifti
+from isopose.io.header import check_grid, on_file
+from isopose.io.itk_header import check_fields, check_files, read_text_header
+from isopose.io.nifti import read_nifti
 from isopose.io.nifti_place import LPS_FROM_RAS
 from isopose.io.quiet import complained, itk_name, quiet_itk
 
@@ -31,11 +32,6 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 ROUNDING = 1e-3
 #: Rounding error of float32 for values up to 255.
 _EPSILON = 256 * float(np.finfo(np.float32).eps)
-#: Size of a NIfTI-1 header with its extension mark in bytes, and the offsets of ``dim[3]``, the number of
-#: slices, and of ``srow_x``, the sform.
-_NIFTI_HEADER, _NIFTI_SLICES, _NIFTI_SFORM = 352, 46, 280
-#: What ITK rounds in the sform, in mm a voxel and as a share.
-_ROUNDED = 1e-6
 #: zlib's compression level: CT becomes as small as at higher levels, in a third of the time.
 _LEVEL = 3
 _TYPES = {
@@ -67,7 +63,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             voxel, is sheared, has no orientation, has values that are not finite, or (DICOM) is not one
             regular series.
     """
-    path = _existing(path)
+    path = existing(path)
     if is_archive(path):
         with unpacked(path) as folder:
             return read_series(folder, series)
@@ -76,7 +72,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
         return read_series(path, series)
     if kind in (".nii", ".nii.gz"):
         return read_nifti(path)
-    reader, header = _information(path)
+    reader, shape, matrix, dtype = _information(path)
     with quiet_itk() as heard:
         try:
             image = reader.Execute()
@@ -85,30 +81,10 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             raise InputError(f"{path}: truncated or corrupt; copy or export it again") from None
     if complained(heard):
         raise InputError(f"{path}: truncated or corrupt (its voxels do not unpack); copy or export it again")
-    array = scratch.zeros(header.shape, header.dtype)
+    array = scratch.zeros(shape, dtype)
     with np.errstate(over="ignore"):  # float32 overflow becomes infinite, which is refused below
-        array[...] = sitk.GetArrayViewFromImage(image).reshape(header.shape)
-    if not all_finite(array):
-        raise InputError(
-            f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
-        )
-    return on_file(path, array, header.world_from_index)
-
-
-def peek(path: Path, series: str | None = None) -> Header:
-    """Return the grid and type of a scan without reading its voxels.
-
-    Raises:
-        InputError: see :func:`read_volume`, except for errors in the voxels.
-    """
-    path = _existing(path)
-    if is_archive(path):
-        with unpacked(path) as folder:
-            return peek_series(folder, series)
-    kind = ending(path)
-    if path.is_dir() or (not kind and is_dicom(path)):
-        return peek_series(path, series)
-    return peek_nifti(path) if kind in (".nii", ".nii.gz") else _information(path)[1]
+        array[...] = sitk.GetArrayViewFromImage(image).reshape(shape)
+    return on_file(path, array, matrix)
 
 
 def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], None] | None = None) -> Volume:
@@ -220,40 +196,36 @@ def write_image(volume: Volume, path: Path) -> None:
                 _write_nifti(volume, temporary)
             else:
                 sitk.WriteImage(to_sitk(volume), itk_name(temporary), useCompression=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HeaderDataError) as error:
         raise IsoposeError(f"{path}: cannot be written ({_last_line(error)})") from None
 
 
 def _write_nifti(volume: Volume, path: Path) -> None:
     """Write a NIfTI file slice by slice.
 
-    ITK would copy the whole volume in memory, and reports no error if the disk is full.
+    ITK and nibabel would copy the whole volume in memory, and ITK reports no error if the disk is full.
     """
-    slices = len(volume.array)
-    if slices > np.iinfo(np.int16).max:
-        raise OSError(f"NIfTI holds at most {np.iinfo(np.int16).max} slices, got {slices}; write .nrrd")
-    # The header is the one that ITK writes for the first slice, with the number of slices corrected.
-    with tempfile.TemporaryDirectory() as place:
-        first = Path(place) / "first.nii"
-        sitk.WriteImage(to_sitk(Volume(volume.array[:1], volume.world_from_index)), itk_name(first))
-        header = bytearray(first.read_bytes()[:_NIFTI_HEADER])
-    if len(header) < _NIFTI_HEADER:
-        raise OSError("the header is incomplete; is the disk of temporary files full?")
-    packed = ending(path) == ".nii.gz"
-    header[_NIFTI_SLICES : _NIFTI_SLICES + 2] = slices.to_bytes(2, sys.byteorder)
-    # A slightly sheared scan is read as its header says, and its labels must lie on it. ITK makes the axes
-    # orthogonal.
-    sform = np.frombuffer(header, np.float32, 12, _NIFTI_SFORM).reshape(3, 4)
-    # Its own inverse.
-    exact = (LPS_FROM_RAS @ volume.world_from_index)[:3]
-    if not np.allclose(sform, exact, rtol=_ROUNDED, atol=_ROUNDED):
-        sform[:] = exact
+    slices, most = len(volume.array), np.iinfo(np.int16).max
+    if slices > most:
+        raise OSError(f"NIfTI holds at most {most} slices, got {slices}; write .nrrd")
+    header = Nifti1Header()
+    header.set_data_shape(volume.array.shape[::-1])
+    header.set_data_dtype(volume.array.dtype)
+    ras_from_index = LPS_FROM_RAS @ volume.world_from_index  # its own inverse
+    # Readers take the sform, which holds a slightly sheared scan too: its labels must lie on it.
+    header.set_sform(ras_from_index, code=1)
+    header.set_qform(ras_from_index, code=1)
+    header.set_xyzt_units("mm", "sec")
+    header.set_slope_inter(1, 0)
+    header["regular"], header["pixdim"][4:] = b"r", 0  # as ITK writes them
     with (
         open(path, "wb") as raw,
         # Without a time stamp, the same volume always gives the same bytes.
-        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) if packed else nullcontext(raw) as file,
+        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0)
+        if ending(path) == ".nii.gz"
+        else nullcontext(raw) as file,
     ):
-        file.write(header)
+        header.write_to(file)
         for plane in volume.array:
             file.write(np.ascontiguousarray(plane).data)
 
@@ -274,7 +246,12 @@ def missing(path: Path) -> str:
     return f"{path}: no such file or folder"
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return the path of a file or folder.
+
+    Raises:
+        InputError: nothing is there, or what is neither file nor folder, or an empty file.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(missing(path))
@@ -285,15 +262,16 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
-    """Return a reader that is ready to read the voxels, and the header."""
+def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int], np.ndarray, DTypeLike]:
+    """Return a reader that is ready to read the voxels, and shape, matrix and type as for a volume."""
     kind = ending(path)
     if kind not in _READERS:
         raise InputError(
             f"{path}: not a format that can be read; expected a DICOM folder, ZIP or file, or "
             f"{', '.join(READABLE)}"
         )
-    fields = check_text_header(path, kind)
+    fields, rest = read_text_header(path, kind)
+    check_files(path, fields, rest)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
     reader.SetFileName(itk_name(path))
@@ -316,7 +294,9 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, Header]:
     rank = len(size)
     matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]
     matrix[:3, 3] = reader.GetOrigin()[:3]
-    return reader, Header((size[2], size[1], size[0]), matrix, np.dtype(_TYPES[pixel])).checked(path)
+    shape, dtype = (size[2], size[1], size[0]), _TYPES[pixel]
+    check_grid(path, shape, matrix, dtype)
+    return reader, shape, matrix, dtype
 
 
 def _last_line(error: Exception) -> str:

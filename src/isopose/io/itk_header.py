@@ -55,19 +55,20 @@ _KEPT = (
 _MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
-def check_text_header(path: Path, kind: str) -> dict[str, str]:
-    """Refuse a header that may crash ITK: not lines of text, or data files that do not make up a scan.
+def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]]:
+    """Return the fields of a header, which may crash ITK if it is not lines of text.
 
     Args:
         path: the file.
         kind: its extension: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
 
     Returns:
-        The header's fields; those of NRRD in lower case and without blanks.
+        The header's fields, those of NRRD in lower case and without blanks; and the lines that follow a list
+            of data files.
 
     Raises:
-        InputError: the header has no end or an invalid line, or does not list one file for each slice. The
-            message quotes no line, since it may contain a patient's name.
+        InputError: the header has no end or an invalid line. The message quotes no line, since it may contain
+            a patient's name.
     """
     with open(path, "rb") as opened:
         start = opened.read(LONGEST_HEADER)
@@ -95,7 +96,7 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
             )
         named = fits.groupdict() if fits else {}
         if named.get("name"):
-            name, value = (named[n].decode("utf-8", "replace").strip() for n in ("name", "value"))
+            name, value = (named[n].decode("utf-8", "surrogateescape").strip() for n in ("name", "value"))
             name = name.lower().replace(" ", "") if nrrd else name
             if name in fields and name in _ONCE:
                 raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
@@ -108,25 +109,16 @@ def check_text_header(path: Path, kind: str) -> dict[str, str]:
                 )
             skipped = False
         if (nrrd and fields.get("datafile", "").startswith("LIST")) or "ElementDataFile" in fields:
-            rest = lines[number + 1 :]
+            rest = [line for line in lines[number + 1 :] if line.strip()]
             break
     else:
         if kind in (".nrrd", ".mha"):
             raise InputError(f"{path}: its header has no end; copy or export it again")
-    if not nrrd:
-        _check_files(path, fields, [line for line in rest if line.strip()])
-    elif "%" in (file := fields.get("datafile", "")) and not _PATTERN.fullmatch(file.split()[0]):
-        raise InputError(f"{path}: the pattern of its 'data file' cannot be read; export it as one file")
-    return fields
+    return fields, rest
 
 
 def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:
-    """Refuse header fields that ITK ignores.
-
-    Args:
-        path: the file, for the message.
-        kind: its extension.
-        fields: of its header, see :func:`check_text_header`.
+    """Refuse fields of :func:`read_text_header` that ITK ignores.
 
     Raises:
         InputError: no patient orientation, a unit other than mm, or scaled values. Values that may identify a
@@ -194,11 +186,19 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
             )
 
 
-def _check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
-    """Refuse a list of data files that is shorter than the number of slices.
+def check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
+    """Refuse data files that do not make up a scan, with which ITK crashes or returns uninitialized voxels.
 
-    ITK would crash, or return uninitialized voxels.
+    Args:
+        path: the file, for the message.
+        fields: of its header, see :func:`read_text_header`.
+        rest: the lines that follow a list of data files.
+
+    Raises:
+        InputError: there is not one file for each slice, or no pattern of file names.
     """
+    if "%" in (file := fields.get("datafile", "")) and not _PATTERN.fullmatch(file.split()[0]):
+        raise InputError(f"{path}: the pattern of its 'data file' cannot be read; export it as one file")
     words = fields.get("ElementDataFile", "").split()
     if not words:
         return

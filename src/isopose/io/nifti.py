@@ -25,7 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from isopose import scratch
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.io.header import Header, all_finite, on_file
+from isopose.io.header import check_grid, on_file
 from isopose.io.limits import largest_bytes
 from isopose.io.nifti_place import world_from_index
 
@@ -43,7 +43,9 @@ _DEFLATE_LIMIT = 1032
 class _Layout:
     """Grid and type of the values, and how they are stored; ``scaling`` is None where nothing is scaled."""
 
-    header: Header
+    shape: tuple[int, int, int]
+    world_from_index: np.ndarray
+    dtype: np.dtype
     stored: np.dtype
     offset: int
     scaling: tuple[float, float] | None
@@ -51,17 +53,7 @@ class _Layout:
     @property
     def length(self) -> int:
         """Bytes of voxels."""
-        return math.prod(self.header.shape) * self.stored.itemsize
-
-
-def peek_nifti(path: Path) -> Header:
-    """Return the grid and type of a ``.nii`` or ``.nii.gz`` file, without reading its voxels.
-
-    Raises:
-        InputError: see :func:`read_nifti`, except for errors in the voxels.
-    """
-    with _opened(path) as file:
-        return _layout(path, file).header
+        return math.prod(self.shape) * self.stored.itemsize
 
 
 def read_nifti(path: Path) -> Volume:
@@ -79,8 +71,8 @@ def read_nifti(path: Path) -> Volume:
     with _opened(path) as file:
         layout = _layout(path, file)
         array = stored = _voxels(path, file, layout)
-    if stored.dtype != layout.header.dtype or layout.scaling:
-        array = scratch.zeros(stored.shape, layout.header.dtype)
+    if stored.dtype != layout.dtype or layout.scaling:
+        array = scratch.zeros(stored.shape, layout.dtype)
         # Overflow of float32 becomes infinite, which is refused below.
         with np.errstate(over="ignore", invalid="ignore"):
             for plane, source in zip(array, stored, strict=True):
@@ -88,11 +80,7 @@ def read_nifti(path: Path) -> Volume:
                     # In float64, since float32 products of large integers would be off by whole units.
                     source = source.astype(np.float64) * layout.scaling[0] + layout.scaling[1]
                 plane[...] = source
-    if not all_finite(array):
-        raise InputError(
-            f"{path}: holds values that are not finite (NaN or infinity); repair or export it again"
-        )
-    return on_file(path, array, layout.header.world_from_index)
+    return on_file(path, array, layout.world_from_index)
 
 
 def is_whole(path: Path) -> bool:
@@ -157,8 +145,9 @@ def _layout(path: Path, file: IO[bytes]) -> _Layout:
     dtype = np.dtype(np.float32) if scaling or stored.kind == "f" else stored.newbyteorder("=")
     offset = _offset(path, file, header, raw)
     matrix = world_from_index(path, header, extent[:3])
-    values = Header((extent[2], extent[1], extent[0]), matrix, dtype).checked(path)
-    return _Layout(values, stored, offset, scaling)
+    shape = (extent[2], extent[1], extent[0])
+    check_grid(path, shape, matrix, dtype)
+    return _Layout(shape, matrix, dtype, stored, offset, scaling)
 
 
 def _header(raw: bytes) -> Nifti1Header | None:
@@ -254,7 +243,7 @@ def _voxels(path: Path, file: IO[bytes], layout: _Layout) -> np.ndarray:
     if layout.offset + wanted > path.stat().st_size * _DEFLATE_LIMIT:
         raise EOFError(f"the header promises {wanted} bytes of voxels")
     file.seek(layout.offset)
-    array = scratch.zeros(layout.header.shape, layout.stored)
+    array = scratch.zeros(layout.shape, layout.stored)
     view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     filled = 0
     while filled < wanted:

@@ -8,15 +8,12 @@ from isopose.files import hash_of, sha256
 from isopose.io.dicom import ordered_frames
 from isopose.io.dicom_files import is_dicom, is_dicomdir, listed_files
 from isopose.io.endings import ending
-from isopose.io.images import missing
-from isopose.io.itk_header import LONGEST_HEADER
+from isopose.io.images import existing, missing
+from isopose.io.itk_header import read_text_header
 from isopose.io.quiet import check_name
 
-#: The header field that names the data files, and the text after it; an NRRD header ends at an empty line.
-#: Both formats may refer to other files whatever the extension.
-_META = re.compile(rb"^[ \t]*ElementDataFile *[=:] *([^\n]*)(.*)", re.MULTILINE | re.DOTALL)
-_NRRD = re.compile(rb"^data ?file: *([^\n]*)(.*)", re.MULTILINE | re.DOTALL | re.IGNORECASE)
-_DATA = {".mhd": _META, ".mha": _META, ".nhdr": _NRRD, ".nrrd": _NRRD}
+#: Extensions of headers that may name other files.
+_HEADERS = (".mhd", ".mha", ".nhdr", ".nrrd")
 #: A file name pattern with one number, and a number.
 _NUMBERED, _WHOLE = re.compile(r"[^%]*%0?\d{0,2}[diu][^%]*"), re.compile(r"\d{1,9}")
 #: Maximum number of files of a pattern.
@@ -30,18 +27,14 @@ def hash_of_source(path: Path) -> str:
     file of a series the files of the series, and for a MetaImage or NRRD header also its data files.
 
     Raises:
-        InputError: the path does not exist, or is neither a file nor a folder.
+        InputError: the path does not exist, is neither a file nor a folder, or an empty file.
     """
-    path = Path(path)
-    check_name(path)
-    if not path.exists():
-        raise InputError(missing(path))
+    check_name(Path(path))
+    path = existing(path)
     try:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
             return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
-        if path.exists() and not path.is_file():  # a device has no end
-            raise InputError(f"{path}: expected a file or a folder")
         beside = files_beside(path)
         # One file of a series stands for the series; a copy of one of its files adds nothing.
         own = [] if beside and not ending(path) and not is_dicomdir(path) else [path]
@@ -56,11 +49,11 @@ def hash_of_source(path: Path) -> str:
 def files_beside(path: Path) -> list[Path]:
     """Return the existing files beside a file that belong to the same scan; none for a folder."""
     kind = ending(path)
-    if kind in _DATA:
-        return [file for file in map(path.parent.joinpath, _named(path, _DATA[kind])) if _is_there(file)]
-    if kind or path.suffix.lower() == ".zip":
-        return []
     try:
+        if kind in _HEADERS:
+            return [file for file in map(path.parent.joinpath, _named(path, kind)) if _is_there(file)]
+        if kind or path.suffix.lower() == ".zip":
+            return []
         if is_dicomdir(path):
             return listed_files(path)
         if is_dicom(path):
@@ -78,18 +71,14 @@ def _is_there(file: Path) -> bool:
         return False
 
 
-def _named(path: Path, field: re.Pattern[bytes]) -> list[str]:
+def _named(path: Path, kind: str) -> list[str]:
     """Return the file names in a header: one, a list, or a pattern with its first and last number."""
-    with open(path, "rb") as file:
-        header = file.read(LONGEST_HEADER).replace(b"\r\n", b"\n")
-    found = field.search(header.partition(b"\n\n")[0] if field is _NRRD else header)
-    if found is None:
-        return []
-    value, rest = (part.decode("utf-8", "surrogateescape").strip() for part in found.groups())
+    fields, rest = read_text_header(path, kind)
+    value = fields.get("datafile") or fields.get("ElementDataFile", "")
     words = value.split()
     if words and words[0].upper() == "LIST":
-        return [line.strip() for line in rest.split("\n") if line.strip()]
+        return [line.decode("utf-8", "surrogateescape").strip() for line in rest]
     if len(words) >= 3 and _NUMBERED.fullmatch(words[0]) and all(map(_WHOLE.fullmatch, words[1:4])):
         first, last, step = (*map(int, words[1:4]), 1)[:3]
         return [words[0] % number for number in range(first, last + 1, max(step, 1))[:MOST]]
-    return [] if value.upper() == "LOCAL" else [value]
+    return [] if value.upper() in ("", "LOCAL") else [value]

@@ -15,19 +15,17 @@ class CropTransformer(nn.Module):
 
     Args:
         config: whether the box is learned, and the network's size.
-        start: ``(4,)`` initial box, to which regressed changes are added; None: the whole frame (the paper).
         joint: build no network here: one joint network gives pose and crop (``models/pipeline.py``).
         dims: 3 for volumes, whose boxes are ``(6,)`` (:mod:`isopose.geometry.box`).
     """
 
+    #: ``(4,)``, of volumes ``(6,)``: the initial box, at first the whole frame (the paper).
     start: Tensor
 
-    def __init__(
-        self, config: CropConfig, start: Tensor | None = None, *, joint: bool = False, dims: int = 2
-    ) -> None:
+    def __init__(self, config: CropConfig, *, joint: bool = False, dims: int = 2) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("start", whole_frame(dims) if start is None else start.float())
+        self.register_buffer("start", whole_frame(dims))
         alone = config.enabled and config.learned and not joint
         depth = config.depth if dims == 3 else None
         self.localization = Localization(config.size, BOX_SIZES[dims], depth) if alone else None

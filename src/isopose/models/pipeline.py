@@ -51,27 +51,18 @@ class Networks(nn.Module):
         reference_mask: ``(1, 1, S, S)``, see :class:`isopose.models.pose.PoseTransformer`.
         air: value of air in the normalized images.
         top: largest value of the normalized images.
-        crop_start: ``(4,)``, of volumes ``(6,)``, see :class:`isopose.models.crop.CropTransformer`.
     """
 
     reach: Tensor
 
-    def __init__(
-        self,
-        config: Config,
-        classes: int,
-        reference_mask: Tensor,
-        air: float,
-        top: float,
-        crop_start: Tensor | None = None,
-    ) -> None:
+    def __init__(self, config: Config, classes: int, reference_mask: Tensor, air: float, top: float) -> None:
         super().__init__()
         self.config = config
         self.classes = classes
         self.air, self.top = float(air), float(top)
         joint = config.stn == "joint"
         self.pose = PoseTransformer(config.pose, reference_mask, air, top, joint=joint)
-        self.crop = CropTransformer(config.crop, crop_start, joint=joint, dims=config.dims)
+        self.crop = CropTransformer(config.crop, joint=joint, dims=config.dims)
         self.joint = Localization(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
         plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
         self.unet = UNet(plan, classes, config.unet.output_norm, recompute=config.unet.recompute)
@@ -165,16 +156,10 @@ class Networks(nn.Module):
         Returns:
             ``(N, 3, 3)`` or ``(N, 4, 4)``; the identity where ``crop.enabled`` is off.
         """
-        if not self.config.crop.enabled:
-            side = self.config.dims + 1
-            return torch.eye(side, device=image.device).expand(image.shape[0], side, side)
-        if self.crop.localization is None:
-            theta: Tensor = self.crop(image, mask)
-            return theta
-        learned: Tensor = self.crop(
-            *self.homogenized(image, mask, input_from_homogenized, self.config.crop.size)
-        )
-        return learned
+        if self.crop.localization is not None:
+            image, mask = self.homogenized(image, mask, input_from_homogenized, self.config.crop.size)
+        theta: Tensor = self.crop(image, mask)
+        return theta
 
     def cut(self, image: Tensor, input_from_crop: Tensor) -> Tensor:
         """Return the U-Net's input, resampled once from the image.

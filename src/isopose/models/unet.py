@@ -22,23 +22,14 @@ _LAYERS: dict[int, tuple[Any, Any, Any]] = {
 }
 
 
-def _block(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
-    """Return convolution, norm and ReLU; with strides of 2 the block also halves the resolution."""
-    convolution, _, norm = _LAYERS[len(strides)]
-    return nn.Sequential(
-        convolution(inputs, outputs, 3, stride=strides, padding=1, bias=False),
-        norm(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _up(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequential:
-    """Return the decoder's upsampling block: transposed convolution, norm and ReLU."""
-    _, transposed, norm = _LAYERS[len(strides)]
+def _block(inputs: int, outputs: int, strides: tuple[int, ...], *, up: bool = False) -> nn.Sequential:
+    """Return convolution, norm and ReLU; strides of 2 halve the resolution, or with ``up`` double it."""
+    convolution, transposed, norm = _LAYERS[len(strides)]
     # Without output padding a doubled axis would be one pixel short.
-    end = tuple(stride - 1 for stride in strides)
+    end = {"output_padding": tuple(stride - 1 for stride in strides)} if up else {}
+    layer = transposed if up else convolution
     return nn.Sequential(
-        transposed(inputs, outputs, 3, stride=strides, padding=1, output_padding=end, bias=False),
+        layer(inputs, outputs, 3, stride=strides, padding=1, bias=False, **end),
         norm(outputs),
         nn.ReLU(inplace=True),
     )
@@ -75,7 +66,9 @@ class UNet(nn.Module):
             _block(1 if level == 0 else features[level], features[level], same) for level in range(depth + 1)
         )
         self.down = nn.ModuleList(_block(features[n], features[n + 1], strides[n]) for n in range(depth))
-        self.up = nn.ModuleList(_up(features[n + 1], features[n], strides[n]) for n in range(depth))
+        self.up = nn.ModuleList(
+            _block(features[n + 1], features[n], strides[n], up=True) for n in range(depth)
+        )
         self.decode = nn.ModuleList(
             _block(features[n] * (2 if plan.skips[n] else 1), features[n], same) for n in range(depth)
         )

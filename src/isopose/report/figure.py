@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,6 +44,8 @@ class Steps:
         native: ``(H, W)`` in HU or normalized.
         native_spacing_yx: pixel size along ``(y, x)`` in mm.
         frame_outline: ``(4, 2)`` corners of the homogenized square in native pixels.
+        frame_image: ``(N, N)`` input of the pose network.
+        frame_mask: ``(N, N)`` bool, the body that was found in it.
         homogenized: ``(N, N)``.
         reference_mask: ``(N, N)`` bool, the reference patient's body in the homogenized frame.
         crop_outline: ``(4, 2)`` corners of the crop in homogenized pixels.
@@ -50,8 +53,6 @@ class Steps:
         crop_classes: ``(M, M)`` class indices predicted in the crop.
         native_classes: ``(H, W)`` restored class indices.
         native_truth: ``(H, W)`` true class indices, where known.
-        frame_image: ``(N, N)`` input of the pose network; shown with its mask when both are given.
-        frame_mask: ``(N, N)`` bool, the body that was found in it.
         heading: short name of the slice.
         lines: text beside the slice (pose, scale, confidence).
         warnings: problems of the slice.
@@ -60,6 +61,8 @@ class Steps:
     native: np.ndarray
     native_spacing_yx: tuple[float, float]
     frame_outline: np.ndarray
+    frame_image: np.ndarray
+    frame_mask: np.ndarray
     homogenized: np.ndarray
     reference_mask: np.ndarray
     crop_outline: np.ndarray
@@ -67,25 +70,15 @@ class Steps:
     crop_classes: np.ndarray
     native_classes: np.ndarray
     native_truth: np.ndarray | None = None
-    frame_image: np.ndarray | None = None
-    frame_mask: np.ndarray | None = None
     heading: str = ""
     lines: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
-def draw_steps(
-    rows: Sequence[Steps], path: Path, label_names: Sequence[str], title: str | None = None
-) -> None:
+def draw_steps(rows: Sequence[Steps], path: Path, label_names: Sequence[str]) -> None:
     """Draw slices as rows of one PNG: input, homogenized, cropped, prediction in crop, restored.
 
     The picture's resolution falls until the file is below :data:`LARGEST_PICTURE`.
-
-    Args:
-        rows: one or more slices.
-        path: PNG to write.
-        label_names: names of the classes 1, 2, ...
-        title: heading of the picture.
 
     Raises:
         ValueError: no row, or another ending than ``.png``.
@@ -93,14 +86,14 @@ def draw_steps(
     path = Path(path)
     if not rows or path.suffix.lower() != ".png":
         raise ValueError(f"expected at least one slice and a .png file, got {len(rows)} and {path.name}")
-    png = steps_png(rows, label_names, title)
+    png = steps_png(rows, label_names)
     with replacing(path) as temporary:
         temporary.write_bytes(png)
 
 
-def steps_png(rows: Sequence[Steps], label_names: Sequence[str], title: str | None = None) -> bytes:
+def steps_png(rows: Sequence[Steps], label_names: Sequence[str]) -> bytes:
     """Return the picture of :func:`draw_steps` as bytes; the same input gives the same bytes."""
-    figure = _draw_figure(rows, label_names, title)
+    figure = _draw_figure(rows, label_names)
     png = b""
     for dpi in (150, 125, 105, 90, 75, 60):
         png = _encode(figure, dpi)
@@ -117,18 +110,10 @@ def window(image: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1.0, low + 1.0)
 
 
-def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str], title: str | None) -> Figure:
-    body = any(row.frame_image is not None and row.frame_mask is not None for row in rows)
-    headings = [
-        "Input",
-        *(["Body"] if body else []),
-        "Homogenized",
-        "Cropped",
-        "Prediction in crop",
-        "Restored",
-    ]
+def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str]) -> Figure:
+    headings = ("Input", "Body", "Homogenized", "Cropped", "Prediction in crop", "Restored")
     width = _TEXT_INCHES + _CELL_INCHES * len(headings) + 0.15
-    top, bottom = (0.75 if title else 0.4), 0.42
+    top, bottom = 0.4, 0.42
     height = top + _CELL_INCHES * len(rows) + bottom
     figure = Figure(figsize=(width, height), facecolor=_BACKGROUND)
     cells = figure.subplots(
@@ -144,20 +129,17 @@ def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str], title: str |
             "hspace": 0.04,
         },
     )
-    if title:
-        shown = textwrap.shorten(title, 120, placeholder=" …")
-        figure.text(0.15 / width, 1 - 0.14 / height, shown, color=_INK, size=13, weight="bold", va="top")
     for axes, heading in zip(cells[0], headings, strict=True):
         axes.set_title(heading, color=_INK, size=10, pad=5)
     colors = class_colors(label_names)
     for row, line in zip(rows, cells, strict=True):
-        _draw_row(row, list(line), body, colors)
+        _draw_row(row, list(line), colors)
         _write_text(figure, line[0], row)
     _draw_legend(figure, rows, label_names, colors)
     return figure
 
 
-def _draw_row(row: Steps, cells: list[Axes], body: bool, colors: tuple[str, ...]) -> None:
+def _draw_row(row: Steps, cells: list[Axes], colors: tuple[str, ...]) -> None:
     aspect = row.native_spacing_yx[0] / row.native_spacing_yx[1]
     for axes in cells:
         axes.set_facecolor("black")
@@ -165,16 +147,14 @@ def _draw_row(row: Steps, cells: list[Axes], body: bool, colors: tuple[str, ...]
         axes.set_yticks([])
         for spine in axes.spines.values():
             spine.set_color("#2b333b")
-    native, restored = cells[0], cells[-1]
-    homogenized, cropped, predicted = cells[-4], cells[-3], cells[-2]
+    native, frame, homogenized, cropped, predicted, restored = cells
     for axes in (native, restored):
         _show_image(axes, row.native, aspect)
         _mark_sides(axes)
     _draw_box(native, row.frame_outline, _FRAME)
     _widen(native, row.frame_outline)
-    if body and row.frame_image is not None and row.frame_mask is not None:
-        _show_image(cells[1], row.frame_image)
-        _draw_outline(cells[1], row.frame_mask, _FRAME, 1.2)
+    _show_image(frame, row.frame_image)
+    _draw_outline(frame, row.frame_mask, _FRAME, 1.2)
     _show_image(homogenized, row.homogenized)
     _draw_outline(homogenized, row.reference_mask, _REFERENCE, 1.2)
     _draw_box(homogenized, row.crop_outline, _CROP)
@@ -218,12 +198,12 @@ def _draw_box(axes: Axes, corners: np.ndarray, color: str) -> None:
     axes.add_patch(Polygon(np.asarray(corners), closed=True, fill=False, edgecolor=color, linewidth=1.4))
 
 
-def _widen(axes: Axes, corners: np.ndarray, most: float = 0.2) -> None:
-    """Make room for a frame that reaches beyond the image, by at most a part of the image on each side."""
+def _widen(axes: Axes, corners: np.ndarray) -> None:
+    """Make room for a frame that reaches beyond the image, by at most a fifth of the image on each side."""
     x0, x1 = axes.get_xlim()
     bottom, top = axes.get_ylim()
     (left, upper), (right, lower) = np.min(corners, axis=0) - 2, np.max(corners, axis=0) + 2
-    room_x, room_y = most * (x1 - x0), most * (bottom - top)
+    room_x, room_y = 0.2 * (x1 - x0), 0.2 * (bottom - top)
     axes.set_xlim(max(min(x0, left), x0 - room_x), min(max(x1, right), x1 + room_x))
     axes.set_ylim(min(max(bottom, lower), bottom + room_y), max(min(top, upper), top - room_y))
 
@@ -244,16 +224,14 @@ def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
     entries += [(f"! {line}", _WARNING, "normal") for line in row.warnings]
     for text, color, weight in entries:
         lines = textwrap.wrap(text, 27) or [""]
-        figure.text(
-            0.15 / width,
-            place,
-            "\n".join(lines),
-            color=color,
-            size=8,
-            weight=weight,
-            va="top",
-            linespacing=1.25,
-        )
+        style: dict[str, Any] = {
+            "color": color,
+            "size": 8,
+            "weight": weight,
+            "va": "top",
+            "linespacing": 1.25,
+        }
+        figure.text(0.15 / width, place, "\n".join(lines), **style)
         place -= (0.155 * len(lines) + 0.03) / height
 
 

@@ -107,15 +107,7 @@ def write_report(
     facts: Mapping[str, str],
     sections: Sequence[Section],
 ) -> None:
-    """Write a report; every text is escaped, so that a case's name cannot become markup.
-
-    Args:
-        path: HTML file to write.
-        title: heading of the page.
-        lead: one or more opening paragraphs.
-        facts: short names and values, shown as tiles.
-        sections: parts in order.
-    """
+    """Write a report; every text is escaped, so that a case's name cannot become markup."""
     write_text(Path(path), report_html(title=title, lead=lead, facts=facts, sections=sections))
 
 
@@ -187,11 +179,11 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
     return (scores, *((by_group,) if strata else ()), failures_section(evaluation), every)
 
 
-def failures_section(evaluation: Evaluation, dice: float = FAILURE_DICE) -> Section:
-    """Return a list of structures that were missed, false alarms, or below a Dice limit; worst first."""
+def failures_section(evaluation: Evaluation) -> Section:
+    """Return structures that were missed, false alarms, or below :data:`FAILURE_DICE`; worst first."""
 
     def failed(scores: Scores) -> bool:
-        return scores.dice is not None and (scores.dice < dice or scores.outcome == "false alarm")
+        return scores.dice is not None and (scores.dice < FAILURE_DICE or scores.outcome == "false alarm")
 
     found = [
         (case, target)
@@ -216,7 +208,7 @@ def failures_section(evaluation: Evaluation, dice: float = FAILURE_DICE) -> Sect
         Column("Predicted (ml)", 1),
         Column("Reference (ml)", 1),
     )
-    rule = f"missed, falsely found, or outlined with a Dice below {dice:g}"
+    rule = f"missed, falsely found, or outlined with a Dice below {FAILURE_DICE:g}"
     if not rows:
         return Section("Failures", text=(f"No structure of any scan was {rule}.",))
     return Section(
@@ -226,16 +218,10 @@ def failures_section(evaluation: Evaluation, dice: float = FAILURE_DICE) -> Sect
     )
 
 
-def comparison_section(
-    comparison: Comparison,
-    name_a: str,
-    name_b: str,
-    *,
-    title: str = "With and without homogenization",
-    text: tuple[str, ...] = (),
-) -> Section:
+def comparison_section(comparison: Comparison, name_a: str, name_b: str) -> Section:
     """Return a comparison of two evaluations, see :func:`isopose.evaluation.summary.compare`."""
-    return Section(title, text=text, tables=(comparison_table(comparison, name_a, name_b),))
+    table = comparison_table(comparison, name_a, name_b)
+    return Section("With and without homogenization", tables=(table,))
 
 
 def limits_section(*, phantom: bool = False, more: tuple[str, ...] = ()) -> Section:

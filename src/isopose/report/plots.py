@@ -46,7 +46,7 @@ class _Panel:
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return self.left + across * self.width, self.top + (1 - up) * self.height
 
-    def frame(self, title: str, x_label: str = "", whole: bool = False, bottom: bool = True) -> str:
+    def frame(self, title: str, x_label: str = "", whole: bool = False) -> str:
         """Title, grid lines and tick labels."""
         parts = [_draw_text(self.left, self.top - 10, title, "title")]
         for tick in self.y_ticks or MaxNLocator(4).tick_values(*self.y):
@@ -54,7 +54,7 @@ class _Panel:
                 _, y = self.at(self.x[0], tick)
                 parts.append(_draw_line(self.left, y, self.left + self.width, y))
                 parts.append(_draw_text(self.left - 7, y + 4, f"{tick:.4g}", anchor="end"))
-        for tick in MaxNLocator(5, integer=whole).tick_values(*self.x) if bottom else ():
+        for tick in MaxNLocator(5, integer=whole).tick_values(*self.x):
             if self.x[0] <= tick <= self.x[1]:
                 x, y = self.at(tick, self.y[0])
                 parts.append(_draw_text(x, y + 17, f"{tick:.4g}", anchor="middle"))
@@ -93,55 +93,38 @@ def _find_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def training_curves(history: Sequence[Mapping[str, float | str]]) -> bytes:
-    """Loss, and validation Dice where there is one, over the epochs of each stage.
+    """Loss over the epochs of each stage.
 
     Args:
-        history: rows in order with keys ``stage``, ``epoch``, ``loss`` and optionally ``val_dice``; other
-            keys are ignored, and a value that is not finite leaves a gap in its curve.
+        history: rows in order with keys ``stage``, ``epoch`` and ``loss``; other keys are ignored, and a loss
+            that is not finite leaves a gap in its curve.
 
     Returns:
-        An SVG: one column per stage, the loss above and the Dice below.
+        An SVG: one column per stage.
 
     Raises:
-        ValueError: no row with a finite loss or Dice.
+        ValueError: no row with a finite loss.
     """
-    stages = list(dict.fromkeys(str(row["stage"]) for row in history))
-    curves = {
-        (stage, key): [
-            (float(row["epoch"]), float(row[key]))
-            for row in history
-            if str(row["stage"]) == stage and key in row
-        ]
-        for stage in stages
-        for key in ("loss", "val_dice")
-    }
-    finite = {place: [point for point in curve if isfinite(point[1])] for place, curve in curves.items()}
-    keys = [key for key in ("loss", "val_dice") if any(finite[stage, key] for stage in stages)]
-    if not keys:
-        raise ValueError("the training history holds no finite loss or Dice")
-    width, height, gap_x, gap_y, top = 250.0, 130.0, 62.0, 62.0, 34.0
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in history:
+        curves.setdefault(str(row["stage"]), []).append((float(row["epoch"]), float(row["loss"])))
+    if not any(isfinite(loss) for curve in curves.values() for _, loss in curve):
+        raise ValueError("the training history holds no finite loss")
+    width, height, gap, top = 250.0, 130.0, 62.0, 34.0
     parts = []
-    for column, stage in enumerate(stages):
-        for row, key in enumerate(keys):
-            curve = finite[stage, key]
-            if not curve:
-                continue
-            y_range = (0.0, 1.0) if key == "val_dice" else _find_range([y for _, y in curve])
-            epochs = [x for other in keys for x, _ in curves[stage, other]]
-            place = gap_x + column * (width + gap_x), top + row * (height + gap_y)
-            ticks = _DICE_TICKS if key == "val_dice" else ()
-            panel = _Panel(*place, width, height, _find_range(epochs), y_range, ticks)
-            name = {"loss": "loss", "val_dice": "validation Dice"}[key]
-            last = row == len(keys) - 1 or not finite[stage, keys[-1]]
-            parts.append(panel.frame(f"{stage}: {name}", "epoch" if last else "", whole=True))
-            for is_finite, part in groupby(curves[stage, key], key=lambda point: isfinite(point[1])):
-                if is_finite:
-                    path = " ".join("{:.1f},{:.1f}".format(*panel.at(*point)) for point in part)
-                    parts.append(f'<polyline class="line" points="{path}"/>')
-            parts.append(_draw_dot(*panel.at(*curve[-1])))
-    return _to_svg(
-        gap_x + len(stages) * (width + gap_x) - gap_x / 2, top + len(keys) * (height + gap_y) - 10, parts
-    )
+    for column, (stage, curve) in enumerate(curves.items()):
+        finite = [point for point in curve if isfinite(point[1])]
+        if not finite:
+            continue
+        epochs, losses = _find_range([x for x, _ in curve]), _find_range([y for _, y in finite])
+        panel = _Panel(gap + column * (width + gap), top, width, height, epochs, losses)
+        parts.append(panel.frame(f"{stage}: loss", "epoch", whole=True))
+        for is_finite, part in groupby(curve, key=lambda point: isfinite(point[1])):
+            if is_finite:
+                path = " ".join("{:.1f},{:.1f}".format(*panel.at(*point)) for point in part)
+                parts.append(f'<polyline class="line" points="{path}"/>')
+        parts.append(_draw_dot(*panel.at(*finite[-1])))
+    return _to_svg(gap + len(curves) * (width + gap) - gap / 2, top + height + gap - 10, parts)
 
 
 def score_dots(evaluation: Evaluation) -> bytes:

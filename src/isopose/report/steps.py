@@ -21,26 +21,19 @@ ROWS = 4
 _CORNERS = torch.tensor([[-1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
 
 
-def write_steps(
-    model: Model, volume: Volume, prediction: Prediction, path: Path, *, truth: Volume | None = None
-) -> None:
-    """Draw evenly spread slices of a scan.
-
-    Args:
-        model: that predicted.
-        volume: the scan as read.
-        prediction: of it.
-        path: PNG.
-        truth: reference labels on the scan's grid, stored values, where known.
-    """
-    draw_steps(steps_of(model, volume, prediction, truth=truth), path, model.labels.names)
+def write_steps(model: Model, volume: Volume, prediction: Prediction, path: Path) -> None:
+    """Draw evenly spread slices of a scan."""
+    draw_steps(steps_of(model, volume, prediction), path, model.labels.names)
 
 
 @torch.inference_mode()
 def steps_of(
     model: Model, volume: Volume, prediction: Prediction, *, truth: Volume | None = None, rows: int = ROWS
 ) -> list[Steps]:
-    """Return the steps of some slices, see :func:`write_steps`."""
+    """Return the steps of some slices, see :func:`write_steps`.
+
+    ``truth`` are reference labels on the scan's grid, stored values, where known.
+    """
     upright = volume.reoriented()
     apply = volume.reorientation().apply
     classes = model.labels.to_classes(apply(prediction.labels.array))

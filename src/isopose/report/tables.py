@@ -2,15 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from isopose.evaluation.evaluate import CaseScores, Evaluation
+from isopose.evaluation.metrics import METRICS
 from isopose.evaluation.summary import (
-    METRICS,
     Comparison,
-    Metric,
     Statistic,
     Summary,
     age_strata,
@@ -22,10 +21,8 @@ from isopose.files import write_json, write_text
 
 #: Shown for a missing value, since an empty cell would look like an omission.
 NO_VALUE = "–"
-
-METRIC_NAMES: Mapping[Metric, str] = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm)"}
-
-DIGITS: Mapping[Metric, int] = {"dice": 3, "surface_dice": 3, "hd95_mm": 1}
+#: The metric that decides what is worst.
+_FIRST = next(iter(METRICS))
 
 Cell = str | int | float | None
 
@@ -121,19 +118,19 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread(statistic: Statistic, metric: Metric) -> str:
+def spread(statistic: Statistic, metric: str) -> str:
     """Return ``mean (sd)``, without the sd below two patients."""
-    digits = DIGITS[metric]
+    digits = METRICS[metric].digits
     if statistic.mean is None:
         return NO_VALUE
     sd = f" ({statistic.sd:.{digits}f})" if statistic.sd is not None else ""
     return f"{statistic.mean:.{digits}f}{sd}"
 
 
-def _format_worst(statistic: Statistic, metric: Metric) -> str:
+def _format_worst(statistic: Statistic, metric: str) -> str:
     if statistic.worst_case is None:
         return NO_VALUE
-    value = "no value" if statistic.worst is None else f"{statistic.worst:.{DIGITS[metric]}f}"
+    value = "no value" if statistic.worst is None else f"{statistic.worst:.{METRICS[metric].digits}f}"
     return f"{value} ({statistic.worst_case})"
 
 
@@ -150,17 +147,14 @@ def overall_table(evaluation: Evaluation) -> Table:
     )
     rows: list[tuple[Cell, ...]] = []
     for target in evaluation.targets:
-        summary = summarize(evaluation.cases, target)
-        for metric in METRICS:
-            statistic: Statistic = getattr(summary, metric)
-            median = Column("", DIGITS[metric]).show(statistic.median)
+        for metric, statistic in summarize(evaluation.cases, target).statistics.items():
             rows.append(
                 (
                     target,
-                    METRIC_NAMES[metric],
+                    METRICS[metric].title,
                     statistic.patients,
                     spread(statistic, metric),
-                    median,
+                    Column("", METRICS[metric].digits).show(statistic.median),
                     _format_worst(statistic, metric),
                     statistic.without_value,
                 )
@@ -180,16 +174,16 @@ def counts_table(evaluation: Evaluation) -> Table:
 def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     """Return tables per age and per body size, if known: one row per stratum and target."""
     groups = {"Age": age_strata(evaluation.cases), "Body size": size_strata(evaluation.cases)}
+    first, *others = (Column(f"{metric.title}, mean (sd)") for metric in METRICS.values())
     columns = (
         Column("Group", text=True),
         Column("Target", text=True),
         Column("Patients"),
         Column("Scans"),
-        Column("Dice, mean (sd)"),
-        Column("Median", DIGITS["dice"]),
+        first,
+        Column("Median", METRICS[_FIRST].digits),
         Column("Worst scan"),
-        Column("Surface Dice, mean (sd)"),
-        Column("HD95 (mm), mean (sd)"),
+        *others,
         Column("Missed / false / empty"),
     )
     note = "HD95 has no value for scans that were missed or falsely found; the last column counts them."
@@ -210,25 +204,24 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
 
 
 def _make_stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
+    statistic = summary.statistics[_FIRST]
+    first, *others = (spread(one, metric) for metric, one in summary.statistics.items())
     return (
         group,
         summary.target,
         summary.patients,
         summary.scans,
-        spread(summary.dice, "dice"),
-        summary.dice.median,
-        _format_worst(summary.dice, "dice"),
-        spread(summary.surface_dice, "surface_dice"),
-        spread(summary.hd95_mm, "hd95_mm"),
+        first,
+        statistic.median,
+        _format_worst(statistic, _FIRST),
+        *others,
         f"{summary.missed} / {summary.false_alarms} / {summary.empty}",
     )
 
 
 #: Columns of one target's scores, with what each shows; the CSV has the same under plainer names.
 _SCORE_COLUMNS: tuple[tuple[Column, str], ...] = (
-    (Column("Dice", 3), "dice"),
-    (Column("Surface Dice", 3), "surface_dice"),
-    (Column("HD95 (mm)", 1), "hd95_mm"),
+    *((Column(metric.title, metric.digits), name) for name, metric in METRICS.items()),
     (Column("Predicted (ml)", 1), "prediction_ml"),
     (Column("Reference (ml)", 1), "truth_ml"),
     (Column("Outcome", text=True), "outcome"),
@@ -237,7 +230,7 @@ _SCORE_COLUMNS: tuple[tuple[Column, str], ...] = (
 
 def case_table(evaluation: Evaluation, target: str) -> Table:
     """Return one row per scan, worst Dice first; columns that no scan fills are left out."""
-    ordered = sorted(evaluation.cases, key=lambda case: badness(case.scores[target], "dice"), reverse=True)
+    ordered = sorted(evaluation.cases, key=lambda case: badness(case.scores[target], _FIRST), reverse=True)
     facts: list[tuple[Column, Callable[[CaseScores], Cell]]] = [
         (Column("Case", text=True), lambda case: case.case)
     ]
@@ -278,20 +271,21 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
         Column("Unpaired"),
     )
 
-    def shown(value: float | None, metric: Metric, sign: str = "") -> str:
-        return NO_VALUE if value is None else f"{value:{sign}.{DIGITS[metric]}f}".replace("-", "−")
+    def shown(value: float | None, digits: int, sign: str = "") -> str:
+        return NO_VALUE if value is None else f"{value:{sign}.{digits}f}".replace("-", "−")
 
     rows: list[tuple[Cell, ...]] = []
     for d in comparison.differences:
-        sd = "" if d.sd_difference is None else f" ({shown(d.sd_difference, d.metric)})"
+        metric = METRICS[d.metric]
+        sd = "" if d.sd_difference is None else f" ({shown(d.sd_difference, metric.digits)})"
         rows.append(
             (
                 d.target,
-                METRIC_NAMES[d.metric],
+                metric.title,
                 d.patients,
-                shown(d.mean_a, d.metric),
-                shown(d.mean_b, d.metric),
-                shown(d.mean_difference, d.metric, "+") + sd,
+                shown(d.mean_a, metric.digits),
+                shown(d.mean_b, metric.digits),
+                shown(d.mean_difference, metric.digits, "+") + sd,
                 d.better,
                 d.worse,
                 _format_p(d.p_value),
@@ -343,14 +337,14 @@ def left_out(evaluation: Evaluation) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def markdown(evaluation: Evaluation, title: str = "Scores") -> str:
+def markdown(evaluation: Evaluation) -> str:
     """Return all tables of an evaluation as one Markdown page."""
     tables = [overall_table(evaluation), counts_table(evaluation), *strata_tables(evaluation)]
     tables += [case_table(evaluation, target) for target in evaluation.targets]
     version = evaluation.provenance.get("isopose", "unknown version")
     inputs = evaluation.provenance.get("inputs_sha256", "unknown")
     source = f"Made by isopose {version}; SHA-256 over the hashes of all inputs: `{inputs}`.\n"
-    parts = [f"# {title}\n", *(f"{sentence}\n" for sentence in left_out(evaluation))]
+    parts = ["# Scores\n", *(f"{sentence}\n" for sentence in left_out(evaluation))]
     return "\n".join([*parts, *(to_markdown(table) for table in tables), source])
 
 
@@ -380,7 +374,7 @@ def _summarize_strata(evaluation: Evaluation) -> dict[str, object]:
     groups["body_size"] = size_strata(evaluation.cases)
     return {
         kind: {
-            name: {target: asdict(summarize(members, target)) for target in evaluation.targets}
+            name: {target: summarize(members, target).to_json() for target in evaluation.targets}
             for name, members in strata.items()
         }
         for kind, strata in groups.items()

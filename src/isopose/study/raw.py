@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from isopose.evaluation.summary import METRICS, age_strata, size_strata, summarize
+from isopose.evaluation.metrics import METRICS
+from isopose.evaluation.summary import age_strata, size_strata, summarize
 from isopose.files import read_json
 from isopose.models.folder import versions
 from isopose.study.arms import ARMS, FURTHER, SOURCE

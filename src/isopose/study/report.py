@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from isopose.errors import IsoposeError
+from isopose.evaluation.metrics import METRICS
 from isopose.files import replacing, write_json, write_text
 from isopose.report.html import Picture, Section, limits_section, write_report
-from isopose.report.tables import METRIC_NAMES, Table, to_latex, to_markdown
+from isopose.report.tables import Table, to_latex, to_markdown
 from isopose.study.arms import ARMS, FURTHER
 from isopose.study.figures import against_size, box_plots, learning_curves
 from isopose.study.lengths import Length
@@ -165,7 +166,7 @@ def _make_preset_sections(
     compared = [
         difference_table(
             differences(results, against(results, baseline), metric=metric),
-            f"{METRIC_NAMES[metric]}: differences by patient",
+            f"{METRICS[metric].title}: differences by patient",
         )
         for metric in PAIRED
     ]

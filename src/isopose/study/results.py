@@ -9,7 +9,7 @@ import numpy as np
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
-from isopose.evaluation.summary import Metric, by_patient, wilcoxon
+from isopose.evaluation.summary import by_patient, wilcoxon
 from isopose.files import read_json
 from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 
@@ -20,7 +20,7 @@ Clock = Literal["seconds", "cpu_seconds"]
 #: Draws of patients for an interval, and its coverage.
 DRAWS, COVERAGE = 10_000, 0.95
 #: Scores that are compared by patient: a structure that is missed has them, and no distance.
-PAIRED: tuple[Metric, ...] = ("dice", "surface_dice")
+PAIRED = ("dice", "surface_dice")
 #: Epochs over which validation Dice is averaged before it is said to have reached something.
 STEADY = 3
 
@@ -106,7 +106,7 @@ class ArmResult:
         """What was scored."""
         return self.runs[0].evaluation.targets
 
-    def by_patient(self, target: str, metric: Metric = "dice") -> dict[str, float]:
+    def by_patient(self, target: str, metric: str = "dice") -> dict[str, float]:
         """Patient to the mean over scans and seeds."""
         return by_patient(self.cases, target, metric)
 
@@ -245,7 +245,7 @@ def differences(
     results: Mapping[str, ArmResult],
     pairs: Iterable[tuple[str, str]],
     strata: Strata | None = None,
-    metric: Metric = "dice",
+    metric: str = "dice",
 ) -> list[Difference]:
     """Compare pairs of arms for every target; p is corrected over all comparisons together.
 

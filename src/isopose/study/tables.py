@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from isopose.evaluation.evaluate import CaseScores
-from isopose.evaluation.summary import FEWEST_PAIRS, METRICS, age_strata, size_strata, summarize
-from isopose.report.tables import DIGITS, METRIC_NAMES, NO_VALUE, Cell, Column, Table
+from isopose.evaluation.metrics import METRICS
+from isopose.evaluation.summary import FEWEST_PAIRS, age_strata, size_strata, summarize
+from isopose.report.tables import NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
 from isopose.study.results import (
     COVERAGE,
@@ -111,7 +112,7 @@ def _name_input(result: ArmResult) -> str:
 
 def _format_spread(result: ArmResult, target: str) -> str:
     """Mean (sd) in per cent over patients."""
-    statistic = summarize(result.cases, target).dice
+    statistic = summarize(result.cases, target).statistics["dice"]
     if statistic.mean is None:
         return NO_VALUE
     return f"{100 * statistic.mean:.2f}" + (
@@ -179,8 +180,8 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
         Column("Arm", text=True),
         Column("Target", text=True),
         Column("Patients"),
-        *(Column(f"{METRIC_NAMES[m]}: {what}", DIGITS[m])
-          for m in METRICS for what in ("mean", "sd", "median", "worst")),
+        *(Column(f"{metric.title}: {what}", metric.digits)
+          for metric in METRICS.values() for what in ("mean", "sd", "median", "worst")),
         Column("Missed"),
         Column("False alarms"),
     )  # fmt: skip
@@ -189,13 +190,12 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
         for target in result.targets:
             summary = summarize(result.cases, target)
             values: list[Cell] = []
-            for metric in METRICS:
-                statistic = getattr(summary, metric)
+            for statistic in summary.statistics.values():
                 # No value on a structure that one side lacks is worse than any.
                 worst = "no value" if statistic.worst_case and statistic.worst is None else statistic.worst
                 values += [statistic.mean, statistic.sd, statistic.median, worst]
             alarms = summary.false_alarms
-            rows.append((name, target, summary.dice.patients, *values, summary.missed, alarms))
+            rows.append((name, target, summary.statistics["dice"].patients, *values, summary.missed, alarms))
     return Table(
         "Scores over patients",
         columns,
@@ -363,7 +363,7 @@ def _make_volume_table(results: Mapping[str, ArmResult]) -> Table | None:
 
 
 def _average_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:
-    return summarize([case for case in cases if case.case in ids], target).dice.mean
+    return summarize([case for case in cases if case.case in ids], target).statistics["dice"].mean
 
 
 def _format_time(seconds: float) -> str:

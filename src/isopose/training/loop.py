@@ -56,12 +56,6 @@ class Stage:
 def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
     """Train a stage, from its checkpoint if there is one; afterwards the objective has the best weights.
 
-    Args:
-        stage: what to train.
-        fabric: device and precision.
-        work: folder of checkpoints and curves.
-        reporter: receives progress.
-
     Raises:
         IsoposeError: the loss or a weight is not finite, or another rank is lost; the last good checkpoint is
             kept.

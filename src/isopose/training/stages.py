@@ -64,6 +64,28 @@ class StageContext:
     trial: bool = False
 
 
+@dataclass(frozen=True)
+class _OfSlices:
+    """What the stages of slices are trained on.
+
+    Args:
+        networks: to be trained.
+        training: slices of the training patients.
+        validation: slices of the validation patients, if there are any.
+        by_hand: poses ``(N, 5)`` of the training slices that were set by hand, NaN for others.
+    """
+
+    networks: Networks
+    training: Slices
+    validation: Slices | None
+    by_hand: Tensor
+
+    @property
+    def all(self) -> list[Slices]:
+        """The slices of all patients."""
+        return [self.training, self.validation] if self.validation else [self.training]
+
+
 def slice_stages(
     context: StageContext,
     networks: Networks,
@@ -76,25 +98,25 @@ def slice_stages(
     Returns:
         The progress of each stage, and the roll errors of STN1 if it was trained.
     """
-    config = context.config
+    config, device = context.config, context.fabric.device
     reference = networks.pose.reference_mask.cpu()
-    by_hand = poses_by_hand(train_slices, corrections, reference)
+    data = _OfSlices(networks, train_slices, val_slices, poses_by_hand(train_slices, corrections, reference))
     stages: list[Progress] = []
     turning: Turning | None = None
     # Of a model that is trained on in parts, pose and crop are not among them.
     learning = config.train.parts == "all"
     if learning:
-        stages, turning = _train_pose(context, networks, train_slices, val_slices, by_hand)
-    _find_poses(context, networks, train_slices, val_slices, by_hand)
-    for slices in filter(None, (train_slices, val_slices)):
+        stages, turning = _train_pose(context, data)
+    _find_poses(context, data)
+    for slices in data.all:
         for line in turned(slices):
             context.reporter.say(line)
     if networks.joint is not None and learning:
         joint = JointObjective(networks, context.truth)
         stages.append(_train(context, "joint", joint, train_slices, val_slices, 3, "crop"))
-        turning = _measured(context, networks, train_slices, val_slices, "crop")
+        turning = _measured(context, data, "crop")
     if config.crop.enabled and not config.crop.learned and learning:
-        networks.crop.start.copy_(box_of_all(networks, train_slices, context.fabric.device))
+        networks.crop.start.copy_(box_of_all(networks, train_slices, device))
     crops = crops_by_hand(train_slices, corrections, reference)
     if networks.crop.localization is not None and learning:
         labeled = train_slices.labeled()
@@ -102,9 +124,9 @@ def slice_stages(
         of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
         crop = CropObjective(networks, of_labeled if of_labeled.isfinite().any() else None)
         stages.append(_train(context, "crop", crop, labeled, judged or None, 1))
-    for slices in filter(None, (train_slices, val_slices)):
-        slices.pose, slices.theta2 = transforms_of(networks, slices, context.fabric.device)
-    train_slices.pose = where_set(by_hand, train_slices.pose)
+    for slices in data.all:
+        slices.pose, slices.theta2 = transforms_of(networks, slices, device)
+    train_slices.pose = where_set(data.by_hand, train_slices.pose)
     # In the final poses, which a joint network has changed where none was set.
     crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
@@ -116,27 +138,25 @@ def slice_stages(
     return stages, turning
 
 
-def _train_pose(
-    context: StageContext,
-    networks: Networks,
-    train_slices: Slices,
-    val_slices: Slices | None,
-    by_hand: Tensor,
-) -> tuple[list[Progress], Turning | None]:
+def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[Progress], Turning | None]:
     """Train STN1, then the roll network, where the model has them and they learn.
 
     Returns:
         The progress of each stage, and the roll errors of STN1 if it was trained.
     """
+    pose, by_hand = data.networks.pose, data.by_hand
     stages: list[Progress] = []
     turning: Turning | None = None
-    if networks.pose.localization is not None:
-        pose = PoseObjective(networks, by_hand if by_hand.isfinite().any() else None, context.truth)
-        stages.append(_train(context, "pose", pose, train_slices, val_slices, 0))
-        turning = _measured(context, networks, train_slices, val_slices, "pose")
-    if networks.pose.roll is not None and context.config.pose.learned:
-        _find_poses(context, networks, train_slices, val_slices, by_hand)
-        stages.append(_train(context, "pose", RollObjective(networks), train_slices, val_slices, 0))
+    if pose.localization is not None:
+        known = by_hand if by_hand.isfinite().any() else None
+        objective = PoseObjective(data.networks, known, context.truth)
+        stages.append(_train(context, "pose", objective, data.training, data.validation, 0))
+        turning = _measured(context, data, "pose")
+    if pose.roll is not None and context.config.pose.learned:
+        _find_poses(context, data)
+        stages.append(
+            _train(context, "pose", RollObjective(data.networks), data.training, data.validation, 0)
+        )
         context.reporter.say(
             "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
             "it doubts poses that are right (docs/measurements.md, 'What was tried')"
@@ -144,28 +164,20 @@ def _train_pose(
     return stages, turning
 
 
-def _find_poses(
-    context: StageContext,
-    networks: Networks,
-    train_slices: Slices,
-    val_slices: Slices | None,
-    by_hand: Tensor,
-) -> None:
+def _find_poses(context: StageContext, data: _OfSlices) -> None:
     """Set the poses of all slices: those set by hand in training, the networks' own for all others."""
-    for slices in filter(None, (train_slices, val_slices)):
-        slices.pose = poses_of(networks, slices, context.fabric.device)
-    train_slices.pose = where_set(by_hand, train_slices.pose)
+    for slices in data.all:
+        slices.pose = poses_of(data.networks, slices, context.fabric.device)
+    data.training.pose = where_set(data.by_hand, data.training.pose)
 
 
-def _measured(
-    context: StageContext, networks: Networks, train_slices: Slices, val_slices: Slices | None, section: str
-) -> Turning | None:
+def _measured(context: StageContext, data: _OfSlices, section: str) -> Turning | None:
     """Measure how the trained STN1 sees the roll, say it, and warn where it has not learned to turn."""
     if context.trial:
         return None
-    patients = "validation" if val_slices else "training"
-    slices = (val_slices or train_slices).spread(context.config.train.validation_slices)
-    turning = measure_turning(networks, slices, context.fabric, context.truth, patients)
+    patients = "validation" if data.validation else "training"
+    slices = (data.validation or data.training).spread(context.config.train.validation_slices)
+    turning = measure_turning(data.networks, slices, context.fabric, context.truth, patients)
     if turning is not None:
         true = turning.degrees_from_truth
         context.reporter.say(

@@ -6,6 +6,7 @@ one by 0.95 to 0.98. Therefore slices are rotated by known angles, and STN1's es
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from lightning_fabric import Fabric
@@ -67,19 +68,6 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
     return along / sum(turn**2 for turn in TURNS)
 
 
-def angles_of(estimate: Estimate, reference: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return angles ``(N,)`` of slices relative to the reference, by the estimate and by the masks' moments.
-
-    Args:
-        estimate: returns poses.
-        reference: ``(1, 1, S, S)`` mask.
-        image: ``(N, 1, S, S)`` normalized.
-        mask: ``(N, 1, S, S)``.
-    """
-    by_moments = pose_from_moments(moments(mask), moments(reference))
-    return estimate(image, mask)[:, ANGLE].float(), by_moments[:, ANGLE].float()
-
-
 def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Tensor:
     """Return the true angles ``(N,)`` of rows in radians; NaN for unknown ones.
 
@@ -109,27 +97,34 @@ def judged_turns(
     truth: Mapping[str, float],
     slices: Slices,
     batch: SliceBatch,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return slopes of some slices, and angle errors relative to moments and to the truth in radians.
+    *,
+    every: int = TURNED_OF_A_BATCH,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return slopes of one in ``every`` slices, and angle errors of all in radians.
 
     Returns:
-        ``(M,)`` for one in :data:`TURNED_OF_A_BATCH` slices, ``(N,)``, ``(K,)`` for slices with known truth.
+        Slopes ``(M,)``; distances ``(N,)`` of the estimate's and the moments' axes; distances ``(K,)`` of the
+            estimate, and of the moments, from the true angle of the slices whose truth is known.
     """
-    some = batch.part(torch.arange(0, len(batch.rows), TURNED_OF_A_BATCH, device=batch.image.device))
-    learned, by_moments = angles_of(estimate, reference, batch.image, batch.mask)
-    off = learned.new_zeros(0)
-    if truth:
-        off = wrapped(learned - true_angles(truth, slices, batch.rows)).abs()
-        off = off[off.isfinite()]
-    return slopes(estimate, some.image, some.mask, air), between_axes(learned, by_moments), off
+    some = batch.part(torch.arange(0, len(batch.rows), every, device=batch.image.device))
+    by_moments = pose_from_moments(moments(batch.mask), moments(reference))[:, ANGLE].float()
+    learned = estimate(batch.image, batch.mask)[:, ANGLE].float()
+    true = true_angles(truth, slices, batch.rows)
+    off, moments_off = (wrapped(angle - true).abs()[true.isfinite()] for angle in (learned, by_moments))
+    slope = slopes(estimate, some.image, some.mask, air)
+    return slope, between_axes(learned, by_moments), off, moments_off
 
 
-def summed_up(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+def summed_up(parts: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
     """Return the medians over all slices of the results of :func:`judged_turns`."""
-    # By index, since a rank may have had no batch.
-    slope, from_moments, from_truth = (gathered([part[n] for part in parts]) for n in range(3))
+    slope, from_moments, from_truth, _ = _gathered(parts)
     medians = {"roll slope": float(slope.median()), "degrees from moments": _degrees(from_moments)}
     return medians | ({"degrees from the true roll": _degrees(from_truth)} if len(from_truth) else {})
+
+
+def _gathered(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    # By index, since a rank may have had no batch.
+    return [gathered([part[n] for part in parts]) for n in range(4)]
 
 
 @torch.no_grad()
@@ -148,33 +143,21 @@ def measure_turning(
     estimate = estimate_of(networks)
     if estimate is None:
         return None
-    reference = networks.pose.reference_mask
-    found: list[tuple[Tensor, ...]] = []
-    for batch in slices.batches(batch_of(slices), fabric.global_rank, fabric.world_size):
-        on_device = batch.to(fabric.device)
-        image, mask = on_device.image, on_device.mask
-        true = true_angles(truth, slices, on_device.rows)
-        angles = angles_of(estimate, reference, image, mask)
-        found.append((*angles, true, slopes(estimate, image, mask, networks.air)))
-    learned, by_moments, true, slope = (gathered([part[n] for part in found]) for n in range(4))
-    known = true.isfinite()
+    batches = slices.batches(batch_of(slices), fabric.global_rank, fabric.world_size)
+    look = partial(judged_turns, estimate, networks.pose.reference_mask, networks.air, truth, slices, every=1)
+    slope, from_moments, off, moments_off = _gathered([look(batch.to(fabric.device)) for batch in batches])
     return Turning(
         slope=float(slope.median()),
-        degrees_from_moments=_degrees(between_axes(learned, by_moments)),
-        degrees_from_truth=_degrees(wrapped(learned - true).abs()[known]) if known.any() else None,
-        moments_from_truth=_degrees(wrapped(by_moments - true).abs()[known]) if known.any() else None,
+        degrees_from_moments=_degrees(from_moments),
+        degrees_from_truth=_degrees(off) if len(off) else None,
+        moments_from_truth=_degrees(moments_off) if len(off) else None,
         slices=len(slope),
         patients="validation" if patients == "validation" else "training",
     )
 
 
 def warning_of(turning: Turning, section: str) -> str:
-    """Return the warning that STN1 has not learned to rotate, and what to change.
-
-    Args:
-        turning: the measurement.
-        section: configuration section of the network's optimizer.
-    """
+    """Return the warning that STN1 has not learned to rotate, and what to change."""
     degrees = math.degrees(TURNS[-1])
     return (
         f"warning: STN1 has not learned to turn: of a turn by {degrees:.0f} degrees its estimate follows "

@@ -16,10 +16,6 @@ def with_patients(dataset: Dataset, folder: Path) -> Dataset:
     ``age_years``. Cases that are not listed remain their own patient. Lines of absent cases are ignored,
     since a dataset may be a subset.
 
-    Args:
-        dataset: the dataset.
-        folder: where to look first.
-
     Raises:
         InputError: the table is invalid, lists a case twice, or lists no case of the dataset.
     """

@@ -24,6 +24,7 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.archive import is_archive, unpacked
 from isopose.io.dicom import ordered_frames
+from isopose.io.dicom_files import meta_of
 from isopose.io.quiet import quiet_pydicom
 from isopose.io.results.copied import EMPTY, IMAGE, SHARED, copied, uid_in
 
@@ -183,7 +184,7 @@ def _identified(file: Path, modality: str, several: bool) -> tuple[Dataset, list
     """Return a file's SOP class and instance UID, and the names of those missing or unusable in it."""
     header, out, missing = _read(file, ["SOPClassUID", "SOPInstanceUID"]), Dataset(), []
     # Some anonymizers remove the UIDs from the data set but leave them in the file meta information.
-    meta = getattr(header, "file_meta", None) or Dataset()
+    meta = meta_of(header)
     for name in ("SOPClassUID", "SOPInstanceUID"):
         uid = uid_in(header, name) or uid_in(meta, f"MediaStorage{name}")
         if not uid:
@@ -208,11 +209,6 @@ def _instance_of(file: Path, header: Dataset) -> str:
 
 
 def uid_of(made_from: list[str], what: str) -> str:
-    """Return a UID that depends only on its arguments, so that an archive stores equal results once.
-
-    Args:
-        made_from: hashes of all inputs of the result.
-        what: which object, or which part of it.
-    """
+    """Return a UID that depends only on its arguments, so that an archive stores equal results once."""
     uid: str = generate_uid(entropy_srcs=[*made_from, what])
     return uid

@@ -7,8 +7,8 @@ from test_loop import Interrupted, Line, StopAfter, Table, assert_same, settings
 
 from isopose.data.samples import Batch
 from isopose.progress import Silent
+from isopose.training.fabric import Autocast, precision_plugin
 from isopose.training.loop import Stage, train_stage
-from isopose.training.precision import Autocast, precision_plugin
 
 
 @pytest.fixture(autouse=True)
