@@ -112,10 +112,10 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def main(
     output: Annotated[Path, typer.Argument(help="folder")],
     ages: Annotated[str, typer.Option(help="years, separated by commas")] = ",".join(map(str, AGES)),
-    each: Annotated[int, typer.Option(help="patients of each age")] = 3,
-    slices: int = 40,
-    size: Annotated[int, typer.Option(help="pixels of the phantoms' slices")] = 256,
-    grid: Annotated[int, typer.Option(help="pixels of the homogenized slices")] = 384,
+    each: Annotated[int, typer.Option(help="patients of each age")] = 2,
+    slices: int = 32,
+    size: Annotated[int, typer.Option(help="pixels of the phantoms' slices")] = 192,
+    grid: Annotated[int, typer.Option(help="pixels of the homogenized slices")] = 256,
 ) -> None:
     """Draw, homogenize, measure, restore."""
     output_folder(output)

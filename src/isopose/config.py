@@ -262,7 +262,7 @@ class HomogenizeConfig(Section):
 
     per: Literal["volume", "smooth", "slice", "tilted"] = Field(
         "volume",
-        description="as pose.per; with volume a scan keeps its own shape along z; tilted: one pose for a "
+        description="as pose.per; with volume all slices of a scan are scaled alike; tilted: one pose for a "
         "volume with pitch and yaw too, resampled along z",
     )
     size: int = Field(384, ge=64, le=1024, description="pixels along a side of the reference's frame")
