@@ -112,9 +112,9 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def main(
     output: Annotated[Path, typer.Argument(help="folder")],
     ages: Annotated[str, typer.Option(help="years, separated by commas")] = ",".join(map(str, AGES)),
-    each: Annotated[int, typer.Option(help="patients of each age")] = 2,
-    slices: int = 32,
-    size: Annotated[int, typer.Option(help="pixels of the phantoms' slices")] = 192,
+    each: Annotated[int, typer.Option(help="patients of each age")] = 1,
+    slices: int = 24,
+    size: Annotated[int, typer.Option(help="pixels of the phantoms' slices")] = 128,
     grid: Annotated[int, typer.Option(help="pixels of the homogenized slices")] = 256,
 ) -> None:
     """Draw, homogenize, measure, restore."""

@@ -103,7 +103,7 @@ def test_the_reference_itself_keeps_its_size(number) -> None:
             np.count_nonzero(array == value) * float(np.prod(spacing))
             for array, spacing in ((scan.labels.array, scan.labels.spacing), (one.classes, native.spacing))
         )
-        assert there == pytest.approx(here, rel=0.03)
+        assert there == pytest.approx(here, rel=0.05)
 
 
 def test_the_outline_is_upright_however_the_reference_lies() -> None:
