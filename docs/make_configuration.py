@@ -61,7 +61,10 @@ def page() -> str:
     for prefix, section in _sections("", default):
         title = f"`{prefix}`" if prefix else "Top level"
         parts.append(f"## {title}\n\n{_doc(section)}\n\n{_table(prefix, section, _at(paper, prefix))}")
-    options = [f"| `--{key}` | {' | '.join(cells)} |" for key, cells in _options(HomogenizeConfig())]
+    options = [
+        f"| `--{key.replace('_', '-')}` | {' | '.join(cells)} |"
+        for key, cells in _options(HomogenizeConfig())
+    ]
     head = "| option | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
     parts.append(
         f"## Of `isopose homogenize`\n\n{_doc(HomogenizeConfig())}\n\n{head}" + "\n".join(options) + "\n"

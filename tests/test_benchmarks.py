@@ -130,6 +130,29 @@ def test_the_way_there_and_back_is_measured(tmp_path):
     assert module.dice(np.array([True, True]), np.array([True, False])) == pytest.approx(2 / 3)
 
 
+def test_kidneys_of_all_ages_become_about_equally_high(tmp_path, monkeypatch):
+    """A child of ten weeks and an adult of 40 years; the header alone makes the difference."""
+    module = load("homogenized_size")
+    monkeypatch.setattr(module, "WAYS", module.WAYS[:1])
+    module.main(tmp_path, ages="0.2,40", each=1, slices=20, size=64, grid=128)
+    written = json.loads((tmp_path / "homogenized_size.json").read_text())
+    [(way, found)] = written["summary"].items()
+    child, adult = written["rows"][way]
+    assert adult["native_mm"] > 2 * child["native_mm"]
+    assert child["homogenized_mm"] > child["native_mm"]
+    assert adult["homogenized_mm"] < adult["native_mm"]
+    assert found["homogenized"] < found["native"] / 2
+    assert found["native"] == pytest.approx(module.variation([child["native_mm"], adult["native_mm"]]))
+    assert found["dice_worst"] > 0.98
+    lines = (tmp_path / "homogenized_size.md").read_text().splitlines()
+    assert lines[2].startswith(f"| volume, child | {100 * found['native']:.1f} % | ")
+    # Without, nothing changes along the body.
+    volume, kidneys = module.patient(0.2, 0, 64, 20)
+    flat = module.open_estimator(None, module.HomogenizeConfig(size=128, scale_z=False))
+    row = module.measured(flat, 0.2, volume, kidneys)
+    assert row.homogenized_mm == pytest.approx(row.native_mm)
+
+
 def test_arms_of_augmentation_differ_in_jitter_and_mirroring_alone(augmentation):
     for start in augmentation.STARTS:
         trained = {arm: load_config(base=augmentation.changes(start, arm)) for arm in augmentation.ARMS}

@@ -21,7 +21,7 @@ from isopose.geometry.pose import matrix_from_pose
 from isopose.homogenize.record import CASE
 from isopose.io.datasets import open_dataset
 from isopose.models.info import ModelInfo, ReferenceInfo, StageInfo, TrainingInfo
-from isopose.models.shipped import load_reference
+from isopose.models.shipped import REFERENCES, load_reference, shipped_sha256
 from isopose.phantom.growth import reference_size
 from isopose.report.tables import csv_text
 from quotes import FENCE, INLINE, OTHERS, SOURCE, prose
@@ -140,7 +140,7 @@ def test_configuration_page_has_every_key_once() -> None:
     keys = sorted(key for key in listed if key not in ("key", "option") and not key.startswith("--"))
     assert keys == sorted(flat(Config().model_dump()))
     assert [key for key in listed if key.startswith("--")] == [
-        f"--{key}" for key in HomogenizeConfig.model_fields
+        f"--{key.replace('_', '-')}" for key in HomogenizeConfig.model_fields
     ]
 
 
@@ -279,6 +279,7 @@ def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[
 def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, Any]) -> None:
     values = examples["transform.json"]
     values["settings_sha256"] = values["settings_sha256"].ljust(64, "0")
+    values["reference"]["sha256"] = values["reference"]["sha256"].ljust(64, "0")
     for part in ("sources", "files"):
         values[part] = {name: short.ljust(64, "0") for name, short in values[part].items()}
     assert len(values.pop("sha256")) == 8
@@ -292,12 +293,17 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
     assert head["reference"]["pixel_mm"] == record.transform.grid.pixel_mm
     assert head["reference"]["side_mm"] == pytest.approx(load_reference().side_mm)
     assert head["reference"]["size"] == HomogenizeConfig().size
+    assert head["scale_z"] is HomogenizeConfig().scale_z
+    for part in (head["reference"], examples["transform.json"]["reference"]):
+        assert (part["kind"], part["case"]) == ("child", None)
+        assert part["sha256"].startswith(shipped_sha256(REFERENCES["child"])[:8])
     assert set(head["labels"]["kidney"]) == {"value", "stored"}
     restored = examples["restored.json"]
     first, second = keys_of("_restored", "homogenize/restore.py")[:2]
     assert set(restored) == first | second
-    # Back as it was: the label file that came back is the one that went.
-    assert restored["files"]["phantom_000.nii.gz"] == values["sources"]["label"][:8]
+    # What was restored is the label map that was homogenized.
+    homogenized = values["files"]["labelsTr/phantom_000.nii.gz"]
+    assert restored["predictions"]["phantom_000.nii.gz"] == homogenized[:8]
 
 
 def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:

@@ -264,11 +264,22 @@ class HomogenizeConfig(Section):
 
     per: Literal["volume", "smooth", "slice", "tilted"] = Field(
         "volume",
-        description="as pose.per; with volume a scan keeps its own shape along z; tilted: one pose for a "
+        description="as pose.per; with volume all slices of a scan are scaled alike; tilted: one pose for a "
         "volume with pitch and yaw too, resampled along z",
     )
     size: int = Field(384, ge=64, le=1024, description="pixels along a side of the reference's frame")
     crop: bool = Field(False, description="only the square that the model's STN2 crops, one for a scan")
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        description="whose pose and size the scans get: child or adult, shipped; a case of the dataset; the "
+        "path of a scan or of a model's folder; none: the child, with --model the model's",
+    )
+    scale_z: bool = Field(
+        True,
+        description="distances of slices are scaled as the slices are, in the header alone; off: the scan's "
+        "own",
+    )
 
 
 class Config(Section):

@@ -108,7 +108,35 @@ def test_wrong_use_is_reported(cohort, tmp_path):
         Homogenizer(tmp_path / "nothing")
     with pytest.raises(InputError):
         Homogenizer(per="patient")
-    assert homogenizer.get_params() == {"model": None, "per": "volume", "size": 384, "crop": False}
+    assert homogenizer.get_params() == {
+        "model": None,
+        "per": "volume",
+        "size": 384,
+        "crop": False,
+        "reference": None,
+        "scale_z": True,
+    }
+    assert eval(repr(homogenizer)).get_params() == homogenizer.get_params()
+
+
+def test_a_reference_is_named_by_word_or_path(cohort):
+    image, labels = image_and_labels(cohort, 0)
+    child, adult = Homogenizer(size=128), Homogenizer(size=128, reference="adult")
+    assert adult.pixel_mm / child.pixel_mm == pytest.approx(332.5 / 167.5, rel=1e-3)
+    # The adult's proportions are not the child's, which the mean of both scales evens out.
+    grown = adult.transform(image).image.spacing / child.transform(image).image.spacing
+    np.testing.assert_allclose(grown, adult.pixel_mm / child.pixel_mm, rtol=0.07)
+    own = Homogenizer(size=128, reference=cohort / "imagesTr" / "phantom_000_0000.nii.gz")
+    upright = own.transform(image, labels)
+    assert upright.transform.grid.z_scale == pytest.approx(1.0, abs=0.02)
+    with pytest.raises(InputError, match="one is named already"):
+        own.fit([image])
+    with pytest.raises(
+        InputError, match="expected child, adult, or the path of a scan or of a model's folder"
+    ):
+        Homogenizer(reference="chlid")
+    flat = Homogenizer(size=128, scale_z=False).transform(image).image
+    assert flat.spacing[2] == pytest.approx(image.spacing[2], rel=1e-12)
 
 
 def test_the_package_offers_it_without_loading_it():

@@ -310,6 +310,25 @@ def test_homogenize_takes_a_models_poses(isopose, cohort, tmp_path):
     assert one_line(err)
 
 
+def test_homogenize_brings_scans_to_a_case_or_says_what_is_possible(isopose, cohort, tmp_path):
+    code, _, err = isopose("homogenize", cohort, tmp_path / "o", "--reference", "case_9", "--size", 64)
+    assert code == 2
+    assert one_line(err)
+    assert "--reference case_9: expected child, adult, a case of the dataset (case_0, case_1, case_2)" in err
+    assert not (tmp_path / "o").exists()
+    options = ("--reference", "case_1", "--no-scale-z", "--size", 64)
+    code, out, err = isopose("homogenize", cohort, tmp_path / "o", *options)
+    assert code == 0, err
+    head = json.loads((tmp_path / "o" / "homogenize.json").read_text())
+    assert (head["reference"]["kind"], head["reference"]["case"], head["scale_z"]) == (
+        "case",
+        "case_1",
+        False,
+    )
+    assert float(out.split()[-2]) == pytest.approx(head["reference"]["pixel_mm"], abs=1e-3)
+    assert isopose("homogenize", cohort, tmp_path / "o", "--size", 64)[0] == 2
+
+
 def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, cohort, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -335,11 +354,15 @@ def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, coho
 
 def test_help_shows_the_defaults_of_homogenize():
     from isopose.config import HomogenizeConfig
+    from isopose.models.shipped import USUAL_REFERENCE
 
     text = CliRunner().invoke(app, ["homogenize", "--help"], env={"COLUMNS": "300"}).stdout
     default = HomogenizeConfig()
     assert f"one pose per {default.per} (the default)" in text
     assert f"none: {default.size}" in text
+    assert f"{USUAL_REFERENCE} (2 years, the default)" in text
+    assert default.scale_z is True
+    assert "none: yes" in text
 
 
 def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):

@@ -113,7 +113,9 @@ def test_a_machine_that_is_killed_loses_nothing_and_doubles_nothing(
 @pytest.mark.slow
 def test_homogenized_and_preprocessed_as_by_one_process(isopose, given, bucket, tmp_path):
     dataset = put(given / "kids", Place(f"{bucket}/alike/kids"))
-    size, fold = ("--size", "64"), ("--fold", "all", "--set", "data.size=64")
+    # The reference is read from the bucket, and travels to the workers.
+    size = ("--size", "64", "--reference", "phantom_002")
+    fold = ("--fold", "all", "--set", "data.size=64")
     assert isopose("homogenize", given / "kids", tmp_path / "alone", *size)[0] == 0
     assert isopose("preprocess", given / "kids", "--store", tmp_path / "store", *fold)[0] == 0
 

@@ -1,7 +1,7 @@
 """Homogenize images and restore segmentations, with the interface of scikit-learn."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,16 +9,15 @@ import numpy as np
 import torch
 
 from isopose.api.images import Image, as_labels, as_volume, like
-from isopose.config import PoseConfig, homogenize_config
+from isopose.config import HomogenizeConfig, homogenize_config
 from isopose.data.preprocess import prepare_as
 from isopose.errors import InputError
 from isopose.files import hash_of
-from isopose.homogenize.estimator import PoseEstimator, open_estimator
+from isopose.homogenize.estimator import PoseEstimator, open_estimator, shipped_estimator
+from isopose.homogenize.reference import ReferenceOutline, ReferenceSource, side_from_area
 from isopose.homogenize.scan import homogenize_scan
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import homogenized_labels, restored_labels, restored_share
-from isopose.models.pose import PoseTransformer
-from isopose.models.shipped import load_shipped
 from isopose.training.targets import Candidate, Reference, reference_among
 
 
@@ -54,9 +53,13 @@ class Homogenizer:
             volume in three dimensions.
         size: pixels along a side of the reference's frame.
         crop: return only the model's crop, one for a scan.
+        reference: whose pose and size images get: ``child`` or ``adult``, shipped, or the path of a scan or
+            of a model's folder; None: the model's, without a model the child.
+        scale_z: scale the distances of slices as the slices are, in the header alone.
 
     Raises:
-        InputError: no such model, settings out of bounds, or a crop without a model that has one.
+        InputError: no such model or reference, settings out of bounds, or a crop without a model that has
+            one.
 
     Example:
         >>> homogenizer = Homogenizer(size=256)
@@ -66,17 +69,25 @@ class Homogenizer:
     """
 
     def __init__(
-        self, model: Path | str | None = None, *, per: str = "volume", size: int = 384, crop: bool = False
+        self,
+        model: Path | str | None = None,
+        *,
+        per: str = "volume",
+        size: int = 384,
+        crop: bool = False,
+        reference: Path | str | None = None,
+        scale_z: bool = True,
     ) -> None:
         self.model, self.per, self.size, self.crop = model, per, size, crop
+        self.reference, self.scale_z = reference, scale_z
         self._estimator: PoseEstimator = open_estimator(
-            None if model is None else Path(model), homogenize_config(per=per, size=size, crop=crop)
+            None if model is None else Path(model), self._config()
         )
         #: The reference that :meth:`fit` chose; None before.
         self.reference_: Reference | None = None
 
     def __repr__(self) -> str:
-        return f"Homogenizer(model={self.model!r}, per={self.per!r}, size={self.size}, crop={self.crop})"
+        return f"Homogenizer({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
     @property
     def pixel_mm(self) -> float:
@@ -85,7 +96,17 @@ class Homogenizer:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  as scikit-learn has it
         """Return the constructor's arguments."""
-        return {"model": self.model, "per": self.per, "size": self.size, "crop": self.crop}
+        names = ("model", "per", "size", "crop", "reference", "scale_z")
+        return {name: getattr(self, name) for name in names}
+
+    def _config(self) -> HomogenizeConfig:
+        return homogenize_config(
+            per=self.per,
+            size=self.size,
+            crop=self.crop,
+            reference=None if self.reference is None else str(self.reference),
+            scale_z=self.scale_z,
+        )
 
     def fit(self, images: Iterable[Image], y: object = None) -> Self:  # noqa: ARG002  as scikit-learn has it
         """Choose the reference among patients: of median size, upright and symmetric in the middle slice.
@@ -97,28 +118,22 @@ class Homogenizer:
             y: not used.
 
         Raises:
-            InputError: no image, an image without a body, or the homogenizer uses a trained model, which has
-                its own reference.
+            InputError: no image, an image without a body, or the homogenizer has a reference already: one
+                that was named, or that of a trained model.
         """
         if self.model is not None:
             raise InputError("fit: a trained model's networks know their own reference; leave model out")
-        plain = open_estimator(None, homogenize_config(per=self.per, size=self.size))
+        if self.reference is not None:
+            raise InputError("fit: chooses a reference, and one is named already; leave reference out")
+        plain = shipped_estimator(self._config())
         candidates = [_candidate(number, image, plain) for number, image in enumerate(images)]
         if not candidates:
             raise InputError("fit: expected at least one image, got none")
-        pose: PoseConfig = plain.transformer.config
-        reference = reference_among(candidates, pose, plain.scale.air)
-        transformer = PoseTransformer(pose, reference.mask, plain.scale.air, plain.scale.top)
-        assert transformer.roll is not None
-        load_shipped(transformer.roll)
-        transformer.eval().requires_grad_(False)
-        self._estimator = replace(
-            plain,
-            transformer=transformer,
-            # From the body's area in cm² and the fraction of the frame that it fills.
-            side_mm=10.0 * float(np.sqrt(reference.area_cm2 / float(reference.mask.mean()))),
-            sha256=hash_of([plain.sha256, hash_of(reference.mask.numpy().round(4).tolist())]),
-        )
+        reference = reference_among(candidates, plain.transformer.config, plain.scale.air)
+        mask = reference.mask.numpy()
+        source = ReferenceSource("scan", hash_of(mask.round(4).tolist()))
+        outline = ReferenceOutline(source, mask, side_from_area(reference.mask, reference.area_cm2))
+        self._estimator = shipped_estimator(self._config(), outline)
         self.reference_ = reference
         return self
 

@@ -39,15 +39,28 @@ class ReferencePose(InvertibleTransform):
             volume in three dimensions.
         size: pixels along a side of the reference's frame.
         crop: return only the model's crop, one for a scan.
+        reference: whose pose and size images get: ``child`` or ``adult``, shipped, or the path of a scan or
+            of a model's folder; None: the model's, without a model the child.
+        scale_z: scale the distances of slices as the slices are, in the affine alone.
 
     Raises:
-        InputError: no such model, settings out of bounds, or a crop without a model that has one.
+        InputError: no such model or reference, settings out of bounds, or a crop without a model that has
+            one.
     """
 
     def __init__(
-        self, model: Path | str | None = None, *, per: str = "volume", size: int = 384, crop: bool = False
+        self,
+        model: Path | str | None = None,
+        *,
+        per: str = "volume",
+        size: int = 384,
+        crop: bool = False,
+        reference: Path | str | None = None,
+        scale_z: bool = True,
     ) -> None:
-        self.homogenizer = Homogenizer(model, per=per, size=size, crop=crop)
+        self.homogenizer = Homogenizer(
+            model, per=per, size=size, crop=crop, reference=reference, scale_z=scale_z
+        )
 
     def __call__(self, data: torch.Tensor) -> torch.Tensor:
         """Homogenize a ``MetaTensor`` ``(1, x, y, z)`` in HU; returns float32.
@@ -106,6 +119,8 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         per: see :class:`ReferencePose`.
         size: see :class:`ReferencePose`.
         crop: see :class:`ReferencePose`.
+        reference: see :class:`ReferencePose`.
+        scale_z: see :class:`ReferencePose`.
         allow_missing_keys: whether label maps may be missing.
 
     Raises:
@@ -121,13 +136,15 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         per: str = "volume",
         size: int = 384,
         crop: bool = False,
+        reference: Path | str | None = None,
+        scale_z: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         if image_key not in self.keys:
             raise InputError(f"ReferencePosed: expected image_key among {self.keys}, got {image_key!r}")
         self.image_key = image_key
-        self.pose = ReferencePose(model, per=per, size=size, crop=crop)
+        self.pose = ReferencePose(model, per=per, size=size, crop=crop, reference=reference, scale_z=scale_z)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the dictionary with homogenized image and label maps."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Label, Ray, Workers, labels_of, local_path
+from isopose.cli.options import AsJson, Label, Ray, Reference, ScaleZ, Workers, labels_of, local_path
 from isopose.cli.output import fail_if, print_json
 
 
@@ -29,6 +29,8 @@ def homogenize(
     crop: Annotated[
         bool, typer.Option("--crop", help="with --model: only the model's crop, one per scan")
     ] = False,
+    reference: Reference = None,
+    scale_z: ScaleZ = None,
     label: Label = None,
     ray: Ray = None,
     workers: Workers = 0,
@@ -40,7 +42,7 @@ def homogenize(
     from isopose.homogenize.dataset import open_input
     from isopose.progress import Terminal
 
-    config = homogenize_config(per=per, size=size, crop=crop)
+    config = homogenize_config(per=per, size=size, crop=crop, reference=reference, scale_z=scale_z)
     if ray is not None:
         from isopose.cluster.homogenize import homogenize_on_cluster
         from isopose.cluster.places import place_of

@@ -16,6 +16,20 @@ Label = Annotated[
     typer.Option("--label", help="NAME=VALUE, repeated: the labels, if the dataset does not define them"),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="number of processes; 0 uses this one; results are equal")]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="whose pose and size the scans get: child (2 years, the default) or adult, a case of the "
+        "dataset, the path of a scan or of a model's folder; none with --model: the model's"
+    ),
+]
+ScaleZ = Annotated[
+    bool | None,
+    typer.Option(
+        "--scale-z/--no-scale-z",
+        help="scale the distances of slices as the slices are, in the header alone; none: yes",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Ray = Annotated[
     str | None,

@@ -1,6 +1,6 @@
 """``isopose homogenize --ray``: a dataset homogenized by the workers of a cluster."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +21,12 @@ from isopose.homogenize.dataset import (
     head_of,
     make_case,
     open_input,
+    say_doubts,
     settings_of,
 )
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
+from isopose.homogenize.reference import find_reference, named_case
 from isopose.io.cases import Case
 from isopose.outputs import Outcome
 from isopose.progress import Reporter
@@ -90,7 +92,8 @@ def homogenize_on_cluster(
             URL.
         output: folder, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
-        config: one pose for a scan or several, and the size.
+        config: one pose for a scan or several, the size, and the reference: a case, or a path on this
+            machine.
         labels: name to stored value, in place of what the layout says.
         model: a model's folder whose poses are taken; it is sent to the workers.
         reporter: where progress goes.
@@ -104,8 +107,14 @@ def homogenize_on_cluster(
         mirror, where = Mirror.of_dataset(dataset, below / "in")
         opened = open_input(where, labels)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
-        estimator = open_estimator(folder, config)
-        settings = settings_of(opened, below / "out", config, None, estimator)
+        # The unpacked model lies elsewhere than the one that the user named.
+        named = model.local if model is not None and model.local is not None else folder
+        reference = find_reference(
+            config.reference, named, _with_reference_here(opened.cases, config, mirror, below)
+        )
+        config = config.model_copy(update={"reference": None})
+        estimator = open_estimator(folder, config, reference)
+        settings = settings_of(opened, below / "out", config, None, reference, estimator)
         head = head_of(opened, settings, estimator)
         # The output as a folder here, in which the same functions look and write as on one machine.
         published = {name for name in _list_names(output) if not name.startswith(f"{COHORT}/")}
@@ -117,6 +126,7 @@ def homogenize_on_cluster(
         check_claim(settings, opened)
         stack.enter_context(held(output))
         begin(settings, head)
+        say_doubts(settings, reporter)
         (output / "dataset.json").remove()
         (output / HEAD).publish(settings.root / HEAD)
         pool = stack.enter_context(cluster(address))
@@ -129,6 +139,17 @@ def homogenize_on_cluster(
             if file.is_file() and (name != "patients.csv" or file.stat().st_size):
                 (output / name).publish(file)
         return outcomes
+
+
+def _with_reference_here(
+    cases: Sequence[Case], config: HomogenizeConfig, mirror: Mirror, below: Path
+) -> list[Case]:
+    """Return the cases; the one that is the reference with its scan where this machine can read it."""
+    case = named_case(config.reference, cases)
+    if case is None:
+        return [*cases]
+    scan = Cohort([mirror], mirror.place, "", "reference").source(case.image).bring(below / "reference")
+    return [replace(one, image=scan) if one is case else one for one in cases]
 
 
 def _list_names(output: Place) -> list[str]:

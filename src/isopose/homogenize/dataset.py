@@ -24,6 +24,7 @@ from isopose.homogenize.record import (
     record_path,
     write_record,
 )
+from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.homogenize.scan import homogenize_scan
 from isopose.inference.files import check_apart, find_scans
 from isopose.io.cases import Case, Dataset, dataset_of
@@ -51,7 +52,8 @@ class HomogenizeSettings:
     Args:
         root: folder of the homogenized dataset.
         model: folder of the model whose poses are taken; None for those of the shipped network.
-        config: one pose for a scan or several, and the size.
+        config: one pose for a scan or several, and the size; names no reference.
+        reference: whose pose and size the scans get; None for that of the model.
         labels: of the source dataset.
         sha256: of all that decides a result besides its scan and label file.
     """
@@ -59,6 +61,7 @@ class HomogenizeSettings:
     root: Path
     model: Path | None
     config: HomogenizeConfig
+    reference: ReferenceOutline | None
     labels: Labels
     sha256: str
 
@@ -101,7 +104,7 @@ def homogenize(
     Args:
         dataset: see :func:`open_input`.
         output: a new folder, or one that this command was stopped in.
-        config: one pose for a scan or several, and the size.
+        config: one pose for a scan or several, the size, and the reference.
         model: a model's folder whose poses are taken; none: those of the shipped network.
         workers: processes; any number writes the same voxels.
         reporter: where progress goes.
@@ -110,13 +113,15 @@ def homogenize(
         One for each case, in their order.
 
     Raises:
-        InputError: no such model, a folder that holds something else, or one in that of a DICOM series.
+        InputError: no such model or reference, a folder that holds something else, or one in that of a DICOM
+            series.
         RunError: the output is full or cannot be written to.
     """
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
-    estimator = open_estimator(model, config)
-    settings = settings_of(dataset, output, config, model, estimator)
+    reference = find_reference(config.reference, model, dataset.cases)
+    estimator = open_estimator(model, config, reference)
+    settings = settings_of(dataset, output, config, model, reference, estimator)
     head = head_of(dataset, settings, estimator)
     check_claim(settings, dataset)
     output_folder(settings.root)
@@ -128,6 +133,7 @@ def _homogenize(
     dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], workers: int, reporter: Reporter
 ) -> list[CaseOutcome]:
     begin(settings, head)
+    say_doubts(settings, reporter)
     started, made, outcomes = time.monotonic(), 0, []
     work = partial(make_case, settings=settings)
     total = len(dataset.cases)
@@ -159,13 +165,26 @@ def _reported(outcome: CaseOutcome, seconds_left: float) -> str:
     return f"  about {seconds_left:.0f} s left" if seconds_left else ""
 
 
+def say_doubts(settings: HomogenizeSettings, reporter: Reporter) -> None:
+    """Report what is to be doubted of the reference."""
+    for warning in settings.reference.warnings if settings.reference else ():
+        reporter.say(f"warning: the reference: {warning}")
+
+
 def settings_of(
-    dataset: Dataset, root: Path, config: HomogenizeConfig, model: Path | None, estimator: PoseEstimator
+    dataset: Dataset,
+    root: Path,
+    config: HomogenizeConfig,
+    model: Path | None,
+    reference: ReferenceOutline | None,
+    estimator: PoseEstimator,
 ) -> HomogenizeSettings:
     """Return what all cases of a run share."""
     labels = dataset.labels
+    # The estimator's hash is of what the reference is, not of how it was named.
+    config = config.model_copy(update={"reference": None})
     decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, dict(labels.values)]
-    return HomogenizeSettings(Path(root), model, config, labels, hash_of(decides))
+    return HomogenizeSettings(Path(root), model, config, reference, labels, hash_of(decides))
 
 
 def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstimator) -> dict[str, Any]:
@@ -177,9 +196,13 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
         "settings_sha256": settings.sha256,
         "per": settings.config.per,
         "crop": settings.config.crop,
+        "scale_z": settings.config.scale_z,
         "poses_from": estimator.origin,
         "poses_sha256": estimator.sha256,
         "reference": {
+            "kind": estimator.reference.kind,
+            "sha256": estimator.reference.sha256,
+            "case": estimator.reference.case,
             "size": estimator.size,
             "pixel_mm": estimator.pixel_mm,
             "side_mm": estimator.side_mm,
@@ -223,9 +246,11 @@ def begin(settings: HomogenizeSettings, head: dict[str, Any]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _estimator(model: Path | None, config: HomogenizeConfig) -> PoseEstimator:
+def _estimator(
+    model: Path | None, config: HomogenizeConfig, reference: ReferenceOutline | None
+) -> PoseEstimator:
     """Opened once in each process."""
-    return open_estimator(model, config)
+    return open_estimator(model, config, reference)
 
 
 @one_thread()
@@ -263,14 +288,15 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         if case.label is not None:
             stored = read_labels(case.label, like=volume, note=notes.append)
             classes = stored.with_array(settings.labels.to_classes(stored.array))
-        scan = homogenize_scan(_estimator(settings.model, settings.config), volume, classes)
+        estimator = _estimator(settings.model, settings.config, settings.reference)
+        scan = homogenize_scan(estimator, volume, classes)
         scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
         image, label = _paths(root, case.id, part)
         if scan.labels is not None:
             write_labels(scan.labels, label)
         write_image(scan.image, image)
         files = [image, label] if scan.labels is not None else [image]
-        made = write_record(root, case.id, part, scan, settings.sha256, sources, files)
+        made = write_record(root, case.id, part, scan, estimator.reference, settings.sha256, sources, files)
         return Outcome(case.id, made, None)
 
 

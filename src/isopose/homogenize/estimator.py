@@ -1,7 +1,6 @@
 """What finds the poses: the network and reference that ship with the package, or a trained model's."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,11 +9,18 @@ from isopose.data.fingerprint import Scale, Window
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.files import hash_of
+from isopose.homogenize.reference import (
+    ReferenceOutline,
+    ReferenceSource,
+    find_reference,
+    outline_of_model,
+    shipped_outline,
+)
 from isopose.models.folder import Model, load_model
 from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import SOFT_TISSUE_HU
-from isopose.models.shipped import load_reference, load_shipped, shipped_sha256
+from isopose.models.shipped import shipped_sha256, shipped_transformer
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,9 @@ class PoseEstimator:
         size: pixels along a side of the reference's frame in what is written.
         side_mm: side of the reference's frame.
         tilted: whether a scan's pose has pitch and yaw.
-        origin: whose network and reference these are.
+        scale_z: whether distances along z are scaled as the slices are.
+        origin: whose network this is.
+        reference: what the reference was made from.
         sha256: of network, reference and settings.
     """
 
@@ -48,7 +56,9 @@ class PoseEstimator:
     size: int
     side_mm: float
     tilted: bool
+    scale_z: bool
     origin: Literal["shipped", "model"]
+    reference: ReferenceSource
     sha256: str
 
     @property
@@ -57,45 +67,55 @@ class PoseEstimator:
         return self.side_mm / self.size
 
 
-def open_estimator(model: Path | None, config: HomogenizeConfig) -> PoseEstimator:
-    """The shipped network and reference, or those of a model folder.
+def open_estimator(
+    model: Path | None, config: HomogenizeConfig, reference: ReferenceOutline | None = None
+) -> PoseEstimator:
+    """Return the shipped network and a reference, or the network and reference of a model folder.
+
+    Args:
+        model: folder of the model whose poses are taken; None: those of the shipped network.
+        config: one pose for a scan or several, the size, and the reference.
+        reference: that was found already; None: the one that the configuration names.
 
     Raises:
-        InputError: no such model, or one that estimates no pose, or no crop where that is asked for.
+        InputError: no such model or reference, or a model that estimates no pose, or no crop where that is
+            asked for.
     """
     if config.crop and model is None:
         raise InputError("--crop: what is cropped is what a model's STN2 found; name the model (--model)")
+    reference = reference or find_reference(config.reference, model)
     if model is None:
-        return shipped_estimator(config)
+        return shipped_estimator(config, reference)
     return estimator_from_model(load_model(model), config)
 
 
-def shipped_estimator(config: HomogenizeConfig) -> PoseEstimator:
-    """What needs no training: the roll network and the reference outline that ship with the package."""
-    reference, window = load_reference(), Window(*SOFT_TISSUE_HU)
+def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | None = None) -> PoseEstimator:
+    """Return what needs no training: the roll network that ships with the package, and a reference.
+
+    Args:
+        config: one pose for a scan or several, and the size.
+        reference: whose pose and size scans get; None: the shipped child.
+    """
+    reference, window = reference or shipped_outline(), Window(*SOFT_TISSUE_HU)
     per = _in_plane(config)
-    pose = PoseConfig(per=per)
-    transformer = PoseTransformer(pose, reference.mask, window.air, window.top)
-    assert transformer.roll is not None
-    load_shipped(transformer.roll)
-    transformer.eval().requires_grad_(False)
-    data, predict = DataConfig(), PredictConfig()
+    pose, data, predict = PoseConfig(per=per), DataConfig(), PredictConfig()
     settings = (part.model_dump(mode="json") for part in (pose, data, predict))
-    made_of = [shipped_sha256(), config.per, *settings]
     return PoseEstimator(
-        transformer,
-        per,
-        None,
-        None,
-        window,
-        None,
-        data,
-        predict,
-        config.size,
-        reference.side_mm,
-        config.per == "tilted",
-        "shipped",
-        hash_of(made_of),
+        transformer=shipped_transformer(pose, reference.tensor, window.air, window.top),
+        per=per,
+        joint=None,
+        crop=None,
+        scale=window,
+        fov_mm=None,
+        data=data,
+        predict=predict,
+        size=config.size,
+        side_mm=reference.side_mm,
+        tilted=config.per == "tilted",
+        scale_z=config.scale_z,
+        origin="shipped",
+        reference=reference.source,
+        sha256=hash_of([shipped_sha256(), asdict(reference.source), config.per, *settings]),
     )
 
 
@@ -120,14 +140,7 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
             "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
             "would be homogenized; leave --model out, or name one that estimates poses"
         )
-    networks = model.pipeline
-    area_cm2 = model.info.reference.area_cm2
-    if area_cm2 is None:
-        raise InputError(
-            "the model does not say how large its reference is (info.reference.area_cm2); train again"
-        )
-    # The reference's body is known in cm², and what part of its frame it fills.
-    side_mm = 10.0 * math.sqrt(area_cm2 / float(networks.pose.reference_mask.mean()))
+    networks, reference = model.pipeline, outline_of_model(model)
     made_of = [
         model.weights_sha256,
         model.config.model_dump(mode="json"),
@@ -135,19 +148,21 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         config.per,
     ]
     return PoseEstimator(
-        networks.pose,
-        _in_plane(config),
-        networks if networks.joint is not None else None,
-        networks if config.crop else None,
-        model.fingerprint.intensity,
-        usual_fov(model.fingerprint, model.config.data),
-        model.config.data,
-        model.config.predict,
-        config.size,
-        side_mm,
-        config.per == "tilted",
-        "model",
-        hash_of(made_of),
+        transformer=networks.pose,
+        per=_in_plane(config),
+        joint=networks if networks.joint is not None else None,
+        crop=networks if config.crop else None,
+        scale=model.fingerprint.intensity,
+        fov_mm=usual_fov(model.fingerprint, model.config.data),
+        data=model.config.data,
+        predict=model.config.predict,
+        size=config.size,
+        side_mm=reference.side_mm,
+        tilted=config.per == "tilted",
+        scale_z=config.scale_z,
+        origin="model",
+        reference=reference.source,
+        sha256=hash_of(made_of),
     )
 
 

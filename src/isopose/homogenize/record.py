@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, write_json
 from isopose.geometry.pose import ANGLE
+from isopose.homogenize.reference import ReferenceSource
 from isopose.homogenize.scan import HomogenizedScan
 from isopose.homogenize.transform import Transform
 from isopose.outputs import hashes
@@ -20,7 +21,9 @@ from isopose.strict import STRICT, first_problem
 from isopose.version import __version__
 
 #: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
-FORMAT = 2
+FORMAT: Literal[3] = 3
+#: Formats that are read: 2 has no reference, and no scale along z.
+READABLE = (2, FORMAT)
 #: Folder of the cases' records in a homogenized dataset, and the file that describes all of it.
 FOLDER, HEAD = "transforms", "homogenize.json"
 
@@ -63,9 +66,10 @@ class CaseRecord:
         slices: from the feet.
         transform: what undoes it.
         roll_decision: whether the roll that the slices show was believed; None where it was not estimated.
+        reference: whose pose and size the scan has; None in format 2.
     """
 
-    format: Literal[2]
+    format: Literal[2, 3]
     isopose: str
     case: str
     part: Literal["Tr", "Ts"]
@@ -77,6 +81,7 @@ class CaseRecord:
     slices: tuple[SliceFacts, ...]
     transform: Transform
     roll_decision: RollDecision | None = None
+    reference: ReferenceSource | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_json(self) -> dict[str, Any]:
@@ -98,6 +103,7 @@ def write_record(
     case: str,
     part: Literal["Tr", "Ts"],
     scan: HomogenizedScan,
+    reference: ReferenceSource,
     settings_sha256: str,
     sources: dict[str, str],
     files: list[Path],
@@ -105,7 +111,7 @@ def write_record(
     """Write a case's record, after its files."""
     poses = scan.poses
     record = CaseRecord(
-        format=2,
+        format=FORMAT,
         isopose=__version__,
         case=case,
         part=part,
@@ -125,6 +131,7 @@ def write_record(
         ),
         transform=scan.transform,
         roll_decision=poses.decision,
+        reference=reference,
     )
     values = record.to_json()
     # A changed digit would put a label elsewhere and tell nobody.
@@ -140,7 +147,7 @@ def read_record(path: Path) -> CaseRecord:
     """
     values = read_json(path)
     found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
+    if found not in READABLE:
         raise InputError(f"{path}: expected format {FORMAT}, got {found}; homogenize the case again")
     stored_hash = values.pop("sha256", None)
     try:

@@ -18,7 +18,7 @@ from isopose.errors import InputError
 from isopose.files import composed, only_writer, output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.dataset import ENDING
-from isopose.homogenize.record import FOLDER, FORMAT, HEAD, read_record
+from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE, read_record
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.files import as_file, is_image
@@ -142,7 +142,7 @@ def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
             f"{homogenized}: no {HEAD} in here; expected the folder that isopose homogenize wrote"
         )
     head = read_json(where)
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
+    if not isinstance(head, dict) or head.get("format") not in READABLE:
         found = head.get("format") if isinstance(head, dict) else None
         raise InputError(f"{where}: expected format {FORMAT}, got {found}; homogenize the dataset again")
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from isopose.data.preprocess import Prepared, prepare_as
-from isopose.geometry.pose import LOG_SCALES, POSE_SIZES, matrix_from_pose
+from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALES, POSE_SIZES, SHIFT_X, matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
@@ -78,8 +78,11 @@ def homogenize_scan(
     if estimator.tilted:
         z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
         pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
+        own_size = math.log(estimator.side_mm / prepared.frame.fov_mm)
         if records.decision is not None and not records.decision.outline_visible:
-            pose[LOG_SCALES] = math.log(estimator.side_mm / prepared.frame.fov_mm)
+            pose[LOG_SCALES] = own_size
+        elif not estimator.scale_z:
+            pose[LOG_SCALES][2] = own_size
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)
@@ -108,9 +111,10 @@ def _transform(
 ) -> tuple[Transform, tuple[str, ...]]:
     """The transform of a scan whose poses are known; its grid holds the body, or the crop, and all labels."""
     usual, first_mm = estimator.size, float(prepared.world_from_index[2, 3])
+    z_scale = _z_scale(estimator, prepared, records) if estimator.scale_z else 1.0
 
     def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
-        grid = Grid(usual, size, estimator.pixel_mm, prepared.spacing[2], first_mm, middle)
+        grid = Grid(usual, size, estimator.pixel_mm, prepared.spacing[2], first_mm, middle, z_scale=z_scale)
         return _transform_of(grid, prepared, records)
 
     if crop is None:
@@ -124,6 +128,17 @@ def _transform(
     if crop is not None:
         return on(*_square(needed.clip(-LARGEST, LARGEST), usual)), warnings
     return on(size), warnings
+
+
+def _z_scale(estimator: PoseEstimator, prepared: Prepared, records: ScanPose) -> float:
+    """Return the homogenized millimeters of a millimeter in plane: the median over the slices with a body.
+
+    Of a slice it is the geometric mean of its two scales; of a scan that keeps its size it is 1.
+    """
+    if not records.has_body.any():
+        return 1.0
+    log_scale = records.pose[records.has_body, LOG_SCALE_X:SHIFT_X].astype(np.float64).mean(axis=1)
+    return estimator.side_mm / prepared.frame.fov_mm / math.exp(float(np.median(log_scale)))
 
 
 def _tilted(

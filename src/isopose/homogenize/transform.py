@@ -21,6 +21,7 @@ Size = Annotated[int, Field(ge=1, le=1 << 20)]
 Millimeters = Annotated[float, Field(gt=1e-6, le=1e6)]
 Triple = tuple[Size, Size, Size]
 Row = tuple[float, float, float, float]
+Factor = Annotated[float, Field(gt=1e-3, le=1e3)]
 #: Radians, logarithms of scales, shifts in half sides: beyond these no body is in any frame.
 Posed = Annotated[float, Field(ge=-10.0, le=10.0)]
 Five = tuple[Posed, Posed, Posed, Posed, Posed]
@@ -41,6 +42,8 @@ class Grid:
         first_mm: z of the first slice, in the millimeters of ``slice_mm``; a tilted case's middle lies at 0.
         middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
         slices: of a tilted case; else none, for there are as many as the scan has.
+        z_scale: homogenized millimeters of a millimeter along the scan, which multiplies ``slice_mm`` and
+            ``first_mm``; 1 where z is left as it is, and of a tilted case.
     """
 
     usual: Size
@@ -50,14 +53,15 @@ class Grid:
     first_mm: float
     middle: tuple[Posed, Posed] = (0.0, 0.0)
     slices: Size | None = None
+    z_scale: Factor = 1.0
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
     def world_from_index(self) -> np.ndarray:
         """``(4, 4)`` from ``(x, y, z)`` indices to LPS millimeters."""
-        matrix = np.diag([self.pixel_mm, self.pixel_mm, self.slice_mm, 1.0])
+        matrix = np.diag([self.pixel_mm, self.pixel_mm, self.slice_mm * self.z_scale, 1.0])
         edges = [0.5 * (part * self.usual - self.size + 1) * self.pixel_mm for part in self.middle]
-        matrix[:3, 3] = (*edges, self.first_mm)
+        matrix[:3, 3] = (*edges, self.first_mm * self.z_scale)
         return matrix
 
     @property

@@ -1,24 +1,30 @@
-"""Load what ships with the package: the roll network's weights and a reference outline.
+"""Load what ships with the package: the roll network's weights and two reference outlines.
 
 Both are made from phantoms only, by ``phantom/roll``.
 """
 
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from typing import Final
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from isopose.files import hash_of, sha256
+from isopose.config import PoseConfig
+from isopose.files import sha256
+from isopose.models.pose import PoseTransformer
 from isopose.models.roll import RollNetwork
 
-#: Files of the network's weights (float16, to keep the package small) and of the reference's outline.
-WEIGHTS, REFERENCE = "roll.safetensors", "reference.safetensors"
+#: File of the network's weights (float16, to keep the package small), and those of the references' outlines.
+WEIGHTS: Final = "roll.safetensors"
+REFERENCES: Final = {"child": "reference-child.safetensors", "adult": "reference-adult.safetensors"}
+#: The reference where none is named.
+USUAL_REFERENCE: Final = "child"
 
 
 @dataclass(frozen=True)
 class ShippedReference:
-    """The outline to which scans are homogenized when no model brings its own: a child of two years.
+    """The outline of a median phantom to which scans are homogenized: a child of two years, or an adult.
 
     Args:
         mask: ``(1, 1, S, S)`` float32 in [0, 1], upright, centered.
@@ -49,19 +55,41 @@ def load_shipped(network: RollNetwork) -> RollNetwork:
     return network
 
 
-def load_reference() -> ShippedReference:
-    """Return the shipped reference outline."""
-    tensors = _tensors(REFERENCE)
+def shipped_transformer(
+    config: PoseConfig, reference_mask: Tensor, air: float, top: float
+) -> PoseTransformer:
+    """Return STN1 with the shipped weights, for estimation only.
+
+    Args:
+        config: with ``start="anatomy"``.
+        reference_mask: ``(1, 1, S, S)`` in [0, 1], the reference's foreground in the homogenized frame.
+        air: value of air in the normalized images.
+        top: largest value of the normalized images.
+    """
+    transformer = PoseTransformer(config, reference_mask, air, top)
+    assert transformer.roll is not None, "config.start is anatomy"
+    load_shipped(transformer.roll)
+    return transformer.eval().requires_grad_(False)
+
+
+def load_reference(name: str = USUAL_REFERENCE) -> ShippedReference:
+    """Return a shipped reference outline.
+
+    Args:
+        name: of :data:`REFERENCES`.
+    """
+    tensors = _tensors(REFERENCES[name])
     return ShippedReference(tensors["mask"].float(), float(tensors["side_mm"]))
 
 
-def shipped_sha256() -> str:
-    """Return a hash of all shipped files, which results record so that they can be traced."""
-    hashes = []
-    for name in (WEIGHTS, REFERENCE):
-        with as_file(files("isopose.models") / name) as path:
-            hashes.append(sha256(path))
-    return hash_of(hashes)
+def shipped_sha256(file: str = WEIGHTS) -> str:
+    """Return the hash of a shipped file, which results record so that they can be traced.
+
+    Args:
+        file: :data:`WEIGHTS`, or a value of :data:`REFERENCES`.
+    """
+    with as_file(files("isopose.models") / file) as path:
+        return sha256(path)
 
 
 def _tensors(name: str) -> dict[str, Tensor]:

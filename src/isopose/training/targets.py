@@ -13,7 +13,7 @@ from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
 from isopose.geometry.box import box_of_mask, matrix_from_box
-from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose, pose_from_matrix
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
 from isopose.models.pipeline import Networks
@@ -185,3 +185,20 @@ def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
     log_scale = math.log(max(x1 - x0, y1 - y0) / 2.0 / fill)
     onto = torch.tensor([[0.0, log_scale, log_scale, (x0 + x1) / 2.0, (y0 + y1) / 2.0]])
     return compose(upright, matrix_from_pose(onto))
+
+
+def filled_outline(mask: Tensor, lean: float, config: PoseConfig) -> tuple[Tensor, float]:
+    """Return the outline of a body upright, centered, and filling a part of its frame.
+
+    Args:
+        mask: ``(1, 1, N, N)`` foreground of one slice, soft or binary.
+        lean: radians by which the body lies turned, from +x to +y.
+        config: pixels of the outline (``size``), and the part of the frame that it fills (``fill``).
+
+    Returns:
+        The outline ``(1, 1, S, S)``, and the side of its frame as a part of that of the mask.
+    """
+    assert config.fill is not None, "an outline as it lies needs no frame of its own"
+    theta = filling_matrix(mask, lean, config.fill)
+    part = float(pose_from_matrix(theta.double())[0, LOG_SCALE_X].exp())
+    return warp(mask, theta, (config.size, config.size)), part

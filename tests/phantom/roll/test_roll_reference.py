@@ -5,38 +5,43 @@ import torch
 from isopose.geometry.box import box_of_mask
 from isopose.geometry.moments import moments
 from isopose.geometry.symmetry import symmetry_axis
-from isopose.models.shipped import REFERENCE, load_reference, shipped_sha256
+from isopose.models.shipped import REFERENCES, load_reference, shipped_sha256
 from isopose.phantom.growth import reference_size
-from isopose.phantom.roll.reference import DRAWN_MM, draw_outline, main, make_reference
+from isopose.phantom.roll.reference import PATIENTS, draw_outline, main
+
+each = pytest.mark.parametrize("name", REFERENCES)
 
 
-def test_the_shipped_file_is_what_the_command_makes(tmp_path) -> None:
+def test_the_shipped_files_are_what_the_command_makes(tmp_path) -> None:
     from safetensors.torch import load_file
 
-    main(tmp_path)
-    made, shipped = load_file(tmp_path / REFERENCE), load_reference()
-    assert set(made) == {"mask", "side_mm"}
-    torch.testing.assert_close(made["mask"].float(), shipped.mask, atol=2e-3, rtol=0)
-    assert float(made["side_mm"]) == pytest.approx(shipped.side_mm, rel=1e-5)
-    main(tmp_path / "elsewhere.safetensors")
-    assert (tmp_path / "elsewhere.safetensors").read_bytes() == (tmp_path / REFERENCE).read_bytes()
+    main(tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {*REFERENCES.values()}
+    for name, file in REFERENCES.items():
+        made, shipped = load_file(tmp_path / "new" / file), load_reference(name)
+        assert set(made) == {"mask", "side_mm"}
+        torch.testing.assert_close(made["mask"].float(), shipped.mask, atol=2e-3, rtol=0)
+        assert float(made["side_mm"]) == pytest.approx(shipped.side_mm, rel=1e-5)
 
 
-def test_it_is_a_child_of_two_years_in_its_true_size() -> None:
-    size = reference_size(2.0)
-    box, _ = box_of_mask(draw_outline()[:, 0] >= 0.5)
-    x0, y0, x1, y1 = (box[0] * DRAWN_MM / 2).tolist()
+@pytest.mark.parametrize(("name", "age_years"), [("child", 2.0), ("adult", 30.0)])
+def test_it_is_a_patient_of_an_age_in_its_true_size(name, age_years) -> None:
+    size, drawn_mm = reference_size(age_years), PATIENTS[name][1]
+    box, _ = box_of_mask(draw_outline(name)[:, 0] >= 0.5)
+    x0, y0, x1, y1 = (box[0] * drawn_mm / 2).tolist()
     assert x1 - x0 == pytest.approx(size.width, rel=0.01)
     # Lying on its back it is a little less deep than standing.
     assert 0.9 * size.depth < y1 - y0 <= size.depth
-    reference = load_reference()
+    reference = load_reference(name)
+    assert reference.side_mm * 0.92 == pytest.approx(size.width, rel=0.01)
     area_mm2 = float(reference.mask.mean()) * reference.side_mm**2
-    drawn_mm2 = float(draw_outline().mean()) * DRAWN_MM**2
+    drawn_mm2 = float(draw_outline(name).mean()) * drawn_mm**2
     assert area_mm2 == pytest.approx(drawn_mm2, rel=0.005)
 
 
-def test_it_is_upright_symmetric_centered_and_fills_the_frame() -> None:
-    mask = load_reference().mask
+@each
+def test_it_is_upright_symmetric_centered_and_fills_the_frame(name) -> None:
+    mask = load_reference(name).mask
     assert mask.shape == (1, 1, 96, 96)
     assert mask.dtype == torch.float32
     assert 0.0 <= float(mask.min()) < float(mask.max()) <= 1.0
@@ -51,9 +56,10 @@ def test_it_is_upright_symmetric_centered_and_fills_the_frame() -> None:
     rows = mask[0, 0].sum(dim=1)
     top, bottom = (int(line) for line in (0.92 * 48 * np.array([-0.7, 0.7]) + 48))
     assert float(rows[bottom]) > float(rows[top])
-    assert make_reference()["mask"].shape == mask.shape
 
 
 def test_what_is_shipped_has_an_identity() -> None:
-    assert len(shipped_sha256()) == 64
-    assert shipped_sha256() == shipped_sha256()
+    hashes = [shipped_sha256(), *(shipped_sha256(file) for file in REFERENCES.values())]
+    assert {len(one) for one in hashes} == {64}
+    assert len(set(hashes)) == len(hashes)
+    assert shipped_sha256() == hashes[0]

@@ -1,0 +1,238 @@
+"""The reference whose pose and size all scans get: shipped, of one of the user's scans, or a model's."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from isopose.config import DataConfig, PoseConfig, PredictConfig
+from isopose.data.fingerprint import Window
+from isopose.data.preprocess import prepare_as
+from isopose.devices import one_thread
+from isopose.errors import InputError
+from isopose.files import composed
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, SHIFT_X
+from isopose.geometry.volume import Volume
+from isopose.inference.files import find_scans
+from isopose.io.cases import Case
+from isopose.io.images import missing, read_volume
+from isopose.io.sources import hash_of_source
+from isopose.isolation import named
+from isopose.models.folder import Model, load_model
+from isopose.models.roll import SOFT_TISSUE_HU
+from isopose.models.shipped import (
+    REFERENCES,
+    USUAL_REFERENCE,
+    load_reference,
+    shipped_sha256,
+    shipped_transformer,
+)
+from isopose.scan.find import find_poses, slice_poses_of
+from isopose.scan.warnings import pose_warnings
+from isopose.strict import STRICT
+from isopose.training.targets import filled_outline
+
+#: Most cases that a message names.
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class ReferenceSource:
+    """What a reference was made from, as it is recorded: no path, which may hold a patient's name.
+
+    Args:
+        kind: ``child`` or ``adult``, shipped; ``case`` of the dataset that is homogenized; another ``scan``;
+            or a ``model``'s.
+        sha256: of the shipped file, of the scan, or of the model's weights.
+        case: id of the case, else None.
+    """
+
+    kind: Literal["child", "adult", "case", "scan", "model"]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    case: str | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class ReferenceOutline:
+    """The outline to which scans are brought; small and picklable, as it goes to other processes.
+
+    Two that were made from the same source are equal.
+
+    Args:
+        source: what it was made from.
+        mask: ``(1, 1, S, S)`` float32 in [0, 1], the reference's foreground in the homogenized frame.
+        side_mm: side of that frame in the reference's true millimeters.
+        warnings: of the reference's own scan, one line each.
+    """
+
+    source: ReferenceSource
+    mask: np.ndarray = field(compare=False, repr=False)
+    side_mm: float = field(compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The mask as a tensor."""
+        return torch.from_numpy(self.mask)
+
+
+def find_reference(
+    name: str | None, model: Path | None = None, cases: Sequence[Case] = ()
+) -> ReferenceOutline | None:
+    """Return the reference that a user named.
+
+    A name is looked up in this order: ``child`` and ``adult``, the ids of the cases, a path. What has one of
+    these names by chance is given by its path, e.g. ``./child``.
+
+    Args:
+        name: ``child``, ``adult``, a case's id, the path of a scan or of a model's folder; None: the child.
+        model: folder of the model whose poses are taken; they belong to its own reference.
+        cases: of the dataset that is homogenized.
+
+    Returns:
+        None with a model.
+
+    Raises:
+        InputError: no such reference, another one than that of the model whose poses are taken, or a scan
+            that cannot be read or shows no outline of a body.
+    """
+    if model is not None:
+        if name is not None and os.path.realpath(name) != os.path.realpath(model):
+            raise InputError(
+                f"--reference {name}: with --model poses and reference are the model's; leave one of the two "
+                "out (--reference MODEL alone takes the model's reference and the shipped poses)"
+            )
+        return None
+    name = USUAL_REFERENCE if name is None else name
+    if name in REFERENCES:
+        return shipped_outline(name)
+    case = named_case(name, cases)
+    if case is not None:
+        return _outline_from_file(case.image, "case", case.id)
+    path = Path(name)
+    if not os.path.lexists(path):
+        raise InputError(_unknown(name, cases))
+    if (path / "model.json").is_file():
+        return outline_of_model(load_model(path))
+    return _outline_from_file(_only_scan(path), "scan")
+
+
+def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
+    """Return the case that a name of a reference means; None where it means none of them."""
+    if name is None or name in REFERENCES:
+        return None
+    return next((case for case in cases if case.id == composed(name)), None)
+
+
+def shipped_outline(name: str = USUAL_REFERENCE) -> ReferenceOutline:
+    """Return a shipped reference.
+
+    Args:
+        name: ``child`` or ``adult``.
+    """
+    kind: Literal["child", "adult"] = "adult" if name == "adult" else "child"
+    reference = load_reference(kind)
+    source = ReferenceSource(kind, shipped_sha256(REFERENCES[kind]))
+    return ReferenceOutline(source, reference.mask.numpy(), reference.side_mm)
+
+
+def outline_of_model(model: Model) -> ReferenceOutline:
+    """Return the reference of a model.
+
+    Raises:
+        InputError: the model does not know its size.
+    """
+    area_cm2 = model.info.reference.area_cm2
+    if area_cm2 is None:
+        raise InputError(
+            "the model does not say how large its reference is (info.reference.area_cm2); train again"
+        )
+    mask = model.pipeline.pose.reference_mask
+    source = ReferenceSource("model", model.weights_sha256)
+    return ReferenceOutline(source, mask.cpu().numpy(), side_from_area(mask, area_cm2))
+
+
+def side_from_area(mask: Tensor, area_cm2: float) -> float:
+    """Return the side in mm of the frame in which a body of a known area is outlined.
+
+    Args:
+        mask: ``(1, 1, S, S)``, the body in the frame.
+        area_cm2: of the body.
+    """
+    return 10.0 * math.sqrt(area_cm2 / float(mask.mean()))
+
+
+@one_thread()
+@torch.inference_mode()
+def outline_of_scan(volume: Volume) -> tuple[np.ndarray, float, tuple[str, ...]]:
+    """Lay a scan upright by the shipped network, and return the outline of its most typical slice.
+
+    All slices get one pose. The most typical slice is the one whose own width and depth are nearest to those
+    of that pose, so that the scan itself keeps its size when it is homogenized to its own outline.
+
+    Args:
+        volume: CT in Hounsfield units, any size, spacing and orientation.
+
+    Returns:
+        The outline ``(1, 1, S, S)`` float32, the side of its frame in mm, and warnings, one line each.
+
+    Raises:
+        InputError: no body, or it reaches out of the scan on all sides.
+    """
+    window, settings = Window(*SOFT_TISSUE_HU), PredictConfig()
+    transformer = shipped_transformer(PoseConfig(per="volume"), load_reference().mask, window.air, window.top)
+    prepared = prepare_as(volume, window, None, DataConfig())
+    slices = slice_poses_of(transformer, prepared, settings)
+    scan = find_poses(transformer, prepared, settings, slices)
+    if slices is None or (scan.decision is not None and not scan.decision.outline_visible):
+        raise InputError("shows no outline of a body, so it cannot be the reference; choose another scan")
+    rows = np.flatnonzero(scan.has_body)
+    common = torch.from_numpy(scan.pose[rows[0]])
+    own = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
+    off = (own - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
+    typical = rows[int(off.argmin())]
+    mask = torch.from_numpy(prepared.mask[typical])[None, None].float()
+    outline, part = filled_outline(mask, float(common[ANGLE]), transformer.config)
+    warnings = (*prepared.warnings, *pose_warnings(scan, transformer, settings))
+    return outline.numpy(), part * prepared.frame.fov_mm, warnings
+
+
+def _outline_from_file(
+    path: Path, kind: Literal["case", "scan"], case: str | None = None
+) -> ReferenceOutline:
+    try:
+        source = ReferenceSource(kind, hash_of_source(path), case)
+        return ReferenceOutline(source, *outline_of_scan(read_volume(path)))
+    except InputError as error:
+        raise InputError(f"the reference: {named(str(error), str(path))}") from None
+
+
+def _only_scan(path: Path) -> Path:
+    scans = find_scans([path])
+    if len(scans) > 1:
+        raise InputError(f"--reference {path}: holds {len(scans)} scans; name the file of one of them")
+    return scans[0].path
+
+
+def _unknown(name: str, cases: Sequence[Case]) -> str:
+    """Say what is possible in place of a name that means nothing."""
+    path = Path(name)
+    if "://" in name:
+        return f"--reference {name}: a URL; name a case of the dataset, or a path on this machine"
+    if path.is_absolute() or len(path.parts) > 1 or path.suffix:
+        return f"--reference: {missing(path)}"
+    some = ", ".join(case.id for case in cases[:NAMED])
+    more = f" and {len(cases) - NAMED} more" if len(cases) > NAMED else ""
+    of_the_dataset = f"a case of the dataset ({some}{more}), " if cases else ""
+    return (
+        f"--reference {name}: expected {', '.join(REFERENCES)}, {of_the_dataset}or the path of a scan or of "
+        "a model's folder"
+    )
