@@ -99,11 +99,13 @@ def run_command(words: Sequence[str], log: Path) -> int:
             )
         except OSError as error:
             raise InputError(f"{words[0]}: cannot be run ({error.strerror})") from None
-        with _ended_with_worker(process):
+        with _listening():
             try:
                 return process.wait()
-            except BaseException:
+            except BaseException as error:
                 _end(process)
+                if isinstance(error, _Told):
+                    os._exit(1)
                 raise
 
 
@@ -117,18 +119,21 @@ def how_it_ended(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
+class _Told(BaseException):
+    """Raised in a worker process that is told to end."""
+
+
 @contextmanager
-def _ended_with_worker(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the program within the block when this worker process is told to end, which it does at once."""
+def _listening() -> Iterator[None]:
+    """Let a worker process that is told to end, which it does at once, raise within the block instead."""
     if parent_process() is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end_both(_signum: int, _frame: FrameType | None) -> None:
-        _end(process)
-        os._exit(1)
+    def tell(_signum: int, _frame: FrameType | None) -> None:
+        raise _Told
 
-    before = signal.signal(signal.SIGTERM, end_both)
+    before = signal.signal(signal.SIGTERM, tell)
     try:
         yield
     finally:
