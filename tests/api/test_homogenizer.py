@@ -112,6 +112,6 @@ def test_wrong_use_is_reported(cohort, tmp_path):
 
 
 def test_the_package_offers_it_without_loading_it():
-    assert set(isopose.__all__) == {"Homogenized", "Homogenizer", "Pipeline", "Result", "__version__"}
+    assert set(isopose.__all__) == {"Homogenized", "Homogenizer", "Pipeline", "Result", "__version__", "wrap"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         isopose.nothing  # noqa: B018

@@ -110,7 +110,7 @@ def wrap(
             replace a scan.
         RunError: the output is full or cannot be written to.
     """
-    output, names = Path(output).absolute(), Labels.create(labels) if labels else Labels({})
+    output, names = Path(output), Labels.create(labels) if labels else Labels({})
     _check_output(scans, output, formats, names)
     estimator = open_estimator(model, config)
     homogenizing = settings_of(scans, output / WORK, config, model, estimator)
@@ -357,5 +357,6 @@ def _give(settings: WrapSettings, name: str, place: Path) -> None:
 
 def _run(command: Command, paths: Mapping[str, Path], log: Path, scans: int) -> Run:
     started = time.monotonic()
-    code = run_command(command.filled(paths), log)
+    # A program may change its folder.
+    code = run_command(command.filled({name: path.absolute() for name, path in paths.items()}), log)
     return Run(code, round(time.monotonic() - started, 1), scans, log)
