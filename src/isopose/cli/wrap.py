@@ -7,6 +7,9 @@ import typer
 from isopose.cli.options import AsJson, Label, Workers, labels_of, local_path
 from isopose.cli.output import fail_if, print_json
 
+#: Volumes that are printed of a scan.
+MOST_VOLUMES = 8
+
 
 def wrap(
     scans: Annotated[
@@ -73,9 +76,12 @@ def wrap(
     else:
         for outcome in outcomes:
             if outcome.record is not None:
-                volumes = "".join(f"  {k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
-                files = outcome.record["files"]
-                typer.echo(f"{folder}/{next(iter(files))}{'' if len(files) == 1 else ' …'}{volumes}")
+                files, volumes = [*outcome.record["files"]], outcome.record["volumes_ml"]
+                more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+                # Of a hundred organs the record tells.
+                shown = list(volumes.items())[:MOST_VOLUMES]
+                listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
+                typer.echo(f"{folder}/{files[0]}{more}{listed}{'  …' if len(volumes) > len(shown) else ''}")
     typer.echo(f"what the command printed: {folder}/{LOGS}", err=True)
     # Scans that failed together have one line.
     fail_if(dict.fromkeys(outcome.problem for outcome in outcomes))
