@@ -65,6 +65,14 @@ def segment(how: str, source: Path, target: Path) -> None:
             elif how == "npz-regions":
                 values = values + 0.3
             np.savez_compressed(str(target).replace(".nii.gz", ".npz"), probabilities=values)
+        case "empty" | "empty-planned":  # nothing is marked, so that the label map shows no order of the axes
+            write(np.zeros(array.shape, np.uint8), image, target)
+            values = np.where(np.array([True, False, False])[:, None, None, None], 0.6, 0.2)
+            values = np.broadcast_to(values, (3, *array.shape)) + probabilities(image) * 0.0
+            values[1:] += np.where(sides(image) == np.array([1, 2])[:, None, None, None], 0.1, -0.1)
+            np.savez_compressed(str(target).replace(".nii.gz", ".npz"), softmax=values / values.sum(axis=0))
+            if how == "empty-planned":
+                target.with_name("plans.json").write_text('{"image_reader_writer": "SimpleITKIO"}')
         case "nothing":
             pass
         case "fails":

@@ -149,12 +149,30 @@ def test_probabilities_of_all_classes_come_back_on_the_right_side(how, scan, tmp
 
 
 @pytest.mark.parametrize(
-    ("how", "why"), [("npz-other", "shows other labels"), ("npz-regions", "do not add up to 1")]
+    ("how", "why"),
+    [
+        ("npz-other", "shows other labels"),
+        ("npz-regions", "do not add up to 1"),
+        ("empty", "any order of the axes fits"),
+    ],
 )
 def test_probabilities_that_contradict_the_label_map_are_left_out(how, why, scan, tmp_path) -> None:
     [one] = run(scan, tmp_path / "r", how)
     assert [*one.record["files"]] == ["scan.nii.gz"]
     assert [warning for warning in one.record["warnings"] if why in warning]
+
+
+def test_where_nothing_is_marked_the_plans_tell_the_order_of_the_axes(scan, tmp_path) -> None:
+    [one] = run(scan, tmp_path / "r", "empty-planned")
+    run(scan, tmp_path / "l", "sides")
+    labels = read_labels(tmp_path / "l" / "scan.nii.gz").array
+    assert not read_labels(tmp_path / "r" / "scan.nii.gz").array.any()
+    assert sorted(one.record["files"]) == [
+        *(f"probabilities/scan_{name}.nii.gz" for name in ("1", "2", "background")),
+        "scan.nii.gz",
+    ]
+    left = read_volume(tmp_path / "r" / "probabilities" / "scan_1.nii.gz").array
+    assert left[labels == 1].mean() > left[labels == 2].mean() + 0.1
 
 
 def test_one_map_for_each_organ(scan, tmp_path) -> None:

@@ -16,13 +16,16 @@ from isopose.homogenize.warping import restored_labels, restored_share, values_i
 from isopose.io.images import ROUNDING, ending, on_image_grid, read_labels, read_volume
 from isopose.io.sources import files_beside
 from isopose.labels import Labels, voxels_of
+from isopose.outputs import earlier_record
 
 #: nnU-Net's probabilities, and the names that its versions give the array.
 PACKED, KEYS = ".npz", ("probabilities", "softmax")
 #: How far rounding to 16 bits may take a sum of probabilities from 1.
 OFF_SUM = 0.02
-#: Part of the voxels in which a label map shows the most probable class, if both are stored in one order.
-AGREEING = 0.999
+#: Part of the marked voxels in which a label map shows the most probable class, if both have the same axes.
+AGREEING = 0.99
+#: nnU-Net's readers, by their names in its plans, that leave the axes of a file as they are.
+IN_FILES_AXES = ("SimpleITKIO", "NibabelIO")
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ def _from_packed(
     """Restore nnU-Net's probabilities and return their label map; None, and a note, if they are no such.
 
     Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. The label map beside
-    tells which: mistaken, left and right would be exchanged.
+    tells which, or if it marks nothing the plans: mistaken, left and right would be exchanged.
     """
     array = _unpacked(path)
     if array is None or array.ndim != 4 or array.shape[1:] != beside.array.shape:
@@ -265,9 +268,10 @@ def _from_packed(
         found.notes.append(f"{name}: left out: its classes do not add up to 1 (nnU-Net's regions do not)")
         return None
     best = array.argmax(axis=0)
-    fits = [
-        np.mean(turned == beside.array) >= AGREEING for turned in (best, best[:, ::-1, ::-1])
-    ]  # RAS as nibabel has it, or as in the file
+    # As the file has its axes, or as nibabel has them: to the right and the front.
+    fits = [_agree(turned, beside.array) for turned in (best, best[:, ::-1, ::-1])]
+    if all(fits) and _reader_of(path.parent) in IN_FILES_AXES:
+        fits[1] = False
     if sum(fits) != 1:
         why = "any order of the axes fits" if all(fits) else "it shows other labels than"
         found.notes.append(f"{name}: left out: {why} the label map beside it")
@@ -282,6 +286,19 @@ def _from_packed(
 
     values: Mapping[str, int] = {class_name: value for value, class_name in enumerate(names, start=1)}
     return restore_classes(classes(), values, transform, write)
+
+
+def _agree(best: np.ndarray, labels: np.ndarray) -> bool:
+    """Return whether two label maps agree where either marks something."""
+    marked = (best > 0) | (labels > 0)
+    return not marked.any() or bool(np.mean(best[marked] == labels[marked]) >= AGREEING)
+
+
+def _reader_of(folder: Path) -> str | None:
+    """Return the reader that nnU-Net's plans, which it leaves beside its results, name."""
+    plans = earlier_record(folder / "plans.json") or {}
+    name = plans.get("image_reader_writer")
+    return name if isinstance(name, str) else None
 
 
 def _unpacked(path: Path) -> np.ndarray | None:

@@ -136,7 +136,8 @@ def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings)
             "command_seconds": run.seconds,
             "command_scans": run.scans,
             "volumes_ml": found.volumes_ml,
-            "files": outputs.hashes(settings.output, written),
+            # The label map first.
+            "files": outputs.hashes(settings.output, sorted(written, key=lambda path: len(path.parts))),
             "warnings": notes,
         }
         write_json(manifest, record)
