@@ -1,9 +1,10 @@
 """Placeholders of a command, and running it without a shell."""
 
+import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -68,25 +69,33 @@ def test_what_it_prints_and_how_it_ended(tmp_path) -> None:
         run_command([str(tmp_path / "odd")], log)
 
 
-def test_what_it_has_started_is_ended_with_it_when_isopose_is_stopped(tmp_path) -> None:
-    child = (
-        f"import os, time; open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    ours = (
-        "import sys; from pathlib import Path; from isopose.homogenize.command import run_command\n"
-        f"run_command([sys.executable, '-c', {parent!r}], Path({str(tmp_path / 'log')!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", ours], stderr=subprocess.DEVNULL)
+#: Starts another program, which writes its number into a file; both then wait.
+CHILD = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}, sys.argv[1]])"
+
+
+def ended(file: Path, process) -> bool:
+    """Wait until the program's own program runs, stop the process that runs the first, and look for it."""
+    while not file.exists() or not file.read_text():
+        assert process.is_alive()
+        time.sleep(0.05)
+    place = Path("/proc") / file.read_text()
+    assert place.exists() == Path("/proc/self").exists()
+    process.stop()
+    process.join(60)
+    assert process.exitcode not in (None, 0)
+    # A process that has ended may still wait to be counted.
+    return not place.exists() or ") Z " in (place / "stat").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=("interrupted", "worker"))
+def test_what_it_has_started_is_ended_with_it_when_isopose_is_stopped(number, tmp_path) -> None:
+    """As ``isopose wrap`` runs it in its own process, and in a worker, which a signal ends at once."""
+    words, file = [sys.executable, "-c", PARENT, str(tmp_path / "child")], tmp_path / "child"
+    process = get_context("spawn").Process(target=run_command, args=(words, tmp_path / "log"))
+    process.start()
+    process.stop = lambda: os.kill(process.pid, number)
     try:
-        while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        assert process.wait() != 0
+        assert ended(file, process)
     finally:
         process.kill()
-    started = Path("/proc") / (tmp_path / "child").read_text()
-    if Path("/proc/self").exists():
-        # A process that has ended may still wait to be counted.
-        assert not started.exists() or ") Z " in (started / "stat").read_text()
