@@ -16,11 +16,11 @@ from isopose.homogenize.restore import BACKGROUND, OFF_RANGE, restore_classes
 logger = logging.getLogger("isopose")
 
 #: What a segmenter returns: a label map, or the probability of each class by its name.
-Answer = Image | Mapping[str, Image]
+Segmentation = Image | Mapping[str, Image]
 
 
 def wrap(
-    function: Callable[[Any], Answer], homogenizer: Homogenizer | None = None, **options: Any
+    function: Callable[[Any], Segmentation], homogenizer: Homogenizer | None = None, **options: Any
 ) -> Callable[[Image], Any]:
     """Let a function that segments an image see it in the reference's pose and size.
 

@@ -51,7 +51,7 @@ class Answer:
 
 
 @dataclass
-class Restored:
+class RestoredAnswer:
     """Results of one scan on its own grid, but for those that were written already.
 
     Args:
@@ -116,7 +116,7 @@ def sort_by_case(names: Iterable[str], cases: Iterable[str]) -> tuple[dict[str, 
 
 def restore_answer(
     answer: Answer, transform: Transform, labels: Labels, write_map: Write, write_class: Write
-) -> Restored:
+) -> RestoredAnswer:
     """Restore what was written of one scan to its own grid.
 
     Whole numbers are label maps: value by value, linearly, the largest share wins. Other values from 0 to 1
@@ -136,7 +136,7 @@ def restore_answer(
         InputError: nothing was written, or a map is unreadable, not finite, on another grid, or of labels
             that have no name; or two maps have one name.
     """
-    found = Restored()
+    found = RestoredAnswer()
     _check_apart(answer.images)
     packed, kept = {_stem(name): name for name in answer.packed}, 0
     for name in answer.images:
@@ -157,7 +157,8 @@ def restore_answer(
             restored = _from_packed(
                 answer.folder / own, own, one.volume, transform, labels, write_class, found
             )
-        restored = restored or restored_labels(one.volume, transform)
+        if restored is None:
+            restored = restored_labels(one.volume, transform)
         found.labels = restored if found.label_maps == 1 else None
         found.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
         if answer.several:
@@ -253,7 +254,7 @@ def _from_packed(
     transform: Transform,
     labels: Labels,
     write: Write,
-    found: Restored,
+    found: RestoredAnswer,
 ) -> Volume | None:
     """Restore nnU-Net's probabilities and return their label map; None, and a note, if they are no such.
 

@@ -10,7 +10,7 @@ from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
-from isopose.homogenize.answers import Answer, Restored, restore_answer
+from isopose.homogenize.answers import Answer, RestoredAnswer, restore_answer
 from isopose.homogenize.command import Command, how_it_ended
 from isopose.homogenize.dataset import ENDING, HomogenizeSettings, hash_of_image
 from isopose.homogenize.record import CaseRecord, read_record, record_path
@@ -146,7 +146,7 @@ def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings)
 
 def _write_maps(
     case: Case, answer: Answer, homogenized: CaseRecord, settings: WrapSettings, written: list[Path]
-) -> Restored:
+) -> RestoredAnswer:
     """Write all of a scan's restored maps but its label map, where that is its only image."""
 
     def write(path: Path, volume: Volume) -> None:
@@ -166,7 +166,7 @@ def _write_maps(
 def _write_labels(
     case: Case,
     answer: Answer,
-    found: Restored,
+    found: RestoredAnswer,
     head: Mapping[str, Any],
     settings: WrapSettings,
     written: list[Path],
