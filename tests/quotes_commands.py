@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,7 +74,9 @@ def wrong_options(text: str) -> list[str]:
             if name not in commands():
                 wrong.append(f"{code}: isopose has no command {name!r}")
                 continue
-            given = {word.partition("=")[0] for word in words[2:] if word.startswith("-")}
+            # After two dashes come the words of another program.
+            own = takewhile(lambda word: word != "--", words[2:])
+            given = {word.partition("=")[0] for word in own if word.startswith("-")}
             wrong += [f"{code}: no {option}" for option in sorted(given - options_of(commands()[name]))]
         elif words[0].startswith("--") and words[0].partition("=")[0] not in known:
             wrong.append(f"{code}: no command has it")

@@ -306,6 +306,17 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
     assert restored["predictions"]["phantom_000.nii.gz"] == homogenized[:8]
 
 
+def test_wrapped_example_is_what_the_command_writes(examples: dict[str, Any]) -> None:
+    record = examples["wrapped.json"]
+    [head] = keys_of("made_from", "homogenize/wrapped.py")
+    [more] = keys_of("write_restored", "homogenize/wrapped.py")
+    assert set(record) == head | more
+    [pose] = keys_of("_pose_of", "homogenize/wrap.py")
+    assert set(record["pose"]) == set(HomogenizeConfig.model_fields) | pose
+    assert record["pose"]["side_mm"] == pytest.approx(load_reference().side_mm)
+    assert record["pose"]["size"] == HomogenizeConfig().size
+
+
 def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
     [whole] = keys_of("_of_volume", "inference/files.py")
     documented = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))

@@ -107,6 +107,7 @@ FALSE = [
         "--models",
     ),
     (wrong_options, "`isopose fit --memory 4GB`", "`isopose fit --ram 4GB`", "no --ram"),
+    (wrong_options, "`isopose wrap I --output O -- x --y`", "`isopose wrap I --out O -- x --y`", "no --out"),
     (wrong_options, "`--homogenized`", "`--homogenised`", "no command has it"),
     (
         wrong_scripts,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from isopose.version import __version__
 
 if TYPE_CHECKING:
-    from isopose.api import Homogenized, Homogenizer, Pipeline, Result
+    from isopose.api import Homogenized, Homogenizer, Pipeline, Result, wrap
 
-__all__ = ["Homogenized", "Homogenizer", "Pipeline", "Result", "__version__"]
+__all__ = ["Homogenized", "Homogenizer", "Pipeline", "Result", "__version__", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

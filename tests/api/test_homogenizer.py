@@ -140,6 +140,6 @@ def test_a_reference_is_named_by_word_or_path(cohort):
 
 
 def test_the_package_offers_it_without_loading_it():
-    assert set(isopose.__all__) == {"Homogenized", "Homogenizer", "Pipeline", "Result", "__version__"}
+    assert set(isopose.__all__) == {"Homogenized", "Homogenizer", "Pipeline", "Result", "__version__", "wrap"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         isopose.nothing  # noqa: B018

@@ -28,6 +28,7 @@ COMMANDS = (
     "export",
     "homogenize",
     "restore",
+    "wrap",
     "evaluate",
     "study",
     "serve",
@@ -113,6 +114,24 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
             ("restore", "{data}/labelsTs", "--homogenized", "{data}", "--output", "{tmp}/o"),
             "no homogenize.json",
         ),
+        (("wrap", "{data}/imagesTs", "--output", "{tmp}/o"), "no command, expected one after --"),
+        (("wrap", "{data}/imagesTs", "--output", "{tmp}/o", "--", "true", "{{input}}"), "got {{input}}"),
+        (
+            ("wrap", "{data}/imagesTs", "--output", "{tmp}/o", "--", "true", "{{inputs}}", "{{output}}"),
+            "placeholders of one scan",
+        ),
+        (
+            ("wrap", "{data}", "{data}/more", "--output", "{tmp}/o", "--", "true", "{{input}}", "{{output}}"),
+            "more: no such program, or it may not be run; give one path of scans",
+        ),
+        (
+            ("wrap", "{tmp}/none", "--output", "{tmp}/o", "--", "true", "{{input}}", "{{output}}"),
+            "none: no such file or folder",
+        ),
+        (
+            ("wrap", "{data}", "--output", "{tmp}/o", "--size", "9", "--", "true", "{{input}}", "{{output}}"),
+            "homogenize: size: ",
+        ),
         (("evaluate", "{tmp}/none", "{data}"), "none"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
@@ -122,7 +141,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, words, isopose, cohort, mod
     code, out, err = isopose(*(argument.format(**places) for argument in arguments))
     assert code == 2
     assert out == ""
-    assert words in err
+    assert words.format() in err
     assert one_line(err), err
     assert list(tmp_path.iterdir()) == [], "nothing is made of bad input"
 
@@ -133,6 +152,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, words, isopose, cohort, mod
         ("fit", "{data}", "--model", "{out}", "--fold", "all"),
         ("predict", "{model}", "{data}/imagesTs", "--output", "{out}"),
         ("homogenize", "{data}", "{out}"),
+        ("wrap", "{data}", "--output", "{out}", "--", "true", "{{input}}", "{{output}}"),
         ("study", "{data}", "--output", "{out}", "--arms", "plain"),
     ],
     ids=lambda value: value[0],
@@ -327,6 +347,50 @@ def test_homogenize_brings_scans_to_a_case_or_says_what_is_possible(isopose, coh
     )
     assert float(out.split()[-2]) == pytest.approx(head["reference"]["pixel_mm"], abs=1e-3)
     assert isopose("homogenize", cohort, tmp_path / "o", "--size", 64)[0] == 2
+
+
+#: A segmenter that marks what is bright, and fails on one scan.
+SEGMENTER = """
+import sys
+import SimpleITK as sitk
+if "bad" in sys.argv[1]:
+    sys.exit("out of luck")
+image = sitk.ReadImage(sys.argv[1])
+mass, core = (sitk.Cast(image > level, sitk.sitkUInt8) for level in (145, 325))
+sitk.WriteImage(mass + core * 6, sys.argv[2])
+"""
+
+
+def test_wrap_prints_results_logs_and_the_scans_that_failed(isopose, cohort, tmp_path):
+    scans, out = tmp_path / "scans of two", tmp_path / "o"
+    scans.mkdir()
+    for name in ("a_bad", "good"):
+        (scans / f"{name}.nii.gz").write_bytes((cohort / "imagesTs" / "case_2_0000.nii.gz").read_bytes())
+    names = ("--label", "kidney=1", "--label", "tumor=7")
+    command = ("--", sys.executable, "-c", SEGMENTER, "{input}", "{output}")
+    code, printed, err = isopose("wrap", scans, "--output", out, "--size", 128, *names, *command)
+    assert code == 2
+    record = json.loads((out / "good.json").read_text())
+    volumes = "  ".join(f"{name} {value:.1f} ml" for name, value in record["volumes_ml"].items())
+    assert printed == f"{out / 'good.nii.gz'}  {volumes}\n"
+    assert "kidney+tumor" in volumes
+    log = out / "logs" / "a_bad.log"
+    lines = err.splitlines()
+    assert lines[-2:] == [
+        f"what the command printed: {out}/logs",
+        f"isopose: a_bad: the command ended with exit code 1; see {log}",
+    ]
+    assert log.read_text() == "out of luck\n"
+    truth, found = (read_labels(p) for p in (cohort / "labelsTs" / "case_2.nii.gz", out / "good.nii.gz"))
+    np.testing.assert_array_equal(found.world_from_index, truth.world_from_index)
+    for value in (1, 7):
+        assert dice(found.array == value, truth.array == value) >= 0.95
+    code, printed, _ = isopose("wrap", scans, "--output", out, "--size", 128, *names, "--json", *command)
+    assert code == 2
+    assert [(one["name"], one["record"]) for one in json.loads(printed)] == [
+        ("a_bad", None),
+        ("good", record),
+    ]
 
 
 def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, cohort, tmp_path):

@@ -2,5 +2,6 @@
 
 from isopose.api.homogenizer import Homogenized, Homogenizer
 from isopose.api.pipeline import Pipeline, Result
+from isopose.api.wrapping import wrap
 
-__all__ = ["Homogenized", "Homogenizer", "Pipeline", "Result"]
+__all__ = ["Homogenized", "Homogenizer", "Pipeline", "Result", "wrap"]

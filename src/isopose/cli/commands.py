@@ -18,6 +18,7 @@ from isopose.cli.review import review
 from isopose.cli.serve import serve
 from isopose.cli.study import study
 from isopose.cli.study_run import study_run
+from isopose.cli.wrap import wrap
 from isopose.version import __version__
 
 app = typer.Typer(
@@ -44,7 +45,7 @@ def _root(
 
 for _command in (
     *(demo, phantom, check, preprocess, fit, predict, export),
-    *(homogenize, restore, evaluate, study, serve, review),
+    *(homogenize, restore, wrap, evaluate, study, serve, review),
 ):
     app.command()(_command)
 app.command(hidden=True)(study_run)

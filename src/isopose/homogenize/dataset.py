@@ -56,6 +56,7 @@ class HomogenizeSettings:
         reference: whose pose and size the scans get; None for that of the model.
         labels: of the source dataset.
         sha256: of all that decides a result besides its scan and label file.
+        series: which DICOM series is meant where scans hold several, see ``read_volume``.
     """
 
     root: Path
@@ -64,6 +65,7 @@ class HomogenizeSettings:
     reference: ReferenceOutline | None
     labels: Labels
     sha256: str
+    series: str | None = None
 
 
 def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
@@ -275,7 +277,7 @@ def make_case(
 def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     root = settings.root
     part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
-    sources = {"image": hash_of_source(case.image)}
+    sources = {"image": hash_of_image(case.image, settings.series)}
     if case.label is not None:
         sources["label"] = hash_of_source(case.label)
     known = _known(settings, case.id, part, sources)
@@ -283,7 +285,7 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         return Outcome(case.id, known, None, made=False)
     record, *results = _results(root, case.id)
     with replacing_results(record, results, stale=results):
-        volume = read_volume(case.image)
+        volume = read_volume(case.image, settings.series)
         classes, notes = None, list[str]()
         if case.label is not None:
             stored = read_labels(case.label, like=volume, note=notes.append)
@@ -300,6 +302,12 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         return Outcome(case.id, made, None)
 
 
+def hash_of_image(image: Path, series: str | None) -> str:
+    """Return the hash of a scan's files, and of the choice among the series that they hold."""
+    files = hash_of_source(image)
+    return files if series is None else hash_of([files, series])
+
+
 def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]) -> CaseRecord | None:
     """Return a case's record if it was made by the same isopose from the same files and settings."""
     try:
@@ -313,6 +321,11 @@ def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str
 
 def _paths(root: Path, case: str, part: str) -> tuple[Path, Path]:
     return root / f"images{part}" / f"{case}_0000{ENDING}", root / f"labels{part}" / f"{case}{ENDING}"
+
+
+def image_path(root: Path, case: str) -> Path:
+    """Return where the homogenized image of a scan without labels lies."""
+    return _paths(root, case, "Ts")[0]
 
 
 def _results(root: Path, case: str) -> list[Path]:

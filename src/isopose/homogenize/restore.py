@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ PROBABILITIES = "probabilities"
 BACKGROUND = "background"
 #: How a record's warnings of a predicted label map begin; its others are of the pose, and known before.
 LABEL_NOTE = "label: "
+#: How far rounding may take a probability out of 0 to 1.
+OFF_RANGE = 1e-3
 
 
 #: A record is the contents of ``CASE.json``.
@@ -191,7 +193,7 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
 def _targets(one: _Prediction, settings: _RestoreSettings) -> list[Path]:
     """All files that may be written of a case, but for its record."""
     names = {*(name for name, _ in one.probabilities), BACKGROUND} if one.probabilities else set()
-    maps = [_probability_path(settings.output, one.case, name) for name in sorted(names)]
+    maps = [probability_path(settings.output, one.case, name) for name in sorted(names)]
     return [settings.output / f"{one.case}{ENDING}", *maps]
 
 
@@ -288,40 +290,66 @@ def _from_probabilities(
     column = 0 if settings.keep_values else 1
     named = {name: value[column] for name, value in settings.values.items()}
     classes = {name: path for name, path in one.probabilities if name != BACKGROUND}
-    shape = transform.stack_shape
-    rest = np.ones(shape, dtype=np.float32)
 
-    def write(name: str, values: np.ndarray) -> None:
-        path = _probability_path(settings.output, one.case, name)
-        write_image(transform.native.with_array(transform.reorientation.undo(values)), path)
+    def write(name: str, values: Volume) -> None:
+        path = probability_path(settings.output, one.case, name)
+        write_image(values, path)
         written.append(path)
+
+    read = ((name, _probability(path, transform)) for name, path in classes.items())
+    labels = restore_classes(read, named, transform, write)
+    return labels if set(classes) <= set(named) else None
+
+
+def restore_classes(
+    classes: Iterable[tuple[str, Volume]],
+    values: Mapping[str, int],
+    transform: Transform,
+    write: Callable[[str, Volume], None],
+) -> Volume:
+    """Restore class probabilities to the scan's own grid; return the label map of the largest share.
+
+    What the classes lack to 1 is the background's; outside the homogenized grid that is all.
+
+    Args:
+        classes: name and probability on the homogenized grid of each class but the background, read one at a
+            time.
+        values: label value by class; a class that it lacks is counted as background.
+        transform: of the scan.
+        write: called with the name and the restored probability of each class, float32; background last.
+
+    Raises:
+        InputError: a class does not lie on the homogenized grid.
+    """
+    rest = np.ones(transform.stack_shape, dtype=np.float32)
 
     def shares() -> Iterator[tuple[int, np.ndarray]]:
         nonlocal rest
-        for name, path in classes.items():
-            back = _probability(path, transform)
+        for name, volume in classes:
+            back = restored_share(volume, transform)
             rest -= back
-            write(name, back)
-            yield named.get(name, 0), back
+            write(name, natively(back))
+            yield values.get(name, 0), back
 
-    labels = largest_share(shares(), shape)
-    # Outside the homogenized grid nothing is known: the missing mass is background.
-    write(BACKGROUND, rest.clip(min=0.0))
-    if not set(classes) <= set(named):
-        return None
-    return transform.native.with_array(transform.reorientation.undo(labels))
+    def natively(array: np.ndarray) -> Volume:
+        return transform.native.with_array(transform.reorientation.undo(array))
+
+    labels = largest_share(shares(), transform.stack_shape)
+    write(BACKGROUND, natively(rest.clip(min=0.0)))
+    return natively(labels)
 
 
-def _probability(path: Path, transform: Transform) -> np.ndarray:
-    """One class' probability on the reoriented slices ``(z, h, w)``, 0 outside."""
+def _probability(path: Path, transform: Transform) -> Volume:
+    """One class' probability on the homogenized grid."""
     values = on_image_grid(path, read_volume(path), transform.homogenized)
     low, high = float(values.array.min()), float(values.array.max())
-    if low < -1e-3 or high > 1.0 + 1e-3:
+    if low < -OFF_RANGE or high > 1.0 + OFF_RANGE:
         raise InputError(f"{path}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")
-    return restored_share(values, transform)
+    return values
 
 
-def _probability_path(output: Path, case: str, name: str) -> Path:
+def probability_path(output: Path, case: str, name: str) -> Path:
+    """Return where the probability of a case's class lies below an output folder."""
     return output / PROBABILITIES / f"{case}_{as_file(name)}{ENDING}"
 
 

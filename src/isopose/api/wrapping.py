@@ -1,0 +1,91 @@
+"""Any function that segments images, around which images are homogenized and its answer restored."""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from isopose.api.homogenizer import Homogenized, Homogenizer
+from isopose.api.images import Image, as_volume, like
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.homogenize.restore import BACKGROUND, OFF_RANGE, restore_classes
+
+logger = logging.getLogger("isopose")
+
+#: What a segmenter returns: a label map, or the probability of each class by its name.
+Segmentation = Image | Mapping[str, Image]
+
+
+def wrap(
+    function: Callable[[Any], Segmentation], homogenizer: Homogenizer | None = None, **options: Any
+) -> Callable[[Image], Any]:
+    """Let a function that segments an image see it in the reference's pose and size.
+
+    Warnings about the pose are logged.
+
+    Args:
+        function: takes an image of the kind that the wrapped function was given (for a path: a SimpleITK
+            image), int16 HU on the homogenized grid. Returns on that grid, as any kind of image, a label map
+            of whole numbers from 0 to 255, or a dictionary with the probability of each class by its name.
+        homogenizer: that brings images there; None: a new one.
+        options: of that new one, see :class:`~isopose.api.homogenizer.Homogenizer`.
+
+    Returns:
+        A function of an image that returns the answer on the image's own grid, as images of the answer's
+        kind. Of probabilities, those of ``background`` come last, with all that the others lack to 1.
+
+    Raises:
+        InputError: options of a homogenizer beside one, or options that it refuses. The wrapped function
+            raises it for an image without a body, or an answer that is neither kind or on another grid.
+
+    Example:
+        >>> import SimpleITK as sitk
+        >>> import isopose
+        >>> bone = isopose.wrap(lambda image: sitk.Cast(image > 250, sitk.sitkUInt8), size=256)
+        >>> bone("scan.nii.gz")  # doctest: +SKIP
+    """
+    if homogenizer is not None and options:
+        raise InputError(f"wrap: a homogenizer has its own settings; leave {', '.join(options)} out")
+    used = Homogenizer(**options) if homogenizer is None else homogenizer
+
+    @wraps(function)
+    def wrapped(image: Image) -> Any:
+        upright = used.transform(image)
+        for warning in upright.warnings:
+            logger.warning(warning)
+        answer = function(upright.image)
+        if isinstance(answer, Mapping):
+            return _restore_classes(answer, upright)
+        return used.inverse_transform(answer, upright)
+
+    return wrapped
+
+
+def _restore_classes(answer: Mapping[str, Image], upright: Homogenized) -> dict[str, Any]:
+    """Return each class's probability on the scan's own grid, background last."""
+    classes = {name: values for name, values in answer.items() if name != BACKGROUND}
+    if not classes:
+        raise InputError("wrap: the function returned no class but the background, expected at least one")
+    restored: dict[str, Any] = {}
+    some = next(iter(classes.values()))
+
+    def write(name: str, volume: Volume) -> None:
+        restored[name] = like(classes.get(name, some))(volume)
+
+    read = ((name, _probability(name, values)) for name, values in classes.items())
+    restore_classes(read, {}, upright.transform, write)
+    return restored
+
+
+def _probability(name: str, values: Image) -> Volume:
+    volume = as_volume(values)
+    low, high = float(volume.array.min()), float(volume.array.max())
+    # Written so that it is refused if a value is no number.
+    if not (low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE):
+        raise InputError(
+            f"wrap: {name}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}"
+        )
+    return volume.with_array(volume.array.astype(np.float32))

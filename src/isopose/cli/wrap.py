@@ -1,0 +1,89 @@
+"""``isopose wrap``."""
+
+from typing import Annotated
+
+import typer
+
+from isopose.cli.options import AsJson, Label, Reference, ScaleZ, Workers, labels_of, local_path
+from isopose.cli.output import fail_if, print_json
+
+#: Volumes that are printed of a scan.
+MOST_VOLUMES = 8
+
+
+def wrap(
+    scans: Annotated[
+        str, typer.Argument(help="scans: a file, a folder of files, a DICOM series, or a dataset as for fit")
+    ],
+    output: Annotated[str, typer.Option(help="folder for the results")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="after --: the segmenter and its arguments, with {input} and {output} or {output_folder}, "
+            "or {inputs} and {outputs} for all scans at once"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="use this model's poses and reference; none: the shipped ones")
+    ] = None,
+    per: Annotated[
+        str | None, typer.Option(help="volume (the default), smooth, slice or tilted, as for homogenize")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")
+    ] = None,
+    reference: Reference = None,
+    scale_z: ScaleZ = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option(help="series number or instance UID, if a DICOM input holds several")
+    ] = None,
+    label: Label = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="keep homogenized scans and the command's own files")
+    ] = False,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run any segmenter on scans in one pose and size, and bring its answers back; nothing is trained."""
+    from isopose.homogenize.command import read_command
+
+    wrapped = read_command(command or ())
+    from isopose.config import homogenize_config
+    from isopose.homogenize.wrap import open_scans
+    from isopose.homogenize.wrap import wrap as run
+    from isopose.homogenize.wrapped import LOGS
+    from isopose.io.results.formats import NIFTI, choose_formats
+    from isopose.progress import Terminal
+
+    outcomes = run(
+        open_scans(local_path(scans), series),
+        local_path(output),
+        wrapped,
+        homogenize_config(per=per, size=size, reference=reference, scale_z=scale_z),
+        model=None if model is None else local_path(model),
+        labels=labels_of(label),
+        formats=choose_formats(formats or [NIFTI]),
+        series=series,
+        keep=keep,
+        workers=workers,
+        reporter=Terminal(),
+    )
+    folder = output.rstrip("/")
+    if as_json:
+        print_json([{"name": o.name, "problem": o.problem, "record": o.record} for o in outcomes])
+    else:
+        for outcome in outcomes:
+            if outcome.record is not None:
+                files, volumes = [*outcome.record["files"]], outcome.record["volumes_ml"]
+                more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+                # Of a hundred organs the record tells.
+                shown = list(volumes.items())[:MOST_VOLUMES]
+                listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
+                typer.echo(f"{folder}/{files[0]}{more}{listed}{'  …' if len(volumes) > len(shown) else ''}")
+    typer.echo(f"what the command printed: {folder}/{LOGS}", err=True)
+    # Scans that failed together have one line.
+    fail_if(dict.fromkeys(outcome.problem for outcome in outcomes))

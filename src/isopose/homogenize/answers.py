@@ -1,0 +1,319 @@
+"""What another program wrote of homogenized scans: whose it is, what it is, and restoring it."""
+
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from isopose.errors import InputError, printable
+from isopose.files import composed
+from isopose.geometry.volume import Volume
+from isopose.homogenize.restore import OFF_RANGE, restore_classes
+from isopose.homogenize.transform import Transform
+from isopose.homogenize.warping import restored_labels, restored_share, values_in
+from isopose.io.images import ROUNDING, ending, on_image_grid, read_labels, read_volume
+from isopose.io.sources import files_beside
+from isopose.labels import Labels, voxels_of
+from isopose.outputs import earlier_record
+
+#: nnU-Net's probabilities, and the names that its versions give the array.
+PACKED, KEYS = ".npz", ("probabilities", "softmax")
+#: How far rounding to 16 bits may take a sum of probabilities from 1.
+OFF_SUM = 0.02
+#: Part of the marked voxels in which a label map shows the most probable class, if both have the same axes.
+AGREEING = 0.99
+#: nnU-Net's readers, by their names in its plans, that leave the axes of a file as they are.
+IN_FILES_AXES = ("SimpleITKIO", "NibabelIO")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The files that a program wrote of one scan, as paths relative to a folder.
+
+    Args:
+        folder: where they lie.
+        images: label maps and probability maps.
+        packed: nnU-Net's probabilities of all classes.
+        others: neither.
+    """
+
+    folder: Path
+    images: tuple[str, ...]
+    packed: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several maps, which keep the names of their files."""
+        return len(self.images) > 1
+
+
+@dataclass
+class RestoredAnswer:
+    """Results of one scan on its own grid, but for those that were written already.
+
+    Args:
+        labels: the label map; None if there is none, or more than one.
+        label_maps: how many there were.
+        volumes_ml: volume of what is marked, by name.
+        notes: for people, one line each.
+    """
+
+    labels: Volume | None = None
+    label_maps: int = 0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A map on the homogenized grid: labels as uint8, else one class's probability."""
+
+    volume: Volume
+    labels: bool
+
+
+#: Called with what is known of a restored map (its file's name; or its class) and the map.
+Write = Callable[[str, Volume], None]
+
+
+def files_in(folder: Path) -> list[str]:
+    """Return the visible files of a folder and of all below it, as relative paths in order."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if not any(part[0] == "." for part in path.parts))
+
+
+def answer_of(folder: Path, names: Sequence[str]) -> Answer:
+    """Sort the files of one scan by what their names say that they are."""
+    images = tuple(name for name in names if ending(Path(name)))
+    packed = tuple(name for name in names if name.lower().endswith(PACKED))
+    # Voxels that a header names belong to it.
+    parts = {path.resolve() for name in images for path in files_beside(folder / name)}
+    others = (name for name in names if name not in images and name not in packed)
+    return Answer(folder, images, packed, tuple(n for n in others if (folder / n).resolve() not in parts))
+
+
+def sort_by_case(names: Iterable[str], cases: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return files by the case that they are of, and those of none.
+
+    A file is of a case if it, or a folder that it lies in, has the case's name, or begins with it and an
+    underscore or a dot; of several such cases, of the one with the longest name.
+    """
+    known, strange = {case: list[str]() for case in cases}, list[str]()
+    for name in names:
+        parts = [composed(part) for part in PurePosixPath(name).parts]
+        fitting = [
+            c for c in known if any(part == c or part.startswith((f"{c}_", f"{c}.")) for part in parts)
+        ]
+        if fitting:
+            known[max(fitting, key=len)].append(name)
+        else:
+            strange.append(name)
+    return known, strange
+
+
+def restore_answer(
+    answer: Answer, transform: Transform, labels: Labels, write_map: Write, write_class: Write
+) -> RestoredAnswer:
+    """Restore what was written of one scan to its own grid.
+
+    Whole numbers are label maps: value by value, linearly, the largest share wins. Other values from 0 to 1
+    are one class's probability, and restored linearly. nnU-Net's probabilities of all classes replace the
+    label map beside them: the restored label map is made of the restored probabilities. What is neither is
+    named in the notes.
+
+    Args:
+        answer: files of the scan.
+        transform: of the scan.
+        labels: names of the values; may be empty.
+        write_map: called with the name of a file, without its ending, and its restored map, uint8 or float32,
+            but for the label map where that is the only image.
+        write_class: called with the name of a class and its restored probability, float32.
+
+    Raises:
+        InputError: nothing was written, or a map is unreadable, not finite, on another grid, or of labels
+            that have no name; or two maps have one name.
+    """
+    found = RestoredAnswer()
+    _check_apart(answer.images)
+    packed, kept = {_stem(name): name for name in answer.packed}, 0
+    for name in answer.images:
+        one = _read(answer, name, transform, found.notes)
+        if one is None:
+            continue
+        kept += 1
+        if not one.labels:
+            back = transform.reorientation.undo(restored_share(one.volume, transform))
+            write_map(_stem(name), transform.native.with_array(back))
+            continue
+        if not answer.several:
+            _check_named(name, one.volume, labels)
+        found.label_maps += 1
+        own = packed.pop(_stem(name), None)
+        restored = None
+        if own is not None:
+            restored = _from_packed(
+                answer.folder / own, own, one.volume, transform, labels, write_class, found
+            )
+        if restored is None:
+            restored = restored_labels(one.volume, transform)
+        found.labels = restored if found.label_maps == 1 else None
+        found.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
+        if answer.several:
+            write_map(_stem(name), restored)
+    for name in packed.values():
+        found.notes.append(f"{name}: left out: no label map beside it, by which its axes could be checked")
+    if answer.others:
+        found.notes.append(f"left out, neither label maps nor probabilities: {listed_names(answer.others)}")
+    if not kept:
+        why = f" ({'; '.join(found.notes)})" if found.notes else ""
+        raise InputError(f"the command wrote no label map or probabilities{why}")
+    return found
+
+
+def _check_apart(names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_stem(name), name)
+        if other != name:
+            raise InputError(f"the command wrote both {other} and {name}, expected one map of each name")
+
+
+def listed_names(names: Sequence[str], most: int = 5) -> str:
+    """Return names for a line to people, the first few of many."""
+    shown = ", ".join(printable(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _stem(name: str) -> str:
+    suffix = ending(Path(name)) or (PACKED if name.lower().endswith(PACKED) else "")
+    return composed(name[: len(name) - len(suffix)])
+
+
+def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> _Map | None:
+    """Return a map on the homogenized grid; None, and a note, if its values are neither kind's."""
+    path = answer.folder / name
+    try:
+        volume = on_image_grid(path, read_volume(path), transform.homogenized)
+        low, high = float(volume.array.min()), float(volume.array.max())
+        if volume.array.dtype.kind != "f":
+            if low >= 0 and high <= 255:
+                return _Map(volume.with_array(volume.array.astype(np.uint8)), labels=True)
+        elif _are_whole(volume.array, high) and np.rint(low) >= 0 and np.rint(high) <= 255:
+            labels = read_labels(path, like=transform.homogenized, note=notes.append)
+            return _Map(labels, labels=True)
+        elif low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE:
+            return _Map(volume, labels=False)
+    except InputError as error:
+        # The file lies in a folder that is removed.
+        raise InputError(str(error).replace(str(path), f"what the command wrote as {name}")) from None
+    notes.append(
+        f"{name}: left out: values from {low:g} to {high:g} are neither labels (0 to 255) nor probabilities "
+        "(0 to 1)"
+    )
+    return None
+
+
+def _are_whole(array: np.ndarray, high: float) -> bool:
+    """Return whether numbers are whole, as exactly as labels must be, and not small probabilities."""
+    if np.rint(high) < 1:
+        return not array.any()
+    return all(float(np.abs(plane - np.rint(plane)).max()) <= ROUNDING for plane in array)
+
+
+def _check_named(name: str, volume: Volume, labels: Labels) -> None:
+    known = set(labels.values.values())
+    unknown = [value for value in values_in(volume.array) if value not in known]
+    if known and unknown:
+        raise InputError(
+            f"what the command wrote as {name}: label value {unknown[0]}, expected 0 or one of "
+            f"{sorted(known)}; name it too (--label NAME={unknown[0]}), or give no names"
+        )
+
+
+def _volumes(restored: Volume, labels: Labels, file: str | None) -> dict[str, float]:
+    """Return volumes in ml by label; by file where there are several, with the value if it has some."""
+    voxel_ml = float(np.prod(restored.spacing)) / 1000.0
+    voxels = voxels_of(restored.array) * voxel_ml
+    if file is None and labels.values:
+        return {name: float(voxels[list(values)].sum()) for name, values in labels.targets().items()}
+    values = values_in(restored.array)
+    if file is None:
+        return {str(value): float(voxels[value]) for value in values}
+    if set(values) <= {1}:
+        return {file: float(voxels[1])}
+    return {f"{file} {value}": float(voxels[value]) for value in values}
+
+
+def _from_packed(
+    path: Path,
+    name: str,
+    beside: Volume,
+    transform: Transform,
+    labels: Labels,
+    write: Write,
+    found: RestoredAnswer,
+) -> Volume | None:
+    """Restore nnU-Net's probabilities and return their label map; None, and a note, if they are no such.
+
+    Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. The label map beside
+    tells which, or if it marks nothing the plans: mistaken, left and right would be exchanged.
+    """
+    array = _unpacked(path)
+    if array is None or array.ndim != 4 or array.shape[1:] != beside.array.shape:
+        found.notes.append(f"{name}: left out: not nnU-Net's probabilities of each class on the scan's grid")
+        return None
+    if not _add_up_to_one(array):
+        found.notes.append(f"{name}: left out: its classes do not add up to 1 (nnU-Net's regions do not)")
+        return None
+    best = array.argmax(axis=0)
+    # As the file has its axes, or as nibabel has them: to the right and the front.
+    fits = [_agree(turned, beside.array) for turned in (best, best[:, ::-1, ::-1])]
+    if all(fits) and _reader_of(path.parent) in IN_FILES_AXES:
+        fits[1] = False
+    if sum(fits) != 1:
+        why = "any order of the axes fits" if all(fits) else "it shows other labels than"
+        found.notes.append(f"{name}: left out: {why} the label map beside it")
+        return None
+    array = array if fits[0] else array[:, :, ::-1, ::-1]
+    named = {value: label for label, value in labels.values.items()}
+    names = [named.get(value, str(value)) for value in range(1, len(array))]
+
+    def classes() -> Iterator[tuple[str, Volume]]:
+        for class_name, values in zip(names, array[1:], strict=True):
+            yield class_name, beside.with_array(np.ascontiguousarray(values, dtype=np.float32))
+
+    values: Mapping[str, int] = {class_name: value for value, class_name in enumerate(names, start=1)}
+    return restore_classes(classes(), values, transform, write)
+
+
+def _agree(best: np.ndarray, labels: np.ndarray) -> bool:
+    """Return whether two label maps agree where either marks something."""
+    marked = (best > 0) | (labels > 0)
+    return not marked.any() or bool(np.mean(best[marked] == labels[marked]) >= AGREEING)
+
+
+def _reader_of(folder: Path) -> str | None:
+    """Return the reader that nnU-Net's plans, which it leaves beside its results, name."""
+    plans = earlier_record(folder / "plans.json") or {}
+    name = plans.get("image_reader_writer")
+    return name if isinstance(name, str) else None
+
+
+def _unpacked(path: Path) -> np.ndarray | None:
+    """Return the array ``(class, z, y, x)`` of an NPZ file; None if there is none that can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            key = next((key for key in KEYS if key in file), None)
+            array = None if key is None else file[key]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    return array if array is not None and array.dtype.kind == "f" else None
+
+
+def _add_up_to_one(array: np.ndarray) -> bool:
+    """Return whether probabilities ``(class, z, y, x)`` are finite and add up to 1, slice by slice."""
+    sums = (array[:, z].sum(axis=0, dtype=np.float32) for z in range(array.shape[1]))
+    return all(bool((np.abs(one - 1.0) <= OFF_SUM).all()) for one in sums)

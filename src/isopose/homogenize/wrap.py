@@ -1,0 +1,367 @@
+"""``isopose wrap``: another program's command on homogenized scans, its answers on each scan's own grid."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from isopose import outputs
+from isopose.config import HomogenizeConfig
+from isopose.errors import InputError, printable
+from isopose.files import only_writer, output_folder
+from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case
+from isopose.homogenize.command import Command, how_it_ended, run_command
+from isopose.homogenize.dataset import ENDING, image_path, make_case, say_doubts, settings_of
+from isopose.homogenize.estimator import PoseEstimator, open_estimator
+from isopose.homogenize.record import record_path
+from isopose.homogenize.reference import find_reference
+from isopose.homogenize.wrapped import (
+    LOGS,
+    Run,
+    WrapSettings,
+    known_record,
+    remove_results,
+    write_restored,
+)
+from isopose.inference.files import check_apart, find_scans
+from isopose.io.cases import Case, Dataset, dataset_of
+from isopose.io.datasets import is_dataset, open_dataset
+from isopose.io.results.formats import NIFTI, check_source, open_dicom, result_files
+from isopose.isolation import Failed, failure_of, named
+from isopose.labels import Labels
+from isopose.outputs import Outcome
+from isopose.parallel import attempts
+from isopose.progress import Reporter
+
+#: Below the output while a run lasts: homogenized scans, and what the command reads and writes.
+WORK = "work"
+#: Below that what is kept of the command's runs, and how the names of those begin that last.
+RUNS, RUNNING = "runs", "running-"
+#: Log of a command that is run once for all scans.
+LOG_OF_ALL = "command.log"
+
+#: A record is the contents of ``NAME.json``.
+Wrapped = Outcome[dict[str, Any]]
+
+
+def open_scans(path: Path, series: str | None = None) -> Dataset:
+    """Return scans as a dataset without labels: a dataset, a file, a folder of files, or a DICOM series.
+
+    Args:
+        path: see :func:`~isopose.io.datasets.open_dataset` and :func:`~isopose.inference.files.find_scans`.
+        series: number or instance UID, for DICOM that holds several series.
+
+    Raises:
+        InputError: neither, or a series is chosen of what is no DICOM.
+    """
+    if is_dataset(path):
+        if series is not None:
+            raise InputError(f"{path}: --series chooses a DICOM series, got a dataset; leave it out")
+        found = open_dataset(path)
+        cases = tuple(replace(case, label=None) for case in found.cases)
+        return replace(found, cases=cases, labels=Labels({}))
+    scans = [Case(scan.name, scan.path, None, scan.name) for scan in find_scans([path], series)]
+    return dataset_of("scans", "scans", path, Labels({}), scans)
+
+
+def wrap(
+    scans: Dataset,
+    output: Path,
+    command: Command,
+    config: HomogenizeConfig,
+    *,
+    model: Path | None = None,
+    labels: Mapping[str, int] | None = None,
+    formats: Sequence[str] = (NIFTI,),
+    series: str | None = None,
+    keep: bool = False,
+    workers: int = 0,
+    reporter: Reporter,
+) -> list[Wrapped]:
+    """Run a command on homogenized scans and restore what it writes; a scan that fails stops no other.
+
+    What it writes, the record of each scan last: ``docs/formats.md``. A scan whose results are there whole,
+    from the same isopose, scan, command and settings, is not done again.
+
+    Args:
+        scans: see :func:`open_scans`.
+        output: folder.
+        command: see :func:`~isopose.homogenize.command.read_command`.
+        config: pose and size.
+        model: a model's folder whose poses are taken; None: those of the shipped network.
+        labels: value by name of what the command marks; None: unnamed.
+        formats: of label maps, see :func:`~isopose.io.results.formats.choose_formats`.
+        series: as given to :func:`open_scans`.
+        keep: leave homogenized scans and the command's files in ``work``.
+        workers: processes; each runs the command on another scan.
+        reporter: where progress goes.
+
+    Returns:
+        One for each scan, in their order.
+
+    Raises:
+        InputError: no such model or reference, a format that does not go with a scan or lacks names, or a
+            result would replace a scan.
+        RunError: the output is full or cannot be written to.
+    """
+    output, names = Path(output), Labels.create(labels) if labels else Labels({})
+    _check_output(scans, output, formats, names)
+    reference = find_reference(config.reference, model, scans.cases)
+    estimator = open_estimator(model, config, reference)
+    homogenizing = settings_of(scans, output / WORK, config, model, reference, estimator)
+    settings = WrapSettings(
+        output,
+        command,
+        names,
+        tuple(formats),
+        keep,
+        replace(homogenizing, series=series),
+        _pose_of(config, estimator),
+    )
+    output_folder(output)
+    with only_writer(output):
+        say_doubts(homogenizing, reporter)
+        return _wrap_all(scans.cases, settings, workers, reporter)
+
+
+def _wrap_all(
+    cases: Sequence[Case], settings: WrapSettings, workers: int, reporter: Reporter
+) -> list[Wrapped]:
+    _sweep(settings)
+    try:
+        if settings.command.together:
+            outcomes = _wrap_together(cases, settings, workers, reporter)
+        else:
+            work, items = partial(_wrap_one, settings=settings), [(case, None) for case in cases]
+            outcomes = _report_all(work, items, settings, workers, reporter)
+    finally:
+        # A worker that is stopped cannot clear away what it was writing.
+        _sweep(settings)
+    if not settings.keep:
+        # Not when it was stopped: the next run goes on from there.
+        outputs.remove([settings.homogenizing.root])
+    return outcomes
+
+
+def _check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: Labels) -> None:
+    if scans.layout == "scans":
+        check_apart([scans.root], output)
+    dicom = [one for one in formats if one != NIFTI]
+    if dicom and not labels.values:
+        raise InputError(
+            f"--format {dicom[0]}: names what is marked, and label maps do not; name each value that the "
+            "command marks (--label kidney=1)"
+        )
+    for case in scans.cases:
+        check_source(case.image, formats)
+        results = result_files(output, case.id, formats).values()
+        if os.path.realpath(case.image) in map(os.path.realpath, results):
+            raise InputError(f"{case.image}: would be overwritten by its result; choose another --output")
+
+
+def _pose_of(config: HomogenizeConfig, estimator: PoseEstimator) -> dict[str, Any]:
+    """Return for the records how scans are homogenized."""
+    return {
+        **config.model_dump(mode="json", exclude={"reference"}),
+        # Never as it was named: a path may hold a patient's name.
+        "reference": asdict(estimator.reference),
+        "poses_from": estimator.origin,
+        "poses_sha256": estimator.sha256,
+        "side_mm": estimator.side_mm,
+        "pixel_mm": estimator.pixel_mm,
+    }
+
+
+def _sweep(settings: WrapSettings) -> None:
+    """Remove what stopped runs have left and no next one goes on from."""
+    outputs.sweep(settings.output)
+    outputs.remove(settings.homogenizing.root.glob(f"{RUNNING}*"))
+
+
+def _wrap_together(
+    cases: Sequence[Case], settings: WrapSettings, workers: int, reporter: Reporter
+) -> list[Wrapped]:
+    """Homogenize all scans that have no result, run the command once on them, and restore its answers."""
+    with reporter.counting("homogenize") as progress:
+        work = partial(_prepare, settings=settings)
+        found = attempts(work, cases, name=attrgetter("id"), workers=workers, progress=progress)
+        done, ready = dict[str, Wrapped](), list[Case]()
+        for case, result in zip(cases, found, strict=True):
+            outcome = Wrapped(case.id, None, result.why) if isinstance(result, Failed) else result
+            if outcome is None:
+                ready.append(case)
+            else:
+                done[case.id] = outcome
+                _report(outcome, f"{case.id}", settings, reporter)
+    if ready:
+        done |= _run_together(ready, settings, workers, reporter)
+    return [done[case.id] for case in cases]
+
+
+def _run_together(
+    cases: Sequence[Case], settings: WrapSettings, workers: int, reporter: Reporter
+) -> dict[str, Wrapped]:
+    """Run the command once on homogenized scans and restore its answers; return what became of each."""
+    with _folder_of_run(settings, "all") as folder:
+        inputs, written = folder / "inputs", folder / "outputs"
+        for place in (inputs, written):
+            place.mkdir()
+        for case in cases:
+            _give(settings, case.id, inputs / f"{case.id}_0000{ENDING}")
+        log = settings.output / LOGS / LOG_OF_ALL
+        reporter.say(f"the command runs on {len(cases)} scans; what it prints: {log}")
+        run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
+        found, strange = sort_by_case(files_in(written), [case.id for case in cases])
+        if strange:
+            reporter.say(f"  left out, of no scan: {listed_names(strange)}")
+        answers = {case: answer_of(written, found[case.id]) for case in cases}
+        given = [(case, answer) for case, answer in answers.items() if answer.images or answer.packed]
+        restored = _report_all(
+            partial(_restore_one, settings=settings, run=run), given, settings, workers, reporter
+        )
+    done = {outcome.name: outcome for outcome in restored}
+    lost = [case.id for case in cases if case.id not in done]
+    if lost:
+        # One line for all of them.
+        why = (
+            f"{listed_names(lost)}: the command {how_it_ended(run.exit_code)} and wrote no result; see {log}"
+        )
+        for name in lost:
+            done[name] = Wrapped(name, None, why)
+            remove_results(settings, name)
+        reporter.say(f"  error: {why}")
+    return done
+
+
+def _report_all(
+    work: Callable[[Any], Wrapped],
+    items: Sequence[tuple[Case, Answer | None]],
+    settings: WrapSettings,
+    workers: int,
+    reporter: Reporter,
+) -> list[Wrapped]:
+    """Do the work for all scans and report each."""
+    outcomes, started, made = list[Wrapped](), time.monotonic(), 0
+    with reporter.counting("wrap") as progress:
+        found = attempts(work, items, name=lambda item: item[0].id, workers=workers, progress=progress)
+        for done, ((case, _), result) in enumerate(zip(items, found, strict=True), start=1):
+            outcome = Wrapped(case.id, None, result.why) if isinstance(result, Failed) else result
+            made += outcome.made
+            left = (time.monotonic() - started) / max(made, 1) * (len(items) - done)
+            after = f"  about {left:.0f} s left" if outcome.made and outcome.record and left else ""
+            _report(outcome, f"[{done}/{len(items)}] {case.id}{after}", settings, reporter)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _report(outcome: Wrapped, line: str, settings: WrapSettings, reporter: Reporter) -> None:
+    """Report one scan; older results of one that failed, which are of something else, are removed."""
+    if not outcome.made:
+        line += "  is there already, made from the same scan, command and settings"
+    reporter.say(printable(line))
+    if outcome.problem is not None:
+        remove_results(settings, outcome.name)
+        reporter.say(f"  error: {outcome.problem}")
+    for warning in (outcome.record or {}).get("warnings", ()):
+        reporter.say(f"  warning: {warning}")
+
+
+def _wrap_one(item: tuple[Case, None], *, settings: WrapSettings) -> Wrapped:
+    """Homogenize a scan, run the command on it and restore its answer, unless that is there."""
+    case = item[0]
+    outcome = _prepare(case, settings=settings)
+    if outcome is not None:
+        return outcome
+    try:
+        with _folder_of_run(settings, case.id) as folder:
+            image, written = folder / f"{case.id}{ENDING}", folder / "output"
+            _give(settings, case.id, image)
+            written.mkdir()
+            paths = {"input": image, "output": written / image.name, "output_folder": written}
+            run = _run(settings.command, paths, settings.output / LOGS / f"{case.id}.log", 1)
+            if run.exit_code:
+                raise InputError(f"{case.id}: the command {how_it_ended(run.exit_code)}; see {run.log}")
+            record = _restore(case, answer_of(written, files_in(written)), settings, run)
+        if not settings.keep:
+            root = settings.homogenizing.root
+            outputs.remove([record_path(root, case.id), image_path(root, case.id)])
+        return Wrapped(case.id, record, None)
+    except Exception as error:
+        return Wrapped(case.id, None, named(str(failure_of(error)), case.id))
+
+
+def _restore_one(item: tuple[Case, Answer], *, settings: WrapSettings, run: Run) -> Wrapped:
+    """Restore what a run of the command on all scans wrote of one."""
+    case, answer = item
+    try:
+        return Wrapped(case.id, _restore(case, answer, settings, run), None)
+    except Exception as error:
+        return Wrapped(case.id, None, named(str(failure_of(error)), case.id))
+
+
+def _restore(case: Case, answer: Answer, settings: WrapSettings, run: Run) -> dict[str, Any]:
+    try:
+        return write_restored(case, answer, run, settings)
+    except InputError as error:
+        raise InputError(f"{case.id}: {error}; what the command printed: {run.log}") from None
+
+
+def _prepare(case: Case, *, settings: WrapSettings) -> Wrapped | None:
+    """Homogenize a scan; return what became of it if its results are there, or it cannot be done."""
+    try:
+        known = known_record(case, settings)
+        if known is not None:
+            return Wrapped(case.id, known, None, made=False)
+        outcome = make_case(case, settings=settings.homogenizing)
+        if outcome.record is None:
+            return Wrapped(case.id, None, outcome.problem)
+        # Before the command takes its time.
+        native = outcome.record.transform.native
+        open_dicom(case.image, settings.homogenizing.series, settings.formats, native)
+    except Exception as error:
+        return Wrapped(case.id, None, named(str(failure_of(error)), case.id))
+    return None
+
+
+@contextmanager
+def _folder_of_run(settings: WrapSettings, name: str) -> Iterator[Path]:
+    """Yield a new folder for a run of the command, and keep it under the name if that is asked for.
+
+    New, since a program whose isopose was killed may still be writing to an older one.
+    """
+    work = settings.homogenizing.root
+    work.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=RUNNING, dir=work))
+    try:
+        yield folder
+    finally:
+        if settings.keep:
+            kept = work / RUNS / name
+            outputs.remove([kept])
+            kept.parent.mkdir(exist_ok=True)
+            folder.rename(kept)
+        else:
+            outputs.remove([folder])
+
+
+def _give(settings: WrapSettings, name: str, place: Path) -> None:
+    """Put a homogenized scan where the command looks for it; a copy only where the disk has no links."""
+    source = image_path(settings.homogenizing.root, name)
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
+
+
+def _run(command: Command, paths: Mapping[str, Path], log: Path, scans: int) -> Run:
+    started = time.monotonic()
+    # A program may change its folder.
+    code = run_command(command.filled({name: path.absolute() for name, path in paths.items()}), log)
+    return Run(code, round(time.monotonic() - started, 1), scans, log)

@@ -1,0 +1,195 @@
+"""One scan around which a command was wrapped: its results, their record, and whether they are there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isopose import outputs
+from isopose.devices import one_thread
+from isopose.errors import InputError
+from isopose.files import hash_of, write_json
+from isopose.geometry.volume import Volume
+from isopose.homogenize.answers import Answer, RestoredAnswer, restore_answer
+from isopose.homogenize.command import Command, how_it_ended
+from isopose.homogenize.dataset import ENDING, HomogenizeSettings, hash_of_image
+from isopose.homogenize.record import CaseRecord, read_record, record_path
+from isopose.homogenize.restore import PROBABILITIES, probability_path
+from isopose.inference.files import record_name
+from isopose.io.cases import Case
+from isopose.io.images import write_image
+from isopose.io.results.formats import NIFTI, result_files, write_results
+from isopose.labels import Labels
+from isopose.version import __version__
+
+#: Below the output: what the command printed; maps of scans of which it wrote several.
+LOGS, MAPS = "logs", "maps"
+
+
+@dataclass(frozen=True)
+class WrapSettings:
+    """What all scans share; small and picklable, as it goes to other processes.
+
+    Args:
+        output: folder of the results.
+        command: run on homogenized scans.
+        labels: names of the values that it marks; may be empty.
+        formats: of the label maps.
+        keep: leave homogenized scans, and the command's answers, in the working folder.
+        homogenizing: pose and size, and which DICOM series is meant; its root is the working folder.
+        pose: for the records: pose and size, and whose poses they are.
+    """
+
+    output: Path
+    command: Command
+    labels: Labels
+    formats: tuple[str, ...]
+    keep: bool
+    homogenizing: HomogenizeSettings
+    pose: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the command.
+
+    Args:
+        exit_code: of the program.
+        seconds: that it took.
+        scans: how many it was run on.
+        log: what it printed.
+    """
+
+    exit_code: int
+    seconds: float
+    scans: int
+    log: Path
+
+
+def made_from(settings: WrapSettings, image_sha256: str) -> dict[str, Any]:
+    """Return all that decides the results of a scan, but for the program itself."""
+    return {
+        "isopose": __version__,
+        "command": list(settings.command.words),
+        "settings_sha256": settings.homogenizing.sha256,
+        "input_sha256": image_sha256,
+        "labels": dict(settings.labels.values),
+        "formats": list(settings.formats),
+    }
+
+
+def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
+    """Return a scan's record if its results are there whole and made from the same; else None.
+
+    Raises:
+        InputError: the scan is not there.
+    """
+    record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
+    files = record.get("files")
+    wanted = made_from(settings, hash_of_image(case.image, settings.homogenizing.series))
+    if not isinstance(files, dict) or not outputs.made_from(record, wanted):
+        return None
+    return None if outputs.damaged(settings.output, files) else record
+
+
+def remove_results(settings: WrapSettings, name: str) -> None:
+    """Remove the record of a scan, if it is one of a wrapped command, and the files that it lists."""
+    outputs.remove(_listed_results(settings, name))
+
+
+def _listed_results(settings: WrapSettings, name: str) -> list[Path]:
+    manifest = settings.output / record_name(name)
+    known = outputs.earlier_record(manifest)
+    if known is None or "command" not in known:
+        return []
+    return [manifest, *(settings.output / file for file in sorted(outputs.listed(known)))]
+
+
+@one_thread()
+def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings) -> dict[str, Any]:
+    """Restore what the command wrote of a scan, write the results, and the record last; return that.
+
+    Args:
+        case: the scan.
+        answer: what the command wrote.
+        run: how.
+        settings: of all scans.
+
+    Raises:
+        InputError: a map that cannot be restored, or none; a format for which there is no label map.
+    """
+    root = settings.homogenizing.root
+    homogenized, manifest = read_record(record_path(root, case.id)), settings.output / record_name(case.id)
+    head, written = made_from(settings, homogenized.sources["image"]), list[Path]()
+    with outputs.replacing_results(manifest, written, _listed_results(settings, case.id)):
+        found = _write_maps(case, answer, homogenized, settings, written)
+        notes = [*homogenized.warnings, *found.notes]
+        if run.exit_code:
+            notes.append(f"the command {how_it_ended(run.exit_code)} after it wrote this; see its log")
+        notes += _write_labels(case, answer, found, head, settings, written)
+        record = {
+            **head,
+            "pose": dict(settings.pose),
+            "roll_degrees": homogenized.roll_degrees,
+            "roll_decision": homogenized.roll_decision and asdict(homogenized.roll_decision),
+            "exit_code": run.exit_code,
+            "command_seconds": run.seconds,
+            "command_scans": run.scans,
+            "volumes_ml": found.volumes_ml,
+            # The label map first.
+            "files": outputs.hashes(settings.output, sorted(written, key=lambda path: len(path.parts))),
+            "warnings": notes,
+        }
+        write_json(manifest, record)
+    return record
+
+
+def _write_maps(
+    case: Case, answer: Answer, homogenized: CaseRecord, settings: WrapSettings, written: list[Path]
+) -> RestoredAnswer:
+    """Write all of a scan's restored maps but its label map, where that is its only image."""
+
+    def write(path: Path, volume: Volume) -> None:
+        written.append(path)
+        write_image(volume, path)
+
+    def write_map(name: str, volume: Volume) -> None:
+        several = settings.output / MAPS / case.id / f"{name}{ENDING}"
+        write(several if answer.several else settings.output / PROBABILITIES / f"{case.id}{ENDING}", volume)
+
+    def write_class(name: str, volume: Volume) -> None:
+        write(probability_path(settings.output, case.id, name), volume)
+
+    return restore_answer(answer, homogenized.transform, settings.labels, write_map, write_class)
+
+
+def _write_labels(
+    case: Case,
+    answer: Answer,
+    found: RestoredAnswer,
+    head: Mapping[str, Any],
+    settings: WrapSettings,
+    written: list[Path],
+) -> Sequence[str]:
+    """Write a scan's label map in each format; return warnings."""
+    dicom = tuple(one for one in settings.formats if one != NIFTI)
+    # Of several maps each was written already.
+    formats = dicom if answer.several else settings.formats
+    if dicom and found.labels is None:
+        raise InputError(
+            f"--format {dicom[0]}: expected one label map, the command wrote {found.label_maps}; let it "
+            "write one, or leave --format out"
+        )
+    if found.labels is None or not formats:
+        return ()
+    files = result_files(settings.output, case.id, formats)
+    written += files.values()
+    return write_results(
+        files,
+        found.labels,
+        settings.labels,
+        found.volumes_ml,
+        path=case.image,
+        series=settings.homogenizing.series,
+        made_from=[hash_of(dict(head))],
+    )

@@ -1,0 +1,102 @@
+"""Functions that see images in the reference's pose, and their answers on the images' own grids."""
+
+import logging
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import isopose
+from bright import dice, scene
+from isopose.api.images import LPS_FROM_RAS
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.io.images import to_sitk
+
+SCENE = scene(roll=0.4, slices=4)
+
+
+@pytest.fixture(scope="module")
+def homogenizer() -> isopose.Homogenizer:
+    return isopose.Homogenizer(size=192)
+
+
+def left_and_right(volume: Volume) -> np.ndarray:
+    """What is bright, 1 on the patient's left (x > 0 on the homogenized grid), else 2."""
+    x = volume.world_from_index[0, 3] + volume.world_from_index[0, 0] * np.arange(volume.array.shape[2])
+    return np.where(volume.array > 145, np.where(x > 0, 1, 2), 0).astype(np.uint8)
+
+
+def test_a_label_map_comes_back_on_the_images_own_grid_and_side(homogenizer) -> None:
+    seen = []
+
+    def segment(volume: Volume) -> Volume:
+        """Mark both sides."""
+        seen.append(volume)
+        return volume.with_array(left_and_right(volume))
+
+    wrapped = isopose.wrap(segment, homogenizer)
+    assert wrapped.__doc__ == "Mark both sides."
+    found = wrapped(SCENE.volume)
+    assert seen[0].array.shape == (4, 192, 192)
+    np.testing.assert_array_equal(found.world_from_index, SCENE.volume.world_from_index)
+    assert found.array.dtype == np.uint8
+    # The mass is on the patient's left.
+    assert dice(found.array == 1, SCENE.truth > 0) >= 0.95
+    assert np.count_nonzero(found.array == 2) == 0
+
+
+def test_probabilities_come_back_and_what_is_missing_is_background() -> None:
+    def segment(image: sitk.Image) -> dict[str, sitk.Image]:
+        share = sitk.Cast(image > 145, sitk.sitkFloat32) * 0.75
+        return {"background": 1 - share, "mass": share}
+
+    found = isopose.wrap(segment, size=192)(to_sitk(SCENE.volume))
+    assert [*found] == ["mass", "background"]
+    assert found["mass"].GetSize() == SCENE.volume.array.shape[::-1]
+    assert found["mass"].GetOrigin() == pytest.approx(SCENE.volume.origin)
+    mass, rest = (sitk.GetArrayFromImage(found[name]) for name in ("mass", "background"))
+    np.testing.assert_allclose(mass + rest, 1.0, atol=1e-5)
+    assert dice(mass > 0.375, SCENE.truth > 0) >= 0.95
+    assert mass.max() == pytest.approx(0.75, abs=1e-3)
+
+
+def test_pairs_and_files_are_taken_too(homogenizer, tmp_path) -> None:
+    array = SCENE.volume.array.transpose(2, 1, 0)
+    pair = (array, LPS_FROM_RAS @ SCENE.volume.world_from_index)
+    found, affine = isopose.wrap(lambda p: ((p[0] > 145).astype(np.uint8), p[1]), homogenizer)(pair)
+    np.testing.assert_allclose(affine, pair[1])
+    sitk.WriteImage(to_sitk(SCENE.volume), str(tmp_path / "scan.nrrd"))
+    image = isopose.wrap(lambda i: sitk.Cast(i > 145, sitk.sitkUInt8), homogenizer)(tmp_path / "scan.nrrd")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), found.transpose(2, 1, 0))
+    assert dice(found.transpose(2, 1, 0) > 0, SCENE.truth > 0) >= 0.95
+
+
+def test_warnings_of_the_pose_are_logged(homogenizer, caplog) -> None:
+    with caplog.at_level(logging.WARNING, logger="isopose"):
+        isopose.wrap(lambda v: v.with_array((v.array > 145).astype(np.uint8)), homogenizer)(SCENE.volume)
+    assert [r.getMessage() for r in caplog.records] == list(homogenizer.transform(SCENE.volume).warnings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda v: v.with_array(v.array.astype(np.float32) / 7), "whole numbers from 0 to 255"),
+        (lambda v: SCENE.volume.with_array(SCENE.truth), "does not lie on the homogenized grid"),
+        (lambda v: v.array > 145, "expected an image with its place in the patient"),
+        (lambda v: {"background": v}, "no class but the background"),
+        (lambda v: {"mass": v}, "mass: expected probabilities from 0 to 1"),
+        (lambda v: {"mass": v.with_array(np.full(v.array.shape, np.nan, np.float32))}, "got values from nan"),
+    ],
+    ids=("image", "grid", "array", "background", "logits", "nan"),
+)
+def test_other_answers_are_refused(answer, said, homogenizer) -> None:
+    with pytest.raises(InputError, match=said):
+        isopose.wrap(answer, homogenizer)(SCENE.volume)
+
+
+def test_settings_are_given_once(homogenizer) -> None:
+    with pytest.raises(InputError, match="leave size, per out"):
+        isopose.wrap(lambda v: v, homogenizer, size=64, per="slice")
+    with pytest.raises(InputError, match="size"):
+        isopose.wrap(lambda v: v, size=3)

@@ -1,0 +1,101 @@
+"""Placeholders of a command, and running it without a shell."""
+
+import os
+import signal
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from isopose.errors import InputError
+from isopose.homogenize.command import how_it_ended, read_command, run_command
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("{input}", "{output}"), ("-i={input}", "{output_folder}/x"), ("{inputs}", "{outputs}")],
+    ids=str,
+)
+def test_each_way_to_say_where_files_belong(words) -> None:
+    command = read_command([sys.executable, "-c", "print({'a': 1})", *words])
+    assert command.together == (words[0] == "{inputs}")
+    paths = {name: Path(f"/{name} s") for name in ("input", "output", "output_folder", "inputs", "outputs")}
+    filled = command.filled(paths)
+    # Other braces stay.
+    assert filled[:3] == [sys.executable, "-c", "print({'a': 1})"]
+    assert filled[3:] == [word.replace("{", "/").replace("}", " s").replace("-i=/", "-i=/") for word in words]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no command, expected one after --"),
+        (["{python}"], "got none"),
+        (["{python}", "{input}"], "got {input}"),
+        (["{python}", "{output}"], "got {output}"),
+        (["{python}", "{outputs}"], "got {outputs}"),
+        (["{python}", "{input}", "{output}", "{output_folder}"], "got {input}, {output}, {output_folder}"),
+        (["{python}", "{input}", "{outputs}"], "of one scan ({input} with {output} or {output_folder})"),
+        (["no-such-program", "{input}", "{output}"], "no-such-program: no such program"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_or_mixed_is_one_line(words, said) -> None:
+    with pytest.raises(InputError) as error:
+        read_command([sys.executable if word == "{python}" else word for word in words])
+    assert said in str(error.value)
+
+
+def test_no_shell_reads_the_words(tmp_path) -> None:
+    evil = f"$(touch {tmp_path}/a); touch {tmp_path}/b & `touch {tmp_path}/c` > {tmp_path}/d"
+    words = [sys.executable, "-c", "import sys; print(sys.argv[1:])", evil, "a b", "*", "~"]
+    assert run_command(words, tmp_path / "logs" / "one.log") == 0
+    assert (tmp_path / "logs" / "one.log").read_text() == f"{[evil, 'a b', '*', '~']}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["logs"]
+
+
+def test_what_it_prints_and_how_it_ended(tmp_path) -> None:
+    code = "import os, sys; print(repr(sys.stdin.read())); print('no', file=sys.stderr); os._exit(7)"
+    log = tmp_path / "log"
+    assert run_command([sys.executable, "-u", "-c", code], log) == 7
+    assert log.read_text() == "''\nno\n"
+    assert run_command([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"], log) == -15
+    assert [how_it_ended(n) for n in (7, -15)] == ["ended with exit code 7", "was ended by SIGTERM"]
+    (tmp_path / "odd").write_bytes(b"\x00\x01")
+    (tmp_path / "odd").chmod(0o755)
+    with pytest.raises(InputError, match="odd: cannot be run"):
+        run_command([str(tmp_path / "odd")], log)
+
+
+#: Starts another program, which writes its number into a file; both then wait.
+CHILD = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}, sys.argv[1]])"
+
+
+def ended(file: Path, process) -> bool:
+    """Wait until the program's own program runs, stop the process that runs the first, and look for it."""
+    while not file.exists() or not file.read_text():
+        assert process.is_alive()
+        time.sleep(0.05)
+    place = Path("/proc") / file.read_text()
+    assert place.exists() == Path("/proc/self").exists()
+    process.stop()
+    process.join(60)
+    assert process.exitcode not in (None, 0)
+    # A process that has ended may still wait to be counted.
+    return not place.exists() or ") Z " in (place / "stat").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=("interrupted", "worker"))
+def test_what_it_has_started_is_ended_with_it_when_isopose_is_stopped(number, tmp_path) -> None:
+    """As ``isopose wrap`` runs it in its own process, and in a worker, which a signal ends at once."""
+    words, file = [sys.executable, "-c", PARENT, str(tmp_path / "child")], tmp_path / "child"
+    process = get_context("spawn").Process(target=run_command, args=(words, tmp_path / "log"))
+    process.start()
+    process.stop = lambda: os.kill(process.pid, number)
+    try:
+        assert ended(file, process)
+    finally:
+        process.kill()
