@@ -43,7 +43,12 @@ from isopose.training.fit import fit
 #: Cohorts that nothing else draws from: adults to train on, children to train on, children to test on.
 ADULTS, OTHERS, CHILDREN = 3_000_061, 3_000_073, 3_000_077
 #: What is shown: whether in the reference's pose, and at its size.
-WAYS = {"as they lie": None, "adult size": (False, True), "adult pose": (True, False), "both": (True, True)}
+WAYS: dict[str, tuple[bool, bool] | None] = {
+    "as they lie": None,
+    "adult size": (False, True),
+    "adult pose": (True, False),
+    "both": (True, True),
+}
 TRAINED_ON_CHILDREN = "trained on children"
 SLICES = 24
 
@@ -119,7 +124,8 @@ def _cohort(folder: Path, seed: int, cases: int, size: int, population: Any, wor
 
 def _shown(folder: Path, scans: Sequence[Scan], way: str) -> list[tuple[Scan, Transform | None]]:
     """Return what the model of adults sees of each child, and what brings its answer back."""
-    if WAYS[way] is None:
+    parts = WAYS[way]
+    if parts is None:
         return [(scan, None) for scan in scans]
     estimator = open_estimator(None, HomogenizeConfig(reference="adult"))
     found: list[tuple[Scan, Transform | None]] = []
@@ -129,7 +135,7 @@ def _shown(folder: Path, scans: Sequence[Scan], way: str) -> list[tuple[Scan, Tr
             if not kept.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 volume = read_volume(scan.path)
-                transform = brought(estimator, volume, *WAYS[way])
+                transform = brought(estimator, volume, *parts)
                 write_image(homogenized_image(volume, transform), path)
                 write_text(kept, transform.to_text())
             found.append((Scan(scan.name, path), Transform.from_text(kept.read_text())))
