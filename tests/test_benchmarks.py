@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 
 from bright import scene
-from isopose.config import load_config
+from isopose.config import HomogenizeConfig, load_config
 from isopose.demo import SMALL
-from isopose.io.images import write_image
+from isopose.evaluation.evaluate import CaseScores, Evaluation
+from isopose.evaluation.metrics import Scores
+from isopose.homogenize.estimator import open_estimator
+from isopose.homogenize.warping import homogenized_image, homogenized_labels, restored_labels
+from isopose.io.images import read_labels, read_volume, write_image
+from isopose.phantom import write_cohort
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -256,3 +261,54 @@ def test_a_step_within_another_counts_once(monkeypatch):
         time.gmtime()
         time.mktime()
     assert steps == {"outer": 5, "inner": 20}
+
+
+def test_children_are_brought_to_the_size_or_the_pose_of_an_adult_alone(tmp_path):
+    adults = load("adults")
+    folder = write_cohort(tmp_path / "c", cases=1, slices=6, size=64, seed=5, test_fraction=0.0)
+    volume = read_volume(next((folder / "imagesTr").glob("*.nii.gz")))
+    labels = read_labels(next((folder / "labelsTr").glob("*.nii.gz")))
+    estimator = open_estimator(None, HomogenizeConfig(reference="adult", size=128))
+    found = {
+        way: adults.brought(estimator, volume, *parts)
+        for way, parts in adults.WAYS.items()
+        if parts is not None
+    }
+    poses = {way: np.array(transform.poses) for way, transform in found.items()}
+    body = {}
+    for way, transform in found.items():
+        image = homogenized_image(volume, transform)
+        body[way] = float((image.array > -300).sum(axis=(1, 2)).mean()) * estimator.pixel_mm**2
+        back = restored_labels(homogenized_labels(labels, transform), transform).array
+        assert 2.0 * ((back > 0) & (labels.array > 0)).sum() > 0.9 * (
+            (back > 0).sum() + (labels.array > 0).sum()
+        )
+    own = float((volume.array > -300).sum(axis=(1, 2)).mean()) * volume.spacing[0] * volume.spacing[1]
+    assert body["adult pose"] == pytest.approx(own, rel=0.05)
+    assert body["adult size"] == pytest.approx(body["both"], rel=0.05)
+    assert body["both"] > 1.5 * own
+    assert np.array_equal(poses["adult pose"][:, 0], poses["both"][:, 0])
+    assert not poses["adult size"][:, 0].any()
+    assert np.abs(poses["both"][:, 0]).max() > 0.01
+    assert found["adult pose"].grid.z_scale == 1.0
+    assert found["both"].grid.z_scale > 1.2
+
+
+def test_the_table_of_adults_counts_who_gets_worse():
+    adults = load("adults")
+
+    def result(*dice):
+        cases = tuple(
+            CaseScores(
+                f"c{n}",
+                f"c{n}",
+                {t: Scores(d, d, 1.0, 10.0, 10.0) for t in ("kidney", "tumor")},
+                1.0,
+            )
+            for n, d in enumerate(dice)
+        )
+        return Evaluation(("kidney", "tumor"), cases)
+
+    table = adults.table_of({"one": {"as they lie": [result(0.5, 0.9)], "both": [result(0.8, 0.85)]}})
+    assert "| one | both | 82.5 (3.5) / 82.5 / 80.0 | 82.5 (3.5) / 82.5 / 80.0 | 1 / 1 |" in table
+    assert "| one | both | 0 to 2 years | 2 | 82.5 | 82.5 |" in table
