@@ -224,7 +224,7 @@ def table_of(found: dict[str, dict[str, list[Evaluation]]]) -> str:
         for way, some in ways.items():
             cells = [name, way]
             for target in ("kidney", "tumor"):
-                dice = [summarize(one.cases, target).dice for one in some]
+                dice = [summarize(one.cases, target).statistics["dice"] for one in some]
                 mean, sd, median = (
                     100.0 * float(np.mean([getattr(one, part) or 0.0 for one in dice]))
                     for part in ("mean", "sd", "median")
@@ -253,7 +253,7 @@ def _worse(some: Sequence[Evaluation], plain: Sequence[Evaluation], target: str)
 
 
 def _mean(groups: Sequence[Sequence[CaseScores]], target: str) -> str:
-    means = [summarize(cases, target).dice.mean for cases in groups]
+    means = [summarize(cases, target).statistics["dice"].mean for cases in groups]
     return f"{100.0 * float(np.mean([mean or 0.0 for mean in means])):.1f}"
 
 

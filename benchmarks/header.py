@@ -98,7 +98,7 @@ def _scans(cases: int, real: bool) -> Iterator[tuple[str, float | None, Volume]]
         yield "phantoms", roll_of(case.pose), Volume(image, case.scan.world_from_index)
     for level in ("chest", "pelvis"):
         for index in range(cases):
-            slab = sample_level_slab(UNSEEN, index, level=level, slices=SLICES, size=SIDE)  # type: ignore[arg-type]
+            slab = sample_level_slab(UNSEEN, index, level=level, slices=SLICES, size=SIDE)
             yield LEVELS[level], slab.roll, slab.volume
     trunks = [read_volume(REAL / name).reoriented() for name in TRUNKS] if real else []
     for name, volume in zip(TRUNKS, trunks, strict=False):
