@@ -134,7 +134,7 @@ def test_transfer_needs_a_source(options: Options, children: Path) -> None:
         arms_of(options, ["decoder"])
     with_source = replace(options, source=children)
     assert [arm.name for arm in arms_of(with_source, None) if arm.source] == [
-        "direct", "first2-last2", "decoder", "all",
+        "direct", "direct-homogenized", "first2-last2", "decoder", "all",
     ]  # fmt: skip
     jobs, twins = jobs_of(with_source, arms_of(with_source, None))
     assert {job.arm for job in jobs} == {arm.name for arm in ARMS if not arm.peer}

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from isopose.api.homogenizer import Homogenizer
+from isopose.api.images import as_volume
+from isopose.api.pipeline import Pipeline
 from isopose.errors import InputError, IsoposeError
 from isopose.files import only_writer, write_json
 from isopose.io.images import read_labels, write_labels
@@ -22,7 +25,7 @@ from isopose.phantom import write_cohort
 from isopose.progress import Silent
 from isopose.study import job as study_job
 from isopose.study import run as study_run
-from isopose.study.arms import BY_NAME
+from isopose.study.arms import BY_NAME, UNTRAINED
 from isopose.study.job import run_job
 from isopose.study.nnunet import lengths
 from isopose.study.plan import Options, PlannedRun
@@ -35,7 +38,7 @@ SMALL = {
     "unet": {"base_features": 4, "optimizer": {"epochs": 4, "iterations": 2, "batch_size": 4}},
     "train": {"folds": 3, "device": "cpu"},
 }
-ARMS = ["plain", "augmented", "crop-half", "direct", "decoder"]
+ARMS = ["plain", "augmented", "crop-half", "direct", "direct-homogenized", "decoder"]
 
 
 class Listening(Silent):
@@ -81,6 +84,20 @@ def options(cohorts: tuple[Path, Path], **change) -> Options:
     return Options(**given | change)
 
 
+def _check_homogenized(output: Path, folder: str, children: Path) -> None:
+    """What the source's model marks in its reference's pose and size lies on each child's own grid."""
+    source = next((output / "runs").glob("*/source/*/model"))
+    for case in ("phantom_004", "phantom_005"):
+        scan = children / "imagesTs" / f"{case}_0000.nii.gz"
+        found = read_labels(output / folder / "predictions" / f"{case}.nii.gz")
+        homogenizer = Homogenizer(reference=source)
+        upright = homogenizer.transform(scan)
+        marked = Pipeline.load(source, "cpu").predict(upright.image).labels
+        expected = as_volume(homogenizer.inverse_transform(marked, upright))
+        assert found.same_grid(expected)
+        np.testing.assert_array_equal(found.array, expected.array)
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -95,9 +112,9 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     tried = [Path(folder).parts[-2] for folder in here if "tried" in folder]
     ran = [Path(folder).parts[-2] for folder in here if "runs" in folder]
     assert tried == ["plain", "augmented", "crop-half", "source"]
-    assert ran == ["plain", "augmented", "crop-half", "source", "direct", "decoder"]
+    assert ran == ["plain", "augmented", "crop-half", "source", "direct", "direct-homogenized", "decoder"]
     assert not list((output / "tried").glob("*/*/seed*"))
-    assert any(re.search(r"6 of 6 runs to do, training about \d+ s", line) for line in reporter.lines)
+    assert any(re.search(r"7 of 7 runs to do, training about \d+ s", line) for line in reporter.lines)
 
     # Every score and every stage of every run, and each with its folder.
     scores = rows(output / "scores.csv")
@@ -107,8 +124,11 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert {row["target"] for row in scores} == {"kidney", "tumor", "kidney+tumor"}
     assert all(60 < float(row["body_size_mm"]) < 500 for row in scores)
     stages = {(row["arm"], row["stage"]): row for row in rows(output / "runs.csv")}
-    trained = {(arm, "unet") for arm in (*ARMS, "source") if arm != "direct"}
-    assert set(stages) == trained | {("crop-half", "crop"), ("direct", "")}
+    trained = {(arm, "unet") for arm in (*ARMS, "source") if arm not in UNTRAINED}
+    assert set(stages) == trained | {("crop-half", "crop"), *((arm, "") for arm in UNTRAINED)}
+    homogenized = stages.pop(("direct-homogenized", ""))
+    assert float(homogenized["predict_seconds_median"]) > 0
+    _check_homogenized(output, homogenized["folder"], cohorts[0])
     direct = stages.pop(("direct", ""))
     assert (direct["seconds"], direct["epochs"]) == ("0.0", "0"), "nothing is trained"
     assert float(direct["predict_seconds_median"]) > 0

@@ -76,6 +76,11 @@ _PLAIN = (*_AS_THEY_LIE, *_NO_JITTER)
 _AUGMENTED = (*_PLAIN, "unet.augmentation=nnunet")
 _POSED = ("crop.enabled=false", "unet.input=full")
 
+#: Arms that train nothing: the source's model on patients as they lie, and in the pose and at the size of
+#: that model's reference.
+DIRECT, DIRECT_HOMOGENIZED = "direct", "direct-homogenized"
+UNTRAINED = (DIRECT, DIRECT_HOMOGENIZED)
+
 #: What the paper's claim is held against.
 BASELINE = "augmented"
 #: What a reader asks besides, as an arm and what it is held against: what the learned pose, the mirroring,
@@ -91,6 +96,7 @@ FURTHER: tuple[tuple[str, str], ...] = (
     ("nnunet-plain", "nnunet"),
     ("nnunet-resenc", "nnunet"),
     ("nnunet-pose", "nnunet"),
+    (DIRECT_HOMOGENIZED, DIRECT),
 )
 #: The model that transfer begins from, trained on other patients.
 SOURCE = Arm("source", "U-Net of the source, augmented", 1, _AUGMENTED, source=True)
@@ -146,12 +152,19 @@ ARMS: tuple[Arm, ...] = (
     ),
     Arm("crop-quarter", "STN pose-size + STN crop + U-Net, quarter size", 3, ("unet.input=quarter",)),
     Arm(
-        "direct",
+        DIRECT,
         "the source's model as it is",
         1,
         _AUGMENTED,
         source=True,
         published=Published("Direct Inference (weights frozen)", (20.83, 35.55), (18.29, 35.73)),
+    ),
+    Arm(
+        DIRECT_HOMOGENIZED,
+        "the source's model as it is, patients in its reference's pose and size",
+        1,
+        _AUGMENTED,
+        source=True,
     ),
     Arm(
         "first2-last2",

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from isopose.api.images import as_volume
+from isopose.api.pipeline import Pipeline
+from isopose.api.wrapping import wrap
 from isopose.config import Config, validate_config
 from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError, IsoposeError
@@ -13,18 +16,16 @@ from isopose.evaluation.summary import badness
 from isopose.files import only_writer, read_json, write_json
 from isopose.inference.files import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.images import write_labels
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 from isopose.report.steps import write_steps
 from isopose.report.tables import write_evaluation
 from isopose.study import nnunet
-from isopose.study.arms import BY_NAME
+from isopose.study.arms import BY_NAME, DIRECT_HOMOGENIZED, UNTRAINED
 from isopose.study.lengths import lengths_of
 from isopose.study.measure import Measuring, circumstances, size_of, timed
 from isopose.training.fit import fit
-
-#: The model of an arm whose training is left out: the source's.
-DIRECT = "direct"
 
 
 def write_job(
@@ -93,7 +94,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         made = nnunet.versions() | circumstances(device, nnunet.precision(device))
     else:
         model = _make_model(folder, job, dataset, config, meter)
-        history = list(model.info.history) if job["arm"] != DIRECT else []
+        history = list(model.info.history) if job["arm"] not in UNTRAINED else []
         if arm is not None:
             stns = {name: length.to_json() for name, length in lengths_of(config, arm, history).items()}
             stn = {"lengths": stns, "turning": model.info.to_json()["turning"]}
@@ -111,13 +112,15 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         scans = [Scan(case.id, case.image) for case in held]
         if model is None:
             nnunet.predict(peer, scans, dataset, folder, meter)
+        elif job["arm"] == DIRECT_HOMOGENIZED:
+            _predict_homogenized(model, Path(job["source"]), scans, folder / "predictions", meter)
         else:
             _predict_scans(model, scans, folder / "predictions", meter)
         names = [scan.name for scan in scans]
         evaluation = evaluate(folder / "predictions", dataset, cases=names, body_sizes_mm=job["sizes_mm"])
         write_evaluation(evaluation, folder / "scores")
         result["evaluation"] = evaluation.to_json()
-        if model is not None and config.dims == 2:
+        if model is not None and config.dims == 2 and job["arm"] != DIRECT_HOMOGENIZED:
             result["shown"] = _draw_steps(model, scans, evaluation, folder / "shown")
     write_json(folder / "result.json", result | {"measures": meter.values})
 
@@ -126,7 +129,7 @@ def _make_model(
     folder: Path, job: dict[str, Any], dataset: Dataset, config: Config, meter: Measuring
 ) -> Model:
     source = load_model(Path(job["source"]), choose_device(config.train.device)) if job["source"] else None
-    if job["arm"] == DIRECT:
+    if job["arm"] in UNTRAINED:
         assert source is not None, "direct inference is with the source's model"
         if source.labels.names != dataset.labels.names:
             before, now = ", ".join(source.labels.names), ", ".join(dataset.labels.names)
@@ -157,6 +160,31 @@ def _predict_scans(model: Model, scans: Sequence[Scan], output: Path, meter: Mea
                     [outcome] = predict_scans(model, [scan], output, probabilities=False, reporter=Silent())
                 if outcome.problem:
                     raise IsoposeError(f"a test patient could not be predicted: {outcome.problem}")
+                meter.keep("predict", scan.name, seconds)
+            progress(done, len(scans))
+
+
+def _predict_homogenized(
+    model: Model, source: Path, scans: Sequence[Scan], output: Path, meter: Measuring
+) -> None:
+    """Predict each scan in the pose and at the size of the model's reference, and restore the answer.
+
+    Args:
+        model: of the source.
+        source: its folder.
+        scans: test patients.
+        output: folder of the label maps, on the scans' own grids.
+        meter: measures the time, with reading, homogenizing, restoring and writing.
+    """
+    pipeline = Pipeline(model)
+    segment = wrap(lambda image: pipeline.predict(image).labels, reference=source)
+    output.mkdir(parents=True, exist_ok=True)
+    with meter.counting("predict") as progress:
+        for done, scan in enumerate(scans, start=1):
+            path = output / f"{scan.name}.nii.gz"
+            if scan.name not in meter.values["predict"] or not path.exists():
+                with timed() as seconds:
+                    write_labels(as_volume(segment(scan.path)), path)
                 meter.keep("predict", scan.name, seconds)
             progress(done, len(scans))
 

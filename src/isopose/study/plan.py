@@ -17,7 +17,7 @@ from isopose.io.images import read_volume
 from isopose.io.sources import hash_of_source
 from isopose.parallel import Progress
 from isopose.study import nnunet
-from isopose.study.arms import ARMS, BY_NAME, SOURCE, Arm
+from isopose.study.arms import ARMS, BY_NAME, SOURCE, UNTRAINED, Arm
 from isopose.study.lengths import refuse_short
 from isopose.version import __version__
 
@@ -226,10 +226,10 @@ def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[PlannedRun], di
             peer = asdict(arm.peer) if arm.peer else None
             key = hash_of([config.model_dump(mode="json"), arm.source, peer])
             # Direct inference trains nothing, so it is no twin of what its source was trained with.
-            if arm.name != "direct" and key in known:
+            if arm.name not in UNTRAINED and key in known:
                 twins[f"{preset}/{arm.name}"] = known[key]
                 continue
-            if arm.name != "direct":
+            if arm.name not in UNTRAINED:
                 known[key] = arm.name
             jobs += [
                 PlannedRun(preset, arm.name, seed, fold)

@@ -106,7 +106,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                         "cpu_seconds_to_baseline": _time_to_dice(by_arm, result, "cpu_seconds"),
                         "seconds_to_baseline": _time_to_dice(by_arm, result, "seconds"),
                         "size": dict(result.runs[0].size),
-                        "scores": {t: asdict(summarize(result.cases, t)) for t in result.targets},
+                        "scores": {t: summarize(result.cases, t).to_json() for t in result.targets},
                         "histories": [list(run.history) for run in result.runs],
                     }
                     for name, result in by_arm.items()

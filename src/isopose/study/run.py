@@ -15,8 +15,8 @@ from isopose.files import only_writer, output_folder, read_json, write_json
 from isopose.io.datasets import Dataset
 from isopose.progress import Reporter
 from isopose.study import nnunet
-from isopose.study.arms import BY_NAME, SOURCE, Arm
-from isopose.study.job import DIRECT, write_job
+from isopose.study.arms import BY_NAME, SOURCE, UNTRAINED, Arm
+from isopose.study.job import write_job
 from isopose.study.plan import (
     FEWEST_EPOCHS,
     SHORTENED,
@@ -283,7 +283,7 @@ def _estimate_batches(
     for preset, arm in pairs:
         job = PlannedRun(preset, arm, study.options.seeds[0], 0)
         key = _name_arm(job)
-        if key in known or arm == DIRECT:
+        if key in known or arm in UNTRAINED:
             continue
         # What learns on costs at most what is trained anew; the source's model is not there yet.
         if _find_arm(job).source and arm != SOURCE.name:
@@ -337,7 +337,7 @@ def _estimate_run(options: Options, job: PlannedRun, seconds: Seconds) -> float:
 
 def _estimate_stages(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, float]:
     """Estimated seconds of each stage of a run's training."""
-    if job.arm == DIRECT:
+    if job.arm in UNTRAINED:
         return {}
     config = config_of(options, job.preset, _find_arm(job), job.seed)
     tried = seconds[_name_arm(job)]
