@@ -236,9 +236,32 @@ def test_trunks_are_turned_back_and_nothing_else(tmp_path: Path) -> None:
     assert table in printed
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     assert [row[0] for row in rows] == [
-        kind for kind in ("phantoms", "heads", "necks", "limbs", "water") for _ in range(2)
-    ]
-    assert [row[2:4] for row in rows] == [["1", "1"], ["3", "3"]] * 5
+        kind
+        for kind in (
+            "phantoms", "drawn chests and shoulders", "drawn pelvises and thighs",
+            "heads", "necks", "limbs", "water",
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [row[2:4] for row in rows] == [["1", "1"], ["3", "3"]] * 7
+
+
+@pytest.mark.long
+def test_heights_of_kidneys_are_compared(tmp_path: Path) -> None:
+    small = ("--ages", "0.5,30", "--each", 1, "--slices", 6, "--size", 64, "--grid", 64)
+    printed = ran("benchmarks/homogenized_size.py", tmp_path, *small)
+    assert (tmp_path / "homogenized_size.md").read_text() in printed
+    assert "| volume, adult | " in printed
+
+
+@pytest.mark.long
+def test_a_model_of_adults_is_shown_children(tmp_path: Path) -> None:
+    small = ("--adults", 5, "--children", 5, "--seeds", 1, "--size", 64, "--workers", 0)
+    settings = (*brief("unet"), "--set", "data.size=64", "--set", "unet.base_features=4")
+    printed = ran("benchmarks/adults.py", tmp_path, *small, *settings)
+    assert (tmp_path / "adults.md").read_text() in printed
+    for way in ("as they lie", "adult size", "adult pose", "both", "trained on children"):
+        assert f"| isopose's U-Net | {way} | " in printed
 
 
 @pytest.mark.long

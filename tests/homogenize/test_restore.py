@@ -259,7 +259,7 @@ def test_what_is_no_homogenized_dataset_is_refused(source, done, predictions, tm
     path = record_path(copy, "anna")
     record = json.loads(path.read_text())
     for damage, words in (
-        ({"format": 9}, "expected format 2, got 9"),
+        ({"format": 9}, "expected format 3, got 9"),
         # One digit, which would put the labels elsewhere.
         ({"roll_degrees": record["roll_degrees"] + 1e-9}, "was changed since it was written"),
         ({"transform": {**record["transform"], "poses": [[0.0] * 4]}}, "was changed since it was written"),

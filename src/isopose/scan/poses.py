@@ -27,7 +27,7 @@ from isopose.scan.prior import RIGHT, ScanRoll, direction, log_i0, mass_within, 
 #: Number of slices from which the initial roll of a scan is estimated.
 FIRST = 5
 #: Standard deviation of the roll along a scan, around the scan's own: a patient is twisted by no more.
-ALONG_SD = math.radians(3.0)
+ALONG_SD = math.radians(2.0)
 
 
 def with_per(config: PoseConfig, per: Per | None) -> PoseConfig:

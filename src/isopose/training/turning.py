@@ -76,6 +76,8 @@ def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Ten
         slices: whose cases have the ids.
         rows: ``(N,)`` of the slices.
     """
+    if not truth:
+        return torch.full((len(rows),), math.nan, device=rows.device)
     cases = [slices.cases[slices.rows[row, 0]].record.id for row in rows.cpu().tolist()]
     return torch.tensor([truth.get(case, math.nan) for case in cases], device=rows.device)
 

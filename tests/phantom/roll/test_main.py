@@ -16,10 +16,10 @@ from isopose.phantom.roll import train as training
 SMALL = ("--patients", "3", "--held-out", "2", "--slices", "3", "--pictures", "2", "--workers", "0")
 
 
-def run(output, steps):
+def run(output, steps, *more):
     app = typer.Typer()
     app.command()(command.main)
-    result = CliRunner().invoke(app, [str(output), *SMALL, "--steps", str(steps)])
+    result = CliRunner().invoke(app, [str(output), *SMALL, "--steps", str(steps), *map(str, more)])
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -30,8 +30,16 @@ def test_makes_weights_that_load_and_says_what_they_are_worth(tmp_path, monkeypa
     tensors = load_file(tmp_path / "one" / WEIGHTS)
     RollNetwork().load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     report = json.loads((tmp_path / "one" / "roll.json").read_text())
-    assert report["held_out_plain"]["slices"] == 6
-    assert 0.0 <= report["held_out_plain"]["median_degrees"] <= 180.0
+    assert set(report["held_out_plain"]) == {"abdomen", "chest", "pelvis"}
+    assert report["held_out_plain"]["abdomen"]["slices"] == 6
+    assert 0.0 <= report["held_out_plain"]["chest"]["median_degrees"] <= 180.0
+    # Started from these weights, a training goes elsewhere than from random ones.
+    run(tmp_path / "on", 1, "--start", tmp_path / "one" / WEIGHTS)
+    on = json.loads((tmp_path / "on" / "roll.json").read_text())
+    assert on["parameters"]["start_sha256"] == report["weights_sha256"]
+    key = "encoder.0.weight"
+    further = load_file(tmp_path / "on" / WEIGHTS)[key].float()
+    assert (further - tensors[key].float()).abs().max() < 0.02
     assert report["parameters"]["patients"] == 3
     # Undisturbed, and stopped after half of it: the same weights.
     slabs = (tmp_path / "one" / "slabs").rename(tmp_path / "slabs")
