@@ -256,8 +256,8 @@ def test_heights_of_kidneys_are_compared(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_model_of_adults_is_shown_children(tmp_path: Path) -> None:
-    small = ("--adults", 5, "--children", 5, "--seeds", 1, "--size", 64, "--workers", 0)
-    settings = (*brief("unet"), "--set", "data.size=64", "--set", "unet.base_features=4")
+    small = ("--adults", 3, "--children", 3, "--seeds", 1, "--size", 64, "--workers", 0)
+    settings = (*brief("unet"), "--set", "train.folds=3")
     printed = ran("benchmarks/adults.py", tmp_path, *small, *settings)
     assert (tmp_path / "adults.md").read_text() in printed
     for way in ("as they lie", "adult size", "adult pose", "both", "trained on children"):
