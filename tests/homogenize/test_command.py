@@ -88,11 +88,17 @@ def ended(file: Path, process) -> bool:
     return not place.exists() or ") Z " in (place / "stat").read_text()
 
 
+def run_interruptible(words: list[str], log: Path) -> None:
+    """Run a command in a process that hears an interruption, also where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run_command(words, log)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=("interrupted", "worker"))
 def test_what_it_has_started_is_ended_with_it_when_isopose_is_stopped(number, tmp_path) -> None:
     """As ``isopose wrap`` runs it in its own process, and in a worker, which a signal ends at once."""
     words, file = [sys.executable, "-c", PARENT, str(tmp_path / "child")], tmp_path / "child"
-    process = get_context("spawn").Process(target=run_command, args=(words, tmp_path / "log"))
+    process = get_context("spawn").Process(target=run_interruptible, args=(words, tmp_path / "log"))
     process.start()
     process.stop = lambda: os.kill(process.pid, number)
     try:
