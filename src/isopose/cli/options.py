@@ -16,6 +16,13 @@ Label = Annotated[
     typer.Option("--label", help="NAME=VALUE, repeated: the labels, if the dataset does not define them"),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="number of processes; 0 uses this one; results are equal")]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
+]
+Series = Annotated[
+    str | None, typer.Option(help="series number or instance UID, if a DICOM input holds several")
+]
 Reference = Annotated[
     str | None,
     typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Device, Precision, Ray, local_path
+from isopose.cli.options import AsJson, Device, Formats, Precision, Ray, Series, local_path
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError
 
@@ -17,13 +17,8 @@ def predict(
         typer.Argument(help="image files, folders of them, DICOM series: a folder, ZIP, DICOMDIR or file"),
     ],
     output: Annotated[str, typer.Option(help="folder for the results")],
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
-    ] = None,
-    series: Annotated[
-        str | None, typer.Option(help="series number or instance UID, if a DICOM input holds several")
-    ] = None,
+    formats: Formats = None,
+    series: Series = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="also write class probabilities")
     ] = False,

@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Label, Reference, ScaleZ, Workers, labels_of, local_path
+from isopose.cli.options import (
+    AsJson,
+    Formats,
+    Label,
+    Reference,
+    ScaleZ,
+    Series,
+    Workers,
+    labels_of,
+    local_path,
+)
 from isopose.cli.output import fail_if, print_json
 
 #: Volumes that are printed of a scan.
@@ -34,13 +44,8 @@ def wrap(
     ] = None,
     reference: Reference = None,
     scale_z: ScaleZ = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="nifti (the default), dicom-seg, rtstruct or dicom-sr; repeated"),
-    ] = None,
-    series: Annotated[
-        str | None, typer.Option(help="series number or instance UID, if a DICOM input holds several")
-    ] = None,
+    formats: Formats = None,
+    series: Series = None,
     label: Label = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="keep homogenized scans and the command's own files")

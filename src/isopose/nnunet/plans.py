@@ -17,7 +17,11 @@ SEEN = "isopose_seen_from"
 
 
 def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
-    """Write plans that keep fat beside nnU-Net's own, which are not changed; a dataset has a number or name.
+    """Write plans that keep fat beside nnU-Net's own, which are not changed.
+
+    Args:
+        dataset: number or name of a dataset that nnU-Net has planned.
+        name: of its plans.
 
     Returns:
         The file that was written.
