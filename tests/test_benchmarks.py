@@ -264,6 +264,24 @@ def test_a_step_within_another_counts_once(monkeypatch):
     assert steps == {"outer": 5, "inner": 20}
 
 
+def test_what_wrapping_adds_to_a_command_is_measured(tmp_path):
+    wrapping = load("wrapping")
+    write_image(scene().volume, tmp_path / "scan.nii.gz")
+    wall, cpu = wrapping.wrapped(tmp_path / "scan.nii.gz")
+    for found in (wall, cpu):
+        assert all(seconds > 0 for seconds in found.values()), found
+        own = sum(found[step] for step in (*wrapping.OWN, wrapping.ELSE))
+        assert found[wrapping.REST] == pytest.approx(own)
+        assert found[wrapping.WHOLE] == pytest.approx(
+            sum(found[step] for step in wrapping.STEPS) + found["all else"]
+        )
+    # The command is a program of its own, whose time this process does not take.
+    assert cpu["the command"] > 0.1
+    lines = wrapping.table([(wall, cpu), (dict.fromkeys(wall, 0.0), dict.fromkeys(cpu, 2.0))])
+    assert f"| the whole | {wall['the whole'] / 2:.2f} | {cpu['the whole'] / 2 + 1:.2f} |" in lines
+    assert len(lines.splitlines()) == 2 + len(wall)
+
+
 def test_children_are_brought_to_the_size_or_the_pose_of_an_adult_alone(tmp_path):
     adults = load("adults")
     folder = write_cohort(tmp_path / "c", cases=1, slices=6, size=64, seed=5, test_fraction=0.0)

@@ -181,6 +181,13 @@ def test_the_start_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_what_wrapping_adds_is_measured(tmp_path: Path) -> None:
+    printed = ran("benchmarks/wrapping.py", tmp_path, "--slices", 4, "--size", 64, "--scans", 1)
+    assert printed == (tmp_path / "wrapping.md").read_text()
+    assert "| beside the command, reading and writing | " in printed
+
+
+@pytest.mark.long
 def test_the_way_there_and_back_is_measured(tmp_path: Path) -> None:
     ran("benchmarks/homogenize.py", tmp_path, "--patients", 1, "--slices", 4, "--size", 64)
     assert "| volume, 384 | " in (tmp_path / "homogenize.md").read_text()
