@@ -63,7 +63,7 @@ Seconds = dict[str, float]
 
 
 def wrapped(scan: Path) -> tuple[Seconds, Seconds]:
-    """Wall and CPU seconds of each step of one scan, of all else, and of the whole; CPU with the command's."""
+    """Seconds and CPU seconds of each step of one scan, of all else, and of the whole."""
     command = read_command([sys.executable, "-c", SEGMENTER, "{input}", "{output}"])
     with (
         tempfile.TemporaryDirectory() as place,
