@@ -74,7 +74,8 @@ def draw(axes: dict[str, tuple[list[int], list[dict[str, float]]]], path: Path) 
     figure.savefig(path, dpi=110)
 
 
-def write_scan(path: Path, slices: int, side: int) -> None:
+def write_scan(path: Path, slices: int, side: int, seed: int = 3) -> None:
+    """A phantom of 20 slices, there and back along z until there are enough of them."""
     import numpy as np
 
     from isopose.geometry.volume import Volume
@@ -82,7 +83,7 @@ def write_scan(path: Path, slices: int, side: int) -> None:
     from isopose.phantom import write_cohort
 
     with tempfile.TemporaryDirectory() as place:
-        write_cohort(Path(place) / "c", cases=1, slices=20, size=side, seed=3, test_fraction=0)
+        write_cohort(Path(place) / "c", cases=1, slices=20, size=side, seed=seed, test_fraction=0)
         volume = read_volume(next((Path(place) / "c" / "imagesTr").glob("*.nii.gz")))
     # There and back again, so that the body goes on from slice to slice.
     there = np.concatenate([volume.array, volume.array[::-1]])

@@ -19,8 +19,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import load_config
+from isopose.config import Config, load_config
 from isopose.data.samples import Batch
+from isopose.devices import autocast
 from isopose.files import write_text
 from isopose.geometry.warp import warp
 from isopose.heap import keep_freed_memory
@@ -123,10 +124,18 @@ def training_step(
     size: int, n: int, base_features: int, precision: str, *, compiled: bool = False
 ) -> Callable[[], None]:
     """The whole of a step on n slices as isopose fit makes it, but for reading; it is made once."""
-    config = load_config(
-        settings=[f"data.size={size}", "unet.input=full", f"unet.base_features={base_features}"]
-    )
-    pipeline = Networks(config, 3, torch.zeros(1, 1, size, size), 0.0, 1.0)
+    settings = [f"data.size={size}", "unet.input=full", f"unet.base_features={base_features}"]
+    step = training(load_config(settings=settings), n, precision, compiled=compiled)[1]
+    step()
+    return step
+
+
+def training(
+    config: Config, n: int, precision: str, *, device: str = "cpu", compiled: bool = False
+) -> tuple[SegmentationObjective, Callable[[], None]]:
+    """The U-Net's objective, and a function that makes a step on n slices; weights and slices are drawn."""
+    size = config.data.size
+    pipeline = Networks(config, 3, torch.zeros(1, 1, size, size), 0.0, 1.0).to(device)
     pipeline.unet = pipeline.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = SegmentationObjective(pipeline).train()
     if compiled:
@@ -134,19 +143,18 @@ def training_step(
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     labels = torch.randint(0, 3, (n, size, size), dtype=torch.uint8)
     image, mask = torch.randn(n, 1, size, size), torch.ones(n, 1, size, size)
-    batch = Batch(torch.arange(n), image, mask, labels, torch.zeros(n, 5), torch.eye(3).expand(n, 3, 3))
-    noise = torch.rand(n, 9) * 2 - 1
+    batch = Batch(torch.arange(n), image, mask, labels, torch.zeros(n, 5), torch.eye(3).repeat(n, 1, 1))
+    batch, noise = batch.to(torch.device(device)), (torch.rand(n, 9) * 2 - 1).to(device)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with autocast(precision, torch.device(device).type):
             loss = objective(batch, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 12.0)
         optimizer.step()
 
-    step()
-    return step
+    return objective, step
 
 
 def shares(step: Callable[[], None]) -> dict[str, float]:

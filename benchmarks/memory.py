@@ -81,18 +81,28 @@ def main() -> None:
 
 
 def measure(settings: list[str]) -> dict[str, float]:
-    """Megabytes before two steps and at their peak, and what was foreseen of the training itself."""
-    config = load_config(settings=settings)
-    precision = choose_precision(config.train.precision, "cpu")
+    """Megabytes before two steps and at their peak on a CPU, and what was foreseen of the training itself."""
+    return peak_of(load_config(settings=settings), torch.device("cpu"))
+
+
+def peak_of(config: Config, device: torch.device) -> dict[str, float]:
+    """Megabytes before two steps and at their peak, and what was foreseen of the training itself.
+
+    On a GPU the weights, which are part of what is foreseen, count as well.
+    """
+    precision = choose_precision(config.train.precision, device.type)
     optimizer = config.unet.optimizer
-    objective, loss = volumes_of(config) if config.dims == 3 else slices_of(config)
+    before = reset_peak(device)
+    objective, loss = volumes_of(config) if config.dims == 3 else slices_of(config, device)
+    objective = objective.to(device)
     learning = torch.optim.AdamW(objective.parameters())
-    before = reset_peak()
-    best = {name: value.clone() for name, value in objective.state_dict().items()}
+    if device.type == "cpu":
+        before = reset_peak(device)
+    best = {name: value.detach().cpu().clone() for name, value in objective.state_dict().items()}
     for _ in range(2):
         learning.zero_grad()
         for rows in torch.arange(optimizer.batch_size).tensor_split(optimizer.parts):
-            with autocast(precision, "cpu"):
+            with autocast(precision, device.type):
                 part = loss(rows)
             part.backward()
         learning.step()
@@ -100,19 +110,20 @@ def measure(settings: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "unet.safetensors"
         save_checkpoint(path, Progress(), objective.state_dict(), best, learning)
-    foreseen = (training_bytes(config, CLASSES, "cpu") - PROCESS) / 2**20
-    return {"before": before, "peak": peak_memory(), "foreseen": foreseen}
+    process = PROCESS if device.type == "cpu" else 0.0
+    foreseen = (training_bytes(config, CLASSES, device.type) - process) / 2**20
+    return {"before": before, "peak": peak_memory(device), "foreseen": foreseen}
 
 
-def slices_of(config: Config) -> tuple[torch.nn.Module, Loss]:
+def slices_of(config: Config, device: torch.device) -> tuple[torch.nn.Module, Loss]:
     """The U-Net's objective, and its loss on some rows of a batch of slices."""
     n, size = config.unet.optimizer.batch_size, config.data.size
-    networks = Networks(config, CLASSES, OUTLINE, 0.0, 1.0)
+    networks = Networks(config, CLASSES, OUTLINE, 0.0, 1.0).to(device)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = SegmentationObjective(networks).train()
     image, labels = torch.zeros(n, 1, size, size), torch.zeros(n, size, size).byte()
     batch = Batch(torch.arange(n), image, image, labels, torch.zeros(n, 5), torch.eye(3).repeat(n, 1, 1))
-    noise = torch.zeros(n, noise_size(2))
+    batch, noise = batch.to(device), torch.zeros(n, noise_size(2), device=device)
     return objective, lambda rows: objective(batch.part(rows), noise[rows])
 
 

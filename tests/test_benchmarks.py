@@ -264,6 +264,73 @@ def test_a_step_within_another_counts_once(monkeypatch):
     assert steps == {"outer": 5, "inner": 20}
 
 
+def test_what_wrapping_adds_to_a_command_is_measured(tmp_path):
+    wrapping = load("wrapping")
+    write_image(scene().volume, tmp_path / "scan.nii.gz")
+    wall, cpu = wrapping.wrapped(tmp_path / "scan.nii.gz")
+    for found in (wall, cpu):
+        assert all(seconds > 0 for seconds in found.values()), found
+        own = sum(found[step] for step in (*wrapping.OWN, wrapping.ELSE))
+        assert found[wrapping.REST] == pytest.approx(own)
+        assert found[wrapping.WHOLE] == pytest.approx(
+            sum(found[step] for step in wrapping.STEPS) + found["all else"]
+        )
+    # The command is a program of its own, whose time this process does not take.
+    assert cpu["the command"] > 0.1
+    lines = wrapping.table([(wall, cpu), (dict.fromkeys(wall, 0.0), dict.fromkeys(cpu, 2.0))])
+    assert f"| the whole | {wall['the whole'] / 2:.2f} | {cpu['the whole'] / 2 + 1:.2f} |" in lines
+    assert len(lines.splitlines()) == 2 + len(wall)
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_asked_is_measured_small_on_a_cpu():
+    gpu = load("gpu")
+    device = gpu.torch.device("cpu")
+    rows = {part: list(gpu.PARTS[part](device, True)) for part in ("step", "memory", "weights", "prediction")}
+    assert {part: len(found) for part, found in rows.items()} == {
+        "step": 4, "memory": 2, "weights": 1, "prediction": 2,
+    }  # fmt: skip
+    # Two kinds of convolution: not the same sums, and nearly the same weights.
+    [same] = rows["weights"]
+    assert same.holds
+    assert 0 < float(same.value.split()[2]) < 1e-3
+    # Nothing is expected of a CPU's speed.
+    assert [row.holds for part in ("step", "memory", "prediction") for row in rows[part]] == [None] * 8
+    assert gpu.asked(gpu.torch.device("cuda"), "at most 1", False) == ("at most 1", False)
+
+
+def test_a_part_that_fails_or_has_no_time_stops_no_other(monkeypatch, tmp_path, capsys):
+    gpu = load("gpu")
+
+    def run(command, *, timeout, **_):
+        part = command[command.index("--one") + 1]
+        if part == "memory":
+            raise gpu.subprocess.TimeoutExpired(command, timeout)
+        failed = part == "weights"
+        return Namespace(
+            returncode=int(failed),
+            stdout=f'["{part} measured", "7 ms", "at most 9", true]\nnot a row\n',
+            stderr="Traceback\nRuntimeError: no kernel\n" if failed else "",
+        )
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    gpu.main(tmp_path, device="cpu")
+    lines = (tmp_path / "gpu.md").read_text().splitlines()
+    assert lines[0].startswith("CPU, PyTorch ")
+    assert lines[4:] == [
+        "| step measured | 7 ms | at most 9 | yes |",
+        "| memory | stopped: no time is left | a result | **no** |",
+        "| weights measured | 7 ms | at most 9 | yes |",
+        "| weights | failed: RuntimeError: no kernel | a result | **no** |",
+        "| prediction measured | 7 ms | at most 9 | yes |",
+        "| full measured | 7 ms | at most 9 | yes |",
+        "| compiled | left out on a CPU, where benchmarks/limit.py --compile measures it |  |  |",
+    ]
+    monkeypatch.setattr(gpu, "LIMIT", 0.0)
+    gpu.main(tmp_path, device="cpu", only=["step"])
+    assert "| step | left out: no time is left |  |  |" in (tmp_path / "gpu.md").read_text()
+
+
 def test_children_are_brought_to_the_size_or_the_pose_of_an_adult_alone(tmp_path):
     adults = load("adults")
     folder = write_cohort(tmp_path / "c", cases=1, slices=6, size=64, seed=5, test_fraction=0.0)

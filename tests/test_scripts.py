@@ -174,10 +174,26 @@ def test_the_limit_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_gpus_script_runs_on_a_cpu(tmp_path: Path) -> None:
+    printed = ran("benchmarks/gpu.py", tmp_path, "--device", "cpu", "--quick")
+    assert printed == (tmp_path / "gpu.md").read_text()
+    assert "**no**" not in printed
+    assert "| isopose fit without enough memory | exit code 1; isopose: out of memory; lower " in printed
+    assert "| compiled | left out on a CPU" in printed
+
+
+@pytest.mark.long
 def test_the_start_is_measured(tmp_path: Path) -> None:
     printed = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
     assert printed == (tmp_path / "start_up.md").read_text()
     assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", printed))
+
+
+@pytest.mark.long
+def test_what_wrapping_adds_is_measured(tmp_path: Path) -> None:
+    printed = ran("benchmarks/wrapping.py", tmp_path, "--slices", 4, "--size", 64, "--scans", 1)
+    assert printed == (tmp_path / "wrapping.md").read_text()
+    assert "| beside the command, reading and writing | " in printed
 
 
 @pytest.mark.long

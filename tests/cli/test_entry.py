@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 
 def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_path, monkeypatch):
@@ -22,7 +23,14 @@ def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_p
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("error", [MemoryError("64 GB"), RuntimeError("bad allocation for DOE^JOHN")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("64 GB"),
+        RuntimeError("bad allocation for DOE^JOHN"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139 GiB in all"),
+    ],
+)
 def test_too_little_memory_for_all_says_what_to_lower(
     error, isopose, cohort, model_folder, tmp_path, monkeypatch
 ):

@@ -275,8 +275,8 @@ def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ..
     best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
     for value, share in shares:
         left -= share
-        out[share > best] = value
-        best = np.maximum(best, share)
+        np.copyto(out, value, where=share > best)
+        np.maximum(best, share, out=best)
     out[left >= best] = 0
     return out
 
@@ -293,9 +293,16 @@ def warped(
         fill: value outside the input.
         mode: interpolation.
     """
-    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[:, None]
-    through = warp_straight if input_from_output.ndim == 2 else warp
-    return through(source, input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if input_from_output.ndim == 2:
+        return warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+    if bool((input_from_output == input_from_output[:1]).all()):
+        # As channels of one image, slices share the coordinates of their samples, which saves time. Cubic
+        # samples of many planes do not stay in the processor's cache.
+        planes = source.split(4 if mode == "bicubic" else len(source))
+        parts = [warp(part[None], input_from_output[:1], size, fill=fill, mode=mode)[0] for part in planes]
+        return torch.cat(parts).numpy()
+    return warp(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
 
 
 def warped_volume(

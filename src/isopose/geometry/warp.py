@@ -22,6 +22,8 @@ Size = tuple[int, ...]
 #: Prefilter for a pixel that becomes k times larger: sigma = FACTOR * sqrt(k^2 - 1) pixels, where a pixel's
 #: blur is a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
+#: Output pixels of a block of :func:`warp_straight`: most weights within are not 0.
+BLOCK = 64
 #: Radius of the blur in an exported graph, in pixels: three sigma where an output pixel spans 5.6.
 GRAPH_RADIUS = 7
 
@@ -56,12 +58,13 @@ def warp(
     with torch.autocast(image.device.type, enabled=False):
         axes = len(size)
         matrix = input_from_output.to(dtype).expand(image.shape[0], axes + 1, axes + 1)
-        source = image.to(dtype) - fill
+        # Without fill, two passes over the images less.
+        source = image.to(dtype) - fill if fill else image.to(dtype)
         if prefilter and mode != "nearest":
             source = _blur(source, _sigmas(matrix.detach(), tuple(source.shape[2:]), size))
         grid = _grid(matrix, size)
         out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
-        return (out + fill).to(out_dtype)
+        return (out + fill if fill else out).to(out_dtype)
 
 
 def warp_straight(
@@ -94,19 +97,32 @@ def warp_straight(
     if shear_x or shear_y:
         raise ValueError("expected a matrix that scales and shifts only")
     height, width = image.shape[2:]
-    rows = _weights(scale_y, shift_y, height, size[0], mode).to(image.device)
-    columns = _weights(scale_x, shift_x, width, size[1], mode).to(image.device)
+    rows = _weights(scale_y, shift_y, height, size[0], mode)
+    columns = _weights(scale_x, shift_x, width, size[1], mode)
     with torch.autocast(image.device.type, enabled=False):
-        return rows.T @ ((image.float() - fill) @ columns) + fill
+        source = image.float() - fill
+        narrow = torch.cat([source[..., used] @ weights.to(image.device) for used, weights in columns], dim=3)
+        low = [weights.T.to(image.device) @ narrow[:, :, used] for used, weights in rows]
+        return torch.cat(low, dim=2) + fill
 
 
 @lru_cache(maxsize=64)
-def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> Tensor:
-    """Return the weights ``(pixels, size)`` of input pixels in output pixels along one axis."""
+def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> list[tuple[slice, Tensor]]:
+    """Return the weights of input pixels in output pixels along one axis.
+
+    Returns:
+        For each block of output pixels, in order, the input pixels that it sees and their weights
+        ``(input, output)``; all others have none.
+    """
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[0, 0], matrix[0, 2] = scale, shift
     one_each = torch.eye(pixels, dtype=torch.float64)[None, None]
-    return warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float()
+    whole, blocks = warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float(), []
+    for weights in whole.split(BLOCK, dim=1):
+        seen = weights.any(dim=1).nonzero()
+        used = slice(int(seen.min()), int(seen.max()) + 1) if len(seen) else slice(0, 1)
+        blocks.append((used, weights[used].contiguous()))
+    return blocks
 
 
 def warp_slabs(
