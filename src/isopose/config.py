@@ -22,6 +22,8 @@ from isopose.strict import first_problem
 Per = Literal["volume", "smooth", "slice"]
 #: Pixels along a side of a localization network's input.
 Side = Literal[32, 64, 96, 128, 192, 256, 384, 512]
+#: A part of a whole.
+Part = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -171,6 +173,18 @@ class CropConfig(Section):
     optimizer: OptimizerConfig = _OF_AN_STN
 
 
+class IntensityConfig(Section):
+    """With ``unet.augmentation=homogenized``: the part of the slices that each change touches."""
+
+    noise: Part = Field(0.1, description="Gaussian, with a standard deviation of up to 0.1")
+    blur: Part = Field(0.1, description="Gaussian, with a sigma of 0.5 to 1 pixel")
+    brightness: Part = Field(0.15, description="times 0.75 to 1.25")
+    contrast: Part = Field(0.15, description="times 0.75 to 1.25 around the mean, within the slice's range")
+    low_resolution: Part = Field(0.125, description="from 0.5 to 1 of the pixels along a side")
+    inverted_gamma: Part = Field(0.1, description="0.7 to 1.5, of the inverted slice")
+    gamma: Part = Field(0.3, description="0.7 to 1.5; mean and standard deviation stay")
+
+
 class UNetConfig(Section):
     """The segmentation network."""
 
@@ -195,10 +209,17 @@ class UNetConfig(Section):
     mirror: float = Field(
         0.0, ge=0, le=1, description="part of the training slices shown mirrored about the body's own midline"
     )
-    augmentation: Literal["off", "nnunet"] = Field(
+    augmentation: Literal["off", "homogenized", "nnunet"] = Field(
         "off",
-        description="nnunet: rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and "
-        "mirroring of slices as they lie, in place of pose and crop: the paper's baseline",
+        description="homogenized: unet.intensity and unet.elastic, of the homogenized crop; nnunet: "
+        "rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and mirroring of slices "
+        "as they lie, in place of pose and crop: the paper's baseline",
+    )
+    intensity: IntensityConfig = IntensityConfig()
+    elastic: Part = Field(
+        0.2,
+        description="with unet.augmentation=homogenized: part of the slices that are deformed smoothly, by "
+        "up to 2 % of the crop's side",
     )
     # Measured on phantoms, 5040 slices seen, validation Dice kidney / tumor: AdamW 0.89 / 0.80, the paper's
     # SGD 0.82 / 0.79 (docs/measurements.md, "Choices").
@@ -219,7 +240,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, draws, jitter and the split into folds")
     folds: int = Field(5, ge=2, description="into which the patients are dealt")
     fold: int | Literal["all"] = Field(0, description="the validation fold; all: train on every patient")
-    oversample: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
+    oversample: dict[str, Part] | None = Field(
         None, description="least part of slices with a label; none: a third for each of the first two labels"
     )
     parts: Literal["all", "decoder", "first2-last2"] = Field(
@@ -329,7 +350,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _augmented(self) -> "Config":
-        if self.unet.augmentation != "off":
+        changed = self.unet.augmentation == "homogenized" and self.unet.elastic > 0
+        if changed and self.unet.loss_space == "native":
+            raise ValueError(
+                "unet.elastic deforms the crop, with unet.loss_space=native only unet.elastic=0 is possible"
+            )
+        if self.unet.augmentation == "nnunet":
             for name, found in (
                 ("dims=2", self.dims == 2),
                 ("stn=separate", self.stn == "separate"),
@@ -338,8 +364,7 @@ class Config(Section):
                 ("crop.enabled=false", not self.crop.enabled),
             ):
                 if not found:
-                    kind = f"unet.augmentation={self.unet.augmentation}"
-                    raise ValueError(f"{kind} needs {name}: it is of slices as they lie")
+                    raise ValueError(f"unet.augmentation=nnunet needs {name}: it is of slices as they lie")
         return self
 
     @model_validator(mode="after")
