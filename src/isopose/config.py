@@ -24,6 +24,10 @@ Per = Literal["volume", "smooth", "slice"]
 Side = Literal[32, 64, 96, 128, 192, 256, 384, 512]
 #: A part of a whole.
 Part = Annotated[float, Field(ge=0, le=1)]
+#: What a setting is called that the dataset's labels decide.
+AUTO = "auto"
+#: Part of the training slices that are mirrored where the labels allow it.
+MIRRORED = 0.5
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -206,8 +210,10 @@ class UNetConfig(Section):
     pose_jitter: float = Field(
         0.3, ge=0, le=1, description="random pose around the estimated one; 1: 10 degrees, 10 %, 10 % shift"
     )
-    mirror: float = Field(
-        0.0, ge=0, le=1, description="part of the training slices shown mirrored about the body's own midline"
+    mirror: Part | Literal["auto"] = Field(
+        "auto",
+        description="part of the training slices shown mirrored about the body's own midline; auto: half, "
+        "unless a label without a side in its name lies on one side of the body",
     )
     augmentation: Literal["off", "homogenized", "nnunet"] = Field(
         "off",
@@ -274,8 +280,10 @@ class PredictConfig(Section):
         le=1,
         description="probability that the roll is right (within 6 degrees) below which to warn",
     )
-    mirror: bool = Field(
-        False, description="average with the answer to the mirrored crop: twice the U-Net's time"
+    mirror: bool | Literal["auto"] = Field(
+        "auto",
+        description="average with the answer to the mirrored crop: twice the U-Net's time; auto: if the "
+        "training mirrored",
     )
     crop_border: int = Field(1, ge=0, description="pixels: a label that near the crop's border is cut off")
 
@@ -393,6 +401,16 @@ class Config(Section):
     def pose_estimated(self) -> bool:
         """Whether a pose is estimated at all; without, every slice is taken as it lies."""
         return self.stn == "joint" or self.pose.learned or self.pose.start != "identity"
+
+    @property
+    def mirrored(self) -> float:
+        """Part of the training slices that are mirrored; a half where the labels are still to decide."""
+        return MIRRORED if self.unet.mirror == AUTO else float(self.unet.mirror)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether an answer is averaged with that to the mirrored crop."""
+        return self.mirrored > 0 if self.predict.mirror == AUTO else bool(self.predict.mirror)
 
     @property
     def unet_size(self) -> int:

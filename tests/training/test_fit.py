@@ -40,8 +40,8 @@ from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
 from isopose.report.steps import write_steps
-from isopose.training.claim import check_mirroring
 from isopose.training.fit import _against, fit
+from isopose.training.mirroring import check_mirroring
 from isopose.training.transforms import poses_of, transforms_of
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"

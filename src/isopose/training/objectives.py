@@ -282,7 +282,7 @@ class SegmentationObjective(nn.Module):
         self.augmented = networks.config.unet.augmentation == "homogenized"
         self.classes = networks.classes
         #: Class of the mirrored structure, class by class; without mirroring names may be any.
-        self.partners = list(mirrored_classes(self.names) if self.config.unet.mirror else range(self.classes))
+        self.partners = list(mirrored_classes(self.names) if self.config.mirrored else range(self.classes))
         self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ class SegmentationObjective(nn.Module):
         targets = []
         for labels, matrices, mirror, *moved in each_stack(batch.labels, theta, in_mirror, *shift):
             shown = one_hot(labels, self.classes)
-            if self.config.unet.mirror:
+            if self.config.mirrored:
                 chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
                 shown = torch.where(chosen, shown[:, self.partners], shown)
             targets.append(
@@ -378,7 +378,7 @@ class SegmentationObjective(nn.Module):
 
     def _in_mirror(self, noise: Tensor) -> Tensor:
         """Return which samples ``(N,)`` are mirrored, each with the configured probability."""
-        return noise[:, -2] < 2.0 * self.config.unet.mirror - 1.0
+        return noise[:, -2] < 2.0 * self.config.mirrored - 1.0
 
     def _shift(self, noise: Tensor) -> tuple[Tensor, ...]:
         """Return the displacements of the crops' pixels, in a tuple that is empty if none is deformed."""
