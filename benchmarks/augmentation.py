@@ -1,4 +1,4 @@
-"""Jitter and mirroring around the canonical pose: which of them help, on phantoms that no arm has seen.
+"""Augmentation around the reference pose: which parts of it help, on phantoms that no arm has seen.
 
     python benchmarks/augmentation.py --output OUT --seeds 0 1
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pipelines import Meter, cohort_of, merged, parser_of, predicted_and_scored
 
-from isopose.config import load_config
+from isopose.config import IntensityConfig, load_config
 from isopose.demo import SMALL
 from isopose.files import read_json, write_json, write_text
 from isopose.inference.files import find_scans
@@ -45,18 +45,25 @@ class Arm(NamedTuple):
     jitter: bool
     mirror: float
     averaged: bool
+    intensities: bool = False
+    elastic: bool = False
 
     @property
     def model(self) -> str:
-        return f"{'jitter' if self.jitter else 'still'}-mirror-{self.mirror:g}"
+        changed = [name for name in ("intensities", "elastic") if getattr(self, name)]
+        return "-".join(["jitter" if self.jitter else "still", f"mirror-{self.mirror:g}", *changed])
 
 
 ARMS = (
     Arm("neither", False, 0.0, False),
     Arm("jitter", True, 0.0, False),
     Arm("jitter, mirroring", True, 0.5, False),
-    Arm("jitter, mirroring, mirrored averaging", True, 0.5, True),
+    Arm("jitter, mirroring, averaging", True, 0.5, True),
     Arm("mirroring", False, 0.5, False),
+    Arm("jitter, intensities", True, 0.0, False, intensities=True),
+    Arm("jitter, mirroring, averaging, intensities", True, 0.5, True, intensities=True),
+    Arm("jitter, mirroring, averaging, deformation", True, 0.5, True, elastic=True),
+    Arm("jitter, mirroring, averaging, both", True, 0.5, True, intensities=True, elastic=True),
 )
 #: Against this arm differences are taken: what was done before there was any mirroring.
 BASE = "jitter"
@@ -77,7 +84,15 @@ volume of {slices} slices of {size} pixels with reading and writing.
 
 def changes(start: str, arm: Arm) -> dict[str, Any]:
     """What differs from the default configuration while a model trains."""
-    mirror = {"unet": {"mirror": arm.mirror}, "predict": {"mirror": False}}
+    unet: dict[str, Any] = {
+        "mirror": arm.mirror,
+        "augmentation": "homogenized" if arm.intensities or arm.elastic else "off",
+    }
+    if not arm.intensities:
+        unet["intensity"] = dict.fromkeys(IntensityConfig.model_fields, 0.0)
+    if not arm.elastic:
+        unet["elastic"] = 0.0
+    mirror = {"unet": unet, "predict": {"mirror": False}}
     return reduce(merged, (SMALL, STARTS[start], {} if arm.jitter else NO_JITTER, mirror), {})
 
 
@@ -185,16 +200,18 @@ def _difference(pairs: Sequence[tuple[float, float]]) -> str:
 def main() -> None:
     parser = parser_of(__doc__, "augmentation", [0, 1])
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], help="some only")
     given = parser.parse_args()
+    arms = [arm for arm in ARMS if given.arms is None or arm.name in given.arms]
     results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {
-        (start, arm.name): {} for start in given.starts for arm in ARMS
+        (start, arm.name): {} for start in given.starts for arm in arms
     }
     # One start after the other, so that a run that is broken off has whole parts.
     for start in given.starts:
         for seed in given.seeds:
             cohort = cohort_of(seed, given)
             folder, dataset = cohort.parent, open_dataset(cohort)
-            for arm in ARMS:
+            for arm in arms:
                 results[start, arm.name][seed] = run(
                     folder, dataset, folder / "store", start, arm, seed, given.settings
                 )

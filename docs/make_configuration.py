@@ -4,7 +4,7 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -136,12 +136,17 @@ def _allowed(field: FieldInfo) -> str:
     return ", ".join([_type(field.annotation), *bounds])
 
 
+def _of_union(kind: Any) -> str:
+    """Return what an annotated member of a union allows: its type and its own bounds."""
+    return _allowed(FieldInfo.from_annotation(kind)) if get_origin(kind) is Annotated else _type(kind)
+
+
 def _type(kind: Any) -> str:
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Literal:
         return ", ".join(f"`{_value(value)}`" for value in inside)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type(one) for one in inside)
+        return " or ".join(_of_union(one) for one in inside)
     if origin is tuple:
         return f"{len(inside)} {_type(inside[0])}s"
     if origin is dict:

@@ -158,20 +158,24 @@ def test_kidneys_of_all_ages_become_about_equally_high(tmp_path, monkeypatch):
     assert row.homogenized_mm == pytest.approx(row.native_mm)
 
 
-def test_arms_of_augmentation_differ_in_jitter_and_mirroring_alone(augmentation):
+def test_arms_of_augmentation_differ_in_what_they_are_named_for_alone(augmentation):
     for start in augmentation.STARTS:
         trained = {arm: load_config(base=augmentation.changes(start, arm)) for arm in augmentation.ARMS}
         for arm, config in trained.items():
             assert config.pose.start == start
             assert not config.predict.mirror
             assert config.unet.mirror == arm.mirror
+            parts = config.unet.intensity.model_dump().values()
+            assert (config.unet.augmentation == "homogenized") == (arm.intensities or arm.elastic)
+            assert any(parts) == all(parts) == arm.intensities
+            assert (config.unet.elastic > 0) == arm.elastic
             default = load_config(base=dict(SMALL))
             jitter = (config.unet.pose_jitter, config.crop.jitter_shift, config.crop.jitter_scale)
             usual = (default.unet.pose_jitter, default.crop.jitter_shift, default.crop.jitter_scale)
             assert jitter == (usual if arm.jitter else (0.0, 0.0, 0.0))
         # Arms of one model are trained alike, and no two models are.
         models = {arm.model: config.model_dump_json() for arm, config in trained.items()}
-        assert len(set(models.values())) == len(models) == 4
+        assert len(set(models.values())) == len(models) == 8
         assert all(models[arm.model] == config.model_dump_json() for arm, config in trained.items())
 
 

@@ -22,6 +22,12 @@ from isopose.strict import first_problem
 Per = Literal["volume", "smooth", "slice"]
 #: Pixels along a side of a localization network's input.
 Side = Literal[32, 64, 96, 128, 192, 256, 384, 512]
+#: A part of a whole.
+Part = Annotated[float, Field(ge=0, le=1)]
+#: What a setting is called that the dataset's labels decide.
+AUTO = "auto"
+#: Part of the training slices that are mirrored where the labels allow it.
+MIRRORED = 0.5
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -171,6 +177,18 @@ class CropConfig(Section):
     optimizer: OptimizerConfig = _OF_AN_STN
 
 
+class IntensityConfig(Section):
+    """With ``unet.augmentation=homogenized``: the part of the slices that each change touches."""
+
+    noise: Part = Field(0.1, description="Gaussian, with a standard deviation of up to 0.1")
+    blur: Part = Field(0.1, description="Gaussian, with a sigma of 0.5 to 1 pixel")
+    brightness: Part = Field(0.15, description="times 0.75 to 1.25")
+    contrast: Part = Field(0.15, description="times 0.75 to 1.25 around the mean, within the slice's range")
+    low_resolution: Part = Field(0.125, description="from 0.5 to 1 of the pixels along a side")
+    inverted_gamma: Part = Field(0.1, description="0.7 to 1.5, of the inverted slice")
+    gamma: Part = Field(0.3, description="0.7 to 1.5; mean and standard deviation stay")
+
+
 class UNetConfig(Section):
     """The segmentation network."""
 
@@ -192,13 +210,22 @@ class UNetConfig(Section):
     pose_jitter: float = Field(
         0.3, ge=0, le=1, description="random pose around the estimated one; 1: 10 degrees, 10 %, 10 % shift"
     )
-    mirror: float = Field(
-        0.0, ge=0, le=1, description="part of the training slices shown mirrored about the body's own midline"
+    mirror: Part | Literal["auto"] = Field(
+        "auto",
+        description="part of the training slices shown mirrored about the body's own midline; auto: half, "
+        "unless a label without a side in its name lies on one side of the body",
     )
-    augmentation: Literal["off", "nnunet"] = Field(
+    augmentation: Literal["off", "homogenized", "nnunet"] = Field(
         "off",
-        description="nnunet: rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and "
-        "mirroring of slices as they lie, in place of pose and crop: the paper's baseline",
+        description="homogenized: unet.intensity and unet.elastic, of the homogenized crop; nnunet: "
+        "rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and mirroring of slices "
+        "as they lie, in place of pose and crop: the paper's baseline",
+    )
+    intensity: IntensityConfig = IntensityConfig()
+    elastic: Part = Field(
+        0.2,
+        description="with unet.augmentation=homogenized: part of the slices that are deformed smoothly, by "
+        "up to 2 % of the crop's side",
     )
     # Measured on phantoms, 5040 slices seen, validation Dice kidney / tumor: AdamW 0.89 / 0.80, the paper's
     # SGD 0.82 / 0.79 (docs/measurements.md, "Choices").
@@ -219,7 +246,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, draws, jitter and the split into folds")
     folds: int = Field(5, ge=2, description="into which the patients are dealt")
     fold: int | Literal["all"] = Field(0, description="the validation fold; all: train on every patient")
-    oversample: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
+    oversample: dict[str, Part] | None = Field(
         None, description="least part of slices with a label; none: a third for each of the first two labels"
     )
     parts: Literal["all", "decoder", "first2-last2"] = Field(
@@ -253,8 +280,10 @@ class PredictConfig(Section):
         le=1,
         description="probability that the roll is right (within 6 degrees) below which to warn",
     )
-    mirror: bool = Field(
-        False, description="average with the answer to the mirrored crop: twice the U-Net's time"
+    mirror: bool | Literal["auto"] = Field(
+        "auto",
+        description="average with the answer to the mirrored crop: twice the U-Net's time; auto: if the "
+        "training mirrored",
     )
     crop_border: int = Field(1, ge=0, description="pixels: a label that near the crop's border is cut off")
 
@@ -329,7 +358,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _augmented(self) -> "Config":
-        if self.unet.augmentation != "off":
+        changed = self.unet.augmentation == "homogenized" and self.unet.elastic > 0
+        if changed and self.unet.loss_space == "native":
+            raise ValueError(
+                "unet.elastic deforms the crop, with unet.loss_space=native only unet.elastic=0 is possible"
+            )
+        if self.unet.augmentation == "nnunet":
             for name, found in (
                 ("dims=2", self.dims == 2),
                 ("stn=separate", self.stn == "separate"),
@@ -338,8 +372,7 @@ class Config(Section):
                 ("crop.enabled=false", not self.crop.enabled),
             ):
                 if not found:
-                    kind = f"unet.augmentation={self.unet.augmentation}"
-                    raise ValueError(f"{kind} needs {name}: it is of slices as they lie")
+                    raise ValueError(f"unet.augmentation=nnunet needs {name}: it is of slices as they lie")
         return self
 
     @model_validator(mode="after")
@@ -368,6 +401,16 @@ class Config(Section):
     def pose_estimated(self) -> bool:
         """Whether a pose is estimated at all; without, every slice is taken as it lies."""
         return self.stn == "joint" or self.pose.learned or self.pose.start != "identity"
+
+    @property
+    def mirrored(self) -> float:
+        """Part of the training slices that are mirrored; a half where the labels are still to decide."""
+        return MIRRORED if self.unet.mirror == AUTO else float(self.unet.mirror)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether an answer is averaged with that to the mirrored crop."""
+        return self.mirrored > 0 if self.predict.mirror == AUTO else bool(self.predict.mirror)
 
     @property
     def unet_size(self) -> int:

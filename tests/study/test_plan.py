@@ -76,6 +76,10 @@ def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(options: Opt
     assert differing(of(options, preset, "crop-full"), of(options, preset, "crop-half")) == {"unet.input"}
     assert differing(pose, of(options, preset, "crop-full")) == {"crop.enabled"}
     assert differing(pose, of(options, preset, "moments")) <= {"pose.start", "pose.learned"}
+    default = of(options, preset, "default")
+    given = load_config(preset, settings=options.settings)
+    assert (default.unet.mirror, default.predict.mirror) == (given.unet.mirror, given.predict.mirror)
+    assert default.unet.augmentation == given.unet.augmentation
     assert not plain.pose_estimated
     assert pose.pose_estimated
     assert plain.unet_size == pose.unet_size == 128
@@ -121,9 +125,9 @@ def test_runs_are_every_arm_with_every_seed_and_twins_are_not_run_twice(options:
     arms = arms_of(options, None)
     assert not any(arm.source for arm in arms)
     jobs, twins = jobs_of(options, arms)
-    # The paper's preset has no jitter: there the arm is the plain one.
-    assert twins == {"paper/jitter": "plain"}
-    assert len(jobs) == 2 * (2 * len(arms) - 1)
+    # The paper's preset has no jitter, and is itself the crop of full size.
+    assert twins == {"paper/jitter": "plain", "paper/default": "crop-full"}
+    assert len(jobs) == 2 * (2 * len(arms) - 2)
     assert len({job.place for job in jobs}) == len(jobs)
     some, _ = jobs_of(options, arms_of(options, ["pose", "plain"]))
     assert [job.arm for job in some] == ["plain", "plain", "pose", "pose"] * 2
@@ -138,7 +142,7 @@ def test_transfer_needs_a_source(options: Options, children: Path) -> None:
     ]  # fmt: skip
     jobs, twins = jobs_of(with_source, arms_of(with_source, None))
     assert {job.arm for job in jobs} == {arm.name for arm in ARMS if not arm.peer}
-    assert set(twins) == {"paper/jitter"}
+    assert set(twins) == {"paper/jitter", "paper/default"}
 
 
 def test_nnunets_arms_are_there_where_nnunet_is(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from isopose.io.sources import hash_of_source
 from isopose.models.folder import load_model
 from isopose.scan.correction import Correction, SetCrop, SetPose, outline_of
 from isopose.training.fit import fit
-from isopose.training.objectives import CropObjective, PoseObjective
+from isopose.training.objectives import CropObjective, PoseObjective, noise_size
 
 POSE = (0.3, 0.05, -0.05, 0.1, -0.1)
 CASE = "Muster_Erika_2"
@@ -93,7 +93,7 @@ def test_a_pose_set_by_hand_costs_its_distance() -> None:
         away[1] = torch.nan
         away[0, 3] += 0.3
         without, same, moved = (
-            float(PoseObjective(pipeline, by_hand)(batch(2), torch.zeros(2, 9)))
+            float(PoseObjective(pipeline, by_hand)(batch(2), torch.zeros(2, noise_size(2))))
             for by_hand in (None, found, away)
         )
     assert same == pytest.approx(without, abs=1e-5)
@@ -109,7 +109,7 @@ def test_a_crop_set_by_hand_is_the_target() -> None:
         said = pipeline.crop(*CropObjective(pipeline)._seen(batch(2, pose))[:2])
         by_hand = said.clone()
         by_hand[1] = torch.nan
-        noise = torch.zeros(2, 9)
+        noise = torch.zeros(2, noise_size(2))
         without = float(CropObjective(pipeline)(batch(2, pose), noise))
         half = float(CropObjective(pipeline, by_hand)(batch(2, pose), noise))
         whole = float(CropObjective(pipeline, said)(batch(2, pose), noise))

@@ -40,8 +40,8 @@ from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
 from isopose.report.steps import write_steps
-from isopose.training.claim import check_mirroring
 from isopose.training.fit import _against, fit
+from isopose.training.mirroring import check_mirroring
 from isopose.training.transforms import poses_of, transforms_of
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
@@ -112,7 +112,11 @@ def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
     manifest = (fitted.folder / "model.json").read_text()
     values = json.loads(manifest)
     assert values["labels"]["values"] == {"kidney": 1, "tumor": 2}
-    assert values["config"] == fitted.config.model_dump(mode="json")
+    expected = fitted.config.model_dump(mode="json")
+    # What was left to the labels is decided.
+    assert expected["predict"]["mirror"] == "auto"
+    expected["predict"]["mirror"] = True
+    assert values["config"] == expected
     assert values["weights_sha256"] == sha256(fitted.folder / "weights.safetensors")
     assert values["versions"]["torch"] == torch.__version__
     assert values["fingerprint"]["cases"] == 4

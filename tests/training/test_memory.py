@@ -73,7 +73,7 @@ from isopose.config import load_config
 from isopose.data.samples import Batch
 from isopose.models.pipeline import Networks
 from isopose.training.memory import PROCESS, training_bytes
-from isopose.training.objectives import SegmentationObjective
+from isopose.training.objectives import SegmentationObjective, noise_size
 from isopose.study.measure import MB, peak_memory, reset_peak
 config = load_config(settings={[*SMALL, f"unet.recompute={recompute}"]!r})
 pipeline = Networks(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)
@@ -86,7 +86,7 @@ batch = Batch(torch.arange(12), torch.randn(shape), torch.ones(shape), torch.zer
 before = reset_peak()
 for _ in range(2):
     optimizer.zero_grad()
-    objective(batch, torch.zeros(12, 9)).backward()
+    objective(batch, torch.zeros(12, noise_size(2))).backward()
     optimizer.step()
 print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS)
 """

@@ -19,6 +19,7 @@ from isopose.geometry.pose import add_residual, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.pipeline import Networks
 from isopose.models.restore import restore
+from isopose.training.crop_augmentation import changed, displacements, seeds_of
 from isopose.training.losses import crop_loss, one_hot, pose_loss, segmentation_loss
 from isopose.training.objectives import (
     POSE_JITTER,
@@ -27,6 +28,7 @@ from isopose.training.objectives import (
     PoseObjective,
     SegmentationObjective,
     box_overlap,
+    noise_size,
     patient_dice,
     warped_target,
 )
@@ -34,7 +36,7 @@ from isopose.training.targets import crop_targets
 
 SIZE = 64
 AIR, TOP = -2.0, 3.0
-STILL = torch.zeros(6, 9)
+STILL = torch.zeros(6, noise_size(2))
 #: One resolution, pose and crop undisturbed.
 PLAIN: dict[str, Any] = {
     "data": {"size": SIZE},
@@ -155,7 +157,7 @@ def test_the_slope_shows_an_stn1_that_turns_from_one_that_has_learned_the_size_a
     lying = poses(24)
     batch = batch_of(lying)
     objective = PoseObjective(pipeline_of(config("pose.start=identity", "pose.max_angle=3.2")))
-    still = torch.zeros(24, 9)
+    still = torch.zeros(24, noise_size(2))
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-4)
 
     def steps(count: int) -> dict[str, float]:
@@ -380,7 +382,7 @@ def test_native_compares_where_the_patient_lies() -> None:
 
 
 def test_noise_disturbs_pose_and_crop_as_configured() -> None:
-    noise = torch.rand(6, 9, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    noise = torch.rand(6, noise_size(2), generator=torch.Generator().manual_seed(1)) * 2 - 1
     theta2 = matrix_from_box(torch.tensor([[-0.5, -0.4, 0.5, 0.6]])).expand(6, 3, 3)
     batch = batch_of(poses(), theta2)
     settings = load_config(base=PLAIN, settings=["unet.pose_jitter=0.5", "crop.jitter_shift=0.2"])
@@ -402,7 +404,7 @@ def test_noise_disturbs_pose_and_crop_as_configured() -> None:
 
 def test_one_scale_is_jittered_as_one() -> None:
     """Where poses have one scale, no slice is shown stretched along one axis."""
-    noise = torch.rand(6, 9, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    noise = torch.rand(6, noise_size(2), generator=torch.Generator().manual_seed(1)) * 2 - 1
     batch = batch_of(identity_pose(6))
     for scales in (1, 2):
         settings = config("unet.pose_jitter=1", "crop.enabled=false", f"pose.scales={scales}")
@@ -434,7 +436,7 @@ def sided_objective(*settings: str) -> SegmentationObjective:
 
 
 def random_noise() -> Tensor:
-    return torch.rand(6, 9, generator=torch.Generator().manual_seed(7)) * 2 - 1
+    return torch.rand(6, noise_size(2), generator=torch.Generator().manual_seed(7)) * 2 - 1
 
 
 #: Lies to one side and is not the middle of anything, so that a crop which stays where it was is another one.
@@ -490,7 +492,7 @@ def test_mirrored_twice_the_loss_is_as_before(space: str) -> None:
 def test_slices_are_mirrored_with_the_given_probability() -> None:
     batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTER).expand(6, 3, 3)))
     noise = STILL.clone()
-    noise[:, 8] = torch.tensor([-1.0, -0.51, -0.49, 0.1, 0.49, 0.999])
+    noise[:, -2] = torch.tensor([-1.0, -0.51, -0.49, 0.1, 0.49, 0.999])
     cut = warp(batch.image, sided_objective()._theta(batch), (SIZE, SIZE), fill=AIR)
     for probability, count in ((0.0, 0), (0.25, 2), (0.5, 3), (1.0, 6)):
         objective = sided_objective(f"unet.mirror={probability}")
@@ -604,3 +606,28 @@ def test_a_chequered_answer_costs_as_much_in_the_patient_s_pose_as_in_the_crop()
             cost[space, name] = objective(batch, STILL[:4]).item()
     extra = {space: cost[space, "chequered"] - cost[space, "whole"] for space in ("native", "canonical")}
     assert extra["native"] > 0.8 * extra["canonical"]
+
+
+def test_the_augmented_loss_is_that_of_the_changed_crop_and_the_deformed_target() -> None:
+    """Written out: the deformation moves image and target, and the last value of the noise is the seed."""
+    batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTER).expand(6, 3, 3)))
+    objective = sided_objective("unet.augmentation=homogenized", "unet.elastic=1")
+    noise = random_noise()
+    settings, seeds = objective.config.unet, seeds_of(noise[:, -1])
+    theta, moved = objective._disturbed(batch, noise), displacements(seeds, 1.0, (SIZE, SIZE))
+    crop = warp(batch.image, theta, (SIZE, SIZE), fill=AIR, displacement=moved)
+    goal = warped_target(one_hot(batch.labels, 4), theta, (SIZE, SIZE), moved)
+    expected = 0.0
+    for level, logits in enumerate(
+        copy.deepcopy(objective.unet)(changed(crop, seeds, settings.intensity, AIR), deep=True)
+    ):
+        expected += (
+            0.5**level
+            * segmentation_loss(logits.softmax(dim=1), torch.nn.functional.avg_pool2d(goal, 2**level)).item()
+        )
+    assert objective(batch, noise).item() == pytest.approx(expected, rel=1e-4)
+    off = sided_objective("unet.augmentation=off", "unet.elastic=1")
+    assert off(batch, noise).item() != pytest.approx(expected, rel=1e-3)
+    other = noise.clone()
+    other[:, -1] = -other[:, -1]
+    assert objective(batch, other).item() != pytest.approx(expected, rel=1e-3)

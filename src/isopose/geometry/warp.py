@@ -36,6 +36,7 @@ def warp(
     fill: float = 0.0,
     mode: Mode = "bilinear",
     prefilter: bool = True,
+    displacement: Tensor | None = None,
 ) -> Tensor:
     """Resample images or volumes through affine matrices.
 
@@ -49,6 +50,8 @@ def warp(
         fill: value outside the input: air for images, 0 for masks and probabilities.
         mode: interpolation; ``nearest`` is never prefiltered, ``bicubic`` is for images only.
         prefilter: blur before shrinking, by the matrix's scale, since sampling alone aliases.
+        displacement: ``(N, *size, 2)``, of volumes ``(N, *size, 3)``, of output pixels in normalized output
+            coordinates ``(x, y[, z])``: the input is sampled at ``input_from_output @ (x + displacement)``.
 
     Returns:
         ``(N, C, *size)``, of the image's dtype if that is floating, otherwise float32.
@@ -61,8 +64,12 @@ def warp(
         # Without fill, two passes over the images less.
         source = image.to(dtype) - fill if fill else image.to(dtype)
         if prefilter and mode != "nearest":
-            source = _blur(source, _sigmas(matrix.detach(), tuple(source.shape[2:]), size))
+            source = blur(source, _sigmas(matrix.detach(), tuple(source.shape[2:]), size))
         grid = _grid(matrix, size)
+        if displacement is not None:
+            linear = matrix[:, None, :axes, :axes]
+            moved = linear @ displacement.to(dtype).reshape(len(grid), -1, axes, 1)
+            grid = grid + moved.reshape(grid.shape)
         out = F.grid_sample(source, grid, mode=mode, padding_mode="zeros", align_corners=False)
         return (out + fill if fill else out).to(out_dtype)
 
@@ -143,7 +150,7 @@ def warp_slabs(
     depth, height, width = size
     matrix = input_from_output.to(volume.dtype)[None]
     source = (volume - fill)[None, None]
-    source = _blur(source, _sigmas(matrix, tuple(volume.shape), size))
+    source = blur(source, _sigmas(matrix, tuple(volume.shape), size))
     step = max(1, voxels // (height * width))
     for first in range(0, depth, step):
         last = min(first + step, depth)
@@ -202,13 +209,18 @@ def _sigmas(matrix: Tensor, input_size: Size, size: Size) -> Tensor:
     return SIGMA_FACTOR * (step.square() - 1.0).clamp(min=0.0).sqrt()
 
 
-def _blur(image: Tensor, sigmas: Tensor) -> Tensor:
-    """Blur with a separable Gaussian; ``sigmas`` ``(N, 2)`` or ``(N, 3)`` in pixels along x, y (and z)."""
+def blur(image: Tensor, sigmas: Tensor) -> Tensor:
+    """Blur with a separable Gaussian; outside the image is 0.
+
+    Args:
+        image: ``(N, C, H, W)``, or volumes ``(N, C, D, H, W)``.
+        sigmas: ``(N, 2)`` or ``(N, 3)``, in pixels along x, y (and z).
+    """
     if image.ndim == 4:
         return _blur_along(_blur_along(image, sigmas[:, 0], 0), sigmas[:, 1], 1)
     # A volume is blurred as images: its slices along x and y, then, with planes flattened to rows, along z.
     n, c, d, h, w = image.shape
-    slices = _blur(image.reshape(n, c * d, h, w), sigmas[:, :2])
+    slices = blur(image.reshape(n, c * d, h, w), sigmas[:, :2])
     return _blur_along(slices.reshape(n, c, d, h * w), sigmas[:, 2], 1).reshape(image.shape)
 
 

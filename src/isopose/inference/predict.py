@@ -278,7 +278,7 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
         Probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32.
     """
     plain = _answer(model, crop)
-    if not model.config.predict.mirror:
+    if not model.config.averaged:
         return plain
     partners = list(mirrored_classes(model.labels.names))
     return 0.5 * (plain + _answer(model, crop.flip(-1)).flip(-1)[:, partners])

@@ -161,17 +161,19 @@ class Networks(nn.Module):
         theta: Tensor = self.crop(image, mask)
         return theta
 
-    def cut(self, image: Tensor, input_from_crop: Tensor) -> Tensor:
+    def cut(self, image: Tensor, input_from_crop: Tensor, displacement: Tensor | None = None) -> Tensor:
         """Return the U-Net's input, resampled once from the image.
 
         Args:
             image: ``(N, 1, S, S)`` or ``(N, 1, Z, S, S)``.
             input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, theta1 · theta2.
+            displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
 
         Returns:
             ``(N, 1, M, M)`` or ``(N, 1, D, M, M)``.
         """
-        return warp(image, input_from_crop, self.config.unet_shape, fill=self.air)
+        shape = self.config.unet_shape
+        return warp(image, input_from_crop, shape, fill=self.air, displacement=displacement)
 
     def probabilities(self, crop: Tensor) -> Tensor:
         """Return class probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32 of crops."""

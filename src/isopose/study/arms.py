@@ -70,11 +70,19 @@ class Arm:
     peer: Peer | None = None
 
 
-_AS_THEY_LIE = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", "unet.input=full")
+#: Neither mirrored nor augmented: arms differ in what they are named for alone.
+_STILL = ("unet.mirror=0", "predict.mirror=false", "unet.augmentation=off")
+_AS_THEY_LIE = (
+    "pose.start=identity",
+    "pose.learned=false",
+    "crop.enabled=false",
+    "unet.input=full",
+    *_STILL,
+)
 _NO_JITTER = ("unet.pose_jitter=0",)
 _PLAIN = (*_AS_THEY_LIE, *_NO_JITTER)
 _AUGMENTED = (*_PLAIN, "unet.augmentation=nnunet")
-_POSED = ("crop.enabled=false", "unet.input=full")
+_POSED = ("crop.enabled=false", "unet.input=full", *_STILL)
 
 #: Arms that train nothing: the source's model on patients as they lie, and in the pose and at the size of
 #: that model's reference.
@@ -88,6 +96,8 @@ BASELINE = "augmented"
 FURTHER: tuple[tuple[str, str], ...] = (
     ("pose", "moments"),
     ("pose-mirror", "pose"),
+    ("default", "pose"),
+    ("default", "nnunet"),
     ("crop-full", "pose"),
     ("crop-half", "pose"),
     ("crop-half", "crop-full"),
@@ -140,17 +150,18 @@ ARMS: tuple[Arm, ...] = (
         "crop-full",
         "STN pose-size + STN crop + U-Net, full size",
         3,
-        ("unet.input=full",),
+        ("unet.input=full", *_STILL),
         published=Published("STNp-s + STNcrop + nnUNet 512", (88.84, 7.79), (84.25, 31.15), 28.0, 10.05),
     ),
     Arm(
         "crop-half",
         "STN pose-size + STN crop + U-Net, half size",
         3,
-        ("unet.input=half",),
+        ("unet.input=half", *_STILL),
         published=Published("STNp-s + STNcrop + nnUNet 256", (86.71, 19.36), (84.15, 30.11), 19.5, 3.52),
     ),
-    Arm("crop-quarter", "STN pose-size + STN crop + U-Net, quarter size", 3, ("unet.input=quarter",)),
+    Arm("crop-quarter", "STN pose-size + STN crop + U-Net, quarter size", 3, ("unet.input=quarter", *_STILL)),
+    Arm("default", "the preset as it is", 3, ()),
     Arm(
         DIRECT,
         "the source's model as it is",

@@ -8,7 +8,6 @@ from isopose.data.store import Store
 from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.io.datasets import Case, Dataset
-from isopose.labels import Labels, mirrored_classes
 from isopose.models.folder import Model
 from isopose.training.by_hand import Corrections
 
@@ -24,20 +23,6 @@ def check_batches(config: Config, processes: int) -> None:
                 f"{name}.optimizer.batch_size: expected a multiple of {optimizer.parts * processes} "
                 f"({name}.optimizer.parts times processes), got {optimizer.batch_size}"
             )
-
-
-def check_mirroring(config: Config, labels: Labels) -> None:
-    """Refuse mirroring for labels with a side but no counterpart, before anything is trained."""
-    for setting, off, wanted in (
-        ("unet.mirror", "unet.mirror=0", config.unet.mirror > 0),
-        ("predict.mirror", "predict.mirror=false", config.predict.mirror),
-    ):
-        if not wanted:
-            continue
-        try:
-            mirrored_classes(labels.names)
-        except InputError as error:
-            raise InputError(f"{setting}: {error}; set {off}") from None
 
 
 def check_claim(folder: Path, resume: bool) -> None:

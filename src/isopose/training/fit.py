@@ -25,9 +25,10 @@ from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
 from isopose.progress import Reporter, Silent
 from isopose.training.by_hand import Corrections, cases_by_hand
-from isopose.training.claim import check_batches, check_claim, check_mirroring, claim, claim_data
+from isopose.training.claim import check_batches, check_claim, claim, claim_data
 from isopose.training.fabric import fabric_for
 from isopose.training.info import reference_info, stages_info, training_info, warn_of_seen
+from isopose.training.mirroring import check_mirroring, decide_mirroring
 from isopose.training.preprocessing import preprocess
 from isopose.training.stages import StageContext, oversampling, slice_stages, volume_stages
 from isopose.training.targets import Reference, check_reference, choose_reference
@@ -125,7 +126,7 @@ def _fit(
     source: Model | None,
     corrections: Corrections,
 ) -> Model:
-    config, fabric, reporter = context.config, context.fabric, context.reporter
+    fabric, reporter = context.fabric, context.reporter
     warn_of_seen(source, stored, validation, reporter)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
@@ -139,6 +140,8 @@ def _fit(
         by_hand = cases_by_hand(train_slices, corrections)
         reporter.say(f"{by_hand} of {len(training)} training cases have a pose or crop set by hand")
 
+    config = decide_mirroring(context.config, dataset.labels, train_slices, reporter)
+    context = replace(context, config=config)
     air = train_slices.cases[0].record.air
     if source is None:
         reference = _chosen_reference(context, train_slices, air)

@@ -23,6 +23,7 @@ from isopose.models.pipeline import Networks
 from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
+from isopose.training.crop_augmentation import changed, displacements, seeds_of
 from isopose.training.losses import (
     crop_loss,
     deep_supervision_loss,
@@ -40,8 +41,8 @@ POSE_JITTER = {2: (0.17, 0.1, 0.1, 0.1, 0.1), 3: (0.17, 0.09, 0.09, 0.1, 0.1, 0.
 
 
 def noise_size(dims: int) -> int:
-    """Return the number of random values per sample: for the pose, the crop's sizes and center, mirroring."""
-    return POSE_SIZES[dims] + (2 * dims - 1) + 1
+    """Return the number of random values per sample: pose, crop, mirroring, seed of the augmentation."""
+    return POSE_SIZES[dims] + (2 * dims - 1) + 2
 
 
 class PoseObjective(nn.Module):
@@ -278,9 +279,10 @@ class SegmentationObjective(nn.Module):
         self.names = tuple(names) or tuple(str(label) for label in range(1, networks.classes))
         self.unet = networks.unet
         self.config = networks.config
+        self.augmented = networks.config.unet.augmentation == "homogenized"
         self.classes = networks.classes
         #: Class of the mirrored structure, class by class; without mirroring names may be any.
-        self.partners = list(mirrored_classes(self.names) if self.config.unet.mirror else range(self.classes))
+        self.partners = list(mirrored_classes(self.names) if self.config.mirrored else range(self.classes))
         self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -291,18 +293,24 @@ class SegmentationObjective(nn.Module):
 
         Args:
             batch: slices or volumes with known poses and crops.
-            noise: ``(N, noise_size(dims))`` in [-1, 1); jitters pose and crop and selects mirrored samples.
+            noise: ``(N, noise_size(dims))`` in [-1, 1); jitters pose and crop, selects mirrored samples, and
+                seeds the augmentation.
         """
         theta, in_mirror = self._disturbed(batch, noise), self._in_mirror(noise)
+        shift = self._shift(noise)
         native = self.config.unet.loss_space == "native"
         targets = []
-        for labels, matrices, mirror in each_stack(batch.labels, theta, in_mirror):
+        for labels, matrices, mirror, *moved in each_stack(batch.labels, theta, in_mirror, *shift):
             shown = one_hot(labels, self.classes)
-            if self.config.unet.mirror:
+            if self.config.mirrored:
                 chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
                 shown = torch.where(chosen, shown[:, self.partners], shown)
-            targets.append(shown if native else warped_target(shown, matrices, self.config.unet_shape))
-        target = torch.cat(targets)
+            targets.append(
+                shown if native else warped_target(shown, matrices, self.config.unet_shape, *moved)
+            )
+        target, crop = torch.cat(targets), self._cut(batch, theta, *shift)
+        if self.augmented:
+            crop = changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, self.networks[0].air)
 
         def level(logits: Tensor) -> tuple[Tensor, Tensor]:
             probabilities = logits.float().softmax(dim=1)
@@ -313,7 +321,7 @@ class SegmentationObjective(nn.Module):
             # Means of neighbors would hide a checkered answer from the loss: docs/concepts/unet.md, "Loss".
             return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
 
-        return deep_supervision_loss(map(level, self.unet(self._cut(batch, theta), deep=True)))
+        return deep_supervision_loss(map(level, self.unet(crop, deep=True)))
 
     def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the mean Dice over labels and patients in the frame, then each label's, if there is any."""
@@ -339,9 +347,9 @@ class SegmentationObjective(nn.Module):
             counts.append(torch.stack(parts).sum(dim=0))
         return torch.cat(counts, dim=1)
 
-    def _cut(self, batch: Batch, theta: Tensor) -> Tensor:
+    def _cut(self, batch: Batch, theta: Tensor, *shift: Tensor) -> Tensor:
         """Return the U-Net's input of a batch, in the memory layout that its convolutions want."""
-        crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta)])
+        crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta, *shift)])
         return crop.contiguous(memory_format=torch.channels_last) if crop.ndim == 4 else crop
 
     def _theta(self, batch: Batch) -> Tensor:
@@ -364,18 +372,27 @@ class SegmentationObjective(nn.Module):
             residual = isotropic(residual)
         pose, theta2 = add_residual(batch.pose, residual), batch.theta2
         if crop.enabled:
-            theta2 = jittered(theta2, noise[:, numbers:-1], shift=crop.jitter_shift, scale=crop.jitter_scale)
+            theta2 = jittered(theta2, noise[:, numbers:-2], shift=crop.jitter_shift, scale=crop.jitter_scale)
         theta = compose(self.networks[0].input_from_homogenized(pose, batch.stack_from_frame), theta2)
         return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
 
     def _in_mirror(self, noise: Tensor) -> Tensor:
         """Return which samples ``(N,)`` are mirrored, each with the configured probability."""
-        return noise[:, -1] < 2.0 * self.config.unet.mirror - 1.0
+        return noise[:, -2] < 2.0 * self.config.mirrored - 1.0
+
+    def _shift(self, noise: Tensor) -> tuple[Tensor, ...]:
+        """Return the displacements of the crops' pixels, in a tuple that is empty if none is deformed."""
+        if not self.augmented:
+            return ()
+        shift = displacements(seeds_of(noise[:, -1]), self.config.unet.elastic, self.config.unet_shape)
+        return () if shift is None else (shift.to(noise.device),)
 
 
-def warped_target(labels: Tensor, input_from_crop: Tensor, size: tuple[int, ...]) -> Tensor:
+def warped_target(
+    labels: Tensor, input_from_crop: Tensor, size: tuple[int, ...], displacement: Tensor | None = None
+) -> Tensor:
     """Return one-hot labels warped into the crop, background outside: the target in canonical space."""
-    inside = warp(labels[:, 1:], input_from_crop, size)
+    inside = warp(labels[:, 1:], input_from_crop, size, displacement=displacement)
     return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)
 
 

@@ -1,0 +1,161 @@
+"""Augmentation of the U-Net's input in the homogenized frame, on the device: intensities and a deformation.
+
+The changes of intensities, their order, parts and ranges are those of nnU-Net v2's trainer
+(``nnUNetTrainer.get_training_transforms``). Rotation, scaling and shift are the jitter around the pose.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isopose.config import IntensityConfig
+from isopose.geometry.warp import blur
+
+#: Largest displacement of a deformed crop, in half sides of the crop.
+ELASTIC = 0.04
+#: Control points of the deformation along each axis.
+CONTROLS = 5
+#: Largest standard deviation of added noise, in standard deviations of the normalized intensities.
+NOISE = 0.1
+#: Sigma of the blur in pixels, factor of brightness and contrast, part of the resolution, and exponent.
+BLUR, FACTOR, RESOLUTION, GAMMA = (0.5, 1.0), (0.75, 1.25), (0.5, 1.0), (0.7, 1.5)
+
+
+def seeds_of(noise: Tensor) -> list[int]:
+    """Return a seed for each value ``(N,)`` in [-1, 1): the same on every device."""
+    whole: list[int] = ((noise.cpu().double() + 1.0) * 2**23).long().tolist()
+    return whole
+
+
+def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: float) -> Tensor:
+    """Return images with their intensities changed at random, each by some of the configured changes.
+
+    Args:
+        image: the U-Net's input ``(N, C, M, M)``, of volumes ``(N, C, D, M, M)``; it is not changed in place.
+        seeds: of each image; the same seed gives the same change.
+        config: the part of the images that each change touches.
+        air: value outside the image.
+    """
+
+    def noised(some: Tensor, strength: Tensor, rows: Sequence[int]) -> Tensor:
+        fields = [torch.randn(some.shape[1:], generator=_generator(seeds[row], 1)) for row in rows]
+        return some + NOISE * _wide(strength, some) * torch.stack(fields).to(some)
+
+    def blurred(some: Tensor, strength: Tensor, _: Sequence[int]) -> Tensor:
+        sigmas = _between(strength, *BLUR)[:, None].expand(-1, some.ndim - 2)
+        # Outside of what is blurred is 0.
+        return blur(some - air, sigmas) + air
+
+    changes: dict[str, Callable[[Tensor, Tensor, Sequence[int]], Tensor]] = {
+        "noise": noised,
+        "blur": blurred,
+        "brightness": lambda some, strength, _: some * _wide(_between(strength, *FACTOR), some),
+        "contrast": lambda some, strength, _: contrasted(some, _between(strength, *FACTOR)),
+        "low_resolution": lambda some, strength, _: coarsened(some, _between(strength, *RESOLUTION)),
+        "inverted_gamma": lambda some, strength, _: -raised(-some, _between(strength, *GAMMA)),
+        "gamma": lambda some, strength, _: raised(some, _between(strength, *GAMMA)),
+    }
+    draws = torch.stack([torch.rand(2, len(changes), generator=_generator(seed)) for seed in seeds])
+    out = image.clone()
+    for number, (name, change) in enumerate(changes.items()):
+        chosen = (draws[:, 0, number] < getattr(config, name)).nonzero()[:, 0]
+        if len(chosen):
+            rows, strength = chosen.to(image.device), draws[chosen, 1, number].to(image)
+            out[rows] = change(out[rows], strength, chosen.tolist())
+    return out
+
+
+def displacements(seeds: Sequence[int], part: float, shape: Sequence[int]) -> Tensor | None:
+    """Return smooth random displacements of a batch of crops; None where no crop of it is deformed.
+
+    Displacements of :data:`CONTROLS` points along each axis are drawn uniformly and interpolated: cubic in
+    two dimensions, linear in three.
+
+    Args:
+        seeds: of each crop.
+        part: of the crops that are deformed.
+        shape: of a crop, ``(M, M)`` or ``(D, M, M)``.
+
+    Returns:
+        ``(N, *shape, 2)`` or ``(N, *shape, 3)`` in normalized coordinates of the crop, at most about
+        :data:`ELASTIC`; 0 for crops that are not deformed.
+    """
+    axes, points = len(shape), []
+    for seed in seeds:
+        generator = _generator(seed, 2)
+        deformed = float(torch.rand((), generator=generator)) < part
+        drawn = torch.rand(axes, *[CONTROLS] * axes, generator=generator) * 2.0 - 1.0
+        points.append(drawn * ELASTIC * deformed)
+    controls = torch.stack(points)
+    if not controls.any():
+        return None
+    smooth = F.interpolate(
+        controls, size=tuple(shape), mode="bicubic" if axes == 2 else "trilinear", align_corners=False
+    )
+    return smooth.movedim(1, -1)
+
+
+def contrasted(image: Tensor, factor: Tensor) -> Tensor:
+    """Return images with their contrast around the mean multiplied, within each image's own range.
+
+    Args:
+        image: ``(N, C, ...)``.
+        factor: ``(N,)``.
+    """
+    mean = _wide(image.flatten(1).mean(dim=1), image)
+    return _clamped((image - mean) * _wide(factor, image) + mean, image)
+
+
+def coarsened(image: Tensor, part: Tensor) -> Tensor:
+    """Return images as they look at a lower resolution: the nearest of fewer pixels, then interpolated.
+
+    Args:
+        image: ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
+        part: ``(N,)`` of the pixels along each side that is left.
+    """
+    out = []
+    for one, left in zip(image.split(1), part.tolist(), strict=True):
+        whole = one.shape[2:]
+        few = F.interpolate(one, size=[max(1, round(side * left)) for side in whole], mode="nearest-exact")
+        mode = "bicubic" if len(whole) == 2 else "trilinear"
+        out.append(F.interpolate(few, size=whole, mode=mode, align_corners=False))
+    return torch.cat(out)
+
+
+def raised(image: Tensor, gamma: Tensor) -> Tensor:
+    """Return images whose intensities, from 0 to 1, are raised to a power; mean and deviation stay.
+
+    Args:
+        image: ``(N, C, ...)``.
+        gamma: ``(N,)`` exponents.
+    """
+    flat = image.flatten(1)
+    low, high = (_wide(edge, image) for edge in (flat.amin(dim=1), flat.amax(dim=1)))
+    span = (high - low).clamp(min=1e-7)
+    out = ((image - low) / span).clamp(min=0.0) ** _wide(gamma, image) * span + low
+    mean, sd = _wide(flat.mean(dim=1), image), _wide(flat.std(dim=1), image)
+    after = out.flatten(1)
+    centered = out - _wide(after.mean(dim=1), image)
+    return centered / _wide(after.std(dim=1), image).clamp(min=1e-7) * sd + mean
+
+
+def _clamped(image: Tensor, source: Tensor) -> Tensor:
+    """Return images within the range of each image of a source."""
+    flat = source.flatten(1)
+    return image.clamp(_wide(flat.amin(dim=1), image), _wide(flat.amax(dim=1), image))
+
+
+def _between(strength: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * strength
+
+
+def _wide(value: Tensor, image: Tensor) -> Tensor:
+    """Return values ``(N,)`` in a shape that multiplies images."""
+    return value.reshape(-1, *[1] * (image.ndim - 1))
+
+
+def _generator(seed: int, stream: int = 0) -> torch.Generator:
+    """Return a generator on the CPU, so that every device gets the same numbers."""
+    return torch.Generator().manual_seed(4 * seed + stream)

@@ -1,0 +1,103 @@
+"""Decide whether a model mirrors: no structure of one side of the body may be shown on the other.
+
+The names of two labels may tell their sides (:func:`isopose.labels.mirrored_classes`). Where they do not, the
+training patients tell whether a structure lies on one side of the body.
+"""
+
+import numpy as np
+
+from isopose.config import AUTO, MIRRORED, Config
+from isopose.data.samples import Slices
+from isopose.errors import InputError
+from isopose.labels import Labels, mirrored_classes
+from isopose.progress import Reporter
+
+#: Part of a structure's pixels on one side of the body, and part of the patients in whom it is the same side,
+#: from which the structure belongs to that side.
+OF_PIXELS, OF_PATIENTS = 0.75, 0.9
+#: Labeled slices that are looked at.
+SLICES = 1000
+
+
+def check_mirroring(config: Config, labels: Labels) -> None:
+    """Refuse mirroring that was asked for with labels that have a side but no counterpart.
+
+    Raises:
+        InputError: ``unet.mirror`` or ``predict.mirror`` is set, and a name has a side and not one partner.
+    """
+    for setting, off, value in (
+        ("unet.mirror", "unet.mirror=0", config.unet.mirror),
+        ("predict.mirror", "predict.mirror=false", config.predict.mirror),
+    ):
+        if not value or value == AUTO:
+            continue
+        try:
+            mirrored_classes(labels.names)
+        except InputError as error:
+            raise InputError(f"{setting}: {error}; set {off}") from None
+
+
+def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: Reporter) -> Config:
+    """Return a configuration whose ``unet.mirror`` and ``predict.mirror`` are not ``auto``.
+
+    Args:
+        config: with either of them ``auto``, or set.
+        labels: of the dataset.
+        slices: of the training patients.
+        reporter: gets a note that names a label because of which nothing is mirrored.
+    """
+    part, averaged = config.unet.mirror, config.predict.mirror
+    if part == AUTO:
+        part = 0.0
+        if config.unet.augmentation != "nnunet":
+            reason = _against(labels, slices)
+            part = 0.0 if reason else MIRRORED
+            if reason:
+                reporter.say(f"note: nothing is mirrored (unet.mirror): {reason}")
+    if averaged == AUTO:
+        averaged = part > 0.0
+    return config.model_copy(
+        update={
+            "unet": config.unet.model_copy(update={"mirror": part}),
+            "predict": config.predict.model_copy(update={"mirror": averaged}),
+        }
+    )
+
+
+def _against(labels: Labels, slices: Slices) -> str:
+    """Return why labels cannot be mirrored; an empty string where they can."""
+    try:
+        partners = mirrored_classes(labels.names)
+    except InputError as error:
+        return str(error)
+    sides = one_sided(slices)
+    lone = [
+        name for index, name in enumerate(labels.names) if partners[index + 1] == index + 1 and sides[index]
+    ]
+    return f"{lone[0]!r} lies on one side of the body, which its name does not tell" if lone else ""
+
+
+def one_sided(slices: Slices) -> list[bool]:
+    """Return for each label whether it lies on one side of the body, the same in nearly all patients.
+
+    The middle of the body is that of the mask in each slice, in the axes of the header.
+    """
+    some = slices.labeled().spread(SLICES)
+    count = slices.presence.shape[1]
+    of_patient: dict[str, np.ndarray] = {}
+    patients = some.patients
+    for batch in some.batches(16):
+        mask, labels = batch.mask[:, 0].numpy() > 0, batch.labels.numpy()
+        x = np.arange(mask.shape[2])
+        area = mask.sum(axis=(1, 2))
+        middle = (mask.sum(axis=1) * x).sum(axis=1) / np.maximum(area, 1)
+        for row, one, center in zip(batch.rows.tolist(), labels, middle, strict=True):
+            columns = np.stack([(one == index).sum(axis=0) for index in range(1, count + 1)])
+            sums = of_patient.setdefault(patients[row], np.zeros((2, count)))
+            sums += [columns[:, x < center].sum(axis=1), columns[:, x > center].sum(axis=1)]
+    found = []
+    for index in range(count):
+        shown = [sums[:, index] / total for sums in of_patient.values() if (total := sums[:, index].sum())]
+        on_side = [sum(one[side] >= OF_PIXELS for one in shown) for side in (0, 1)]
+        found.append(bool(shown) and max(on_side) >= OF_PATIENTS * len(shown))
+    return found

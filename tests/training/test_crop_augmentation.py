@@ -1,0 +1,146 @@
+"""Augmentation in the homogenized frame: MONAI's values, parts, seeds, one deformation for both."""
+
+import pytest
+import torch
+from monai.transforms import AdjustContrast, GaussianSmooth, ScaleIntensityFixedMean
+from torch import Tensor
+
+from isopose.config import IntensityConfig, load_config
+from isopose.errors import InputError
+from isopose.geometry.warp import warp
+from isopose.training.crop_augmentation import (
+    BLUR,
+    ELASTIC,
+    FACTOR,
+    changed,
+    coarsened,
+    contrasted,
+    displacements,
+    raised,
+    seeds_of,
+)
+
+AIR = -2.0
+OFF = dict.fromkeys(IntensityConfig.model_fields, 0.0)
+
+
+def images(count: int = 4, shape: tuple[int, ...] = (32, 32), seed: int = 0) -> Tensor:
+    """Smooth pictures with values around 0."""
+    noise = torch.randn(count, 1, *shape, generator=torch.Generator().manual_seed(seed))
+    return torch.cumsum(noise, dim=-1) / 4.0
+
+
+def only(name: str) -> IntensityConfig:
+    """Every slice is changed in one way."""
+    return IntensityConfig(**{**OFF, name: 1.0})
+
+
+@pytest.mark.parametrize("gamma", [0.7, 1.0, 1.5])
+def test_gamma_is_that_of_monai(gamma: float) -> None:
+    for image in images():
+        plain = AdjustContrast(gamma, retain_stats=True)(image)
+        inverted = AdjustContrast(gamma, invert_image=True, retain_stats=True)(image)
+        torch.testing.assert_close(raised(image[None], torch.tensor([gamma]))[0], torch.as_tensor(plain))
+        own = -raised(-image[None], torch.tensor([gamma]))[0]
+        torch.testing.assert_close(own, torch.as_tensor(inverted), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", FACTOR)
+def test_contrast_is_that_of_monai(factor: float) -> None:
+    for image in images():
+        expected = ScaleIntensityFixedMean(factor - 1.0, preserve_range=True)(image)
+        torch.testing.assert_close(
+            contrasted(image[None], torch.tensor([factor]))[0],
+            torch.as_tensor(expected),
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
+def test_blur_and_brightness_are_within_their_ranges() -> None:
+    image = images(8)
+    inside = (..., slice(6, -6), slice(6, -6))
+    spread = [
+        float(torch.as_tensor(GaussianSmooth(sigma, approx="sampled")(image[0]))[inside].std())
+        for sigma in BLUR
+    ]
+    after = changed(image[:1].repeat(16, 1, 1, 1), range(16), only("blur"), AIR)
+    for one in after:
+        assert spread[1] - 1e-2 <= float(one[inside].std()) <= spread[0] + 1e-2
+    factors = changed(image, range(8), only("brightness"), AIR).flatten(1).std(1) / image.flatten(1).std(1)
+    assert len({round(value, 4) for value in factors.tolist()}) == 8
+    assert all(FACTOR[0] <= value <= FACTOR[1] for value in factors.tolist())
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])
+@pytest.mark.parametrize("name", list(OFF))
+def test_each_change_is_made_alone_keeps_the_input_and_is_the_same_by_seed(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    image = images(4, shape)
+    before = image.clone()
+    out = changed(image, [1, 2, 3, 4], only(name), AIR)
+    torch.testing.assert_close(image, before, rtol=0, atol=0)
+    assert out.isfinite().all()
+    assert all(not torch.equal(one, other) for one, other in zip(out, image, strict=True))
+    # A sample's change depends on its seed alone, not on its place or its neighbors.
+    again = changed(image[[2, 0]], [3, 1], only(name), AIR)
+    torch.testing.assert_close(again, out[[2, 0]])
+
+
+def test_the_configured_parts_are_changed_and_none_means_none() -> None:
+    image = images(1).repeat(400, 1, 1, 1)
+    off = changed(image, range(400), IntensityConfig(**OFF), AIR)
+    torch.testing.assert_close(off, image, rtol=0, atol=0)
+    some = changed(image, range(400), IntensityConfig(**{**OFF, "gamma": 0.3}), AIR)
+    part = float((some != image).flatten(1).any(dim=1).float().mean())
+    assert 0.22 < part < 0.38
+
+
+def test_a_lower_resolution_keeps_what_is_coarse() -> None:
+    ramp = torch.linspace(-1.0, 1.0, 64).expand(1, 1, 64, 64)
+    out = coarsened(ramp, torch.tensor([0.5]))
+    torch.testing.assert_close(out[..., 4:-4, 4:-4], ramp[..., 4:-4, 4:-4], atol=0.03, rtol=0)
+    fine = torch.tensor([1.0, -1.0]).repeat(32).expand(1, 1, 64, 64)
+    assert float(coarsened(fine, torch.tensor([0.5]))[..., 4:-4].std()) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])
+def test_displacements_are_smooth_small_and_of_the_chosen_part(shape: tuple[int, ...]) -> None:
+    moved = displacements(range(200), 0.2, shape)
+    assert moved is not None
+    assert moved.shape == (200, *shape, len(shape))
+    touched = moved.flatten(1).any(dim=1)
+    assert 0.1 < float(touched.float().mean()) < 0.3
+    assert float(moved.abs().max()) < 1.5 * ELASTIC
+    # Less than the distance of neighboring pixels: nothing is folded.
+    steps = moved.diff(dim=-2).abs().max()
+    assert float(steps) < 2.0 / shape[-1]
+    assert displacements([1, 2], 0.0, shape) is None
+
+
+def test_a_displacement_moves_the_sampled_places_before_the_matrix() -> None:
+    image = images(1)
+    shift = torch.zeros(1, 32, 32, 2)
+    shift[..., 0] = 2 * 3 / 32  # three pixels along x
+    out = warp(image, torch.eye(3), (32, 32), fill=AIR, displacement=shift)
+    torch.testing.assert_close(out[..., :-3], image[..., 3:])
+    turned = torch.eye(3)
+    turned[:2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    expected = warp(image, turned, (32, 32), fill=AIR)
+    out = warp(image, turned, (32, 32), fill=AIR, displacement=shift)
+    torch.testing.assert_close(out[..., :-3], expected[..., 3:], atol=1e-5, rtol=0)
+
+
+def test_seeds_differ_and_do_not_depend_on_neighbors() -> None:
+    noise = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    seeds = seeds_of(noise)
+    assert len(set(seeds)) > 990
+    assert min(seeds) >= 0
+    assert seeds_of(noise[5:6]) == seeds[5:6]
+
+
+def test_a_deformation_needs_the_canonical_loss() -> None:
+    with pytest.raises(InputError, match=r"unet\.elastic"):
+        load_config(settings=["unet.augmentation=homogenized", "unet.loss_space=native"])
+    load_config(settings=["unet.augmentation=homogenized", "unet.loss_space=native", "unet.elastic=0"])
