@@ -53,7 +53,7 @@ class DataConfig(Section):
     undrawn: Undrawn = Field(
         "background",
         description="what slices without any label are; ignore: nobody drew them, in scans that have such "
-        "slices between labeled ones; they train and score nothing",
+        "slices between labeled ones or a single labeled slice; they train and score nothing",
     )
 
     @field_validator("clip_percentiles")

@@ -12,8 +12,9 @@ _FEWEST = 3
 def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarray:
     """Convert a label map to classes; voxels that nobody labeled become :data:`isopose.labels.IGNORED`.
 
-    With ``undrawn="ignore"`` these are also all slices without any label of a scan with gaps: one that has
-    such a slice between two labeled ones. A scan without gaps counts as drawn from end to end.
+    With ``undrawn="ignore"`` these are also all slices without any label of a scan that was drawn here and
+    there: one that has such a slice between two labeled ones, or a single labeled slice. All others count as
+    drawn from end to end, also those without any label.
 
     Args:
         array: stored values ``(z, y, x)``, reoriented: z are the slices.
@@ -30,7 +31,7 @@ def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarra
     if undrawn == "ignore":
         shown = np.asarray((classes > 0).any(axis=(1, 2)))
         among = np.flatnonzero(shown)
-        if len(among) and not shown[among[0] : among[-1]].all():
+        if len(among) == 1 or (len(among) and not shown[among[0] : among[-1]].all()):
             classes[~shown] = IGNORED
     return classes
 
