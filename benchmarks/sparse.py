@@ -56,9 +56,9 @@ HEAD = (
 )
 NOTE = """
 Unseen phantom patients of cohorts of {cases} ({slices} slices of {size} pixels), seeds {names}; each seed is
-one cohort and one training of each arm. But for the first arm one slice in {every} is drawn. Dice: mean (standard
-deviation) over patients, 3D on the native grid, against complete labels. Against all: mean of the patients'
-differences from the first arm, and its standard error.
+one cohort and one training of each arm. But for the first arm one slice in {every} is drawn. Dice: mean
+(standard deviation) over patients, 3D on the native grid, against complete labels. Against all: mean of the
+patients' differences from the first arm, and its standard error.
 """
 
 

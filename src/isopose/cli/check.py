@@ -47,7 +47,7 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
         )
     else:
         typer.echo(
-            f"{opened.name}: {opened.layout}, {len(opened.cases)} cases, labels {dict(opened.labels.values)}"
+            f"{opened.name}: {opened.layout}, {len(opened.cases)} cases, labels {opened.labels.stored}"
         )
         for problem in problems:
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
