@@ -21,6 +21,7 @@ from isopose.config import Config, load_config
 from isopose.data.samples import Batch
 from isopose.devices import autocast, choose_precision
 from isopose.files import write_text
+from isopose.labels import Labels
 from isopose.models.pipeline import Networks
 from isopose.study.measure import peak_memory, reset_peak
 from isopose.training.checkpoint import Progress, save_checkpoint
@@ -131,7 +132,7 @@ def volumes_of(config: Config) -> tuple[torch.nn.Module, Loss]:
     """The U-Net's objective, and its loss on some rows of a batch of volumes."""
     n, size = config.unet.optimizer.batch_size, config.data.size
     networks = Networks(config, CLASSES, OUTLINE, 0.0, 1.0)
-    objective = SegmentationObjective(networks, ("a", "b")).train()
+    objective = SegmentationObjective(networks, Labels({"a": 1, "b": 2})).train()
     volumes = tuple(torch.zeros(1, 1, DEPTH, size, size) for _ in range(n))
     labels = tuple(torch.zeros(1, DEPTH, size, size).byte() for _ in range(n))
     eye = torch.eye(4).repeat(n, 1, 1)

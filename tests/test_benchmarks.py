@@ -17,6 +17,7 @@ from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, restored_labels
+from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.phantom import write_cohort
 
@@ -384,3 +385,33 @@ def test_the_table_of_adults_counts_who_gets_worse():
     table = adults.table_of({"one": {"as they lie": [result(0.5, 0.9)], "both": [result(0.8, 0.85)]}})
     assert "| one | both | 82.5 (3.5) / 82.5 / 80.0 | 82.5 (3.5) / 82.5 / 80.0 | 1 / 1 |" in table
     assert "| one | both | 0 to 2 years | 2 | 82.5 | 82.5 |" in table
+
+
+def test_sparse_labels_keep_one_slice_in_so_many(tmp_path):
+    module = load("sparse")
+    whole = open_dataset(write_cohort(tmp_path / "cohort", cases=2, slices=7, size=32, test_fraction=0.5))
+    for marked, value in ((True, 3), (False, 0)):
+        sparse = module.thinned(whole, tmp_path / str(marked), 3, marked)
+        assert sparse.labels.ignore == (3 if marked else None)
+        for case, before in zip(sparse.cases, whole.cases, strict=True):
+            if case.split == "test":
+                assert case == before
+                continue
+            kept, all_drawn = (read_labels(path).array for path in (case.label, before.label))
+            np.testing.assert_array_equal(kept[[1, 4]], all_drawn[[1, 4]])
+            assert set(np.unique(kept[[0, 2, 3, 5, 6]])) == {value}
+    assert len({arm.name for arm in module.ARMS}) == len(module.ARMS)
+
+
+def test_the_table_of_sparse_labels_pairs_patients(tmp_path):
+    module = load("sparse")
+    full = {"dice": {"kidney": [0.9, 0.8], "tumor": [0.5, None]}, "slices": 60}
+    less = {"dice": {"kidney": [0.8, 0.6], "tumor": [0.25, None]}, "slices": 10}
+    results = {module.ARMS[0].name: [full, full], module.ARMS[1].name: [less, full]}
+    given = Namespace(seeds=[3, 4], cases=4, slices=7, size=32, every=6)
+    lines = module.table(results, given).splitlines()
+    assert lines[2].startswith("| every slice | 60 | 0.850 (0.058) | 0.500 (0.000) |  |  |")
+    # Kidneys: -0.1, -0.2, 0 and 0.
+    assert lines[3].startswith("| others ignored by their value | 35 | 0.775 ")
+    assert lines[3].endswith("| -0.075 ± 0.048 | -0.125 ± 0.125 |")
+    assert "seeds 3 4" in " ".join(lines)

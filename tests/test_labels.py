@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopose.errors import InputError
-from isopose.labels import Labels, class_colors, mirrored_classes
+from isopose.labels import IGNORED, Labels, class_colors, mirrored_classes
 
 values = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.integers(1, 255), min_size=1, max_size=8
@@ -144,3 +144,52 @@ def test_colors_follow_names_and_differ():
     many = class_colors(("kidney", "tumor", "liver", "spleen", "aorta"))
     assert len(set(many)) == 5
     assert many[:2] == class_colors(("kidney", "tumor"))
+
+
+def test_what_nobody_labeled_is_neither_background_nor_structure():
+    labels = Labels.create({"kidney": 4, "tumor": 9, "ignore": 12})
+    assert (labels.names, labels.classes, labels.ignore) == (("kidney", "tumor"), 3, 12)
+    array = np.array([[0, 4], [9, 12]], np.uint8)
+    np.testing.assert_array_equal(labels.to_classes(array), [[0, 1], [2, IGNORED]])
+    # nnU-Net wants consecutive values, the one to ignore last.
+    np.testing.assert_array_equal(labels.to_nnunet(array), [[0, 1], [2, 3]])
+    assert labels.for_nnunet() == {"labels": {"background": 0, "kidney": 1, "tumor": 2, "ignore": 3}}
+    assert "ignore" not in labels.targets()
+    assert labels.stored == {"kidney": 4, "tumor": 9, "ignore": 12}
+    assert Labels.create(labels.stored) == labels
+    with pytest.raises(InputError, match="unknown label value 12"):
+        Labels.create({"kidney": 4, "tumor": 9}).to_classes(array)
+
+
+def test_regions_are_what_the_loss_compares():
+    unions = {"whole": ("kidney", "tumor")}
+    labels = Labels.create({"kidney": 3, "tumor": 7, "ignore": 8}, unions, {"whole": 3, "tumor": 7})
+    assert labels.judged() == {"whole": (1, 2), "tumor": (2,)}
+    assert list(labels.targets()) == ["kidney", "tumor", "whole"]
+    assert labels.for_nnunet() == {
+        "labels": {"background": 0, "whole": [1, 2], "tumor": 2, "ignore": 3},
+        "regions_class_order": [1, 2],
+    }
+    assert Labels.create({"kidney": 3, "tumor": 7}, unions).judged() == {"kidney": (1,), "tumor": (2,)}
+
+
+def test_ignore_and_regions_go_through_json_and_old_models_have_none():
+    labels = Labels.create({"a": 1, "b": 2, "ignore": 3}, {"ab": ("a", "b")}, {"ab": 1, "b": 2})
+    assert Labels.from_json(labels.to_json()) == labels
+    old = {"values": {"a": 1, "b": 2}, "unions": {"ab": ["a", "b"]}}
+    assert Labels.from_json(old) == Labels({"a": 1, "b": 2}, {"ab": ("a", "b")})
+    assert Labels.from_json(old).to_json() == old
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"a": 5, "ignore": 4}, "expected the highest of all, a whole number from 6 to 255"),
+        ({"a": 5, "ignore": 5}, "expected the highest"),
+        ({"a": 255, "ignore": 256}, "expected the highest"),
+        ({"ignore": 1}, "at least one label"),
+    ],
+)
+def test_the_value_to_ignore_is_the_highest(values, word):
+    with pytest.raises(InputError, match=word):
+        Labels.create(values)

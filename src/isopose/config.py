@@ -37,6 +37,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+#: What slices without any label are in a scan that shows labels before and after such slices.
+Undrawn = Literal["background", "ignore"]
+
+
 class DataConfig(Section):
     """From a scan to the slices that the networks see."""
 
@@ -52,6 +56,11 @@ class DataConfig(Section):
         (0.5, 99.5), description="of the labeled voxels of the training cases, as nnU-Net"
     )
     body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
+    undrawn: Undrawn = Field(
+        "background",
+        description="what slices without any label are; ignore: nobody drew them, in scans that have such "
+        "slices between labeled ones or a single labeled slice; they train and score nothing",
+    )
 
     @field_validator("clip_percentiles")
     @classmethod

@@ -9,6 +9,10 @@ import numpy as np
 
 from isopose.errors import InputError
 
+#: Class of voxels that nobody labeled: neither background nor a structure. No dataset has as many structures.
+IGNORED = 255
+#: Name of these voxels in a dataset's labels, as in nnU-Net.
+IGNORE = "ignore"
 #: Words in a label's name that name a side of the body.
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 _GREEN, _YELLOW = "#3ddc84", "#ffd23f"
@@ -25,14 +29,20 @@ class Labels:
             necessarily consecutive; empty for a dataset without labels.
         unions: name to the names it joins, scored in addition to the single labels. KiTS scores
             ``{"kidney+tumor": ("kidney", "tumor")}``, which :meth:`create` adds.
+        ignore: stored value of voxels that nobody labeled, the highest of all; None: all voxels are labeled.
+        regions: labels and unions that the U-Net's loss compares, each with the value that nnU-Net writes for
+            it (``regions_class_order``), later ones over earlier ones; empty: it compares the labels.
 
     Raises:
-        InputError: a value is used twice or out of range, a label is called background, or a union names an
-            unknown label or has a label's name.
+        InputError: a value is used twice or out of range, a label is called background or ignore, a union
+            names an unknown label or has a label's name, ``ignore`` is not the highest value, or the regions
+            do not give every value back.
     """
 
     values: Mapping[str, int]
     unions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ignore: int | None = None
+    regions: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():
@@ -40,6 +50,10 @@ class Labels:
                 raise InputError(f"labels: {name!r} has value {value!r}, expected an integer from 1 to 255")
             if name == "background":
                 raise InputError(f"labels: 'background' is what has no label, value 0, not {value}")
+            if name == IGNORE:
+                raise InputError(f"labels: 'ignore' is what nobody labeled, not a structure of value {value}")
+        if len(self.values) >= IGNORED:
+            raise InputError(f"labels: expected at most {IGNORED - 1} labels, got {len(self.values)}")
         if len(set(self.values.values())) < len(self.values):
             raise InputError(f"labels: a value is used twice in {dict(self.values)}")
         for union, members in self.unions.items():
@@ -48,31 +62,69 @@ class Labels:
                 raise InputError(
                     f"labels: union {union!r} of {sorted(members)} is not of {list(self.values)}"
                 )
+        self._check_ignore()
+        self._check_regions()
+
+    def _check_ignore(self) -> None:
+        highest = max(self.values.values(), default=0)
+        given = self.ignore
+        if given is None:
+            return
+        if isinstance(given, bool) or not isinstance(given, int) or not highest < given <= 255:
+            raise InputError(
+                f"labels: 'ignore' has value {given!r}, expected the highest of all, a whole number from "
+                f"{highest + 1} to 255"
+            )
+
+    def _check_regions(self) -> None:
+        targets, written = self.targets(), dict[int, int]()
+        for name, value in self.regions.items():
+            if value not in targets.get(name, ()):
+                raise InputError(
+                    f"labels: regions_class_order writes {value!r} for region {name!r}, expected one of its "
+                    f"values {sorted(targets.get(name, ()))}"
+                )
+            written |= dict.fromkeys(targets[name], value)
+        lost = [value for value in sorted(self.values.values()) if written.get(value) != value]
+        if self.regions and lost:
+            raise InputError(
+                f"labels: regions_class_order {list(self.regions.values())} writes {written.get(lost[0], 0)} "
+                f"where the value is {lost[0]}; order the regions from large to small, one for each value"
+            )
 
     @classmethod
     def create(
-        cls, values: Mapping[str, int], unions: Mapping[str, tuple[str, ...]] | None = None
+        cls,
+        values: Mapping[str, int],
+        unions: Mapping[str, tuple[str, ...]] | None = None,
+        regions: Mapping[str, int] | None = None,
     ) -> "Labels":
         """Create labels; without given unions, add KiTS's union of kidney and tumor where both are labels.
 
         Args:
-            values: name to stored value, at least one.
+            values: name to stored value, at least one; ``ignore`` names what nobody labeled.
             unions: see the class; None: the default.
+            regions: see the class; None: none.
 
         Raises:
             InputError: no label, or one of the errors of the class.
         """
+        ignore = values.get(IGNORE)
+        values = {name: value for name, value in values.items() if name != IGNORE}
         if not values:
             raise InputError("labels: expected at least one label besides background")
         if unions is None:
             tumor = next((name for name in ("tumor", "tumour") if name in values), None)
             unions = {f"kidney+{tumor}": ("kidney", tumor)} if tumor and "kidney" in values else {}
-        return cls(dict(values), dict(unions))
+        return cls(values, dict(unions), ignore, dict(regions or {}))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values that JSON holds exactly."""
+        """Return plain values that JSON holds exactly; ``ignore`` and ``regions`` only where there are."""
         unions = {union: list(members) for union, members in self.unions.items()}
-        return {"values": dict(self.values), "unions": unions}
+        further: dict[str, Any] = {} if self.ignore is None else {IGNORE: self.ignore}
+        if self.regions:
+            further["regions"] = dict(self.regions)
+        return {"values": dict(self.values), "unions": unions, **further}
 
     @classmethod
     def from_json(cls, values: Any) -> "Labels":
@@ -83,7 +135,19 @@ class Labels:
             InputError: one of the errors of the class.
         """
         unions = {str(union): tuple(members) for union, members in values["unions"].items()}
-        return cls({str(name): int(value) for name, value in values["values"].items()}, unions)
+        named = {str(name): int(value) for name, value in values["values"].items()}
+        ignore, regions = values.get(IGNORE), values.get("regions", {})
+        return cls(
+            named,
+            unions,
+            None if ignore is None else int(ignore),
+            {str(name): int(value) for name, value in regions.items()},
+        )
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """Stored values by name, with ``ignore`` where there is such a value: what :meth:`create` takes."""
+        return dict(self.values) | ({} if self.ignore is None else {IGNORE: self.ignore})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,8 +164,46 @@ class Labels:
         single = {name: (self.values[name],) for name in self.names}
         return single | {u: tuple(self.values[m] for m in members) for u, members in self.unions.items()}
 
+    def judged(self) -> dict[str, tuple[int, ...]]:
+        """Return what the U-Net's loss compares: name to its classes, the regions or else each label."""
+        of_value = {self.values[name]: index for index, name in enumerate(self.names, start=1)}
+        targets = self.targets()
+        return {
+            name: tuple(sorted(of_value[value] for value in targets[name]))
+            for name in self.regions or self.names
+        }
+
+    def for_nnunet(self) -> dict[str, Any]:
+        """Return ``labels`` of nnU-Net's ``dataset.json``, and ``regions_class_order`` if there are regions.
+
+        Values are consecutive, in the order of the stored ones, as nnU-Net wants them.
+        """
+        last = {} if self.ignore is None else {IGNORE: self.classes}
+        if not self.regions:
+            return {"labels": {"background": 0, **{n: c for n, (c,) in self.judged().items()}, **last}}
+        regions = {name: list(of) if len(of) > 1 else of[0] for name, of in self.judged().items()}
+        order = [self.names.index(name) + 1 for name in map(self._name_of, self.regions.values())]
+        return {"labels": {"background": 0, **regions, **last}, "regions_class_order": order}
+
+    def _name_of(self, value: int) -> str:
+        return next(name for name, own in self.values.items() if own == value)
+
+    def to_nnunet(self, array: np.ndarray) -> np.ndarray:
+        """Convert stored values to those that :meth:`for_nnunet` describes, uint8.
+
+        Args:
+            array: stored values, any shape.
+
+        Raises:
+            InputError: a value is unknown or not a whole number.
+        """
+        classes = self.to_classes(array)
+        if self.ignore is not None:
+            classes[classes == IGNORED] = self.classes
+        return classes
+
     def to_classes(self, array: np.ndarray) -> np.ndarray:
-        """Convert stored values to class indices 0, 1, ..., uint8.
+        """Convert stored values to class indices 0, 1, ..., uint8; the value to ignore to :data:`IGNORED`.
 
         Args:
             array: stored values, any shape.
@@ -110,14 +212,15 @@ class Labels:
             InputError: a value is unknown or not a whole number.
         """
         present = _present(array)
-        unknown = [v for v in present.tolist() if v not in {0, *self.values.values()}]
+        known = sorted(self.stored.values())
+        unknown = [v for v in present.tolist() if v not in {0, *known}]
         if unknown:
-            raise InputError(
-                f"unknown label value {unknown[0]}, expected 0 or one of {sorted(self.values.values())}"
-            )
+            raise InputError(f"unknown label value {unknown[0]}, expected 0 or one of {known}")
         table = np.zeros(256, dtype=np.uint8)
         for index, name in enumerate(self.names, start=1):
             table[self.values[name]] = index
+        if self.ignore is not None:
+            table[self.ignore] = IGNORED
         return table[array.astype(np.uint8, copy=False)]
 
     def to_values(self, classes: np.ndarray) -> np.ndarray:

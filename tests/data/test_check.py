@@ -51,8 +51,9 @@ def cohort(tmp_path):
         cases.append(replace(case, **fields))
         return cases[-1]
 
-    def dataset():
-        return dataset_of("d", "manifest", tmp_path, Labels.create({"kidney": 1, "tumor": 2}), cases)
+    def dataset(**further):
+        labels = Labels.create({"kidney": 1, "tumor": 2, **further})
+        return dataset_of("d", "manifest", tmp_path, labels, cases)
 
     add.dataset = dataset
     return add
@@ -240,3 +241,16 @@ def test_lack_of_memory_is_one_case_only(cohort, monkeypatch):
     problems = check_dataset(cohort.dataset())
     only(problems, "a", "error", "out of memory: too large for the memory of this machine")
     assert {p.case for p in problems if p.severity == "error"} == {"a"}
+
+
+def test_slices_that_nobody_drew_are_warned_of_unless_they_are_ignored(cohort):
+    sparse = np.zeros((14, 96, 96), np.uint8)
+    sparse[1::4, 5:9, 5:9], sparse[5, 7, 7] = 1, 2
+    cohort("sparse", scan(0, sparse.shape), sparse)
+    marked = np.where(sparse.any(axis=(1, 2), keepdims=True), sparse, 9).astype(np.uint8)
+    cohort("marked", scan(1, sparse.shape), marked)
+    cohort("unknown", scan(2, sparse.shape), np.full(sparse.shape, 9, np.uint8))
+    problems = check_dataset(cohort.dataset(ignore=9))
+    only(problems, "sparse", "warning", "one slice in 4", "data.undrawn=ignore")
+    only(problems, "unknown", "error", "every voxel is background or ignored")
+    assert [problem for problem in problems if problem.case == "marked"] == []

@@ -230,3 +230,56 @@ def test_scans_without_any_label_on_either_side_are_counted_as_empty(tmp_path):
         save(tmp_path / folder, "case_1", np.zeros((4, 5, 6), dtype=np.uint8))
     evaluation = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR)
     assert {scores.outcome for scores in evaluation.cases[0].scores.values()} == {"empty"}
+
+
+def test_what_nobody_labeled_is_as_if_the_scan_did_not_have_it(tmp_path):
+    """Equal to both files cut to the labeled slices; surfaces that enter the unknown are not scored."""
+    truth, found = organs(tumor=(14, 18)), organs((6, 14), tumor=(15, 18))
+    ignore = Labels.create({"kidney": 1, "tumor": 2, "ignore": 3})
+    drawn = [2, 4]
+    sparse = np.full_like(truth, 3)
+    sparse[drawn] = truth[drawn]
+    for case in ("case_1", "case_2"):
+        save(tmp_path / "predictions", case, found)
+    save(tmp_path / "labels", "case_1", sparse)
+    save(tmp_path / "labels", "case_2", truth)
+    save(tmp_path / "cut_labels", "case_1", truth[drawn])
+    save(tmp_path / "cut_predictions", "case_1", found[drawn])
+    partly, whole = evaluate(tmp_path / "predictions", tmp_path / "labels", ignore).cases
+    [cut] = evaluate(tmp_path / "cut_predictions", tmp_path / "cut_labels", KIDNEY_TUMOR).cases
+    for target in ("kidney", "tumor", "kidney+tumor"):
+        a, b = partly.scores[target], cut.scores[target]
+        assert (a.dice, a.truth_ml, a.prediction_ml) == (b.dice, b.truth_ml, b.prediction_ml)
+        assert 0.5 < a.dice < 1.0
+        assert (a.surface_dice, a.hd95_mm) == (None, None)
+        assert whole.scores[target].surface_dice is not None
+
+
+def test_undrawn_slices_score_nothing_where_that_is_said(tmp_path):
+    truth = organs(tumor=(14, 18))
+    sparse = np.zeros_like(truth)
+    sparse[[2, 4]] = truth[[2, 4]]
+    save(tmp_path / "predictions", "case_1", truth)
+    save(tmp_path / "labels", "case_1", sparse)
+    plain = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR)
+    told = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR, undrawn="ignore")
+    assert plain.cases[0].scores["kidney"].dice == pytest.approx(2 * 2 / (2 + 4))
+    assert told.cases[0].scores["kidney"].dice == 1.0
+    assert told.provenance["undrawn"] == "ignore"
+    assert "undrawn" not in plain.provenance
+    text = write_and_read(told, tmp_path / "out")
+    assert "labeled in part" in text
+    assert "labeled in part" not in write_and_read(plain, tmp_path / "plain")
+
+
+def write_and_read(evaluation, folder):
+    write_evaluation(evaluation, folder)
+    return next(folder.glob("*.md")).read_text()
+
+
+def test_a_prediction_of_the_value_to_ignore_is_refused(tmp_path):
+    save(tmp_path / "labels", "case_1", organs())
+    save(tmp_path / "predictions", "case_1", organs() * 3)
+    labels = Labels.create({"kidney": 1, "ignore": 3})
+    with pytest.raises(InputError, match="unknown label value 3"):
+        evaluate(tmp_path / "predictions", tmp_path / "labels", labels)

@@ -433,3 +433,25 @@ def test_crops_of_a_model_are_a_dataset_that_comes_back(tmp_path) -> None:
     # Whole and cropped do not mix in one folder.
     with pytest.raises(InputError, match="with another model, settings or labels"):
         homogenize(open_dataset(tmp_path / "data"), tmp_path / "out", HomogenizeConfig(size=256), **given)
+
+
+def test_what_nobody_labeled_stays_so_and_enlarges_nothing(tmp_path) -> None:
+    labels = {"background": 0, "kidney": 1, "tumor": 7, "ignore": 9}
+    folder = write_dataset(tmp_path / "data", {"a": "Tr"}, labels)
+    run(folder, tmp_path / "plain")
+    path = folder / "labelsTr" / "a.nii.gz"
+    stored = read_labels(path)
+    array = stored.array.copy()
+    unknown = [0, len(array) - 1]
+    array[unknown] = 9
+    write_labels(stored.with_array(array), path)
+    run(folder, tmp_path / "out")
+    assert_nnunet(tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "kidney": 1, "tumor": 2, "ignore": 3}
+    plain, made = (read_labels(tmp_path / out / "labelsTr" / "a.nii.gz") for out in ("plain", "out"))
+    assert made.same_grid(plain)
+    ignored = made.array == 3
+    assert np.flatnonzero(ignored.any(axis=(1, 2))).tolist() == unknown
+    assert ignored[unknown].mean() > 0.3
+    np.testing.assert_array_equal(made.array[1:-1], plain.array[1:-1])

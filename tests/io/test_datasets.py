@@ -80,13 +80,24 @@ def test_nnunet_v2(tmp_path):
 def test_nnunet_regions(tmp_path):
     touch(tmp_path, "imagesTr/b_0000.nii.gz")
     labels = open_dataset(
-        v2(tmp_path, labels={"background": 0, "organ": [1, 2, 3], "mass": [2, 3], "tumor": 2})
+        v2(
+            tmp_path,
+            labels={"background": 0, "organ": [1, 2, 3], "mass": [2, 3], "tumor": 2},
+            regions_class_order=[1, 3, 2],
+        )
     ).labels
     assert dict(labels.values) == {"tumor": 2, "label_1": 1, "label_3": 3}
     assert dict(labels.unions) == {"organ": ("label_1", "tumor", "label_3"), "mass": ("tumor", "label_3")}
+    assert list(labels.regions.items()) == [("organ", 1), ("mass", 3), ("tumor", 2)]
+    assert labels.judged() == {"organ": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}
     labels = open_dataset(
-        v2(tmp_path, labels={"background": 0, "both": [1, 2], "kidney": [1], "tumor": 2})
+        v2(
+            tmp_path,
+            labels={"background": 0, "both": [1, 2], "kidney": [1], "tumor": 2, "ignore": 3},
+            regions_class_order=[1, 1, 2],
+        )
     ).labels
+    assert labels.ignore == 3
     assert dict(labels.values) == {"kidney": 1, "tumor": 2}
     assert dict(labels.unions) == {"both": ("kidney", "tumor")}
 
@@ -116,7 +127,19 @@ def test_nnunet_explicit_paths(tmp_path):
         ({"channel_names": {}}, "one channel"),
         ({"file_ending": ".png"}, "'.png' cannot be read"),
         ({"file_ending": 3}, "cannot be read"),
-        ({"labels": {"background": 0, "kidney": 1, "ignore": 2}}, "'ignore' label"),
+        ({"labels": {"background": 0, "kidney": 2, "ignore": 1}}, "expected the highest of all"),
+        ({"labels": {"background": 0, "kidney": 2, "ignore": 0}}, "expected the highest of all"),
+        ({"labels": {"background": 0, "kidney": 2, "ignore": [3]}}, "no region"),
+        ({"labels": {"background": 0, "both": [1, 2], "tumor": 2}}, "'regions_class_order' to list 2"),
+        ({"labels": {"both": [1, 2], "tumor": 2}, "regions_class_order": [1]}, "got [1]"),
+        ({"labels": {"both": [1, 2], "tumor": 2}, "regions_class_order": [1, True]}, "got [1, True]"),
+        (
+            {"labels": {"both": [1, 2], "tumor": 2}, "regions_class_order": [3, 2]},
+            "writes 3 for region 'both'",
+        ),
+        ({"labels": {"both": [1, 2], "tumor": 2}, "regions_class_order": [2, 2]}, "where the value is 1"),
+        ({"labels": {"tumor": 2, "both": [1, 2]}, "regions_class_order": [2, 1]}, "where the value is 2"),
+        ({"labels": {"all": [0, 1], "tumor": 2}, "regions_class_order": [1, 2]}, "'all' holds 0"),
         ({"labels": {"background": 0}}, "at least one label"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "used twice"),
         ({"labels": {"background": 0, "a": "1"}}, "label 'a' has value '1'"),
@@ -340,3 +363,13 @@ def test_case_ids_are_safe_file_names(tmp_path_factory, name):
     assert path.name == name
     assert not name.startswith((".", "-"))
     assert "\\" not in name
+
+
+def test_a_value_to_ignore_in_every_layout(tmp_path):
+    touch(tmp_path, "imagesTr/b_0000.nii.gz")
+    labels = open_dataset(v2(tmp_path, labels={"background": 0, "kidney": 1, "ignore": 2})).labels
+    assert (dict(labels.values), labels.ignore) == ({"kidney": 1}, 2)
+    manifest = tmp_path / "scans.csv"
+    manifest.write_text("image,label\na.nii.gz,b.nii.gz\n")
+    labels = open_dataset(manifest, {"kidney": 1, "ignore": 200}).labels
+    assert (dict(labels.values), labels.ignore) == ({"kidney": 1}, 200)

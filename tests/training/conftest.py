@@ -9,7 +9,7 @@ import pytest
 
 from isopose.config import Config, load_config
 from isopose.geometry.volume import Volume
-from isopose.io.images import write_image, write_labels
+from isopose.io.images import read_labels, write_image, write_labels
 
 #: Everything as small as it goes: two epochs of two or three batches a stage.
 TINY: dict[str, Any] = {
@@ -64,6 +64,26 @@ def patient(number: int) -> tuple[Volume, Volume]:
     matrix = np.diag([pixel, pixel, 5.0, 1.0])
     matrix[:3, 3] = (-140.0, -150.0, 30.0 * number)
     return Volume(array.round().astype(np.int16), matrix), Volume(marks, matrix)
+
+
+@pytest.fixture(scope="session")
+def sparse(cohort: Path, tmp_path_factory) -> Path:
+    """The cohort with regions, of which slices 0, 2 and 5 and half of slice 3 were not labeled (value 3)."""
+    import json
+    import shutil
+
+    folder = tmp_path_factory.mktemp("sparse") / cohort.name
+    shutil.copytree(cohort, folder)
+    for path in sorted((folder / "labelsTr").glob("*")):
+        labels = read_labels(path)
+        array = labels.array.copy()
+        array[[0, 2, 5]] = 3
+        array[3, :, :36] = 3
+        write_labels(labels.with_array(array), path)
+    facts = json.loads((folder / "dataset.json").read_text())
+    facts["labels"] = {"background": 0, "kidney and tumor": [1, 2], "tumor": 2, "ignore": 3}
+    (folder / "dataset.json").write_text(json.dumps(facts | {"regions_class_order": [1, 2]}))
+    return folder
 
 
 @pytest.fixture(scope="session")

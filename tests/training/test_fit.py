@@ -719,3 +719,26 @@ def _center_of_frame(record: Record, seen: np.ndarray) -> list[float]:
     corner = [center - frame.fov_mm / 2 for center in frame.center_mm]
     index = [(corner[a] + (v + 0.5) * frame.pixel_mm) / record.spacing[a] for a, v in enumerate((x, y))]
     return (np.array(record.world_from_index) @ [*index, z, 1.0])[:3].tolist()
+
+
+def test_a_dataset_labeled_in_part_trains_and_no_voxel_is_predicted_to_ignore(sparse, tiny, tmp_path) -> None:
+    folder, store = tmp_path / "model", tmp_path / "store"
+    fit(open_dataset(sparse), folder, tiny("pose.learned=false"), store=store)
+    model = load_model(folder)
+    assert model.labels.ignore == 3
+    assert dict(model.labels.regions) == {"kidney and tumor": 1, "tumor": 2}
+    history = [row for row in model.info.history if row["stage"] == "unet"]
+    assert {"dice", "dice kidney and tumor", "dice tumor"} <= history[-1].keys()
+    assert all(np.isfinite(row["loss"]) for row in history)
+    # Slices 1, 3 and 4 show a kidney; the tumor of slice 2 was not labeled.
+    facts = {label.name: label.slices for label in model.fingerprint.labels}
+    assert facts == {"label_1": 12, "tumor": facts["tumor"]}
+    cases = open_store(next(path.parent for path in store.rglob("store.json"))).cases
+    slices = Slices(cases)
+    assert all(case.record.undrawn == (0, 2, 5) for case in cases)
+    assert sorted(set(slices.known().rows[:, 1])) == [1, 3, 4]
+    assert set(np.unique(cases[0].read([0])[2])) == {255}
+    scan = Scan("one", sparse / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
+    (outcome,) = predict_scans(model, [scan], tmp_path / "out", probabilities=False, reporter=Silent())
+    assert outcome.problem is None
+    assert set(np.unique(read_labels(tmp_path / "out" / "one.nii.gz").array)) <= {0, 1, 2}

@@ -206,3 +206,44 @@ def test_roll_loss_does_not_reward_being_surer() -> None:
     again = evidence([0.0], [20.0]).requires_grad_()
     von_mises_loss(again, torch.zeros(1)).backward()
     assert again.grad[0, 0] < 0
+
+
+@pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
+def test_pixels_without_label_change_nothing(regions: tuple[tuple[int, ...], ...]) -> None:
+    """The loss of a picture, half of which nobody labeled, is that of the other half alone."""
+    random = torch.Generator().manual_seed(4)
+    probabilities = torch.rand(2, 3, 4, 6, generator=random).softmax(dim=1).requires_grad_()
+    labels = torch.randint(0, 3, (2, 4, 6), generator=random)
+    labels[:, :, 3:] = 255
+    target = one_hot(labels, 3)
+    loss = segmentation_loss(probabilities, target, partial=True, regions=regions)
+    cut = segmentation_loss(probabilities[..., :3], target[..., :3], regions=regions)
+    assert loss.item() == pytest.approx(cut.item(), rel=1e-6)
+    loss.backward()
+    assert not probabilities.grad[..., 3:].any()
+    assert (probabilities.grad[..., :3] != 0).any(dim=1).all()
+
+
+def test_a_pixel_labeled_in_part_weighs_its_part() -> None:
+    """Two pixels, of which the second is labeled by a quarter, with sums by hand."""
+    p = torch.tensor([[0.4, 0.5], [0.6, 0.5]]).reshape(1, 2, 1, 2)
+    g = torch.tensor([[0.0, 0.0], [1.0, 0.25]]).reshape(1, 2, 1, 2)
+    entropy = -(math.log(0.6) + 0.25 * math.log(0.5)) / 1.25
+    dice = 2 * (0.6 + 0.25 * 0.5) / ((0.36 + 1) + 0.25 * (0.25 + 1))
+    assert segmentation_loss(p, g, partial=True).item() == pytest.approx(entropy + 1 - dice, rel=1e-5)
+
+
+def test_regions_by_hand() -> None:
+    """One pixel of the second class; the whole is both classes: cross entropies of inside and outside."""
+    p = torch.tensor([0.2, 0.5, 0.3]).reshape(1, 3, 1, 1)
+    g = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1)
+    entropy = -(math.log(0.8) + math.log(0.3)) / 2
+    dice = (2 * 0.8 / (0.64 + 1) + 2 * 0.3 / (0.09 + 1)) / 2
+    loss = segmentation_loss(p, g, regions=((1, 2), (2,)))
+    assert loss.item() == pytest.approx(entropy + 1 - dice, rel=1e-5)
+    # A wrong class within a right region costs less than background, which without regions costs as much.
+    near, far = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ([0.05, 0.9, 0.05], [0.9, 0.05, 0.05]))
+    plain = [segmentation_loss(one, g).item() for one in (near, far)]
+    nested = [segmentation_loss(one, g, regions=((1, 2), (2,))).item() for one in (near, far)]
+    assert nested[0] < nested[1] - 0.5
+    assert abs(plain[0] - plain[1]) < abs(nested[0] - nested[1])

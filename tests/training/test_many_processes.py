@@ -57,7 +57,7 @@ slices = Slices(open_store(store.parent).cases)
 slices.pose = poses_of(model.pipeline, slices, fabric.device)
 slices.pose, slices.theta2 = transforms_of(model.pipeline, slices, fabric.device)
 numbers = []
-for objective in (CropObjective(model.pipeline), SegmentationObjective(model.pipeline, model.labels.names)):
+for objective in (CropObjective(model.pipeline), SegmentationObjective(model.pipeline, model.labels)):
     config = model.config.unet.optimizer.model_copy(update={"batch_size": 7})
     stage = Stage("x", objective, config, slices, slices, {}, (0,))
     numbers.append(_validate(stage, fabric, objective))

@@ -17,6 +17,7 @@ from isopose.errors import InputError
 from isopose.geometry.box import jittered, matrix_from_box
 from isopose.geometry.pose import add_residual, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
+from isopose.labels import IGNORED, Labels
 from isopose.models.pipeline import Networks
 from isopose.models.restore import restore
 from isopose.training.crop_augmentation import changed, displacements, seeds_of
@@ -426,9 +427,13 @@ def sided(batch: Batch) -> Batch:
     return replace(batch, labels=torch.where(right, 3, batch.labels.long()).to(torch.uint8))
 
 
+def numbered(names: tuple[str, ...]) -> Labels:
+    return Labels({name: value for value, name in enumerate(names, start=1)})
+
+
 def sided_objective(*settings: str) -> SegmentationObjective:
     torch.manual_seed(0)
-    objective = SegmentationObjective(Networks(config(*settings), 4, upright()[1], AIR, TOP), SIDED)
+    objective = SegmentationObjective(Networks(config(*settings), 4, upright()[1], AIR, TOP), numbered(SIDED))
     for output in objective.unet.outputs.values():
         # Answers far enough apart that losses of other crops and targets differ.
         torch.nn.init.normal_(output[0].weight)
@@ -516,7 +521,7 @@ def test_mirroring_is_not_seen_in_validation() -> None:
 
 
 def test_a_side_without_a_partner_is_no_hindrance_where_nothing_is_mirrored() -> None:
-    names = ("kidney_left", "tumor")
+    names = numbered(("kidney_left", "tumor"))
     assert SegmentationObjective(pipeline_of(config()), names).partners == [0, 1, 2]
     with pytest.raises(InputError, match="'kidney_left' names a side"):
         SegmentationObjective(pipeline_of(config("unet.mirror=0.5")), names)
@@ -631,3 +636,76 @@ def test_the_augmented_loss_is_that_of_the_changed_crop_and_the_deformed_target(
     other = noise.clone()
     other[:, -1] = -other[:, -1]
     assert objective(batch, other).item() != pytest.approx(expected, rel=1e-3)
+
+
+def half_ignored(batch: Batch) -> tuple[Batch, Tensor]:
+    """The right half of each picture is not labeled."""
+    ignored = torch.zeros(batch.labels.shape, dtype=torch.bool)
+    ignored[..., SIZE // 2 :] = True
+    return replace(batch, labels=batch.labels.masked_fill(ignored, IGNORED)), ignored
+
+
+@pytest.mark.parametrize("space", ["native", "canonical"])
+@pytest.mark.parametrize("regions", [{}, {"both": 1, "tumor": 2}])
+def test_what_nobody_labeled_has_no_gradient(space: str, regions: dict[str, int]) -> None:
+    """Logits count where the labeled half is restored or warped to, and nowhere else."""
+    labels = Labels.create({"kidney": 1, "tumor": 2, "ignore": 3}, {"both": ("kidney", "tumor")}, regions)
+    batch, ignored = half_ignored(batch_of(identity_pose(2)))
+    objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")), labels)
+    assert objective.partial
+    logits = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    objective.unet = Answering(logits)
+    loss = objective(batch, STILL[:2])
+    loss.backward()
+    moved = logits.grad.abs().sum(dim=1)
+    # Where the two halves meet the warp may round.
+    assert moved[..., SIZE // 2 + 1 :].max() < 1e-9
+    assert (moved[..., : SIZE // 2 - 1] > 0).all()
+    with torch.no_grad():
+        objective.unet = Answering(torch.where(ignored[:, None], 3 * logits, logits))
+        assert objective(batch, STILL[:2]).item() == pytest.approx(loss.item(), rel=1e-5)
+        objective.unet = Answering(3 * logits)
+        assert objective(batch, STILL[:2]).item() != pytest.approx(loss.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("space", ["native", "canonical"])
+def test_a_batch_that_nobody_labeled_costs_nothing(space: str) -> None:
+    batch = batch_of(poses(2))
+    labels = Labels.create({"kidney": 1, "tumor": 2, "ignore": 9})
+    objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")), labels)
+    known = objective(batch, STILL[:2]).item()
+    assert known > 0.5
+    # With all labeled it is the plain loss.
+    plain = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
+    assert known == pytest.approx(plain(batch, STILL[:2]).item(), rel=1e-5)
+    if space == "native":
+        nothing = replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+        loss = objective(nothing, STILL[:2])
+        loss.backward()
+        assert loss.item() == pytest.approx(0.0, abs=1e-6)
+        assert all(p.grad is None or not p.grad.any() for p in objective.unet.parameters())
+
+
+def test_validation_counts_what_is_labeled_and_regions_where_there_are() -> None:
+    batch, ignored = half_ignored(batch_of(identity_pose(2)))
+    names = Labels.create(
+        {"kidney": 1, "tumor": 2, "ignore": 3}, {"both": ("kidney", "tumor")}, {"both": 1, "tumor": 2}
+    )
+    plain = replace(names, regions={})
+    answer = torch.zeros(2, 3, SIZE, SIZE)
+    # All that is labeled is called tumor, and so is all that is not.
+    answer[:, 2] = 5.0 * ((batch.labels > 0) | ignored)
+    answer[:, 0] = 1.0
+    kidney, tumor = (int((batch.labels == index).sum()) for index in (1, 2))
+    expected = 2 * tumor / (kidney + 2 * tumor)
+    objective = SegmentationObjective(pipeline_of(config()), plain)
+    objective.unet = Answering(answer)
+    scores = judge(objective, batch, "aa")
+    assert scores["dice tumor"] == pytest.approx(expected, abs=1e-6)
+    assert scores["dice kidney"] == 0.0
+    objective = SegmentationObjective(pipeline_of(config()), names)
+    objective.unet = Answering(answer)
+    scores = judge(objective, batch, "aa")
+    assert scores.keys() == {"dice", "dice both", "dice tumor"}
+    assert scores["dice both"] == 1.0
+    assert scores["dice tumor"] == pytest.approx(expected, abs=1e-6)

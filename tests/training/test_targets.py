@@ -15,7 +15,8 @@ from isopose.geometry.frame import Frame
 from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import invert, warp
-from isopose.training.targets import choose_reference, crop_targets
+from isopose.labels import IGNORED
+from isopose.training.targets import choose_reference, crop_targets, labels_in_frame
 
 SIZE = 96
 AIR = -2.0
@@ -178,3 +179,28 @@ def test_boxes_are_seen_in_the_pose() -> None:
 def test_a_label_out_of_view_is_no_target() -> None:
     away = torch.tensor([[0.0, 0.0, 0.0, 2.5, 0.0]]).expand(4, 5)
     assert targets_of(labeled_batch(), away)[1].tolist() == [False] * 4
+
+
+def test_what_nobody_labeled_is_no_target() -> None:
+    """A slice that is ignored in part has the box of its labels, one that is ignored wholly has none."""
+    batch = labeled_batch()
+    expected = targets_of(batch, identity_pose(4))[0]
+    batch.labels[:2][batch.labels[:2] == 0] = IGNORED
+    batch.labels[2:] = IGNORED
+    theta, found = targets_of(batch, identity_pose(4))
+    assert found.tolist() == [True, True, False, False]
+    assert torch.allclose(theta[:2], expected[:2], atol=0.03)
+
+
+def test_a_volume_with_few_drawn_slices_has_the_box_of_what_they_show() -> None:
+    labels = torch.full((1, 24, SIZE, SIZE), IGNORED, dtype=torch.uint8)
+    labels[:, 3::6] = 0
+    labels[:, 9:16:6, 24:48, 12:72] = 1
+    config = CropConfig(size=SIZE, depth=8)
+    seen = labels_in_frame((labels,), torch.eye(4)[None], config)
+    assert seen.shape == (1, 8, SIZE, SIZE)
+    rows, columns = seen[0].any(dim=0).nonzero(as_tuple=True)
+    bounds = [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]
+    assert np.allclose(bounds, [24, 48, 12, 72], atol=1)
+    # Slices 9 and 15 of 24 lie in the thick slices 3 and 5 of 8; the prefilter reaches one further.
+    assert seen[0].any(dim=(1, 2)).nonzero().flatten().tolist() == [2, 3, 4, 5]

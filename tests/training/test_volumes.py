@@ -135,3 +135,14 @@ def test_a_whole_case_is_what_its_slices_are(fitted) -> None:
     assert float(batch.stack_from_frame[0, 2, 2]) == pytest.approx(fov / 30.0)
     assert volumes.presence.all()
     assert [tuple(b.rows.tolist()) for b in volumes.batches(4)] == [(0, 1, 2, 3), (4, 5)]
+
+
+def test_volumes_labeled_in_part_train_and_no_voxel_is_predicted_to_ignore(
+    sparse, config: Config, tmp_path
+) -> None:
+    model = fit(open_dataset(sparse), tmp_path / "model", config, store=tmp_path / "store")
+    assert all(np.isfinite(row["loss"]) for row in model.info.history)
+    assert "dice kidney and tumor" in model.info.history[-1]
+    path = sparse / "imagesTs" / "Muster_Erika_6_0000.nii.gz"
+    found = predict(model, read_volume(path)).labels.array
+    assert set(np.unique(found)) <= {0, 1, 2}

@@ -23,11 +23,12 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
     opened = open_dataset(dataset, labels_of(label))
     problems: list[Problem] = []
     fingerprint: Fingerprint | None = None
+    ignored: dict[str, float] = {}
     stopped: BaseException | None = None
     try:
         with Terminal().counting("check") as progress:
             check_dataset(opened, workers=workers, progress=progress, found=problems.append)
-        fingerprint = _fingerprint(opened, problems, workers)
+        fingerprint, ignored = _fingerprint(opened, problems, workers)
     # Also for Ctrl-C: problems found so far are reported before the error.
     except BaseException as error:
         stopped = error
@@ -40,17 +41,21 @@ def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_js
                 "cases": len(opened.cases),
                 "problems": [vars(problem) for problem in problems],
                 "fingerprint": fingerprint and fingerprint.to_json(),
+                "ignored": ignored or None,
                 "stopped": None if stopped is None else _why(stopped),
             }
         )
     else:
         typer.echo(
-            f"{opened.name}: {opened.layout}, {len(opened.cases)} cases, labels {dict(opened.labels.values)}"
+            f"{opened.name}: {opened.layout}, {len(opened.cases)} cases, labels {opened.labels.stored}"
         )
         for problem in problems:
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
         for name, value in describe(fingerprint) if fingerprint else []:
             typer.echo(f"{name:<32} {value}")
+        if ignored:
+            part, slices, total = 100 * ignored["voxels"], ignored["slices"], ignored["of_slices"]
+            typer.echo(f"{'ignored':<32} {part:.1f} % of the voxels, {slices} of {total} slices wholly")
         if stopped is None or broken:
             typer.echo(
                 f"{len(broken)} of {len(opened.cases)} cases cannot be used" if broken else "no errors"
@@ -67,18 +72,23 @@ def _why(stopped: BaseException) -> str:
     return str(line_of(stopped)) if isinstance(stopped, Exception) else "stopped by a signal"
 
 
-def _fingerprint(dataset: "Dataset", problems: "list[Problem]", workers: int) -> "Fingerprint | None":
-    """Return the fingerprint of readable training cases; a case that fails here is added to the problems."""
+def _fingerprint(
+    dataset: "Dataset", problems: "list[Problem]", workers: int
+) -> "tuple[Fingerprint | None, dict[str, float]]":
+    """Return the fingerprint of readable training cases, and how much of them is ignored, if any is.
+
+    A case that fails here is added to the problems.
+    """
     from isopose.config import DataConfig
     from isopose.data.check import Problem
-    from isopose.data.fingerprint import facts_of, reduce_facts
+    from isopose.data.fingerprint import facts_of, ignored_of, reduce_facts
     from isopose.isolation import Failed
     from isopose.progress import Terminal
 
     broken = {problem.case for problem in problems if problem.severity == "error"}
     usable = [c for c in dataset.cases if c.label is not None and c.split != "test" and c.id not in broken]
     if not usable:
-        return None
+        return None, {}
     facts = []
     with Terminal().counting("fingerprint") as progress:
         answers = facts_of(usable, dataset.labels, DataConfig(), workers=workers, progress=progress)
@@ -88,4 +98,6 @@ def _fingerprint(dataset: "Dataset", problems: "list[Problem]", workers: int) ->
                 problems.append(Problem(case.id, "error", f"fingerprint: {why}"))
             else:
                 facts.append(answer)
-    return reduce_facts(facts, dataset.labels, DataConfig()) if facts else None
+    if not facts:
+        return None, {}
+    return reduce_facts(facts, dataset.labels, DataConfig()), ignored_of(facts)

@@ -1,7 +1,7 @@
 """``isopose evaluate``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,10 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON, Markdown and HTML")] = None,
     label: Label = None,
     tolerance: Annotated[float, typer.Option(min=0.01, help="tolerance of the surface Dice, mm")] = 2.0,
+    undrawn: Annotated[
+        Literal["background", "ignore"],
+        typer.Option(help="what slices without any label are, as the setting data.undrawn"),
+    ] = "background",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="allow missing predictions; the tables list them")
     ] = False,
@@ -36,6 +40,7 @@ def evaluate(
             labels,
             labels_of(label),
             tolerance_mm=tolerance,
+            undrawn=undrawn,
             allow_missing=allow_missing,
             allow_failed=True,
             workers=max(workers, 1),

@@ -59,7 +59,7 @@ class PreprocessWork:
         return Outcome(item.id, self.read(root / self.record(item)), None)
 
     def short(self, record: Record) -> Record:
-        return replace(record, presence=(), body_fraction=())
+        return replace(record, presence=(), body_fraction=(), undrawn=())
 
     def warnings(self, record: Record) -> tuple[str, ...]:
         return record.warnings
@@ -165,9 +165,7 @@ def _measure_fingerprint(
         name = fingerprint_path(Path(), tuple(training), labels, config).name
     else:
         stamps = [[training[number].id, cohort.stamp(found)] for number, found in sources.items()]
-        name = (
-            f"fingerprint-{hash_of([stamps, config.model_dump(mode='json'), dict(labels.values)])[:12]}.json"
-        )
+        name = f"fingerprint-{hash_of([stamps, config.model_dump(mode='json'), labels.stored])[:12]}.json"
     known = store.read([name]).get(name)
     if known is not None and not failed:
         return Fingerprint.from_json(json.loads(known), str(store / name))

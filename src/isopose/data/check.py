@@ -12,6 +12,7 @@ import numpy as np
 
 from isopose.config import DataConfig
 from isopose.data.doubts import check_values, doubts
+from isopose.data.drawn import undrawn_doubt
 from isopose.data.preprocess import trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
@@ -165,6 +166,8 @@ def _label_values(
     counts = voxels_of(marked.array)
     present = {int(v) for v in np.flatnonzero(counts)} - {0}
     known = set(labels.values.values())
+    ignored = present & {labels.ignore}
+    present -= ignored
     if present - known:
         unknown = ", ".join(f"{v} ({counts[v]} voxels)" for v in sorted(present - known))
         note(
@@ -172,9 +175,14 @@ def _label_values(
             f"label: unknown value {unknown}, expected 0 or one of {sorted(known)}; name it or remove it",
         )
     if not present:
-        note("error", "label: every voxel is background; mark the case as test, or leave it out")
-    elif counts[0] == 0:
+        what = "background or ignored" if ignored else "background"
+        note("error", f"label: every voxel is {what}; mark the case as test, or leave it out")
+    elif counts[0] == 0 and not ignored:
         note("warning", "label: no voxel is background; is it the image?")
+    if not present - known:
+        doubt = undrawn_doubt(labels.to_classes(marked.reoriented().array))
+        if doubt is not None:
+            note("warning", f"label: {doubt}")
     if image is not None:
         try:
             on_image_grid(case.label, marked, image)

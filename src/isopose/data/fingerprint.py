@@ -18,13 +18,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
+from isopose.data.drawn import classes_of, structures
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
 from isopose.isolation import Failed
-from isopose.labels import Labels
+from isopose.labels import IGNORED, Labels
 from isopose.parallel import Progress, all_of, attempts
 from isopose.strict import STRICT, first_problem
 
@@ -187,6 +188,9 @@ class CaseFacts:
     volumes_ml: tuple[float, ...]
     label_slices: tuple[int, ...]
     tissue: Tissue
+    #: Part of the voxels that nobody labeled, and slices of which nothing was.
+    ignored: float = 0.0
+    undrawn: int = 0
 
 
 def fingerprint_of(
@@ -241,10 +245,10 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
     volume = read_volume(case.image)
     stored = read_labels(case.label, like=volume)
     volume = volume.reoriented()
-    classes = labels.to_classes(stored.reoriented().array)
+    classes = classes_of(stored.reoriented().array, labels, config.undrawn)
     body = body_mask(volume, config.body_threshold_hu)
     x0, y0, x1, y1 = body_box(body, volume.spacing)
-    labeled = volume.array[classes > 0].astype(np.float64)
+    labeled = volume.array[structures(classes)].astype(np.float64)
     values, counts = np.unique(np.rint(labeled).astype(np.int64), return_counts=True)
     milliliter = float(np.prod(volume.spacing)) / 1000.0
     inside = [classes == index for index in range(1, labels.classes)]
@@ -261,6 +265,8 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
         volumes_ml=tuple(float(np.count_nonzero(mask)) * milliliter for mask in inside),
         label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),
         tissue=tissue_of(volume, body),
+        ignored=float((classes == IGNORED).mean()),
+        undrawn=int((classes == IGNORED).all(axis=(1, 2)).sum()),
     )
 
 
@@ -289,6 +295,22 @@ def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig)
         labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
         tissue=usual_tissue([f.tissue for f in facts]),
     )
+
+
+def ignored_of(facts: Sequence[CaseFacts]) -> dict[str, float]:
+    """Return how much of the cases nobody labeled; empty where all is labeled.
+
+    Returns:
+        ``voxels``, the mean over the cases of a part from 0 to 1; ``slices`` that are wholly ignored;
+        ``of_slices``, how many there are.
+    """
+    if not any(f.ignored for f in facts):
+        return {}
+    return {
+        "voxels": float(np.mean([f.ignored for f in facts])),
+        "slices": sum(f.undrawn for f in facts),
+        "of_slices": sum(f.slices for f in facts),
+    }
 
 
 def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> Intensity:

@@ -21,6 +21,7 @@ from isopose import scratch
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.doubts import check_values, doubts
+from isopose.data.drawn import classes_of, structures, undrawn_doubt
 from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
 from isopose.data.runs import CHUNK, parts_of
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
@@ -30,7 +31,7 @@ from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent, size_doubts
-from isopose.labels import Labels
+from isopose.labels import IGNORED, Labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class Prepared:
     Args:
         image: ``(z, N, N)`` float32, clipped and z-scored.
         mask: ``(z, N, N)`` booleans, the trunk.
-        labels: ``(z, N, N)`` uint8 class indices, or None.
+        labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where nobody labeled; None
+            without labels.
         frame: the square in the plane of the reoriented volume, mm.
         shape: ``(z, y, x)`` of the reoriented volume.
         spacing: ``(x, y, z)`` of the reoriented volume, mm.
@@ -102,8 +104,10 @@ def prepare(
             f"label grid {_grid(labels)} does not match the image's {_grid(volume)}; "
             "export both on the same grid"
         )
-    native = label_map.to_classes(labels.reoriented().array)
+    native = classes_of(labels.reoriented().array, label_map, config.undrawn)
     classes = labels_in_frame(native, prepared.frame, prepared.spacing, label_map.classes)
+    # Outside of the image is background, except beside slices of which nothing is known.
+    classes[(native == IGNORED).all(axis=(1, 2))] = IGNORED
     warnings = (*prepared.warnings, *_label_doubts(native, classes, prepared))
     return replace(prepared, labels=classes, warnings=warnings)
 
@@ -232,7 +236,7 @@ def labels_in_frame(
         count: number of classes, background included.
     """
     matrix = frame.slice_from_frame((classes.shape[1], classes.shape[2]), spacing[:2])
-    return warped_labels(classes, matrix, (frame.size, frame.size), range(1, count))
+    return warped_labels(classes, matrix, (frame.size, frame.size), (*range(1, count), IGNORED))
 
 
 def warped_labels(
@@ -344,17 +348,20 @@ def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -
         classes: of the frame.
         prepared: the scan.
     """
-    rows, columns = np.nonzero((native > 0).any(axis=0))
+    rows, columns = np.nonzero(structures(native).any(axis=0))
     if not len(rows):
         yield "no voxel is labeled, so the case shows background only; is that meant?"
         return
+    doubt = undrawn_doubt(native)
+    if doubt is not None:
+        yield f"label: {doubt}"
     frame, spacing = prepared.frame, prepared.spacing
     across = np.abs(columns * spacing[0] - frame.center_mm[0]).max()
     along = np.abs(rows * spacing[1] - frame.center_mm[1]).max()
     out = max(across, along) - frame.fov_mm / 2.0
     if out > 0:
         yield f"labels reach {out:.0f} mm out of the frame around the body and are cut there"
-    count = int(((classes > 0).any(axis=(1, 2)) & ~prepared.mask.any(axis=(1, 2))).sum())
+    count = int((structures(classes).any(axis=(1, 2)) & ~prepared.mask.any(axis=(1, 2))).sum())
     if count:
         yield f"labels lie in {count} slices in which no body was found; nothing is learned from these slices"
 

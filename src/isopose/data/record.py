@@ -9,13 +9,14 @@ import blosc2
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from isopose.data.drawn import structures
 from isopose.data.preprocess import Prepared
 from isopose.errors import InputError
 from isopose.files import read_text
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation
 from isopose.io.datasets import Case
-from isopose.labels import Labels
+from isopose.labels import IGNORED, Labels
 from isopose.strict import STRICT
 
 #: float16, uint8, uint8; each ``NAME.b2nd`` in the case's folder.
@@ -46,6 +47,7 @@ class Record:
         warnings: of the preprocessing.
         presence: for each slice, whether it shows each label (background left out).
         body_fraction: for each slice, the part of the frame that the body fills.
+        undrawn: indices of the slices in which nothing of the body is labeled, not even background.
         arrays: SHA-256 of each array's file.
         sources: SHA-256 of the image's and the label's file or series.
     """
@@ -68,6 +70,7 @@ class Record:
     body_fraction: tuple[float, ...]
     arrays: dict[str, Hash]
     sources: dict[str, Hash]
+    undrawn: tuple[int, ...] = ()
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
@@ -123,6 +126,8 @@ def record_of(
     """What is written beside a case's arrays; ``arrays`` and ``sources`` are hashes by name."""
     classes = prepared.labels
     assert classes is not None, "a case of a store has labels"
+    # The border of the body, where half a pixel lies outside of the image, says nothing of a slice.
+    drawn = ((classes != IGNORED) & prepared.mask).any(axis=(1, 2)) | structures(classes).any(axis=(1, 2))
     shows = [(classes == index).any(axis=(1, 2)) for index in range(1, labels.classes)]
     return Record(
         id=case.id,
@@ -143,6 +148,7 @@ def record_of(
         body_fraction=tuple(float(f) for f in prepared.mask.mean(axis=(1, 2))),
         arrays=arrays,
         sources=sources,
+        undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~drawn)),
     )
 
 

@@ -24,7 +24,8 @@ class Batch(Generic[Stack]):
         rows: ``(N,)`` indices into the :class:`Slices` or :class:`Volumes`.
         image: ``(N, 1, S, S)`` float32, normalized; of volumes N tensors ``(1, 1, Z, S, S)``.
         mask: foreground, float32, the same shapes.
-        labels: ``(N, S, S)`` uint8 classes; of volumes N tensors ``(1, Z, S, S)``.
+        labels: ``(N, S, S)`` uint8 classes, :data:`isopose.labels.IGNORED` where nobody labeled; of volumes N
+            tensors ``(1, Z, S, S)``.
         pose: ``(N, 5)``, of volumes ``(N, 9)``; None before STN1 is trained.
         theta2: ``(N, 3, 3)``, of volumes ``(N, 4, 4)``; None before STN2 is trained.
         stack_from_frame: for volumes ``(N, 4, 4)``, see
@@ -104,6 +105,9 @@ class Slices:
                 for c, case in enumerate(self.cases)
             ]
         )
+        undrawn = {(c, z) for c, case in enumerate(self.cases) for z in case.record.undrawn}
+        #: ``(rows,)`` booleans: whether anything is labeled in a slice, be it background.
+        self.drawn = np.array([row not in undrawn for row in rows], dtype=bool)
         self.pose: Tensor | None = None
         self.theta2: Tensor | None = None
 
@@ -147,10 +151,15 @@ class Slices:
         """Return the rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
+    def known(self) -> "Slices":
+        """Return the rows that were drawn, with labels or as background."""
+        return self if self.drawn.all() else self.subset(np.flatnonzero(self.drawn))
+
     def subset(self, rows: np.ndarray) -> "Slices":
         """Return some rows only."""
         part = Slices.__new__(Slices)
         part.cases, part.rows, part.presence = self.cases, self.rows[rows], self.presence[rows]
+        part.drawn = self.drawn[rows]
         part.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
         part.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
         return part
@@ -209,6 +218,11 @@ class Volumes:
     def labeled(self) -> "Volumes":
         """Return the rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
+
+    def known(self) -> "Volumes":
+        """Return the rows of which at least one slice was drawn, with labels or as background."""
+        drawn = [len(case.record.undrawn) < case.record.shape[0] for case in self.cases]
+        return self if all(drawn) else self.subset(np.flatnonzero(drawn))
 
     def subset(self, rows: np.ndarray) -> "Volumes":
         """Return some rows only."""

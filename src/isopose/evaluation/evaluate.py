@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from isopose.config import Undrawn
+from isopose.data.drawn import classes_of
 from isopose.errors import InputError
 from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
 from isopose.files import composed, hash_of, sha256
@@ -18,7 +20,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import ending, read_labels
 from isopose.isolation import Failed, failure_of
-from isopose.labels import Labels
+from isopose.labels import IGNORED, Labels
 from isopose.parallel import together
 from isopose.renamed import EVALUATION, with_present_names
 from isopose.strict import first_problem
@@ -111,6 +113,7 @@ def evaluate(
     body_sizes_mm: Mapping[str, float] | None = None,
     ages_years: Mapping[str, float] | None = None,
     tolerance_mm: float = SURFACE_TOLERANCE_MM,
+    undrawn: Undrawn = "background",
     allow_missing: bool = False,
     allow_failed: bool = False,
     workers: int = 1,
@@ -118,6 +121,9 @@ def evaluate(
     note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Score every prediction against the label of the same case, in 3D on the scan's own grid.
+
+    Voxels that nobody labeled count in neither map, as if the scan did not have them. A case that has any
+    gets no surface scores: where a surface enters what is not labeled, its distance is not known.
 
     Args:
         predictions: folder of label maps with the labels' stored values, named by the case and any ending of
@@ -128,6 +134,7 @@ def evaluate(
         body_sizes_mm: a length per case that stands for body size (such as its width), for the strata.
         ages_years: age per case in years; fills in where the dataset says nothing.
         tolerance_mm: tolerance of the surface Dice in mm.
+        undrawn: what slices without any label are, see :func:`isopose.data.drawn.classes_of`.
         allow_missing: list scans without a prediction instead of refusing.
         allow_failed: list scans that cannot be scored instead of raising after all others are scored.
         workers: number of scans scored at once.
@@ -149,7 +156,9 @@ def evaluate(
     missing = _missing(predictions, wanted, found, allow_missing)
     pairs = _pairs(wanted, found, known)
     sizes = body_sizes_mm or {}
-    work = partial(_score_pair, labels=labels, sizes=sizes, tolerance_mm=tolerance_mm, note=note)
+    work = partial(
+        _score_pair, labels=labels, undrawn=undrawn, sizes=sizes, tolerance_mm=tolerance_mm, note=note
+    )
     scored, failed = _score_all(partial(_tried, work), pairs, allow_failed, workers, progress)
     inputs = {result.case: hashes for result, hashes in scored}
     return Evaluation(
@@ -162,6 +171,7 @@ def evaluate(
         provenance={
             "isopose": __version__,
             "labels": labels.to_json(),
+            **({} if undrawn == "background" else {"undrawn": undrawn}),
             "inputs": inputs,
             "inputs_sha256": hash_of(inputs),
         },
@@ -328,6 +338,7 @@ def _tried(score_one: Callable[[_Pair], _Scored], pair: _Pair) -> _Scored | Fail
 def _score_pair(
     pair: _Pair,
     labels: Labels,
+    undrawn: Undrawn,
     sizes: Mapping[str, float],
     tolerance_mm: float,
     note: Callable[[str], None] | None,
@@ -341,21 +352,42 @@ def _score_pair(
     truth = read_labels(pair.label, note=noted(pair.label))
     if not prediction.same_grid(truth):
         truth = _on_grid(pair, prediction)
+    unlabeled = None
+    if labels.ignore is not None or undrawn == "ignore":
+        unlabeled = _unlabeled(pair, truth, labels, undrawn)
     # Crop to the labels' box first: most of a scan is background, and each step below is done per target.
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
     predicted, marked = prediction.array[box], truth.array[box]
-    for path, array in ((pair.prediction, predicted), (pair.label, marked)):
+    # No prediction is of what nobody labeled.
+    for path, array, known in (
+        (pair.prediction, predicted, replace(labels, ignore=None)),
+        (pair.label, marked, labels),
+    ):
         try:
-            labels.to_classes(array)
+            known.to_classes(array)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+    partly = unlabeled is not None and bool(unlabeled.any())
+    if unlabeled is not None:
+        predicted, marked = (np.where(unlabeled[box], 0, array) for array in (predicted, marked))
     spacing_zyx = prediction.spacing[::-1]
     scores = {
-        target: score(np.isin(predicted, values), np.isin(marked, values), spacing_zyx, tolerance_mm)
+        target: score(
+            np.isin(predicted, values), np.isin(marked, values), spacing_zyx, None if partly else tolerance_mm
+        )
         for target, values in labels.targets().items()
     }
     result = CaseScores(pair.case, pair.patient, scores, pair.age_years, sizes.get(pair.case))
     return result, {"prediction": sha256(pair.prediction), "label": sha256(pair.label)}
+
+
+def _unlabeled(pair: _Pair, truth: Volume, labels: Labels, undrawn: Undrawn) -> np.ndarray:
+    """Return which voxels of the label's own array nobody labeled."""
+    try:
+        classes = classes_of(truth.reoriented().array, labels, undrawn)
+    except InputError as error:
+        raise InputError(f"{pair.label}: {error}") from None
+    return truth.reorientation().undo(classes == IGNORED)
 
 
 def _on_grid(pair: _Pair, prediction: Volume) -> Volume:

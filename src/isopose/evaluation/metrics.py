@@ -60,7 +60,7 @@ class Scores:
 
     Both empty says nothing about how well a structure is outlined, so it enters no mean and is counted apart.
     With one mask empty the surface distance is infinite; HD95 has no value then, and tables count the case as
-    missed or as a false alarm beside their means.
+    missed or as a false alarm beside their means. A scan that is labeled in part has no surface scores.
 
     Args:
         dice: ``2 |P and T| / (|P| + |T|)`` by voxels, 0 to 1.
@@ -89,7 +89,7 @@ def score(
     prediction: np.ndarray,
     truth: np.ndarray,
     spacing_zyx: Sequence[float] | np.ndarray,
-    tolerance_mm: float = SURFACE_TOLERANCE_MM,
+    tolerance_mm: float | None = SURFACE_TOLERANCE_MM,
 ) -> Scores:
     """Score one mask against its reference.
 
@@ -101,7 +101,7 @@ def score(
         prediction: bool, ``(z, y, x)``.
         truth: bool, the same shape.
         spacing_zyx: voxel size along ``(z, y, x)`` in mm.
-        tolerance_mm: tolerance of the surface Dice in mm.
+        tolerance_mm: tolerance of the surface Dice in mm; None: no surface scores.
 
     Raises:
         InputError: masks of different shapes or not three-dimensional, a voxel size that is not positive, or
@@ -112,7 +112,7 @@ def score(
     spacing = tuple(float(length) for length in spacing_zyx)
     if len(spacing) != 3 or not all(np.isfinite(length) and length > 0 for length in spacing):
         raise InputError(f"expected three positive voxel sizes in mm, got {spacing}")
-    if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
+    if tolerance_mm is not None and not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise InputError(f"expected a surface tolerance of 0 mm or more, got {tolerance_mm}")
     prediction, truth = prediction.astype(bool, copy=False), truth.astype(bool, copy=False)
     box = joint_box(prediction, truth)
@@ -124,8 +124,10 @@ def score(
     predicted, marked = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
     volumes = predicted * voxel_ml, marked * voxel_ml
     if not predicted or not marked:
-        return Scores(0.0, 0.0, None, *volumes)
+        return Scores(0.0, None if tolerance_mm is None else 0.0, None, *volumes)
     dice = 2.0 * int(np.count_nonzero(prediction & truth)) / (predicted + marked)
+    if tolerance_mm is None:
+        return Scores(dice, None, None, *volumes)
     return Scores(dice, *_surface_scores(prediction, truth, spacing, tolerance_mm), *volumes)
 
 

@@ -36,7 +36,8 @@ class Statistic:
         worst: the worst scan's value; ``None`` if that scan has no value because a mask is empty on one side,
             which is worse than any distance.
         worst_case: that scan's id; ``None`` if no scan counts.
-        without_value: scans with a structure on one side only and hence no value of this metric.
+        without_value: scans with a structure on one side only, or labeled in part, and hence no value of this
+            metric.
     """
 
     patients: int
@@ -104,20 +105,31 @@ def by_patient(cases: Sequence[CaseScores], target: str, metric: str) -> dict[st
 def badness(scores: Scores, metric: str) -> tuple[float, float]:
     """Return a sort key that grows with a scan's error.
 
-    A scan without value ranks worst if only one of its masks is empty, and last if both are.
+    A scan without value ranks worst if only one of its masks is empty, and last if both are or if it was
+    labeled in part, so that the value is not known.
     """
-    if scores.outcome == "empty":
-        return -np.inf, 0.0
     value = getattr(scores, metric)
+    if scores.outcome == "empty" or (value is None and not _is_infinite(scores, metric)):
+        return -np.inf, 0.0
     badness_of_value = np.inf if value is None else value if METRICS[metric].lower_is_better else -value
     # Among equals, such as several missed structures, the larger one is the worse miss.
     return badness_of_value, scores.truth_ml
 
 
+def _is_infinite(scores: Scores, metric: str) -> bool:
+    """Return whether a value is missing since one mask is empty, not since surfaces are not known."""
+    return metric == "hd95_mm" and scores.outcome != "scored" and scores.surface_dice is not None
+
+
 def _statistic(cases: Sequence[CaseScores], target: str, metric: str) -> Statistic:
     values = np.array(list(by_patient(cases, target, metric).values()))
     counted = [case for case in cases if case.scores[target].outcome != "empty"]
-    worst = max(counted, key=lambda case: badness(case.scores[target], metric), default=None)
+    known = [
+        case
+        for case in counted
+        if np.isfinite(badness(case.scores[target], metric)[0]) or _is_infinite(case.scores[target], metric)
+    ]
+    worst = max(known, key=lambda case: badness(case.scores[target], metric), default=None)
     return Statistic(
         patients=len(values),
         mean=float(values.mean()) if len(values) else None,

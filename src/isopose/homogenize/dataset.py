@@ -13,7 +13,7 @@ from typing import Any, Literal
 from isopose.config import HomogenizeConfig
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.files import composed, hash_of, only_writer, output_folder, read_json, write_json, write_text
+from isopose.files import composed, hash_of, only_writer, output_folder, write_json, write_text
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import (
     FOLDER,
@@ -30,7 +30,6 @@ from isopose.inference.files import check_apart, find_scans
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
-from isopose.io.layouts.nnunet import region_labels
 from isopose.io.sources import hash_of_source
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
@@ -185,7 +184,7 @@ def settings_of(
     labels = dataset.labels
     # The estimator's hash is of what the reference is, not of how it was named.
     config = config.model_copy(update={"reference": None})
-    decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, dict(labels.values)]
+    decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, labels.stored]
     return HomogenizeSettings(Path(root), model, config, reference, labels, hash_of(decides))
 
 
@@ -289,9 +288,9 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         classes, notes = None, list[str]()
         if case.label is not None:
             stored = read_labels(case.label, like=volume, note=notes.append)
-            classes = stored.with_array(settings.labels.to_classes(stored.array))
+            classes = stored.with_array(settings.labels.to_nnunet(stored.array))
         estimator = _estimator(settings.model, settings.config, settings.reference)
-        scan = homogenize_scan(estimator, volume, classes)
+        scan = homogenize_scan(estimator, volume, classes, settings.labels.classes)
         scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
         image, label = _paths(root, case.id, part)
         if scan.labels is not None:
@@ -348,7 +347,7 @@ def finish(
             "name": f"{dataset.name} in one pose and size",
             "description": f"homogenized by isopose {__version__}; see {HEAD}",
             "channel_names": {"0": "CT"},
-            **_labels_for_json(dataset),
+            **dataset.labels.for_nnunet(),
             "numTraining": sum(record.part == "Tr" for record in records),
             "file_ending": ENDING,
         }
@@ -360,30 +359,6 @@ def finish(
 def _written(labels: Labels) -> dict[str, int]:
     """Consecutive values, in the order of the stored ones."""
     return {name: value for value, name in enumerate(labels.names, start=1)}
-
-
-def _labels_for_json(dataset: Dataset) -> dict[str, Any]:
-    """Return ``labels`` of ``dataset.json``, and nnU-Net's regions where the source dataset has them."""
-    written = _written(dataset.labels)
-    plain = {"labels": {"background": 0, **written}}
-    where = dataset.root / "dataset.json"
-    if dataset.layout != "nnunet" or not written:
-        return plain
-    content = read_json(where)
-    labels = content["labels"]
-    if region_labels(where, labels) != dataset.labels or not any(
-        isinstance(value, list) for value in labels.values()
-    ):
-        return plain
-    values = {dataset.labels.values[name]: value for name, value in written.items()} | {0: 0}
-    regions = {
-        name: [values[v] for v in value] if isinstance(value, list) else values[value]
-        for name, value in labels.items()
-    }
-    order = content.get("regions_class_order")
-    if isinstance(order, list) and all(value in values for value in order):
-        return {"labels": regions, "regions_class_order": [values[value] for value in order]}
-    return {"labels": regions}
 
 
 def _patients(cases: Sequence[Case]) -> str:

@@ -46,7 +46,7 @@ class HomogenizedScan:
 
 @torch.inference_mode()
 def homogenize_scan(
-    estimator: PoseEstimator, volume: Volume, classes: Volume | None = None
+    estimator: PoseEstimator, volume: Volume, classes: Volume | None = None, ignored: int | None = None
 ) -> HomogenizedScan:
     """Bring one scan, and its labels if given, to the reference's pose and size.
 
@@ -54,6 +54,7 @@ def homogenize_scan(
         estimator: finds the poses.
         volume: CT in Hounsfield units, any size, spacing and orientation.
         classes: class indices on the volume's grid.
+        ignored: the class of voxels that nobody labeled, which do not enlarge the grid; None: there is none.
 
     Raises:
         InputError: non-finite values, or no body.
@@ -75,6 +76,8 @@ def homogenize_scan(
     else:
         records.pose[:] = 0.0
     marked = None if classes is None else prepared.reorientation.apply(classes.array)
+    if marked is not None:
+        marked = (marked > 0) & (marked != ignored)
     if estimator.tilted:
         z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
         pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
@@ -123,7 +126,7 @@ def _transform(
     else:
         needed = crop
     if marked is not None:
-        needed = _joined(needed, box_of(marked > 0, invert(on(usual).slice_from_grid)))
+        needed = _joined(needed, box_of(marked, invert(on(usual).slice_from_grid)))
     size, warnings = _grid_size(float(np.abs(needed).max()), usual)
     if crop is not None:
         return on(*_square(needed.clip(-LARGEST, LARGEST), usual)), warnings
@@ -163,7 +166,7 @@ def _tilted(
     stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose(pose))
     needed = _joined(
         solid_box_of(prepared.mask, invert(stack_from_frame)),
-        None if marked is None else solid_box_of(marked > 0, invert(on(usual, 1, 0.0).volume_from_frame)),
+        None if marked is None else solid_box_of(marked, invert(on(usual, 1, 0.0).volume_from_frame)),
     )
     size, warnings = _grid_size(float(np.abs(needed[[0, 1, 3, 4]]).max()), usual)
     height_mm = len(prepared.image) * prepared.spacing[2]

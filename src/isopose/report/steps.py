@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose.data.drawn import structures
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, normalized_from_pixel, resize
@@ -38,6 +39,8 @@ def steps_of(
     apply = volume.reorientation().apply
     classes = model.labels.to_classes(apply(prediction.labels.array))
     true_classes = None if truth is None else model.labels.to_classes(apply(truth.array))
+    if true_classes is not None:
+        true_classes *= structures(true_classes)
     return [
         _show_slice(model, upright, prediction, classes, true_classes, int(z))
         for z in chosen_slices(prediction, classes, true_classes, rows)

@@ -25,6 +25,10 @@ NO_VALUE = "–"
 _FIRST = next(iter(METRICS))
 
 Cell = str | int | float | None
+#: Said of scores if some scans are labeled in part.
+LABELED_IN_PART = (
+    "A scan that is labeled in part is scored over what is labeled; it has no surface Dice and no HD95."
+)
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,12 @@ def rules(evaluation: Evaluation) -> str:
         f"{evaluation.tolerance_mm:g} mm; HD95 is the larger directed 95th percentile. A missed structure "
         "and a false alarm score Dice 0, surface Dice 0 and have no HD95; a scan in which the structure is "
         "neither there nor predicted (empty) enters no mean."
-    )
+    ) + (f" {LABELED_IN_PART}" if _is_any_labeled_in_part(evaluation) else "")
+
+
+def _is_any_labeled_in_part(evaluation: Evaluation) -> bool:
+    scores = (scores for case in evaluation.cases for scores in case.scores.values())
+    return any(one.surface_dice is None for one in scores if one.outcome != "empty")
 
 
 def left_out(evaluation: Evaluation) -> tuple[str, ...]:

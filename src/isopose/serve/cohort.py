@@ -158,13 +158,13 @@ def _read_dataset(
         scans = {}
         if beside != truth and beside.is_dir():
             scans = {scan.name: scan.path for scan in find_scans([beside])}
-        named = open_dataset(truth.parent).labels.values if (truth.parent / "dataset.json").exists() else None
+        named = open_dataset(truth.parent).labels.stored if (truth.parent / "dataset.json").exists() else None
         return scans, maps, named
     dataset = open_dataset(truth)
     return (
         {case.id: case.image for case in dataset.cases},
         {case.id: case.label for case in dataset.cases if case.label is not None},
-        dataset.labels.values,
+        dataset.labels.stored,
     )
 
 

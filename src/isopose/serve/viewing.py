@@ -19,6 +19,7 @@ import torch
 from contourpy import contour_generator
 from torch import Tensor
 
+from isopose.data.drawn import structures
 from isopose.files import read_json, replacing, write_json
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
@@ -105,10 +106,12 @@ def write_scan(folder: Path, volume: Volume) -> Volume:
 
 
 def write_label_map(folder: Path, predicted: Volume, labels: Labels, name: str = "labels.nii") -> None:
-    """Write a label map of stored values as class indices in the patient's axes."""
+    """Write a label map of stored values as class indices in the patient's axes; ignored voxels are 0."""
     upright = predicted.reoriented()
-    classes = np.ascontiguousarray(labels.to_classes(upright.array))
-    write_image(Volume(classes, upright.world_from_index), folder / name)
+    classes = labels.to_classes(upright.array)
+    write_image(
+        Volume(np.ascontiguousarray(classes * structures(classes)), upright.world_from_index), folder / name
+    )
 
 
 @torch.inference_mode()

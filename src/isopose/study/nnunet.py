@@ -28,6 +28,7 @@ from isopose.inference.files import Scan
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.labels import IGNORE
 from isopose.nnunet.plans import write_plans
 from isopose.study.arms import Peer
 from isopose.study.measure import Measuring, timed
@@ -210,13 +211,12 @@ def _write_raw(folder: Path, dataset: Dataset) -> None:
         if not target.exists():
             assert case.label is not None, "of labeled cases"
             labels = read_labels(case.label)
-            write_labels(labels.with_array(dataset.labels.to_classes(labels.array)), target)
-    classes = {name: number for number, name in enumerate(dataset.labels.names, start=1)}
+            write_labels(labels.with_array(dataset.labels.to_nnunet(labels.array)), target)
     write_json(
         done,
         {
             "channel_names": {"0": "CT"},
-            "labels": {"background": 0, **classes},
+            **dataset.labels.for_nnunet(),
             "numTraining": len(cases),
             "file_ending": ".nii.gz",
         },
@@ -350,7 +350,7 @@ def _read_last_epoch(trainer: Any, cpu_seconds: float) -> dict[str, Any]:
         return trainer.logger.get_value(key, step=-1)
 
     end = last("epoch_end_timestamps")
-    names = [name for name in trainer.dataset_json["labels"] if name != "background"]
+    names = [name for name in trainer.dataset_json["labels"] if name not in ("background", IGNORE)]
     return {
         "loss": float(last("train_losses")),
         **_average_dice(names, last("dice_per_class_or_region")),

@@ -342,7 +342,7 @@ def _hash_contents(dataset: Dataset) -> str:
                 f"{case.id}: no such label file: {case.label}; isopose check lists what is missing"
             )
         contents.append([case.id, case.patient, case.split, case.label and sha256(case.label)])
-    return hash_of([dict(dataset.labels.values), contents])
+    return hash_of([dataset.labels.stored, *map(list, dataset.labels.regions.items()), contents])
 
 
 def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress) -> None:

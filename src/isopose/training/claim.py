@@ -44,7 +44,7 @@ def claim(
     """Mark a folder as this run's, so that another run or other settings never mix with it."""
     run = {
         "config": hash_of(config.model_dump(mode="json")),
-        "labels": hash_of(dict(dataset.labels.values)),
+        "labels": hash_of([dataset.labels.stored, dict(dataset.labels.regions)]),
         "cases": hash_of([[case.id for case in part] for part in (training, validation)]),
         "model to begin from": source.weights_sha256 if source else "",
         "corrections": hash_of(sorted(one.sha256 for one in corrections.values())),

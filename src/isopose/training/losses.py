@@ -1,6 +1,7 @@
 """The paper's losses (Eq. 1 to 3), and those of the roll network. All are computed in float32."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,9 @@ def crop_loss(
     return image + matrix.add(1e-12).sqrt()
 
 
-def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+def segmentation_loss(
+    probabilities: Tensor, target: Tensor, *, partial: bool = False, regions: Sequence[Sequence[int]] = ()
+) -> Tensor:
     """Return one level of Eq. 3: cross entropy + (1 - SoftDice).
 
     SoftDice (Eq. 1) is computed for each foreground class over the whole batch on all ranks, as in nnU-Net's
@@ -61,30 +64,57 @@ def segmentation_loss(probabilities: Tensor, target: Tensor) -> Tensor:
 
     Args:
         probabilities: ``(N, classes, H, W)`` or ``(N, classes, D, H, W)``, summing to 1 over classes.
-        target: the same shape, one-hot or averaged over larger pixels.
+        target: the same shape, one-hot or averaged over larger pixels. Its sum over classes is the part of a
+            pixel that is labeled, 1 unless ``partial``.
+        partial: weight each pixel by its labeled part, so that what is not labeled changes nothing.
+        regions: classes of each region, which may overlap. A region's probability is the sum of its classes';
+            SoftDice is averaged over regions, and so are the cross entropies of inside and outside. Empty:
+            each foreground class is compared.
     """
     probabilities, target = probabilities.float(), target.float()
-    entropy = -(target * probabilities.clamp(min=1e-7).log()).sum(dim=1).mean()
-    p, g = probabilities[:, 1:], target[:, 1:]
+    labeled = target.sum(dim=1, keepdim=True) if partial else None
+    if regions:
+        inside = probabilities.new_zeros(len(regions), probabilities.shape[1])
+        for row, classes in zip(inside, regions, strict=True):
+            row[list(classes)] = 1.0
+        # The probability outside is summed, not 1 - inside: that would lose its logarithm to rounding.
+        (p, g), (q, h) = (
+            [torch.einsum("rc,nc...->nr...", of, values) for values in (probabilities, target)]
+            for of in (inside, 1.0 - inside)
+        )
+        entropy = -(g * p.clamp(min=1e-7).log() + h * q.clamp(min=1e-7).log()).mean(dim=1)
+    else:
+        entropy = -(target * probabilities.clamp(min=1e-7).log()).sum(dim=1)
+        p, g = probabilities[:, 1:], target[:, 1:]
     pixels = (0, *range(2, p.ndim))
     overlap = (p * g).sum(dim=pixels)
-    squares = p.square().sum(dim=pixels) + g.square().sum(dim=pixels)
+    if labeled is None:
+        mean = entropy.mean()
+        squares = p.square().sum(dim=pixels) + g.square().sum(dim=pixels)
+    else:
+        entropies, count = summed(torch.stack([entropy.sum(), labeled.sum()]))
+        mean = entropies / count.clamp(min=1.0)
+        squares = (labeled * p.square() + g.square() / labeled.clamp(min=1e-7)).sum(dim=pixels)
     overlap, squares = summed(torch.stack([overlap, squares]))
-    return entropy + (1.0 - soft_dice_from_sums(overlap, squares).mean())
+    return mean + (1.0 - soft_dice_from_sums(overlap, squares).mean())
 
 
-def deep_supervision_loss(levels: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def deep_supervision_loss(levels: Iterable[tuple[Tensor, Tensor]], **options: Any) -> Tensor:
     """Return Eq. 3: the sum over levels n of :func:`segmentation_loss` / 2^n, not normalized.
 
     Args:
         levels: probabilities and target of each level, from the finest (n = 0).
+        options: of :func:`segmentation_loss`.
     """
-    losses = [segmentation_loss(p, g) * 0.5**n for n, (p, g) in enumerate(levels)]
+    losses = [segmentation_loss(p, g, **options) * 0.5**n for n, (p, g) in enumerate(levels)]
     return torch.stack(losses).sum()
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Return ``(N, classes, ...)`` float32 of class indices ``(N, H, W)`` or ``(N, D, H, W)``."""
+    """Return ``(N, classes, ...)`` float32 of class indices ``(N, H, W)`` or ``(N, D, H, W)``.
+
+    Where the index is no class, as that of voxels that nobody labeled, all are 0.
+    """
     # torch's one_hot returns int64, many times the memory of a large scan.
     return torch.stack([labels == index for index in range(classes)], dim=1).float()
 

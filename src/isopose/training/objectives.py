@@ -18,7 +18,7 @@ from isopose.data.samples import Batch, SliceBatch, Slices, Volumes, each_stack
 from isopose.geometry.box import box_overlap, jittered, mirrored
 from isopose.geometry.pose import ANGLE, POSE_SIZES, add_residual, isotropic, matrix_from_pose
 from isopose.geometry.warp import compose, warp
-from isopose.labels import mirrored_classes
+from isopose.labels import IGNORED, Labels, mirrored_classes
 from isopose.models.pipeline import Networks
 from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.models.roll import views_at_angle
@@ -271,12 +271,19 @@ class SegmentationObjective(nn.Module):
 
     Args:
         networks: whose U-Net is trained, of slices or of volumes.
-        names: of the classes from 1, for the names of validation scores; by default their numbers.
+        labels: names of the classes, for the names of validation scores, and regions where the loss is of
+            these; by default the classes' numbers.
     """
 
-    def __init__(self, networks: Networks, names: Sequence[str] = ()) -> None:
+    def __init__(self, networks: Networks, labels: Labels | None = None) -> None:
         super().__init__()
-        self.names = tuple(names) or tuple(str(label) for label in range(1, networks.classes))
+        labels = labels or Labels({str(label): label for label in range(1, networks.classes)})
+        self.names = labels.names
+        #: Name and classes of what is scored, and of what the loss compares.
+        self.judged = labels.judged()
+        self.regions = tuple(self.judged.values()) if labels.regions else ()
+        #: Whether there may be voxels that nobody labeled.
+        self.partial = labels.ignore is not None or networks.config.data.undrawn == "ignore"
         self.unet = networks.unet
         self.config = networks.config
         self.augmented = networks.config.unet.augmentation == "homogenized"
@@ -302,12 +309,12 @@ class SegmentationObjective(nn.Module):
         targets = []
         for labels, matrices, mirror, *moved in each_stack(batch.labels, theta, in_mirror, *shift):
             shown = one_hot(labels, self.classes)
+            ignored = (labels == IGNORED)[:, None].float() if self.partial and not native else None
             if self.config.mirrored:
                 chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
                 shown = torch.where(chosen, shown[:, self.partners], shown)
-            targets.append(
-                shown if native else warped_target(shown, matrices, self.config.unet_shape, *moved)
-            )
+            size = self.config.unet_shape
+            targets.append(shown if native else warped_target(shown, matrices, size, *moved, ignored=ignored))
         target, crop = torch.cat(targets), self._cut(batch, theta, *shift)
         if self.augmented:
             crop = changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, self.networks[0].air)
@@ -321,13 +328,17 @@ class SegmentationObjective(nn.Module):
             # Means of neighbors would hide a checkered answer from the loss: docs/concepts/unet.md, "Loss".
             return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
 
-        return deep_supervision_loss(map(level, self.unet(crop, deep=True)))
+        levels = map(level, self.unet(crop, deep=True))
+        return deep_supervision_loss(levels, partial=self.partial, regions=self.regions)
 
     def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the mean Dice over labels and patients in the frame, then each label's, if there is any."""
+        """Return the mean Dice over labels and patients in the frame, then each label's, if there is any.
+
+        With regions it is that of the regions. What nobody labeled counts in neither map.
+        """
         counts = [self._counts(batch) for batch in batches]
         both, predicted, truth = gathered(counts, dim=1).double().cpu().numpy()
-        return dice_by_label(self.names, samples.patients, both, predicted, truth)
+        return dice_by_label(tuple(self.judged), samples.patients, both, predicted, truth)
 
     def _counts(self, batch: Batch) -> Tensor:
         """Return voxels of each label ``(3, N, labels)``: in both, in the prediction, in the reference."""
@@ -336,12 +347,12 @@ class SegmentationObjective(nn.Module):
         if self.config.dims == 2:
             labels = batch.labels
             predicted = most_probable(restore(probabilities, theta, tuple(labels.shape[1:])))
-            return _overlaps(predicted, labels, self.classes)
+            return _overlaps(predicted, labels, self.judged.values())
         counts = []
         for labels, answer, matrix in each_stack(batch.labels, probabilities, theta):
             _, depth, height, width = labels.shape
             parts = [
-                _overlaps(most_probable(values[None]), labels[:, part], self.classes)
+                _overlaps(most_probable(values[None]), labels[:, part], self.judged.values())
                 for part, values in restore_slices(answer, matrix, (depth, height, width))
             ]
             counts.append(torch.stack(parts).sum(dim=0))
@@ -389,11 +400,26 @@ class SegmentationObjective(nn.Module):
 
 
 def warped_target(
-    labels: Tensor, input_from_crop: Tensor, size: tuple[int, ...], displacement: Tensor | None = None
+    labels: Tensor,
+    input_from_crop: Tensor,
+    size: tuple[int, ...],
+    displacement: Tensor | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
-    """Return one-hot labels warped into the crop, background outside: the target in canonical space."""
+    """Return one-hot labels warped into the crop, background outside: the target in canonical space.
+
+    Args:
+        labels: ``(N, classes, ...)``.
+        input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``.
+        size: of the crop.
+        displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
+        ignored: ``(N, 1, ...)`` where nobody labeled and all classes are 0: background has no part of it.
+    """
     inside = warp(labels[:, 1:], input_from_crop, size, displacement=displacement)
-    return torch.cat([(1.0 - inside.sum(dim=1, keepdim=True)).clamp(min=0.0), inside], dim=1)
+    rest = 1.0 - inside.sum(dim=1, keepdim=True)
+    if ignored is not None:
+        rest = rest - warp(ignored, input_from_crop, size, displacement=displacement)
+    return torch.cat([rest.clamp(min=0.0), inside], dim=1)
 
 
 def _shrunk(target: Tensor, size: Sequence[int]) -> Tensor:
@@ -402,13 +428,28 @@ def _shrunk(target: Tensor, size: Sequence[int]) -> Tensor:
     return F.avg_pool2d(target, factors) if target.ndim == 4 else F.avg_pool3d(target, factors)
 
 
-def _overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Return pixels of each label ``(3, N, labels)`` of two class maps: in both, the first, the second."""
-    counts = []
-    for index in range(1, classes):
-        a, b = predicted == index, truth == index
+def _overlaps(predicted: Tensor, truth: Tensor, judged: Iterable[tuple[int, ...]]) -> Tensor:
+    """Return pixels of each label ``(3, N, labels)`` of two class maps: in both, the first, the second.
+
+    Args:
+        predicted: ``(N, ...)``.
+        truth: the same shape; where nobody labeled neither map counts.
+        judged: the classes of each label or region.
+    """
+    counts, labeled = [], truth != IGNORED
+    for classes in judged:
+        a, b = (_any_of(one, classes) for one in (predicted, truth))
+        a &= labeled
         counts.append(torch.stack([one.flatten(1).sum(dim=1) for one in (a & b, a, b)]))
     return torch.stack(counts, dim=2)
+
+
+def _any_of(classes: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """Return where a map has one of some classes, booleans."""
+    found = classes == wanted[0]
+    for index in wanted[1:]:
+        found |= classes == index
+    return found
 
 
 def patient_dice(

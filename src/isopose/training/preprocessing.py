@@ -77,7 +77,7 @@ def fingerprint_path(folder: Path, training: Cases, labels: Labels, config: Data
     A resumed run, and one that shares the store, then need not read every scan again.
     """
     made_from = [_stamp(path) for case in training for path in (case.image, case.label) if path]
-    key = hash_of([made_from, config.model_dump(mode="json"), dict(labels.values), __version__])
+    key = hash_of([made_from, config.model_dump(mode="json"), labels.stored, __version__])
     return folder / f"fingerprint-{key[:12]}.json"
 
 

@@ -131,10 +131,10 @@ def slice_stages(
     crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unet = SegmentationObjective(networks, context.labels.names)
-    stages.append(
-        _train(context, "unet", unet, train_slices, val_slices, 2, augment=_augmentation(context, networks))
-    )
+    unet = SegmentationObjective(networks, context.labels)
+    drawn, judged = train_slices.known(), val_slices.known() if val_slices else None
+    augment = _augmentation(context, networks)
+    stages.append(_train(context, "unet", unet, drawn, judged or None, 2, augment=augment))
     return stages, turning
 
 
@@ -228,8 +228,9 @@ def volume_stages(
         stages.append(_train(context, "crop", objective, training.labeled(), judged or None, 1))
     for volumes in filter(None, (training, validation)):
         volumes.theta2 = volume_crops_of(networks, volumes, device)
-    unet = SegmentationObjective(networks, context.labels.names)
-    stages.append(_train(context, "unet", unet, training, validation, 2))
+    unet = SegmentationObjective(networks, context.labels)
+    judged = validation.known() if validation else None
+    stages.append(_train(context, "unet", unet, training.known(), judged or None, 2))
     return stages
 
 

@@ -16,6 +16,7 @@ from isopose.geometry.box import box_of_mask, matrix_from_box
 from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose, pose_from_matrix
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
+from isopose.labels import IGNORED
 from isopose.models.pipeline import Networks
 
 
@@ -158,14 +159,19 @@ def crop_targets(
 def labels_in_frame(
     labels: Tensor | tuple[Tensor, ...], input_from_homogenized: Tensor, config: CropConfig
 ) -> Tensor:
-    """Return where any label lies in the homogenized frame, booleans ``(N, S, S)`` or ``(N, D, S, S)``."""
+    """Return where any label lies in the homogenized frame, booleans ``(N, S, S)`` or ``(N, D, S, S)``.
+
+    Voxels that nobody labeled count neither as label nor as background.
+    """
     plane = (config.size, config.size)
     size = plane if input_from_homogenized.shape[-1] == 3 else (config.depth, *plane)
-    # Thin structures count too.
-    seen = [
-        warp((one[:, None] > 0).float(), matrices, size)[:, 0] > 0.25
-        for one, matrices in each_stack(labels, input_from_homogenized)
-    ]
+    seen = []
+    for one, matrices in each_stack(labels, input_from_homogenized):
+        ignored = one == IGNORED
+        known = torch.stack([(one > 0) & ~ignored, ignored], dim=1).float()
+        share, unknown = warp(known, matrices, size).unbind(dim=1)
+        # Thin structures count too; of a few drawn slices among others it is the part of what was drawn.
+        seen.append((share > 0.25 * (1.0 - unknown)) & (share > 0.01))
     return torch.cat(seen)
 
 

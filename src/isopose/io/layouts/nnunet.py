@@ -8,7 +8,7 @@ from isopose.errors import InputError
 from isopose.files import composed
 from isopose.io.cases import Case, Dataset, dataset_of, inside
 from isopose.io.images import READABLE
-from isopose.labels import Labels
+from isopose.labels import IGNORE, Labels
 
 
 def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> Dataset:
@@ -23,7 +23,7 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
         labels: replaces the labels in ``dataset.json``.
 
     Raises:
-        InputError: a missing key, more than one channel, an "ignore" label, paths outside the folder.
+        InputError: a missing key, more than one channel, unusable labels, paths outside the folder.
     """
     where = root / "dataset.json"
     for key in ("channel_names", "labels", "file_ending"):
@@ -39,7 +39,7 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
         )
     # A dataset of scans to predict may have no labels.
     empty = isinstance(content["labels"], dict) and set(content["labels"]) <= {"background"}
-    named = labels or (Labels({}) if empty else region_labels(where, content["labels"]))
+    named = labels or (Labels({}) if empty else region_labels(where, content))
     if content.get("dataset"):
         training = list(_explicit(root, where, content["dataset"]))
     else:
@@ -51,21 +51,23 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
     return dataset_of(name, "nnunet", root, named, [*training, *test])
 
 
-def region_labels(where: Path, described: object) -> Labels:
-    """Return the labels of a ``labels`` object with values or regions (lists of values).
+def region_labels(where: Path, content: dict[str, Any]) -> Labels:
+    """Return the labels that ``labels`` describes, with values or regions (lists of values).
 
     A region with one value is a label, a region with several values a union. A value that occurs only in
-    larger regions is named ``label_<value>``.
+    larger regions is named ``label_<value>``. With regions, ``regions_class_order`` is needed.
+
+    Args:
+        where: ``dataset.json``, for messages.
+        content: what it says.
 
     Raises:
-        InputError: the object is invalid, has an "ignore" label, or impossible values.
+        InputError: the object is invalid, has impossible values or an "ignore" that is not the highest, or
+            regions whose ``regions_class_order`` is missing or does not give their values back.
     """
+    described = content["labels"]
     if not isinstance(described, dict):
         raise InputError(f"{where}: expected 'labels' to be an object of names and values")
-    if "ignore" in described:
-        raise InputError(
-            f"{where}: an 'ignore' label is not supported; give every voxel a label or background"
-        )
     values: dict[str, int] = {}
     regions: dict[str, list[int]] = {}
     for name, value in described.items():
@@ -74,20 +76,47 @@ def region_labels(where: Path, described: object) -> Labels:
             raise InputError(
                 f"{where}: label {name!r} has value {value!r}, expected a whole number or a list"
             )
-        if listed == [0]:
+        if name == IGNORE and isinstance(value, list):
+            raise InputError(f"{where}: 'ignore' has value {value!r}, expected one whole number, no region")
+        if set(listed) == {0} and name != IGNORE:
             continue
+        if 0 in listed and len(listed) > 1:
+            raise InputError(f"{where}: region {name!r} holds 0, which is background; leave it out")
         if len(set(listed)) == 1:
             values[str(name)] = listed[0]
         else:
             regions[str(name)] = listed
-    for value in sorted({v for region in regions.values() for v in region if v != 0} - set(values.values())):
+    shown = [name for name in map(str, described) if name != IGNORE and (name in values or name in regions)]
+    order = _class_order(where, content, shown) if regions else None
+    for value in sorted({v for region in regions.values() for v in region} - set(values.values())):
         values[f"label_{value}"] = value
     names = {value: name for name, value in values.items()}
-    unions = {region: tuple(names[v] for v in sorted(set(m)) if v != 0) for region, m in regions.items()}
+    unions = {region: tuple(names[v] for v in sorted(set(m))) for region, m in regions.items()}
     try:
-        return Labels.create(values, unions or None)
+        return Labels.create(values, unions or None, order)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _class_order(where: Path, content: dict[str, Any], names: list[str]) -> dict[str, int]:
+    """Return the value that nnU-Net writes for each region (``regions_class_order``).
+
+    Args:
+        where: ``dataset.json``, for messages.
+        content: what it says.
+        names: of the labels and regions, in the order of ``labels``, without background.
+
+    Raises:
+        InputError: it is no list of whole numbers, one for each region.
+    """
+    order = content.get("regions_class_order")
+    whole = isinstance(order, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in order)
+    if not isinstance(order, list) or not whole or len(order) != len(names):
+        raise InputError(
+            f"{where}: expected 'regions_class_order' to list {len(names)} values, one for each of the "
+            f"regions {', '.join(names)}, as nnU-Net v2 needs it; got {order!r}"
+        )
+    return dict(zip(names, order, strict=True))
 
 
 def _folder(root: Path, images: str, labels: str, end: str, split: str) -> Iterator[Case]:

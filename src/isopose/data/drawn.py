@@ -1,0 +1,77 @@
+"""What of a scan was drawn: voxels to ignore, and slices that nobody drew."""
+
+import numpy as np
+
+from isopose.config import Undrawn
+from isopose.labels import IGNORED, Labels
+
+#: Fewest labeled slices whose distances can be called regular.
+_FEWEST = 3
+
+
+def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarray:
+    """Convert a label map to classes; voxels that nobody labeled become :data:`isopose.labels.IGNORED`.
+
+    With ``undrawn="ignore"`` these are also all slices without any label of a scan that was drawn here and
+    there: one that has such a slice between two labeled ones, or a single labeled slice. All others count as
+    drawn from end to end, also those without any label.
+
+    Args:
+        array: stored values ``(z, y, x)``, reoriented: z are the slices.
+        labels: names and stored values.
+        undrawn: what slices without any label are.
+
+    Returns:
+        uint8 of the same shape.
+
+    Raises:
+        InputError: a value is unknown or not a whole number.
+    """
+    classes = labels.to_classes(array)
+    if undrawn == "ignore":
+        shown = np.asarray((classes > 0).any(axis=(1, 2)))
+        among = np.flatnonzero(shown)
+        if len(among) == 1 or (len(among) and not shown[among[0] : among[-1]].all()):
+            classes[~shown] = IGNORED
+    return classes
+
+
+def structures(classes: np.ndarray) -> np.ndarray:
+    """Return where classes are structures: neither background nor to ignore."""
+    return (classes > 0) & (classes != IGNORED)
+
+
+def interval_of(shown: np.ndarray) -> int | None:
+    """Return every which slice is labeled, where others between them regularly are not.
+
+    A structure that ends and begins again leaves a gap of several intervals, so every distance must be a
+    multiple of the smallest, and most must be the smallest itself.
+
+    Args:
+        shown: ``(z,)`` booleans, whether a slice shows a label.
+
+    Returns:
+        2 or more; None where labeled slices are neighbors, irregular, or fewer than three.
+    """
+    apart = np.diff(np.flatnonzero(shown))
+    if len(apart) + 1 < _FEWEST or apart.min() < 2:
+        return None
+    least = int(apart.min())
+    regular = not (apart % least).any() and 2 * np.count_nonzero(apart == least) > len(apart)
+    return least if regular else None
+
+
+def undrawn_doubt(classes: np.ndarray) -> str | None:
+    """Return a warning where every n-th slice is labeled and those between are background, else None.
+
+    Args:
+        classes: ``(z, y, x)`` class indices, z are the slices.
+    """
+    shown = np.asarray(structures(classes).any(axis=(1, 2)))
+    interval = interval_of(shown)
+    if interval is None or (classes[~shown] == IGNORED).any():
+        return None
+    return (
+        f"only one slice in {interval} is labeled, those between are background; if nobody drew these, set "
+        "data.undrawn=ignore (docs/guides/sparse.md)"
+    )
