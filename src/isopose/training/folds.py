@@ -39,8 +39,8 @@ def check_folds(dataset: Dataset, config: Config) -> None:
     """
     if config.train.fold != 0:
         raise InputError(
-            f"--folds all trains a model for each fold, and train.fold={config.train.fold} (--fold) one model: "
-            "give one of them"
+            f"--folds all trains a model of each fold, train.fold={config.train.fold} (--fold) a single "
+            "model; give one of them"
         )
     if launched() != (1, 1):
         raise InputError(
