@@ -16,9 +16,11 @@ from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError, printable
 from isopose.files import composed, hash_of, only_writer, output_folder, write_json
+from isopose.geometry.frame import Frame
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
+from isopose.inference.postprocess import Midline
 from isopose.inference.predict import Prediction, predict
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
@@ -464,6 +466,25 @@ def _of_row(scan: ScanPose, row: int) -> dict[str, Any]:
         "widened": bool(scan.widened[row]),
         "cut_off": bool(scan.cut_off[row]),
     }
+
+
+def recorded_midline(record: Mapping[str, Any], upright: Volume, least: float) -> Midline | None:
+    """Return where the body's midline lies, by the poses that a record keeps.
+
+    Args:
+        record: by :func:`prediction_record`.
+        upright: the scan or its labels, reoriented to the patient's axes.
+        least: confidence from which a pose is sure.
+    """
+    rows = record["slices"] if "slices" in record else [record | {"slice": 0}]
+    depth, height, width = upright.array.shape
+    places = [row["slice"] for row in rows]
+    pose = np.full((depth if "slices" in record else 1, len(rows[0]["pose"])), np.nan, np.float32)
+    confidence = np.full(len(pose), np.nan, np.float32)
+    pose[places], confidence[places] = [row["pose"] for row in rows], [row["confidence"] for row in rows]
+    frame = Frame(tuple(record["frame"]["center_mm"]), record["frame"]["fov_mm"], record["frame"]["size"])
+    x, y, z = map(float, upright.spacing)
+    return Midline.of(frame, (depth, height, width), (x, y, z), pose, confidence >= least)
 
 
 def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
