@@ -4,19 +4,20 @@ A part is what hangs together: voxels that share a face. Which rule a label has,
 cross-validation (``evaluation/cleaning.py``) and kept in the model.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from isopose.data.runs import Runs
 from isopose.geometry.frame import Frame
 from isopose.geometry.pose import POSE_SIZE, matrix_from_pose
 from isopose.labels import Labels
-from isopose.strict import STRICT
+from isopose.strict import STRICT, first_problem
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,13 @@ def rules_from_json(values: Any) -> tuple[Rule, ...]:
     Raises:
         ValueError: a rule is damaged.
     """
-    return TypeAdapter(tuple[Rule, ...]).validate_python(values)
+    try:
+        return _RULES.validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise ValueError(f"clean_up.{first_problem(error)}") from None
+
+
+_RULES = TypeAdapter(tuple[Rule, ...])
 
 
 @dataclass(frozen=True, eq=False)
