@@ -23,6 +23,8 @@ from isopose.models.folder import Model, load_model, save_model
 from isopose.progress import Silent
 
 PLAIN = {"pose": {"learned": False}, "crop": {"enabled": False}}
+#: Remove everything, whatever random weights mark.
+RULES = (Rule("kidney", "volume", 1e6), Rule("tumor", "volume", 1e6))
 VOLUMES = {
     "dims": 3,
     "data": {"size": 96},
@@ -134,9 +136,7 @@ def test_other_labels_are_refused_in_one_line(tmp_path) -> None:
     save_model(tmp_path / "one", model)
     other = replace(model, labels=Labels.create({"liver": 1, "tumor": 7}))
     save_model(tmp_path / "other", other)
-    with pytest.raises(
-        InputError, match=r"other: marks liver=1, tumor=7, and .*one kidney=1, tumor=7; models"
-    ):
+    with pytest.raises(InputError, match=r"other: marks liver=1, tumor=7, and .*one kidney=1, tumor=7;"):
         load_ensemble([tmp_path / "one", tmp_path / "other"])
     with pytest.raises(InputError, match="need the same labels"):
         Ensemble((model, other))
@@ -147,8 +147,7 @@ def folded(tmp_path) -> Path:
     """A model of two folds, with a rule."""
     folder = tmp_path / "M"
     members = tuple(load_model(saved(folder / f"fold-{n}", n + 1)) for n in range(2))
-    rules = (Rule("kidney", "largest"),)
-    save_ensemble(folder, Ensemble(members, rules), ["fold-0", "fold-1"], {"kidney": {"none": 0.5}})
+    save_ensemble(folder, Ensemble(members, RULES), ["fold-0", "fold-1"], {"kidney": {"none": 0.5}})
     return folder
 
 
@@ -157,7 +156,7 @@ def test_a_model_of_folds_is_read_whole_or_not_at_all(folded, supine) -> None:
     assert [one.weights_sha256 for one in loaded.members] == [
         sha256(folded / f"fold-{n}" / "weights.safetensors") for n in range(2)
     ]
-    assert loaded.rules == (Rule("kidney", "largest"),)
+    assert loaded.rules == RULES
     # The rules are of these folds alone.
     assert load_ensemble([folded, folded / "fold-0"]).rules == ()
     assert len(load_ensemble([folded, folded / "fold-0"]).members) == 3
@@ -190,9 +189,7 @@ def test_a_damaged_manifest_is_one_line(folded, change) -> None:
         load_ensemble([folded])
 
 
-def test_the_record_names_all_members_and_results_are_made_again_if_one_changed(
-    folded, supine, tmp_path
-) -> None:
+def test_the_record_names_all_members_and_another_member_is_another_result(folded, supine, tmp_path) -> None:
     write_image(supine.volume, tmp_path / "scan.nii.gz")
     scan, output = Scan("scan", tmp_path / "scan.nii.gz"), tmp_path / "out"
 
@@ -204,8 +201,10 @@ def test_the_record_names_all_members_and_results_are_made_again_if_one_changed(
     loaded = load_ensemble([folded])
     record = run(loaded)
     assert record["members_sha256"] == [one.weights_sha256 for one in loaded.members]
-    assert record["clean_up"] == [{"label": "kidney", "keep": "largest"}]
-    assert record["removed_ml"]["kidney"] > 0
+    assert record["clean_up"] == [
+        {"label": name, "keep": "volume", "ml": 1e6} for name in ("kidney", "tumor")
+    ]
+    assert record["volumes_ml"]["kidney+tumor"] == 0 < sum(record["removed_ml"].values())
     assert record == json.loads((output / "scan.json").read_text())
     first = read_labels(output / "scan.nii.gz").array
     stamp = (output / "scan.nii.gz").stat().st_mtime_ns
@@ -214,8 +213,8 @@ def test_the_record_names_all_members_and_results_are_made_again_if_one_changed(
 
     as_it_is = run(loaded.cleaning(False))
     assert not {"clean_up", "removed_ml"} & as_it_is.keys()
-    removed = as_it_is["volumes_ml"]["kidney"] - record["volumes_ml"]["kidney"]
-    assert removed == pytest.approx(record["removed_ml"]["kidney"], rel=1e-6)
+    for label in ("kidney", "tumor"):
+        assert as_it_is["volumes_ml"][label] == pytest.approx(record["removed_ml"][label], rel=1e-6)
     assert (read_labels(output / "scan.nii.gz").array != first).any()
 
     changed = replace(loaded, members=(loaded.members[0], replace(alike(4))))
@@ -238,7 +237,7 @@ def test_the_midline_by_the_record_is_that_by_the_prediction() -> None:
 def test_the_python_class_takes_folds_and_several_models(folded, supine) -> None:
     whole = Pipeline.load(folded, "cpu")
     result = whole.predict(supine.volume)
-    assert result.removed_ml["kidney"] > 0
+    assert sum(result.removed_ml.values()) > 0 == result.volumes_ml["kidney+tumor"]
     as_it_is = Pipeline.load(folded, "cpu", clean_up=False).predict(supine.volume)
     assert as_it_is.removed_ml == {}
     listed = Pipeline.load([folded / "fold-0", folded / "fold-1"], "cpu").predict(supine.volume)

@@ -139,7 +139,7 @@ def decide(counts: Sequence[Counts], labels: Labels, *, sides: bool) -> Decision
 
         before = {target: mean(target) for target in (label, *unions)}
         tried = {rule: mean(label, [rule]) for rule in candidates(label, sides=sides)}
-        evidence[label] = {"none": before[label], **{_name(rule): dice for rule, dice in tried.items()}}
+        evidence[label] = {"none": before[label], **{str(rule): dice for rule, dice in tried.items()}}
         helps = [
             rule
             for rule, dice in tried.items()
@@ -157,7 +157,3 @@ def _mean_dice(counts: Sequence[Counts], target: str, rules: Sequence[Rule]) -> 
     for one in counts:
         of_patients.setdefault(one.patient, []).append(one.dice(target, rules))
     return float(np.mean([np.mean(values) for values in of_patients.values()]))
-
-
-def _name(rule: Rule) -> str:
-    return f"{rule.keep} {rule.ml:g} ml" if rule.ml else rule.keep

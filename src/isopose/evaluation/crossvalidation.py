@@ -80,9 +80,7 @@ def cross_validate(
         names = [fold_folder(folder, fold).name for fold in folds]
         save_ensemble(folder, Ensemble(tuple(members), decision.rules), names, decision.evidence)
         for rule in decision.rules:
-            reporter.say(
-                f"clean-up: of {rule.label}, keep {rule.keep}" + (f" {rule.ml:g} ml" if rule.ml else "")
-            )
+            reporter.say(f"cleaning up {rule.label}: {rule}")
         return evaluation
 
 

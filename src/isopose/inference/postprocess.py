@@ -36,6 +36,10 @@ class Rule:
     ml: float = 0.0
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
+    def __str__(self) -> str:
+        """Return what of the label is kept."""
+        return f"{self.keep} {self.ml:g} ml" if self.ml else self.keep
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON holds exactly."""
         return {"label": self.label, "keep": self.keep, **({"ml": self.ml} if self.ml else {})}
