@@ -96,7 +96,7 @@ def fit(
     from isopose.training.tracking import Tracked
 
     reporter = Terminal()
-    common = {
+    common: dict[str, Any] = {
         "source": begun,
         "resume": resume,
         "store": store,

@@ -476,7 +476,7 @@ def recorded_midline(record: Mapping[str, Any], upright: Volume, least: float) -
         upright: the scan or its labels, reoriented to the patient's axes.
         least: confidence from which a pose is sure.
     """
-    rows = record["slices"] if "slices" in record else [record | {"slice": 0}]
+    rows = record.get("slices", [{**record, "slice": 0}])
     depth, height, width = upright.array.shape
     places = [row["slice"] for row in rows]
     pose = np.full((depth if "slices" in record else 1, len(rows[0]["pose"])), np.nan, np.float32)
