@@ -16,10 +16,13 @@ import pytest
 from isopose.config import Config, HomogenizeConfig, load_config, validate_config
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.record import RECORD
+from isopose.evaluation.cleaning import candidates
 from isopose.evaluation.evaluate import Evaluation
 from isopose.geometry.pose import matrix_from_pose
 from isopose.homogenize.record import CASE
+from isopose.inference.postprocess import rules_from_json
 from isopose.io.datasets import open_dataset
+from isopose.models.folder import members_of
 from isopose.models.info import ModelInfo, ReferenceInfo, StageInfo, TrainingInfo
 from isopose.models.shipped import REFERENCES, load_reference, shipped_sha256
 from isopose.phantom.growth import reference_size
@@ -251,12 +254,23 @@ def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
     assert validate_config(model["config"], "example").data.size == 192
 
 
+def test_folds_example_is_a_model_of_several_folds(examples: dict[str, Any], tmp_path: Path) -> None:
+    model = examples["folds.json"]
+    assert set(model) == keys_of("save_ensemble", "inference/ensemble.py")[0]
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    assert members_of(tmp_path) == {"fold-0": "1ab1ef7d"}
+    [rule] = rules_from_json(model["clean_up"])
+    assert rule in candidates("tumor", sides=True)
+    assert model["clean_up_dice"]["tumor"].keys() == {"none", str(rule)}
+
+
 def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[str, Any]) -> None:
     record = examples["prediction.json"]
     whole, *_ = keys_of("prediction_record", "inference/files.py")
     [origin] = [keys for keys in keys_of("_made_from", "inference/files.py") if "model_sha256" in keys]
-    # What was written is known only after the record; only some results have a correction.
-    assert set(record) == {*whole, *origin, "slices", "files"} - {"correction_sha256"}
+    # What was written is known only after the record; the others only some results have.
+    rare = {"correction_sha256", "members_sha256", "clean_up"}
+    assert set(record) == {*whole, *origin, "slices", "files"} - rare
     [one] = record["slices"]
     _, of_slice = keys_of("_of_slices", "inference/files.py")
     [of_row] = keys_of("_of_row", "inference/files.py")

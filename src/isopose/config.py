@@ -255,6 +255,11 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, draws, jitter and the split into folds")
     folds: int = Field(5, ge=2, description="into which the patients are dealt")
     fold: int | Literal["all"] = Field(0, description="the validation fold; all: train on every patient")
+    shared: bool = Field(
+        False,
+        description="normalization, frame and reference are of the training patients of all folds, so that "
+        "folds agree; --folds all sets it",
+    )
     oversample: dict[str, Part] | None = Field(
         None, description="least part of slices with a label; none: a third for each of the first two labels"
     )

@@ -37,5 +37,9 @@ class InputError(IsoposeError):
     exit_code = 2
 
 
+class BusyError(InputError):
+    """Another process is writing to the folder."""
+
+
 class RunError(IsoposeError):
     """An error that concerns all scans, such as a full disk: it ends the whole run immediately."""

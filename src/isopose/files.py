@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from isopose.errors import InputError, RunError
+from isopose.errors import BusyError, InputError, RunError
 
 #: Maximum size of a text file in bytes; an evaluation of 10,000 scans takes 20 MB.
 LARGEST_TEXT = 512 << 20
@@ -92,7 +92,7 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
         wait: wait for the lock instead of raising.
 
     Raises:
-        InputError: another process holds the lock.
+        BusyError: another process holds the lock.
     """
     try:
         import fcntl
@@ -104,7 +104,7 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise InputError(
+            raise BusyError(
                 f"{folder}: another isopose is writing to it; wait until it is done, or choose another folder"
             ) from None
         except OSError:

@@ -1,14 +1,16 @@
 """A trained model as one object that segments images on their own grids."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from isopose.api.images import Image, as_volume, like
 from isopose.devices import choose_device
+from isopose.inference.ensemble import Ensemble, ensemble_of, load_ensemble
 from isopose.inference.files import volumes_ml
 from isopose.inference.predict import predict
-from isopose.models.folder import Model, for_prediction, load_model
+from isopose.models.folder import Model, for_prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,16 +22,18 @@ class Result:
         probabilities: images by class (background and all labels), of the same type; empty unless requested.
         volumes_ml: volume of each label and union, ml.
         warnings: one line each.
+        removed_ml: what was removed of each label that has a rule for cleaning up, ml.
     """
 
     labels: Any
     probabilities: dict[str, Any]
     volumes_ml: dict[str, float]
     warnings: tuple[str, ...]
+    removed_ml: dict[str, float] = field(default_factory=dict)
 
 
 class Pipeline:
-    """A trained model that segments images in memory, as ``isopose predict`` does files.
+    """A trained model, or several as one, that segments images in memory, as ``isopose predict`` does files.
 
     Example:
         >>> pipeline = Pipeline.load("model")  # doctest: +SKIP
@@ -37,21 +41,27 @@ class Pipeline:
         {'kidney': 95.1, 'tumor': 40.2, 'kidney+tumor': 135.3}
     """
 
-    def __init__(self, model: Model) -> None:
-        self._model = for_prediction(model)
+    def __init__(self, model: Model | Ensemble) -> None:
+        self._model = ensemble_of(model).changed(for_prediction)
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "auto") -> Self:
-        """Load the model in a folder that ``isopose fit`` wrote.
+    def load(
+        cls, folder: Path | str | Sequence[Path | str], device: str = "auto", *, clean_up: bool = True
+    ) -> Self:
+        """Load the model in a folder that ``isopose fit`` wrote, or the models in several.
 
         Args:
-            folder: of the model.
+            folder: of the model; or those of models with the same labels, whose probabilities are averaged.
             device: auto, cpu, cuda, a GPU by its number (cuda:1), mps.
+            clean_up: apply the rules for cleaning up that a model of all folds has.
 
         Raises:
-            InputError: no model, a damaged or altered one or one of another format, or no such device.
+            InputError: no model, a damaged or altered one or one of another format, different labels, or no
+                such device.
         """
-        return cls(load_model(Path(folder), choose_device(device)))
+        folders = [folder] if isinstance(folder, Path | str) else folder
+        found = load_ensemble([Path(one) for one in folders], choose_device(device))
+        return cls(found.cleaning(clean_up))
 
     @property
     def labels(self) -> dict[str, int]:
@@ -77,4 +87,5 @@ class Pipeline:
             {name: made(volume.with_array(values)) for name, values in zip(classes, kept, strict=True)},
             volumes_ml(found, self._model.labels),
             found.warnings,
+            dict(found.removed_ml),
         )

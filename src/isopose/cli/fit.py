@@ -1,5 +1,6 @@
 """``isopose fit``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,10 @@ from isopose.cli.options import Config, DatasetPath, Fold, Label, Setting, Worke
 from isopose.errors import InputError
 
 if TYPE_CHECKING:
+    from isopose.config import Config as Settings
+    from isopose.io.datasets import Dataset
     from isopose.models.folder import Model
+    from isopose.progress import Reporter
 
 
 def fit(
@@ -19,6 +23,13 @@ def fit(
     config: Config = None,
     settings: Setting = None,
     fold: Fold = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            help="all: a model of each fold, one after the other, then cross-validation (--fold all: one "
+            "model of every patient); the same command with --resume, started again, takes other folds"
+        ),
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--from", help="model to fine-tune: its weights, frame and settings"),
@@ -56,6 +67,12 @@ def fit(
     from isopose.io.datasets import open_dataset
     from isopose.progress import Terminal
 
+    if folds not in (None, "all"):
+        raise InputError(f"--folds: expected all, got {folds!r}; --set train.folds=N says how many there are")
+    if folds is not None and fold is not None:
+        raise InputError(
+            f"--folds all trains a model of each fold, --fold {fold} a single model; give one of them"
+        )
     keep_freed_memory()
     budget = None
     if memory is not None:
@@ -79,23 +96,52 @@ def fit(
     from isopose.training.tracking import Tracked
 
     reporter = Terminal()
+    common: dict[str, Any] = {
+        "source": begun,
+        "resume": resume,
+        "store": store,
+        "corrections": None if corrections is None else read_corrections(corrections),
+        "workers": workers,
+    }
     if budget is not None:
         # Fine-tuning keeps the input size of the weights.
         loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
+    if folds is not None:
+        _fit_folds(opened, model, loaded, reporter, track or (), common)
+        return
     with Tracked(reporter, track or (), model / "work", loaded) as tracked:
-        run(
-            opened,
-            model,
-            loaded,
-            source=begun,
-            resume=resume,
-            store=store,
-            corrections=None if corrections is None else read_corrections(corrections),
-            workers=workers,
-            reporter=tracked,
-        )
+        run(opened, model, loaded, reporter=tracked, **common)
     if rank() == 0:
         typer.echo(f"model: {model}")
+
+
+def _fit_folds(
+    dataset: "Dataset",
+    model: Path,
+    config: "Settings",
+    reporter: "Reporter",
+    track: Sequence[str],
+    common: dict[str, Any],
+) -> None:
+    """Train all folds, and the last process of those that do it scores them."""
+    from isopose.errors import BusyError
+    from isopose.evaluation.crossvalidation import cross_validate
+    from isopose.report.tables import markdown
+    from isopose.training.folds import fit_folds
+    from isopose.training.tracking import Tracked
+
+    def tracking(folder: Path, settings: "Settings") -> Tracked:
+        return Tracked(reporter, track, folder / "work", settings)
+
+    if not fit_folds(dataset, model, config, reporter=reporter, tracking=tracking, **common):
+        return
+    try:
+        evaluation = cross_validate(dataset, model, config, workers=common["workers"], reporter=reporter)
+    except BusyError:
+        reporter.say(f"{model}: another process scores the folds")
+        return
+    typer.echo(markdown(evaluation))
+    typer.echo(f"model: {model}")
 
 
 def _begun(source: Path) -> "tuple[Model, dict[str, Any]]":

@@ -55,7 +55,10 @@ Token = Annotated[
 ]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in a browser")]
 Config = Annotated[Path | None, typer.Option(help="TOML or JSON file")]
-Fold = Annotated[str | None, typer.Option(help="validation fold (from 0) or all, as train.fold")]
+Fold = Annotated[
+    str | None,
+    typer.Option(help="validation fold (from 0), or all: one model of every patient, as train.fold"),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (a GPU by number), mps")]
 Precision = Annotated[
     str | None, typer.Option(help="precision of the U-Net, e.g. 32-true; none: the model's predict.precision")

@@ -11,10 +11,13 @@ from isopose.errors import InputError
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="model folder")],
+    model: Annotated[str, typer.Argument(help="model folder, of one model or of all folds")],
     inputs: Annotated[
         list[str],
-        typer.Argument(help="image files, folders of them, DICOM series: a folder, ZIP, DICOMDIR or file"),
+        typer.Argument(
+            help="image files, folders of them, DICOM series: a folder, ZIP, DICOMDIR or file; a folder with "
+            "a model.json is a further model, and the models' probabilities are averaged"
+        ),
     ],
     output: Annotated[str, typer.Option(help="folder for the results")],
     formats: Formats = None,
@@ -28,6 +31,9 @@ def predict(
     corrections: Annotated[
         Path | None, typer.Option(help="folder of poses and crops set by hand, as isopose serve keeps them")
     ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean-up/--no-clean-up", help="apply the model's rules for cleaning up, if any")
+    ] = True,
     device: Device = "auto",
     precision: Precision = None,
     ray: Ray = None,
@@ -35,9 +41,10 @@ def predict(
 ) -> None:
     """Segment scans; each result lies on its scan's own grid."""
     from isopose.devices import choose_device
+    from isopose.inference.ensemble import is_model, load_ensemble
     from isopose.inference.files import DrawSteps, check_apart, find_scans, predict_scans
     from isopose.io.results.formats import NIFTI, choose_formats, result_files
-    from isopose.models.folder import load_model, with_precision
+    from isopose.models.folder import with_precision
     from isopose.progress import Terminal
     from isopose.scan.correction import read_corrections
 
@@ -48,9 +55,15 @@ def predict(
 
         draw = write_steps
     wanted = choose_formats(formats or [NIFTI])
+    others = [given for given in inputs if "://" not in given and is_model(Path(given))]
+    inputs = [given for given in inputs if given not in others]
+    if not inputs:
+        raise InputError(f"{others[-1]}: a model; expected scans after the models, e.g. scan.nii.gz")
     if ray is not None:
         if corrections is not None:
             raise InputError("--corrections: not supported with --ray; predict those scans without it")
+        if others:
+            raise InputError(f"{others[0]}: --ray predicts with one model; leave out the others, or --ray")
         from isopose.cluster.places import place_of
         from isopose.cluster.predict import predict_on_cluster
 
@@ -70,8 +83,9 @@ def predict(
     else:
         paths, folder = [local_path(given) for given in inputs], local_path(output)
         check_apart(paths, folder)
+        loaded = load_ensemble([local_path(given) for given in (model, *others)], choose_device(device))
         outcomes = predict_scans(
-            with_precision(load_model(local_path(model), choose_device(device)), precision),
+            loaded.changed(lambda member: with_precision(member, precision)).cleaning(clean),
             find_scans(paths, series),
             folder,
             formats=wanted,

@@ -35,12 +35,12 @@ def preprocess(
         fail_if(outcome.problem for outcome in outcomes)
         typer.echo(f"store: {place}")
         return
-    from isopose.data.splits import split
+    from isopose.data.splits import measured, split
     from isopose.io.datasets import open_dataset
 
     opened = open_dataset(local_path(dataset), labels_of(label))
     # Split before slow imports, so that too few patients for the folds are reported at once.
-    cases = split(opened, loaded.train)
+    cases = measured(*split(opened, loaded.train), loaded.train)
     from isopose.training.preprocessing import preprocess as run
 
     made, _ = run(local_path(store), cases, opened.labels, loaded.data, workers=workers, reporter=Terminal())

@@ -23,7 +23,8 @@ def serve(
 ) -> None:
     """Segment scans in the browser: drop scans, view the results, correct a pose by hand."""
     from isopose.devices import choose_device
-    from isopose.models.folder import load_model, with_precision
+    from isopose.inference.ensemble import load_ensemble
+    from isopose.models.folder import with_precision
     from isopose.progress import Terminal
     from isopose.serve import needs_extra
 
@@ -33,7 +34,7 @@ def serve(
     from isopose.serve.server import serve_app
 
     # Report problems before a page opens.
-    with_precision(load_model(model), precision)
+    load_ensemble([model]).changed(lambda one: with_precision(one, precision))
     choose_device(device)
     run_server(
         lambda access: serve_app(model, folder, access, device=device, precision=precision),

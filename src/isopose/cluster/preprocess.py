@@ -12,7 +12,7 @@ from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config, DataConfig
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
 from isopose.data.record import Record, read_record
-from isopose.data.splits import split
+from isopose.data.splits import measured, split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
@@ -117,7 +117,7 @@ def preprocess_on_cluster(
     with TemporaryDirectory(prefix="isopose-") as below:
         mirror, where = Mirror.of_dataset(dataset, Path(below))
         opened = open_dataset(where, labels)
-        training, validation = split(opened, config.train)
+        training, validation = measured(*split(opened, config.train), config.train)
         unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabeled is not None:
             raise InputError(f"{unlabeled}: expected a label file for a training case, got none")

@@ -25,6 +25,19 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[tuple[Case, ...], tupl
     return split_patients(dataset, config.folds, config.fold, config.seed)
 
 
+def measured(
+    training: tuple[Case, ...], validation: tuple[Case, ...], config: TrainConfig
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Return the cases of which normalization, frame and reference are, and the others that are prepared.
+
+    Of one fold the first are its training cases. With ``train.shared`` they are the cases of all folds, in
+    the same order in each fold, so that one store serves all folds.
+    """
+    if not config.shared:
+        return training, validation
+    return tuple(sorted((*training, *validation), key=lambda case: case.id)), ()
+
+
 def split_patients(
     dataset: Dataset, folds: int, fold: int, seed: int
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:

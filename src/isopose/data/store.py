@@ -99,12 +99,13 @@ def write_store(
             sweep(root)
             all_of(work, cases, name=attrgetter("id"), workers=workers, progress=progress, say=say)
             write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
+            # Before another run takes the lock, and the store is none until that run is done.
+            return open_store(root)
     except OSError as error:
         raise IsoposeError(
             f"{root}: cannot write the store ({error.strerror or error}); "
             "free some space or choose another folder"
         ) from None
-    return open_store(root)
 
 
 def open_store(folder: Path) -> Store:

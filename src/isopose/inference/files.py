@@ -16,8 +16,11 @@ from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.errors import InputError, printable
 from isopose.files import composed, hash_of, only_writer, output_folder, write_json
+from isopose.geometry.frame import Frame
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, LOG_SCALES
 from isopose.geometry.volume import Volume
+from isopose.inference.ensemble import Ensemble, ensemble_of
+from isopose.inference.postprocess import Midline
 from isopose.inference.predict import Prediction, predict
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
@@ -152,7 +155,7 @@ def record_name(name: str) -> str:
 
 
 def predict_scans(
-    model: Model,
+    model: Model | Ensemble,
     scans: Sequence[Scan],
     output: Path,
     *,
@@ -162,7 +165,9 @@ def predict_scans(
     formats: Sequence[str] = (NIFTI,),
     corrections: Mapping[str, Correction] | None = None,
 ) -> list[Outcome[dict[str, Any]]]:
-    """Predict scan after scan; one that cannot be done, whatever it raises, is reported and stops no other.
+    """Predict scan after scan with a model, or with several as one.
+
+    A scan that cannot be done, whatever it raises, is reported and stops no other.
 
     Writes ``NAME.nii.gz``, or the files of other formats (``io/results/formats.py``), and ``NAME.json`` (what
     it was made from, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
@@ -182,22 +187,23 @@ def predict_scans(
         # Unlike Path.resolve, this leaves a link that leads to itself as it is.
         if os.path.realpath(scan.path) in map(os.path.realpath, files):
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
+    ensemble = ensemble_of(model)
     if steps is not None:
-        check_steps(model)
-    if corrections and model.config.dims == 3:
+        check_steps(ensemble.lead)
+    if corrections and any(member.config.dims == 3 for member in ensemble.members):
         raise InputError(
             "a pose set by hand is one of slices: expected a model with dims=2, got dims=3; leave the "
             "corrections out"
         )
     output_folder(output)
     with only_writer(output):
-        model = for_prediction(model)
+        ensemble = ensemble.changed(for_prediction)
         outcomes = []
         for number, scan in enumerate(scans, start=1):
             reporter.say(f"[{number}/{len(scans)}] {printable(scan.name)}")
             outcomes.append(
                 predict_scan(
-                    model, scan, output, formats, probabilities, steps, reporter, corrections=corrections
+                    ensemble, scan, output, formats, probabilities, steps, reporter, corrections=corrections
                 )
             )
         if corrections:
@@ -216,7 +222,7 @@ def check_steps(model: Model) -> None:
 
 
 def predict_scan(
-    model: Model,
+    model: Model | Ensemble,
     scan: Scan,
     output: Path,
     formats: Sequence[str],
@@ -235,16 +241,17 @@ def predict_scan(
     Raises:
         RunError: it concerns all scans. Nor are exceptions reported that are none of ``reported``.
     """
+    ensemble = ensemble_of(model)
     try:
         input_hash = _hash_of_scan(scan)
         correction = (corrections or {}).get(input_hash)
         files = result_files(output, scan.name, formats)
         picture = output / "steps" / f"{scan.name}.png"
-        classes = ("background", *model.labels.names) if probabilities else ()
+        classes = ("background", *ensemble.labels.names) if probabilities else ()
         maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
         wanted = _below(output, [*files.values(), *([picture] if steps else []), *maps])
         record = known = earlier_record(output / record_name(scan.name))
-        same = made_from(known, _made_from(model, input_hash, correction))
+        same = made_from(known, _made_from(ensemble, input_hash, correction))
         # A file that the record does not list may be of another model, and only lies beside it.
         if record is not None and same and wanted <= listed(known) and damaged(output, wanted) is None:
             reporter.say("  is there already, made from the same scan and model")
@@ -253,19 +260,19 @@ def predict_scan(
             source = open_dicom(scan.path, scan.series, formats, volume)
             with reporter.counting(f"predict {printable(scan.name)}") as progress:
                 prediction = predict(
-                    model,
+                    ensemble,
                     volume,
                     probabilities=probabilities,
                     crops=also is not None,
                     correction=correction,
                     progress=progress,
                 )
-                record = prediction_record(model, prediction, input_hash, correction)
-            record["warnings"] += _warn_of_training(model, input_hash)
+                record = prediction_record(ensemble, prediction, input_hash, correction)
+            record["warnings"] += _warn_of_training(ensemble, input_hash)
             with _recording(output, scan.name, record, wanted, listed(known), keep=same):
-                record["warnings"] += _write(files, maps, scan, model, prediction, record, source)
+                record["warnings"] += _write(files, maps, scan, ensemble.labels, prediction, record, source)
                 if steps is not None:
-                    steps(model, volume, prediction, picture)
+                    steps(ensemble.lead, volume, prediction, picture)
                 if also is not None:
                     also(volume, prediction, record)
     except reported as error:
@@ -283,15 +290,22 @@ def _hash_of_scan(scan: Scan) -> str:
     return files if scan.series is None else hash_of([files, scan.series])
 
 
-def _warn_of_training(model: Model, input_hash: str) -> list[str]:
+def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:
     """Return a warning for each use of a scan in training; a validation patient decides when it stops."""
-    seen = model.info.training
-    uses = {"train": seen.images_sha256, "validate": seen.validation_images_sha256}
+    seen = [member.info.training for member in ensemble.members]
+    uses = {
+        "train": [input_hash in one.images_sha256 for one in seen],
+        "validate": [input_hash in one.validation_images_sha256 for one in seen],
+    }
     return [
-        f"this scan was used to {use} the model: its result says nothing about others"
-        for use, hashes in uses.items()
-        if input_hash in hashes
+        f"this scan was used to {use} {_of_members(used)}: its result says nothing about others"
+        for use, used in uses.items()
+        if any(used)
     ]
+
+
+def _of_members(used: Sequence[bool]) -> str:
+    return "the model" if len(used) == 1 else f"{sum(used)} of the {len(used)} models"
 
 
 @contextmanager
@@ -322,7 +336,7 @@ def _write(
     files: Mapping[str, Path],
     maps: Sequence[Path],
     scan: Scan,
-    model: Model,
+    labels: Labels,
     prediction: Prediction,
     record: Mapping[str, Any],
     source: "Source | None",
@@ -332,7 +346,7 @@ def _write(
     warnings = write_results(
         files,
         prediction.labels,
-        model.labels,
+        labels,
         record["volumes_ml"],
         path=scan.path,
         series=scan.series,
@@ -361,19 +375,27 @@ def as_file(label: str) -> str:
     return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
 
 
-def settings_of(model: Model) -> list[Any]:
+def settings_of(model: Model | Ensemble) -> list[Any]:
     """What decides a result besides its scan."""
-    return [*_made_from(model, "").values()]
+    return [*_made_from(ensemble_of(model), "").values()]
 
 
-def _made_from(model: Model, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
+def _made_from(ensemble: Ensemble, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
     """Return all that decides a result; an entry is None where its record has none."""
+    members = [member.weights_sha256 for member in ensemble.members]
+    configs = [
+        hash_of([member.config.model_dump(mode="json"), member.fingerprint.to_json()])
+        for member in ensemble.members
+    ]
+    several = len(members) > 1
     return {
         "isopose": __version__,
-        "model_sha256": model.weights_sha256,
-        "config_sha256": hash_of([model.config.model_dump(mode="json"), model.fingerprint.to_json()]),
+        "model_sha256": ensemble.weights_sha256,
+        "members_sha256": members if several else None,
+        "config_sha256": hash_of(configs) if several else configs[0],
         "input_sha256": input_hash,
-        "labels": dict(model.labels.values),
+        "labels": dict(ensemble.labels.values),
+        "clean_up": [rule.to_json() for rule in ensemble.rules] or None,
         "correction_sha256": None if correction is None else correction.sha256,
     }
 
@@ -385,19 +407,24 @@ def _computed(model: Model) -> dict[str, str]:
 
 
 def prediction_record(
-    model: Model, prediction: Prediction, input_hash: str, correction: Correction | None = None
+    model: Model | Ensemble, prediction: Prediction, input_hash: str, correction: Correction | None = None
 ) -> dict[str, Any]:
-    """Return what a prediction was made from and how far to trust it, in plain values; names no patient."""
-    scan = prediction.scan_pose
+    """Return what a prediction was made from and how far to trust it, in plain values; names no patient.
+
+    Of several models pose and crop are those of the first.
+    """
+    ensemble, scan = ensemble_of(model), prediction.scan_pose
+    lead = ensemble.lead
     return {
-        **{key: v for key, v in _made_from(model, input_hash, correction).items() if v is not None},
-        **_computed(model),
-        "volumes_ml": volumes_ml(prediction, model.labels),
+        **{key: v for key, v in _made_from(ensemble, input_hash, correction).items() if v is not None},
+        **_computed(lead),
+        "volumes_ml": volumes_ml(prediction, ensemble.labels),
+        **({"removed_ml": dict(prediction.removed_ml)} if ensemble.rules else {}),
         "warnings": list(prediction.warnings),
         "roll_degrees": math.degrees(scan.roll),
         "roll_decision": None if scan.decision is None else asdict(scan.decision),
         "frame": _frame(prediction.prepared),
-        **(_of_slices(scan) if model.config.dims == 2 else _of_volume(model, scan)),
+        **(_of_slices(scan) if lead.config.dims == 2 else _of_volume(lead, scan)),
     }
 
 
@@ -439,6 +466,25 @@ def _of_row(scan: ScanPose, row: int) -> dict[str, Any]:
         "widened": bool(scan.widened[row]),
         "cut_off": bool(scan.cut_off[row]),
     }
+
+
+def recorded_midline(record: Mapping[str, Any], upright: Volume, least: float) -> Midline | None:
+    """Return where the body's midline lies, by the poses that a record keeps.
+
+    Args:
+        record: by :func:`prediction_record`.
+        upright: the scan or its labels, reoriented to the patient's axes.
+        least: confidence from which a pose is sure.
+    """
+    rows = record.get("slices", [{**record, "slice": 0}])
+    depth, height, width = upright.array.shape
+    places = [row["slice"] for row in rows]
+    pose = np.full((depth if "slices" in record else 1, len(rows[0]["pose"])), np.nan, np.float32)
+    confidence = np.full(len(pose), np.nan, np.float32)
+    pose[places], confidence[places] = [row["pose"] for row in rows], [row["confidence"] for row in rows]
+    frame = Frame(tuple(record["frame"]["center_mm"]), record["frame"]["fov_mm"], record["frame"]["size"])
+    x, y, z = map(float, upright.spacing)
+    return Midline.of(frame, (depth, height, width), (x, y, z), pose, confidence >= least)
 
 
 def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """From a scan to a label map on the scan's own grid."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +18,15 @@ from isopose.geometry.pose import LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.border import touches_border
+from isopose.inference.ensemble import Ensemble, ensemble_of
+from isopose.inference.postprocess import Midline, clean_up
 from isopose.labels import mirrored_classes
 from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
-from isopose.models.restore import marked, most_probable, reached, restore, restore_slices
+from isopose.models.pose import SlicePoses
+from isopose.models.restore import marked, most_probable, reached, restore, restore_slab, slabs_of
 from isopose.scan.correction import Correction
 from isopose.scan.find import (
-    batches_of,
     find_crops,
     find_poses,
     find_volume_pose,
@@ -52,13 +55,14 @@ class Prediction:
     Args:
         labels: stored label values, uint8, on the input's exact grid.
         prepared: the scan as the networks saw it.
-        scan_pose: pose and crop, of each slice or of the volume.
+        scan_pose: pose and crop, of each slice or of the volume; of several models those of the first.
         probabilities: ``(classes, z, y, x)`` float32 on the input's grid, where asked for.
         warnings: one line each, for people.
         crops: the classes in the crops before they were restored, uint8, where asked for: ``(z, M, M)`` of
-            slices, ``(D, M, M)`` of a volume.
+            slices, ``(D, M, M)`` of a volume; of several models those of the first.
         beyond_mm: of a volume, by how much it reaches further than the training scans, feet and head
             together.
+        removed_ml: what was removed of each label that has a rule for cleaning up, ml.
     """
 
     labels: Volume
@@ -68,25 +72,180 @@ class Prediction:
     warnings: tuple[str, ...] = ()
     crops: np.ndarray | None = None
     beyond_mm: float = 0.0
+    removed_ml: Mapping[str, float] = field(default_factory=dict)
 
 
-class _Found(NamedTuple):
-    """What the networks found in a scan, in the reoriented axes; fields as those of :class:`Prediction`.
+class _Look(ABC):
+    """One model's look at one scan: its poses and crops, and its answer in any slices.
 
     Args:
+        scan: pose and crop, of each slice or of the volume.
+        crops: the classes in the crops, where asked for; see :class:`Prediction`.
         areas: ``(2,)``, see :func:`_areas`.
+        beyond_mm: see :class:`Prediction`.
     """
 
-    scan_pose: ScanPose
-    values: np.ndarray
-    crops: np.ndarray | None
-    areas: Tensor
+    scan: ScanPose
+    crops: np.ndarray | None = None
     beyond_mm: float = 0.0
+
+    def __init__(self, model: Model, prepared: Prepared) -> None:
+        self.model, self.prepared = model, prepared
+        self.areas = torch.zeros(2, dtype=torch.float64)
+        self.device = model.pipeline.pose.reference_mask.device
+
+    @abstractmethod
+    def restored(self, rows: np.ndarray) -> "_Restored":
+        """Return the probabilities in some slices, of which each is asked for once."""
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return one line each, for people."""
+        networks, predicting = self.model.pipeline, self.model.config.predict
+        lines = [
+            *self.prepared.warnings,
+            *pose_warnings(self.scan, networks.pose, predicting, joint=networks.joint is not None),
+            *crop_warnings(self.scan),
+        ]
+        if self.beyond_mm > BEYOND_MM:
+            lines.append(
+                f"the scan reaches {self.beyond_mm:.0f} mm further than those the model was trained on; what "
+                "lies near its ends may not be marked"
+            )
+        everything, outside = self.areas.tolist()
+        if outside > OUTSIDE * everything:
+            share = 100.0 * outside / everything
+            lines.append(f"{share:.0f} % of what is marked lies outside the body: do not trust this result")
+        return tuple(lines)
+
+
+class _Restored(NamedTuple):
+    """Probabilities on the scan's grid.
+
+    Args:
+        region: rows and columns of the slices; outside of them all is background.
+        values: ``(n, classes, *region)``.
+    """
+
+    region: tuple[slice, slice]
+    values: Tensor
+
+    def within(self, region: tuple[slice, slice], background: float = 1.0) -> Tensor:
+        """Return the values in a region around their own, with what background has outside."""
+        if region == self.region:
+            return self.values
+        sides = [axis.stop - axis.start for axis in region]
+        wider = self.values.new_zeros((*self.values.shape[:2], *sides))
+        wider[:, 0] = background
+        own = (
+            slice(mine.start - axis.start, mine.stop - axis.start)
+            for mine, axis in zip(self.region, region, strict=True)
+        )
+        wider[(slice(None), slice(None), *own)] = self.values
+        return wider
+
+
+def _sum(parts: Iterable[_Restored]) -> _Restored:
+    """Add the probabilities of several models, one at a time."""
+    total = None
+    for count, part in enumerate(parts):
+        if total is None:
+            total = part
+            continue
+        region = _around(total.region[0], part.region[0]), _around(total.region[1], part.region[1])
+        total = _Restored(region, total.within(region, float(count)).add_(part.within(region)))
+    assert total is not None, "an ensemble has a member"
+    return total
+
+
+def _around(one: slice, other: slice) -> slice:
+    return slice(min(one.start, other.start), max(one.stop, other.stop))
+
+
+class _SliceLook(_Look):
+    """The look of a model of slices."""
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        estimates: SlicePoses | None,
+        crops: bool,
+        correction: Correction | None,
+    ) -> None:
+        super().__init__(model, prepared)
+        # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
+        scan = find_poses(model.pipeline.pose, prepared, model.config.predict, estimates, correction)
+        self.scan = find_crops(model.pipeline, prepared, scan, correction)
+        self.widen = correction is None or not correction.crops
+        if crops:
+            self.crops = np.zeros((prepared.shape[0], *model.config.unet_shape), np.uint8)
+
+    def restored(self, rows: np.ndarray) -> _Restored:
+        """See :meth:`_Look.restored`."""
+        networks, (height, width) = self.model.pipeline, self.prepared.shape[1:]
+        with_body = self.scan.has_body[rows]
+        if not with_body.any():
+            nothing = torch.zeros(len(rows), networks.classes, 1, 1, device=self.device)
+            nothing[:, 0] = 1.0
+            return _Restored((slice(0, 1), slice(0, 1)), nothing)
+        shown = rows[with_body]
+        image, mask = frames(self.prepared, shown, self.device)
+        pose = torch.from_numpy(self.scan.pose[shown]).to(self.device)
+        input_from_homogenized = networks.input_from_homogenized(pose)
+        crop, theta2 = _segment(self.model, image, input_from_homogenized, shown, self.scan, self.widen)
+        theta = frame_from_crop(pose, theta2)
+        self.areas += _areas(crop, mask, theta).cpu()
+        if self.crops is not None:
+            self.crops[shown] = most_probable(crop).cpu().numpy()
+        slice_from_crop = compose(self.prepared.slice_from_frame.to(self.device), theta)
+        region = reached(slice_from_crop, crop.shape[-1], (height, width))
+        native = restore(crop, slice_from_crop, (height, width), region=region)
+        if with_body.all():
+            return _Restored(region, native)
+        # Slices that show no body are background.
+        values = native.new_zeros((len(rows), *native.shape[1:]))
+        values[:, 0] = 1.0
+        values[torch.from_numpy(with_body).to(self.device)] = native
+        return _Restored(region, values)
+
+
+class _VolumeLook(_Look):
+    """The look of a model of volumes."""
+
+    def __init__(self, model: Model, prepared: Prepared, estimates: SlicePoses | None, crops: bool) -> None:
+        super().__init__(model, prepared)
+        networks, device = model.pipeline, self.device
+        slices, frame, spacing = prepared.shape[0], prepared.frame, prepared.spacing
+        stack_from_frame = frame.stack_from_frame(slices, spacing[2]).to(device)
+        volume_from_frame = frame.volume_from_frame(prepared.shape, spacing).to(device)
+        image = torch.from_numpy(prepared.image)[None, None].to(device)
+        mask = torch.from_numpy(prepared.mask)[None, None].to(device).float()
+        self.scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame, estimates)
+        pose = torch.from_numpy(self.scan.pose).to(device)
+        stack_from_homogenized = networks.input_from_homogenized(pose, stack_from_frame)
+        self.crop, theta2 = _segment(model, image, stack_from_homogenized, np.arange(1), self.scan)
+        self.areas = _areas(self.crop, mask, compose(stack_from_homogenized, theta2)).cpu()
+        # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
+        reach = float(networks.reach) * math.exp(self.scan.pose[0, LOG_SCALES][2])
+        self.beyond_mm = max(slices * spacing[2] - reach * frame.fov_mm, 0.0)
+        self.volume_from_crop = compose(networks.input_from_homogenized(pose, volume_from_frame), theta2)
+        if crops:
+            self.crops = most_probable(self.crop)[0].cpu().numpy()
+
+    def restored(self, rows: np.ndarray) -> _Restored:
+        """See :meth:`_Look.restored`; the slices follow each other."""
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        native = restore_slab(self.crop, self.volume_from_crop, self.prepared.shape, part)
+        # Slices that show no body are background, as they are slice by slice.
+        without = torch.from_numpy(~self.prepared.mask[part].any(axis=(1, 2))).to(self.device)
+        native[0, without], native[1:, without] = 1.0, 0.0
+        height, width = self.prepared.shape[1:]
+        return _Restored((slice(0, height), slice(0, width)), native.movedim(1, 0))
 
 
 @torch.inference_mode()
 def predict(
-    model: Model,
+    model: Model | Ensemble,
     volume: Volume,
     *,
     probabilities: bool = False,
@@ -97,9 +256,10 @@ def predict(
     """Segment one scan.
 
     Args:
-        model: trained, of slices (``dims=2``) or of volumes (``dims=3``).
+        model: trained, of slices (``dims=2``) or of volumes (``dims=3``); or several, whose probabilities are
+            averaged on the scan's grid.
         volume: CT in Hounsfield units, any size, spacing and orientation.
-        probabilities: keep them, restored on the native grid.
+        probabilities: keep them, restored on the native grid, as they are before the cleaning up.
         crops: keep the classes in the crops.
         correction: poses and crops of slices that a person set; a crop set by hand is not widened where it
             cuts.
@@ -109,120 +269,92 @@ def predict(
         InputError: no body is found.
         FloatingPointError: the networks' answers are not finite.
     """
-    prepared = prepare(volume, model.fingerprint, model.config.data)
+    ensemble = ensemble_of(model)
+    looks = _looks(ensemble, volume, crops, correction)
+    lead, shape = looks[0], looks[0].prepared.shape
+    values = scratch.zeros(shape, np.uint8)
     kept = None
     if probabilities:
-        kept = scratch.zeros((model.pipeline.classes, *prepared.shape), np.float32)
+        kept = scratch.zeros((ensemble.labels.classes, *shape), np.float32)
         kept[0] = 1.0
-    if model.config.dims == 3:
-        found = _predict_volume(model, prepared, kept, crops, progress)
-    else:
-        found = _predict_slices(model, prepared, kept, crops, correction, progress)
-    undo = prepared.reorientation.undo
+    parts = _parts(looks)
+    done, slices = 0, sum(map(len, parts))
+    for rows in parts:
+        total = _sum(look.restored(rows) for look in looks)
+        most = most_probable(total.values).cpu().numpy()
+        values[(rows, *total.region)] = ensemble.labels.to_values(most)
+        if kept is not None:
+            mean = total.values.movedim(1, 0) / len(looks)
+            kept[(slice(None), rows, *total.region)] = mean.cpu().numpy()
+        done += len(rows)
+        if progress is not None:
+            progress(done, slices)
+    removed_ml: Mapping[str, float] = {}
+    if ensemble.rules:
+        sure = lead.scan.confidence >= lead.model.config.predict.min_confidence
+        midline = Midline.of(lead.prepared.frame, shape, lead.prepared.spacing, lead.scan.pose, sure)
+        removed_ml = clean_up(values, ensemble.rules, ensemble.labels, lead.prepared.spacing, midline)
+    undo = lead.prepared.reorientation.undo
     return Prediction(
-        labels=volume.with_array(undo(found.values)),
-        prepared=prepared,
-        scan_pose=found.scan_pose,
+        labels=volume.with_array(undo(values)),
+        prepared=lead.prepared,
+        scan_pose=lead.scan,
         probabilities=None if kept is None else undo(kept),
-        warnings=(*prepared.warnings, *_warnings(model, found)),
-        crops=found.crops,
-        beyond_mm=found.beyond_mm,
+        warnings=_merged([look.warnings() for look in looks]),
+        crops=lead.crops,
+        beyond_mm=lead.beyond_mm,
+        removed_ml=removed_ml,
     )
 
 
-def _predict_slices(
-    model: Model,
-    prepared: Prepared,
-    probabilities: np.ndarray | None,
-    crops: bool,
-    correction: Correction | None,
-    progress: Progress | None,
-) -> _Found:
-    networks, settings = model.pipeline, model.config.predict
-    device = networks.pose.reference_mask.device
-    slices, height, width = prepared.shape
-    # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
-    by_themselves = slice_poses_of(networks.pose, prepared, settings)
-    scan = find_poses(networks.pose, prepared, settings, by_themselves, correction)
-    scan = find_crops(networks, prepared, scan, correction)
-
-    widen = correction is None or not correction.crops
-    values = scratch.zeros((slices, height, width), np.uint8)
-    in_crops = np.zeros((slices, *model.config.unet_shape), np.uint8) if crops else None
-    slice_from_frame = prepared.slice_from_frame.to(device)
-    areas, with_body = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.has_body)
-    for rows in batches_of(prepared, settings.batch_size):
-        image, mask = frames(prepared, rows, device)
-        pose = torch.from_numpy(scan.pose[rows]).to(device)
-        crop, theta2 = _segment(model, image, networks.input_from_homogenized(pose), rows, scan, widen)
-        theta = frame_from_crop(pose, theta2)
-        areas += _areas(crop, mask, theta).cpu()
-        slice_from_crop = compose(slice_from_frame, theta)
-        region = reached(slice_from_crop, crop.shape[-1], (height, width))
-        native = restore(crop, slice_from_crop, (height, width), region=region)
-        values[(rows, *region)] = model.labels.to_values(most_probable(native).cpu().numpy())
-        if in_crops is not None:
-            in_crops[rows] = most_probable(crop).cpu().numpy()
-        if probabilities is not None:
-            probabilities[(slice(None), rows, *region)] = native.movedim(1, 0).cpu().numpy()
-        if progress is not None:
-            progress(int(np.searchsorted(with_body, rows[-1])) + 1, len(with_body))
-    return _Found(scan, values, in_crops, areas)
+def _looks(
+    ensemble: Ensemble, volume: Volume, crops: bool, correction: Correction | None
+) -> list[_SliceLook | _VolumeLook]:
+    """Return each member's look; what members have in common is prepared and estimated once."""
+    prepared: dict[str, Prepared] = {}
+    estimates: dict[str, SlicePoses | None] = {}
+    looks: list[_SliceLook | _VolumeLook] = []
+    for member, prepares, estimates_by in zip(
+        ensemble.members, ensemble.preparations, ensemble.estimates, strict=True
+    ):
+        if prepares not in prepared:
+            prepared[prepares] = prepare(volume, member.fingerprint, member.config.data)
+        scan = prepared[prepares]
+        if estimates_by not in estimates:
+            estimates[estimates_by] = slice_poses_of(member.pipeline.pose, scan, member.config.predict)
+        # Those of the first member alone are shown.
+        wanted = crops and not looks
+        if member.config.dims == 3:
+            looks.append(_VolumeLook(member, scan, estimates[estimates_by], wanted))
+        else:
+            looks.append(_SliceLook(member, scan, estimates[estimates_by], wanted, correction))
+    return looks
 
 
-def _predict_volume(
-    model: Model,
-    prepared: Prepared,
-    probabilities: np.ndarray | None,
-    crops: bool,
-    progress: Progress | None,
-) -> _Found:
-    networks = model.pipeline
-    device = networks.pose.reference_mask.device
-    slices, frame, spacing = prepared.shape[0], prepared.frame, prepared.spacing
-    stack_from_frame = frame.stack_from_frame(slices, spacing[2]).to(device)
-    volume_from_frame = frame.volume_from_frame(prepared.shape, spacing).to(device)
-    image = torch.from_numpy(prepared.image)[None, None].to(device)
-    mask = torch.from_numpy(prepared.mask)[None, None].to(device).float()
-    scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame)
-    pose = torch.from_numpy(scan.pose).to(device)
-    stack_from_homogenized = networks.input_from_homogenized(pose, stack_from_frame)
-    crop, theta2 = _segment(model, image, stack_from_homogenized, np.arange(1), scan)
-    areas = _areas(crop, mask, compose(stack_from_homogenized, theta2)).cpu()
-    # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
-    reach = float(networks.reach) * math.exp(scan.pose[0, LOG_SCALES][2])
-    beyond_mm = max(slices * spacing[2] - reach * frame.fov_mm, 0.0)
+def _parts(looks: Sequence[_Look]) -> list[np.ndarray]:
+    """Return the slices in parts that are restored together.
 
-    values = scratch.zeros(prepared.shape, np.uint8)
-    volume_from_crop = compose(networks.input_from_homogenized(pose, volume_from_frame), theta2)
-    # Slices that show no body are background, as they are slice by slice.
-    has_body = torch.from_numpy(prepared.mask.any(axis=(1, 2))).to(device)
-    for part, restored in restore_slices(crop, volume_from_crop, prepared.shape):
-        restored[0, ~has_body[part]], restored[1:, ~has_body[part]] = 1.0, 0.0
-        values[part] = model.labels.to_values(most_probable(restored[None])[0].cpu().numpy())
-        if probabilities is not None:
-            probabilities[:, part] = restored.cpu().numpy()
-        if progress is not None:
-            progress(part.stop, slices)
-    in_crop = most_probable(crop)[0].cpu().numpy() if crops else None
-    return _Found(scan, values, in_crop, areas, beyond_mm)
+    Models of slices look at those with a body, in batches; one of volumes restores all slices.
+    """
+    shape, size = looks[0].prepared.shape, looks[0].model.config.predict.batch_size
+    volumes = [look.model.config.dims == 3 for look in looks]
+    if all(volumes):
+        return [np.arange(part.start, part.stop) for part in slabs_of(shape)]
+    wanted = np.full(shape[0], any(volumes))
+    for look in looks:
+        wanted |= look.prepared.mask.any(axis=(1, 2))
+    rows = np.flatnonzero(wanted)
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def _warnings(model: Model, found: _Found) -> list[str]:
-    networks, scan = model.pipeline, found.scan_pose
-    warnings = pose_warnings(
-        scan, networks.pose, model.config.predict, joint=networks.joint is not None
-    ) + crop_warnings(scan)
-    if found.beyond_mm > BEYOND_MM:
-        warnings.append(
-            f"the scan reaches {found.beyond_mm:.0f} mm further than those the model was trained on; what "
-            "lies near its ends may not be marked"
-        )
-    everything, outside = found.areas.tolist()
-    if outside > OUTSIDE * everything:
-        share = 100.0 * outside / everything
-        warnings.append(f"{share:.0f} % of what is marked lies outside the body: do not trust this result")
-    return warnings
+def _merged(warnings: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the warnings of all members; what not all say is said with who says it."""
+    lines = []
+    for line in dict.fromkeys(line for of_member in warnings for line in of_member):
+        who = [str(n) for n, of_member in enumerate(warnings, start=1) if line in of_member]
+        alone = f"member{'s' if len(who) > 1 else ''} {', '.join(who)} of {len(warnings)}: "
+        lines.append(line if len(who) == len(warnings) else alone + line)
+    return tuple(lines)
 
 
 def _segment(

@@ -8,7 +8,8 @@ import copy
 import math
 import platform
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -112,21 +113,62 @@ def _nameless(config: Config) -> Config:
     return config.model_copy(update={"pose": config.pose.model_copy(update={"reference": None})})
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
-    """Read a model folder.
+def members_of(folder: Path) -> dict[str, str]:
+    """Return the members of a model of several: the names of their folders, and the hashes of their weights.
+
+    Of a model that is one itself it is empty.
 
     Raises:
-        InputError: no model, one of a newer format, or one whose parts do not belong together.
+        InputError: no model, one of another format, or a damaged list of members.
     """
+    values = _manifest(folder)
+    if "members" not in values:
+        return {}
+    try:
+        members = {str(one["folder"]): str(one["weights_sha256"]) for one in values["members"]}
+    except (TypeError, KeyError):
+        members = {}
+    # A name that leads elsewhere is none of a folder that ``fit`` wrote.
+    if not members or any(PurePath(name).name != name or name == ".." for name in members):
+        raise InputError(
+            f"{folder / 'model.json'}: damaged model (its members are not folders beside it); copy it again "
+            "or train again"
+        )
+    return members
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return what ``model.json`` says."""
     manifest = folder / "model.json"
     if not manifest.is_file():
-        raise InputError(f"{folder}: no model.json; expected the --model folder of a finished isopose fit")
+        unfinished = (
+            "; its folds are not all trained, go on with --resume" if (folder / "fold-0").is_dir() else ""
+        )
+        raise InputError(
+            f"{folder}: no model.json; expected the --model folder of a finished isopose fit{unfinished}"
+        )
     values = read_json(manifest)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         given = values.get("format") if isinstance(values, dict) else None
         raise InputError(
             f"{manifest}: model format {given!r}, this isopose {__version__} reads {FORMAT}; use the isopose "
             "that made it, or train again"
+        )
+    return values
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
+    """Read the folder of one model.
+
+    Raises:
+        InputError: no model, one of a newer format, one whose parts do not belong together, or one of several
+            members.
+    """
+    manifest, values, members = folder / "model.json", _manifest(folder), members_of(folder)
+    if members:
+        raise InputError(
+            f"{folder}: a model of {len(members)} folds, which only predict, serve and the Python API take "
+            f"as one; give a fold, e.g. {folder / next(iter(members))}"
         )
     weights = folder / "weights.safetensors"
     if not weights.is_file() or sha256(weights) != values.get("weights_sha256"):

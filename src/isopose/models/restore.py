@@ -111,10 +111,32 @@ def restore_slices(
     Yields:
         The slab's slices, and their probabilities ``(classes, n, y, x)``, which sum to 1.
     """
+    for part in slabs_of(shape, chunk):
+        yield part, restore_slab(probabilities, volume_from_crop, shape, part)
+
+
+def slabs_of(shape: tuple[int, int, int], chunk: int = CHUNK) -> list[slice]:
+    """Return the slices of a volume ``(z, y, x)`` in parts of so many voxels."""
     slices, height, width = shape
     step = max(1, chunk // (height * width))
-    for first in range(0, slices, step):
-        last = min(first + step, slices)
-        volume_from_slab = whole_from_slab(first, last, slices).to(probabilities.device)
-        slab_from_crop = compose(invert(volume_from_slab), volume_from_crop)
-        yield slice(first, last), restore(probabilities, slab_from_crop, (last - first, height, width))[0]
+    return [slice(first, min(first + step, slices)) for first in range(0, slices, step)]
+
+
+def restore_slab(
+    probabilities: Tensor, volume_from_crop: Tensor, shape: tuple[int, int, int], part: slice
+) -> Tensor:
+    """Restore a volume's probabilities to some slices of the scan's own grid.
+
+    Args:
+        probabilities: ``(1, classes, D, M, M)``.
+        volume_from_crop: ``(1, 4, 4)``, normalized crop to normalized coordinates of the scan's grid.
+        shape: ``(z, y, x)`` of that grid.
+        part: the slices, with a start and a stop.
+
+    Returns:
+        ``(classes, n, y, x)``, which sum to 1.
+    """
+    slices, height, width = shape
+    volume_from_slab = whole_from_slab(part.start, part.stop, slices).to(probabilities.device)
+    slab_from_crop = compose(invert(volume_from_slab), volume_from_crop)
+    return restore(probabilities, slab_from_crop, (part.stop - part.start, height, width))[0]

@@ -140,7 +140,12 @@ def find_crops(
 
 
 def find_volume_pose(
-    networks: Networks, prepared: Prepared, image: Tensor, mask: Tensor, stack_from_frame: Tensor
+    networks: Networks,
+    prepared: Prepared,
+    image: Tensor,
+    mask: Tensor,
+    stack_from_frame: Tensor,
+    slices: SlicePoses | None,
 ) -> ScanPose:
     """Find the pose and the crop of a whole volume.
 
@@ -150,13 +155,13 @@ def find_volume_pose(
         image: ``(1, 1, Z, S, S)``, the scan's frames.
         mask: the same shape, foreground.
         stack_from_frame: ``(4, 4)``, see :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
+        slices: by :func:`slice_poses_of`.
 
     Returns:
         One row; pose 0 and confidence 0 where no slice has a body.
     """
     scan = ScanPose.empty(1, dims=3)
     scan.pose[:], scan.source[:], scan.confidence[:], scan.mirrored[:] = 0.0, 0, 0.0, 0.0
-    slices = slice_poses_of(networks.pose, prepared, networks.config.predict)
     if slices is not None:
         with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
         z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)

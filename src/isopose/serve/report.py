@@ -24,7 +24,7 @@ def write_scan_report(
 
     Args:
         path: HTML file.
-        model: model that predicted.
+        model: model that predicted; of several the first.
         volume: scan as read.
         prediction: prediction of the scan.
         record: record of the prediction.
@@ -36,7 +36,7 @@ def write_scan_report(
         "Roll": f"{record['roll_degrees']:+.1f}°",
         "Confidence in the pose": _format_confidence(record),
         "isopose": __version__,
-        "Model": model.weights_sha256[:12],
+        "Model": record["model_sha256"][:12],
     }
     if "correction_sha256" in record:
         facts["Set by hand"] = "pose or crop"

@@ -183,11 +183,12 @@ def _work(settings: Settings, pipe: Connection) -> None:
 def _load(settings: Settings) -> tuple[Any, str | None]:
     """Return the model, or the message that says why it cannot be loaded."""
     from isopose.devices import choose_device
-    from isopose.models.folder import for_prediction, load_model, with_precision
+    from isopose.inference.ensemble import load_ensemble
+    from isopose.models.folder import for_prediction, with_precision
 
     try:
-        loaded = load_model(settings.model, choose_device(settings.device))
-        return for_prediction(with_precision(loaded, settings.precision)), None
+        loaded = load_ensemble([settings.model], choose_device(settings.device))
+        return loaded.changed(lambda one: for_prediction(with_precision(one, settings.precision))), None
     except Exception as error:
         return None, str(line_of(error))
 
@@ -213,8 +214,8 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
         output.mkdir(parents=True, exist_ok=True)
 
         def also(volume: Any, prediction: Any, record: dict[str, Any]) -> None:
-            write_view(view, model, volume, prediction, record)
-            write_scan_report(output / "report.html", model, volume, prediction, record)
+            write_view(view, model.lead, volume, prediction, record)
+            write_scan_report(output / "report.html", model.lead, volume, prediction, record)
 
         formats = (NIFTI,) if ending(upload) else tuple(FORMATS)
         outcome = predict_scan(

@@ -11,8 +11,8 @@ from lightning_fabric import seed_everything
 from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.samples import Slices
-from isopose.data.splits import split
-from isopose.data.store import Store
+from isopose.data.splits import measured, split
+from isopose.data.store import Store, StoredCase
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
 from isopose.io.datasets import Case, Dataset
@@ -64,6 +64,7 @@ def fit(
 
     Raises:
         InputError: the dataset or a setting is not valid, or the folder holds another run.
+        BusyError: another process trains in the folder.
     """
     seed_everything(config.train.seed, verbose=False)
     fabric = fabric_for(config)
@@ -71,7 +72,8 @@ def fit(
     corrections = corrections or {}
     training, validation = split(dataset, config.train)
     # Before the folder is claimed, since a corrected command is another run.
-    _check(config, dataset.labels, training, source, corrections, fabric.world_size)
+    prepared = measured(training, validation, config.train)
+    check(config, dataset.labels, prepared[0], source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The others find what the first has made, and go on with it; the first holds the folder for all.
     with ExitStack() as held:
@@ -86,7 +88,7 @@ def fit(
                 return load_model(folder)
             stored, fingerprint = preprocess(
                 store or context.work / "store",
-                (training, validation),
+                prepared,
                 dataset.labels,
                 config.data,
                 given=source.fingerprint if source else None,
@@ -97,16 +99,25 @@ def fit(
         return _fit(context, folder, dataset, stored, fingerprint, training, validation, source, corrections)
 
 
-def _check(
+def check(
     config: Config,
     labels: Labels,
-    training: Sequence[Case],
+    among: Sequence[Case],
     source: Model | None,
     corrections: Corrections,
     processes: int,
 ) -> None:
-    """Raise an InputError where settings do not fit the dataset, the model to fine-tune or each other."""
-    check_reference(config.pose, [case.id for case in training])
+    """Raise an InputError where settings do not fit the dataset, the model to fine-tune or each other.
+
+    Args:
+        config: all settings.
+        labels: of the dataset.
+        among: cases of which one is the reference.
+        source: model to fine-tune.
+        corrections: poses and crops set by hand.
+        processes: that train together.
+    """
+    check_reference(config.pose, [case.id for case in among])
     oversampling(config.train.oversample, labels)
     check_mirroring(config, labels)
     check_source(source, config, labels)
@@ -144,7 +155,8 @@ def _fit(
     context = replace(context, config=config)
     air = train_slices.cases[0].record.air
     if source is None:
-        reference = _chosen_reference(context, train_slices, air)
+        among = measured(training, validation, config.train)[0]
+        reference = _chosen_reference(context, [cases[case.id] for case in among], air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         context = replace(context, truth=_against(true_rolls(dataset.root), reference))
     else:
@@ -178,9 +190,9 @@ def _fit(
     return load_model(folder)
 
 
-def _chosen_reference(context: StageContext, slices: Slices, air: float) -> Reference:
-    """Choose the reference patient among the cases of the training slices, and report it."""
-    reference = choose_reference(slices.cases, context.config.pose, air)
+def _chosen_reference(context: StageContext, cases: Sequence[StoredCase], air: float) -> Reference:
+    """Choose the reference patient among prepared cases, and report it."""
+    reference = choose_reference(cases, context.config.pose, air)
     context.reporter.say(
         f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
         f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "

@@ -28,7 +28,7 @@ def preprocess(
 
     Args:
         folder: that holds stores and fingerprints; what is there already is not made again.
-        cases: for training and for validation.
+        cases: those of which the fingerprint is, see :func:`isopose.data.splits.measured`, and others.
         labels: names and stored values.
         config: how to prepare.
         given: fingerprint of a model that learns on.

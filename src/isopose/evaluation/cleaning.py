@@ -1,0 +1,159 @@
+"""Decide by cross-validation which rule, if any, cleans up each label.
+
+Every patient was predicted by a model that had not seen it. A rule is kept where it raises the label's mean
+Dice over these patients and lowers that of no union: what does not help on unseen patients is not done.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isopose.geometry.volume import Volume
+from isopose.inference.postprocess import Midline, Parts, Rule, kept
+from isopose.labels import Labels, words_of
+
+#: Volumes in ml below which parts may be removed.
+VOLUMES_ML = (0.1, 0.3, 1.0, 3.0, 10.0)
+#: Differences of Dice up to this are rounding.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which rules are kept, and why.
+
+    Args:
+        rules: at most one for each label.
+        evidence: for each label the mean Dice over patients without a rule (``none``) and with each that was
+            tried, given the rules of the labels before it.
+    """
+
+    rules: tuple[Rule, ...]
+    evidence: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Voxels of one scan, of which the Dice with any rules follows.
+
+    Args:
+        patient: scans with the same value are of one patient.
+        targets: for each target the voxels predicted, of the reference, and of both.
+        removed: for each rule the voxels that it removes, and how many of them are in each target's
+            reference.
+    """
+
+    patient: str
+    targets: Mapping[str, tuple[int, int, int]]
+    removed: Mapping[Rule, tuple[int, Mapping[str, int]]]
+
+    def dice(self, target: str, rules: Sequence[Rule]) -> float:
+        """Return the Dice of a target with rules for its labels; 1 where neither has a voxel."""
+        predicted, true, both = self.targets[target]
+        for rule in rules:
+            voxels, of_truth = self.removed[rule]
+            predicted, both = predicted - voxels, both - of_truth[target]
+        return 2.0 * both / (predicted + true) if predicted + true else 1.0
+
+
+def candidates(label: str, *, sides: bool) -> tuple[Rule, ...]:
+    """Return the rules to try for a label, the one that removes least first.
+
+    Args:
+        label: its name.
+        sides: whether poses tell the sides of the body; a label that names its side needs none.
+    """
+    by_side = sides and not {"left", "right"} & set(words_of(label))
+    return (
+        *(Rule(label, "volume", ml) for ml in VOLUMES_ML),
+        *([Rule(label, "largest on each side")] if by_side else []),
+        Rule(label, "largest"),
+    )
+
+
+def count(
+    prediction: Volume,
+    truth: Volume,
+    labels: Labels,
+    rules: Sequence[Rule],
+    midline: Midline | None,
+    patient: str,
+) -> Counts:
+    """Count the voxels of one scan.
+
+    Args:
+        prediction: stored label values, reoriented to the patient's axes.
+        truth: on the same grid.
+        labels: names and stored values.
+        rules: to try.
+        midline: of the body; None where no pose is sure.
+        patient: see :class:`Counts`.
+    """
+    targets = labels.targets()
+    reference = {target: np.isin(truth.array, values) for target, values in targets.items()}
+    voxels = {}
+    for target, values in targets.items():
+        predicted = np.isin(prediction.array, values)
+        both = int(np.count_nonzero(predicted & reference[target]))
+        voxels[target] = int(predicted.sum()), int(reference[target].sum()), both
+    voxel_ml = float(np.prod(prediction.spacing)) / 1000.0
+    parts = {name: Parts.of(prediction.array, labels.values[name]) for name in {rule.label for rule in rules}}
+    removed: dict[Rule, tuple[int, Mapping[str, int]]] = {}
+    for rule in rules:
+        own = parts[rule.label]
+        false = ~kept(own, rule, voxel_ml, midline)
+        of_truth = dict.fromkeys(targets, 0)
+        for z, mask in _slices(own, false):
+            for target, marked in reference.items():
+                of_truth[target] += int(np.count_nonzero(marked[z] & mask))
+        removed[rule] = int(own.voxels[false].sum()), of_truth
+    return Counts(patient, voxels, removed)
+
+
+def _slices(parts: Parts, which: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the slices in which some parts lie, with their mask."""
+    for z in np.unique(parts.runs.slices[which[parts.number]]):
+        yield int(z), parts.of_slice(which, int(z))
+
+
+def decide(counts: Sequence[Counts], labels: Labels, *, sides: bool) -> Decision:
+    """Return for each label the rule that raises its mean Dice most, if one does.
+
+    Args:
+        counts: of all scans, with all :func:`candidates` of all labels.
+        labels: names and stored values.
+        sides: as for :func:`candidates`.
+    """
+    chosen: dict[str, Rule] = {}
+    evidence: dict[str, Mapping[str, float]] = {}
+    targets = labels.targets()
+    for label in labels.names:
+        unions = [
+            name for name, values in targets.items() if name != label and labels.values[label] in values
+        ]
+
+        def mean(target: str, more: Sequence[Rule] = ()) -> float:
+            own = [rule for name, rule in chosen.items() if labels.values[name] in targets[target]]
+            return _mean_dice(counts, target, [*own, *more])
+
+        before = {target: mean(target) for target in (label, *unions)}
+        tried = {rule: mean(label, [rule]) for rule in candidates(label, sides=sides)}
+        evidence[label] = {"none": before[label], **{str(rule): dice for rule, dice in tried.items()}}
+        helps = [
+            rule
+            for rule, dice in tried.items()
+            if dice > before[label] + ROUNDING
+            and all(mean(union, [rule]) >= before[union] - ROUNDING for union in unions)
+        ]
+        if helps:
+            chosen[label] = max(helps, key=lambda rule: tried[rule])
+    return Decision(tuple(chosen.values()), evidence)
+
+
+def _mean_dice(counts: Sequence[Counts], target: str, rules: Sequence[Rule]) -> float:
+    """Return the mean over patients of the mean over their scans."""
+    of_patients: dict[str, list[float]] = {}
+    for one in counts:
+        of_patients.setdefault(one.patient, []).append(one.dice(target, rules))
+    return float(np.mean([np.mean(values) for values in of_patients.values()]))

@@ -1,0 +1,128 @@
+"""Cross-validation: score each patient by the fold that did not see it, and make one model of the folds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isopose.config import Config
+from isopose.data.splits import split
+from isopose.devices import choose_device
+from isopose.errors import InputError, IsoposeError
+from isopose.evaluation.cleaning import Counts, Decision, candidates, count, decide
+from isopose.evaluation.evaluate import Evaluation, evaluate
+from isopose.files import only_writer, read_json, write_json
+from isopose.inference.ensemble import Ensemble, is_model, save_ensemble
+from isopose.inference.files import Scan, predict_scans, recorded_midline
+from isopose.io.cases import Case
+from isopose.io.datasets import Dataset
+from isopose.io.images import read_labels
+from isopose.labels import Labels
+from isopose.models.folder import Model, for_prediction, load_model
+from isopose.progress import Reporter, Silent
+from isopose.training.folds import fold_folder, of_fold
+
+#: The scores, in the model's folder.
+SCORES = "cross-validation.json"
+#: The label maps that were scored, in the model's folder.
+PREDICTIONS = Path("work") / "cross-validation"
+
+
+@dataclass(frozen=True)
+class _Unseen:
+    """A patient's scan, the fold that did not see it, and how it predicted it."""
+
+    case: Case
+    model: Model
+    record: Mapping[str, Any]
+
+
+def cross_validate(
+    dataset: Dataset, folder: Path, config: Config, *, workers: int = 0, reporter: Reporter | None = None
+) -> Evaluation:
+    """Predict and score each patient by the fold that did not see it, and make the folds one model.
+
+    Writes ``folder/cross-validation.json``, and last ``folder/model.json``, which names the folds and the
+    rules for cleaning up that the scores decide. What was predicted before is not predicted again. The scores
+    are of the label maps before the cleaning up.
+
+    Args:
+        dataset: with which the folds were trained.
+        folder: in which :func:`isopose.training.folds.fit_folds` has trained all folds.
+        config: with which they were trained.
+        workers: scans scored at once.
+        reporter: receives progress.
+
+    Raises:
+        BusyError: another process cross-validates in the folder.
+        InputError: a scan is another than the fold was trained with.
+        IsoposeError: a scan cannot be predicted.
+    """
+    reporter = reporter or Silent()
+    with only_writer(folder):
+        if is_model(folder):
+            return Evaluation.from_json(read_json(folder / SCORES))
+        folds = range(config.train.folds)
+        device = choose_device(config.train.device)
+        members = [load_model(fold_folder(folder, fold), device) for fold in folds]
+        held = [split(dataset, of_fold(config, fold).train)[1] for fold in folds]
+        unseen = _predict(members, held, folder / PREDICTIONS, reporter)
+        with reporter.counting("score") as progress:
+            evaluation = evaluate(
+                folder / PREDICTIONS,
+                dataset,
+                cases=[one.case.id for one in unseen],
+                workers=max(workers, 1),
+                progress=progress,
+            )
+        decision = _decide(unseen, dataset.labels, folder / PREDICTIONS, reporter)
+        write_json(folder / SCORES, evaluation.to_json())
+        names = [fold_folder(folder, fold).name for fold in folds]
+        save_ensemble(folder, Ensemble(tuple(members), decision.rules), names, decision.evidence)
+        for rule in decision.rules:
+            reporter.say(f"cleaning up {rule.label}: {rule}")
+        return evaluation
+
+
+def _predict(
+    members: Sequence[Model], held: Sequence[Sequence[Case]], output: Path, reporter: Reporter
+) -> list[_Unseen]:
+    """Predict each fold's validation cases with its model."""
+    unseen: list[_Unseen] = []
+    total = sum(map(len, held))
+    with reporter.counting("cross-validate") as progress:
+        for member, cases in zip(members, held, strict=True):
+            fused, validated = for_prediction(member), member.info.training.validation_images_sha256
+            for case in cases:
+                scan = Scan(case.id, case.image)
+                [outcome] = predict_scans(fused, [scan], output, probabilities=False, reporter=Silent())
+                if outcome.record is None:
+                    raise IsoposeError(f"{case.id}: cannot be cross-validated ({outcome.problem})")
+                if outcome.record["input_sha256"] not in validated:
+                    raise InputError(
+                        f"{case.id}: the scan was changed since its fold was trained; train in another folder"
+                    )
+                unseen.append(_Unseen(case, member, outcome.record))
+                progress(len(unseen), total)
+    return unseen
+
+
+def _decide(unseen: Sequence[_Unseen], labels: Labels, predictions: Path, reporter: Reporter) -> Decision:
+    """Decide which rules clean up the labels."""
+    config = unseen[0].model.config
+    # Only a reference that was turned upright and centered has its midline at x = 0.
+    sides = config.pose_estimated and config.pose.fill is not None
+    rules = [rule for label in labels.names for rule in candidates(label, sides=sides)]
+    counts: list[Counts] = []
+    with reporter.counting("try cleaning up") as progress:
+        for one in unseen:
+            assert one.case.label is not None, "a validation case has a label"
+            stored = read_labels(predictions / f"{one.case.id}.nii.gz")
+            truth = read_labels(one.case.label, like=stored).reoriented()
+            prediction = stored.reoriented()
+            midline = (
+                recorded_midline(one.record, prediction, config.predict.min_confidence) if sides else None
+            )
+            counts.append(count(prediction, truth, labels, rules, midline, one.case.patient))
+            progress(len(counts), len(unseen))
+    return decide(counts, labels, sides=sides)

@@ -1,0 +1,199 @@
+"""Several models that predict as one: what they are, how they lie on the disk, and what they have in common.
+
+``model.json`` of a model of several members names them, folders beside it, and the hashes of their weights;
+each member is a whole model. Nothing of it can execute.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isopose.errors import InputError
+from isopose.files import hash_of, read_json, write_json
+from isopose.inference.postprocess import Rule, rules_from_json
+from isopose.labels import Labels
+from isopose.models.folder import FORMAT, Model, load_model, members_of, versions
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models whose probabilities are averaged; one model is an ensemble of one.
+
+    Args:
+        members: of any kind, with the same labels.
+        rules: by which the label map is cleaned up.
+
+    Raises:
+        InputError: the members mark different labels.
+    """
+
+    members: tuple[Model, ...]
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_labels({f"member {n}": member.labels for n, member in enumerate(self.members, start=1)})
+
+    @property
+    def lead(self) -> Model:
+        """The first member, whose poses and crops are recorded and drawn."""
+        return self.members[0]
+
+    @property
+    def labels(self) -> Labels:
+        """What all members mark."""
+        return self.lead.labels
+
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of the weights; of several members the hash of the list of theirs."""
+        if len(self.members) == 1:
+            return self.lead.weights_sha256
+        return hash_of([member.weights_sha256 for member in self.members])
+
+    def changed(self, change: Callable[[Model], Model]) -> "Ensemble":
+        """Return the ensemble of the changed members."""
+        return replace(self, members=tuple(map(change, self.members)))
+
+    def cleaning(self, wanted: bool) -> "Ensemble":
+        """Return the ensemble, without its rules for cleaning up unless they are wanted."""
+        return self if wanted else replace(self, rules=())
+
+    @cached_property
+    def preparations(self) -> tuple[str, ...]:
+        """For each member a hash of all that decides how it prepares a scan."""
+        return tuple(
+            hash_of([member.fingerprint.to_json(), member.config.data.model_dump(mode="json")])
+            for member in self.members
+        )
+
+    @cached_property
+    def estimates(self) -> tuple[str, ...]:
+        """For each member a hash of all that decides what it finds in a slice of its own to be the pose."""
+        return tuple(
+            hash_of([prepared, _pose_of(member)])
+            for prepared, member in zip(self.preparations, self.members, strict=True)
+        )
+
+
+def _pose_of(model: Model) -> list[Any]:
+    """Return the settings by which a model estimates poses of slices, and the hash of the networks for it."""
+    settings = model.config.pose.model_dump(mode="json", exclude={"reference", "optimizer"})
+    predict = model.config.predict
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.pipeline.pose.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return [settings, predict.batch_size, predict.min_pose_dice, weights.hexdigest()]
+
+
+def ensemble_of(model: Model | Ensemble) -> Ensemble:
+    """Return one model as an ensemble of one, and an ensemble as it is."""
+    return model if isinstance(model, Ensemble) else Ensemble((model,))
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a path is the folder of a model, of one member or of several."""
+    return (path / "model.json").is_file()
+
+
+def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -> Ensemble:
+    """Read one or several model folders; those of several members give all of them.
+
+    A model's rules for cleaning up hold for its own members: with several folders there are none.
+
+    Raises:
+        InputError: no model, a damaged one, one that lacks members, or models with different labels.
+    """
+    members: list[Model] = []
+    labels: dict[str, Labels] = {}
+    rules: tuple[Rule, ...] = ()
+    for folder in folders:
+        names = members_of(folder)
+        found = _load_members(folder, names, device) if names else [load_model(folder, device)]
+        rules = _rules_of(folder, found[0].labels) if names else ()
+        labels[str(folder)] = found[0].labels
+        members += found
+    _check_labels(labels)
+    return Ensemble(tuple(members), rules if len(folders) == 1 else ())
+
+
+def _load_members(folder: Path, names: Mapping[str, str], device: torch.device | str) -> list[Model]:
+    """Return the members of a model, by the hashes of their weights.
+
+    Raises:
+        InputError: a member is missing or not the one that the model names.
+    """
+    models = []
+    for name, weights in names.items():
+        if not is_model(folder / name):
+            raise InputError(
+                f"{folder}: {name}, one of its {len(names)} members, is missing; copy the whole folder"
+            )
+        models.append(load_model(folder / name, device))
+        if models[-1].weights_sha256 != weights:
+            raise InputError(
+                f"{folder / name}: not the member that {folder / 'model.json'} names; copy the whole folder"
+            )
+    _check_labels({str(folder / name): model.labels for name, model in zip(names, models, strict=True)})
+    return models
+
+
+def _rules_of(folder: Path, labels: Labels) -> tuple[Rule, ...]:
+    """Return the rules for cleaning up that a model of several members keeps."""
+    manifest = folder / "model.json"
+    try:
+        rules = rules_from_json(read_json(manifest)["clean_up"])
+        unknown = [rule.label for rule in rules if rule.label not in labels.values]
+        if unknown:
+            raise ValueError(f"clean_up: no label {unknown[0]!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{manifest}: damaged model ({reason}); copy it again or train again") from None
+    return rules
+
+
+def save_ensemble(
+    folder: Path, ensemble: Ensemble, names: Sequence[str], evidence: Mapping[str, Any]
+) -> None:
+    """Write the manifest of a model of several members, whose folders are there.
+
+    Args:
+        folder: that holds the members' folders.
+        ensemble: the members, and the rules for cleaning up.
+        names: of the members' folders, in order.
+        evidence: why there are these rules, as :attr:`isopose.evaluation.cleaning.Decision.evidence` says.
+    """
+    write_json(
+        folder / "model.json",
+        {
+            "format": FORMAT,
+            "versions": versions(),
+            "labels": ensemble.labels.to_json(),
+            "members": [
+                {"folder": name, "weights_sha256": member.weights_sha256}
+                for name, member in zip(names, ensemble.members, strict=True)
+            ],
+            "clean_up": [rule.to_json() for rule in ensemble.rules],
+            "clean_up_dice": evidence,
+        },
+    )
+
+
+def _check_labels(labels: Mapping[str, Labels]) -> None:
+    """Raise an InputError where models, by their names, do not mark the same."""
+    first, *others = labels.items()
+    for name, other in others:
+        if dict(other.values) != dict(first[1].values):
+            here, there = (
+                ", ".join(f"{label}={value}" for label, value in one.values.items())
+                for one in (first[1], other)
+            )
+            raise InputError(
+                f"{name}: marks {there}, and {first[0]} {here}; models that predict together need the same "
+                "labels"
+            )

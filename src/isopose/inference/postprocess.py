@@ -1,0 +1,207 @@
+"""Clean up a label map: of a label, remove the parts that a rule takes for false.
+
+A part is what hangs together: voxels that share a face. Which rule a label has, if any, is decided by
+cross-validation (``evaluation/cleaning.py``) and kept in the model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from isopose.data.runs import Runs
+from isopose.geometry.frame import Frame
+from isopose.geometry.pose import POSE_SIZE, matrix_from_pose
+from isopose.labels import Labels
+from isopose.strict import STRICT, first_problem
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which parts of a label are kept.
+
+    Args:
+        label: its name.
+        keep: ``largest``, the largest part; ``largest on each side``, the largest to the left of the body's
+            midline and the largest to the right; ``volume``, every part from a volume on.
+        ml: that volume; 0 with the other rules.
+    """
+
+    label: str
+    keep: Literal["largest", "largest on each side", "volume"]
+    ml: float = 0.0
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __str__(self) -> str:
+        """Return what of the label is kept."""
+        return f"{self.keep} {self.ml:g} ml" if self.ml else self.keep
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that JSON holds exactly."""
+        return {"label": self.label, "keep": self.keep, **({"ml": self.ml} if self.ml else {})}
+
+
+def rules_from_json(values: Any) -> tuple[Rule, ...]:
+    """Return the rules of which :meth:`Rule.to_json` gave the values.
+
+    Raises:
+        ValueError: a rule is damaged.
+    """
+    try:
+        return _RULES.validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise ValueError(f"clean_up.{first_problem(error)}") from None
+
+
+_RULES = TypeAdapter(tuple[Rule, ...])
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a mask.
+
+    Args:
+        runs: of the mask.
+        number: ``(runs,)`` part of each run.
+        voxels: ``(parts,)`` number of voxels.
+        centers: ``(parts, 3)`` mean index ``(z, y, x)``.
+    """
+
+    runs: Runs
+    number: np.ndarray
+    voxels: np.ndarray
+    centers: np.ndarray
+
+    @classmethod
+    def of(cls, array: np.ndarray, value: int) -> "Parts":
+        """Return the parts of one value of a label map ``(z, y, x)``."""
+        shape = (array.shape[0], array.shape[1], array.shape[2])
+        runs = Runs.of((plane[None] == value for plane in array), shape)
+        if not len(runs.starts):
+            return cls(runs, np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 3)))
+        number = runs.components()
+        voxels = np.bincount(number, runs.lengths)
+        rows, first = np.divmod(runs.starts.astype(np.int64), shape[2] + 1)
+        middle = (rows // shape[1], rows % shape[1], first + (runs.lengths - 1) / 2.0)
+        centers = [np.bincount(number, runs.lengths * axis) / voxels for axis in middle]
+        return cls(runs, number, voxels, np.stack(centers, axis=1))
+
+    def of_slice(self, which: np.ndarray, z: int) -> np.ndarray:
+        """Return the mask ``(y, x)`` of some parts, ``(parts,)`` booleans, in one slice."""
+        return self.runs.only(which[self.number]).mask(slice(z, z + 1))[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Midline:
+    """Where the body's midline lies in a scan: at x = 0 in the reference's pose.
+
+    Args:
+        x_from_index: ``(z, 4)``, for each slice the row by which the index ``(x, y, z, 1)`` of a voxel of the
+            reoriented volume is multiplied to give its normalized x in the homogenized frame.
+    """
+
+    x_from_index: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        frame: Frame,
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+        pose: np.ndarray,
+        sure: np.ndarray,
+    ) -> "Midline | None":
+        """Return the midline of a scan; None if no pose is sure.
+
+        Args:
+            frame: of the scan.
+            shape: ``(z, y, x)`` of the reoriented volume.
+            spacing: ``(x, y, z)`` of it in mm.
+            pose: ``(z, 5)``, or ``(1, 9)`` of the whole volume.
+            sure: which of the poses can be trusted, booleans ``(z,)`` or ``(1,)``.
+        """
+        known = np.flatnonzero(sure)
+        if not len(known):
+            return None
+        slices = pose.shape[1] == POSE_SIZE
+        onto = (
+            frame.slice_from_frame(shape[1:], spacing[:2])
+            if slices
+            else frame.volume_from_frame(shape, spacing)
+        )
+        matrix = onto.double() @ matrix_from_pose(torch.from_numpy(pose[known]).double())
+        homogenized_from_volume = torch.linalg.inv(matrix)
+        sides = shape[::-1][: matrix.shape[-1] - 1]
+        volume_from_index = torch.diag(torch.tensor([*(2.0 / n for n in sides), 1.0], dtype=torch.float64))
+        volume_from_index[:-1, -1] = torch.tensor([1.0 / n - 1.0 for n in sides], dtype=torch.float64)
+        rows = (homogenized_from_volume @ volume_from_index)[:, 0].numpy()
+        if slices:
+            rows = np.insert(rows, 2, 0.0, axis=1)
+        # A slice without a sure pose has that of the nearest one that has; a volume has one for all.
+        nearest = np.abs(np.arange(shape[0])[:, None] - known).argmin(axis=1)
+        return cls(rows[nearest if slices else np.zeros(shape[0], int)])
+
+    def left(self, centers: np.ndarray) -> np.ndarray:
+        """Return which points ``(n, 3)``, indices ``(z, y, x)``, lie at x > 0, on the patient's left."""
+        z = np.clip(np.rint(centers[:, 0]).astype(int), 0, len(self.x_from_index) - 1)
+        point = np.concatenate([centers[:, ::-1], np.ones((len(centers), 1))], axis=1)
+        return (self.x_from_index[z] * point).sum(axis=1) > 0
+
+
+def kept(parts: Parts, rule: Rule, voxel_ml: float, midline: Midline | None) -> np.ndarray:
+    """Return which parts a rule keeps, ``(parts,)`` booleans; all where it needs a midline and has none.
+
+    Args:
+        parts: of the rule's label.
+        rule: which parts to keep.
+        voxel_ml: volume of a voxel.
+        midline: of the body; None where no pose is sure.
+    """
+    if rule.keep == "volume":
+        return parts.voxels * voxel_ml >= rule.ml
+    by_side = rule.keep == "largest on each side"
+    if by_side and midline is None:
+        return np.ones(len(parts.voxels), dtype=bool)
+    left = (
+        midline.left(parts.centers) if by_side and midline is not None else np.zeros(len(parts.voxels), bool)
+    )
+    keep = np.zeros(len(parts.voxels), dtype=bool)
+    for side in (False, True):
+        there = np.flatnonzero(left == side)
+        if len(there):
+            keep[there[parts.voxels[there].argmax()]] = True
+    return keep
+
+
+def clean_up(
+    values: np.ndarray,
+    rules: Sequence[Rule],
+    labels: Labels,
+    spacing: tuple[float, float, float],
+    midline: Midline | None,
+) -> Mapping[str, float]:
+    """Make background, in place, of the parts that the rules do not keep.
+
+    Args:
+        values: ``(z, y, x)`` uint8, stored label values in the axes of the reoriented volume.
+        rules: at most one for each label.
+        labels: names and stored values.
+        spacing: ``(x, y, z)`` in mm.
+        midline: of the body; None where no pose is sure.
+
+    Returns:
+        The volume in ml that was removed of each label that has a rule.
+    """
+    voxel_ml = float(np.prod(spacing)) / 1000.0
+    removed_ml = {}
+    for rule in rules:
+        parts = Parts.of(values, labels.values[rule.label])
+        false = ~kept(parts, rule, voxel_ml, midline)
+        for z in np.unique(parts.runs.slices[false[parts.number]]):
+            values[z][parts.of_slice(false, int(z))] = 0
+        removed_ml[rule.label] = float(parts.voxels[false].sum() * voxel_ml)
+    return removed_ml

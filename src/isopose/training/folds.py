@@ -1,0 +1,138 @@
+"""``isopose fit --folds all``: every fold one after the other, shared out among the processes that ask."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from isopose.config import Config
+from isopose.data.splits import measured, split
+from isopose.errors import BusyError, InputError
+from isopose.files import only_writer, output_folder
+from isopose.io.datasets import Dataset
+from isopose.models.folder import Model
+from isopose.progress import Reporter, Silent
+from isopose.ranks import launched
+from isopose.training.by_hand import Corrections
+from isopose.training.claim import check_claim, claim
+from isopose.training.fit import check, fit
+from isopose.training.preprocessing import preprocess
+
+#: Gives each fold's training, with its folder and settings, the receiver of its progress.
+Tracking = Callable[[Path, Config], AbstractContextManager[Reporter]]
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Return the folder of one fold's model."""
+    return folder / f"fold-{fold}"
+
+
+def of_fold(config: Config, fold: int) -> Config:
+    """Return the settings of one fold's training; what is measured on patients is common to all folds."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"fold": fold, "shared": True})})
+
+
+def check_folds(dataset: Dataset, config: Config) -> None:
+    """Refuse settings and datasets that have no folds to train one after the other.
+
+    Raises:
+        InputError: a single fold is chosen, the dataset has its own split, or too few patients.
+    """
+    if config.train.fold != 0:
+        raise InputError(
+            f"--folds all trains a model of each fold, train.fold={config.train.fold} (--fold) a single "
+            "model; give one of them"
+        )
+    if launched() != (1, 1):
+        raise InputError(
+            "--folds all: torchrun trains one fold on several devices; start the command itself several "
+            "times, with --resume, and each takes another fold"
+        )
+    if any(case.split == "val" for case in dataset.cases):
+        raise InputError(
+            f"{dataset.root}: the dataset names its validation cases, so there are no folds; leave out "
+            "--folds all, or the split"
+        )
+    split(dataset, config.train)
+
+
+def fit_folds(
+    dataset: Dataset,
+    folder: Path,
+    config: Config,
+    *,
+    source: Model | None = None,
+    resume: bool = False,
+    store: Path | None = None,
+    corrections: Corrections | None = None,
+    workers: int = 0,
+    reporter: Reporter | None = None,
+    tracking: Tracking | None = None,
+) -> bool:
+    """Train the folds that are not done and that no other process trains, one after the other.
+
+    Each is a model folder of its own, ``folder/fold-0`` and so on. Normalization, frame and reference are of
+    the training patients of all folds, so that one store serves all.
+
+    Args:
+        dataset: cases with labels; those of split ``test`` are not used.
+        folder: of all folds; ``folder/work`` holds the store.
+        config: all settings; ``train.folds`` is the number of folds.
+        source, resume, store, corrections, workers, reporter: as for :func:`isopose.training.fit.fit`.
+        tracking: receives the progress of each fold's training; None: ``reporter``.
+
+    Returns:
+        True if all folds are trained, False if others still train some.
+
+    Raises:
+        InputError: the dataset or a setting is not valid, or the folder holds another run.
+    """
+    reporter = reporter or Silent()
+    check_folds(dataset, config)
+    common = of_fold(config, 0)
+    everyone, none = measured(*split(dataset, common.train), common.train)
+    check(common, dataset.labels, everyone, source, corrections or {}, 1)
+    with only_writer(output_folder(folder), wait=True):
+        check_claim(folder, resume)
+        claim(folder, dataset, common, everyone, none, resume, source, corrections or {})
+    store = store or folder / "work" / "store"
+    if _left(folder, config):
+        # Others that begin at the same time wait here, and find the store.
+        with only_writer(folder / "work", wait=True):
+            given = source.fingerprint if source else None
+            preprocess(
+                store, (everyone, none), dataset.labels, config.data, given=given, workers=workers,
+                reporter=reporter,
+            )  # fmt: skip
+    while left := _left(folder, config):
+        for fold in left:
+            settings, place = of_fold(config, fold), fold_folder(folder, fold)
+            following = tracking(place, settings) if tracking else nullcontext(reporter)
+            try:
+                with following as receiver:
+                    receiver.say(f"fold {fold} of {config.train.folds}")
+                    fit(
+                        dataset,
+                        place,
+                        settings,
+                        source=source,
+                        resume=True,
+                        store=store,
+                        corrections=corrections,
+                        workers=workers,
+                        reporter=receiver,
+                    )
+                break
+            except BusyError:
+                reporter.say(f"fold {fold} is trained by another process")
+        else:
+            reporter.say(
+                f"{len(left)} of {config.train.folds} folds are left, all trained by other processes"
+            )
+            return False
+    return True
+
+
+def _left(folder: Path, config: Config) -> list[int]:
+    """Return the folds that are not trained."""
+    folds = range(config.train.folds)
+    return [fold for fold in folds if not (fold_folder(folder, fold) / "model.json").is_file()]

@@ -1,0 +1,267 @@
+"""Several models predict as one: their mean, what they share, what is refused, what the record says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bright import FOV, bright_model, scene
+from isopose.api.pipeline import Pipeline
+from isopose.errors import InputError
+from isopose.files import sha256
+from isopose.inference import predict as predicting
+from isopose.inference.ensemble import Ensemble, load_ensemble, save_ensemble
+from isopose.inference.files import Scan, predict_scans, prediction_record, recorded_midline
+from isopose.inference.postprocess import Midline, Rule
+from isopose.inference.predict import predict
+from isopose.io.images import read_labels, write_image
+from isopose.labels import Labels
+from isopose.models.folder import Model, load_model, save_model
+from isopose.progress import Silent
+
+PLAIN = {"pose": {"learned": False}, "crop": {"enabled": False}}
+#: Remove everything, whatever random weights mark.
+RULES = (Rule("kidney", "volume", 1e6), Rule("tumor", "volume", 1e6))
+VOLUMES = {
+    "dims": 3,
+    "data": {"size": 96},
+    "pose": {"learned": False, "per": "volume"},
+    "crop": {"enabled": False, "depth": 16},
+    "unet": {"depth": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def supine():
+    return scene(empty=(0,))
+
+
+def alike(seed: int, **changes) -> Model:
+    """A model whose U-Net has random weights, all else as in the others."""
+    model = bright_model(PLAIN | changes, real_unet=True)
+    torch.manual_seed(seed)
+    for weight in model.pipeline.unet.parameters():
+        weight.copy_(0.2 * torch.randn_like(weight))
+    return replace(model, weights_sha256=str(seed) * 64)
+
+
+def saved(folder: Path, seed: int) -> Path:
+    save_model(folder, alike(seed))
+    return folder
+
+
+def test_probabilities_are_the_mean_and_labels_its_most_probable(supine) -> None:
+    models = [alike(1), alike(2), alike(3)]
+    alone = [predict(model, supine.volume, probabilities=True) for model in models]
+    together = predict(Ensemble(tuple(models)), supine.volume, probabilities=True)
+    mean = np.mean([one.probabilities for one in alone], axis=0)
+    np.testing.assert_allclose(together.probabilities, mean, atol=1e-6)
+    np.testing.assert_allclose(together.probabilities.sum(axis=0), 1.0, atol=1e-5)
+    sure = np.sort(mean, axis=0)[-1] - np.sort(mean, axis=0)[-2] > 1e-5
+    expected = np.array([0, 1, 7], np.uint8)[mean.argmax(axis=0)]
+    assert np.array_equal(together.labels.array[sure], expected[sure])
+    # They differ from each other and from the mean, so that agreement means something.
+    assert not np.array_equal(alone[0].labels.array, alone[1].labels.array)
+    assert not np.array_equal(alone[0].labels.array, together.labels.array)
+
+
+def test_a_model_twice_is_that_model(supine) -> None:
+    model = bright_model({"pose": {"learned": False}}, crop_start=(0.4, 0.4, -0.2, -0.1))
+    one = predict(model, supine.volume, probabilities=True)
+    two = predict(Ensemble((model, model)), supine.volume, probabilities=True)
+    assert np.array_equal(one.labels.array, two.labels.array)
+    assert np.array_equal(one.probabilities, two.probabilities)
+    assert one.warnings == two.warnings
+    assert np.array_equal(one.scan_pose.theta2, two.scan_pose.theta2, equal_nan=True)
+
+
+def test_members_reach_different_parts_of_the_scan(supine) -> None:
+    """Outside of its crop each says background, wherever the others' crops lie."""
+    models = [
+        bright_model({"pose": {"learned": False}, "predict": {"crop_border": 0}}, crop_start=start)
+        for start in ((0.3, 0.3, -0.3, 0.0), (0.3, 0.3, 0.3, 0.0), (0.9, 0.9, 0.0, 0.0))
+    ]
+    alone = [predict(model, supine.volume, probabilities=True).probabilities for model in models]
+    reached = [(one[0] < 1).any(axis=(0, 1)) for one in alone]
+    assert not np.array_equal(reached[0], reached[1])
+    together = predict(Ensemble(tuple(models)), supine.volume, probabilities=True)
+    np.testing.assert_allclose(together.probabilities, np.mean(alone, axis=0), atol=1e-6)
+
+
+def test_slices_and_volumes_together(supine) -> None:
+    models = [bright_model(PLAIN), bright_model(VOLUMES)]
+    alone = [predict(model, supine.volume, probabilities=True).probabilities for model in models]
+    for order in (models, models[::-1]):
+        together = predict(Ensemble(tuple(order)), supine.volume, probabilities=True)
+        np.testing.assert_allclose(together.probabilities, np.mean(alone, axis=0), atol=1e-5)
+        assert (together.labels.array == 7).any()
+
+
+def test_what_members_share_is_done_once(supine, monkeypatch) -> None:
+    done: dict[str, int] = {"prepare": 0, "slice_poses_of": 0}
+    for name in done:
+        real = getattr(predicting, name)
+
+        def counted(*arguments, real=real, name=name):
+            done[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(predicting, name, counted)
+    predict(Ensemble((alike(1), alike(2), alike(3))), supine.volume)
+    assert done == {"prepare": 1, "slice_poses_of": 1}
+    # Another normalization, then another reference: what depends on it is done for that member.
+    other = replace(alike(2), fingerprint=bright_model(PLAIN, fov_mm=FOV + 10).fingerprint)
+    predict(Ensemble((alike(1), other)), supine.volume)
+    assert done == {"prepare": 3, "slice_poses_of": 3}
+    turned = alike(2)
+    turned.pipeline.pose.reference_mask.copy_(turned.pipeline.pose.reference_mask.transpose(2, 3).clone())
+    predict(Ensemble((alike(1), turned)), supine.volume)
+    assert done == {"prepare": 4, "slice_poses_of": 5}
+
+
+def test_warnings_say_whose_they_are(supine) -> None:
+    cutting = bright_model({"pose": {"learned": False}}, crop_start=(0.15, 0.15, 0.3, 0.0))
+    whole = bright_model(PLAIN)
+    of_one = predict(cutting, supine.volume).warnings
+    assert of_one
+    of_two = predict(Ensemble((whole, cutting)), supine.volume).warnings
+    assert of_two == tuple(f"member 2 of 2: {line}" for line in of_one)
+
+
+def test_other_labels_are_refused_in_one_line(tmp_path) -> None:
+    model = alike(1)
+    save_model(tmp_path / "one", model)
+    other = replace(model, labels=Labels.create({"liver": 1, "tumor": 7}))
+    save_model(tmp_path / "other", other)
+    with pytest.raises(InputError, match=r"other: marks liver=1, tumor=7, and .*one kidney=1, tumor=7;"):
+        load_ensemble([tmp_path / "one", tmp_path / "other"])
+    with pytest.raises(InputError, match="need the same labels"):
+        Ensemble((model, other))
+
+
+@pytest.fixture
+def folded(tmp_path) -> Path:
+    """A model of two folds, with a rule."""
+    folder = tmp_path / "M"
+    members = tuple(load_model(saved(folder / f"fold-{n}", n + 1)) for n in range(2))
+    save_ensemble(folder, Ensemble(members, RULES), ["fold-0", "fold-1"], {"kidney": {"none": 0.5}})
+    return folder
+
+
+def test_a_model_of_folds_is_read_whole_or_not_at_all(folded, supine) -> None:
+    loaded = load_ensemble([folded])
+    assert [one.weights_sha256 for one in loaded.members] == [
+        sha256(folded / f"fold-{n}" / "weights.safetensors") for n in range(2)
+    ]
+    assert loaded.rules == RULES
+    # The rules are of these folds alone.
+    assert load_ensemble([folded, folded / "fold-0"]).rules == ()
+    assert len(load_ensemble([folded, folded / "fold-0"]).members) == 3
+    with pytest.raises(InputError, match="a model of 2 folds, which only predict, serve and the Python API"):
+        load_model(folded)
+    (folded / "fold-1").rename(folded / "elsewhere")
+    with pytest.raises(InputError, match="fold-1, one of its 2 members, is missing; copy the whole folder"):
+        load_ensemble([folded])
+    saved(folded / "fold-1", 5)
+    with pytest.raises(InputError, match=r"fold-1: not the member that .*model.json names"):
+        load_ensemble([folded])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"members": []},
+        {"members": [{"folder": "../M/fold-0", "weights_sha256": "0"}]},
+        {"members": [{"folder": "..", "weights_sha256": "0"}]},
+        {"members": 3},
+        {"clean_up": [{"label": "spleen", "keep": "largest"}]},
+        {"clean_up": [{"label": "kidney", "keep": "none"}]},
+        {"clean_up": None},
+    ],
+)
+def test_a_damaged_manifest_is_one_line(folded, change) -> None:
+    manifest = json.loads((folded / "model.json").read_text())
+    (folded / "model.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(InputError, match="damaged model"):
+        load_ensemble([folded])
+
+
+def test_the_record_names_all_members_and_another_member_is_another_result(folded, supine, tmp_path) -> None:
+    write_image(supine.volume, tmp_path / "scan.nii.gz")
+    scan, output = Scan("scan", tmp_path / "scan.nii.gz"), tmp_path / "out"
+
+    def run(ensemble: Ensemble) -> dict:
+        [outcome] = predict_scans(ensemble, [scan], output, probabilities=False, reporter=Silent())
+        assert outcome.problem is None
+        return outcome.record
+
+    loaded = load_ensemble([folded])
+    record = run(loaded)
+    assert record["members_sha256"] == [one.weights_sha256 for one in loaded.members]
+    assert record["clean_up"] == [
+        {"label": name, "keep": "volume", "ml": 1e6} for name in ("kidney", "tumor")
+    ]
+    assert record["volumes_ml"]["kidney+tumor"] == 0 < sum(record["removed_ml"].values())
+    assert record == json.loads((output / "scan.json").read_text())
+    first = read_labels(output / "scan.nii.gz").array
+    stamp = (output / "scan.nii.gz").stat().st_mtime_ns
+    assert run(loaded) == record
+    assert (output / "scan.nii.gz").stat().st_mtime_ns == stamp
+
+    as_it_is = run(loaded.cleaning(False))
+    assert not {"clean_up", "removed_ml"} & as_it_is.keys()
+    for label in ("kidney", "tumor"):
+        assert as_it_is["volumes_ml"][label] == pytest.approx(record["removed_ml"][label], rel=1e-6)
+    assert (read_labels(output / "scan.nii.gz").array != first).any()
+
+    changed = replace(loaded, members=(loaded.members[0], replace(alike(4))))
+    assert run(changed)["members_sha256"][1] == "4" * 64
+    assert "members_sha256" not in run(Ensemble(loaded.members[:1]))
+
+
+def test_the_midline_by_the_record_is_that_by_the_prediction() -> None:
+    for model in (bright_model(PLAIN), bright_model(VOLUMES)):
+        volume = scene(roll=0.3, center=(8.0, -5.0), slices=12).volume
+        found = predict(model, volume)
+        upright = found.labels.reoriented()
+        recorded = recorded_midline(prediction_record(model, found, "0" * 64), upright, 0.5)
+        prepared, scan = found.prepared, found.scan_pose
+        own = Midline.of(prepared.frame, prepared.shape, prepared.spacing, scan.pose, scan.confidence >= 0.5)
+        assert recorded is not None
+        np.testing.assert_allclose(recorded.x_from_index, own.x_from_index, atol=1e-6)
+
+
+def test_the_python_class_takes_folds_and_several_models(folded, supine) -> None:
+    whole = Pipeline.load(folded, "cpu")
+    result = whole.predict(supine.volume)
+    assert sum(result.removed_ml.values()) > 0 == result.volumes_ml["kidney+tumor"]
+    as_it_is = Pipeline.load(folded, "cpu", clean_up=False).predict(supine.volume)
+    assert as_it_is.removed_ml == {}
+    listed = Pipeline.load([folded / "fold-0", folded / "fold-1"], "cpu").predict(supine.volume)
+    assert np.array_equal(listed.labels.array, as_it_is.labels.array)
+
+
+def test_models_are_told_from_scans_on_the_command_line(folded, supine, tmp_path, isopose) -> None:
+    write_image(supine.volume, tmp_path / "scan.nii.gz")
+    out = ("--output", tmp_path / "out", "--device", "cpu")
+    code, _, _ = isopose("predict", folded, folded / "fold-0", tmp_path / "scan.nii.gz", *out)
+    assert code == 0
+    assert len(json.loads((tmp_path / "out" / "scan.json").read_text())["members_sha256"]) == 3
+    code, _, _ = isopose("predict", folded, tmp_path / "scan.nii.gz", *out, "--no-clean-up")
+    record = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert (code, len(record["members_sha256"]), "clean_up" in record) == (0, 2, False)
+    code, _, error = isopose("predict", folded, folded / "fold-0", *out)
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert "expected scans after the models" in error
+    for arguments in (
+        ("export", folded, "--output", tmp_path / "export"),
+        ("export", folded, "--output", tmp_path / "export", "--format", "monai"),
+        ("predict", folded, tmp_path / "scan.nii.gz", *out, "--ray", "local"),
+    ):
+        code, _, error = isopose(*arguments)
+        assert (code, len(error.splitlines())) == (2, 1)
+        assert "a model of 2 folds" in error
+        assert "give a fold, e.g." in error
