@@ -24,6 +24,7 @@ from isopose.models.restore import marked, most_probable, reached, restore, rest
 from isopose.scan.correction import Correction
 from isopose.scan.find import (
     batches_of,
+    channels_of,
     find_crops,
     find_poses,
     find_volume_pose,
@@ -152,9 +153,9 @@ def _predict_slices(
     slice_from_frame = prepared.slice_from_frame.to(device)
     areas, with_body = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.has_body)
     for rows in batches_of(prepared, settings.batch_size):
-        image, mask = frames(prepared, rows, device)
-        pose = torch.from_numpy(scan.pose[rows]).to(device)
-        crop, theta2 = _segment(model, image, networks.input_from_homogenized(pose), rows, scan, widen)
+        image, homogenizing = channels_of(prepared, rows, scan.pose, model.config.unet, device)
+        mask, pose = frames(prepared, rows, device)[1], torch.from_numpy(scan.pose[rows]).to(device)
+        crop, theta2 = _segment(model, image, homogenizing, rows, scan, widen)
         theta = frame_from_crop(pose, theta2)
         areas += _areas(crop, mask, theta).cpu()
         slice_from_crop = compose(slice_from_frame, theta)
@@ -233,11 +234,16 @@ def _segment(
     scan: ScanPose,
     widen: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened."""
+    """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened.
+
+    Of slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, C, 3, 3)``, see
+    :func:`isopose.scan.find.channels_of`; of a volume ``(1, 1, Z, S, S)`` and ``(1, 4, 4)``.
+    """
     border = model.config.predict.crop_border
     theta2 = torch.from_numpy(scan.theta2[rows]).to(image.device)
 
     def seen_through(images: Tensor, homogenizing: Tensor, crops: Tensor) -> Tensor:
+        crops = crops[:, None] if homogenizing.ndim == 4 else crops
         return crop_probabilities(model, model.pipeline.cut(images, compose(homogenizing, crops)))
 
     probabilities = seen_through(image, input_from_homogenized, theta2)
@@ -272,7 +278,7 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
 
     Args:
         model: trained.
-        crop: ``(N, 1, M, M)``, of volumes ``(N, 1, D, M, M)``.
+        crop: ``(N, C, M, M)``, of volumes ``(N, 1, D, M, M)``.
 
     Returns:
         Probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32.
