@@ -193,7 +193,7 @@ def _measured(context: StageContext, data: _OfSlices, section: str) -> Turning |
 
 def _augmentation(context: StageContext, networks: Networks) -> Augmentation | None:
     """What the U-Net's slices go through while it trains, in place of homogenization."""
-    if context.config.unet.augmentation == "off":
+    if context.config.unet.augmentation != "nnunet":
         return None
     # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
     try:
