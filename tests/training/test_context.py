@@ -69,12 +69,13 @@ def model_of(context: int, channel: int | None = None, **changes: Any) -> Model:
 def turning(tmp_path_factory: pytest.TempPathFactory) -> Turning:
     folder: Path = tmp_path_factory.mktemp("turning")
     parts = [scene(roll=math.radians(angle), slices=1, field=(250.0, 250.0)) for angle in DEGREES]
-    volume = parts[0].volume.with_array(np.concatenate([part.volume.array for part in parts]))
+    array = np.concatenate([part.volume.array for part in parts])
+    volume = Volume(array, parts[0].volume.world_from_index)
     truth = np.concatenate([part.truth for part in parts])
     write_image(volume, folder / "scan.nii.gz")
     write_labels(volume.with_array(truth), folder / "label.nii.gz")
     model = model_of(0)
-    case = Case("one", "patient", folder / "scan.nii.gz", folder / "label.nii.gz")
+    case = Case("one", folder / "scan.nii.gz", folder / "label.nii.gz", patient="one")
     store = write_store(folder / "store", [case], model.fingerprint, LABELS, model.config.data)
     slices = Slices(store.cases)
     slices.pose = poses_of(model.pipeline, slices, torch.device("cpu"))

@@ -153,7 +153,7 @@ def _predict_slices(
     slice_from_frame = prepared.slice_from_frame.to(device)
     areas, with_body = torch.zeros(2, dtype=torch.float64), np.flatnonzero(scan.has_body)
     for rows in batches_of(prepared, settings.batch_size):
-        image, homogenizing = channels_of(prepared, rows, scan.pose, model.config.unet, device)
+        image, homogenizing = channels_of(prepared, rows, scan, model.config.unet, device)
         mask, pose = frames(prepared, rows, device)[1], torch.from_numpy(scan.pose[rows]).to(device)
         crop, theta2 = _segment(model, image, homogenizing, rows, scan, widen)
         theta = frame_from_crop(pose, theta2)

@@ -34,24 +34,24 @@ def frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[
 
 
 def channels_of(
-    prepared: Prepared, rows: np.ndarray, pose: np.ndarray, config: UNetConfig, device: torch.device
+    prepared: Prepared, rows: np.ndarray, scan: ScanPose, config: UNetConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the U-Net's view of slices before the crop: each with its neighbors, each in its own pose.
 
     Args:
         prepared: the scan.
         rows: ``(N,)`` slices with a body.
-        pose: ``(Z, 5)`` of all slices of the scan.
+        scan: the poses of all its slices.
         config: how many neighbors, and how far from each other.
         device: of the result.
 
     Returns:
         Images ``(N, C, S, S)``, and theta1 ``(N, C, 3, 3)`` of each channel.
     """
-    shown = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+    shown = np.flatnonzero(scan.has_body)
     beside = shown[neighbors_of(shown, prepared.spacing[2], config)[np.searchsorted(shown, rows)]]
     image = torch.from_numpy(prepared.image[beside]).to(device)
-    return image, matrix_from_pose(torch.from_numpy(pose[beside]).to(device))
+    return image, matrix_from_pose(torch.from_numpy(scan.pose[beside]).to(device))
 
 
 def slice_poses_of(
