@@ -1,4 +1,4 @@
-"""Augmentation around the reference pose: which parts of it help, on phantoms that no arm has seen.
+"""What the U-Net sees around the reference pose: which parts help, on phantoms that no arm has seen.
 
     python benchmarks/augmentation.py --output OUT --seeds 0 1
 
@@ -47,10 +47,11 @@ class Arm(NamedTuple):
     averaged: bool
     intensities: bool = False
     elastic: bool = False
+    context: int = 0
 
     @property
     def model(self) -> str:
-        changed = [name for name in ("intensities", "elastic") if getattr(self, name)]
+        changed = [name for name in ("intensities", "elastic", "context") if getattr(self, name)]
         return "-".join(["jitter" if self.jitter else "still", f"mirror-{self.mirror:g}", *changed])
 
 
@@ -64,6 +65,7 @@ ARMS = (
     Arm("jitter, mirroring, averaging, intensities", True, 0.5, True, intensities=True),
     Arm("jitter, mirroring, averaging, deformation", True, 0.5, True, elastic=True),
     Arm("jitter, mirroring, averaging, both", True, 0.5, True, intensities=True, elastic=True),
+    Arm("jitter, neighbors", True, 0.0, False, context=1),
 )
 #: Against this arm differences are taken: what was done before there was any mirroring.
 BASE = "jitter"
@@ -86,6 +88,7 @@ def changes(start: str, arm: Arm) -> dict[str, Any]:
     """What differs from the default configuration while a model trains."""
     unet: dict[str, Any] = {
         "mirror": arm.mirror,
+        "context": arm.context,
         "augmentation": "homogenized" if arm.intensities or arm.elastic else "off",
     }
     if not arm.intensities:

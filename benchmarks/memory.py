@@ -122,8 +122,13 @@ def slices_of(config: Config, device: torch.device) -> tuple[torch.nn.Module, Lo
     networks = Networks(config, CLASSES, OUTLINE, 0.0, 1.0).to(device)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = SegmentationObjective(networks).train()
-    image, labels = torch.zeros(n, 1, size, size), torch.zeros(n, size, size).byte()
-    batch = Batch(torch.arange(n), image, image, labels, torch.zeros(n, 5), torch.eye(3).repeat(n, 1, 1))
+    channels = networks.unet.plan.channels
+    image, labels = torch.zeros(n, channels, size, size), torch.zeros(n, size, size).byte()
+    poses = torch.zeros(n, channels, 5)
+    batch = Batch(
+        *(torch.arange(n), image, image[:, :1], labels, poses[:, 0], torch.eye(3).repeat(n, 1, 1)),
+        channel_pose=poses if channels > 1 else None,
+    )
     batch, noise = batch.to(device), torch.zeros(n, noise_size(2), device=device)
     return objective, lambda rows: objective(batch.part(rows), noise[rows])
 

@@ -170,13 +170,14 @@ def test_arms_of_augmentation_differ_in_what_they_are_named_for_alone(augmentati
             assert (config.unet.augmentation == "homogenized") == (arm.intensities or arm.elastic)
             assert any(parts) == all(parts) == arm.intensities
             assert (config.unet.elastic > 0) == arm.elastic
+            assert config.unet.context == arm.context
             default = load_config(base=dict(SMALL))
             jitter = (config.unet.pose_jitter, config.crop.jitter_shift, config.crop.jitter_scale)
             usual = (default.unet.pose_jitter, default.crop.jitter_shift, default.crop.jitter_scale)
             assert jitter == (usual if arm.jitter else (0.0, 0.0, 0.0))
         # Arms of one model are trained alike, and no two models are.
         models = {arm.model: config.model_dump_json() for arm, config in trained.items()}
-        assert len(set(models.values())) == len(models) == 8
+        assert len(set(models.values())) == len(models) == 9
         assert all(models[arm.model] == config.model_dump_json() for arm, config in trained.items())
 
 

@@ -374,6 +374,7 @@ def test_dims_3_brings_its_own_settings_which_others_may_change(tmp_path):
         ("stn=joint", 'stn is "joint", with dims=3 only "separate" is possible'),
         ("unet.loss_space=native", 'unet.loss_space is "native", with dims=3 only "canonical" is possible'),
         ("unet.output_norm=true", "unet.output_norm is true, with dims=3 only false is possible"),
+        ("unet.context=1", "unet.context is 1, with dims=3 only 0 is possible"),
     ],
 )
 def test_what_volumes_cannot_do_is_refused_in_one_line(setting, message):

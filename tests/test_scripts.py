@@ -240,7 +240,7 @@ def test_parts_of_the_augmentation_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 10, "--slices", 4, "--size", 64, "--seeds", 0)
     printed = ran("benchmarks/augmentation.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))
     rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
-    assert [row.split(" | ")[0] for row in rows] == ["| anatomy"] * 9 + ["| identity"] * 9
+    assert [row.split(" | ")[0] for row in rows] == ["| anatomy"] * 10 + ["| identity"] * 10
     assert "cohorts of 10, seeds 0;" in printed
 
 

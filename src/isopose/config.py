@@ -203,6 +203,18 @@ class UNetConfig(Section):
 
     input: Literal["full", "half", "quarter"] = Field("half", description="its input, of the frame's side")
     depth: Literal[8, 16, 32, 64, 128] = Field(32, description="with dims=3: voxels of its input along z")
+    context: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="neighbors of a slice on each side that are channels of its input, each in its own pose; "
+        "dims=2 only",
+    )
+    context_mm: float | None = Field(
+        None,
+        gt=0,
+        description="with context: from a neighbor to the next along the scan; none: the next slices",
+    )
     base_features: int = Field(32, ge=1, description="channels at the input's level; doubled at each level")
     max_features: int = Field(512, ge=1, description="cap of the doubling")
     bottleneck: int = Field(8, ge=2, description="least pixels along a side at the bottom")
@@ -359,6 +371,7 @@ class Config(Section):
                 ("pose.per", self.pose.per, "volume"),
                 ("pose.learned", self.pose.learned, False),
                 ("crop.per", self.crop.per, "volume"),
+                ("unet.context", self.unet.context, 0),
                 ("unet.output_norm", self.unet.output_norm, False),
                 ("unet.loss_space", self.unet.loss_space, "canonical"),
             ):

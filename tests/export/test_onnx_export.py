@@ -200,6 +200,17 @@ def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
         torch.testing.assert_close(theta, predicted, atol=1e-5, rtol=0)
 
 
+def test_a_model_that_sees_neighbors_is_refused_in_one_line(tmp_path: Path) -> None:
+    made = bright_model({"unet": {"base_features": 2, "context": 1}})
+    with pytest.raises(InputError) as error:
+        export_onnx(made, tmp_path / "export")
+    assert str(error.value) == (
+        "export: the ONNX graphs see slices one by one, this model has unet.context=1; "
+        "use --format monai, or train with unet.context=0"
+    )
+    assert not (tmp_path / "export").exists()
+
+
 def test_without_the_extra_one_line_names_it(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,14 @@ def test_cost_as_measured_beforehand():
     assert counter.get_total_flops() / 1e9 == pytest.approx(4.5, rel=0.05)
 
 
+def test_neighbors_are_channels_of_the_first_layer_alone():
+    few = "unet.base_features=4"
+    alone, beside = (UNet(planned(64, few, f"unet.context={n}")[0], 3).state_dict() for n in (0, 2))
+    other = [name for name in alone if alone[name].shape != beside[name].shape]
+    assert other == ["first.0.0.weight"]
+    assert (alone[other[0]].shape[1], beside[other[0]].shape[1]) == (1, 5)
+
+
 def test_outputs_by_level_finest_first():
     plan, _ = planned(64, "unet.base_features=4", "unet.smallest_skip=16")
     net = UNet(plan, 3).eval()

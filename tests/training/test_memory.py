@@ -36,6 +36,10 @@ def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompu
     # A part of half the slices, and a gradient that is added to another.
     assert one < of("unet.optimizer.parts=2") < one + 0.5 * weights
     assert of("train.precision=bf16-mixed") < 0.6 * two
+    # Of two neighbors on each side the images, and the crops that the first layer keeps: 32-bit floats.
+    beside = of("unet.context=2") - two
+    pixels = 12 * 128**2
+    assert beside == pytest.approx(4 * pixels * (12 + 4) + 4 * 9 * 16 * 20, rel=0.01)
     # The best epoch's weights, a quarter of all that a weight takes beside them, lie in the CPU's memory.
     on_a_gpu = training_bytes(small(), 3, "cuda")
     assert two - on_a_gpu == pytest.approx(weights / 5, rel=0.01)

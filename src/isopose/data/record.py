@@ -89,17 +89,24 @@ class StoredCase:
     folder: Path
     record: Record
 
-    def read(self, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(
+        self, slices: Sequence[int], images: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Some slices, in the order asked for.
 
+        Args:
+            slices: counted from the feet.
+            images: slices whose images are read in place of these slices' own, m of them.
+
         Returns:
-            Image ``(n, N, N)`` float32, mask ``(n, N, N)`` uint8, class labels ``(n, N, N)`` uint8.
+            Image ``(n, N, N)`` (or m of them) float32, mask and class labels ``(n, N, N)`` uint8.
 
         Raises:
             InputError: an array's file is missing or damaged.
             IndexError: no such slice.
         """
-        image, mask, labels = (self._read(name, slices) for name in ARRAYS)
+        image = self._read("image", slices if images is None else images)
+        mask, labels = self._read("mask", slices), self._read("labels", slices)
         return image.astype(np.float32), mask, labels
 
     def _read(self, name: str, slices: Sequence[int]) -> np.ndarray:

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose.config import UNetConfig
 from isopose.data.draw import batches_of_rows, read_ahead
+from isopose.data.neighbors import neighbors_of
 from isopose.data.store import StoredCase
 
 #: One tensor for slices; a tuple of tensors for volumes, whose depths differ.
@@ -22,14 +24,16 @@ class Batch(Generic[Stack]):
 
     Args:
         rows: ``(N,)`` indices into the :class:`Slices` or :class:`Volumes`.
-        image: ``(N, 1, S, S)`` float32, normalized; of volumes N tensors ``(1, 1, Z, S, S)``.
-        mask: foreground, float32, the same shapes.
+        image: ``(N, C, S, S)`` float32, normalized: the slice in the middle of its neighbors, or alone; of
+            volumes N tensors ``(1, 1, Z, S, S)``.
+        mask: foreground, float32, ``(N, 1, S, S)``; of volumes as the image.
         labels: ``(N, S, S)`` uint8 classes, :data:`isopose.labels.IGNORED` where nobody labeled; of volumes N
             tensors ``(1, Z, S, S)``.
         pose: ``(N, 5)``, of volumes ``(N, 9)``; None before STN1 is trained.
         theta2: ``(N, 3, 3)``, of volumes ``(N, 4, 4)``; None before STN2 is trained.
         stack_from_frame: for volumes ``(N, 4, 4)``, see
             :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
+        channel_pose: ``(N, C, 5)`` poses of the image's channels; None where a slice stands alone.
     """
 
     rows: Tensor
@@ -39,6 +43,7 @@ class Batch(Generic[Stack]):
     pose: Tensor | None = None
     theta2: Tensor | None = None
     stack_from_frame: Tensor | None = None
+    channel_pose: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch[Stack]":
         """Return the batch on a device, copied asynchronously where memory is pinned."""
@@ -110,6 +115,9 @@ class Slices:
         self.drawn = np.array([row not in undrawn for row in rows], dtype=bool)
         self.pose: Tensor | None = None
         self.theta2: Tensor | None = None
+        #: ``(rows, C)``: slices that a batch shows as channels of a row, and ``(rows, C, 5)`` their poses.
+        self.channels = self.rows[:, 1:]
+        self.channel_pose: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -119,23 +127,44 @@ class Slices:
         """The patient of each row."""
         return [self.cases[c].record.patient for c in self.rows[:, 0]]
 
+    def set_neighbors(self, config: UNetConfig) -> None:
+        """Show each row with its neighbors from here on, in the poses that are known.
+
+        Neighbors of a subset are those of the whole, if this is called before :meth:`subset`.
+        """
+        if not config.context:
+            return
+        assert self.pose is not None, "neighbors are seen in their own poses"
+        beside = np.empty((len(self), 2 * config.context + 1), dtype=np.int64)
+        for number, case in enumerate(self.cases):
+            rows = np.flatnonzero(self.rows[:, 0] == number)
+            if len(rows):
+                beside[rows] = rows[neighbors_of(self.rows[rows, 1], case.record.spacing[2], config)]
+        self.channels, self.channel_pose = self.rows[beside, 1], self.pose[torch.from_numpy(beside)]
+
     def read(self, index: np.ndarray) -> SliceBatch:
         """Read the batch of the rows ``(N,)``; slices of one case are read together."""
         image: list[Tensor] = [torch.empty(0)] * len(index)
         mask, labels = image.copy(), image.copy()
         for case in np.unique(self.rows[index, 0]):
             places = np.flatnonzero(self.rows[index, 0] == case)
-            arrays = self.cases[case].read(self.rows[index[places], 1].tolist())
+            channels = self.channels[index[places]]
+            # Neighbors of neighboring rows are the same slices: each is read once.
+            shown = np.unique(channels)
+            arrays = self.cases[case].read(self.rows[index[places], 1].tolist(), images=shown.tolist())
+            images, *rest = map(torch.from_numpy, arrays)
             for row, place in enumerate(places):
-                image[place], mask[place], labels[place] = (torch.from_numpy(a[row]) for a in arrays)
+                image[place] = images[torch.from_numpy(np.searchsorted(shown, channels[row]))]
+                mask[place], labels[place] = (one[row] for one in rest)
         rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
         return Batch(
             rows,
-            torch.stack(image)[:, None],
+            torch.stack(image),
             torch.stack(mask)[:, None].float(),
             torch.stack(labels),
             None if self.pose is None else self.pose[rows],
             None if self.theta2 is None else self.theta2[rows],
+            channel_pose=None if self.channel_pose is None else self.channel_pose[rows],
         )
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[SliceBatch]:
@@ -159,9 +188,10 @@ class Slices:
         """Return some rows only."""
         part = Slices.__new__(Slices)
         part.cases, part.rows, part.presence = self.cases, self.rows[rows], self.presence[rows]
-        part.drawn = self.drawn[rows]
-        part.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
-        part.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
+        part.drawn, part.channels = self.drawn[rows], self.channels[rows]
+        for name in ("pose", "theta2", "channel_pose"):
+            value = getattr(self, name)
+            setattr(part, name, None if value is None else value[torch.from_numpy(rows)])
         return part
 
 

@@ -34,8 +34,13 @@ def export_onnx(model: Model, folder: Path) -> None:
     """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``; files of these names are overwritten.
 
     Raises:
-        InputError: the extra ``onnx`` is not installed.
+        InputError: the model sees neighbors of a slice, or the extra ``onnx`` is not installed.
     """
+    if model.config.unet.context:
+        raise InputError(
+            f"export: the ONNX graphs see slices one by one, this model has unet.context="
+            f"{model.config.unet.context}; use --format monai, or train with unet.context=0"
+        )
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

@@ -27,6 +27,7 @@ from isopose.models.pose import SlicePoses
 from isopose.models.restore import marked, most_probable, reached, restore, restore_slab, slabs_of
 from isopose.scan.correction import Correction
 from isopose.scan.find import (
+    channels_of,
     find_crops,
     find_poses,
     find_volume_pose,
@@ -189,10 +190,11 @@ class _SliceLook(_Look):
             nothing[:, 0] = 1.0
             return _Restored((slice(0, 1), slice(0, 1)), nothing)
         shown = rows[with_body]
-        image, mask = frames(self.prepared, shown, self.device)
+        context = self.model.config.unet
+        image, homogenizing = channels_of(self.prepared, shown, self.scan, context, self.device)
+        mask = frames(self.prepared, shown, self.device)[1]
         pose = torch.from_numpy(self.scan.pose[shown]).to(self.device)
-        input_from_homogenized = networks.input_from_homogenized(pose)
-        crop, theta2 = _segment(self.model, image, input_from_homogenized, shown, self.scan, self.widen)
+        crop, theta2 = _segment(self.model, image, homogenizing, shown, self.scan, self.widen)
         theta = frame_from_crop(pose, theta2)
         self.areas += _areas(crop, mask, theta).cpu()
         if self.crops is not None:
@@ -365,11 +367,16 @@ def _segment(
     scan: ScanPose,
     widen: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened."""
+    """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened.
+
+    Of slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, C, 3, 3)``, see
+    :func:`isopose.scan.find.channels_of`; of a volume ``(1, 1, Z, S, S)`` and ``(1, 4, 4)``.
+    """
     border = model.config.predict.crop_border
     theta2 = torch.from_numpy(scan.theta2[rows]).to(image.device)
 
     def seen_through(images: Tensor, homogenizing: Tensor, crops: Tensor) -> Tensor:
+        crops = crops[:, None] if homogenizing.ndim == 4 else crops
         return crop_probabilities(model, model.pipeline.cut(images, compose(homogenizing, crops)))
 
     probabilities = seen_through(image, input_from_homogenized, theta2)
@@ -404,7 +411,7 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
 
     Args:
         model: trained.
-        crop: ``(N, 1, M, M)``, of volumes ``(N, 1, D, M, M)``.
+        crop: ``(N, C, M, M)``, of volumes ``(N, 1, D, M, M)``.
 
     Returns:
         Probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32.

@@ -34,6 +34,8 @@ def _how(model: Model) -> str:
     parameters = sum(weight.numel() for weight in unet.parameters())
     what = f"{config.unet.depth} slices of " if config.dims == 3 else ""
     size = f"{what}{config.unet_size} × {config.unet_size} pixels"
+    if config.unet.context:
+        size += f", with {config.unet.context} neighboring slices on each side"
     steps = [
         {
             "anatomy": "the roll by a network that ships with isopose, place and size by moments",

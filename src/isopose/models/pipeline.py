@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isopose.config import Config
 from isopose.geometry.box import BOX_SIZE, carried
 from isopose.geometry.pose import POSE_SIZE, matrix_from_pose
-from isopose.geometry.warp import compose, warp
+from isopose.geometry.warp import compose, invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localization import Localization
 from isopose.models.planner import plan_unet
@@ -165,19 +165,46 @@ class Networks(nn.Module):
         """Return the U-Net's input, resampled once from the image.
 
         Args:
-            image: ``(N, 1, S, S)`` or ``(N, 1, Z, S, S)``.
-            input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, theta1 · theta2.
+            image: ``(N, C, S, S)`` or ``(N, 1, Z, S, S)``.
+            input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, theta1 · theta2; or ``(N, C, 3, 3)``, one for
+                each channel (:func:`channels_from_crop`).
             displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
 
         Returns:
-            ``(N, 1, M, M)`` or ``(N, 1, D, M, M)``.
+            ``(N, C, M, M)`` or ``(N, 1, D, M, M)``.
         """
         shape = self.config.unet_shape
-        return warp(image, input_from_crop, shape, fill=self.air, displacement=displacement)
+        if input_from_crop.ndim == 3:
+            return warp(image, input_from_crop, shape, fill=self.air, displacement=displacement)
+        count, channels = image.shape[:2]
+        if displacement is not None:
+            displacement = displacement.repeat_interleave(channels, dim=0)
+        each, matrices = image.flatten(0, 1)[:, None], input_from_crop.flatten(0, 1)
+        crop = warp(each, matrices, shape, fill=self.air, displacement=displacement)
+        return crop.reshape(count, channels, *shape)
 
     def probabilities(self, crop: Tensor) -> Tensor:
         """Return class probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32 of crops."""
         return self.unet(crop)[0].float().softmax(dim=1)
+
+
+def channels_from_crop(frame_from_crop: Tensor, channel_pose: Tensor) -> Tensor:
+    """Return the matrices that cut a slice and its neighbors, so that they lie over each other.
+
+    A neighbor is seen through theta1_neighbor · theta1^-1 · (theta1 · theta2): its own pose, and whatever
+    else the slice is seen through: crop, jitter, mirroring.
+
+    Args:
+        frame_from_crop: ``(N, 3, 3)``, theta1 · theta2 of the slices.
+        channel_pose: ``(N, C, 5)``, poses of a slice and its neighbors, the slice itself in the middle.
+
+    Returns:
+        ``(N, C, 3, 3)``; in the middle exactly ``frame_from_crop``.
+    """
+    theta1, middle = matrix_from_pose(channel_pose), channel_pose.shape[1] // 2
+    out = compose(theta1, invert(theta1[:, middle : middle + 1]), frame_from_crop[:, None])
+    out[:, middle] = frame_from_crop
+    return out
 
 
 def frame_from_crop(pose: Tensor, theta2: Tensor) -> Tensor:

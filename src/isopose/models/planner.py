@@ -17,12 +17,14 @@ class UNetPlan:
         features: channels at each level.
         skips: whether a level has a skip connection, and with it a supervised output.
         depths: voxels along z at each level; empty for slices.
+        channels: of the input: a slice and its neighbors.
     """
 
     sizes: tuple[int, ...]
     features: tuple[int, ...]
     skips: tuple[bool, ...]
     depths: tuple[int, ...] = ()
+    channels: int = 1
 
     def strides(self, level: int) -> tuple[int, ...]:
         """Return the stride of each axis, in tensor order, from a level to the next coarser one."""
@@ -44,14 +46,16 @@ def plan_unet(size: int, levels: int, config: UNetConfig, *, dims: int = 2) -> U
     Args:
         size: pixels along a side of the input.
         levels: number of halvings (``Config.unet_levels``).
-        config: features, the smallest size with a skip connection, and for volumes the depth.
+        config: features, the smallest size with a skip connection, the neighbors of a slice, and for volumes
+            the depth.
         dims: 3 for volumes.
     """
     sizes = tuple(size >> level for level in range(levels + 1))
     features = tuple(min(config.base_features << level, config.max_features) for level in range(levels + 1))
     # The finest level always has a skip connection: otherwise no level would be supervised.
     skips = tuple(level == 0 or side >= config.smallest_skip for level, side in enumerate(sizes[:-1]))
-    return UNetPlan(sizes, features, (*skips, False), _depths(sizes, config.depth) if dims == 3 else ())
+    depths = _depths(sizes, config.depth) if dims == 3 else ()
+    return UNetPlan(sizes, features, (*skips, False), depths, 2 * config.context + 1)
 
 
 def _depths(sizes: tuple[int, ...], depth: int) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ class UNet(nn.Module):
     Every level that has a skip connection has an output.
 
     Args:
-        plan: sizes, features and skips of the levels.
+        plan: sizes, features and skips of the levels, channels of the input.
         classes: outputs, background included.
         output_norm: add a norm after the output's convolution, as the paper describes it.
         recompute: train with activation checkpointing: only the inputs of blocks are kept, all other
@@ -63,7 +63,8 @@ class UNet(nn.Module):
         same = (1,) * len(strides[0])
         convolution, _, norm = _LAYERS[len(same)]
         self.first = nn.ModuleList(
-            _block(1 if level == 0 else features[level], features[level], same) for level in range(depth + 1)
+            _block(features[level] if level else plan.channels, features[level], same)
+            for level in range(depth + 1)
         )
         self.down = nn.ModuleList(_block(features[n], features[n + 1], strides[n]) for n in range(depth))
         self.up = nn.ModuleList(
@@ -133,7 +134,7 @@ class UNet(nn.Module):
         """Compute logits at each supervised level, finest first.
 
         Args:
-            image: ``(N, 1, H, W)``, or volumes ``(N, 1, D, H, W)``.
+            image: ``(N, channels, H, W)``, or volumes ``(N, 1, D, H, W)``.
             deep: return all supervised levels; otherwise only the finest (n = 0), in a list of one.
 
         Returns:

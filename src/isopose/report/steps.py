@@ -13,9 +13,9 @@ from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, normalized_from_pixel, resize
 from isopose.inference.predict import Prediction, crop_probabilities
 from isopose.models.folder import Model
-from isopose.models.pipeline import frame_from_crop
 from isopose.models.restore import most_probable
 from isopose.report.figure import Steps, draw_steps
+from isopose.scan.find import channels_of
 
 #: Slices of a scan that are drawn.
 ROWS = 4
@@ -76,8 +76,8 @@ def _show_slice(
     theta2 = torch.from_numpy(records.theta2[z])[None].to(device)
     size = model.config.data.size
     homogenized, _ = pipeline.homogenized(image, mask, matrix_from_pose(pose), size)
-    theta = frame_from_crop(pose, theta2)
-    crop = pipeline.cut(image, theta)
+    seen, homogenizing = channels_of(prepared, np.array([z]), records, model.config.unet, device)
+    crop = pipeline.cut(seen, compose(homogenizing, theta2[:, None]))
     reference = resize(pipeline.pose.reference_mask, (size, size))
     slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []
@@ -92,7 +92,7 @@ def _show_slice(
         homogenized=_to_plane(homogenized),
         reference_mask=_to_plane(reference) >= 0.5,
         crop_outline=_to_pixels(theta2[0], (size, size)),
-        cropped=_to_plane(crop),
+        cropped=_to_plane(crop[:, crop.shape[1] // 2 :]),
         crop_classes=most_probable(crop_probabilities(model, crop))[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],

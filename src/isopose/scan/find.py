@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import Per, PredictConfig
+from isopose.config import Per, PredictConfig, UNetConfig
+from isopose.data.neighbors import neighbors_of
 from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
 from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
@@ -30,6 +31,27 @@ def frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[
     image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
     mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
     return image, mask
+
+
+def channels_of(
+    prepared: Prepared, rows: np.ndarray, scan: ScanPose, config: UNetConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the U-Net's view of slices before the crop: each with its neighbors, each in its own pose.
+
+    Args:
+        prepared: the scan.
+        rows: ``(N,)`` slices with a body.
+        scan: the poses of all its slices.
+        config: how many neighbors, and how far from each other.
+        device: of the result.
+
+    Returns:
+        Images ``(N, C, S, S)``, and theta1 ``(N, C, 3, 3)`` of each channel.
+    """
+    shown = np.flatnonzero(scan.has_body)
+    beside = shown[neighbors_of(shown, prepared.spacing[2], config)[np.searchsorted(shown, rows)]]
+    image = torch.from_numpy(prepared.image[beside]).to(device)
+    return image, matrix_from_pose(torch.from_numpy(scan.pose[beside]).to(device))
 
 
 def slice_poses_of(

@@ -143,7 +143,7 @@ def size_of(pipeline: Networks) -> dict[str, float]:
     shape = (config.unet.depth,) * (config.dims == 3) + (config.unet_size, config.unet_size)
     device = next(pipeline.unet.parameters()).device
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        pipeline.unet(torch.zeros(1, 1, *shape, device=device))
+        pipeline.unet(torch.zeros(1, pipeline.unet.plan.channels, *shape, device=device))
     return {
         "parameters": float(sum(p.numel() for p in pipeline.parameters())),
         "unet_parameters": float(sum(p.numel() for p in pipeline.unet.parameters())),

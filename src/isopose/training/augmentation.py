@@ -72,7 +72,7 @@ class Augmentation:
         """Return the batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
 
         Args:
-            batch: of slices ``(N, 1, S, S)`` and labels ``(N, S, S)``.
+            batch: of slices ``(N, C, S, S)``, all C changed alike, and labels ``(N, S, S)``.
             seed: numbers that name the whole batch, of this epoch of this run.
             places: of these slices in the whole batch, of which a rank has a part; none: they are the whole.
         """

@@ -19,7 +19,7 @@ from isopose.geometry.box import box_overlap, jittered, mirrored
 from isopose.geometry.pose import ANGLE, POSE_SIZES, add_residual, isotropic, matrix_from_pose
 from isopose.geometry.warp import compose, warp
 from isopose.labels import IGNORED, Labels, mirrored_classes
-from isopose.models.pipeline import Networks
+from isopose.models.pipeline import Networks, channels_from_crop
 from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
@@ -360,6 +360,8 @@ class SegmentationObjective(nn.Module):
 
     def _cut(self, batch: Batch, theta: Tensor, *shift: Tensor) -> Tensor:
         """Return the U-Net's input of a batch, in the memory layout that its convolutions want."""
+        if batch.channel_pose is not None:
+            theta = channels_from_crop(theta, batch.channel_pose)
         crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta, *shift)])
         return crop.contiguous(memory_format=torch.channels_last) if crop.ndim == 4 else crop
 

@@ -130,6 +130,8 @@ def slice_stages(
     # In the final poses, which a joint network has changed where none was set.
     crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
+    for slices in data.all:
+        slices.set_neighbors(config.unet)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(networks, context.labels)
     drawn, judged = train_slices.known(), val_slices.known() if val_slices else None

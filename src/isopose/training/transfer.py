@@ -13,7 +13,8 @@ OF_THE_MODEL: dict[str, tuple[str, ...]] = {
     "pose": ("start", "learned", "scales", "size", "fill", "max_angle", "max_log_scale", "max_shift"),
     "crop": ("enabled", "learned", "size", "depth"),
     "unet": (
-        *("input", "depth", "base_features", "max_features", "bottleneck", "smallest_skip", "output_norm"),
+        *("input", "depth", "context", "context_mm", "base_features", "max_features", "bottleneck"),
+        *("smallest_skip", "output_norm"),
     ),
 }
 

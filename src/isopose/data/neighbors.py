@@ -1,0 +1,30 @@
+"""Which slices of a scan stand beside a slice in the U-Net's input (``unet.context``)."""
+
+import numpy as np
+
+from isopose.config import UNetConfig
+
+
+def neighbors_of(shown: np.ndarray, spacing_mm: float, config: UNetConfig) -> np.ndarray:
+    """Return the neighbors of each slice with a body, from the feet to the head, itself in the middle.
+
+    A neighbor is the slice with a body that lies nearest to the wanted place along the scan; of two that are
+    as near, the one nearer to the slice. Beyond the scan's ends it is thus the last slice that has one.
+
+    Args:
+        shown: ``(K,)`` indices of the slices with a body, ascending.
+        spacing_mm: distance of neighboring slices.
+        config: neighbors on each side, and their distance.
+
+    Returns:
+        ``(K, 2 * context + 1)`` positions in ``shown``.
+    """
+    step = 1.0 if config.context_mm is None else config.context_mm / spacing_mm
+    # Rounded, for halfway between two slices is halfway whatever the last digit of their distance.
+    offsets = np.round(np.arange(-config.context, config.context + 1) * step, 6)
+    wanted = shown[:, None] + offsets
+    above = np.searchsorted(shown, wanted).clip(max=len(shown) - 1)
+    below = (above - 1).clip(min=0)
+    to_above, to_below = np.abs(shown[above] - wanted), np.abs(wanted - shown[below])
+    near = np.where(offsets > 0, to_below <= to_above, to_below < to_above)
+    return np.where(near, below, above)

@@ -1,0 +1,44 @@
+"""Which slices stand beside a slice: the next ones, those at a distance, and at ends and gaps the nearest."""
+
+import numpy as np
+import pytest
+
+from isopose.config import UNetConfig
+from isopose.data.neighbors import neighbors_of
+
+
+def slices_beside(shown: list[int], spacing_mm: float = 1.0, **settings: float) -> list[list[int]]:
+    """The indices of the slices, in place of their positions."""
+    index = np.array(shown)
+    return index[neighbors_of(index, spacing_mm, UNetConfig(**settings))].tolist()
+
+
+def test_a_slice_alone_is_itself() -> None:
+    assert slices_beside([2, 3, 7]) == [[2], [3], [7]]
+
+
+def test_neighbors_are_the_next_slices_from_the_feet_and_at_the_ends_the_last() -> None:
+    assert slices_beside([0, 1, 2, 3], context=1) == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+    assert slices_beside([4, 5, 6], context=2)[1] == [4, 4, 5, 6, 6]
+    assert slices_beside([9], context=2) == [[9, 9, 9, 9, 9]]
+
+
+def test_where_there_is_no_body_the_nearest_slice_stands_in() -> None:
+    assert slices_beside([2, 3, 6, 7], context=1) == [[2, 2, 3], [2, 3, 3], [6, 6, 7], [6, 7, 7]]
+    assert slices_beside([0, 2, 4], context=1) == [[0, 0, 0], [2, 2, 2], [4, 4, 4]], "halfway: the nearer one"
+
+
+@pytest.mark.parametrize(
+    ("spacing", "apart", "expected"),
+    [
+        (1.0, 3.0, [2, 5, 8]),
+        (2.0, 3.0, [4, 5, 6]),
+        (3.0, 7.0, [3, 5, 7]),
+        (5.0, 2.0, [5, 5, 5]),
+        # Halfway, whatever the last digits of 3 / 1.2 and 1.2 are.
+        (1.2, 3.0, [3, 5, 7]),
+        (0.7, 100.0, [0, 5, 9]),
+    ],
+)
+def test_a_distance_in_millimeters_is_rounded_to_the_nearest_slice(spacing, apart, expected) -> None:
+    assert slices_beside(list(range(10)), spacing, context=1, context_mm=apart)[5] == expected
