@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from isopose.config import load_config
 from isopose.data.samples import Batch
 from isopose.errors import InputError
 from isopose.io.datasets import open_dataset
+from isopose.labels import Labels
 from isopose.training.augmentation import Augmentation
 from isopose.training.fit import fit
+from isopose.training.stages import _augmentation
 
 AIR = -3.0
 PLAIN = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", "unet.input=full")
@@ -146,3 +149,10 @@ def test_training_with_it_is_resumable_and_differs_from_training_without(
 def test_it_is_refused_beside_homogenization(setting: str) -> None:
     with pytest.raises(InputError, match="it is of slices as they lie"):
         load_config(settings=[*PLAIN, "unet.augmentation=nnunet", setting])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("off", False), ("homogenized", False), ("nnunet", True)])
+def test_slices_as_they_lie_are_augmented_in_the_baseline_alone(name: str, expected: bool) -> None:
+    base = {"pose": {"start": "identity"}, "crop": {"enabled": False}, "unet": {"augmentation": name}}
+    context = SimpleNamespace(config=load_config(base=base), labels=Labels.create({"kidney": 1}))
+    assert isinstance(_augmentation(context, SimpleNamespace(air=-2.0)), Augmentation) == expected
