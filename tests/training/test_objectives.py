@@ -621,7 +621,7 @@ def test_the_augmented_loss_is_that_of_the_changed_crop_and_the_deformed_target(
     settings, seeds = objective.config.unet, seeds_of(noise[:, -1])
     theta, moved = objective._disturbed(batch, noise), displacements(seeds, 1.0, (SIZE, SIZE))
     crop = warp(batch.image, theta, (SIZE, SIZE), fill=AIR, displacement=moved)
-    goal = warped_target(one_hot(batch.labels, 4), theta, (SIZE, SIZE), moved)
+    goal = warped_target(one_hot(batch.labels, 4), theta, (SIZE, SIZE), displacement=moved)
     expected = 0.0
     for level, logits in enumerate(
         copy.deepcopy(objective.unet)(changed(crop, seeds, settings.intensity, AIR), deep=True)

@@ -46,16 +46,15 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
         slices: of the training patients.
         reporter: gets a note that names a label because of which nothing is mirrored.
     """
-    part, averaged = config.unet.mirror, config.predict.mirror
-    if part == AUTO:
-        part = 0.0
-        if config.unet.augmentation != "nnunet":
-            reason = _against(labels, slices)
-            part = 0.0 if reason else MIRRORED
-            if reason:
-                reporter.say(f"note: nothing is mirrored (unet.mirror): {reason}")
-    if averaged == AUTO:
-        averaged = part > 0.0
+    part = config.mirrored
+    if config.unet.mirror == AUTO:
+        reason = _against(labels, slices)
+        # nnU-Net's augmentation mirrors by itself.
+        baseline = config.unet.augmentation == "nnunet"
+        part = 0.0 if reason or baseline else MIRRORED
+        if reason and not baseline:
+            reporter.say(f"note: nothing is mirrored (unet.mirror): {reason}")
+    averaged = part > 0.0 if config.predict.mirror == AUTO else config.averaged
     return config.model_copy(
         update={
             "unet": config.unet.model_copy(update={"mirror": part}),

@@ -314,7 +314,7 @@ class SegmentationObjective(nn.Module):
                 chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
                 shown = torch.where(chosen, shown[:, self.partners], shown)
             size = self.config.unet_shape
-            targets.append(shown if native else warped_target(shown, matrices, size, *moved, ignored=ignored))
+            targets.append(shown if native else warped_target(shown, matrices, size, ignored, *moved))
         target, crop = torch.cat(targets), self._cut(batch, theta, *shift)
         if self.augmented:
             crop = changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, self.networks[0].air)
@@ -405,8 +405,8 @@ def warped_target(
     labels: Tensor,
     input_from_crop: Tensor,
     size: tuple[int, ...],
-    displacement: Tensor | None = None,
     ignored: Tensor | None = None,
+    displacement: Tensor | None = None,
 ) -> Tensor:
     """Return one-hot labels warped into the crop, background outside: the target in canonical space.
 
@@ -414,8 +414,8 @@ def warped_target(
         labels: ``(N, classes, ...)``.
         input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``.
         size: of the crop.
-        displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
         ignored: ``(N, 1, ...)`` where nobody labeled and all classes are 0: background has no part of it.
+        displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
     """
     inside = warp(labels[:, 1:], input_from_crop, size, displacement=displacement)
     rest = 1.0 - inside.sum(dim=1, keepdim=True)
