@@ -10,6 +10,7 @@ from bright import bright_model, dice, scene, stored_otherwise, world_center
 from isopose.api.homogenizer import Homogenizer
 from isopose.api.wrapping import wrap
 from isopose.geometry.volume import Volume
+from isopose.inference.ensemble import ensemble_of
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.shipped import load_reference, load_shipped
 from isopose.phantom.case import sample_case, texture_generator
@@ -23,7 +24,7 @@ LEFT, TUMOR, RIGHT = 2, 5, 9
 def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch, tmp_path):
     """A mass on the patient's left, which a network that knows sides calls left by what it sees."""
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}}, sided=True)
-    monkeypatch.setattr("isopose.models.folder.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("isopose.inference.ensemble.load_ensemble", lambda *_: ensemble_of(model))
     supine = scene(slices=5)
     for number, (axes, flips) in enumerate(STORAGES):
         write_image(
@@ -147,7 +148,7 @@ def test_sides_in_every_position_are_the_patients_in_predictions_too(isopose, mo
         fov_mm=420.0,
     )
     load_shipped(model.pipeline.pose.roll)
-    monkeypatch.setattr("isopose.models.folder.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("isopose.inference.ensemble.load_ensemble", lambda *_: ensemble_of(model))
     case = sample_case(11, 0, size=128, slices=12)
     poses = {}
     for position, right in product(POSITIONS, (True, False)):

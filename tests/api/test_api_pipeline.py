@@ -7,6 +7,7 @@ import SimpleITK as sitk
 from bright import bright_model, scene
 from isopose import Pipeline
 from isopose.errors import InputError
+from isopose.inference.ensemble import ensemble_of
 from isopose.inference.files import Scan, predict_scans
 from isopose.io.images import read_labels, to_sitk, write_image
 from isopose.progress import Silent
@@ -20,7 +21,12 @@ def model():
 def test_a_model_is_loaded_onto_the_gpu_that_is_named(monkeypatch):
     """As the docstring and the documentation have it; a machine without that GPU says so in one line."""
     asked = []
-    monkeypatch.setattr("isopose.api.pipeline.load_model", lambda folder, device: asked.append(str(device)))
+
+    def load(folders, device):
+        asked.append(str(device))
+        return ensemble_of(bright_model())
+
+    monkeypatch.setattr("isopose.api.pipeline.load_ensemble", load)
     monkeypatch.setattr("isopose.api.pipeline.for_prediction", lambda model: model)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

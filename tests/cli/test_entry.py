@@ -37,7 +37,7 @@ def test_too_little_memory_for_all_says_what_to_lower(
     def hungry(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("isopose.models.folder.load_model", hungry)
+    monkeypatch.setattr("isopose.inference.ensemble.load_ensemble", hungry)
     code, _, err = isopose("predict", model_folder, cohort / "imagesTs", "--output", tmp_path / "o")
     assert code == 1
     assert err.startswith("isopose: out of memory; lower the batch size")

@@ -171,7 +171,7 @@ def test_a_model_that_could_not_be_loaded_is_tried_again(queue, model_folder, mo
 
     queue.give()
     pipe = Once(queue.take())
-    monkeypatch.setattr("isopose.models.folder.load_model", hungry)
+    monkeypatch.setattr("isopose.inference.ensemble.load_ensemble", hungry)
     before = signal.getsignal(signal.SIGINT)
     try:
         _work(Settings(model_folder, "cpu", None, queue.folder), pipe)

@@ -194,6 +194,7 @@ def _load(settings: Settings) -> tuple[Any, str | None]:
 
 
 def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
+    from isopose.inference.ensemble import ensemble_of
     from isopose.inference.files import Scan, predict_scan, record_name
     from isopose.io.images import ending
     from isopose.io.results.formats import FORMATS, NIFTI
@@ -201,7 +202,7 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
     from isopose.serve.report import write_scan_report
     from isopose.serve.viewing import read_view, write_view
 
-    place = folder / str(job.number)
+    lead, place = ensemble_of(model).lead, folder / str(job.number)
     upload, output, view = place / job.upload, place / "result", place / "view"
     try:
         corrections = {}
@@ -214,8 +215,8 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
         output.mkdir(parents=True, exist_ok=True)
 
         def also(volume: Any, prediction: Any, record: dict[str, Any]) -> None:
-            write_view(view, model.lead, volume, prediction, record)
-            write_scan_report(output / "report.html", model.lead, volume, prediction, record)
+            write_view(view, lead, volume, prediction, record)
+            write_scan_report(output / "report.html", lead, volume, prediction, record)
 
         formats = (NIFTI,) if ending(upload) else tuple(FORMATS)
         outcome = predict_scan(
