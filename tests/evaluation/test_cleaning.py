@@ -108,3 +108,22 @@ def test_a_label_that_names_its_side_has_no_rule_of_sides() -> None:
     assert "largest on each side" in kinds["kidney"]
     assert "largest on each side" not in kinds["kidney_left"]
     assert "largest on each side" not in [rule.keep for rule in candidates("kidney", sides=False)]
+
+
+def test_what_nobody_labeled_counts_neither_for_nor_against_a_rule() -> None:
+    """A part that lies in slices without labels is no false alarm that a rule may remove."""
+    truth = np.zeros((4, 20, 20), np.uint8)
+    truth[1:3, 4:10, 4:10] = 1
+    predicted = truth.copy()
+    predicted[3, 15:17, 15:17] = 1
+    labels = Labels.create({"kidney": 1})
+    rule = Rule("kidney", "largest")
+    labeled = np.ones(truth.shape, bool)
+    labeled[3] = False
+    volumes = Volume(predicted, MATRIX), Volume(truth, MATRIX)
+    known = count(*volumes, labels, [rule], None, "a", labeled)
+    assert known.targets["kidney"] == (72, 72, 72)
+    assert known.removed[rule] == (0, {"kidney": 0})
+    everywhere = count(*volumes, labels, [rule], None, "a")
+    assert everywhere.targets["kidney"] == (76, 72, 72)
+    assert everywhere.removed[rule] == (4, {"kidney": 0})

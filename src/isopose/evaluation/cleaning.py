@@ -79,8 +79,9 @@ def count(
     rules: Sequence[Rule],
     midline: Midline | None,
     patient: str,
+    labeled: np.ndarray | None = None,
 ) -> Counts:
-    """Count the voxels of one scan.
+    """Count the voxels of one scan; what nobody labeled counts in neither map.
 
     Args:
         prediction: stored label values, reoriented to the patient's axes.
@@ -89,12 +90,15 @@ def count(
         rules: to try.
         midline: of the body; None where no pose is sure.
         patient: see :class:`Counts`.
+        labeled: ``(z, y, x)`` booleans, where somebody labeled; None: everywhere.
     """
     targets = labels.targets()
     reference = {target: np.isin(truth.array, values) for target, values in targets.items()}
     voxels = {}
     for target, values in targets.items():
         predicted = np.isin(prediction.array, values)
+        if labeled is not None:
+            predicted &= labeled
         both = int(np.count_nonzero(predicted & reference[target]))
         voxels[target] = int(predicted.sum()), int(reference[target].sum()), both
     voxel_ml = float(np.prod(prediction.spacing)) / 1000.0
@@ -103,11 +107,14 @@ def count(
     for rule in rules:
         own = parts[rule.label]
         false = ~kept(own, rule, voxel_ml, midline)
-        of_truth = dict.fromkeys(targets, 0)
+        voxels_removed, of_truth = 0, dict.fromkeys(targets, 0)
         for z, mask in _slices(own, false):
+            if labeled is not None:
+                mask = mask & labeled[z]
+            voxels_removed += int(np.count_nonzero(mask))
             for target, marked in reference.items():
                 of_truth[target] += int(np.count_nonzero(marked[z] & mask))
-        removed[rule] = int(own.voxels[false].sum()), of_truth
+        removed[rule] = voxels_removed, of_truth
     return Counts(patient, voxels, removed)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isopose.config import Config
+from isopose.data.drawn import classes_of
 from isopose.data.splits import split
 from isopose.devices import choose_device
 from isopose.errors import InputError, IsoposeError
@@ -17,7 +18,7 @@ from isopose.inference.files import Scan, predict_scans, recorded_midline
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels
-from isopose.labels import Labels
+from isopose.labels import IGNORED, Labels
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Reporter, Silent
 from isopose.training.folds import fold_folder, of_fold
@@ -72,6 +73,7 @@ def cross_validate(
                 folder / PREDICTIONS,
                 dataset,
                 cases=[one.case.id for one in unseen],
+                undrawn=config.data.undrawn,
                 workers=max(workers, 1),
                 progress=progress,
             )
@@ -123,6 +125,7 @@ def _decide(unseen: Sequence[_Unseen], labels: Labels, predictions: Path, report
             midline = (
                 recorded_midline(one.record, prediction, config.predict.min_confidence) if sides else None
             )
-            counts.append(count(prediction, truth, labels, rules, midline, one.case.patient))
+            labeled = classes_of(truth.array, labels, config.data.undrawn) != IGNORED
+            counts.append(count(prediction, truth, labels, rules, midline, one.case.patient, labeled))
             progress(len(counts), len(unseen))
     return decide(counts, labels, sides=sides)
