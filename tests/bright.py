@@ -93,6 +93,7 @@ def bright_model(
         "pose": {"size": 32, "fill": None, "start": "moments", "learned": True, "per": "slice"},
         "crop": {"size": 32},
         "unet": {"input": "full", "base_features": 2},
+        "predict": {"mirror": False},
     }
     for section, values in (changes or {}).items():
         base[section] = {**base.get(section, {}), **values} if isinstance(values, Mapping) else values

@@ -236,6 +236,20 @@ def test_pipelines_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_what_is_lost_with_few_drawn_slices_is_measured(tmp_path: Path) -> None:
+    size = ("--cases", 10, "--slices", 6, "--size", 64, "--seeds", 0, "--every", 2)
+    printed = ran("benchmarks/sparse.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))
+    rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| every slice",
+        "| others ignored by their value",
+        "| others 0, data.undrawn=ignore",
+        "| others 0, taken for background",
+    ]
+    assert "cohorts of 10 (6 slices of 64 pixels), seeds 0;" in printed
+
+
+@pytest.mark.long
 def test_parts_of_the_augmentation_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 10, "--slices", 4, "--size", 64, "--seeds", 0)
     printed = ran("benchmarks/augmentation.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))

@@ -40,7 +40,10 @@ def test_commands_and_public_classes_have_their_reference(site: Path) -> None:
     assert "study-run" not in commands
     python = text_of(site / "reference" / "python" / "index.html")
     assert "inverse_transform" in python
-    assert "A trained model that segments images in memory, as isopose predict does files." in python
+    assert (
+        "A trained model, or several as one, that segments images in memory, as isopose predict does files."
+        in python
+    )
 
 
 def test_examples_of_files_are_code_with_a_name_and_links_lead_nowhere_else(site: Path) -> None:

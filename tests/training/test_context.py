@@ -91,7 +91,7 @@ def batch_of(turning: Turning, model: Model, rows: list[int] | None = None) -> B
 
 
 def crops_of(model: Model, batch: Batch, noise: Tensor) -> Tensor:
-    objective = SegmentationObjective(model.pipeline, LABELS.names)
+    objective = SegmentationObjective(model.pipeline, LABELS)
     return objective._cut(batch, objective._disturbed(batch, noise), *objective._shift(noise))
 
 
@@ -133,7 +133,7 @@ def test_jitter_mirroring_and_deformation_are_those_of_the_slice_in_every_channe
     batch, noise = batch_of(turning, model, [2]), noises(1)
     assert batch.channel_pose is not None
     seen = crops_of(model, replace(batch, channel_pose=batch.channel_pose[:, 1:2].expand(-1, 3, -1)), noise)
-    alone = SegmentationObjective(model_of(0, unet=model.config.unet.model_dump()).pipeline, LABELS.names)
+    alone = SegmentationObjective(model_of(0, unet=model.config.unet.model_dump()).pipeline, LABELS)
     theta, shift = alone._disturbed(batch, noise), alone._shift(noise)[0]
     for channel in range(3):
         image = batch.image[:, channel, None]
@@ -152,7 +152,7 @@ def test_a_mirrored_crop_is_the_crop_with_its_columns_reversed(turning: Turning)
 def test_prediction_shows_the_network_what_training_does(turning: Turning) -> None:
     model = model_of(2, unet={"pose_jitter": 0.0}, predict={"precision": "32-true"})
     batch = batch_of(turning, model)
-    objective = SegmentationObjective(model.pipeline, LABELS.names)
+    objective = SegmentationObjective(model.pipeline, LABELS)
     expected = objective._cut(batch, objective._theta(batch))
     predict(model, turning.volume)
     seen = model.pipeline.unet.seen[0]

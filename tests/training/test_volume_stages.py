@@ -12,6 +12,7 @@ from isopose.data.samples import Batch, VolumeBatch
 from isopose.geometry.box import box_from_matrix, box_overlap, matrix_from_box
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
+from isopose.labels import Labels
 from isopose.models.pipeline import Networks
 from isopose.training import losses as losses_module
 from isopose.training.losses import one_hot
@@ -22,6 +23,10 @@ SIDE, DEPTH = 64, 10
 #: The stack is 0.8 frames deep: slices are longer than pixels by a factor of 5.
 STACK_FROM_FRAME = torch.diag(torch.tensor([1.0, 1.0, 1.0 / 0.8, 1.0]))
 STILL = torch.zeros(2, noise_size(3))
+
+
+def named(*names: str) -> Labels:
+    return Labels({name: value for value, name in enumerate(names, start=1)})
 
 
 def pipeline(*settings: str) -> Networks:
@@ -121,7 +126,7 @@ def test_the_crop_learns_and_its_loss_is_nothing_at_the_target():
 
 
 def test_the_unet_learns_in_the_crop():
-    objective = SegmentationObjective(pipeline("unet.pose_jitter=0.1"), ("kidney", "tumor"))
+    objective = SegmentationObjective(pipeline("unet.pose_jitter=0.1"), named("kidney", "tumor"))
     optimizer = torch.optim.Adam(objective.parameters(), lr=5e-3)
     examples = batch(STRAIGHT, LEANING)
     generator = torch.Generator().manual_seed(0)
@@ -140,7 +145,7 @@ def test_the_unet_learns_in_the_crop():
 def test_a_perfect_network_scores_nearly_one_in_the_frame():
     """The labels themselves, cut and restored: what is lost is the resampling's."""
     made = pipeline("unet.input=full", "unet.depth=64")
-    objective = SegmentationObjective(made, ("kidney", "tumor"))
+    objective = SegmentationObjective(made, named("kidney", "tumor"))
 
     def truth(crop):
         return [20.0 * torch.cat([(crop < 1).float(), ((crop >= 1) & (crop < 2.2)), (crop >= 2.2)], dim=1)]
@@ -153,7 +158,7 @@ def test_a_perfect_network_scores_nearly_one_in_the_frame():
 
 @pytest.mark.parametrize(("place", "limit"), [(0, 0.17), (1, 0.09), (3, 0.1), (6, 0.1)])
 def test_jitter_disturbs_pose_and_crop_within_their_bounds(place, limit):
-    objective = SegmentationObjective(pipeline("unet.pose_jitter=0.5"), ("a", "b"))
+    objective = SegmentationObjective(pipeline("unet.pose_jitter=0.5"), named("a", "b"))
     made, examples = objective.networks[0], batch(STRAIGHT)
     assert torch.allclose(objective._disturbed(examples, STILL[:1]), objective._theta(examples))
     noise = torch.zeros(1, noise_size(3))
@@ -165,12 +170,12 @@ def test_jitter_disturbs_pose_and_crop_within_their_bounds(place, limit):
     still = pipeline("unet.pose_jitter=0.5", "crop.enabled=false")
     noise = torch.zeros(1, noise_size(3))
     noise[0, 9:] = 1.0
-    objective = SegmentationObjective(still, ("a", "b"))
+    objective = SegmentationObjective(still, named("a", "b"))
     assert torch.allclose(objective._disturbed(examples, noise), objective._theta(examples))
 
 
 def test_gradients_reach_the_image_through_pose_crop_and_network():
-    objective = SegmentationObjective(pipeline(), ("kidney", "tumor"))
+    objective = SegmentationObjective(pipeline(), named("kidney", "tumor"))
     examples = batch(LEANING)
     examples.image[0].requires_grad_()
     objective(examples, STILL[:1]).backward()
@@ -180,7 +185,7 @@ def test_gradients_reach_the_image_through_pose_crop_and_network():
 
 def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
     """The loss of a mirrored volume is that of the flipped crop against the flipped, swapped target."""
-    objective = SegmentationObjective(pipeline("unet.mirror=1"), ("left kidney", "right kidney"))
+    objective = SegmentationObjective(pipeline("unet.mirror=1"), named("left kidney", "right kidney"))
     made, examples, seen = objective.networks[0], batch(LEANING), []
     truth = one_hot(examples.labels[0], 3)
     whole = warp(truth, objective._theta(examples), (16, 32, 32))
@@ -196,7 +201,7 @@ def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
     targets = []
     original = losses_module.segmentation_loss
     try:
-        losses_module.segmentation_loss = lambda p, goal: targets.append(goal) or p.sum()
+        losses_module.segmentation_loss = lambda p, goal, **_: targets.append(goal) or p.sum()
         objective(examples, STILL[:1])
     finally:
         losses_module.segmentation_loss = original
