@@ -175,7 +175,9 @@ def test_the_limit_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_gpus_script_runs_on_a_cpu(tmp_path: Path) -> None:
-    printed = ran("benchmarks/gpu.py", tmp_path, "--device", "cpu", "--quick")
+    """Two of its parts; the others have a test of their own (tests/test_benchmarks.py)."""
+    parts = ("--only", "full", "--only", "compiled")
+    printed = ran("benchmarks/gpu.py", tmp_path, "--device", "cpu", "--quick", *parts)
     assert printed == (tmp_path / "gpu.md").read_text()
     assert "**no**" not in printed
     assert "| isopose fit without enough memory | exit code 1; isopose: out of memory; lower " in printed
