@@ -266,14 +266,14 @@ def test_folds_example_is_a_model_of_several_folds(examples: dict[str, Any], tmp
 
 def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[str, Any]) -> None:
     record = examples["prediction.json"]
-    whole, *_ = keys_of("prediction_record", "inference/files.py")
-    [origin] = [keys for keys in keys_of("_made_from", "inference/files.py") if "model_sha256" in keys]
+    whole, *_ = keys_of("prediction_record", "inference/record.py")
+    [origin] = [keys for keys in keys_of("provenance", "inference/record.py") if "model_sha256" in keys]
     # What was written is known only after the record; the others only some results have.
     rare = {"correction_sha256", "members_sha256", "clean_up"}
     assert set(record) == {*whole, *origin, "slices", "files"} - rare
     [one] = record["slices"]
-    _, of_slice = keys_of("_of_slices", "inference/files.py")
-    [of_row] = keys_of("_of_row", "inference/files.py")
+    _, of_slice = keys_of("_of_slices", "inference/record.py")
+    [of_row] = keys_of("_of_row", "inference/record.py")
     assert set(one) == of_slice | of_row
     text = (ROOT / "docs" / "formats.md").read_text()
     explained = {name for row in table_rows(text) for name in INLINE.findall(row[0])}
@@ -332,7 +332,7 @@ def test_wrapped_example_is_what_the_command_writes(examples: dict[str, Any]) ->
 
 
 def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
-    [whole] = keys_of("_of_volume", "inference/files.py")
+    [whole] = keys_of("_of_volume", "inference/record.py")
     documented = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))
     assert whole - set(examples["prediction.json"]) <= documented
     assert "reach" in whole

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from isopose.geometry.volume import Volume
-from isopose.inference.files import prediction_record
 from isopose.inference.predict import predict
+from isopose.inference.record import prediction_record
 from isopose.models.shipped import load_shipped
 from isopose.phantom import render, sample_case
 from isopose.phantom.pose import Pose

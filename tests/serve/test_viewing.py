@@ -6,8 +6,8 @@ import torch
 
 from bright import bright_model, scene
 from isopose.geometry.pose import PITCH
-from isopose.inference.files import prediction_record
 from isopose.inference.predict import predict
+from isopose.inference.record import prediction_record
 from isopose.serve.viewing import read_view, slice_bytes, write_view
 
 SLICES = 10

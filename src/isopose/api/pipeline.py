@@ -8,8 +8,8 @@ from typing import Any, Self
 from isopose.api.images import Image, as_volume, like
 from isopose.devices import choose_device
 from isopose.inference.ensemble import Ensemble, ensemble_of, load_ensemble
-from isopose.inference.files import volumes_ml
 from isopose.inference.predict import predict
+from isopose.inference.record import volumes_ml
 from isopose.models.folder import Model, for_prediction
 
 

@@ -21,8 +21,8 @@ from isopose.inference.files import (
     find_scans,
     predict_scan,
     record_name,
-    settings_of,
 )
+from isopose.inference.record import settings_of
 from isopose.io.results.formats import check_source
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
 from isopose.outputs import Outcome, earlier_record, listed

@@ -14,7 +14,8 @@ from isopose.evaluation.cleaning import Counts, Decision, candidates, count, dec
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.files import only_writer, read_json, write_json
 from isopose.inference.ensemble import Ensemble, is_model, save_ensemble
-from isopose.inference.files import Scan, predict_scans, recorded_midline
+from isopose.inference.files import Scan, predict_scans
+from isopose.inference.record import recorded_midline
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels

@@ -1,4 +1,4 @@
-"""Resample images and volumes through affine matrices; no other module samples tensors.
+"""Resample images and volumes through affine matrices; no other module samples through matrices.
 
 Convention: normalized coordinates ``(x, y)``, of volumes ``(x, y, z)``, in [-1, 1] from the outer edge of the
 first pixel to the outer edge of the last (``align_corners=False``), so that a matrix means the same at every

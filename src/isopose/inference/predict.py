@@ -76,8 +76,8 @@ class Prediction:
     removed_ml: Mapping[str, float] = field(default_factory=dict)
 
 
-class _Look(ABC):
-    """One model's look at one scan: its poses and crops, and its answer in any slices.
+class _Predictor(ABC):
+    """One model and one scan: its poses and crops, and its answer in any slices.
 
     Args:
         scan: pose and crop, of each slice or of the volume.
@@ -162,8 +162,8 @@ def _around(one: slice, other: slice) -> slice:
     return slice(min(one.start, other.start), max(one.stop, other.stop))
 
 
-class _SliceLook(_Look):
-    """The look of a model of slices."""
+class _SlicePredictor(_Predictor):
+    """A model of slices and a scan."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _SliceLook(_Look):
             self.crops = np.zeros((prepared.shape[0], *model.config.unet_shape), np.uint8)
 
     def restored(self, rows: np.ndarray) -> _Restored:
-        """See :meth:`_Look.restored`."""
+        """See :meth:`_Predictor.restored`."""
         networks, (height, width) = self.model.pipeline, self.prepared.shape[1:]
         with_body = self.scan.has_body[rows]
         if not with_body.any():
@@ -211,8 +211,8 @@ class _SliceLook(_Look):
         return _Restored(region, values)
 
 
-class _VolumeLook(_Look):
-    """The look of a model of volumes."""
+class _VolumePredictor(_Predictor):
+    """A model of volumes and a scan."""
 
     def __init__(self, model: Model, prepared: Prepared, estimates: SlicePoses | None, crops: bool) -> None:
         super().__init__(model, prepared)
@@ -235,7 +235,7 @@ class _VolumeLook(_Look):
             self.crops = most_probable(self.crop)[0].cpu().numpy()
 
     def restored(self, rows: np.ndarray) -> _Restored:
-        """See :meth:`_Look.restored`; the slices follow each other."""
+        """See :meth:`_Predictor.restored`; the slices follow each other."""
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         native = restore_slab(self.crop, self.volume_from_crop, self.prepared.shape, part)
         # Slices that show no body are background, as they are slice by slice.
@@ -272,21 +272,21 @@ def predict(
         FloatingPointError: the networks' answers are not finite.
     """
     ensemble = ensemble_of(model)
-    looks = _looks(ensemble, volume, crops, correction)
-    lead, shape = looks[0], looks[0].prepared.shape
+    predictors = _predictors(ensemble, volume, crops, correction)
+    lead, shape = predictors[0], predictors[0].prepared.shape
     values = scratch.zeros(shape, np.uint8)
     kept = None
     if probabilities:
         kept = scratch.zeros((ensemble.labels.classes, *shape), np.float32)
         kept[0] = 1.0
-    parts = _parts(looks)
+    parts = _parts(predictors)
     done, slices = 0, sum(map(len, parts))
     for rows in parts:
-        total = _sum(look.restored(rows) for look in looks)
+        total = _sum(predictor.restored(rows) for predictor in predictors)
         most = most_probable(total.values).cpu().numpy()
         values[(rows, *total.region)] = ensemble.labels.to_values(most)
         if kept is not None:
-            mean = total.values.movedim(1, 0) / len(looks)
+            mean = total.values.movedim(1, 0) / len(predictors)
             kept[(slice(None), rows, *total.region)] = mean.cpu().numpy()
         done += len(rows)
         if progress is not None:
@@ -302,20 +302,20 @@ def predict(
         prepared=lead.prepared,
         scan_pose=lead.scan,
         probabilities=None if kept is None else undo(kept),
-        warnings=_merged([look.warnings() for look in looks]),
+        warnings=_merged([predictor.warnings() for predictor in predictors]),
         crops=lead.crops,
         beyond_mm=lead.beyond_mm,
         removed_ml=removed_ml,
     )
 
 
-def _looks(
+def _predictors(
     ensemble: Ensemble, volume: Volume, crops: bool, correction: Correction | None
-) -> list[_SliceLook | _VolumeLook]:
-    """Return each member's look; what members have in common is prepared and estimated once."""
+) -> list[_SlicePredictor | _VolumePredictor]:
+    """Return a predictor of each member; what they have in common is prepared and estimated once."""
     prepared: dict[str, Prepared] = {}
     estimates: dict[str, SlicePoses | None] = {}
-    looks: list[_SliceLook | _VolumeLook] = []
+    predictors: list[_SlicePredictor | _VolumePredictor] = []
     for member, prepares, estimates_by in zip(
         ensemble.members, ensemble.preparations, ensemble.estimates, strict=True
     ):
@@ -325,26 +325,26 @@ def _looks(
         if estimates_by not in estimates:
             estimates[estimates_by] = slice_poses_of(member.pipeline.pose, scan, member.config.predict)
         # Those of the first member alone are shown.
-        wanted = crops and not looks
+        wanted = crops and not predictors
         if member.config.dims == 3:
-            looks.append(_VolumeLook(member, scan, estimates[estimates_by], wanted))
+            predictors.append(_VolumePredictor(member, scan, estimates[estimates_by], wanted))
         else:
-            looks.append(_SliceLook(member, scan, estimates[estimates_by], wanted, correction))
-    return looks
+            predictors.append(_SlicePredictor(member, scan, estimates[estimates_by], wanted, correction))
+    return predictors
 
 
-def _parts(looks: Sequence[_Look]) -> list[np.ndarray]:
+def _parts(predictors: Sequence[_Predictor]) -> list[np.ndarray]:
     """Return the slices in parts that are restored together.
 
-    Models of slices look at those with a body, in batches; one of volumes restores all slices.
+    Models of slices answer in those with a body, in batches; one of volumes in all slices.
     """
-    shape, size = looks[0].prepared.shape, looks[0].model.config.predict.batch_size
-    volumes = [look.model.config.dims == 3 for look in looks]
+    shape, size = predictors[0].prepared.shape, predictors[0].model.config.predict.batch_size
+    volumes = [predictor.model.config.dims == 3 for predictor in predictors]
     if all(volumes):
         return [np.arange(part.start, part.stop) for part in slabs_of(shape)]
     wanted = np.full(shape[0], any(volumes))
-    for look in looks:
-        wanted |= look.prepared.mask.any(axis=(1, 2))
+    for predictor in predictors:
+        wanted |= predictor.prepared.mask.any(axis=(1, 2))
     rows = np.flatnonzero(wanted)
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 

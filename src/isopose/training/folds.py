@@ -77,7 +77,12 @@ def fit_folds(
         dataset: cases with labels; those of split ``test`` are not used.
         folder: of all folds; ``folder/work`` holds the store.
         config: all settings; ``train.folds`` is the number of folds.
-        source, resume, store, corrections, workers, reporter: as for :func:`isopose.training.fit.fit`.
+        source: model to fine-tune in its ``train.parts``.
+        resume: continue the trainings in ``folder``, or share them with other processes.
+        store: folder for preprocessed slices, which runs may share; default ``folder/work/store``.
+        corrections: poses and crops set by hand, by a scan's hash.
+        workers: number of processes for preprocessing; 0 uses this process.
+        reporter: receives progress.
         tracking: receives the progress of each fold's training; None: ``reporter``.
 
     Returns:

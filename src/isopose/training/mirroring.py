@@ -14,7 +14,7 @@ from isopose.progress import Reporter
 
 #: Part of a structure's pixels on one side of the body, and part of the patients in whom it is the same side,
 #: from which the structure belongs to that side.
-OF_PIXELS, OF_PATIENTS = 0.75, 0.9
+OF_PIXELS, OF_PATIENTS = 0.75, 0.8
 #: Labeled slices that are looked at.
 SLICES = 1000
 
@@ -48,11 +48,11 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
     """
     part = config.mirrored
     if config.unet.mirror == AUTO:
-        reason = _against(labels, slices)
         # nnU-Net's augmentation mirrors by itself.
         baseline = config.unet.augmentation == "nnunet"
+        reason = "" if baseline else _against(labels, slices)
         part = 0.0 if reason or baseline else MIRRORED
-        if reason and not baseline:
+        if reason:
             reporter.say(f"note: nothing is mirrored (unet.mirror): {reason}")
     averaged = part > 0.0 if config.predict.mirror == AUTO else config.averaged
     return config.model_copy(
@@ -77,7 +77,7 @@ def _against(labels: Labels, slices: Slices) -> str:
 
 
 def one_sided(slices: Slices) -> list[bool]:
-    """Return for each label whether it lies on one side of the body, the same in nearly all patients.
+    """Return for each label whether it lies on one side of the body, the same in most patients.
 
     The middle of the body is that of the mask in each slice, in the axes of the header.
     """

@@ -1,0 +1,147 @@
+"""What is kept of a prediction beside its label map: what it was made from, its pose, how far to trust it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from isopose.data.preprocess import Prepared
+from isopose.devices import choose_precision
+from isopose.files import hash_of
+from isopose.geometry.frame import Frame
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, LOG_SCALES
+from isopose.geometry.volume import Volume
+from isopose.inference.ensemble import Ensemble, ensemble_of
+from isopose.inference.postprocess import Midline
+from isopose.inference.predict import Prediction
+from isopose.labels import Labels, voxels_of
+from isopose.models.folder import Model
+from isopose.scan.correction import Correction
+from isopose.scan.pose import ScanPose
+from isopose.version import __version__
+
+
+def settings_of(model: Model | Ensemble) -> list[Any]:
+    """What decides a result besides its scan."""
+    return [*provenance(ensemble_of(model), "").values()]
+
+
+def provenance(ensemble: Ensemble, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
+    """Return all that decides a result; an entry is None where its record has none."""
+    members = [member.weights_sha256 for member in ensemble.members]
+    configs = [
+        hash_of([member.config.model_dump(mode="json"), member.fingerprint.to_json()])
+        for member in ensemble.members
+    ]
+    several = len(members) > 1
+    return {
+        "isopose": __version__,
+        "model_sha256": ensemble.weights_sha256,
+        "members_sha256": members if several else None,
+        "config_sha256": hash_of(configs) if several else configs[0],
+        "input_sha256": input_hash,
+        "labels": dict(ensemble.labels.values),
+        "clean_up": [rule.to_json() for rule in ensemble.rules] or None,
+        "correction_sha256": None if correction is None else correction.sha256,
+    }
+
+
+def _computed(model: Model) -> dict[str, str]:
+    """On what a result was computed, and how: it is the same elsewhere but for rounding."""
+    device = model.pipeline.pose.reference_mask.device.type
+    return {"device": device, "precision": choose_precision(model.config.predict.precision, device)}
+
+
+def prediction_record(
+    model: Model | Ensemble, prediction: Prediction, input_hash: str, correction: Correction | None = None
+) -> dict[str, Any]:
+    """Return what a prediction was made from and how far to trust it, in plain values; names no patient.
+
+    Of several models pose and crop are those of the first.
+    """
+    ensemble, scan = ensemble_of(model), prediction.scan_pose
+    lead = ensemble.lead
+    return {
+        **{key: v for key, v in provenance(ensemble, input_hash, correction).items() if v is not None},
+        **_computed(lead),
+        "volumes_ml": volumes_ml(prediction, ensemble.labels),
+        **({"removed_ml": dict(prediction.removed_ml)} if ensemble.rules else {}),
+        "warnings": list(prediction.warnings),
+        "roll_degrees": math.degrees(scan.roll),
+        "roll_decision": None if scan.decision is None else asdict(scan.decision),
+        "frame": _frame(prediction.prepared),
+        **(_of_slices(scan) if lead.config.dims == 2 else _of_volume(lead, scan)),
+    }
+
+
+def _of_slices(scan: ScanPose) -> dict[str, Any]:
+    """Pose and crop of each slice that shows a body."""
+    return {
+        "slices": [
+            {
+                "slice": int(z),
+                "roll_degrees": float(np.degrees(scan.pose[z, ANGLE])),
+                "scale_x": float(np.exp(scan.pose[z, LOG_SCALE_X])),
+                "scale_y": float(np.exp(scan.pose[z, LOG_SCALE_Y])),
+                **_of_row(scan, int(z)),
+            }
+            for z in np.flatnonzero(scan.has_body)
+        ]
+    }
+
+
+def _of_volume(model: Model, scan: ScanPose) -> dict[str, Any]:
+    """Pose and crop of a volume."""
+    _, pitch, yaw = (math.degrees(angle) for angle in scan.pose[0, :3])
+    return {
+        "pitch_degrees": pitch,
+        "yaw_degrees": yaw,
+        "scales": [math.exp(log_scale) for log_scale in scan.pose[0, LOG_SCALES]],
+        "reach": float(model.pipeline.reach),
+        **_of_row(scan, 0),
+    }
+
+
+def _of_row(scan: ScanPose, row: int) -> dict[str, Any]:
+    return {
+        "pose": scan.pose[row].tolist(),
+        "homogenized_from_crop": scan.theta2[row].tolist(),
+        "agreement": float(scan.agreement[row]),
+        "pose_from": scan.source_of(row),
+        "confidence": float(scan.confidence[row]),
+        "widened": bool(scan.widened[row]),
+        "cut_off": bool(scan.cut_off[row]),
+    }
+
+
+def recorded_midline(record: Mapping[str, Any], upright: Volume, least: float) -> Midline | None:
+    """Return where the body's midline lies, by the poses that a record keeps.
+
+    Args:
+        record: by :func:`prediction_record`.
+        upright: the scan or its labels, reoriented to the patient's axes.
+        least: confidence from which a pose is sure.
+    """
+    rows = record.get("slices", [{**record, "slice": 0}])
+    depth, height, width = upright.array.shape
+    places = [row["slice"] for row in rows]
+    pose = np.full((depth if "slices" in record else 1, len(rows[0]["pose"])), np.nan, np.float32)
+    confidence = np.full(len(pose), np.nan, np.float32)
+    pose[places], confidence[places] = [row["pose"] for row in rows], [row["confidence"] for row in rows]
+    frame = Frame(tuple(record["frame"]["center_mm"]), record["frame"]["fov_mm"], record["frame"]["size"])
+    x, y, z = map(float, upright.spacing)
+    return Midline.of(frame, (depth, height, width), (x, y, z), pose, confidence >= least)
+
+
+def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
+    """Volume of each label and union in milliliters."""
+    voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
+    voxels = voxels_of(prediction.labels.array)
+    return {name: float(voxels[list(values)].sum() * voxel_ml) for name, values in labels.targets().items()}
+
+
+def _frame(prepared: Prepared) -> dict[str, Any]:
+    frame = prepared.frame
+    return {"center_mm": list(frame.center_mm), "fov_mm": frame.fov_mm, "size": frame.size}
