@@ -2,11 +2,11 @@
 
     python benchmarks/adults.py OUT
 
-A 2D U-Net with nnU-Net's augmentation (and nnU-Net v2 itself with ``--peer 2d``) is trained on adult phantoms
-until its validation score stops rising. Children, whom nothing was trained on, are shown to it in four ways;
-its answers are restored and scored on each child's own grid. A model trained on as many other children is the
-measure. Writes ``OUT/adults.md`` and ``OUT/adults.json``; what was drawn, trained or predicted before in OUT
-is used again.
+A 2D U-Net with nnU-Net's augmentation (or nnU-Net v2 itself with ``--segmenter 2d``) is trained on adult
+phantoms until its validation score stops rising. Children, whom nothing was trained on, are shown to it in
+four ways; its answers are restored and scored on each child's own grid. A model trained on as many other
+children is the measure (``--no-on-children`` leaves it out). Writes ``OUT/adults.md`` and
+``OUT/adults.json``; what was drawn, trained or predicted before in OUT is used again.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,9 +62,11 @@ def main(
     children: Annotated[int, typer.Option(help="children to test on, and others to train on")] = 40,
     seeds: Annotated[int, typer.Option(help="trainings, each from other weights")] = 2,
     size: Annotated[int, typer.Option(help="pixels of the phantoms' slices")] = 192,
-    peer: Annotated[
-        list[str] | None, typer.Option(help="nnU-Net v2 as well: 2d or 3d_fullres; needs the extra nnunet")
+    segmenter: Annotated[
+        list[str] | None,
+        typer.Option(help="isopose (default), or nnU-Net v2 with its extra: 2d or 3d_fullres; repeated"),
     ] = None,
+    on_children: Annotated[bool, typer.Option(help="train on other children as well")] = True,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value for the trainings, repeated")
     ] = None,
@@ -81,12 +83,14 @@ def main(
     found: dict[str, dict[str, list[Evaluation]]] = {}
     for seed in range(seeds):
         config = load_config(settings=[*SOURCE.settings, *(settings or []), f"train.seed={seed}"])
-        for name in ("isopose", *(peer or [])):
+        for name in segmenter or ["isopose"]:
             of_name = found.setdefault("isopose's U-Net" if name == "isopose" else f"nnU-Net v2 {name}", {})
             folder = output / f"{name}-{seed}"
             segment = _segmenter(folder / "adults", grown, config, name, workers)
             for way, given in shown.items():
                 of_name.setdefault(way, []).append(_scored(folder / way, given, segment, tested))
+            if not on_children:
+                continue
             segment = _segmenter(folder / "children", others, config, name, workers)
             plain = shown["as they lie"]
             scores = _scored(folder / TRAINED_ON_CHILDREN, plain, segment, tested)
