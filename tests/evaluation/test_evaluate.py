@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from isopose.errors import InputError
-from isopose.evaluation.evaluate import Evaluation, evaluate, evaluate_folder
+from isopose.evaluation.evaluate import Evaluation, evaluate, open_truth
 from isopose.files import read_json, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Case, Dataset
@@ -213,16 +213,16 @@ def test_folder_takes_its_labels_from_the_dataset_around_it(tmp_path):
     save(root / "labelsTr", "case_1", stored[organs(tumor=(14, 18))])
     save(root / "imagesTr", "case_1_0000", organs())
     save(tmp_path / "predictions", "case_1", stored[organs((9, 14))])
-    from_folder = evaluate_folder(tmp_path / "predictions", root / "labelsTr")
-    from_dataset = evaluate_folder(tmp_path / "predictions", root)
+    from_folder = evaluate(tmp_path / "predictions", *open_truth(root / "labelsTr"))
+    from_dataset = evaluate(tmp_path / "predictions", *open_truth(root))
     for evaluation in (from_folder, from_dataset):
         scores = evaluation.cases[0].scores
         assert scores["kidney"].dice == pytest.approx(2 * 5 / 15)
         assert scores["tumor"].outcome == "missed"
-    renamed = evaluate_folder(tmp_path / "predictions", root, {"organ": 2, "mass": 5})
+    renamed = evaluate(tmp_path / "predictions", *open_truth(root, {"organ": 2, "mass": 5}))
     assert renamed.targets == ("organ", "mass")
     with pytest.raises(InputError, match="no such dataset"):
-        evaluate_folder(tmp_path / "predictions", tmp_path / "nowhere")
+        evaluate(tmp_path / "predictions", *open_truth(tmp_path / "nowhere"))
 
 
 def test_scans_without_any_label_on_either_side_are_counted_as_empty(tmp_path):

@@ -12,7 +12,7 @@ from bright import bright_model, scene
 from io_helpers import dicom_slice, raw_slices, save, write_series
 from isopose.config import homogenize_config
 from isopose.data.check import check_dataset
-from isopose.evaluation.evaluate import evaluate_folder
+from isopose.evaluation.evaluate import evaluate, open_truth
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import open_dataset
@@ -71,7 +71,7 @@ def test_datasets_and_evaluations_of_links(tmp_path):
     dataset = open_dataset(links / "list.csv", {"kidney": 1, "tumor": 7})
     assert [case.id for case in dataset.cases] == ["case_1_0000", "case_2_0000"]
     assert check_dataset(dataset) == []
-    evaluation = evaluate_folder(tmp_path / "found", tmp_path / "found", {"kidney": 1, "tumor": 7})
+    evaluation = evaluate(tmp_path / "found", *open_truth(tmp_path / "found", {"kidney": 1, "tumor": 7}))
     assert [case.case for case in evaluation.cases] == ["case_1", "case_2"]
 
 

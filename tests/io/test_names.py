@@ -9,7 +9,7 @@ from bright import scene
 from isopose.config import load_config
 from isopose.data.check import check_dataset
 from isopose.errors import InputError
-from isopose.evaluation.evaluate import evaluate_folder
+from isopose.evaluation.evaluate import evaluate, open_truth
 from isopose.files import as_stored, composed, read_json, read_text
 from isopose.inference.files import find_scans
 from isopose.io.datasets import open_dataset
@@ -86,7 +86,7 @@ def test_scans_and_evaluations(tmp_path, one, other):
     assert [scan.name for scan in find_scans([tmp_path / "in"])] == [NFC]
     labels(tmp_path / "found" / f"{one}.nii.gz")
     labels(tmp_path / "truth" / f"{other}.nii.gz")
-    evaluation = evaluate_folder(tmp_path / "found", tmp_path / "truth", LABELS)
+    evaluation = evaluate(tmp_path / "found", *open_truth(tmp_path / "truth", LABELS))
     assert [case.case for case in evaluation.cases] == [NFC]
     assert evaluation.cases[0].scores["kidney"].dice == 1.0
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bright import scene
 from isopose.errors import InputError
-from isopose.evaluation.evaluate import evaluate_folder
+from isopose.evaluation.evaluate import evaluate, open_truth
 from isopose.geometry.volume import Volume
 from isopose.io.images import read_labels, write_image, write_labels
 from isopose.serve.cohort import Decisions, case_view, open_cohort, thumbnail
@@ -50,8 +50,8 @@ def folders(tmp_path_factory):
 
 
 def opened(folders: Path, tmp_path: Path, **options):
-    scores = evaluate_folder(folders / "ours", folders / "labelsTs", LABELS)
-    theirs = evaluate_folder(folders / "theirs", folders / "labelsTs", LABELS)
+    scores = evaluate(folders / "ours", *open_truth(folders / "labelsTs", LABELS))
+    theirs = evaluate(folders / "theirs", *open_truth(folders / "labelsTs", LABELS))
     given = {
         "truth": folders / "labelsTs",
         "images": None,

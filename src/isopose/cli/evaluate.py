@@ -26,7 +26,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score predictions against reference labels, in 3D per patient on the native grid."""
-    from isopose.evaluation.evaluate import evaluate_folder
+    from isopose.evaluation.evaluate import evaluate, open_truth
     from isopose.files import output_folder
     from isopose.progress import Terminal
     from isopose.report.tables import markdown, write_evaluation
@@ -35,10 +35,9 @@ def evaluate(
         output_folder(output)
     reporter = Terminal()
     with reporter.counting("evaluate") as progress:
-        evaluation = evaluate_folder(
+        evaluation = evaluate(
             predictions,
-            labels,
-            labels_of(label),
+            *open_truth(labels, labels_of(label)),
             tolerance_mm=tolerance,
             undrawn=undrawn,
             allow_missing=allow_missing,

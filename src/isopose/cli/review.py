@@ -67,15 +67,14 @@ def _scored(
     reporter: "Reporter",
 ) -> "Evaluation | None":
     """Score predictions where there are reference labels; report what cannot be scored."""
-    from isopose.evaluation.evaluate import evaluate_folder
+    from isopose.evaluation.evaluate import evaluate, open_truth
 
     if predictions is None or labels is None:
         return None
     with reporter.counting(f"evaluate {predictions.name}") as progress:
-        evaluation = evaluate_folder(
+        evaluation = evaluate(
             predictions,
-            labels,
-            values,
+            *open_truth(labels, values),
             allow_missing=True,
             allow_failed=True,
             workers=max(workers, 1),

@@ -178,32 +178,28 @@ def evaluate(
     )
 
 
-def evaluate_folder(
-    predictions: Path,
-    truth: Path,
-    labels: Mapping[str, int] | None = None,
-    **options: Any,
-) -> Evaluation:
-    """Score predictions against a path: a dataset of any layout, or a folder of label maps.
+def open_truth(truth: Path, labels: Mapping[str, int] | None = None) -> tuple[Dataset | Path, Labels | None]:
+    """Open the reference labels at a path, as :func:`evaluate` takes them.
 
     Args:
-        predictions: see :func:`evaluate`.
-        truth: what :func:`isopose.io.datasets.open_dataset` reads, or a folder of label maps. Of the latter
-            the labels are named by ``labels``, or by the dataset that the folder lies in (as ``labelsTr``).
+        truth: a dataset of any layout that :func:`isopose.io.datasets.open_dataset` reads, or a folder of
+            label maps. Of the latter the labels are named by ``labels``, or by the dataset that the folder
+            lies in (as ``labelsTr``).
         labels: name to stored value, in place of what the dataset says.
-        options: further arguments of :func:`evaluate`.
+
+    Returns:
+        The dataset or the folder, and its labels, None where the dataset has them.
 
     Raises:
-        InputError: see :func:`evaluate`.
+        InputError: no dataset and no label maps, or unusable labels.
     """
     truth = Path(truth)
     named = None if labels is None else Labels.create(labels)
-    source: Dataset | Path = truth
     if not truth.is_dir() or (truth / "dataset.json").exists() or not label_maps(truth):
-        source = open_dataset(truth, labels)
-    elif named is None and (truth.parent / "dataset.json").exists():
+        return open_dataset(truth, labels), named
+    if named is None and (truth.parent / "dataset.json").exists():
         named = open_dataset(truth.parent).labels
-    return evaluate(predictions, source, named, **options)
+    return truth, named
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
