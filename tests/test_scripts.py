@@ -146,6 +146,14 @@ def test_parts_of_a_prediction_are_measured(model: Path, demo: Path, tmp_path: P
     assert "| the whole, s |" in printed
 
 
+def test_folds_are_timed_beside_one_of_them(model: Path, tmp_path: Path) -> None:
+    printed = ran("benchmarks/folds.py", model, tmp_path, "--slices", 4, "--size", 64, "--rounds", 1)
+    [one, several] = [row.split("|")[1:-1] for row in printed.splitlines()[-2:]]
+    assert (one[0].strip(), several[0].strip()) == ("one", "5 folds")
+    assert float(several[3]) == pytest.approx(float(several[2]) / float(one[2]), rel=0.1)
+    assert (tmp_path / "folds.md").read_text() == printed
+
+
 @pytest.mark.long
 def test_growth_is_measured_and_drawn(model: Path, tmp_path: Path) -> None:
     sizes = ("--slices", 4, 8, "--sides", 64, 96)

@@ -79,6 +79,24 @@ def test_a_model_twice_is_that_model(supine) -> None:
     assert np.array_equal(one.scan_pose.theta2, two.scan_pose.theta2, equal_nan=True)
 
 
+def test_models_that_mirror_take_turns() -> None:
+    """A network that sees one half of its picture: the second's view is the mirrored one, turned back."""
+    here = scene(slices=2)
+    mirroring = bright_model(PLAIN | {"predict": {"mirror": True}}, sided=True, half="left")
+    shown: list[torch.Tensor] = []
+    mirroring.pipeline.unet.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0]))
+    one = predict(mirroring, here.volume, probabilities=True)
+    two = predict(Ensemble((mirroring, mirroring)), here.volume, probabilities=True)
+    assert len(shown) == 4
+    assert torch.equal(shown[2], shown[0])
+    assert torch.equal(shown[3], shown[0].flip(3))
+    np.testing.assert_allclose(two.probabilities, one.probabilities, atol=1e-6)
+    assert two.probabilities[1].sum() > 10 * two.probabilities[3].sum()
+    still = bright_model(PLAIN, sided=True)
+    assert Ensemble((still, mirroring)).views == ((False,), (False, True))
+    assert Ensemble((mirroring, still, mirroring, mirroring)).views == ((False,), (False,), (True,), (False,))
+
+
 def test_members_reach_different_parts_of_the_scan(supine) -> None:
     """Outside of its crop each says background, wherever the others' crops lie."""
     models = [

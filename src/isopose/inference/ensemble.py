@@ -19,6 +19,9 @@ from isopose.inference.postprocess import Rule, rules_from_json
 from isopose.labels import Labels
 from isopose.models.folder import FORMAT, Model, load_model, members_of, versions
 
+#: Views of each crop that a model answers to: False as it is, True mirrored about the body's midline.
+Views = tuple[bool, ...]
+
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -42,6 +45,19 @@ class Ensemble:
     def lead(self) -> Model:
         """The first member, whose poses and crops are recorded and drawn."""
         return self.members[0]
+
+    @property
+    def views(self) -> tuple[Views, ...]:
+        """The views of each crop that each member answers to, by its ``predict.mirror``.
+
+        One model that mirrors answers to both. Several take turns, one view each: the mean over the models is
+        one over both views all the same, in half of the time.
+        """
+        mirroring = [number for number, member in enumerate(self.members) if member.config.averaged]
+        if len(mirroring) == 1:
+            return tuple((False, True) if m.config.averaged else (False,) for m in self.members)
+        turn = {number: bool(place % 2) for place, number in enumerate(mirroring)}
+        return tuple((turn.get(number, False),) for number in range(len(self.members)))
 
     @property
     def labels(self) -> Labels:

@@ -18,7 +18,7 @@ from isopose.geometry.pose import LOG_SCALES
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, warp
 from isopose.inference.border import touches_border
-from isopose.inference.ensemble import Ensemble, ensemble_of
+from isopose.inference.ensemble import Ensemble, Views, ensemble_of
 from isopose.inference.postprocess import Midline, clean_up
 from isopose.labels import mirrored_classes
 from isopose.models.folder import Model
@@ -84,14 +84,15 @@ class _Predictor(ABC):
         crops: the classes in the crops, where asked for; see :class:`Prediction`.
         areas: ``(2,)``, see :func:`_areas`.
         beyond_mm: see :class:`Prediction`.
+        views: of each crop, see :attr:`isopose.inference.ensemble.Ensemble.views`.
     """
 
     scan: ScanPose
     crops: np.ndarray | None = None
     beyond_mm: float = 0.0
 
-    def __init__(self, model: Model, prepared: Prepared) -> None:
-        self.model, self.prepared = model, prepared
+    def __init__(self, model: Model, prepared: Prepared, views: Views) -> None:
+        self.model, self.prepared, self.views = model, prepared, views
         self.areas = torch.zeros(2, dtype=torch.float64)
         self.device = model.pipeline.pose.reference_mask.device
 
@@ -169,11 +170,12 @@ class _SlicePredictor(_Predictor):
         self,
         model: Model,
         prepared: Prepared,
+        views: Views,
         estimates: SlicePoses | None,
         crops: bool,
         correction: Correction | None,
     ) -> None:
-        super().__init__(model, prepared)
+        super().__init__(model, prepared, views)
         # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
         scan = find_poses(model.pipeline.pose, prepared, model.config.predict, estimates, correction)
         self.scan = find_crops(model.pipeline, prepared, scan, correction)
@@ -194,7 +196,7 @@ class _SlicePredictor(_Predictor):
         image, homogenizing = channels_of(self.prepared, shown, self.scan, context, self.device)
         mask = frames(self.prepared, shown, self.device)[1]
         pose = torch.from_numpy(self.scan.pose[shown]).to(self.device)
-        crop, theta2 = _segment(self.model, image, homogenizing, shown, self.scan, self.widen)
+        crop, theta2 = _segment(self, image, homogenizing, shown, self.widen)
         theta = frame_from_crop(pose, theta2)
         self.areas += _areas(crop, mask, theta).cpu()
         if self.crops is not None:
@@ -214,8 +216,10 @@ class _SlicePredictor(_Predictor):
 class _VolumePredictor(_Predictor):
     """A model of volumes and a scan."""
 
-    def __init__(self, model: Model, prepared: Prepared, estimates: SlicePoses | None, crops: bool) -> None:
-        super().__init__(model, prepared)
+    def __init__(
+        self, model: Model, prepared: Prepared, views: Views, estimates: SlicePoses | None, crops: bool
+    ) -> None:
+        super().__init__(model, prepared, views)
         networks, device = model.pipeline, self.device
         slices, frame, spacing = prepared.shape[0], prepared.frame, prepared.spacing
         stack_from_frame = frame.stack_from_frame(slices, spacing[2]).to(device)
@@ -225,7 +229,7 @@ class _VolumePredictor(_Predictor):
         self.scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame, estimates)
         pose = torch.from_numpy(self.scan.pose).to(device)
         stack_from_homogenized = networks.input_from_homogenized(pose, stack_from_frame)
-        self.crop, theta2 = _segment(model, image, stack_from_homogenized, np.arange(1), self.scan)
+        self.crop, theta2 = _segment(self, image, stack_from_homogenized, np.arange(1))
         self.areas = _areas(self.crop, mask, compose(stack_from_homogenized, theta2)).cpu()
         # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
         reach = float(networks.reach) * math.exp(self.scan.pose[0, LOG_SCALES][2])
@@ -316,8 +320,8 @@ def _predictors(
     prepared: dict[str, Prepared] = {}
     estimates: dict[str, SlicePoses | None] = {}
     predictors: list[_SlicePredictor | _VolumePredictor] = []
-    for member, prepares, estimates_by in zip(
-        ensemble.members, ensemble.preparations, ensemble.estimates, strict=True
+    for member, views, prepares, estimates_by in zip(
+        ensemble.members, ensemble.views, ensemble.preparations, ensemble.estimates, strict=True
     ):
         if prepares not in prepared:
             prepared[prepares] = prepare(volume, member.fingerprint, member.config.data)
@@ -327,9 +331,11 @@ def _predictors(
         # Those of the first member alone are shown.
         wanted = crops and not predictors
         if member.config.dims == 3:
-            predictors.append(_VolumePredictor(member, scan, estimates[estimates_by], wanted))
+            predictors.append(_VolumePredictor(member, scan, views, estimates[estimates_by], wanted))
         else:
-            predictors.append(_SlicePredictor(member, scan, estimates[estimates_by], wanted, correction))
+            predictors.append(
+                _SlicePredictor(member, scan, views, estimates[estimates_by], wanted, correction)
+            )
     return predictors
 
 
@@ -360,24 +366,21 @@ def _merged(warnings: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _segment(
-    model: Model,
-    image: Tensor,
-    input_from_homogenized: Tensor,
-    rows: np.ndarray,
-    scan: ScanPose,
-    widen: bool = True,
+    predictor: _Predictor, image: Tensor, input_from_homogenized: Tensor, rows: np.ndarray, widen: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened.
 
     Of slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, C, 3, 3)``, see
     :func:`isopose.scan.find.channels_of`; of a volume ``(1, 1, Z, S, S)`` and ``(1, 4, 4)``.
     """
+    model, scan = predictor.model, predictor.scan
     border = model.config.predict.crop_border
     theta2 = torch.from_numpy(scan.theta2[rows]).to(image.device)
 
     def seen_through(images: Tensor, homogenizing: Tensor, crops: Tensor) -> Tensor:
         crops = crops[:, None] if homogenizing.ndim == 4 else crops
-        return crop_probabilities(model, model.pipeline.cut(images, compose(homogenizing, crops)))
+        cut = model.pipeline.cut(images, compose(homogenizing, crops))
+        return crop_probabilities(model, cut, predictor.views)
 
     probabilities = seen_through(image, input_from_homogenized, theta2)
     cut = touches_border(probabilities, theta2, border)
@@ -402,8 +405,8 @@ def _segment(
     return probabilities, theta2
 
 
-def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
-    """Return the U-Net's answer to crops; with ``predict.mirror`` the mean with that to their mirror images.
+def crop_probabilities(model: Model, crop: Tensor, views: Views) -> Tensor:
+    """Return the mean of the U-Net's answers to the views of crops.
 
     The mirrored patient in the mirrored crop is the crop with its columns reversed
     (:func:`isopose.geometry.box.mirrored`), so nothing is resampled twice. The answer to it is turned back,
@@ -412,15 +415,19 @@ def crop_probabilities(model: Model, crop: Tensor) -> Tensor:
     Args:
         model: trained.
         crop: ``(N, C, M, M)``, of volumes ``(N, 1, D, M, M)``.
+        views: see :attr:`isopose.inference.ensemble.Ensemble.views`.
 
     Returns:
         Probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32.
     """
-    plain = _answer(model, crop)
-    if not model.config.averaged:
-        return plain
-    partners = list(mirrored_classes(model.labels.names))
-    return 0.5 * (plain + _answer(model, crop.flip(-1)).flip(-1)[:, partners])
+    answers = []
+    for mirrored in views:
+        if mirrored:
+            partners = list(mirrored_classes(model.labels.names))
+            answers.append(_answer(model, crop.flip(-1)).flip(-1)[:, partners])
+        else:
+            answers.append(_answer(model, crop))
+    return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
 
 
 def _answer(model: Model, crop: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from isopose.data.drawn import structures
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, normalized_from_pixel, resize
+from isopose.inference.ensemble import ensemble_of
 from isopose.inference.predict import Prediction, crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.restore import most_probable
@@ -85,6 +86,7 @@ def _show_slice(
         warnings.append("low pose confidence")
     if records.cut_off[z]:
         warnings.append("cut off by the crop")
+    answer = crop_probabilities(model, crop, ensemble_of(model).views[0])
     return Steps(
         native=upright.array[z].astype(np.float32),
         native_spacing_yx=(float(upright.spacing[1]), float(upright.spacing[0])),
@@ -93,7 +95,7 @@ def _show_slice(
         reference_mask=_to_plane(reference) >= 0.5,
         crop_outline=_to_pixels(theta2[0], (size, size)),
         cropped=_to_plane(crop[:, crop.shape[1] // 2 :]),
-        crop_classes=most_probable(crop_probabilities(model, crop))[0].cpu().numpy(),
+        crop_classes=most_probable(answer)[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],
         frame_image=prepared.image[z],
