@@ -10,7 +10,7 @@ turned scans the transform applied: the estimate of the turned scan against that
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 import typer
-from pose_figures import THRESHOLDS, draw_errors, tables_of
+from pose_errors import Estimate, errors_of_phantoms, errors_of_turned, leans_by_symmetry, spread_of_dice
+from pose_figures import draw_errors, tables_of
 from pose_registration import SIDE, Registration, nearest_pose
 from pose_scans import DATA, Scan, phantoms, reference_scan, spoilt, turned_scans
 from safetensors.torch import load_file
@@ -45,7 +46,6 @@ from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort
 from isopose.progress import Terminal
 from isopose.scan.poses import scan_poses, slice_poses
-from isopose.scan.prior import RIGHT
 from isopose.training.fabric import fabric_for
 from isopose.training.loop import Stage, train_stage
 from isopose.training.objectives import PoseObjective, RollObjective
@@ -77,23 +77,6 @@ class Contender:
     mask: Tensor
     thetas: Callable[[Scan], tuple[np.ndarray, np.ndarray | None]]
     on_all: bool = True
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One contender's of one scan: angle in radians, spreads along the patient's axes and center in mm."""
-
-    angle: np.ndarray
-    extent: np.ndarray
-    center: np.ndarray
-    dice: np.ndarray
-    confidence: np.ndarray | None
-    seconds: float
-
-    def of(self, rows: np.ndarray) -> "Estimate":
-        """Some slices only."""
-        names = ("angle", "extent", "center", "dice", *(() if self.confidence is None else ("confidence",)))
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 def main(
@@ -132,6 +115,9 @@ def main(
             reference, fingerprint, slices, output, weights, settings or [] if trained else None, reporter
         )
     results: dict[str, Any] = {"versions": versions(), "all": {}, "registered": {}}
+    if "real" in groups:
+        with one_thread(), torch.inference_mode():
+            results["symmetry"] = leans_by_symmetry(groups["real"])
     known = [scan for scans in groups.values() for scan in scans[:SPOILT]]
     groups["spoilt"] = [spoilt(scan, number) for number, scan in enumerate(known)]
     for group, scans in groups.items():
@@ -342,13 +328,13 @@ def _measure(
         judged.append(scan.of(row) if middle else scan)
         count(done, len(scans))
     scans = judged
-    rows = _of_turned(scans, estimates) if group == "real" else _of_phantoms(scans, estimates)
+    rows = errors_of_turned(scans, estimates) if group == "real" else errors_of_phantoms(scans, estimates)
     number = sum(len(scan.roll) for scan in scans)
     seconds = sum(e.seconds for e in estimates)
     rows["ms_slice"], rows["ms_volume"] = 1e3 * seconds / looked_at, 1e3 * seconds / len(scans)
     rows["slices"], rows["scans"] = number, len(scans)
     dice = np.concatenate([e.dice for e in estimates])
-    rows["dice"] = _dice(dice)
+    rows["dice"] = spread_of_dice(dice)
     return rows
 
 
@@ -372,101 +358,6 @@ def _estimate(contender: Contender, scan: Scan) -> Estimate:
         confidence=confidence,
         seconds=seconds,
     )
-
-
-def _of_phantoms(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]:
-    pairs = list(zip(scans, estimates, strict=True))
-    roll = [_wrapped(e.angle - s.roll) for s, e in pairs]
-    size = np.concatenate([np.abs(e.extent / s.spread_mm - 1.0).max(axis=1) for s, e in pairs])
-    mean = np.concatenate([np.abs(np.sqrt((e.extent / s.spread_mm).prod(axis=1)) - 1.0) for s, e in pairs])
-    center = np.concatenate([np.linalg.norm(e.center - s.middle_mm, axis=1) for s, e in pairs])
-    return {
-        "rotation": _spread(np.degrees(np.abs(np.concatenate(roll)))),
-        "scale": _spread(100.0 * size),
-        "mean_scale": _spread(100.0 * mean),
-        "center": _spread(center),
-        "swaps": int(sum(np.median(np.abs(r)) > math.pi / 2 for r in roll)),
-        "confidence": _rates(roll, estimates),
-        "angles": np.degrees(np.concatenate(roll)).round(3).tolist(),
-    }
-
-
-def _of_turned(scans: list[Scan], estimates: list[Estimate]) -> dict[str, Any]:
-    """Of turned scans against the same scan as it lies, and of that against upright."""
-    plain = {
-        s.name.split("_")[0]: (s, e)
-        for s, e in zip(scans, estimates, strict=True)
-        if s.name.endswith("_0000")
-    }
-    rolls, absolute, sizes, means, centers, used, leans, upright = [], [], [], [], [], [], [], []
-    for scan, estimate in zip(scans, estimates, strict=True):
-        first, before = plain[scan.name.split("_")[0]]
-        if scan is first:
-            leans.append(_wrapped(estimate.angle))
-            upright.append(estimate)
-            continue
-        common, here, there = np.intersect1d(scan.slices, first.slices, return_indices=True)
-        assert len(common), scan.name
-        angle, factor = scan.applied[0], scan.applied[1]
-        rolls.append(_wrapped(estimate.angle[here] - before.angle[there] - angle))
-        absolute.append(_wrapped(estimate.angle - angle))
-        ratio = estimate.extent[here] / before.extent[there] / factor
-        sizes.append(np.abs(ratio - 1.0).max(axis=1))
-        means.append(np.abs(np.sqrt(ratio.prod(axis=1)) - 1.0))
-        centers.append(np.linalg.norm(estimate.center[here] - scan.moved(before.center[there]), axis=1))
-        used.append(estimate)
-    return {
-        "rotation": _spread(np.degrees(np.abs(np.concatenate(rolls)))),
-        "scale": _spread(100.0 * np.concatenate(sizes)),
-        "mean_scale": _spread(100.0 * np.concatenate(means)),
-        "center": _spread(np.concatenate(centers)),
-        "swaps": int(sum(np.median(np.abs(a)) > math.pi / 2 for a in absolute)),
-        "lean": _spread(np.degrees(np.abs(np.concatenate(leans)))),
-        "absolute": _spread(np.degrees(np.abs(np.concatenate(absolute)))),
-        "confidence": _rates(absolute, used),
-        "angles": np.degrees(np.concatenate(rolls)).round(3).tolist(),
-    }
-
-
-def _rates(errors: list[np.ndarray], estimates: list[Estimate]) -> dict[str, Any] | None:
-    """By threshold: part of the bad poses that are caught, part of the good that are refused."""
-    if estimates[0].confidence is None:
-        return None
-    error = np.abs(np.concatenate(errors))
-    confidence = np.concatenate([e.confidence for e in estimates if e.confidence is not None])
-    bad = error > RIGHT
-    edges = np.quantile(confidence, np.linspace(0.0, 1.0, 11))
-    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, 9)
-    calibration = [
-        [float(confidence[place == k].mean()), float((~bad[place == k]).mean())]
-        for k in range(10)
-        if (place == k).any()
-    ]
-    return {"bad": int(bad.sum()), "calibration": calibration} | {
-        f"{threshold:.2f}": {
-            "caught": _part(confidence < threshold, bad),
-            "good_refused": _part(confidence < threshold, ~bad),
-            "bad_of_kept": _part(bad, confidence >= threshold),
-        }
-        for threshold in THRESHOLDS
-    }
-
-
-def _part(of: np.ndarray, where: np.ndarray) -> float | None:
-    return float(of[where].mean()) if where.any() else None
-
-
-def _spread(values: np.ndarray) -> dict[str, float]:
-    names = ("median", "p90", "p95", "p99", "worst")
-    return dict(zip(names, np.nanpercentile(values, (50, 90, 95, 99, 100)).tolist(), strict=True))
-
-
-def _dice(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "p1": float(np.percentile(values, 1)), "worst": float(values.min())}
-
-
-def _wrapped(angle: np.ndarray) -> np.ndarray:
-    return (angle + math.pi) % (2.0 * math.pi) - math.pi
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import matplotlib.pyplot as plt
 
 #: Confidence below which a pose is doubted; the default is among them.
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
+#: Contenders whose lean stands beside that of the image's own mirror axis.
+LEANS = ("moments", "isopose, smooth", "isopose, volume")
 
 
 def tables_of(results: dict[str, Any]) -> str:
@@ -41,6 +43,8 @@ def tables_of(results: dict[str, Any]) -> str:
                 head.append("lean of the straight °: median / 95 %")
             lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
             lines += [_row(name, row, part, group) for name, row in rows.items()] + [""]
+    if "symmetry" in results:
+        lines += _leans(results["symmetry"], results["all"]["real"])
     default = load_config().predict.min_confidence
     lines += [f"### Confidence (default threshold: {default})", ""]
     lines += [
@@ -57,6 +61,18 @@ def tables_of(results: dict[str, Any]) -> str:
                     bad = f"{found['bad']} of {row['slices']}"
                     lines.append(f"| {group}: {name} | {threshold} | {bad} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _leans(symmetry: dict[str, float], rows: dict[str, Any]) -> list[str]:
+    """Return a table of how far each real scan as it lies leans: by its own mirror axis, and as estimated."""
+    named = {name: row["leans"] for name, row in rows.items() if name in LEANS}
+    head = ["scan as it lies, lean °", "mirror axis of the image", *named]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for scan, axis in symmetry.items():
+        lines.append(
+            " | ".join([f"| {scan}", f"{axis:+.1f}", *(f"{v[scan]:+.1f}" for v in named.values())]) + " |"
+        )
+    return [*lines, ""]
 
 
 def _row(name: str, row: dict[str, Any], part: str, group: str) -> str:

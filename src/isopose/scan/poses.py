@@ -87,7 +87,7 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
         evidence = turned(network(views)[:, :2], angle)
         # A start only: whether it is believed, and whether an outline is visible, does not matter.
         filled = torch.zeros_like(evidence[:, 0])
-        angle = scan_roll(evidence, filled, network.calibration, transformer.config).shown
+        angle = scan_roll(evidence, filled, network.calibration, transformer.config).mean
     return angle
 
 
