@@ -146,6 +146,15 @@ def test_parts_of_a_prediction_are_measured(model: Path, demo: Path, tmp_path: P
     assert "| the whole, s |" in printed
 
 
+def test_contrasts_are_compared(model: Path, tmp_path: Path) -> None:
+    printed = ran("benchmarks/contrast.py", tmp_path, model, "--cases", 1, "--size", 64, "--slices", 6)
+    rows = [row.split(" | ") for row in printed.splitlines()[2:4]]
+    assert [row[1] for row in rows] == ["arterial phase", "any contrast"]
+    # Random weights mark something everywhere: a Dice that is small, and that of another picture.
+    assert rows[0][2] != rows[1][2]
+    assert (tmp_path / "contrast.md").read_text() == printed
+
+
 def test_folds_are_timed_beside_one_of_them(model: Path, tmp_path: Path) -> None:
     printed = ran("benchmarks/folds.py", model, tmp_path, "--slices", 4, "--size", 64, "--rounds", 1)
     [one, several] = [row.split("|")[1:-1] for row in printed.splitlines()[-2:]]
