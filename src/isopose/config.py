@@ -37,6 +37,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+#: How the values of a channel are normalized; see :mod:`isopose.data.normalization`.
+Normalization = Literal["ct", "zscore", "raw"]
 #: What slices without any label are in a scan that shows labels before and after such slices.
 Undrawn = Literal["background", "ignore"]
 
@@ -53,7 +55,14 @@ class DataConfig(Section):
         "median: it does, in whole pixels of the training cases' median size, then resized to data.size",
     )
     clip_percentiles: tuple[float, float] = Field(
-        (0.5, 99.5), description="of the labeled voxels of the training cases, as nnU-Net"
+        (0.5, 99.5),
+        description="ct: of the labeled voxels of the training cases, as nnU-Net; zscore: of the scan's body",
+    )
+    normalization: Literal["auto"] | Normalization | tuple[Normalization, ...] = Field(
+        "auto",
+        description="of all channels, or of each (a list). ct: clip and z-score by the labeled voxels of the "
+        "training cases; zscore: by each scan's own body; raw: values as they are; auto: by the channel's "
+        "name, as nnU-Net: ct for CT, raw for noNorm, zscore for all others",
     )
     body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
     undrawn: Undrawn = Field(

@@ -373,3 +373,12 @@ def test_a_value_to_ignore_in_every_layout(tmp_path):
     manifest.write_text("image,label\na.nii.gz,b.nii.gz\n")
     labels = open_dataset(manifest, {"kidney": 1, "ignore": 200}).labels
     assert (dict(labels.values), labels.ignore) == ({"kidney": 1}, 200)
+
+
+def test_a_dataset_knows_its_channels_by_name(tmp_path):
+    v2(tmp_path / "v2", channel_names={"0": "T2 fs"})
+    touch(tmp_path / "v2", "imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz")
+    assert open_dataset(tmp_path / "v2").channels == ("T2 fs",)
+    assert open_dataset(decathlon(tmp_path / "msd", modality={"0": "MRI"})).channels == ("MRI",)
+    touch(tmp_path / "kits", "case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz")
+    assert open_dataset(tmp_path / "kits").channels == ("CT",)

@@ -1,7 +1,7 @@
 """Preprocess a scan to normalized square slices, and record how to undo it.
 
 Steps (paper, "Pre-Processing"): reorient to LPS, find the body, crop to it (a square frame in millimeters
-around its box), clip and z-score by the fingerprint, resample every slice once in plane.
+around its box), clip and z-score (:mod:`isopose.data.normalization`), resample every slice once in plane.
 
 Interpolation is bicubic, with a prefilter where pixels become larger. Measured on real slices: compared with
 nnU-Net's cubic splines it has half the error of bilinear sampling, for scales from 2 (enlarged) to 1 / 1.25;
@@ -22,7 +22,8 @@ from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import classes_of, structures, undrawn_doubt
-from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
+from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.data.normalization import ByScan, Scale
 from isopose.data.runs import CHUNK, parts_of
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
@@ -50,7 +51,7 @@ class Prepared:
         reorientation: of the stored axes.
         native_shape: ``(z, y, x)`` as stored.
         native_world_from_index: ``(4, 4)`` as stored.
-        air: normalized value outside the scan.
+        scale: by which the values were normalized.
         warnings: one line each, without patient data.
     """
 
@@ -64,7 +65,7 @@ class Prepared:
     reorientation: Reorientation
     native_shape: tuple[int, int, int]
     native_world_from_index: np.ndarray
-    air: float
+    scale: Scale
     warnings: tuple[str, ...]
 
     @property
@@ -94,7 +95,8 @@ def prepare(
             values.
     """
     fov = usual_fov(fingerprint, config)
-    prepared = prepare_as(volume, fingerprint.intensity, fov, config, tissue=fingerprint.tissue)
+    scale = fingerprint.channels[0].scale
+    prepared = prepare_as(volume, scale, fov, config, tissue=fingerprint.tissue)
     if labels is None:
         return prepared
     if label_map is None:
@@ -114,7 +116,7 @@ def prepare(
 
 def prepare_as(
     volume: Volume,
-    intensity: Scale,
+    scaling: Scale | ByScan,
     fov_mm: float | None,
     config: DataConfig,
     *,
@@ -124,13 +126,14 @@ def prepare_as(
 
     Args:
         volume: as read, any orientation, HU.
-        intensity: normalization of the values.
+        scaling: normalization of the values.
         fov_mm: side of the frame, for all bodies that fit into it; None: from each body's size.
         config: size of the frame, the body's threshold.
         tissue: composition of the training scans, for warnings; None: no such warnings.
 
     Raises:
-        InputError: non-finite values, no body, or an implausible size.
+        InputError: non-finite values, no body, an implausible size, or a body of one value that is to be
+            normalized by itself.
     """
     if not all_finite(volume.array):
         raise InputError(
@@ -148,11 +151,13 @@ def prepare_as(
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
     image = scratch.zeros((len(body), frame.size, frame.size), np.float32)
     mask = scratch.zeros(image.shape, bool)
-    size = (frame.size, frame.size)
+    size, scale = (frame.size, frame.size), scaling.of_scan(lps.array, body)
+    # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No scan is
+    # darker than what a network sees around it.
+    low, high = max(scale.air, scaling.air), min(scale.top, scaling.top)
     for part in chunks(body.shape, size):
-        slices = warped(intensity.normalize(lps.array[part]), matrix, size, intensity.air, "bicubic")
-        # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does.
-        image[part] = slices.clip(intensity.air, intensity.top)
+        slices = warped(scale.normalize(lps.array[part]), matrix, size, scale.air, "bicubic")
+        image[part] = slices.clip(low, high)
         mask[part] = warped(body[part], matrix, size, 0.0, "bilinear") >= 0.5
     return Prepared(
         image=image,
@@ -165,7 +170,7 @@ def prepare_as(
         reorientation=volume.reorientation(),
         native_shape=_shape(volume.array),
         native_world_from_index=volume.world_from_index,
-        air=intensity.air,
+        scale=scale,
         warnings=warnings,
     )
 

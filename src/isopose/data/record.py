@@ -149,7 +149,7 @@ def record_of(
         flips=prepared.reorientation.flips,
         native_shape=prepared.native_shape,
         native_world_from_index=_rows(prepared.native_world_from_index),
-        air=prepared.air,
+        air=prepared.scale.air,
         warnings=prepared.warnings,
         presence=tuple(tuple(bool(s) for s in one) for one in zip(*shows, strict=True)),
         body_fraction=tuple(float(f) for f in prepared.mask.mean(axis=(1, 2))),

@@ -11,6 +11,8 @@ from isopose.labels import Labels
 
 #: The values of ``Case.split``.
 SPLITS = ("train", "val", "test")
+#: Names of the channels of a dataset that says nothing else.
+CT = ("CT",)
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 _LONGEST_ID = 150
 
@@ -46,6 +48,7 @@ class Dataset:
         root: the dataset's folder.
         labels: names and stored values of the structures.
         cases: at least one, sorted by id.
+        channels: names of the images of each case, in order.
     """
 
     name: str
@@ -53,9 +56,17 @@ class Dataset:
     root: Path
     labels: Labels
     cases: tuple[Case, ...]
+    channels: tuple[str, ...] = CT
 
 
-def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterable[Case]) -> Dataset:
+def dataset_of(
+    name: str,
+    layout: str,
+    root: Path,
+    labels: Labels,
+    cases: Iterable[Case],
+    channels: tuple[str, ...] = CT,
+) -> Dataset:
     """Return a dataset with sorted cases after checking that their ids are unique and usable as file names.
 
     Raises:
@@ -75,7 +86,7 @@ def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterab
                 f"{root}: case ids must be unique, got {seen[folded]!r} and {case.id!r}; rename one"
             )
         seen[folded] = case.id
-    return Dataset(name, layout, root, labels, ordered)
+    return Dataset(name, layout, root, labels, ordered, channels)
 
 
 def inside(root: Path, listed: object, where: Path) -> Path:

@@ -91,6 +91,7 @@ def fit(
                 prepared,
                 dataset.labels,
                 config.data,
+                channels=dataset.channels,
                 given=source.fingerprint if source else None,
                 workers=workers,
                 reporter=reporter,
@@ -153,15 +154,15 @@ def _fit(
 
     config = decide_mirroring(context.config, dataset.labels, train_slices, reporter)
     context = replace(context, config=config)
-    air = train_slices.cases[0].record.air
+    scale = fingerprint.channels[0].scale
     if source is None:
         among = measured(training, validation, config.train)[0]
-        reference = _chosen_reference(context, [cases[case.id] for case in among], air)
+        reference = _chosen_reference(context, [cases[case.id] for case in among], scale.air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         context = replace(context, truth=_against(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
-    networks = Networks(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
+    networks = Networks(config, dataset.labels.classes, mask, scale.air, scale.top)
     if source is not None:
         networks.load_state_dict(source.pipeline.state_dict())
         networks.unet.freeze(config.train.parts)

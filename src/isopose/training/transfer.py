@@ -9,7 +9,7 @@ from isopose.models.folder import Model
 
 #: Settings by section that a model's weights have a meaning for; all others may differ while it learns on.
 OF_THE_MODEL: dict[str, tuple[str, ...]] = {
-    "data": ("size", "pixel_mm", "clip_percentiles", "body_threshold_hu"),
+    "data": ("size", "pixel_mm", "clip_percentiles", "normalization", "body_threshold_hu"),
     "pose": ("start", "learned", "scales", "size", "fill", "max_angle", "max_log_scale", "max_shift"),
     "crop": ("enabled", "learned", "size", "depth"),
     "unet": (

@@ -48,7 +48,8 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
     if not named.values and any(case.label for case in (*training, *test)):
         raise InputError(f"{where}: labels: expected at least one label besides background")
     name = str(content.get("name") or root.name)
-    return dataset_of(name, "nnunet", root, named, [*training, *test])
+    named_channels = tuple(map(str, channels.values()))
+    return dataset_of(name, "nnunet", root, named, [*training, *test], named_channels)
 
 
 def region_labels(where: Path, content: dict[str, Any]) -> Labels:
