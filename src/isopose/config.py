@@ -64,6 +64,9 @@ class DataConfig(Section):
         "training cases; zscore: by each scan's own body; raw: values as they are; auto: by the channel's "
         "name, as nnU-Net: ct for CT, raw for noNorm, zscore for all others",
     )
+    pose_channel: int | str = Field(
+        0, description="the channel that shows body, pose and crop: its number from 0, or its name"
+    )
     body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
     undrawn: Undrawn = Field(
         "background",
@@ -338,6 +341,9 @@ class HomogenizeConfig(Section):
         min_length=1,
         description="whose pose and size the scans get: child or adult, shipped; a case of the dataset; the "
         "path of a scan or of a model's folder; none: the child, with --model the model's",
+    )
+    pose_channel: int | str = Field(
+        0, description="the channel that shows body and pose: its number from 0, or its name"
     )
     scale_z: bool = Field(
         True,

@@ -16,6 +16,7 @@ from isopose.data.splits import measured, split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
+from isopose.io.cases import check_one_channel
 from isopose.io.datasets import Case, Dataset, open_dataset
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
@@ -119,6 +120,7 @@ def preprocess_on_cluster(
     with TemporaryDirectory(prefix="isopose-") as below:
         mirror, where = Mirror.of_dataset(dataset, Path(below))
         opened = open_dataset(where, labels)
+        check_one_channel(opened, "--ray")
         training, validation = measured(*split(opened, config.train), config.train)
         unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabeled is not None:

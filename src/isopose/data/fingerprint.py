@@ -27,6 +27,7 @@ from isopose.data.normalization import (
     Window,
     labeled_values,
     normalizations_of,
+    pose_channel_of,
     scale_of_scan,
     scaling_of,
 )
@@ -34,7 +35,8 @@ from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.io.cases import CT, Case
-from isopose.io.images import read_labels, read_volume
+from isopose.io.channels import read_channels
+from isopose.io.images import read_labels
 from isopose.isolation import Failed
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import Progress, all_of, attempts
@@ -73,7 +75,7 @@ class Fingerprint:
         slices_median: median number of axial slices.
         slices_min: fewest axial slices.
         slices_max: most axial slices.
-        channels: names and normalization of the scans' channels.
+        channels: names and normalization of the scans' channels, in the dataset's order.
         body_median_mm: sides ``(x, y)`` of the body's in-plane box, mm.
         body_max_mm: largest sides, for each axis.
         fov_mm: side of the square that holds the body's box of every case, with a margin of 4 %.
@@ -100,6 +102,15 @@ class Fingerprint:
     def to_json(self) -> dict[str, Any]:
         """Return the fingerprint as values that JSON represents exactly."""
         return _ADAPTER.dump_python(self, mode="json")
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels, in order."""
+        return tuple(channel.name for channel in self.channels)
+
+    def pose_scale(self, config: DataConfig) -> Scaling:
+        """Return how the channel that shows body and pose is normalized."""
+        return self.channels[pose_channel_of(config, self.channel_names)].scale
 
     @classmethod
     def from_json(cls, values: Any, where: str = "fingerprint") -> "Fingerprint":
@@ -197,11 +208,13 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
     """Read one case and measure it.
 
     Raises:
-        InputError: no label file, unreadable files, another grid, an unknown label, no body.
+        InputError: no label file, unreadable files, another grid, an unknown label, no body, or a channel
+            that cannot be normalized.
     """
     if case.label is None:
         raise InputError("expected a label file for a training case, got none")
-    volume = read_volume(case.image)
+    volumes = read_channels(case.images, channels)
+    volume = volumes[pose_channel_of(config, channels)]
     stored = read_labels(case.label, like=volume)
     volume = volume.reoriented()
     classes = classes_of(stored.reoriented().array, labels, config.undrawn)
@@ -217,10 +230,12 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
         slices=volume.array.shape[0],
         body_mm=(x1 - x0, y1 - y0),
         channels=tuple(
-            labeled_values(volume.array[marked])
+            labeled_values(array[marked])
             if method == "ct"
-            else scale_of_scan(method, config.clip_percentiles, volume.array, body)
-            for method in normalizations_of(config, channels)
+            else scale_of_scan(method, config.clip_percentiles, array, body)
+            for method, array in zip(
+                normalizations_of(config, channels), (v.reoriented().array for v in volumes), strict=True
+            )
         ),
         volumes_ml=tuple(float(np.count_nonzero(mask)) * milliliter for mask in inside),
         label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),

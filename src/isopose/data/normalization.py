@@ -228,6 +228,31 @@ def pooled(facts: Sequence[LabeledValues], percentiles: tuple[float, float]) -> 
     )
 
 
+def pose_channel_of(config: DataConfig, channels: Sequence[str]) -> int:
+    """Return the number of the channel that shows body, pose and crop; see :func:`channel_number`."""
+    return channel_number(config.pose_channel, channels, "data.pose_channel")
+
+
+def channel_number(wanted: int | str, channels: Sequence[str], setting: str) -> int:
+    """Return the number of a channel.
+
+    Args:
+        wanted: its number or name.
+        channels: names of the channels.
+        setting: that says so, for the message.
+
+    Raises:
+        InputError: there is no such channel.
+    """
+    if isinstance(wanted, str) and wanted in channels:
+        return channels.index(wanted)
+    if isinstance(wanted, int) and 0 <= wanted < len(channels):
+        return wanted
+    raise InputError(
+        f"{setting} is {wanted!r}, expected 0 to {len(channels) - 1} or one of {', '.join(channels)}"
+    )
+
+
 def normalizations_of(config: DataConfig, channels: Sequence[str]) -> tuple[Normalization, ...]:
     """Return how each channel is normalized: as ``data.normalization`` says, or by its name.
 

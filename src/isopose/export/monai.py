@@ -103,6 +103,8 @@ def metadata(model: Model) -> dict[str, Any]:
     """Return the metadata that MONAI's bundle specification requires; it identifies no patient."""
     names = ["background", *model.labels.names]
     marked = ", ".join(model.labels.names)
+    several = {str(number): name for number, name in enumerate(model.channels)}
+    channels = several if len(several) > 1 else {"0": "image"}
     grid = {"spatial_shape": ["*", "*", "*"], "dtype": "float32", "is_patch_data": False}
     return {
         "version": __version__,
@@ -124,9 +126,9 @@ def metadata(model: Model) -> dict[str, Any]:
                     "type": "image",
                     "format": "hounsfield",
                     "modality": "CT",
-                    "num_channels": 1,
+                    "num_channels": len(model.channels),
                     "value_range": [-1024, 3071],
-                    "channel_def": {"0": "image"},
+                    "channel_def": channels,
                     **grid,
                 }
             },

@@ -35,13 +35,18 @@ def export_onnx(model: Model, folder: Path) -> None:
     """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``; files of these names are overwritten.
 
     Raises:
-        InputError: the model sees neighbors of a slice or normalizes by scan, or the extra ``onnx`` is not
-            installed.
+        InputError: the model sees neighbors of a slice or several channels, or normalizes by scan, or the
+            extra ``onnx`` is not installed.
     """
     if model.config.unet.context:
         raise InputError(
             f"export: the ONNX graphs see slices one by one, this model has unet.context="
             f"{model.config.unet.context}; use --format monai, or train with unet.context=0"
+        )
+    if len(model.channels) > 1:
+        raise InputError(
+            f"export: the ONNX graphs see one channel, this model {', '.join(model.channels)}; use --format "
+            "monai"
         )
     if not isinstance(model.fingerprint.channels[0].scale, Intensity):
         raise InputError(

@@ -152,7 +152,7 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         per=_in_plane(config),
         joint=networks if networks.joint is not None else None,
         crop=networks if config.crop else None,
-        scale=model.fingerprint.channels[0].scale,
+        scale=model.fingerprint.pose_scale(model.config.data),
         fov_mm=usual_fov(model.fingerprint, model.config.data),
         data=model.config.data,
         predict=model.config.predict,

@@ -28,6 +28,7 @@ class Case:
         patient: identifier shared by all scans of one patient, which stay in the same split.
         age_years: age at the scan, if known.
         split: ``train``, ``val`` or ``test`` if the dataset defines it, else None.
+        further: images of the channels after the first, in the dataset's order.
     """
 
     id: str
@@ -36,6 +37,12 @@ class Case:
     patient: str
     age_years: float | None = None
     split: str | None = None
+    further: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The images of all channels, in the dataset's order."""
+        return (self.image, *self.further)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,23 @@ def dataset_of(
             )
         seen[folded] = case.id
     return Dataset(name, layout, root, labels, ordered, channels)
+
+
+def check_one_channel(dataset: Dataset, command: str) -> None:
+    """Refuse a dataset with several channels.
+
+    Args:
+        dataset: to be used.
+        command: that takes one channel, for the message.
+
+    Raises:
+        InputError: it has several.
+    """
+    if len(dataset.channels) > 1:
+        raise InputError(
+            f"{dataset.root}: has {len(dataset.channels)} channels ({', '.join(dataset.channels)}), and "
+            f"{command} takes one; give a dataset with one of them"
+        )
 
 
 def inside(root: Path, listed: object, where: Path) -> Path:
