@@ -21,6 +21,7 @@ def model_card(model: Model) -> str:
     return environment.get_template("card.md.jinja").render(
         versions=versions(),
         names=", ".join(model.labels.names),
+        channels=" and ".join(model.channels),
         how=_how(model),
         sha=model.weights_sha256,
         patients=_patients(model.info.training),

@@ -96,7 +96,7 @@ def write_cohort(
     tests = min(round(cases * test_fraction), cases - 1)
     parameters = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
-        "population": population, **({"pet": True} if pet else {}),
+        "population": population, "pet": pet,
     }  # fmt: skip
     _begin(output, parameters)
     planned = [
