@@ -33,7 +33,8 @@ from memory import CLASSES, peak_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from isopose.config import Config, load_config
-from isopose.data.fingerprint import Fingerprint, Intensity
+from isopose.data.fingerprint import Fingerprint
+from isopose.data.normalization import Channel, Intensity
 from isopose.devices import autocast, choose_device, choose_precision
 from isopose.files import output_folder, write_text
 from isopose.inference.files import find_scans, predict_scans
@@ -196,7 +197,8 @@ def untrained(config: Config) -> Model:
     """A model of phantoms whose U-Net and STN2 have their first, random weights."""
     intensity = Intensity((0.5, 99.5), -80.0, 100.0, 400.0, 95.0, 75.0, -200.0, 900.0)
     spacing, body = (1.0, 1.0, 1.0), (250.0, 200.0)
-    fingerprint = Fingerprint(1, 1, spacing, spacing, spacing, 3.0, 3, 3, intensity, body, body, 300.0, ())
+    channels = (Channel("CT", intensity),)
+    fingerprint = Fingerprint(1, 1, spacing, spacing, spacing, 3.0, 3, 3, channels, body, body, 300.0, ())
     labels = Labels.create({"kidney": 1, "tumor": 2})
     networks = Networks(config, labels.classes, load_reference().mask, intensity.air, intensity.top)
     if networks.pose.roll is not None:

@@ -172,7 +172,8 @@ def _contenders(
 ) -> list[Contender]:
     """All of the table; what has to be trained is, with settings over its own, unless they are none."""
     image, mask = reference.images, reference.masks
-    air, top = fingerprint.intensity.air, fingerprint.intensity.top
+    scale = fingerprint.channels[0].scale
+    air, top = scale.air, scale.top
     box = box_of_mask(mask[:, 0] > 0.5)[0][0]
     half = float(max(box[2] - box[0], box[3] - box[1])) / 2.0 / PoseConfig().fill  # type: ignore[operator]
     log = math.log(half)

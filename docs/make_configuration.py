@@ -147,6 +147,8 @@ def _type(kind: Any) -> str:
         return ", ".join(f"`{_value(value)}`" for value in inside)
     if origin in (Union, types.UnionType):
         return " or ".join(_of_union(one) for one in inside)
+    if origin is tuple and inside[-1] is Ellipsis:
+        return f"a list of {_type(inside[0])}"
     if origin is tuple:
         return f"{len(inside)} {_type(inside[0])}s"
     if origin is dict:

@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from isopose.config import homogenize_config, load_config
-from isopose.data.fingerprint import Fingerprint, Intensity, fingerprint_of
+from isopose.data.fingerprint import Fingerprint, fingerprint_of
+from isopose.data.normalization import Channel, Intensity
 from isopose.data.store import write_store
 from isopose.files import write_json
 from isopose.homogenize.dataset import homogenize
@@ -160,8 +161,9 @@ def _write_model(folder: Path) -> None:
     settings = ["data.size=64", "unet.base_features=4", "unet.max_features=8", "crop.size=32"]
     config = load_config("default", None, settings)
     intensity = Intensity((0.5, 99.5), -80.0, 100.0, 400.0, 95.0, 75.0, -200.0, 900.0)
+    channels = (Channel("CT", intensity),)
     fingerprint = Fingerprint(
-        1, 1, SPACING, SPACING, SPACING, 6.0, 6, 6, intensity, (224.0, 160.0), (224.0, 160.0), 260.0, ()
+        1, 1, SPACING, SPACING, SPACING, 6.0, 6, 6, channels, (224.0, 160.0), (224.0, 160.0), 260.0, ()
     )
     reference = torch.zeros(1, 1, 32, 32)
     reference[..., 8:24, 6:26] = 1.0

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from isopose.config import load_config
-from isopose.data.fingerprint import Fingerprint, Intensity
+from isopose.data.fingerprint import Fingerprint
+from isopose.data.normalization import Channel, Intensity
 from isopose.geometry.volume import Volume
 from isopose.labels import Labels
 from isopose.models.folder import Model
@@ -68,7 +69,7 @@ class Sided(Brightness):
 def fingerprint(fov_mm: float = FOV) -> Fingerprint:
     one = (1.0, 1.0, 1.0)
     body = (2 * BODY[0], 2 * BODY[1])
-    return Fingerprint(1, 1, one, one, one, 3.0, 3, 3, INTENSITY, body, body, fov_mm, ())
+    return Fingerprint(1, 1, one, one, one, 3.0, 3, 3, (Channel("CT", INTENSITY),), body, body, fov_mm, ())
 
 
 def ellipse(size: int, radii: tuple[float, float]) -> Tensor:

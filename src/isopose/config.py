@@ -37,6 +37,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+#: How the values of a channel are normalized; see :mod:`isopose.data.normalization`.
+Normalization = Literal["ct", "zscore", "raw"]
 #: What slices without any label are in a scan that shows labels before and after such slices.
 Undrawn = Literal["background", "ignore"]
 
@@ -53,7 +55,17 @@ class DataConfig(Section):
         "median: it does, in whole pixels of the training cases' median size, then resized to data.size",
     )
     clip_percentiles: tuple[float, float] = Field(
-        (0.5, 99.5), description="of the labeled voxels of the training cases, as nnU-Net"
+        (0.5, 99.5),
+        description="ct: of the labeled voxels of the training cases, as nnU-Net; zscore: of the scan's body",
+    )
+    normalization: Literal["auto"] | Normalization | tuple[Normalization, ...] = Field(
+        "auto",
+        description="of all channels, or of each (a list). ct: clip and z-score by the labeled voxels of the "
+        "training cases; zscore: by each scan's own body; raw: values as they are; auto: by the channel's "
+        "name, as nnU-Net: ct for CT, raw for noNorm, zscore for all others",
+    )
+    pose_channel: int | str = Field(
+        0, description="the channel that shows body, pose and crop: its number from 0, or its name"
     )
     body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
     undrawn: Undrawn = Field(
@@ -329,6 +341,9 @@ class HomogenizeConfig(Section):
         min_length=1,
         description="whose pose and size the scans get: child or adult, shipped; a case of the dataset; the "
         "path of a scan or of a model's folder; none: the child, with --model the model's",
+    )
+    pose_channel: int | str = Field(
+        0, description="the channel that shows body and pose: its number from 0, or its name"
     )
     scale_z: bool = Field(
         True,

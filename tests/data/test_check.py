@@ -222,10 +222,10 @@ def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch):
         assert [p for p in problems if p.case == "b"] == expected
 
 
-def die_of_a(case, labels, original=check._inspect):
+def die_of_a(case, labels, channels, original=check._inspect):
     if case.id == "a":
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(case, labels)
+    return original(case, labels, channels)
 
 
 def test_lack_of_memory_is_one_case_only(cohort, monkeypatch):

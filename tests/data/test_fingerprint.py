@@ -12,11 +12,11 @@ from isopose.config import DataConfig
 from isopose.data.fingerprint import (
     CaseFacts,
     Fingerprint,
-    Intensity,
     describe,
     fingerprint_of,
     reduce_facts,
 )
+from isopose.data.normalization import Intensity, LabeledValues
 from isopose.data.tissue import Tissue
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of
@@ -63,7 +63,7 @@ def test_intensities_are_those_of_equally_weighted_cases(cohort, fingerprint: Fi
     # What nnU-Net estimates: as many voxels of every case, drawn with replacement, then pooled.
     random = np.random.RandomState(1234)
     pooled = np.concatenate([random.choice(labeled(case), 400_000) for case in cohort])
-    i = fingerprint.intensity
+    i = fingerprint.channels[0].scale
     assert i.mean == pytest.approx(pooled.mean(), abs=0.2)
     assert i.sd == pytest.approx(pooled.std(), rel=0.005)
     expected = np.percentile(pooled, (0.5, 50, 99.5))
@@ -76,7 +76,7 @@ def test_intensities_are_those_of_equally_weighted_cases(cohort, fingerprint: Fi
 def test_moments_of_a_mixture(groups: list[list[int]]) -> None:
     facts = [facts_of(np.array(group, dtype=float)) for group in groups]
     assume(len({value for group in groups for value in group}) > 1)
-    i = reduce_facts(facts, LABELS, CONFIG).intensity
+    i = reduce_facts(facts, LABELS, CONFIG).channels[0].scale
     # Each case repeated until all have as many voxels: exact equal weights.
     many = int(np.lcm.reduce([len(group) for group in groups]))
     if many > 200_000:
@@ -96,10 +96,7 @@ def facts_of(values: np.ndarray) -> CaseFacts:
         one,
         1,
         (1.0, 1.0),
-        distinct,
-        counts,
-        values.mean(),
-        values.var(),
+        (LabeledValues(distinct, counts, values.mean(), values.var()),),
         (1.0, 0.0),
         (1, 0),
         Tissue(0, 0, None),
@@ -132,7 +129,9 @@ def test_through_json_and_back(fingerprint: Fingerprint) -> None:
         ({"fov_mm": -1.0}, "fov_mm"),
         ({"extra": 1}, "extra"),
         ({"spacing_median": [1.0, 1.0]}, "spacing_median"),
-        ({"intensity": None}, "intensity"),
+        ({"channels": []}, "channels"),
+        ({"channels": None}, "channels"),
+        ({"intensity": None}, "channels"),
     ],
 )
 def test_damaged_json_is_refused(fingerprint: Fingerprint, change: dict, message: str) -> None:
@@ -143,7 +142,8 @@ def test_damaged_json_is_refused(fingerprint: Fingerprint, change: dict, message
 
 def test_crossed_clip_is_refused(fingerprint: Fingerprint) -> None:
     values = fingerprint.to_json()
-    values["intensity"]["low"], values["intensity"]["high"] = 300.0, -80.0
+    scale = values["channels"][0]["scale"]
+    scale["low"], scale["high"] = 300.0, -80.0
     with pytest.raises(InputError, match="low is above high"):
         Fingerprint.from_json(values)
 
@@ -187,7 +187,7 @@ def test_a_case_without_labeled_voxels_weighs_nothing(cohort, tmp_path) -> None:
     with_blank = fingerprint_of(
         [cohort[0], replace(cohort[2], label=tmp_path / "blank.nii.gz")], LABELS, CONFIG
     )
-    assert with_blank.intensity == fingerprint_of(cohort[:1], LABELS, CONFIG).intensity
+    assert with_blank.channels == fingerprint_of(cohort[:1], LABELS, CONFIG).channels
     assert with_blank.cases == 2
 
 

@@ -12,7 +12,8 @@ from bodies import torso
 from scipy import ndimage
 
 from isopose.config import DataConfig
-from isopose.data.fingerprint import Fingerprint, Intensity, fingerprint_of
+from isopose.data.fingerprint import Fingerprint, fingerprint_of
+from isopose.data.normalization import Channel, Intensity
 from isopose.data.preprocess import prepare
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import SIGMA_FACTOR
@@ -67,7 +68,8 @@ def in_frame(scan: Volume, size: int, ratio: float) -> tuple[np.ndarray, np.ndar
     spacing = float(scan.spacing[0])
     side = round(size * ratio)
     one, body = (1.0, 1.0, 1.0), (1.0, 1.0)
-    fingerprint = Fingerprint(1, 1, one, one, one, 1.0, 1, 1, INTENSITY, body, body, 1.0, ())
+    channels = (Channel("CT", INTENSITY),)
+    fingerprint = Fingerprint(1, 1, one, one, one, 1.0, 1, 1, channels, body, body, 1.0, ())
     prepared = prepare(scan, fingerprint, DataConfig(size=size, pixel_mm=side * spacing / size))
     assert not prepared.warnings, "choose a frame that holds the body"
     assert prepared.frame.pixel_mm == pytest.approx(side * spacing / size)
@@ -132,7 +134,7 @@ def test_fingerprint_agrees_with_the_extractor(tmp_path: Path, real_scans: dict[
         pooled.append(found[2][0])
         assert tuple(found[1][::-1]) == pytest.approx(tuple(scan.spacing), rel=1e-5)
     values = np.concatenate(pooled)
-    ours = fingerprint_of(cases, Labels({"organ": 1}), DataConfig()).intensity
+    ours = fingerprint_of(cases, Labels({"organ": 1}), DataConfig()).channels[0].scale
     assert ours.mean == pytest.approx(values.mean(), abs=0.3)
     assert ours.sd == pytest.approx(values.std(), abs=0.3)
     assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(values, (0.5, 99.5))), abs=1.0)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopose.config import DataConfig
-from isopose.data.fingerprint import Fingerprint, Intensity
+from isopose.data.fingerprint import Fingerprint
+from isopose.data.normalization import Channel, Intensity
 from isopose.data.preprocess import labels_in_frame, prepare
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
@@ -24,9 +25,8 @@ LABELS = Labels({"kidney": 1, "tumor": 7})
 
 def fingerprint(fov_mm: float = 300.0) -> Fingerprint:
     one = (1.0, 1.0, 1.0)
-    return Fingerprint(
-        1, 1, one, one, one, 3.0, 3, 3, INTENSITY, (fov_mm, fov_mm), (fov_mm, fov_mm), fov_mm, ()
-    )
+    channels, body = (Channel("CT", INTENSITY),), (fov_mm, fov_mm)
+    return Fingerprint(1, 1, one, one, one, 3.0, 3, 3, channels, body, body, fov_mm, ())
 
 
 def frame_pixel(prepared, world: np.ndarray) -> tuple[np.ndarray, float]:
@@ -74,7 +74,7 @@ def test_a_left_blob_is_seen_on_the_left_from_every_storage(axes, flips) -> None
     scan, world = blob_scan(axes, flips, (1.7, 2.3, 6.0), 0.21)
     prepared = prepare(scan, fingerprint(190.0), DataConfig(size=96))
     expected, _ = frame_pixel(prepared, world)
-    found = blob_center(prepared.image[2:-2], prepared.air)
+    found = blob_center(prepared.image[2:-2], prepared.scale.air)
     assert np.abs(found[:2] - expected).max() < 0.05
     # Left of the patient is right of the frame, the front is above.
     assert found[0] > 48 + 8
@@ -92,7 +92,7 @@ def test_world_point_is_found_where_the_frame_says(x: float, y: float, angle: fl
     scan, world = blob_scan((0, 1, 2), (False, True, False), (x, y, 15.0), angle)
     prepared = prepare(scan, fingerprint(200.0), DataConfig(size=size))
     expected, _ = frame_pixel(prepared, world)
-    assert np.abs(blob_center(prepared.image[1:-1], prepared.air)[:2] - expected).max() < 0.05
+    assert np.abs(blob_center(prepared.image[1:-1], prepared.scale.air)[:2] - expected).max() < 0.05
     # The matrix for samplers says the same as the millimeters.
     frame = normalized_from_pixel((size, size), dtype=torch.float64) @ torch.tensor([*expected, 1.0]).double()
     seen = prepared.slice_from_frame.double() @ frame
@@ -107,7 +107,7 @@ def test_values_are_clipped_and_scored_and_air_is_air() -> None:
     array[:, 180:186, 200:206] = 3000.0
     prepared = prepare(scan.with_array(array), fingerprint(260.0), DataConfig(size=256))
     air = (-80.0 - 95.0) / 75.0
-    assert prepared.air == pytest.approx(air, abs=1e-6)
+    assert prepared.scale.air == pytest.approx(air, abs=1e-6)
     assert prepared.image[0, 0, 0] == pytest.approx(air, abs=1e-5)
     inside = prepared.image[0, 128, 124:132]
     assert inside == pytest.approx((40.0 - 95.0) / 75.0, abs=1e-4)

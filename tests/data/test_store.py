@@ -76,7 +76,7 @@ def test_reads_back_what_was_prepared(store: Store, cohort, fingerprint) -> None
         assert record.reorientation == prepared.reorientation
         assert np.array_equal(record.native_world_from_index, volume.world_from_index)
         assert (record.patient, record.age_years) == (case.patient, case.age_years)
-        assert record.air == prepared.air
+        assert record.air == prepared.scale.air
         shown = [[(plane == index).any() for index in (1, 2)] for plane in prepared.labels]
         assert np.array_equal(record.presence, shown)
         assert np.array(record.presence).any()
@@ -144,7 +144,7 @@ def test_a_changed_source_is_prepared_again(store: Store, fingerprint, tmp_path)
     }  # fmt: skip
     kidney = second.cases[1].read([1])[2][0] == 1
     brighter = second.cases[1].read([1])[0][0] - image
-    assert np.median(brighter[kidney]) == pytest.approx(30 / fingerprint.intensity.sd, rel=0.02)
+    assert np.median(brighter[kidney]) == pytest.approx(30 / fingerprint.channels[0].scale.sd, rel=0.02)
     moved = replace(cohort[0], patient="another")
     assert (
         write_store(tmp_path / "store", [moved], fingerprint, LABELS, CONFIG).cases[0].record.patient

@@ -65,7 +65,7 @@ def frames(model: Model, slices: int) -> tuple[torch.Tensor, torch.Tensor, torch
     """In Hounsfield units, some of them beyond what is clipped."""
     prepared = prepare(scene(slices=slices, roll=0.3).volume, model.fingerprint, model.config.data)
     image, mask = (torch.from_numpy(array)[:, None].float() for array in (prepared.image, prepared.mask))
-    intensity = model.fingerprint.intensity
+    intensity = model.fingerprint.channels[0].scale
     hu = image * intensity.sd + intensity.mean
     hu = torch.where(image <= prepared.air, hu - 300.0, hu)
     return hu, mask, torch.arange(slices) * prepared.spacing[2]
@@ -97,8 +97,8 @@ def test_graphs_answer_as_pytorch_does(model: Model, exported: Path, slices: int
 
 def test_the_graphs_normalize_as_preprocessing_does(model: Model) -> None:
     hu = np.linspace(-2000, 3000, 101, dtype=np.float32)
-    expected = model.fingerprint.intensity.normalize(hu)
-    found = Normalize(model.fingerprint.intensity)(torch.from_numpy(hu))
+    expected = model.fingerprint.channels[0].scale.normalize(hu)
+    found = Normalize(model.fingerprint.channels[0].scale)(torch.from_numpy(hu))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     assert np.ptp(expected) > 0
 
@@ -169,7 +169,7 @@ def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
     volume = scene(slices=slices, roll=0.3).volume
     prepared = prepare(volume, model.fingerprint, model.config.data)
     scan_pose = predict(model, volume).scan_pose
-    intensity = model.fingerprint.intensity
+    intensity = model.fingerprint.channels[0].scale
     hu = torch.from_numpy(prepared.image * intensity.sd + intensity.mean)[:, None].float()
     mask = torch.from_numpy(prepared.mask)[:, None].float()
     mask[:hidden] = 0.0

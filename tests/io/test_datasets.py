@@ -123,8 +123,9 @@ def test_nnunet_explicit_paths(tmp_path):
         ({"labels": None}, "'labels' is missing"),
         ({"channel_names": None}, "'channel_names' is missing"),
         ({"file_ending": None}, "'file_ending' is missing"),
-        ({"channel_names": {"0": "CT", "1": "PET"}}, "one channel"),
-        ({"channel_names": {}}, "one channel"),
+        ({"channel_names": {}}, "'channel_names' to name the channels 0, 1"),
+        ({"channel_names": {"1": "CT"}}, "'channel_names' to name the channels 0, 1"),
+        ({"channel_names": {"0": "MR", "1": "MR"}}, "channel names must be unique"),
         ({"file_ending": ".png"}, "'.png' cannot be read"),
         ({"file_ending": 3}, "cannot be read"),
         ({"labels": {"background": 0, "kidney": 2, "ignore": 1}}, "expected the highest of all"),
@@ -157,7 +158,7 @@ def test_nnunet_names(tmp_path):
     v2(tmp_path)
     refused(tmp_path, "no cases")
     touch(tmp_path, "imagesTr/b_0000.nii.gz", "imagesTr/b_0001.nii.gz")
-    refused(tmp_path, "b_0001.nii.gz", "one channel")
+    refused(tmp_path, "b_0001.nii.gz", "expected 1 channel (CT)", "got _0001")
     (tmp_path / "imagesTr/b_0001.nii.gz").rename(tmp_path / "imagesTr/c.nii.gz")
     refused(tmp_path, "c.nii.gz", "_0000.nii.gz")
     (tmp_path / "imagesTr/c.nii.gz").rename(tmp_path / "imagesTr/B_0000.nii.gz")
@@ -373,3 +374,12 @@ def test_a_value_to_ignore_in_every_layout(tmp_path):
     manifest.write_text("image,label\na.nii.gz,b.nii.gz\n")
     labels = open_dataset(manifest, {"kidney": 1, "ignore": 200}).labels
     assert (dict(labels.values), labels.ignore) == ({"kidney": 1}, 200)
+
+
+def test_a_dataset_knows_its_channels_by_name(tmp_path):
+    v2(tmp_path / "v2", channel_names={"0": "T2 fs"})
+    touch(tmp_path / "v2", "imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz")
+    assert open_dataset(tmp_path / "v2").channels == ("T2 fs",)
+    assert open_dataset(decathlon(tmp_path / "msd", modality={"0": "MRI"})).channels == ("MRI",)
+    touch(tmp_path / "kits", "case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz")
+    assert open_dataset(tmp_path / "kits").channels == ("CT",)

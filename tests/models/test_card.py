@@ -6,6 +6,7 @@ import pytest
 
 from bright import bright_model
 from isopose.config import load_config
+from isopose.data.normalization import Intensity
 from isopose.models.card import model_card
 from isopose.models.folder import Model
 from isopose.models.info import ModelInfo, StageInfo, TrainingInfo
@@ -32,7 +33,9 @@ def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
     seen = model.fingerprint
     pixel = f"{seen.spacing_min[0]:.2f} | {seen.spacing_median[0]:.2f} | {seen.spacing_max[0]:.2f}"
     assert f"| pixel, across (mm) | {pixel} |" in card
-    assert f"| {seen.intensity.low:.0f} | {seen.intensity.median:.0f} | {seen.intensity.high:.0f} |" in card
+    scale = seen.channels[0].scale
+    assert isinstance(scale, Intensity)
+    assert f"| {scale.low:.0f} | {scale.median:.0f} | {scale.high:.0f} |" in card
     # Of the epoch whose weights it has.
     assert "so that it is too good: kidney 0.812, tumor 0.500." in card
     assert "Mustermann" not in card

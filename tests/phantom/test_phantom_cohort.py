@@ -303,3 +303,28 @@ def test_true_rolls_are_those_that_the_patients_were_drawn_at(cohort: Path, tmp_
     ):  # fmt: skip
         (tmp_path / "phantom.json").write_text(text)
         assert true_rolls(tmp_path) == {}, text
+
+
+def test_a_second_channel_shows_the_uptake(cohort: Path, tmp_path: Path) -> None:
+    small = {**SMALL, "cases": 2, "test_fraction": 0.0}
+    made = write_cohort(tmp_path / "pet", **small, pet=True)
+    opened = open_dataset(made)
+    assert opened.channels == ("CT", "PET")
+    before, plain = hashes(made), hashes(cohort)
+    # CT and labels are those of the cohort without it.
+    alike = {name for name in before if "_0000" in name or "labels" in name}
+    assert len(alike) == 4
+    assert {name: before[name] for name in alike} == {name: plain[name] for name in alike}
+    for case in opened.cases:
+        ct, uptake, labels = (sitk.ReadImage(str(path)) for path in (*case.images, case.label))
+        for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(uptake, get)() == getattr(ct, get)()
+        hu, values, classes = map(sitk.GetArrayFromImage, (ct, uptake, labels))
+        tumor, kidney = (float(np.median(values[classes == value])) for value in (2, 1))
+        rest = float(np.median(values[(classes == 0) & (hu > 0) & (hu < 100)]))
+        assert tumor > kidney > rest > float(np.median(values[hu < -500]))
+        assert values.min() >= 0.0
+    (made / "imagesTr" / "phantom_001_0001.nii.gz").unlink()
+    assert hashes(write_cohort(made, **small, pet=True)) == before
+    with pytest.raises(InputError, match=r"other parameters \(pet\)"):
+        write_cohort(made, **small)

@@ -155,4 +155,4 @@ def test_it_is_refused_beside_homogenization(setting: str) -> None:
 def test_slices_as_they_lie_are_augmented_in_the_baseline_alone(name: str, expected: bool) -> None:
     base = {"pose": {"start": "identity"}, "crop": {"enabled": False}, "unet": {"augmentation": name}}
     context = SimpleNamespace(config=load_config(base=base), labels=Labels.create({"kidney": 1}))
-    assert isinstance(_augmentation(context, SimpleNamespace(air=-2.0)), Augmentation) == expected
+    assert isinstance(_augmentation(context, SimpleNamespace(airs=(-2.0,))), Augmentation) == expected

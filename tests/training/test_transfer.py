@@ -165,9 +165,13 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
     assert not (tmp_path / "model").exists()
 
 
-def test_other_labels_are_refused(source: Source) -> None:
+def test_other_labels_and_channels_are_refused(source: Source, cohort: Path) -> None:
+    opened = open_dataset(cohort)
+    other = replace(opened, labels=Labels.create({"kidney": 1, "cyst": 2}))
     with pytest.raises(InputError, match="marks kidney, tumor, the dataset kidney, cyst"):
-        check_source(source.model, going_on(source), Labels.create({"kidney": 1, "cyst": 2}))
+        check_source(source.model, going_on(source), other)
+    with pytest.raises(InputError, match="sees the channels CT, the dataset has CT, PET; the same names"):
+        check_source(source.model, going_on(source), replace(opened, channels=("CT", "PET")))
 
 
 def test_parts_of_no_model_are_refused(cohort: Path, tiny, tmp_path: Path) -> None:

@@ -35,23 +35,25 @@ class ScanSegmenter(nn.Module):
         self.classes = ("background", *loaded.labels.names)
 
     def forward(self, image: Tensor) -> MetaTensor:
-        """Return probabilities ``(N, classes, x, y, z)`` of CT ``(N, 1, x, y, z)`` in HU.
+        """Return probabilities ``(N, classes, x, y, z)`` of scans ``(N, channels, x, y, z)``, CT in HU.
 
         Raises:
             InputError: not a MetaTensor of that shape, or a scan without a body.
         """
-        if not isinstance(image, MetaTensor) or image.ndim != 5 or image.shape[1] != 1:
+        channels = len(self._predictor.channels)
+        if not isinstance(image, MetaTensor) or image.ndim != 5 or image.shape[1] != channels:
             shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise InputError(
-                f"expected a MetaTensor of shape (N, 1, x, y, z), got {shape}; load it with LoadImaged"
+                f"expected a MetaTensor of shape (N, {channels}, x, y, z), got {shape}; load it with "
+                "LoadImaged"
             )
         affines = image.affine if image.affine.ndim == 3 else image.affine.expand(len(image), 4, 4)
         made = []
         for scan, affine in zip(image.as_tensor(), affines, strict=True):
-            found = self._predictor.predict(MetaTensor(scan[0], affine=affine), probabilities=True)
+            found = self._predictor.predict(MetaTensor(scan, affine=affine), probabilities=True)
             for warning in found.warnings:
                 logger.warning(warning)
-            made.append(torch.stack([found.probabilities[name].as_tensor() for name in self.classes]))
+            made.append(torch.stack([found.probabilities[name].as_tensor()[0] for name in self.classes]))
         out = MetaTensor(torch.stack(made).to(image.device))
         out.copy_meta_from(image)
         out.is_batch = image.is_batch

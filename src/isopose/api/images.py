@@ -13,7 +13,7 @@ An image is one of
 An array without an affine is refused, because its left and right are unknown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,6 +58,22 @@ def as_volume(image: Image) -> Volume:
         "expected an image with its place in the patient (a path, a SimpleITK image, a MetaTensor, or a pair "
         f"of array (x, y, z) and RAS affine), got {type(image).__name__}"
     )
+
+
+def as_volumes(image: Image | Sequence[Image]) -> list[Volume]:
+    """Convert the channels of a scan to volumes.
+
+    Args:
+        image: an image; or a list of images, one for each channel; or a MetaTensor ``(channels, x, y, z)``.
+
+    Raises:
+        InputError: one of the errors of :func:`as_volume`.
+    """
+    if isinstance(image, list):
+        return [as_volume(one) for one in image]
+    if isinstance(image, Tensor) and hasattr(image, "as_tensor") and image.ndim == 4:
+        return [_from_pair(values, image.affine) for values in image.as_tensor()]  # type: ignore[attr-defined]
+    return [as_volume(image)]  # type: ignore[arg-type]  # neither a list nor of several channels
 
 
 def as_labels(image: Image) -> Volume:

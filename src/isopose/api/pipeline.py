@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from isopose.api.images import Image, as_volume, like
+from isopose.api.images import Image, as_volumes, like
 from isopose.devices import choose_device
 from isopose.inference.ensemble import Ensemble, ensemble_of, load_ensemble
 from isopose.inference.predict import predict
@@ -68,18 +68,26 @@ class Pipeline:
         """Names and stored values of the labels."""
         return dict(self._model.labels.values)
 
-    def predict(self, image: Image, *, probabilities: bool = False) -> Result:
-        """Segment one image.
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the images of a scan, in the order in which :meth:`predict` takes them."""
+        return self._model.channels
+
+    def predict(self, image: Image | list[Image], *, probabilities: bool = False) -> Result:
+        """Segment one scan.
 
         Args:
-            image: CT in Hounsfield units, any size, spacing and orientation.
+            image: any size, spacing and orientation, CT in Hounsfield units; of several channels a list of
+                images on one grid, or a MetaTensor ``(channels, x, y, z)``.
             probabilities: return probabilities as well.
 
         Raises:
-            InputError: no body is found, or the image cannot be read.
+            InputError: no body is found, another number of channels than the model sees, or an image cannot
+                be read.
         """
-        volume, made = as_volume(image), like(image)
-        found = predict(self._model, volume, probabilities=probabilities)
+        volumes, made = as_volumes(image), like(image[0] if isinstance(image, list) else image)
+        volume = volumes[0]
+        found = predict(self._model, volumes, probabilities=probabilities)
         kept = () if found.probabilities is None else found.probabilities
         classes = ("background", *self._model.labels.names)[: len(kept)]
         return Result(

@@ -91,7 +91,7 @@ def _fingerprint(
         return None, {}
     facts = []
     with Terminal().counting("fingerprint") as progress:
-        answers = facts_of(usable, dataset.labels, DataConfig(), workers=workers, progress=progress)
+        answers = facts_of(usable, dataset.labels, DataConfig(), workers, progress, channels=dataset.channels)
         for case, answer in zip(usable, answers, strict=True):
             if isinstance(answer, Failed):
                 why = answer.why.removeprefix(f"{case.id}: ")
@@ -100,4 +100,4 @@ def _fingerprint(
                 facts.append(answer)
     if not facts:
         return None, {}
-    return reduce_facts(facts, dataset.labels, DataConfig()), ignored_of(facts)
+    return reduce_facts(facts, dataset.labels, DataConfig(), dataset.channels), ignored_of(facts)

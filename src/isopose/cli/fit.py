@@ -105,7 +105,14 @@ def fit(
     }
     if budget is not None:
         # Fine-tuning keeps the input size of the weights.
-        loaded = fit_into(loaded, opened.labels.classes, budget, reporter, shrink=begun is None)
+        loaded = fit_into(
+            loaded,
+            opened.labels.classes,
+            budget,
+            reporter,
+            shrink=begun is None,
+            channels=len(opened.channels),
+        )
     if folds is not None:
         _fit_folds(opened, model, loaded, reporter, track or (), common)
         return

@@ -30,6 +30,10 @@ def homogenize(
         bool, typer.Option("--crop", help="with --model: only the model's crop, one per scan")
     ] = False,
     reference: Reference = None,
+    pose_channel: Annotated[
+        str | None,
+        typer.Option(help="the channel that shows body and pose, its number or name; none: the first"),
+    ] = None,
     scale_z: ScaleZ = None,
     label: Label = None,
     ray: Ray = None,
@@ -42,7 +46,14 @@ def homogenize(
     from isopose.homogenize.dataset import open_input
     from isopose.progress import Terminal
 
-    config = homogenize_config(per=per, size=size, crop=crop, reference=reference, scale_z=scale_z)
+    config = homogenize_config(
+        per=per,
+        size=size,
+        crop=crop,
+        reference=reference,
+        pose_channel=int(pose_channel) if pose_channel and pose_channel.isdecimal() else pose_channel,
+        scale_z=scale_z,
+    )
     if ray is not None:
         from isopose.cluster.homogenize import homogenize_on_cluster
         from isopose.cluster.places import place_of

@@ -16,6 +16,9 @@ def phantom(
     seed: int = 0,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
     population: Annotated[str, typer.Option(help="child: birth to 16 years, or adult")] = "child",
+    pet: Annotated[
+        bool, typer.Option("--pet", help="a second channel: the uptake of a tracer, as PET shows it")
+    ] = False,
     workers: Workers = 0,
 ) -> None:
     """Write synthetic CT of children or adults as an nnU-Net raw dataset, with the true pose of each case."""
@@ -30,6 +33,7 @@ def phantom(
             size=size,
             seed=seed,
             test_fraction=test_fraction,
+            pet=pet,
             population=population,  # type: ignore[arg-type]  # checked there
             workers=workers,
             progress=progress,

@@ -43,5 +43,13 @@ def preprocess(
     cases = measured(*split(opened, loaded.train), loaded.train)
     from isopose.training.preprocessing import preprocess as run
 
-    made, _ = run(local_path(store), cases, opened.labels, loaded.data, workers=workers, reporter=Terminal())
+    made, _ = run(
+        local_path(store),
+        cases,
+        opened.labels,
+        loaded.data,
+        channels=opened.channels,
+        workers=workers,
+        reporter=Terminal(),
+    )
     typer.echo(f"store: {made.folder}")

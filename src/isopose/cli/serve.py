@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from isopose.cli.options import Browser, Device, Host, Port, Precision, Token
+from isopose.errors import InputError
 
 
 def serve(
@@ -34,7 +35,12 @@ def serve(
     from isopose.serve.server import serve_app
 
     # Report problems before a page opens.
-    load_ensemble([model]).changed(lambda one: with_precision(one, precision))
+    loaded = load_ensemble([model]).changed(lambda one: with_precision(one, precision))
+    if len(loaded.channels) > 1:
+        raise InputError(
+            f"{model}: sees the channels {', '.join(loaded.channels)}, and the page takes scans of one; use "
+            "isopose predict"
+        )
     choose_device(device)
     run_server(
         lambda access: serve_app(model, folder, access, device=device, precision=precision),

@@ -27,7 +27,7 @@ from isopose.homogenize.dataset import (
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
 from isopose.homogenize.reference import find_reference, named_case
-from isopose.io.cases import Case
+from isopose.io.cases import Case, check_one_channel
 from isopose.outputs import Outcome
 from isopose.progress import Reporter
 
@@ -106,6 +106,7 @@ def homogenize_on_cluster(
         below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
         mirror, where = Mirror.of_dataset(dataset, below / "in")
         opened = open_input(where, labels)
+        check_one_channel(opened, "--ray")
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         # The unpacked model lies elsewhere than the one that the user named.
         named = model.local if model is not None and model.local is not None else folder

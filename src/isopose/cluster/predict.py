@@ -124,6 +124,11 @@ def predict_on_cluster(
     packed = PackedModel.of(model)
     with packed.unpack() as folder:
         loaded = with_precision(load_model(Path(folder)), precision)
+    if len(loaded.channels) > 1:
+        raise InputError(
+            f"--ray: predicts with models of one channel, this one sees {', '.join(loaded.channels)}; leave "
+            "--ray out"
+        )
     if steps is not None:
         check_steps(loaded)
     settings = hash_of([*settings_of(loaded), list(formats), probabilities, steps is not None, series])

@@ -16,7 +16,8 @@ from isopose.data.splits import measured, split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
-from isopose.io.datasets import Case, open_dataset
+from isopose.io.cases import check_one_channel
+from isopose.io.datasets import Case, Dataset, open_dataset
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.outputs import Outcome
@@ -71,6 +72,7 @@ class _Measure:
 
     labels: Labels
     config: DataConfig
+    channels: tuple[str, ...]
 
     def __call__(self) -> Callable[[tuple[Case, list[Source]]], CaseFacts | Failed]:
         return self.measure
@@ -81,7 +83,8 @@ class _Measure:
         with TemporaryDirectory(prefix="isopose-") as scratch:
             image, label = (source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources))
             try:
-                return case_facts(replace(case, image=image, label=label), self.labels, self.config)
+                brought = replace(case, image=image, label=label)
+                return case_facts(brought, self.labels, self.config, self.channels)
             except InputError as error:
                 message = str(error)
                 for path, source in zip((image, label), sources, strict=True):
@@ -117,14 +120,13 @@ def preprocess_on_cluster(
     with TemporaryDirectory(prefix="isopose-") as below:
         mirror, where = Mirror.of_dataset(dataset, Path(below))
         opened = open_dataset(where, labels)
+        check_one_channel(opened, "--ray")
         training, validation = measured(*split(opened, config.train), config.train)
         unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabeled is not None:
             raise InputError(f"{unlabeled}: expected a label file for a training case, got none")
         with held(store), cluster(address) as pool:
-            fingerprint = _measure_fingerprint(
-                pool, training, opened.labels, config.data, mirror, store, reporter
-            )
+            fingerprint = _measure_fingerprint(pool, training, opened, config.data, mirror, store, reporter)
             head = store_head(fingerprint, opened.labels, config.data)
             key = hash_of(head)
             root, cases = store / key[:12], (*training, *validation)
@@ -141,7 +143,7 @@ def preprocess_on_cluster(
 def _measure_fingerprint(
     pool: Pool,
     training: Sequence[Case],
-    labels: Labels,
+    dataset: Dataset,
     config: DataConfig,
     mirror: Mirror,
     store: Place,
@@ -149,6 +151,7 @@ def _measure_fingerprint(
 ) -> Fingerprint:
     """Measure the fingerprint of the training cases; keep it beside the store, for ``fit --store``."""
     cohort = Cohort([mirror], store, "", "fingerprint")
+    labels, channels = dataset.labels, dataset.channels
     sources: dict[int, list[Source]] = {}
     failed: list[Failed] = []
 
@@ -162,10 +165,11 @@ def _measure_fingerprint(
         except Exception as error:
             fail(number, str(failure_of(error)), ours=True)
     if mirror.place.local is not None:
-        name = fingerprint_path(Path(), tuple(training), labels, config).name
+        name = fingerprint_path(Path(), tuple(training), labels, config, channels).name
     else:
         stamps = [[training[number].id, cohort.stamp(found)] for number, found in sources.items()]
-        name = f"fingerprint-{hash_of([stamps, config.model_dump(mode='json'), labels.stored])[:12]}.json"
+        key = hash_of([stamps, config.model_dump(mode="json"), labels.stored, list(channels)])
+        name = f"fingerprint-{key[:12]}.json"
     known = store.read([name]).get(name)
     if known is not None and not failed:
         return Fingerprint.from_json(json.loads(known), str(store / name))
@@ -173,7 +177,7 @@ def _measure_fingerprint(
     tasks = [(training[number], sources[number]) for number in numbers]
     facts: dict[int, CaseFacts] = {}
     with reporter.counting("fingerprint") as progress:
-        answers = pool.run(_Measure(labels, config), tasks, reporter.say)
+        answers = pool.run(_Measure(labels, config, channels), tasks, reporter.say)
         for done, (task, answer) in enumerate(answers, start=1):
             if isinstance(answer, Failed):
                 fail(numbers[task], answer.why, ours=answer.ours)
@@ -182,6 +186,6 @@ def _measure_fingerprint(
             progress(done, len(tasks))
     if failed:
         raise together(failed, len(training))
-    fingerprint = reduce_facts([facts[n] for n in range(len(training))], labels, config)
+    fingerprint = reduce_facts([facts[n] for n in range(len(training))], labels, config, channels)
     (store / name).write_json(fingerprint.to_json())
     return fingerprint

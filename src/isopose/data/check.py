@@ -18,6 +18,7 @@ from isopose.data.splits import check_sides
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Case, Dataset
+from isopose.io.channels import check_one_grid
 from isopose.io.images import on_image_grid, read_labels, read_volume
 from isopose.io.sizes import check_extent
 from isopose.isolation import Failed, failure_of
@@ -85,7 +86,7 @@ def check_dataset(
             if found:
                 found(problem)
 
-    inspect = partial(_inspect, labels=dataset.labels)
+    inspect = partial(_inspect, labels=dataset.labels, channels=dataset.channels)
     answers = attempts(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
     reports = []
     for case, answer in zip(dataset.cases, answers, strict=True):
@@ -98,8 +99,8 @@ def check_dataset(
     return problems
 
 
-def _inspect(case: Case, labels: Labels) -> _Report:
-    """Check one case on its own."""
+def _inspect(case: Case, labels: Labels, channels: tuple[str, ...]) -> _Report:
+    """Check one case on its own; the first channel as the one that shows the body."""
     problems: list[Problem] = []
 
     def note(severity: Literal["error", "warning"], message: str) -> None:
@@ -133,6 +134,8 @@ def _inspect(case: Case, labels: Labels) -> _Report:
         digest, spacing = _digest(upright), (x, y, z)
     except Exception as error:
         note("error", f"image: {failure_of(error)}")
+    for message in _further_errors(case, channels, image):
+        note("error", message)
     # The label is checked even if the image is unusable, so that the user learns of both at once.
     values: frozenset[int] = frozenset()
     try:
@@ -140,6 +143,26 @@ def _inspect(case: Case, labels: Labels) -> _Report:
     except Exception as error:
         note("error", f"label: {failure_of(error)}")
     return _Report(tuple(problems), digest, spacing, values)
+
+
+def _further_errors(case: Case, channels: tuple[str, ...], image: Volume | None) -> Iterable[str]:
+    """Yield the errors of the images of further channels.
+
+    Args:
+        case: whose images they are.
+        channels: names of all channels.
+        image: of the first channel; None where it is unusable.
+    """
+    for path, name in zip(case.further, channels[1:], strict=True):
+        try:
+            volume = read_volume(path)
+            if volume.array.min() == volume.array.max():
+                yield f"channel {name}: every voxel is {volume.array.min()}, it is empty; export it again"
+            if image is not None:
+                check_one_grid([image, volume], [channels[0], name])
+        except Exception as error:
+            line = str(failure_of(error))
+            yield line if line.startswith("channel ") else f"channel {name}: {line}"
 
 
 def _image_errors(upright: Volume) -> Iterable[str]:

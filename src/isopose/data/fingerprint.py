@@ -1,7 +1,7 @@
-"""The fingerprint of the training cases: grid and body sizes, tissue, labels, intensities of labeled voxels.
+"""The fingerprint of the training cases: grid and body sizes, tissue, labels, intensities of each channel.
 
-Intensities follow nnU-Net v2 (``DatasetFingerprintExtractor``, ``CTNormalization``): statistics of the raw
-values of labeled voxels, with the same weight for each case. nnU-Net samples equally many voxels of each
+Intensities of CT follow nnU-Net v2 (``DatasetFingerprintExtractor``): statistics of the raw values of labeled
+voxels, with the same weight for each case. nnU-Net samples equally many voxels of each
 case; here the limit of infinitely many samples is computed from histograms, so that the result is
 deterministic.
 """
@@ -19,11 +19,24 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.drawn import classes_of, structures
+from isopose.data.normalization import (
+    Channel,
+    Intensity,
+    LabeledValues,
+    Scaling,
+    Window,
+    labeled_values,
+    normalizations_of,
+    pose_channel_of,
+    scale_of_scan,
+    scaling_of,
+)
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.io.datasets import Case
-from isopose.io.images import read_labels, read_volume
+from isopose.io.cases import CT, Case
+from isopose.io.channels import read_channels
+from isopose.io.images import read_labels
 from isopose.isolation import Failed
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import Progress, all_of, attempts
@@ -34,68 +47,6 @@ MARGIN = 0.04
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-
-
-class Scale:
-    """Normalization of raw values (HU): clip to ``low`` and ``high``, then z-score by ``mean`` and ``sd``."""
-
-    low: float
-    high: float
-    mean: float
-    sd: float
-
-    def normalize(self, values: np.ndarray) -> np.ndarray:
-        """Return normalized values of the same shape, a float32 copy."""
-        out = np.clip(values.astype(np.float32), np.float32(self.low), np.float32(self.high))
-        out -= np.float32(self.mean)
-        out /= np.float32(max(self.sd, 1e-8))
-        return out
-
-    @property
-    def air(self) -> float:
-        """Normalized value of air: that of ``low``, since air is darker than any labeled organ."""
-        return float(self.normalize(np.array([self.low]))[0])
-
-    @property
-    def top(self) -> float:
-        """Normalized value of ``high``, the largest possible."""
-        return float(self.normalize(np.array([self.high]))[0])
-
-
-@dataclass(frozen=True)
-class Window(Scale):
-    """An intensity window in HU without z-scoring, used where there are no training cases."""
-
-    low: float
-    high: float
-    mean: float = 0.0
-    sd: float = 1.0
-
-
-@dataclass(frozen=True)
-class Intensity(Scale):
-    """Raw values (HU) of labeled voxels, pooled with the same weight for each case.
-
-    Args:
-        percentiles: the percentiles that ``low`` and ``high`` are.
-        low: lower bound for clipping.
-        median: median of the values.
-        high: upper bound for clipping.
-        mean: mean of the raw values, before clipping.
-        sd: standard deviation of the raw values, before clipping.
-        minimum: smallest value.
-        maximum: largest value.
-    """
-
-    percentiles: tuple[float, float]
-    low: float
-    median: float
-    high: float
-    mean: float
-    sd: Annotated[float, Field(ge=0)]
-    minimum: float
-    maximum: float
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
@@ -124,7 +75,7 @@ class Fingerprint:
         slices_median: median number of axial slices.
         slices_min: fewest axial slices.
         slices_max: most axial slices.
-        intensity: statistics of labeled voxels.
+        channels: names and normalization of the scans' channels, in the dataset's order.
         body_median_mm: sides ``(x, y)`` of the body's in-plane box, mm.
         body_max_mm: largest sides, for each axis.
         fov_mm: side of the square that holds the body's box of every case, with a margin of 4 %.
@@ -140,7 +91,7 @@ class Fingerprint:
     slices_median: Positive
     slices_min: Annotated[int, Field(ge=1)]
     slices_max: Annotated[int, Field(ge=1)]
-    intensity: Intensity
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
     body_median_mm: tuple[Positive, Positive]
     body_max_mm: tuple[Positive, Positive]
     fov_mm: Positive
@@ -152,6 +103,15 @@ class Fingerprint:
         """Return the fingerprint as values that JSON represents exactly."""
         return _ADAPTER.dump_python(self, mode="json")
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels, in order."""
+        return tuple(channel.name for channel in self.channels)
+
+    def pose_scale(self, config: DataConfig) -> Scaling:
+        """Return how the channel that shows body and pose is normalized."""
+        return self.channels[pose_channel_of(config, self.channel_names)].scale
+
     @classmethod
     def from_json(cls, values: Any, where: str = "fingerprint") -> "Fingerprint":
         """Read a fingerprint from JSON values, the inverse of :meth:`to_json`.
@@ -159,14 +119,21 @@ class Fingerprint:
         Raises:
             InputError: a key is missing or unknown, or a value has another type or is out of range.
         """
+        if isinstance(values, dict) and "intensity" in values:
+            # Of a version that knew CT only.
+            values = {**values, "channels": [{"name": CT[0], "scale": values["intensity"]}]}
+            del values["intensity"]
         try:
             found = _ADAPTER.validate_json(json.dumps(values))
         except ValidationError as error:
             raise InputError(
                 f"{where}: {first_problem(error)}; the file is damaged or of another version"
             ) from None
-        if not found.intensity.low <= found.intensity.high:
-            raise InputError(f"{where}: intensity: low is above high; the file is damaged")
+        for channel in found.channels:
+            scale = channel.scale
+            low, high = (scale.low, scale.high) if isinstance(scale, Intensity) else (scale.air, scale.top)
+            if not low <= high:
+                raise InputError(f"{where}: channel {channel.name}: low is above high; the file is damaged")
         return found
 
 
@@ -175,16 +142,16 @@ _ADAPTER = TypeAdapter(Fingerprint)
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """Facts of one case, from which the fingerprint is computed; labels in class order, lengths in mm."""
+    """Facts of one case, from which the fingerprint is computed; labels in class order, lengths in mm.
+
+    Of each channel there are the labeled values, or, where it is normalized by scan, the scan's own scale.
+    """
 
     patient: str
     spacing: tuple[float, float, float]
     slices: int
     body_mm: tuple[float, float]
-    values: np.ndarray
-    counts: np.ndarray
-    mean: float
-    variance: float
+    channels: tuple[LabeledValues | Window, ...]
     volumes_ml: tuple[float, ...]
     label_slices: tuple[int, ...]
     tissue: Tissue
@@ -200,6 +167,7 @@ def fingerprint_of(
     workers: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    channels: Sequence[str] = CT,
 ) -> Fingerprint:
     """Read every training case once and compute the fingerprint.
 
@@ -210,15 +178,16 @@ def fingerprint_of(
         workers: processes; the result does not depend on their number.
         progress: called with the numbers of cases done and of all cases.
         say: called with a line for each case that cannot be used.
+        channels: names of the dataset's channels.
 
     Raises:
         InputError: no case, or unusable cases, after all were read.
     """
     if not cases:
         raise InputError("fingerprint: expected at least one training case, got none")
-    work = partial(case_facts, labels=labels, config=config)
+    work = partial(case_facts, labels=labels, config=config, channels=channels)
     facts = all_of(work, cases, name=attrgetter("id"), workers=workers, progress=progress, say=say)
-    return reduce_facts(facts, labels, config)
+    return reduce_facts(facts, labels, config, channels)
 
 
 def facts_of(
@@ -227,29 +196,31 @@ def facts_of(
     config: DataConfig,
     workers: int = 0,
     progress: Progress | None = None,
+    channels: Sequence[str] = CT,
 ) -> Iterator[CaseFacts | Failed]:
     """Yield the facts of each case, or its failure if it is unusable; see :func:`fingerprint_of`."""
-    work = partial(case_facts, labels=labels, config=config)
+    work = partial(case_facts, labels=labels, config=config, channels=channels)
     return attempts(work, cases, name=attrgetter("id"), workers=workers, progress=progress)
 
 
 @one_thread()
-def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
+def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequence[str] = CT) -> CaseFacts:
     """Read one case and measure it.
 
     Raises:
-        InputError: no label file, unreadable files, another grid, an unknown label, no body.
+        InputError: no label file, unreadable files, another grid, an unknown label, no body, or a channel
+            that cannot be normalized.
     """
     if case.label is None:
         raise InputError("expected a label file for a training case, got none")
-    volume = read_volume(case.image)
+    volumes = read_channels(case.images, channels)
+    volume = volumes[pose_channel_of(config, channels)]
     stored = read_labels(case.label, like=volume)
     volume = volume.reoriented()
     classes = classes_of(stored.reoriented().array, labels, config.undrawn)
     body = body_mask(volume, config.body_threshold_hu)
     x0, y0, x1, y1 = body_box(body, volume.spacing)
-    labeled = volume.array[structures(classes)].astype(np.float64)
-    values, counts = np.unique(np.rint(labeled).astype(np.int64), return_counts=True)
+    marked = structures(classes)
     milliliter = float(np.prod(volume.spacing)) / 1000.0
     inside = [classes == index for index in range(1, labels.classes)]
     sx, sy, sz = (float(s) for s in volume.spacing)
@@ -258,10 +229,14 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
         spacing=(sx, sy, sz),
         slices=volume.array.shape[0],
         body_mm=(x1 - x0, y1 - y0),
-        values=values,
-        counts=counts,
-        mean=float(labeled.mean()) if labeled.size else 0.0,
-        variance=float(labeled.var()) if labeled.size else 0.0,
+        channels=tuple(
+            labeled_values(array[marked])
+            if method == "ct"
+            else scale_of_scan(method, config.clip_percentiles, array, body)
+            for method, array in zip(
+                normalizations_of(config, channels), (v.reoriented().array for v in volumes), strict=True
+            )
+        ),
         volumes_ml=tuple(float(np.count_nonzero(mask)) * milliliter for mask in inside),
         label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),
         tissue=tissue_of(volume, body),
@@ -270,7 +245,9 @@ def case_facts(case: Case, labels: Labels, config: DataConfig) -> CaseFacts:
     )
 
 
-def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig) -> Fingerprint:
+def reduce_facts(
+    facts: Sequence[CaseFacts], labels: Labels, config: DataConfig, channels: Sequence[str] = CT
+) -> Fingerprint:
     """Combine the facts of cases, in their order, into a fingerprint.
 
     Raises:
@@ -288,7 +265,12 @@ def reduce_facts(facts: Sequence[CaseFacts], labels: Labels, config: DataConfig)
         slices_median=float(np.median(slices)),
         slices_min=int(slices.min()),
         slices_max=int(slices.max()),
-        intensity=_intensity([f for f in facts if len(f.values)], config.clip_percentiles),
+        channels=tuple(
+            Channel(name, scaling_of(method, [f.channels[number] for f in facts], config.clip_percentiles))
+            for number, (name, method) in enumerate(
+                zip(channels, normalizations_of(config, channels), strict=True)
+            )
+        ),
         body_median_mm=_two(np.median(body, axis=0)),
         body_max_mm=_two(body.max(axis=0)),
         fov_mm=float(body.max() * (1.0 + MARGIN)),
@@ -311,39 +293,6 @@ def ignored_of(facts: Sequence[CaseFacts]) -> dict[str, float]:
         "slices": sum(f.undrawn for f in facts),
         "of_slices": sum(f.slices for f in facts),
     }
-
-
-def _intensity(facts: Sequence[CaseFacts], percentiles: tuple[float, float]) -> Intensity:
-    """Compute the pooled intensity statistics of the cases with labeled voxels."""
-    if not facts:
-        raise InputError(
-            "fingerprint: no training case has a labeled voxel; are these the right label files?"
-        )
-    values = np.concatenate([f.values for f in facts])
-    weights = np.concatenate([f.counts / f.counts.sum() for f in facts])
-    order = np.argsort(values, kind="stable")
-    values, share = values[order], np.cumsum(weights[order])
-    # The value at which the cumulative weight reaches the percentile, with a tolerance for rounding.
-    wanted = np.array([percentiles[0], 50.0, percentiles[1]]) / 100.0 * share[-1] - 1e-12
-    low, median, high = values[np.searchsorted(share, wanted).clip(max=len(values) - 1)]
-    if low == high:
-        raise InputError(
-            f"fingerprint: nearly all labeled voxels have the value {low:g}, by which nothing can be "
-            "normalized; are these the scans, as CT in Hounsfield units?"
-        )
-    means = np.array([f.mean for f in facts])
-    # Law of total variance: mean of the cases' variances plus variance of their means.
-    variance = np.mean([f.variance for f in facts]) + means.var()
-    return Intensity(
-        percentiles=(float(percentiles[0]), float(percentiles[1])),
-        low=float(low),
-        median=float(median),
-        high=float(high),
-        mean=float(means.mean()),
-        sd=float(np.sqrt(variance)),
-        minimum=float(values[0]),
-        maximum=float(values[-1]),
-    )
 
 
 def _label(name: str, index: int, facts: Sequence[CaseFacts]) -> LabelFacts:
@@ -370,22 +319,17 @@ def _three(values: np.ndarray) -> tuple[float, float, float]:
 
 def describe(fingerprint: Fingerprint) -> list[tuple[str, str]]:
     """Return the fingerprint as rows of name and value for display."""
-    f, i = fingerprint, fingerprint.intensity
+    f = fingerprint
     rows = [
         ("cases", f"{f.cases} of {f.patients} patients"),
         ("voxel size", f"{_by(f.spacing_median)} mm ({_by(f.spacing_min)} to {_by(f.spacing_max)})"),
         ("slices", f"{f.slices_median:g} ({f.slices_min} to {f.slices_max})"),
         ("body, width x depth", f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})"),
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),
-        (
-            "labeled voxels",
-            f"mean {i.mean:.1f} HU, sd {i.sd:.1f}, median {i.median:g}, {i.minimum:g} to {i.maximum:g}",
-        ),
-        (
-            "clipped to",
-            f"{i.low:g} to {i.high:g} HU ({i.percentiles[0]:g} and {i.percentiles[1]:g} percentile)",
-        ),
     ]
+    for channel in f.channels:
+        which = "" if f.channels == (channel,) else f", {channel.name}"
+        rows += [(f"{name}{which}", value) for name, value in _described(channel.scale)]
     if f.tissue is not None:
         gas, bone = 100 * f.tissue.gas_max, 100 * f.tissue.bone_max
         rows.append(("body", f"at most {gas:.0f} % gas or lung, {bone:.0f} % bone or as bright"))
@@ -396,6 +340,23 @@ def describe(fingerprint: Fingerprint) -> list[tuple[str, str]]:
         )
         rows.append((label.name, value if label.cases else "in no case"))
     return rows
+
+
+def _described(scale: Scaling) -> list[tuple[str, str]]:
+    """Return rows of name and value of a channel's normalization."""
+    low, high = scale.percentiles
+    if isinstance(scale, Intensity):
+        span = f"{scale.minimum:g} to {scale.maximum:g}"
+        return [
+            (
+                "labeled voxels",
+                f"mean {scale.mean:.1f} HU, sd {scale.sd:.1f}, median {scale.median:g}, {span}",
+            ),
+            ("clipped to", f"{scale.low:g} to {scale.high:g} HU ({low:g} and {high:g} percentile)"),
+        ]
+    if scale.method == "raw":
+        return [("normalization", f"values as they are, {scale.air:g} to {scale.top:g}")]
+    return [("normalization", f"z-score of each scan's body, clipped to its {low:g} and {high:g} percentile")]
 
 
 def _by(values: Sequence[float], digits: int = 2) -> str:

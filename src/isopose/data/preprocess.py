@@ -1,7 +1,7 @@
 """Preprocess a scan to normalized square slices, and record how to undo it.
 
 Steps (paper, "Pre-Processing"): reorient to LPS, find the body, crop to it (a square frame in millimeters
-around its box), clip and z-score by the fingerprint, resample every slice once in plane.
+around its box), clip and z-score (:mod:`isopose.data.normalization`), resample every slice once in plane.
 
 Interpolation is bicubic, with a prefilter where pixels become larger. Measured on real slices: compared with
 nnU-Net's cubic splines it has half the error of bilinear sampling, for scales from 2 (enlarged) to 1 / 1.25;
@@ -10,7 +10,7 @@ at a scale of 1 / 2, and a third of that of unfiltered cubic sampling, which ali
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,13 +22,15 @@ from isopose.config import DataConfig
 from isopose.data.body import body_box, body_mask
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import classes_of, structures, undrawn_doubt
-from isopose.data.fingerprint import MARGIN, Fingerprint, Scale
+from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
 from isopose.data.runs import CHUNK, parts_of
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
+from isopose.io.channels import check_count, check_one_grid
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent, size_doubts
 from isopose.labels import IGNORED, Labels
@@ -39,7 +41,7 @@ class Prepared:
     """Slices of one case in its frame, and what is needed to restore a result to the scanner's grid.
 
     Args:
-        image: ``(z, N, N)`` float32, clipped and z-scored.
+        images: ``(C, z, N, N)`` float32, the channels, clipped and z-scored.
         mask: ``(z, N, N)`` booleans, the trunk.
         labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where nobody labeled; None
             without labels.
@@ -50,11 +52,12 @@ class Prepared:
         reorientation: of the stored axes.
         native_shape: ``(z, y, x)`` as stored.
         native_world_from_index: ``(4, 4)`` as stored.
-        air: normalized value outside the scan.
+        scales: by which the values of each channel were normalized.
         warnings: one line each, without patient data.
+        lead: the channel that shows body and pose.
     """
 
-    image: np.ndarray
+    images: np.ndarray
     mask: np.ndarray
     labels: np.ndarray | None
     frame: Frame
@@ -64,8 +67,20 @@ class Prepared:
     reorientation: Reorientation
     native_shape: tuple[int, int, int]
     native_world_from_index: np.ndarray
-    air: float
+    scales: tuple[Scale, ...]
     warnings: tuple[str, ...]
+    lead: int = 0
+
+    @property
+    def image(self) -> np.ndarray:
+        """``(z, N, N)`` of the channel that shows body and pose."""
+        image: np.ndarray = self.images[self.lead]
+        return image
+
+    @property
+    def scale(self) -> Scale:
+        """Normalization of the channel that shows body and pose."""
+        return self.scales[self.lead]
 
     @property
     def slice_from_frame(self) -> Tensor:
@@ -74,7 +89,7 @@ class Prepared:
 
 
 def prepare(
-    volume: Volume,
+    volume: Volume | Sequence[Volume],
     fingerprint: Fingerprint,
     config: DataConfig,
     labels: Volume | None = None,
@@ -83,18 +98,30 @@ def prepare(
     """Preprocess a scan, and its labels if given, for a model's networks.
 
     Args:
-        volume: as read, any orientation, HU.
+        volume: as read, any orientation; of several channels one each, on one grid, in their order.
         fingerprint: of the training cases.
-        config: size of the frame, pixel size, the body's threshold.
+        config: size of the frame, pixel size, the body's threshold, the channel that shows the pose.
         labels: stored label values on the volume's grid.
         label_map: names of the values; needed with ``labels``.
 
     Raises:
-        InputError: non-finite values, no body, an implausible size, or labels on another grid or with unknown
-            values.
+        InputError: non-finite values, no body, an implausible size, another number of channels, or labels on
+            another grid or with unknown values.
     """
-    fov = usual_fov(fingerprint, config)
-    prepared = prepare_as(volume, fingerprint.intensity, fov, config, tissue=fingerprint.tissue)
+    volumes, names = [volume] if isinstance(volume, Volume) else list(volume), fingerprint.channel_names
+    check_count(len(volumes), names)
+    check_one_grid(volumes, names)
+    lead = pose_channel_of(config, names)
+    volume = volumes[lead]
+    prepared = prepare_as(
+        volume,
+        fingerprint.channels[lead].scale,
+        usual_fov(fingerprint, config),
+        config,
+        tissue=fingerprint.tissue,
+        channels=list(zip(volumes, fingerprint.channels, strict=True)),
+        lead=lead,
+    )
     if labels is None:
         return prepared
     if label_map is None:
@@ -114,28 +141,30 @@ def prepare(
 
 def prepare_as(
     volume: Volume,
-    intensity: Scale,
+    scaling: Scale | ByScan,
     fov_mm: float | None,
     config: DataConfig,
     *,
     tissue: UsualTissue | None = None,
+    channels: Sequence[tuple[Volume, Channel]] = (),
+    lead: int = 0,
 ) -> Prepared:
     """Preprocess a scan with a given intensity scale and frame size, without training cases and labels.
 
     Args:
-        volume: as read, any orientation, HU.
-        intensity: normalization of the values.
+        volume: as read, any orientation; it shows body and pose.
+        scaling: normalization of its values.
         fov_mm: side of the frame, for all bodies that fit into it; None: from each body's size.
         config: size of the frame, the body's threshold.
         tissue: composition of the training scans, for warnings; None: no such warnings.
+        channels: all channels of the scan on the volume's grid, the volume among them; none: it is alone.
+        lead: which of them the volume is.
 
     Raises:
-        InputError: non-finite values, no body, or an implausible size.
+        InputError: non-finite values, no body, an implausible size, or a body of one value that is to be
+            normalized by itself.
     """
-    if not all_finite(volume.array):
-        raise InputError(
-            "the scan holds values that are not finite (NaN or infinity); repair or export it again"
-        )
+    _check_finite(volume)
     lps = volume.reoriented()
     check_extent(lps)
     check_values(lps)
@@ -146,16 +175,21 @@ def prepare_as(
     if tissue is not None:
         warnings += tuple(unlike(tissue_of(lps, body), tissue))
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
-    image = scratch.zeros((len(body), frame.size, frame.size), np.float32)
-    mask = scratch.zeros(image.shape, bool)
-    size = (frame.size, frame.size)
+    scale, size = scaling.of_scan(lps.array, body), (frame.size, frame.size)
+    seen = [(volume, scale, scaling)]
+    if channels:
+        seen = [
+            (volume, scale, scaling) if n == lead else (one, _scale_of(one, channel, body), channel.scale)
+            for n, (one, channel) in enumerate(channels)
+        ]
+    images = scratch.zeros((len(seen), len(body), *size), np.float32)
+    for out, (one, of_scan, of_channel) in zip(images, seen, strict=True):
+        _normalize_into(out, one.reoriented().array, of_scan, of_channel, matrix)
+    mask = scratch.zeros(images.shape[1:], bool)
     for part in chunks(body.shape, size):
-        slices = warped(intensity.normalize(lps.array[part]), matrix, size, intensity.air, "bicubic")
-        # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does.
-        image[part] = slices.clip(intensity.air, intensity.top)
         mask[part] = warped(body[part], matrix, size, 0.0, "bilinear") >= 0.5
     return Prepared(
-        image=image,
+        images=images,
         mask=mask,
         labels=None,
         frame=frame,
@@ -165,9 +199,57 @@ def prepare_as(
         reorientation=volume.reorientation(),
         native_shape=_shape(volume.array),
         native_world_from_index=volume.world_from_index,
-        air=intensity.air,
+        scales=tuple(of_scan for _, of_scan, _ in seen),
         warnings=warnings,
+        lead=lead,
     )
+
+
+def _check_finite(volume: Volume) -> None:
+    """Raise an InputError where a value is not finite."""
+    if not all_finite(volume.array):
+        raise InputError(
+            "the scan holds values that are not finite (NaN or infinity); repair or export it again"
+        )
+
+
+def _scale_of(volume: Volume, channel: Channel, body: np.ndarray) -> Scale:
+    """Return the scale of a channel's image.
+
+    Args:
+        volume: the image.
+        channel: its name, for messages, and normalization.
+        body: ``(z, y, x)`` of the reoriented volume.
+
+    Raises:
+        InputError: values that are not finite or cannot be normalized.
+    """
+    try:
+        _check_finite(volume)
+        return channel.scale.of_scan(volume.reoriented().array, body)
+    except InputError as error:
+        raise InputError(f"channel {channel.name}: {error}") from None
+
+
+def _normalize_into(
+    out: np.ndarray, array: np.ndarray, scale: Scale, scaling: Scale | ByScan, slice_from_frame: Tensor
+) -> None:
+    """Normalize slices and resample them to a frame.
+
+    Args:
+        out: ``(z, N, N)`` float32, receives the result.
+        array: ``(z, y, x)`` raw values of the reoriented volume.
+        scale: of this scan.
+        scaling: of the channel, which bounds the values that networks see.
+        slice_from_frame: ``(3, 3)``, normalized coordinates.
+    """
+    size = (out.shape[1], out.shape[2])
+    # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No scan is
+    # darker than what a network sees around it.
+    low, high = max(scale.air, scaling.air), min(scale.top, scaling.top)
+    for part in chunks(array.shape, size):
+        slices = warped(scale.normalize(array[part]), slice_from_frame, size, scale.air, "bicubic")
+        out[part] = slices.clip(low, high)
 
 
 def trunk(upright: Volume, threshold_hu: float) -> tuple[np.ndarray, tuple[float, float]]:

@@ -19,8 +19,8 @@ from isopose.io.datasets import Case
 from isopose.labels import IGNORED, Labels
 from isopose.strict import STRICT
 
-#: float16, uint8, uint8; each ``NAME.b2nd`` in the case's folder.
-ARRAYS = ("image", "mask", "labels")
+#: Names of the arrays besides the images, uint8; each is ``NAME.b2nd`` in the case's folder.
+_MARKS = ("mask", "labels")
 
 Triple = tuple[int, int, int]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -48,8 +48,11 @@ class Record:
         presence: for each slice, whether it shows each label (background left out).
         body_fraction: for each slice, the part of the frame that the body fills.
         undrawn: indices of the slices in which nothing of the body is labeled, not even background.
+        channels: number of images.
+        lead: the channel that shows body and pose.
         arrays: SHA-256 of each array's file.
-        sources: SHA-256 of the image's and the label's file or series.
+        sources: SHA-256 of the image (of several channels, see
+            :func:`isopose.io.channels.hash_of_channels`) and of the label.
     """
 
     id: str
@@ -71,6 +74,8 @@ class Record:
     arrays: dict[str, Hash]
     sources: dict[str, Hash]
     undrawn: tuple[int, ...] = ()
+    channels: Annotated[int, Field(ge=1)] = 1
+    lead: Annotated[int, Field(ge=0)] = 0
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
@@ -82,6 +87,16 @@ class Record:
 RECORD = TypeAdapter(Record)
 
 
+def image_name(channel: int) -> str:
+    """Return the name of the array of a channel, float16."""
+    return f"image_{channel}" if channel else "image"
+
+
+def array_names(channels: int) -> tuple[str, ...]:
+    """Return the names of all arrays of a case with so many channels."""
+    return (*map(image_name, range(channels)), *_MARKS)
+
+
 @dataclass(frozen=True)
 class StoredCase:
     """One case of a store; cheap to make and to send to another process, reads only what is asked for."""
@@ -90,24 +105,28 @@ class StoredCase:
     record: Record
 
     def read(
-        self, slices: Sequence[int], images: Sequence[int] | None = None
+        self, slices: Sequence[int], images: Sequence[int] | None = None, *, all_channels: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Some slices, in the order asked for.
 
         Args:
             slices: counted from the feet.
             images: slices whose images are read in place of these slices' own, m of them.
+            all_channels: read the images of all channels, not only of that which shows the pose.
 
         Returns:
-            Image ``(n, N, N)`` (or m of them) float32, mask and class labels ``(n, N, N)`` uint8.
+            Image ``(n, N, N)`` (or m of them), with ``all_channels`` ``(C, n, N, N)``, float32; mask and
+                class labels ``(n, N, N)`` uint8.
 
         Raises:
             InputError: an array's file is missing or damaged.
             IndexError: no such slice.
         """
-        image = self._read("image", slices if images is None else images)
-        mask, labels = self._read("mask", slices), self._read("labels", slices)
-        return image.astype(np.float32), mask, labels
+        shown = range(self.record.channels) if all_channels else [self.record.lead]
+        wanted = slices if images is None else images
+        each = [self._read(image_name(channel), wanted).astype(np.float32) for channel in shown]
+        image = np.stack(each) if all_channels else each[0]
+        return image, self._read("mask", slices), self._read("labels", slices)
 
     def _read(self, name: str, slices: Sequence[int]) -> np.ndarray:
         path = self.folder / f"{name}.b2nd"
@@ -141,7 +160,7 @@ def record_of(
         patient=case.patient,
         age_years=None if case.age_years is None else float(case.age_years),
         frame=prepared.frame,
-        shape=(len(prepared.image), prepared.frame.size, prepared.frame.size),
+        shape=(len(prepared.mask), prepared.frame.size, prepared.frame.size),
         lps_shape=prepared.shape,
         spacing=prepared.spacing,
         world_from_index=_rows(prepared.world_from_index),
@@ -149,13 +168,15 @@ def record_of(
         flips=prepared.reorientation.flips,
         native_shape=prepared.native_shape,
         native_world_from_index=_rows(prepared.native_world_from_index),
-        air=prepared.air,
+        air=prepared.scale.air,
         warnings=prepared.warnings,
         presence=tuple(tuple(bool(s) for s in one) for one in zip(*shows, strict=True)),
         body_fraction=tuple(float(f) for f in prepared.mask.mean(axis=(1, 2))),
         arrays=arrays,
         sources=sources,
         undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~drawn)),
+        channels=len(prepared.images),
+        lead=prepared.lead,
     )
 
 
@@ -167,7 +188,8 @@ def read_record(folder: Path) -> Record | None:
         return None
     depth = record.shape[0]
     alike = len({len(shown) for shown in record.presence}) == 1
-    alike &= record.arrays.keys() == {f"{name}.b2nd" for name in ARRAYS}
+    alike &= record.arrays.keys() == {f"{name}.b2nd" for name in array_names(record.channels)}
+    alike &= record.lead < record.channels
     return record if alike and len(record.presence) == len(record.body_fraction) == depth else None
 
 

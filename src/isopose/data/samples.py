@@ -24,8 +24,9 @@ class Batch(Generic[Stack]):
 
     Args:
         rows: ``(N,)`` indices into the :class:`Slices` or :class:`Volumes`.
-        image: ``(N, C, S, S)`` float32, normalized: the slice in the middle of its neighbors, or alone; of
-            volumes N tensors ``(1, 1, Z, S, S)``.
+        image: ``(N, C, S, S)`` float32, normalized: of the slice, or, channel after channel, of the slice in
+            the middle of its neighbors; of volumes N tensors ``(1, C, Z, S, S)``. Before the U-Net is trained
+            there is one channel, which shows the pose.
         mask: foreground, float32, ``(N, 1, S, S)``; of volumes as the image.
         labels: ``(N, S, S)`` uint8 classes, :data:`isopose.labels.IGNORED` where nobody labeled; of volumes N
             tensors ``(1, Z, S, S)``.
@@ -33,7 +34,7 @@ class Batch(Generic[Stack]):
         theta2: ``(N, 3, 3)``, of volumes ``(N, 4, 4)``; None before STN2 is trained.
         stack_from_frame: for volumes ``(N, 4, 4)``, see
             :meth:`isopose.geometry.frame.Frame.stack_from_frame`.
-        channel_pose: ``(N, C, 5)`` poses of the image's channels; None where a slice stands alone.
+        channel_pose: ``(N, K, 5)`` poses of the slice and its neighbors; None where a slice stands alone.
     """
 
     rows: Tensor
@@ -115,9 +116,11 @@ class Slices:
         self.drawn = np.array([row not in undrawn for row in rows], dtype=bool)
         self.pose: Tensor | None = None
         self.theta2: Tensor | None = None
-        #: ``(rows, C)``: slices that a batch shows as channels of a row, and ``(rows, C, 5)`` their poses.
+        #: ``(rows, K)``: slices that a batch shows as channels of a row, and ``(rows, K, 5)`` their poses.
         self.channels = self.rows[:, 1:]
         self.channel_pose: Tensor | None = None
+        #: Whether a batch shows all channels of the scans, or only that of the pose.
+        self.all_channels = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,10 +154,14 @@ class Slices:
             channels = self.channels[index[places]]
             # Neighbors of neighboring rows are the same slices: each is read once.
             shown = np.unique(channels)
-            arrays = self.cases[case].read(self.rows[index[places], 1].tolist(), images=shown.tolist())
+            arrays = self.cases[case].read(
+                self.rows[index[places], 1].tolist(), shown.tolist(), all_channels=self.all_channels
+            )
             images, *rest = map(torch.from_numpy, arrays)
+            images = images if self.all_channels else images[None]
             for row, place in enumerate(places):
-                image[place] = images[torch.from_numpy(np.searchsorted(shown, channels[row]))]
+                beside = torch.from_numpy(np.searchsorted(shown, channels[row]))
+                image[place] = images[:, beside].flatten(0, 1)
                 mask[place], labels[place] = (one[row] for one in rest)
         rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
         return Batch(
@@ -189,6 +196,7 @@ class Slices:
         part = Slices.__new__(Slices)
         part.cases, part.rows, part.presence = self.cases, self.rows[rows], self.presence[rows]
         part.drawn, part.channels = self.drawn[rows], self.channels[rows]
+        part.all_channels = self.all_channels
         for name in ("pose", "theta2", "channel_pose"):
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[torch.from_numpy(rows)])
@@ -215,6 +223,8 @@ class Volumes:
         self.stack_from_frame = torch.stack(matrices) if matrices else torch.empty(0, 4, 4)
         self.pose: Tensor | None = None
         self.theta2: Tensor | None = None
+        #: Whether a batch shows all channels of the scans, or only that of the pose.
+        self.all_channels = False
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -226,14 +236,17 @@ class Volumes:
 
     def read(self, index: np.ndarray) -> VolumeBatch:
         """Read the batch of the cases ``(N,)``."""
-        arrays = [self.cases[row].read(range(self.cases[row].record.shape[0])) for row in index]
+        arrays = [
+            self.cases[row].read(range(self.cases[row].record.shape[0]), all_channels=self.all_channels)
+            for row in index
+        ]
         image, mask, labels = (
             tuple(torch.from_numpy(one)[None] for one in kind) for kind in zip(*arrays, strict=True)
         )
         rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
         return Batch(
             rows,
-            tuple(one[None] for one in image),
+            image if self.all_channels else tuple(one[None] for one in image),
             tuple(one[None].float() for one in mask),
             labels,
             None if self.pose is None else self.pose[rows],
@@ -259,4 +272,5 @@ class Volumes:
         part = Volumes([self.cases[row] for row in rows])
         part.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
         part.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
+        part.all_channels = self.all_channels
         return part

@@ -1,10 +1,10 @@
 """A store of prepared cases: compressed, memory-mapped, verified, and resumed after a kill.
 
 Layout: ``FOLDER/KEY/store.json`` and ``FOLDER/KEY/cases/CASE/{image,mask,labels}.b2nd`` with a
-``record.json`` each. The key names the configuration, fingerprint and labels, so that stores of different
-settings never mix. A record is written after its arrays and says their hashes: what has a record that agrees
-is whole, all else is made again. ``store.json`` is written last of all. The same cases give the same bytes
-from any number of workers.
+``record.json`` each, and ``image_1.b2nd`` and so on of further channels. The key names the configuration,
+fingerprint and labels, so that stores of different settings never mix. A record is written after its arrays
+and says their hashes: what has a record that agrees is whole, all else is made again. ``store.json`` is
+written last of all. The same cases give the same bytes from any number of workers.
 """
 
 import json
@@ -21,13 +21,15 @@ import numpy as np
 
 from isopose.config import DataConfig, validate_config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.normalization import pose_channel_of
 from isopose.data.preprocess import prepare
-from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, read_record, record_of
+from isopose.data.record import RECORD, Record, StoredCase, image_name, read_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, only_writer, read_json, replacing, write_json
+from isopose.io.channels import hash_of_channels, read_channels
 from isopose.io.datasets import Case
-from isopose.io.images import read_labels, read_volume
+from isopose.io.images import read_labels
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.outputs import damaged, hashes, remove, replacing_results, sweep
@@ -178,28 +180,29 @@ def write_case(
     if case.label is None:
         raise InputError("expected a label file for a training case, got none")
     folder = root / "cases" / folder_name(case.id)
-    sources = {"image": hash_of_source(case.image), "label": hash_of_source(case.label)}
+    sources = {"image": hash_of_channels(case.images), "label": hash_of_source(case.label)}
     known = read_record(folder)
     if known is not None:
         same = (known.id, known.patient, known.age_years, known.sources)
         if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, known.arrays):
             return
     with replacing_results(folder / "record.json", [folder], stale=[folder]):
-        volume = read_volume(case.image)
+        volumes = read_channels(case.images, fingerprint.channel_names)
         notes: list[str] = []
-        stored = read_labels(case.label, like=volume, note=notes.append)
-        prepared = prepare(volume, fingerprint, config, stored, labels)
+        like = volumes[pose_channel_of(config, fingerprint.channel_names)]
+        stored = read_labels(case.label, like=like, note=notes.append)
+        prepared = prepare(volumes, fingerprint, config, stored, labels)
         prepared = replace(prepared, warnings=(*prepared.warnings, *(f"label: {note}" for note in notes)))
         assert prepared.labels is not None
         contents: dict[str, np.ndarray] = {
-            "image": prepared.image.astype(np.float16),
+            **{image_name(n): image.astype(np.float16) for n, image in enumerate(prepared.images)},
             "mask": prepared.mask.astype(np.uint8),
             "labels": prepared.labels,
         }
         for name, array in contents.items():
             with replacing(folder / f"{name}.b2nd") as temporary:
                 temporary.write_bytes(_compressed(array))
-        arrays = hashes(folder, (folder / f"{name}.b2nd" for name in ARRAYS))
+        arrays = hashes(folder, (folder / f"{name}.b2nd" for name in contents))
         record = record_of(case, prepared, labels, arrays, sources)
         write_json(folder / "record.json", RECORD.dump_python(record, mode="json"))
 

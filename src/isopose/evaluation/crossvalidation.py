@@ -97,7 +97,7 @@ def _predict(
         for member, cases in zip(members, held, strict=True):
             fused, validated = for_prediction(member), member.info.training.validation_images_sha256
             for case in cases:
-                scan = Scan(case.id, case.image)
+                scan = Scan(case.id, case.image, further=case.further)
                 [outcome] = predict_scans(fused, [scan], output, probabilities=False, reporter=Silent())
                 if outcome.record is None:
                     raise IsoposeError(f"{case.id}: cannot be cross-validated ({outcome.problem})")

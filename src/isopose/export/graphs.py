@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isopose.data.fingerprint import Scale
+from isopose.data.normalization import Intensity, Scale
 from isopose.geometry.warp import compose
 from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
@@ -19,7 +19,7 @@ from isopose.scan.volume import volume_pose
 
 
 class Normalize(nn.Module):
-    """Normalize tensors as :meth:`isopose.data.fingerprint.Scale.normalize` does arrays."""
+    """Normalize tensors as :meth:`isopose.data.normalization.Scale.normalize` does arrays."""
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
@@ -37,7 +37,9 @@ class _Graph(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.normalize = Normalize(model.fingerprint.intensity)
+        scale = model.fingerprint.channels[0].scale
+        assert isinstance(scale, Intensity), "refused before: a graph knows one scale for all scans"
+        self.normalize = Normalize(scale)
         self.pipeline = model.pipeline
         self.config = model.config
         classes = np.arange(model.labels.classes)

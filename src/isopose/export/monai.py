@@ -103,6 +103,9 @@ def metadata(model: Model) -> dict[str, Any]:
     """Return the metadata that MONAI's bundle specification requires; it identifies no patient."""
     names = ["background", *model.labels.names]
     marked = ", ".join(model.labels.names)
+    sees = " and ".join(model.channels)
+    several = {str(number): name for number, name in enumerate(model.channels)}
+    channels = several if len(several) > 1 else {"0": "image"}
     grid = {"spatial_shape": ["*", "*", "*"], "dtype": "float32", "is_patch_data": False}
     return {
         "version": __version__,
@@ -112,8 +115,8 @@ def metadata(model: Model) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {"isopose": __version__},
         "name": f"isopose: {marked}",
-        "task": "segmentation of CT",
-        "description": f"Marks {marked} in CT, on each scan's own grid; see docs/README.md",
+        "task": f"segmentation of {sees}",
+        "description": f"Marks {marked} in {sees}, on each scan's own grid; see docs/README.md",
         "authorship": "see docs/README.md",
         "copyright": "see docs/README.md",
         "intended_use": "Research; no medical device. See docs/README.md",
@@ -123,10 +126,10 @@ def metadata(model: Model) -> dict[str, Any]:
                 "image": {
                     "type": "image",
                     "format": "hounsfield",
-                    "modality": "CT",
-                    "num_channels": 1,
+                    "modality": sees,
+                    "num_channels": len(model.channels),
                     "value_range": [-1024, 3071],
-                    "channel_def": {"0": "image"},
+                    "channel_def": channels,
                     **grid,
                 }
             },

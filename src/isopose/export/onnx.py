@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopose.data.normalization import Intensity
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.export.graphs import PoseGraph, SegmentGraph, VolumePoseGraph, VolumeSegmentGraph
@@ -34,12 +35,23 @@ def export_onnx(model: Model, folder: Path) -> None:
     """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``; files of these names are overwritten.
 
     Raises:
-        InputError: the model sees neighbors of a slice, or the extra ``onnx`` is not installed.
+        InputError: the model sees neighbors of a slice or several channels, or normalizes by scan, or the
+            extra ``onnx`` is not installed.
     """
     if model.config.unet.context:
         raise InputError(
             f"export: the ONNX graphs see slices one by one, this model has unet.context="
             f"{model.config.unet.context}; use --format monai, or train with unet.context=0"
+        )
+    if len(model.channels) > 1:
+        raise InputError(
+            f"export: the ONNX graphs see one channel, this model {', '.join(model.channels)}; use --format "
+            "monai"
+        )
+    if not isinstance(model.fingerprint.channels[0].scale, Intensity):
+        raise InputError(
+            "export: the ONNX graphs normalize all scans alike, this model each by itself "
+            "(data.normalization); use --format monai"
         )
     try:
         import onnx  # noqa: F401

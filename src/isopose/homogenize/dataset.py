@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isopose.config import HomogenizeConfig
+from isopose.data.normalization import channel_number
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import composed, hash_of, only_writer, output_folder, write_json, write_text
@@ -26,10 +27,12 @@ from isopose.homogenize.record import (
 )
 from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.homogenize.scan import homogenize_scan
+from isopose.homogenize.warping import homogenized_image
 from isopose.inference.files import check_apart, find_scans
-from isopose.io.cases import Case, Dataset, dataset_of
+from isopose.io.cases import CT, Case, Dataset, dataset_of
+from isopose.io.channels import hash_of_channels, read_channels
 from isopose.io.datasets import is_dataset, open_dataset
-from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.images import read_labels, write_image, write_labels
 from isopose.io.sources import hash_of_source
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
@@ -56,6 +59,8 @@ class HomogenizeSettings:
         labels: of the source dataset.
         sha256: of all that decides a result besides its scan and label file.
         series: which DICOM series is meant where scans hold several, see ``read_volume``.
+        channels: names of the scans' channels.
+        lead: number of the channel that shows body and pose.
     """
 
     root: Path
@@ -65,6 +70,8 @@ class HomogenizeSettings:
     labels: Labels
     sha256: str
     series: str | None = None
+    channels: tuple[str, ...] = CT
+    lead: int = 0
 
 
 def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
@@ -81,7 +88,26 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
         return open_dataset(path, labels)
     if labels:
         raise InputError(f"{path}: scans without labels; --label is for a dataset that has some")
-    scans = find_scans([path])
+    return scans_as_dataset(path)
+
+
+def scans_as_dataset(path: Path, series: str | None = None) -> Dataset:
+    """Scans without labels as a dataset of test cases.
+
+    Args:
+        path: see :func:`isopose.inference.files.find_scans`.
+        series: number or instance UID, for DICOM that holds several series.
+
+    Raises:
+        InputError: no scans, or some of several channels, whose names only a dataset tells.
+    """
+    scans = find_scans([path], series)
+    for scan in scans:
+        if scan.further:
+            raise InputError(
+                f"{scan.path}: has {len(scan.paths)} channels (_0000, _0001, ...); give a dataset whose "
+                "dataset.json names them, or one image for each scan"
+            )
     cases = [Case(scan.name, scan.path, None, patient=scan.name, split="test") for scan in scans]
     # Not the folder's name, which may be a patient's.
     return dataset_of("scans", "scans", path, Labels({}), cases)
@@ -120,7 +146,9 @@ def homogenize(
     """
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
-    reference = find_reference(config.reference, model, dataset.cases)
+    lead = channel_number(config.pose_channel, dataset.channels, "--pose-channel")
+    shown = [replace(case, image=case.images[lead]) for case in dataset.cases]
+    reference = find_reference(config.reference, model, shown)
     estimator = open_estimator(model, config, reference)
     settings = settings_of(dataset, output, config, model, reference, estimator)
     head = head_of(dataset, settings, estimator)
@@ -144,7 +172,7 @@ def _homogenize(
             for done, (case, result) in enumerate(zip(dataset.cases, found, strict=True), start=1):
                 outcome = Outcome(case.id, None, result.why) if isinstance(result, Failed) else result
                 if isinstance(result, Failed):
-                    remove(_results(settings.root, case.id))
+                    remove(_results(settings.root, case.id, len(settings.channels)))
                 outcomes.append(outcome)
                 made += outcome.made
                 each = (time.monotonic() - started) / max(made, 1)
@@ -185,7 +213,13 @@ def settings_of(
     # The estimator's hash is of what the reference is, not of how it was named.
     config = config.model_copy(update={"reference": None})
     decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, labels.stored]
-    return HomogenizeSettings(Path(root), model, config, reference, labels, hash_of(decides))
+    channels = dataset.channels
+    if len(channels) > 1:
+        decides.append(list(channels))
+    lead = channel_number(config.pose_channel, channels, "--pose-channel")
+    return HomogenizeSettings(
+        Path(root), model, config, reference, labels, hash_of(decides), channels=channels, lead=lead
+    )
 
 
 def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstimator) -> dict[str, Any]:
@@ -269,22 +303,23 @@ def make_case(
         return _make_case(case, settings)
     except reported as error:
         line = str(failure_of(error))
-        remove(_results(settings.root, case.id))
+        remove(_results(settings.root, case.id, len(settings.channels)))
         return Outcome(case.id, None, named(line, str(case.image)))
 
 
 def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     root = settings.root
     part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
-    sources = {"image": hash_of_image(case.image, settings.series)}
+    sources = {"image": hash_of_image(case, settings.series)}
     if case.label is not None:
         sources["label"] = hash_of_source(case.label)
     known = _known(settings, case.id, part, sources)
     if known is not None and not damaged(root, known.files):
         return Outcome(case.id, known, None, made=False)
-    record, *results = _results(root, case.id)
+    record, *results = _results(root, case.id, len(settings.channels))
     with replacing_results(record, results, stale=results):
-        volume = read_volume(case.image, settings.series)
+        volumes = read_channels(case.images, settings.channels, settings.series)
+        volume = volumes[settings.lead]
         classes, notes = None, list[str]()
         if case.label is not None:
             stored = read_labels(case.label, like=volume, note=notes.append)
@@ -292,18 +327,21 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         estimator = _estimator(settings.model, settings.config, settings.reference)
         scan = homogenize_scan(estimator, volume, classes, settings.labels.classes)
         scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
-        image, label = _paths(root, case.id, part)
+        label, *images = _paths(root, case.id, part, len(volumes))
         if scan.labels is not None:
             write_labels(scan.labels, label)
-        write_image(scan.image, image)
-        files = [image, label] if scan.labels is not None else [image]
+        for path, one, name in zip(images, volumes, settings.channels, strict=True):
+            hu = name.casefold() == "ct"
+            brought = scan.image if one is volume else homogenized_image(one, scan.transform, hu=hu)
+            write_image(brought, path)
+        files = [*images, label] if scan.labels is not None else images
         made = write_record(root, case.id, part, scan, estimator.reference, settings.sha256, sources, files)
         return Outcome(case.id, made, None)
 
 
-def hash_of_image(image: Path, series: str | None) -> str:
+def hash_of_image(case: Case, series: str | None) -> str:
     """Return the hash of a scan's files, and of the choice among the series that they hold."""
-    files = hash_of_source(image)
+    files = hash_of_channels(case.images)
     return files if series is None else hash_of([files, series])
 
 
@@ -318,18 +356,21 @@ def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str
     return record if found == wanted else None
 
 
-def _paths(root: Path, case: str, part: str) -> tuple[Path, Path]:
-    return root / f"images{part}" / f"{case}_0000{ENDING}", root / f"labels{part}" / f"{case}{ENDING}"
+def _paths(root: Path, case: str, part: str, channels: int) -> list[Path]:
+    """Return the paths of a case's label map and of its images."""
+    images = [root / f"images{part}" / f"{case}_{number:04d}{ENDING}" for number in range(channels)]
+    return [root / f"labels{part}" / f"{case}{ENDING}", *images]
 
 
 def image_path(root: Path, case: str) -> Path:
     """Return where the homogenized image of a scan without labels lies."""
-    return _paths(root, case, "Ts")[0]
+    return _paths(root, case, "Ts", 1)[1]
 
 
-def _results(root: Path, case: str) -> list[Path]:
+def _results(root: Path, case: str, channels: int) -> list[Path]:
     """Return the paths of all that may have been made of a case, its record first."""
-    return [record_path(root, case), *_paths(root, case, "Tr"), *_paths(root, case, "Ts")]
+    both = (path for part in ("Tr", "Ts") for path in _paths(root, case, part, channels))
+    return [record_path(root, case), *both]
 
 
 def finish(
@@ -346,7 +387,7 @@ def finish(
         described = {
             "name": f"{dataset.name} in one pose and size",
             "description": f"homogenized by isopose {__version__}; see {HEAD}",
-            "channel_names": {"0": "CT"},
+            "channel_names": {str(number): name for number, name in enumerate(dataset.channels)},
             **dataset.labels.for_nnunet(),
             "numTraining": sum(record.part == "Tr" for record in records),
             "file_ending": ENDING,

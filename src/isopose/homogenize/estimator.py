@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from isopose.config import DataConfig, HomogenizeConfig, Per, PoseConfig, PredictConfig
-from isopose.data.fingerprint import Scale, Window
+from isopose.data.normalization import ByScan, Scale, Window
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.files import hash_of
@@ -49,7 +49,7 @@ class PoseEstimator:
     per: Per
     joint: Networks | None
     crop: Networks | None
-    scale: Scale
+    scale: Scale | ByScan
     fov_mm: float | None
     data: DataConfig
     predict: PredictConfig
@@ -152,7 +152,7 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         per=_in_plane(config),
         joint=networks if networks.joint is not None else None,
         crop=networks if config.crop else None,
-        scale=model.fingerprint.intensity,
+        scale=model.fingerprint.pose_scale(model.config.data),
         fov_mm=usual_fov(model.fingerprint, model.config.data),
         data=model.config.data,
         predict=model.config.predict,

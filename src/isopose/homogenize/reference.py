@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from isopose.config import DataConfig, PoseConfig, PredictConfig
-from isopose.data.fingerprint import Window
+from isopose.data.normalization import Window
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
 from isopose.errors import InputError

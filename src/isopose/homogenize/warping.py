@@ -15,14 +15,28 @@ from isopose.labels import voxels_of
 AIR_HU = -1024
 
 
-def homogenized_image(volume: Volume, transform: Transform) -> Volume:
-    """A scan in HU on its homogenized grid, int16; around it is air, the scan's own where it has some.
+def homogenized_image(volume: Volume, transform: Transform, *, hu: bool = True) -> Volume:
+    """A scan on its homogenized grid; around it is air, the scan's own where it has some.
+
+    Args:
+        volume: the scan.
+        transform: to the homogenized grid.
+        hu: values are HU, where all below -1024 is padding; else they have no unit, and the scan's smallest
+            value lies around it.
+
+    Returns:
+        int16; float32 where values without a unit are no whole numbers of int16.
 
     Raises:
         InputError: the volume is not on the transform's own grid.
     """
     array = _reoriented(volume, transform)
-    low, high = max(AIR_HU, int(array.min())), min(int(np.iinfo(np.int16).max), int(np.ceil(array.max())))
+    whole = np.iinfo(np.int16)
+    low, high = float(array.min()), float(array.max())
+    if hu:
+        low, high = max(AIR_HU, int(low)), min(whole.max, int(np.ceil(high)))
+    elif not (np.issubdtype(array.dtype, np.integer) and whole.min <= low and high <= whole.max):
+        return _homogenized_values(array, transform, low, high)
     if transform.tilted is not None:
         there = transform.homogenized
         seen = warped_volume(array.clip(low, high), transform.volume_from_grid, there.array.shape, float(low))
@@ -34,6 +48,20 @@ def homogenized_image(volume: Volume, transform: Transform) -> Volume:
         seen = warped(source, matrix[part], size, float(low), "bicubic")
         # Cubic sampling rings beside metal and skin: no value leaves the scan's own range.
         out[part] = np.rint(seen).clip(low, high).astype(np.int16)
+    return Volume(out, transform.grid.world_from_index)
+
+
+def _homogenized_values(array: np.ndarray, transform: Transform, low: float, high: float) -> Volume:
+    """Return reoriented values within a range on the homogenized grid, float32."""
+    if transform.tilted is not None:
+        there = transform.homogenized
+        return there.with_array(
+            warped_volume(array, transform.volume_from_grid, there.array.shape, low).clip(low, high)
+        )
+    matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
+    out = scratch.zeros((len(array), *size), np.float32)
+    for part in chunks(array.shape, size):
+        out[part] = warped(array[part], matrix[part], size, low, "bicubic").clip(low, high)
     return Volume(out, transform.grid.world_from_index)
 
 

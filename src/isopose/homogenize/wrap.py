@@ -18,7 +18,14 @@ from isopose.errors import InputError, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
-from isopose.homogenize.dataset import ENDING, image_path, make_case, say_doubts, settings_of
+from isopose.homogenize.dataset import (
+    ENDING,
+    image_path,
+    make_case,
+    say_doubts,
+    scans_as_dataset,
+    settings_of,
+)
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import find_reference
@@ -30,8 +37,8 @@ from isopose.homogenize.wrapped import (
     remove_results,
     write_restored,
 )
-from isopose.inference.files import check_apart, find_scans
-from isopose.io.cases import Case, Dataset, dataset_of
+from isopose.inference.files import check_apart
+from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.results.formats import NIFTI, check_source, open_dicom, result_files
 from isopose.isolation import Failed, failure_of, named
@@ -65,10 +72,10 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
         if series is not None:
             raise InputError(f"{path}: --series chooses a DICOM series, got a dataset; leave it out")
         found = open_dataset(path)
+        check_one_channel(found, "wrap")
         cases = tuple(replace(case, label=None) for case in found.cases)
         return replace(found, cases=cases, labels=Labels({}))
-    scans = [Case(scan.name, scan.path, None, scan.name) for scan in find_scans([path], series)]
-    return dataset_of("scans", "scans", path, Labels({}), scans)
+    return scans_as_dataset(path, series)
 
 
 def wrap(

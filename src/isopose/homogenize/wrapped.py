@@ -86,7 +86,7 @@ def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
     """
     record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
     files = record.get("files")
-    wanted = made_from(settings, hash_of_image(case.image, settings.homogenizing.series))
+    wanted = made_from(settings, hash_of_image(case, settings.homogenizing.series))
     if not isinstance(files, dict) or not outputs.made_from(record, wanted):
         return None
     return None if outputs.damaged(settings.output, files) else record

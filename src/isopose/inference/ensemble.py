@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,14 @@ class Ensemble:
         rules: by which the label map is cleaned up.
 
     Raises:
-        InputError: the members mark different labels.
+        InputError: the members mark different labels or see different channels.
     """
 
     members: tuple[Model, ...]
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_labels({f"member {n}": member.labels for n, member in enumerate(self.members, start=1)})
+        _check_alike({f"member {n}": member for n, member in enumerate(self.members, start=1)})
 
     @property
     def lead(self) -> Model:
@@ -63,6 +64,11 @@ class Ensemble:
     def labels(self) -> Labels:
         """What all members mark."""
         return self.lead.labels
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the images of a scan, in the order in which all members take them."""
+        return self.lead.channels
 
     @property
     def weights_sha256(self) -> str:
@@ -123,18 +129,19 @@ def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -
     A model's rules for cleaning up hold for its own members: with several folders there are none.
 
     Raises:
-        InputError: no model, a damaged one, one that lacks members, or models with different labels.
+        InputError: no model, a damaged one, one that lacks members, or models with different labels or
+            channels.
     """
     members: list[Model] = []
-    labels: dict[str, Labels] = {}
+    leads: dict[str, Model] = {}
     rules: tuple[Rule, ...] = ()
     for folder in folders:
         names = members_of(folder)
         found = _load_members(folder, names, device) if names else [load_model(folder, device)]
         rules = _rules_of(folder, found[0].labels) if names else ()
-        labels[str(folder)] = found[0].labels
+        leads[str(folder)] = found[0]
         members += found
-    _check_labels(labels)
+    _check_alike(leads)
     return Ensemble(tuple(members), rules if len(folders) == 1 else ())
 
 
@@ -155,7 +162,7 @@ def _load_members(folder: Path, names: Mapping[str, str], device: torch.device |
             raise InputError(
                 f"{folder / name}: not the member that {folder / 'model.json'} names; copy the whole folder"
             )
-    _check_labels({str(folder / name): model.labels for name, model in zip(names, models, strict=True)})
+    _check_alike({str(folder / name): model for name, model in zip(names, models, strict=True)})
     return models
 
 
@@ -200,16 +207,25 @@ def save_ensemble(
     )
 
 
-def _check_labels(labels: Mapping[str, Labels]) -> None:
-    """Raise an InputError where models, by their names, do not mark the same."""
-    first, *others = labels.items()
+def _check_alike(models: Mapping[str, Model]) -> None:
+    """Raise an InputError where models, by their names, do not mark the same or see other channels."""
+    (lead, first), *others = models.items()
     for name, other in others:
-        if dict(other.values) != dict(first[1].values):
-            here, there = (
-                ", ".join(f"{label}={value}" for label, value in one.values.items())
-                for one in (first[1], other)
-            )
-            raise InputError(
-                f"{name}: marks {there}, and {first[0]} {here}; models that predict together need the same "
-                "labels"
-            )
+        for what, words, needed in (
+            (_marks, "marks", "the same labels"),
+            (_sees, "sees", "the same channels in the same order"),
+        ):
+            if what(other) != what(first):
+                raise InputError(
+                    f"{name}: {words} {what(other)}, and {lead} {what(first)}; models that predict together "
+                    f"need {needed}"
+                )
+
+
+def _marks(model: Model) -> str:
+    ordered = sorted(model.labels.values.items(), key=itemgetter(1))
+    return ", ".join(f"{label}={value}" for label, value in ordered)
+
+
+def _sees(model: Model) -> str:
+    return ", ".join(model.channels)

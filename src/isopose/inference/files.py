@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.record import prediction_record, provenance
+from isopose.io.channels import by_channel, check_count, hash_of_channels, read_channels
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
-from isopose.io.images import ending, missing, read_volume, write_image
+from isopose.io.images import ending, missing, write_image
 from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
-from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
 from isopose.labels import Labels
 from isopose.models.folder import Model, for_prediction
@@ -36,11 +37,24 @@ _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to predict, the name of its results, and which DICOM series of its path it is."""
+    """One scan to predict, the name of its results, and which DICOM series of its path it is.
+
+    Args:
+        name: of its results.
+        path: its image; of several channels that of the first.
+        series: number or instance UID, for DICOM that holds several series.
+        further: images of the channels after the first.
+    """
 
     name: str
     path: Path
     series: str | None = None
+    further: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The images of all channels, in order."""
+        return (self.path, *self.further)
 
 
 #: What else is made of a prediction, from the scan as read, the prediction and its record.
@@ -51,6 +65,8 @@ DrawSteps = Callable[[Model, Volume, Prediction, Path], None]
 
 def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     """Files, folders of files, and folders of one DICOM series, as scans with distinct names.
+
+    Images whose names differ in nnU-Net's channel alone (``CASE_0000``, ``CASE_0001``) are one scan.
 
     A folder that holds any NIfTI, NRRD or MetaImage file, or nothing but ZIP archives, is a folder of scans;
     any other folder is a DICOM series. Names are the files' without suffix and without nnU-Net's channel
@@ -67,10 +83,13 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     absent = [path for path in inputs if not os.path.lexists(path)]
     if absent and len(absent) == len(inputs):
         raise InputError(missing(absent[0]))
-    scans = []
+    found: list[Path] = []
     for path in inputs:
-        inside = _scans_in(path) if path.is_dir() else []
-        scans += [Scan(scan_name(p), p, series) for p in inside or [path]]
+        found += (_scans_in(path) if path.is_dir() else []) or [path]
+    scans = [
+        Scan(scan_name(images[0]), images[0], series, tuple(images[1:]))
+        for images in by_channel(found, partial(scan_name, whole=True))
+    ]
     names = [scan.name for scan in scans]
     for scan in scans:
         if series is not None and ending(scan.path) and not scan.path.is_dir():
@@ -126,13 +145,19 @@ def is_image(path: Path) -> bool:
     return not path.name.startswith(".") and bool(ending(path))
 
 
-def scan_name(path: Path) -> str:
-    """The name under which a scan's results are written: a link's own, not that of what it leads to."""
+def scan_name(path: Path, *, whole: bool = False) -> str:
+    """The name under which a scan's results are written: a link's own, not that of what it leads to.
+
+    Args:
+        path: of the scan.
+        whole: keep nnU-Net's number of the channel.
+    """
     name = _name_of(path.parent if is_dicomdir(path) else path)
     suffix = ending(path)
     if not suffix and path.is_file() and not is_dicomdir(path) and path.suffix.lower() in (".dcm", ".zip"):
         suffix = path.suffix
-    return composed(name[: len(name) - len(suffix)].removesuffix("_0000"))
+    stem = name[: len(name) - len(suffix)]
+    return composed(stem if whole else stem.removesuffix("_0000"))
 
 
 def _name_of(path: Path) -> str:
@@ -176,7 +201,8 @@ def predict_scans(
         check_source(scan.path, formats)
         files = result_files(output, scan.name, formats).values()
         # Unlike Path.resolve, this leaves a link that leads to itself as it is.
-        if os.path.realpath(scan.path) in map(os.path.realpath, files):
+        same = {os.path.realpath(path) for path in scan.paths} & set(map(os.path.realpath, files))
+        if same:
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     ensemble = ensemble_of(model)
     if steps is not None:
@@ -234,6 +260,7 @@ def predict_scan(
     """
     ensemble = ensemble_of(model)
     try:
+        check_count(len(scan.paths), ensemble.channels)
         input_hash = _hash_of_scan(scan)
         correction = (corrections or {}).get(input_hash)
         files = result_files(output, scan.name, formats)
@@ -247,12 +274,13 @@ def predict_scan(
         if record is not None and same and wanted <= listed(known) and damaged(output, wanted) is None:
             reporter.say("  is there already, made from the same scan and model")
         else:
-            volume = read_volume(scan.path, scan.series)
+            volumes = read_channels(scan.paths, ensemble.channels, scan.series)
+            volume = volumes[0]
             source = open_dicom(scan.path, scan.series, formats, volume)
             with reporter.counting(f"predict {printable(scan.name)}") as progress:
                 prediction = predict(
                     ensemble,
-                    volume,
+                    volumes,
                     probabilities=probabilities,
                     crops=also is not None,
                     correction=correction,
@@ -277,7 +305,7 @@ def predict_scan(
 
 def _hash_of_scan(scan: Scan) -> str:
     """Return the hash of a scan's files, and of the choice among the series that they hold."""
-    files = hash_of_source(scan.path)
+    files = hash_of_channels(scan.paths)
     return files if scan.series is None else hash_of([files, scan.series])
 
 

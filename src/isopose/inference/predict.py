@@ -224,12 +224,13 @@ class _VolumePredictor(_Predictor):
         slices, frame, spacing = prepared.shape[0], prepared.frame, prepared.spacing
         stack_from_frame = frame.stack_from_frame(slices, spacing[2]).to(device)
         volume_from_frame = frame.volume_from_frame(prepared.shape, spacing).to(device)
-        image = torch.from_numpy(prepared.image)[None, None].to(device)
+        images = torch.from_numpy(prepared.images)[None].to(device)
+        image = images[:, prepared.lead : prepared.lead + 1]
         mask = torch.from_numpy(prepared.mask)[None, None].to(device).float()
         self.scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame, estimates)
         pose = torch.from_numpy(self.scan.pose).to(device)
         stack_from_homogenized = networks.input_from_homogenized(pose, stack_from_frame)
-        self.crop, theta2 = _segment(self, image, stack_from_homogenized, np.arange(1))
+        self.crop, theta2 = _segment(self, images, stack_from_homogenized, np.arange(1))
         self.areas = _areas(self.crop, mask, compose(stack_from_homogenized, theta2)).cpu()
         # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
         reach = float(networks.reach) * math.exp(self.scan.pose[0, LOG_SCALES][2])
@@ -252,7 +253,7 @@ class _VolumePredictor(_Predictor):
 @torch.inference_mode()
 def predict(
     model: Model | Ensemble,
-    volume: Volume,
+    volume: Volume | Sequence[Volume],
     *,
     probabilities: bool = False,
     crops: bool = False,
@@ -264,7 +265,8 @@ def predict(
     Args:
         model: trained, of slices (``dims=2``) or of volumes (``dims=3``); or several, whose probabilities are
             averaged on the scan's grid.
-        volume: CT in Hounsfield units, any size, spacing and orientation.
+        volume: any size, spacing and orientation, CT in Hounsfield units; of several channels one each, on
+            one grid, in the order in which the model was trained.
         probabilities: keep them, restored on the native grid, as they are before the cleaning up.
         crops: keep the classes in the crops.
         correction: poses and crops of slices that a person set; a crop set by hand is not widened where it
@@ -272,11 +274,12 @@ def predict(
         progress: called with (slices done, slices).
 
     Raises:
-        InputError: no body is found.
+        InputError: no body is found, or another number of channels than the model sees.
         FloatingPointError: the networks' answers are not finite.
     """
     ensemble = ensemble_of(model)
-    predictors = _predictors(ensemble, volume, crops, correction)
+    volumes = [volume] if isinstance(volume, Volume) else list(volume)
+    predictors = _predictors(ensemble, volumes, crops, correction)
     lead, shape = predictors[0], predictors[0].prepared.shape
     values = scratch.zeros(shape, np.uint8)
     kept = None
@@ -302,7 +305,7 @@ def predict(
         removed_ml = clean_up(values, ensemble.rules, ensemble.labels, lead.prepared.spacing, midline)
     undo = lead.prepared.reorientation.undo
     return Prediction(
-        labels=volume.with_array(undo(values)),
+        labels=volumes[0].with_array(undo(values)),
         prepared=lead.prepared,
         scan_pose=lead.scan,
         probabilities=None if kept is None else undo(kept),
@@ -314,7 +317,7 @@ def predict(
 
 
 def _predictors(
-    ensemble: Ensemble, volume: Volume, crops: bool, correction: Correction | None
+    ensemble: Ensemble, volumes: Sequence[Volume], crops: bool, correction: Correction | None
 ) -> list[_SlicePredictor | _VolumePredictor]:
     """Return a predictor of each member; what they have in common is prepared and estimated once."""
     prepared: dict[str, Prepared] = {}
@@ -324,7 +327,7 @@ def _predictors(
         ensemble.members, ensemble.views, ensemble.preparations, ensemble.estimates, strict=True
     ):
         if prepares not in prepared:
-            prepared[prepares] = prepare(volume, member.fingerprint, member.config.data)
+            prepared[prepares] = prepare(volumes, member.fingerprint, member.config.data)
         scan = prepared[prepares]
         if estimates_by not in estimates:
             estimates[estimates_by] = slice_poses_of(member.pipeline.pose, scan, member.config.predict)
@@ -370,8 +373,8 @@ def _segment(
 ) -> tuple[Tensor, Tensor]:
     """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened.
 
-    Of slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, C, 3, 3)``, see
-    :func:`isopose.scan.find.channels_of`; of a volume ``(1, 1, Z, S, S)`` and ``(1, 4, 4)``.
+    Of slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, K, 3, 3)``, see
+    :func:`isopose.scan.find.channels_of`; of a volume ``(1, C, Z, S, S)`` and ``(1, 4, 4)``.
     """
     model, scan = predictor.model, predictor.scan
     border = model.config.predict.crop_border
@@ -414,7 +417,7 @@ def crop_probabilities(model: Model, crop: Tensor, views: Views) -> Tensor:
 
     Args:
         model: trained.
-        crop: ``(N, C, M, M)``, of volumes ``(N, 1, D, M, M)``.
+        crop: ``(N, C, M, M)``, of volumes ``(N, C, D, M, M)``.
         views: see :attr:`isopose.inference.ensemble.Ensemble.views`.
 
     Returns:

@@ -11,6 +11,8 @@ from isopose.labels import Labels
 
 #: The values of ``Case.split``.
 SPLITS = ("train", "val", "test")
+#: Names of the channels of a dataset that says nothing else.
+CT = ("CT",)
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 _LONGEST_ID = 150
 
@@ -26,6 +28,7 @@ class Case:
         patient: identifier shared by all scans of one patient, which stay in the same split.
         age_years: age at the scan, if known.
         split: ``train``, ``val`` or ``test`` if the dataset defines it, else None.
+        further: images of the channels after the first, in the dataset's order.
     """
 
     id: str
@@ -34,6 +37,12 @@ class Case:
     patient: str
     age_years: float | None = None
     split: str | None = None
+    further: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The images of all channels, in the dataset's order."""
+        return (self.image, *self.further)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Dataset:
         root: the dataset's folder.
         labels: names and stored values of the structures.
         cases: at least one, sorted by id.
+        channels: names of the images of each case, in order.
     """
 
     name: str
@@ -53,9 +63,17 @@ class Dataset:
     root: Path
     labels: Labels
     cases: tuple[Case, ...]
+    channels: tuple[str, ...] = CT
 
 
-def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterable[Case]) -> Dataset:
+def dataset_of(
+    name: str,
+    layout: str,
+    root: Path,
+    labels: Labels,
+    cases: Iterable[Case],
+    channels: tuple[str, ...] = CT,
+) -> Dataset:
     """Return a dataset with sorted cases after checking that their ids are unique and usable as file names.
 
     Raises:
@@ -75,7 +93,24 @@ def dataset_of(name: str, layout: str, root: Path, labels: Labels, cases: Iterab
                 f"{root}: case ids must be unique, got {seen[folded]!r} and {case.id!r}; rename one"
             )
         seen[folded] = case.id
-    return Dataset(name, layout, root, labels, ordered)
+    return Dataset(name, layout, root, labels, ordered, channels)
+
+
+def check_one_channel(dataset: Dataset, command: str) -> None:
+    """Refuse a dataset with several channels.
+
+    Args:
+        dataset: to be used.
+        command: that takes one channel, for the message.
+
+    Raises:
+        InputError: it has several.
+    """
+    if len(dataset.channels) > 1:
+        raise InputError(
+            f"{dataset.root}: has {len(dataset.channels)} channels ({', '.join(dataset.channels)}), and "
+            f"{command} takes one; give a dataset with one of them"
+        )
 
 
 def inside(root: Path, listed: object, where: Path) -> Path:

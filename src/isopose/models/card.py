@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from isopose.config import Config, load_config
+from isopose.data.normalization import Intensity
 from isopose.models.folder import Model, versions
 from isopose.models.info import Row, TrainingInfo
 
@@ -20,6 +21,7 @@ def model_card(model: Model) -> str:
     return environment.get_template("card.md.jinja").render(
         versions=versions(),
         names=", ".join(model.labels.names),
+        channels=" and ".join(model.channels),
         how=_how(model),
         sha=model.weights_sha256,
         patients=_patients(model.info.training),
@@ -70,10 +72,14 @@ def _rows(model: Model) -> Iterator[tuple[str, ...]]:
     for label in seen.labels:
         three = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)
         yield (f"{label.name} (ml, in {label.cases} scans)", *(f"{value:.1f}" for value in three))
-    intensity = seen.intensity
-    three = (intensity.low, intensity.median, intensity.high)
-    low, high = intensity.percentiles
-    yield (f"what is marked (HU, percentiles {low:g} and {high:g})", *(f"{value:.0f}" for value in three))
+    for channel in seen.channels:
+        scale = channel.scale
+        if isinstance(scale, Intensity):
+            three = (scale.low, scale.median, scale.high)
+            low, high = scale.percentiles
+            which = "HU" if seen.channels == (channel,) else f"{channel.name}, HU"
+            name = f"what is marked ({which}, percentiles {low:g} and {high:g})"
+            yield (name, *(f"{value:.0f}" for value in three))
 
 
 def _validation(model: Model) -> str:

@@ -52,6 +52,17 @@ class Model:
     info: ModelInfo
     weights_sha256: str = ""
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the images of a scan, in the order in which it takes them."""
+        return self.fingerprint.channel_names
+
+
+def airs_of(fingerprint: Fingerprint) -> tuple[float, ...]:
+    """Return the value of air in each of several channels; empty for one channel."""
+    channels = fingerprint.channels
+    return tuple(channel.scale.air for channel in channels) if len(channels) > 1 else ()
+
 
 def for_prediction(model: Model) -> Model:
     """Return a copy of a model with a fused U-Net, which is faster but can be neither trained nor saved."""
@@ -188,7 +199,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             raise ValueError("weights that are not finite")
         # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
         with torch.device("meta"):
-            pipeline = Networks(config, labels.classes, tensors["pose.reference_mask"], air, top)
+            mask = tensors["pose.reference_mask"]
+            pipeline = Networks(config, labels.classes, mask, air, top, airs_of(fingerprint))
         pipeline.load_state_dict(tensors, assign=True)
     except (
         KeyError,

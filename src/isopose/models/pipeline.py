@@ -6,6 +6,7 @@ volume has normalized coordinates: -1 to 1 in plane, as slices have, and along z
 training scans (``reach``, in half sides of the frame).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,22 +50,34 @@ class Networks(nn.Module):
         config: the model's whole configuration.
         classes: number of classes of the segmentation, background included.
         reference_mask: ``(1, 1, S, S)``, see :class:`isopose.models.pose.PoseTransformer`.
-        air: value of air in the normalized images.
-        top: largest value of the normalized images.
+        air: value of air in the normalized images that show the pose.
+        top: largest value of these images.
+        airs: value of air in each channel that the U-Net sees; none: it sees these images alone.
     """
 
     reach: Tensor
 
-    def __init__(self, config: Config, classes: int, reference_mask: Tensor, air: float, top: float) -> None:
+    def __init__(
+        self,
+        config: Config,
+        classes: int,
+        reference_mask: Tensor,
+        air: float,
+        top: float,
+        airs: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         self.config = config
         self.classes = classes
         self.air, self.top = float(air), float(top)
+        self.airs = tuple(map(float, airs)) or (self.air,)
         joint = config.stn == "joint"
         self.pose = PoseTransformer(config.pose, reference_mask, air, top, joint=joint)
         self.crop = CropTransformer(config.crop, joint=joint, dims=config.dims)
         self.joint = Localization(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
-        plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
+        plan = plan_unet(
+            config.unet_size, config.unet_levels, config.unet, dims=config.dims, channels=len(self.airs)
+        )
         self.unet = UNet(plan, classes, config.unet.output_norm, recompute=config.unet.recompute)
         if config.dims == 3:
             self.register_buffer("reach", torch.ones(()))
@@ -165,22 +178,30 @@ class Networks(nn.Module):
         """Return the U-Net's input, resampled once from the image.
 
         Args:
-            image: ``(N, C, S, S)`` or ``(N, 1, Z, S, S)``.
-            input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, theta1 · theta2; or ``(N, C, 3, 3)``, one for
-                each channel (:func:`channels_from_crop`).
+            image: ``(N, C, S, S)`` or ``(N, C, Z, S, S)``, see :class:`isopose.data.samples.Batch`.
+            input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``, theta1 · theta2; or ``(N, K, 3, 3)``, one for the
+                slice and each neighbor (:func:`channels_from_crop`).
             displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
 
         Returns:
-            ``(N, C, M, M)`` or ``(N, 1, D, M, M)``.
+            ``(N, C, M, M)`` or ``(N, C, D, M, M)``.
         """
+        if len(self.airs) == 1:
+            return self._cut(image, input_from_crop, self.air, displacement)
+        airs = image.new_tensor(self.airs).repeat_interleave(image.shape[1] // len(self.airs))
+        air = airs.reshape(-1, *[1] * (image.ndim - 2))
+        return self._cut(image - air, input_from_crop, 0.0, displacement) + air
+
+    def _cut(self, image: Tensor, input_from_crop: Tensor, air: float, displacement: Tensor | None) -> Tensor:
+        """Resample the channels of :meth:`cut`, all of which have one value of air."""
         shape = self.config.unet_shape
         if input_from_crop.ndim == 3:
-            return warp(image, input_from_crop, shape, fill=self.air, displacement=displacement)
+            return warp(image, input_from_crop, shape, fill=air, displacement=displacement)
         count, channels = image.shape[:2]
         if displacement is not None:
             displacement = displacement.repeat_interleave(channels, dim=0)
-        each, matrices = image.flatten(0, 1)[:, None], input_from_crop.flatten(0, 1)
-        crop = warp(each, matrices, shape, fill=self.air, displacement=displacement)
+        matrices = input_from_crop.repeat(1, channels // input_from_crop.shape[1], 1, 1).flatten(0, 1)
+        crop = warp(image.flatten(0, 1)[:, None], matrices, shape, fill=air, displacement=displacement)
         return crop.reshape(count, channels, *shape)
 
     def probabilities(self, crop: Tensor) -> Tensor:
@@ -196,10 +217,10 @@ def channels_from_crop(frame_from_crop: Tensor, channel_pose: Tensor) -> Tensor:
 
     Args:
         frame_from_crop: ``(N, 3, 3)``, theta1 · theta2 of the slices.
-        channel_pose: ``(N, C, 5)``, poses of a slice and its neighbors, the slice itself in the middle.
+        channel_pose: ``(N, K, 5)``, poses of a slice and its neighbors, the slice itself in the middle.
 
     Returns:
-        ``(N, C, 3, 3)``; in the middle exactly ``frame_from_crop``.
+        ``(N, K, 3, 3)``; in the middle exactly ``frame_from_crop``.
     """
     theta1, middle = matrix_from_pose(channel_pose), channel_pose.shape[1] // 2
     out = compose(theta1, invert(theta1[:, middle : middle + 1]), frame_from_crop[:, None])

@@ -17,7 +17,7 @@ class UNetPlan:
         features: channels at each level.
         skips: whether a level has a skip connection, and with it a supervised output.
         depths: voxels along z at each level; empty for slices.
-        channels: of the input: a slice and its neighbors.
+        channels: of the input: those of the scan, each of a slice and its neighbors.
     """
 
     sizes: tuple[int, ...]
@@ -37,7 +37,7 @@ class UNetPlan:
         return tuple(level for level, skip in enumerate(self.skips) if skip)
 
 
-def plan_unet(size: int, levels: int, config: UNetConfig, *, dims: int = 2) -> UNetPlan:
+def plan_unet(size: int, levels: int, config: UNetConfig, *, dims: int = 2, channels: int = 1) -> UNetPlan:
     """Plan a U-Net that halves its input at each level and doubles the features up to a cap.
 
     Volumes have fewer and longer voxels along z. The depth is halved only at levels where it is at least half
@@ -49,13 +49,14 @@ def plan_unet(size: int, levels: int, config: UNetConfig, *, dims: int = 2) -> U
         config: features, the smallest size with a skip connection, the neighbors of a slice, and for volumes
             the depth.
         dims: 3 for volumes.
+        channels: of the scans.
     """
     sizes = tuple(size >> level for level in range(levels + 1))
     features = tuple(min(config.base_features << level, config.max_features) for level in range(levels + 1))
     # The finest level always has a skip connection: otherwise no level would be supervised.
     skips = tuple(level == 0 or side >= config.smallest_skip for level, side in enumerate(sizes[:-1]))
     depths = _depths(sizes, config.depth) if dims == 3 else ()
-    return UNetPlan(sizes, features, (*skips, False), depths, 2 * config.context + 1)
+    return UNetPlan(sizes, features, (*skips, False), depths, channels * (2 * config.context + 1))
 
 
 def _depths(sizes: tuple[int, ...], depth: int) -> tuple[int, ...]:

@@ -134,7 +134,7 @@ class UNet(nn.Module):
         """Compute logits at each supervised level, finest first.
 
         Args:
-            image: ``(N, channels, H, W)``, or volumes ``(N, 1, D, H, W)``.
+            image: ``(N, channels, H, W)``, or volumes ``(N, channels, D, H, W)``.
             deep: return all supervised levels; otherwise only the finest (n = 0), in a list of one.
 
         Returns:

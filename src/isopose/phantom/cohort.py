@@ -18,6 +18,7 @@ from isopose.io.truth import TRUTH_FILE
 from isopose.outputs import claim
 from isopose.parallel import in_order
 from isopose.phantom.case import Population, sample_case, texture_generator, truth
+from isopose.phantom.pet import render_uptake
 from isopose.phantom.render import KIDNEY, TUMOR, render
 
 #: Increased whenever the same parameters give other images.
@@ -37,10 +38,15 @@ class _CaseToMake:
     size: int
     slices: int | None
     population: Population
+    pet: bool
 
     @property
     def image(self) -> Path:
         return self.folder / ("imagesTs" if self.test else "imagesTr") / f"{self.case}_0000{ENDING}"
+
+    @property
+    def uptake(self) -> Path:
+        return self.image.with_name(f"{self.case}_0001{ENDING}")
 
     @property
     def label(self) -> Path:
@@ -57,6 +63,7 @@ def write_cohort(
     workers: int = 0,
     test_fraction: float = 0.25,
     population: Population = "child",
+    pet: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write synthetic abdominal CT with kidney and tumor labels, and the ground truth of every case.
@@ -75,6 +82,7 @@ def write_cohort(
         workers: processes; 0 uses this one. The files are byte for byte the same.
         test_fraction: fraction of the cases, the last ones, that go to ``imagesTs``.
         population: children from birth to 16 years, or adults.
+        pet: write the uptake of a tracer as a second channel (:mod:`isopose.phantom.pet`).
         progress: called with (done, all) after every case.
 
     Returns:
@@ -88,11 +96,11 @@ def write_cohort(
     tests = min(round(cases * test_fraction), cases - 1)
     parameters = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
-        "population": population,
+        "population": population, "pet": pet,
     }  # fmt: skip
     _begin(output, parameters)
     planned = [
-        _CaseToMake(output, f"phantom_{n:03d}", n, n >= cases - tests, seed, size, slices, population)
+        _CaseToMake(output, f"phantom_{n:03d}", n, n >= cases - tests, seed, size, slices, population, pet)
         for n in range(cases)
     ]
     truths = list(in_order(_make, planned, name=attrgetter("case"), workers=workers, progress=progress))
@@ -100,7 +108,7 @@ def write_cohort(
     write_json(output / "dataset.json", {
         "name": "isopose phantom",
         "description": f"synthetic abdominal CT ({population}), not patient data",
-        "channel_names": {"0": "CT"},
+        "channel_names": {"0": "CT", **({"1": "PET"} if pet else {})},
         "labels": {"background": 0, "kidney": KIDNEY, "tumor": TUMOR},
         "numTraining": cases - tests,
         "file_ending": ENDING,
@@ -155,8 +163,12 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
     labels = _existing(one, (scan.slices, scan.size, scan.size))
     if labels is None:
         image, labels = render(case.anatomy, case.pose, scan, texture_generator(case))
-        # The image is written last: where it is, its label is.
-        for path, array in ((one.label, labels), (one.image, image)):
+        arrays = [(one.label, labels), (one.image, image)]
+        if one.pet:
+            spacing = (scan.pixel, scan.pixel, scan.thickness)
+            arrays.insert(1, (one.uptake, render_uptake(image, labels, spacing, _uptake_generator(one))))
+        # The image is written last: where it is, all else is.
+        for path, array in arrays:
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing((scan.pixel, scan.pixel, scan.thickness))
             volume.SetOrigin(scan.origin)
@@ -171,9 +183,16 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
     return {"case": one.case, "patient": one.case, "split": role, **truth(case, labels)}
 
 
+def _uptake_generator(one: _CaseToMake) -> np.random.Generator:
+    """Return the random generator of the second channel's noise, which no other part of the case uses."""
+    seed = np.random.SeedSequence([one.seed, one.index], spawn_key=(4,))
+    return np.random.Generator(np.random.Philox(seed))
+
+
 def _existing(one: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The labels of a case that is there whole, else None."""
-    if not (one.image.is_file() and one.label.is_file() and is_whole(one.image) and is_whole(one.label)):
+    files = [one.image, one.label, *([one.uptake] if one.pet else [])]
+    if not all(file.is_file() and is_whole(file) for file in files):
         return None
     try:
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(one.label)))

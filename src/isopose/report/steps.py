@@ -78,7 +78,7 @@ def _show_slice(
     size = model.config.data.size
     homogenized, _ = pipeline.homogenized(image, mask, matrix_from_pose(pose), size)
     seen, homogenizing = channels_of(prepared, np.array([z]), records, model.config.unet, device)
-    crop = pipeline.cut(seen, compose(homogenizing, theta2[:, None]))
+    crop, beside = pipeline.cut(seen, compose(homogenizing, theta2[:, None])), model.config.unet.context
     reference = resize(pipeline.pose.reference_mask, (size, size))
     slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []
@@ -94,7 +94,7 @@ def _show_slice(
         homogenized=_to_plane(homogenized),
         reference_mask=_to_plane(reference) >= 0.5,
         crop_outline=_to_pixels(theta2[0], (size, size)),
-        cropped=_to_plane(crop[:, crop.shape[1] // 2 :]),
+        cropped=_to_plane(crop.chunk(len(prepared.images), dim=1)[prepared.lead][:, beside:]),
         crop_classes=most_probable(answer)[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],

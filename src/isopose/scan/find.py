@@ -46,11 +46,12 @@ def channels_of(
         device: of the result.
 
     Returns:
-        Images ``(N, C, S, S)``, and theta1 ``(N, C, 3, 3)`` of each channel.
+        Images ``(N, C, S, S)``, channel after channel, each with all neighbors; and theta1 ``(N, K, 3, 3)``
+            of the slice and its neighbors.
     """
     shown = np.flatnonzero(scan.has_body)
     beside = shown[neighbors_of(shown, prepared.spacing[2], config)[np.searchsorted(shown, rows)]]
-    image = torch.from_numpy(prepared.image[beside]).to(device)
+    image = torch.from_numpy(prepared.images[:, beside].swapaxes(0, 1)).flatten(1, 2).to(device)
     return image, matrix_from_pose(torch.from_numpy(scan.pose[beside]).to(device))
 
 

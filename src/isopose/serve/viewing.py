@@ -20,6 +20,7 @@ from contourpy import contour_generator
 from torch import Tensor
 
 from isopose.data.drawn import structures
+from isopose.data.normalization import Scale
 from isopose.files import read_json, replacing, write_json
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
@@ -120,7 +121,7 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
     assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
-    air = round(model.fingerprint.intensity.low)
+    air = round(prepared.scale.low)
     homogenized = np.full((slices, size, size), air, np.int16)
     crop = np.full((slices, side, side), air, np.int16)
     shown = np.flatnonzero(records.has_body)
@@ -131,11 +132,11 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
         for out, matrix, pixels in ((homogenized, theta1, size), (crop, theta, side)):
             seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
-            out[rows] = _convert_to_hounsfield(model, seen[:, 0])
+            out[rows] = _convert_to_hounsfield(prepared.scale, seen[:, 0])
     _write_arrays(folder, homogenized=homogenized, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
-        **_describe_steps(model),
+        **_describe_steps(model, prepared.scale),
         # A correction belongs to this reference outline.
         "reference": {"center": list(outline.center), "spread": list(outline.spread)},
     }
@@ -163,7 +164,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     for matrix, pixels in ((planes, size), (crop_planes, side)):
         theta = compose(stack_from_homogenized, matrix[None])
         seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
-        arrays.append(_convert_to_hounsfield(model, seen[0, 0]))
+        arrays.append(_convert_to_hounsfield(prepared.scale, seen[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
     depth = len(prediction.crops)
     nearest = ((z - scan.theta2[0, 2, 3]) / scan.theta2[0, 2, 2] + 1.0) * depth / 2.0
@@ -174,7 +175,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     to_frame = stack_from_homogenized[0].cpu().numpy().astype(float)
     square = scan.theta2[0].astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
     return {
-        **_describe_steps(model),
+        **_describe_steps(model, prepared.scale),
         "slices": [
             {
                 "slice": int(row),
@@ -188,18 +189,16 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     }
 
 
-def _describe_steps(model: Model) -> dict[str, Any]:
-    intensity = model.fingerprint.intensity
+def _describe_steps(model: Model, scale: Scale) -> dict[str, Any]:
     return {
         "outline": contours(model.pipeline.pose.reference_mask),
-        "window": [intensity.low, intensity.high],
+        "window": [scale.low, scale.high],
         "crop_enabled": model.config.crop.enabled,
     }
 
 
-def _convert_to_hounsfield(model: Model, normalized: Tensor) -> np.ndarray:
-    intensity = model.fingerprint.intensity
-    values = normalized * max(intensity.sd, 1e-8) + intensity.mean
+def _convert_to_hounsfield(scale: Scale, normalized: Tensor) -> np.ndarray:
+    values = normalized * max(scale.sd, 1e-8) + scale.mean
     return values.round().cpu().numpy().astype(np.int16)
 
 

@@ -109,7 +109,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
     }
     if job["predict"]:
         held = [case for case in cases if case.split == "test" and case.label is not None]
-        scans = [Scan(case.id, case.image) for case in held]
+        scans = [Scan(case.id, case.image, further=case.further) for case in held]
         if model is None:
             nnunet.predict(peer, scans, dataset, folder, meter)
         elif job["arm"] == DIRECT_HOMOGENIZED:

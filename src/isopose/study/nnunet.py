@@ -135,9 +135,12 @@ def predict(
         for done, scan in enumerate(scans, start=1):
             target = output / f"{scan.name}.nii.gz"
             if scan.name not in meter.values["predict"] or not target.exists():
-                source = _as_nifti(scan.path, folder / "inputs" / f"{scan.name}_0000.nii.gz")
+                sources = [
+                    str(_as_nifti(path, folder / "inputs" / f"{scan.name}_{number:04d}.nii.gz"))
+                    for number, path in enumerate(scan.paths)
+                ]
                 with timed() as seconds:
-                    predictor.predict_from_files_sequential([[str(source)]], [str(output / scan.name)])
+                    predictor.predict_from_files_sequential([sources], [str(output / scan.name)])
                 classes = read_labels(target)
                 write_labels(classes.with_array(dataset.labels.to_values(classes.array)), target)
                 meter.keep("predict", scan.name, seconds)
@@ -206,7 +209,8 @@ def _write_raw(folder: Path, dataset: Dataset) -> None:
         return
     cases = [case for case in dataset.cases if case.label is not None and case.split != "test"]
     for case in cases:
-        _as_nifti(case.image, folder / "imagesTr" / f"{case.id}_0000.nii.gz")
+        for number, image in enumerate(case.images):
+            _as_nifti(image, folder / "imagesTr" / f"{case.id}_{number:04d}.nii.gz")
         target = folder / "labelsTr" / f"{case.id}.nii.gz"
         if not target.exists():
             assert case.label is not None, "of labeled cases"
@@ -215,7 +219,7 @@ def _write_raw(folder: Path, dataset: Dataset) -> None:
     write_json(
         done,
         {
-            "channel_names": {"0": "CT"},
+            "channel_names": {str(number): name for number, name in enumerate(dataset.channels)},
             **dataset.labels.for_nnunet(),
             "numTraining": len(cases),
             "file_ending": ".nii.gz",

@@ -44,6 +44,7 @@ def claim(
     """Mark a folder as this run's, so that another run or other settings never mix with it."""
     run = {
         "config": hash_of(config.model_dump(mode="json")),
+        "channels": hash_of(list(dataset.channels)),
         "labels": hash_of([dataset.labels.stored, dict(dataset.labels.regions)]),
         "cases": hash_of([[case.id for case in part] for part in (training, validation)]),
         "model to begin from": source.weights_sha256 if source else "",

@@ -29,6 +29,28 @@ def seeds_of(noise: Tensor) -> list[int]:
     return whole
 
 
+def each_changed(
+    image: Tensor, seeds: Sequence[int], config: IntensityConfig, airs: Sequence[float]
+) -> Tensor:
+    """Return images whose channels are changed independently of each other; see :func:`changed`.
+
+    Args:
+        image: ``(N, C, M, M)`` or ``(N, C, D, M, M)``, channel after channel, each with all neighbors, which
+            are changed alike.
+        seeds: of each image.
+        config: the part of the images that each change touches.
+        airs: value outside the image, of each channel.
+    """
+    parts = image.chunk(len(airs), dim=1)
+    return torch.cat(
+        [
+            changed(part, [seed * len(airs) + number for seed in seeds], config, air)
+            for number, (part, air) in enumerate(zip(parts, airs, strict=True))
+        ],
+        dim=1,
+    )
+
+
 def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: float) -> Tensor:
     """Return images with their intensities changed at random, each by some of the configured changes.
 

@@ -10,6 +10,7 @@ from lightning_fabric import seed_everything
 
 from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.normalization import normalizations_of, pose_channel_of
 from isopose.data.samples import Slices
 from isopose.data.splits import measured, split
 from isopose.data.store import Store, StoredCase
@@ -17,9 +18,8 @@ from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
 from isopose.io.datasets import Case, Dataset
 from isopose.io.truth import true_rolls
-from isopose.labels import Labels
 from isopose.models.card import CARD, model_card
-from isopose.models.folder import Model, load_model, save_model
+from isopose.models.folder import Model, airs_of, load_model, save_model
 from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
@@ -73,7 +73,7 @@ def fit(
     training, validation = split(dataset, config.train)
     # Before the folder is claimed, since a corrected command is another run.
     prepared = measured(training, validation, config.train)
-    check(config, dataset.labels, prepared[0], source, corrections, fabric.world_size)
+    check(config, dataset, prepared[0], source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The others find what the first has made, and go on with it; the first holds the folder for all.
     with ExitStack() as held:
@@ -91,6 +91,7 @@ def fit(
                 prepared,
                 dataset.labels,
                 config.data,
+                channels=dataset.channels,
                 given=source.fingerprint if source else None,
                 workers=workers,
                 reporter=reporter,
@@ -101,7 +102,7 @@ def fit(
 
 def check(
     config: Config,
-    labels: Labels,
+    dataset: Dataset,
     among: Sequence[Case],
     source: Model | None,
     corrections: Corrections,
@@ -111,16 +112,19 @@ def check(
 
     Args:
         config: all settings.
-        labels: of the dataset.
+        dataset: to train on.
         among: cases of which one is the reference.
         source: model to fine-tune.
         corrections: poses and crops set by hand.
         processes: that train together.
     """
+    labels = dataset.labels
     check_reference(config.pose, [case.id for case in among])
+    pose_channel_of(config.data, dataset.channels)
+    normalizations_of(config.data, dataset.channels)
     oversampling(config.train.oversample, labels)
     check_mirroring(config, labels)
-    check_source(source, config, labels)
+    check_source(source, config, dataset)
     if corrections and config.dims == 3:
         raise InputError("--corrections: poses set by hand are those of slices, expected dims=2, got dims=3")
     check_batches(config, processes)
@@ -153,15 +157,15 @@ def _fit(
 
     config = decide_mirroring(context.config, dataset.labels, train_slices, reporter)
     context = replace(context, config=config)
-    air = train_slices.cases[0].record.air
+    scale = fingerprint.pose_scale(config.data)
     if source is None:
         among = measured(training, validation, config.train)[0]
-        reference = _chosen_reference(context, [cases[case.id] for case in among], air)
+        reference = _chosen_reference(context, [cases[case.id] for case in among], scale.air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         context = replace(context, truth=_against(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
-    networks = Networks(config, dataset.labels.classes, mask, air, fingerprint.intensity.top)
+    networks = Networks(config, dataset.labels.classes, mask, scale.air, scale.top, airs_of(fingerprint))
     if source is not None:
         networks.load_state_dict(source.pipeline.state_dict())
         networks.unet.freeze(config.train.parts)

@@ -95,7 +95,7 @@ def fit_folds(
     check_folds(dataset, config)
     common = of_fold(config, 0)
     everyone, none = measured(*split(dataset, common.train), common.train)
-    check(common, dataset.labels, everyone, source, corrections or {}, 1)
+    check(common, dataset, everyone, source, corrections or {}, 1)
     with only_writer(output_folder(folder), wait=True):
         check_claim(folder, resume)
         claim(folder, dataset, common, everyone, none, resume, source, corrections or {})
@@ -105,8 +105,8 @@ def fit_folds(
         with only_writer(folder / "work", wait=True):
             given = source.fingerprint if source else None
             preprocess(
-                store, (everyone, none), dataset.labels, config.data, given=given, workers=workers,
-                reporter=reporter,
+                store, (everyone, none), dataset.labels, config.data, channels=dataset.channels, given=given,
+                workers=workers, reporter=reporter,
             )  # fmt: skip
     while left := _left(folder, config):
         for fold in left:

@@ -41,7 +41,7 @@ def parse_bytes(text: str) -> float:
     return float(found[1]) * {"MB": 1e6, "GB": 1e9}[found[2].upper()]
 
 
-def training_bytes(config: Config, classes: int, device: str) -> float:
+def training_bytes(config: Config, classes: int, device: str, channels: int = 1) -> float:
     """Return the peak memory in bytes of the U-Net's training.
 
     On a CPU it is that of the whole process, on a GPU that of the tensors. Activations stored for the
@@ -52,11 +52,12 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
         config: size, features, batch and its parts, precision.
         classes: including background.
         device: device type.
+        channels: of the scans.
     """
     settings = config.unet.optimizer
     part = -(-settings.batch_size // settings.parts)
     mixed = choose_precision(config.train.precision, device) != "32-true"
-    unet, kept, of_a_map = _kept(config, classes, part)
+    unet, kept, of_a_map = _kept(config, classes, part, channels)
     maps = (AGAIN if config.unet.recompute else ON_THE_WAY) + (OF_VOLUMES if config.dims == 3 else 0)
     on_the_way = maps * of_a_map
     # Mixed precision halves the inputs of convolutions, while the norms of volumes stay float32.
@@ -66,29 +67,38 @@ def training_bytes(config: Config, classes: int, device: str) -> float:
     of_a_weight += BEST if device == "cpu" else 0
     # Image, mask, one-hot labels (integers, then floats) and their resampled copies.
     pixels = part * (config.data.size**2 if config.dims == 2 else 0)
-    # A neighbor: its image, that less air, blurred.
-    batch = pixels * (24 + 16 * classes + 12 * 2 * config.unet.context)
+    # A neighbor or further channel: its image, that less air, blurred.
+    batch = pixels * (24 + 16 * classes + 12 * (unet.plan.channels - 1))
     process = PROCESS if device == "cpu" else 0.0
     return process + low * (kept + on_the_way) + batch + of_a_weight * weights
 
 
 def fit_into(
-    config: Config, classes: int, memory: float, reporter: Reporter, *, shrink: bool = True
+    config: Config,
+    classes: int,
+    memory: float,
+    reporter: Reporter,
+    *,
+    shrink: bool = True,
+    channels: int = 1,
 ) -> Config:
     """Return :func:`fitted` settings for the configured device, and report them."""
     device = choose_device(config.train.device).type
-    chosen = fitted(config, classes, memory, device, shrink=shrink)
+    chosen = fitted(config, classes, memory, device, shrink=shrink, channels=channels)
+    taken = training_bytes(chosen, classes, device, channels)
     unet, batch = chosen.unet, chosen.unet.optimizer
     how = f"batches of {batch.batch_size}" + (f" in {batch.parts} parts" if batch.parts > 1 else "")
     reporter.say(
-        f"memory: about {training_bytes(chosen, classes, device) / 1e9:.2f} of {memory / 1e9:.2f} GB for a "
+        f"memory: about {taken / 1e9:.2f} of {memory / 1e9:.2f} GB for a "
         f"U-Net of {chosen.unet_size} pixels (unet.input={unet.input}), {how}"
         + (", with activation checkpointing" if unet.recompute else "")
     )
     return chosen
 
 
-def fitted(config: Config, classes: int, memory: float, device: str, *, shrink: bool = True) -> Config:
+def fitted(
+    config: Config, classes: int, memory: float, device: str, *, shrink: bool = True, channels: int = 1
+) -> Config:
     """Return settings whose training fits into a memory limit, as close to the given ones as possible.
 
     Tried in this order: the given settings; activation checkpointing, which changes no result; the batch in
@@ -101,13 +111,14 @@ def fitted(config: Config, classes: int, memory: float, device: str, *, shrink: 
         memory: limit in bytes, as counted by :func:`training_bytes`.
         device: device type.
         shrink: whether the input may be made smaller.
+        channels: of the scans.
 
     Raises:
         InputError: not even the smallest settings fit; the message says how much they need.
     """
     least = math.inf
     for each in _choices(config, shrink):
-        taken = training_bytes(each, classes, device)
+        taken = training_bytes(each, classes, device, channels)
         if taken <= memory:
             return each
         least = min(least, taken)
@@ -145,14 +156,14 @@ def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Confi
         return
 
 
-def _kept(config: Config, classes: int, part: int) -> tuple[UNet, float, float]:
+def _kept(config: Config, classes: int, part: int, channels: int) -> tuple[UNet, float, float]:
     """Count the activations that a part of a batch stores for the backward pass.
 
     Returns:
         A U-Net without weights (on the meta device), the bytes stored in float32, and those of its first
             feature map.
     """
-    plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims)
+    plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=config.dims, channels=channels)
     shape = (*plan.depths[:1], config.unet_size, config.unet_size)
     frame = (*plan.depths[:1], config.data.size, config.data.size)
     native = config.unet.loss_space == "native"

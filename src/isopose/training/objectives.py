@@ -23,7 +23,7 @@ from isopose.models.pipeline import Networks, channels_from_crop
 from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
-from isopose.training.crop_augmentation import changed, displacements, seeds_of
+from isopose.training.crop_augmentation import displacements, each_changed, seeds_of
 from isopose.training.losses import (
     crop_loss,
     deep_supervision_loss,
@@ -317,7 +317,8 @@ class SegmentationObjective(nn.Module):
             targets.append(shown if native else warped_target(shown, matrices, size, ignored, *moved))
         target, crop = torch.cat(targets), self._cut(batch, theta, *shift)
         if self.augmented:
-            crop = changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, self.networks[0].air)
+            airs = self.networks[0].airs
+            crop = each_changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, airs)
 
         def level(logits: Tensor) -> tuple[Tensor, Tensor]:
             probabilities = logits.float().softmax(dim=1)

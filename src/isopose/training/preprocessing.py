@@ -1,12 +1,13 @@
 """Preprocess the cases of a training to slices."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.store import Store, write_store
 from isopose.files import hash_of, read_json, write_json
-from isopose.io.cases import Case
+from isopose.io.cases import CT, Case
 from isopose.labels import Labels
 from isopose.progress import Reporter
 from isopose.version import __version__
@@ -20,6 +21,7 @@ def preprocess(
     labels: Labels,
     config: DataConfig,
     *,
+    channels: Sequence[str] = CT,
     given: Fingerprint | None = None,
     workers: int,
     reporter: Reporter,
@@ -31,6 +33,7 @@ def preprocess(
         cases: those of which the fingerprint is, see :func:`isopose.data.splits.measured`, and others.
         labels: names and stored values.
         config: how to prepare.
+        channels: names of the dataset's channels.
         given: fingerprint of a model that learns on.
         workers: processes.
         reporter: where progress, warnings and the cases that cannot be used go.
@@ -39,7 +42,7 @@ def preprocess(
         InputError: cases that cannot be used. All are reported before, and those that can be are kept.
     """
     training, validation = cases
-    fingerprint = given or _fingerprint(folder, training, labels, config, workers, reporter)
+    fingerprint = given or _fingerprint(folder, training, labels, config, channels, workers, reporter)
     with reporter.counting("preprocess") as progress:
         store = write_store(
             folder,
@@ -58,26 +61,40 @@ def preprocess(
 
 
 def _fingerprint(
-    folder: Path, training: Cases, labels: Labels, config: DataConfig, workers: int, reporter: Reporter
+    folder: Path,
+    training: Cases,
+    labels: Labels,
+    config: DataConfig,
+    channels: Sequence[str],
+    workers: int,
+    reporter: Reporter,
 ) -> Fingerprint:
-    path = fingerprint_path(folder, training, labels, config)
+    path = fingerprint_path(folder, training, labels, config, channels)
     if path.exists():
         return Fingerprint.from_json(read_json(path))
     with reporter.counting("fingerprint") as progress:
         fingerprint = fingerprint_of(
-            training, labels, config, workers=workers, progress=progress, say=reporter.say
+            training,
+            labels,
+            config,
+            workers=workers,
+            progress=progress,
+            say=reporter.say,
+            channels=channels,
         )
     write_json(path, fingerprint.to_json())
     return fingerprint
 
 
-def fingerprint_path(folder: Path, training: Cases, labels: Labels, config: DataConfig) -> Path:
+def fingerprint_path(
+    folder: Path, training: Cases, labels: Labels, config: DataConfig, channels: Sequence[str] = CT
+) -> Path:
     """Return the path of a fingerprint beside the store, named after its inputs.
 
     A resumed run, and one that shares the store, then need not read every scan again.
     """
-    made_from = [_stamp(path) for case in training for path in (case.image, case.label) if path]
-    key = hash_of([made_from, config.model_dump(mode="json"), labels.stored, __version__])
+    made_from = [_stamp(path) for case in training for path in (*case.images, case.label) if path]
+    key = hash_of([made_from, config.model_dump(mode="json"), labels.stored, list(channels), __version__])
     return folder / f"fingerprint-{key[:12]}.json"
 
 

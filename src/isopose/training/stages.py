@@ -131,6 +131,7 @@ def slice_stages(
     crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
     for slices in data.all:
+        slices.all_channels = True
         slices.set_neighbors(config.unet)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(networks, context.labels)
@@ -204,7 +205,7 @@ def _augmentation(context: StageContext, networks: Networks) -> Augmentation | N
         mirror = False
     if not mirror:
         context.reporter.say("note: the labels have sides, so the augmentation does not mirror")
-    return Augmentation(networks.air, mirror=mirror)
+    return Augmentation(*networks.airs, mirror=mirror)
 
 
 def volume_stages(
@@ -230,6 +231,7 @@ def volume_stages(
         stages.append(_train(context, "crop", objective, training.labeled(), judged or None, 1))
     for volumes in filter(None, (training, validation)):
         volumes.theta2 = volume_crops_of(networks, volumes, device)
+        volumes.all_channels = True
     unet = SegmentationObjective(networks, context.labels)
     judged = validation.known() if validation else None
     stages.append(_train(context, "unet", unet, training.known(), judged or None, 2))

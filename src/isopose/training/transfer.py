@@ -4,12 +4,12 @@ from typing import Any
 
 from isopose.config import Config
 from isopose.errors import InputError
-from isopose.labels import Labels
+from isopose.io.cases import Dataset
 from isopose.models.folder import Model
 
 #: Settings by section that a model's weights have a meaning for; all others may differ while it learns on.
 OF_THE_MODEL: dict[str, tuple[str, ...]] = {
-    "data": ("size", "pixel_mm", "clip_percentiles", "body_threshold_hu"),
+    "data": ("size", "pixel_mm", "clip_percentiles", "normalization", "pose_channel", "body_threshold_hu"),
     "pose": ("start", "learned", "scales", "size", "fill", "max_angle", "max_log_scale", "max_shift"),
     "crop": ("enabled", "learned", "size", "depth"),
     "unet": (
@@ -24,11 +24,12 @@ def settings_of(source: Model) -> dict[str, Any]:
     return source.config.model_dump(mode="json", exclude={"train"})
 
 
-def check_source(source: Model | None, config: Config, labels: Labels) -> None:
+def check_source(source: Model | None, config: Config, dataset: Dataset) -> None:
     """Check that a run may begin from a model, before anything is written.
 
     Raises:
-        InputError: parts of no model, another architecture or frame, other labels, a reference of its own.
+        InputError: parts of no model, another architecture or frame, other channels or labels, a reference of
+            its own.
     """
     if source is None:
         if config.train.parts != "all":
@@ -47,6 +48,12 @@ def check_source(source: Model | None, config: Config, labels: Labels) -> None:
         before, now = getattr(source.config, section), getattr(config, section)
         for key in keys:
             _same(f"{section}.{key}", getattr(before, key), getattr(now, key))
+    if [name.casefold() for name in source.channels] != [name.casefold() for name in dataset.channels]:
+        raise InputError(
+            f"--from: that model sees the channels {', '.join(source.channels)}, the dataset has "
+            f"{', '.join(dataset.channels)}; the same names in the same order are needed"
+        )
+    labels = dataset.labels
     if source.labels.names != labels.names:
         raise InputError(
             f"--from: that model marks {', '.join(source.labels.names)}, the dataset "

@@ -36,7 +36,8 @@ def open_decathlon(root: Path, content: dict[str, Any], labels: Labels | None) -
         *_entries(root, where, content.get("test") or [], "test"),
     ]
     name = str(content.get("name") or root.name)
-    return dataset_of(name, "decathlon", root, labels or _labels(where, content["labels"]), cases)
+    channels = tuple(map(str, modality.values()))
+    return dataset_of(name, "decathlon", root, labels or _labels(where, content["labels"]), cases, channels)
 
 
 def _labels(where: Path, described: object) -> Labels:

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from isopose.errors import InputError
 from isopose.files import composed
 from isopose.io.cases import Case, Dataset, dataset_of, inside
 from isopose.io.images import READABLE
 from isopose.labels import IGNORE, Labels
+
+#: What a file is found by: its case, or its channel's number.
+Key = TypeVar("Key", str, int)
 
 
 def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> Dataset:
@@ -23,15 +26,13 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
         labels: replaces the labels in ``dataset.json``.
 
     Raises:
-        InputError: a missing key, more than one channel, unusable labels, paths outside the folder.
+        InputError: a missing key, unusable channels or labels, paths outside the folder.
     """
     where = root / "dataset.json"
     for key in ("channel_names", "labels", "file_ending"):
         if key not in content:
             raise InputError(f"{where}: the key {key!r} is missing; nnU-Net v2 needs it")
-    channels = content["channel_names"]
-    if not isinstance(channels, dict) or len(channels) != 1:
-        raise InputError(f"{where}: expected one channel (CT), got {channels!r}; split the others off")
+    channels = _channels(where, content["channel_names"])
     end = content["file_ending"]
     if not isinstance(end, str) or end.lower() not in READABLE:
         raise InputError(
@@ -41,14 +42,29 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
     empty = isinstance(content["labels"], dict) and set(content["labels"]) <= {"background"}
     named = labels or (Labels({}) if empty else region_labels(where, content))
     if content.get("dataset"):
-        training = list(_explicit(root, where, content["dataset"]))
+        training = list(_explicit(root, where, content["dataset"], channels))
     else:
-        training = list(_folder(root, "imagesTr", "labelsTr", end, "train"))
-    test = list(_folder(root, "imagesTs", "labelsTs", end, "test"))
+        training = list(_folder(root, "imagesTr", "labelsTr", end, "train", channels))
+    test = list(_folder(root, "imagesTs", "labelsTs", end, "test", channels))
     if not named.values and any(case.label for case in (*training, *test)):
         raise InputError(f"{where}: labels: expected at least one label besides background")
     name = str(content.get("name") or root.name)
-    return dataset_of(name, "nnunet", root, named, [*training, *test])
+    return dataset_of(name, "nnunet", root, named, [*training, *test], channels)
+
+
+def _channels(where: Path, described: object) -> tuple[str, ...]:
+    """Return the names of the channels in the order of their numbers."""
+    numbered = described if isinstance(described, dict) else {}
+    numbers = [str(number) for number in range(len(numbered))]
+    if not numbers or set(map(str, numbered)) != set(numbers):
+        raise InputError(
+            f"{where}: expected 'channel_names' to name the channels 0, 1, ..., such as "
+            f"{{'0': 'CT'}}, got {described!r}"
+        )
+    names = tuple(str(numbered[number]) for number in numbers)
+    if len(set(names)) < len(names):
+        raise InputError(f"{where}: channel names must be unique, got {', '.join(names)}; rename one")
+    return names
 
 
 def region_labels(where: Path, content: dict[str, Any]) -> Labels:
@@ -119,29 +135,38 @@ def _class_order(where: Path, content: dict[str, Any], names: list[str]) -> dict
     return dict(zip(names, order, strict=True))
 
 
-def _folder(root: Path, images: str, labels: str, end: str, split: str) -> Iterator[Case]:
-    """Yield the cases of an image and a label folder, also if one of the two files is missing."""
-    found: dict[str, Path] = {}
+def _folder(
+    root: Path, images: str, labels: str, end: str, split: str, channels: tuple[str, ...]
+) -> Iterator[Case]:
+    """Yield the cases of an image and a label folder, also if one of the files is missing."""
+    found: dict[str, dict[int, Path]] = {}
     marked: dict[str, Path] = {}
     for path in _files(root / images, end):
         stem = path.name[: -len(end)]
         if len(stem) < 6 or stem[-5] != "_" or not stem[-4:].isdigit():
             raise InputError(f"{path}: expected a name that ends in _0000{end}, as nnU-Net has it")
-        if stem[-4:] != "0000":
-            raise InputError(f"{path}: expected one channel (_0000), got another; one channel is supported")
-        _add(found, composed(stem[:-5]), path)
+        name, number = composed(stem[:-5]), int(stem[-4:])
+        if number >= len(channels):
+            raise InputError(
+                f"{path}: expected {len(channels)} channel{'s' * (len(channels) > 1)} "
+                f"({', '.join(channels)}), as dataset.json names them, got _{number:04d}"
+            )
+        _add(found.setdefault(name, {}), number, path)
     for path in _files(root / labels, end):
         _add(marked, composed(path.name[: -len(end)]), path)
     for name in sorted({*found, *marked}):
-        image = found.get(name, root / images / f"{name}_0000{end}")
+        here = found.get(name, {})
+        image, *further = (
+            here.get(number, root / images / f"{name}_{number:04d}{end}") for number in range(len(channels))
+        )
         expected = marked.get(name, root / labels / f"{name}{end}" if split == "train" else None)
-        yield Case(name, image, expected, patient=name, split=split)
+        yield Case(name, image, expected, patient=name, split=split, further=tuple(further))
 
 
-def _add(files: dict[str, Path], name: str, path: Path) -> None:
-    if name in files:
-        raise InputError(f"{path}: another file beside it has the name {name!r} too; keep one")
-    files[name] = path
+def _add(files: dict[Key, Path], key: Key, path: Path) -> None:
+    if key in files:
+        raise InputError(f"{path}: another file beside it has the name {composed(path.name)!r} too; keep one")
+    files[key] = path
 
 
 def _files(folder: Path, end: str) -> list[Path]:
@@ -150,15 +175,17 @@ def _files(folder: Path, end: str) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.endswith(end) and not p.name.startswith("."))
 
 
-def _explicit(root: Path, where: Path, listed: object) -> Iterator[Case]:
+def _explicit(root: Path, where: Path, listed: object, channels: tuple[str, ...]) -> Iterator[Case]:
     if not isinstance(listed, dict):
         raise InputError(f"{where}: expected 'dataset' to be an object of case names")
     for name, entry in listed.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or "label" not in entry:
             raise InputError(f"{where}: case {name!r} needs 'images' (a list) and 'label'")
-        if len(entry["images"]) != 1:
+        if len(entry["images"]) != len(channels):
             raise InputError(
-                f"{where}: case {name!r} has {len(entry['images'])} images, expected one channel"
+                f"{where}: case {name!r} has {len(entry['images'])} images, expected "
+                f"{len(channels)} ({', '.join(channels)})"
             )
-        image, label = inside(root, entry["images"][0], where), inside(root, entry["label"], where)
-        yield Case(str(name), image, label, patient=str(name), split="train")
+        image, *further = (inside(root, one, where) for one in entry["images"])
+        label = inside(root, entry["label"], where)
+        yield Case(str(name), image, label, patient=str(name), split="train", further=tuple(further))

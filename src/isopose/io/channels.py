@@ -1,0 +1,107 @@
+"""The images of one scan: one for each channel, all on one grid."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from isopose.errors import InputError
+from isopose.files import hash_of
+from isopose.geometry.volume import Volume
+from isopose.io.images import read_volume
+from isopose.io.sources import hash_of_source
+
+#: A scan's name with nnU-Net's number of the channel.
+_NUMBERED = re.compile(r"(.+)_(\d{4})")
+
+
+def read_channels(paths: Sequence[Path], names: Sequence[str], series: str | None = None) -> list[Volume]:
+    """Read the image of each channel of a scan.
+
+    Args:
+        paths: one for each channel.
+        names: of the channels, for messages.
+        series: number or instance UID, for DICOM that holds several series.
+
+    Raises:
+        InputError: another number of images than channels, an image that cannot be read, or images on
+            different grids.
+    """
+    check_count(len(paths), names)
+    volumes = [read_volume(path, series) for path in paths]
+    check_one_grid(volumes, names)
+    return volumes
+
+
+def check_count(images: int, names: Sequence[str]) -> None:
+    """Check that a scan has as many images as there are channels.
+
+    Raises:
+        InputError: it has not.
+    """
+    if images != len(names):
+        raise InputError(
+            f"expected {_many(len(names), 'channel')} ({', '.join(names)}), got {_many(images, 'image')}; "
+            "give each channel as an image of its own, in this order (CASE_0000, CASE_0001, ...)"
+        )
+
+
+def check_one_grid(volumes: Sequence[Volume], names: Sequence[str]) -> None:
+    """Check that the images of a scan lie on the grid of the first.
+
+    Raises:
+        InputError: one does not.
+    """
+    for volume, name in zip(volumes[1:], names[1:], strict=True):
+        if not volume.same_grid(volumes[0]):
+            raise InputError(
+                f"channel {name}: {_grid(volume, volumes[0])} does not lie on the grid of channel "
+                f"{names[0]}, {_grid(volumes[0])}; resample it to that grid"
+            )
+
+
+def by_channel(paths: Sequence[Path], name: Callable[[Path], str]) -> list[list[Path]]:
+    """Group images to scans: those whose names differ in nnU-Net's number of the channel alone.
+
+    Args:
+        paths: of images.
+        name: returns a path's name, with the number and without ending.
+
+    Returns:
+        For each scan its images, in the order of the channels. Images of a name whose numbers are not 0000,
+        0001, ... are scans of their own.
+    """
+    groups: dict[tuple[Path, str], dict[int, Path]] = {}
+    for path in paths:
+        numbered = _NUMBERED.fullmatch(name(path))
+        if numbered is not None:
+            groups.setdefault((path.parent, numbered[1]), {}).setdefault(int(numbered[2]), path)
+    scans = {path: [path] for path in paths}
+    for images in groups.values():
+        if sorted(images) == list(range(len(images))):
+            first, *others = (images[number] for number in sorted(images))
+            scans[first] = [first, *others]
+            for other in others:
+                del scans[other]
+    return list(scans.values())
+
+
+def hash_of_channels(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of a scan: of its one image, or of the images of all its channels in order.
+
+    Raises:
+        InputError: a path does not exist, is neither a file nor a folder, or an empty file.
+    """
+    hashes = [hash_of_source(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hash_of(hashes)
+
+
+def _grid(volume: Volume, other: Volume | None = None) -> str:
+    size = " x ".join(map(str, volume.array.shape[::-1]))
+    text = f"{size} voxels of {' x '.join(f'{side:.3g}' for side in volume.spacing)} mm"
+    if other is not None and volume.array.shape == other.array.shape:
+        text += f", up to {volume.grid_distance(other):.2f} mm away,"
+    return text
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,0 +1,98 @@
+"""A dataset of several channels in one pose and size: all channels lie where the pose channel does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from patients import patient, write_dataset
+
+from isopose.config import HomogenizeConfig
+from isopose.errors import InputError
+from isopose.homogenize.dataset import homogenize, open_input
+from isopose.homogenize.record import read_record, record_path
+from isopose.homogenize.restore import restore
+from isopose.homogenize.wrap import open_scans
+from isopose.io.datasets import open_dataset
+from isopose.io.images import read_labels, read_volume, write_image
+from isopose.progress import Silent
+
+CONFIG = HomogenizeConfig(size=128)
+
+
+def write_both(root: Path, order: tuple[str, str]) -> Path:
+    """CT, and the same without a unit: HU / 1000 + 1, as fractions."""
+    write_dataset(root, {"anna": "Tr", "bert": "Ts"}, channel_names=dict(enumerate(order)))
+    for number, (name, part) in enumerate((("anna", "Tr"), ("bert", "Ts"))):
+        ct = patient(number).volume
+        images = {"CT": ct, "T1": ct.with_array(ct.array.astype(np.float32) / 1000.0 + 1.0)}
+        for channel, kind in enumerate(order):
+            write_image(images[kind], root / f"images{part}" / f"{name}_{channel:04d}.nii.gz")
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_both(tmp_path_factory.mktemp("source") / "Dataset001", ("CT", "T1"))
+
+
+def test_all_channels_are_written_in_the_pose_of_one(source: Path, tmp_path: Path) -> None:
+    outcomes = homogenize(open_input(source), tmp_path / "out", CONFIG, reporter=Silent())
+    assert [outcome.problem for outcome in outcomes] == [None, None]
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["channel_names"] == {
+        "0": "CT",
+        "1": "T1",
+    }
+    opened = open_dataset(tmp_path / "out")
+    assert opened.channels == ("CT", "T1")
+    for case in opened.cases:
+        ct, t1 = (read_volume(path) for path in case.images)
+        assert t1.same_grid(ct)
+        assert ct.array.dtype == np.int16
+        assert t1.array.dtype == np.float32
+        # Rounding of HU, and the padding below air, are all that tells them apart.
+        assert np.abs(1000.0 * (t1.array - 1.0) - ct.array).max() < 1.0
+        record = read_record(record_path(tmp_path / "out", case.id))
+        assert {name for name in record.files if "images" in name} == {
+            path.relative_to(tmp_path / "out").as_posix() for path in case.images
+        }
+    # The pose of the CT, wherever it stands.
+    swapped = write_both(tmp_path / "swapped", ("T1", "CT"))
+    named = CONFIG.model_copy(update={"pose_channel": "CT"})
+    homogenize(open_input(swapped), tmp_path / "again", named, reporter=Silent())
+    for case, other in zip(opened.cases, open_dataset(tmp_path / "again").cases, strict=True):
+        for one, two in zip(case.images, other.images[::-1], strict=True):
+            np.testing.assert_array_equal(read_volume(one).array, read_volume(two).array)
+
+
+def test_a_changed_channel_is_made_again_and_restored(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    homogenize(open_input(source), out, CONFIG, reporter=Silent())
+    again = homogenize(open_input(source), out, CONFIG, reporter=Silent())
+    assert [outcome.made for outcome in again] == [False, False]
+    copied = write_both(tmp_path / "copy", ("CT", "T1"))
+    t1 = read_volume(copied / "imagesTr" / "anna_0001.nii.gz")
+    write_image(t1.with_array(t1.array * 2.0), copied / "imagesTr" / "anna_0001.nii.gz")
+    changed = homogenize(open_input(copied), out, CONFIG, reporter=Silent())
+    assert [outcome.made for outcome in changed] == [True, False]
+    # A prediction on the homogenized dataset comes back to the scan's own grid.
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    (predictions / "anna.nii.gz").write_bytes((out / "labelsTr" / "anna.nii.gz").read_bytes())
+    restore(predictions, out, tmp_path / "restored", reporter=Silent())
+    back = read_labels(tmp_path / "restored" / "anna.nii.gz")
+    truth = patient(0)
+    assert back.same_grid(truth.volume)
+    marked, expected = back.array > 0, truth.stored > 0
+    assert 2.0 * np.count_nonzero(marked & expected) / (marked.sum() + expected.sum()) > 0.9
+
+
+def test_what_takes_one_channel_says_so(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has 2 channels \(CT, T1\), and wrap takes one"):
+        open_scans(source)
+    with pytest.raises(InputError, match=r"anna_0000\.nii\.gz: has 2 channels .* whose dataset\.json names"):
+        open_input(source / "imagesTr")
+    wrong = CONFIG.model_copy(update={"pose_channel": "T2"})
+    with pytest.raises(InputError, match="--pose-channel is 'T2', expected 0 to 1 or one of CT, T1"):
+        homogenize(open_input(source), tmp_path / "out", wrong, reporter=Silent())
+    assert not (tmp_path / "out").exists()
