@@ -4,8 +4,20 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Label, Ray, Reference, ScaleZ, Workers, labels_of, local_path
+from isopose.cli.options import (
+    AsJson,
+    Kind,
+    Label,
+    Masks,
+    Ray,
+    Reference,
+    ScaleZ,
+    Workers,
+    labels_of,
+    local_path,
+)
 from isopose.cli.output import fail_if, print_json
+from isopose.errors import InputError
 
 
 def homogenize(
@@ -31,6 +43,8 @@ def homogenize(
     ] = False,
     reference: Reference = None,
     scale_z: ScaleZ = None,
+    modality: Kind = None,
+    masks: Masks = None,
     label: Label = None,
     ray: Ray = None,
     workers: Workers = 0,
@@ -40,10 +54,15 @@ def homogenize(
     from isopose.config import homogenize_config
     from isopose.homogenize.dataset import homogenize as run
     from isopose.homogenize.dataset import open_input
+    from isopose.io.masks import with_masks
     from isopose.progress import Terminal
 
-    config = homogenize_config(per=per, size=size, crop=crop, reference=reference, scale_z=scale_z)
+    config = homogenize_config(
+        per=per, size=size, crop=crop, reference=reference, scale_z=scale_z, modality=modality
+    )
     if ray is not None:
+        if masks is not None:
+            raise InputError("--masks: not supported with --ray; leave one of the two out")
         from isopose.cluster.homogenize import homogenize_on_cluster
         from isopose.cluster.places import place_of
 
@@ -58,7 +77,7 @@ def homogenize(
         )
     else:
         outcomes = run(
-            open_input(local_path(dataset), labels_of(label)),
+            with_masks(open_input(local_path(dataset), labels_of(label)), masks),
             local_path(output),
             config,
             model=None if model is None else local_path(model),

@@ -16,9 +16,10 @@ def phantom(
     seed: int = 0,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
     population: Annotated[str, typer.Option(help="child: birth to 16 years, or adult")] = "child",
+    modality: Annotated[str, typer.Option(help="ct, or mr: T1 and T2, fat bright or suppressed")] = "ct",
     workers: Workers = 0,
 ) -> None:
-    """Write synthetic CT of children or adults as an nnU-Net raw dataset, with the true pose of each case."""
+    """Write synthetic CT or MR of children or adults as an nnU-Net raw dataset, with each true pose."""
     from isopose.phantom import write_cohort
     from isopose.progress import Terminal
 
@@ -31,6 +32,7 @@ def phantom(
             seed=seed,
             test_fraction=test_fraction,
             population=population,  # type: ignore[arg-type]  # checked there
+            modality=modality,  # type: ignore[arg-type]  # checked there
             workers=workers,
             progress=progress,
         )

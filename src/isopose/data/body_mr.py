@@ -20,7 +20,8 @@ from isopose.data.runs import Runs, parts_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
-#: Standard deviation of the smoothing before thresholds, in working pixels or the scan's own, the larger ones. It makes noise a narrow peak.
+#: Standard deviation of the smoothing before thresholds, in working pixels or the scan's own, the larger
+#: ones. It makes noise a narrow peak.
 SMOOTH = 0.7
 #: How far above the noise's level body begins, in standard deviations of the smoothed noise.
 SIGMAS = 3.5
@@ -55,8 +56,7 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
         ``(z, y, x)`` booleans on the volume's grid; slices without a body are empty.
 
     Raises:
-        InputError: all values are the same, negative values prevail, or nothing but thin structures is brighter
-            than the noise.
+        InputError: all values are the same, or nothing but thin structures is brighter than the noise.
     """
     size, pixel = working_grid(volume)
     parts = parts_of(volume.array.shape)
@@ -122,7 +122,9 @@ def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float,
     weight = ndimage.gaussian_filter(bright[part].astype(np.float32), sigma, mode="nearest")
     mean = ndimage.gaussian_filter((smooth * bright)[part], sigma, mode="nearest")
     mean = mean / np.maximum(weight, 1e-6) * (weight > 1e-4)
-    rows, columns = (np.minimum(np.arange(n) // 4, m - 1) for n, m in zip(smooth.shape[1:], mean.shape[1:], strict=True))
+    rows, columns = (
+        np.minimum(np.arange(n) // 4, m - 1) for n, m in zip(smooth.shape[1:], mean.shape[1:], strict=True)
+    )
     return mean[:, rows[:, None], columns]
 
 

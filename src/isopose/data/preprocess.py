@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from isopose import scratch
-from isopose.config import DataConfig
-from isopose.data.body import body_box, body_mask
+from isopose.config import DataConfig, Modality
+from isopose.data.body import body_box
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import classes_of, structures, undrawn_doubt
 from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Scale
 from isopose.data.runs import CHUNK, parts_of
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
@@ -31,7 +32,7 @@ from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.header import all_finite
-from isopose.io.sizes import check_extent, size_doubts
+from isopose.io.sizes import check_extent
 from isopose.labels import IGNORED, Labels
 
 
@@ -80,15 +81,17 @@ def prepare(
     config: DataConfig,
     labels: Volume | None = None,
     label_map: Labels | None = None,
+    body: np.ndarray | None = None,
 ) -> Prepared:
     """Preprocess a scan, and its labels if given, for a model's networks.
 
     Args:
-        volume: as read, any orientation, HU.
+        volume: as read, any orientation, HU, or any unit in MR.
         fingerprint: of the training cases.
         config: size of the frame, pixel size, the body's threshold.
         labels: stored label values on the volume's grid.
         label_map: names of the values; needed with ``labels``.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Raises:
         InputError: non-finite values, no body, an implausible size, or labels on another grid or with unknown
@@ -96,7 +99,8 @@ def prepare(
     """
     fov = usual_fov(fingerprint, config)
     scale = fingerprint.channels[0].scale
-    prepared = prepare_as(volume, scale, fov, config, tissue=fingerprint.tissue)
+    modality = modality_of(config, [channel.name for channel in fingerprint.channels])
+    prepared = prepare_as(volume, scale, fov, config, tissue=fingerprint.tissue, modality=modality, body=body)
     if labels is None:
         return prepared
     if label_map is None:
@@ -121,15 +125,19 @@ def prepare_as(
     config: DataConfig,
     *,
     tissue: UsualTissue | None = None,
+    modality: Modality = "ct",
+    body: np.ndarray | None = None,
 ) -> Prepared:
     """Preprocess a scan with a given intensity scale and frame size, without training cases and labels.
 
     Args:
-        volume: as read, any orientation, HU.
+        volume: as read, any orientation, HU, or any unit in MR.
         scaling: normalization of the values.
         fov_mm: side of the frame, for all bodies that fit into it; None: from each body's size.
         config: size of the frame, the body's threshold.
         tissue: composition of the training scans, for warnings; None: no such warnings.
+        modality: of the scan.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Raises:
         InputError: non-finite values, no body, an implausible size, or a body of one value that is to be
@@ -141,11 +149,12 @@ def prepare_as(
         )
     lps = volume.reoriented()
     check_extent(lps)
-    check_values(lps)
-    body, body_mm = trunk(lps, config.body_threshold_hu)
+    check_values(lps, modality)
+    change = volume.reorientation()
+    body, body_mm = trunk(lps, config, modality, None if body is None else change.apply(body))
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
     frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)
-    warnings = (*doubts(lps, body_mm), *warnings)
+    warnings = (*doubts(lps, body_mm, modality), *warnings)
     if tissue is not None:
         warnings += tuple(unlike(tissue_of(lps, body), tissue))
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
@@ -167,7 +176,7 @@ def prepare_as(
         shape=_shape(lps.array),
         spacing=spacing,
         world_from_index=lps.world_from_index,
-        reorientation=volume.reorientation(),
+        reorientation=change,
         native_shape=_shape(volume.array),
         native_world_from_index=volume.world_from_index,
         scale=scale,
@@ -175,20 +184,21 @@ def prepare_as(
     )
 
 
-def trunk(upright: Volume, threshold_hu: float) -> tuple[np.ndarray, tuple[float, float]]:
+def trunk(
+    upright: Volume, config: DataConfig, modality: Modality, given: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[float, float]]:
     """Return the body's mask ``(z, y, x)`` and the sides ``(x, y)`` in mm of its in-plane box.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
-        threshold_hu: see :func:`isopose.data.body.body_mask`.
+        config: the body's threshold in CT.
+        modality: of the scan.
+        given: the mask ``(z, y, x)``, reoriented as well; None: it is found.
 
     Raises:
         InputError: no body; where the field of view is too small for one, the message says so.
     """
-    try:
-        body = body_mask(upright, threshold_hu)
-    except InputError as error:
-        raise InputError("; ".join([str(error), *size_doubts(upright)])) from None
+    body = find_body(upright, config, modality) if given is None else given
     x0, y0, x1, y1 = body_box(body, upright.spacing)
     return body, (x1 - x0, y1 - y0)
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from isopose.config import DataConfig, validate_config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.modality import modality_of
 from isopose.data.preprocess import prepare
 from isopose.data.record import ARRAYS, RECORD, Record, StoredCase, read_record, record_of
 from isopose.devices import one_thread
@@ -28,6 +29,7 @@ from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, only_writer, read_json, replacing, write_json
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels, read_volume
+from isopose.io.masks import read_mask
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.outputs import damaged, hashes, remove, replacing_results, sweep
@@ -179,16 +181,20 @@ def write_case(
         raise InputError("expected a label file for a training case, got none")
     folder = root / "cases" / folder_name(case.id)
     sources = {"image": hash_of_source(case.image), "label": hash_of_source(case.label)}
+    if case.mask is not None:
+        sources["mask"] = hash_of_source(case.mask)
     known = read_record(folder)
     if known is not None:
         same = (known.id, known.patient, known.age_years, known.sources)
         if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, known.arrays):
             return
     with replacing_results(folder / "record.json", [folder], stale=[folder]):
-        volume = read_volume(case.image)
+        modality = modality_of(config, [channel.name for channel in fingerprint.channels])
+        volume = read_volume(case.image, modality=modality)
+        body = None if case.mask is None else read_mask(case.mask, volume)
         notes: list[str] = []
         stored = read_labels(case.label, like=volume, note=notes.append)
-        prepared = prepare(volume, fingerprint, config, stored, labels)
+        prepared = prepare(volume, fingerprint, config, stored, labels, body)
         prepared = replace(prepared, warnings=(*prepared.warnings, *(f"label: {note}" for note in notes)))
         assert prepared.labels is not None
         contents: dict[str, np.ndarray] = {

@@ -10,7 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from isopose.config import HomogenizeConfig
+from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality
+from isopose.data.modality import modality_of
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import composed, hash_of, only_writer, output_folder, write_json, write_text
@@ -30,6 +31,7 @@ from isopose.inference.files import check_apart, find_scans
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.masks import read_mask
 from isopose.io.sources import hash_of_source
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
@@ -120,7 +122,9 @@ def homogenize(
     """
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
-    reference = find_reference(config.reference, model, dataset.cases)
+    config = with_modality(config, dataset, model)
+    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    reference = find_reference(config.reference, model, dataset.cases, modality)
     estimator = open_estimator(model, config, reference)
     settings = settings_of(dataset, output, config, model, reference, estimator)
     head = head_of(dataset, settings, estimator)
@@ -128,6 +132,16 @@ def homogenize(
     output_folder(settings.root)
     with only_writer(settings.root):
         return _homogenize(dataset, settings, head, workers, reporter)
+
+
+def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
+    """Return the configuration with the modality that a dataset states, where none was given.
+
+    Scans and tables state none: they are what the model is of, else CT.
+    """
+    if config.modality != AUTO or (dataset.layout in ("scans", "manifest") and model is not None):
+        return config
+    return config.model_copy(update={"modality": modality_of(DataConfig(), dataset.channels)})
 
 
 def _homogenize(
@@ -195,6 +209,7 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
         "complete": False,
         "versions": versions(),
         "settings_sha256": settings.sha256,
+        "modality": estimator.modality,
         "per": settings.config.per,
         "crop": settings.config.crop,
         "scale_z": settings.config.scale_z,
@@ -279,18 +294,21 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     sources = {"image": hash_of_image(case.image, settings.series)}
     if case.label is not None:
         sources["label"] = hash_of_source(case.label)
+    if case.mask is not None:
+        sources["mask"] = hash_of_source(case.mask)
     known = _known(settings, case.id, part, sources)
     if known is not None and not damaged(root, known.files):
         return Outcome(case.id, known, None, made=False)
     record, *results = _results(root, case.id)
     with replacing_results(record, results, stale=results):
-        volume = read_volume(case.image, settings.series)
+        estimator = _estimator(settings.model, settings.config, settings.reference)
+        volume = read_volume(case.image, settings.series, modality=estimator.modality)
+        body = None if case.mask is None else read_mask(case.mask, volume)
         classes, notes = None, list[str]()
         if case.label is not None:
             stored = read_labels(case.label, like=volume, note=notes.append)
             classes = stored.with_array(settings.labels.to_nnunet(stored.array))
-        estimator = _estimator(settings.model, settings.config, settings.reference)
-        scan = homogenize_scan(estimator, volume, classes, settings.labels.classes)
+        scan = homogenize_scan(estimator, volume, classes, settings.labels.classes, body)
         scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
         image, label = _paths(root, case.id, part)
         if scan.labels is not None:
@@ -346,7 +364,7 @@ def finish(
         described = {
             "name": f"{dataset.name} in one pose and size",
             "description": f"homogenized by isopose {__version__}; see {HEAD}",
-            "channel_names": {"0": "CT"},
+            "channel_names": {"0": head["modality"].upper()},
             **dataset.labels.for_nnunet(),
             "numTraining": sum(record.part == "Tr" for record in records),
             "file_ending": ENDING,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from isopose import outputs
-from isopose.config import HomogenizeConfig
+from isopose.config import HomogenizeConfig, Modality
 from isopose.errors import InputError, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
-from isopose.homogenize.dataset import ENDING, image_path, make_case, say_doubts, settings_of
+from isopose.homogenize.dataset import ENDING, image_path, make_case, say_doubts, settings_of, with_modality
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import find_reference
@@ -113,7 +113,9 @@ def wrap(
     """
     output, names = Path(output), Labels.create(labels) if labels else Labels({})
     _check_output(scans, output, formats, names)
-    reference = find_reference(config.reference, model, scans.cases)
+    config = with_modality(config, scans, model)
+    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    reference = find_reference(config.reference, model, scans.cases, modality)
     estimator = open_estimator(model, config, reference)
     homogenizing = settings_of(scans, output / WORK, config, model, reference, estimator)
     settings = WrapSettings(

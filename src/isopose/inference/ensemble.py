@@ -29,7 +29,7 @@ class Ensemble:
         rules: by which the label map is cleaned up.
 
     Raises:
-        InputError: the members mark different labels.
+        InputError: the members mark different labels, or are for different modalities.
     """
 
     members: tuple[Model, ...]
@@ -37,6 +37,11 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         _check_labels({f"member {n}": member.labels for n, member in enumerate(self.members, start=1)})
+        kinds = [member.modality.upper() for member in self.members]
+        if len(set(kinds)) > 1:
+            raise InputError(
+                f"models of {' and '.join(sorted(set(kinds)))}: expected one modality; use each alone"
+            )
 
     @property
     def lead(self) -> Model:

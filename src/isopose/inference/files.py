@@ -18,6 +18,7 @@ from isopose.inference.record import prediction_record, provenance
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.images import ending, missing, read_volume, write_image
+from isopose.io.masks import read_mask
 from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
 from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
@@ -36,11 +37,12 @@ _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to predict, the name of its results, and which DICOM series of its path it is."""
+    """One scan to predict: the name of its results, which DICOM series of its path it is, its body's mask."""
 
     name: str
     path: Path
     series: str | None = None
+    mask: Path | None = None
 
 
 #: What else is made of a prediction, from the scan as read, the prediction and its record.
@@ -235,19 +237,20 @@ def predict_scan(
     ensemble = ensemble_of(model)
     try:
         input_hash = _hash_of_scan(scan)
-        correction = (corrections or {}).get(input_hash)
+        correction, mask = (corrections or {}).get(input_hash), _hash_of_mask(scan)
         files = result_files(output, scan.name, formats)
         picture = output / "steps" / f"{scan.name}.png"
         classes = ("background", *ensemble.labels.names) if probabilities else ()
         maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
         wanted = _below(output, [*files.values(), *([picture] if steps else []), *maps])
         record = known = earlier_record(output / record_name(scan.name))
-        same = made_from(known, provenance(ensemble, input_hash, correction))
+        same = made_from(known, provenance(ensemble, input_hash, correction, mask))
         # A file that the record does not list may be of another model, and only lies beside it.
         if record is not None and same and wanted <= listed(known) and damaged(output, wanted) is None:
             reporter.say("  is there already, made from the same scan and model")
         else:
-            volume = read_volume(scan.path, scan.series)
+            volume = read_volume(scan.path, scan.series, modality=ensemble.lead.modality)
+            body = None if scan.mask is None else read_mask(scan.mask, volume)
             source = open_dicom(scan.path, scan.series, formats, volume)
             with reporter.counting(f"predict {printable(scan.name)}") as progress:
                 prediction = predict(
@@ -256,9 +259,10 @@ def predict_scan(
                     probabilities=probabilities,
                     crops=also is not None,
                     correction=correction,
+                    body=body,
                     progress=progress,
                 )
-                record = prediction_record(ensemble, prediction, input_hash, correction)
+                record = prediction_record(ensemble, prediction, input_hash, correction, mask)
             record["warnings"] += _warn_of_training(ensemble, input_hash)
             with _recording(output, scan.name, record, wanted, listed(known), keep=same):
                 record["warnings"] += _write(files, maps, scan, ensemble.labels, prediction, record, source)
@@ -279,6 +283,11 @@ def _hash_of_scan(scan: Scan) -> str:
     """Return the hash of a scan's files, and of the choice among the series that they hold."""
     files = hash_of_source(scan.path)
     return files if scan.series is None else hash_of([files, scan.series])
+
+
+def _hash_of_mask(scan: Scan) -> str | None:
+    """Return the hash of a scan's own mask; None where it has none or the file is missing."""
+    return None if scan.mask is None or not scan.mask.exists() else hash_of_source(scan.mask)
 
 
 def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:
@@ -333,7 +342,7 @@ def _write(
     source: "Source | None",
 ) -> tuple[str, ...]:
     """Write the label map in each format and the map of each class's probability; return warnings."""
-    hashes = ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
+    hashes = ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256", "mask_sha256")
     warnings = write_results(
         files,
         prediction.labels,

@@ -253,6 +253,7 @@ def predict(
     probabilities: bool = False,
     crops: bool = False,
     correction: Correction | None = None,
+    body: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Prediction:
     """Segment one scan.
@@ -260,11 +261,12 @@ def predict(
     Args:
         model: trained, of slices (``dims=2``) or of volumes (``dims=3``); or several, whose probabilities are
             averaged on the scan's grid.
-        volume: CT in Hounsfield units, any size, spacing and orientation.
+        volume: CT in Hounsfield units, or MR for a model of MR, any size, spacing and orientation.
         probabilities: keep them, restored on the native grid, as they are before the cleaning up.
         crops: keep the classes in the crops.
         correction: poses and crops of slices that a person set; a crop set by hand is not widened where it
             cuts.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
         progress: called with (slices done, slices).
 
     Raises:
@@ -272,7 +274,7 @@ def predict(
         FloatingPointError: the networks' answers are not finite.
     """
     ensemble = ensemble_of(model)
-    predictors = _predictors(ensemble, volume, crops, correction)
+    predictors = _predictors(ensemble, volume, crops, correction, body)
     lead, shape = predictors[0], predictors[0].prepared.shape
     values = scratch.zeros(shape, np.uint8)
     kept = None
@@ -310,7 +312,11 @@ def predict(
 
 
 def _predictors(
-    ensemble: Ensemble, volume: Volume, crops: bool, correction: Correction | None
+    ensemble: Ensemble,
+    volume: Volume,
+    crops: bool,
+    correction: Correction | None,
+    body: np.ndarray | None = None,
 ) -> list[_SlicePredictor | _VolumePredictor]:
     """Return a predictor of each member; what they have in common is prepared and estimated once."""
     prepared: dict[str, Prepared] = {}
@@ -320,7 +326,7 @@ def _predictors(
         ensemble.members, ensemble.preparations, ensemble.estimates, strict=True
     ):
         if prepares not in prepared:
-            prepared[prepares] = prepare(volume, member.fingerprint, member.config.data)
+            prepared[prepares] = prepare(volume, member.fingerprint, member.config.data, body=body)
         scan = prepared[prepares]
         if estimates_by not in estimates:
             estimates[estimates_by] = slice_poses_of(member.pipeline.pose, scan, member.config.predict)

@@ -28,6 +28,7 @@ class Case:
         patient: identifier shared by all scans of one patient, which stay in the same split.
         age_years: age at the scan, if known.
         split: ``train``, ``val`` or ``test`` if the dataset defines it, else None.
+        mask: file of the body's mask, in place of the one that is found; may be missing.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Case:
     patient: str
     age_years: float | None = None
     split: str | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

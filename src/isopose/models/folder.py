@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isopose.config import Config, validate_config
+from isopose.config import Config, Modality, validate_config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.modality import modality_of
 from isopose.errors import InputError
 from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
@@ -51,6 +52,11 @@ class Model:
     fingerprint: Fingerprint
     info: ModelInfo
     weights_sha256: str = ""
+
+    @property
+    def modality(self) -> Modality:
+        """What scans it is for."""
+        return modality_of(self.config.data, [channel.name for channel in self.fingerprint.channels])
 
 
 def for_prediction(model: Model) -> Model:

@@ -84,7 +84,12 @@ def tones_of(shown: dict[str, float]) -> Tones:
     points = [(-960.0, 0.0), (-840.0, shown["lung"]), (-330.0, shown["lung"]), (-130.0, shown["fat"])]
     points += [(-55.0, shown["fat"]), (0.0, shown["fluid"]), (30.0, shown["fluid"])]
     points += [(50.0, shown["muscle"]), (65.0, shown["muscle"]), (80.0, shown["wall"]), (86.0, shown["disc"])]
-    points += [(115.0, shown["disc"]), (170.0, shown["marrow"]), (330.0, shown["marrow"]), (480.0, shown["bone"])]
+    points += [
+        (115.0, shown["disc"]),
+        (170.0, shown["marrow"]),
+        (330.0, shown["marrow"]),
+        (480.0, shown["bone"]),
+    ]
     points += [(1500.0, shown["bone"])]
     pairs = (
         (KIDNEY_HU, "renal medulla"),

@@ -60,7 +60,8 @@ def render(
         mr: what an MR scan is made of, of a patient from :func:`isopose.phantom.mr.drawn_for_mr`; None: CT.
 
     Returns:
-        HU (MR: stored values) as int16 and labels (0, 1 kidney, 2 tumor) as uint8, both ``(z, y, x)`` on ``scan``'s grid.
+        HU (MR: stored values) as int16 and labels (0, 1 kidney, 2 tumor) as uint8, both ``(z, y, x)`` on
+        ``scan``'s grid.
     """
     unit = anatomy.size.level
     brush = Brush(-pose.gravity_canonical, Waves.sample(rng, 6, 0.25 * unit, 0.8 * unit), anatomy)

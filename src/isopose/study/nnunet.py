@@ -215,7 +215,7 @@ def _write_raw(folder: Path, dataset: Dataset) -> None:
     write_json(
         done,
         {
-            "channel_names": {"0": "CT"},
+            "channel_names": {"0": dataset.channels[0]},
             **dataset.labels.for_nnunet(),
             "numTraining": len(cases),
             "file_ending": ".nii.gz",
