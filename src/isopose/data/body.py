@@ -64,8 +64,8 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
     """
     threshold = _threshold(volume.array, threshold_hu)
     size, pixel = working_grid(volume)
-    coarse = (coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape))
-    tissue = Runs.of(coarse, (len(volume.array), *size))
+    dense = (coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape))
+    tissue = Runs.of(dense, (len(volume.array), *size))
     if not len(tissue.starts):
         raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
     box = tissue.box()

@@ -102,7 +102,7 @@ def inference() -> dict[str, Any]:
 def metadata(model: Model) -> dict[str, Any]:
     """Return the metadata that MONAI's bundle specification requires; it identifies no patient."""
     names = ["background", *model.labels.names]
-    marked = ", ".join(model.labels.names)
+    marked, kind = ", ".join(model.labels.names), model.modality.upper()
     grid = {"spatial_shape": ["*", "*", "*"], "dtype": "float32", "is_patch_data": False}
     return {
         "version": __version__,
@@ -112,8 +112,8 @@ def metadata(model: Model) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {"isopose": __version__},
         "name": f"isopose: {marked}",
-        "task": "segmentation of CT",
-        "description": f"Marks {marked} in CT, on each scan's own grid; see docs/README.md",
+        "task": f"segmentation of {kind}",
+        "description": f"Marks {marked} in {kind}, on each scan's own grid; see docs/README.md",
         "authorship": "see docs/README.md",
         "copyright": "see docs/README.md",
         "intended_use": "Research; no medical device. See docs/README.md",
@@ -122,10 +122,10 @@ def metadata(model: Model) -> dict[str, Any]:
             "inputs": {
                 "image": {
                     "type": "image",
-                    "format": "hounsfield",
-                    "modality": "CT",
+                    "format": "hounsfield" if kind == "CT" else "magnitude",
+                    "modality": kind,
                     "num_channels": 1,
-                    "value_range": [-1024, 3071],
+                    "value_range": [-1024, 3071] if kind == "CT" else [0, 32767],
                     "channel_def": {"0": "image"},
                     **grid,
                 }
