@@ -33,9 +33,7 @@ def phantom(index: int, sequence: Sequence, *, size: int = 160) -> Scanned:
     scan = replace(case.scan, slices=2, thickness=3.0, distance=3.0 * case.scan.thickness)
     case = replace(case, scan=scan)
     mr = sample_mr(np.random.default_rng(index), case.anatomy.size.width, sequence)
-    image, labels = render(
-        drawn_for_mr(case.anatomy), case.pose, case.scan, texture_generator(case), mr=mr
-    )
+    image, labels = render(drawn_for_mr(case.anatomy), case.pose, case.scan, texture_generator(case), mr=mr)
     return Scanned(Volume(image, case.scan.world_from_index), outline_of(case), labels)
 
 

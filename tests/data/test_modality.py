@@ -13,7 +13,11 @@ from isopose.geometry.volume import Volume
 
 def test_the_channel_says_what_scans_are_of_unless_it_is_given() -> None:
     auto = DataConfig()
-    assert [modality_of(auto, [name]) for name in ("CT", "ct", "MR", "T2", "FLAIR")] == ["ct", "ct", *["mr"] * 3]
+    assert [modality_of(auto, [name]) for name in ("CT", "ct", "MR", "T2", "FLAIR")] == [
+        "ct",
+        "ct",
+        *["mr"] * 3,
+    ]
     assert modality_of(DataConfig(modality="mr"), ["CT"]) == "mr"
     assert modality_of(DataConfig(modality="ct"), ["T1"]) == "ct"
 
@@ -32,9 +36,7 @@ def test_the_roll_network_is_not_shown_mr() -> None:
     assert with_poses_of(moments, ["T2"]) is moments
 
 
-@pytest.mark.parametrize(
-    ("spacing", "plane"), [((1.0, 6.0, 1.0), "coronal"), ((6.0, 1.0, 1.0), "sagittal")]
-)
+@pytest.mark.parametrize(("spacing", "plane"), [((1.0, 6.0, 1.0), "coronal"), ((6.0, 1.0, 1.0), "sagittal")])
 def test_slices_of_another_plane_are_refused(spacing: tuple[float, ...], plane: str) -> None:
     scan = Volume(np.zeros((30, 30, 30)), np.diag([*spacing, 1.0]))
     with pytest.raises(InputError, match=f"^{plane} slices .* expected axial ones"):

@@ -82,8 +82,17 @@ def test_results_refer_to_the_mr_series(tmp_path):
     assert np.allclose(index[:2].min(axis=1), [1.5, 0.5], atol=1e-3)
     assert np.allclose(index[:2].max(axis=1), [5.5, 3.5], atol=1e-3)
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
-    classes = {i.ReferencedSOPClassUID for one in evidence if one.SeriesInstanceUID == series for i in one.ReferencedSOPSequence}
+    classes = {
+        i.ReferencedSOPClassUID
+        for one in evidence
+        if one.SeriesInstanceUID == series
+        for i in one.ReferencedSOPSequence
+    }
     assert classes == {MRImageStorage}
-    coded = [item.ConceptCodeSequence[0].CodeValue for item in report.ContentSequence if "ConceptCodeSequence" in item]
+    coded = [
+        item.ConceptCodeSequence[0].CodeValue
+        for item in report.ContentSequence
+        if "ConceptCodeSequence" in item
+    ]
     assert codes.LN.MRIUnspecifiedBodyRegion.value in coded
     assert codes.LN.CTUnspecifiedBodyRegion.value not in coded

@@ -106,37 +106,44 @@ def coarse(slices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
 
 
-def trunk_in(tissue: Runs, pixel: float, distance: float) -> Runs:
+def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK) -> Runs:
     """Find the trunk in tissue on the working grid.
 
     Args:
         tissue: voxels above the threshold.
         pixel: side of the working pixels, mm.
         distance: between neighboring slices, mm.
+        neck: half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
     """
-    diameter = _diameter(_filled(_largest(tissue)), pixel)
+    diameter = _diameter(filled(_largest(tissue)), pixel)
     thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
     # The opening dilates by one step more than it eroded: this restores the skin's corners and at most a stub
     # of table.
-    body = _filled(_largest(_opened(tissue, thin)))
+    body = filled(_largest(_opened(tissue, thin)))
     if not len(body.starts):
         return body
     wall = _opened(tissue, max(1, thin // 3))
-    air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue)
-    trunk = _without_arms(body, pixel)
+    air = mapped(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
+    trunk = _without_arms(body, pixel, neck)
     nearby = _steps(NEARBY * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
     whole = _with_gas(body, air, wall, thin, nearby)
     lost = trunk.areas < LOST * whole.areas
     if lost.any():
-        again = _without_arms(whole, pixel)
+        again = _without_arms(whole, pixel, neck)
         trunk = merged(trunk.only(~lost[trunk.slices]), again.only(lost[again.slices]))
-    return _with_gas(_filled(_opened(trunk, thin)), air, wall, thin, nearby)
+    return _with_gas(filled(_opened(trunk, thin)), air, wall, thin, nearby)
 
 
-def _without_arms(body: Runs, pixel: float) -> Runs:
-    """Cut off parts that are connected to each slice's largest part by a narrow neck."""
-    neck = _steps(NECK * _diameter(body, pixel), pixel)
+def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
+    """Cut off parts that are connected to each slice's largest part by a narrow neck.
+
+    Args:
+        body: the body.
+        pixel: side of the working pixels, mm.
+        part: half the neck's width as a part of the body's diameter.
+    """
+    neck = _steps(part * _diameter(body, pixel), pixel)
     core = mapped(partial(eroded, steps=neck), body)
     if not len(core.starts):
         return body
@@ -154,7 +161,7 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
         lambda trunk, gas, wall: trunk | dilated(gas, 2 * thin + 2, within=gas | wall),
         *(trunk, gas, wall),
     )
-    return _filled(together)
+    return filled(together)
 
 
 def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
@@ -226,7 +233,7 @@ def _largest(runs: Runs) -> Runs:
     return runs.only(numbers == np.bincount(numbers, runs.lengths).argmax())
 
 
-def _filled(runs: Runs) -> Runs:
+def filled(runs: Runs) -> Runs:
     """Fill holes slice by slice, including those that the image's border closes."""
     return mapped(_filled_slices, runs)
 

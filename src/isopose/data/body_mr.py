@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from scipy import ndimage
 
-from isopose.data.body import coarse, fine, trunk_in, working_grid
+from isopose.data.body import coarse, filled, fine, trunk_in, working_grid
 from isopose.data.morphology import dilated, eroded
 from isopose.data.runs import Runs, parts_of
 from isopose.errors import InputError
@@ -29,6 +29,9 @@ SIGMAS = 3.5
 ABOVE_NOISE = 1.6
 #: Least brightness of body, as a part of the tissue nearby. Suppressed fat is a tenth of it and more.
 OF_TISSUE = 0.08
+#: Half the width of a neck at which an arm is cut off, as a fraction of the body's diameter: more than in CT,
+#: as smoothing fills the wedge between arm and trunk.
+NECK = 0.08
 #: Standard deviation of "nearby", mm.
 NEARBY_MM = 40.0
 #: Values below this part of the brightest are one level when the noise is looked for.
@@ -38,10 +41,14 @@ FLOOR = 1e-3
 RIM, BAND = 4, 2
 #: Width of the widest gap between arm and trunk that smoothing may have closed, in working pixels.
 GAP = 7
+#: How far such gaps are followed from the outside, in working pixels.
+DEEP = 60
 #: Such gaps are looked for where halfway from air to the rim is above this multiple of the noise.
 CLEAR = 3.0
 #: Distance from the bright part, as a part of the body's diameter, from which the rest is air.
-AWAY = 0.1
+AWAY = 0.12
+#: Neighborhood in a slice.
+CROSS = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)
 #: Least part of the air that must hold values for them to be noise, where the scanner set the rest to 0.
 HELD = 0.1
 
@@ -69,22 +76,24 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
     if not top > 0.0 or level.min() == level.max():
         raise InputError(f"no body found: nearly all values are {level.min():g}; export the scan again")
     spacing = (float(volume.spacing[2]), pixel, pixel)
-    bright = smooth > _otsu_of_logarithms(smooth, top)
-    noise, edge = _noise(smooth, bright)
+    # What the scanner set to 0 would be a third class beside noise and tissue.
+    held = level > 0
+    bright = smooth > _otsu_of_logarithms(smooth[held], top)
+    areas = bright.sum(axis=(1, 2))
+    noise, edge = _noise(smooth, held, bright, float(np.sqrt(np.median(areas[areas > 0]))))
     tissue = np.maximum(_nearby(smooth, bright, spacing), 0.0)
     found = smooth > np.maximum(edge, OF_TISSUE * tissue)
     found &= ~_gaps(level, found, noise)
     runs = Runs.of(iter([found]), found.shape)
-    trunk = trunk_in(runs, pixel, spacing[0])
+    trunk = trunk_in(runs, pixel, spacing[0], NECK)
     if not len(trunk.starts):
         raise InputError("no body found, only thin structures are brighter than the noise; is it a trunk?")
     return fine(partial(_soft, level, trunk, noise), volume.array.shape)
 
 
-def _otsu_of_logarithms(smooth: np.ndarray, top: float) -> float:
+def _otsu_of_logarithms(values: np.ndarray, top: float) -> float:
     """Return Otsu's threshold of the logarithms, where bright and dark tissue differ less than from air."""
-    # Without what the scanner set to 0, which would be a third class beside noise and tissue.
-    values = np.log(np.maximum(smooth[smooth > 0], FLOOR * top))
+    values = np.log(np.maximum(values, FLOOR * top))
     counts, edges = np.histogram(values, 256)
     middles = 0.5 * (edges[1:] + edges[:-1])
     below = np.cumsum(counts)
@@ -95,22 +104,26 @@ def _otsu_of_logarithms(smooth: np.ndarray, top: float) -> float:
     return float(np.exp(edges[1 + int(np.nanargmax(between))]))
 
 
-def _noise(smooth: np.ndarray, bright: np.ndarray) -> tuple[float, float]:
-    """Return the level of the air around the bright part; 0 where the scanner has set it to 0."""
-    air = np.ones_like(bright)
-    for z, inside in enumerate(bright):
-        rows, columns = np.nonzero(ndimage.binary_opening(inside, iterations=2))
-        if len(rows):
-            margin = int(AWAY * np.hypot(np.ptp(rows), np.ptp(columns)))
-            air[z, max(rows.min() - margin, 0) : rows.max() + margin + 1,
-                max(columns.min() - margin, 0) : columns.max() + margin + 1] = False  # fmt: skip
-    values = smooth[air & ~bright]
-    if not len(values):
-        values = smooth[~bright]
-    held = values[values > 0]
-    if len(held) <= HELD * len(values):
+def _noise(smooth: np.ndarray, held: np.ndarray, bright: np.ndarray, diameter: float) -> tuple[float, float]:
+    """Return the level of the air around the bright part, and the least level above the noise.
+
+    Args:
+        smooth: brightness ``(z, h, w)``.
+        held: where the scan holds values above 0, the same shape.
+        bright: the bright part, the same shape.
+        diameter: of the body, in working pixels.
+
+    Returns:
+        Both 0 where the scanner has set the air to 0.
+    """
+    runs = Runs.of(iter([ndimage.binary_opening(bright, CROSS)]), bright.shape)
+    air = ~dilated(filled(runs).mask(slice(None)), round(AWAY * diameter))
+    if not air.any():
+        air = ~bright
+    values = smooth[air & held]
+    if len(values) <= HELD * np.count_nonzero(air):
         return 0.0, 0.0
-    low, middle = np.percentile(held, (16.0, 50.0))
+    low, middle = np.percentile(values, (16.0, 50.0))
     return float(middle), float(min(middle + SIGMAS * (middle - low), ABOVE_NOISE * middle))
 
 
@@ -129,10 +142,12 @@ def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float,
 
 
 def _gaps(smooth: np.ndarray, found: np.ndarray, noise: float) -> np.ndarray:
-    """Mark narrow valleys darker than halfway from air to the rim nearby: air between arms and trunk."""
+    """Mark narrow valleys from the outside inward: air between arm and trunk, not muscle under bright fat."""
     half = _half(smooth, found, noise)
     valley = ndimage.grey_closing(smooth, (1, GAP, GAP)) > 2.0 * smooth
-    return valley & (smooth < half) & (half > CLEAR * noise)
+    gaps = valley & (smooth < half) & (half > CLEAR * noise)
+    outside = ~filled(Runs.of(iter([found]), found.shape)).mask(slice(None))
+    return dilated(dilated(outside, 2) & gaps, DEEP, within=gaps)
 
 
 def _half(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:

@@ -176,7 +176,8 @@ class PoseTransformer(nn.Module):
         With the roll network there is one candidate, its pose. Otherwise the first of learned pose, moments
         or header, and identity (not with ``start=header``) whose agreement with the reference reaches
         ``min_agreement`` is taken. Where none does (a slice of lung or pelvis may resemble the reference in
-        no pose), the candidate of the highest agreement is taken, and that agreement stays below ``min_agreement`` for the caller to report.
+        no pose), the candidate of the highest agreement is taken, and that agreement stays below
+        ``min_agreement`` for the caller to report.
 
         Args:
             image: frames ``(N, 1, S, S)``.
