@@ -12,7 +12,7 @@ from isopose.phantom.outline import BINS
 from isopose.phantom.render import render
 from isopose.phantom.section import coordinates
 
-#: Densities in HU, and what they are in MR: brightness of gas, lung, fat, fluid, muscle, organs, marrow, bone.
+#: Densities in HU, and their brightness in MR: gas, lung, fat, fluid, muscle, organs, marrow, bone.
 DRAWN = (-960, -850, -500, -300, -130, -60, 0, 20, 45, 65, 90, 130, 200, 400, 700)
 T1 = (0, 0.05, 0.05, 0.5, 1.0, 1.0, 0.2, 0.2, 0.4, 0.4, 0.5, 0.5, 0.5, 0.06, 0.06)
 T2_FATSAT = (0, 0.05, 0.05, 0.1, 0.2, 0.2, 1.0, 1.0, 0.25, 0.25, 0.5, 0.5, 0.3, 0.06, 0.06)
