@@ -29,7 +29,7 @@ STEPS = {
         "isopose.inference.files.read_volume",
         "isopose.inference.files.hash_of_source",
     ),
-    "body mask": ("isopose.data.preprocess.body_mask",),
+    "body mask": ("isopose.data.preprocess.find_body",),
     "into the frame": ("isopose.data.preprocess.warped",),
     "poses": (
         "isopose.inference.predict.slice_poses_of",

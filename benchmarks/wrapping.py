@@ -44,7 +44,7 @@ FILES = {
     ),
 }
 OWN = {
-    "body mask": ("isopose.data.preprocess.body_mask",),
+    "body mask": ("isopose.data.preprocess.find_body",),
     "into the frame": ("isopose.homogenize.scan.prepare_as",),
     "poses": ("isopose.homogenize.scan.slice_poses_of", "isopose.homogenize.scan.find_poses"),
     "the image homogenized": ("isopose.homogenize.scan.homogenized_image",),

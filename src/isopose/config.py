@@ -37,6 +37,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+#: What scans are of.
+Modality = Literal["ct", "mr"]
 #: How the values of a channel are normalized; see :mod:`isopose.data.normalization`.
 Normalization = Literal["ct", "zscore", "raw"]
 #: What slices without any label are in a scan that shows labels before and after such slices.
@@ -67,7 +69,12 @@ class DataConfig(Section):
     pose_channel: int | str = Field(
         0, description="the channel that shows body, pose and crop: its number from 0, or its name"
     )
-    body_threshold_hu: float = Field(-250.0, description="what is denser may be body")
+    modality: Literal["auto"] | Modality = Field(
+        "auto", description="what the scans are; auto: ct if the channel that shows the pose is CT, else mr"
+    )
+    body_threshold_hu: float = Field(
+        -250.0, description="CT: what is denser may be body; in MR each scan's own noise decides"
+    )
     undrawn: Undrawn = Field(
         "background",
         description="what slices without any label are; ignore: nobody drew them, in scans that have such "
@@ -119,9 +126,10 @@ _OF_AN_STN = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rat
 class PoseConfig(Section):
     """STN1: pose and size."""
 
-    start: Literal["anatomy", "moments", "identity"] = Field(
+    start: Literal["anatomy", "header", "moments", "identity"] = Field(
         "anatomy",
-        description="anatomy: the shipped network sees the roll, moments give the rest",
+        description="anatomy: the shipped network sees the roll, moments give the rest; it knows CT only, so "
+        "that MR starts with header: the roll is left as the file's header says",
     )
     learned: bool = Field(
         False,
@@ -329,6 +337,9 @@ class PredictConfig(Section):
 class HomogenizeConfig(Section):
     """What ``isopose homogenize`` writes; given on its command line, no part of a model."""
 
+    modality: Literal["auto"] | Modality = Field(
+        "auto", description="what the scans are; auto: as the dataset or the model says, else ct"
+    )
     per: Literal["volume", "smooth", "slice", "tilted"] = Field(
         "volume",
         description="as pose.per; with volume all slices of a scan are scaled alike; tilted: one pose for a "

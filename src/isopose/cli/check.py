@@ -4,31 +4,42 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from isopose.cli.options import AsJson, DatasetPath, Label, Workers, labels_of
+from isopose.cli.options import AsJson, DatasetPath, Kind, Label, Masks, Workers, labels_of
 from isopose.cli.output import print_json
 
 if TYPE_CHECKING:
+    from isopose.config import DataConfig
     from isopose.data.check import Problem
     from isopose.data.fingerprint import Fingerprint
     from isopose.io.datasets import Dataset
 
 
-def check(dataset: DatasetPath, label: Label = None, workers: Workers = 0, as_json: AsJson = False) -> None:
+def check(
+    dataset: DatasetPath,
+    label: Label = None,
+    modality: Kind = None,
+    masks: Masks = None,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
     """Report every problem of a dataset by case, and its fingerprint."""
+    from isopose.config import load_config
     from isopose.data.check import check_dataset
     from isopose.data.fingerprint import describe
     from isopose.io.datasets import open_dataset
+    from isopose.io.masks import with_masks
     from isopose.progress import Terminal
 
-    opened = open_dataset(dataset, labels_of(label))
+    data = load_config(settings=[] if modality is None else [f"data.modality={modality}"]).data
+    opened = with_masks(open_dataset(dataset, labels_of(label)), masks)
     problems: list[Problem] = []
     fingerprint: Fingerprint | None = None
     ignored: dict[str, float] = {}
     stopped: BaseException | None = None
     try:
         with Terminal().counting("check") as progress:
-            check_dataset(opened, workers=workers, progress=progress, found=problems.append)
-        fingerprint, ignored = _fingerprint(opened, problems, workers)
+            check_dataset(opened, config=data, workers=workers, progress=progress, found=problems.append)
+        fingerprint, ignored = _fingerprint(opened, data, problems, workers)
     # Also for Ctrl-C: problems found so far are reported before the error.
     except BaseException as error:
         stopped = error
@@ -73,13 +84,12 @@ def _why(stopped: BaseException) -> str:
 
 
 def _fingerprint(
-    dataset: "Dataset", problems: "list[Problem]", workers: int
+    dataset: "Dataset", data: "DataConfig", problems: "list[Problem]", workers: int
 ) -> "tuple[Fingerprint | None, dict[str, float]]":
     """Return the fingerprint of readable training cases, and how much of them is ignored, if any is.
 
     A case that fails here is added to the problems.
     """
-    from isopose.config import DataConfig
     from isopose.data.check import Problem
     from isopose.data.fingerprint import facts_of, ignored_of, reduce_facts
     from isopose.isolation import Failed
@@ -91,7 +101,7 @@ def _fingerprint(
         return None, {}
     facts = []
     with Terminal().counting("fingerprint") as progress:
-        answers = facts_of(usable, dataset.labels, DataConfig(), workers, progress, channels=dataset.channels)
+        answers = facts_of(usable, dataset.labels, data, workers, progress, channels=dataset.channels)
         for case, answer in zip(usable, answers, strict=True):
             if isinstance(answer, Failed):
                 why = answer.why.removeprefix(f"{case.id}: ")
@@ -100,4 +110,4 @@ def _fingerprint(
                 facts.append(answer)
     if not facts:
         return None, {}
-    return reduce_facts(facts, dataset.labels, DataConfig(), dataset.channels), ignored_of(facts)
+    return reduce_facts(facts, dataset.labels, data, dataset.channels), ignored_of(facts)

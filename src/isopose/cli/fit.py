@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isopose.cli.options import Config, DatasetPath, Fold, Label, Setting, Workers, labels_of
+from isopose.cli.options import Config, DatasetPath, Fold, Label, Masks, Setting, Workers, labels_of
 from isopose.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def fit(
         typer.Option(help="with --from: part to fine-tune (all, decoder, first2-last2), as train.parts"),
     ] = None,
     label: Label = None,
+    masks: Masks = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the training in the folder")] = False,
     store: Annotated[
         Path | None, typer.Option(help="folder for preprocessed slices; runs may share it")
@@ -65,6 +66,7 @@ def fit(
     from isopose.data.splits import split
     from isopose.heap import keep_freed_memory
     from isopose.io.datasets import open_dataset
+    from isopose.io.masks import with_masks
     from isopose.progress import Terminal
 
     if folds not in (None, "all"):
@@ -85,7 +87,7 @@ def fit(
     if begun and preset is not None:
         raise InputError("--preset: fine-tuning keeps the model's own settings; leave out --preset or --from")
     loaded = load_config(preset or "default", config, chosen, base=base)
-    opened = open_dataset(dataset, labels_of(label))
+    opened = with_masks(open_dataset(dataset, labels_of(label)), masks)
     # Split before slow imports, so that too few patients for the folds are reported at once.
     split(opened, loaded.train)
 

@@ -4,8 +4,20 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Label, Ray, Reference, ScaleZ, Workers, labels_of, local_path
+from isopose.cli.options import (
+    AsJson,
+    Kind,
+    Label,
+    Masks,
+    Ray,
+    Reference,
+    ScaleZ,
+    Workers,
+    labels_of,
+    local_path,
+)
 from isopose.cli.output import fail_if, print_json
+from isopose.errors import InputError
 
 
 def homogenize(
@@ -35,6 +47,8 @@ def homogenize(
         typer.Option(help="the channel that shows body and pose, its number or name; none: the first"),
     ] = None,
     scale_z: ScaleZ = None,
+    modality: Kind = None,
+    masks: Masks = None,
     label: Label = None,
     ray: Ray = None,
     workers: Workers = 0,
@@ -44,6 +58,7 @@ def homogenize(
     from isopose.config import homogenize_config
     from isopose.homogenize.dataset import homogenize as run
     from isopose.homogenize.dataset import open_input
+    from isopose.io.masks import with_masks
     from isopose.progress import Terminal
 
     config = homogenize_config(
@@ -53,8 +68,11 @@ def homogenize(
         reference=reference,
         pose_channel=int(pose_channel) if pose_channel and pose_channel.isdecimal() else pose_channel,
         scale_z=scale_z,
+        modality=modality,
     )
     if ray is not None:
+        if masks is not None:
+            raise InputError("--masks: not supported with --ray; leave one of the two out")
         from isopose.cluster.homogenize import homogenize_on_cluster
         from isopose.cluster.places import place_of
 
@@ -69,7 +87,7 @@ def homogenize(
         )
     else:
         outcomes = run(
-            open_input(local_path(dataset), labels_of(label)),
+            with_masks(open_input(local_path(dataset), labels_of(label)), masks),
             local_path(output),
             config,
             model=None if model is None else local_path(model),

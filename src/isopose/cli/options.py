@@ -37,6 +37,18 @@ ScaleZ = Annotated[
         help="scale the distances of slices as the slices are, in the header alone; none: yes",
     ),
 ]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of your own masks of the body, one file a scan with the scan's name; none: it is found"
+    ),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--modality", help="ct or mr, if the dataset does not say what it is of; none: as it says, else ct"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Ray = Annotated[
     str | None,

@@ -19,9 +19,10 @@ def phantom(
     pet: Annotated[
         bool, typer.Option("--pet", help="a second channel: the uptake of a tracer, as PET shows it")
     ] = False,
+    modality: Annotated[str, typer.Option(help="ct, or mr: T1 and T2, fat bright or suppressed")] = "ct",
     workers: Workers = 0,
 ) -> None:
-    """Write synthetic CT of children or adults as an nnU-Net raw dataset, with the true pose of each case."""
+    """Write synthetic CT or MR of children or adults as an nnU-Net raw dataset, with each true pose."""
     from isopose.phantom import write_cohort
     from isopose.progress import Terminal
 
@@ -35,6 +36,7 @@ def phantom(
             test_fraction=test_fraction,
             pet=pet,
             population=population,  # type: ignore[arg-type]  # checked there
+            modality=modality,  # type: ignore[arg-type]  # checked there
             workers=workers,
             progress=progress,
         )

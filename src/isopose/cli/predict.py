@@ -1,11 +1,12 @@
 """``isopose predict``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Device, Formats, Precision, Ray, Series, local_path
+from isopose.cli.options import AsJson, Device, Formats, Masks, Precision, Ray, Series, local_path
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError
 
@@ -31,6 +32,7 @@ def predict(
     corrections: Annotated[
         Path | None, typer.Option(help="folder of poses and crops set by hand, as isopose serve keeps them")
     ] = None,
+    masks: Masks = None,
     clean: Annotated[
         bool, typer.Option("--clean-up/--no-clean-up", help="apply the model's rules for cleaning up, if any")
     ] = True,
@@ -43,6 +45,7 @@ def predict(
     from isopose.devices import choose_device
     from isopose.inference.ensemble import is_model, load_ensemble
     from isopose.inference.files import DrawSteps, check_apart, find_scans, predict_scans
+    from isopose.io.masks import check_masks, mask_path
     from isopose.io.results.formats import NIFTI, choose_formats, result_files
     from isopose.models.folder import with_precision
     from isopose.progress import Terminal
@@ -62,6 +65,8 @@ def predict(
     if ray is not None:
         if corrections is not None:
             raise InputError("--corrections: not supported with --ray; predict those scans without it")
+        if masks is not None:
+            raise InputError("--masks: not supported with --ray; leave one of the two out")
         if others:
             raise InputError(f"{others[0]}: --ray predicts with one model; leave out the others, or --ray")
         from isopose.cluster.places import place_of
@@ -83,10 +88,14 @@ def predict(
     else:
         paths, folder = [local_path(given) for given in inputs], local_path(output)
         check_apart(paths, folder)
+        found = find_scans(paths, series)
+        if masks is not None:
+            check_masks(masks)
+            found = [replace(scan, mask=mask_path(masks, scan.name)) for scan in found]
         loaded = load_ensemble([local_path(given) for given in (model, *others)], choose_device(device))
         outcomes = predict_scans(
             loaded.changed(lambda member: with_precision(member, precision)).cleaning(clean),
-            find_scans(paths, series),
+            found,
             folder,
             formats=wanted,
             probabilities=probabilities,

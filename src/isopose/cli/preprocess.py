@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import Config, Fold, Label, Ray, Setting, Workers, labels_of, local_path
+from isopose.cli.options import Config, Fold, Label, Masks, Ray, Setting, Workers, labels_of, local_path
 from isopose.cli.output import fail_if
+from isopose.errors import InputError
 
 
 def preprocess(
@@ -16,6 +17,7 @@ def preprocess(
     settings: Setting = None,
     fold: Fold = None,
     label: Label = None,
+    masks: Masks = None,
     ray: Ray = None,
     workers: Workers = 2,
 ) -> None:
@@ -26,6 +28,8 @@ def preprocess(
     chosen = [*(settings or []), *([] if fold is None else [f"train.fold={fold}"])]
     loaded = load_config(preset, config, chosen)
     if ray is not None:
+        if masks is not None:
+            raise InputError("--masks: not supported with --ray; leave one of the two out")
         from isopose.cluster.places import place_of
         from isopose.cluster.preprocess import preprocess_on_cluster
 
@@ -37,8 +41,9 @@ def preprocess(
         return
     from isopose.data.splits import measured, split
     from isopose.io.datasets import open_dataset
+    from isopose.io.masks import with_masks
 
-    opened = open_dataset(local_path(dataset), labels_of(label))
+    opened = with_masks(open_dataset(local_path(dataset), labels_of(label)), masks)
     # Split before slow imports, so that too few patients for the folds are reported at once.
     cases = measured(*split(opened, loaded.train), loaded.train)
     from isopose.training.preprocessing import preprocess as run

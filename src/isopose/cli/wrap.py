@@ -7,7 +7,9 @@ import typer
 from isopose.cli.options import (
     AsJson,
     Formats,
+    Kind,
     Label,
+    Masks,
     Reference,
     ScaleZ,
     Series,
@@ -44,6 +46,8 @@ def wrap(
     ] = None,
     reference: Reference = None,
     scale_z: ScaleZ = None,
+    modality: Kind = None,
+    masks: Masks = None,
     formats: Formats = None,
     series: Series = None,
     label: Label = None,
@@ -61,14 +65,15 @@ def wrap(
     from isopose.homogenize.wrap import open_scans
     from isopose.homogenize.wrap import wrap as run
     from isopose.homogenize.wrapped import LOGS
+    from isopose.io.masks import with_masks
     from isopose.io.results.formats import NIFTI, choose_formats
     from isopose.progress import Terminal
 
     outcomes = run(
-        open_scans(local_path(scans), series),
+        with_masks(open_scans(local_path(scans), series), masks),
         local_path(output),
         wrapped,
-        homogenize_config(per=per, size=size, reference=reference, scale_z=scale_z),
+        homogenize_config(per=per, size=size, reference=reference, scale_z=scale_z, modality=modality),
         model=None if model is None else local_path(model),
         labels=labels_of(label),
         formats=choose_formats(formats or [NIFTI]),

@@ -11,7 +11,7 @@ from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
-from isopose.config import HomogenizeConfig
+from isopose.config import HomogenizeConfig, Modality
 from isopose.errors import InputError
 from isopose.homogenize.dataset import (
     HomogenizeSettings,
@@ -23,6 +23,7 @@ from isopose.homogenize.dataset import (
     open_input,
     say_doubts,
     settings_of,
+    with_modality,
 )
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
@@ -110,9 +111,10 @@ def homogenize_on_cluster(
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         # The unpacked model lies elsewhere than the one that the user named.
         named = model.local if model is not None and model.local is not None else folder
-        reference = find_reference(
-            config.reference, named, _with_reference_here(opened.cases, config, mirror, below)
-        )
+        config = with_modality(config, opened, folder)
+        modality: Modality = "mr" if config.modality == "mr" else "ct"
+        here = _with_reference_here(opened.cases, config, mirror, below)
+        reference = find_reference(config.reference, named, here, modality)
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
         settings = settings_of(opened, below / "out", config, None, reference, estimator)

@@ -9,6 +9,7 @@ thicker than 8 mm and denser than the threshold stays where it touches the body;
 less than about four working pixels (4 to 8 mm) may be missing.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -62,18 +63,18 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
             Hounsfield units.
     """
     threshold = _threshold(volume.array, threshold_hu)
-    size, pixel = _working_grid(volume)
-    coarse = (_coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape))
-    tissue = Runs.of(coarse, (len(volume.array), *size))
+    size, pixel = working_grid(volume)
+    dense = (coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape))
+    tissue = Runs.of(dense, (len(volume.array), *size))
     if not len(tissue.starts):
         raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
     box = tissue.box()
-    trunk = _trunk(tissue.cropped(box), pixel, volume.spacing[2]).placed(box, tissue.shape)
+    trunk = trunk_in(tissue.cropped(box), pixel, volume.spacing[2]).placed(box, tissue.shape)
     if not len(trunk.starts):
         raise InputError(
             f"no body found above {threshold_hu:g} HU, only thin structures; is it a CT in Hounsfield units?"
         )
-    return _fine(trunk, tissue, volume.array, threshold)
+    return fine(partial(_soft, trunk, tissue, volume.array, threshold), volume.array.shape)
 
 
 def _threshold(array: np.ndarray, threshold_hu: float) -> float:
@@ -91,7 +92,7 @@ def _threshold(array: np.ndarray, threshold_hu: float) -> float:
     return max(threshold_hu, min(0.5 * lowest, max(0.75 * lowest, -120.0)))
 
 
-def _working_grid(volume: Volume) -> tuple[tuple[int, int], float]:
+def working_grid(volume: Volume) -> tuple[tuple[int, int], float]:
     """Return the rows and columns of the working grid, and the side of its pixels in mm."""
     height, width = volume.array.shape[1:]
     extent = (height * volume.spacing[1], width * volume.spacing[0])
@@ -99,43 +100,50 @@ def _working_grid(volume: Volume) -> tuple[tuple[int, int], float]:
     return (max(1, round(extent[0] / pixel)), max(1, round(extent[1] / pixel))), pixel
 
 
-def _coarse(slices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def coarse(slices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Average slices ``(n, y, x)`` over the working pixels, float32 ``(n, h, w)``."""
     block = torch.from_numpy(np.ascontiguousarray(slices, dtype=np.float32))
     return F.adaptive_avg_pool2d(block[:, None], size)[:, 0].numpy()
 
 
-def _trunk(tissue: Runs, pixel: float, distance: float) -> Runs:
+def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK) -> Runs:
     """Find the trunk in tissue on the working grid.
 
     Args:
         tissue: voxels above the threshold.
         pixel: side of the working pixels, mm.
         distance: between neighboring slices, mm.
+        neck: half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
     """
-    diameter = _diameter(_filled(_largest(tissue)), pixel)
+    diameter = _diameter(filled(_largest(tissue)), pixel)
     thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
     # The opening dilates by one step more than it eroded: this restores the skin's corners and at most a stub
     # of table.
-    body = _filled(_largest(_opened(tissue, thin)))
+    body = filled(_largest(_opened(tissue, thin)))
     if not len(body.starts):
         return body
     wall = _opened(tissue, max(1, thin // 3))
-    air = mapped(lambda whole, dense: whole & ~dense, _filled(_largest(wall)), tissue)
-    trunk = _without_arms(body, pixel)
+    air = mapped(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
+    trunk = _without_arms(body, pixel, neck)
     nearby = _steps(NEARBY * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
     whole = _with_gas(body, air, wall, thin, nearby)
     lost = trunk.areas < LOST * whole.areas
     if lost.any():
-        again = _without_arms(whole, pixel)
+        again = _without_arms(whole, pixel, neck)
         trunk = merged(trunk.only(~lost[trunk.slices]), again.only(lost[again.slices]))
-    return _with_gas(_filled(_opened(trunk, thin)), air, wall, thin, nearby)
+    return _with_gas(filled(_opened(trunk, thin)), air, wall, thin, nearby)
 
 
-def _without_arms(body: Runs, pixel: float) -> Runs:
-    """Cut off parts that are connected to each slice's largest part by a narrow neck."""
-    neck = _steps(NECK * _diameter(body, pixel), pixel)
+def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
+    """Cut off parts that are connected to each slice's largest part by a narrow neck.
+
+    Args:
+        body: the body.
+        pixel: side of the working pixels, mm.
+        part: half the neck's width as a part of the body's diameter.
+    """
+    neck = _steps(part * _diameter(body, pixel), pixel)
     core = mapped(partial(eroded, steps=neck), body)
     if not len(core.starts):
         return body
@@ -153,7 +161,7 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
         lambda trunk, gas, wall: trunk | dilated(gas, 2 * thin + 2, within=gas | wall),
         *(trunk, gas, wall),
     )
-    return _filled(together)
+    return filled(together)
 
 
 def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
@@ -225,7 +233,7 @@ def _largest(runs: Runs) -> Runs:
     return runs.only(numbers == np.bincount(numbers, runs.lengths).argmax())
 
 
-def _filled(runs: Runs) -> Runs:
+def filled(runs: Runs) -> Runs:
     """Fill holes slice by slice, including those that the image's border closes."""
     return mapped(_filled_slices, runs)
 
@@ -260,20 +268,32 @@ def _steps(radius_mm: float, pixel: float) -> int:
     return max(1, round(radius_mm / pixel))
 
 
-def _fine(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float) -> np.ndarray:
-    """Resample the trunk to the volume's grid; its boundary between pixels follows their values."""
-    out = scratch.zeros(array.shape, bool)
-    height, width = tissue.shape[1:]
-    for part in parts_of(array.shape):
-        # Computed a second time: keeping the averages would take more memory than all masks.
-        level = np.clip(_coarse(array[part], (height, width)) - threshold, -SOFT_HU, SOFT_HU)
-        body, dense = trunk.mask(part), tissue.mask(part)
-        # Gas inside, and arms or table outside, have the wrong sign and form no boundary.
-        level[body & ~dense] = SOFT_HU
-        level[~body & dense] = -SOFT_HU
-        block = torch.from_numpy(level[:, None])
-        fine = F.interpolate(block, size=array.shape[1:], mode="bilinear", align_corners=False)
-        out[part] = (fine[:, 0] > 0).numpy()
+def _soft(trunk: Runs, tissue: Runs, array: np.ndarray, threshold: float, part: slice) -> np.ndarray:
+    """Return by how much working pixels of some slices exceed the threshold, in HU; see :func:`fine`."""
+    # Computed a second time: keeping the averages would take more memory than all masks.
+    level = np.clip(coarse(array[part], tissue.shape[1:]) - threshold, -SOFT_HU, SOFT_HU)
+    body, dense = trunk.mask(part), tissue.mask(part)
+    # Gas inside, and arms or table outside, have the wrong sign and form no boundary.
+    level[body & ~dense] = SOFT_HU
+    level[~body & dense] = -SOFT_HU
+    return level
+
+
+def fine(level_of: Callable[[slice], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Resample a mask to the volume's grid; its boundary between working pixels follows their levels.
+
+    Args:
+        level_of: of some slices ``(n, h, w)`` float32, above 0 inside.
+        shape: ``(z, y, x)`` of the volume.
+
+    Returns:
+        Booleans of that shape.
+    """
+    out = scratch.zeros(shape, bool)
+    for part in parts_of(shape):
+        block = torch.from_numpy(level_of(part)[:, None])
+        finer = F.interpolate(block, size=shape[1:], mode="bilinear", align_corners=False)
+        out[part] = (finer[:, 0] > 0).numpy()
     return out
 
 

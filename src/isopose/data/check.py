@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from isopose.config import DataConfig
+from isopose.config import DataConfig, Modality
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import undrawn_doubt
+from isopose.data.modality import modality_of
 from isopose.data.preprocess import trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
@@ -20,6 +21,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.cases import Case, Dataset
 from isopose.io.channels import check_one_grid
 from isopose.io.images import on_image_grid, read_labels, read_volume
+from isopose.io.masks import read_mask
 from isopose.io.sizes import check_extent
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels, voxels_of
@@ -62,6 +64,7 @@ class _Report:
 def check_dataset(
     dataset: Dataset,
     *,
+    config: DataConfig | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
     found: Callable[[Problem], None] | None = None,
@@ -70,6 +73,7 @@ def check_dataset(
 
     Args:
         dataset: what to check.
+        config: what the scans are, if the dataset does not say it; None: the defaults.
         workers: processes; 0 reads in this one. The result does not depend on it.
         progress: called with the numbers of cases done and of all cases.
         found: called with each problem as soon as it is known, so that an interrupted check still reports.
@@ -86,7 +90,11 @@ def check_dataset(
             if found:
                 found(problem)
 
-    inspect = partial(_inspect, labels=dataset.labels, channels=dataset.channels)
+    config = config or DataConfig()
+    modality = modality_of(config, dataset.channels)
+    inspect = partial(
+        _inspect, labels=dataset.labels, config=config, modality=modality, channels=dataset.channels
+    )
     answers = attempts(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
     reports = []
     for case, answer in zip(dataset.cases, answers, strict=True):
@@ -99,7 +107,9 @@ def check_dataset(
     return problems
 
 
-def _inspect(case: Case, labels: Labels, channels: tuple[str, ...]) -> _Report:
+def _inspect(
+    case: Case, labels: Labels, config: DataConfig, modality: Modality, channels: tuple[str, ...]
+) -> _Report:
     """Check one case on its own; the first channel as the one that shows the body."""
     problems: list[Problem] = []
 
@@ -114,20 +124,22 @@ def _inspect(case: Case, labels: Labels, channels: tuple[str, ...]) -> _Report:
     image: Volume | None = None
     digest, spacing = None, None
     try:
-        image = read_volume(case.image)
+        image = read_volume(case.image, modality=modality)
         upright = image.reoriented()
         errors = list(_image_errors(upright))
         body_mm = None
         if not errors:
             try:
                 check_extent(upright)
-                check_values(upright)
-                _, body_mm = trunk(upright, DataConfig().body_threshold_hu)
+                check_values(upright, modality)
+                change = image.reorientation()
+                given = None if case.mask is None else change.apply(read_mask(case.mask, image))
+                _, body_mm = trunk(upright, config, modality, given)
             except InputError as error:
                 errors.append(f"image: {error}")
         for message in errors:
             note("error", message)
-        for message in doubts(upright, body_mm):
+        for message in doubts(upright, body_mm, modality):
             if not any(message in error for error in errors):
                 note("warning", f"image: {message}")
         x, y, z = (float(s) for s in upright.spacing)

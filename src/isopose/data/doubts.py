@@ -1,9 +1,10 @@
-"""Warnings for scans that do not look like axial CT of a trunk in Hounsfield units."""
+"""Warnings for scans that do not look like axial CT or MR of a trunk."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from isopose.config import Modality
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.sizes import size_doubts
@@ -16,18 +17,35 @@ _NARROW_HU = 300
 _HIGHEST_HU = 32000
 #: Beyond this no calibration, however wrong, is CT.
 _IMPOSSIBLE_HU = 1e6
-#: Voxels longer than this multiple of another side, and than this many mm, are not the pixels of axial CT.
+#: MR may have negative values after interpolation, up to this part of the highest.
+_NEGATIVE = 0.2
+#: Voxels longer than this multiple of another side, and than this many mm, are not those of axial slices.
 _THICK, _THICK_MM = 1.8, 1.5
 #: Largest usual angle in degrees between the scan's and the patient's axes.
 _OBLIQUE_DEGREES = 20.0
 
 
-def check_values(upright: Volume) -> None:
+def check_values(upright: Volume, modality: Modality = "ct") -> None:
     """Refuse values that cannot be Hounsfield units whatever was scanned, and would spoil every mean.
 
+    MR has no unit. There slices of another plane are refused, which would be taken for axial ones.
+
+    Args:
+        upright: the scan, reoriented to the patient's axes.
+        modality: of the scan.
+
     Raises:
-        InputError: a value beyond :data:`_IMPOSSIBLE_HU` on either side.
+        InputError: CT with a value beyond :data:`_IMPOSSIBLE_HU` on either side; a coronal or sagittal MR.
     """
+    if modality == "mr":
+        plane = _other_plane(upright)
+        if plane is not None:
+            size = " x ".join(f"{side:.2f}" for side in upright.spacing)
+            raise InputError(
+                f"{plane} slices (voxels of {size} mm left-right, front-back, head-foot), expected axial "
+                "ones; use the axial series"
+            )
+        return
     low, high = float(upright.array.min()), float(upright.array.max())
     if max(-low, high) > _IMPOSSIBLE_HU:
         raise InputError(
@@ -36,17 +54,32 @@ def check_values(upright: Volume) -> None:
         )
 
 
-def doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Iterator[str]:
-    """Yield a warning for each way in which values, grid or size are unusual for axial CT in HU.
+def _other_plane(upright: Volume) -> str | None:
+    """Return the plane of the slices where it is not the axial one; None where voxels are nearly cubes."""
+    x, y, z = upright.spacing
+    thick = max(x, y)
+    if thick < _THICK * z or thick < _THICK_MM or thick < _THICK * min(x, y):
+        return None
+    return "coronal" if y > x else "sagittal"
+
+
+def doubts(
+    upright: Volume, body_mm: tuple[float, float] | None = None, modality: Modality = "ct"
+) -> Iterator[str]:
+    """Yield a warning for each way in which values, grid or size are unusual for axial CT in HU or axial MR.
 
     None of them is proof of an error, so the scan is not refused.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
         body_mm: sides ``(x, y)`` of the body's in-plane box, mm; None where no body was found.
+        modality: of the scan.
     """
     low, high = float(upright.array.min()), float(upright.array.max())
-    if low < high:
+    if modality == "mr":
+        if low < 0 and -low > _NEGATIVE * high:
+            yield f"values from {low:g} to {high:g}, but MR has none below 0; is it CT, or a computed map?"
+    elif low < high:
         if high - low < _NARROW_HU:
             yield (
                 f"values from {low:g} to {high:g} span too little for CT in HU; use the scan as it "
@@ -63,7 +96,7 @@ def doubts(upright: Volume, body_mm: tuple[float, float] | None = None) -> Itera
     if max(x, y) > _THICK * min(x, y) or (max(x, y) > _THICK * z and max(x, y) > _THICK_MM):
         yield (
             f"voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
-            "those of axial CT; use the axial series, or resample the scan"
+            "those of axial slices; use the axial series, or resample the scan"
         )
     yield from size_doubts(upright, body_mm)
     off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))

@@ -17,8 +17,9 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from isopose.config import DataConfig
-from isopose.data.body import body_box, body_mask
+from isopose.data.body import body_box
 from isopose.data.drawn import classes_of, structures
+from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import (
     Channel,
     Intensity,
@@ -37,6 +38,7 @@ from isopose.errors import InputError
 from isopose.io.cases import CT, Case
 from isopose.io.channels import read_channels
 from isopose.io.images import read_labels
+from isopose.io.masks import read_mask
 from isopose.isolation import Failed
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import Progress, all_of, attempts
@@ -154,7 +156,8 @@ class CaseFacts:
     channels: tuple[LabeledValues | Window, ...]
     volumes_ml: tuple[float, ...]
     label_slices: tuple[int, ...]
-    tissue: Tissue
+    #: None in MR, whose values say nothing of the tissue.
+    tissue: Tissue | None
     #: Part of the voxels that nobody labeled, and slices of which nothing was.
     ignored: float = 0.0
     undrawn: int = 0
@@ -213,12 +216,14 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
     """
     if case.label is None:
         raise InputError("expected a label file for a training case, got none")
-    volumes = read_channels(case.images, channels)
+    modality = modality_of(config, channels)
+    volumes = read_channels(case.images, channels, modality=modality)
     volume = volumes[pose_channel_of(config, channels)]
     stored = read_labels(case.label, like=volume)
+    given = None if case.mask is None else volume.reorientation().apply(read_mask(case.mask, volume))
     volume = volume.reoriented()
     classes = classes_of(stored.reoriented().array, labels, config.undrawn)
-    body = body_mask(volume, config.body_threshold_hu)
+    body = find_body(volume, config, modality) if given is None else given
     x0, y0, x1, y1 = body_box(body, volume.spacing)
     marked = structures(classes)
     milliliter = float(np.prod(volume.spacing)) / 1000.0
@@ -239,7 +244,7 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
         ),
         volumes_ml=tuple(float(np.count_nonzero(mask)) * milliliter for mask in inside),
         label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),
-        tissue=tissue_of(volume, body),
+        tissue=tissue_of(volume, body) if modality == "ct" else None,
         ignored=float((classes == IGNORED).mean()),
         undrawn=int((classes == IGNORED).all(axis=(1, 2)).sum()),
     )
@@ -256,6 +261,7 @@ def reduce_facts(
     spacing = np.array([f.spacing for f in facts])
     slices = np.array([f.slices for f in facts])
     body = np.array([f.body_mm for f in facts])
+    tissues = [f.tissue for f in facts if f.tissue is not None]
     return Fingerprint(
         cases=len(facts),
         patients=len({f.patient for f in facts}),
@@ -275,7 +281,7 @@ def reduce_facts(
         body_max_mm=_two(body.max(axis=0)),
         fov_mm=float(body.max() * (1.0 + MARGIN)),
         labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
-        tissue=usual_tissue([f.tissue for f in facts]),
+        tissue=usual_tissue(tissues) if tissues else None,
     )
 
 

@@ -254,7 +254,7 @@ def channel_number(wanted: int | str, channels: Sequence[str], setting: str) -> 
 
 
 def normalizations_of(config: DataConfig, channels: Sequence[str]) -> tuple[Normalization, ...]:
-    """Return how each channel is normalized: as ``data.normalization`` says, or by its name.
+    """Return how each channel is normalized: as ``data.normalization`` says, or by modality or name.
 
     Args:
         config: the setting.
@@ -265,6 +265,8 @@ def normalizations_of(config: DataConfig, channels: Sequence[str]) -> tuple[Norm
     """
     wanted = config.normalization
     if wanted == "auto":
+        if config.modality != "auto":
+            channels = [config.modality] * len(channels)
         return tuple(_BY_NAME.get(name.casefold(), "zscore") for name in channels)
     if not isinstance(wanted, tuple):
         return (wanted,) * len(channels)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from isopose import scratch
-from isopose.config import DataConfig
-from isopose.data.body import body_box, body_mask
+from isopose.config import DataConfig, Modality
+from isopose.data.body import body_box
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import classes_of, structures, undrawn_doubt
 from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
 from isopose.data.runs import CHUNK, parts_of
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
@@ -32,7 +33,7 @@ from isopose.geometry.volume import Reorientation, Volume
 from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.channels import check_count, check_one_grid
 from isopose.io.header import all_finite
-from isopose.io.sizes import check_extent, size_doubts
+from isopose.io.sizes import check_extent
 from isopose.labels import IGNORED, Labels
 
 
@@ -94,15 +95,18 @@ def prepare(
     config: DataConfig,
     labels: Volume | None = None,
     label_map: Labels | None = None,
+    body: np.ndarray | None = None,
 ) -> Prepared:
     """Preprocess a scan, and its labels if given, for a model's networks.
 
     Args:
-        volume: as read, any orientation; of several channels one each, on one grid, in their order.
+        volume: as read, any orientation, HU, or any unit in MR; of several channels one each, on one grid, in
+            their order.
         fingerprint: of the training cases.
         config: size of the frame, pixel size, the body's threshold, the channel that shows the pose.
         labels: stored label values on the volume's grid.
         label_map: names of the values; needed with ``labels``.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Raises:
         InputError: non-finite values, no body, an implausible size, another number of channels, or labels on
@@ -121,6 +125,8 @@ def prepare(
         tissue=fingerprint.tissue,
         channels=list(zip(volumes, fingerprint.channels, strict=True)),
         lead=lead,
+        modality=modality_of(config, names),
+        body=body,
     )
     if labels is None:
         return prepared
@@ -148,17 +154,21 @@ def prepare_as(
     tissue: UsualTissue | None = None,
     channels: Sequence[tuple[Volume, Channel]] = (),
     lead: int = 0,
+    modality: Modality = "ct",
+    body: np.ndarray | None = None,
 ) -> Prepared:
     """Preprocess a scan with a given intensity scale and frame size, without training cases and labels.
 
     Args:
-        volume: as read, any orientation; it shows body and pose.
+        volume: as read, any orientation, HU, or any unit in MR; it shows body and pose.
         scaling: normalization of its values.
         fov_mm: side of the frame, for all bodies that fit into it; None: from each body's size.
         config: size of the frame, the body's threshold.
         tissue: composition of the training scans, for warnings; None: no such warnings.
         channels: all channels of the scan on the volume's grid, the volume among them; none: it is alone.
         lead: which of them the volume is.
+        modality: of the scan.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Raises:
         InputError: non-finite values, no body, an implausible size, or a body of one value that is to be
@@ -167,11 +177,12 @@ def prepare_as(
     _check_finite(volume)
     lps = volume.reoriented()
     check_extent(lps)
-    check_values(lps)
-    body, body_mm = trunk(lps, config.body_threshold_hu)
+    check_values(lps, modality)
+    change = volume.reorientation()
+    body, body_mm = trunk(lps, config, modality, None if body is None else change.apply(body))
     spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
     frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)
-    warnings = (*doubts(lps, body_mm), *warnings)
+    warnings = (*doubts(lps, body_mm, modality), *warnings)
     if tissue is not None:
         warnings += tuple(unlike(tissue_of(lps, body), tissue))
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
@@ -196,7 +207,7 @@ def prepare_as(
         shape=_shape(lps.array),
         spacing=spacing,
         world_from_index=lps.world_from_index,
-        reorientation=volume.reorientation(),
+        reorientation=change,
         native_shape=_shape(volume.array),
         native_world_from_index=volume.world_from_index,
         scales=tuple(of_scan for _, of_scan, _ in seen),
@@ -252,20 +263,21 @@ def _normalize_into(
         out[part] = slices.clip(low, high)
 
 
-def trunk(upright: Volume, threshold_hu: float) -> tuple[np.ndarray, tuple[float, float]]:
+def trunk(
+    upright: Volume, config: DataConfig, modality: Modality, given: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[float, float]]:
     """Return the body's mask ``(z, y, x)`` and the sides ``(x, y)`` in mm of its in-plane box.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
-        threshold_hu: see :func:`isopose.data.body.body_mask`.
+        config: the body's threshold in CT.
+        modality: of the scan.
+        given: the mask ``(z, y, x)``, reoriented as well; None: it is found.
 
     Raises:
         InputError: no body; where the field of view is too small for one, the message says so.
     """
-    try:
-        body = body_mask(upright, threshold_hu)
-    except InputError as error:
-        raise InputError("; ".join([str(error), *size_doubts(upright)])) from None
+    body = find_body(upright, config, modality) if given is None else given
     x0, y0, x1, y1 = body_box(body, upright.spacing)
     return body, (x1 - x0, y1 - y0)
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from isopose.config import DataConfig, validate_config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
 from isopose.data.preprocess import prepare
 from isopose.data.record import RECORD, Record, StoredCase, image_name, read_record, record_of
@@ -30,6 +31,7 @@ from isopose.files import hash_of, only_writer, read_json, replacing, write_json
 from isopose.io.channels import hash_of_channels, read_channels
 from isopose.io.datasets import Case
 from isopose.io.images import read_labels
+from isopose.io.masks import read_mask
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.outputs import damaged, hashes, remove, replacing_results, sweep
@@ -181,17 +183,21 @@ def write_case(
         raise InputError("expected a label file for a training case, got none")
     folder = root / "cases" / folder_name(case.id)
     sources = {"image": hash_of_channels(case.images), "label": hash_of_source(case.label)}
+    if case.mask is not None:
+        sources["mask"] = hash_of_source(case.mask)
     known = read_record(folder)
     if known is not None:
         same = (known.id, known.patient, known.age_years, known.sources)
         if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, known.arrays):
             return
     with replacing_results(folder / "record.json", [folder], stale=[folder]):
-        volumes = read_channels(case.images, fingerprint.channel_names)
-        notes: list[str] = []
+        modality = modality_of(config, fingerprint.channel_names)
+        volumes = read_channels(case.images, fingerprint.channel_names, modality=modality)
         like = volumes[pose_channel_of(config, fingerprint.channel_names)]
+        body = None if case.mask is None else read_mask(case.mask, like)
+        notes: list[str] = []
         stored = read_labels(case.label, like=like, note=notes.append)
-        prepared = prepare(volumes, fingerprint, config, stored, labels)
+        prepared = prepare(volumes, fingerprint, config, stored, labels, body)
         prepared = replace(prepared, warnings=(*prepared.warnings, *(f"label: {note}" for note in notes)))
         assert prepared.labels is not None
         contents: dict[str, np.ndarray] = {

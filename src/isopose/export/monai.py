@@ -102,7 +102,7 @@ def inference() -> dict[str, Any]:
 def metadata(model: Model) -> dict[str, Any]:
     """Return the metadata that MONAI's bundle specification requires; it identifies no patient."""
     names = ["background", *model.labels.names]
-    marked = ", ".join(model.labels.names)
+    marked, kind = ", ".join(model.labels.names), model.modality.upper()
     sees = " and ".join(model.channels)
     several = {str(number): name for number, name in enumerate(model.channels)}
     channels = several if len(several) > 1 else {"0": "image"}
@@ -125,10 +125,10 @@ def metadata(model: Model) -> dict[str, Any]:
             "inputs": {
                 "image": {
                     "type": "image",
-                    "format": "hounsfield",
+                    "format": "hounsfield" if kind == "CT" else "magnitude",
                     "modality": sees,
                     "num_channels": len(model.channels),
-                    "value_range": [-1024, 3071],
+                    "value_range": [-1024, 3071] if kind == "CT" else [0, 32767],
                     "channel_def": channels,
                     **grid,
                 }

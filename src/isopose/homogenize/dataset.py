@@ -10,7 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from isopose.config import HomogenizeConfig
+from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality
+from isopose.data.modality import modality_of
 from isopose.data.normalization import channel_number
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -33,6 +34,7 @@ from isopose.io.cases import CT, Case, Dataset, dataset_of
 from isopose.io.channels import hash_of_channels, read_channels
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.images import read_labels, write_image, write_labels
+from isopose.io.masks import read_mask
 from isopose.io.sources import hash_of_source
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
@@ -146,9 +148,11 @@ def homogenize(
     """
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
+    config = with_modality(config, dataset, model)
+    modality: Modality = "mr" if config.modality == "mr" else "ct"
     lead = channel_number(config.pose_channel, dataset.channels, "--pose-channel")
     shown = [replace(case, image=case.images[lead]) for case in dataset.cases]
-    reference = find_reference(config.reference, model, shown)
+    reference = find_reference(config.reference, model, shown, modality)
     estimator = open_estimator(model, config, reference)
     settings = settings_of(dataset, output, config, model, reference, estimator)
     head = head_of(dataset, settings, estimator)
@@ -156,6 +160,18 @@ def homogenize(
     output_folder(settings.root)
     with only_writer(settings.root):
         return _homogenize(dataset, settings, head, workers, reporter)
+
+
+def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
+    """Return the configuration with the modality that a dataset states, where none was given.
+
+    Scans and tables state none: they are what the model is of, else CT.
+    """
+    if config.modality != AUTO or (dataset.layout in ("scans", "manifest") and model is not None):
+        return config
+    return config.model_copy(
+        update={"modality": modality_of(DataConfig(pose_channel=config.pose_channel), dataset.channels)}
+    )
 
 
 def _homogenize(
@@ -229,6 +245,7 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
         "complete": False,
         "versions": versions(),
         "settings_sha256": settings.sha256,
+        "modality": estimator.modality,
         "per": settings.config.per,
         "crop": settings.config.crop,
         "scale_z": settings.config.scale_z,
@@ -313,26 +330,29 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     sources = {"image": hash_of_image(case, settings.series)}
     if case.label is not None:
         sources["label"] = hash_of_source(case.label)
+    if case.mask is not None:
+        sources["mask"] = hash_of_source(case.mask)
     known = _known(settings, case.id, part, sources)
     if known is not None and not damaged(root, known.files):
         return Outcome(case.id, known, None, made=False)
     record, *results = _results(root, case.id, len(settings.channels))
     with replacing_results(record, results, stale=results):
-        volumes = read_channels(case.images, settings.channels, settings.series)
+        estimator = _estimator(settings.model, settings.config, settings.reference)
+        volumes = read_channels(case.images, settings.channels, settings.series, estimator.modality)
         volume = volumes[settings.lead]
+        body = None if case.mask is None else read_mask(case.mask, volume)
         classes, notes = None, list[str]()
         if case.label is not None:
             stored = read_labels(case.label, like=volume, note=notes.append)
             classes = stored.with_array(settings.labels.to_nnunet(stored.array))
-        estimator = _estimator(settings.model, settings.config, settings.reference)
-        scan = homogenize_scan(estimator, volume, classes, settings.labels.classes)
+        scan = homogenize_scan(estimator, volume, classes, settings.labels.classes, body)
         scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
         label, *images = _paths(root, case.id, part, len(volumes))
         if scan.labels is not None:
             write_labels(scan.labels, label)
         for path, one, name in zip(images, volumes, settings.channels, strict=True):
-            hu = name.casefold() == "ct"
-            brought = scan.image if one is volume else homogenized_image(one, scan.transform, hu=hu)
+            kind: Modality = "ct" if name.casefold() == "ct" else "mr"
+            brought = scan.image if one is volume else homogenized_image(one, scan.transform, kind)
             write_image(brought, path)
         files = [*images, label] if scan.labels is not None else images
         made = write_record(root, case.id, part, scan, estimator.reference, settings.sha256, sources, files)
@@ -373,6 +393,14 @@ def _results(root: Path, case: str, channels: int) -> list[Path]:
     return [record_path(root, case), *both]
 
 
+def _channel_names(dataset: Dataset, head: dict[str, Any]) -> dict[str, str]:
+    """Return the channels' names for ``dataset.json``; a single one is named by its modality."""
+    names = dataset.channels
+    if len(names) == 1 and modality_of(DataConfig(), names) != head["modality"]:
+        names = (head["modality"].upper(),)
+    return {str(number): name for number, name in enumerate(names)}
+
+
 def finish(
     dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], outcomes: Sequence[CaseOutcome]
 ) -> None:
@@ -387,7 +415,7 @@ def finish(
         described = {
             "name": f"{dataset.name} in one pose and size",
             "description": f"homogenized by isopose {__version__}; see {HEAD}",
-            "channel_names": {str(number): name for number, name in enumerate(dataset.channels)},
+            "channel_names": _channel_names(dataset, head),
             **dataset.labels.for_nnunet(),
             "numTraining": sum(record.part == "Tr" for record in records),
             "file_ending": ENDING,

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from isopose.config import DataConfig, HomogenizeConfig, Per, PoseConfig, PredictConfig
-from isopose.data.normalization import ByScan, Scale, Window
+from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality, Per, PredictConfig
+from isopose.data.normalization import ByScan, Scale
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
 from isopose.files import hash_of
@@ -14,12 +14,13 @@ from isopose.homogenize.reference import (
     ReferenceSource,
     find_reference,
     outline_of_model,
+    pose_of,
+    scale_of,
     shipped_outline,
 )
 from isopose.models.folder import Model, load_model
 from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer
-from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import shipped_sha256, shipped_transformer
 
 
@@ -35,6 +36,7 @@ class PoseEstimator:
         scale: of the values that it sees.
         fov_mm: side of the square that it sees, where the body fits into that; none: each body's own.
         data: how a scan becomes what it sees.
+        modality: of the scans.
         predict: when its poses are doubted.
         size: pixels along a side of the reference's frame in what is written.
         side_mm: side of the reference's frame.
@@ -52,6 +54,7 @@ class PoseEstimator:
     scale: Scale | ByScan
     fov_mm: float | None
     data: DataConfig
+    modality: Modality
     predict: PredictConfig
     size: int
     side_mm: float
@@ -96,18 +99,20 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
         config: one pose for a scan or several, and the size.
         reference: whose pose and size scans get; None: the shipped child.
     """
-    reference, window = reference or shipped_outline(), Window(*SOFT_TISSUE_HU)
+    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    reference, scale = reference or shipped_outline(), scale_of(modality)
     per = _in_plane(config)
-    pose, data, predict = PoseConfig(per=per), DataConfig(), PredictConfig()
+    pose, data, predict = pose_of(modality, per), DataConfig(), PredictConfig()
     settings = (part.model_dump(mode="json") for part in (pose, data, predict))
     return PoseEstimator(
-        transformer=shipped_transformer(pose, reference.tensor, window.air, window.top),
+        transformer=shipped_transformer(pose, reference.tensor, scale.air, scale.top),
         per=per,
         joint=None,
         crop=None,
-        scale=window,
+        scale=scale,
         fov_mm=None,
         data=data,
+        modality=modality,
         predict=predict,
         size=config.size,
         side_mm=reference.side_mm,
@@ -124,8 +129,13 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
 
     Raises:
         InputError: the model takes every slice as it lies, so it has no pose to bring a scan to; or its crop
-            is asked for and it has none.
+            is asked for and it has none; or the scans are of another modality.
     """
+    if config.modality not in (AUTO, model.modality):
+        raise InputError(
+            f"the scans are {config.modality.upper()}, the model is of {model.modality.upper()}; leave "
+            "--model out, or name one of the scans' modality"
+        )
     if config.per == "tilted" and (config.crop or model.pipeline.joint is not None):
         raise InputError(
             "--per tilted: has no crop and takes no model with stn=joint, both of which are of slices; "
@@ -155,6 +165,7 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         scale=model.fingerprint.pose_scale(model.config.data),
         fov_mm=usual_fov(model.fingerprint, model.config.data),
         data=model.config.data,
+        modality=model.modality,
         predict=model.config.predict,
         size=config.size,
         side_mm=reference.side_mm,

@@ -12,8 +12,8 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from isopose.config import DataConfig, PoseConfig, PredictConfig
-from isopose.data.normalization import Window
+from isopose.config import DataConfig, Modality, Per, PoseConfig, PredictConfig
+from isopose.data.normalization import ByScan, Scale, Window
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -23,6 +23,7 @@ from isopose.geometry.volume import Volume
 from isopose.inference.files import find_scans
 from isopose.io.cases import Case
 from isopose.io.images import missing, read_volume
+from isopose.io.masks import read_mask
 from isopose.io.sources import hash_of_source
 from isopose.isolation import named
 from isopose.models.folder import Model, load_model
@@ -41,6 +42,9 @@ from isopose.training.targets import filled_outline
 
 #: Most cases that a message names.
 NAMED = 3
+
+#: Bound of values that are z-scored by scan, for a network that is shown none of them.
+MOST_SD = 100.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class ReferenceOutline:
 
 
 def find_reference(
-    name: str | None, model: Path | None = None, cases: Sequence[Case] = ()
+    name: str | None, model: Path | None = None, cases: Sequence[Case] = (), modality: Modality = "ct"
 ) -> ReferenceOutline | None:
     """Return the reference that a user named.
 
@@ -96,6 +100,7 @@ def find_reference(
         name: ``child``, ``adult``, a case's id, the path of a scan or of a model's folder; None: the child.
         model: folder of the model whose poses are taken; they belong to its own reference.
         cases: of the dataset that is homogenized.
+        modality: of the scans, and so of one that is named.
 
     Returns:
         None with a model.
@@ -116,13 +121,13 @@ def find_reference(
         return shipped_outline(name)
     case = named_case(name, cases)
     if case is not None:
-        return _outline_from_file(case.image, "case", case.id)
+        return _outline_from_file(case.image, "case", modality, case.id, case.mask)
     path = Path(name)
     if not os.path.lexists(path):
         raise InputError(_unknown(name, cases))
     if (path / "model.json").is_file():
         return outline_of_model(load_model(path))
-    return _outline_from_file(_only_scan(path), "scan")
+    return _outline_from_file(_only_scan(path), "scan", modality)
 
 
 def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
@@ -172,14 +177,18 @@ def side_from_area(mask: Tensor, area_cm2: float) -> float:
 
 @one_thread()
 @torch.inference_mode()
-def outline_of_scan(volume: Volume) -> tuple[np.ndarray, float, tuple[str, ...]]:
+def outline_of_scan(
+    volume: Volume, modality: Modality = "ct", body: np.ndarray | None = None
+) -> tuple[np.ndarray, float, tuple[str, ...]]:
     """Lay a scan upright by the shipped network, and return the outline of its most typical slice.
 
     All slices get one pose. The most typical slice is the one whose own width and depth are nearest to those
     of that pose, so that the scan itself keeps its size when it is homogenized to its own outline.
 
     Args:
-        volume: CT in Hounsfield units, any size, spacing and orientation.
+        volume: CT in Hounsfield units, or MR, any size, spacing and orientation.
+        modality: of the scan. In MR the patient is taken to lie as the header says.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Returns:
         The outline ``(1, 1, S, S)`` float32, the side of its frame in mm, and warnings, one line each.
@@ -187,9 +196,10 @@ def outline_of_scan(volume: Volume) -> tuple[np.ndarray, float, tuple[str, ...]]
     Raises:
         InputError: no body, or it reaches out of the scan on all sides.
     """
-    window, settings = Window(*SOFT_TISSUE_HU), PredictConfig()
-    transformer = shipped_transformer(PoseConfig(per="volume"), load_reference().mask, window.air, window.top)
-    prepared = prepare_as(volume, window, None, DataConfig())
+    scale, settings = scale_of(modality), PredictConfig()
+    pose = pose_of(modality, "volume")
+    transformer = shipped_transformer(pose, load_reference().mask, scale.air, scale.top)
+    prepared = prepare_as(volume, scale, None, DataConfig(), modality=modality, body=body)
     slices = slice_poses_of(transformer, prepared, settings)
     scan = find_poses(transformer, prepared, settings, slices)
     if slices is None or (scan.decision is not None and not scan.decision.outline_visible):
@@ -205,12 +215,31 @@ def outline_of_scan(volume: Volume) -> tuple[np.ndarray, float, tuple[str, ...]]
     return outline.numpy(), part * prepared.frame.fov_mm, warnings
 
 
+def scale_of(modality: Modality) -> Scale | ByScan:
+    """Return the normalization of scans for the shipped network: a window in HU, or each scan's own in MR."""
+    if modality == "ct":
+        return Window(*SOFT_TISSUE_HU)
+    # Bounds that no z-score between percentiles reaches.
+    return ByScan("zscore", DataConfig().clip_percentiles, air=-MOST_SD, top=MOST_SD)
+
+
+def pose_of(modality: Modality, per: Per) -> PoseConfig:
+    """Return how the shipped transformer finds poses: by its network, which knows CT only, or the header."""
+    return PoseConfig(per=per, start="anatomy" if modality == "ct" else "header")
+
+
 def _outline_from_file(
-    path: Path, kind: Literal["case", "scan"], case: str | None = None
+    path: Path,
+    kind: Literal["case", "scan"],
+    modality: Modality,
+    case: str | None = None,
+    mask: Path | None = None,
 ) -> ReferenceOutline:
     try:
         source = ReferenceSource(kind, hash_of_source(path), case)
-        return ReferenceOutline(source, *outline_of_scan(read_volume(path)))
+        volume = read_volume(path, modality=modality)
+        body = None if mask is None else read_mask(mask, volume)
+        return ReferenceOutline(source, *outline_of_scan(volume, modality, body))
     except InputError as error:
         raise InputError(f"the reference: {named(str(error), str(path))}") from None
 

@@ -30,7 +30,8 @@ class HomogenizedScan:
     """A scan in the reference's pose and size.
 
     Args:
-        image: int16 HU on the homogenized grid.
+        image: int16 HU on the homogenized grid; in MR the scan's own values, float32 where they are not
+            whole or too large.
         labels: uint8 classes on the same grid, or none.
         transform: how it came there.
         poses: of its slices, and how sure they are.
@@ -46,20 +47,32 @@ class HomogenizedScan:
 
 @torch.inference_mode()
 def homogenize_scan(
-    estimator: PoseEstimator, volume: Volume, classes: Volume | None = None, ignored: int | None = None
+    estimator: PoseEstimator,
+    volume: Volume,
+    classes: Volume | None = None,
+    ignored: int | None = None,
+    body: np.ndarray | None = None,
 ) -> HomogenizedScan:
     """Bring one scan, and its labels if given, to the reference's pose and size.
 
     Args:
         estimator: finds the poses.
-        volume: CT in Hounsfield units, any size, spacing and orientation.
+        volume: CT in Hounsfield units, or MR, any size, spacing and orientation.
         classes: class indices on the volume's grid.
         ignored: the class of voxels that nobody labeled, which do not enlarge the grid; None: there is none.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Raises:
         InputError: non-finite values, or no body.
     """
-    prepared = prepare_as(volume, estimator.scale, estimator.fov_mm, estimator.data)
+    prepared = prepare_as(
+        volume,
+        estimator.scale,
+        estimator.fov_mm,
+        estimator.data,
+        modality=estimator.modality,
+        body=body,
+    )
     transformer, settings = estimator.transformer, estimator.predict
     slices = slice_poses_of(transformer, prepared, settings, estimator.per)
     records = find_poses(
@@ -89,7 +102,7 @@ def homogenize_scan(
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)
-    image, labels = homogenized_image(volume, transform), None
+    image, labels = homogenized_image(volume, transform, estimator.modality), None
     if classes is not None:
         labels = homogenized_labels(classes, transform)
         lost = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))

@@ -1,9 +1,11 @@
 """Images, labels and probabilities through a case's transform, there and back, each by one resampling."""
 
 import numpy as np
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from isopose import scratch
+from isopose.config import Modality
 from isopose.data.preprocess import chunks, largest_share, warped, warped_labels, warped_volume
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -15,54 +17,47 @@ from isopose.labels import voxels_of
 AIR_HU = -1024
 
 
-def homogenized_image(volume: Volume, transform: Transform, *, hu: bool = True) -> Volume:
-    """A scan on its homogenized grid; around it is air, the scan's own where it has some.
+def homogenized_image(volume: Volume, transform: Transform, modality: Modality = "ct") -> Volume:
+    """Return a scan on its homogenized grid; around it is air, the scan's own where it has some.
 
     Args:
         volume: the scan.
-        transform: to the homogenized grid.
-        hu: values are HU, where all below -1024 is padding; else they have no unit, and the scan's smallest
-            value lies around it.
-
-    Returns:
-        int16; float32 where values without a unit are no whole numbers of int16.
+        transform: from its own grid.
+        modality: CT becomes int16 HU; MR keeps its values, int16 where they are whole and fit, else float32.
 
     Raises:
         InputError: the volume is not on the transform's own grid.
     """
     array = _reoriented(volume, transform)
-    whole = np.iinfo(np.int16)
-    low, high = float(array.min()), float(array.max())
-    if hu:
-        low, high = max(AIR_HU, int(low)), min(whole.max, int(np.ceil(high)))
-    elif not (np.issubdtype(array.dtype, np.integer) and whole.min <= low and high <= whole.max):
-        return _homogenized_values(array, transform, low, high)
+    low, high, dtype = _range(array, modality)
     if transform.tilted is not None:
         there = transform.homogenized
         seen = warped_volume(array.clip(low, high), transform.volume_from_grid, there.array.shape, float(low))
-        return there.with_array(np.rint(seen).astype(np.int16))
+        return there.with_array(_stored(seen, low, high, dtype))
     matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
-    out = scratch.zeros((len(array), *size), np.int16)
+    out = scratch.zeros((len(array), *size), dtype)
     for part in chunks(array.shape, size):
         source = array[part].clip(low, high)
         seen = warped(source, matrix[part], size, float(low), "bicubic")
         # Cubic sampling rings beside metal and skin: no value leaves the scan's own range.
-        out[part] = np.rint(seen).clip(low, high).astype(np.int16)
+        out[part] = _stored(seen, low, high, dtype)
     return Volume(out, transform.grid.world_from_index)
 
 
-def _homogenized_values(array: np.ndarray, transform: Transform, low: float, high: float) -> Volume:
-    """Return reoriented values within a range on the homogenized grid, float32."""
-    if transform.tilted is not None:
-        there = transform.homogenized
-        return there.with_array(
-            warped_volume(array, transform.volume_from_grid, there.array.shape, low).clip(low, high)
-        )
-    matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
-    out = scratch.zeros((len(array), *size), np.float32)
-    for part in chunks(array.shape, size):
-        out[part] = warped(array[part], matrix[part], size, low, "bicubic").clip(low, high)
-    return Volume(out, transform.grid.world_from_index)
+def _range(array: np.ndarray, modality: Modality) -> tuple[float, float, DTypeLike]:
+    """Return the lowest and highest value that a homogenized scan has, and its type."""
+    low, high = float(array.min()), float(array.max())
+    fits = np.iinfo(np.int16)
+    if modality == "ct":
+        return max(float(AIR_HU), float(int(low))), min(float(fits.max), float(np.ceil(high))), np.int16
+    whole = array.dtype.kind in "iu" and fits.min <= low and high <= fits.max
+    return low, high, np.int16 if whole else np.float32
+
+
+def _stored(values: np.ndarray, low: float, high: float, dtype: DTypeLike) -> np.ndarray:
+    """Return values within bounds, as they are stored."""
+    values = values.clip(low, high)
+    return (np.rint(values) if dtype == np.int16 else values).astype(dtype)
 
 
 def homogenized_labels(labels: Volume, transform: Transform) -> Volume:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isopose import outputs
-from isopose.config import HomogenizeConfig
+from isopose.config import HomogenizeConfig, Modality
 from isopose.errors import InputError, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case
@@ -25,6 +25,7 @@ from isopose.homogenize.dataset import (
     say_doubts,
     scans_as_dataset,
     settings_of,
+    with_modality,
 )
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
@@ -120,7 +121,9 @@ def wrap(
     """
     output, names = Path(output), Labels.create(labels) if labels else Labels({})
     _check_output(scans, output, formats, names)
-    reference = find_reference(config.reference, model, scans.cases)
+    config = with_modality(config, scans, model)
+    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    reference = find_reference(config.reference, model, scans.cases, modality)
     estimator = open_estimator(model, config, reference)
     homogenizing = settings_of(scans, output / WORK, config, model, reference, estimator)
     settings = WrapSettings(

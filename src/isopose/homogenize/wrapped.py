@@ -19,6 +19,7 @@ from isopose.inference.files import record_name
 from isopose.io.cases import Case
 from isopose.io.images import write_image
 from isopose.io.results.formats import NIFTI, result_files, write_results
+from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.version import __version__
 
@@ -66,8 +67,9 @@ class Run:
     log: Path
 
 
-def made_from(settings: WrapSettings, image_sha256: str) -> dict[str, Any]:
+def made_from(settings: WrapSettings, image_sha256: str, mask_sha256: str | None) -> dict[str, Any]:
     """Return all that decides the results of a scan, but for the program itself."""
+    masked = {} if mask_sha256 is None else {"mask_sha256": mask_sha256}
     return {
         "isopose": __version__,
         "command": list(settings.command.words),
@@ -75,6 +77,7 @@ def made_from(settings: WrapSettings, image_sha256: str) -> dict[str, Any]:
         "input_sha256": image_sha256,
         "labels": dict(settings.labels.values),
         "formats": list(settings.formats),
+        **masked,
     }
 
 
@@ -86,7 +89,8 @@ def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
     """
     record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
     files = record.get("files")
-    wanted = made_from(settings, hash_of_image(case, settings.homogenizing.series))
+    mask = None if case.mask is None or not case.mask.exists() else hash_of_source(case.mask)
+    wanted = made_from(settings, hash_of_image(case, settings.homogenizing.series), mask)
     if not isinstance(files, dict) or not outputs.made_from(record, wanted):
         return None
     return None if outputs.damaged(settings.output, files) else record
@@ -120,7 +124,8 @@ def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings)
     """
     root = settings.homogenizing.root
     homogenized, manifest = read_record(record_path(root, case.id)), settings.output / record_name(case.id)
-    head, written = made_from(settings, homogenized.sources["image"]), list[Path]()
+    sources = homogenized.sources
+    head, written = made_from(settings, sources["image"], sources.get("mask")), list[Path]()
     with outputs.replacing_results(manifest, written, _listed_results(settings, case.id)):
         found = _write_maps(case, answer, homogenized, settings, written)
         notes = [*homogenized.warnings, *found.notes]

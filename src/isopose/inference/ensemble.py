@@ -33,7 +33,7 @@ class Ensemble:
         rules: by which the label map is cleaned up.
 
     Raises:
-        InputError: the members mark different labels or see different channels.
+        InputError: the members mark different labels, or see different channels or modalities.
     """
 
     members: tuple[Model, ...]
@@ -41,6 +41,11 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         _check_alike({f"member {n}": member for n, member in enumerate(self.members, start=1)})
+        kinds = [member.modality.upper() for member in self.members]
+        if len(set(kinds)) > 1:
+            raise InputError(
+                f"models of {' and '.join(sorted(set(kinds)))}: expected one modality; use each alone"
+            )
 
     @property
     def lead(self) -> Model:

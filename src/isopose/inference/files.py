@@ -20,7 +20,9 @@ from isopose.io.channels import by_channel, check_count, hash_of_channels, read_
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.images import ending, missing, write_image
+from isopose.io.masks import read_mask
 from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
+from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
 from isopose.labels import Labels
 from isopose.models.folder import Model, for_prediction
@@ -44,12 +46,14 @@ class Scan:
         path: its image; of several channels that of the first.
         series: number or instance UID, for DICOM that holds several series.
         further: images of the channels after the first.
+        mask: file of the body's mask, in place of the one that is found.
     """
 
     name: str
     path: Path
     series: str | None = None
     further: tuple[Path, ...] = ()
+    mask: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -262,20 +266,21 @@ def predict_scan(
     try:
         check_count(len(scan.paths), ensemble.channels)
         input_hash = _hash_of_scan(scan)
-        correction = (corrections or {}).get(input_hash)
+        correction, mask = (corrections or {}).get(input_hash), _hash_of_mask(scan)
         files = result_files(output, scan.name, formats)
         picture = output / "steps" / f"{scan.name}.png"
         classes = ("background", *ensemble.labels.names) if probabilities else ()
         maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
         wanted = _below(output, [*files.values(), *([picture] if steps else []), *maps])
         record = known = earlier_record(output / record_name(scan.name))
-        same = made_from(known, provenance(ensemble, input_hash, correction))
+        same = made_from(known, provenance(ensemble, input_hash, correction, mask))
         # A file that the record does not list may be of another model, and only lies beside it.
         if record is not None and same and wanted <= listed(known) and damaged(output, wanted) is None:
             reporter.say("  is there already, made from the same scan and model")
         else:
-            volumes = read_channels(scan.paths, ensemble.channels, scan.series)
+            volumes = read_channels(scan.paths, ensemble.channels, scan.series, ensemble.lead.modality)
             volume = volumes[0]
+            body = None if scan.mask is None else read_mask(scan.mask, volume)
             source = open_dicom(scan.path, scan.series, formats, volume)
             with reporter.counting(f"predict {printable(scan.name)}") as progress:
                 prediction = predict(
@@ -284,9 +289,10 @@ def predict_scan(
                     probabilities=probabilities,
                     crops=also is not None,
                     correction=correction,
+                    body=body,
                     progress=progress,
                 )
-                record = prediction_record(ensemble, prediction, input_hash, correction)
+                record = prediction_record(ensemble, prediction, input_hash, correction, mask)
             record["warnings"] += _warn_of_training(ensemble, input_hash)
             with _recording(output, scan.name, record, wanted, listed(known), keep=same):
                 record["warnings"] += _write(files, maps, scan, ensemble.labels, prediction, record, source)
@@ -307,6 +313,11 @@ def _hash_of_scan(scan: Scan) -> str:
     """Return the hash of a scan's files, and of the choice among the series that they hold."""
     files = hash_of_channels(scan.paths)
     return files if scan.series is None else hash_of([files, scan.series])
+
+
+def _hash_of_mask(scan: Scan) -> str | None:
+    """Return the hash of a scan's own mask; None where it has none or the file is missing."""
+    return None if scan.mask is None or not scan.mask.exists() else hash_of_source(scan.mask)
 
 
 def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:
@@ -361,7 +372,7 @@ def _write(
     source: "Source | None",
 ) -> tuple[str, ...]:
     """Write the label map in each format and the map of each class's probability; return warnings."""
-    hashes = ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256")
+    hashes = ("isopose", "model_sha256", "config_sha256", "input_sha256", "correction_sha256", "mask_sha256")
     warnings = write_results(
         files,
         prediction.labels,

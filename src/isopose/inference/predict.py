@@ -258,6 +258,7 @@ def predict(
     probabilities: bool = False,
     crops: bool = False,
     correction: Correction | None = None,
+    body: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Prediction:
     """Segment one scan.
@@ -265,12 +266,13 @@ def predict(
     Args:
         model: trained, of slices (``dims=2``) or of volumes (``dims=3``); or several, whose probabilities are
             averaged on the scan's grid.
-        volume: any size, spacing and orientation, CT in Hounsfield units; of several channels one each, on
-            one grid, in the order in which the model was trained.
+        volume: any size, spacing and orientation, CT in Hounsfield units or MR, as the model was trained; of
+            several channels one each, on one grid, in the order in which the model was trained.
         probabilities: keep them, restored on the native grid, as they are before the cleaning up.
         crops: keep the classes in the crops.
         correction: poses and crops of slices that a person set; a crop set by hand is not widened where it
             cuts.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
         progress: called with (slices done, slices).
 
     Raises:
@@ -279,7 +281,7 @@ def predict(
     """
     ensemble = ensemble_of(model)
     volumes = [volume] if isinstance(volume, Volume) else list(volume)
-    predictors = _predictors(ensemble, volumes, crops, correction)
+    predictors = _predictors(ensemble, volumes, crops, correction, body)
     lead, shape = predictors[0], predictors[0].prepared.shape
     values = scratch.zeros(shape, np.uint8)
     kept = None
@@ -317,7 +319,11 @@ def predict(
 
 
 def _predictors(
-    ensemble: Ensemble, volumes: Sequence[Volume], crops: bool, correction: Correction | None
+    ensemble: Ensemble,
+    volumes: Sequence[Volume],
+    crops: bool,
+    correction: Correction | None,
+    body: np.ndarray | None = None,
 ) -> list[_SlicePredictor | _VolumePredictor]:
     """Return a predictor of each member; what they have in common is prepared and estimated once."""
     prepared: dict[str, Prepared] = {}
@@ -327,7 +333,7 @@ def _predictors(
         ensemble.members, ensemble.views, ensemble.preparations, ensemble.estimates, strict=True
     ):
         if prepares not in prepared:
-            prepared[prepares] = prepare(volumes, member.fingerprint, member.config.data)
+            prepared[prepares] = prepare(volumes, member.fingerprint, member.config.data, body=body)
         scan = prepared[prepares]
         if estimates_by not in estimates:
             estimates[estimates_by] = slice_poses_of(member.pipeline.pose, scan, member.config.predict)

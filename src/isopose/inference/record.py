@@ -28,8 +28,17 @@ def settings_of(model: Model | Ensemble) -> list[Any]:
     return [*provenance(ensemble_of(model), "").values()]
 
 
-def provenance(ensemble: Ensemble, input_hash: str, correction: Correction | None = None) -> dict[str, Any]:
-    """Return all that decides a result; an entry is None where its record has none."""
+def provenance(
+    ensemble: Ensemble, input_hash: str, correction: Correction | None = None, mask: str | None = None
+) -> dict[str, Any]:
+    """Return all that decides a result; an entry is None where its record has none.
+
+    Args:
+        ensemble: the models.
+        input_hash: of the scan.
+        correction: poses and crops set by hand.
+        mask: hash of the user's own mask of the body.
+    """
     members = [member.weights_sha256 for member in ensemble.members]
     configs = [
         hash_of([member.config.model_dump(mode="json"), member.fingerprint.to_json()])
@@ -45,6 +54,7 @@ def provenance(ensemble: Ensemble, input_hash: str, correction: Correction | Non
         "labels": dict(ensemble.labels.values),
         "clean_up": [rule.to_json() for rule in ensemble.rules] or None,
         "correction_sha256": None if correction is None else correction.sha256,
+        "mask_sha256": mask,
     }
 
 
@@ -55,7 +65,11 @@ def _computed(model: Model) -> dict[str, str]:
 
 
 def prediction_record(
-    model: Model | Ensemble, prediction: Prediction, input_hash: str, correction: Correction | None = None
+    model: Model | Ensemble,
+    prediction: Prediction,
+    input_hash: str,
+    correction: Correction | None = None,
+    mask: str | None = None,
 ) -> dict[str, Any]:
     """Return what a prediction was made from and how far to trust it, in plain values; names no patient.
 
@@ -64,7 +78,7 @@ def prediction_record(
     ensemble, scan = ensemble_of(model), prediction.scan_pose
     lead = ensemble.lead
     return {
-        **{key: v for key, v in provenance(ensemble, input_hash, correction).items() if v is not None},
+        **{key: v for key, v in provenance(ensemble, input_hash, correction, mask).items() if v is not None},
         **_computed(lead),
         "volumes_ml": volumes_ml(prediction, ensemble.labels),
         **({"removed_ml": dict(prediction.removed_ml)} if ensemble.rules else {}),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from isopose.config import Modality
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.geometry.volume import Volume
@@ -14,20 +15,29 @@ from isopose.io.sources import hash_of_source
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 
-def read_channels(paths: Sequence[Path], names: Sequence[str], series: str | None = None) -> list[Volume]:
+def read_channels(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    series: str | None = None,
+    modality: Modality | None = None,
+) -> list[Volume]:
     """Read the image of each channel of a scan.
 
     Args:
         paths: one for each channel.
         names: of the channels, for messages.
         series: number or instance UID, for DICOM that holds several series.
+        modality: what a scan of one channel has to be of, where the file says it; of several channels those
+            that are called CT have to be CT.
 
     Raises:
         InputError: another number of images than channels, an image that cannot be read, or images on
             different grids.
     """
     check_count(len(paths), names)
-    volumes = [read_volume(path, series) for path in paths]
+    kinds: list[Modality | None] = ["ct" if name.casefold() == "ct" else None for name in names]
+    kinds = [modality] if len(names) == 1 else kinds
+    volumes = [read_volume(path, series, modality=kind) for path, kind in zip(paths, kinds, strict=True)]
     check_one_grid(volumes, names)
     return volumes
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from isopose import scratch
+from isopose.config import Modality
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.dicom_copies import without_copies
 from isopose.io.dicom_files import files_in, is_dicomdir, linked_folders, listed_files
 from isopose.io.dicom_files import is_dicom as is_dicom
-from isopose.io.dicom_frames import DicomFrame, NoFrame, frames_of, look_at
+from isopose.io.dicom_frames import MODALITIES, DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
 from isopose.io.dicom_stack import in_order, matrix_of, named
 from isopose.io.endings import ending
@@ -24,7 +25,7 @@ _ALIKE = 0.1
 _TYPES = (np.int16, np.int32, np.float32)
 
 
-def read_series(path: Path, series: str | None = None) -> Volume:
+def read_series(path: Path, series: str | None = None, modality: Modality | None = None) -> Volume:
     """Read one DICOM series, rescaled to its unit (HU in CT).
 
     Slices are ordered by their position along the slice normal. Scout views are left out. Of identical copies
@@ -35,22 +36,34 @@ def read_series(path: Path, series: str | None = None) -> Volume:
         path: a folder (its own files and those of its subfolders), a ``DICOMDIR`` (the files that it lists),
             or one file, which stands for the whole series that it belongs to in its folder and those below.
         series: series number or series instance UID, where a folder holds several.
+        modality: what the series has to be of; None: anything.
 
     Returns:
         Array ``(z, y, x)``: rows and columns as stored, z along the right-handed slice normal; int16 if the
             values fit, else int32 or float32. The affine is in LPS millimeters.
 
     Raises:
-        InputError: no series or several; missing, duplicate or unevenly spaced slices; slices of differing
-            size, pixel size or orientation; gantry tilt; CT without rescaling to HU; color; pixels that
-            cannot be decoded; other volumes beside the slices. Messages contain nothing that identifies the
-            patient.
+        InputError: no series or several, or one of another modality; missing, duplicate or unevenly spaced
+            slices; slices of differing size, pixel size or orientation; gantry tilt; CT without rescaling
+            to HU; color; pixels that cannot be decoded; other volumes beside the slices. Messages contain
+            nothing that identifies the patient.
     """
     frames = ordered_frames(path, series)
+    _check_modality(path, frames[0].modality, modality)
     matrix = matrix_of(path, frames)
     shape = (len(frames), *frames[0].size)
     check_grid(path, shape, matrix, np.int16)
     return on_file(path, _joined(pixels(frames), shape), matrix)
+
+
+def _check_modality(path: Path, found: str, expected: Modality | None) -> None:
+    """Refuse a series of another modality; what states none that is known is read."""
+    if expected is None or found not in MODALITIES or found == expected.upper():
+        return
+    instead = "is it the right series?"
+    if found in ("CT", "MR"):
+        instead = f"set --modality {found.lower()}, or take a model of {found}"
+    raise InputError(f"{path}: a DICOM series of {found}, expected {expected.upper()}; {instead}")
 
 
 def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:

@@ -41,9 +41,15 @@ _SCANS = {
     LegacyConvertedEnhancedCTImageStorage,
     PositronEmissionTomographyImageStorage,
 }
-#: Storage classes of CT, and modalities of slices. A file's class decides if it states another modality.
-_CT = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
-_SLICES = {"CT", "MR", "PT", "NM"}
+#: Modalities of slices, and the storage classes of CT and MR: a file's class decides if it states another.
+MODALITIES = {"CT", "MR", "PT", "NM"}
+_CLASSES = {
+    CTImageStorage: "CT",
+    EnhancedCTImageStorage: "CT",
+    LegacyConvertedEnhancedCTImageStorage: "CT",
+    MRImageStorage: "MR",
+    EnhancedMRImageStorage: "MR",
+}
 #: Maximum length of a modality, in characters; a longer value may be free text.
 _MODALITY = 16
 
@@ -250,12 +256,13 @@ def _kind(header: Dataset) -> str:
 
 
 def _modality(header: Dataset) -> str:
-    """Return the modality; for CT storage classes ``CT``, unless the file states another one of slices."""
+    """Return the modality; that of the storage class, unless the file states another one of slices."""
     modality = str(header.get("Modality") or "").strip()
-    if modality.upper() in _SLICES:
+    if modality.upper() in MODALITIES:
         return modality.upper()
-    if stored_class(header) in _CT:
-        return "CT"
+    of_class = _CLASSES.get(UID(stored_class(header)))
+    if of_class is not None:
+        return of_class
     known = modality.isascii() and modality.isalnum() and modality.isupper() and len(modality) <= _MODALITY
     return modality if known else "unknown modality"
 

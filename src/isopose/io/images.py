@@ -12,6 +12,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike
 
 from isopose import scratch
+from isopose.config import Modality
 from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 from isopose.geometry.volume import Volume
@@ -47,12 +48,13 @@ _TYPES = {
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 
 
-def read_volume(path: Path, series: str | None = None) -> Volume:
+def read_volume(path: Path, series: str | None = None, *, modality: Modality | None = None) -> Volume:
     """Read a scan: NIfTI, NRRD, MetaImage, or DICOM (folder, ZIP archive, DICOMDIR or one file of a series).
 
     Args:
         path: file or folder.
         series: for DICOM, the series number or series instance UID, if a folder holds several series.
+        modality: what the scan has to be of, where the file says it (DICOM); None: anything.
 
     Returns:
         Array ``(z, y, x)`` in stored order, integers in their own type (HU: int16), all else float32; with
@@ -61,15 +63,15 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
     Raises:
         InputError: the input is missing, unreadable or truncated, is not one 3D volume with one number per
             voxel, is sheared, has no orientation, has values that are not finite, or (DICOM) is not one
-            regular series.
+            regular series or of another modality.
     """
     path = existing(path)
     if is_archive(path):
         with unpacked(path) as folder:
-            return read_series(folder, series)
+            return read_series(folder, series, modality)
     kind = ending(path)
     if path.is_dir() or (not kind and is_dicom(path)):
-        return read_series(path, series)
+        return read_series(path, series, modality)
     if kind in (".nii", ".nii.gz"):
         return read_nifti(path)
     reader, shape, matrix, dtype = _information(path)

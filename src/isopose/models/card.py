@@ -41,6 +41,7 @@ def _how(model: Model) -> str:
     steps = [
         {
             "anatomy": "the roll by a network that ships with isopose, place and size by moments",
+            "header": "the roll as the file's header has it, place and size by moments",
             "moments": "pose and size by moments",
             "identity": "pose and size as the scan has them",
         }[config.pose.start]

@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isopose.config import Config, validate_config
+from isopose.config import Config, Modality, validate_config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.modality import modality_of
 from isopose.errors import InputError
 from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
@@ -56,6 +57,11 @@ class Model:
     def channels(self) -> tuple[str, ...]:
         """Names of the images of a scan, in the order in which it takes them."""
         return self.fingerprint.channel_names
+
+    @property
+    def modality(self) -> Modality:
+        """Of the scans that it is for, of several channels of the one that shows the pose."""
+        return modality_of(self.config.data, self.channels)
 
 
 def airs_of(fingerprint: Fingerprint) -> tuple[float, ...]:

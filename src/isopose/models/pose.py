@@ -25,7 +25,7 @@ from isopose.models.roll import RollInput, RollNetwork, roll_input_of
 #: Fewest pixels along a side on which the agreement of outlines is computed.
 AGREEMENT_SIZE = 48
 #: Where a slice's pose comes from, in the order in which they are tried; "hand" is a person's correction.
-POSE_SOURCES = ("anatomy", "learned", "moments", "identity", "hand")
+POSE_SOURCES = ("anatomy", "learned", "moments", "header", "identity", "hand")
 BY_HAND = POSE_SOURCES.index("hand")
 
 
@@ -54,8 +54,8 @@ class SlicePoses(NamedTuple):
 class PoseTransformer(nn.Module):
     """Estimate the pose of slices: an initial pose, then, where configured, a learned residual.
 
-    The initial pose (``config.start``) takes the roll from the anatomy and the rest from the outline's
-    moments, or all from the moments, or is the identity.
+    The initial pose (``config.start``) takes the roll from the anatomy or the file's header and the rest from
+    the outline's moments, or all from the moments, or is the identity.
 
     Args:
         config: the initial pose, whether it is refined, and the bounds of the residual.
@@ -79,6 +79,11 @@ class PoseTransformer(nn.Module):
         alone = config.learned and not anatomy and not joint
         self.localization = Localization(config.size, POSE_SIZE) if alone else None
 
+    @property
+    def keeps_header(self) -> bool:
+        """Whether the roll is always the header's."""
+        return self.config.start == "header" and self.localization is None
+
     def initial_pose(self, image: Tensor, mask: Tensor) -> Tensor:
         """Return the poses ``(N, 5)`` to which the regressed residual is added.
 
@@ -91,6 +96,8 @@ class PoseTransformer(nn.Module):
         outline = moments(mask)
         if self.roll is not None:
             return self.pose_at_angle(outline, self.roll.estimate(self.roll_input(image, mask)).angle)
+        if self.config.start == "header":
+            return self.pose_at_angle(outline, torch.zeros_like(outline.angle))
         pose = pose_from_moments(outline, moments(self.reference_mask))
         return isotropic(pose) if self.config.scales == 1 else pose
 
@@ -167,9 +174,10 @@ class PoseTransformer(nn.Module):
         """Estimate the poses of slices and how far each can be trusted.
 
         With the roll network there is one candidate, its pose. Otherwise the first of learned pose, moments
-        and identity whose agreement with the reference reaches ``min_agreement`` is taken. Where none does (a
-        slice of lung or pelvis may resemble the reference in no pose), the candidate of the highest agreement
-        is taken, and that agreement stays below ``min_agreement`` for the caller to report.
+        or header, and identity (not with ``start=header``) whose agreement with the reference reaches
+        ``min_agreement`` is taken. Where none does (a slice of lung or pelvis may resemble the reference in
+        no pose), the candidate of the highest agreement is taken, and that agreement stays below
+        ``min_agreement`` for the caller to report.
 
         Args:
             image: frames ``(N, 1, S, S)``.
@@ -193,9 +201,10 @@ class PoseTransformer(nn.Module):
         candidates: list[tuple[str, Tensor]] = []
         if self.localization is not None:
             candidates.append(("learned", self.refine(image, mask, initial)))
-        if self.config.start == "moments":
-            candidates.append(("moments", initial))
-        candidates.append(("identity", identity_pose(mask.shape[0], device=mask.device)))
+        if self.config.start in ("moments", "header"):
+            candidates.append((self.config.start, initial))
+        if self.config.start != "header":
+            candidates.append(("identity", identity_pose(mask.shape[0], device=mask.device)))
         poses = torch.stack([pose for _, pose in candidates])
         agreement = torch.stack([self.agreement(mask, pose) for _, pose in candidates])
         enough = agreement >= min_agreement

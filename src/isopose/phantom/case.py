@@ -7,6 +7,7 @@ import numpy as np
 
 from isopose.phantom.anatomy import Anatomy, sample_anatomy
 from isopose.phantom.growth import reference_size
+from isopose.phantom.mr import MrScan, sample_mr
 from isopose.phantom.outline import radius_at
 from isopose.phantom.pose import Pose, sample_pose
 from isopose.phantom.render import KIDNEY, TUMOR
@@ -63,6 +64,11 @@ def age_at(share: float, population: Population = "child") -> float:
 def texture_generator(case: PhantomCase) -> np.random.Generator:
     """Return a new random generator for ``render``, in its initial state."""
     return _generator(case.texture)
+
+
+def mr_of(case: PhantomCase) -> MrScan:
+    """Return what the MR scan of a case is made of; depends on the case only."""
+    return sample_mr(_generator(case.texture.spawn(1)[0]), case.anatomy.size.width)
 
 
 def _generator(seed: np.random.SeedSequence) -> np.random.Generator:

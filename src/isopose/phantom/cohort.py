@@ -11,13 +11,15 @@ from typing import Any, get_args
 import numpy as np
 import SimpleITK as sitk
 
+from isopose.config import Modality
 from isopose.errors import InputError, IsoposeError
 from isopose.files import output_folder, replacing, write_json, write_text
 from isopose.io.nifti import is_whole
 from isopose.io.truth import TRUTH_FILE
 from isopose.outputs import claim
 from isopose.parallel import in_order
-from isopose.phantom.case import Population, sample_case, texture_generator, truth
+from isopose.phantom.case import Population, mr_of, sample_case, texture_generator, truth
+from isopose.phantom.mr import drawn_for_mr
 from isopose.phantom.pet import render_uptake
 from isopose.phantom.render import KIDNEY, TUMOR, render
 
@@ -39,6 +41,7 @@ class _CaseToMake:
     slices: int | None
     population: Population
     pet: bool
+    modality: Modality
 
     @property
     def image(self) -> Path:
@@ -64,9 +67,10 @@ def write_cohort(
     test_fraction: float = 0.25,
     population: Population = "child",
     pet: bool = False,
+    modality: Modality = "ct",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write synthetic abdominal CT with kidney and tumor labels, and the ground truth of every case.
+    """Write synthetic abdominal CT or MR with kidney and tumor labels, and the ground truth of every case.
 
     The folder is an nnU-Net v2 raw dataset (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, and
     ``labelsTs`` so that the test cases can be scored), with ``patients.csv`` (case, patient, age_years) and
@@ -83,6 +87,7 @@ def write_cohort(
         test_fraction: fraction of the cases, the last ones, that go to ``imagesTs``.
         population: children from birth to 16 years, or adults.
         pet: write the uptake of a tracer as a second channel (:mod:`isopose.phantom.pet`).
+        modality: ``ct``, or ``mr`` in one of four contrasts a case, see :mod:`isopose.phantom.mr`.
         progress: called with (done, all) after every case.
 
     Returns:
@@ -92,23 +97,25 @@ def write_cohort(
         InputError: a parameter is out of range, or the folder contains something else.
     """
     output = Path(output)
-    _check(cases, slices, size, seed, workers, test_fraction, population)
+    _check(cases, slices, size, seed, workers, test_fraction, population, modality)
     tests = min(round(cases * test_fraction), cases - 1)
     parameters = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
-        "population": population, "pet": pet,
+        "population": population, "pet": pet, **({} if modality == "ct" else {"modality": modality}),
     }  # fmt: skip
     _begin(output, parameters)
     planned = [
-        _CaseToMake(output, f"phantom_{n:03d}", n, n >= cases - tests, seed, size, slices, population, pet)
+        _CaseToMake(
+            output, f"phantom_{n:03d}", n, n >= cases - tests, seed, size, slices, population, pet, modality
+        )
         for n in range(cases)
     ]
     truths = list(in_order(_make, planned, name=attrgetter("case"), workers=workers, progress=progress))
     write_text(output / "patients.csv", _patients(truths))
     write_json(output / "dataset.json", {
         "name": "isopose phantom",
-        "description": f"synthetic abdominal CT ({population}), not patient data",
-        "channel_names": {"0": "CT", **({"1": "PET"} if pet else {})},
+        "description": f"synthetic abdominal {modality.upper()} ({population}), not patient data",
+        "channel_names": {"0": modality.upper(), **({"1": "PET"} if pet else {})},
         "labels": {"background": 0, "kidney": KIDNEY, "tumor": TUMOR},
         "numTraining": cases - tests,
         "file_ending": ENDING,
@@ -118,7 +125,14 @@ def write_cohort(
 
 
 def _check(
-    cases: int, slices: int | None, size: int, seed: int, workers: int, test_fraction: float, population: str
+    cases: int,
+    slices: int | None,
+    size: int,
+    seed: int,
+    workers: int,
+    test_fraction: float,
+    population: str,
+    modality: str,
 ) -> None:
     """Check the parameters.
 
@@ -139,6 +153,8 @@ def _check(
         raise InputError(f"phantom: the share of test cases is {test_fraction}, expected 0 to below 1")
     if population not in get_args(Population):
         raise InputError(f"phantom: population {population!r} is unknown, expected child or adult")
+    if modality not in get_args(Modality):
+        raise InputError(f"phantom: modality {modality!r} is unknown, expected ct or mr")
 
 
 def _begin(output: Path, parameters: dict[str, Any]) -> None:
@@ -160,9 +176,13 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
     """Render and write one case, or take its labels from disk when it is whole; returns its truth."""
     case = sample_case(one.seed, one.index, size=one.size, slices=one.slices, population=one.population)
     scan = case.scan
+    anatomy, mr, facts = case.anatomy, None, {}
+    if one.modality == "mr":
+        anatomy, mr = drawn_for_mr(anatomy), mr_of(case)
+        facts = {"sequence": mr.sequence, "noise": round(mr.noise, 4), "bias_sd": round(mr.bias_sd, 4)}
     labels = _existing(one, (scan.slices, scan.size, scan.size))
     if labels is None:
-        image, labels = render(case.anatomy, case.pose, scan, texture_generator(case))
+        image, labels = render(anatomy, case.pose, scan, texture_generator(case), mr=mr)
         arrays = [(one.label, labels), (one.image, image)]
         if one.pet:
             spacing = (scan.pixel, scan.pixel, scan.thickness)
@@ -180,7 +200,7 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
             except (OSError, RuntimeError):
                 raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
     role = "test" if one.test else "train"
-    return {"case": one.case, "patient": one.case, "split": role, **truth(case, labels)}
+    return {"case": one.case, "patient": one.case, "split": role, **truth(case, labels), **facts}
 
 
 def _uptake_generator(one: _CaseToMake) -> np.random.Generator:

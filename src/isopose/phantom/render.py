@@ -6,6 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from isopose.phantom.anatomy import Anatomy
+from isopose.phantom.mr import MrScan, acquire
 from isopose.phantom.organs import Blob, Tube
 from isopose.phantom.paint import (
     Brush,
@@ -24,6 +25,7 @@ from isopose.phantom.section import Canvas, Section, coordinates, make_section, 
 from isopose.phantom.shapes import Waves
 from isopose.phantom.skeleton import paint_pelvis, paint_psoas, paint_ribs, paint_spine
 from isopose.phantom.surroundings import background, body_window, paint_arms
+from isopose.phantom.tones import CT, Tones
 
 KIDNEY, TUMOR = 1, 2
 
@@ -39,7 +41,13 @@ class _Plan:
 
 
 def render(
-    anatomy: Anatomy, pose: Pose, scan: PhantomScan, rng: np.random.Generator, *, noise: bool = True
+    anatomy: Anatomy,
+    pose: Pose,
+    scan: PhantomScan,
+    rng: np.random.Generator,
+    *,
+    noise: bool = True,
+    mr: MrScan | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render one patient.
 
@@ -49,9 +57,11 @@ def render(
         scan: grid, noise and surroundings.
         rng: random generator of noise and fine texture.
         noise: whether to add noise.
+        mr: what an MR scan is made of, of a patient from :func:`isopose.phantom.mr.drawn_for_mr`; None: CT.
 
     Returns:
-        HU as int16 and labels (0, 1 kidney, 2 tumor) as uint8, both ``(z, y, x)`` on ``scan``'s grid.
+        HU (MR: stored values) as int16 and labels (0, 1 kidney, 2 tumor) as uint8, both ``(z, y, x)`` on
+        ``scan``'s grid.
     """
     unit = anatomy.size.level
     brush = Brush(-pose.gravity_canonical, Waves.sample(rng, 6, 0.25 * unit, 0.8 * unit), anatomy)
@@ -61,7 +71,8 @@ def render(
         viscera=tuple(make_lines(brush, [o]) if isinstance(o, Tube) else o for o in anatomy.viscera),
         vessels=make_lines(brush, anatomy.vessels),
     )
-    back = background(anatomy, pose, scan)
+    tones = CT if mr is None else mr.tones
+    back = background(anatomy, pose, scan) if mr is None else np.zeros((scan.size, scan.size), np.float32)
     canonical_from_world = np.linalg.inv(pose.world_from_canonical)
     image = np.empty((scan.slices, scan.size, scan.size), dtype=np.int16)
     labels = np.zeros(image.shape, dtype=np.uint8)
@@ -77,16 +88,19 @@ def render(
             plane = canonical_from_world @ scan.slice_matrix(k, (sub + 0.5) / subs - 0.5)
             whole = back.copy()
             if scan.arms == "beside":
-                paint_arms(anatomy, plane, scan, edge, whole)
+                paint_arms(anatomy, plane, scan, edge, whole, tones)
             plane[:, 3] += plane[:, 0] * body[1].start + plane[:, 1] * body[0].start
             section = make_section(anatomy, plane, shape, scan.pixel, edge)
-            canvas = _paint(plan, section, whole[body])
+            canvas = _paint(plan, section, whole[body], tones)
             hu += whole
             kidney += canvas.kidney
             tumor += canvas.tumor
         hu /= subs
         found = (kidney + tumor) >= 0.5 * subs
         labels[k][body][found] = np.where(tumor[found] > kidney[found], TUMOR, KIDNEY)
+        if mr is not None:
+            image[k] = acquire(mr, hu, scan.slice_matrix(k), rng, noise=noise)
+            continue
         if noise:
             hu += _noise(rng, anatomy, scan, canonical_from_world @ scan.slice_matrix(k))
         np.clip(np.rint(hu), -1024, 3071, out=hu)
@@ -94,10 +108,10 @@ def render(
     return image, labels
 
 
-def _paint(plan: _Plan, section: Section, hu: np.ndarray) -> Canvas:
+def _paint(plan: _Plan, section: Section, hu: np.ndarray, tones: Tones) -> Canvas:
     """Paint everything in one plane, from outside to inside and from soft to hard tissue."""
     brush, anatomy = plan.brush, plan.brush.anatomy
-    canvas = paint_trunk(anatomy, section, hu)
+    canvas = paint_trunk(anatomy, section, hu, tones)
     paint_lines(brush, section, canvas, plan.early)
     for organ in plan.viscera:
         if isinstance(organ, Lines):

@@ -7,6 +7,7 @@ import numpy as np
 from isopose.phantom.anatomy import Anatomy
 from isopose.phantom.outline import BINS, BodyOutline
 from isopose.phantom.shapes import inside
+from isopose.phantom.tones import CT, Tones
 
 Window = tuple[slice, slice]
 
@@ -95,16 +96,18 @@ class Canvas:
     """The image that is painted: float32 ``(rows, columns)`` each.
 
     Args:
-        hu: HU.
+        hu: HU, or what ``tones`` makes of it.
         kidney: fraction of each pixel that is kidney.
         tumor: fraction of each pixel that is tumor.
         cavity: fraction of each pixel inside the abdominal cavity, which bounds soft organs.
+        tones: brightness of the tissues; values are converted before they are mixed in a pixel.
     """
 
     hu: np.ndarray
     kidney: np.ndarray
     tumor: np.ndarray
     cavity: np.ndarray
+    tones: Tones = CT
 
     def paint(self, window: Window, alpha: np.ndarray, value: np.ndarray | float) -> None:
         """Cover a fraction of each pixel with a value; former contents and labels are reduced by it.
@@ -115,7 +118,7 @@ class Canvas:
             value: HU.
         """
         hu = self.hu[window]
-        hu += alpha * (value - hu)
+        hu += alpha * (self.tones.of(value) - hu)
         keep = 1.0 - alpha
         self.kidney[window] *= keep
         self.tumor[window] *= keep
@@ -168,17 +171,17 @@ def coordinates(
     return x, y, z
 
 
-def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
+def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray, tones: Tones = CT) -> Canvas:
     """Paint skin, fat, muscle wall and the cavity's fat over ``hu`` (air and table), in place."""
     whole = (slice(None), slice(None))
-    fat = anatomy.fat_hu
-    canvas = Canvas(hu, np.zeros_like(hu), np.zeros_like(hu), np.zeros_like(hu))
+    fat, lean, inner = (tones.of(value) for value in (anatomy.fat_hu, 60.0, anatomy.fat_hu + 6.0))
+    canvas = Canvas(hu, np.zeros_like(hu), np.zeros_like(hu), np.zeros_like(hu), tones)
     skin, muscle, cavity = (
         section.curve(table, whole)
         for table in (section.outline.skin, section.outline.muscle, section.outline.cavity)
     )
     thick = 1.0 + 0.012 * anatomy.size.width / 3.0
-    hu += inside(section.radius - skin, section.edge) * (25.0 - hu)
+    hu += inside(section.radius - skin, section.edge) * (tones.skin - hu)
     hu += inside(section.radius - (skin - thick), section.edge) * (fat - hu)
     depth = (section.radius - cavity) / np.maximum(muscle - cavity, 0.5)
     # Thin fat planes between the three muscles of the flank; behind, streaks between the muscles of the back.
@@ -186,9 +189,9 @@ def paint_trunk(anatomy: Anatomy, section: Section, hu: np.ndarray) -> Canvas:
     lateral = np.clip(4.0 - 6.0 * np.abs(section.y) / np.maximum(section.radius, 1.0), 0.0, 1.0)
     planes = np.where(flank, 0.35 * anatomy.trunk.maturity * lateral, 0.0)
     planes = np.maximum(planes, _back_planes(anatomy, section))
-    hu += inside(section.radius - muscle, section.edge) * (60.0 + planes * (fat - 60.0) - hu)
+    hu += inside(section.radius - muscle, section.edge) * (lean + planes * (fat - lean) - hu)
     canvas.cavity[...] = inside(section.radius - cavity, section.edge)
-    hu += canvas.cavity * (fat + 6.0 - hu)
+    hu += canvas.cavity * (inner - hu)
     return canvas
 
 

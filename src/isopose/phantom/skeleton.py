@@ -119,7 +119,7 @@ def paint_ribs(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
     for d, shell, core in ((gristle, 115.0, 110.0), (distance, 330.0 + anatomy.bone_hu, anatomy.bone_hu)):
         alpha = inside(d, edge)
         value = core + (shell - core) * inside(np.abs(d + 0.4) - 0.5, edge)
-        canvas.hu[place] += alpha * (value - canvas.hu[place])
+        canvas.hu[place] += alpha * (canvas.tones.of(value) - canvas.hu[place])
         canvas.kidney[place] *= 1.0 - alpha
         canvas.tumor[place] *= 1.0 - alpha
 

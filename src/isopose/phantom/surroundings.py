@@ -8,6 +8,7 @@ from isopose.phantom.pose import Pose
 from isopose.phantom.scan import PhantomScan, rim
 from isopose.phantom.section import Window, coordinates
 from isopose.phantom.shapes import inside
+from isopose.phantom.tones import CT, Tones
 
 
 def body_window(anatomy: Anatomy, pose: Pose, scan: PhantomScan) -> Window:
@@ -68,7 +69,14 @@ def _blanket(
     hu += np.where(upper, np.clip(0.5 - d / max(scan.pixel, 0.6), 0.0, 1.0), 0.0) * (-620.0 - hu)
 
 
-def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: PhantomScan, edge: float, hu: np.ndarray) -> None:
+def paint_arms(
+    anatomy: Anatomy,
+    plane: np.ndarray,
+    scan: PhantomScan,
+    edge: float,
+    hu: np.ndarray,
+    tones: Tones = CT,
+) -> None:
     """Paint arms beside the body: skin, fat, muscle, one bone above the elbow and two below it.
 
     Args:
@@ -77,8 +85,10 @@ def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: PhantomScan, edge: flo
         scan: pixel size and the gaps between arms and body.
         edge: width of the soft edge of surfaces, in mm.
         hu: ``(rows, columns)``, changed in place.
+        tones: brightness of the tissues.
     """
     size = anatomy.size
+    fat, muscle, shell, marrow = (tones.of(value) for value in (anatomy.fat_hu, 58.0, 900.0, 60.0))
     center_index = 0.5 * (scan.size - 1)
     middle = float(plane[2] @ [center_index, center_index, 0.0, 1.0])
     a, b = anatomy.trunk.half_axes(middle)
@@ -94,11 +104,11 @@ def paint_arms(anatomy: Anatomy, plane: np.ndarray, scan: PhantomScan, edge: flo
         x, y, _ = coordinates(plane, window)
         part = hu[window]
         d = np.hypot((x - center[0]) * 1.05, (y - center[1]) * 0.95) - radius
-        for inset, value in ((0.0, 25.0), (1.6, anatomy.fat_hu), (1.6 + 0.6 * size.fat, 58.0)):
+        for inset, value in ((0.0, tones.skin), (1.6, fat), (1.6 + 0.6 * size.fat, muscle)):
             part += inside(d + inset, edge) * (value - part)
         upper = middle > 0.0
         thick = (0.26 if upper else 0.17) * radius
         for share in (0.0,) if upper else (0.3, -0.3):
             bone = np.hypot(x - center[0] - share * radius, y - center[1] + 0.5 * share * radius) - thick
-            part += inside(bone, edge) * (900.0 - part)
-            part += inside(bone + 0.45 * thick, edge) * (60.0 - part)
+            part += inside(bone, edge) * (shell - part)
+            part += inside(bone + 0.45 * thick, edge) * (marrow - part)

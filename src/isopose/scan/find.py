@@ -202,7 +202,7 @@ def find_volume_pose(
 
 
 def _decide(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision | None:
-    """Return what is recorded of a scan's roll; None without the roll network."""
+    """Return what is recorded of a scan's roll; None where it comes from outlines or STN1."""
     if roll is None:
         return None
     return RollDecision(

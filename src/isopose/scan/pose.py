@@ -52,7 +52,7 @@ class ScanPose:
         theta2: ``(z, 3, 3)`` or ``(1, 4, 4)``, homogenized from crop.
         widened: ``(z,)`` True where the crop cut a structure and a larger one was used instead.
         cut_off: ``(z,)`` True where the segmentation still touches the crop's border.
-        decision: whether the slices' roll was believed; None without the roll network.
+        decision: whether the slices' roll was believed; None where it comes from outlines or STN1.
     """
 
     pose: np.ndarray

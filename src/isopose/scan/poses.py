@@ -22,7 +22,7 @@ from isopose.models.roll import (
 )
 from isopose.scan.aggregate import common_values, pooled, smooth_values
 from isopose.scan.pose import LEAST_AGREEMENT
-from isopose.scan.prior import RIGHT, ScanRoll, direction, log_i0, mass_within, scan_roll
+from isopose.scan.prior import RIGHT, ScanRoll, direction, header_roll, log_i0, mass_within, scan_roll
 
 #: Number of slices from which the initial roll of a scan is estimated.
 FIRST = 5
@@ -99,7 +99,8 @@ def scan_poses(
     The scan's roll comes first: the posterior of what all slices show and of the header. With ``volume`` all
     slices have it; with ``smooth`` they vary around it as they and their neighbors show; with ``slice`` each
     has its own. If the slices do not show the roll, all keep the header's. Sizes and centers are computed at
-    that roll. If no outline is visible, the poses are the identity.
+    that roll. If no outline is visible, the poses are the identity. With ``start=header`` all slices have
+    the header's.
 
     Args:
         transformer: STN1.
@@ -110,9 +111,11 @@ def scan_poses(
     Returns:
         Poses ``(N, 5)``; the probability ``(N,)`` that each roll is right within
         :data:`isopose.scan.prior.RIGHT`, without the roll network the agreement with the reference's outline;
-        and the scan's roll, None without the roll network.
+        and the scan's roll, None if it comes from outlines or STN1.
     """
     config = with_per(transformer.config, per)
+    if transformer.keeps_header:
+        return _header_poses(slices, z_mm, config)
     if transformer.roll is None:
         return *_outline_poses(slices, z_mm, config), None
     calibration, count = transformer.roll.calibration, slices.evidence.shape[0]
@@ -131,6 +134,17 @@ def scan_poses(
         rest = _combined(rest, slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
     return torch.where(scan.outline_visible, pose, torch.zeros_like(pose)), probability, scan
+
+
+def _header_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor, ScanRoll]:
+    """Return what :func:`scan_poses` does, with the header's roll."""
+    scan, rest = header_roll(slices.filled, config), slices.pose[:, LOG_SCALE_X:]
+    if config.per != "slice":
+        rest = _combined(rest, slices.agreement, z_mm, config)
+    angle = scan.angle.expand(len(rest))
+    pose = torch.cat([angle[:, None], rest], dim=1)
+    visible = torch.where(scan.outline_visible, pose, torch.zeros_like(pose))
+    return visible, scan.probability.expand(len(rest)), scan
 
 
 def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor]:

@@ -110,6 +110,31 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     )
 
 
+def header_roll(filled: Tensor, config: PoseConfig) -> ScanRoll:
+    """Return the roll of a scan of whose slices nothing is known: the header's, as likely right as the prior.
+
+    Args:
+        filled: ``(N,)`` part of its bounding box that each slice's mask fills.
+        config: the prior.
+    """
+    weight, prior = _prior(config, filled)
+    nothing, offset = torch.zeros_like(filled[0]), torch.atan2(prior[:, 1], prior[:, 0])
+    concentrations = prior.norm(dim=1)
+    probability = (weight * mass_within(offset, concentrations)).sum()
+    visible = median(filled) < FILLED
+    believed = torch.zeros_like(visible)
+    return ScanRoll(
+        angle=nothing,
+        shown=nothing,
+        mean=nothing,
+        odds=nothing,
+        believed=believed,
+        outline_visible=visible,
+        concentration=concentrations[0],
+        probability=probability,
+    )
+
+
 def direction(angle: Tensor) -> Tensor:
     """Return unit vectors ``(..., 2)`` of angles ``(...)`` in radians."""
     return torch.stack([angle.cos(), angle.sin()], dim=-1)

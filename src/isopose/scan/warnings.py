@@ -41,9 +41,9 @@ def pose_warnings(
             f"lies turned by {math.degrees(scan.roll):+.0f} degrees against what the file's header says: "
             "turned back; check the sides"
         )
+    if scan.decision is not None and scan.decision.header_kept and BY_HAND not in scan.source:
+        return [*lines, _kept(scan.decision, unseen=transformer.keeps_header)]
     if transformer.roll is not None:
-        if scan.decision is not None and scan.decision.header_kept and BY_HAND not in scan.source:
-            return [*lines, _kept(scan.decision)]
         doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
             lines.append(f"it is not sure which way up the patient lies{doubted}")
@@ -55,10 +55,12 @@ def pose_warnings(
     return lines
 
 
-def _kept(decision: RollDecision) -> str:
-    """Return the one line about a scan that is left as its header says."""
+def _kept(decision: RollDecision, *, unseen: bool) -> str:
+    """Return the one line about a scan that is left as its header says; ``unseen``: nothing looked at it."""
     if not decision.outline_visible:
         return "no outline of a body is visible: its pose and size are left as the file has them"
+    if unseen:
+        return "which way up the patient lies was not looked for: left as the file's header says"
     if abs(decision.shown_degrees) > math.degrees(TURNED) and decision.odds >= 1.0:
         return (
             f"its slices show a patient turned by {decision.shown_degrees:+.0f} degrees against the file's "

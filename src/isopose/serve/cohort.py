@@ -19,7 +19,7 @@ from isopose.inference.files import find_scans, record_name
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels, class_colors
-from isopose.report.figure import WINDOW_HU
+from isopose.report.figure import window
 from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
 
 #: Maximum length of a comment in characters.
@@ -235,7 +235,7 @@ def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
     upright, shown = image.reoriented(), cohort.labels.to_classes(labels.reoriented().array)
     marked = (shown > 0).sum(axis=(1, 2))
     z = int(marked.argmax()) if marked.any() else len(marked) // 2
-    low, high = WINDOW_HU
+    low, high = window(upright.array[z])
     gray = np.clip((upright.array[z].astype(np.float32) - low) / (high - low), 0, 1) * 255
     picture = np.repeat(gray[..., None], 3, axis=2)
     for index, color in enumerate(class_colors(cohort.labels.names), start=1):

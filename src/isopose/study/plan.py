@@ -7,11 +7,12 @@ from typing import Any
 
 from isopose import outputs
 from isopose.config import Config, load_config
-from isopose.data.body import body_box, body_mask
+from isopose.data.body import body_box
+from isopose.data.modality import find_body, modality_of
 from isopose.data.splits import check_sides, split_patients
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
-from isopose.io.cases import Case
+from isopose.io.cases import CT, Case
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_volume
 from isopose.io.sources import hash_of_source
@@ -349,11 +350,13 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress
     """Measure the body of every case that is scored and not measured yet: its width stands for its size."""
     known = _read_widths(output)
     wanted = [case for dataset in datasets for case in dataset.cases if case.id in held_out(dataset)]
-    threshold = load_config().data.body_threshold_hu
+    # Cases that several datasets share are of one modality.
+    data, channels = load_config().data, datasets[0].channels if datasets else CT
+    modality = modality_of(data, channels)
     for done, case in enumerate(wanted, start=1):
         if case.id not in known:
             volume = read_volume(case.image).reoriented()
-            left, _, right, _ = body_box(body_mask(volume, threshold), volume.spacing)
+            left, _, right, _ = body_box(find_body(volume, data, modality), volume.spacing)
             known[case.id] = round(right - left, 1)
             write_json(output / SIZES, known)
         progress(done, len(wanted))

@@ -10,6 +10,7 @@ from lightning_fabric import seed_everything
 
 from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
+from isopose.data.modality import with_poses_of
 from isopose.data.normalization import normalizations_of, pose_channel_of
 from isopose.data.samples import Slices
 from isopose.data.splits import measured, split
@@ -70,6 +71,9 @@ def fit(
     fabric = fabric_for(config)
     reporter = reporter if reporter and fabric.is_global_zero else Silent()
     corrections = corrections or {}
+    config = with_poses_of(given := config, dataset.channels)
+    if config is not given:
+        reporter.say("MR: the roll is left as the files' headers say; the shipped network knows CT only")
     training, validation = split(dataset, config.train)
     # Before the folder is claimed, since a corrected command is another run.
     prepared = measured(training, validation, config.train)

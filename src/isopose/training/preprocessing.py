@@ -93,7 +93,7 @@ def fingerprint_path(
 
     A resumed run, and one that shares the store, then need not read every scan again.
     """
-    made_from = [_stamp(path) for case in training for path in (*case.images, case.label) if path]
+    made_from = [_stamp(path) for case in training for path in (*case.images, case.label, case.mask) if path]
     key = hash_of([made_from, config.model_dump(mode="json"), labels.stored, list(channels), __version__])
     return folder / f"fingerprint-{key[:12]}.json"
 

@@ -6,7 +6,7 @@ import highdicom as hd
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage
+from pydicom.uid import UID, CTImageStorage
 
 from isopose.io.results.codes import Meaning, meanings
 from isopose.io.results.copied import CHARACTERS
@@ -50,7 +50,7 @@ def report(
     ]
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=device),
-        procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+        procedure_reported=_procedure(source),
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
@@ -75,6 +75,12 @@ def report(
                 uid = instance.ReferencedSOPInstanceUID
                 instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
     return made
+
+
+def _procedure(source: Source) -> CodedConcept:
+    """Return the code of the examination, by the storage class of the series."""
+    kind = UID(source.headers[0].SOPClassUID).name if source.headers else ""
+    return codes.LN.MRIUnspecifiedBodyRegion if "MR Image" in kind else codes.LN.CTUnspecifiedBodyRegion
 
 
 def _evidence(source: Source) -> list[Dataset]:

@@ -1,0 +1,59 @@
+"""What kind of scan a dataset or a model is of, and what follows from it for the body."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from isopose.config import AUTO, Config, DataConfig, Modality
+from isopose.data.body import body_mask
+from isopose.data.body_mr import mr_body_mask
+from isopose.data.normalization import pose_channel_of
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.io.sizes import size_doubts
+
+
+def modality_of(config: DataConfig, channels: Sequence[str]) -> Modality:
+    """Return the modality of scans: as ``data.modality`` says, or by the channel that shows the pose.
+
+    Args:
+        config: the setting, and which channel shows the pose.
+        channels: names of all channels; ``CT`` is CT, all others are MR.
+
+    Raises:
+        InputError: no channel is the one that is to show the pose.
+    """
+    if config.modality != AUTO:
+        return config.modality  # type: ignore[return-value]  # the other values are those of Modality
+    return "ct" if channels[pose_channel_of(config, channels)].casefold() == "ct" else "mr"
+
+
+def with_poses_of(config: Config, channels: Sequence[str]) -> Config:
+    """Return the configuration with a start of the pose that the modality allows.
+
+    The shipped roll network knows CT only, so that in MR ``pose.start=anatomy`` becomes ``header``.
+
+    Args:
+        config: as given.
+        channels: names of the dataset's channels.
+    """
+    if modality_of(config.data, channels) == "ct" or config.pose.start != "anatomy":
+        return config
+    return config.model_copy(update={"pose": config.pose.model_copy(update={"start": "header"})})
+
+
+def find_body(upright: Volume, config: DataConfig, modality: Modality) -> np.ndarray:
+    """Return the trunk's mask ``(z, y, x)`` of a scan, not empty.
+
+    Args:
+        upright: the scan, reoriented to the patient's axes.
+        config: the body's threshold in CT.
+        modality: of the scan.
+
+    Raises:
+        InputError: no body; where the field of view is too small for one, the message says so.
+    """
+    try:
+        return body_mask(upright, config.body_threshold_hu) if modality == "ct" else mr_body_mask(upright)
+    except InputError as error:
+        raise InputError("; ".join([str(error), *size_doubts(upright)])) from None

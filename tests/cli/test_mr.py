@@ -1,0 +1,179 @@
+"""MR from the phantoms to results, and masks of the user's own, by the commands."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pydicom.uid import MRImageStorage
+
+from io_helpers import raw_slices, write_series
+from isopose.homogenize.record import record_path
+from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.models.folder import load_model
+
+TINY = [
+    *("data.size=64", "pose.size=32", "crop.size=32", "unet.input=full", "unet.base_features=4"),
+    "train.folds=3",
+    *(f"{stage}.optimizer.{key}={value}" for stage in ("crop", "unet")
+      for key, value in (("epochs", 2), ("min_epochs", 1), ("iterations", 3), ("batch_size", 4))),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """Three MR phantoms for training and one for testing."""
+    from isopose.phantom import write_cohort
+
+    root = tmp_path_factory.mktemp("mr") / "Dataset002_Mr"
+    return write_cohort(root, cases=4, slices=5, size=80, seed=2, modality="mr")
+
+
+@pytest.fixture(scope="module")
+def mr_model(phantoms, tmp_path_factory):
+    from isopose.config import load_config
+    from isopose.io.datasets import open_dataset
+    from isopose.training.fit import fit
+
+    folder = tmp_path_factory.mktemp("model") / "model"
+    fit(open_dataset(phantoms), folder, load_config(settings=TINY), workers=0)
+    return folder
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def test_phantoms_are_those_of_ct_but_for_their_contrast(phantoms, isopose, tmp_path):
+    assert json.loads((phantoms / "dataset.json").read_text())["channel_names"] == {"0": "MR"}
+    code, _, _ = isopose("phantom", tmp_path / "ct", "--cases", 1, "--slices", 5, "--size", 80, "--seed", 2)
+    assert code == 0
+    one, other = (
+        read_labels(root / "labelsTr" / "phantom_000.nii.gz") for root in (phantoms, tmp_path / "ct")
+    )
+    np.testing.assert_array_equal(one.array, other.array)
+    truth = json.loads((phantoms / "phantom.json").read_text())["cases"]
+    ct = json.loads((tmp_path / "ct" / "phantom.json").read_text())["cases"]
+    assert truth[0]["roll"] == ct[0]["roll"]
+    assert {case["sequence"] for case in truth} <= {"t1", "t1-fatsat", "t2", "t2-fatsat"}
+    assert "sequence" not in ct[0]
+
+
+def test_check_knows_mr_by_its_channel(phantoms, isopose):
+    code, out, _ = isopose("check", phantoms, "--json")
+    found = json.loads(out)
+    assert code == 0
+    # Few slices lie far apart; nothing else is unusual.
+    assert [p["message"] for p in found["problems"] if "leave gaps" not in p["message"]] == []
+    width = np.median([
+        case["body_width_mm"] for case in json.loads((phantoms / "phantom.json").read_text())["cases"][:3]
+    ])  # fmt: skip
+    # Boxes of turned patients are wider or narrower than the patients themselves.
+    assert 0.7 * width < found["fingerprint"]["body_median_mm"][0] < 1.2 * width
+    assert found["fingerprint"]["tissue"] is None
+    assert found["fingerprint"]["channels"][0]["scale"]["method"] == "zscore"
+
+
+def test_a_model_of_mr_does_not_see_the_gain(phantoms, mr_model, isopose, tmp_path):
+    model = load_model(mr_model)
+    assert (model.modality, model.config.pose.start) == ("mr", "header")
+    scan = read_volume(only(phantoms / "imagesTs", "*"))
+    write_image(scan, tmp_path / "in" / "scan.nii.gz")
+    write_image(scan.with_array(scan.array.astype(np.int32) * 3), tmp_path / "in" / "louder.nii.gz")
+    code, _, said = isopose("predict", mr_model, tmp_path / "in", "--output", tmp_path / "out")
+    assert code == 0
+    assert said.count("left as the file's header says") == 2
+    one, other = (read_labels(tmp_path / "out" / f"{name}.nii.gz") for name in ("scan", "louder"))
+    np.testing.assert_array_equal(one.array, other.array)
+    assert one.same_grid(scan, 1e-6)
+    assert json.loads((tmp_path / "out" / "scan.json").read_text())["roll_degrees"] == 0.0
+
+
+def test_series_of_the_other_modality_are_refused(mr_model, model_folder, isopose, tmp_path):
+    write_series(tmp_path / "ct", raw_slices())
+    write_series(tmp_path / "mr", raw_slices(), SOPClassUID=MRImageStorage, Modality="MR")
+    for model, scan, message in (
+        (mr_model, "ct", "a DICOM series of CT, expected MR"),
+        (model_folder, "mr", "a DICOM series of MR, expected CT"),
+    ):
+        code, _, said = isopose("predict", model, tmp_path / scan, "--output", tmp_path / f"of-{scan}")
+        assert code == 2
+        assert message in said
+        assert "Traceback" not in said
+        assert not (tmp_path / f"of-{scan}" / f"{scan}.nii.gz").exists()
+    code, _, said = isopose("homogenize", tmp_path / "mr", tmp_path / "hom")
+    assert (code, "set --modality mr" in said) == (2, True)
+
+
+def test_homogenized_mr_keeps_its_values_and_comes_back(phantoms, isopose, tmp_path):
+    out = tmp_path / "upright"
+    code, _, said = isopose("homogenize", phantoms, out, "--size", 128)
+    assert code == 0
+    assert said.count("left as the file's header says") == 4
+    assert json.loads((out / "dataset.json").read_text())["channel_names"] == {"0": "MR"}
+    before = read_volume(phantoms / "imagesTr" / "phantom_001_0000.nii.gz")
+    after = read_volume(out / "imagesTr" / "phantom_001_0000.nii.gz")
+    assert after.array.max() <= before.array.max()
+    marks = read_labels(out / "labelsTr" / "phantom_001.nii.gz")
+    drawn = read_labels(phantoms / "labelsTr" / "phantom_001.nii.gz")
+    inside = [scan.array[labels.array > 0].mean() for scan, labels in ((before, drawn), (after, marks))]
+    assert abs(inside[1] / inside[0] - 1) < 0.03
+    (tmp_path / "answers").mkdir()
+    shutil.copy(out / "labelsTr" / "phantom_001.nii.gz", tmp_path / "answers")
+    code, _, _ = isopose("restore", tmp_path / "answers", "--homogenized", out, "--output", tmp_path / "back")
+    back = read_labels(tmp_path / "back" / "phantom_001.nii.gz", like=drawn)
+    both = np.count_nonzero((back.array > 0) & (drawn.array > 0))
+    assert 2 * both / (np.count_nonzero(back.array) + np.count_nonzero(drawn.array)) > 0.9
+
+
+def boxes(dataset, folder, names):
+    """Masks that are boxes, so that they cannot be mistaken for what is found."""
+    for name, path in names.items():
+        scan = read_volume(dataset / path)
+        mask = np.zeros(scan.array.shape, np.uint8)
+        mask[:, 20:50, 30:70] = 1
+        write_labels(scan.with_array(mask), folder / f"{name}.nii.gz")
+
+
+def test_masks_of_ones_own_take_the_place_of_what_is_found(cohort, model_folder, isopose, tmp_path):
+    masks, scans = tmp_path / "masks", cohort / "imagesTr"
+    boxes(cohort, masks, {"case_0": "imagesTr/case_0_0000.nii.gz"})
+    out = tmp_path / "out"
+    code, _, said = isopose("predict", model_folder, scans, "--output", out, "--masks", masks)
+    assert code == 2  # of the other scan, and only of that
+    assert said.count("error:") == 1
+    assert "case_1.nii.gz" in said
+    record = json.loads((out / "case_0.json").read_text())
+    scan = read_volume(scans / "case_0_0000.nii.gz").reoriented()
+    middle = np.array([49.5, 34.5]) * scan.spacing[:2]
+    flipped = (np.array(scan.array.shape[:0:-1]) - 1) * scan.spacing[:2] - middle
+    center = np.array(record["frame"]["center_mm"])
+    assert all(min(abs(c - a), abs(c - b)) < 1e-6 for c, a, b in zip(center, middle, flipped, strict=True))
+    assert len(record["mask_sha256"]) == 64
+    again = isopose("predict", model_folder, scans / "case_0_0000.nii.gz", "--output", out, "--masks", masks)
+    assert "is there already" in again[2]
+    without = isopose("predict", model_folder, scans / "case_0_0000.nii.gz", "--output", out)
+    assert "is there already" not in without[2]
+    assert "mask_sha256" not in json.loads((out / "case_0.json").read_text())
+
+
+def test_homogenize_and_check_take_masks_too(cohort, isopose, tmp_path):
+    masks = tmp_path / "masks"
+    names = {"case_0": "imagesTr/case_0_0000.nii.gz", "case_2": "imagesTs/case_2_0000.nii.gz"}
+    boxes(cohort, masks, names)
+    code, _, said = isopose("homogenize", cohort, tmp_path / "hom", "--masks", masks, "--size", 128)
+    assert code == 2
+    assert said.count("error:") == 1
+    record = json.loads(record_path(tmp_path / "hom", "case_0").read_text())
+    assert set(record["sources"]) == {"image", "label", "mask"}
+    scan = read_volume(cohort / "imagesTr" / "case_0_0000.nii.gz")
+    # Its own frame just holds the box.
+    assert record["transform"]["frame"]["fov_mm"] == pytest.approx(
+        1.04 * max(40 * scan.spacing[0], 30 * scan.spacing[1])
+    )
+    code, out, _ = isopose("check", cohort, "--masks", masks)
+    assert code == 2
+    assert "case_1: image: " in out
+    code, _, said = isopose("check", cohort, "--masks", tmp_path / "nowhere")
+    assert (code, said.count("\n")) == (2, 1)
