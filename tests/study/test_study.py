@@ -27,7 +27,7 @@ from isopose.study import job as study_job
 from isopose.study import run as study_run
 from isopose.study.arms import BY_NAME, UNTRAINED
 from isopose.study.job import run_job
-from isopose.study.nnunet import lengths
+from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import Options, PlannedRun
 from isopose.study.run import RunFailed, _format_time, run_study
 

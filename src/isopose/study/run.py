@@ -14,9 +14,10 @@ from isopose.errors import InputError, IsoposeError
 from isopose.files import only_writer, output_folder, read_json, write_json
 from isopose.io.datasets import Dataset
 from isopose.progress import Reporter
-from isopose.study import nnunet
 from isopose.study.arms import BY_NAME, SOURCE, UNTRAINED, Arm
+from isopose.study.homogenized import STAGE as HOMOGENIZING
 from isopose.study.job import write_job
+from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import (
     FEWEST_EPOCHS,
     SHORTENED,
@@ -228,8 +229,9 @@ def _start_process(
     source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
     # By normalization, which follows from the training patients: those of a fold, of the source, of a preset.
     store = "source" if _find_arm(job).source else f"fold-{job.fold}"
+    peer = _find_arm(job).peer
     # nnU-Net normalizes by all that train or validate, whatever the preset.
-    store = f"nnunet-fold-{job.fold}" if _find_arm(job).peer else f"{job.preset}-{store}"
+    store = f"{peer.store}-fold-{job.fold}" if peer else f"{job.preset}-{store}"
     write_job(
         folder,
         dataset,
@@ -316,14 +318,14 @@ def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
     out: dict[str, float] = {}
     history = read_json(folder / "result.json")["history"]
     shutil.rmtree(folder)
-    # The first epoch warms up; the last counts.
-    for row in history:
+    # The first epoch warms up; the last counts. What is homogenized for the trial is kept for the runs.
+    for row in (row for row in history if row["stage"] != HOMOGENIZING):
         stage, batch, validation = row["stage"], 1.0 / TRIED_ITERATIONS, 1.0
         if "slices_a_batch" in row:
             # nnU-Net's batches hold other numbers of slices, and its validation grows with its training.
             slices, optimizer = row["slices_a_batch"], config.unet.optimizer
-            tried, of_validation = nnunet.lengths(sections["unet"].optimizer, slices)
-            whole, of_whole = nnunet.lengths(optimizer, slices)
+            tried, of_validation = lengths(sections["unet"].optimizer, slices)
+            whole, of_whole = lengths(optimizer, slices)
             batch, validation = whole / tried / optimizer.iterations, of_whole / of_validation
         out[f"{stage} batch"] = batch * (row["seconds"] - row["validation_seconds"])
         out[f"{stage} validation"] = validation * row["validation_seconds"]
