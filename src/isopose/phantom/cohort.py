@@ -17,11 +17,13 @@ from isopose.io.nifti import is_whole
 from isopose.io.truth import TRUTH_FILE
 from isopose.outputs import claim
 from isopose.parallel import in_order
-from isopose.phantom.case import Population, sample_case, texture_generator, truth
+from isopose.phantom.case import Population, sample_case, texture_generator, truth, tumor_volume_ml
 from isopose.phantom.render import KIDNEY, TUMOR, render
 
 #: Increased whenever the same parameters give other images.
 VERSION = 1
+#: Volume in ml below which a tumor is small, and most patients that are drawn for each one that is taken.
+SMALL_ML, MOST_DRAWN = 20.0, 40
 ENDING = ".nii.gz"
 
 
@@ -56,6 +58,7 @@ def write_cohort(
     seed: int = 0,
     workers: int = 0,
     test_fraction: float = 0.25,
+    small_tumors: float | None = None,
     population: Population = "child",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -74,6 +77,9 @@ def write_cohort(
         seed: seed of the cohort; case ``i`` depends on the seed and ``i`` only.
         workers: processes; 0 uses this one. The files are byte for byte the same.
         test_fraction: fraction of the cases, the last ones, that go to ``imagesTs``.
+        small_tumors: fraction of the cases, of those for training and of those for testing alike, whose tumor
+            is drawn below :data:`SMALL_ML`; None: as many as are drawn, about a sixth. Patients are drawn
+            until there are enough of each kind, so that they are some of the cohort's without it.
         population: children from birth to 16 years, or adults.
         progress: called with (done, all) after every case.
 
@@ -84,16 +90,19 @@ def write_cohort(
         InputError: a parameter is out of range, or the folder contains something else.
     """
     output = Path(output)
-    _check(cases, slices, size, seed, workers, test_fraction, population)
+    _check(cases, slices, size, seed, workers, test_fraction, small_tumors, population)
     tests = min(round(cases * test_fraction), cases - 1)
     parameters = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
         "population": population,
     }  # fmt: skip
+    if small_tumors is not None:
+        parameters["small_tumors"] = small_tumors
     _begin(output, parameters)
+    chosen = _choose(cases, tests, seed, small_tumors, population)
     planned = [
-        _CaseToMake(output, f"phantom_{n:03d}", n, n >= cases - tests, seed, size, slices, population)
-        for n in range(cases)
+        _CaseToMake(output, f"phantom_{n:03d}", index, n >= cases - tests, seed, size, slices, population)
+        for n, index in enumerate(chosen)
     ]
     truths = list(in_order(_make, planned, name=attrgetter("case"), workers=workers, progress=progress))
     write_text(output / "patients.csv", _patients(truths))
@@ -109,8 +118,51 @@ def write_cohort(
     return output
 
 
+def _choose(
+    cases: int, tests: int, seed: int, small_tumors: float | None, population: Population
+) -> list[int]:
+    """Return which patients of a seed are taken: those for training, then those for testing.
+
+    Of each part as many have a small tumor as is asked for. Patients are taken in the order in which they are
+    drawn, training first, so that their ages stay evenly spread.
+
+    Raises:
+        InputError: too few have a small tumor, or another.
+    """
+    if small_tumors is None:
+        return list(range(cases))
+    parts: tuple[list[int], list[int]] = ([], [])
+    left = []
+    for count in (cases - tests, tests):
+        few = round(small_tumors * count)
+        left.append({True: few, False: count - few})
+    for index in range(MOST_DRAWN * cases):
+        wanted = {small for part in left for small, count in part.items() if count}
+        if not wanted:
+            break
+        small = tumor_volume_ml(seed, index, population) < SMALL_ML
+        for part, chosen in zip(left, parts, strict=True):
+            if part[small]:
+                part[small] -= 1
+                chosen.append(index)
+                break
+    if any(count for part in left for count in part.values()):
+        raise InputError(
+            f"phantom: of {MOST_DRAWN * cases} patients too few have a tumor below {SMALL_ML:g} ml, or too "
+            "few a larger one; choose another share of small tumors"
+        )
+    return [*parts[0], *parts[1]]
+
+
 def _check(
-    cases: int, slices: int | None, size: int, seed: int, workers: int, test_fraction: float, population: str
+    cases: int,
+    slices: int | None,
+    size: int,
+    seed: int,
+    workers: int,
+    test_fraction: float,
+    small_tumors: float | None,
+    population: str,
 ) -> None:
     """Check the parameters.
 
@@ -129,6 +181,8 @@ def _check(
         raise InputError(f"phantom: workers is {workers}, expected 0 or more")
     if not 0.0 <= test_fraction < 1.0:
         raise InputError(f"phantom: the share of test cases is {test_fraction}, expected 0 to below 1")
+    if small_tumors is not None and not 0.0 <= small_tumors <= 1.0:
+        raise InputError(f"phantom: the share of small tumors is {small_tumors}, expected 0 to 1")
     if population not in get_args(Population):
         raise InputError(f"phantom: population {population!r} is unknown, expected child or adult")
 
@@ -144,6 +198,11 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
         other="holds a phantom cohort of other parameters ({names})",
         strange="is not empty and holds no phantom cohort",
     )
+    # Cohorts of before this parameter say nothing of it.
+    if known and known["parameters"].get("small_tumors") != parameters.get("small_tumors"):
+        raise InputError(
+            f"{output}: holds a phantom cohort of other parameters (small_tumors); choose another folder"
+        )
     if known is None:
         write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": False, "cases": []})
 
