@@ -13,7 +13,7 @@ from isopose.study.arms import BY_NAME, FURTHER
 from isopose.study.figures import band_of
 from isopose.study.pace import pace_table, time_table
 from isopose.study.protocol import GOALS, primary, rise, roll_strata
-from isopose.study.report import _note_machines, _note_uneven_runs
+from isopose.study.report import _make_primary_section, _note_machines, _note_uneven_runs
 from isopose.study.results import (
     ArmResult,
     StudyRun,
@@ -80,6 +80,8 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     single = arm("pose", run({"a": 0.6, "b": 0.7}))
     [difference] = differences({"augmented": base, "pose": single}, TO_BASELINE)
     assert difference.mean == pytest.approx(0.1)
+    one = {"augmented": arm("augmented", run({"a": 0.5})), "pose": arm("pose", run({"a": 0.7}))}
+    assert differences(one, TO_BASELINE)[0].detectable is None, "a single patient shows no spread"
     other = arm("pose", run({"a": 0.6, "b": 0.7}, seed=2))
     assert differences({"augmented": base, "pose": other}, TO_BASELINE) == []
 
@@ -216,6 +218,9 @@ def test_a_goal_is_reached_by_its_mean_its_interval_and_p_over_all_goals() -> No
     assert no_worse.points == -0.9
     assert no_worse.is_reached(replace(found, low=-0.008))
     assert not no_worse.is_reached(replace(found, mean=0.05, low=-0.0095))
+    [section] = _make_primary_section(results_with(rng.normal(0.03, 0.01, 40)))
+    assert "8 goals, of which 1 were run" in section.text[0]
+    assert _make_primary_section({"paper": {}}) == []
     table = goal_table([(goal, found)])
     row = dict(zip([c.name for c in table.columns], table.rows[0], strict=True))
     assert (row["Goal (points)"], row["Reached"]) == ("+1.6, gain", "yes")
@@ -347,6 +352,29 @@ def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> Non
     assert in_cpu == {(0, 0): pytest.approx(7.0 + 4 * 20.0 * 10.0 / 12.0)}
     assert posed.seconds == pytest.approx(60.0 + 7.0 / 2)
     assert posed.cpu_seconds == pytest.approx(100.0 + 7.0 / 2)
+
+
+def test_nnunets_arms_are_held_to_nnunet_with_homogenizing_counted() -> None:
+    values = [0.3] * 5 + [0.6] * 5
+    before = {
+        "stage": "homogenize",
+        "epoch": 1,
+        "seconds": 12.0,
+        "cpu_seconds": 12.0,
+        "validation_seconds": 0.0,
+    }
+    faster = (before, *history([0.6] * 10))
+    results = {"nnunet": arm("nnunet", run({"a": 1.0}, history=history(values))),
+               "nnunet-homogenized": arm("nnunet-homogenized", run({"a": 1.0}, history=faster))}  # fmt: skip
+    table = time_table(results, ["kidney"], "nnunet")
+    # It holds 0.6 for three epochs after eight of them, and after one: 10 s each, and 12 of homogenizing.
+    assert [row[:2] for row in table.rows] == [
+        ("nnunet", "1:20 min (1.00)"), ("nnunet-homogenized", "0:22 min (0.28)"),
+    ]  # fmt: skip
+    assert "of homogenized slices" in table.notes[-1]
+    assert not any("not comparable in height" in note for note in table.notes)
+    mixed = results | {"pose": arm("pose", run({"a": 1.0}))}
+    assert any("not comparable in height" in note for note in time_table(mixed, ["kidney"], "nnunet").notes)
 
 
 def test_each_seed_is_held_to_its_own_validation_patients() -> None:

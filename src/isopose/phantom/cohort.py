@@ -92,7 +92,7 @@ def write_cohort(
     output = Path(output)
     _check(cases, slices, size, seed, workers, test_fraction, small_tumors, population)
     tests = min(round(cases * test_fraction), cases - 1)
-    parameters = {
+    parameters: dict[str, Any] = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
         "population": population,
     }  # fmt: skip
@@ -106,16 +106,21 @@ def write_cohort(
     ]
     truths = list(in_order(_make, planned, name=attrgetter("case"), workers=workers, progress=progress))
     write_text(output / "patients.csv", _patients(truths))
+    _describe(output, population, cases - tests)
+    write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": truths})
+    return output
+
+
+def _describe(output: Path, population: Population, training: int) -> None:
+    """Write nnU-Net's description of the dataset."""
     write_json(output / "dataset.json", {
         "name": "isopose phantom",
         "description": f"synthetic abdominal CT ({population}), not patient data",
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "kidney": KIDNEY, "tumor": TUMOR},
-        "numTraining": cases - tests,
+        "numTraining": training,
         "file_ending": ENDING,
     })  # fmt: skip
-    write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": truths})
-    return output
 
 
 def _choose(

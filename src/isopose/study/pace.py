@@ -9,8 +9,11 @@ from isopose.study.protocol import RISE, rise
 from isopose.study.results import ArmResult, Clock, Place, goals, steady, times_to
 from isopose.study.tables import CLOCKS, format_time
 
-#: nnU-Net's validation scores beside those of other arms.
+#: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
 PEER_NOTE = "nnU-Net's is over all slices at once and not by patient: not comparable in height"
+UPRIGHT_NOTE = (
+    "the validation of nnU-Net's homogenized arms is of homogenized slices, before they are restored"
+)
 
 
 def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
@@ -39,7 +42,6 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
                     )
                 )
         rows.append((name, *cells))
-    peers = any(result.arm.peer for result in results.values())
     shown = "; ".join(
         f"{label} " + ", ".join(f"{score:.3f}" for _, score in sorted(of_label.items()))
         for label, of_label in wanted.items()
@@ -53,7 +55,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
             f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same "
             f"seed and fold ends ({shown}); pose and crop included, validation not; in brackets the part of "
             f"{baseline}'s own time",
-            *((PEER_NOTE,) * peers),
+            *_note_peers(results),
         ),
     )
 
@@ -117,7 +119,6 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         most = max(rises, default=None)
         stopped = NO_VALUE if most is None else "yes" if most < RISE else "no"
         rows.append((name, *cells, None if most is None else 100.0 * most, stopped))
-    peers = any(result.arm.peer for result in trained.values())
     at = "no run" if seconds is None else f"{seconds:.0f} CPU seconds of training, when {baseline} ends"
     notes = (
         f"the mean of three epochs' validation Dice: mean over seeds and folds (lowest to highest); equal "
@@ -125,9 +126,17 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         "ended before: at its end; one whose U-Net has not begun: none yet)",
         f"rises: from the fifth before the last of the U-Net's epochs to the last, mean over seeds, of the "
         f"label that rises most; stopped: by less than {100 * RISE:g} points",
-        *((PEER_NOTE,) * peers),
+        *_note_peers(trained),
     )
     return Table("Validation Dice along training", columns, tuple(rows), notes=notes)
+
+
+def _note_peers(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
+    """Return what is to be known of nnU-Net's validation scores in a table."""
+    peers = [result.arm.peer for result in results.values()]
+    mixed = any(peers) and not all(peers)
+    upright = any(peer.homogenized for peer in peers if peer)
+    return (*((PEER_NOTE,) * mixed), *((UPRIGHT_NOTE,) * upright))
 
 
 def _find_score(curve: Sequence[tuple[float, float]], seconds: float | None) -> float | None:

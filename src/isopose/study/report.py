@@ -171,16 +171,6 @@ def _make_preset_sections(
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
-    compared = [
-        difference_table(
-            differences(results, against(results, baseline), metric=metric),
-            f"{METRICS[metric].title}: differences by patient",
-        )
-        for metric in PAIRED
-    ]
-    further = differences(results, FURTHER)
-    if further:
-        compared.append(difference_table(further, "Dice: differences between other arms"))
     pictures = tuple(drawn.values())
     strata = strata_tables(results, baseline, rolls)
     stns, of_stns = stn_table(results, lengths), notes_of(preset, results, lengths)
@@ -192,38 +182,61 @@ def _make_preset_sections(
             notes=tuple(twins),
         ),
         *([_make_stn_section(preset, stns)] if stns else []),
-        Section(
-            f"Preset {preset}: against {baseline}",
-            text=(
-                "Scores of each arm minus those of the same patients in "
-                f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients and seeds, both "
-                "drawn; seeds and folds that both have. With one seed it says nothing about training again, "
-                "with two little. p is of the patients' means over seeds.",
-            ),
-            tables=tuple(compared),
-        ),
+        _make_comparison_section(preset, results, baseline),
         Section(
             f"Preset {preset}: scores",
             tables=(score_table(results), failure_table(results)),
             pictures=pictures,
         ),
-        Section(
-            f"Preset {preset}: cost",
-            text=(
-                "Training by stage, by the clock, without preprocessing, which the arms share. "
-                "Memory is what the U-Net's training held at its peak beyond what was there before it: "
-                "resident on a CPU, allocated on a GPU. Validation is counted here, and not in the time "
-                "until a Dice is reached. Each run's folder is in runs.csv.",
-            ),
-            notices=_note_machines(results),
-            tables=(
-                cost_table(results),
-                pace_table(results, labels, baseline),
-                time_table(results, labels, baseline),
-            ),
-        ),
+        _make_cost_section(preset, results, baseline),
         *([Section(f"Preset {preset}: by group of patients", tables=tuple(strata))] if strata else []),
     ]
+
+
+def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> Section:
+    """Return a section on the differences from the baseline and between other arms."""
+    compared = [
+        difference_table(
+            differences(results, against(results, baseline), metric=metric),
+            f"{METRICS[metric].title}: differences by patient",
+        )
+        for metric in PAIRED
+    ]
+    further = differences(results, FURTHER)
+    if further:
+        compared.append(difference_table(further, "Dice: differences between other arms"))
+    return Section(
+        f"Preset {preset}: against {baseline}",
+        text=(
+            "Scores of each arm minus those of the same patients in "
+            f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients and seeds, both "
+            "drawn; seeds and folds that both have. With one seed it says nothing about training again, "
+            "with two little. p is of the patients' means over seeds.",
+        ),
+        tables=tuple(compared),
+    )
+
+
+def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> Section:
+    """Return a section on time, memory, and validation Dice along training."""
+    labels = labels_of(results)
+    peers = {name: result for name, result in results.items() if result.arm.peer}
+    return Section(
+        f"Preset {preset}: cost",
+        text=(
+            "Training by stage, by the clock, without preprocessing, which the arms share. "
+            "Memory is what the U-Net's training held at its peak beyond what was there before it: "
+            "resident on a CPU, allocated on a GPU. Validation is counted here, and not in the time "
+            "until a Dice is reached. Each run's folder is in runs.csv.",
+        ),
+        notices=_note_machines(results),
+        tables=(
+            cost_table(results),
+            pace_table(results, labels, baseline),
+            time_table(results, labels, baseline),
+            *([time_table(peers, labels, "nnunet")] if "nnunet" in peers and len(peers) > 1 else []),
+        ),
+    )
 
 
 def _make_primary_section(results: Results) -> list[Section]:
@@ -233,7 +246,7 @@ def _make_primary_section(results: Results) -> list[Section]:
         return []
     text = (
         f"Decided before the study was run (docs/study.md): {len(GOALS)} goals, of which {len(found)} were "
-        "run. Nothing else in this report was decided by them."
+        "run. All else in this report is secondary."
     )
     return [Section("Primary comparisons", text=(text,), tables=(goal_table(found),))]
 

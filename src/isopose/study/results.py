@@ -217,7 +217,8 @@ class Difference:
         patients: with a value in both.
         mean, median, worst: of the differences; a mean may be a few patients'.
         low, high: bootstrap interval of that mean, over patients and seeds.
-        detectable: mean difference that would have been found with 80 % power (two-sided, 5 %).
+        detectable: mean difference that would have been found with 80 % power (two-sided, 5 %); none
+            for a single patient.
         better: patients for whom the arm's score is higher.
         unpaired: patients with a value in one of the two only, such as a false alarm of one arm's.
         raw_p: two-sided Wilcoxon signed-rank test; none below
@@ -235,7 +236,7 @@ class Difference:
     worst: float
     low: float
     high: float
-    detectable: float
+    detectable: float | None
     better: int
     unpaired: int
     raw_p: float | None
@@ -325,7 +326,7 @@ def _summarize(
         worst=float(values.min()),
         low=found.low,
         high=found.high,
-        detectable=detectable(found.error),
+        detectable=detectable(found.error) if len(values) > 1 else None,
         better=int((values > 0).sum()),
         unpaired=unpaired,
         raw_p=raw,
