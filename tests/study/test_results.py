@@ -255,6 +255,15 @@ def test_scores_at_equal_steps_at_equal_time_and_at_the_end() -> None:
     # Of twenty epochs a fifth is four; in the fifth before the mean of three is 0.933, 0.967, 1 and 1.
     assert rows["pose"][-2:] == (pytest.approx(2.5), "no")
     assert rows["augmented"][-2:] == (pytest.approx(0.0), "yes")
+    # nnU-Net has no Dice of a label that no validation batch of an epoch shows.
+    gaps = tuple(
+        {key: value for key, value in row.items() if row["epoch"] > 2 or key != "dice kidney"}
+        for row in history([0.0, 0.0, *[0.7] * 10])
+    )
+    peer = arm("nnunet", run({"a": 1.0}, history=gaps))
+    table = pace_table({"augmented": base, "nnunet": peer}, ["kidney"], "augmented")
+    assert table.rows[1][1:4] == ("0.700", "0.700", "0.700")
+    assert "equal steps: 10 epochs" in table.notes[0]
     assert rise(history_curve([0.1 * n for n in range(10)])) == pytest.approx(0.2)
     assert rise(history_curve([0.5] * 9)) is None
 

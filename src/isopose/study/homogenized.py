@@ -25,7 +25,7 @@ Seconds = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Homogenized:
+class HomogenizedPatients:
     """The homogenized patients of a fold.
 
     Args:
@@ -72,7 +72,7 @@ class Homogenized:
         return {clock: taken[clock] + self.seconds[case][clock] for clock in CLOCKS}
 
 
-def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Reporter) -> Homogenized:
+def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Reporter) -> HomogenizedPatients:
     """Homogenize every labeled patient once for all arms and seeds of a fold, and time each.
 
     Args:
@@ -100,7 +100,7 @@ def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Repor
         if problems:
             raise InputError(f"{problems[0]} ({len(problems)} such; leave out the patients or the arm)")
     learned = tuple(case.id for case in cases if case.split != "test")
-    return Homogenized(root, seconds, learned)
+    return HomogenizedPatients(root, seconds, learned)
 
 
 class _Timing(Silent):

@@ -25,7 +25,7 @@ from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.nnunet.plans import write_plans
 from isopose.study.arms import Peer
-from isopose.study.homogenized import Homogenized, homogenize_patients
+from isopose.study.homogenized import HomogenizedPatients, homogenize_patients
 from isopose.study.measure import Measuring, timed
 from isopose.study.nnunet_trainer import NAME, NUMBER, make_trainer, measure_size
 
@@ -62,7 +62,7 @@ class Trained:
     trainer: Any
     history: list[dict[str, Any]]
     size: dict[str, float]
-    homogenized: Homogenized | None
+    homogenized: HomogenizedPatients | None
 
 
 def train(

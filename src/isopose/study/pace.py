@@ -1,12 +1,13 @@
 """How fast the arms of a study learn: time to a score, scores at equal steps and time, and the last rise."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
 from isopose.study.protocol import RISE, rise
-from isopose.study.results import ArmResult, Clock, Place, goals, steady, times_to
+from isopose.study.results import ArmResult, Clock, Place, StudyRun, goals, steady, times_to
 from isopose.study.tables import CLOCKS, format_time
 
 #: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
@@ -77,10 +78,7 @@ def _format_times(
 def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
     """Validation Dice at equal steps, at equal CPU time and at each arm's end, and whether it still rises."""
     trained = {name: result for name, result in results.items() if result.runs[0].history}
-    epochs = min(
-        (len(run.curve(f"dice {label}")) for one in trained.values() for run in one.runs for label in labels),
-        default=0,
-    )
+    epochs = min((len(_find_epochs(run)) for one in trained.values() for run in one.runs), default=0)
     ends = [
         curve[-1][0]
         for run in results[baseline].runs
@@ -103,8 +101,9 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         cells: list[Cell] = []
         for label in labels:
             curves = [steady(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs]
+            early = [steady(_cut(run, epochs).curve(f"dice {label}")) for run in result.runs]
             cells += [
-                _format_band([curve[epochs - 1][1] for curve in curves if 0 < epochs <= len(curve)]),
+                _format_band([curve[-1][1] for curve in early if curve]),
                 _format_band(
                     [score for curve in curves if (score := _find_score(curve, seconds)) is not None]
                 ),
@@ -137,6 +136,17 @@ def _note_peers(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     mixed = any(peers) and not all(peers)
     upright = any(peer.homogenized for peer in peers if peer)
     return (*((PEER_NOTE,) * mixed), *((UPRIGHT_NOTE,) * upright))
+
+
+def _find_epochs(run: StudyRun) -> list[int]:
+    """Return the places of the U-Net's epochs in a run's history."""
+    return [place for place, row in enumerate(run.history) if row["stage"] == "unet"]
+
+
+def _cut(run: StudyRun, epochs: int) -> StudyRun:
+    """Return a run as it was after so many of the U-Net's epochs; nnU-Net has no Dice in some of them."""
+    places = _find_epochs(run)[:epochs]
+    return replace(run, history=run.history[: places[-1] + 1] if places else ())
 
 
 def _find_score(curve: Sequence[tuple[float, float]], seconds: float | None) -> float | None:
