@@ -22,7 +22,8 @@ from isopose.phantom import (
     truth,
     write_cohort,
 )
-from isopose.phantom.case import age_at
+from isopose.phantom.case import age_at, tumor_volume_ml
+from isopose.phantom.cohort import SMALL_ML, _choose
 from isopose.phantom.pose import POSITIONS, Pose, sample_pose
 from isopose.phantom.scan import landmarks, sample_scan
 
@@ -131,6 +132,42 @@ def test_a_cohort_of_adults(tmp_path: Path, cohort: Path) -> None:
         write_cohort(folder, **SMALL)
 
 
+def test_the_tumors_volume_is_known_before_the_patient_is_drawn() -> None:
+    for index, population in ((0, "child"), (3, "child"), (1, "adult")):
+        whole = sample_case(7, index, size=64, slices=4, population=population).anatomy.tumor.diameter_mm
+        assert tumor_volume_ml(7, index, population) == pytest.approx(np.pi / 6 * whole**3 / 1000)
+
+
+def test_a_share_of_small_tumors_in_both_parts() -> None:
+    """The patients are some of the seed's own; those whose tumor is drawn small are taken more often."""
+    chosen = _choose(12, 6, 7, 0.34, "child")
+    assert len(set(chosen)) == 12
+    small = [tumor_volume_ml(7, index) < SMALL_ML for index in chosen]
+    assert [sum(small[:6]), sum(small[6:])] == [2, 2]
+    assert chosen[:6] == sorted(chosen[:6])
+    assert chosen[6:] == sorted(chosen[6:])
+    assert _choose(12, 6, 7, None, "child") == list(range(12))
+
+
+def test_a_share_that_is_not_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isopose.phantom.cohort.tumor_volume_ml", lambda *_: 50.0)
+    with pytest.raises(InputError, match=r"of 120 patients too few have a tumor below 20 ml"):
+        _choose(3, 1, 7, 0.5, "child")
+
+
+def test_a_cohort_of_small_tumors(tmp_path: Path, cohort: Path) -> None:
+    given = {**SMALL, "cases": 2, "size": 32, "slices": 4, "test_fraction": 0.5}
+    folder = write_cohort(tmp_path / "small", **given, small_tumors=1.0)
+    written = json.loads((folder / "phantom.json").read_text())
+    assert written["parameters"]["small_tumors"] == 1.0
+    assert all(np.pi / 6 * case["tumor_diameter_mm"] ** 3 / 1000 < SMALL_ML for case in written["cases"])
+    expected = sample_case(SMALL["seed"], _choose(2, 1, SMALL["seed"], 1.0, "child")[1], size=32, slices=4)
+    assert written["cases"][1]["roll"] == expected.pose.roll
+    assert "small_tumors" not in json.loads((cohort / "phantom.json").read_text())["parameters"]
+    with pytest.raises(InputError, match=r"other parameters \(small_tumors\)"):
+        write_cohort(folder, **given)
+
+
 def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("photos")
     with pytest.raises(InputError, match="not empty"):
@@ -149,6 +186,7 @@ def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: 
     [
         ({"cases": 0}, "cases"), ({"slices": 2}, "slices"), ({"size": 8}, "size"), ({"seed": -1}, "seed"),
         ({"workers": -1}, "workers"), ({"test_fraction": 1.0}, "test"),
+        ({"small_tumors": 1.5}, "small tumors"),
         ({"population": "cat"}, "child or adult"),
     ],
 )  # fmt: skip

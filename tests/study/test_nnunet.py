@@ -11,10 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
+from isopose.geometry.volume import Volume
+from isopose.homogenize.record import read_record, record_path
+from isopose.homogenize.warping import restored_labels
 from isopose.io.images import read_labels
 from isopose.phantom import write_cohort
-from isopose.study import nnunet
+from isopose.study import nnunet, nnunet_trainer
+from isopose.study.arms import BY_NAME
 
 pytestmark = [
     pytest.mark.skipif(not nnunet.available(), reason="nnunetv2 is not installed (extra: nnunet)"),
@@ -26,7 +31,8 @@ SETTINGS = (
     *("unet.optimizer.batch_size=4", "train.folds=3", "train.device=cpu"),
 )
 
-ARMS = ("nnunet", "nnunet-plain", "nnunet-pose")
+HOMOGENIZED = ("nnunet-homogenized", "nnunet-homogenized-unturned")
+ARMS = ("nnunet", "nnunet-plain", "nnunet-pose", *HOMOGENIZED)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,10 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
         run = tmp_path / "study" / "runs" / "default" / arm / "seed-0-fold-0"
         result = json.loads((run / "result.json").read_text())
         rows = result["history"]
+        if arm in HOMOGENIZED:
+            before, *rows = rows
+            assert before["stage"] == "homogenize"
+            assert before["cpu_seconds"] > 0
         assert [row["epoch"] for row in rows] == [1, 2, 3]
         assert all(row["seconds"] > row["validation_seconds"] > 0 for row in rows)
         assert all(row["cpu_seconds"] > 0 for row in rows)
@@ -81,13 +91,42 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
             predicted = read_labels(run / "predictions" / f"{case}.nii.gz")
             assert predicted.same_grid(read_labels(children / "labelsTs" / f"{case}.nii.gz"))
             assert set(np.unique(predicted.array)) <= {0, 1, 7}
+            if arm in HOMOGENIZED:
+                _check_restored(tmp_path / "study" / "stores", run, case, predicted)
     with open(tmp_path / "study" / "runs.csv", newline="") as file:
         assert {row["arm"] for row in csv.DictReader(file)} == set(ARMS)
 
 
+def _check_restored(stores: Path, run: Path, case: str, predicted: Volume) -> None:
+    """What nnU-Net marked in the homogenized scan, brought back by the transform of that scan."""
+    root = stores / "nnunet-homogenized-fold-0" / "raw" / nnunet.NAME
+    # Trained on is what lies there, at the pixels of the study's own arms.
+    assert read_labels(root / "labelsTr" / "phantom_000.nii.gz").array.shape[1:] == (64, 64)
+    upright = read_labels(run / "upright" / f"{case}.nii.gz")
+    back = restored_labels(upright, read_record(record_path(root, case)).transform)
+    np.testing.assert_array_equal(np.array([0, 1, 7], dtype=np.uint8)[back.array], predicted.array)
+
+
+def test_rotation_and_scaling_alone_are_taken_out_of_the_augmentation() -> None:
+    given = {"patch_size": (64, 64), "rotation_for_DA": (-3.0, 3.0), "deep_supervision_scales": None,
+             "mirror_axes": (0, 1), "do_dummy_2d_data_aug": False}  # fmt: skip
+    turned, still = (
+        nnunet_trainer.make_trainer_class(BY_NAME[arm].peer).get_training_transforms(**given)
+        for arm in HOMOGENIZED
+    )
+    assert [type(each) for each in turned.transforms] == [type(each) for each in still.transforms]
+    assert (turned.transforms[0].p_rotation, turned.transforms[0].p_scaling) == (0.2, 0.2)
+    image = torch.rand(1, 64, 64)
+    for _ in range(40):
+        spatial = still.transforms[0]
+        torch.testing.assert_close(spatial(image=image)["image"], image)
+    assert any(not torch.equal(turned.transforms[0](image=image)["image"], image) for _ in range(40))
+
+
 def test_a_training_that_is_stopped_goes_on(children: Path, tmp_path: Path) -> None:
-    given = command(children, tmp_path / "study", "nnunet")
-    history = tmp_path / "study" / "runs" / "default" / "nnunet" / "seed-0-fold-0" / "history.json"
+    given = command(children, tmp_path / "study", "nnunet-homogenized")
+    run = tmp_path / "study" / "runs" / "default" / "nnunet-homogenized" / "seed-0-fold-0"
+    history = run / "history.json"
     process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for _ in range(6000):
         time.sleep(0.1)
@@ -103,3 +142,5 @@ def test_a_training_that_is_stopped_goes_on(children: Path, tmp_path: Path) -> N
     rows = json.loads(history.read_text())
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[0] == first[0], "what was trained was not trained again"
+    result = json.loads((run / "result.json").read_text())
+    assert [row["stage"] for row in result["history"]] == ["homogenize", *["unet"] * 3]

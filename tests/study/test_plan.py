@@ -151,11 +151,14 @@ def test_nnunets_arms_are_there_where_nnunet_is(options: Options, monkeypatch: p
         arms_of(options, ["pose", "nnunet"])
     monkeypatch.setattr(nnunet, "available", lambda: True)
     names = [arm.name for arm in arms_of(options, None) if arm.peer]
-    assert names == ["nnunet", "nnunet-plain", "nnunet-pose", "nnunet-resenc", "nnunet-3d"]
+    assert names == [
+        "nnunet", "nnunet-plain", "nnunet-homogenized", "nnunet-homogenized-unturned", "nnunet-pose",
+        "nnunet-resenc", "nnunet-3d",
+    ]  # fmt: skip
     # Each is a run of its own, though their settings are the augmented arm's; and it has no preset.
     jobs, twins = jobs_of(options, arms_of(options, ["augmented", *names]))
     assert twins == {}
-    assert [job.preset for job in jobs if job.arm != "augmented"] == ["default"] * 2 * 5
+    assert [job.preset for job in jobs if job.arm != "augmented"] == ["default"] * 2 * 7
     assert [job.preset for job in jobs if job.arm == "augmented"] == ["default"] * 2 + ["paper"] * 2
 
 

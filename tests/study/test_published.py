@@ -5,7 +5,11 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, median, stdev
 
+import numpy as np
 import pytest
+
+from isopose.study.protocol import GOALS, RISE, ROLLS, VOLUMES, Goal
+from isopose.study.statistics import components, detectable
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs" / "study"
@@ -86,7 +90,7 @@ def test_the_headline_has_mean_median_and_the_split_by_volume(rows, arm: str, na
 
 def test_the_studys_table_is_that_of_the_scores(rows) -> None:
     few = small(rows)
-    [table] = tables("docs/study.md", "## On phantoms", "### What was expected, and what came")
+    [table] = tables("docs/published.md", "## On phantoms", "### What was expected, and what came")
     assert [row[0] for row in table][:3] == ["`augmented`", "`moments`", "`pose`"]
     for name, *cells in table:
         arm = name.strip("`")
@@ -127,7 +131,7 @@ def test_the_measured_tables_are_those_of_the_scores(rows) -> None:
 def test_sentences_quote_the_scores(rows) -> None:
     gains, few = gain(rows, "pose", "augmented", "tumor", "default"), small(rows)
     whole, middle, below, above = (f"{value:.1f}" for value in split(gains, few))
-    readme, study = ((ROOT / name).read_text() for name in ("README.md", "docs/study.md"))
+    readme, study = ((ROOT / name).read_text() for name in ("README.md", "docs/published.md"))
     study = " ".join(study.split())
     assert f"homogenization gains {whole} points of tumor Dice" in readme
     assert f"but only {middle} at the median" in readme
@@ -147,13 +151,44 @@ def test_sentences_quote_the_scores(rows) -> None:
         assert (len(tumors), sum(row["outcome"] == "missed" for row in tumors)) == (30, missed), arm
 
 
+def test_the_protocols_power_is_that_of_the_published_scores(rows) -> None:
+    [goals, power] = tables("docs/study.md", "## Protocol", "## Time")
+    assert len(goals) == 4
+    for pair, target, *quoted in power:
+        arm, base = (name.strip("`") for name in pair.split(" and "))
+        by_seed = [
+            gain([row for row in rows if row["seed"] == seed], arm, base, target, "default") for seed in "01"
+        ]
+        spread = components(np.array([[one[patient] for one in by_seed] for patient in by_seed[0]]))
+        planned = ((15, 2), (100, 2), (100, 5), (200, 5))
+        assert near(quoted, [detectable(spread.error(*each)) for each in planned]), (pair, target)
+
+
+def test_the_protocols_goals_are_the_codes() -> None:
+    [goals, _] = tables("docs/study.md", "## Protocol", "## Time")
+    found = []
+    for arm, base, *cells in goals:
+        preset = "paper" if "paper" in arm else "default"
+        for structure, cell in zip(("tumor", "kidney"), cells, strict=True):
+            kind, number = cell.removesuffix(" points").replace(" of ", " than ").split(" than ")
+            names = (name.split("`")[1] for name in (arm, base))
+            found.append(Goal(preset, *names, structure, float(number), kind))
+    assert tuple(found) == GOALS
+    text = " ".join((ROOT / "docs" / "study.md").read_text().split())
+    assert f"gains less than {100 * RISE:g} points" in text
+    assert [limit for _, limit, _ in VOLUMES] == [0.0, 20.0, 100.0]
+    assert "tumor below 20, to 100, and from 100 ml" in text
+    assert [limit for _, limit, _ in ROLLS] == [0.0, 10.0, 25.0]
+    assert "turned by less than 10, to 25, and from 25 degrees" in text
+
+
 def test_nothing_says_any_longer_that_the_papers_preset_gains_nothing() -> None:
     """Its STN1 had a twelfth of its steps: it was not tested, and no page may say what it gains."""
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = " ".join(page.read_text().split()).replace("*", "")
         for claim in ("own preset gains nothing", "own arm gains nothing", "paper's preset gains nothing"):
             assert claim not in text, page.name
-    study = (ROOT / "docs" / "study.md").read_text()
+    study = (ROOT / "docs" / "published.md").read_text()
     assert "### The paper preset was not tested" in study
     for page in ("README.md", "docs/study/README.md", "docs/paper.md"):
         assert "#the-paper-preset-was-not-tested" in (ROOT / page).read_text()

@@ -10,20 +10,22 @@ from scipy import stats
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.study.arms import BY_NAME, FURTHER
-from isopose.study.report import _note_machines, _note_uneven_runs
+from isopose.study.figures import band_of
+from isopose.study.pace import pace_table, time_table
+from isopose.study.protocol import GOALS, primary, rise, roll_strata
+from isopose.study.report import _make_primary_section, _note_machines, _note_uneven_runs
 from isopose.study.results import (
     ArmResult,
     StudyRun,
     against,
     differences,
     goals,
-    holm,
-    interval,
     load_results,
     steady,
     times_to,
 )
-from isopose.study.tables import difference_table, score_table, strata_tables, time_table
+from isopose.study.strata import strata_tables
+from isopose.study.tables import difference_table, failure_table, goal_table, score_table
 
 
 def scores(dice: float) -> Scores:
@@ -78,6 +80,8 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     single = arm("pose", run({"a": 0.6, "b": 0.7}))
     [difference] = differences({"augmented": base, "pose": single}, TO_BASELINE)
     assert difference.mean == pytest.approx(0.1)
+    one = {"augmented": arm("augmented", run({"a": 0.5})), "pose": arm("pose", run({"a": 0.7}))}
+    assert differences(one, TO_BASELINE)[0].detectable is None, "a single patient shows no spread"
     other = arm("pose", run({"a": 0.6, "b": 0.7}, seed=2))
     assert differences({"augmented": base, "pose": other}, TO_BASELINE) == []
 
@@ -134,16 +138,15 @@ def test_strata_are_the_same_for_all_arms() -> None:
     first, second = dict.fromkeys(PATIENTS[:3], 0.5), dict.fromkeys(PATIENTS[3:], 0.5)
     base = arm("augmented", run(first, sizes=sizes), run(second, fold=1, sizes=sizes))
     posed = arm("pose", run(dict.fromkeys(first, 0.7), sizes=sizes))
-    dice, volumes = strata_tables({"augmented": base, "pose": posed}, "augmented")
+    [dice] = strata_tables({"augmented": base, "pose": posed}, "augmented", {})
     assert [c.name for c in dice.columns] == [
         "Arm", "Target", "small (to 123 mm)", "middle (123 to 147 mm)", "large (over 147 mm)",
     ]  # fmt: skip
-    # 100, 110 and 120 mm: all small.
+    # 100, 110 and 120 mm: all small. Three patients are not compared.
     assert {row[0]: row[2:] for row in dice.rows} == {
-        "augmented": (0.5, 0.5, 0.5),
-        "pose": (pytest.approx(0.7), None, None),
+        "augmented": ("0.500 (0.500, 0.500)",) * 3,
+        "pose": ("0.700 (0.700, 0.700)", "–", "–"),
     }
-    assert volumes.caption == "Dice by the structure's volume", "three patients are not compared"
 
 
 def test_strata_of_enough_patients_are_compared() -> None:
@@ -151,33 +154,135 @@ def test_strata_of_enough_patients_are_compared() -> None:
     sizes = {q: 100.0 + n for n, q in enumerate(names)}
     base = arm("augmented", run(dict.fromkeys(names, 0.5), sizes=sizes))
     posed = arm("pose", run({q: 0.5 + 0.01 * n for n, q in enumerate(names)}, sizes=sizes))
-    _, compared, _ = strata_tables({"augmented": base, "pose": posed}, "augmented")
+    _, compared = strata_tables({"augmented": base, "pose": posed}, "augmented", {})
     rows = [dict(zip([c.name for c in compared.columns], row, strict=True)) for row in compared.rows]
     assert [row["Patients"] for row in rows] == [7, 7, 7]
     assert [row["Difference (points)"] for row in rows] == ["+3.0", "+10.0", "+17.0"]
     assert [row["Median"] for row in rows] == ["+3.0", "+10.0", "+17.0"]
+    assert [row["Worst"] for row in rows] == ["0.0", "+7.0", "+14.0"]
     assert rows[2]["p"] == stats.wilcoxon([0.01 * n for n in range(14, 21)]).pvalue
     assert rows[2]["p (Holm)"] == pytest.approx(3 * rows[2]["p"])
     assert "for the 3 tests" in compared.notes[0]
 
 
-def test_dice_by_the_volume_of_the_structure() -> None:
-    """What is small is hard: a mean over all sizes hides where arms differ."""
-    truth_ml = [0.0, 2.0, 4.0, 20.0, 40.0, 80.0, 90.0]
+def of_volumes(name: str, dice: list[float], truth_ml: list[float]) -> ArmResult:
+    cases = tuple(
+        CaseScores(f"c{n}", f"c{n}", {"tumor": replace(scores(value), truth_ml=volume)})
+        for n, (value, volume) in enumerate(zip(dice, truth_ml, strict=True))
+    )
+    return arm(name, replace(run({}), evaluation=Evaluation(("tumor",), cases)))
 
-    def of(name: str, dice: list[float]) -> ArmResult:
-        cases = tuple(
-            CaseScores(f"c{n}", f"c{n}", {"kidney": replace(scores(value), truth_ml=volume)})
-            for n, (value, volume) in enumerate(zip(dice, truth_ml, strict=True))
-        )
-        return arm(name, replace(run({}), evaluation=Evaluation(("kidney",), cases)))
 
-    results = {"augmented": of("augmented", [0.0, 0.1, 0.3, 0.8, 0.8, 0.9, 0.9]),
-               "pose": of("pose", [0.0, 0.5, 0.7, 0.8, 0.8, 0.9, 0.9])}  # fmt: skip
-    [table] = strata_tables(results, "augmented")
-    assert [column.name for column in table.columns][2:] == ["small", "middle", "large"]
-    assert [row[2:] for row in table.rows] == [pytest.approx((0.2, 0.8, 0.9)), pytest.approx((0.6, 0.8, 0.9))]
-    assert "kidney 14.7 and 53.3 ml" in table.notes[0]
+def test_dice_by_the_volume_of_the_tumor_and_by_roll() -> None:
+    """What is small is hard: a mean over all sizes hides where arms differ. The limits are fixed."""
+    truth_ml = [0.0, 2.0, 4.0, 20.0, 40.0, 100.0, 200.0]
+    results = {"augmented": of_volumes("augmented", [0.0, 0.1, 0.3, 0.8, 0.9, 0.9, 0.9], truth_ml),
+               "pose": of_volumes("pose", [0.0, 0.5, 0.7, 0.8, 0.8, 0.9, 0.5], truth_ml)}  # fmt: skip
+    [table] = strata_tables(results, "augmented", {})
+    assert [c.name for c in table.columns][2:] == ["below 20 ml", "20 to 100 ml", "100 ml and more"]
+    assert [row[2:] for row in table.rows] == [
+        ("0.200 (0.200, 0.100)", "0.850 (0.850, 0.800)", "0.900 (0.900, 0.900)"),
+        ("0.600 (0.600, 0.500)", "0.800 (0.800, 0.800)", "0.700 (0.700, 0.500)"),
+    ]
+    assert "below 20 ml: 2 scans" in table.notes[0]
+    # Turned to either side; one of whom no roll is known.
+    rolls = {f"c{n}": np.radians(angle) for n, angle in enumerate([0.0, -9.0, 10.0, -24.0, 25.0, -179.0])}
+    groups = roll_strata(rolls)(results["pose"].cases)
+    assert {name: [case.case for case in cases] for name, cases in groups.items()} == {
+        "below 10 degrees": ["c0", "c1"],
+        "10 to 25 degrees": ["c2", "c3"],
+        "25 degrees and more": ["c4", "c5"],
+    }
+    assert [t.caption for t in strata_tables(results, "augmented", rolls)] == [
+        "Dice by roll", "Dice by tumor volume",
+    ]  # fmt: skip
+
+
+def test_a_goal_is_reached_by_its_mean_its_interval_and_p_over_all_goals() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.uniform(0.5, 0.7, 40).tolist()
+    volumes = [50.0] * 40
+
+    def results_with(gain: np.ndarray) -> dict[str, dict[str, ArmResult]]:
+        posed = of_volumes("pose", [a + float(b) for a, b in zip(base, gain, strict=True)], volumes)
+        return {"paper": {"augmented": of_volumes("augmented", base, volumes), "pose": posed}}
+
+    [(goal, found)] = primary(results_with(rng.normal(0.03, 0.01, 40)))
+    assert (goal.preset, goal.arm, goal.structure, goal.points) == ("paper", "pose", "tumor", 1.6)
+    assert found.p_value == pytest.approx(found.raw_p * len(GOALS)), "the goals not run count"
+    assert goal.is_reached(found)
+    # A gain that is sure and too small, and one that is large and unsure.
+    assert not goal.is_reached(primary(results_with(rng.normal(0.01, 0.005, 40)))[0][1])
+    assert not goal.is_reached(primary(results_with(rng.normal(0.03, 0.3, 40)))[0][1])
+    no_worse = next(each for each in GOALS if each.kind == "no worse")
+    assert no_worse.points == -0.9
+    assert no_worse.is_reached(replace(found, low=-0.008))
+    assert not no_worse.is_reached(replace(found, mean=0.05, low=-0.0095))
+    [section] = _make_primary_section(results_with(rng.normal(0.03, 0.01, 40)))
+    assert "8 goals, of which 1 were run" in section.text[0]
+    assert _make_primary_section({"paper": {}}) == []
+    table = goal_table([(goal, found)])
+    row = dict(zip([c.name for c in table.columns], table.rows[0], strict=True))
+    assert (row["Goal (points)"], row["Reached"]) == ("+1.6, gain", "yes")
+    assert row["Difference (points)"] == f"{100 * found.mean:+.1f}"
+
+
+def test_failures_are_counted_over_all_runs() -> None:
+    right, wrong = {"tumor": {"known": ["c0"], "wrong": []}}, {"tumor": {"known": ["c0"], "wrong": ["c0"]}}
+    one = of_volumes("pose", [0.0, 0.8], [10.0, 10.0]).runs[0]
+    missed = replace(scores(0.0), prediction_ml=0.0)
+    case = CaseScores("c2", "c2", {"tumor": missed})
+    other = replace(one, seed=1, evaluation=Evaluation(("tumor",), (case,)), sides=wrong)
+    table = failure_table({"pose": arm("pose", replace(one, sides=right), other)})
+    assert table.rows == (("pose", "tumor", 3, 1, 1, 0, "1 of 2"),)
+    assert failure_table({"pose": arm("pose", one)}).rows[0][-1] == "not known"
+
+
+def test_scores_at_equal_steps_at_equal_time_and_at_the_end() -> None:
+    """Of the pose arm a fifth of the time is its STN's; it learns faster and was trained longer."""
+    base = arm("augmented", run({"a": 1.0}, history=history([0.3] * 3 + [0.6] * 7)),
+               run({"a": 1.0}, seed=1, history=history([0.5] * 10)))  # fmt: skip
+    rising = [0.5] * 4 + [0.9] * 8 + [1.0] * 8
+    posed = arm("pose", run({"a": 1.0}, history=history(rising, stn=50.0)))
+    late = arm("crop-full", run({"a": 1.0}, history=history([0.5] * 10, stn=900.0)))
+    table = pace_table({"augmented": base, "pose": posed, "crop-full": late}, ["kidney"], "augmented")
+    rows = {row[0]: row[1:] for row in table.rows}
+    # Ten epochs of 20 CPU seconds, a sixth of it validation: 167 s; the pose arm has had seven of its own.
+    assert "167 CPU seconds" in table.notes[0]
+    assert rows["augmented"][:3] == ("0.550 (0.500 to 0.600)",) * 3
+    assert rows["pose"][:3] == ("0.900", "0.900", "1.000")
+    assert rows["crop-full"][:3] == ("0.500", "none yet", "0.500")
+    # Of twenty epochs a fifth is four; in the fifth before the mean of three is 0.933, 0.967, 1 and 1.
+    assert rows["pose"][-2:] == (pytest.approx(2.5), "no")
+    assert rows["augmented"][-2:] == (pytest.approx(0.0), "yes")
+    # nnU-Net has no Dice of a label that no validation batch of an epoch shows.
+    gaps = tuple(
+        {key: value for key, value in row.items() if row["epoch"] > 2 or key != "dice kidney"}
+        for row in history([0.0, 0.0, *[0.7] * 10])
+    )
+    peer = arm("nnunet", run({"a": 1.0}, history=gaps))
+    table = pace_table({"augmented": base, "nnunet": peer}, ["kidney"], "augmented")
+    assert table.rows[1][1:4] == ("0.700", "0.700", "0.700")
+    assert "equal steps: 10 epochs" in table.notes[0]
+    assert rise(history_curve([0.1 * n for n in range(10)])) == pytest.approx(0.2)
+    assert rise(history_curve([0.5] * 9)) is None
+
+
+def history_curve(values: list[float]) -> list[tuple[float, float]]:
+    return [(float(n), value) for n, value in enumerate(values)]
+
+
+def test_a_band_is_where_all_runs_are_and_its_line_is_their_mean() -> None:
+    first, second = [(10.0, 0.2), (20.0, 0.4), (30.0, 0.6)], [(15.0, 0.5), (25.0, 0.5)]
+    band = band_of([first, second])
+    assert band is not None
+    seconds, mean, low, high = band
+    np.testing.assert_allclose(seconds, [15.0, 20.0, 25.0])
+    np.testing.assert_allclose(mean, [0.4, 0.45, 0.5])
+    np.testing.assert_allclose(low, [0.3, 0.4, 0.5])
+    np.testing.assert_allclose(high, [0.5, 0.5, 0.5])
+    assert band_of([[], []]) is None
+    assert band_of([[(1.0, 0.1)], [(2.0, 0.1)]]) is None, "never trained at the same time"
 
 
 def test_a_miss_has_no_hd95_and_is_reported_so() -> None:
@@ -237,22 +342,6 @@ def test_arms_are_compared_with_others_than_the_baseline_and_in_surface_dice() -
     assert set(sum(FURTHER, ())) <= set(BY_NAME)
 
 
-def test_holm_against_its_definition() -> None:
-    # Holm (1979): sorted p times the number that is left, never falling.
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([]) == []
-
-
-def test_the_interval_is_that_of_the_mean_and_the_same_each_time() -> None:
-    values = np.random.default_rng(0).normal(0.2, 0.1, 60)
-    low, high = interval(values)
-    error = values.std(ddof=1) / np.sqrt(60)
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.005)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.005)
-    assert interval(values) == (low, high)
-
-
 def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> None:
     values = [0.0, 0.3, 0.6, 0.6, 0.9]
     plain = arm("augmented", run({"a": 1.0}, history=history(values)))
@@ -272,6 +361,29 @@ def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> Non
     assert in_cpu == {(0, 0): pytest.approx(7.0 + 4 * 20.0 * 10.0 / 12.0)}
     assert posed.seconds == pytest.approx(60.0 + 7.0 / 2)
     assert posed.cpu_seconds == pytest.approx(100.0 + 7.0 / 2)
+
+
+def test_nnunets_arms_are_held_to_nnunet_with_homogenizing_counted() -> None:
+    values = [0.3] * 5 + [0.6] * 5
+    before = {
+        "stage": "homogenize",
+        "epoch": 1,
+        "seconds": 12.0,
+        "cpu_seconds": 12.0,
+        "validation_seconds": 0.0,
+    }
+    faster = (before, *history([0.6] * 10))
+    results = {"nnunet": arm("nnunet", run({"a": 1.0}, history=history(values))),
+               "nnunet-homogenized": arm("nnunet-homogenized", run({"a": 1.0}, history=faster))}  # fmt: skip
+    table = time_table(results, ["kidney"], "nnunet")
+    # It holds 0.6 for three epochs after eight of them, and after one: 10 s each, and 12 of homogenizing.
+    assert [row[:2] for row in table.rows] == [
+        ("nnunet", "1:20 min (1.00)"), ("nnunet-homogenized", "0:22 min (0.28)"),
+    ]  # fmt: skip
+    assert "of homogenized slices" in table.notes[-1]
+    assert not any("not comparable in height" in note for note in table.notes)
+    mixed = results | {"pose": arm("pose", run({"a": 1.0}))}
+    assert any("not comparable in height" in note for note in time_table(mixed, ["kidney"], "nnunet").notes)
 
 
 def test_each_seed_is_held_to_its_own_validation_patients() -> None:

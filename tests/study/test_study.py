@@ -27,7 +27,7 @@ from isopose.study import job as study_job
 from isopose.study import run as study_run
 from isopose.study.arms import BY_NAME, UNTRAINED
 from isopose.study.job import run_job
-from isopose.study.nnunet import lengths
+from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import Options, PlannedRun
 from isopose.study.run import RunFailed, _format_time, run_study
 
@@ -183,6 +183,12 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     result = json.loads((output / "runs/default/crop-half/seed-0-fold-0/result.json").read_text())
     lengths = {"steps": 4, "preset_steps": 3000, "slices": 16, "preset_slices": 48000}
     assert result["stn"] == {"lengths": {"STN2": lengths}, "turning": None}
+    # The side of each tumor is known of phantoms; kidneys are on both.
+    assert set(result["sides"]["tumor"]["known"]) <= {"phantom_004", "phantom_005"}
+    assert result["sides"]["kidney"]["known"] == []
+    for caption in ("Failures", "Validation Dice along training", "Scores over patients"):
+        assert caption in text
+    assert "Primary comparisons" not in text, "none of them was run"
     whole = json.loads((output / "study-results.json").read_text())
     numbers = whole["presets"]["default"]["arms"]["plain"]
     base = whole["presets"]["default"]["arms"]["augmented"]

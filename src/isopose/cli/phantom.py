@@ -15,6 +15,9 @@ def phantom(
     size: Annotated[int, typer.Option(min=64, max=1024, help="pixels along a side of a slice")] = 512,
     seed: int = 0,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
+    small_tumors: Annotated[
+        float | None, typer.Option(help="part with a tumor below 20 ml; none: as drawn, about a sixth")
+    ] = None,
     population: Annotated[str, typer.Option(help="child: birth to 16 years, or adult")] = "child",
     pet: Annotated[
         bool, typer.Option("--pet", help="a second channel: the uptake of a tracer, as PET shows it")
@@ -35,6 +38,7 @@ def phantom(
             seed=seed,
             test_fraction=test_fraction,
             pet=pet,
+            small_tumors=small_tumors,
             population=population,  # type: ignore[arg-type]  # checked there
             modality=modality,  # type: ignore[arg-type]  # checked there
             workers=workers,

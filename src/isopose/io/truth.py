@@ -1,4 +1,4 @@
-"""Read the true roll of phantoms from the file beside their dataset."""
+"""Read the true poses of phantoms from the file beside their dataset."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from isopose.files import read_json
 TRUTH_FILE = "phantom.json"
 
 
-def true_rolls(folder: Path) -> dict[str, float]:
-    """Return each case's true roll in radians, from +x to +y (LPS).
+def true_poses(folder: Path) -> dict[str, np.ndarray]:
+    """Return each case's true pose: ``(4, 4)``, from the patient's own frame to LPS mm.
 
-    The angles are read from ``phantom.json``, see :func:`isopose.phantom.randomized.roll_of`. The result is
-    empty if the folder is not a complete cohort of phantoms: the roll of real patients is unknown.
+    They are read from ``phantom.json``, see ``docs/phantom.md``. The result is empty if the folder is not a
+    complete cohort of phantoms: the pose of real patients is unknown.
     """
     path = Path(folder) / TRUTH_FILE
     if not path.is_file():
@@ -23,8 +23,18 @@ def true_rolls(folder: Path) -> dict[str, float]:
         values = read_json(path)
         if values["complete"] is not True:
             return {}
-        matrices = {str(c["case"]): np.array(c["world_from_canonical"], dtype=float) for c in values["cases"]}
-        found = {case: float(np.arctan2(matrix[1, 0], matrix[0, 0])) for case, matrix in matrices.items()}
-    except (InputError, KeyError, TypeError, ValueError, IndexError):
+        return {str(c["case"]): np.array(c["world_from_canonical"], dtype=float) for c in values["cases"]}
+    except (InputError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def true_rolls(folder: Path) -> dict[str, float]:
+    """Return each case's true roll in radians, from +x to +y (LPS), see :func:`true_poses`.
+
+    The angle is that of the first axis, see :func:`isopose.phantom.randomized.roll_of`.
+    """
+    try:
+        found = {case: float(np.arctan2(pose[1, 0], pose[0, 0])) for case, pose in true_poses(folder).items()}
+    except IndexError:
         return {}
     return {case: angle for case, angle in found.items() if np.isfinite(angle)}

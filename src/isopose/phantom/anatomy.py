@@ -77,19 +77,7 @@ def sample_anatomy(
         gravity: ``(3,)`` unit vector of gravity in the patient's frame, for the flattened side.
         tumor_share: factor of the tumor's drawn diameter; near 0 the patient is nearly healthy.
     """
-    size = sample_size(rng, age_years)
-    maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
-    trunk = Trunk(
-        size=size,
-        maturity=maturity,
-        harmonics=rng.normal(0.0, 1.0, (4, 2)) * np.array([[0.007], [0.009], [0.006], [0.004]]),
-        gravity=gravity,
-        sag=float(rng.uniform(0.03, 0.08)),
-        groove=float(rng.uniform(0.03, 0.07)) * (0.35 + 0.65 * maturity),
-    )
-    kidneys = {side: sample_kidney(rng, trunk, side) for side in (1, -1)}
-    sick = 1 if rng.random() < 0.5 else -1
-    diameter = tumor_share * sample_diameter(rng, largest_diameter(trunk), age_years)
+    size, maturity, trunk, kidneys, sick, diameter = _sample_trunk(rng, age_years, gravity, tumor_share)
     trunk, kidneys[sick], tumor = grow(rng, trunk, kidneys[sick], diameter)
     liver, liver_hu = sample_liver(rng, trunk), float(rng.uniform(72.0, 100.0))
     spleen = sample_spleen(rng, trunk)
@@ -120,6 +108,38 @@ def sample_anatomy(
         rib_drop=float(rng.uniform(1.5, 1.9) + 0.9 * maturity),
         fat_hu=float(rng.uniform(-112.0, -98.0) + 14.0 * (1.0 - maturity)),
     )
+
+
+def sample_tumor_diameter(rng: np.random.Generator, age_years: float, gravity: np.ndarray) -> float:
+    """Return the diameter in mm of the tumor that :func:`sample_anatomy` would draw; the rest is not drawn.
+
+    Args:
+        rng: source of randomness, in the same state.
+        age_years: birth to 16, or 18 and more.
+        gravity: ``(3,)`` unit vector of gravity in the patient's frame.
+    """
+    *_, diameter = _sample_trunk(rng, age_years, gravity, 1.0)
+    return diameter
+
+
+def _sample_trunk(
+    rng: np.random.Generator, age_years: float, gravity: np.ndarray, tumor_share: float
+) -> tuple[Size, float, Trunk, dict[int, Kidney], int, float]:
+    """Draw what the tumor's diameter depends on: size, maturity, trunk, kidneys, and the sick side."""
+    size = sample_size(rng, age_years)
+    maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
+    trunk = Trunk(
+        size=size,
+        maturity=maturity,
+        harmonics=rng.normal(0.0, 1.0, (4, 2)) * np.array([[0.007], [0.009], [0.006], [0.004]]),
+        gravity=gravity,
+        sag=float(rng.uniform(0.03, 0.08)),
+        groove=float(rng.uniform(0.03, 0.07)) * (0.35 + 0.65 * maturity),
+    )
+    kidneys = {side: sample_kidney(rng, trunk, side) for side in (1, -1)}
+    sick = 1 if rng.random() < 0.5 else -1
+    diameter = tumor_share * sample_diameter(rng, largest_diameter(trunk), age_years)
+    return size, maturity, trunk, kidneys, sick, diameter
 
 
 def sample_kidney(rng: np.random.Generator, trunk: Trunk, side: int) -> Kidney:

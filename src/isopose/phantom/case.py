@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isopose.phantom.anatomy import Anatomy, sample_anatomy
+from isopose.phantom.anatomy import Anatomy, sample_anatomy, sample_tumor_diameter
 from isopose.phantom.growth import reference_size
 from isopose.phantom.mr import MrScan, sample_mr
 from isopose.phantom.outline import radius_at
@@ -37,14 +37,32 @@ def sample_case(
 
     Patient and pose do not depend on ``size`` and ``slices``, so a patient can be scanned on any grid.
     """
+    age, pose, patient_seed, scan_seed, texture = _draw(seed, index, population)
+    anatomy = sample_anatomy(_generator(patient_seed), age, pose.gravity_canonical)
+    scan = sample_scan(_generator(scan_seed), anatomy, pose, size, slices)
+    return PhantomCase(anatomy, pose, scan, texture)
+
+
+def tumor_volume_ml(seed: int, index: int, population: Population = "child") -> float:
+    """Return the volume in ml of the tumor of case ``index`` of the cohort ``seed``, as it is drawn.
+
+    That of the sphere; what the walls cut off is not rendered, see :func:`truth`.
+    """
+    age, pose, patient_seed, *_ = _draw(seed, index, population)
+    diameter = sample_tumor_diameter(_generator(patient_seed), age, pose.gravity_canonical)
+    return float(np.pi / 6.0 * diameter**3 / 1000.0)
+
+
+def _draw(
+    seed: int, index: int, population: Population
+) -> tuple[float, Pose, np.random.SeedSequence, np.random.SeedSequence, np.random.SeedSequence]:
+    """Draw age and pose of a case; return them, and the seeds of patient, scan and texture."""
     start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed]))).random(2)
     age_share, position_share = ((start + (index + 1) * np.array(STEPS)) % 1.0).tolist()
     pose_seed, patient_seed, scan_seed, texture = np.random.SeedSequence([seed, index]).spawn(4)
     age = age_at(age_share, population)
     pose = sample_pose(_generator(pose_seed), position_share, reference_size(age).width)
-    anatomy = sample_anatomy(_generator(patient_seed), age, pose.gravity_canonical)
-    scan = sample_scan(_generator(scan_seed), anatomy, pose, size, slices)
-    return PhantomCase(anatomy, pose, scan, texture)
+    return age, pose, patient_seed, scan_seed, texture
 
 
 def age_at(share: float, population: Population = "child") -> float:

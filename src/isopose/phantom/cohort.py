@@ -18,13 +18,22 @@ from isopose.io.nifti import is_whole
 from isopose.io.truth import TRUTH_FILE
 from isopose.outputs import claim
 from isopose.parallel import in_order
-from isopose.phantom.case import Population, mr_of, sample_case, texture_generator, truth
+from isopose.phantom.case import (
+    Population,
+    mr_of,
+    sample_case,
+    texture_generator,
+    truth,
+    tumor_volume_ml,
+)
 from isopose.phantom.mr import drawn_for_mr
 from isopose.phantom.pet import render_uptake
 from isopose.phantom.render import KIDNEY, TUMOR, render
 
 #: Increased whenever the same parameters give other images.
 VERSION = 1
+#: Volume in ml below which a tumor is small, and most patients that are drawn for each one that is taken.
+SMALL_ML, MOST_DRAWN = 20.0, 40
 ENDING = ".nii.gz"
 
 
@@ -65,6 +74,7 @@ def write_cohort(
     seed: int = 0,
     workers: int = 0,
     test_fraction: float = 0.25,
+    small_tumors: float | None = None,
     population: Population = "child",
     pet: bool = False,
     modality: Modality = "ct",
@@ -85,6 +95,9 @@ def write_cohort(
         seed: seed of the cohort; case ``i`` depends on the seed and ``i`` only.
         workers: processes; 0 uses this one. The files are byte for byte the same.
         test_fraction: fraction of the cases, the last ones, that go to ``imagesTs``.
+        small_tumors: fraction of the cases, of those for training and of those for testing alike, whose tumor
+            is drawn below :data:`SMALL_ML`; None: as many as are drawn, about a sixth. Patients are drawn
+            until there are enough of each kind, so that they are some of the cohort's without it.
         population: children from birth to 16 years, or adults.
         pet: write the uptake of a tracer as a second channel (:mod:`isopose.phantom.pet`).
         modality: ``ct``, or ``mr`` in one of four contrasts a case, see :mod:`isopose.phantom.mr`.
@@ -97,31 +110,84 @@ def write_cohort(
         InputError: a parameter is out of range, or the folder contains something else.
     """
     output = Path(output)
-    _check(cases, slices, size, seed, workers, test_fraction, population, modality)
+    _check(cases, slices, size, seed, workers, test_fraction, small_tumors, population, modality)
     tests = min(round(cases * test_fraction), cases - 1)
-    parameters = {
+    parameters: dict[str, Any] = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
-        "population": population, "pet": pet, **({} if modality == "ct" else {"modality": modality}),
+        "population": population,
     }  # fmt: skip
+    others = {"small_tumors": (small_tumors, None), "pet": (pet, False), "modality": (modality, "ct")}
+    parameters |= {name: value for name, (value, default) in others.items() if value != default}
     _begin(output, parameters)
+    chosen = _choose(cases, tests, seed, small_tumors, population)
     planned = [
         _CaseToMake(
-            output, f"phantom_{n:03d}", n, n >= cases - tests, seed, size, slices, population, pet, modality
+            output,
+            f"phantom_{n:03d}",
+            index,
+            n >= cases - tests,
+            seed,
+            size,
+            slices,
+            population,
+            pet,
+            modality,
         )
-        for n in range(cases)
+        for n, index in enumerate(chosen)
     ]
     truths = list(in_order(_make, planned, name=attrgetter("case"), workers=workers, progress=progress))
     write_text(output / "patients.csv", _patients(truths))
+    _describe(output, population, modality, pet, cases - tests)
+    write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": truths})
+    return output
+
+
+def _describe(output: Path, population: Population, modality: Modality, pet: bool, training: int) -> None:
+    """Write nnU-Net's description of the dataset."""
     write_json(output / "dataset.json", {
         "name": "isopose phantom",
         "description": f"synthetic abdominal {modality.upper()} ({population}), not patient data",
         "channel_names": {"0": modality.upper(), **({"1": "PET"} if pet else {})},
         "labels": {"background": 0, "kidney": KIDNEY, "tumor": TUMOR},
-        "numTraining": cases - tests,
+        "numTraining": training,
         "file_ending": ENDING,
     })  # fmt: skip
-    write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": True, "cases": truths})
-    return output
+
+
+def _choose(
+    cases: int, tests: int, seed: int, small_tumors: float | None, population: Population
+) -> list[int]:
+    """Return which patients of a seed are taken: those for training, then those for testing.
+
+    Of each part as many have a small tumor as is asked for. Patients are taken in the order in which they are
+    drawn, training first, so that their ages stay evenly spread.
+
+    Raises:
+        InputError: too few have a small tumor, or another.
+    """
+    if small_tumors is None:
+        return list(range(cases))
+    parts: tuple[list[int], list[int]] = ([], [])
+    left = []
+    for count in (cases - tests, tests):
+        few = round(small_tumors * count)
+        left.append({True: few, False: count - few})
+    for index in range(MOST_DRAWN * cases):
+        wanted = {small for part in left for small, count in part.items() if count}
+        if not wanted:
+            break
+        small = tumor_volume_ml(seed, index, population) < SMALL_ML
+        for part, chosen in zip(left, parts, strict=True):
+            if part[small]:
+                part[small] -= 1
+                chosen.append(index)
+                break
+    if any(count for part in left for count in part.values()):
+        raise InputError(
+            f"phantom: of {MOST_DRAWN * cases} patients too few have a tumor below {SMALL_ML:g} ml, or too "
+            "few a larger one; choose another share of small tumors"
+        )
+    return [*parts[0], *parts[1]]
 
 
 def _check(
@@ -131,6 +197,7 @@ def _check(
     seed: int,
     workers: int,
     test_fraction: float,
+    small_tumors: float | None,
     population: str,
     modality: str,
 ) -> None:
@@ -151,6 +218,8 @@ def _check(
         raise InputError(f"phantom: workers is {workers}, expected 0 or more")
     if not 0.0 <= test_fraction < 1.0:
         raise InputError(f"phantom: the share of test cases is {test_fraction}, expected 0 to below 1")
+    if small_tumors is not None and not 0.0 <= small_tumors <= 1.0:
+        raise InputError(f"phantom: the share of small tumors is {small_tumors}, expected 0 to 1")
     if population not in get_args(Population):
         raise InputError(f"phantom: population {population!r} is unknown, expected child or adult")
     if modality not in get_args(Modality):
@@ -168,6 +237,11 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
         other="holds a phantom cohort of other parameters ({names})",
         strange="is not empty and holds no phantom cohort",
     )
+    # Cohorts of before this parameter say nothing of it.
+    if known and known["parameters"].get("small_tumors") != parameters.get("small_tumors"):
+        raise InputError(
+            f"{output}: holds a phantom cohort of other parameters (small_tumors); choose another folder"
+        )
     if known is None:
         write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": False, "cases": []})
 

@@ -39,12 +39,21 @@ class Peer:
         planner: its class of planners.
         augmented: with its own augmentation and mirrored averaging, or with neither.
         posed: with this package's trainer, which normalizes pose and size within nnU-Net's.
+        homogenized: on the dataset that ``isopose homogenize`` writes, its answers restored.
+        turned: with rotation and scaling in its augmentation.
     """
 
     configuration: str = "2d"
     planner: str = "ExperimentPlanner"
     augmented: bool = True
     posed: bool = False
+    homogenized: bool = False
+    turned: bool = True
+
+    @property
+    def store(self) -> str:
+        """What the folder of nnU-Net's raw and preprocessed data begins with."""
+        return "nnunet-homogenized" if self.homogenized else "nnunet"
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ UNTRAINED = (DIRECT, DIRECT_HOMOGENIZED)
 #: What the paper's claim is held against.
 BASELINE = "augmented"
 #: What a reader asks besides, as an arm and what it is held against: what the learned pose, the mirroring,
-#: the crop and its size add, and how they and the pose within nnU-Net stand to nnU-Net.
+#: the crop and its size add, and how they and the pose before and within nnU-Net stand to nnU-Net.
 FURTHER: tuple[tuple[str, str], ...] = (
     ("pose", "moments"),
     ("pose-mirror", "pose"),
@@ -103,6 +112,9 @@ FURTHER: tuple[tuple[str, str], ...] = (
     ("crop-half", "crop-full"),
     ("pose", "nnunet"),
     ("crop-half", "nnunet"),
+    ("nnunet-homogenized", "nnunet"),
+    ("nnunet-homogenized-unturned", "nnunet"),
+    ("nnunet-homogenized-unturned", "nnunet-homogenized"),
     ("nnunet-plain", "nnunet"),
     ("nnunet-resenc", "nnunet"),
     ("nnunet-pose", "nnunet"),
@@ -143,6 +155,14 @@ ARMS: tuple[Arm, ...] = (
     ),
     Arm("nnunet", "nnU-Net v2 2D", 2, _AUGMENTED, peer=Peer()),
     Arm("nnunet-plain", "nnU-Net v2 2D, no augmentation", 2, _AUGMENTED, peer=Peer(augmented=False)),
+    Arm("nnunet-homogenized", "nnU-Net v2 2D, homogenized", 2, _AUGMENTED, peer=Peer(homogenized=True)),
+    Arm(
+        "nnunet-homogenized-unturned",
+        "nnU-Net v2 2D, homogenized, augmented without rotation and scaling",
+        2,
+        _AUGMENTED,
+        peer=Peer(homogenized=True, turned=False),
+    ),
     Arm("nnunet-pose", "nnU-Net v2 2D, pose and size within", 2, _AUGMENTED, peer=Peer(posed=True)),
     Arm("nnunet-resenc", "nnU-Net v2 2D, ResEnc M", 2, _AUGMENTED, peer=Peer(planner="nnUNetPlannerResEncM")),
     Arm("nnunet-3d", "nnU-Net v2 3D", 2, _AUGMENTED, peer=Peer("3d_fullres")),

@@ -1,7 +1,7 @@
 """Figures of a study: learning against time, Dice by patient, Dice against body size."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -30,7 +30,7 @@ def _color_of(arm: str) -> tuple[float, ...]:
 
 
 def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -> bytes | None:
-    """Validation Dice of each label against CPU seconds of training, pose and crop included; a line a run.
+    """Validation Dice of each label against CPU seconds of training, pose and crop included; a line an arm.
 
     CPU seconds, for other work on the machine stretches the clock's; nnU-Net's score is another, and dashed.
     """
@@ -43,19 +43,40 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
     )
     for axis, label in zip(axes[0], drawn, strict=True):
         for name, result in trained.items():
-            for number, run in enumerate(result.runs):
-                points = np.array(steady(run.curve(f"dice {label}", "cpu_seconds")))
-                if len(points):
-                    axis.plot(
-                        points[:, 0], points[:, 1], color=_color_of(name), lw=1.4,
-                        ls="--" if result.arm.peer else "-",
-                        label=name if number == 0 else None,
-                    )  # fmt: skip
+            band = band_of([steady(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs])
+            if band is not None:
+                seconds, mean, low, high = band
+                style = "--" if result.arm.peer else "-"
+                axis.plot(seconds, mean, color=_color_of(name), lw=1.4, ls=style, label=name)
+                axis.fill_between(seconds, low, high, color=_color_of(name), alpha=0.15, lw=0)
         axis.set(title=label, xlabel="CPU seconds of training", ylabel="validation Dice", ylim=(0.0, 1.0))
         axis.set_xscale("log")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return _to_png(figure)
+
+
+def band_of(
+    curves: Sequence[Sequence[tuple[float, float]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return seconds, and the mean, lowest and highest of curves there.
+
+    From where all of them have begun to where the first one ends, so that no run is missing in a part of the
+    line; linear between epochs.
+
+    Args:
+        curves: seconds and score, of each run.
+    """
+    known = [np.array(curve, dtype=float) for curve in curves if len(curve)]
+    if not known:
+        return None
+    first, last = max(one[0, 0] for one in known), min(one[-1, 0] for one in known)
+    seconds = np.unique(np.concatenate([one[:, 0] for one in known]))
+    seconds = seconds[(seconds >= first) & (seconds <= last)]
+    if not len(seconds):
+        return None
+    scores = np.stack([np.interp(seconds, one[:, 0], one[:, 1]) for one in known])
+    return seconds, scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
 
 
 def box_plots(results: Mapping[str, ArmResult]) -> bytes:

@@ -17,6 +17,7 @@ from isopose.files import only_writer, read_json, write_json
 from isopose.inference.files import Scan, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import write_labels
+from isopose.io.truth import true_poses
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 from isopose.report.steps import write_steps
@@ -25,6 +26,7 @@ from isopose.study import nnunet
 from isopose.study.arms import BY_NAME, DIRECT_HOMOGENIZED, UNTRAINED
 from isopose.study.lengths import lengths_of
 from isopose.study.measure import Measuring, circumstances, size_of, timed
+from isopose.study.sides import count_sides
 from isopose.training.fit import fit
 
 
@@ -120,6 +122,8 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         evaluation = evaluate(folder / "predictions", dataset, cases=names, body_sizes_mm=job["sizes_mm"])
         write_evaluation(evaluation, folder / "scores")
         result["evaluation"] = evaluation.to_json()
+        poses = true_poses(dataset.root)
+        result["sides"] = count_sides(held, dataset.labels, folder / "predictions", poses)
         if model is not None and config.dims == 2 and job["arm"] != DIRECT_HOMOGENIZED:
             result["shown"] = _draw_steps(model, scans, evaluation, folder / "shown")
     write_json(folder / "result.json", result | {"measures": meter.values})

@@ -9,34 +9,25 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import Config, OptimizerConfig
+from isopose.config import Config
 from isopose.data.splits import split_patients
-from isopose.devices import choose_device
 from isopose.errors import InputError
-from isopose.files import read_json, replacing, write_json
+from isopose.files import read_json, write_json
 from isopose.inference.files import Scan
-from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
-from isopose.labels import IGNORE
 from isopose.nnunet.plans import write_plans
 from isopose.study.arms import Peer
+from isopose.study.homogenized import HomogenizedPatients, homogenize_patients
 from isopose.study.measure import Measuring, timed
-
-#: nnU-Net's number and name of the study's dataset.
-NUMBER, NAME = 1, "Dataset001_study"
-#: Parts of a training after which it can be gone on from; its checkpoints are large.
-CHECKPOINTS = 10
+from isopose.study.nnunet_trainer import NAME, NUMBER, make_trainer, measure_size
 
 
 def available() -> bool:
@@ -66,11 +57,12 @@ def require() -> None:
 
 @dataclass
 class Trained:
-    """nnU-Net's trainer after training, and its recorded times and scores."""
+    """nnU-Net's trainer after training, its recorded times and scores, and the patients it saw upright."""
 
     trainer: Any
     history: list[dict[str, Any]]
     size: dict[str, float]
+    homogenized: HomogenizedPatients | None
 
 
 def train(
@@ -91,9 +83,13 @@ def train(
     assert config.train.fold != "all", "refused by config_of"
     training, validation = split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
     _set_environment(folder, shared)
+    raw = shared / "raw" / NAME
+    homogenized = homogenize_patients(dataset, raw, config.data.size, meter) if peer.homogenized else None
+    if homogenized is None:
+        _write_raw(raw, dataset)
     with _log_output(folder):
         plans = _make_plans(shared, dataset, peer, workers)
-        trainer = _make_trainer(folder, shared, plans, training, validation, config, peer)
+        trainer = make_trainer(folder, shared, plans, training, validation, config, peer)
         optimizer = config.unet.optimizer
         # Augmentation in the training process from here on (planning takes the number for its threads): its
         # seconds are counted, and no worker outlives a run that is stopped.
@@ -102,13 +98,17 @@ def train(
             trainer.report = report
             if trainer.current_epoch < trainer.num_epochs:
                 trainer.run_training()
-        return Trained(trainer, trainer.rows, _measure_size(trainer))
+        before = [homogenized.row] if homogenized else []
+        return Trained(trainer, [*before, *trainer.rows], measure_size(trainer), homogenized)
 
 
 def predict(
     trained: Trained, scans: Sequence[Scan], dataset: Dataset, folder: Path, meter: Measuring
 ) -> None:
-    """Predict scans one by one as nnU-Net does, each timed, with the labels' stored values."""
+    """Predict scans one by one as nnU-Net does, each timed, with the labels' stored values.
+
+    A homogenized arm predicts the homogenized scan and restores the answer; both are in its time.
+    """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     trainer = trained.trainer
@@ -135,14 +135,17 @@ def predict(
         for done, scan in enumerate(scans, start=1):
             target = output / f"{scan.name}.nii.gz"
             if scan.name not in meter.values["predict"] or not target.exists():
-                sources = [
-                    str(_as_nifti(path, folder / "inputs" / f"{scan.name}_{number:04d}.nii.gz"))
-                    for number, path in enumerate(scan.paths)
-                ]
-                with timed() as seconds:
-                    predictor.predict_from_files_sequential([sources], [str(output / scan.name)])
-                classes = read_labels(target)
-                write_labels(classes.with_array(dataset.labels.to_values(classes.array)), target)
+                if trained.homogenized is not None:
+                    seconds = trained.homogenized.predict(predictor, scan.name, folder / "upright", output)
+                else:
+                    sources = [
+                        str(_as_nifti(path, folder / "inputs" / f"{scan.name}_{number:04d}.nii.gz"))
+                        for number, path in enumerate(scan.paths)
+                    ]
+                    with timed() as seconds:
+                        predictor.predict_from_files_sequential([sources], [str(output / scan.name)])
+                    classes = read_labels(target)
+                    write_labels(classes.with_array(dataset.labels.to_values(classes.array)), target)
                 meter.keep("predict", scan.name, seconds)
             progress(done, len(scans))
 
@@ -166,7 +169,7 @@ def _log_output(folder: Path) -> Iterator[None]:
 
 
 def _make_plans(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
-    """Return nnU-Net's plans; raw dataset, fingerprint and preprocessed data are made once."""
+    """Return nnU-Net's plans for its raw dataset; fingerprint and preprocessed data are made once."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiments,
@@ -174,7 +177,6 @@ def _make_plans(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dic
     )
 
     processes = max(1, workers)
-    _write_raw(shared / "raw" / NAME, dataset)
     preprocessed = shared / "preprocessed" / NAME
     posed = "-posed" if peer.posed else ""
     done = preprocessed / f"{peer.planner}-{peer.configuration}{posed}.json"
@@ -237,151 +239,3 @@ def _as_nifti(source: Path, target: Path) -> Path:
         else:
             write_image(read_volume(source), target)
     return target
-
-
-def lengths(optimizer: OptimizerConfig, slices: int) -> tuple[int, int]:
-    """Return iterations of training and of validation an epoch that show as many slices as other arms see.
-
-    Validation is a fifth, as nnU-Net's own 50 are of 250.
-
-    Args:
-        optimizer: of the other arms' U-Net.
-        slices: that a batch of nnU-Net's holds.
-    """
-    iterations = max(1, round(optimizer.iterations * optimizer.batch_size / slices))
-    return iterations, max(1, round(iterations / 5))
-
-
-def _make_trainer(
-    folder: Path,
-    shared: Path,
-    plans: dict[str, Any],
-    training: Sequence[Case],
-    validation: Sequence[Case],
-    config: Config,
-    peer: Peer,
-) -> Any:
-    """Return nnU-Net's trainer for the study's patients and steps, at its last checkpoint if there is one."""
-    optimizer = config.unet.optimizer
-    part = plans["configurations"][peer.configuration]
-    # As many slices a step as the study's own arms; a volume's patch holds several.
-    depth = part["patch_size"][0] if len(part["patch_size"]) == 3 else 1
-    part["batch_size"] = max(2, round(optimizer.batch_size / depth)) if depth > 1 else optimizer.batch_size
-    np.random.seed(config.train.seed)
-    torch.manual_seed(config.train.seed)
-    made = _make_trainer_class(peer)
-    name = f"{made.__name__}__{plans['plans_name']}__{peer.configuration}"
-    checkpoints = folder / "results" / NAME / name / "fold_0"
-    known = [checkpoints / f"checkpoint_{which}.pth" for which in ("final", "latest")]
-    found = next((path for path in known if path.exists()), None)
-    trainer = made(
-        plans | {"continue_training": found is not None},
-        peer.configuration,
-        0,
-        read_json(shared / "raw" / NAME / "dataset.json"),
-        choose_device(config.train.device),
-    )
-    trainer.slices_per_batch = part["batch_size"] * depth
-    trainer.num_epochs = optimizer.epochs
-    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = lengths(
-        optimizer, trainer.slices_per_batch
-    )
-    trainer.save_every = max(1, optimizer.epochs // CHECKPOINTS)
-    trainer.split = [case.id for case in training], [case.id for case in validation]
-    trainer.history = folder / "history.json"
-    trainer.rows = read_json(trainer.history) if trainer.history.exists() else []
-    if found is not None:
-        # Its own, written by this study: nnU-Net keeps its checkpoints as pickles.
-        trainer.load_checkpoint(str(found))
-    return trainer
-
-
-def _make_trainer_class(peer: Peer) -> Any:
-    """Return nnU-Net's class of trainers with the study's split, which records its times."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
-
-    base: Any = nnUNetTrainer if peer.augmented else nnUNetTrainerNoDA
-    if peer.posed:
-        from isopose.nnunet.trainers.nnUNetTrainerIsopose import nnUNetTrainerIsopose
-
-        base = nnUNetTrainerIsopose
-
-    class StudyTrainer(base):
-        rows: list[dict[str, Any]]
-
-        def do_split(self) -> tuple[list[str], list[str]]:
-            return self.split
-
-        def save_checkpoint(self, filename: str) -> None:
-            # Whole or not at all: one that was cut off would be taken for the last, and never read.
-            with replacing(Path(filename)) as temporary:
-                super().save_checkpoint(str(temporary))
-
-        def plot_network_architecture(self) -> None:
-            """Draw nothing; nnU-Net's drawing needs Graphviz."""
-
-        def on_epoch_start(self) -> None:
-            self.cpu = time.process_time()
-            super().on_epoch_start()
-
-        def train_step(self, batch: dict) -> dict:
-            out: dict = super().train_step(batch)
-            self.report.step()
-            return out
-
-        def on_validation_epoch_start(self) -> None:
-            self.trained = time.time()
-            super().on_validation_epoch_start()
-
-        def on_epoch_end(self) -> None:
-            epoch = self.current_epoch
-            # Before checkpoints are written and curves drawn, which the study's own arms do not count either.
-            cpu_seconds = time.process_time() - self.cpu
-            super().on_epoch_end()
-            row = {"stage": "unet", "epoch": epoch + 1, **_read_last_epoch(self, cpu_seconds)}
-            self.rows = [*(known for known in self.rows if known["epoch"] <= epoch), row]
-            write_json(self.history, self.rows)
-            self.report.epoch(row)
-
-    return StudyTrainer
-
-
-def _read_last_epoch(trainer: Any, cpu_seconds: float) -> dict[str, Any]:
-    """Return losses, Dice and times of the last epoch, from nnU-Net's own logger."""
-
-    def last(key: str) -> Any:
-        return trainer.logger.get_value(key, step=-1)
-
-    end = last("epoch_end_timestamps")
-    names = [name for name in trainer.dataset_json["labels"] if name not in ("background", IGNORE)]
-    return {
-        "loss": float(last("train_losses")),
-        **_average_dice(names, last("dice_per_class_or_region")),
-        "seconds": end - last("epoch_start_timestamps"),
-        "cpu_seconds": cpu_seconds,
-        "validation_seconds": end - trainer.trained,
-        "slices_a_batch": trainer.slices_per_batch,
-    }
-
-
-def _average_dice(names: Sequence[str], values: Sequence[float]) -> Mapping[str, float]:
-    """Return nnU-Net's validation Dice by label, over all slices of its validation batches."""
-    known = {f"dice {n}": float(v) for n, v in zip(names, values, strict=True) if np.isfinite(v)}
-    return {"dice": float(np.mean(list(known.values()))), **known} if known else {}
-
-
-def _measure_size(trainer: Any) -> dict[str, float]:
-    """Return the number of parameters, and the multiply-adds of one patch."""
-    if not trainer.was_initialized:
-        trainer.initialize()
-    patch = trainer.configuration_manager.patch_size
-    parameters = float(sum(p.numel() for p in trainer.network.parameters()))
-    network = trainer.network.eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, trainer.num_input_channels, *patch, device=trainer.device))
-    return {
-        "parameters": parameters,
-        "unet_parameters": parameters,
-        "unet_multiply_adds": counter.get_total_flops() / 2.0,
-    }

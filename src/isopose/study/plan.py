@@ -245,6 +245,25 @@ def source_job(preset: str, seed: int) -> PlannedRun:
     return PlannedRun(preset, SOURCE.name, seed, 0)
 
 
+def is_done(output: Path, job: PlannedRun) -> bool:
+    """Return whether a run need not be done (again); the source's needs its model for the others."""
+    folder = output / "runs" / job.place
+    return (folder / "result.json").exists() and (
+        job.arm != SOURCE.name or (folder / "model" / "model.json").exists()
+    )
+
+
+def add_sources(output: Path, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs, each of the source's before those that begin from it and are not done."""
+    out: list[PlannedRun] = []
+    for job in jobs:
+        first = source_job(job.preset, job.seed)
+        if BY_NAME[job.arm].source and first not in out and not is_done(output, job):
+            out.append(first)
+        out.append(job)
+    return out
+
+
 def source_of(options: Options) -> Dataset:
     """Return the dataset from which Table 1 transfers."""
     assert options.source is not None, "checked by arms_of"

@@ -9,11 +9,14 @@ from statistics import median
 from typing import Any
 
 from isopose.evaluation.metrics import METRICS
-from isopose.evaluation.summary import age_strata, size_strata, summarize
+from isopose.evaluation.summary import summarize
 from isopose.files import read_json
+from isopose.io.datasets import open_dataset
+from isopose.io.truth import true_rolls
 from isopose.models.folder import versions
 from isopose.study.arms import ARMS, FURTHER, SOURCE
 from isopose.study.plan import STUDY, Options, config_of
+from isopose.study.protocol import primary
 from isopose.study.results import (
     PAIRED,
     ArmResult,
@@ -26,6 +29,7 @@ from isopose.study.results import (
     goals,
     times_to,
 )
+from isopose.study.strata import strata_of
 from isopose.study.tables import labels_of
 
 
@@ -85,9 +89,14 @@ def runs_csv(results: Results, sources: Mapping[str, Sequence[StudyRun]]) -> str
 
 def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
     """Return all that the tables show, and from what."""
+    rolls = true_rolls(open_dataset(options.dataset, options.labels).root)
     return {
         "versions": versions(),
         "study": read_json(output / STUDY),
+        "primary": [
+            {"goal": asdict(goal), "reached": goal.is_reached(found), **asdict(found)}
+            for goal, found in primary(results)
+        ],
         "presets": {
             preset: {
                 "configuration": config_of(options, preset, ARMS[0], 0).model_dump(mode="json"),
@@ -97,6 +106,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                         "folders": [run.folder for run in result.runs],
                         "made": [dict(run.made) for run in result.runs],
                         "stn": [dict(run.stn) for run in result.runs],
+                        "sides": [dict(run.sides) for run in result.runs],
                         "seconds": result.seconds,
                         "cpu_seconds": result.cpu_seconds,
                         "memory_mb": result.mean([run.memory_mb() for run in result.runs]),
@@ -118,7 +128,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                 "further": [asdict(each) for each in differences(by_arm, FURTHER)],
                 "strata": {
                     what: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), split)]
-                    for what, split in (("age", age_strata), ("body size", size_strata))
+                    for what, split in strata_of(rolls).items()
                 },
             }
             for preset, by_arm in results.items()

@@ -7,15 +7,18 @@ from pathlib import Path
 from isopose.errors import IsoposeError
 from isopose.evaluation.metrics import METRICS
 from isopose.files import replacing, write_json, write_text
+from isopose.io.datasets import open_dataset
+from isopose.io.truth import true_rolls
 from isopose.report.html import Picture, Section, limits_section, write_report
 from isopose.report.tables import Table, to_latex, to_markdown
 from isopose.study.arms import ARMS, FURTHER
 from isopose.study.figures import against_size, box_plots, learning_curves
 from isopose.study.lengths import Length
+from isopose.study.pace import pace_table, time_table
 from isopose.study.plan import Options, arms_of, config_of, jobs_of, patients_of
+from isopose.study.protocol import GOALS, primary
 from isopose.study.raw import numbers, runs_csv, scores_csv
 from isopose.study.results import (
-    COVERAGE,
     PAIRED,
     ArmResult,
     Place,
@@ -27,17 +30,19 @@ from isopose.study.results import (
     load_results,
     load_sources,
 )
+from isopose.study.statistics import COVERAGE
 from isopose.study.stns import lengths_by_arm, notes_of, stn_table
+from isopose.study.strata import strata_tables
 from isopose.study.tables import (
     PAPER_NOTE,
     cost_table,
     difference_table,
+    failure_table,
+    goal_table,
     in_table,
     labels_of,
     paper_table,
     score_table,
-    strata_tables,
-    time_table,
 )
 from isopose.version import __version__
 
@@ -54,13 +59,15 @@ def write_study_report(output: Path, options: Options) -> Path:
     results = load_results(output)
     if not results:
         raise IsoposeError(f"{output}: no run is finished yet, so there is nothing to report")
-    sections: list[Section] = []
+    sections = _make_primary_section(results)
+    rolls = true_rolls(open_dataset(options.dataset, options.labels).root)
     figures: dict[str, Picture] = {}
     for preset, by_arm in results.items():
         drawn = _draw_pictures(output, preset, by_arm)
         figures |= drawn
         lengths = lengths_by_arm(options, preset, by_arm)
-        sections += _make_preset_sections(preset, by_arm, drawn, _note_twins(options, preset), lengths)
+        twins = _note_twins(options, preset)
+        sections += _make_preset_sections(preset, by_arm, drawn, twins, lengths, rolls)
     for name, picture in figures.items():
         with replacing(output / "figures" / name) as path:
             path.write_bytes(picture.data)
@@ -155,6 +162,7 @@ def _make_preset_sections(
     drawn: Mapping[str, Picture],
     twins: Sequence[str],
     lengths: Mapping[str, Mapping[str, Length]],
+    rolls: Mapping[str, float],
 ) -> list[Section]:
     baseline = baseline_of(results)
     labels = labels_of(results)
@@ -163,6 +171,30 @@ def _make_preset_sections(
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
+    pictures = tuple(drawn.values())
+    strata = strata_tables(results, baseline, rolls)
+    stns, of_stns = stn_table(results, lengths), notes_of(preset, results, lengths)
+    return [
+        Section(
+            f"Preset {preset}: the paper's tables",
+            notices=of_stns,
+            tables=tuple(tables),
+            notes=tuple(twins),
+        ),
+        *([_make_stn_section(preset, stns)] if stns else []),
+        _make_comparison_section(preset, results, baseline),
+        Section(
+            f"Preset {preset}: scores",
+            tables=(score_table(results), failure_table(results)),
+            pictures=pictures,
+        ),
+        _make_cost_section(preset, results, baseline),
+        *([Section(f"Preset {preset}: by group of patients", tables=tuple(strata))] if strata else []),
+    ]
+
+
+def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> Section:
+    """Return a section on the differences from the baseline and between other arms."""
     compared = [
         difference_table(
             differences(results, against(results, baseline), metric=metric),
@@ -173,41 +205,50 @@ def _make_preset_sections(
     further = differences(results, FURTHER)
     if further:
         compared.append(difference_table(further, "Dice: differences between other arms"))
-    pictures = tuple(drawn.values())
-    strata = strata_tables(results, baseline)
-    stns, of_stns = stn_table(results, lengths), notes_of(preset, results, lengths)
-    return [
-        Section(
-            f"Preset {preset}: the paper's tables",
-            notices=of_stns,
-            tables=tuple(tables),
-            notes=tuple(twins),
+    return Section(
+        f"Preset {preset}: against {baseline}",
+        text=(
+            "Scores of each arm minus those of the same patients in "
+            f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients and seeds, both "
+            "drawn; seeds and folds that both have. With one seed it says nothing about training again, "
+            "with two little. p is of the patients' means over seeds.",
         ),
-        *([_make_stn_section(preset, stns)] if stns else []),
-        Section(
-            f"Preset {preset}: against {baseline}",
-            text=(
-                "Scores of each arm minus those of the same patients in "
-                f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients; seeds and folds "
-                "that both have. All of this is about these patients, not about training again: for that, "
-                "see how far an arm's seeds lie apart in scores.csv.",
-            ),
-            tables=tuple(compared),
+        tables=tuple(compared),
+    )
+
+
+def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> Section:
+    """Return a section on time, memory, and validation Dice along training."""
+    labels = labels_of(results)
+    peers = {name: result for name, result in results.items() if result.arm.peer}
+    return Section(
+        f"Preset {preset}: cost",
+        text=(
+            "Training by stage, by the clock, without preprocessing, which the arms share. "
+            "Memory is what the U-Net's training held at its peak beyond what was there before it: "
+            "resident on a CPU, allocated on a GPU. Validation is counted here, and not in the time "
+            "until a Dice is reached. Each run's folder is in runs.csv.",
         ),
-        Section(f"Preset {preset}: scores", tables=(score_table(results),), pictures=pictures),
-        Section(
-            f"Preset {preset}: cost",
-            text=(
-                "Training by stage, by the clock, without preprocessing, which the arms share. "
-                "Memory is what the U-Net's training held at its peak beyond what was there before it: "
-                "resident on a CPU, allocated on a GPU. Validation is counted here, and not in the time "
-                "until a Dice is reached. Each run's folder is in runs.csv.",
-            ),
-            notices=_note_machines(results),
-            tables=(cost_table(results), time_table(results, labels, baseline)),
+        notices=_note_machines(results),
+        tables=(
+            cost_table(results),
+            pace_table(results, labels, baseline),
+            time_table(results, labels, baseline),
+            *([time_table(peers, labels, "nnunet")] if "nnunet" in peers and len(peers) > 1 else []),
         ),
-        *([Section(f"Preset {preset}: by age and size", tables=tuple(strata))] if strata else []),
-    ]
+    )
+
+
+def _make_primary_section(results: Results) -> list[Section]:
+    """Return the comparisons that were decided beforehand, if any of them was run."""
+    found = primary(results)
+    if not found:
+        return []
+    text = (
+        f"Decided before the study was run (docs/study.md): {len(GOALS)} goals, of which {len(found)} were "
+        "run. All else in this report is secondary."
+    )
+    return [Section("Primary comparisons", text=(text,), tables=(goal_table(found),))]
 
 
 def _make_stn_section(preset: str, table: Table) -> Section:
@@ -230,8 +271,9 @@ def _draw_pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) 
         "boxes": (box_plots(results), "Dice of each patient by arm; the values are in scores.csv.",
                   "A dot is a patient, the box holds the middle half, the bar is the median."),
         "curves": (learning_curves(results, labels_of(results)),
-                   "Validation Dice against CPU seconds of training, a line a run.",
-                   "Validation Dice, the mean of three epochs, against CPU seconds of training, a line a run."
+                   "Validation Dice against CPU seconds of training, with bands over seeds.",
+                   "Validation Dice, the mean of three epochs, against CPU seconds of training: the mean of "
+                   "the runs, and a band from the lowest to the highest, while all of them are trained."
                    + " nnU-Net's (dashed) is over all slices at once: not comparable in height." * peers),
         "size": (against_size(results), "Dice of each scan against the body's width, with running medians.",
                  "Dice against body size in some arms: a dot is a scan of a run, the line a running median."),

@@ -12,13 +12,12 @@ from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.summary import by_patient, wilcoxon
 from isopose.files import read_json
 from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
+from isopose.study.statistics import bootstrap_mean, detectable, holm
 
 #: Seed and fold of a run.
 Place = tuple[int, int]
 #: By the clock, or of all cores.
 Clock = Literal["seconds", "cpu_seconds"]
-#: Draws of patients for an interval, and its coverage.
-DRAWS, COVERAGE = 10_000, 0.95
 #: Scores that are compared by patient: a structure that is missed has them, and no distance.
 PAIRED = ("dice", "surface_dice")
 #: Epochs over which validation Dice is averaged before it is said to have reached something.
@@ -41,6 +40,8 @@ class StudyRun:
         made: device, processor, threads, precision and versions; only what the run put down.
         stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and how STN1 sees the roll
             as ``turning`` (:class:`isopose.models.info.Turning`); empty of versions that put none down.
+        sides: by label the cases whose side is ``known``, and those marked on the ``wrong`` one
+            (:func:`isopose.study.sides.count_sides`); empty of versions that put none down.
     """
 
     folder: str
@@ -53,6 +54,7 @@ class StudyRun:
     shown: Mapping[str, str]
     made: Mapping[str, str] = field(default_factory=dict)
     stn: Mapping[str, Any] = field(default_factory=dict)
+    sides: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     def seconds(self, key: str = "seconds") -> dict[str, float]:
         """Return seconds of training by stage, by the clock or (``cpu_seconds``) of all cores."""
@@ -185,6 +187,7 @@ def _read_run(output: Path, path: Path) -> StudyRun:
         shown=values.get("shown", {}),
         made=values.get("made", {}),
         stn=values.get("stn", {}),
+        sides=values.get("sides", {}),
     )
 
 
@@ -212,8 +215,10 @@ class Difference:
         target: what was scored.
         stratum: of the patients; empty for all of them.
         patients: with a value in both.
-        mean, median: of the differences; a mean may be a few patients'.
-        low, high: bootstrap interval of that mean, over patients.
+        mean, median, worst: of the differences; a mean may be a few patients'.
+        low, high: bootstrap interval of that mean, over patients and seeds.
+        detectable: mean difference that would have been found with 80 % power (two-sided, 5 %); none
+            for a single patient.
         better: patients for whom the arm's score is higher.
         unpaired: patients with a value in one of the two only, such as a false alarm of one arm's.
         raw_p: two-sided Wilcoxon signed-rank test; none below
@@ -228,8 +233,10 @@ class Difference:
     patients: int
     mean: float
     median: float
+    worst: float
     low: float
     high: float
+    detectable: float | None
     better: int
     unpaired: int
     raw_p: float | None
@@ -265,58 +272,66 @@ def differences(
     for stratum, members in groups.items():
         scans = {case.case for case in members}
         for pair in run:
-            both = results[pair[0]].places & results[pair[1]].places
-            mine, its = (
-                [case for case in results[arm].only(both).cases if case.case in scans] for arm in pair
-            )
             for target in results[pair[0]].targets:
-                ours, theirs = by_patient(mine, target, metric), by_patient(its, target, metric)
-                shared = sorted(ours.keys() & theirs.keys())
-                if shared:
-                    values = np.array([ours[p] - theirs[p] for p in shared])
-                    rows.append((pair, target, stratum, len(ours.keys() ^ theirs.keys()), values))
-    raw = [wilcoxon(values) for *_, values in rows]
-    corrected = holm([p for p in raw if p is not None])
-    out = []
-    for ((name, other), target, stratum, unpaired, values), p in zip(rows, raw, strict=True):
-        low, high = interval(values)
-        out.append(
-            Difference(
-                arm=name,
-                against=other,
-                target=target,
-                stratum=stratum,
-                patients=len(values),
-                mean=float(values.mean()),
-                median=float(np.median(values)),
-                low=low,
-                high=high,
-                better=int((values > 0).sum()),
-                unpaired=unpaired,
-                raw_p=p,
-                p_value=None if p is None else corrected.pop(0),
-            )
-        )
-    return out
+                values, unpaired = _subtract(results[pair[0]], results[pair[1]], target, metric, scans)
+                if len(values):
+                    rows.append((pair, target, stratum, unpaired, values))
+    raw = [wilcoxon(np.nanmean(values, axis=1)) for *_, values in rows]
+    corrected = iter(holm([p for p in raw if p is not None]))
+    return [
+        _summarize(*row, p, None if p is None else next(corrected)) for row, p in zip(rows, raw, strict=True)
+    ]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Step-down correction of Holm (1979): the chance of any false claim among them stays what one's was."""
-    order = np.argsort(p_values)
-    out, so_far = np.empty(len(p_values)), 0.0
-    for rank, place in enumerate(order):
-        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[place]))
-        out[place] = so_far
-    return [float(value) for value in out]
+def _subtract(
+    ours: ArmResult, theirs: ArmResult, target: str, metric: str, scans: Collection[str]
+) -> tuple[np.ndarray, int]:
+    """Return differences ``(patients, seeds)``, NaN without a value in both arms, and unpaired patients.
+
+    A patient who has a value in one arm only, in all seeds, is unpaired.
+    """
+    shared = ours.places & theirs.places
+    seeds = sorted({seed for seed, _ in shared})
+    by_arm = []
+    for result in (ours, theirs):
+        of_seeds = []
+        for seed in seeds:
+            runs = result.only([place for place in shared if place[0] == seed])
+            cases = [case for case in runs.cases if case.case in scans]
+            of_seeds.append(by_patient(cases, target, metric))
+        by_arm.append(of_seeds)
+    seen = [{patient for one in of_seeds for patient in one} for of_seeds in by_arm]
+    patients = sorted(seen[0] & seen[1])
+    table = np.full((len(patients), len(seeds)), np.nan)
+    for column, (mine, its) in enumerate(zip(*by_arm, strict=True)):
+        for row, patient in enumerate(patients):
+            table[row, column] = mine.get(patient, np.nan) - its.get(patient, np.nan)
+    known = np.isfinite(table).any(axis=1)
+    return table[known], len(seen[0] ^ seen[1]) + int(np.count_nonzero(~known))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, patients drawn with replacement; the same each time."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
-    tail = 50.0 * (1.0 - COVERAGE)
-    low, high = np.percentile(means, [tail, 100.0 - tail])
-    return float(low), float(high)
+def _summarize(
+    pair: tuple[str, str], target: str, stratum: str, unpaired: int, table: np.ndarray,
+    raw: float | None, corrected: float | None,
+) -> Difference:  # fmt: skip
+    values, found = np.nanmean(table, axis=1), bootstrap_mean(table)
+    return Difference(
+        arm=pair[0],
+        against=pair[1],
+        target=target,
+        stratum=stratum,
+        patients=len(values),
+        mean=float(values.mean()),
+        median=float(np.median(values)),
+        worst=float(values.min()),
+        low=found.low,
+        high=found.high,
+        detectable=detectable(found.error) if len(values) > 1 else None,
+        better=int((values > 0).sum()),
+        unpaired=unpaired,
+        raw_p=raw,
+        p_value=corrected,
+    )
 
 
 def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -14,20 +14,23 @@ from isopose.errors import InputError, IsoposeError
 from isopose.files import only_writer, output_folder, read_json, write_json
 from isopose.io.datasets import Dataset
 from isopose.progress import Reporter
-from isopose.study import nnunet
 from isopose.study.arms import BY_NAME, SOURCE, UNTRAINED, Arm
+from isopose.study.homogenized import STAGE as HOMOGENIZING
 from isopose.study.job import write_job
+from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import (
     FEWEST_EPOCHS,
     SHORTENED,
     STAGES,
     Options,
     PlannedRun,
+    add_sources,
     arms_of,
     check_options,
     claim,
     config_of,
     held_out,
+    is_done,
     jobs_of,
     known_widths,
     measure_widths,
@@ -134,17 +137,9 @@ def _run_study(
     return report
 
 
-def _is_done(output: Path, job: PlannedRun) -> bool:
-    """Whether a run need not be done (again); the source's needs its model, from which others begin."""
-    folder = output / "runs" / job.place
-    return (folder / "result.json").exists() and (
-        job.arm != SOURCE.name or (folder / "model" / "model.json").exists()
-    )
-
-
 def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
     """Whether a run, and that of the source that it begins from, could be tried; or it is done."""
-    if _is_done(output, job):
+    if is_done(output, job):
         return True
     key = _name_arm(source_job(job.preset, job.seed)) if _find_arm(job).source else _name_arm(job)
     return key in seconds
@@ -153,7 +148,7 @@ def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
 def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list[str]:
     """Do what is not done; what failed, by name."""
     failed: list[str] = []
-    left = [job for job in _add_sources(study.output, jobs) if not _is_done(study.output, job)]
+    left = [job for job in add_sources(study.output, jobs) if not is_done(study.output, job)]
     # Of what was estimated for the runs that are done now, how much they took.
     estimated = taken = 0.0
     for number, job in enumerate(left, start=1):
@@ -172,17 +167,6 @@ def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list
         estimated += _estimate_run(study.options, job, seconds)
         taken += time.monotonic() - started
     return failed
-
-
-def _add_sources(output: Path, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The runs with those before them whose models they, as far as they are not done, begin from."""
-    out: list[PlannedRun] = []
-    for job in jobs:
-        first = source_job(job.preset, job.seed)
-        if BY_NAME[job.arm].source and first not in out and not _is_done(output, job):
-            out.append(first)
-        out.append(job)
-    return out
 
 
 def _find_arm(job: PlannedRun) -> Arm:
@@ -228,8 +212,9 @@ def _start_process(
     source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
     # By normalization, which follows from the training patients: those of a fold, of the source, of a preset.
     store = "source" if _find_arm(job).source else f"fold-{job.fold}"
+    peer = _find_arm(job).peer
     # nnU-Net normalizes by all that train or validate, whatever the preset.
-    store = f"nnunet-fold-{job.fold}" if _find_arm(job).peer else f"{job.preset}-{store}"
+    store = f"{peer.store}-fold-{job.fold}" if peer else f"{job.preset}-{store}"
     write_job(
         folder,
         dataset,
@@ -276,9 +261,9 @@ def _estimate_batches(
     path = study.output / "estimate.json"
     known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     untried: list[str] = []
-    every = _add_sources(study.output, jobs)
+    every = add_sources(study.output, jobs)
     # By the source is estimated what begins from it, so that it is tried where it is done, too.
-    to_do = [job for job in every if job.arm == SOURCE.name or not _is_done(study.output, job)]
+    to_do = [job for job in every if job.arm == SOURCE.name or not is_done(study.output, job)]
     pairs = dict.fromkeys((job.preset, job.arm) for job in to_do)
     for preset, arm in pairs:
         job = PlannedRun(preset, arm, study.options.seeds[0], 0)
@@ -316,14 +301,14 @@ def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
     out: dict[str, float] = {}
     history = read_json(folder / "result.json")["history"]
     shutil.rmtree(folder)
-    # The first epoch warms up; the last counts.
-    for row in history:
+    # The first epoch warms up; the last counts. What is homogenized for the trial is kept for the runs.
+    for row in (row for row in history if row["stage"] != HOMOGENIZING):
         stage, batch, validation = row["stage"], 1.0 / TRIED_ITERATIONS, 1.0
         if "slices_a_batch" in row:
             # nnU-Net's batches hold other numbers of slices, and its validation grows with its training.
             slices, optimizer = row["slices_a_batch"], config.unet.optimizer
-            tried, of_validation = nnunet.lengths(sections["unet"].optimizer, slices)
-            whole, of_whole = nnunet.lengths(optimizer, slices)
+            tried, of_validation = lengths(sections["unet"].optimizer, slices)
+            whole, of_whole = lengths(optimizer, slices)
             batch, validation = whole / tried / optimizer.iterations, of_whole / of_validation
         out[f"{stage} batch"] = batch * (row["seconds"] - row["validation_seconds"])
         out[f"{stage} validation"] = validation * row["validation_seconds"]
@@ -360,7 +345,7 @@ def _fit_into_budget(
     Raises:
         InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.
     """
-    every = [_estimate_stages(options, job, seconds) for job in _add_sources(output, jobs)]
+    every = [_estimate_stages(options, job, seconds) for job in add_sources(output, jobs)]
     unets = sum(stages.get(SHORTENED, 0.0) for stages in every)
     whole = sum(sum(stages.values()) for stages in every) - unets
     scale = min(1.0, max(0.0, budget_s - whole) / unets) if unets > 0 else 1.0
@@ -379,18 +364,18 @@ def _fit_into_budget(
 
 def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
     """Report the estimated duration of each arm before the study starts."""
-    every = _add_sources(study.output, jobs)
+    every = add_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
     where = "" if study.options.folds == 1 else " in the first fold"
     study.reporter.say(f"{len(held_out(dataset))} scans are tested on{where}")
     by_arm: dict[str, float] = {}
     for job in every:
-        if not _is_done(study.output, job):
+        if not is_done(study.output, job):
             key = f"{job.preset} {job.arm}"
             by_arm[key] = by_arm.get(key, 0.0) + _estimate_run(study.options, job, seconds)
     for key, value in by_arm.items():
         study.reporter.say(f"estimate: {key:<28} {_format_time(value)}")
-    done = sum(_is_done(study.output, job) for job in every)
+    done = sum(is_done(study.output, job) for job in every)
     total = _format_time(sum(by_arm.values()))
     study.reporter.say(f"estimate: {len(every) - done} of {len(every)} runs to do, training about {total}")
 

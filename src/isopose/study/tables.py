@@ -1,35 +1,23 @@
-"""The tables of a study: the paper's three, differences, scores, cost and strata."""
+"""The tables of a study: the paper's three, differences, scores, failures and cost."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from isopose.evaluation.evaluate import CaseScores
 from isopose.evaluation.metrics import METRICS
-from isopose.evaluation.summary import FEWEST_PAIRS, age_strata, size_strata, summarize
+from isopose.evaluation.summary import summarize
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
-from isopose.study.results import (
-    COVERAGE,
-    ArmResult,
-    Clock,
-    Difference,
-    Place,
-    against,
-    differences,
-    goals,
-    scans_of,
-    times_to,
-)
+from isopose.study.protocol import ALPHA, GOALS, PAPERS, Goal
+from isopose.study.results import ArmResult, Clock, Difference
+from isopose.study.statistics import COVERAGE, POWER
 
-#: Of structures by their volume.
-THIRDS = ("small", "middle", "large")
 #: Arms whose U-Net sees the slice as it lies.
 WHOLE = ("plain", "augmented")
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
-#: Names by which labels are the paper's two.
-PAPERS = {"kidney": "kidney", "tumor": "tumor", "tumour": "tumor"}
+DETECTABLE_NOTE = (
+    f"detectable: the mean difference that these patients and seeds would have shown with {POWER:.0%} power "
+    "(two-sided, 5 %); what is smaller may be there and not be seen"
+)
 #: Below every table that has the paper's values in it, and below each what is its own.
 PAPER_NOTE = (
     "Paper: La Barbera et al., ISBI 2021: 80 children with renal tumors, slices of 512 x 512 pixels, one "
@@ -75,7 +63,7 @@ def paper_table(
         Column("Training time", text=True),
         Column("CPU seconds"),
         *((Column("U-Net input", text=True), Column("Memory (MB)")) if number == 3 else ()),
-        *(Column(f"Dice {label}", text=True) for label in labels),
+        *(Column(f"Dice {label}: mean (sd); median; worst", text=True) for label in labels),
         Column("Paper: training", text=True),
         *((Column("Paper: memory (GB)", 2),) if number == 3 else ()),
         *(Column(f"Paper: Dice {label}", text=True) for label in papers),
@@ -89,11 +77,11 @@ def paper_table(
                 result.arm.title,
                 result.arm.name,
                 len(result.runs),
-                _format_time(result.seconds) if result.runs[0].history else "none",
+                format_time(result.seconds) if result.runs[0].history else "none",
                 result.cpu_seconds if result.runs[0].history else None,
                 *((_name_input(result), memory) if number == 3 else ()),
                 *(_format_spread(result, label) for label in labels),
-                _format_time(3600.0 * published.hours) if published and published.hours else NO_VALUE,
+                format_time(3600.0 * published.hours) if published and published.hours else NO_VALUE,
                 *((published.memory_gb if published else None,) if number == 3 else ()),
                 *(_format_published(published, label) for label in papers),
             )
@@ -111,13 +99,12 @@ def _name_input(result: ArmResult) -> str:
 
 
 def _format_spread(result: ArmResult, target: str) -> str:
-    """Mean (sd) in per cent over patients."""
-    statistic = summarize(result.cases, target).statistics["dice"]
-    if statistic.mean is None:
+    """Mean (sd) over patients, their median, and the worst scan, in per cent."""
+    found = summarize(result.cases, target).statistics["dice"]
+    if found.mean is None or found.median is None or found.worst is None:
         return NO_VALUE
-    return f"{100 * statistic.mean:.2f}" + (
-        f" ({100 * statistic.sd:.2f})" if statistic.sd is not None else ""
-    )
+    spread = f" ({100 * found.sd:.2f})" if found.sd is not None else ""
+    return f"{100 * found.mean:.2f}{spread}; {100 * found.median:.1f}; {100 * found.worst:.1f}"
 
 
 def _format_published(published: Published | None, label: str) -> str:
@@ -141,6 +128,8 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
         Column("Difference (points)", text=True),
         Column(f"{COVERAGE:.0%} interval", text=True),
         Column("Median", text=True),
+        Column("Worst", text=True),
+        Column("Detectable (points)", 1),
         Column("Better for"),
         *((Column("Value in one arm only"),) * unpaired),
         Column("p", 4),
@@ -156,6 +145,8 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
             _format_points(each.mean),
             f"{_format_points(each.low)} to {_format_points(each.high)}",
             _format_points(each.median),
+            _format_points(each.worst),
+            None if each.detectable is None else 100.0 * each.detectable,
             each.better,
             *((each.unpaired,) * unpaired),
             each.raw_p,
@@ -164,8 +155,55 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
         for each in compared
     )
     tests = sum(each.raw_p is not None for each in compared)
-    note = f"p of Wilcoxon's signed-rank test, and corrected after Holm for the {tests} tests of this table"
-    return Table(caption, columns, rows, notes=(note,))
+    notes = (
+        f"p of Wilcoxon's signed-rank test, and corrected after Holm for the {tests} tests of this table",
+        DETECTABLE_NOTE,
+    )
+    return Table(caption, columns, rows, notes=notes)
+
+
+def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
+    """Return what was to be shown, and whether it was."""
+    columns = (
+        Column("Arm", text=True),
+        Column("Preset", text=True),
+        Column("Against", text=True),
+        Column("Target", text=True),
+        Column("Goal (points)", text=True),
+        Column("Patients"),
+        Column("Difference (points)", text=True),
+        Column(f"{COVERAGE:.0%} interval", text=True),
+        Column("Median", text=True),
+        Column("Worst", text=True),
+        Column("Detectable (points)", 1),
+        Column("p (Holm)", 4),
+        Column("Reached", text=True),
+    )
+    rows = tuple(
+        (
+            goal.arm,
+            goal.preset,
+            goal.against,
+            each.target,
+            f"{goal.points:+.1f}, {goal.kind}",
+            each.patients,
+            _format_points(each.mean),
+            f"{_format_points(each.low)} to {_format_points(each.high)}",
+            _format_points(each.median),
+            _format_points(each.worst),
+            None if each.detectable is None else 100.0 * each.detectable,
+            each.p_value,
+            "yes" if goal.is_reached(each) else "no",
+        )
+        for goal, each in found
+    )
+    notes = (
+        "reached: a gain of at least so many points on average, its interval above 0 and p below "
+        f"{ALPHA:g}; no worse: its interval above so many points",
+        f"p of Wilcoxon's signed-rank test, corrected after Holm for all {len(GOALS)} goals, run or not",
+        DETECTABLE_NOTE,
+    )
+    return Table("Primary comparisons", columns, rows, notes=notes)
 
 
 def _format_points(value: float) -> str:
@@ -208,6 +246,43 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
     )
 
 
+def failure_table(results: Mapping[str, ArmResult]) -> Table:
+    """Return how often each arm failed a structure, over the scans of all its runs."""
+    columns = (
+        Column("Arm", text=True),
+        Column("Target", text=True),
+        Column("Scans of all runs"),
+        Column("Missed"),
+        Column("No voxel right"),
+        Column("False alarms"),
+        Column("On the wrong side", text=True),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, result in results.items():
+        for target in (target for target in result.targets if "+" not in target):
+            scores = [case.scores[target] for case in result.cases]
+            sides = [run.sides[target] for run in result.runs if target in run.sides]
+            known, wrong = (sum(len(one[key]) for one in sides) for key in ("known", "wrong"))
+            outcomes = [one.outcome for one in scores]
+            rows.append(
+                (
+                    name,
+                    target,
+                    len(scores),
+                    outcomes.count("missed"),
+                    sum(one.outcome == "scored" and one.dice == 0.0 for one in scores),
+                    outcomes.count("false alarm"),
+                    f"{wrong} of {known}" if known else "not known",
+                )
+            )
+    note = (
+        "missed: nothing was marked; no voxel right: something was marked, all of it elsewhere; on the wrong "
+        "side: most of it lies on the other side of the body than the reference, counted where the true pose "
+        "is known and the reference lies on one side to three quarters"
+    )
+    return Table("Failures", columns, tuple(rows), notes=(note,))
+
+
 def cost_table(results: Mapping[str, ArmResult]) -> Table:
     """Training by stage, CPU, memory, size and prediction."""
     columns = (
@@ -235,7 +310,7 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
             (
                 name,
                 len(result.runs),
-                ", ".join(f"{s} {_format_time(wall)} ({cpu:.0f})" for s, (wall, cpu) in stages.items())
+                ", ".join(f"{s} {format_time(wall)} ({cpu:.0f})" for s, (wall, cpu) in stages.items())
                 or "none",
                 ", ".join(f"{sum(run.seconds('cpu_seconds').values()):.0f}" for run in result.runs)
                 if stages
@@ -251,122 +326,7 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
     return Table("Cost", columns, tuple(rows), notes=(note,))
 
 
-def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
-    """Time until runs hold the validation Dice at which the baseline's of the same seed and fold ends.
-
-    In brackets the part of the baseline's own time, of the runs that get there.
-    """
-    columns = (
-        Column("Arm", text=True),
-        *(Column(f"{label}{of}", text=True) for of in ("", ", CPU s") for label in labels),
-    )
-    wanted = {label: goals(results[baseline], f"dice {label}") for label in labels}
-    rows = []
-    for name, result in results.items():
-        if not result.runs[0].history:
-            continue
-        cells = []
-        for clock in CLOCKS:
-            for label in labels:
-                key = f"dice {label}"
-                cells.append(
-                    _format_times(
-                        times_to(result, key, wanted[label], clock),
-                        times_to(results[baseline], key, wanted[label], clock),
-                        clock,
-                    )
-                )
-        rows.append((name, *cells))
-    peers = any(result.arm.peer for result in results.values())
-    shown = "; ".join(
-        f"{label} " + ", ".join(f"{score:.3f}" for _, score in sorted(of_label.items()))
-        for label, of_label in wanted.items()
-        if of_label
-    )
-    return Table(
-        f"Training until the validation Dice at which {baseline} ends",
-        columns,
-        tuple(rows),
-        notes=(
-            f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same "
-            f"seed and fold ends ({shown}); pose and crop included, validation not; in brackets the part of "
-            f"{baseline}'s own time",
-            *(("nnU-Net's is over all slices at once and not by patient: not comparable in height",) * peers),
-        ),
-    )
-
-
-def _format_times(
-    times: Mapping[Place, float | None], of_baseline: Mapping[Place, float | None], clock: Clock
-) -> str:
-    """Mean time of the runs that get there, its part of the baseline's, and how many get there."""
-    pairs = [(seconds, of_baseline.get(place)) for place, seconds in times.items() if seconds is not None]
-    if not pairs:
-        return "not reached" if times else NO_VALUE
-    seconds = sum(mine for mine, _ in pairs) / len(pairs)
-    theirs = sum(its or 0.0 for _, its in pairs) / len(pairs)
-    part = f" ({seconds / theirs:.2f})" if theirs > 0 else ""
-    some = "" if len(pairs) == len(times) else f", {len(pairs)} of {len(times)} runs"
-    return (_format_time(seconds) if clock == "seconds" else f"{seconds:.0f}") + part + some
-
-
-def strata_tables(results: Mapping[str, ArmResult], baseline: str) -> list[Table]:
-    """Dice by age and by size: means, then differences from the baseline patient by patient."""
-    tables = []
-    for what, split in (("age", age_strata), ("body size", size_strata)):
-        # Once for all arms: by its own runs' scans each would have other limits.
-        groups = {name: {case.case for case in cases} for name, cases in split(scans_of(results)).items()}
-        names = list(groups)
-        if len(names) < 2:
-            continue
-        columns = (Column("Arm", text=True), Column("Target", text=True), *(Column(n, 3) for n in names))
-        rows = tuple(
-            (name, target, *(_average_dice(result.cases, ids, target) for ids in groups.values()))
-            for name, result in results.items()
-            for target in result.targets
-        )
-        tables.append(Table(f"Dice by {what}", columns, rows))
-        compared = differences(results, against(results, baseline), split)
-        # Of fewer neither a test nor an interval says anything; study-results.json has them all.
-        enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
-        if enough:
-            tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))
-    volumes = _make_volume_table(results)
-    return [*tables, volumes] if volumes else tables
-
-
-def _make_volume_table(results: Mapping[str, ArmResult]) -> Table | None:
-    """Dice by the volume of the structure itself, in thirds of the scans that have it."""
-    scans = scans_of(results)
-    columns = (Column("Arm", text=True), Column("Target", text=True), *(Column(n, 3) for n in THIRDS))
-    rows: list[tuple[Cell, ...]] = []
-    limits = []
-    for target in next(iter(results.values())).targets:
-        volumes = {case.case: case.scores[target].truth_ml for case in scans}
-        there = [volume for volume in volumes.values() if volume > 0]
-        if len(there) < len(THIRDS):
-            continue
-        low, high = np.quantile(there, [1 / 3, 2 / 3])
-        limits.append(f"{target} {low:.3g} and {high:.3g} ml")
-        groups = [
-            {case for case, volume in volumes.items() if first < volume <= last}
-            for first, last in ((0.0, low), (low, high), (high, np.inf))
-        ]
-        rows += [
-            (name, target, *(_average_dice(result.cases, ids, target) for ids in groups))
-            for name, result in results.items()
-        ]
-    if not rows:
-        return None
-    note = f"limits by the reference: {'; '.join(limits)}; scans without the structure are left out"
-    return Table("Dice by the structure's volume", columns, tuple(rows), notes=(note,))
-
-
-def _average_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> float | None:
-    return summarize([case for case in cases if case.case in ids], target).statistics["dice"].mean
-
-
-def _format_time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Hours and minutes; below an hour minutes and seconds."""
     whole = round(seconds)
     if whole < 3600:

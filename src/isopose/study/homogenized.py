@@ -1,0 +1,131 @@
+"""What ``isopose homogenize`` makes of the study's patients, for nnU-Net's arms, and the way back."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isopose.config import homogenize_config
+from isopose.errors import InputError
+from isopose.files import read_json, write_json
+from isopose.homogenize.dataset import homogenize, image_path
+from isopose.homogenize.record import record_path
+from isopose.homogenize.restore import restore
+from isopose.io.datasets import Dataset
+from isopose.progress import Reporter, Silent
+from isopose.study.measure import timed
+
+#: The stage in a run's history, and the file of seconds by case beside nnU-Net's raw datasets.
+STAGE, SECONDS = "homogenize", "homogenize-seconds.json"
+CLOCKS = ("seconds", "cpu_seconds")
+
+Seconds = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class HomogenizedPatients:
+    """The homogenized patients of a fold.
+
+    Args:
+        root: the dataset as ``isopose homogenize`` writes it.
+        seconds: by case, of the clock and of all cores.
+        learned: ids of the cases to train and validate on.
+    """
+
+    root: Path
+    seconds: Seconds
+    learned: tuple[str, ...]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row of a run's history: every arm and seed is charged with it, though it is done once."""
+        total = {clock: sum(self.seconds[case][clock] for case in self.learned) for clock in CLOCKS}
+        return {"stage": STAGE, "epoch": 1, **total, "validation_seconds": 0.0}
+
+    def predict(self, predictor: Any, case: str, upright: Path, output: Path) -> dict[str, float]:
+        """Predict a homogenized scan and restore the answer to the scan's own grid.
+
+        Args:
+            predictor: nnU-Net's.
+            case: id.
+            upright: folder of the answers in the homogenized frame.
+            output: folder of the answers on the scans' own grids.
+
+        Returns:
+            The seconds that homogenizing, predicting and restoring took.
+
+        Raises:
+            InputError: the answer cannot be restored.
+        """
+        upright.mkdir(parents=True, exist_ok=True)
+        # An earlier answer that was not timed would be found there, and that be timed.
+        for path in (output / f"{case}.json", output / f"{case}.nii.gz"):
+            path.unlink(missing_ok=True)
+        with timed() as taken:
+            source = image_path(self.root, case)
+            predictor.predict_from_files_sequential([[str(source)]], [str(upright / case)])
+            [restored] = restore(upright / f"{case}.nii.gz", self.root, output, reporter=Silent())
+        if restored.problem is not None:
+            raise InputError(restored.problem)
+        return {clock: taken[clock] + self.seconds[case][clock] for clock in CLOCKS}
+
+
+def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Reporter) -> HomogenizedPatients:
+    """Homogenize every labeled patient once for all arms and seeds of a fold, and time each.
+
+    Args:
+        dataset: with its test cases marked.
+        root: folder of nnU-Net's raw dataset.
+        size: pixels along a side of the reference's frame.
+        reporter: where progress goes.
+
+    Raises:
+        InputError: a patient cannot be homogenized.
+    """
+    cases = tuple(case for case in dataset.cases if case.label is not None)
+    kept = root.parent / SECONDS
+    seconds: Seconds = read_json(kept) if kept.exists() else {}
+    if not (root / "dataset.json").exists() or any(case.id not in seconds for case in cases):
+        for case in cases:
+            if case.id not in seconds:
+                record_path(root, case.id).unlink(missing_ok=True)
+        timing = _Timing(reporter, [case.id for case in cases], seconds, kept)
+        # In this process, for the seconds of others are not counted.
+        outcomes = homogenize(
+            replace(dataset, cases=cases), root, homogenize_config(size=size), reporter=timing
+        )
+        problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
+        if problems:
+            raise InputError(f"{problems[0]} ({len(problems)} such; leave out the patients or the arm)")
+    learned = tuple(case.id for case in cases if case.split != "test")
+    return HomogenizedPatients(root, seconds, learned)
+
+
+class _Timing(Silent):
+    """Passes progress on, and keeps the seconds of each case that is done and was not known."""
+
+    def __init__(self, reporter: Reporter, cases: list[str], seconds: Seconds, path: Path) -> None:
+        self.reporter, self.cases, self.seconds, self.path = reporter, cases, seconds, path
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Time what lies between two calls."""
+        with self.reporter.counting(what) as progress:
+            before = _read_clocks()
+
+            def count(done: int, total: int) -> None:
+                nonlocal before
+                now, case = _read_clocks(), self.cases[done - 1]
+                if case not in self.seconds:
+                    self.seconds[case] = {clock: now[clock] - before[clock] for clock in CLOCKS}
+                    write_json(self.path, self.seconds)
+                before = now
+                progress(done, total)
+
+            yield count
+
+
+def _read_clocks() -> dict[str, float]:
+    return {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}

@@ -1,0 +1,163 @@
+"""How fast the arms of a study learn: time to a score, scores at equal steps and time, and the last rise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from isopose.report.tables import NO_VALUE, Cell, Column, Table
+from isopose.study.protocol import RISE, rise
+from isopose.study.results import ArmResult, Clock, Place, StudyRun, goals, steady, times_to
+from isopose.study.tables import CLOCKS, format_time
+
+#: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
+PEER_NOTE = "nnU-Net's is over all slices at once and not by patient: not comparable in height"
+UPRIGHT_NOTE = (
+    "the validation of nnU-Net's homogenized arms is of homogenized slices, before they are restored"
+)
+
+
+def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
+    """Time until runs hold the validation Dice at which the baseline's of the same seed and fold ends.
+
+    In brackets the part of the baseline's own time, of the runs that get there.
+    """
+    columns = (
+        Column("Arm", text=True),
+        *(Column(f"{label}{of}", text=True) for of in ("", ", CPU s") for label in labels),
+    )
+    wanted = {label: goals(results[baseline], f"dice {label}") for label in labels}
+    rows = []
+    for name, result in results.items():
+        if not result.runs[0].history:
+            continue
+        cells = []
+        for clock in CLOCKS:
+            for label in labels:
+                key = f"dice {label}"
+                cells.append(
+                    _format_times(
+                        times_to(result, key, wanted[label], clock),
+                        times_to(results[baseline], key, wanted[label], clock),
+                        clock,
+                    )
+                )
+        rows.append((name, *cells))
+    shown = "; ".join(
+        f"{label} " + ", ".join(f"{score:.3f}" for _, score in sorted(of_label.items()))
+        for label, of_label in wanted.items()
+        if of_label
+    )
+    return Table(
+        f"Training until the validation Dice at which {baseline} ends",
+        columns,
+        tuple(rows),
+        notes=(
+            f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same "
+            f"seed and fold ends ({shown}); pose and crop included, validation not; in brackets the part of "
+            f"{baseline}'s own time",
+            *_note_peers(results),
+        ),
+    )
+
+
+def _format_times(
+    times: Mapping[Place, float | None], of_baseline: Mapping[Place, float | None], clock: Clock
+) -> str:
+    """Mean time of the runs that get there, its part of the baseline's, and how many get there."""
+    pairs = [(seconds, of_baseline.get(place)) for place, seconds in times.items() if seconds is not None]
+    if not pairs:
+        return "not reached" if times else NO_VALUE
+    seconds = sum(mine for mine, _ in pairs) / len(pairs)
+    theirs = sum(its or 0.0 for _, its in pairs) / len(pairs)
+    part = f" ({seconds / theirs:.2f})" if theirs > 0 else ""
+    some = "" if len(pairs) == len(times) else f", {len(pairs)} of {len(times)} runs"
+    return (format_time(seconds) if clock == "seconds" else f"{seconds:.0f}") + part + some
+
+
+def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
+    """Validation Dice at equal steps, at equal CPU time and at each arm's end, and whether it still rises."""
+    trained = {name: result for name, result in results.items() if result.runs[0].history}
+    epochs = min((len(_find_epochs(run)) for one in trained.values() for run in one.runs), default=0)
+    ends = [
+        curve[-1][0]
+        for run in results[baseline].runs
+        for label in labels
+        if (curve := run.curve(f"dice {label}", "cpu_seconds"))
+    ]
+    seconds = float(np.mean(ends)) if ends else None
+    columns = (
+        Column("Arm", text=True),
+        *(
+            Column(f"{label}: {where}", text=True)
+            for label in labels
+            for where in ("at equal steps", "at equal CPU time", "at its end")
+        ),
+        Column("Rises at the end (points)", 1),
+        Column("Stopped rising", text=True),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, result in trained.items():
+        cells: list[Cell] = []
+        for label in labels:
+            curves = [steady(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs]
+            early = [steady(_cut(run, epochs).curve(f"dice {label}")) for run in result.runs]
+            cells += [
+                _format_band([curve[-1][1] for curve in early if curve]),
+                _format_band(
+                    [score for curve in curves if (score := _find_score(curve, seconds)) is not None]
+                ),
+                _format_band([curve[-1][1] for curve in curves if curve]),
+            ]
+        rises = [
+            value
+            for label in labels
+            if (found := [r for run in result.runs if (r := rise(run.curve(f"dice {label}"))) is not None])
+            for value in [float(np.mean(found))]
+        ]
+        most = max(rises, default=None)
+        stopped = NO_VALUE if most is None else "yes" if most < RISE else "no"
+        rows.append((name, *cells, None if most is None else 100.0 * most, stopped))
+    at = "no run" if seconds is None else f"{seconds:.0f} CPU seconds of training, when {baseline} ends"
+    notes = (
+        f"the mean of three epochs' validation Dice: mean over seeds and folds (lowest to highest); equal "
+        f"steps: {epochs} epochs of the U-Net; equal CPU time: {at}, pose and crop included (an arm that has "
+        "ended before: at its end; one whose U-Net has not begun: none yet)",
+        f"rises: from the fifth before the last of the U-Net's epochs to the last, mean over seeds, of the "
+        f"label that rises most; stopped: by less than {100 * RISE:g} points",
+        *_note_peers(trained),
+    )
+    return Table("Validation Dice along training", columns, tuple(rows), notes=notes)
+
+
+def _note_peers(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
+    """Return what is to be known of nnU-Net's validation scores in a table."""
+    peers = [result.arm.peer for result in results.values()]
+    mixed = any(peers) and not all(peers)
+    upright = any(peer.homogenized for peer in peers if peer)
+    return (*((PEER_NOTE,) * mixed), *((UPRIGHT_NOTE,) * upright))
+
+
+def _find_epochs(run: StudyRun) -> list[int]:
+    """Return the places of the U-Net's epochs in a run's history."""
+    return [place for place, row in enumerate(run.history) if row["stage"] == "unet"]
+
+
+def _cut(run: StudyRun, epochs: int) -> StudyRun:
+    """Return a run as it was after so many of the U-Net's epochs; nnU-Net has no Dice in some of them."""
+    places = _find_epochs(run)[:epochs]
+    return replace(run, history=run.history[: places[-1] + 1] if places else ())
+
+
+def _find_score(curve: Sequence[tuple[float, float]], seconds: float | None) -> float | None:
+    """Return the last score that was reached by a time; None before the first."""
+    reached = [score for at, score in curve if seconds is not None and at <= seconds]
+    return reached[-1] if reached else None
+
+
+def _format_band(scores: Sequence[float]) -> str:
+    """Format the mean, and the lowest and highest of several."""
+    if not scores:
+        return "none yet"
+    mean = f"{np.mean(scores):.3f}"
+    return mean if len(scores) == 1 else f"{mean} ({min(scores):.3f} to {max(scores):.3f})"

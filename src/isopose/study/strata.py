@@ -1,0 +1,67 @@
+"""Dice in groups of patients that were decided beforehand: by age, body size, roll and tumor volume."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from isopose.evaluation.evaluate import CaseScores
+from isopose.evaluation.summary import FEWEST_PAIRS, age_strata, size_strata, summarize
+from isopose.report.tables import NO_VALUE, Column, Table
+from isopose.study.protocol import roll_strata, volume_strata
+from isopose.study.results import ArmResult, Strata, against, differences, scans_of
+from isopose.study.tables import difference_table
+
+
+def strata_of(rolls: Mapping[str, float]) -> dict[str, Strata]:
+    """Return how scans are grouped, by what.
+
+    Args:
+        rolls: true angle in radians by case, of phantoms; empty where it is unknown.
+    """
+    return {
+        "age": age_strata,
+        "body size": size_strata,
+        "roll": roll_strata(rolls),
+        "tumor volume": volume_strata,
+    }
+
+
+def strata_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping[str, float]) -> list[Table]:
+    """Dice by group: mean, median and worst, then differences from the baseline patient by patient.
+
+    Args:
+        results: of the arms by name.
+        baseline: the arm that is taken from the others.
+        rolls: see :func:`strata_of`.
+    """
+    tables = []
+    for what, split in strata_of(rolls).items():
+        # Once for all arms: by its own runs' scans each would have other limits.
+        groups = {name: {case.case for case in cases} for name, cases in split(scans_of(results)).items()}
+        names = list(groups)
+        if len(names) < 2:
+            continue
+        columns = (
+            Column("Arm", text=True),
+            Column("Target", text=True),
+            *(Column(n, text=True) for n in names),
+        )
+        rows = tuple(
+            (name, target, *(_format_dice(result.cases, ids, target) for ids in groups.values()))
+            for name, result in results.items()
+            for target in result.targets
+        )
+        sizes = "; ".join(f"{name}: {len(ids)} scans" for name, ids in groups.items())
+        note = f"mean over patients (median, worst scan); {sizes}"
+        tables.append(Table(f"Dice by {what}", columns, rows, notes=(note,)))
+        compared = differences(results, against(results, baseline), split)
+        # Of fewer neither a test nor an interval says anything; study-results.json has them all.
+        enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
+        if enough:
+            tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))
+    return tables
+
+
+def _format_dice(cases: Sequence[CaseScores], ids: Collection[str], target: str) -> str:
+    found = summarize([case for case in cases if case.case in ids], target).statistics["dice"]
+    if found.mean is None or found.median is None or found.worst is None:
+        return NO_VALUE
+    return f"{found.mean:.3f} ({found.median:.3f}, {found.worst:.3f})"
