@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from isopose.config import HomogenizeConfig
-from isopose.data.preprocess import warped_labels
+from isopose.data.resample import warped_labels
 from isopose.devices import one_thread
 from isopose.files import output_folder, write_json, write_text
 from isopose.geometry.volume import Volume

@@ -11,7 +11,7 @@ from scipy.ndimage import binary_erosion
 from bright import bright_model, dice, scene, stored_otherwise, world_center
 from isopose.config import HomogenizeConfig
 from isopose.data.body import body_mask
-from isopose.data.preprocess import warped_labels
+from isopose.data.resample import warped_labels
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert

@@ -10,11 +10,10 @@ at a scale of 1 / 2, and a third of that of unfiltered cubic sampling, which ali
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from isopose import scratch
@@ -25,12 +24,11 @@ from isopose.data.drawn import classes_of, structures, undrawn_doubt
 from isopose.data.fingerprint import MARGIN, Fingerprint
 from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
-from isopose.data.runs import CHUNK, parts_of
+from isopose.data.resample import chunks, warped, warped_labels
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
-from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
 from isopose.io.channels import check_count, check_one_grid
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent
@@ -331,107 +329,6 @@ def labels_in_frame(
     """
     matrix = frame.slice_from_frame((classes.shape[1], classes.shape[2]), spacing[:2])
     return warped_labels(classes, matrix, (frame.size, frame.size), (*range(1, count), IGNORED))
-
-
-def warped_labels(
-    labels: np.ndarray, input_from_output: Tensor, size: tuple[int, int], values: Iterable[int]
-) -> np.ndarray:
-    """Resample label maps ``(z, y, x)`` to ``(z, h, w)`` uint8: each value linearly, then the largest share.
-
-    Nearest-neighbor sampling makes borders jagged and, where pixels become larger, loses thin structures at
-    random; linear interpolation keeps each structure's area.
-
-    Args:
-        labels: whole numbers, 0 is background.
-        input_from_output: ``(3, 3)`` for all slices, or ``(z, 3, 3)``, one for each.
-        size: ``(h, w)``.
-        values: the values to resample; others become background.
-    """
-    values = tuple(values)
-    out = scratch.zeros((len(labels), *size), np.uint8)
-    for part in chunks(labels.shape, size):
-        chunk = labels[part]
-        matrix = input_from_output if input_from_output.ndim == 2 else input_from_output[part]
-        present = [value for value in values if (chunk == value).any()]
-        shares = ((v, warped(chunk == v, matrix, size, 0.0, "bilinear")) for v in present)
-        out[part] = largest_share(shares, (len(chunk), *size))
-    return out
-
-
-def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
-    """Return for each pixel the value with the largest share.
-
-    Args:
-        shares: values and their shares in [0, 1], of the given shape; what is missing to 1 is the share of
-            background, 0.
-        shape: of the result.
-
-    Returns:
-        uint8 of the given shape.
-    """
-    out = np.zeros(shape, dtype=np.uint8)
-    best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
-    for value, share in shares:
-        left -= share
-        np.copyto(out, value, where=share > best)
-        np.maximum(best, share, out=best)
-    out[left >= best] = 0
-    return out
-
-
-def warped(
-    array: np.ndarray, input_from_output: Tensor, size: tuple[int, int], fill: float, mode: Mode
-) -> np.ndarray:
-    """Resample slices ``(z, y, x)`` to ``(z, h, w)`` float32, through one matrix or one for each.
-
-    Args:
-        array: the slices.
-        input_from_output: ``(3, 3)``, scales and shifts only, or ``(z, 3, 3)``.
-        size: ``(h, w)``.
-        fill: value outside the input.
-        mode: interpolation.
-    """
-    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if input_from_output.ndim == 2:
-        return warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
-    if bool((input_from_output == input_from_output[:1]).all()):
-        # As channels of one image, slices share the coordinates of their samples, which saves time. Cubic
-        # samples of many planes do not stay in the processor's cache.
-        planes = source.split(4 if mode == "bicubic" else len(source))
-        parts = [warp(part[None], input_from_output[:1], size, fill=fill, mode=mode)[0] for part in planes]
-        return torch.cat(parts).numpy()
-    return warp(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
-
-
-def warped_volume(
-    array: np.ndarray, input_from_output: Tensor, size: tuple[int, int, int], fill: float
-) -> np.ndarray:
-    """Resample a volume linearly.
-
-    Args:
-        array: ``(z, y, x)``.
-        input_from_output: ``(4, 4)``, normalized coordinates.
-        size: ``(z, y, x)`` of the result.
-        fill: value outside the input.
-
-    Returns:
-        float32 of the given size.
-    """
-    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    out = scratch.zeros(size, np.float32)
-    for part, values in warp_slabs(source, input_from_output, size, fill=fill, voxels=CHUNK):
-        out[part] = values.numpy()
-    return out
-
-
-def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:
-    """Split the slices of a volume into parts that are resampled together, to bound the memory.
-
-    Args:
-        shape: ``(z, y, x)`` of the volume.
-        size: ``(h, w)`` of the result.
-    """
-    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])))
 
 
 def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -> Iterator[str]:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from isopose import outputs
-from isopose.data.preprocess import largest_share
+from isopose.data.resample import largest_share
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import composed, only_writer, output_folder, read_json, sha256, write_json

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from isopose import scratch
 from isopose.config import Modality
-from isopose.data.preprocess import chunks, largest_share, warped, warped_labels, warped_volume
+from isopose.data.resample import chunks, largest_share, warped, warped_labels, warped_volume
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import invert

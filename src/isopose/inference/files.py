@@ -297,7 +297,7 @@ def predict_scan(
             with _recording(output, scan.name, record, wanted, listed(known), keep=same):
                 record["warnings"] += _write(files, maps, scan, ensemble.labels, prediction, record, source)
                 if steps is not None:
-                    steps(ensemble.lead, volume, prediction, picture)
+                    steps(ensemble.lead, volumes[prediction.prepared.lead], prediction, picture)
                 if also is not None:
                     also(volume, prediction, record)
     except reported as error:

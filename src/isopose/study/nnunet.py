@@ -169,7 +169,16 @@ def _log_output(folder: Path) -> Iterator[None]:
 
 
 def _make_plans(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dict[str, Any]:
-    """Return nnU-Net's plans for its raw dataset; fingerprint and preprocessed data are made once."""
+    """Return nnU-Net's plans for its raw dataset; fingerprint and preprocessed data are made once.
+
+    Raises:
+        InputError: nnU-Net plans no such configuration, or its poses would be of another channel than CT.
+    """
+    if peer.posed and dataset.channels[0].casefold() != "ct":
+        raise InputError(
+            f"{dataset.root}: inside nnU-Net the pose is that of the first channel, expected CT, got "
+            f"{dataset.channels[0]}; leave that arm out"
+        )
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiments,
