@@ -81,7 +81,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     [difference] = differences({"augmented": base, "pose": single}, TO_BASELINE)
     assert difference.mean == pytest.approx(0.1)
     one = {"augmented": arm("augmented", run({"a": 0.5})), "pose": arm("pose", run({"a": 0.7}))}
-    assert differences(one, TO_BASELINE)[0].detectable is None, "a single patient shows no spread"
+    assert differences(one, TO_BASELINE)[0].detectable is None, "of so few patients it would say nothing"
     other = arm("pose", run({"a": 0.6, "b": 0.7}, seed=2))
     assert differences({"augmented": base, "pose": other}, TO_BASELINE) == []
 
@@ -218,6 +218,7 @@ def test_a_goal_is_reached_by_its_mean_its_interval_and_p_over_all_goals() -> No
     assert no_worse.points == -0.9
     assert no_worse.is_reached(replace(found, low=-0.008))
     assert not no_worse.is_reached(replace(found, mean=0.05, low=-0.0095))
+    assert not no_worse.is_reached(replace(found, p_value=None)), "too few patients"
     [section] = _make_primary_section(results_with(rng.normal(0.03, 0.01, 40)))
     assert "8 goals, of which 1 were run" in section.text[0]
     assert _make_primary_section({"paper": {}}) == []

@@ -234,7 +234,7 @@ def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: 
             cost_table(results),
             pace_table(results, labels, baseline),
             time_table(results, labels, baseline),
-            *([time_table(peers, labels, "nnunet")] if "nnunet" in peers and len(peers) > 1 else []),
+            *([time_table(peers, labels, "nnunet")] if "nnunet" in peers and baseline != "nnunet" else []),
         ),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
-from isopose.evaluation.summary import by_patient, wilcoxon
+from isopose.evaluation.summary import FEWEST_PAIRS, by_patient, wilcoxon
 from isopose.files import read_json
 from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 from isopose.study.statistics import bootstrap_mean, detectable, holm
@@ -217,8 +217,8 @@ class Difference:
         patients: with a value in both.
         mean, median, worst: of the differences; a mean may be a few patients'.
         low, high: bootstrap interval of that mean, over patients and seeds.
-        detectable: mean difference that would have been found with 80 % power (two-sided, 5 %); none
-            for a single patient.
+        detectable: mean difference that would have been found with 80 % power (two-sided, 5 %); as few
+            patients as have no test have none.
         better: patients for whom the arm's score is higher.
         unpaired: patients with a value in one of the two only, such as a false alarm of one arm's.
         raw_p: two-sided Wilcoxon signed-rank test; none below
@@ -326,7 +326,7 @@ def _summarize(
         worst=float(values.min()),
         low=found.low,
         high=found.high,
-        detectable=detectable(found.error) if len(values) > 1 else None,
+        detectable=detectable(found.error) if len(values) >= FEWEST_PAIRS else None,
         better=int((values > 0).sum()),
         unpaired=unpaired,
         raw_p=raw,
