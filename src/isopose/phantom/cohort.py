@@ -35,6 +35,8 @@ VERSION = 1
 #: Volume in ml below which a tumor is small, and most patients that are drawn for each one that is taken.
 SMALL_ML, MOST_DRAWN = 20.0, 40
 ENDING = ".nii.gz"
+#: Parameters that are recorded where they are not at this default.
+OPTIONAL = {"small_tumors": None, "pet": False, "modality": "ct"}
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ def write_cohort(
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
         "population": population,
     }  # fmt: skip
-    others = {"small_tumors": (small_tumors, None), "pet": (pet, False), "modality": (modality, "ct")}
-    parameters |= {name: value for name, (value, default) in others.items() if value != default}
+    optional = {"small_tumors": small_tumors, "pet": pet, "modality": modality}
+    parameters |= {name: value for name, value in optional.items() if value != OPTIONAL[name]}
     _begin(output, parameters)
     chosen = _choose(cases, tests, seed, small_tumors, population)
     planned = [
@@ -237,10 +239,11 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
         other="holds a phantom cohort of other parameters ({names})",
         strange="is not empty and holds no phantom cohort",
     )
-    # Cohorts of before this parameter say nothing of it.
-    if known and known["parameters"].get("small_tumors") != parameters.get("small_tumors"):
+    # Parameters at their default are left out, so that cohorts of before they existed are continued.
+    other = [name for name in OPTIONAL if known and known["parameters"].get(name) != parameters.get(name)]
+    if other:
         raise InputError(
-            f"{output}: holds a phantom cohort of other parameters (small_tumors); choose another folder"
+            f"{output}: holds a phantom cohort of other parameters ({', '.join(other)}); choose another folder"
         )
     if known is None:
         write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": False, "cases": []})
