@@ -1,6 +1,7 @@
 """nnU-Net's augmentation: the same by seed, what each part does to image and labels, and training with it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,21 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
     assert not torch.equal(one.image, other.image)
     # Slices of a batch are not all disturbed alike.
     assert len({tuple(image.flatten().tolist()) for image in one.image}) > 6
+
+
+def test_channels_are_moved_alike_and_their_intensities_changed_apart() -> None:
+    batch = batch_of(16)
+    two = replace(batch, image=torch.cat([batch.image, batch.image + 1.0], dim=1))
+    out = Augmentation(AIR, AIR + 1.0)(two, (5,))
+    assert out.image.shape == two.image.shape
+    first, second = out.image[:, 0], out.image[:, 1]
+    for one, other, labels in zip(first, second, out.labels, strict=True):
+        together = float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
+        assert together > 0.95
+        # The square is where its label is, in both channels.
+        for image in (one, other):
+            assert image[labels == 1].median() > image[labels == 0].median()
+    assert ((first + 1.0 - second).abs().amax(dim=(1, 2)) > 0.05).sum() > 4
 
 
 def test_a_part_of_a_batch_is_disturbed_as_it_is_in_the_whole() -> None:

@@ -16,6 +16,7 @@ from isopose.training.crop_augmentation import (
     coarsened,
     contrasted,
     displacements,
+    each_changed,
     raised,
     seeds_of,
 )
@@ -144,3 +145,19 @@ def test_a_deformation_needs_the_canonical_loss() -> None:
     with pytest.raises(InputError, match=r"unet\.elastic"):
         load_config(settings=["unet.augmentation=homogenized", "unet.loss_space=native"])
     load_config(settings=["unet.augmentation=homogenized", "unet.loss_space=native", "unet.elastic=0"])
+
+
+def test_channels_are_changed_apart_and_neighbors_alike() -> None:
+    config, seeds, airs = IntensityConfig(), list(range(40)), (-2.0, 0.5)
+    image = torch.randn(40, 6, 24, 24, generator=torch.Generator().manual_seed(1))
+    out = each_changed(image, seeds, config, airs)
+    assert torch.equal(
+        each_changed(image[:, :3], seeds, config, airs[:1]), changed(image[:, :3], seeds, config, -2.0)
+    )
+    for number, air in enumerate(airs):
+        own = slice(3 * number, 3 * number + 3)
+        expected = changed(image[:, own], [2 * seed + number for seed in seeds], config, air)
+        assert torch.equal(out[:, own], expected)
+    touched = (out != image).flatten(2).any(dim=2)
+    assert torch.equal(touched[:, 0], touched[:, 2])
+    assert (touched[:, 0] != touched[:, 3]).any()
