@@ -106,9 +106,9 @@ def test_what_members_share_is_done_once(supine, monkeypatch) -> None:
     for name in done:
         real = getattr(predicting, name)
 
-        def counted(*arguments, real=real, name=name):
+        def counted(*arguments, real=real, name=name, **named):
             done[name] += 1
-            return real(*arguments)
+            return real(*arguments, **named)
 
         monkeypatch.setattr(predicting, name, counted)
     predict(Ensemble((alike(1), alike(2), alike(3))), supine.volume)
