@@ -269,7 +269,7 @@ def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[
     whole, *_ = keys_of("prediction_record", "inference/record.py")
     [origin] = [keys for keys in keys_of("provenance", "inference/record.py") if "model_sha256" in keys]
     # What was written is known only after the record; the others only some results have.
-    rare = {"correction_sha256", "members_sha256", "clean_up"}
+    rare = {"correction_sha256", "mask_sha256", "members_sha256", "clean_up"}
     assert set(record) == {*whole, *origin, "slices", "files"} - rare
     [one] = record["slices"]
     _, of_slice = keys_of("_of_slices", "inference/record.py")

@@ -315,7 +315,7 @@ def test_check_reports_what_it_found_before_what_stopped_it(isopose, cohort, tmp
 
 
 def test_check_that_is_stopped_by_a_signal(isopose, cohort, monkeypatch):
-    def stop(path):
+    def stop(path, **_):
         if "case_1" in str(path):
             os.kill(os.getpid(), signal.SIGINT)
         raise ValueError(SECRET)

@@ -222,20 +222,20 @@ def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch):
         assert [p for p in problems if p.case == "b"] == expected
 
 
-def die_of_a(case, labels, channels, original=check._inspect):
+def die_of_a(case, original=check._inspect, **settings):
     if case.id == "a":
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(case, labels, channels)
+    return original(case, **settings)
 
 
 def test_lack_of_memory_is_one_case_only(cohort, monkeypatch):
     cohort("a")
     cohort("b")
 
-    def read(path, original=check.read_volume):
+    def read(path, original=check.read_volume, **named):
         if path.name == "a.nii.gz":
             raise MemoryError
-        return original(path)
+        return original(path, **named)
 
     monkeypatch.setattr(check, "read_volume", read)
     problems = check_dataset(cohort.dataset())

@@ -69,7 +69,6 @@ class Run:
 
 def made_from(settings: WrapSettings, image_sha256: str, mask_sha256: str | None) -> dict[str, Any]:
     """Return all that decides the results of a scan, but for the program itself."""
-    masked = {} if mask_sha256 is None else {"mask_sha256": mask_sha256}
     return {
         "isopose": __version__,
         "command": list(settings.command.words),
@@ -77,7 +76,7 @@ def made_from(settings: WrapSettings, image_sha256: str, mask_sha256: str | None
         "input_sha256": image_sha256,
         "labels": dict(settings.labels.values),
         "formats": list(settings.formats),
-        **masked,
+        "mask_sha256": mask_sha256,
     }
 
 
