@@ -243,7 +243,8 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
     other = [name for name in OPTIONAL if known and known["parameters"].get(name) != parameters.get(name)]
     if other:
         raise InputError(
-            f"{output}: holds a phantom cohort of other parameters ({', '.join(other)}); choose another folder"
+            f"{output}: holds a phantom cohort of other parameters ({', '.join(other)}); choose another "
+            "folder"
         )
     if known is None:
         write_json(output / TRUTH_FILE, {"parameters": parameters, "complete": False, "cases": []})
