@@ -6,11 +6,13 @@ import isopose
 from isopose import Homogenizer
 from isopose.config import homogenize_config
 from isopose.errors import InputError
+from isopose.geometry.pose import LOG_SCALE_X
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.transform import Transform
 from isopose.io.images import read_labels, read_volume, to_sitk
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
+from mr import seen_by_mr
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,11 @@ def test_wrong_use_is_reported(cohort, tmp_path):
         homogenizer.inverse_transform(labels, upright)
     with pytest.raises(InputError, match="not lie on the image's grid"):
         homogenizer.transform(image, upright.image.with_array(np.zeros_like(upright.image.array)))
+    elsewhere, nothing = upright.image.with_array(np.ones(upright.image.array.shape, np.uint8)), np.zeros_like
+    with pytest.raises(InputError, match="the mask does not lie on the image's grid"):
+        homogenizer.transform(image, mask=elsewhere)
+    with pytest.raises(InputError, match="marks nothing"):
+        homogenizer.transform(image, mask=labels.with_array(nothing(labels.array)))
     with pytest.raises(InputError, match="whole numbers"):
         homogenizer.inverse_transform(upright.image, upright)
     with pytest.raises(InputError, match="at least one image"):
@@ -115,8 +122,41 @@ def test_wrong_use_is_reported(cohort, tmp_path):
         "crop": False,
         "reference": None,
         "scale_z": True,
+        "modality": "auto",
     }
     assert eval(repr(homogenizer)).get_params() == homogenizer.get_params()
+
+
+def test_mr_keeps_its_values_and_the_headers_roll(cohort):
+    ct, labels = image_and_labels(cohort, 2)
+    scan = seen_by_mr(ct)
+    homogenizer = Homogenizer(size=256, modality="mr")
+    upright = homogenizer.transform(scan, labels)
+    assert not np.any(upright.roll_degrees)
+    assert any("header says" in warning for warning in upright.warnings)
+    body = upright.labels.array == 1
+    assert np.median(upright.image.array[body]) == pytest.approx(
+        np.median(scan.array[labels.array == 1]), rel=0.02
+    )
+    back = homogenizer.inverse_transform(upright.labels, upright)
+    assert 2 * ((back.array == 1) & (labels.array == 1)).sum() > 0.97 * (
+        (back.array == 1).sum() + (labels.array == 1).sum()
+    )
+    # As CT, nearly all of it would be called denser than bone.
+    assert Homogenizer(modality="mr").fit([scan]).reference_ is not None
+
+
+def test_a_mask_takes_the_place_of_the_body(cohort):
+    """Twice as wide a body is brought to the same width: half the scale along x."""
+    image, _ = image_and_labels(cohort, 2)
+    y, x = np.indices(image.array.shape[1:]) - 48.0
+    scales = []
+    for half in (12.0, 24.0):
+        mask = np.broadcast_to((y / 20.0) ** 2 + (x / half) ** 2 < 1.0, image.array.shape)
+        found = Homogenizer(size=128).transform(image, mask=image.with_array(mask.astype(np.uint8)))
+        poses = np.array(found.transform.poses)
+        scales.append(np.exp(poses[:, LOG_SCALE_X]) * found.transform.frame.fov_mm)
+    np.testing.assert_allclose(scales[1] / scales[0], 2.0, rtol=0.05)
 
 
 def test_a_reference_is_named_by_word_or_path(cohort):

@@ -188,6 +188,8 @@ def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: 
         ({"workers": -1}, "workers"), ({"test_fraction": 1.0}, "test"),
         ({"small_tumors": 1.5}, "small tumors"),
         ({"population": "cat"}, "child or adult"),
+        ({"modality": "us"}, "expected ct or mr"),
+        ({"modality": "mr", "pet": True}, "leave one of the two out"),
     ],
 )  # fmt: skip
 def test_parameters_out_of_range_are_one_clear_line(tmp_path: Path, change: dict, word: str) -> None:

@@ -26,7 +26,7 @@ class Homogenized:
     """One image in the reference's pose and size.
 
     Args:
-        image: int16 HU, of the input image's type (for a path: a SimpleITK image).
+        image: int16 HU, in MR its own values, of the input image's type (for a path: a SimpleITK image).
         labels: uint8, of the input labels' type, or None.
         transform: for :meth:`Homogenizer.inverse_transform`; it is saved and loaded with ``to_text`` and
             ``from_text``.
@@ -42,7 +42,7 @@ class Homogenized:
 
 
 class Homogenizer:
-    """Homogenize CT images in memory, as ``isopose homogenize`` does files.
+    """Homogenize CT or MR images in memory, as ``isopose homogenize`` does files.
 
     It works without fitting: a network for poses and a reference outline ship with the package. :meth:`fit`
     replaces the reference by one of your own patients, whose size and pixels are then used.
@@ -56,6 +56,7 @@ class Homogenizer:
         reference: whose pose and size images get: ``child`` or ``adult``, shipped, or the path of a scan or
             of a model's folder; None: the model's, without a model the child.
         scale_z: scale the distances of slices as the slices are, in the header alone.
+        modality: of the images, ``ct`` or ``mr``; ``auto``: the model's, without a model ``ct``.
 
     Raises:
         InputError: no such model or reference, settings out of bounds, or a crop without a model that has
@@ -77,9 +78,10 @@ class Homogenizer:
         crop: bool = False,
         reference: Path | str | None = None,
         scale_z: bool = True,
+        modality: str = "auto",
     ) -> None:
         self.model, self.per, self.size, self.crop = model, per, size, crop
-        self.reference, self.scale_z = reference, scale_z
+        self.reference, self.scale_z, self.modality = reference, scale_z, modality
         self._estimator: PoseEstimator = open_estimator(
             None if model is None else Path(model), self._config()
         )
@@ -96,7 +98,7 @@ class Homogenizer:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  as scikit-learn has it
         """Return the constructor's arguments."""
-        names = ("model", "per", "size", "crop", "reference", "scale_z")
+        names = ("model", "per", "size", "crop", "reference", "scale_z", "modality")
         return {name: getattr(self, name) for name in names}
 
     def _config(self) -> HomogenizeConfig:
@@ -106,6 +108,7 @@ class Homogenizer:
             crop=self.crop,
             reference=None if self.reference is None else str(self.reference),
             scale_z=self.scale_z,
+            modality=self.modality,
         )
 
     def fit(self, images: Iterable[Image], y: object = None) -> Self:  # noqa: ARG002  as scikit-learn has it
@@ -114,7 +117,7 @@ class Homogenizer:
         Pass training patients only: test patients must not influence the reference.
 
         Args:
-            images: CT in HU, read one at a time.
+            images: CT in HU, or MR, read one at a time.
             y: not used.
 
         Raises:
@@ -137,21 +140,26 @@ class Homogenizer:
         self.reference_ = reference
         return self
 
-    def transform(self, image: Image, labels: Image | None = None) -> Homogenized:
+    def transform(self, image: Image, labels: Image | None = None, mask: Image | None = None) -> Homogenized:
         """Homogenize an image, and its labels if given.
 
         Args:
-            image: CT in HU, any size, spacing and orientation.
+            image: CT in HU, or MR, any size, spacing and orientation.
             labels: whole numbers from 0 to 255 on the image's grid.
+            mask: the body on the image's grid, every value but 0; None: it is found.
 
         Raises:
-            InputError: no body, values that are not finite, labels on another grid.
+            InputError: no body, values that are not finite, labels or mask on another grid.
         """
         volume = as_volume(image)
-        marked = None if labels is None else as_labels(labels)
-        if marked is not None and not marked.same_grid(volume):
-            raise InputError("the labels do not lie on the image's grid")
-        found = homogenize_scan(self._estimator, volume, marked)
+        marked, body = (None if one is None else as_labels(one) for one in (labels, mask))
+        for name, one in (("labels do", marked), ("mask does", body)):
+            if one is not None and not one.same_grid(volume):
+                raise InputError(f"the {name} not lie on the image's grid")
+        if body is not None and not body.array.any():
+            raise InputError("the mask marks nothing, expected the body")
+        given = None if body is None else body.array > 0
+        found = homogenize_scan(self._estimator, volume, marked, body=given)
         made = like(image)
         return Homogenized(
             made(found.image),
@@ -203,7 +211,10 @@ class Homogenizer:
 
 def _candidate(number: int, image: Image, estimator: PoseEstimator) -> Candidate:
     """Return the middle slice of an image as a candidate for the reference."""
-    prepared = prepare_as(as_volume(image), estimator.scale, estimator.fov_mm, estimator.data)
+    volume = as_volume(image)
+    prepared = prepare_as(
+        volume, estimator.scale, estimator.fov_mm, estimator.data, modality=estimator.modality
+    )
     with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
     z = int(with_body[len(with_body) // 2])
     return Candidate(

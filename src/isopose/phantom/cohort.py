@@ -113,6 +113,8 @@ def write_cohort(
     """
     output = Path(output)
     _check(cases, slices, size, seed, workers, test_fraction, small_tumors, population, modality)
+    if pet and modality != "ct":
+        raise InputError("phantom: the uptake of a tracer is drawn beside CT only; leave one of the two out")
     tests = min(round(cases * test_fraction), cases - 1)
     parameters: dict[str, Any] = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
