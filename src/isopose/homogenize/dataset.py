@@ -108,7 +108,7 @@ def scans_as_dataset(path: Path, series: str | None = None) -> Dataset:
         if scan.further:
             raise InputError(
                 f"{scan.path}: has {len(scan.paths)} channels (_0000, _0001, ...); give a dataset whose "
-                "dataset.json names them, or one image for each scan"
+                "dataset.json names them, or, if they are scans, rename them"
             )
     cases = [Case(scan.name, scan.path, None, patient=scan.name, split="test") for scan in scans]
     # Not the folder's name, which may be a patient's.

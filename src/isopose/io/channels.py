@@ -48,11 +48,13 @@ def check_count(images: int, names: Sequence[str]) -> None:
     Raises:
         InputError: it has not.
     """
-    if images != len(names):
-        raise InputError(
-            f"expected {_many(len(names), 'channel')} ({', '.join(names)}), got {_many(images, 'image')}; "
-            "give each channel as an image of its own, in this order (CASE_0000, CASE_0001, ...)"
-        )
+    if images == len(names):
+        return
+    remedy = "give each channel as an image of its own, in this order (CASE_0000, CASE_0001, ...)"
+    if len(names) == 1:
+        remedy = "NAME_0000, NAME_0001, ... are channels of one scan; if they are scans, rename them"
+    wanted = f"{_many(len(names), 'channel')} ({', '.join(names)})"
+    raise InputError(f"expected {wanted}, got {_many(images, 'image')}; {remedy}")
 
 
 def check_one_grid(volumes: Sequence[Volume], names: Sequence[str]) -> None:
