@@ -26,8 +26,8 @@ from isopose.progress import Silent
 #: Steps, and the functions that take them, where they are called.
 STEPS = {
     "reading, and its hash": (
-        "isopose.inference.files.read_volume",
-        "isopose.inference.files.hash_of_source",
+        "isopose.inference.files.read_channels",
+        "isopose.inference.files.hash_of_channels",
     ),
     "body mask": ("isopose.data.preprocess.find_body",),
     "into the frame": ("isopose.data.preprocess.warped",),

@@ -30,8 +30,8 @@ from isopose.progress import Silent
 #: Steps, and the functions that take them, where they are called.
 FILES = {
     "reading, and hashes of what is read": (
-        "isopose.homogenize.dataset.read_volume",
-        "isopose.homogenize.dataset.hash_of_source",
+        "isopose.homogenize.dataset.read_channels",
+        "isopose.homogenize.dataset.hash_of_channels",
         "isopose.homogenize.answers.read_volume",
         "isopose.homogenize.answers.read_labels",
     ),

@@ -50,7 +50,7 @@ raised = pytest.mark.parametrize("kind", RAISED)
 
 
 def raising(original, kind, name="case_1"):
-    """A function of a path that raises where the path names a case."""
+    """A function of a path, or of several, that raises where it names a case."""
 
     def function(path, *args, **kwargs):
         if name in str(path):
@@ -141,7 +141,7 @@ PREPARED = ("--fold", "all", "--set", "data.size=64", "--workers", "0")
 
 @raised
 def test_predict(kind, isopose, cohort, model, clean, tmp_path, monkeypatch):
-    plant(monkeypatch, "isopose.inference.files.read_volume", kind)
+    plant(monkeypatch, "isopose.inference.files.read_channels", kind)
     code, out, err = isopose("predict", model, cohort / "imagesTr", "--output", tmp_path / "out")
     checked(code, out, err)
     assert contents(tmp_path / "out") == of_others(contents(clean / "predict"))
@@ -173,14 +173,14 @@ def test_what_fails_while_it_is_written_leaves_nothing(
 def test_predict_reads_an_older_result_after_a_failure(isopose, cohort, model, clean, tmp_path, monkeypatch):
     """Where a scan cannot be read any more, what was made of it before stays with its record."""
     shutil.copytree(clean / "predict", tmp_path / "out")
-    plant(monkeypatch, "isopose.inference.files.hash_of_source", "EIO")
+    plant(monkeypatch, "isopose.inference.files.hash_of_channels", "EIO")
     checked(*isopose("predict", model, cohort / "imagesTr", "--output", tmp_path / "out"))
     assert contents(tmp_path / "out") == contents(clean / "predict")
 
 
 @raised
 def test_homogenize(kind, isopose, cohort, clean, tmp_path, monkeypatch):
-    plant(monkeypatch, "isopose.homogenize.dataset.read_volume", kind)
+    plant(monkeypatch, "isopose.homogenize.dataset.read_channels", kind)
     checked(*isopose("homogenize", cohort, tmp_path / "out", "--size", 64))
     of_all = ("dataset.json", "homogenize.json")
     made = contents(tmp_path / "out")
@@ -279,7 +279,7 @@ def test_check_at_the_fingerprint(kind, isopose, cohort, tmp_path, monkeypatch):
     broken = tmp_path / "Dataset002_Broken"
     shutil.copytree(cohort, broken)
     (broken / "labelsTr" / "case_2.nii.gz").write_bytes(b"no labels")
-    plant(monkeypatch, "isopose.data.fingerprint.read_volume", kind)
+    plant(monkeypatch, "isopose.data.fingerprint.read_channels", kind)
     code, out, err = isopose("check", broken)
     checked(code, out, err, count=0)
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
@@ -334,7 +334,7 @@ def test_check_that_is_stopped_by_a_signal(isopose, cohort, monkeypatch):
 def test_preprocess_reports_every_case_and_keeps_the_others(
     where, kind, isopose, cohort, clean, tmp_path, monkeypatch
 ):
-    plant(monkeypatch, f"isopose.data.{where}.read_volume", kind)
+    plant(monkeypatch, f"isopose.data.{where}.read_channels", kind)
     code, out, err = isopose("preprocess", cohort, "--store", tmp_path, *PREPARED)
     assert code == 1, "of all these the program or the machine is the reason, not what was given"
     assert SECRET not in out + err

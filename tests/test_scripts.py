@@ -20,6 +20,7 @@ from scripts import ROOT, ran
 FOLDERS = ("benchmarks", "docs", "examples", "fuzz")
 #: Scripts that a test runs otherwise than by ``ran``: the test, and what in it runs them.
 OTHERWISE = {
+    "benchmarks/phantom_sizes.py": ("test_phantom_sizes.py", 'load("phantom_sizes")'),
     "docs/site_hooks.py": ("test_site.py", '"-m", "mkdocs", "build"'),
     "examples/homogenize.ipynb": ("test_notebooks.py", 'EXAMPLES.glob("*.ipynb")'),
     "examples/train_and_predict.ipynb": ("test_notebooks.py", 'EXAMPLES.glob("*.ipynb")'),

@@ -77,7 +77,7 @@ class Pipe:
         pass
 
 
-@pytest.mark.parametrize("where", ["inference.files.read_volume", "serve.report.write_scan_report"])
+@pytest.mark.parametrize("where", ["inference.files.read_channels", "serve.report.write_scan_report"])
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expected, monkeypatch):
     """While it is read, and when all but the last file of its results is written."""
@@ -104,16 +104,16 @@ def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expec
 
 def work_that_dies(settings, pipe):
     """Of the process: the first scan kills it, the second raises what cannot be sent."""
-    from isopose.inference import files as scans
+    from isopose.io import channels
 
-    def read(path, series=None, original=scans.read_volume):
+    def read(path, series=None, original=channels.read_volume, **more):
         if path.parent.name == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         if path.parent.name == "2":
             raise Unsendable(SECRET, 3)
-        return original(path, series)
+        return original(path, series, **more)
 
-    scans.read_volume = read
+    channels.read_volume = read
     _work(settings, pipe)
 
 
@@ -144,7 +144,7 @@ def test_a_scan_that_kills_the_process_is_reported_and_the_next_is_done(
     third, second, first = queue.all()
     assert [first.state, second.state, third.state] == ["failed", "failed", "done"]
     assert "was killed, most often for want of memory" in first.problem
-    assert second.problem.startswith("failed unexpectedly by Unsendable at isopose.inference.files:")
+    assert second.problem.startswith("failed unexpectedly by Unsendable at isopose.io.channels:")
     assert SECRET not in second.problem
     result = queue.folder / "3" / "result" / f"{RESULT}.nii.gz"
     np.testing.assert_array_equal(read_labels(result).array, expected)

@@ -148,9 +148,9 @@ def homogenize(
     """
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
+    lead = channel_number(config.pose_channel, dataset.channels, "--pose-channel")
     config = with_modality(config, dataset, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
-    lead = channel_number(config.pose_channel, dataset.channels, "--pose-channel")
     shown = [replace(case, image=case.images[lead]) for case in dataset.cases]
     reference = find_reference(config.reference, model, shown, modality)
     estimator = open_estimator(model, config, reference)
