@@ -353,8 +353,10 @@ class HomogenizeConfig(Section):
         description="whose pose and size the scans get: child or adult, shipped; a case of the dataset; the "
         "path of a scan or of a model's folder; none: the child, with --model the model's",
     )
-    pose_channel: int | str = Field(
-        0, description="the channel that shows body and pose: its number from 0, or its name"
+    pose_channel: int | str | None = Field(
+        None,
+        description="the channel that shows body and pose: its number from 0, or its name; none: that of the "
+        "model, without one the first",
     )
     scale_z: bool = Field(
         True,

@@ -156,6 +156,12 @@ def test_masks_of_ones_own_take_the_place_of_what_is_found(cohort, model_folder,
     without = isopose("predict", model_folder, scans / "case_0_0000.nii.gz", "--output", out)
     assert "is there already" not in without[2]
     assert "mask_sha256" not in json.loads((out / "case_0.json").read_text())
+    # A result without the mask is not the one that is asked for, if the mask is lost.
+    (masks / "case_0.nii.gz").unlink()
+    code, _, lost = isopose(
+        "predict", model_folder, scans / "case_0_0000.nii.gz", "--output", out, "--masks", masks
+    )
+    assert (code, "is there already" in lost, "case_0.nii.gz: no such file" in lost) == (2, False, True)
 
 
 def test_homogenize_and_check_take_masks_too(cohort, isopose, tmp_path):

@@ -42,6 +42,14 @@ def test_the_choice_is_of_the_name_or_the_setting(setting: str, channels: tuple,
     assert normalizations_of(config, channels) == expected
 
 
+def test_a_modality_that_is_given_is_that_of_the_pose_channel() -> None:
+    """PET beside a CT that the dataset calls otherwise has no Hounsfield units for that."""
+    given = load_config(settings=["data.modality=ct", "data.pose_channel=scan"]).data
+    assert normalizations_of(given, ("PET", "scan")) == ("zscore", "ct")
+    other = load_config(settings=["data.modality=mr"]).data
+    assert normalizations_of(other, ("CT", "CT")) == ("zscore", "ct")
+
+
 def test_a_list_of_another_length_is_refused() -> None:
     config = DataConfig(normalization=("ct",))
     with pytest.raises(InputError, match=r"lists 1, expected one for each of the 2 channels \(T1, T2\)"):

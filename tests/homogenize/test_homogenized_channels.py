@@ -1,13 +1,16 @@
 """A dataset of several channels in one pose and size: all channels lie where the pose channel does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from patients import patient, write_dataset
 
+from bright import INTENSITY, LABELS, bright_model
 from isopose.config import HomogenizeConfig
+from isopose.data.normalization import Channel
 from isopose.errors import InputError
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.record import read_record, record_path
@@ -15,6 +18,9 @@ from isopose.homogenize.restore import restore
 from isopose.homogenize.wrap import open_scans
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image
+from isopose.models.folder import save_model
+from isopose.models.info import ReferenceInfo
+from isopose.models.pipeline import Networks
 from isopose.progress import Silent
 
 CONFIG = HomogenizeConfig(size=128)
@@ -26,6 +32,7 @@ def write_both(root: Path, order: tuple[str, str]) -> Path:
     for number, (name, part) in enumerate((("anna", "Tr"), ("bert", "Ts"))):
         ct = patient(number).volume
         images = {"CT": ct, "T1": ct.with_array(ct.array.astype(np.float32) / 1000.0 + 1.0)}
+        images["T2"] = images["T1"]
         for channel, kind in enumerate(order):
             write_image(images[kind], root / f"images{part}" / f"{name}_{channel:04d}.nii.gz")
     return root
@@ -63,6 +70,33 @@ def test_all_channels_are_written_in_the_pose_of_one(source: Path, tmp_path: Pat
     for case, other in zip(opened.cases, open_dataset(tmp_path / "again").cases, strict=True):
         for one, two in zip(case.images, other.images[::-1], strict=True):
             np.testing.assert_array_equal(read_volume(one).array, read_volume(two).array)
+
+
+def test_the_pose_channel_is_the_models_where_it_has_one(tmp_path: Path) -> None:
+    """A model that finds poses in CT takes CT, whatever stands first in the dataset."""
+    model = bright_model({"data": {"pose_channel": "CT"}, "pose": {"learned": False}})
+    channels = (Channel("T1", INTENSITY), Channel("CT", INTENSITY))
+    air, outline = INTENSITY.air, model.pipeline.pose.reference_mask
+    networks = Networks(model.config, LABELS.classes, outline, air, INTENSITY.top, (air, air)).eval()
+    model = replace(
+        model,
+        pipeline=networks,
+        fingerprint=replace(model.fingerprint, channels=channels),
+        info=replace(model.info, reference=ReferenceInfo(area_cm2=226.2)),
+    )
+    save_model(tmp_path / "model", model)
+    swapped = write_both(tmp_path / "swapped", ("T1", "CT"))
+    homogenize(open_input(swapped), tmp_path / "out", CONFIG, model=tmp_path / "model", reporter=Silent())
+    named = CONFIG.model_copy(update={"pose_channel": 1})
+    homogenize(open_input(swapped), tmp_path / "named", named, model=tmp_path / "model", reporter=Silent())
+    for case in open_dataset(tmp_path / "out").cases:
+        found, expected = (
+            read_record(record_path(tmp_path / folder, case.id)).transform for folder in ("out", "named")
+        )
+        assert found == expected
+    other = write_both(tmp_path / "other", ("T1", "T2"))
+    with pytest.raises(InputError, match="has the channels T1, T2, and the model finds poses in CT"):
+        homogenize(open_input(other), tmp_path / "no", CONFIG, model=tmp_path / "model", reporter=Silent())
 
 
 def test_a_changed_channel_is_made_again_and_restored(source: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from isopose.config import Config
 from isopose.data.splits import split
-from isopose.errors import BusyError, InputError
+from isopose.errors import BusyError, InputError, IsoposeError
 from isopose.evaluation.crossvalidation import PREDICTIONS, SCORES, cross_validate
 from isopose.evaluation.evaluate import Evaluation
 from isopose.files import only_writer, read_json, sha256
@@ -168,6 +168,18 @@ def test_a_finished_model_is_left_and_another_command_refused(folds: Folds) -> N
     # A fold alone is a model as any other.
     again = fit(folds.dataset, folds.folder / "fold-1", of_fold(folds.config, 1), resume=True)
     assert again.weights_sha256 == load_model(folds.folder / "fold-1").weights_sha256
+
+
+def test_patients_are_cross_validated_with_their_own_masks(folds: Folds, tmp_path: Path) -> None:
+    """Masks that are lost are missed, though each patient's result without a mask is there."""
+    lost = tuple(replace(case, mask=tmp_path / f"{case.id}.nii.gz") for case in folds.dataset.cases)
+    finished = (folds.folder / "model.json").read_bytes()
+    (folds.folder / "model.json").unlink()
+    try:
+        with pytest.raises(IsoposeError, match=r"cannot be cross-validated .*nii\.gz: no such file"):
+            cross_validate(replace(folds.dataset, cases=lost), folds.folder, folds.config)
+    finally:
+        (folds.folder / "model.json").write_bytes(finished)
 
 
 def test_what_has_no_folds_is_refused(folds: Folds, tiny) -> None:

@@ -35,7 +35,9 @@ class ScanSegmenter(nn.Module):
         self.classes = ("background", *loaded.labels.names)
 
     def forward(self, image: Tensor) -> MetaTensor:
-        """Return probabilities ``(N, classes, x, y, z)`` of scans ``(N, channels, x, y, z)``, CT in HU.
+        """Return probabilities ``(N, classes, x, y, z)`` of scans ``(N, channels, x, y, z)``.
+
+        CT is in Hounsfield units; MR may have any unit.
 
         Raises:
             InputError: not a MetaTensor of that shape, or a scan without a body.

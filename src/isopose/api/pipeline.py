@@ -77,8 +77,8 @@ class Pipeline:
         """Segment one scan.
 
         Args:
-            image: any size, spacing and orientation, CT in Hounsfield units; of several channels a list of
-                images on one grid, or a MetaTensor ``(channels, x, y, z)``.
+            image: any size, spacing and orientation, CT in Hounsfield units or MR, as the model was trained;
+                of several channels a list of images on one grid, or a MetaTensor ``(channels, x, y, z)``.
             probabilities: return probabilities as well.
 
         Raises:

@@ -44,7 +44,9 @@ def homogenize(
     reference: Reference = None,
     pose_channel: Annotated[
         str | None,
-        typer.Option(help="the channel that shows body and pose, its number or name; none: the first"),
+        typer.Option(
+            help="the channel that shows body and pose, its number or name; none: the model's, else the first"
+        ),
     ] = None,
     scale_z: ScaleZ = None,
     modality: Kind = None,

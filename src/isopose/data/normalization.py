@@ -254,10 +254,11 @@ def channel_number(wanted: int | str, channels: Sequence[str], setting: str) -> 
 
 
 def normalizations_of(config: DataConfig, channels: Sequence[str]) -> tuple[Normalization, ...]:
-    """Return how each channel is normalized: as ``data.normalization`` says, or by modality or name.
+    """Return how each channel is normalized: as ``data.normalization`` says, or by its name.
 
     Args:
-        config: the setting.
+        config: the setting; ``data.modality``, where it is set, counts as the name of the channel that shows
+            the pose.
         channels: names of the dataset's channels.
 
     Raises:
@@ -265,9 +266,10 @@ def normalizations_of(config: DataConfig, channels: Sequence[str]) -> tuple[Norm
     """
     wanted = config.normalization
     if wanted == "auto":
+        names = list(channels)
         if config.modality != "auto":
-            channels = [config.modality] * len(channels)
-        return tuple(_BY_NAME.get(name.casefold(), "zscore") for name in channels)
+            names[pose_channel_of(config, channels)] = config.modality
+        return tuple(_BY_NAME.get(name.casefold(), "zscore") for name in names)
     if not isinstance(wanted, tuple):
         return (wanted,) * len(channels)
     if len(wanted) != len(channels):

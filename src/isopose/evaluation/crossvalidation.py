@@ -14,7 +14,7 @@ from isopose.evaluation.cleaning import Counts, Decision, candidates, count, dec
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.files import only_writer, read_json, write_json
 from isopose.inference.ensemble import Ensemble, is_model, save_ensemble
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import predict_scans, scan_of
 from isopose.inference.record import recorded_midline
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
@@ -97,8 +97,9 @@ def _predict(
         for member, cases in zip(members, held, strict=True):
             fused, validated = for_prediction(member), member.info.training.validation_images_sha256
             for case in cases:
-                scan = Scan(case.id, case.image, further=case.further)
-                [outcome] = predict_scans(fused, [scan], output, probabilities=False, reporter=Silent())
+                [outcome] = predict_scans(
+                    fused, [scan_of(case)], output, probabilities=False, reporter=Silent()
+                )
                 if outcome.record is None:
                     raise IsoposeError(f"{case.id}: cannot be cross-validated ({outcome.problem})")
                 if outcome.record["input_sha256"] not in validated:

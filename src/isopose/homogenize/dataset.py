@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality
 from isopose.data.modality import modality_of
-from isopose.data.normalization import channel_number
+from isopose.data.normalization import channel_number, pose_channel_of
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import composed, hash_of, only_writer, output_folder, write_json, write_text
@@ -38,7 +38,7 @@ from isopose.io.masks import read_mask
 from isopose.io.sources import hash_of_source
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
-from isopose.models.folder import versions
+from isopose.models.folder import load_model, versions
 from isopose.outputs import Outcome, claim, damaged, remove, replacing_results, sweep
 from isopose.parallel import attempts
 from isopose.progress import Reporter
@@ -148,8 +148,8 @@ def homogenize(
     """
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
-    lead = channel_number(config.pose_channel, dataset.channels, "--pose-channel")
-    config = with_modality(config, dataset, model)
+    lead = _lead_of(config, dataset, model)
+    config = with_modality(config.model_copy(update={"pose_channel": lead}), dataset, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     shown = [replace(case, image=case.images[lead]) for case in dataset.cases]
     reference = find_reference(config.reference, model, shown, modality)
@@ -162,6 +162,27 @@ def homogenize(
         return _homogenize(dataset, settings, head, workers, reporter)
 
 
+def _lead_of(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> int:
+    """Return the number of the channel that shows body and pose.
+
+    Raises:
+        InputError: there is no such channel, or the model finds poses in one that the dataset lacks.
+    """
+    names = dataset.channels
+    if config.pose_channel is not None:
+        return channel_number(config.pose_channel, names, "--pose-channel")
+    if model is None or len(names) == 1:
+        return 0
+    loaded = load_model(model)
+    wanted = loaded.channels[pose_channel_of(loaded.config.data, loaded.channels)]
+    if wanted not in names:
+        raise InputError(
+            f"{dataset.root}: has the channels {', '.join(names)}, and the model finds poses in {wanted}; "
+            "name the one that shows the same with --pose-channel"
+        )
+    return names.index(wanted)
+
+
 def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
     """Return the configuration with the modality that a dataset states, where none was given.
 
@@ -170,7 +191,7 @@ def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None
     if config.modality != AUTO or (dataset.layout in ("scans", "manifest") and model is not None):
         return config
     return config.model_copy(
-        update={"modality": modality_of(DataConfig(pose_channel=config.pose_channel), dataset.channels)}
+        update={"modality": modality_of(DataConfig(pose_channel=config.pose_channel or 0), dataset.channels)}
     )
 
 
@@ -232,7 +253,7 @@ def settings_of(
     channels = dataset.channels
     if len(channels) > 1:
         decides.append(list(channels))
-    lead = channel_number(config.pose_channel, channels, "--pose-channel")
+    lead = channel_number(config.pose_channel or 0, channels, "--pose-channel")
     return HomogenizeSettings(
         Path(root), model, config, reference, labels, hash_of(decides), channels=channels, lead=lead
     )
@@ -382,9 +403,9 @@ def _paths(root: Path, case: str, part: str, channels: int) -> list[Path]:
     return [root / f"labels{part}" / f"{case}{ENDING}", *images]
 
 
-def image_path(root: Path, case: str) -> Path:
-    """Return where the homogenized image of a scan without labels lies."""
-    return _paths(root, case, "Ts", 1)[1]
+def image_path(root: Path, case: str, channel: int = 0) -> Path:
+    """Return where a channel of the homogenized image of a scan without labels lies."""
+    return _paths(root, case, "Ts", channel + 1)[-1]
 
 
 def _results(root: Path, case: str, channels: int) -> list[Path]:

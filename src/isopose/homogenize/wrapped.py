@@ -84,11 +84,11 @@ def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
     """Return a scan's record if its results are there whole and made from the same; else None.
 
     Raises:
-        InputError: the scan is not there.
+        InputError: the scan, or the mask of its body, is not there.
     """
     record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
     files = record.get("files")
-    mask = None if case.mask is None or not case.mask.exists() else hash_of_source(case.mask)
+    mask = None if case.mask is None else hash_of_source(case.mask)
     wanted = made_from(settings, hash_of_image(case, settings.homogenizing.series), mask)
     if not isinstance(files, dict) or not outputs.made_from(record, wanted):
         return None

@@ -16,6 +16,7 @@ from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.record import prediction_record, provenance
+from isopose.io.cases import Case
 from isopose.io.channels import by_channel, check_count, hash_of_channels, read_channels
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
@@ -65,6 +66,11 @@ class Scan:
 Also = Callable[[Volume, Prediction, dict[str, Any]], None]
 #: Draws the steps of a prediction of a scan into a file: :func:`isopose.report.steps.write_steps`.
 DrawSteps = Callable[[Model, Volume, Prediction, Path], None]
+
+
+def scan_of(case: Case) -> Scan:
+    """Return a dataset's case as a scan to predict, with all its channels and its mask."""
+    return Scan(case.id, case.image, further=case.further, mask=case.mask)
 
 
 def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
@@ -316,8 +322,11 @@ def _hash_of_scan(scan: Scan) -> str:
 
 
 def _hash_of_mask(scan: Scan) -> str | None:
-    """Return the hash of a scan's own mask; None where it has none or the file is missing."""
-    return None if scan.mask is None or not scan.mask.exists() else hash_of_source(scan.mask)
+    """Return the hash of a scan's own mask, None where it has none; a missing file is an InputError.
+
+    Without that, a result that was made without the mask would count as the one that is asked for.
+    """
+    return None if scan.mask is None else hash_of_source(scan.mask)
 
 
 def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:

@@ -32,11 +32,13 @@ class HomogenizedPatients:
         root: the dataset as ``isopose homogenize`` writes it.
         seconds: by case, of the clock and of all cores.
         learned: ids of the cases to train and validate on.
+        channels: number of images of each case.
     """
 
     root: Path
     seconds: Seconds
     learned: tuple[str, ...]
+    channels: int
 
     @property
     def row(self) -> dict[str, Any]:
@@ -64,8 +66,8 @@ class HomogenizedPatients:
         for path in (output / f"{case}.json", output / f"{case}.nii.gz"):
             path.unlink(missing_ok=True)
         with timed() as taken:
-            source = image_path(self.root, case)
-            predictor.predict_from_files_sequential([[str(source)]], [str(upright / case)])
+            sources = [str(image_path(self.root, case, number)) for number in range(self.channels)]
+            predictor.predict_from_files_sequential([sources], [str(upright / case)])
             [restored] = restore(upright / f"{case}.nii.gz", self.root, output, reporter=Silent())
         if restored.problem is not None:
             raise InputError(restored.problem)
@@ -100,7 +102,7 @@ def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Repor
         if problems:
             raise InputError(f"{problems[0]} ({len(problems)} such; leave out the patients or the arm)")
     learned = tuple(case.id for case in cases if case.split != "test")
-    return HomogenizedPatients(root, seconds, learned)
+    return HomogenizedPatients(root, seconds, learned, len(dataset.channels))
 
 
 class _Timing(Silent):

@@ -14,7 +14,7 @@ from isopose.errors import InputError, IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import badness
 from isopose.files import only_writer, read_json, write_json
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import Scan, predict_scans, scan_of
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import write_labels
 from isopose.io.truth import true_poses
@@ -111,7 +111,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
     }
     if job["predict"]:
         held = [case for case in cases if case.split == "test" and case.label is not None]
-        scans = [Scan(case.id, case.image, further=case.further) for case in held]
+        scans = [scan_of(case) for case in held]
         if model is None:
             nnunet.predict(peer, scans, dataset, folder, meter)
         elif job["arm"] == DIRECT_HOMOGENIZED:
