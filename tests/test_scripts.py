@@ -147,6 +147,13 @@ def test_parts_of_a_prediction_are_measured(model: Path, demo: Path, tmp_path: P
     assert "| the whole, s |" in printed
 
 
+def test_the_body_in_mr_is_measured(tmp_path: Path) -> None:
+    printed = ran("benchmarks/body_mr.py", tmp_path, "--phantoms", 1, "--variants", 1)
+    [row] = [row for row in printed.splitlines() if "phantoms" in row]
+    assert float(row.split("|")[2]) > 0.97
+    assert (tmp_path / "body-mr.md").read_text() == printed
+
+
 def test_contrasts_are_compared(model: Path, tmp_path: Path) -> None:
     printed = ran("benchmarks/contrast.py", tmp_path, model, "--cases", 1, "--size", 64, "--slices", 6)
     rows = [row.split(" | ") for row in printed.splitlines()[2:4]]

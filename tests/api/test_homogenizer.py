@@ -12,7 +12,7 @@ from isopose.homogenize.transform import Transform
 from isopose.io.images import read_labels, read_volume, to_sitk
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
-from mr import seen_by_mr
+from test_benchmarks import load
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_wrong_use_is_reported(cohort, tmp_path):
 
 def test_mr_keeps_its_values_and_the_headers_roll(cohort):
     ct, labels = image_and_labels(cohort, 2)
-    scan = seen_by_mr(ct)
+    scan = load("mr_scans").seen_by_mr(ct)
     homogenizer = Homogenizer(size=256, modality="mr")
     upright = homogenizer.transform(scan, labels)
     assert not np.any(upright.roll_degrees)

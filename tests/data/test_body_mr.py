@@ -9,7 +9,10 @@ from isopose.data.body_mr import mr_body_mask
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.phantom.mr import SEQUENCES
-from mr import T1, T2_FATSAT, phantom, seen_by_mr
+from test_benchmarks import load
+
+SCANS = load("mr_scans")
+T1, T2_FATSAT, phantom, seen_by_mr = SCANS.T1, SCANS.T2_FATSAT, SCANS.phantom, SCANS.seen_by_mr
 
 
 def test_trunk_of_phantoms_in_every_contrast() -> None:

@@ -84,7 +84,7 @@ def test_the_pose_channel_shows_body_and_pose(cases: list[Case], fingerprint: Fi
     turned = replace(fingerprint, channels=fingerprint.channels[::-1])
     config = CONFIG.model_copy(update={"pose_channel": "CT"})
     expected, found = prepare(volumes, fingerprint, CONFIG), prepare(volumes[::-1], turned, config)
-    assert (expected.lead, found.lead) == (0, 1)
+    assert (expected.pose_channel, found.pose_channel) == (0, 1)
     np.testing.assert_array_equal(found.mask, expected.mask)
     np.testing.assert_array_equal(found.images, expected.images[::-1])
     np.testing.assert_array_equal(found.image, expected.image)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from isopose.cli.options import AsJson, DatasetPath, Kind, Label, Masks, Workers, labels_of
+from isopose.cli.options import AsJson, DatasetPath, Label, Masks, OfModality, Workers, labels_of
 from isopose.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check(
     dataset: DatasetPath,
     label: Label = None,
-    modality: Kind = None,
+    modality: OfModality = None,
     masks: Masks = None,
     workers: Workers = 0,
     as_json: AsJson = False,

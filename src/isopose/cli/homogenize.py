@@ -6,9 +6,9 @@ import typer
 
 from isopose.cli.options import (
     AsJson,
-    Kind,
     Label,
     Masks,
+    OfModality,
     Ray,
     Reference,
     ScaleZ,
@@ -49,7 +49,7 @@ def homogenize(
         ),
     ] = None,
     scale_z: ScaleZ = None,
-    modality: Kind = None,
+    modality: OfModality = None,
     masks: Masks = None,
     label: Label = None,
     ray: Ray = None,

@@ -43,7 +43,7 @@ Masks = Annotated[
         help="folder of your own masks of the body, one file a scan with the scan's name; none: it is found"
     ),
 ]
-Kind = Annotated[
+OfModality = Annotated[
     str | None,
     typer.Option(
         "--modality", help="ct or mr, if the dataset does not say what it is of; none: as it says, else ct"

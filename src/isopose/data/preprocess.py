@@ -53,7 +53,7 @@ class Prepared:
         native_world_from_index: ``(4, 4)`` as stored.
         scales: by which the values of each channel were normalized.
         warnings: one line each, without patient data.
-        lead: the channel that shows body and pose.
+        pose_channel: the channel that shows body and pose.
     """
 
     images: np.ndarray
@@ -68,18 +68,18 @@ class Prepared:
     native_world_from_index: np.ndarray
     scales: tuple[Scale, ...]
     warnings: tuple[str, ...]
-    lead: int = 0
+    pose_channel: int = 0
 
     @property
     def image(self) -> np.ndarray:
         """``(z, N, N)`` of the channel that shows body and pose."""
-        image: np.ndarray = self.images[self.lead]
+        image: np.ndarray = self.images[self.pose_channel]
         return image
 
     @property
     def scale(self) -> Scale:
         """Normalization of the channel that shows body and pose."""
-        return self.scales[self.lead]
+        return self.scales[self.pose_channel]
 
     @property
     def slice_from_frame(self) -> Tensor:
@@ -113,16 +113,16 @@ def prepare(
     volumes, names = [volume] if isinstance(volume, Volume) else list(volume), fingerprint.channel_names
     check_count(len(volumes), names)
     check_one_grid(volumes, names)
-    lead = pose_channel_of(config, names)
-    volume = volumes[lead]
+    pose_channel = pose_channel_of(config, names)
+    volume = volumes[pose_channel]
     prepared = prepare_as(
         volume,
-        fingerprint.channels[lead].scale,
+        fingerprint.channels[pose_channel].scale,
         usual_fov(fingerprint, config),
         config,
         tissue=fingerprint.tissue,
         channels=list(zip(volumes, fingerprint.channels, strict=True)),
-        lead=lead,
+        pose_channel=pose_channel,
         modality=modality_of(config, names),
         body=body,
     )
@@ -151,7 +151,7 @@ def prepare_as(
     *,
     tissue: UsualTissue | None = None,
     channels: Sequence[tuple[Volume, Channel]] = (),
-    lead: int = 0,
+    pose_channel: int = 0,
     modality: Modality = "ct",
     body: np.ndarray | None = None,
 ) -> Prepared:
@@ -164,7 +164,7 @@ def prepare_as(
         config: size of the frame, the body's threshold.
         tissue: composition of the training scans, for warnings; None: no such warnings.
         channels: all channels of the scan on the volume's grid, the volume among them; none: it is alone.
-        lead: which of them the volume is.
+        pose_channel: which of them the volume is.
         modality: of the scan.
         body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
@@ -188,7 +188,9 @@ def prepare_as(
     seen = [(volume, scale, scaling)]
     if channels:
         seen = [
-            (volume, scale, scaling) if n == lead else (one, _scale_of(one, channel, body), channel.scale)
+            (volume, scale, scaling)
+            if n == pose_channel
+            else (one, _scale_of(one, channel, body), channel.scale)
             for n, (one, channel) in enumerate(channels)
         ]
     images = scratch.zeros((len(seen), len(body), *size), np.float32)
@@ -210,7 +212,7 @@ def prepare_as(
         native_world_from_index=volume.world_from_index,
         scales=tuple(of_scan for _, of_scan, _ in seen),
         warnings=warnings,
-        lead=lead,
+        pose_channel=pose_channel,
     )
 
 

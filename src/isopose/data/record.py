@@ -49,7 +49,7 @@ class Record:
         body_fraction: for each slice, the part of the frame that the body fills.
         undrawn: indices of the slices in which nothing of the body is labeled, not even background.
         channels: number of images.
-        lead: the channel that shows body and pose.
+        pose_channel: the channel that shows body and pose.
         arrays: SHA-256 of each array's file.
         sources: SHA-256 of the image (of several channels, see
             :func:`isopose.io.channels.hash_of_channels`) and of the label.
@@ -75,7 +75,7 @@ class Record:
     sources: dict[str, Hash]
     undrawn: tuple[int, ...] = ()
     channels: Annotated[int, Field(ge=1)] = 1
-    lead: Annotated[int, Field(ge=0)] = 0
+    pose_channel: Annotated[int, Field(ge=0)] = 0
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
@@ -122,7 +122,7 @@ class StoredCase:
             InputError: an array's file is missing or damaged.
             IndexError: no such slice.
         """
-        shown = range(self.record.channels) if all_channels else [self.record.lead]
+        shown = range(self.record.channels) if all_channels else [self.record.pose_channel]
         wanted = slices if images is None else images
         each = [self._read(image_name(channel), wanted).astype(np.float32) for channel in shown]
         image = np.stack(each) if all_channels else each[0]
@@ -176,7 +176,7 @@ def record_of(
         sources=sources,
         undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~drawn)),
         channels=len(prepared.images),
-        lead=prepared.lead,
+        pose_channel=prepared.pose_channel,
     )
 
 
@@ -189,7 +189,7 @@ def read_record(folder: Path) -> Record | None:
     depth = record.shape[0]
     alike = len({len(shown) for shown in record.presence}) == 1
     alike &= record.arrays.keys() == {f"{name}.b2nd" for name in array_names(record.channels)}
-    alike &= record.lead < record.channels
+    alike &= record.pose_channel < record.channels
     return record if alike and len(record.presence) == len(record.body_fraction) == depth else None
 
 

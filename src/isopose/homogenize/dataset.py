@@ -62,7 +62,7 @@ class HomogenizeSettings:
         sha256: of all that decides a result besides its scan and label file.
         series: which DICOM series is meant where scans hold several, see ``read_volume``.
         channels: names of the scans' channels.
-        lead: number of the channel that shows body and pose.
+        pose_channel: number of the channel that shows body and pose.
     """
 
     root: Path
@@ -73,7 +73,7 @@ class HomogenizeSettings:
     sha256: str
     series: str | None = None
     channels: tuple[str, ...] = CT
-    lead: int = 0
+    pose_channel: int = 0
 
 
 def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
@@ -148,10 +148,10 @@ def homogenize(
     """
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
-    lead = _lead_of(config, dataset, model)
-    config = with_modality(config.model_copy(update={"pose_channel": lead}), dataset, model)
+    pose_channel = _find_pose_channel(config, dataset, model)
+    config = with_modality(config.model_copy(update={"pose_channel": pose_channel}), dataset, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
-    shown = [replace(case, image=case.images[lead]) for case in dataset.cases]
+    shown = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
     reference = find_reference(config.reference, model, shown, modality)
     estimator = open_estimator(model, config, reference)
     settings = settings_of(dataset, output, config, model, reference, estimator)
@@ -162,7 +162,7 @@ def homogenize(
         return _homogenize(dataset, settings, head, workers, reporter)
 
 
-def _lead_of(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> int:
+def _find_pose_channel(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> int:
     """Return the number of the channel that shows body and pose.
 
     Raises:
@@ -253,9 +253,16 @@ def settings_of(
     channels = dataset.channels
     if len(channels) > 1:
         decides.append(list(channels))
-    lead = channel_number(config.pose_channel or 0, channels, "--pose-channel")
+    pose_channel = channel_number(config.pose_channel or 0, channels, "--pose-channel")
     return HomogenizeSettings(
-        Path(root), model, config, reference, labels, hash_of(decides), channels=channels, lead=lead
+        Path(root),
+        model,
+        config,
+        reference,
+        labels,
+        hash_of(decides),
+        channels=channels,
+        pose_channel=pose_channel,
     )
 
 
@@ -360,7 +367,7 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     with replacing_results(record, results, stale=results):
         estimator = _estimator(settings.model, settings.config, settings.reference)
         volumes = read_channels(case.images, settings.channels, settings.series, estimator.modality)
-        volume = volumes[settings.lead]
+        volume = volumes[settings.pose_channel]
         body = None if case.mask is None else read_mask(case.mask, volume)
         classes, notes = None, list[str]()
         if case.label is not None:

@@ -303,7 +303,7 @@ def predict_scan(
             with _recording(output, scan.name, record, wanted, listed(known), keep=same):
                 record["warnings"] += _write(files, maps, scan, ensemble.labels, prediction, record, source)
                 if steps is not None:
-                    steps(ensemble.lead, volumes[prediction.prepared.lead], prediction, picture)
+                    steps(ensemble.lead, volumes[prediction.prepared.pose_channel], prediction, picture)
                 if also is not None:
                     also(volume, prediction, record)
     except reported as error:

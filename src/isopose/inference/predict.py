@@ -225,7 +225,7 @@ class _VolumePredictor(_Predictor):
         stack_from_frame = frame.stack_from_frame(slices, spacing[2]).to(device)
         volume_from_frame = frame.volume_from_frame(prepared.shape, spacing).to(device)
         images = torch.from_numpy(prepared.images)[None].to(device)
-        image = images[:, prepared.lead : prepared.lead + 1]
+        image = images[:, prepared.pose_channel : prepared.pose_channel + 1]
         mask = torch.from_numpy(prepared.mask)[None, None].to(device).float()
         self.scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame, estimates)
         pose = torch.from_numpy(self.scan.pose).to(device)

@@ -94,7 +94,7 @@ def _show_slice(
         homogenized=_to_plane(homogenized),
         reference_mask=_to_plane(reference) >= 0.5,
         crop_outline=_to_pixels(theta2[0], (size, size)),
-        cropped=_to_plane(crop.chunk(len(prepared.images), dim=1)[prepared.lead][:, beside:]),
+        cropped=_to_plane(crop.chunk(len(prepared.images), dim=1)[prepared.pose_channel][:, beside:]),
         crop_classes=most_probable(answer)[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],
