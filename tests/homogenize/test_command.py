@@ -84,8 +84,18 @@ def ended(file: Path, process) -> bool:
     process.stop()
     process.join(60)
     assert process.exitcode not in (None, 0)
-    # A process that has ended may still wait to be counted.
-    return not place.exists() or ") Z " in (place / "stat").read_text()
+    # A process that was killed takes a moment to end, and one that has ended may still wait to be counted.
+    limit = time.monotonic() + 30
+    while is_running(place) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return not is_running(place)
+
+
+def is_running(place: Path) -> bool:
+    try:
+        return ") Z " not in (place / "stat").read_text()
+    except OSError:
+        return False
 
 
 def run_interruptible(words: list[str], log: Path) -> None:

@@ -104,7 +104,7 @@ def run_command(words: Sequence[str], log: Path) -> int:
                 return process.wait()
             except BaseException as error:
                 _end(process)
-                if isinstance(error, _Told):
+                if isinstance(error, _Terminated):
                     os._exit(1)
                 raise
 
@@ -119,21 +119,21 @@ def how_it_ended(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-class _Told(BaseException):
-    """Raised in a worker process that is told to end."""
+class _Terminated(BaseException):
+    """Raised in a worker process that is asked to end (SIGTERM)."""
 
 
 @contextmanager
 def _listening() -> Iterator[None]:
-    """Let a worker process that is told to end, which it does at once, raise within the block instead."""
+    """Let SIGTERM raise within the block in a worker process, which it would otherwise end at once."""
     if parent_process() is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def tell(_signum: int, _frame: FrameType | None) -> None:
-        raise _Told
+    def terminate(_signum: int, _frame: FrameType | None) -> None:
+        raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, tell)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
