@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from isopose.config import Config, HomogenizeConfig, load_config
+from isopose.config import Config, HomogenizeConfig
 from isopose.devices import choose_device, one_thread
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import CaseScores, Evaluation, evaluate
@@ -34,6 +34,7 @@ from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
 from isopose.models.folder import for_prediction, versions
 from isopose.phantom import write_cohort
+from isopose.presets import load_config
 from isopose.progress import Silent, Terminal
 from isopose.study import nnunet
 from isopose.study.arms import SOURCE, Peer

@@ -32,7 +32,7 @@ from limit import training
 from memory import CLASSES, peak_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.normalization import Channel, Intensity
 from isopose.devices import autocast, choose_device, choose_precision
@@ -44,6 +44,7 @@ from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_reference, load_shipped
 from isopose.phantom import write_cohort
+from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.study.measure import peak_memory, reset_peak
 from isopose.training.memory import PROCESS, fitted, training_bytes

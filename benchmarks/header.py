@@ -18,7 +18,6 @@ import torch
 import typer
 from header_bodies import SIDE, SLICES, crop, draw_head, draw_limbs, draw_neck, draw_water, turn
 
-from isopose.config import homogenize_config
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
 from isopose.files import write_json, write_text
@@ -30,6 +29,7 @@ from isopose.models.folder import versions
 from isopose.phantom import render, sample_case, texture_generator
 from isopose.phantom.levels import sample_level_slab
 from isopose.phantom.randomized import roll_of
+from isopose.presets import homogenize_config
 from isopose.progress import Terminal
 from isopose.scan.find import find_poses, slice_poses_of
 

@@ -19,14 +19,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.data.samples import Batch
 from isopose.devices import autocast
 from isopose.files import write_text
 from isopose.geometry.warp import warp
 from isopose.heap import keep_freed_memory
 from isopose.models.pipeline import Networks
-from isopose.training.objectives import SegmentationObjective
+from isopose.presets import load_config
+from isopose.training.segmentation import SegmentationObjective
 
 #: Operators of the profile by what they are; the first whose name is in the operator's.
 GROUPS = {

@@ -17,16 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.data.samples import Batch
 from isopose.devices import autocast, choose_precision
 from isopose.files import write_text
 from isopose.labels import Labels
 from isopose.models.pipeline import Networks
+from isopose.presets import load_config
 from isopose.study.measure import peak_memory, reset_peak
 from isopose.training.checkpoint import Progress, save_checkpoint
 from isopose.training.memory import PROCESS, training_bytes
-from isopose.training.objectives import SegmentationObjective, noise_size
+from isopose.training.objectives import noise_size
+from isopose.training.segmentation import SegmentationObjective
 
 #: Loss of some rows of a batch.
 Loss = Callable[[Tensor], Tensor]

@@ -33,12 +33,12 @@ STEPS = {
     "into the frame": ("isopose.data.preprocess.warped",),
     "poses": (
         "isopose.inference.predict.slice_poses_of",
-        "isopose.inference.predict.find_poses",
+        "isopose.inference.predictors.find_poses",
     ),
-    "crops (STN2, and the frames it sees)": ("isopose.inference.predict.find_crops",),
+    "crops (STN2, and the frames it sees)": ("isopose.inference.predictors.find_crops",),
     "the U-Net's input cut": ("isopose.models.pipeline.Networks.cut",),
     "U-Net": ("isopose.models.pipeline.Networks.probabilities",),
-    "restoring": ("isopose.inference.predict.restore", "isopose.inference.predict.most_probable"),
+    "restoring": ("isopose.inference.predictors.restore", "isopose.inference.predict.most_probable"),
     "writing": ("isopose.inference.files.write_results",),
 }
 REST = "all else"

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from isopose.config import load_config
 from isopose.demo import CASES, SIZE, SLICES, SMALL, TEST_FRACTION
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
@@ -26,6 +25,7 @@ from isopose.inference.files import Scan, find_scans, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
 from isopose.phantom import write_cohort
+from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.fit import fit
 

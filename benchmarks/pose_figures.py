@@ -6,8 +6,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from isopose.config import load_config
 from isopose.files import replacing
+from isopose.presets import load_config
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -150,9 +150,9 @@ def predictor(side: str, folder: Path, dataset: Any) -> Predictor:
 
 
 def ours(folder: Path, precision: str | None) -> Predictor:
-    from isopose.config import validate_config
     from isopose.inference.files import predict_scans
     from isopose.models.folder import load_model
+    from isopose.presets import validate_config
     from isopose.progress import Silent
 
     model = load_model(folder / "model")
@@ -171,7 +171,7 @@ def theirs(folder: Path, dataset: Any, *, mirrored: bool) -> Predictor:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from isopose.config import validate_config
+    from isopose.presets import validate_config
     from isopose.study import nnunet
     from isopose.study.arms import BY_NAME
     from isopose.study.measure import Measuring

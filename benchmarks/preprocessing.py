@@ -19,12 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from isopose.config import load_config
 from isopose.data.fingerprint import fingerprint_of
 from isopose.data.store import write_store
 from isopose.files import write_text
 from isopose.io.datasets import open_dataset
 from isopose.phantom import write_cohort
+from isopose.presets import load_config
 from isopose.study import nnunet
 from isopose.study.arms import Peer
 

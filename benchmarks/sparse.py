@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from pipelines import Meter, cohort_of, parser_of, predicted_and_scored
 
-from isopose.config import load_config
 from isopose.demo import SMALL
 from isopose.files import read_json, write_json, write_text
 from isopose.inference.files import find_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, write_labels
+from isopose.presets import load_config
 from isopose.training.fit import fit
 
 

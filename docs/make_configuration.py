@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from isopose.config import VOLUMES, Config, HomogenizeConfig, Section, load_config
+from isopose.config import Config, HomogenizeConfig, Section
+from isopose.presets import VOLUMES, load_config
 
 PAGE = Path(__file__).with_name("configuration.md")
 

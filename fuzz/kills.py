@@ -43,7 +43,7 @@ UNCOMPARED = (
 PREPROCESS = """
 import sys
 from pathlib import Path
-from isopose.config import load_config
+from isopose.presets import load_config
 from isopose.data.fingerprint import fingerprint_of
 from isopose.data.store import write_store
 from isopose.io.datasets import open_dataset

@@ -11,7 +11,6 @@ import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from isopose.config import homogenize_config, load_config
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.normalization import Channel, Intensity
 from isopose.data.store import write_store
@@ -22,6 +21,7 @@ from isopose.labels import Labels
 from isopose.models.folder import Model, save_model
 from isopose.models.info import ModelInfo, ReferenceInfo, TrainingInfo
 from isopose.models.pipeline import Networks
+from isopose.presets import homogenize_config, load_config
 from isopose.progress import Silent
 from isopose.training.checkpoint import Progress, save_checkpoint
 

@@ -248,7 +248,7 @@ def _check(folder: Path) -> None:
 
 
 def _configure(folder: Path) -> None:
-    from isopose.config import load_config
+    from isopose.presets import load_config
 
     load_config("default", _only(folder))
 

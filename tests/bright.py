@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isopose.config import load_config
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.normalization import Channel, Intensity
 from isopose.geometry.volume import Volume
@@ -16,6 +15,7 @@ from isopose.labels import Labels
 from isopose.models.folder import Model
 from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.models.pipeline import Networks
+from isopose.presets import load_config
 
 INTENSITY = Intensity((0.5, 99.5), -80.0, 100.0, 400.0, 95.0, 75.0, -200.0, 900.0)
 LABELS = Labels.create({"kidney": 1, "tumor": 7})

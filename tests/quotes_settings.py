@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from isopose.config import Config, HomogenizeConfig, load_config
+from isopose.config import Config, HomogenizeConfig
 from isopose.errors import InputError
+from isopose.presets import load_config
 from quotes import OTHERS, lines_of_code, prose
 
 #: What stands for something else in a quoted value: VALUE, <n>, …

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bright import scene
-from isopose.config import HomogenizeConfig, load_config
+from isopose.config import HomogenizeConfig
 from isopose.demo import SMALL
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
@@ -20,6 +20,7 @@ from isopose.homogenize.warping import homogenized_image, homogenized_labels, re
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.phantom import write_cohort
+from isopose.presets import load_config
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

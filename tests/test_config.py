@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from isopose.config import Config, load_config, validate_config
+from isopose.config import Config
 from isopose.errors import InputError
+from isopose.presets import load_config, validate_config
 
 
 def flat(values, prefix=""):

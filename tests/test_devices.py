@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from isopose import devices
-from isopose.config import load_config
 from isopose.devices import autocast, choose_device, choose_precision
 from isopose.errors import InputError
+from isopose.presets import load_config
 from isopose.training.fabric import fabric_for
 
 

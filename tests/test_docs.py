@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from isopose.config import Config, HomogenizeConfig, load_config, validate_config
+from isopose.config import Config, HomogenizeConfig
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.record import RECORD
 from isopose.evaluation.cleaning import candidates
@@ -26,6 +26,7 @@ from isopose.models.folder import members_of
 from isopose.models.info import ModelInfo, ReferenceInfo, StageInfo, TrainingInfo
 from isopose.models.shipped import REFERENCES, load_reference, shipped_sha256
 from isopose.phantom.growth import reference_size
+from isopose.presets import load_config, validate_config
 from isopose.report.tables import csv_text
 from quotes import FENCE, INLINE, OTHERS, SOURCE, prose
 from scripts import ROOT

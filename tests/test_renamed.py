@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from bright import bright_model
-from isopose.config import load_config, validate_config
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.homogenize.record import read_record
 from isopose.homogenize.transform import Transform
 from isopose.models.folder import load_model, save_model
+from isopose.presets import load_config, validate_config
 from isopose.scan.correction import read_corrections
 
 OLD = Path(__file__).with_name("old")

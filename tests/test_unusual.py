@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from isopose.config import homogenize_config
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.scan import homogenize_scan
 from isopose.io.images import read_volume
+from isopose.presets import homogenize_config
 
 SLICES, SIDE = 12, 192
 Y, X = np.meshgrid(*[(np.arange(SIDE) - SIDE / 2 + 0.5) * 1.5] * 2, indexing="ij")

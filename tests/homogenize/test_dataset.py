@@ -11,7 +11,7 @@ from patients import patient, write_dataset
 
 from bright import bright_model, dice, scene
 from io_helpers import write_series
-from isopose.config import HomogenizeConfig, homogenize_config
+from isopose.config import HomogenizeConfig
 from isopose.data.check import check_dataset
 from isopose.errors import InputError, RunError
 from isopose.files import sha256
@@ -25,6 +25,7 @@ from isopose.models.folder import save_model
 from isopose.models.info import ReferenceInfo
 from isopose.models.shipped import load_shipped
 from isopose.outputs import damaged
+from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
 SMALL = HomogenizeConfig(size=96)

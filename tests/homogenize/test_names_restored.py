@@ -6,10 +6,10 @@ import unicodedata
 import pytest
 from patients import write_dataset
 
-from isopose.config import homogenize_config
 from isopose.files import composed
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.restore import restore
+from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
 NFC, NFD = (unicodedata.normalize(form, "Käthe_Ñ") for form in ("NFC", "NFD"))

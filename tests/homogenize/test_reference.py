@@ -9,7 +9,7 @@ import torch
 from patients import patient, write_dataset
 
 from bright import bright_model, scene
-from isopose.config import HomogenizeConfig, homogenize_config
+from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.geometry.overlap import soft_dice
@@ -30,6 +30,7 @@ from isopose.io.images import write_image
 from isopose.models.folder import load_model, save_model
 from isopose.models.info import ReferenceInfo
 from isopose.models.shipped import REFERENCES, load_reference, shipped_sha256
+from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
 #: Of the reference of a model below.

@@ -4,10 +4,10 @@ import nibabel as nib
 import numpy as np
 from patients import write_dataset
 
-from isopose.config import homogenize_config
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.restore import restore
 from isopose.io.images import read_labels
+from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
 

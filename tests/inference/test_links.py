@@ -10,13 +10,13 @@ import pytest
 
 from bright import bright_model, scene
 from io_helpers import dicom_slice, raw_slices, save, write_series
-from isopose.config import homogenize_config
 from isopose.data.check import check_dataset
 from isopose.evaluation.evaluate import evaluate, open_truth
 from isopose.homogenize.dataset import homogenize, open_input
 from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
 

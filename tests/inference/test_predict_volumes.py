@@ -12,7 +12,8 @@ from bright import BODY, bright_model, dice, stored_otherwise, world_center
 from isopose.geometry.pose import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW
 from isopose.geometry.volume import Volume
 from isopose.inference.border import touches_border
-from isopose.inference.predict import crop_probabilities, predict
+from isopose.inference.predict import predict
+from isopose.inference.predictors import crop_probabilities
 from isopose.models.restore import restore_slices
 from isopose.phantom.pose import Pose
 

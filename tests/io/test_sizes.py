@@ -10,7 +10,6 @@ import pytest
 
 from bright import bright_model, scene
 from io_helpers import upright
-from isopose.config import homogenize_config
 from isopose.data.check import check_dataset
 from isopose.data.doubts import doubts
 from isopose.data.preprocess import prepare
@@ -21,6 +20,7 @@ from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_volume, write_image
 from isopose.io.sizes import check_extent
+from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
 #: By what a scan's millimeters are multiplied where its header holds another unit.

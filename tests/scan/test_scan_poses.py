@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.geometry.box import common_crop, matrix_from_box
 from isopose.models.pipeline import SliceTransforms, frame_from_crop
+from isopose.presets import load_config
 from isopose.scan.poses import scan_transforms
 
 COUNT = 9

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
 from isopose.phantom import write_cohort
+from isopose.presets import load_config
 from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE
 from isopose.study.plan import (

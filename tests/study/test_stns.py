@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from isopose.config import load_config
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.files import write_json
+from isopose.presets import load_config
 from isopose.report.tables import to_markdown
 from isopose.study.arms import BY_NAME
 from isopose.study.lengths import Length, lengths_of

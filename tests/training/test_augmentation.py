@@ -11,11 +11,11 @@ import torch
 from monai.transforms import RandAdjustContrastd, RandGaussianNoised
 from safetensors.torch import load_file
 
-from isopose.config import load_config
 from isopose.data.samples import Batch
 from isopose.errors import InputError
 from isopose.io.datasets import open_dataset
 from isopose.labels import Labels
+from isopose.presets import load_config
 from isopose.training.augmentation import Augmentation
 from isopose.training.fit import fit
 from isopose.training.stages import _augmentation

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bright import LABELS, Brightness, bright_model, dice, scene
-from isopose.config import load_config
 from isopose.data.samples import Batch, Slices
 from isopose.data.store import write_store
 from isopose.geometry.volume import Volume
@@ -21,10 +20,12 @@ from isopose.io.datasets import Case, open_dataset
 from isopose.io.images import read_volume, write_image, write_labels
 from isopose.models.card import CARD
 from isopose.models.folder import Model, load_model
+from isopose.presets import load_config
 from isopose.report.steps import steps_of
 from isopose.training.augmentation import Augmentation
 from isopose.training.fit import fit
-from isopose.training.objectives import SegmentationObjective, noise_size
+from isopose.training.objectives import noise_size
+from isopose.training.segmentation import SegmentationObjective
 from isopose.training.transforms import poses_of, transforms_of
 
 #: Each slice lies turned by another angle; the anatomy is the same in all.

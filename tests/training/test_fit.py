@@ -203,7 +203,7 @@ def _short(*settings: str) -> tuple[str, ...]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from isopose.config import load_config
+from isopose.presets import load_config
 from isopose.io.datasets import open_dataset
 from isopose.report.steps import write_steps
 from isopose.progress import Silent

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trunks import patient
 
 from bright import dice
-from conftest import patient
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.data.normalization import ByScan
 from isopose.errors import InputError
 from isopose.evaluation.crossvalidation import cross_validate
@@ -20,6 +20,7 @@ from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_volume, write_image, write_labels
 from isopose.models.card import CARD
 from isopose.models.folder import load_model
+from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.fit import fit
 from isopose.training.folds import fit_folds

@@ -45,7 +45,8 @@ from isopose.data.store import open_store
 from isopose.models.folder import load_model
 from isopose.ranks import launched, rank, strategy_for
 from isopose.training.loop import Stage, _validate
-from isopose.training.objectives import CropObjective, SegmentationObjective
+from isopose.training.objectives import CropObjective
+from isopose.training.segmentation import SegmentationObjective
 from isopose.training.transforms import poses_of, transforms_of
 
 here, machines = launched()

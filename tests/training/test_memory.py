@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.errors import InputError
+from isopose.presets import load_config
 from isopose.training.memory import PROCESS, fitted, parse_bytes, training_bytes
 
 SMALL = ("data.size=128", "unet.input=full", "unet.base_features=16", "train.precision=32-true")
@@ -73,11 +74,12 @@ def test_the_first_that_fits_is_taken() -> None:
 def test_a_step_keeps_to_what_was_foreseen(recompute: str) -> None:
     program = f"""
 import torch
-from isopose.config import load_config
+from isopose.presets import load_config
 from isopose.data.samples import Batch
 from isopose.models.pipeline import Networks
 from isopose.training.memory import PROCESS, training_bytes
-from isopose.training.objectives import SegmentationObjective, noise_size
+from isopose.training.objectives import noise_size
+from isopose.training.segmentation import SegmentationObjective
 from isopose.study.measure import MB, peak_memory, reset_peak
 config = load_config(settings={[*SMALL, f"unet.recompute={recompute}"]!r})
 pipeline = Networks(config, 3, torch.zeros(1, 1, 128, 128), 0.0, 1.0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from isopose.config import load_config
 from isopose.labels import Labels
+from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.mirroring import decide_mirroring, one_sided
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from isopose.config import load_config
 from isopose.data.body import body_mask
 from isopose.data.samples import Batch
 from isopose.geometry.warp import resize
 from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
 from isopose.phantom.randomized import sample_slab
+from isopose.presets import load_config
 from isopose.training.objectives import RollObjective, noise_size
 
 SIZE = 96

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from isopose.cli import main
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.errors import InputError
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.labels import Labels
 from isopose.models.folder import Model, load_model
 from isopose.models.planner import plan_unet
 from isopose.models.unet import UNet
+from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.fit import fit
 from isopose.training.transfer import check_source, settings_of

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from isopose.config import load_config
 from isopose.data.samples import Batch, VolumeBatch
 from isopose.geometry.box import box_from_matrix, box_overlap, matrix_from_box
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.labels import Labels
 from isopose.models.pipeline import Networks
+from isopose.presets import load_config
 from isopose.training import losses as losses_module
 from isopose.training.losses import one_hot
-from isopose.training.objectives import CropObjective, SegmentationObjective, noise_size
+from isopose.training.objectives import CropObjective, noise_size
+from isopose.training.segmentation import SegmentationObjective
 from isopose.training.targets import crop_targets, homogenizing
 
 SIDE, DEPTH = 64, 10

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from isopose.api.images import Image, as_labels, as_volume, like
-from isopose.config import HomogenizeConfig, homogenize_config
+from isopose.config import HomogenizeConfig
 from isopose.data.preprocess import prepare_as
 from isopose.errors import InputError
 from isopose.files import hash_of
@@ -18,6 +18,7 @@ from isopose.homogenize.reference import ReferenceOutline, ReferenceSource, side
 from isopose.homogenize.scan import homogenize_scan
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import homogenized_labels, restored_labels, restored_share
+from isopose.presets import homogenize_config
 from isopose.training.targets import Candidate, Reference, reference_among
 
 

@@ -23,11 +23,11 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Report every problem of a dataset by case, and its fingerprint."""
-    from isopose.config import load_config
     from isopose.data.check import check_dataset
     from isopose.data.fingerprint import describe
     from isopose.io.datasets import open_dataset
     from isopose.io.masks import with_masks
+    from isopose.presets import load_config
     from isopose.progress import Terminal
 
     data = load_config(settings=[] if modality is None else [f"data.modality={modality}"]).data

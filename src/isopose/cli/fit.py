@@ -62,11 +62,11 @@ def fit(
     workers: Workers = 2,
 ) -> None:
     """Train pose, crop and segmentation on a dataset."""
-    from isopose.config import load_config
     from isopose.data.splits import split
     from isopose.heap import keep_freed_memory
     from isopose.io.datasets import open_dataset
     from isopose.io.masks import with_masks
+    from isopose.presets import load_config
     from isopose.progress import Terminal
 
     if folds not in (None, "all"):

@@ -57,10 +57,10 @@ def homogenize(
     as_json: AsJson = False,
 ) -> None:
     """Bring a dataset to one pose and size, for any other segmenter; no training is needed."""
-    from isopose.config import homogenize_config
     from isopose.homogenize.dataset import homogenize as run
     from isopose.homogenize.dataset import open_input
     from isopose.io.masks import with_masks
+    from isopose.presets import homogenize_config
     from isopose.progress import Terminal
 
     config = homogenize_config(

@@ -22,7 +22,7 @@ def preprocess(
     workers: Workers = 2,
 ) -> None:
     """Preprocess the slices of a training in advance; fit --store with the same settings uses them."""
-    from isopose.config import load_config
+    from isopose.presets import load_config
     from isopose.progress import Terminal
 
     chosen = [*(settings or []), *([] if fold is None else [f"train.fold={fold}"])]

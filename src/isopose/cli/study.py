@@ -45,7 +45,7 @@ def study(
     workers: Workers = 2,
 ) -> None:
     """Repeat the paper's experiment on a dataset: train and test all arms, write tables and figures."""
-    from isopose.config import read_settings
+    from isopose.presets import read_settings
     from isopose.progress import Terminal
     from isopose.study.plan import Options
     from isopose.study.run import run_study

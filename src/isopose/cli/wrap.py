@@ -61,12 +61,12 @@ def wrap(
     from isopose.homogenize.command import read_command
 
     wrapped = read_command(command or ())
-    from isopose.config import homogenize_config
     from isopose.homogenize.wrap import open_scans
     from isopose.homogenize.wrap import wrap as run
     from isopose.homogenize.wrapped import LOGS
     from isopose.io.masks import with_masks
     from isopose.io.results.formats import NIFTI, choose_formats
+    from isopose.presets import homogenize_config
     from isopose.progress import Terminal
 
     outcomes = run(

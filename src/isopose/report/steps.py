@@ -12,7 +12,8 @@ from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, matrix_from_p
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, normalized_from_pixel, resize
 from isopose.inference.ensemble import ensemble_of
-from isopose.inference.predict import Prediction, crop_probabilities
+from isopose.inference.predict import Prediction
+from isopose.inference.predictors import crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.restore import most_probable
 from isopose.report.figure import Steps, draw_steps

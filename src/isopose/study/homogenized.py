@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isopose.config import homogenize_config
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
 from isopose.homogenize.dataset import homogenize, image_path
 from isopose.homogenize.record import record_path
 from isopose.homogenize.restore import restore
 from isopose.io.datasets import Dataset
+from isopose.presets import homogenize_config
 from isopose.progress import Reporter, Silent
 from isopose.study.measure import timed
 

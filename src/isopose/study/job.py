@@ -8,7 +8,7 @@ from typing import Any
 from isopose.api.images import as_volume
 from isopose.api.pipeline import Pipeline
 from isopose.api.wrapping import wrap
-from isopose.config import Config, validate_config
+from isopose.config import Config
 from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError, IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
@@ -19,6 +19,7 @@ from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import write_labels
 from isopose.io.truth import true_poses
 from isopose.models.folder import Model, for_prediction, load_model
+from isopose.presets import validate_config
 from isopose.progress import Silent
 from isopose.report.steps import write_steps
 from isopose.report.tables import write_evaluation

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.errors import InputError
+from isopose.presets import load_config
 from isopose.study.arms import Arm
 
 #: What the transformers are called, and the settings that make them long.

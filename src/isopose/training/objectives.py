@@ -7,37 +7,25 @@ With several ranks each judges its share of the batches, and all return the scor
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isopose.data.samples import Batch, SliceBatch, Slices, Volumes, each_stack
-from isopose.geometry.box import box_overlap, jittered, mirrored
-from isopose.geometry.pose import ANGLE, POSE_SIZES, add_residual, isotropic, matrix_from_pose
+from isopose.geometry.box import box_overlap
+from isopose.geometry.pose import ANGLE, POSE_SIZES, matrix_from_pose
 from isopose.geometry.warp import compose, warp
-from isopose.labels import IGNORED, Labels, mirrored_classes
-from isopose.models.pipeline import Networks, channels_from_crop
-from isopose.models.restore import most_probable, restore, restore_slices
+from isopose.models.pipeline import Networks
 from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
-from isopose.training.crop_augmentation import displacements, each_changed, seeds_of
 from isopose.training.losses import (
     crop_loss,
-    deep_supervision_loss,
-    one_hot,
     pose_loss,
     roll_loss,
 )
 from isopose.training.targets import crop_targets, homogenizing
 from isopose.training.turning import estimate_of, judged_turns, summed_up
-
-#: Unit of the setting ``unet.pose_jitter``, which is the strength: the jitter at strength 1 by the number of
-#: dimensions, in radians, log scales and shifts in half sides of the homogenized frame. Pitch and yaw of
-#: patients vary less than the roll.
-POSE_JITTER = {2: (0.17, 0.1, 0.1, 0.1, 0.1), 3: (0.17, 0.09, 0.09, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)}
 
 
 def noise_size(dims: int) -> int:
@@ -264,224 +252,3 @@ class JointObjective(nn.Module):
         assert batch.pose is not None, "the joint network starts from a first estimate"
         pose, theta2 = self.joint_step(batch.image, batch.mask, batch.pose)
         return pose, theta2, *crop_targets(batch.labels, matrix_from_pose(pose.detach()), self.config.crop)
-
-
-class SegmentationObjective(nn.Module):
-    """Train the U-Net: Eq. 3 with deep supervision, in the original pose (native) or in the crop (canonical).
-
-    Args:
-        networks: whose U-Net is trained, of slices or of volumes.
-        labels: names of the classes, for the names of validation scores, and regions where the loss is of
-            these; by default the classes' numbers.
-    """
-
-    def __init__(self, networks: Networks, labels: Labels | None = None) -> None:
-        super().__init__()
-        labels = labels or Labels({str(label): label for label in range(1, networks.classes)})
-        self.names = labels.names
-        #: Name and classes of what is scored, and of what the loss compares.
-        self.judged = labels.judged()
-        self.regions = tuple(self.judged.values()) if labels.regions else ()
-        #: Whether there may be voxels that nobody labeled.
-        self.partial = labels.ignore is not None or networks.config.data.undrawn == "ignore"
-        self.unet = networks.unet
-        self.config = networks.config
-        self.augmented = networks.config.unet.augmentation == "homogenized"
-        self.classes = networks.classes
-        #: Class of the mirrored structure, class by class; without mirroring names may be any.
-        self.partners = list(mirrored_classes(self.names) if self.config.mirrored else range(self.classes))
-        self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
-
-    def forward(self, batch: Batch, noise: Tensor) -> Tensor:
-        """Return the loss of a batch.
-
-        A mirrored sample is sampled through the mirrored transform, and its left and right labels are
-        exchanged.
-
-        Args:
-            batch: slices or volumes with known poses and crops.
-            noise: ``(N, noise_size(dims))`` in [-1, 1); jitters pose and crop, selects mirrored samples, and
-                seeds the augmentation.
-        """
-        theta, in_mirror = self._disturbed(batch, noise), self._in_mirror(noise)
-        shift = self._shift(noise)
-        native = self.config.unet.loss_space == "native"
-        targets = []
-        for labels, matrices, mirror, *moved in each_stack(batch.labels, theta, in_mirror, *shift):
-            shown = one_hot(labels, self.classes)
-            ignored = (labels == IGNORED)[:, None].float() if self.partial and not native else None
-            if self.config.mirrored:
-                chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
-                shown = torch.where(chosen, shown[:, self.partners], shown)
-            size = self.config.unet_shape
-            targets.append(shown if native else warped_target(shown, matrices, size, ignored, *moved))
-        target, crop = torch.cat(targets), self._cut(batch, theta, *shift)
-        if self.augmented:
-            airs = self.networks[0].airs
-            crop = each_changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, airs)
-
-        def level(logits: Tensor) -> tuple[Tensor, Tensor]:
-            probabilities = logits.float().softmax(dim=1)
-            if not native:
-                return probabilities, _shrunk(target, logits.shape[2:])
-            side = self.config.unet_size // logits.shape[-1]
-            goal = _shrunk(target, [pixels // side for pixels in target.shape[2:]])
-            # Means of neighbors would hide a checkered answer from the loss: docs/concepts/unet.md, "Loss".
-            return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
-
-        levels = map(level, self.unet(crop, deep=True))
-        return deep_supervision_loss(levels, partial=self.partial, regions=self.regions)
-
-    def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the mean Dice over labels and patients in the frame, then each label's, if there is any.
-
-        With regions it is that of the regions. What nobody labeled counts in neither map.
-        """
-        counts = [self._counts(batch) for batch in batches]
-        both, predicted, truth = gathered(counts, dim=1).double().cpu().numpy()
-        return dice_by_label(tuple(self.judged), samples.patients, both, predicted, truth)
-
-    def _counts(self, batch: Batch) -> Tensor:
-        """Return voxels of each label ``(3, N, labels)``: in both, in the prediction, in the reference."""
-        theta = self._theta(batch)
-        probabilities = self.unet(self._cut(batch, theta))[0].float().softmax(dim=1)
-        if self.config.dims == 2:
-            labels = batch.labels
-            predicted = most_probable(restore(probabilities, theta, tuple(labels.shape[1:])))
-            return _overlaps(predicted, labels, self.judged.values())
-        counts = []
-        for labels, answer, matrix in each_stack(batch.labels, probabilities, theta):
-            _, depth, height, width = labels.shape
-            parts = [
-                _overlaps(most_probable(values[None]), labels[:, part], self.judged.values())
-                for part, values in restore_slices(answer, matrix, (depth, height, width))
-            ]
-            counts.append(torch.stack(parts).sum(dim=0))
-        return torch.cat(counts, dim=1)
-
-    def _cut(self, batch: Batch, theta: Tensor, *shift: Tensor) -> Tensor:
-        """Return the U-Net's input of a batch, in the memory layout that its convolutions want."""
-        if batch.channel_pose is not None:
-            theta = channels_from_crop(theta, batch.channel_pose)
-        crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta, *shift)])
-        return crop.contiguous(memory_format=torch.channels_last) if crop.ndim == 4 else crop
-
-    def _theta(self, batch: Batch) -> Tensor:
-        assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        return compose(homogenizing(self.networks[0], batch), batch.theta2)
-
-    def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
-        """Return ``input_from_crop`` with jitter like the errors of pose and crop on unseen patients.
-
-        The jittered transform of a mirrored sample is mirrored (:func:`isopose.geometry.box.mirrored`).
-        """
-        assert batch.pose is not None, "the U-Net is trained after the pose"
-        assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        crop, numbers = self.config.crop, POSE_SIZES[self.config.dims]
-        residual = noise[:, :numbers] * (
-            self.config.unet.pose_jitter * noise.new_tensor(POSE_JITTER[self.config.dims])
-        )
-        if self.config.pose.scales == 1:
-            # With an isotropic pose the jitter is isotropic as well.
-            residual = isotropic(residual)
-        pose, theta2 = add_residual(batch.pose, residual), batch.theta2
-        if crop.enabled:
-            theta2 = jittered(theta2, noise[:, numbers:-2], shift=crop.jitter_shift, scale=crop.jitter_scale)
-        theta = compose(self.networks[0].input_from_homogenized(pose, batch.stack_from_frame), theta2)
-        return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
-
-    def _in_mirror(self, noise: Tensor) -> Tensor:
-        """Return which samples ``(N,)`` are mirrored, each with the configured probability."""
-        return noise[:, -2] < 2.0 * self.config.mirrored - 1.0
-
-    def _shift(self, noise: Tensor) -> tuple[Tensor, ...]:
-        """Return the displacements of the crops' pixels, in a tuple that is empty if none is deformed."""
-        if not self.augmented:
-            return ()
-        shift = displacements(seeds_of(noise[:, -1]), self.config.unet.elastic, self.config.unet_shape)
-        return () if shift is None else (shift.to(noise.device),)
-
-
-def warped_target(
-    labels: Tensor,
-    input_from_crop: Tensor,
-    size: tuple[int, ...],
-    ignored: Tensor | None = None,
-    displacement: Tensor | None = None,
-) -> Tensor:
-    """Return one-hot labels warped into the crop, background outside: the target in canonical space.
-
-    Args:
-        labels: ``(N, classes, ...)``.
-        input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``.
-        size: of the crop.
-        ignored: ``(N, 1, ...)`` where nobody labeled and all classes are 0: background has no part of it.
-        displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
-    """
-    inside = warp(labels[:, 1:], input_from_crop, size, displacement=displacement)
-    rest = 1.0 - inside.sum(dim=1, keepdim=True)
-    if ignored is not None:
-        rest = rest - warp(ignored, input_from_crop, size, displacement=displacement)
-    return torch.cat([rest.clamp(min=0.0), inside], dim=1)
-
-
-def _shrunk(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the means of a target over the larger pixels of a coarser level."""
-    factors = [whole // part for whole, part in zip(target.shape[2:], size, strict=True)]
-    return F.avg_pool2d(target, factors) if target.ndim == 4 else F.avg_pool3d(target, factors)
-
-
-def _overlaps(predicted: Tensor, truth: Tensor, judged: Iterable[tuple[int, ...]]) -> Tensor:
-    """Return pixels of each label ``(3, N, labels)`` of two class maps: in both, the first, the second.
-
-    Args:
-        predicted: ``(N, ...)``.
-        truth: the same shape; where nobody labeled neither map counts.
-        judged: the classes of each label or region.
-    """
-    counts, labeled = [], truth != IGNORED
-    for classes in judged:
-        a, b = (_any_of(one, classes) for one in (predicted, truth))
-        a &= labeled
-        counts.append(torch.stack([one.flatten(1).sum(dim=1) for one in (a & b, a, b)]))
-    return torch.stack(counts, dim=2)
-
-
-def _any_of(classes: Tensor, wanted: tuple[int, ...]) -> Tensor:
-    """Return where a map has one of some classes, booleans."""
-    found = classes == wanted[0]
-    for index in wanted[1:]:
-        found |= classes == index
-    return found
-
-
-def patient_dice(
-    patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
-) -> np.ndarray:
-    """Return the Dice ``(patients, labels)`` over all slices of a patient; NaN if neither map has the label.
-
-    Args:
-        patients: of each slice.
-        both: ``(slices, labels)`` pixels in both maps.
-        predicted: ``(slices, labels)`` pixels in the prediction.
-        truth: ``(slices, labels)`` pixels in the reference.
-    """
-    rows = []
-    for patient in sorted(set(patients)):
-        mine = np.array(patients) == patient
-        with np.errstate(invalid="ignore"):
-            rows.append(2.0 * both[mine].sum(0) / (predicted[mine].sum(0) + truth[mine].sum(0)))
-    return np.stack(rows)
-
-
-def dice_by_label(
-    names: Sequence[str], patients: Sequence[str], both: np.ndarray, predicted: np.ndarray, truth: np.ndarray
-) -> dict[str, float]:
-    """Return the mean Dice over labels, then each label's mean over patients; see :func:`patient_dice`."""
-    dice = patient_dice(patients, both, predicted, truth)
-    by_label = {
-        f"dice {name}": float(np.nanmean(of_label))
-        for name, of_label in zip(names, dice.T, strict=True)
-        if not np.isnan(of_label).all()
-    }
-    return {"dice": float(np.mean(list(by_label.values()))), **by_label} if by_label else {}

@@ -26,9 +26,9 @@ from isopose.training.objectives import (
     JointObjective,
     PoseObjective,
     RollObjective,
-    SegmentationObjective,
     noise_size,
 )
+from isopose.training.segmentation import SegmentationObjective
 from isopose.training.transforms import (
     box_of_all,
     poses_of,
