@@ -18,7 +18,8 @@ demo: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
-# What takes minutes by itself: trainings in several processes, notebooks, clusters, graphs, large reviews.
+# Files that take more than a minute: the study, the page in a browser, faults of disk and memory, damaged files,
+# trainings in several processes, notebooks, clusters, graphs, large reviews.
 test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
 

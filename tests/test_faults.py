@@ -13,6 +13,8 @@ from isopose.files import sha256
 from isopose.models.folder import save_model
 from isopose.phantom import write_cohort
 
+pytestmark = pytest.mark.long
+
 #: Kilobytes that are left on the disk.
 LEFT = (0, 60)
 
@@ -66,7 +68,6 @@ def run(arguments: list[str], gigabytes: int | None = None) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.slow
 def test_out_of_memory_says_what_to_lower(place, tmp_path):
     out = tmp_path / "model"
     command = [*commands(place, out)["fit"], "--set", "unet.optimizer.batch_size=4096"]
@@ -84,7 +85,6 @@ def whole(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["phantom", "fit", "predict", "homogenize", "evaluate"])
 def test_a_full_disk_is_one_line_and_nothing_half_written(name, place, disk):
     out = disk / name
@@ -109,7 +109,6 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(name, place, disk):
     subprocess.run(["rm", "-rf", out], check=True)
 
 
-@pytest.mark.slow
 def test_what_was_there_survives_a_full_disk_and_the_next_try_is_whole(place, disk):
     """Results of a first run stay; a second scan's that found no room come when there is some."""
     out = disk / "predicted"
@@ -129,7 +128,6 @@ def test_what_was_there_survives_a_full_disk_and_the_next_try_is_whole(place, di
     subprocess.run(["rm", "-rf", out], check=True)
 
 
-@pytest.mark.slow
 def test_a_disk_that_may_not_be_written_to(place, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:

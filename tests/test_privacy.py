@@ -17,6 +17,8 @@ from io_helpers import write_series
 from isopose.io.images import read_volume, to_sitk, write_labels
 from isopose.io.results.copied import SHARED
 
+pytestmark = pytest.mark.long
+
 #: Of any element that holds text: by the series' one word it is found wherever it goes.
 WORD = "Zzyzx"
 _TEXT = (
@@ -193,7 +195,6 @@ def run(*arguments: object, code: int = 0) -> str:
     return output
 
 
-@pytest.mark.slow
 def test_nothing_planted_is_written_or_reported(data, tmp_path):
     manifest, label = data / "cases.csv", ("--label", "mass=1")
     small = "data.size=64 unet.base_features=2 unet.optimizer.epochs=1 unet.optimizer.iterations=2 "

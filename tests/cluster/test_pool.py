@@ -12,6 +12,8 @@ from isopose.cluster.pool import TRIES, Pool, Worker, cluster
 from isopose.errors import InputError, IsoposeError, RunError
 from isopose.isolation import Failed
 
+pytestmark = pytest.mark.long
+
 ray = pytest.importorskip("ray")
 # Workers have no way to import a test.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

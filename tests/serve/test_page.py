@@ -13,6 +13,8 @@ from bright import scene
 from io_helpers import write_series
 from isopose.io.images import write_image
 
+pytestmark = pytest.mark.long
+
 AUDIT = (Path(__file__).parent / "audit.js").read_text()
 GREEN, YELLOW = (61, 220, 132), (255, 210, 63)
 

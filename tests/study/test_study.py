@@ -31,6 +31,8 @@ from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import Options, PlannedRun
 from isopose.study.run import RunFailed, _format_time, run_study
 
+pytestmark = pytest.mark.long
+
 SMALL = {
     "data": {"size": 64},
     "pose": {"size": 32, "optimizer": {"epochs": 2, "iterations": 2, "batch_size": 4}},
@@ -416,7 +418,6 @@ def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path
     assert lengths(study_run.config_of(given, "default", BY_NAME["nnunet"], 0).unet.optimizer, 12) == (30, 6)
 
 
-@pytest.mark.slow
 def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
     config = tmp_path / "small.json"
     config.write_text(json.dumps(SMALL))

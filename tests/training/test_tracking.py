@@ -17,6 +17,8 @@ from isopose.progress import Silent
 from isopose.training import tracking
 from isopose.training.tracking import Tracked, curves
 
+pytestmark = pytest.mark.long
+
 ROWS = [
     {"stage": "crop", "epoch": 1, "loss": 0.5, "learning_rate": 0.1},
     {"stage": "unet", "epoch": 1, "loss": 2.0, "dice kidney (left)": 0.25},
