@@ -130,6 +130,21 @@ def demo(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_views_of_several_models_are_compared(model: Path, tmp_path: Path) -> None:
+    write_cohort(tmp_path / "cohort", cases=3, slices=5, size=64, seed=3, test_fraction=0.4)
+    printed = ran("benchmarks/views.py", tmp_path / "out", tmp_path / "cohort", model, model)
+    rows = [row.split(" | ") for row in printed.splitlines()[2:]]
+    assert [row[0] for row in rows] == [
+        "| both views each",
+        "| in turns",
+        "| in turns, exchanged",
+        "| one view each",
+    ]
+    # Two models that are one: the turns are both of its views, in either order.
+    assert rows[0][1:] == rows[1][1:] == rows[2][1:]
+    assert (tmp_path / "out" / "views.md").read_text() == printed
+
+
 @pytest.mark.long
 def test_the_readmes_picture_is_drawn(demo: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
@@ -152,6 +167,33 @@ def test_the_body_in_mr_is_measured(tmp_path: Path) -> None:
     [row] = [row for row in printed.splitlines() if "phantoms" in row]
     assert float(row.split("|")[2]) > 0.97
     assert (tmp_path / "body-mr.md").read_text() == printed
+
+
+@pytest.mark.long
+def test_the_paper_s_stages_are_timed_at_a_size(tmp_path: Path) -> None:
+    printed = ran("benchmarks/paper_sizes.py", tmp_path, "--sizes", 64, "--batches", 4, "--steps", 1)
+    rows = [row.strip("|").split("|") for row in printed.splitlines()[2:]]
+    assert [row[2].strip() for row in rows] == ["STN1", "STN2", "U-Net"]
+    assert all(float(row[3]) > 0 and float(row[4]) > float(row[5]) >= 0 for row in rows)
+    assert (tmp_path / "paper-sizes.md").read_text() == printed
+
+
+def test_rolls_in_mr_are_measured(tmp_path: Path) -> None:
+    printed = ran("benchmarks/pose_mr.py", tmp_path, "--phantoms", 1, "--turns", 0)
+    rows = [row.split(" | ") for row in printed.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        ["| phantoms, CT", "CT", "1"],
+        ["| phantoms, CT", "any contrast", "1"],
+        ["| phantoms, t1", "any contrast", "1"],
+    ]
+    assert (tmp_path / "pose-mr.md").read_text() == printed
+
+
+@pytest.mark.long
+def test_a_second_channel_is_measured(tmp_path: Path) -> None:
+    printed = ran("benchmarks/channels.py", tmp_path, "--cases", 6, "--workers", 0, *brief("unet"))
+    assert [row.split(" | ")[0] for row in printed.splitlines()[2:]] == ["| CT", "| CT and PET"]
+    assert (tmp_path / "channels.md").read_text() == printed
 
 
 def test_contrasts_are_compared(model: Path, tmp_path: Path) -> None:
@@ -182,6 +224,7 @@ def test_growth_is_measured_and_drawn(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory_of_a_case_is_measured(tmp_path: Path) -> None:
     case = "data.size=64 unet.input=half unet.base_features=4"
     printed = ran("benchmarks/memory.py", "--output", tmp_path, "--case", case)
