@@ -9,6 +9,7 @@ from isopose.geometry.volume import Volume
 from isopose.phantom.case import PhantomCase, sample_case, texture_generator
 from isopose.phantom.mr import Sequence, drawn_for_mr, sample_mr
 from isopose.phantom.outline import BINS
+from isopose.phantom.randomized import roll_of
 from isopose.phantom.render import render
 from isopose.phantom.section import coordinates
 
@@ -35,6 +36,20 @@ def phantom(index: int, sequence: Sequence, *, size: int = 160) -> Scanned:
     mr = sample_mr(np.random.default_rng(index), case.anatomy.size.width, sequence)
     image, labels = render(drawn_for_mr(case.anatomy), case.pose, case.scan, texture_generator(case), mr=mr)
     return Scanned(Volume(image, case.scan.world_from_index), outline_of(case), labels)
+
+
+def whole_phantom(
+    seed: int, index: int, sequence: Sequence | None, *, size: int, slices: int
+) -> tuple[Volume, float]:
+    """A whole scan of a patient, in MR or (``None``) in CT, and the roll of the patient in radians."""
+    case = sample_case(seed, index, size=size, slices=slices)
+    if sequence is None:
+        image, _ = render(case.anatomy, case.pose, case.scan, texture_generator(case))
+    else:
+        mr = sample_mr(np.random.default_rng(index), case.anatomy.size.width, sequence)
+        drawn = drawn_for_mr(case.anatomy)
+        image, _ = render(drawn, case.pose, case.scan, texture_generator(case), mr=mr)
+    return Volume(image, case.scan.world_from_index), roll_of(case.pose)
 
 
 def outline_of(case: PhantomCase) -> np.ndarray:

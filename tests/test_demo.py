@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 import isopose.demo as demo
-from isopose.config import load_config
-from isopose.errors import IsoposeError
+from isopose.errors import InputError, IsoposeError
+from isopose.models.folder import load_model
 from isopose.outputs import Outcome
+from isopose.presets import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -157,3 +158,14 @@ def test_both_arms_differ_in_homogenization_alone() -> None:
     assert (plain.unet, plain.data, plain.train) == (ours.unet, ours.data, ours.train)
     assert not plain.pose_estimated
     assert not plain.crop.enabled
+
+
+def test_in_mr_both_arms_know_that_it_is(tmp_path, monkeypatch):
+    shrink(monkeypatch)
+    report = demo.run_demo(tmp_path, workers=0, seed=1, reporter=Lines(), modality="mr")
+    assert re.search(r"Images\W.{,40}\bMR\b", report.read_text(), re.DOTALL)
+    arms = [load_model(tmp_path / arm / "model") for arm in ("with", "without")]
+    assert [arm.modality for arm in arms] == ["mr", "mr"]
+    assert arms[0].config.pose.contrast == "any"
+    with pytest.raises(InputError, match="cohort"):
+        demo.run_demo(tmp_path, workers=0, seed=1, reporter=Lines())

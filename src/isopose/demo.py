@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isopose.config import Config, load_config
+from isopose.config import Config, Modality
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import compare
@@ -14,6 +14,7 @@ from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
 from isopose.phantom import write_cohort
+from isopose.presets import load_config
 from isopose.progress import Reporter
 from isopose.report.html import (
     Picture,
@@ -62,7 +63,7 @@ class Arm:
     seconds: float
 
 
-def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter) -> Path:
+def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter, modality: Modality = "ct") -> Path:
     """Make phantoms, train with and without homogenization, predict unseen patients, score and report.
 
     Finished steps of an interrupted run are not repeated.
@@ -72,9 +73,13 @@ def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter) -> Pa
         workers: number of processes for phantoms and preprocessing.
         seed: of the cohort and of training.
         reporter: receives progress.
+        modality: of the phantoms.
 
     Returns:
         The report's path.
+
+    Raises:
+        InputError: the folder holds a demo with other phantoms.
     """
     with reporter.counting("phantoms") as progress:
         cohort = write_cohort(
@@ -84,6 +89,7 @@ def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter) -> Pa
             size=SIZE,
             seed=seed,
             test_fraction=TEST_FRACTION,
+            modality=modality,
             workers=workers,
             progress=progress,
         )
@@ -164,6 +170,7 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
             "Training patients": str(training.patients),
             "Validation patients": str(training.validation_cases),
             "Test patients": str(len(ours.evaluation.cases)),
+            "Images": dataset.channels[0],
             "Age": f"{min(ages):.1f} to {max(ages):.1f} years",
             "U-Net steps": f"{steps.epochs * steps.iterations} of {steps.batch_size} slices",
             "STN2 steps": f"{crop.epochs * crop.iterations} of {crop.batch_size} slices: shortened, the "

@@ -1,6 +1,7 @@
 """MR from the phantoms to results, and masks of the user's own, by the commands."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from pydicom.uid import MRImageStorage
 
 from io_helpers import raw_slices, write_series
-from isopose.homogenize.record import record_path
+from isopose.homogenize.record import FOLDER, record_path
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.truth import true_rolls
 from isopose.models.folder import load_model
 
 TINY = [
@@ -31,8 +33,8 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mr_model(phantoms, tmp_path_factory):
-    from isopose.config import load_config
     from isopose.io.datasets import open_dataset
+    from isopose.presets import load_config
     from isopose.training.fit import fit
 
     folder = tmp_path_factory.mktemp("model") / "model"
@@ -77,17 +79,17 @@ def test_check_knows_mr_by_its_channel(phantoms, isopose):
 
 def test_a_model_of_mr_does_not_see_the_gain(phantoms, mr_model, isopose, tmp_path):
     model = load_model(mr_model)
-    assert (model.modality, model.config.pose.start) == ("mr", "header")
+    assert (model.modality, model.config.pose.contrast) == ("mr", "any")
     scan = read_volume(only(phantoms / "imagesTs", "*"))
     write_image(scan, tmp_path / "in" / "scan.nii.gz")
     write_image(scan.with_array(scan.array.astype(np.int32) * 3), tmp_path / "in" / "louder.nii.gz")
-    code, _, said = isopose("predict", mr_model, tmp_path / "in", "--output", tmp_path / "out")
+    code, _, _ = isopose("predict", mr_model, tmp_path / "in", "--output", tmp_path / "out")
     assert code == 0
-    assert said.count("left as the file's header says") == 2
     one, other = (read_labels(tmp_path / "out" / f"{name}.nii.gz") for name in ("scan", "louder"))
     np.testing.assert_array_equal(one.array, other.array)
     assert one.same_grid(scan, 1e-6)
-    assert json.loads((tmp_path / "out" / "scan.json").read_text())["roll_degrees"] == 0.0
+    records = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("scan", "louder")]
+    assert records[0]["roll_decision"]["odds"] == pytest.approx(records[1]["roll_decision"]["odds"], rel=0.01)
 
 
 def test_series_of_the_other_modality_are_refused(mr_model, model_folder, isopose, tmp_path):
@@ -110,7 +112,17 @@ def test_homogenized_mr_keeps_its_values_and_comes_back(phantoms, isopose, tmp_p
     out = tmp_path / "upright"
     code, _, said = isopose("homogenize", phantoms, out, "--size", 128)
     assert code == 0
-    assert said.count("left as the file's header says") == 4
+    rolls = true_rolls(phantoms)
+    records = {path.stem: json.loads(path.read_text()) for path in (out / FOLDER).glob("*.json")}
+    assert set(records) == set(rolls)
+    kept = 0
+    for case, record in records.items():
+        if record["roll_decision"]["header_kept"]:
+            kept += 1
+        else:
+            assert abs(record["roll_decision"]["shown_degrees"] - math.degrees(rolls[case])) < 5.0
+    assert kept < len(records)
+    assert said.count("left as the file's header says") == kept
     assert json.loads((out / "dataset.json").read_text())["channel_names"] == {"0": "MR"}
     before = read_volume(phantoms / "imagesTr" / "phantom_001_0000.nii.gz")
     after = read_volume(out / "imagesTr" / "phantom_001_0000.nii.gz")

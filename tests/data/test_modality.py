@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from isopose.config import DataConfig, load_config
+from isopose.config import DataConfig
 from isopose.data.doubts import check_values, doubts
 from isopose.data.modality import modality_of, with_poses_of
 from isopose.data.normalization import normalizations_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
+from isopose.presets import load_config
 
 
 def test_the_channel_says_what_scans_are_of_unless_it_is_given() -> None:
@@ -28,12 +29,13 @@ def test_what_is_given_decides_the_normalization_too() -> None:
     assert normalizations_of(DataConfig(modality="mr", normalization="raw"), ["T1"]) == ("raw",)
 
 
-def test_the_roll_network_is_not_shown_mr() -> None:
+def test_mr_is_shown_to_the_network_of_any_contrast() -> None:
     config = load_config()
     assert with_poses_of(config, ["CT"]) is config
-    assert with_poses_of(config, ["T2"]).pose.start == "header"
-    moments = load_config(settings=["pose.start=moments"])
-    assert with_poses_of(moments, ["T2"]) is moments
+    assert config.pose.contrast == "ct"
+    assert with_poses_of(config, ["T2"]).pose.contrast == "any"
+    of_any = load_config(settings=["pose.contrast=any"])
+    assert with_poses_of(of_any, ["CT"]) is of_any
 
 
 @pytest.mark.parametrize(("spacing", "plane"), [((1.0, 6.0, 1.0), "coronal"), ((6.0, 1.0, 1.0), "sagittal")])

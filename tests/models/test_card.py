@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from bright import bright_model
-from isopose.config import load_config
 from isopose.data.normalization import Intensity
 from isopose.models.card import model_card
 from isopose.models.folder import Model
 from isopose.models.info import ModelInfo, StageInfo, TrainingInfo
+from isopose.presets import load_config
 
 TRAINING = TrainingInfo((), patients=3, cases=4, validation_cases=2)
 HISTORY = (

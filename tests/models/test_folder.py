@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bright import bright_model, scene
-from isopose.config import validate_config
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.geometry.pose import matrix_from_pose
@@ -21,6 +20,7 @@ from isopose.inference.predict import predict
 from isopose.io.images import write_image
 from isopose.models.folder import Model, for_prediction, load_model, save_model
 from isopose.models.info import ModelInfo, ReferenceInfo, TrainingInfo
+from isopose.presets import validate_config
 
 
 @pytest.fixture(scope="module")

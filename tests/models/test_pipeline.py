@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from isopose.config import load_config
 from isopose.geometry.box import box_from_matrix, matrix_from_box
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.models.pipeline import Networks, frame_from_crop
 from isopose.models.restore import marked, most_probable, reached, restore
+from isopose.presets import load_config
 
 SIZE = 64
 

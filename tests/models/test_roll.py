@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from isopose.data.body import body_mask
+from isopose.data.body_mr import mr_body_mask
 from isopose.geometry.pose import matrix_from_pose
+from isopose.geometry.volume import Volume
 from isopose.geometry.warp import warp
 from isopose.io.images import read_volume
 from isopose.models.roll import (
@@ -19,11 +21,14 @@ from isopose.models.roll import (
     calibrated_concentration,
     effective_count,
     log_odds_of,
+    roll_input_by_own_body,
     roll_input_of,
     views_of_slices,
 )
 from isopose.models.shipped import compact, load_shipped
-from isopose.phantom.randomized import sample_slab
+from isopose.phantom import render, sample_case, texture_generator
+from isopose.phantom.mr import SEQUENCES, drawn_for_mr, sample_mr
+from isopose.phantom.randomized import roll_of, sample_slab
 
 #: A cohort that the network did not learn from.
 UNSEEN = 77
@@ -37,6 +42,26 @@ def network() -> RollNetwork:
 def window(hu: np.ndarray) -> torch.Tensor:
     low, high = SOFT_TISSUE_HU
     return ((torch.from_numpy(hu.astype(np.float32)) - low) / (high - low)).clamp(0.0, 1.0)[:, None]
+
+
+@pytest.fixture(scope="module")
+def of_any() -> RollNetwork:
+    return load_shipped(RollNetwork(), "any").eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def mr_patients() -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """A few slices of one patient in each contrast."""
+    found = {}
+    for index, sequence in enumerate(SEQUENCES):
+        case = sample_case(UNSEEN, index, size=128, slices=6)
+        mr = sample_mr(np.random.default_rng(index), case.anatomy.size.width, sequence)
+        array, _ = render(drawn_for_mr(case.anatomy), case.pose, case.scan, texture_generator(case), mr=mr)
+        upright = Volume(array, case.scan.world_from_index)
+        mask = torch.from_numpy(mr_body_mask(upright)).float()[:, None]
+        image = torch.from_numpy(array.astype(np.float32))[:, None]
+        found[sequence] = image, mask, roll_of(case.pose)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +199,38 @@ def test_what_is_shipped_is_small_and_loads_as_it_was_saved(network):
     again.load_state_dict({name: value.float() for name, value in stored.items()}, strict=False)
     for name, value in network.named_parameters():
         assert torch.equal(value, dict(again.named_parameters())[name]), "float16 holds what was shipped"
+
+
+def test_of_any_contrast_neither_unit_nor_gain_matters(patients) -> None:
+    image, mask, _ = patients[0]
+    seen = roll_input_by_own_body(image, mask)
+    # Each slice has a scale of its own.
+    gain = torch.tensor([1.0, 3.0, 250.0, 0.02])[:, None, None, None]
+    louder = roll_input_by_own_body(gain * image - 40.0, mask)
+    torch.testing.assert_close(louder.image, seen.image, atol=2e-4, rtol=0.0)
+    assert not seen.image[seen.mask == 0].any()
+    inside = seen.image[seen.mask > 0.99]
+    # Between the 2nd and 98.5th percentile nothing is cut.
+    assert float(inside.min()) == 0.0
+    assert float(inside.max()) == 1.0
+    assert 0.01 < float((inside == 0.0).float().mean() + (inside == 1.0).float().mean()) < 0.4
+
+
+def test_a_slice_without_a_body_or_of_one_value_is_finite_in_any_contrast() -> None:
+    nothing = torch.zeros(1, 1, 96, 96)
+    for mask in (nothing, nothing + 1.0):
+        seen = roll_input_by_own_body(nothing + 7.0, mask)
+        assert not seen.image.any()
+        assert seen.view_pose.isfinite().all()
+
+
+@pytest.mark.parametrize("degrees", [0, 50, -120, 180])
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_unseen_phantoms_in_mr_at_any_angle(of_any, mr_patients, sequence, degrees) -> None:
+    angle = math.radians(degrees)
+    image, mask, roll = mr_patients[sequence]
+    seen = roll_input_by_own_body(turned(image * mask, angle), turned(mask, angle))
+    found = of_any.estimate(seen)
+    common = found.evidence.sum(dim=0)
+    error = wrapped(torch.atan2(common[1], common[0]) - roll - angle)
+    assert abs(math.degrees(float(error))) < 5.0

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import load_config
 from isopose.models.planner import plan_unet
 from isopose.models.unet import UNet
+from isopose.presets import load_config
 
 
 def planned(size: int, *settings: str) -> tuple:

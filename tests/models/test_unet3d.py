@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from isopose.config import load_config
 from isopose.models.localization import Localization
 from isopose.models.planner import plan_unet
 from isopose.models.unet import UNet
+from isopose.presets import load_config
 
 
 def planned(size: int, depth: int, *settings: str):

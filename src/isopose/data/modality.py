@@ -29,17 +29,15 @@ def modality_of(config: DataConfig, channels: Sequence[str]) -> Modality:
 
 
 def with_poses_of(config: Config, channels: Sequence[str]) -> Config:
-    """Return the configuration with a start of the pose that the modality allows.
-
-    The shipped roll network knows CT only, so that in MR ``pose.start=anatomy`` becomes ``header``.
+    """Return the configuration with the roll network that knows the modality: in MR that of any contrast.
 
     Args:
         config: as given.
         channels: names of the dataset's channels.
     """
-    if modality_of(config.data, channels) == "ct" or config.pose.start != "anatomy":
+    if modality_of(config.data, channels) == "ct" or config.pose.contrast == "any":
         return config
-    return config.model_copy(update={"pose": config.pose.model_copy(update={"start": "header"})})
+    return config.model_copy(update={"pose": config.pose.model_copy(update={"contrast": "any"})})
 
 
 def find_body(upright: Volume, config: DataConfig, modality: Modality) -> np.ndarray:

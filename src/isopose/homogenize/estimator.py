@@ -21,7 +21,7 @@ from isopose.homogenize.reference import (
 from isopose.models.folder import Model, load_model
 from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer
-from isopose.models.shipped import shipped_sha256, shipped_transformer
+from isopose.models.shipped import WEIGHTS, shipped_sha256, shipped_transformer
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,9 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
         scale_z=config.scale_z,
         origin="shipped",
         reference=reference.source,
-        sha256=hash_of([shipped_sha256(), asdict(reference.source), config.per, *settings]),
+        sha256=hash_of(
+            [shipped_sha256(WEIGHTS[pose.contrast]), asdict(reference.source), config.per, *settings]
+        ),
     )
 
 

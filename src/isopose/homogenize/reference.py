@@ -187,7 +187,7 @@ def outline_of_scan(
 
     Args:
         volume: CT in Hounsfield units, or MR, any size, spacing and orientation.
-        modality: of the scan. In MR the patient is taken to lie as the header says.
+        modality: of the scan.
         body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Returns:
@@ -224,8 +224,8 @@ def scale_of(modality: Modality) -> Scale | ByScan:
 
 
 def pose_of(modality: Modality, per: Per) -> PoseConfig:
-    """Return how the shipped transformer finds poses: by its network, which knows CT only, or the header."""
-    return PoseConfig(per=per, start="anatomy" if modality == "ct" else "header")
+    """Return how a shipped transformer finds poses: by the network that knows the modality."""
+    return PoseConfig(per=per, contrast="ct" if modality == "ct" else "any")
 
 
 def _outline_from_file(

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isopose.config import Config, load_config
+from isopose.config import Config
 from isopose.data.normalization import Intensity
 from isopose.models.folder import Model, versions
 from isopose.models.info import Row, TrainingInfo
+from isopose.presets import load_config
 
 #: In the model's folder.
 CARD = "MODEL_CARD.md"

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isopose.config import Config, Modality, validate_config
+from isopose.config import Config, Modality
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import modality_of
 from isopose.errors import InputError
@@ -25,6 +25,7 @@ from isopose.files import read_json, sha256, write_json
 from isopose.labels import Labels
 from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
+from isopose.presets import validate_config
 from isopose.renamed import present_weight
 from isopose.tensors import write_tensors
 from isopose.version import __version__

@@ -20,7 +20,7 @@ from isopose.geometry.pose import (
 )
 from isopose.geometry.warp import block_means, warp
 from isopose.models.localization import Localization
-from isopose.models.roll import RollInput, RollNetwork, roll_input_of
+from isopose.models.roll import RollInput, RollNetwork, roll_input_by_own_body, roll_input_of
 
 #: Fewest pixels along a side on which the agreement of outlines is computed.
 AGREEMENT_SIZE = 48
@@ -148,6 +148,8 @@ class PoseTransformer(nn.Module):
 
     def roll_input(self, image: Tensor, mask: Tensor) -> RollInput:
         """Prepare frames ``(N, 1, S, S)`` for the roll network."""
+        if self.config.contrast == "any":
+            return roll_input_by_own_body(image, mask)
         return roll_input_of(image, mask, self.air, self.top)
 
     def pose_at_angle(self, outline: Moments, angle: Tensor) -> Tensor:

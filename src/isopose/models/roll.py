@@ -23,6 +23,8 @@ SIZE, REACH = 64, 1.6
 AVERAGED_SIZE = 96
 #: Intensity window in HU for scans without a window of their own.
 SOFT_TISSUE_HU = (-150.0, 300.0)
+#: Percentiles of a slice's body to which a network of any contrast has its values scaled.
+OWN_PERCENTILES = (2.0, 98.5)
 #: Channels after each halving of the image.
 FEATURES = (16, 32, 64, 96)
 HIDDEN = 64
@@ -219,6 +221,35 @@ def roll_input_of(image: Tensor, mask: Tensor, air: float = 0.0, top: float = 1.
     mask = mask.to(image.dtype)
     inside, mask = block_means(image * mask, AVERAGED_SIZE), block_means(mask, AVERAGED_SIZE)
     return roll_input_of_masked((inside - air * mask) / (top - air) * mask, mask)
+
+
+def roll_input_by_own_body(image: Tensor, mask: Tensor) -> RollInput:
+    """Prepare slices without a unit, such as MR, for a roll network of any contrast.
+
+    Each slice is scaled to [0, 1] by its own body, so that neither the scan's normalization nor a change of
+    brightness along the scan matters.
+
+    Args:
+        image: ``(N, 1, S, S)``, any scale.
+        mask: ``(N, 1, S, S)`` foreground.
+    """
+    mask = mask.to(image.dtype)
+    inside, mask = block_means(image * mask, AVERAGED_SIZE), block_means(mask, AVERAGED_SIZE)
+    return roll_input_of_masked(scaled_by_own_body(inside / mask.clamp(min=1e-6), mask) * mask.square(), mask)
+
+
+def scaled_by_own_body(image: Tensor, mask: Tensor) -> Tensor:
+    """Scale each slice to [0, 1] between :data:`OWN_PERCENTILES` of its body.
+
+    Args:
+        image: ``(N, 1, S, S)``.
+        mask: the same shape, in [0, 1]; the body is where it is above 0.5.
+    """
+    # Every other pixel is enough for percentiles.
+    few = torch.where(mask > 0.5, image, torch.nan)[..., ::2, ::2].flatten(1)
+    shares = few.new_tensor(OWN_PERCENTILES) / 100.0
+    low, high = few.nanquantile(shares, dim=1).nan_to_num(0.0)[:, :, None, None, None]
+    return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0)
 
 
 def roll_input_of_masked(image: Tensor, mask: Tensor) -> RollInput:

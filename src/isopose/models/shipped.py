@@ -1,6 +1,6 @@
-"""Load what ships with the package: the roll network's weights and two reference outlines.
+"""Load what ships with the package: the weights of two roll networks and two reference outlines.
 
-Both are made from phantoms only, by ``phantom/roll``.
+All are made from phantoms only, by ``phantom/roll``.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from typing import Final
 from safetensors.torch import load_file
 from torch import Tensor
 
-from isopose.config import PoseConfig
+from isopose.config import Contrast, PoseConfig
 from isopose.files import sha256
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import RollNetwork
 
-#: File of the network's weights (float16, to keep the package small), and those of the references' outlines.
-WEIGHTS: Final = "roll.safetensors"
+#: Files of the networks' weights (float16, to keep the package small) by ``pose.contrast``, and of the
+#: references' outlines.
+WEIGHTS: Final[dict[Contrast, str]] = {"ct": "roll.safetensors", "any": "roll-any.safetensors"}
 REFERENCES: Final = {"child": "reference-child.safetensors", "adult": "reference-adult.safetensors"}
 #: The reference where none is named.
 USUAL_REFERENCE: Final = "child"
@@ -46,9 +47,14 @@ def compact(network: RollNetwork) -> dict[str, Tensor]:
     }
 
 
-def load_shipped(network: RollNetwork) -> RollNetwork:
-    """Load the shipped weights into a network, and return it."""
-    tensors = _tensors(WEIGHTS)
+def load_shipped(network: RollNetwork, contrast: Contrast = "ct") -> RollNetwork:
+    """Load shipped weights into a network, and return it.
+
+    Args:
+        network: is changed.
+        contrast: ``pose.contrast``, what the network sees.
+    """
+    tensors = _tensors(WEIGHTS[contrast])
     network.load_state_dict(
         {name: value.to(network.state_dict()[name].dtype) for name, value in tensors.items()}
     )
@@ -68,7 +74,7 @@ def shipped_transformer(
     """
     transformer = PoseTransformer(config, reference_mask, air, top)
     if transformer.roll is not None:
-        load_shipped(transformer.roll)
+        load_shipped(transformer.roll, config.contrast)
     return transformer.eval().requires_grad_(False)
 
 
@@ -82,11 +88,11 @@ def load_reference(name: str = USUAL_REFERENCE) -> ShippedReference:
     return ShippedReference(tensors["mask"].float(), float(tensors["side_mm"]))
 
 
-def shipped_sha256(file: str = WEIGHTS) -> str:
+def shipped_sha256(file: str) -> str:
     """Return the hash of a shipped file, which results record so that they can be traced.
 
     Args:
-        file: :data:`WEIGHTS`, or a value of :data:`REFERENCES`.
+        file: a value of :data:`WEIGHTS` or :data:`REFERENCES`.
     """
     with as_file(files("isopose.models") / file) as path:
         return sha256(path)

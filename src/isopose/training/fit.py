@@ -71,9 +71,7 @@ def fit(
     fabric = fabric_for(config)
     reporter = reporter if reporter and fabric.is_global_zero else Silent()
     corrections = corrections or {}
-    config = with_poses_of(given := config, dataset.channels)
-    if config is not given:
-        reporter.say("MR: the roll is left as the files' headers say; the shipped network knows CT only")
+    config = with_poses_of(config, dataset.channels)
     training, validation = split(dataset, config.train)
     # Before the folder is claimed, since a corrected command is another run.
     prepared = measured(training, validation, config.train)
@@ -178,7 +176,7 @@ def _fit(
     # Networks that no stage trains keep their statistics: a batch norm in training mode would replace them.
     networks.eval()
     if networks.pose.roll is not None and source is None:
-        load_shipped(networks.pose.roll)
+        load_shipped(networks.pose.roll, config.pose.contrast)
     if config.dims == 3:
         stages, turning = volume_stages(context, networks, train_slices, val_slices), None
     else:

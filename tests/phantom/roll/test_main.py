@@ -27,18 +27,18 @@ def run(output, steps, *more):
 def test_makes_weights_that_load_and_says_what_they_are_worth(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "EPOCH", 2)
     assert "roll.json" in run(tmp_path / "one", 4)
-    tensors = load_file(tmp_path / "one" / WEIGHTS)
+    tensors = load_file(tmp_path / "one" / WEIGHTS["ct"])
     RollNetwork().load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     report = json.loads((tmp_path / "one" / "roll.json").read_text())
     assert set(report["held_out_plain"]) == {"abdomen", "chest", "pelvis"}
     assert report["held_out_plain"]["abdomen"]["slices"] == 6
     assert 0.0 <= report["held_out_plain"]["chest"]["median_degrees"] <= 180.0
     # Started from these weights, a training goes elsewhere than from random ones.
-    run(tmp_path / "on", 1, "--start", tmp_path / "one" / WEIGHTS)
+    run(tmp_path / "on", 1, "--start", tmp_path / "one" / WEIGHTS["ct"])
     on = json.loads((tmp_path / "on" / "roll.json").read_text())
     assert on["parameters"]["start_sha256"] == report["weights_sha256"]
     key = "encoder.0.weight"
-    further = load_file(tmp_path / "on" / WEIGHTS)[key].float()
+    further = load_file(tmp_path / "on" / WEIGHTS["ct"])[key].float()
     assert (further - tensors[key].float()).abs().max() < 0.02
     assert report["parameters"]["patients"] == 3
     # Undisturbed, and stopped after half of it: the same weights.
@@ -60,5 +60,5 @@ def test_makes_weights_that_load_and_says_what_they_are_worth(tmp_path, monkeypa
         run(stopped, 4)
     monkeypatch.setattr(training, "von_mises_loss", original)
     run(stopped, 4)
-    for name, value in load_file(stopped / WEIGHTS).items():
+    for name, value in load_file(stopped / WEIGHTS["ct"]).items():
         assert torch.equal(value, tensors[name]), name

@@ -105,3 +105,33 @@ def test_slabs_are_drawn_once_and_are_the_phantoms(tmp_path):
     line = (2.0 * torch.arange(KEPT) + 1.0) / KEPT - 1.0
     center = (slabs.mask * line).sum(dim=(1, 2)) / slabs.mask.sum(dim=(1, 2))
     assert center.abs().max() < 0.02
+
+
+def test_of_any_contrast_the_brightness_of_tissues_changes_and_the_outline_does_not():
+    slabs = leaning(0, 35, -60, 150).of(torch.tensor([0] * 24))
+    rows = torch.arange(24)
+    spine_is_brightest = []
+    for seed in range(4):
+        plain, mask = picture(slabs, rows, torch.Generator().manual_seed(seed))
+        image, same = picture(slabs, rows, torch.Generator().manual_seed(seed), contrast="any")
+        torch.testing.assert_close(same, mask, atol=0.0, rtol=0.0)
+        assert 0.0 <= image.min() <= image.max() <= 1.0
+        assert not image[mask == 0].any()
+        for one, of_ct in zip(image[:, 0], plain[:, 0], strict=True):
+            if float(of_ct.max()) > 0.9 and middle(of_ct, 0.9)[1] > 0.15 and float(one.max()) > 0.9:
+                spine_is_brightest.append(middle(one, 0.9)[1] > 0.15)
+    # In CT it always is, of those chosen; with tissues of any brightness in a part of the pictures only.
+    assert 0.1 < np.mean(spine_is_brightest) < 0.9
+
+
+def test_alike_in_any_contrast_gives_all_slices_the_same_tissues():
+    slabs, rows = leaning(0, 0, 0), torch.arange(3)
+
+    def difference(seed: int, alike: bool) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        image, _ = picture(slabs, rows, generator, contrast="any", alike=alike)
+        return float((image[0] - image[1]).abs().mean())
+
+    # Alike but for their noise.
+    assert np.mean([difference(seed, True) for seed in range(8)]) < 0.03
+    assert np.mean([difference(seed, False) for seed in range(8)]) > 0.06

@@ -5,7 +5,7 @@ import torch
 from isopose.geometry.box import box_of_mask
 from isopose.geometry.moments import moments
 from isopose.geometry.symmetry import symmetry_axis
-from isopose.models.shipped import REFERENCES, load_reference, shipped_sha256
+from isopose.models.shipped import REFERENCES, WEIGHTS, load_reference, shipped_sha256
 from isopose.phantom.growth import reference_size
 from isopose.phantom.roll.reference import PATIENTS, draw_outline, main
 
@@ -59,7 +59,7 @@ def test_it_is_upright_symmetric_centered_and_fills_the_frame(name) -> None:
 
 
 def test_what_is_shipped_has_an_identity() -> None:
-    hashes = [shipped_sha256(), *(shipped_sha256(file) for file in REFERENCES.values())]
+    hashes = [shipped_sha256(WEIGHTS["ct"]), *(shipped_sha256(file) for file in REFERENCES.values())]
     assert {len(one) for one in hashes} == {64}
     assert len(set(hashes)) == len(hashes)
-    assert shipped_sha256() == hashes[0]
+    assert shipped_sha256(WEIGHTS["ct"]) == hashes[0]

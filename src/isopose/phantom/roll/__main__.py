@@ -1,4 +1,4 @@
-"""Make the roll network that ships with the package, from phantoms only."""
+"""Make a roll network that ships with the package, from phantoms only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import typer
 from safetensors.torch import load_file
 from torch import Tensor
 
+from isopose.config import Contrast
 from isopose.devices import one_thread
 from isopose.files import output_folder, sha256, write_json
 from isopose.models.folder import versions
@@ -71,6 +72,9 @@ def main(
     weights: Annotated[
         Path | None, typer.Option(help="calibrate these weights again; nothing is trained")
     ] = None,
+    contrast: Annotated[
+        Contrast, typer.Option(help="of the pictures: ct, or any, for a network that sees MR")
+    ] = "ct",
     workers: Annotated[int, typer.Option(min=0)] = 2,
     seed: int = 0,
 ) -> None:
@@ -85,7 +89,7 @@ def main(
         seen = [_draw(output, name, (0, patients), slices, workers, reporter) for name in KINDS]
         with one_thread():
             state = train(
-                Batches(concatenated(seen), seed, steps, pictures),
+                Batches(concatenated(seen), seed, steps, pictures, contrast),
                 start=None if start is None else _read(start),
                 rate=rate,
                 seed=seed,
@@ -101,35 +105,39 @@ def main(
     disturbed = joined(
         [
             roll_evidence(
-                network, concatenated(list(unseen.values())), randomized=True, seed=seed + 100_003 * number
+                network,
+                concatenated(list(unseen.values())),
+                randomized=True,
+                seed=seed + 100_003 * number,
+                contrast=contrast,
             )
             for number in range(DISTURBED)
         ]
     )
     network.calibration.copy_(calibrate(disturbed))
-    write_tensors(output / WEIGHTS, compact(network))
+    made = output / WEIGHTS[contrast]
+    write_tensors(made, compact(network))
     report = {
         "made_by": "python -m isopose.phantom.roll",
         "parameters": {
             "cohorts": {name: [kind.cohort, kind.share] for name, kind in KINDS.items()},
             "patients": patients, "held_out": held_out, "slices": slices, "steps": steps,
-            "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBED,
+            "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBED, "contrast": contrast,
             "start_sha256": None if start is None else sha256(start),
         },
         "versions": versions(),
-        "weights_sha256": sha256(output / WEIGHTS),
+        "weights_sha256": sha256(made),
         "calibration": network.calibration.tolist(),
         "held_out_plain": {
-            name: _errors(roll_evidence(network, slabs, randomized=False, seed=seed))
+            name: _errors(roll_evidence(network, slabs, randomized=False, seed=seed, contrast=contrast))
             for name, slabs in unseen.items()
             if name != "unknown"
         },
         "held_out_randomized": _errors(disturbed),
     }  # fmt: skip
-    write_json(output / "roll.json", report)
-    typer.echo(
-        f"weights: {output / WEIGHTS}; how they were made and what they are worth: {output / 'roll.json'}"
-    )
+    described = made.with_suffix(".json")
+    write_json(described, report)
+    typer.echo(f"weights: {made}; how they were made and what they are worth: {described}")
 
 
 def _read(weights: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
+from isopose.config import Contrast
 from isopose.models.roll import (
     RollNetwork,
     calibrated_concentration,
@@ -48,7 +49,9 @@ class RollEvidence:
 
 
 @torch.no_grad()
-def roll_evidence(network: RollNetwork, slabs: Slabs, *, randomized: bool, seed: int) -> RollEvidence:
+def roll_evidence(
+    network: RollNetwork, slabs: Slabs, *, randomized: bool, seed: int, contrast: Contrast = "ct"
+) -> RollEvidence:
     """Run the network on every patient once, rotated by a random angle.
 
     With ``randomized`` slices are disturbed as in training, all slices of a patient in the same way: a real
@@ -57,7 +60,9 @@ def roll_evidence(network: RollNetwork, slabs: Slabs, *, randomized: bool, seed:
     found = []
     for patient in slabs.patient.unique().tolist():
         rows = torch.nonzero(slabs.patient == patient)[:, 0]
-        image, mask, angle = turned_pictures(slabs, rows, randomized=randomized, seed=seed + patient)
+        image, mask, angle = turned_pictures(
+            slabs, rows, randomized=randomized, seed=seed + patient, contrast=contrast
+        )
         roll = network.estimate(roll_input_of(image, mask))
         error = roll.angle - angle
         found.append(roll.concentration[:, None] * torch.stack([error.cos(), error.sin()], dim=1))

@@ -8,19 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from isopose.config import Contrast
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.models.roll import SOFT_TISSUE_HU, views_of_slices
+from isopose.models.roll import SOFT_TISSUE_HU, scaled_by_own_body, views_of_slices
 from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
 #: Pixels along a side of the deformed images, from which the network's views are sampled.
 DEFORMED = 80
+#: Share of windowed CT among images of any contrast, and of those in which organs and muscle are alike.
+CT_SHARE, ALIKE_SHARE = 0.15, 0.45
+#: Density (HU) from which on tissue is bone.
+BONE_HU = 200.0
+#: Densities (HU) at which tissues have a brightness of their own in a random contrast; in between it changes
+#: evenly. The first is air and lung, the next two are fat.
+TISSUES_HU = (-300.0, -115.0, -55.0, 0.0, 25.0, 50.0, 75.0, 110.0, 160.0, 230.0, 330.0, 480.0)
 #: Views per image, and the standard deviation of the roll that remains after a first pass, radians.
 VIEWS, AFTER_A_LOOK = 4, math.radians(12.0)
 
 
 def picture(
-    slabs: Slabs, rows: Tensor, generator: torch.Generator, *, alike: bool = False
+    slabs: Slabs,
+    rows: Tensor,
+    generator: torch.Generator,
+    *,
+    contrast: Contrast = "ct",
+    alike: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Draw random training images of some slices.
 
@@ -28,6 +41,7 @@ def picture(
         slabs: the slices.
         rows: indices of the slices to use.
         generator: source of randomness.
+        contrast: of what the images show.
         alike: deform and disturb all in the same way, as slices of one scan.
 
     Returns:
@@ -76,6 +90,10 @@ def picture(
     mask = mask * (across < depth[:, None, None]).float()[:, None]
 
     image = _exposure(hu, uniform, normal, sometimes, generator)
+    if contrast == "any":
+        others = _any_contrast(hu, uniform, normal, sometimes, generator)
+        image = torch.where(sometimes(CT_SHARE)[:, None, None, None], image, others)
+        image = scaled_by_own_body(image, mask)
     # Metal, missing values, or no image at all, so that only the outline is left.
     hole = _ellipse(x, y, uniform(-1, 1), uniform(-1, 1), uniform(0.1, 0.4), uniform(0.1, 0.4)) > 0.5
     filled = (sometimes(0.5).float())[:, None, None]
@@ -84,13 +102,15 @@ def picture(
     return image * mask, mask
 
 
-def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def batch(
+    slabs: Slabs, rows: Tensor, generator: torch.Generator, contrast: Contrast = "ct"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return a training batch: views ``(N, 2, S, S)``, angles ``(N,)`` and whether mirrored ``(N,)``.
 
     Each row's image gives :data:`VIEWS` views: at any angle, as in the first pass, and nearly upright, as in
     the second; each plain and mirrored.
     """
-    image, mask = picture(slabs, rows, generator)
+    image, mask = picture(slabs, rows, generator, contrast=contrast)
     image, mask = torch.cat([image, image.flip(3)]), torch.cat([mask, mask.flip(3)])
     image, mask = image.repeat(VIEWS // 2, 1, 1, 1), mask.repeat(VIEWS // 2, 1, 1, 1)
     count = len(image)
@@ -102,7 +122,7 @@ def batch(slabs: Slabs, rows: Tensor, generator: torch.Generator) -> tuple[Tenso
 
 
 def turned_pictures(
-    slabs: Slabs, rows: Tensor, *, randomized: bool, seed: int
+    slabs: Slabs, rows: Tensor, *, randomized: bool, seed: int, contrast: Contrast = "ct"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return slices of one patient, rotated by one random angle and slightly shifted, to test a network.
 
@@ -111,18 +131,20 @@ def turned_pictures(
         rows: indices of the patient's slices.
         randomized: disturb them as in training, all alike; otherwise show a soft-tissue window.
         seed: of the random numbers.
+        contrast: of disturbed slices, and how the others are scaled.
 
     Returns:
         Images in [0, 1] and masks ``(N, 1, S, S)``, and the true rolls ``(N,)``, radians.
     """
     generator = torch.Generator().manual_seed(seed)
     if randomized:
-        image, mask = picture(slabs, rows, generator, alike=True)
+        image, mask = picture(slabs, rows, generator, contrast=contrast, alike=True)
         roll = torch.zeros(len(rows))
     else:
         low, high = SOFT_TISSUE_HU
         mask = slabs.mask[rows].float()[:, None]
-        image = ((hounsfield(slabs.hu[rows])[:, None] - low) / (high - low)).clamp(0.0, 1.0) * mask
+        image = ((hounsfield(slabs.hu[rows])[:, None] - low) / (high - low)).clamp(0.0, 1.0)
+        image = (scaled_by_own_body(image, mask) if contrast == "any" else image) * mask
         roll = slabs.roll[rows]
     angle = (torch.rand(1, generator=generator) * 2.0 - 1.0).expand(len(rows)) * math.pi
     shift = ((torch.rand(1, 2, generator=generator) * 2.0 - 1.0) * 0.1).expand(len(rows), 2)
@@ -135,8 +157,9 @@ def turned_pictures(
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """The batches of a run by their number, the same on any machine."""
 
-    def __init__(self, slabs: Slabs, seed: int, steps: int, pictures: int) -> None:
+    def __init__(self, slabs: Slabs, seed: int, steps: int, pictures: int, contrast: Contrast = "ct") -> None:
         self.slabs, self.seed, self.steps, self.pictures = slabs, seed, steps, pictures
+        self.contrast = contrast
 
     def __len__(self) -> int:
         return self.steps
@@ -144,7 +167,7 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = torch.randint(0, len(self.slabs.roll), (self.pictures,), generator=generator)
-        return batch(self.slabs, rows, generator)
+        return batch(self.slabs, rows, generator, self.contrast)
 
 
 def _deformation(
@@ -190,6 +213,51 @@ def _exposure(
     strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
     noise = torch.randn(len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
     return (image + noise).clamp(0.0, 1.0)
+
+
+def _any_contrast(
+    hu: Tensor,
+    uniform: Callable[..., Tensor],
+    normal: Callable[..., Tensor],
+    sometimes: Callable[..., Tensor],
+    generator: torch.Generator,
+) -> Tensor:
+    """Return images of any scale in which tissues have any brightness, as MR might show them.
+
+    Each image has a random brightness for every density (as in SynthSeg: Billot et al., Medical Image
+    Analysis 2023), a bias field, texture, blur and Rician noise.
+
+    Args:
+        hu: ``(N, 1, S, S)``.
+    """
+
+    def one(values: Tensor) -> Tensor:
+        return values[:, None, None, None]
+
+    shown = uniform(0.0, 1.0, len(TISSUES_HU))
+    # As in T1: muscle and organs differ little, and bone is like them or dark.
+    even = uniform(0.15, 0.7, 1) + normal(0.07, len(TISSUES_HU))
+    dark = (sometimes(0.5)[:, None] & (torch.tensor(TISSUES_HU) > BONE_HU)).expand_as(even)
+    even = torch.where(dark, uniform(0.0, 0.2, 1), even).clamp(0.0, 1.0)
+    shown = torch.where(sometimes(ALIKE_SHARE)[:, None], even, shown)
+    # Air and lung are dark; fat is bright or suppressed, and has one brightness.
+    fat = torch.where(sometimes(0.6), uniform(0.5, 1.2), uniform(0.02, 0.5))
+    shown = torch.cat([uniform(0.0, 0.12, 1), fat[:, None], fat[:, None], shown[:, 3:]], dim=1)
+    edges = torch.tensor(TISSUES_HU)
+    flat = hu.flatten(1).clamp(TISSUES_HU[0], TISSUES_HU[-1] - 1e-3)
+    above = torch.bucketize(flat, edges, right=True).clamp(1, len(TISSUES_HU) - 1)
+    low, high = edges[above - 1], edges[above]
+    part = (flat - low) / (high - low)
+    image = (1.0 - part) * shown.gather(1, above - 1) + part * shown.gather(1, above)
+    image = image.view_as(hu) * (_smooth(normal(0.08, 1, 20, 20))).exp()
+    image = image * _smooth(one(uniform(0.0, 0.45)) * normal(1.0, 1, 4, 4)).exp()
+    blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
+    image = image + one(torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(len(hu)))) * (
+        blurred - image
+    )
+    strength = one(torch.where(sometimes(0.2), uniform(0.04, 0.25), uniform(0.0, 0.04)))
+    noise = torch.randn(2, len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength
+    return torch.hypot(image + noise[0], noise[1])
 
 
 def _smooth(coarse: Tensor) -> Tensor:

@@ -1,0 +1,159 @@
+"""The roll in MR: unseen phantoms, and MR made of real CT, turned by known angles.
+
+    python benchmarks/pose_mr.py OUT [--phantoms 60] [--turns 6]
+
+Each phantom is seen in CT and in one of four contrasts of MR, in the pose of its cohort. Each real CT of
+``shared/data``, where it is there, is turned by random angles of up to 60 degrees, and seen in CT, as T1 and
+as T2 with suppressed fat, with bias field and Rician noise. CT is shown to the network of CT and to that of
+any contrast, MR to the latter. Truth is the phantom's own roll; of real scans what the network of CT finds in
+the CT as it lies, plus the turn. Errors are of slices, with ``pose.per=smooth``; scans that are left as their
+header says are counted, and are no part of the errors. Writes ``OUT/pose-mr.md``.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import typer
+from mr_scans import T1, T2_FATSAT, seen_by_mr, whole_phantom
+from scipy import ndimage
+
+from isopose.config import Contrast, DataConfig, Modality, PoseConfig, PredictConfig
+from isopose.data.preprocess import prepare_as
+from isopose.devices import one_thread
+from isopose.files import output_folder, write_text
+from isopose.geometry.pose import ANGLE
+from isopose.geometry.volume import Volume
+from isopose.homogenize.reference import scale_of
+from isopose.io.images import read_volume
+from isopose.models.pose import PoseTransformer
+from isopose.models.shipped import load_reference, shipped_transformer
+from isopose.phantom.mr import SEQUENCES
+from isopose.progress import Terminal
+from isopose.scan.find import find_poses, slice_poses_of
+from isopose.scan.pose import ScanPose
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"
+#: A cohort that no network has seen, pixels and slices of its scans, and slices of each real scan.
+UNSEEN, SIZE, SLICES, REAL_SLICES = 2_000_003, 160, 10, 30
+#: Largest turn of a real scan, degrees.
+TURN = 60.0
+#: Networks in the table, and those to which an image is shown.
+NETWORKS: dict[Contrast, str] = {"ct": "CT", "any": "any contrast"}
+SHOWN_TO: dict[Modality, tuple[Contrast, ...]] = {"ct": ("ct", "any"), "mr": ("any",)}
+
+
+class Seen(NamedTuple):
+    """A scan in one kind of image.
+
+    Args:
+        group: of the table.
+        volume: reoriented.
+        modality: of the image.
+        roll: ``(z,)`` or ``()``, the true roll in radians.
+    """
+
+    group: str
+    volume: Volume
+    modality: Modality
+    roll: np.ndarray
+
+
+def main(
+    output: Annotated[Path, typer.Argument(help="folder")],
+    phantoms: int = 60,
+    turns: Annotated[int, typer.Option(help="of each real scan")] = 6,
+) -> None:
+    """Find the poses and write the table."""
+    output_folder(output)
+    real = [REAL / "dicom-series", REAL / "abdomen.nii.gz", *sorted((REAL / "trunk").glob("*.nii.gz"))]
+    known = [path for path in real if path.exists()]
+    found: dict[tuple[str, Contrast], list[np.ndarray | None]] = {}
+    total = 2 * phantoms + 3 * turns * len(known)
+    with one_thread(), torch.inference_mode(), Terminal().counting("rolls") as progress:
+        scans = (*_phantoms(phantoms), *_real(known, turns))
+        for number, scan in enumerate(scans, start=1):
+            for contrast in SHOWN_TO[scan.modality]:
+                pose = _pose(scan.volume, scan.modality, contrast)
+                rows = found.setdefault((scan.group, contrast), [])
+                rows.append(None if _left(pose) else _errors(pose, scan.roll))
+            progress(number, total)
+    lines = [
+        "| images | network of | scans | left as the header says | median, ° | 99 % | worst |",
+        "| --- " * 7 + "|",
+    ]
+    for (group, contrast), errors in found.items():
+        degrees = np.concatenate([e for e in errors if e is not None] or [np.full(1, np.nan)])
+        left = sum(e is None for e in errors)
+        spread = f"{np.median(degrees):.2f} | {np.percentile(degrees, 99):.2f} | {degrees.max():.2f}"
+        lines.append(f"| {group} | {NETWORKS[contrast]} | {len(errors)} | {left} | {spread} |")
+    table = "\n".join(lines) + "\n"
+    write_text(output / "pose-mr.md", table)
+    typer.echo(table, nl=False)
+
+
+def _phantoms(count: int) -> Iterator[Seen]:
+    for index in range(count):
+        for sequence in (None, SEQUENCES[index % len(SEQUENCES)]):
+            volume, roll = whole_phantom(UNSEEN, index, sequence, size=SIZE, slices=SLICES)
+            group, modality = ("phantoms, CT", "ct") if sequence is None else (f"phantoms, {sequence}", "mr")
+            yield Seen(group, volume, modality, np.array(roll))  # type: ignore[arg-type]
+
+
+def _real(paths: list[Path], turns: int) -> Iterator[Seen]:
+    for place, path in enumerate(paths):
+        ct = read_volume(path).reoriented()
+        step = max(1, len(ct.array) // REAL_SLICES)
+        ct = Volume(ct.array[::step], ct.world_from_index @ np.diag([1.0, 1.0, step, 1.0]))
+        lies = _pose(ct, "ct", "ct").pose[:, ANGLE]
+        rng = np.random.default_rng(place)
+        for number in range(turns):
+            angle = math.radians(rng.uniform(-TURN, TURN))
+            turned, roll = _turned(ct, angle), lies + angle
+            yield Seen("real CT", turned, "ct", roll)
+            bias, noise = (0.2, 0.35, 0.5)[number % 3], (0.02, 0.04)[number % 2]
+            for name, shown in (("T1", T1), ("T2 without fat", T2_FATSAT)):
+                scan = seen_by_mr(turned, shown, bias=bias, noise=noise, seed=number)
+                yield Seen(f"{name} made of real CT", scan, "mr", roll)
+
+
+def _turned(ct: Volume, angle: float) -> Volume:
+    """Turn the content of a reoriented scan by an angle from +x to +y about the middle of its slices."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    # Voxel sizes may differ; from the turned content back, in (z, y, x).
+    sides = np.diag(ct.spacing[::-1])
+    back = np.linalg.inv(sides) @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ sides
+    middle = 0.5 * (np.array(ct.array.shape) - 1.0)
+    array = ndimage.affine_transform(
+        ct.array.astype(np.float32), back, middle - back @ middle, order=1, cval=-1000.0
+    )
+    return ct.with_array(array)
+
+
+def _pose(volume: Volume, modality: Modality, contrast: Contrast) -> ScanPose:
+    scale, settings = scale_of(modality), PredictConfig()
+    transformer = _transformer(contrast, scale.air, scale.top)
+    prepared = prepare_as(volume, scale, None, DataConfig(), modality=modality)
+    return find_poses(transformer, prepared, settings, slice_poses_of(transformer, prepared, settings))
+
+
+def _transformer(contrast: Contrast, air: float, top: float) -> PoseTransformer:
+    return shipped_transformer(PoseConfig(contrast=contrast), load_reference().mask, air, top)
+
+
+def _left(pose: ScanPose) -> bool:
+    return pose.decision is not None and pose.decision.header_kept
+
+
+def _errors(pose: ScanPose, roll: np.ndarray) -> np.ndarray:
+    """Return the errors of the slices with a body, degrees."""
+    off = np.remainder(pose.pose[:, ANGLE] - roll + math.pi, 2.0 * math.pi) - math.pi
+    errors: np.ndarray = np.degrees(np.abs(off[np.isfinite(off)]))
+    return errors
+
+
+if __name__ == "__main__":
+    typer.run(main)
