@@ -211,6 +211,14 @@ def test_a_model_that_sees_neighbors_is_refused_in_one_line(tmp_path: Path) -> N
     assert not (tmp_path / "export").exists()
 
 
+def test_a_model_of_any_contrast_is_refused_in_one_line(tmp_path: Path) -> None:
+    made = bright_model({"unet": {"base_features": 2}, "pose": {"start": "anatomy", "contrast": "any"}})
+    with pytest.raises(InputError, match=r"^export: .* of any contrast \(pose.contrast\)") as error:
+        export_onnx(made, tmp_path / "export")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "export").exists()
+
+
 def test_without_the_extra_one_line_names_it(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,8 @@ def export_onnx(model: Model, folder: Path) -> None:
     """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``; files of these names are overwritten.
 
     Raises:
-        InputError: the model sees neighbors of a slice or several channels, or normalizes by scan, or the
-            extra ``onnx`` is not installed.
+        InputError: the model sees neighbors of a slice or several channels, normalizes by scan, or has the
+            roll network of any contrast, or the extra ``onnx`` is not installed.
     """
     if model.config.unet.context:
         raise InputError(
@@ -52,6 +52,11 @@ def export_onnx(model: Model, folder: Path) -> None:
         raise InputError(
             "export: the ONNX graphs normalize all scans alike, this model each by itself "
             "(data.normalization); use --format monai"
+        )
+    if model.config.pose.start == "anatomy" and model.config.pose.contrast == "any":
+        raise InputError(
+            "export: the ONNX graphs have the roll network of CT, this model that of any contrast "
+            "(pose.contrast); use --format monai"
         )
     try:
         import onnx  # noqa: F401
