@@ -67,7 +67,7 @@ def frames(model: Model, slices: int) -> tuple[torch.Tensor, torch.Tensor, torch
     image, mask = (torch.from_numpy(array)[:, None].float() for array in (prepared.image, prepared.mask))
     intensity = model.fingerprint.channels[0].scale
     hu = image * intensity.sd + intensity.mean
-    hu = torch.where(image <= prepared.air, hu - 300.0, hu)
+    hu = torch.where(image <= prepared.scale.air, hu - 300.0, hu)
     return hu, mask, torch.arange(slices) * prepared.spacing[2]
 
 

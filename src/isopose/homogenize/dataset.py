@@ -246,14 +246,13 @@ def settings_of(
     estimator: PoseEstimator,
 ) -> HomogenizeSettings:
     """Return what all cases of a run share."""
-    labels = dataset.labels
-    # The estimator's hash is of what the reference is, not of how it was named.
-    config = config.model_copy(update={"reference": None})
+    labels, channels = dataset.labels, dataset.channels
+    pose_channel = channel_number(config.pose_channel or 0, channels, "--pose-channel")
+    # Hashes are of what reference and channel are, not of how they were named.
+    config = config.model_copy(update={"reference": None, "pose_channel": pose_channel})
     decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, labels.stored]
-    channels = dataset.channels
     if len(channels) > 1:
         decides.append(list(channels))
-    pose_channel = channel_number(config.pose_channel or 0, channels, "--pose-channel")
     return HomogenizeSettings(
         Path(root),
         model,
