@@ -1,8 +1,7 @@
 """Every setting, its default and its meaning, in one place; the whole of it is saved with each model.
 
-A configuration is made of a preset, then a file (TOML or JSON), then ``--set section.key=value``; later wins.
-What ``dims=3`` brings with it stands between the preset and the file. Unknown keys fail. Nothing is read from
-the environment.
+Unknown keys fail. Nothing is read from the environment. Presets, files and ``--set`` are in
+:mod:`isopose.presets`.
 """
 
 import json

@@ -1,4 +1,8 @@
-"""Configurations: the presets, and what a file and ``--set`` change in them."""
+"""Configurations: the presets, and what a file and ``--set`` change in them.
+
+A configuration is made of a preset, then a file (TOML or JSON), then ``--set section.key=value``; later wins.
+What ``dims=3`` brings with it stands between the preset and the file.
+"""
 
 import json
 import tomllib

@@ -85,3 +85,15 @@ def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
     assert warns_of(nothing, "no slice shows which way up")
     assert nothing.scan_pose.roll == 0.0
     assert not warns_of(predict(models["smooth"], volume), "which way up")
+
+
+@pytest.mark.parametrize("per", ["slice", "smooth", "volume"])
+def test_with_the_header_s_roll_nobody_is_turned_and_one_line_says_so(make_model, per):
+    model = make_model(
+        {"pose": {"start": "header", "learned": False, "per": per}, "crop": {"enabled": False}}
+    )
+    turned = predict(model, phantom(40))
+    assert not turned.scan_pose.pose[:, 0].any()
+    assert warns_of(turned, "was not looked for: left as the file's header says")
+    # Size and center are found all the same.
+    assert np.abs(turned.scan_pose.pose[:, 1:]).max() > 0.01

@@ -1,4 +1,4 @@
-"""Another program's command: where it is told its inputs and outputs, and running it without a shell."""
+"""Another program's command: the placeholders of its inputs and outputs, and running it without a shell."""
 
 import os
 import re

@@ -1,8 +1,9 @@
-"""The stages' objectives: the loss of a batch, and the validation scores.
+"""The objectives of STN1 and STN2: the loss of a batch, and the validation scores.
 
 An objective is a module whose ``forward(batch, noise)`` returns the loss and whose ``judge(slices, batches)``
 returns validation scores by name, the deciding one first. :mod:`isopose.training.loop` trains any of them.
 With several ranks each judges its share of the batches, and all return the scores over all batches.
+The U-Net's objective is in :mod:`isopose.training.segmentation`.
 """
 
 import copy

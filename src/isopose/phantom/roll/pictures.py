@@ -207,9 +207,7 @@ def _exposure(
     image = ((hu - low[:, None, None, None]) / (high - low)[:, None, None, None]).clamp(0.0, 1.0)
     image = image ** normal(0.35).exp()[:, None, None, None]
     image = image * _smooth(normal(0.12, 1, 4, 4)).exp()
-    blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
-    part = torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(len(hu)))
-    image = image + part[:, None, None, None] * (blurred - image)
+    image = _blurred(image, uniform, sometimes)
     strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
     noise = torch.randn(len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
     return (image + noise).clamp(0.0, 1.0)
@@ -225,15 +223,32 @@ def _any_contrast(
     """Return images of any scale in which tissues have any brightness, as MR might show them.
 
     Each image has a random brightness for every density (as in SynthSeg: Billot et al., Medical Image
-    Analysis 2023), a bias field, texture, blur and Rician noise.
+    Analysis 2023), texture, a bias field, blur and Rician noise.
 
     Args:
-        hu: ``(N, 1, S, S)``.
+        hu: CT ``(N, 1, S, S)``, HU.
+        uniform: draws ``(N, ...)`` evenly between two bounds.
+        normal: draws ``(N, ...)`` around 0, from a standard deviation.
+        sometimes: draws ``(N,)`` booleans that are True with a probability.
+        generator: of the noise, which differs between images that have all else in common.
     """
+    image = _brightness(hu, uniform, normal, sometimes)
+    image = image * _smooth(normal(0.08, 1, 20, 20)).exp()
+    bias = uniform(0.0, 0.45)[:, None, None, None] * normal(1.0, 1, 4, 4)
+    image = image * _smooth(bias).exp()
+    image = _blurred(image, uniform, sometimes)
+    strength = torch.where(sometimes(0.2), uniform(0.04, 0.25), uniform(0.0, 0.04))[:, None, None, None]
+    noise = torch.randn(2, len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength
+    return torch.hypot(image + noise[0], noise[1])
 
-    def one(values: Tensor) -> Tensor:
-        return values[:, None, None, None]
 
+def _brightness(
+    hu: Tensor,
+    uniform: Callable[..., Tensor],
+    normal: Callable[..., Tensor],
+    sometimes: Callable[..., Tensor],
+) -> Tensor:
+    """Return images of the shape of ``hu`` in which each tissue has a random brightness."""
     shown = uniform(0.0, 1.0, len(TISSUES_HU))
     # As in T1: muscle and organs differ little, and bone is like them or dark.
     even = uniform(0.15, 0.7, 1) + normal(0.07, len(TISSUES_HU))
@@ -243,21 +258,21 @@ def _any_contrast(
     # Air and lung are dark; fat is bright or suppressed, and has one brightness.
     fat = torch.where(sometimes(0.6), uniform(0.5, 1.2), uniform(0.02, 0.5))
     shown = torch.cat([uniform(0.0, 0.12, 1), fat[:, None], fat[:, None], shown[:, 3:]], dim=1)
-    edges = torch.tensor(TISSUES_HU)
+    # Linear between the two densities of the table that are nearest.
+    densities = torch.tensor(TISSUES_HU)
     flat = hu.flatten(1).clamp(TISSUES_HU[0], TISSUES_HU[-1] - 1e-3)
-    above = torch.bucketize(flat, edges, right=True).clamp(1, len(TISSUES_HU) - 1)
-    low, high = edges[above - 1], edges[above]
+    above = torch.bucketize(flat, densities, right=True).clamp(1, len(TISSUES_HU) - 1)
+    low, high = densities[above - 1], densities[above]
     part = (flat - low) / (high - low)
     image = (1.0 - part) * shown.gather(1, above - 1) + part * shown.gather(1, above)
-    image = image.view_as(hu) * (_smooth(normal(0.08, 1, 20, 20))).exp()
-    image = image * _smooth(one(uniform(0.0, 0.45)) * normal(1.0, 1, 4, 4)).exp()
+    return image.view_as(hu)
+
+
+def _blurred(image: Tensor, uniform: Callable[..., Tensor], sometimes: Callable[..., Tensor]) -> Tensor:
+    """Return the images, every other one mixed with a blurred copy of itself."""
     blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
-    image = image + one(torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(len(hu)))) * (
-        blurred - image
-    )
-    strength = one(torch.where(sometimes(0.2), uniform(0.04, 0.25), uniform(0.0, 0.04)))
-    noise = torch.randn(2, len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength
-    return torch.hypot(image + noise[0], noise[1])
+    part = torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(len(image)))
+    return image + part[:, None, None, None] * (blurred - image)
 
 
 def _smooth(coarse: Tensor) -> Tensor:
