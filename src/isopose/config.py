@@ -31,6 +31,8 @@ class Section(BaseModel):
 
 #: What scans are of.
 Modality = Literal["ct", "mr"]
+#: In which plane the slices of a scan lie, and are processed one by one.
+Plane = Literal["axial", "coronal", "sagittal"]
 #: What a roll network knows: CT, or tissues of any brightness.
 Contrast = Literal["ct", "any"]
 #: How the values of a channel are normalized; see :mod:`isopose.data.normalization`.
@@ -65,6 +67,11 @@ class DataConfig(Section):
     )
     modality: Literal["auto"] | Modality = Field(
         "auto", description="what the scans are; auto: ct if the channel that shows the pose is CT, else mr"
+    )
+    plane: Plane = Field(
+        "axial",
+        description="in which the slices were acquired, and are processed one by one; coronal and sagittal: "
+        "no roll network, size from the body's width or depth",
     )
     body_threshold_hu: float = Field(
         -250.0, description="CT: what is denser may be body; in MR each scan's own noise decides"
@@ -123,7 +130,7 @@ class PoseConfig(Section):
     start: Literal["anatomy", "header", "moments", "identity"] = Field(
         "anatomy",
         description="anatomy: a shipped network sees the roll, moments give the rest; header: the roll is "
-        "left as the file's header says",
+        "left as the file's header says. With data.plane=coronal or sagittal anatomy means header",
     )
     contrast: Contrast = Field(
         "ct",
@@ -182,6 +189,12 @@ class PoseConfig(Section):
     max_log_scale: float = Field(0.7, gt=0, description="bound of the regressed log scales; 0.7 is 0.5 to 2")
     max_shift: float = Field(0.5, gt=0, description="bound of the regressed shift, half sides of the frame")
     optimizer: OptimizerConfig = _OF_AN_STN
+
+    def in_plane(self, plane: Plane) -> "PoseConfig":
+        """Return the start that slices of a plane can have: the roll network has seen axial ones only."""
+        if plane == "axial" or self.start != "anatomy":
+            return self
+        return self.model_copy(update={"start": "header"})
 
 
 class CropConfig(Section):
@@ -411,6 +424,36 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _of_a_plane(self) -> "Config":
+        """Only what slices of another plane than the axial one can be processed with."""
+        plane = self.data.plane
+        if plane == "axial":
+            return self
+        possible = (
+            ("dims", self.dims, 2),
+            ("stn", self.stn, "separate"),
+            ("unet.context", self.unet.context, 0),
+        )
+        for name, given, expected in possible:
+            if given != expected:
+                raise ValueError(
+                    f"{name} is {json.dumps(given)}, with data.plane={plane} only {json.dumps(expected)} is "
+                    "possible"
+                )
+        if self.pose.start == "moments":
+            raise ValueError(
+                f"pose.start is moments, whose roll is read from an outline that the field of view does not "
+                f"cut; with data.plane={plane} choose header or identity"
+            )
+        if plane == "sagittal" and (
+            self.unet.mirror not in (AUTO, 0) or self.predict.mirror not in (AUTO, False)
+        ):
+            raise ValueError(
+                "unet.mirror and predict.mirror swap front and back with data.plane=sagittal; leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _augmented(self) -> "Config":
         changed = self.unet.augmentation == "homogenized" and self.unet.elastic > 0
         if changed and self.unet.loss_space == "native":
@@ -459,6 +502,8 @@ class Config(Section):
     @property
     def mirrored(self) -> float:
         """Part of the training slices that are mirrored; a half where the labels are still to decide."""
+        if self.data.plane == "sagittal":
+            return 0.0
         return MIRRORED if self.unet.mirror == AUTO else float(self.unet.mirror)
 
     @property

@@ -58,6 +58,8 @@ class Homogenizer:
             of a model's folder; None: the model's, without a model the child.
         scale_z: scale the distances of slices as the slices are, in the header alone.
         modality: of the images, ``ct`` or ``mr``; ``auto``: the model's, without a model ``ct``.
+        plane: in which the slices were acquired, ``axial``, ``coronal`` or ``sagittal``; None: the model's,
+            without a model axial.
 
     Raises:
         InputError: no such model or reference, settings out of bounds, or a crop without a model that has
@@ -80,9 +82,10 @@ class Homogenizer:
         reference: Path | str | None = None,
         scale_z: bool = True,
         modality: str = "auto",
+        plane: str | None = None,
     ) -> None:
         self.model, self.per, self.size, self.crop = model, per, size, crop
-        self.reference, self.scale_z, self.modality = reference, scale_z, modality
+        self.reference, self.scale_z, self.modality, self.plane = reference, scale_z, modality, plane
         self._estimator: PoseEstimator = open_estimator(
             None if model is None else Path(model), self._config()
         )
@@ -99,7 +102,7 @@ class Homogenizer:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  as scikit-learn has it
         """Return the constructor's arguments."""
-        names = ("model", "per", "size", "crop", "reference", "scale_z", "modality")
+        names = ("model", "per", "size", "crop", "reference", "scale_z", "modality", "plane")
         return {name: getattr(self, name) for name in names}
 
     def _config(self) -> HomogenizeConfig:
@@ -110,6 +113,7 @@ class Homogenizer:
             reference=None if self.reference is None else str(self.reference),
             scale_z=self.scale_z,
             modality=self.modality,
+            plane=self.plane,
         )
 
     def fit(self, images: Iterable[Image], y: object = None) -> Self:  # noqa: ARG002  as scikit-learn has it
@@ -133,7 +137,7 @@ class Homogenizer:
         candidates = [_candidate(number, image, plain) for number, image in enumerate(images)]
         if not candidates:
             raise InputError("fit: expected at least one image, got none")
-        reference = reference_among(candidates, plain.transformer.config, plain.scale.air)
+        reference = reference_among(candidates, plain.transformer.config, plain.scale.air, plain.data.plane)
         mask = reference.mask.numpy()
         source = ReferenceSource("scan", hash_of(mask.round(4).tolist()))
         outline = ReferenceOutline(source, mask, side_from_area(reference.mask, reference.area_cm2))

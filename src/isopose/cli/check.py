@@ -1,10 +1,11 @@
 """``isopose check``."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import typer
 
-from isopose.cli.options import AsJson, DatasetPath, Label, Masks, OfModality, Workers, labels_of
+from isopose.cli.options import AsJson, DatasetPath, Label, Masks, OfModality, OfPlane, Workers, labels_of
 from isopose.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def check(
     dataset: DatasetPath,
     label: Label = None,
     modality: OfModality = None,
+    plane: OfPlane = None,
     masks: Masks = None,
     workers: Workers = 0,
     as_json: AsJson = False,
@@ -30,15 +32,24 @@ def check(
     from isopose.presets import load_config
     from isopose.progress import Terminal
 
-    data = load_config(settings=[] if modality is None else [f"data.modality={modality}"]).data
+    given = {"data.modality": modality, "data.plane": plane}
+    data = load_config(settings=[f"{key}={value}" for key, value in given.items() if value is not None]).data
     opened = with_masks(open_dataset(dataset, labels_of(label)), masks)
     problems: list[Problem] = []
     fingerprint: Fingerprint | None = None
     ignored: dict[str, float] = {}
+    planes: Counter[str] = Counter()
     stopped: BaseException | None = None
     try:
         with Terminal().counting("check") as progress:
-            check_dataset(opened, config=data, workers=workers, progress=progress, found=problems.append)
+            check_dataset(
+                opened,
+                config=data,
+                workers=workers,
+                progress=progress,
+                found=problems.append,
+                planes=planes,
+            )
         fingerprint, ignored = _fingerprint(opened, data, problems, workers)
     # Also for Ctrl-C: problems found so far are reported before the error.
     except BaseException as error:
@@ -52,6 +63,7 @@ def check(
                 "cases": len(opened.cases),
                 "problems": [vars(problem) for problem in problems],
                 "fingerprint": fingerprint and fingerprint.to_json(),
+                "planes": dict(planes),
                 "ignored": ignored or None,
                 "stopped": None if stopped is None else _why(stopped),
             }
@@ -62,6 +74,8 @@ def check(
         )
         for problem in problems:
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
+        if planes:
+            typer.echo(f"{'slices':<32} {_planes(planes, data)}")
         for name, value in describe(fingerprint) if fingerprint else []:
             typer.echo(f"{name:<32} {value}")
         if ignored:
@@ -75,6 +89,19 @@ def check(
         raise stopped
     if broken:
         raise typer.Exit(2)
+
+
+def _planes(planes: "Counter[str]", data: "DataConfig") -> str:
+    """Return of which plane the scans are, and the setting that they need."""
+    thick = {plane: count for plane, count in planes.items() if plane != "any"}
+    parts = [f"{plane} in {count} scans" for plane, count in sorted(thick.items())]
+    if planes["any"]:
+        parts.append(f"nearly cubic voxels, for any plane, in {planes['any']} scans")
+    said = ", ".join(parts)
+    other = max(thick, key=lambda plane: thick[plane]) if thick else data.plane
+    if other == data.plane:
+        return said
+    return f"{said}; give --plane {other} here and to homogenize, --set data.plane={other} to fit"
 
 
 def _why(stopped: BaseException) -> str:

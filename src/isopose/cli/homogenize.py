@@ -9,6 +9,7 @@ from isopose.cli.options import (
     Label,
     Masks,
     OfModality,
+    OfPlane,
     Ray,
     Reference,
     ScaleZ,
@@ -50,6 +51,7 @@ def homogenize(
     ] = None,
     scale_z: ScaleZ = None,
     modality: OfModality = None,
+    plane: OfPlane = None,
     masks: Masks = None,
     label: Label = None,
     ray: Ray = None,
@@ -71,6 +73,7 @@ def homogenize(
         pose_channel=int(pose_channel) if pose_channel and pose_channel.isdecimal() else pose_channel,
         scale_z=scale_z,
         modality=modality,
+        plane=plane,
     )
     if ray is not None:
         if masks is not None:

@@ -49,6 +49,14 @@ OfModality = Annotated[
         "--modality", help="ct or mr, if the dataset does not say what it is of; none: as it says, else ct"
     ),
 ]
+OfPlane = Annotated[
+    str | None,
+    typer.Option(
+        "--plane",
+        help="axial, coronal or sagittal: in which the slices were acquired; none: axial, with a model the "
+        "model's",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Ray = Annotated[
     str | None,

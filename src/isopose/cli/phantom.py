@@ -23,6 +23,7 @@ def phantom(
         bool, typer.Option("--pet", help="a second channel: the uptake of a tracer, as PET shows it")
     ] = False,
     modality: Annotated[str, typer.Option(help="ct, or mr: T1 and T2, fat bright or suppressed")] = "ct",
+    plane: Annotated[str, typer.Option(help="of the slices; in MR also coronal or sagittal")] = "axial",
     workers: Workers = 0,
 ) -> None:
     """Write synthetic CT or MR of children or adults as an nnU-Net raw dataset, with each true pose."""
@@ -41,6 +42,7 @@ def phantom(
             small_tumors=small_tumors,
             population=population,  # type: ignore[arg-type]  # checked there
             modality=modality,  # type: ignore[arg-type]  # checked there
+            plane=plane,  # type: ignore[arg-type]  # checked there
             workers=workers,
             progress=progress,
         )

@@ -10,6 +10,7 @@ from isopose.cli.options import (
     Label,
     Masks,
     OfModality,
+    OfPlane,
     Reference,
     ScaleZ,
     Series,
@@ -47,6 +48,7 @@ def wrap(
     reference: Reference = None,
     scale_z: ScaleZ = None,
     modality: OfModality = None,
+    plane: OfPlane = None,
     masks: Masks = None,
     formats: Formats = None,
     series: Series = None,
@@ -73,7 +75,9 @@ def wrap(
         with_masks(open_scans(local_path(scans), series), masks),
         local_path(output),
         wrapped,
-        homogenize_config(per=per, size=size, reference=reference, scale_z=scale_z, modality=modality),
+        homogenize_config(
+            per=per, size=size, reference=reference, scale_z=scale_z, modality=modality, plane=plane
+        ),
         model=None if model is None else local_path(model),
         labels=labels_of(label),
         formats=choose_formats(formats or [NIFTI]),

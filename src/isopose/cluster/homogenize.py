@@ -24,6 +24,7 @@ from isopose.homogenize.dataset import (
     say_doubts,
     settings_of,
     with_modality,
+    with_plane,
 )
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
@@ -111,10 +112,10 @@ def homogenize_on_cluster(
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         # The unpacked model lies elsewhere than the one that the user named.
         named = model.local if model is not None and model.local is not None else folder
-        config = with_modality(config, opened, folder)
+        config = with_modality(with_plane(config, folder), opened, folder)
         modality: Modality = "mr" if config.modality == "mr" else "ct"
         here = _with_reference_here(opened.cases, config, mirror, below)
-        reference = find_reference(config.reference, named, here, modality)
+        reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
         settings = settings_of(opened, below / "out", config, None, reference, estimator)

@@ -1,6 +1,6 @@
 """Check a dataset: find all its problems, each with its case, before hours are spent on training."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from isopose.config import DataConfig, Modality
+from isopose.config import DataConfig, Modality, Plane
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import undrawn_doubt
 from isopose.data.modality import modality_of
+from isopose.data.plane import carried, outline_doubts, plane_of
 from isopose.data.preprocess import trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
@@ -30,7 +31,7 @@ from isopose.parallel import attempts
 #: Voxel sizes (x, y, z) that differ from the cohort's median by more than these factors are outliers; slices
 #: of 0.5 to 5 mm are common.
 _OUTLIER = (3.0, 3.0, 10.0)
-#: Fewest axial slices of a case.
+#: Fewest slices of a case.
 _FEWEST_SLICES = 3
 #: Fewest cases for which a median voxel size is meaningful.
 _FEW = 5
@@ -59,6 +60,7 @@ class _Report:
     digest: str | None = None
     spacing: tuple[float, float, float] | None = None
     values: frozenset[int] = frozenset()
+    plane: Plane | None = None
 
 
 def check_dataset(
@@ -68,6 +70,7 @@ def check_dataset(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
     found: Callable[[Problem], None] | None = None,
+    planes: Counter[str] | None = None,
 ) -> list[Problem]:
     """Read every case of a dataset and return all problems, without stopping at the first.
 
@@ -77,6 +80,7 @@ def check_dataset(
         workers: processes; 0 reads in this one. The result does not depend on it.
         progress: called with the numbers of cases done and of all cases.
         found: called with each problem as soon as it is known, so that an interrupted check still reports.
+        planes: counts the scans by the plane of their thick slices, or ``any`` where voxels are nearly cubes.
 
     Returns:
         Problems in the order of the cases, then those of the whole dataset. An exception raised for a case,
@@ -102,6 +106,8 @@ def check_dataset(
             why = answer.why.removeprefix(f"{case.id}: ")
             answer = _Report((Problem(case.id, "error", why),))
         reports.append(answer)
+        if planes is not None and answer.spacing is not None:
+            planes[answer.plane or "any"] += 1
         note(answer.problems)
     note(_between(dataset, reports))
     return problems
@@ -122,24 +128,26 @@ def _inspect(
             "has no label, so it can be predicted but does not train; give it one or mark it as test",
         )
     image: Volume | None = None
-    digest, spacing = None, None
+    digest, spacing, plane = None, None, None
     try:
         image = read_volume(case.image, modality=modality)
-        upright = image.reoriented()
-        errors = list(_image_errors(upright))
+        upright, plane = image.reoriented(), plane_of(image)
+        errors = list(_image_errors(image.reoriented(config.plane), config.plane))
+        shape_doubts: Iterable[str] = ()
         body_mm = None
         if not errors:
             try:
                 check_extent(upright)
-                check_values(upright, modality)
+                check_values(upright, modality, config.plane)
                 change = image.reorientation()
                 given = None if case.mask is None else change.apply(read_mask(case.mask, image))
-                _, body_mm = trunk(upright, config, modality, given)
+                body, body_mm = trunk(upright, config, modality, given)
+                shape_doubts = outline_doubts(carried(body, image, config.plane), config.plane)
             except InputError as error:
                 errors.append(f"image: {error}")
         for message in errors:
             note("error", message)
-        for message in doubts(upright, body_mm, modality):
+        for message in (*doubts(upright, body_mm, modality, config.plane), *shape_doubts):
             if not any(message in error for error in errors):
                 note("warning", f"image: {message}")
         x, y, z = (float(s) for s in upright.spacing)
@@ -151,10 +159,10 @@ def _inspect(
     # The label is checked even if the image is unusable, so that the user learns of both at once.
     values: frozenset[int] = frozenset()
     try:
-        values = _label_values(case, labels, image, note)
+        values = _label_values(case, labels, image, note, config.plane)
     except Exception as error:
         note("error", f"label: {failure_of(error)}")
-    return _Report(tuple(problems), digest, spacing, values)
+    return _Report(tuple(problems), digest, spacing, values, plane)
 
 
 def _further_errors(case: Case, channels: tuple[str, ...], image: Volume | None) -> Iterable[str]:
@@ -177,15 +185,17 @@ def _further_errors(case: Case, channels: tuple[str, ...], image: Volume | None)
             yield line if line.startswith("channel ") else f"channel {name}: {line}"
 
 
-def _image_errors(upright: Volume) -> Iterable[str]:
-    """Yield the errors of an image's size and content."""
-    depth, height, width = upright.array.shape
+def _image_errors(stack: Volume, plane: Plane) -> Iterable[str]:
+    """Yield the errors of an image's size and content, whose slices lie along z."""
+    depth, height, width = stack.array.shape
     if depth < _FEWEST_SLICES:
-        yield f"image: {depth} axial slices, expected at least {_FEWEST_SLICES}; leave the case out"
+        yield f"image: {depth} {plane} slices, expected at least {_FEWEST_SLICES}; leave the case out"
     if min(height, width) < 16:
-        yield f"image: axial slices of {width} x {height} pixels are too small for a body; leave the case out"
-    if upright.array.min() == upright.array.max():
-        yield f"image: every voxel is {upright.array.min()}, the scan is empty; export it again"
+        yield (
+            f"image: {plane} slices of {width} x {height} pixels are too small for a body; leave the case out"
+        )
+    if stack.array.min() == stack.array.max():
+        yield f"image: every voxel is {stack.array.min()}, the scan is empty; export it again"
 
 
 def _label_values(
@@ -193,6 +203,7 @@ def _label_values(
     labels: Labels,
     image: Volume | None,
     note: Callable[[Literal["error", "warning"], str], None],
+    plane: Plane,
 ) -> frozenset[int]:
     """Check the case's labels, and return the known values that occur in them."""
     if case.label is None:
@@ -215,7 +226,7 @@ def _label_values(
     elif counts[0] == 0 and not ignored:
         note("warning", "label: no voxel is background; is it the image?")
     if not present - known:
-        doubt = undrawn_doubt(labels.to_classes(marked.reoriented().array))
+        doubt = undrawn_doubt(labels.to_classes(marked.reoriented(plane).array))
         if doubt is not None:
             note("warning", f"label: {doubt}")
     if image is not None:

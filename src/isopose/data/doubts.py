@@ -1,10 +1,11 @@
-"""Warnings for scans that do not look like axial CT or MR of a trunk."""
+"""Warnings for scans that do not look like CT or MR of a trunk in the expected plane."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from isopose.config import Modality
+from isopose.config import Modality, Plane
+from isopose.data.plane import THICK, THICK_MM, check_plane
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.sizes import size_doubts
@@ -19,32 +20,27 @@ _HIGHEST_HU = 32000
 _IMPOSSIBLE_HU = 1e6
 #: MR may have negative values after interpolation, up to this part of the highest.
 _NEGATIVE = 0.2
-#: Voxels longer than this multiple of another side, and than this many mm, are not those of axial slices.
-_THICK, _THICK_MM = 1.8, 1.5
 #: Largest usual angle in degrees between the scan's and the patient's axes.
 _OBLIQUE_DEGREES = 20.0
 
 
-def check_values(upright: Volume, modality: Modality = "ct") -> None:
+def check_values(upright: Volume, modality: Modality = "ct", plane: Plane = "axial") -> None:
     """Refuse values that cannot be Hounsfield units whatever was scanned, and would spoil every mean.
 
-    MR has no unit. There slices of another plane are refused, which would be taken for axial ones.
+    MR has no unit. Thick slices of another plane are refused, which would be taken for those of the expected
+    one; in CT that is to be axial they get a warning (:func:`doubts`).
 
     Args:
         upright: the scan, reoriented to the patient's axes.
         modality: of the scan.
+        plane: in which the slices are expected.
 
     Raises:
-        InputError: CT with a value beyond :data:`_IMPOSSIBLE_HU` on either side; a coronal or sagittal MR.
+        InputError: CT with a value beyond :data:`_IMPOSSIBLE_HU` on either side; slices of another plane.
     """
+    if modality == "mr" or plane != "axial":
+        check_plane(upright, plane)
     if modality == "mr":
-        plane = _other_plane(upright)
-        if plane is not None:
-            size = " x ".join(f"{side:.2f}" for side in upright.spacing)
-            raise InputError(
-                f"{plane} slices (voxels of {size} mm left-right, front-back, head-foot), expected axial "
-                "ones; use the axial series"
-            )
         return
     low, high = float(upright.array.min()), float(upright.array.max())
     if max(-low, high) > _IMPOSSIBLE_HU:
@@ -54,26 +50,21 @@ def check_values(upright: Volume, modality: Modality = "ct") -> None:
         )
 
 
-def _other_plane(upright: Volume) -> str | None:
-    """Return the plane of the slices where it is not the axial one; None where voxels are nearly cubes."""
-    x, y, z = upright.spacing
-    thick = max(x, y)
-    if thick < _THICK * z or thick < _THICK_MM or thick < _THICK * min(x, y):
-        return None
-    return "coronal" if y > x else "sagittal"
-
-
 def doubts(
-    upright: Volume, body_mm: tuple[float, float] | None = None, modality: Modality = "ct"
+    upright: Volume,
+    body_mm: tuple[float, float] | None = None,
+    modality: Modality = "ct",
+    plane: Plane = "axial",
 ) -> Iterator[str]:
-    """Yield a warning for each way in which values, grid or size are unusual for axial CT in HU or axial MR.
+    """Yield a warning for each way in which values, grid or size are unusual for CT in HU or MR.
 
     None of them is proof of an error, so the scan is not refused.
 
     Args:
         upright: the scan, reoriented to the patient's axes.
-        body_mm: sides ``(x, y)`` of the body's in-plane box, mm; None where no body was found.
+        body_mm: sides ``(x, y)`` of the body's box in the axial plane, mm; None where no body was found.
         modality: of the scan.
+        plane: in which the slices are expected.
     """
     low, high = float(upright.array.min()), float(upright.array.max())
     if modality == "mr":
@@ -93,7 +84,8 @@ def doubts(
         elif high > _HIGHEST_HU:
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
     x, y, z = upright.spacing
-    if max(x, y) > _THICK * min(x, y) or (max(x, y) > _THICK * z and max(x, y) > _THICK_MM):
+    thick = max(x, y) > THICK * min(x, y) or (max(x, y) > THICK * z and max(x, y) > THICK_MM)
+    if plane == "axial" and thick:
         yield (
             f"voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
             "those of axial slices; use the axial series, or resample the scan"
@@ -101,4 +93,4 @@ def doubts(
     yield from size_doubts(upright, body_mm)
     off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))
     if off > _OBLIQUE_DEGREES:
-        yield f"its axes lie {off:.0f} degrees off the patient's; expected nearly axial slices"
+        yield f"its axes lie {off:.0f} degrees off the patient's; expected slices nearly along them"

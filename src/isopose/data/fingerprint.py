@@ -32,6 +32,7 @@ from isopose.data.normalization import (
     scale_of_scan,
     scaling_of,
 )
+from isopose.data.plane import carried
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -74,9 +75,9 @@ class Fingerprint:
         spacing_median: voxel size along ``(x, y, z)`` of the reoriented volumes, mm.
         spacing_min: smallest, for each axis.
         spacing_max: largest, for each axis.
-        slices_median: median number of axial slices.
-        slices_min: fewest axial slices.
-        slices_max: most axial slices.
+        slices_median: median number of slices.
+        slices_min: fewest slices.
+        slices_max: most slices.
         channels: names and normalization of the scans' channels, in the dataset's order.
         body_median_mm: sides ``(x, y)`` of the body's in-plane box, mm.
         body_max_mm: largest sides, for each axis.
@@ -221,9 +222,11 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
     volume = volumes[pose_channel_of(config, channels)]
     stored = read_labels(case.label, like=volume)
     given = None if case.mask is None else volume.reorientation().apply(read_mask(case.mask, volume))
-    volume = volume.reoriented()
-    classes = classes_of(stored.reoriented().array, labels, config.undrawn)
-    body = find_body(volume, config, modality) if given is None else given
+    upright = volume.reoriented()
+    classes = classes_of(stored.reoriented(config.plane).array, labels, config.undrawn)
+    body = find_body(upright, config, modality) if given is None else given
+    tissue = tissue_of(upright, body) if modality == "ct" else None
+    body, volume = carried(body, volume, config.plane), volume.reoriented(config.plane)
     x0, y0, x1, y1 = body_box(body, volume.spacing)
     marked = structures(classes)
     milliliter = float(np.prod(volume.spacing)) / 1000.0
@@ -239,12 +242,14 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
             if method == "ct"
             else scale_of_scan(method, config.clip_percentiles, array, body)
             for method, array in zip(
-                normalizations_of(config, channels), (v.reoriented().array for v in volumes), strict=True
+                normalizations_of(config, channels),
+                (v.reoriented(config.plane).array for v in volumes),
+                strict=True,
             )
         ),
         volumes_ml=tuple(float(np.count_nonzero(mask)) * milliliter for mask in inside),
         label_slices=tuple(int(mask.any(axis=(1, 2)).sum()) for mask in inside),
-        tissue=tissue_of(volume, body) if modality == "ct" else None,
+        tissue=tissue,
         ignored=float((classes == IGNORED).mean()),
         undrawn=int((classes == IGNORED).all(axis=(1, 2)).sum()),
     )

@@ -29,15 +29,19 @@ def modality_of(config: DataConfig, channels: Sequence[str]) -> Modality:
 
 
 def with_poses_of(config: Config, channels: Sequence[str]) -> Config:
-    """Return the configuration with the roll network that knows the modality: in MR that of any contrast.
+    """Return the configuration with the pose that fits the scans.
+
+    In MR the roll network is that of any contrast. Of other slices than axial ones no network knows the roll,
+    which is then the header's.
 
     Args:
         config: as given.
         channels: names of the dataset's channels.
     """
-    if modality_of(config.data, channels) == "ct" or config.pose.contrast == "any":
-        return config
-    return config.model_copy(update={"pose": config.pose.model_copy(update={"contrast": "any"})})
+    pose = config.pose.in_plane(config.data.plane)
+    if modality_of(config.data, channels) == "mr":
+        pose = pose.model_copy(update={"contrast": "any"})
+    return config if pose == config.pose else config.model_copy(update={"pose": pose})
 
 
 def find_body(upright: Volume, config: DataConfig, modality: Modality) -> np.ndarray:

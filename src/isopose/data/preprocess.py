@@ -1,6 +1,7 @@
 """Preprocess a scan to normalized square slices, and record how to undo it.
 
-Steps (paper, "Pre-Processing"): reorient to LPS, find the body, crop to it (a square frame in millimeters
+Steps (paper, "Pre-Processing"): reorient to LPS (or so that coronal or sagittal slices lie along z), find the
+body, crop to it (a square frame in millimeters
 around its box), clip and z-score (:mod:`isopose.data.normalization`), resample every slice once in plane.
 
 Interpolation is bicubic, with a prefilter where pixels become larger. Measured on real slices: compared with
@@ -17,13 +18,14 @@ import numpy as np
 from torch import Tensor
 
 from isopose import scratch
-from isopose.config import DataConfig, Modality
+from isopose.config import DataConfig, Modality, Plane
 from isopose.data.body import body_box
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import classes_of, structures, undrawn_doubt
 from isopose.data.fingerprint import MARGIN, Fingerprint
 from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
+from isopose.data.plane import carried, outline_doubts, outlines
 from isopose.data.resample import chunks, warped, warped_labels
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
@@ -41,7 +43,7 @@ class Prepared:
 
     Args:
         images: ``(C, z, N, N)`` float32, the channels, clipped and z-scored.
-        mask: ``(z, N, N)`` booleans, the trunk.
+        mask: ``(z, N, N)`` booleans, the trunk; in coronal and sagittal slices its silhouette.
         labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where nobody labeled; None
             without labels.
         frame: the square in the plane of the reoriented volume, mm.
@@ -135,7 +137,7 @@ def prepare(
             f"label grid {_grid(labels)} does not match the image's {_grid(volume)}; "
             "export both on the same grid"
         )
-    native = classes_of(labels.reoriented().array, label_map, config.undrawn)
+    native = classes_of(labels.reoriented(config.plane).array, label_map, config.undrawn)
     classes = labels_in_frame(native, prepared.frame, prepared.spacing, label_map.classes)
     # Outside of the image is background, except beside slices of which nothing is known.
     classes[(native == IGNORED).all(axis=(1, 2))] = IGNORED
@@ -173,41 +175,46 @@ def prepare_as(
             normalized by itself.
     """
     _check_finite(volume)
-    lps = volume.reoriented()
+    lps, plane = volume.reoriented(), config.plane
     check_extent(lps)
-    check_values(lps, modality)
-    change = volume.reorientation()
-    body, body_mm = trunk(lps, config, modality, None if body is None else change.apply(body))
-    spacing = (float(lps.spacing[0]), float(lps.spacing[1]), float(lps.spacing[2]))
-    frame, warnings = frame_of(body, lps.spacing, fov_mm, config.size)
-    warnings = (*doubts(lps, body_mm, modality), *warnings)
-    if tissue is not None:
-        warnings += tuple(unlike(tissue_of(lps, body), tissue))
+    check_values(lps, modality, plane)
+    given = None if body is None else volume.reorientation().apply(body)
+    body, body_mm = trunk(lps, config, modality, given)
+    composition = () if tissue is None else tuple(unlike(tissue_of(lps, body), tissue))
+    stack, body = volume.reoriented(plane), carried(body, volume, plane)
+    spacing = (float(stack.spacing[0]), float(stack.spacing[1]), float(stack.spacing[2]))
+    frame, of_frame = frame_of(body, stack.spacing, fov_mm, config.size)
+    warnings = (
+        *doubts(lps, body_mm, modality, plane),
+        *outline_doubts(body, plane),
+        *of_frame,
+        *composition,
+    )
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
-    scale, size = scaling.of_scan(lps.array, body), (frame.size, frame.size)
+    scale, size = scaling.of_scan(stack.array, body), (frame.size, frame.size)
     seen = [(volume, scale, scaling)]
     if channels:
         seen = [
             (volume, scale, scaling)
             if n == pose_channel
-            else (one, _scale_of(one, channel, body), channel.scale)
+            else (one, _scale_of(one, channel, body, plane), channel.scale)
             for n, (one, channel) in enumerate(channels)
         ]
     images = scratch.zeros((len(seen), len(body), *size), np.float32)
     for out, (one, of_scan, of_channel) in zip(images, seen, strict=True):
-        _normalize_into(out, one.reoriented().array, of_scan, of_channel, matrix)
-    mask = scratch.zeros(images.shape[1:], bool)
+        _normalize_into(out, one.reoriented(plane).array, of_scan, of_channel, matrix)
+    mask, shown = scratch.zeros(images.shape[1:], bool), outlines(body, plane)
     for part in chunks(body.shape, size):
-        mask[part] = warped(body[part], matrix, size, 0.0, "bilinear") >= 0.5
+        mask[part] = warped(shown[part], matrix, size, 0.0, "bilinear") >= 0.5
     return Prepared(
         images=images,
         mask=mask,
         labels=None,
         frame=frame,
-        shape=_shape(lps.array),
+        shape=_shape(stack.array),
         spacing=spacing,
-        world_from_index=lps.world_from_index,
-        reorientation=change,
+        world_from_index=stack.world_from_index,
+        reorientation=volume.reorientation(plane),
         native_shape=_shape(volume.array),
         native_world_from_index=volume.world_from_index,
         scales=tuple(of_scan for _, of_scan, _ in seen),
@@ -224,20 +231,21 @@ def _check_finite(volume: Volume) -> None:
         )
 
 
-def _scale_of(volume: Volume, channel: Channel, body: np.ndarray) -> Scale:
+def _scale_of(volume: Volume, channel: Channel, body: np.ndarray, plane: Plane) -> Scale:
     """Return the scale of a channel's image.
 
     Args:
         volume: the image.
         channel: its name, for messages, and normalization.
         body: ``(z, y, x)`` of the reoriented volume.
+        plane: in which its slices lie.
 
     Raises:
         InputError: values that are not finite or cannot be normalized.
     """
     try:
         _check_finite(volume)
-        return channel.scale.of_scan(volume.reoriented().array, body)
+        return channel.scale.of_scan(volume.reoriented(plane).array, body)
     except InputError as error:
         raise InputError(f"channel {channel.name}: {error}") from None
 

@@ -114,16 +114,18 @@ def _predict(
 def _decide(unseen: Sequence[_Unseen], labels: Labels, predictions: Path, reporter: Reporter) -> Decision:
     """Decide which rules clean up the labels."""
     config = unseen[0].model.config
-    # Only a reference that was turned upright and centered has its midline at x = 0.
-    sides = config.pose_estimated and config.pose.fill is not None
+    # Only a reference that was turned upright and centered has its midline at x = 0; sagittal slices lie
+    # beside it.
+    plane = config.data.plane
+    sides = config.pose_estimated and config.pose.fill is not None and plane != "sagittal"
     rules = [rule for label in labels.names for rule in candidates(label, sides=sides)]
     counts: list[Counts] = []
     with reporter.counting("try cleaning up") as progress:
         for one in unseen:
             assert one.case.label is not None, "a validation case has a label"
             stored = read_labels(predictions / f"{one.case.id}.nii.gz")
-            truth = read_labels(one.case.label, like=stored).reoriented()
-            prediction = stored.reoriented()
+            truth = read_labels(one.case.label, like=stored).reoriented(plane)
+            prediction = stored.reoriented(plane)
             midline = (
                 recorded_midline(one.record, prediction, config.predict.min_confidence) if sides else None
             )

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from isopose.config import Undrawn
 from isopose.data.drawn import classes_of
+from isopose.data.plane import plane_of
 from isopose.errors import InputError
 from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
 from isopose.files import composed, hash_of, sha256
@@ -379,11 +380,12 @@ def _score_pair(
 
 def _unlabeled(pair: _Pair, truth: Volume, labels: Labels, undrawn: Undrawn) -> np.ndarray:
     """Return which voxels of the label's own array nobody labeled."""
+    plane = plane_of(truth) or "axial"
     try:
-        classes = classes_of(truth.reoriented().array, labels, undrawn)
+        classes = classes_of(truth.reoriented(plane).array, labels, undrawn)
     except InputError as error:
         raise InputError(f"{pair.label}: {error}") from None
-    return truth.reorientation().undo(classes == IGNORED)
+    return truth.reorientation(plane).undo(classes == IGNORED)
 
 
 def _on_grid(pair: _Pair, prediction: Volume) -> Volume:

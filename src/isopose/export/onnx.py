@@ -43,6 +43,11 @@ def export_onnx(model: Model, folder: Path) -> None:
             f"export: the ONNX graphs see slices one by one, this model has unet.context="
             f"{model.config.unet.context}; use --format monai, or train with unet.context=0"
         )
+    if model.config.data.plane != "axial":
+        raise InputError(
+            f"export: the ONNX graphs see axial slices, this model {model.config.data.plane} ones; use "
+            "--format monai"
+        )
     if len(model.channels) > 1:
         raise InputError(
             f"export: the ONNX graphs see one channel, this model {', '.join(model.channels)}; use --format "

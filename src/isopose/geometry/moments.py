@@ -127,7 +127,7 @@ def pose_from_moments(outline: Moments, reference: Moments) -> Tensor:
     return _pose_onto(outline, angle, reference, reference_angle)
 
 
-def pose_at_angle(outline: Moments, angle: Tensor, reference: Moments) -> Tensor:
+def pose_at_angle(outline: Moments, angle: Tensor, reference: Moments, *, by_width: bool = False) -> Tensor:
     """Return the poses that map an upright reference onto outlines whose roll is known.
 
     Scales and shift map the reference's center, and its radii along the axes, onto those of each outline.
@@ -136,11 +136,13 @@ def pose_at_angle(outline: Moments, angle: Tensor, reference: Moments) -> Tensor
         outline: moments of N masks.
         angle: ``(N,)`` roll, radians.
         reference: moments of one reference mask (N = 1), which lies upright.
+        by_width: take both scales from the radius across the patient, where the field of view cuts the
+            outline above and below.
 
     Returns:
         ``(N, 5)``; zeros for empty masks.
     """
-    return _pose_onto(outline, angle, reference, torch.zeros_like(reference.angle))
+    return _pose_onto(outline, angle, reference, torch.zeros_like(reference.angle), by_width=by_width)
 
 
 def spread_along(outline: Moments, angle: Tensor) -> Tensor:
@@ -155,10 +157,14 @@ def spread_along(outline: Moments, angle: Tensor) -> Tensor:
     return torch.stack([cos2 * first + sin2 * second, sin2 * first + cos2 * second], dim=1).sqrt()
 
 
-def _pose_onto(outline: Moments, angle: Tensor, reference: Moments, reference_angle: Tensor) -> Tensor:
+def _pose_onto(
+    outline: Moments, angle: Tensor, reference: Moments, reference_angle: Tensor, *, by_width: bool = False
+) -> Tensor:
     """Return the poses that map the reference, at its angle, onto outlines at theirs."""
     log_scale = (spread_along(outline, angle) / spread_along(reference, reference_angle)).log()
     log_scale = log_scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+    if by_width:
+        log_scale = log_scale[:, :1].expand(-1, 2)
     turn = angle - reference_angle
     linear = matrix_from_pose(torch.cat([turn[:, None], log_scale, torch.zeros_like(log_scale)], dim=1))
     with torch.autocast(linear.device.type, enabled=False):

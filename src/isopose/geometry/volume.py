@@ -9,12 +9,30 @@ from itertools import permutations
 
 import numpy as np
 
+from isopose.config import Plane
 from isopose.errors import InputError
 
 #: Largest deviation from orthogonality (cosine) that counts as rounding in a header.
 SHEAR_TOLERANCE = 1e-3
 #: Of index axes x, y and z, the axes of an array.
 _OF_ARRAY = (-1, -2, -3)
+#: Where index axes x, y and z of a stack of slices point, as columns of LPS. Each is right-handed, so that no
+#: view is a mirror image.
+_AXES: dict[Plane, np.ndarray] = {
+    "axial": np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    "coronal": np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]),
+    "sagittal": np.array([[0, 0, -1], [1, 0, 0], [0, -1, 0]]),
+}
+
+
+def axes_of(plane: Plane) -> np.ndarray:
+    """Return the ``(3, 3)`` unit vectors in LPS, as columns, to which a stack's index axes point.
+
+    In axial slices x points to the patient's left, y to the back and z to the head. In coronal slices x
+    points to the left, y to the feet and z to the back. In sagittal slices x points to the back, y to the
+    feet and z to the right.
+    """
+    return _AXES[plane].astype(np.float64)
 
 
 def is_sheared(matrix: np.ndarray) -> bool:
@@ -93,23 +111,29 @@ class Volume:
         difference = corners @ (self.world_from_index - other.world_from_index).T
         return float(np.linalg.norm(difference[:, :3], axis=1).max())
 
-    def reorientation(self) -> "Reorientation":
-        """Return the axis permutation and flips that bring the index axes nearest to L, P and S."""
-        magnitude = np.abs(self.direction)
+    def reorientation(self, plane: Plane = "axial") -> "Reorientation":
+        """Return the axis permutation and flips that bring the index axes nearest to those of a plane.
+
+        Args:
+            plane: whose slices lie along z, see :func:`axes_of`; of ``axial`` the axes are L, P and S.
+        """
+        along = axes_of(plane).T @ self.direction
+        magnitude = np.abs(along)
         # The best of the six permutations, not axis by axis: near 45 degrees two may want the same place.
-        axes = max(
-            permutations(range(3)), key=lambda p: sum(magnitude[world, p[world]] for world in range(3))
-        )
-        flips = tuple(bool(self.direction[world, axes[world]] < 0) for world in range(3))
+        axes = max(permutations(range(3)), key=lambda p: sum(magnitude[new, p[new]] for new in range(3)))
+        flips = tuple(bool(along[new, axes[new]] < 0) for new in range(3))
         return Reorientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
-    def reoriented(self) -> "Volume":
-        """Return the volume with index axes nearest to (L, P, S), as a view; nothing is resampled.
+    def reoriented(self, plane: Plane = "axial") -> "Volume":
+        """Return the volume with index axes nearest to those of a plane, as a view; nothing is resampled.
 
-        In its ``array[k, j, i]`` i grows to the patient's left, j to the back and k to the head, up to the
-        obliqueness that remains in ``direction``.
+        In the ``array[k, j, i]`` of ``axial`` i grows to the patient's left, j to the back and k to the head,
+        up to the obliqueness that remains in ``direction``. The world matrix stays true in every plane.
+
+        Args:
+            plane: whose slices lie along z, see :func:`axes_of`.
         """
-        change = self.reorientation()
+        change = self.reorientation(plane)
         stored_from_new = change.stored_from_new(self.array.shape)
         return Volume(change.apply(self.array), self.world_from_index @ stored_from_new)
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality
+from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality, Plane
 from isopose.data.modality import modality_of
 from isopose.data.normalization import channel_number, pose_channel_of
 from isopose.devices import one_thread
@@ -149,10 +149,11 @@ def homogenize(
     if dataset.layout == "scans":
         check_apart([dataset.root], output)
     pose_channel = _find_pose_channel(config, dataset, model)
-    config = with_modality(config.model_copy(update={"pose_channel": pose_channel}), dataset, model)
+    config = with_plane(config.model_copy(update={"pose_channel": pose_channel}), model)
+    config = with_modality(config, dataset, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     shown = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
-    reference = find_reference(config.reference, model, shown, modality)
+    reference = find_reference(config.reference, model, shown, modality, config.plane or "axial")
     estimator = open_estimator(model, config, reference)
     settings = settings_of(dataset, output, config, model, reference, estimator)
     head = head_of(dataset, settings, estimator)
@@ -193,6 +194,14 @@ def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None
     return config.model_copy(
         update={"modality": modality_of(DataConfig(pose_channel=config.pose_channel or 0), dataset.channels)}
     )
+
+
+def with_plane(config: HomogenizeConfig, model: Path | None) -> HomogenizeConfig:
+    """Return the configuration with the plane of the scans' slices, where none was given: the model's."""
+    if config.plane is not None:
+        return config
+    plane: Plane = "axial" if model is None else load_model(model).config.data.plane
+    return config.model_copy(update={"plane": plane})
 
 
 def _homogenize(
@@ -273,6 +282,7 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
         "versions": versions(),
         "settings_sha256": settings.sha256,
         "modality": estimator.modality,
+        "plane": estimator.data.plane,
         "per": settings.config.per,
         "crop": settings.config.crop,
         "scale_z": settings.config.scale_z,

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality, Per, PredictConfig
+from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality, Per, Plane, PredictConfig
 from isopose.data.normalization import ByScan, Scale
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
@@ -86,7 +86,8 @@ def open_estimator(
     """
     if config.crop and model is None:
         raise InputError("--crop: what is cropped is what a model's STN2 found; name the model (--model)")
-    reference = reference or find_reference(config.reference, model)
+    _check_plane(config)
+    reference = reference or find_reference(config.reference, model, plane=config.plane or "axial")
     if model is None:
         return shipped_estimator(config, reference)
     return estimator_from_model(load_model(model), config)
@@ -100,12 +101,13 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
         reference: whose pose and size scans get; None: the shipped child.
     """
     modality: Modality = "mr" if config.modality == "mr" else "ct"
-    reference, scale = reference or shipped_outline(), scale_of(modality)
+    plane: Plane = config.plane or "axial"
+    reference, scale = reference or shipped_outline(plane=plane), scale_of(modality)
     per = _in_plane(config)
-    pose, data, predict = pose_of(modality, per), DataConfig(), PredictConfig()
+    pose, data, predict = pose_of(modality, per, plane), DataConfig(plane=plane), PredictConfig()
     settings = (part.model_dump(mode="json") for part in (pose, data, predict))
     return PoseEstimator(
-        transformer=shipped_transformer(pose, reference.tensor, scale.air, scale.top),
+        transformer=shipped_transformer(pose, reference.tensor, scale.air, scale.top, plane),
         per=per,
         joint=None,
         crop=None,
@@ -138,6 +140,12 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
             f"the scans are {config.modality.upper()}, the model is of {model.modality.upper()}; leave "
             "--model out, or name one of the scans' modality"
         )
+    if config.plane not in (None, model.config.data.plane):
+        raise InputError(
+            f"--plane {config.plane}: the model is of {model.config.data.plane} slices; leave --model out, "
+            "or name one of the scans' plane"
+        )
+    _check_plane(config.model_copy(update={"plane": model.config.data.plane}))
     if config.per == "tilted" and (config.crop or model.pipeline.joint is not None):
         raise InputError(
             "--per tilted: has no crop and takes no model with stn=joint, both of which are of slices; "
@@ -177,6 +185,14 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         reference=reference.source,
         sha256=hash_of(made_of),
     )
+
+
+def _check_plane(config: HomogenizeConfig) -> None:
+    """Refuse pitch and yaw of a volume whose slices lie in another plane than the axial one."""
+    if config.per == "tilted" and config.plane in ("coronal", "sagittal"):
+        raise InputError(
+            f"--per tilted: brings axial slices to one pose, these are {config.plane}; choose another --per"
+        )
 
 
 def _in_plane(config: HomogenizeConfig) -> Per:

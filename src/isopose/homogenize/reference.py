@@ -12,7 +12,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from isopose.config import DataConfig, Modality, Per, PoseConfig, PredictConfig
+from isopose.config import DataConfig, Modality, Per, Plane, PoseConfig, PredictConfig
 from isopose.data.normalization import ByScan, Scale, Window
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
@@ -89,7 +89,11 @@ class ReferenceOutline:
 
 
 def find_reference(
-    name: str | None, model: Path | None = None, cases: Sequence[Case] = (), modality: Modality = "ct"
+    name: str | None,
+    model: Path | None = None,
+    cases: Sequence[Case] = (),
+    modality: Modality = "ct",
+    plane: Plane = "axial",
 ) -> ReferenceOutline | None:
     """Return the reference that a user named.
 
@@ -101,6 +105,7 @@ def find_reference(
         model: folder of the model whose poses are taken; they belong to its own reference.
         cases: of the dataset that is homogenized.
         modality: of the scans, and so of one that is named.
+        plane: in which the scans' slices lie, and so those of one that is named.
 
     Returns:
         None with a model.
@@ -118,16 +123,22 @@ def find_reference(
         return None
     name = USUAL_REFERENCE if name is None else name
     if name in REFERENCES:
-        return shipped_outline(name)
+        return shipped_outline(name, plane)
     case = named_case(name, cases)
     if case is not None:
-        return _outline_from_file(case.image, "case", modality, case.id, case.mask)
+        return _outline_from_file(case.image, "case", modality, plane, case.id, case.mask)
     path = Path(name)
     if not os.path.lexists(path):
         raise InputError(_unknown(name, cases))
     if (path / "model.json").is_file():
-        return outline_of_model(load_model(path))
-    return _outline_from_file(_only_scan(path), "scan", modality)
+        loaded = load_model(path)
+        if loaded.config.data.plane != plane:
+            raise InputError(
+                f"--reference {name}: a model of {loaded.config.data.plane} slices, the scans' are {plane}; "
+                "name another reference"
+            )
+        return outline_of_model(loaded)
+    return _outline_from_file(_only_scan(path), "scan", modality, plane)
 
 
 def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
@@ -137,16 +148,25 @@ def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
     return next((case for case in cases if case.id == composed(name)), None)
 
 
-def shipped_outline(name: str = USUAL_REFERENCE) -> ReferenceOutline:
+def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> ReferenceOutline:
     """Return a shipped reference.
+
+    What ships is an axial outline. In a coronal stack its width is that of the reference, and in a sagittal
+    one its depth, over the whole height of the frame: above and below the field of view cuts every outline.
 
     Args:
         name: ``child`` or ``adult``.
+        plane: of the scans' slices.
     """
     kind: Literal["child", "adult"] = "adult" if name == "adult" else "child"
     reference = load_reference(kind)
     source = ReferenceSource(kind, shipped_sha256(REFERENCES[kind]))
-    return ReferenceOutline(source, reference.mask.numpy(), reference.side_mm)
+    mask = reference.mask.numpy()
+    if plane != "axial":
+        # Columns are left to right, rows front to back.
+        across = mask.max(axis=2, keepdims=True) if plane == "coronal" else mask.max(axis=3)[:, :, None]
+        mask = np.ascontiguousarray(np.broadcast_to(across, mask.shape))
+    return ReferenceOutline(source, mask, reference.side_mm)
 
 
 def outline_of_model(model: Model) -> ReferenceOutline:
@@ -178,9 +198,14 @@ def side_from_area(mask: Tensor, area_cm2: float) -> float:
 @one_thread()
 @torch.inference_mode()
 def outline_of_scan(
-    volume: Volume, modality: Modality = "ct", body: np.ndarray | None = None
+    volume: Volume,
+    modality: Modality = "ct",
+    body: np.ndarray | None = None,
+    plane: Plane = "axial",
 ) -> tuple[np.ndarray, float, tuple[str, ...]]:
     """Lay a scan upright by the shipped network, and return the outline of its most typical slice.
+
+    A coronal or sagittal stack is taken as it lies, with the silhouette of its body.
 
     All slices get one pose. The most typical slice is the one whose own width and depth are nearest to those
     of that pose, so that the scan itself keeps its size when it is homogenized to its own outline.
@@ -189,6 +214,7 @@ def outline_of_scan(
         volume: CT in Hounsfield units, or MR, any size, spacing and orientation.
         modality: of the scan.
         body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
+        plane: in which its slices lie.
 
     Returns:
         The outline ``(1, 1, S, S)`` float32, the side of its frame in mm, and warnings, one line each.
@@ -197,9 +223,10 @@ def outline_of_scan(
         InputError: no body, or it reaches out of the scan on all sides.
     """
     scale, settings = scale_of(modality), PredictConfig()
-    pose = pose_of(modality, "volume")
-    transformer = shipped_transformer(pose, load_reference().mask, scale.air, scale.top)
-    prepared = prepare_as(volume, scale, None, DataConfig(), modality=modality, body=body)
+    pose = pose_of(modality, "volume", plane)
+    start = shipped_outline(plane=plane).tensor
+    transformer = shipped_transformer(pose, start, scale.air, scale.top, plane)
+    prepared = prepare_as(volume, scale, None, DataConfig(plane=plane), modality=modality, body=body)
     slices = slice_poses_of(transformer, prepared, settings)
     scan = find_poses(transformer, prepared, settings, slices)
     if slices is None or (scan.decision is not None and not scan.decision.outline_visible):
@@ -223,15 +250,16 @@ def scale_of(modality: Modality) -> Scale | ByScan:
     return ByScan("zscore", DataConfig().clip_percentiles, air=-MOST_SD, top=MOST_SD)
 
 
-def pose_of(modality: Modality, per: Per) -> PoseConfig:
-    """Return how a shipped transformer finds poses: by the network that knows the modality."""
-    return PoseConfig(per=per, contrast="ct" if modality == "ct" else "any")
+def pose_of(modality: Modality, per: Per, plane: Plane = "axial") -> PoseConfig:
+    """Return how a shipped transformer finds poses: by the network that knows the modality, if any does."""
+    return PoseConfig(per=per, contrast="ct" if modality == "ct" else "any").in_plane(plane)
 
 
 def _outline_from_file(
     path: Path,
     kind: Literal["case", "scan"],
     modality: Modality,
+    plane: Plane = "axial",
     case: str | None = None,
     mask: Path | None = None,
 ) -> ReferenceOutline:
@@ -239,7 +267,7 @@ def _outline_from_file(
         source = ReferenceSource(kind, hash_of_source(path), case)
         volume = read_volume(path, modality=modality)
         body = None if mask is None else read_mask(mask, volume)
-        return ReferenceOutline(source, *outline_of_scan(volume, modality, body))
+        return ReferenceOutline(source, *outline_of_scan(volume, modality, body, plane))
     except InputError as error:
         raise InputError(f"the reference: {named(str(error), str(path))}") from None
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isopose.data.plane import position_mm
 from isopose.data.preprocess import Prepared, prepare_as
 from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALES, POSE_SIZES, SHIFT_X, matrix_from_pose
 from isopose.geometry.volume import Volume
@@ -19,8 +20,9 @@ from isopose.scan.pose import ScanPose
 from isopose.scan.volume import places, volume_pose
 from isopose.scan.warnings import pose_warnings
 
-#: Largest grid of a case, in sides of the reference's frame.
-LARGEST = 2.0
+#: Largest grid of a case, in sides of the reference's frame; of coronal and sagittal slices, which a field of
+#: view may show far above and below the reference's frame.
+LARGEST, LARGEST_HIGH = 2.0, 4.0
 #: Height of a scan, as a part of its frame's side, below which its tilt is doubted.
 LOW = 0.25
 
@@ -126,11 +128,14 @@ def _transform(
     crop: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
     """The transform of a scan whose poses are known; its grid holds the body, or the crop, and all labels."""
-    usual, first_mm = estimator.size, float(prepared.world_from_index[2, 3])
+    usual, plane = estimator.size, estimator.data.plane
+    first_mm = position_mm(prepared.world_from_index, plane)
+    largest = LARGEST if plane == "axial" else LARGEST_HIGH
     z_scale = _z_scale(estimator, prepared, records) if estimator.scale_z else 1.0
 
     def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
-        grid = Grid(usual, size, estimator.pixel_mm, prepared.spacing[2], first_mm, middle, z_scale=z_scale)
+        slice_mm = prepared.spacing[2]
+        grid = Grid(usual, size, estimator.pixel_mm, slice_mm, first_mm, middle, z_scale=z_scale, plane=plane)
         return _transform_of(grid, prepared, records)
 
     if crop is None:
@@ -140,9 +145,9 @@ def _transform(
         needed = crop
     if marked is not None:
         needed = _joined(needed, box_of(marked, invert(on(usual).slice_from_grid)))
-    size, warnings = _grid_size(float(np.abs(needed).max()), usual)
+    size, warnings = _grid_size(float(np.abs(needed).max()), usual, largest)
     if crop is not None:
-        return on(*_square(needed.clip(-LARGEST, LARGEST), usual)), warnings
+        return on(*_square(needed.clip(-largest, largest), usual)), warnings
     return on(size), warnings
 
 
@@ -206,7 +211,7 @@ def _transform_of(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nin
     )
 
 
-def _grid_size(farthest: float, usual: int) -> tuple[int, tuple[str, ...]]:
+def _grid_size(farthest: float, usual: int, largest: float = LARGEST) -> tuple[int, tuple[str, ...]]:
     """Return the side in pixels of a grid that holds everything, and a warning if it had to be limited.
 
     It grows by as many pixels on either side, so that its middle stays where it is.
@@ -214,13 +219,14 @@ def _grid_size(farthest: float, usual: int) -> tuple[int, tuple[str, ...]]:
     Args:
         farthest: what the grid has to reach, in half sides of the reference's frame.
         usual: side of the reference's frame in pixels.
+        largest: side of the largest grid, in sides of the reference's frame.
     """
-    more = int(np.ceil((min(max(farthest, 1.0), LARGEST) - 1.0) * usual / 2.0))
-    if farthest <= LARGEST:
+    more = int(np.ceil((min(max(farthest, 1.0), largest) - 1.0) * usual / 2.0))
+    if farthest <= largest:
         return usual + 2 * more, ()
     warning = (
         f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
-        f"{LARGEST:.0f}; is the pose right?"
+        f"{largest:.0f}; is the pose right?"
     )
     return usual + 2 * more, (warning,)
 

@@ -9,10 +9,11 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from isopose.config import Plane
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.pose import matrix_from_pose
-from isopose.geometry.volume import Reorientation, Volume
+from isopose.geometry.volume import Reorientation, Volume, axes_of
 from isopose.geometry.warp import compose
 from isopose.renamed import TRANSFORM, with_present_names
 from isopose.strict import STRICT, first_problem
@@ -32,18 +33,21 @@ Nine = tuple[Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed]
 class Grid:
     """Homogenized slices of square pixels around the reference's middle, which lies at x = y = 0.
 
-    The world is LPS: x grows to the patient's left, y to the back, z to the head, each along its own axis.
+    The world is LPS: x grows to the patient's left, y to the back, z to the head. The index axes of axial
+    slices lie along x, y and z; those of other planes as :func:`isopose.geometry.volume.axes_of` says.
 
     Args:
         usual: pixels along a side of the reference's frame.
         size: pixels along a side of this case; more than usual where its body needs them.
         pixel_mm: side of a pixel in the reference's millimeters.
         slice_mm: distance of the slices, the scan's own; of a tilted case in the reference's millimeters.
-        first_mm: z of the first slice, in the millimeters of ``slice_mm``; a tilted case's middle lies at 0.
+        first_mm: where the first slice lies along the slices' axis, in the millimeters of ``slice_mm``; a
+            tilted case's middle lies at 0.
         middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
         slices: of a tilted case; else none, for there are as many as the scan has.
         z_scale: homogenized millimeters of a millimeter along the scan, which multiplies ``slice_mm`` and
             ``first_mm``; 1 where z is left as it is, and of a tilted case.
+        plane: in which the slices lie.
     """
 
     usual: Size
@@ -54,6 +58,7 @@ class Grid:
     middle: tuple[Posed, Posed] = (0.0, 0.0)
     slices: Size | None = None
     z_scale: Factor = 1.0
+    plane: Plane = "axial"
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     @property
@@ -62,6 +67,8 @@ class Grid:
         matrix = np.diag([self.pixel_mm, self.pixel_mm, self.slice_mm * self.z_scale, 1.0])
         edges = [0.5 * (part * self.usual - self.size + 1) * self.pixel_mm for part in self.middle]
         matrix[:3, 3] = (*edges, self.first_mm * self.z_scale)
+        if self.plane != "axial":
+            matrix[:3] = axes_of(self.plane) @ matrix[:3]
         return matrix
 
     @property
@@ -93,7 +100,7 @@ class Transform:
         flips: whether it is flipped.
         frame: square in the plane of the reoriented slices, mm.
         grid: homogenized.
-        poses: theta1 of each reoriented slice from the feet: angle, two log scales, two shifts.
+        poses: theta1 of each reoriented slice (axial: from the feet): angle, two log scales, two shifts.
         tilted: the pose of the whole volume (``geometry/pose.py``) where it has pitch and yaw;
             ``poses`` are then what the slices say in plane, and resample nothing.
     """

@@ -26,6 +26,7 @@ from isopose.homogenize.dataset import (
     scans_as_dataset,
     settings_of,
     with_modality,
+    with_plane,
 )
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
@@ -121,9 +122,9 @@ def wrap(
     """
     output, names = Path(output), Labels.create(labels) if labels else Labels({})
     _check_output(scans, output, formats, names)
-    config = with_modality(config, scans, model)
+    config = with_modality(with_plane(config, model), scans, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
-    reference = find_reference(config.reference, model, scans.cases, modality)
+    reference = find_reference(config.reference, model, scans.cases, modality, config.plane or "axial")
     estimator = open_estimator(model, config, reference)
     homogenizing = settings_of(scans, output / WORK, config, model, reference, estimator)
     settings = WrapSettings(

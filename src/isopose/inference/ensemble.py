@@ -47,6 +47,12 @@ class Ensemble:
                 f"models of {' and '.join(sorted(set(kinds)))}: expected one modality; use each alone"
             )
 
+        planes = [member.config.data.plane for member in self.members]
+        if len(set(planes)) > 1:
+            raise InputError(
+                f"models of {' and '.join(sorted(set(planes)))} slices: expected one plane; use each alone"
+            )
+
     @property
     def lead(self) -> Model:
         """The first member, whose poses and crops are recorded and drawn."""

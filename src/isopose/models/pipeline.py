@@ -72,7 +72,9 @@ class Networks(nn.Module):
         self.air, self.top = float(air), float(top)
         self.airs = tuple(map(float, airs)) or (self.air,)
         joint = config.stn == "joint"
-        self.pose = PoseTransformer(config.pose, reference_mask, air, top, joint=joint)
+        self.pose = PoseTransformer(
+            config.pose, reference_mask, air, top, joint=joint, plane=config.data.plane
+        )
         self.crop = CropTransformer(config.crop, joint=joint, dims=config.dims)
         self.joint = Localization(config.pose.size, POSE_SIZE + BOX_SIZE) if joint else None
         plan = plan_unet(

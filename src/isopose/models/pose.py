@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from isopose.config import PoseConfig
+from isopose.config import Plane, PoseConfig
 from isopose.geometry.box import filled_part
 from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
 from isopose.geometry.overlap import soft_dice
@@ -63,15 +63,25 @@ class PoseTransformer(nn.Module):
         air: value of air in the normalized images, taken outside of them.
         top: largest value of the normalized images.
         joint: build no network here: one joint network gives residual and crop (``models/pipeline.py``).
+        plane: of the slices. In another one than ``axial`` the roll is the header's, and both scales are that
+            of the outline's width, since the field of view cuts the outline above and below.
     """
 
     reference_mask: Tensor
 
     def __init__(
-        self, config: PoseConfig, reference_mask: Tensor, air: float, top: float, *, joint: bool = False
+        self,
+        config: PoseConfig,
+        reference_mask: Tensor,
+        air: float,
+        top: float,
+        *,
+        joint: bool = False,
+        plane: Plane = "axial",
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = config.in_plane(plane)
+        self.plane = plane
         self.register_buffer("reference_mask", reference_mask.float())
         self.air, self.top = float(air), float(top)
         anatomy = config.start == "anatomy"
@@ -154,11 +164,14 @@ class PoseTransformer(nn.Module):
 
     def pose_at_angle(self, outline: Moments, angle: Tensor) -> Tensor:
         """Return poses ``(N, 5)`` of outlines whose roll ``(N,)`` (radians) is known."""
-        pose = pose_at_angle(outline, angle, moments(self.reference_mask))
+        pose = pose_at_angle(outline, angle, moments(self.reference_mask), by_width=self.plane != "axial")
         return isotropic(pose) if self.config.scales == 1 else pose
 
     def agreement(self, mask: Tensor, pose: Tensor) -> Tensor:
         """Return Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenized mask and the reference's.
+
+        In coronal and sagittal slices only rows are compared in which both are shown: how far a field of view
+        reaches to the head and the feet says nothing of a pose.
 
         Args:
             mask: ``(N, 1, S, S)``.
@@ -168,7 +181,12 @@ class PoseTransformer(nn.Module):
         size = (reference.shape[2], reference.shape[3])
         shrunk = block_means(mask.float(), AGREEMENT_SIZE)
         # Block means have no more detail than the samples taken from them, so no prefilter is needed.
-        return soft_dice(warp(shrunk, matrix_from_pose(pose), size, prefilter=False), reference)
+        homogenized = warp(shrunk, matrix_from_pose(pose), size, prefilter=False)
+        if self.plane == "axial":
+            return soft_dice(homogenized, reference)
+        both = (homogenized.amax(dim=3, keepdim=True) >= 0.5) & (reference.amax(dim=3, keepdim=True) >= 0.5)
+        agreement = soft_dice(homogenized * both, reference * both)
+        return torch.where(both.flatten(1).any(dim=1), agreement, torch.zeros_like(agreement))
 
     def estimate(
         self, image: Tensor, mask: Tensor, min_agreement: float, scan_roll: Tensor | None = None
@@ -189,6 +207,9 @@ class PoseTransformer(nn.Module):
                 each slice. Used by the roll network only.
         """
         outline, filled = moments(mask), filled_part(mask)
+        if self.plane != "axial":
+            # A silhouette that the field of view cuts above and below fills its box, and shows its width.
+            filled = torch.zeros_like(filled)
         if self.roll is not None:
             slices = self.roll_input(image, mask)
             if scan_roll is None:

@@ -10,7 +10,7 @@ from typing import Final
 from safetensors.torch import load_file
 from torch import Tensor
 
-from isopose.config import Contrast, PoseConfig
+from isopose.config import Contrast, Plane, PoseConfig
 from isopose.files import sha256
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import RollNetwork
@@ -62,7 +62,7 @@ def load_shipped(network: RollNetwork, contrast: Contrast = "ct") -> RollNetwork
 
 
 def shipped_transformer(
-    config: PoseConfig, reference_mask: Tensor, air: float, top: float
+    config: PoseConfig, reference_mask: Tensor, air: float, top: float, plane: Plane = "axial"
 ) -> PoseTransformer:
     """Return STN1 with the shipped weights, for estimation only.
 
@@ -71,8 +71,9 @@ def shipped_transformer(
         reference_mask: ``(1, 1, S, S)`` in [0, 1], the reference's foreground in the homogenized frame.
         air: value of air in the normalized images.
         top: largest value of the normalized images.
+        plane: of the slices.
     """
-    transformer = PoseTransformer(config, reference_mask, air, top)
+    transformer = PoseTransformer(config, reference_mask, air, top, plane=plane)
     if transformer.roll is not None:
         load_shipped(transformer.roll, config.contrast)
     return transformer.eval().requires_grad_(False)

@@ -94,17 +94,24 @@ def _generator(seed: np.random.SeedSequence) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed))
 
 
-def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
+def truth(
+    case: PhantomCase, labels: np.ndarray, world_from_index: np.ndarray | None = None
+) -> dict[str, Any]:
     """Return the ground truth of a case as JSON values; lengths in mm, volumes in ml, angles in radians.
 
     Args:
         case: the case.
-        labels: ``(z, y, x)`` rendered labels, from which volumes are computed.
+        labels: ``(z, y, x)`` labels as they are stored, from which volumes are computed.
+        world_from_index: ``(4, 4)`` of the labels; None: that of the case's axial scan.
     """
     anatomy, pose, scan, size = case.anatomy, case.pose, case.scan, case.anatomy.size
     outline = anatomy.trunk.at(0.5 * size.level)
-    voxel_ml = scan.pixel**2 * scan.thickness / 1000.0
-    left, right = _kidney_voxels(case, labels)
+    pixel, thickness = scan.pixel, scan.thickness
+    if world_from_index is not None:
+        pixel, _, thickness = (float(side) for side in np.linalg.norm(world_from_index[:3, :3], axis=0))
+    voxel_ml = pixel**2 * thickness / 1000.0
+    grid = scan.world_from_index if world_from_index is None else world_from_index
+    left, right = _kidney_voxels(case, labels, grid)
     return {
         "age_years": round(anatomy.age_years, 4),
         "sex": anatomy.sex,
@@ -130,21 +137,21 @@ def truth(case: PhantomCase, labels: np.ndarray) -> dict[str, Any]:
         "world_from_canonical": pose.world_from_canonical.tolist(),
         "arms": scan.arms,
         "noise_hu": round(scan.noise_hu, 2),
-        "pixel_mm": scan.pixel,
-        "slice_mm": scan.thickness,
-        "shape_zyx": [scan.slices, scan.size, scan.size],
+        "pixel_mm": pixel,
+        "slice_mm": thickness,
+        "shape_zyx": list(labels.shape),
         "table_gap_mm": round(scan.table_gap, 2),
     }
 
 
-def _kidney_voxels(case: PhantomCase, labels: np.ndarray) -> tuple[int, int]:
+def _kidney_voxels(case: PhantomCase, labels: np.ndarray, world_from_index: np.ndarray) -> tuple[int, int]:
     """Count the kidney voxels of the left and of the right kidney.
 
     A large tumor may push its kidney across the midline, so voxels are assigned by the position of their
     tissue before the tumor grew.
     """
     z, y, x = np.nonzero(labels == KIDNEY)
-    canonical_from_index = np.linalg.inv(case.pose.world_from_canonical) @ case.scan.world_from_index
+    canonical_from_index = np.linalg.inv(case.pose.world_from_canonical) @ world_from_index
     points = (canonical_from_index @ np.stack([x, y, z, np.ones_like(x)]))[:3]
     rest = case.anatomy.tumor.mass.before(*points)
     left, right = (kidney.surface(*kidney.own(*rest)) for kidney in case.anatomy.kidneys)

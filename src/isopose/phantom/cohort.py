@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import SimpleITK as sitk
 
-from isopose.config import Modality
+from isopose.config import Modality, Plane
 from isopose.errors import InputError, IsoposeError
 from isopose.files import output_folder, replacing, write_json, write_text
 from isopose.io.nifti import is_whole
@@ -29,6 +29,7 @@ from isopose.phantom.case import (
 from isopose.phantom.mr import drawn_for_mr
 from isopose.phantom.pet import render_uptake
 from isopose.phantom.render import KIDNEY, TUMOR, render
+from isopose.phantom.stack import FEWEST, stack_of
 
 #: Increased whenever the same parameters give other images.
 VERSION = 1
@@ -36,7 +37,7 @@ VERSION = 1
 SMALL_ML, MOST_DRAWN = 20.0, 40
 ENDING = ".nii.gz"
 #: Parameters that are recorded where they are not at this default.
-OPTIONAL = {"small_tumors": None, "pet": False, "modality": "ct"}
+OPTIONAL = {"small_tumors": None, "pet": False, "modality": "ct", "plane": "axial"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class _CaseToMake:
     population: Population
     pet: bool
     modality: Modality
+    plane: Plane
 
     @property
     def image(self) -> Path:
@@ -80,13 +82,15 @@ def write_cohort(
     population: Population = "child",
     pet: bool = False,
     modality: Modality = "ct",
+    plane: Plane = "axial",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write synthetic abdominal CT or MR with kidney and tumor labels, and the ground truth of every case.
 
     The folder is an nnU-Net v2 raw dataset (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, and
     ``labelsTs`` so that the test cases can be scored), with ``patients.csv`` (case, patient, age_years) and
-    ``phantom.json`` (true pose, size and tumor of each case, see ``docs/phantom.md``). The axes are LPS.
+    ``phantom.json`` (true pose, size and tumor of each case, see ``docs/phantom.md``). The axes are LPS; of
+    other planes they are those of :func:`isopose.geometry.volume.axes_of`.
 
     Args:
         output: folder to write; an unfinished cohort of the same parameters in it is continued.
@@ -103,6 +107,7 @@ def write_cohort(
         population: children from birth to 16 years, or adults.
         pet: write the uptake of a tracer as a second channel (:mod:`isopose.phantom.pet`).
         modality: ``ct``, or ``mr`` in one of four contrasts a case, see :mod:`isopose.phantom.mr`.
+        plane: of the slices; ``coronal`` and ``sagittal`` ones, in MR only, are 3 to 6 mm thick.
         progress: called with (done, all) after every case.
 
     Returns:
@@ -115,12 +120,13 @@ def write_cohort(
     _check(cases, slices, size, seed, workers, test_fraction, small_tumors, population, modality)
     if pet and modality != "ct":
         raise InputError("phantom: the uptake of a tracer is drawn beside CT only; leave one of the two out")
+    _check_plane(plane, modality, size, slices)
     tests = min(round(cases * test_fraction), cases - 1)
     parameters: dict[str, Any] = {
         "version": VERSION, "cases": cases, "slices": slices, "size": size, "seed": seed, "test_cases": tests,
         "population": population,
     }  # fmt: skip
-    optional = {"small_tumors": small_tumors, "pet": pet, "modality": modality}
+    optional = {"small_tumors": small_tumors, "pet": pet, "modality": modality, "plane": plane}
     parameters |= {name: value for name, value in optional.items() if value != OPTIONAL[name]}
     _begin(output, parameters)
     chosen = _choose(cases, tests, seed, small_tumors, population)
@@ -136,6 +142,7 @@ def write_cohort(
             population,
             pet,
             modality,
+            plane,
         )
         for n, index in enumerate(chosen)
     ]
@@ -230,6 +237,24 @@ def _check(
         raise InputError(f"phantom: modality {modality!r} is unknown, expected ct or mr")
 
 
+def _check_plane(plane: str, modality: str, size: int, slices: int | None) -> None:
+    """Check the plane of the slices.
+
+    Raises:
+        InputError: it is unknown, the phantoms are CT, or slices would be thinner than two pixels.
+    """
+    if plane not in get_args(Plane):
+        raise InputError(f"phantom: plane {plane!r} is unknown, expected axial, coronal or sagittal")
+    if plane == "axial":
+        return
+    if modality != "mr":
+        raise InputError(f"phantom: {plane} slices are drawn in MR only; add --modality mr")
+    if slices is not None and slices > size // FEWEST:
+        raise InputError(
+            f"phantom: slices is {slices}, expected at most {size // FEWEST} {plane} slices of {size} pixels"
+        )
+
+
 def _begin(output: Path, parameters: dict[str, Any]) -> None:
     """Make the folder this cohort's, unless it is already."""
     output_folder(output)
@@ -254,24 +279,35 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
 
 def _make(one: _CaseToMake) -> dict[str, Any]:
     """Render and write one case, or take its labels from disk when it is whole; returns its truth."""
-    case = sample_case(one.seed, one.index, size=one.size, slices=one.slices, population=one.population)
-    scan = case.scan
+    drawn = one.slices if one.plane == "axial" else None
+    case = sample_case(one.seed, one.index, size=one.size, slices=drawn, population=one.population)
+    scan, stack = case.scan, None
+    if one.plane != "axial":
+        stack = stack_of(scan, one.plane, one.slices, _own_generator(one, 5))
+        scan = stack.scan
+    shape = (scan.slices, scan.size, scan.size) if stack is None else stack.shape
+    grid = scan.world_from_index if stack is None else stack.world_from_index
     anatomy, mr, facts = case.anatomy, None, {}
     if one.modality == "mr":
         anatomy, mr = drawn_for_mr(anatomy), mr_of(case)
         facts = {"sequence": mr.sequence, "noise": round(mr.noise, 4), "bias_sd": round(mr.bias_sd, 4)}
-    labels = _existing(one, (scan.slices, scan.size, scan.size))
+    labels = _existing(one, shape)
     if labels is None:
-        image, labels = render(anatomy, case.pose, scan, texture_generator(case), mr=mr)
+        image, labels = render(anatomy, case.pose, scan, texture_generator(case), mr=mr, noise=stack is None)
+        if stack is not None:
+            assert mr is not None, "stacks of other planes are MR"
+            image, labels = stack.image(image, mr, _own_generator(one, 6)), stack.labels(labels)
         arrays = [(one.label, labels), (one.image, image)]
         if one.pet:
             spacing = (scan.pixel, scan.pixel, scan.thickness)
-            arrays.insert(1, (one.uptake, render_uptake(image, labels, spacing, _uptake_generator(one))))
+            arrays.insert(1, (one.uptake, render_uptake(image, labels, spacing, _own_generator(one, 4))))
         # The image is written last: where it is, all else is.
         for path, array in arrays:
             volume = sitk.GetImageFromArray(array)
-            volume.SetSpacing((scan.pixel, scan.pixel, scan.thickness))
-            volume.SetOrigin(scan.origin)
+            spacing = np.linalg.norm(grid[:3, :3], axis=0)
+            volume.SetSpacing(spacing.tolist())
+            volume.SetDirection((grid[:3, :3] / spacing).ravel().tolist())
+            volume.SetOrigin(grid[:3, 3].tolist())
             try:
                 with replacing(path) as temporary:
                     sitk.WriteImage(volume, str(temporary), useCompression=True, compressionLevel=1)
@@ -280,12 +316,23 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
             except (OSError, RuntimeError):
                 raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
     role = "test" if one.test else "train"
-    return {"case": one.case, "patient": one.case, "split": role, **truth(case, labels), **facts}
+    return {
+        "case": one.case,
+        "patient": one.case,
+        "split": role,
+        **truth(case, labels, None if stack is None else grid),
+        **facts,
+    }
 
 
-def _uptake_generator(one: _CaseToMake) -> np.random.Generator:
-    """Return the random generator of the second channel's noise, which no other part of the case uses."""
-    seed = np.random.SeedSequence([one.seed, one.index], spawn_key=(4,))
+def _own_generator(one: _CaseToMake, key: int) -> np.random.Generator:
+    """Return a random generator that no other part of the case uses.
+
+    Args:
+        one: the case.
+        key: 4 for the second channel's noise, 5 for the thickness of a stack's slices, 6 for its noise.
+    """
+    seed = np.random.SeedSequence([one.seed, one.index], spawn_key=(key,))
     return np.random.Generator(np.random.Philox(seed))
 
 

@@ -137,7 +137,19 @@ def acquire(
     """
     seen = brightness * np.exp(scan.bias_sd * scan.bias.on_plane(plane, brightness.shape))
     if noise:
-        real, imaginary = rng.normal(0.0, scan.noise, (2, *brightness.shape))
-        seen = np.hypot(seen + real, imaginary)
+        seen = rician(seen, scan.noise, rng)
     stored: np.ndarray = np.rint(scan.gain * seen).clip(0, 32767).astype(np.int16)
     return stored
+
+
+def rician(seen: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Return brightness as its magnitude is measured, with noise in both channels.
+
+    Args:
+        seen: any shape, in parts of the brightest tissue's.
+        noise: standard deviation in each channel, in the same unit.
+        rng: source of the noise.
+    """
+    real, imaginary = rng.normal(0.0, noise, (2, *seen.shape))
+    measured: np.ndarray = np.hypot(seen + real, imaginary)
+    return measured

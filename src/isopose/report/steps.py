@@ -37,8 +37,8 @@ def steps_of(
 
     ``truth`` are reference labels on the scan's grid, stored values, where known.
     """
-    upright = volume.reoriented()
-    apply = volume.reorientation().apply
+    plane = model.config.data.plane
+    upright, apply = volume.reoriented(plane), volume.reorientation(plane).apply
     classes = model.labels.to_classes(apply(prediction.labels.array))
     true_classes = None if truth is None else model.labels.to_classes(apply(truth.array))
     if true_classes is not None:

@@ -202,8 +202,11 @@ def find_volume_pose(
 
 
 def _decide(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision | None:
-    """Return what is recorded of a scan's roll; None where it comes from outlines or STN1."""
-    if roll is None:
+    """Return what is recorded of a scan's roll.
+
+    None where it comes from outlines or STN1, or turns the patient out of the slices' plane.
+    """
+    if roll is None or transformer.plane != "axial":
         return None
     return RollDecision(
         shown_degrees=math.degrees(roll.shown),

@@ -36,7 +36,7 @@ def pose_warnings(
             lines.append(f"the pose was set by hand{where}")
         elif where is not None and name != ("learned" if learned else config.start):
             lines.append(f"pose fell back to {name}{where}")
-    if abs(scan.roll) > TURNED:
+    if transformer.plane == "axial" and abs(scan.roll) > TURNED:
         lines.append(
             f"lies turned by {math.degrees(scan.roll):+.0f} degrees against what the file's header says: "
             "turned back; check the sides"

@@ -164,7 +164,8 @@ def _fit(
         among = measured(training, validation, config.train)[0]
         reference = _chosen_reference(context, [cases[case.id] for case in among], scale.air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
-        context = replace(context, truth=_against(true_rolls(dataset.root), reference))
+        if config.data.plane == "axial":
+            context = replace(context, truth=_against(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
     networks = Networks(config, dataset.labels.classes, mask, scale.air, scale.top, airs_of(fingerprint))
@@ -198,11 +199,14 @@ def _fit(
 
 def _chosen_reference(context: StageContext, cases: Sequence[StoredCase], air: float) -> Reference:
     """Choose the reference patient among prepared cases, and report it."""
-    reference = choose_reference(cases, context.config.pose, air)
+    plane = context.config.data.plane
+    reference = choose_reference(cases, context.config.pose, air, plane)
+    shown = (
+        f"symmetry {reference.symmetry:.2f}, turned upright by {math.degrees(reference.lean):+.1f} degrees"
+    )
     context.reporter.say(
         f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
-        f"(body {reference.area_cm2:.0f} cm², symmetry {reference.symmetry:.2f}, turned upright by "
-        f"{math.degrees(reference.lean):+.1f} degrees)"
+        f"(body {reference.area_cm2:.0f} cm², {shown if plane == 'axial' else f'{plane}, as it lies'})"
     )
     return reference
 

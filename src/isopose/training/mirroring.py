@@ -51,6 +51,8 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
         # nnU-Net's augmentation mirrors by itself.
         baseline = config.unet.augmentation == "nnunet"
         reason = "" if baseline else _against(labels, slices)
+        if config.data.plane == "sagittal" and not baseline:
+            reason = "mirrored sagittal slices have front and back swapped"
         part = 0.0 if reason or baseline else MIRRORED
         if reason:
             reporter.say(f"note: nothing is mirrored (unet.mirror): {reason}")

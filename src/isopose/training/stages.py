@@ -108,7 +108,8 @@ def slice_stages(
     if learning:
         stages, turning = _train_pose(context, data)
     _find_poses(context, data)
-    for slices in data.all:
+    # Of a patient who lies turned only axial slices show it as a turn.
+    for slices in data.all if config.data.plane == "axial" else ():
         for line in turned(slices):
             context.reporter.say(line)
     if networks.joint is not None and learning:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import CropConfig, PoseConfig
+from isopose.config import CropConfig, Plane, PoseConfig
 from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
 from isopose.geometry.box import box_of_mask, matrix_from_box
+from isopose.geometry.moments import moments, spread_along
 from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose, pose_from_matrix
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
@@ -28,7 +29,7 @@ class Reference:
         case: id of the reference patient's case; shown to the user, never written into a model.
         slice: its index from the feet, after reorientation.
         chosen: ``by the user`` or ``automatically``.
-        area_cm2: of the body in that slice.
+        area_cm2: of the body in that slice; in coronal and sagittal slices of its silhouette.
         symmetry: agreement of the slice with its own mirror image, 1 is perfect.
         lean: radians by which it was turned upright; 0 where it is taken as it lies.
         image: ``(1, 1, S, S)`` the slice in the homogenized frame.
@@ -77,7 +78,9 @@ def check_reference(config: PoseConfig, cases: Sequence[str]) -> None:
         )
 
 
-def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float) -> Reference:
+def choose_reference(
+    cases: Sequence[StoredCase], config: PoseConfig, air: float, plane: Plane = "axial"
+) -> Reference:
     """Return the user's reference patient, or choose one among the training cases.
 
     The chosen one has about the median size and is the most upright and symmetric.
@@ -86,6 +89,7 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
         cases: training cases only.
         config: the named reference, if any, and the fraction of the frame that its body fills.
         air: value of air in the normalized images.
+        plane: of the slices.
 
     Raises:
         InputError: the named case is not among the training cases.
@@ -97,23 +101,33 @@ def choose_reference(cases: Sequence[StoredCase], config: PoseConfig, air: float
             position = _middle_slice(case)
             image, mask = (torch.from_numpy(a)[:, None].float() for a in case.read([position])[:2])
             found.append(Candidate(case.record.id, position, image, mask, case.record.frame.pixel_mm))
-    return reference_among(found, config, air)
+    return reference_among(found, config, air, plane)
 
 
-def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: float) -> Reference:
+def reference_among(
+    candidates: Sequence[Candidate], config: PoseConfig, air: float, plane: Plane = "axial"
+) -> Reference:
     """Return the reference among one slice each of some patients.
+
+    Coronal and sagittal slices are taken as they lie, and the patient whose width or depth is nearest to the
+    median: the height of their outlines is that of the field of view, and they show no roll.
 
     Args:
         candidates: at least one; only the named one if the user chose it.
         config: size of the reference, and the fraction of the frame that its body fills.
         air: value of air in the normalized images.
+        plane: of the slices.
     """
     axes = [symmetry_axis(one.image, one.mask) for one in candidates]
     areas = np.array([float(one.mask.sum()) * (one.pixel_mm / 10.0) ** 2 for one in candidates])
     typical = np.abs(np.log(areas / np.median(areas))) <= np.log(config.reference_within)
     merit = np.array([float(axis.score) - config.reference_lean * abs(float(axis.angle)) for axis in axes])
     best = int(np.lexsort((-merit, ~typical))[0])
-    image, mask, lean = candidates[best].image, candidates[best].mask, float(axes[best].angle)
+    lean = float(axes[best].angle)
+    if plane != "axial":
+        widths = np.array([_spread_mm(one) for one in candidates])
+        best, lean = int(np.abs(np.log(widths / np.median(widths))).argmin()), 0.0
+    image, mask = candidates[best].image, candidates[best].mask
 
     if config.fill is None:
         lean, theta = 0.0, torch.eye(3)[None]
@@ -130,6 +144,13 @@ def reference_among(candidates: Sequence[Candidate], config: PoseConfig, air: fl
         image=warp(image, theta, size, fill=air),
         mask=warp(mask, theta, size),
     )
+
+
+def _spread_mm(candidate: Candidate) -> float:
+    """Return the standard deviation in mm of the places that the body covers from one side to the other."""
+    outline = moments(candidate.mask)
+    across = spread_along(outline, torch.zeros_like(outline.angle))[0, 0]
+    return float(across) * 0.5 * candidate.mask.shape[3] * candidate.pixel_mm
 
 
 def homogenizing(networks: Networks, batch: Batch) -> Tensor:

@@ -1,0 +1,119 @@
+"""The plane in which the slices of a scan lie: recognizing it, and bringing a body's mask to it.
+
+Slices are processed in the plane in which they were acquired. The body is found in the axial view of the
+volume, whatever its plane, since only an axial section of a trunk is closed.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from isopose.config import Plane
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume, axes_of
+
+#: Voxels longer than this multiple of both other sides, and than this many mm, are those of thick slices.
+THICK, THICK_MM = 1.8, 1.5
+#: Part of the body's rows that reach both edges of the slices from which on its width is not seen.
+CUT = 0.5
+#: What the edges of the columns of a slice are.
+_EDGES: dict[Plane, str] = {"coronal": "left and right", "sagittal": "front and back"}
+
+
+def plane_of(volume: Volume) -> Plane | None:
+    """Return the plane of a scan's thick slices; None where its voxels are nearly cubes.
+
+    Args:
+        volume: any orientation.
+    """
+    x, y, z = (float(side) for side in volume.reoriented().spacing)
+    sides: list[tuple[float, Plane]] = sorted([(x, "sagittal"), (y, "coronal"), (z, "axial")])
+    thick, plane = sides[2]
+    return plane if thick >= THICK * sides[1][0] and thick >= THICK_MM else None
+
+
+def check_plane(volume: Volume, expected: Plane) -> None:
+    """Refuse a scan whose slices lie in another plane; voxels that are nearly cubes are taken in any.
+
+    Args:
+        volume: any orientation.
+        expected: as the setting or the model has it.
+
+    Raises:
+        InputError: thick slices of another plane.
+    """
+    found = plane_of(volume)
+    if found not in (None, expected):
+        size = " x ".join(f"{side:.2f}" for side in volume.reoriented().spacing)
+        raise InputError(
+            f"{found} slices (voxels of {size} mm left-right, front-back, head-foot), expected {expected} "
+            f"ones; use the {expected} series, or set the plane (--plane {found}, of fit --set "
+            f"data.plane={found}; a model is of one plane)"
+        )
+
+
+def carried(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
+    """Return a mask of a scan's axial view in the view of another plane.
+
+    Args:
+        mask: ``(z, y, x)`` of ``volume.reoriented()``.
+        volume: the scan as stored.
+        plane: of the result.
+
+    Returns:
+        Of the shape of ``volume.reoriented(plane)``.
+    """
+    if plane == "axial":
+        return mask
+    stored = volume.reorientation().undo(mask)
+    return np.ascontiguousarray(volume.reorientation(plane).apply(stored))
+
+
+def outlines(body: np.ndarray, plane: Plane) -> np.ndarray:
+    """Return the outline from which the pose of each slice is taken.
+
+    In axial slices it is the slice's own. In a coronal or sagittal one the slice's own depends on where it
+    meets the body: the first and the last show little more than skin. There it is the silhouette of the whole
+    body along the stack.
+
+    Args:
+        body: ``(z, y, x)`` booleans, in the view of the plane.
+        plane: of the slices.
+
+    Returns:
+        The same shape; slices without a body are empty.
+    """
+    if plane == "axial":
+        return body
+    silhouette, shown = body.any(axis=0), body.any(axis=(1, 2))
+    return silhouette[None] & shown[:, None, None]
+
+
+def outline_doubts(body: np.ndarray, plane: Plane) -> Iterator[str]:
+    """Yield a warning where the edges of the slices cut the body's width, from which its size is taken.
+
+    Args:
+        body: ``(z, y, x)`` booleans, in the view of the plane.
+        plane: of the slices.
+    """
+    if plane == "axial":
+        return
+    silhouette = body.any(axis=0)
+    rows = silhouette.any(axis=1)
+    both = silhouette[:, :2].any(axis=1) & silhouette[:, -2:].any(axis=1)
+    if both.sum() > CUT * rows.sum():
+        yield (
+            f"the body reaches the edges of the slices, {_EDGES[plane]}: its size is taken from the field of "
+            "view; look at the homogenized scan"
+        )
+
+
+def position_mm(world_from_index: np.ndarray, plane: Plane) -> float:
+    """Return where the first slice of a stack lies along the plane's axis of slices, in LPS mm.
+
+    Args:
+        world_from_index: ``(4, 4)`` of the volume in the view of the plane.
+        plane: of the slices; axial ones are counted to the head, coronal ones to the back, sagittal ones to
+            the right.
+    """
+    return float(axes_of(plane)[:, 2] @ world_from_index[:3, 3])
