@@ -352,6 +352,9 @@ class HomogenizeConfig(Section):
     modality: Literal["auto"] | Modality = Field(
         "auto", description="what the scans are; auto: as the dataset or the model says, else ct"
     )
+    plane: Plane | None = Field(
+        None, description="in which the slices were acquired; none: the model's, without a model axial"
+    )
     per: Literal["volume", "smooth", "slice", "tilted"] = Field(
         "volume",
         description="as pose.per; with volume all slices of a scan are scaled alike; tilted: one pose for a "
@@ -442,8 +445,8 @@ class Config(Section):
                 )
         if self.pose.start == "moments":
             raise ValueError(
-                f"pose.start is moments, whose roll is read from an outline that the field of view does not "
-                f"cut; with data.plane={plane} choose header or identity"
+                "pose.start is moments, whose roll is read from an outline that nothing cuts; "
+                f"with data.plane={plane} choose header or identity"
             )
         if plane == "sagittal" and (
             self.unet.mirror not in (AUTO, 0) or self.predict.mirror not in (AUTO, False)

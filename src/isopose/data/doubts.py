@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from isopose.config import Modality, Plane
-from isopose.data.plane import THICK, THICK_MM, check_plane
+from isopose.data.plane import THICK, THICK_MM, check_plane, plane_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.sizes import size_doubts
@@ -85,7 +85,8 @@ def doubts(
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
     x, y, z = upright.spacing
     thick = max(x, y) > THICK * min(x, y) or (max(x, y) > THICK * z and max(x, y) > THICK_MM)
-    if plane == "axial" and thick:
+    # MR of another plane is refused.
+    if plane == "axial" and thick and not (modality == "mr" and plane_of(upright) not in (None, plane)):
         yield (
             f"voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
             "those of axial slices; use the axial series, or resample the scan"
