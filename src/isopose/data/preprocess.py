@@ -43,7 +43,8 @@ class Prepared:
 
     Args:
         images: ``(C, z, N, N)`` float32, the channels, clipped and z-scored.
-        mask: ``(z, N, N)`` booleans, the trunk; in coronal and sagittal slices its silhouette.
+        mask: ``(z, N, N)`` booleans, the trunk; of coronal and sagittal slices the outline of all, see
+            :func:`isopose.data.plane.outlines`.
         labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where nobody labeled; None
             without labels.
         frame: the square in the plane of the reoriented volume, mm.
@@ -56,6 +57,7 @@ class Prepared:
         scales: by which the values of each channel were normalized.
         warnings: one line each, without patient data.
         pose_channel: the channel that shows body and pose.
+        silhouette: ``(N, N)`` booleans of coronal and sagittal slices, where any of them shows the trunk.
     """
 
     images: np.ndarray
@@ -71,6 +73,14 @@ class Prepared:
     scales: tuple[Scale, ...]
     warnings: tuple[str, ...]
     pose_channel: int = 0
+    silhouette: np.ndarray | None = None
+
+    @property
+    def covered(self) -> np.ndarray:
+        """``(z, N, N)`` booleans, where the trunk may be: the mask, or the silhouette of the whole stack."""
+        if self.silhouette is None:
+            return self.mask
+        return self.silhouette[None] & self.mask.any(axis=(1, 2))[:, None, None]
 
     @property
     def image(self) -> np.ndarray:
@@ -206,6 +216,9 @@ def prepare_as(
     mask, shown = scratch.zeros(images.shape[1:], bool), outlines(body, plane)
     for part in chunks(body.shape, size):
         mask[part] = warped(shown[part], matrix, size, 0.0, "bilinear") >= 0.5
+    silhouette = None
+    if plane != "axial":
+        silhouette = warped(body.any(axis=0)[None], matrix, size, 0.0, "bilinear")[0] >= 0.5
     return Prepared(
         images=images,
         mask=mask,
@@ -220,6 +233,7 @@ def prepare_as(
         scales=tuple(of_scan for _, of_scan, _ in seen),
         warnings=warnings,
         pose_channel=pose_channel,
+        silhouette=silhouette,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from isopose.config import DataConfig, Modality, Per, Plane, PoseConfig, PredictConfig
 from isopose.data.normalization import ByScan, Scale, Window
+from isopose.data.plane import HALF
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -151,8 +152,9 @@ def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
 def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> ReferenceOutline:
     """Return a shipped reference.
 
-    What ships is an axial outline. In a coronal stack its width is that of the reference, and in a sagittal
-    one its depth, over the whole height of the frame: above and below the field of view cuts every outline.
+    What ships is an axial outline. Seen from the front or the side, where it is at least half as thick as at
+    most (:data:`isopose.data.plane.HALF`), it gives the width of a coronal reference and the depth of a
+    sagittal one, over the whole height of the frame: above and below the field of view cuts every outline.
 
     Args:
         name: ``child`` or ``adult``.
@@ -164,7 +166,8 @@ def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> Refe
     mask = reference.mask.numpy()
     if plane != "axial":
         # Columns are left to right, rows front to back.
-        across = mask.max(axis=2, keepdims=True) if plane == "coronal" else mask.max(axis=3)[:, :, None]
+        thickness = mask[0, 0].sum(axis=0 if plane == "coronal" else 1)
+        across = (thickness >= HALF * thickness.max()).astype(mask.dtype)
         mask = np.ascontiguousarray(np.broadcast_to(across, mask.shape))
     return ReferenceOutline(source, mask, reference.side_mm)
 
@@ -237,7 +240,7 @@ def outline_of_scan(
     off = (own - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
     typical = rows[int(off.argmin())]
     mask = torch.from_numpy(prepared.mask[typical])[None, None].float()
-    outline, part = filled_outline(mask, float(common[ANGLE]), transformer.config)
+    outline, part = filled_outline(mask, float(common[ANGLE]), transformer.config, plane)
     warnings = (*prepared.warnings, *pose_warnings(scan, transformer, settings))
     return outline.numpy(), part * prepared.frame.fov_mm, warnings
 

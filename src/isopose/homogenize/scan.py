@@ -140,7 +140,7 @@ def _transform(
 
     if crop is None:
         theta1 = matrix_from_pose(torch.from_numpy(records.pose))
-        needed = _joined(box_of(prepared.mask, invert(theta1)))
+        needed = _joined(box_of(prepared.covered, invert(theta1)))
     else:
         needed = crop
     if marked is not None:

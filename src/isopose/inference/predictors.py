@@ -21,7 +21,7 @@ from isopose.models.pipeline import frame_from_crop
 from isopose.models.pose import SlicePoses
 from isopose.models.restore import marked, most_probable, reached, restore, restore_slab
 from isopose.scan.correction import Correction
-from isopose.scan.find import channels_of, find_crops, find_poses, find_volume_pose, frames
+from isopose.scan.find import channels_of, find_crops, find_poses, find_volume_pose
 from isopose.scan.pose import ScanPose
 from isopose.scan.warnings import crop_warnings, pose_warnings
 
@@ -135,7 +135,7 @@ class SlicePredictor(Predictor):
         shown = rows[with_body]
         context = self.model.config.unet
         image, homogenizing = channels_of(self.prepared, shown, self.scan, context, self.device)
-        mask = frames(self.prepared, shown, self.device)[1]
+        mask = torch.from_numpy(self.prepared.covered[shown])[:, None].float().to(self.device)
         pose = torch.from_numpy(self.scan.pose[shown]).to(self.device)
         crop, theta2 = _segment(self, image, homogenizing, shown, self.widen)
         theta = frame_from_crop(pose, theta2)

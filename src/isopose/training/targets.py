@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from isopose.config import CropConfig, Plane, PoseConfig
+from isopose.data.plane import NARROWER
 from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
@@ -132,7 +133,7 @@ def reference_among(
     if config.fill is None:
         lean, theta = 0.0, torch.eye(3)[None]
     else:
-        theta = filling_matrix(mask, lean, config.fill)
+        theta = filling_matrix(mask, lean, config.fill * _outlined(plane))
     size = (config.size, config.size)
     return Reference(
         case=candidates[best].case,
@@ -144,6 +145,11 @@ def reference_among(
         image=warp(image, theta, size, fill=air),
         mask=warp(mask, theta, size),
     )
+
+
+def _outlined(plane: Plane) -> float:
+    """Return how much of the body's width its outline has; the frame holds all of the body."""
+    return 1.0 if plane == "axial" else NARROWER
 
 
 def _spread_mm(candidate: Candidate) -> float:
@@ -214,18 +220,21 @@ def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
     return compose(upright, matrix_from_pose(onto))
 
 
-def filled_outline(mask: Tensor, lean: float, config: PoseConfig) -> tuple[Tensor, float]:
+def filled_outline(
+    mask: Tensor, lean: float, config: PoseConfig, plane: Plane = "axial"
+) -> tuple[Tensor, float]:
     """Return the outline of a body upright, centered, and filling a part of its frame.
 
     Args:
         mask: ``(1, 1, N, N)`` foreground of one slice, soft or binary.
         lean: radians by which the body lies turned, from +x to +y.
         config: pixels of the outline (``size``), and the part of the frame that it fills (``fill``).
+        plane: of the slice.
 
     Returns:
         The outline ``(1, 1, S, S)``, and the side of its frame as a part of that of the mask.
     """
     assert config.fill is not None, "an outline as it lies needs no frame of its own"
-    theta = filling_matrix(mask, lean, config.fill)
+    theta = filling_matrix(mask, lean, config.fill * _outlined(plane))
     part = float(pose_from_matrix(theta.double())[0, LOG_SCALE_X].exp())
     return warp(mask, theta, (config.size, config.size)), part
