@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from isopose.errors import InputError
-from isopose.geometry.volume import Reorientation, Volume
+from isopose.geometry.volume import Reorientation, Volume, axes_of
 
 ALL = [
     Reorientation(axes, flips)
@@ -98,6 +98,34 @@ def test_a_known_order_by_hand():
     assert upright.array[2, 0, 0] == 1
     np.testing.assert_array_equal(upright.spacing, [0.5, 0.5, 3])
     np.testing.assert_array_equal(upright.direction, np.eye(3))
+
+
+PLANES = {
+    # In words: where x, y and z of the slices grow to, as (axis of LPS, sign).
+    "axial": ((0, 1), (1, 1), (2, 1)),
+    "coronal": ((0, 1), (2, -1), (1, 1)),
+    "sagittal": ((1, 1), (2, -1), (0, -1)),
+}
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@given(st.sampled_from(ALL), st.tuples(*[st.floats(-20, 20)] * 3), spacings)
+def test_every_storage_becomes_the_slices_of_a_plane(plane, change, tilt, spacing):
+    """Whatever the storage, no voxel moves in the patient, so that left stays left."""
+    shape = (2, 3, 4)
+    upright = np.eye(4)
+    upright[:3, :3] = Rotation.from_euler("xyz", tilt, degrees=True).as_matrix() * spacing
+    volume = Volume(numbered(shape), upright @ change.stored_from_new(shape))
+    slices = volume.reoriented(plane)
+    for new, (axis, sign) in enumerate(PLANES[plane]):
+        assert slices.direction[axis, new] * sign > 0.8
+        assert axes_of(plane)[axis, new] == sign
+    assert np.linalg.det(slices.direction) > 0.99, "a mirrored view swaps sides"
+    for value in (0, 7, volume.array.size - 1):
+        np.testing.assert_allclose(place(slices, value), place(volume, value), atol=1e-9)
+    np.testing.assert_array_equal(volume.reorientation(plane).undo(slices.array), volume.array)
+    assert slices.reoriented("axial").same_grid(volume.reoriented())
+    assert (slices.reoriented().array == volume.reoriented().array).all()
 
 
 def test_reorienting_twice_changes_nothing():

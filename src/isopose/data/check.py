@@ -14,7 +14,7 @@ from isopose.config import DataConfig, Modality, Plane
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import undrawn_doubt
 from isopose.data.modality import modality_of
-from isopose.data.plane import carried, outline_doubts, plane_of
+from isopose.data.plane import carried, check_plane, outline_doubts, plane_of
 from isopose.data.preprocess import trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
@@ -132,7 +132,7 @@ def _inspect(
     try:
         image = read_volume(case.image, modality=modality)
         upright, plane = image.reoriented(), plane_of(image)
-        errors = list(_image_errors(image.reoriented(config.plane), config.plane))
+        errors = list(_image_errors(image, modality, config.plane))
         shape_doubts: Iterable[str] = ()
         body_mm = None
         if not errors:
@@ -185,8 +185,15 @@ def _further_errors(case: Case, channels: tuple[str, ...], image: Volume | None)
             yield line if line.startswith("channel ") else f"channel {name}: {line}"
 
 
-def _image_errors(stack: Volume, plane: Plane) -> Iterable[str]:
-    """Yield the errors of an image's size and content, whose slices lie along z."""
+def _image_errors(image: Volume, modality: Modality, plane: Plane) -> Iterable[str]:
+    """Yield the errors of an image's plane, size and content."""
+    if modality == "mr" or plane != "axial":
+        try:
+            check_plane(image, plane)
+        except InputError as error:
+            yield f"image: {error}"
+            return
+    stack = image.reoriented(plane)
     depth, height, width = stack.array.shape
     if depth < _FEWEST_SLICES:
         yield f"image: {depth} {plane} slices, expected at least {_FEWEST_SLICES}; leave the case out"

@@ -2,9 +2,9 @@
 
 ``view/``, beside a job's results, holds
 
-* ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented to the patient's axes,
-  uncompressed, which saves time on both sides;
-* ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice from the feet; for
+* ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented so that the model's slices lie
+  along z, uncompressed, which saves time on both sides;
+* ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice; for
   models of volumes the planes of the homogenized volume that meet the slices in their center;
 * ``view.json``, everything else; it is written last.
 """
@@ -19,6 +19,7 @@ import torch
 from contourpy import contour_generator
 from torch import Tensor
 
+from isopose.config import Plane
 from isopose.data.drawn import structures
 from isopose.data.normalization import Scale
 from isopose.files import read_json, replacing, write_json
@@ -62,8 +63,9 @@ def write_view(
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / "view.json", *folder.glob("reduced-*")):
         path.unlink(missing_ok=True)
-    upright = write_scan(folder, volume)
-    write_label_map(folder, prediction.labels, model.labels)
+    plane = model.config.data.plane
+    upright = write_scan(folder, volume, plane)
+    write_label_map(folder, prediction.labels, model.labels, plane=plane)
     write_steps = _write_steps if model.config.dims == 2 else _write_planes
     steps = write_steps(folder, model, prediction)
     known = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
@@ -77,13 +79,14 @@ def write_view(
             "image_sha256": record["input_sha256"],
             "min_confidence": model.config.predict.min_confidence,
             "min_agreement": model.config.predict.min_pose_dice,
+            "plane": plane,
             "steps": steps,
         },
     )
 
 
 def about(upright: Volume, labels: Labels) -> dict[str, Any]:
-    """Return the grid of a scan in the patient's axes, and the labels' names and colors by class."""
+    """Return the grid of a reoriented scan, and the labels' names and colors by class."""
     return {
         "shape": list(upright.array.shape),
         "spacing": [float(value) for value in upright.spacing],
@@ -95,9 +98,9 @@ def about(upright: Volume, labels: Labels) -> dict[str, Any]:
     }
 
 
-def write_scan(folder: Path, volume: Volume) -> Volume:
-    """Write ``scan.nii``; return the scan in the patient's axes."""
-    upright = volume.reoriented()
+def write_scan(folder: Path, volume: Volume, plane: Plane = "axial") -> Volume:
+    """Write ``scan.nii``; return the scan with the slices of a plane along z."""
+    upright = volume.reoriented(plane)
     array = upright.array
     if array.dtype != np.int16:
         limits = np.iinfo(np.int16)
@@ -106,9 +109,11 @@ def write_scan(folder: Path, volume: Volume) -> Volume:
     return upright
 
 
-def write_label_map(folder: Path, predicted: Volume, labels: Labels, name: str = "labels.nii") -> None:
-    """Write a label map of stored values as class indices in the patient's axes; ignored voxels are 0."""
-    upright = predicted.reoriented()
+def write_label_map(
+    folder: Path, predicted: Volume, labels: Labels, name: str = "labels.nii", plane: Plane = "axial"
+) -> None:
+    """Write a label map of stored values as class indices, slices along z; ignored voxels are 0."""
+    upright = predicted.reoriented(plane)
     classes = labels.to_classes(upright.array)
     write_image(
         Volume(np.ascontiguousarray(classes * structures(classes)), upright.world_from_index), folder / name

@@ -176,7 +176,9 @@ function located({ mm, vox, values }) {
   const sides = [[x < 0 ? "left" : "right", x], [y < 0 ? "back" : "front", y], [z < 0 ? "down" : "up", z]];
   const place = sides.map(([name, value]) => `${Math.abs(value).toFixed(0)} ${name}`).join(", ");
   const marked = state.view.labels[Math.round(values[1]?.value ?? 0) - 1]?.name;
-  byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${place} (mm) · ${Math.round(values[0].value)} HU${marked ? ` · ${marked}` : ""}`;
+  const { plane, shape } = state.view, step = volume.slow ? state.view.reduced[2] : 1;
+  const number = plane === "coronal" ? shape[0] - 1 - vox[1] * step : vox[plane === "sagittal" ? 0 : 2] * step;
+  byId("where").textContent = `slice ${number} · ${place} (mm) · ${Math.round(values[0].value)} HU${marked ? ` · ${marked}` : ""}`;
 }
 
 /** Show the chosen scan's result if there is one that is not shown yet. */
@@ -235,7 +237,7 @@ async function present() {
     if (volume.shown !== mark) {
       volume.shown = mark;
       await volume.show(`/api/jobs/${view.number}`, view.labels, windowNow(), opacityNow());
-      volume.goto(state.z, view.shape[0]);
+      volume.goto(state.z, view.shape[0], view.plane);
       byId("reduced").hidden = !volume.slow || view.reduced.every((step) => step === 1);
       document.body.dataset.drawn = mark;
     }

@@ -78,10 +78,13 @@ export class VolumeView {
     other.viewer.broadcastTo([this.viewer], { "2d": true, "3d": true });
   }
 
-  /** Move the crosshair to a slice, counted from the feet. */
-  goto(z, slices) {
-    const place = this.viewer.scene.crosshairPos;
-    this.viewer.scene.crosshairPos = [place[0], place[1], (z + 0.5) / slices];
+  /** Move the crosshair to a slice of a plane, counted to the head, the back or the right. */
+  goto(z, slices, plane = "axial") {
+    const place = [...this.viewer.scene.crosshairPos], part = (z + 0.5) / slices;
+    // NiiVue's axes run to the right, the front and the head.
+    if (plane === "coronal") place[1] = 1 - part;
+    else place[plane === "sagittal" ? 0 : 2] = part;
+    this.viewer.scene.crosshairPos = place;
     this.viewer.createOnLocationChange();
     this.viewer.drawScene();
   }

@@ -1,0 +1,130 @@
+"""The plane of slices: which it is, and what of a body is seen in it."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+
+from bright import stored_otherwise
+from isopose.config import DataConfig, Plane
+from isopose.data.doubts import check_values, doubts
+from isopose.data.modality import with_poses_of
+from isopose.data.plane import carried, check_plane, outline_doubts, outlines, plane_of, position_mm
+from isopose.errors import InputError
+from isopose.geometry.volume import Volume
+from isopose.presets import load_config
+
+#: Voxels left-right, front-back, head-foot, and the plane that they show.
+SIZES: list[tuple[tuple[float, float, float], Plane | None]] = [
+    ((0.8, 0.8, 5.0), "axial"),
+    ((1.0, 6.0, 1.2), "coronal"),
+    ((6.0, 1.0, 1.0), "sagittal"),
+    ((1.0, 1.3, 1.2), None),
+    ((0.3, 0.3, 1.2), None),
+    ((4.0, 4.0, 2.0), None),
+]
+
+
+def scan(spacing: tuple[float, ...]) -> Volume:
+    return Volume(np.zeros((4, 5, 6)), np.diag([*spacing, 1.0]))
+
+
+@pytest.mark.parametrize(("spacing", "plane"), SIZES)
+def test_the_thick_axis_tells_the_plane_in_every_storage(
+    spacing: tuple[float, float, float], plane: Plane | None
+) -> None:
+    for axes, flips in product(permutations(range(3)), [(False, True, False), (True, False, True)]):
+        assert plane_of(stored_otherwise(scan(spacing), axes, flips)) == plane
+
+
+def test_another_plane_is_refused_with_what_to_do() -> None:
+    with pytest.raises(InputError) as refused:
+        check_plane(scan((1.0, 6.0, 1.0)), "axial")
+    assert str(refused.value) == (
+        "coronal slices (voxels of 1.00 x 6.00 x 1.00 mm left-right, front-back, head-foot), expected axial "
+        "ones; use the axial series, or set the plane (--plane coronal, of fit --set data.plane=coronal; a "
+        "model is of one plane)"
+    )
+    check_plane(scan((1.0, 6.0, 1.0)), "coronal")
+    check_plane(scan((1.0, 1.1, 1.0)), "sagittal")
+    with pytest.raises(InputError, match=r"^axial slices .* expected sagittal ones"):
+        check_values(scan((1.0, 1.0, 5.0)), "ct", "sagittal")
+
+
+def test_voxels_of_the_expected_plane_are_not_unusual() -> None:
+    volume = Volume(np.linspace(-1000, 900, 64 * 64 * 20).reshape(64, 20, 64), np.diag([4.0, 9.0, 4.0, 1.0]))
+    assert not any("axial slices" in line for line in doubts(volume, (200, 150), "ct", "coronal"))
+    assert any("axial slices" in line for line in doubts(volume, (200, 150), "ct"))
+
+
+def test_a_mask_of_the_axial_view_is_carried_to_the_slices() -> None:
+    rng = np.random.default_rng(0)
+    volume = stored_otherwise(scan((1.0, 6.0, 1.0)), (2, 0, 1), (True, False, True))
+    marked = volume.with_array(rng.random(volume.array.shape) > 0.5)
+    planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+    for plane in planes:
+        np.testing.assert_array_equal(
+            carried(marked.reoriented().array, volume, plane), marked.reoriented(plane).array
+        )
+
+
+def test_all_slices_have_the_outline_of_where_the_body_is_thick() -> None:
+    body = np.zeros((8, 6, 12), bool)
+    body[1:7, :, 3:9] = True
+    body[3, :, 1:11] = True  # thin to both sides, as arms
+    seen = outlines(body, "coronal")
+    assert not seen[[0, 7]].any()
+    for z in range(1, 7):
+        np.testing.assert_array_equal(seen[z].any(axis=0), [False] * 3 + [True] * 6 + [False] * 3)
+    assert outlines(body, "axial") is body
+
+
+def test_a_body_that_the_edges_cut_is_doubted() -> None:
+    body = np.ones((8, 6, 12), bool)
+    assert [*outline_doubts(body, "axial")] == []
+    (line,) = outline_doubts(body, "coronal")
+    assert "left and right" in line
+    body[:, :, -3:] = False
+    assert [*outline_doubts(body, "coronal")] == []
+
+
+def test_slices_are_counted_along_the_axis_of_their_plane() -> None:
+    volume = Volume(np.zeros((4, 5, 6)), np.diag([2.0, 3.0, 4.0, 1.0]))
+    found = {
+        plane: position_mm(volume.reoriented(plane).world_from_index, plane)
+        for plane in ("axial", "coronal", "sagittal")
+    }
+    # The first sagittal slice is the leftmost, 10 mm to the left; to the right is counted.
+    assert found == {"axial": 0.0, "coronal": 0.0, "sagittal": -10.0}
+
+
+def test_the_roll_network_is_for_axial_slices() -> None:
+    for settings, start in (([], "header"), (["pose.start=identity"], "identity")):
+        config = with_poses_of(load_config(settings=["data.plane=coronal", *settings]), ["T2"])
+        assert config.pose.start == start
+    assert with_poses_of(load_config(), ["T2"]).pose.start == "anatomy"
+    assert DataConfig().plane == "axial"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.plane=coronal", "dims=3"], "dims is 3, with data.plane=coronal only 2 is possible"),
+        (["data.plane=sagittal", "stn=joint"], "stn is"),
+        (["data.plane=coronal", "unet.context=1"], "unet.context is 1"),
+        (["data.plane=coronal", "pose.start=moments"], "choose header or identity"),
+        (["data.plane=sagittal", "unet.mirror=0.5"], "swap front and back"),
+        (["data.plane=sagittal", "predict.mirror=true"], "swap front and back"),
+        (["data.plane=oblique"], "data.plane"),
+    ],
+)
+def test_what_does_not_go_with_a_plane_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(settings=settings)
+
+
+def test_nothing_is_mirrored_in_sagittal_slices() -> None:
+    assert load_config(settings=["data.plane=sagittal"]).mirrored == 0.0
+    assert not load_config(settings=["data.plane=sagittal"]).averaged
+    assert load_config(settings=["data.plane=coronal"]).mirrored == 0.5
+    assert load_config("paper", settings=["data.plane=sagittal"]).pose.learned
