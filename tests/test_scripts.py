@@ -197,12 +197,12 @@ def test_a_second_channel_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_planes_are_compared(tmp_path: Path) -> None:
+def test_stacks_are_compared(tmp_path: Path) -> None:
     some = ("--plane", "coronal", "--cases", 6, "--slices", 8, "--size", 48)
-    printed = ran("benchmarks/planes.py", tmp_path, *some, *brief("crop", "unet"))
+    printed = ran("benchmarks/stacks.py", tmp_path, *some, *brief("crop", "unet"))
     rows = [row.split(" | ")[:3] for row in printed.splitlines()[2:]]
     assert rows == [["| coronal", "homogenized", "2"], ["| coronal", "nnU-Net's augmentation", "2"]]
-    assert (tmp_path / "planes.md").read_text() == printed
+    assert (tmp_path / "stacks.md").read_text() == printed
 
 
 def test_contrasts_are_compared(model: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def check(
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
         if planes:
             typer.echo(f"{'slices':<32} {_planes(planes, data)}")
-        for name, value in describe(fingerprint) if fingerprint else []:
+        for name, value in describe(fingerprint, data.plane) if fingerprint else []:
             typer.echo(f"{name:<32} {value}")
         if ignored:
             part, slices, total = 100 * ignored["voxels"], ignored["slices"], ignored["of_slices"]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from isopose.config import DataConfig
+from isopose.config import DataConfig, Plane
 from isopose.data.body import body_box
 from isopose.data.drawn import classes_of, structures
 from isopose.data.modality import find_body, modality_of
@@ -328,14 +328,25 @@ def _three(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def describe(fingerprint: Fingerprint) -> list[tuple[str, str]]:
-    """Return the fingerprint as rows of name and value for display."""
+#: What the columns and the rows of a slice show of a body.
+SIDES: dict[Plane, tuple[str, str]] = {
+    "axial": ("width", "depth"),
+    "coronal": ("width", "height"),
+    "sagittal": ("depth", "height"),
+}
+
+
+def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str, str]]:
+    """Return the fingerprint as rows of name and value for display; ``plane`` is that of the slices."""
     f = fingerprint
     rows = [
         ("cases", f"{f.cases} of {f.patients} patients"),
         ("voxel size", f"{_by(f.spacing_median)} mm ({_by(f.spacing_min)} to {_by(f.spacing_max)})"),
         ("slices", f"{f.slices_median:g} ({f.slices_min} to {f.slices_max})"),
-        ("body, width x depth", f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})"),
+        (
+            f"body, {' x '.join(SIDES[plane])}",
+            f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})",
+        ),
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),
     ]
     for channel in f.channels:

@@ -53,8 +53,7 @@ def check_plane(volume: Volume, expected: Plane) -> None:
         size = " x ".join(f"{side:.2f}" for side in volume.reoriented().spacing)
         raise InputError(
             f"{found} slices (voxels of {size} mm left-right, front-back, head-foot), expected {expected} "
-            f"ones; use the {expected} series, or set the plane (--plane {found}, of fit --set "
-            f"data.plane={found}; a model is of one plane)"
+            f"ones; set --plane {found} (fit: --set data.plane={found}), or take a model of {found} slices"
         )
 
 
@@ -91,8 +90,9 @@ def outlines(body: np.ndarray, plane: Plane) -> np.ndarray:
     """
     if plane == "axial":
         return body
-    thickness, shown = body.sum(axis=0), body.any(axis=(1, 2))
-    return (thickness >= HALF * thickness.max())[None] & shown[:, None, None]
+    thickness, shown = body.sum(axis=0), np.asarray(body.any(axis=(1, 2)))
+    thick: np.ndarray = thickness >= HALF * thickness.max()
+    return thick[None] & shown[:, None, None]
 
 
 def outline_doubts(body: np.ndarray, plane: Plane) -> Iterator[str]:
@@ -104,7 +104,7 @@ def outline_doubts(body: np.ndarray, plane: Plane) -> Iterator[str]:
     """
     if plane == "axial":
         return
-    silhouette = body.any(axis=0)
+    silhouette = np.asarray(body.any(axis=0))
     rows = silhouette.any(axis=1)
     both = silhouette[:, :2].any(axis=1) & silhouette[:, -2:].any(axis=1)
     if both.sum() > CUT * rows.sum():

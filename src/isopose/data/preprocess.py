@@ -80,7 +80,8 @@ class Prepared:
         """``(z, N, N)`` booleans, where the trunk may be: the mask, or the silhouette of the whole stack."""
         if self.silhouette is None:
             return self.mask
-        return self.silhouette[None] & self.mask.any(axis=(1, 2))[:, None, None]
+        shown = np.asarray(self.mask.any(axis=(1, 2)))
+        return self.silhouette[None] & shown[:, None, None]
 
     @property
     def image(self) -> np.ndarray:
@@ -218,7 +219,7 @@ def prepare_as(
         mask[part] = warped(shown[part], matrix, size, 0.0, "bilinear") >= 0.5
     silhouette = None
     if plane != "axial":
-        silhouette = warped(body.any(axis=0)[None], matrix, size, 0.0, "bilinear")[0] >= 0.5
+        silhouette = warped(np.asarray(body.any(axis=0))[None], matrix, size, 0.0, "bilinear")[0] >= 0.5
     return Prepared(
         images=images,
         mask=mask,

@@ -20,9 +20,10 @@ from isopose.scan.pose import ScanPose
 from isopose.scan.volume import places, volume_pose
 from isopose.scan.warnings import pose_warnings
 
-#: Largest grid of a case, in sides of the reference's frame; of coronal and sagittal slices, which a field of
-#: view may show far above and below the reference's frame.
-LARGEST, LARGEST_HIGH = 2.0, 4.0
+#: Largest grid of a case, in sides of the reference's frame.
+LARGEST = 2.0
+#: That of coronal and sagittal slices, which a field of view may show far above and below that frame.
+LARGEST_HIGH = 4.0
 #: Height of a scan, as a part of its frame's side, below which its tilt is doubted.
 LOW = 0.25
 

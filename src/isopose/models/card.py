@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isopose.config import Config
+from isopose.config import Config, Plane
 from isopose.data.normalization import Intensity
 from isopose.models.folder import Model, versions
 from isopose.models.info import Row, TrainingInfo
@@ -12,6 +12,12 @@ from isopose.presets import load_config
 
 #: In the model's folder.
 CARD = "MODEL_CARD.md"
+#: What the columns and the rows of a slice show.
+_SIDES: dict[Plane, tuple[str, str]] = {
+    "axial": ("across", "front to back"),
+    "coronal": ("across", "head to foot"),
+    "sagittal": ("front to back", "head to foot"),
+}
 
 
 def model_card(model: Model) -> str:
@@ -42,7 +48,8 @@ def _how(model: Model) -> str:
     steps = [
         {
             "anatomy": "the roll by a network that ships with isopose, place and size by moments",
-            "header": "the roll as the file's header has it, place and size by moments",
+            "header": "the roll as the file's header has it, place and size by "
+            + ("moments" if config.data.plane == "axial" else "the body's width in the slices"),
             "moments": "pose and size by moments",
             "identity": "pose and size as the scan has them",
         }[config.pose.start]
@@ -50,7 +57,9 @@ def _how(model: Model) -> str:
         *(["a crop around what is to be marked"] if config.crop.enabled else []),
         f"a U-Net of {parameters:,} parameters on {size}",
     ]
-    whole = "Whole volumes" if config.dims == 3 else "Slice by slice"
+    plane = config.data.plane
+    slices = "Slice by slice" if plane == "axial" else f"{plane.capitalize()} slice by slice"
+    whole = "Whole volumes" if config.dims == 3 else slices
     return f"{whole}: {'; '.join(steps)}; then back to where the patient lies."
 
 
@@ -65,11 +74,13 @@ def _patients(training: TrainingInfo) -> str:
 
 def _rows(model: Model) -> Iterator[tuple[str, ...]]:
     seen = model.fingerprint
-    for axis, name in enumerate(("pixel, across (mm)", "pixel, front to back (mm)", "slice distance (mm)")):
+    sides = _SIDES[model.config.data.plane]
+    pixels = (f"pixel, {side} (mm)" for side in sides)
+    for axis, name in enumerate((*pixels, "slice distance (mm)")):
         three = (seen.spacing_min[axis], seen.spacing_median[axis], seen.spacing_max[axis])
         yield (name, *(f"{value:.2f}" for value in three))
     yield "slices", str(seen.slices_min), f"{seen.slices_median:.0f}", str(seen.slices_max)
-    for axis, name in enumerate(("body, across (mm)", "body, front to back (mm)")):
+    for axis, name in enumerate(f"body, {side} (mm)" for side in sides):
         yield name, "", f"{seen.body_median_mm[axis]:.0f}", f"{seen.body_max_mm[axis]:.0f}"
     for label in seen.labels:
         three = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)

@@ -1,10 +1,10 @@
 """Coronal and sagittal stacks: a U-Net on homogenized slices, and on slices as they lie with augmentation.
 
-    python benchmarks/planes.py OUT
+    python benchmarks/stacks.py OUT
 
 MR phantoms are drawn in thick slices of each plane. The same small U-Net is trained in as many steps on
 homogenized slices, and with nnU-Net's augmentation (``unet.augmentation=nnunet``), which takes them as they
-lie. Both predict the cohort's test patients. Writes ``OUT/planes.md``; what was drawn and trained before in
+lie. Both predict the cohort's test patients. Writes ``OUT/stacks.md``; what was drawn and trained before in
 OUT is used again.
 """
 
@@ -71,7 +71,7 @@ def main(
             size=size,
             test_fraction=0.33,
             modality="mr",
-            plane=plane,
+            plane=plane,  # type: ignore[arg-type]  # checked there
             workers=workers,
         )
         dataset = open_dataset(folder)
@@ -81,7 +81,7 @@ def main(
             with one_thread():
                 tested, dice = _scored(dataset, place, given, workers)
             lines.append(f"| {plane} | {arm} | {tested} | {dice[0]:.3f} | {dice[1]:.3f} |")
-            write_text(output / "planes.md", "\n".join(lines) + "\n")
+            write_text(output / "stacks.md", "\n".join(lines) + "\n")
     typer.echo("\n".join(lines))
 
 
