@@ -123,6 +123,7 @@ def test_wrong_use_is_reported(cohort, tmp_path):
         "reference": None,
         "scale_z": True,
         "modality": "auto",
+        "plane": None,
     }
     assert eval(repr(homogenizer)).get_params() == homogenizer.get_params()
 

@@ -7,6 +7,7 @@ import pytest
 
 from bright import bright_model, dice, ellipse, scene, stored_otherwise, world_center
 from isopose.api import Homogenizer
+from isopose.errors import InputError
 from isopose.homogenize.record import read_record, record_path
 from isopose.inference.predict import predict
 from isopose.io.images import read_labels, read_volume
@@ -61,7 +62,7 @@ def test_check_tells_the_plane_and_what_to_set(stacks, isopose):
     plane, root = stacks
     code, out, _ = isopose("check", root)
     assert code == 2
-    assert out.count(f"{plane} slices") == 3
+    assert out.count(f"{plane} slices (voxels") == 3
     assert "not those of axial" not in out
     assert f"give --plane {plane} here" in out
     code, out, _ = isopose("check", root, "--plane", plane, "--json")
@@ -119,6 +120,17 @@ def test_scans_of_another_plane_are_one_line(isopose, tmp_path):
     ):
         code, _, err = isopose("homogenize", tmp_path / "scan.nii.gz", tmp_path / "h2", *words)
         assert (code, message in err) == (2, True), err
+
+
+def test_onnx_and_models_of_several_planes_are_refused(tmp_path):
+    from isopose.export.onnx import export_onnx
+    from isopose.inference.ensemble import Ensemble
+
+    coronal = of_plane("coronal")
+    with pytest.raises(InputError, match="the ONNX graphs see axial slices, this model coronal ones"):
+        export_onnx(coronal, tmp_path)
+    with pytest.raises(InputError, match="models of coronal and sagittal slices: expected one plane"):
+        Ensemble((coronal, of_plane("sagittal")))
 
 
 def of_plane(plane, **changes):

@@ -29,6 +29,7 @@ def transformer(agreements, *, learned=True, start="moments"):
 
     return SimpleNamespace(
         config=SimpleNamespace(start=start),
+        plane="axial",
         localization=object() if learned else None,
         roll=None,
         initial_pose=lambda image, mask: pose(MOMENTS if start == "moments" else IDENTITY, len(mask)),
