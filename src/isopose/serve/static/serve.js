@@ -1,7 +1,7 @@
 // isopose serve: the queue on the left, the chosen scan's result in the middle, volumes and pose on the right.
-import { ask, panels, send, WINDOWS } from "/static/api.js";
+import { ask, panels, send } from "/static/api.js";
 import { HandView } from "/static/hand.js";
-import { confirmed, element, legend, tabs, themes } from "/static/shared.js";
+import { confirmed, element, legend, offerWindows, tabs, themes, valueOf } from "/static/shared.js";
 import { StepsView } from "/static/steps.js";
 import { VolumeView } from "/static/volume.js";
 
@@ -176,7 +176,7 @@ function located({ mm, vox, values }) {
   const sides = [[x < 0 ? "left" : "right", x], [y < 0 ? "back" : "front", y], [z < 0 ? "down" : "up", z]];
   const place = sides.map(([name, value]) => `${Math.abs(value).toFixed(0)} ${name}`).join(", ");
   const marked = state.view.labels[Math.round(values[1]?.value ?? 0) - 1]?.name;
-  byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${place} (mm) · ${Math.round(values[0].value)} HU${marked ? ` · ${marked}` : ""}`;
+  byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${place} (mm) · ${valueOf(state.view.values, values[0].value)}${marked ? ` · ${marked}` : ""}`;
 }
 
 /** Show the chosen scan's result if there is one that is not shown yet. */
@@ -205,6 +205,7 @@ async function follow() {
   state.view = { ...view, number: job.number, best: again ? before.best : best(view) };
   state.planes = null;
   if (!again) state.z = state.view.best;
+  offerWindows(byId("window"), view.values);
   byId("empty").hidden = true;
   byId("shown").hidden = byId("facts").hidden = false;
   byId("slice").max = view.shape[0] - 1;
@@ -224,7 +225,7 @@ function best(view) {
   return slices.length ? slices[Math.floor(slices.length / 2)] : Math.floor(view.shape[0] / 2);
 }
 
-const windowNow = () => WINDOWS[byId("window").value];
+const windowNow = () => state.view.values.windows[byId("window").value];
 const opacityNow = () => byId("opacity").value / 100;
 
 async function present() {
@@ -279,8 +280,7 @@ byId("steps").addEventListener("wheel", (event) => {
   const z = state.z - Math.sign(event.deltaY);
   if (z >= 0 && z < state.view.shape[0]) slice(z);
 }, { passive: false });
-byId("window").append(...Object.keys(WINDOWS).map((name) => element("option", { text: name, value: name })));
-byId("window").addEventListener("change", () => { volume.window(windowNow()); draw(); });
+byId("window").addEventListener("change", () => { if (!state.view) return; volume.window(windowNow()); draw(); });
 byId("opacity").addEventListener("input", () => { volume.opacity(opacityNow()); draw(); });
 byId("planes").addEventListener("change", (event) => volume.planes(event.target.value));
 
