@@ -9,9 +9,9 @@ any contrast, MR to the latter. Truth is the phantom's own roll; of real scans w
 the CT as it lies, plus the turn. Errors are of slices, with ``pose.per=smooth``; scans that are left as their
 header says are counted, and are no part of the errors. Writes ``OUT/pose-mr.md``.
 
-With ``--stn-epochs``, the paper's STN1 is trained so long on the masks of phantoms, of 100 steps each, in CT and
-in MR: on 64 pixels and with a momentum of 0.9, with which rotation is learned early. Measured is its roll on the
-slices of phantoms of a validation fold, beside that of moments. Writes ``OUT/stn1-mr.md`` too.
+With ``--stn-epochs`` of 100 steps each, the paper's STN1 is trained on phantoms in CT and in MR: on 64 pixels
+and with a momentum of 0.9, with which rotation is learned early. Measured is its roll on the slices of a
+validation fold, beside that of moments. Writes ``OUT/stn1-mr.md`` too.
 """
 
 import math
@@ -127,7 +127,8 @@ def _stn1_table(output: Path, cases: int, epochs: int) -> str:
     for modality in ("ct", "mr"):
         root, model = output / f"stn1-phantoms-{modality}", output / f"stn1-{modality}"
         if not root.exists():
-            write_cohort(root, cases=cases, size=SIZE // 2, slices=SLICES, test_fraction=0.0, modality=modality)
+            given = {"cases": cases, "size": SIZE // 2, "slices": SLICES, "test_fraction": 0.0}
+            write_cohort(root, **given, modality=modality)
         config = load_config("paper", settings=settings)
         turning = fit(open_dataset(root), model, config, resume=True, reporter=Terminal()).info.turning
         assert turning is not None, "the paper's STN1 learns the roll"

@@ -132,14 +132,16 @@ def test_pictures_of_the_steps_have_one_brightness_for_a_scan(phantoms, mr_model
     from isopose.report.steps import steps_of
 
     model, scan = load_model(mr_model), read_volume(only(phantoms / "imagesTs", "*"))
-    scan = scan.with_array((scan.array * np.linspace(1.0, 0.4, len(scan.array))[:, None, None]).astype(np.int16))
+    scan = scan.with_array(
+        (scan.array * np.linspace(1.0, 0.4, len(scan.array))[:, None, None]).astype(np.int16)
+    )
     rows = steps_of(model, scan, predict(model, scan))
     assert len(rows) > 1
     assert {row.native_window for row in rows} == {window_of_scan(scan.array)}
 
 
 def test_a_cohort_of_mr_is_reviewed_by_its_own_brightness(phantoms, mr_model, isopose, tmp_path):
-    """The record says what a scan is of, else the dataset; a scan with a value below -200 is not CT for it."""
+    """The record says what a scan is of, else the dataset; values below -200 do not make it CT."""
     from isopose.serve.cohort import case_view, open_cohort, thumbnail
 
     out, name = tmp_path / "out", only(phantoms / "labelsTs", "*").name.removesuffix(".nii.gz")

@@ -43,7 +43,7 @@ class CohortWork(Protocol[Item, R]):
         """Unique in the cohort."""
 
     def sources(self, item: Item) -> list[Path]:
-        """Return the scan's file or folder, and its label file's if there is one."""
+        """Return the scan's file or folder, and its label file and body mask if there are any."""
 
     def moved(self, item: Item, paths: list[Path]) -> Item:
         """Return the same item with its sources elsewhere."""
@@ -89,7 +89,13 @@ class Cohort:
         return next((place for place in found if place is not None), Place(str(path)))
 
     def source(self, path: Path) -> "Source":
-        """Return a source, with all that is known of it here."""
+        """Return a source, with all that is known of it here.
+
+        Raises:
+            InputError: its folder is to be seen here and holds no such file.
+        """
+        if not path.exists() and path.parent.is_dir():
+            raise InputError(f"{self.origin(path)}: no such file or folder")
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
         try:
             stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
@@ -110,7 +116,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Source:
-    """A scan's or label's file or folder, and the stamps of its files by their names below it."""
+    """A scan's, label's or mask's file or folder, and the stamps of its files by their names below it."""
 
     origin: Place
     stamps: dict[str, str]

@@ -1,7 +1,7 @@
-"""A scan's values as a page stores and shows them: 16-bit numbers, what they stand for, and windows to see them in.
+"""A scan's values as a page stores and shows them: 16-bit numbers, what they stand for, and windows.
 
-CT is shown in Hounsfield units and in the windows that people know. MR has no unit, and what is bright differs
-from scan to scan; its windows are made from the scan.
+CT is shown in Hounsfield units and in the windows that people know. MR has no unit, and what is bright
+differs from scan to scan; its windows are made from the scan.
 """
 
 from dataclasses import dataclass

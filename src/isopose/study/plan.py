@@ -110,7 +110,7 @@ def check_options(options: Options) -> None:
 
 
 def _check_source(options: Options) -> None:
-    """Check that the source marks the same structures in the same kind of scans, and holds none of the patients who are tested on.
+    """Check that the source marks the same in scans of the same kind, and holds no patient who is tested on.
 
     Raises:
         InputError: it does not, or does.

@@ -13,7 +13,10 @@ OF_THE_MODEL: dict[str, tuple[str, ...]] = {
         *("size", "pixel_mm", "clip_percentiles", "normalization", "pose_channel", "modality"),
         "body_threshold_hu",
     ),
-    "pose": ("start", "contrast", "learned", "scales", "size", "fill", "max_angle", "max_log_scale", "max_shift"),
+    "pose": (
+        *("start", "contrast", "learned", "scales", "size", "fill", "max_angle", "max_log_scale"),
+        "max_shift",
+    ),
     "crop": ("enabled", "learned", "size", "depth"),
     "unet": (
         *("input", "depth", "context", "context_mm", "base_features", "max_features", "bottleneck"),
