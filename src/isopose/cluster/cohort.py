@@ -88,14 +88,20 @@ class Cohort:
         found = (mirror.origin(path) for mirror in self.mirrors)
         return next((place for place in found if place is not None), Place(str(path)))
 
-    def source(self, path: Path) -> "Source":
-        """Return a source, with all that is known of it here.
+    def sources(self, paths: Iterable[Path]) -> list["Source"]:
+        """Return the sources of one item.
 
         Raises:
-            InputError: its folder is to be seen here and holds no such file.
+            InputError: the folder of one is to be seen here and holds no such file; workers would try in vain.
         """
-        if not path.exists() and path.parent.is_dir():
-            raise InputError(f"{self.origin(path)}: no such file or folder")
+        paths = list(paths)
+        for path in paths:
+            if not path.exists() and path.parent.is_dir():
+                raise InputError(f"{self.origin(path)}: no such file or folder")
+        return [self.source(path) for path in paths]
+
+    def source(self, path: Path) -> "Source":
+        """Return a source, with all that is known of it here."""
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
         try:
             stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
@@ -199,7 +205,7 @@ def _find_sources(
     unknown: dict[int, Outcome[R]] = {}
     for number, item in enumerate(items):
         try:
-            sources[number] = [cohort.source(path) for path in work.sources(item)]
+            sources[number] = cohort.sources(work.sources(item))
         except Exception as error:
             unknown[number] = _fail(work.name(item), str(failure_of(error)))
     return sources, unknown

@@ -166,7 +166,7 @@ def _measure_fingerprint(
 
     for number, case in enumerate(training):
         try:
-            sources[number] = [cohort.source(path) for path in sources_of(case)]
+            sources[number] = cohort.sources(sources_of(case))
         except Exception as error:
             fail(number, str(failure_of(error)), ours=True)
     if all(mirror.place.local is not None for mirror in mirrors):
