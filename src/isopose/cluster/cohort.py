@@ -92,7 +92,7 @@ class Cohort:
         """Return the sources of one item.
 
         Raises:
-            InputError: the folder of one is to be seen here and holds no such file; workers would try in vain.
+            InputError: one is missing in a folder that is to be seen here; workers would try in vain.
         """
         paths = list(paths)
         for path in paths:
