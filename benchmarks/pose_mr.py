@@ -124,11 +124,12 @@ def _stn1_table(output: Path, cases: int, epochs: int) -> str:
         "| --- " * 4 + "|",
     ]
     settings = [*STN1, f"pose.optimizer.epochs={epochs}", f"pose.optimizer.min_epochs={epochs}"]
+    modality: Modality
     for modality in ("ct", "mr"):
         root, model = output / f"stn1-phantoms-{modality}", output / f"stn1-{modality}"
         if not root.exists():
-            given = {"cases": cases, "size": SIZE // 2, "slices": SLICES, "test_fraction": 0.0}
-            write_cohort(root, **given, modality=modality)
+            side = SIZE // 2
+            write_cohort(root, cases=cases, size=side, slices=SLICES, test_fraction=0.0, modality=modality)
         config = load_config("paper", settings=settings)
         turning = fit(open_dataset(root), model, config, resume=True, reporter=Terminal()).info.turning
         assert turning is not None, "the paper's STN1 learns the roll"

@@ -219,7 +219,7 @@ def of_mr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
     """The shipped roll network of any contrast, and each scan z-scored by its own body."""
     made = bright_model(
         {
-            "data": {"size": 96, "modality": "mr"},
+            "data": {"size": 64, "modality": "mr"},
             "pose": {"start": "anatomy", "contrast": "any", "learned": False, "per": "smooth"},
             "unet": {"input": "half", "base_features": 2},
             "predict": {"precision": "32-true", "crop_border": 0},

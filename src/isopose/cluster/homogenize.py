@@ -113,7 +113,7 @@ def homogenize_on_cluster(
         opened = open_input(where, labels)
         check_one_channel(opened, "--ray")
         own = mirror_of_masks(masks, below)
-        opened, mirrors = with_masks(opened, own and own.folder), [mirror, *([own] if own else [])]
+        opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         # The unpacked model lies elsewhere than the one that the user named.
         named = model.local if model is not None and model.local is not None else folder

@@ -125,7 +125,7 @@ def preprocess_on_cluster(
         opened = open_dataset(where, labels)
         check_one_channel(opened, "--ray")
         own = mirror_of_masks(masks, Path(below))
-        opened, mirrors = with_masks(opened, own and own.folder), [mirror, *([own] if own else [])]
+        opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
         training, validation = measured(*split(opened, config.train), config.train)
         unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabeled is not None:

@@ -59,7 +59,8 @@ def export_onnx(model: Model, folder: Path) -> None:
     (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
     values, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
-    name, last = "hu" if model.modality == "ct" else "values", {}
+    name = "hu" if model.modality == "ct" else "values"
+    last: dict[str, Tensor] = {}
     if not isinstance(model.fingerprint.channels[0].scale, Intensity):
         last["scale"] = torch.tensor([0.0, 1.0, 0.5, 0.5])
     fast = for_prediction(model)
