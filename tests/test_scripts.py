@@ -190,6 +190,17 @@ def test_rolls_in_mr_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_stn1_is_trained_in_mr(tmp_path: Path) -> None:
+    options = ("--phantoms", 0, "--turns", 0, "--stn-epochs", 1, "--cohort", 5)
+    printed = ran("benchmarks/pose_mr.py", tmp_path, *options)
+    table = (tmp_path / "stn1-mr.md").read_text()
+    assert printed.endswith(table)
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["CT", "MR"]
+    assert all(0 <= float(error) <= 180 for row in rows for error in row[2:])
+
+
+@pytest.mark.long
 def test_a_second_channel_is_measured(tmp_path: Path) -> None:
     printed = ran("benchmarks/channels.py", tmp_path, "--cases", 6, "--workers", 0, *brief("unet"))
     assert [row.split(" | ")[0] for row in printed.splitlines()[2:]] == ["| CT", "| CT and PET"]

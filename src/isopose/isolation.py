@@ -62,8 +62,8 @@ def line_of(error: Exception) -> IsoposeError:
         return IsoposeError(f"{error.name} cannot be loaded{where}; install isopose and its extras again")
     if isinstance(error, FloatingPointError):
         return IsoposeError(
-            f"values that are not numbers{where}; is it CT in Hounsfield units? If every scan fails so, the "
-            "model is damaged: copy it again, or train again"
+            f"values that are not numbers{where}; is it a scan as the model was trained on, CT in Hounsfield "
+            "units? If every scan fails so, the model is damaged: copy it again, or train again"
         )
     return IsoposeError(f"failed unexpectedly by {type(error).__name__}{where}; please report it")
 

@@ -82,7 +82,8 @@ def test_a_model_of_mr_does_not_see_the_gain(phantoms, mr_model, isopose, tmp_pa
     assert (model.modality, model.config.pose.contrast) == ("mr", "any")
     scan = read_volume(only(phantoms / "imagesTs", "*"))
     write_image(scan, tmp_path / "in" / "scan.nii.gz")
-    write_image(scan.with_array(scan.array.astype(np.int32) * 3), tmp_path / "in" / "louder.nii.gz")
+    # A power of two: other gains round otherwise, and a model of three steps is undecided about some voxels.
+    write_image(scan.with_array(scan.array.astype(np.int32) * 4), tmp_path / "in" / "louder.nii.gz")
     code, _, _ = isopose("predict", mr_model, tmp_path / "in", "--output", tmp_path / "out")
     assert code == 0
     one, other = (read_labels(tmp_path / "out" / f"{name}.nii.gz") for name in ("scan", "louder"))
@@ -90,6 +91,89 @@ def test_a_model_of_mr_does_not_see_the_gain(phantoms, mr_model, isopose, tmp_pa
     assert one.same_grid(scan, 1e-6)
     records = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("scan", "louder")]
     assert records[0]["roll_decision"]["odds"] == pytest.approx(records[1]["roll_decision"]["odds"], rel=0.01)
+
+
+def test_the_page_shows_mr_by_its_own_brightness(phantoms, mr_model, tmp_path):
+    """Steps are in the numbers of the scan's picture, whether its values are large, or all below one."""
+    from isopose.inference.predict import predict
+    from isopose.inference.record import prediction_record
+    from isopose.serve.viewing import read_view, write_view
+
+    model, scan = load_model(mr_model), read_volume(only(phantoms / "imagesTs", "*"))
+    seen = {}
+    for name, gain in (("whole", 1.0), ("small", 1e-4)):
+        volume = scan.with_array(scan.array if gain == 1.0 else (scan.array * gain).astype(np.float32))
+        prediction, folder = predict(model, volume, crops=True), tmp_path / name
+        write_view(folder, model, volume, prediction, prediction_record(model, prediction, "0" * 64))
+        values = read_view(folder)["values"]
+        assert (values["unit"], list(values["windows"])) == ("", ["usual", "brighter", "darker", "all"])
+        picture = values["slope"] * read_volume(folder / "scan.nii").array.astype(float) + values["intercept"]
+        np.testing.assert_allclose(picture / gain, scan.reoriented().array, atol=0.6 * values["slope"] / gain)
+        crop = values["slope"] * np.load(folder / "crop.npy").astype(float) + values["intercept"]
+        ends = [
+            (values["slope"] * end + values["intercept"]) / gain
+            for end in (*values["windows"]["usual"], *read_view(folder)["steps"]["window"])
+        ]
+        seen[name] = crop / gain, ends
+        # What is shown first is bright enough to see the body, and not cut off.
+        inside = prediction.prepared.mask.any()
+        assert inside
+        body = scan.array[scan.array > scan.array.mean()]
+        assert np.mean(body > ends[1]) < 0.02
+        assert ends[0] < np.median(body) < ends[1]
+    np.testing.assert_allclose(seen["whole"][0], seen["small"][0], atol=1.0)
+    assert seen["whole"][1] == pytest.approx(seen["small"][1], rel=0.01, abs=1.0)
+
+
+def test_pictures_of_the_steps_have_one_brightness_for_a_scan(phantoms, mr_model):
+    """Slices of MR that get darker along the scan are not brightened one by one."""
+    from isopose.inference.predict import predict
+    from isopose.report.figure import window_of_scan
+    from isopose.report.steps import steps_of
+
+    model, scan = load_model(mr_model), read_volume(only(phantoms / "imagesTs", "*"))
+    scan = scan.with_array(
+        (scan.array * np.linspace(1.0, 0.4, len(scan.array))[:, None, None]).astype(np.int16)
+    )
+    rows = steps_of(model, scan, predict(model, scan))
+    assert len(rows) > 1
+    assert {row.native_window for row in rows} == {window_of_scan(scan.array)}
+
+
+def test_a_cohort_of_mr_is_reviewed_by_its_own_brightness(phantoms, mr_model, isopose, tmp_path):
+    """The record says what a scan is of, else the dataset; values below -200 do not make it CT."""
+    from isopose.serve.cohort import case_view, open_cohort, thumbnail
+
+    out, name = tmp_path / "out", only(phantoms / "labelsTs", "*").name.removesuffix(".nii.gz")
+    scan = read_volume(only(phantoms / "imagesTs", "*"))
+    dark = scan.with_array(scan.array.astype(np.int16) - 300)
+    write_image(dark, tmp_path / "images" / f"{name}.nii.gz")
+    code, _, _ = isopose("predict", mr_model, tmp_path / "images", "--output", out)
+    assert code == 0
+    record = out / f"{name}.json"
+    assert json.loads(record.read_text())["modality"] == "mr"
+    options = dict.fromkeys(("against", "labels", "scores", "scores_against"))
+
+    def opened(truth, **more):
+        cohort = open_cohort(out, tmp_path / "review", truth=truth, **{"images": None, **options, **more})
+        (number,) = [k for k, case in enumerate(cohort.cases) if case.case == name]
+        return cohort, number
+
+    cohort, number = opened(None, images=tmp_path / "images")
+    _, view = case_view(cohort, number)
+    assert view["values"]["unit"] == ""
+    assert view["values"]["windows"]["usual"][0] < -200
+    from PIL import Image
+
+    gray = np.asarray(Image.open(thumbnail(cohort, cohort.cases[number]))).mean(axis=2)
+    assert 10 < np.percentile(gray, 75) < 250
+    record.unlink()
+    # Without the record the dataset says it; with neither, nothing does.
+    for truth in (phantoms, phantoms / "labelsTs"):
+        cohort, number = opened(truth)
+        assert cohort.cases[number].modality == "mr"
+    cohort, number = opened(None, labels={"kidney": 1, "tumor": 2})
+    assert cohort.cases[number].modality is None
 
 
 def test_series_of_the_other_modality_are_refused(mr_model, model_folder, isopose, tmp_path):

@@ -1,15 +1,22 @@
 import json
+import pickle
 import shutil
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from bright import bright_model
+from isopose.cluster import homogenize as cluster_homogenize
+from isopose.cluster import predict as cluster_predict
+from isopose.cluster import preprocess as cluster_preprocess
 from isopose.cluster.cohort import Cohort, Ledger, SetUp
 from isopose.cluster.places import Place
 from isopose.errors import InputError
+from isopose.io.images import read_labels, read_volume, write_labels
+from isopose.io.sources import hash_of_source
 from isopose.models.folder import save_model
 from isopose.phantom import write_cohort
 
@@ -140,6 +147,108 @@ def test_homogenized_and_preprocessed_as_by_one_process(isopose, given, bucket, 
     )
     assert code == 0, err
     assert contents(tmp_path / "shared") == contents(tmp_path / "store")
+
+
+class Here:
+    """A pool of this process in place of Ray's workers; what it is given goes through a pickle."""
+
+    gpus = False
+
+    def __init__(self):
+        self.tried = 0
+
+    def run(self, set_up, items, say):
+        do = pickle.loads(pickle.dumps(set_up))()
+        for number, item in enumerate(items):
+            self.tried += 1
+            yield number, do(pickle.loads(pickle.dumps(item)))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Commands with ``--ray here`` run in this process."""
+    pool = Here()
+    for module in (cluster_homogenize, cluster_predict, cluster_preprocess):
+        monkeypatch.setattr(module, "cluster", lambda *_: nullcontext(pool))
+    return pool
+
+
+@pytest.fixture
+def masked(given, bucket, tmp_path):
+    """A dataset with a square mask for each case but one, on this disk and on object storage."""
+    masks = tmp_path / "masks"
+    for image in sorted((given / "kids").glob("images*/*.nii.gz")):
+        scan = read_volume(image)
+        body = np.zeros(scan.array.shape, np.uint8)
+        body[:, 14:46, 10:50] = 1
+        write_labels(scan.with_array(body), masks / image.name.replace("_0000", ""))
+    return masks, put(masks, Place(f"{bucket}/{tmp_path.name}/masks"))
+
+
+@pytest.mark.parametrize("command", ["predict", "homogenize", "preprocess"])
+def test_own_masks_travel_to_the_workers(isopose, given, masked, here, tmp_path, command):
+    """From a folder and from object storage the results are as alone; a changed mask is another scan."""
+    options = {
+        "predict": (given / "model", given / "kids" / "imagesTr", "--output"),
+        "homogenize": (given / "kids", "--size", "64"),
+        "preprocess": (given / "kids", "--fold", "all", "--set", "data.size=64", "--store"),
+    }[command]
+
+    def run(name, own, *more):
+        code, _, said = isopose(command, *options, tmp_path / name, "--masks", own, *more)
+        return code, said
+
+    masks, url = masked
+    assert run("alone", masks)[0] == 0
+    for name, own in (("disk", masks), ("url", url)):
+        assert run(name, own, "--ray", "here")[0] == 0
+        made, alone = (
+            {place: text for place, text in contents(tmp_path / one).items() if "fingerprint" not in place}
+            for one in (name, "alone")
+        )
+        assert made == alone
+    if command == "predict":
+        record = json.loads((tmp_path / "url" / "phantom_001.json").read_text())
+        assert record["mask_sha256"] == hash_of_source(masks / "phantom_001.nii.gz")
+
+    # Found without masks it is another result; only what has a new mask is done again.
+    tried = here.tried
+    body = read_labels(masks / "phantom_001.nii.gz")
+    write_labels(body.with_array(np.roll(body.array, 3, axis=2)), tmp_path / "moved.nii.gz")
+    (url / "phantom_001.nii.gz").publish(tmp_path / "moved.nii.gz")
+    before = contents(tmp_path / "url")
+    assert run("url", url, "--ray", "here")[0] == 0
+    if command != "preprocess":  # whose fingerprint is another one, and so its store
+        assert here.tried == tried + 1
+    after = contents(tmp_path / "url")
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed
+    assert all("phantom_001" in name or command == "preprocess" for name in changed)
+
+
+def test_a_missing_mask_is_an_error_of_its_scan_alone(isopose, given, masked, here, tmp_path):
+    masks, url = masked
+    (masks / "phantom_001.nii.gz").unlink()
+    (url / "phantom_001.nii.gz").remove()
+    for own in (masks, url):
+        out = tmp_path / str(own)[:2]
+        code, _, said = isopose(
+            "homogenize", given / "kids", out, "--size", "64", "--masks", own, "--ray", "here"
+        )
+        assert code == 2
+        assert said.count("error:") == 1
+        assert f"phantom_001: {own}/phantom_001.nii.gz: no such file or folder" in said
+        assert "Traceback" not in said
+    for nowhere, message in (
+        (tmp_path / "nowhere", "no such file"),
+        (f"{url}-nowhere", f"{url}-nowhere: no such file or folder"),
+    ):
+        code, _, said = isopose(
+            "homogenize", given / "kids", tmp_path / "out", "--masks", nowhere, "--ray", "here"
+        )
+        assert (code, said.count("\n"), message in said) == (2, 1, True)
+    code, _, said = isopose("homogenize", given / "kids", tmp_path / "out", "--masks", url)
+    assert (code, "a URL; it is read and written by a Ray cluster" in said) == (2, True)
 
 
 def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans, tmp_path):

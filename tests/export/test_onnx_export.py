@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bright import bright_model, dice, scene
+from isopose.data.normalization import ByScan, Channel
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
 from isopose.export.graphs import (
@@ -22,11 +23,13 @@ from isopose.export.graphs import (
 from isopose.export.onnx import export_onnx
 from isopose.geometry.warp import compose
 from isopose.inference.predict import predict
-from isopose.io.images import read_labels, write_image
+from isopose.io.images import read_labels, read_volume, write_image
+from isopose.io.truth import true_rolls
 from isopose.labels import Labels
 from isopose.models.folder import Model
 from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
+from isopose.phantom import write_cohort
 from scripts import ROOT, ran
 
 pytestmark = pytest.mark.long
@@ -211,12 +214,80 @@ def test_a_model_that_sees_neighbors_is_refused_in_one_line(tmp_path: Path) -> N
     assert not (tmp_path / "export").exists()
 
 
-def test_a_model_of_any_contrast_is_refused_in_one_line(tmp_path: Path) -> None:
-    made = bright_model({"unet": {"base_features": 2}, "pose": {"start": "anatomy", "contrast": "any"}})
-    with pytest.raises(InputError, match=r"^export: .* of any contrast \(pose.contrast\)") as error:
-        export_onnx(made, tmp_path / "export")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "export").exists()
+@pytest.fixture(scope="module")
+def of_mr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
+    """The shipped roll network of any contrast, and each scan z-scored by its own body."""
+    made = bright_model(
+        {
+            "data": {"size": 64, "modality": "mr"},
+            "pose": {"start": "anatomy", "contrast": "any", "learned": False, "per": "smooth"},
+            "unet": {"input": "half", "base_features": 2},
+            "predict": {"precision": "32-true", "crop_border": 0},
+        },
+        real_unet=True,
+        crop_start=(-0.7, -0.6, 0.5, 0.6),
+    )
+    channel = Channel("MR", ByScan("zscore", (0.5, 99.5), -2.0, 2.5))
+    made = replace(made, fingerprint=replace(made.fingerprint, channels=(channel,)))
+    generator = torch.Generator().manual_seed(4)
+    for weight in made.pipeline.unet.outputs.parameters():
+        weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    load_shipped(made.pipeline.pose.roll, "any")
+    folder = tmp_path_factory.mktemp("mr")
+    export_onnx(made, folder)
+    return made, folder
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-3])
+def test_graphs_of_mr_answer_as_pytorch_and_as_predict(
+    of_mr: tuple[Model, Path], gain: float, tmp_path: Path
+) -> None:
+    """Whatever the gain of the scan, whose scale goes in beside its values."""
+    import onnxruntime
+
+    from isopose.models.pipeline import frame_from_crop
+
+    model, folder = of_mr
+    root = write_cohort(tmp_path / "mr", cases=1, slices=9, size=96, seed=5, test_fraction=0.0, modality="mr")
+    (roll,) = true_rolls(root).values()
+    scan = read_volume(next((root / "imagesTr").iterdir()))
+    volume = scan.with_array((gain * scan.array).astype(np.float32))
+    prepared = prepare(volume, model.fingerprint, model.config.data)
+    own = prepared.scale
+    values = (prepared.image * own.sd + own.mean)[:, None].astype(np.float32)
+    given = {"values": values, "scale": np.array([own.low, own.high, own.mean, own.sd], np.float32)}
+    body = {
+        "mask": prepared.mask[:, None].astype(np.float32),
+        "z_mm": np.arange(9, dtype=np.float32) * np.float32(prepared.spacing[2]),
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in (given | body).items()}
+    scale = tensors["scale"]
+    with torch.inference_mode():
+        theta, confidence = PoseGraph(model)(tensors["values"], tensors["mask"], tensors["z_mm"], scale)
+        labels, expected = SegmentGraph(model)(tensors["values"], theta, scale)
+    session = onnxruntime.InferenceSession(folder / "poses.onnx")
+    assert [one.name for one in session.get_inputs()] == ["values", "mask", "z_mm", "scale"]
+    found_theta, found_confidence = session.run(None, given | body)
+    np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
+    # The roll was found, not left.
+    assert abs(np.degrees(roll)) > 5
+    assert np.arctan2(found_theta[4, 1, 0], found_theta[4, 0, 0]) == pytest.approx(roll, abs=0.06)
+    session = onnxruntime.InferenceSession(folder / "segment.onnx")
+    marked, found = session.run(None, given | {"frame_from_crop": theta.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    assert (marked == labels.numpy()).mean() > 0.999
+    assert np.ptp(found[:, 1]) > 0.1
+    records = predict(model, volume).scan_pose
+    predicted = frame_from_crop(torch.from_numpy(records.pose), torch.from_numpy(records.theta2))
+    torch.testing.assert_close(theta, predicted, atol=1e-4, rtol=0)
+
+
+def test_the_description_of_mr_says_how_a_scan_is_scaled(of_mr: tuple[Model, Path], exported: Path) -> None:
+    values, of_ct = (json.loads((folder / "export.json").read_text()) for folder in (of_mr[1], exported))
+    assert values["normalization"] == {"method": "zscore", "percentiles": [0.5, 99.5]}
+    assert (values["modality"], of_ct["modality"], of_ct["normalization"]) == ("mr", "ct", "ct")
+    assert "body_threshold_hu" not in values["frame"]
 
 
 def test_without_the_extra_one_line_names_it(

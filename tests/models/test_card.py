@@ -45,6 +45,18 @@ def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
     assert {line.count("|") for line in table} == {5}
 
 
+def test_the_card_of_mr_speaks_of_mr(model: Model) -> None:
+    """No unit, no dose, even if values are pooled over scans as those of CT."""
+    seen = replace(model.fingerprint, channels=(replace(model.fingerprint.channels[0], name="T2"),))
+    card = model_card(replace(model, fingerprint=seen))
+    assert "HU" in model_card(model)
+    assert "contrast phase, dose" in model_card(model)
+    assert "in T2, on each scan" in card
+    assert "| what is marked (percentiles 0.5 and 99.5) |" in card
+    assert "sequences or scanners" in card
+    assert not any(word in card for word in ("HU", "CT", "dose", "contrast phase"))
+
+
 def test_every_setting_that_was_changed_is_reported_and_no_other(model: Model) -> None:
     usual = load_config().flat()
     changed = {key for key, value in model.config.flat().items() if value != usual[key]}

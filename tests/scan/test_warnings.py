@@ -57,3 +57,15 @@ def test_each_doubt_is_one_line() -> None:
     assert line == "pose fell back to identity in 2 of 2 slices"
     [line] = pose_warnings(records([3, 4, None], agreement=0.2), transformer, settings)
     assert line.startswith("low pose confidence in 2 of 2 slices")
+
+
+@pytest.mark.parametrize(("contrast", "logit", "warns"), [
+    ("ct", 0.6, False), ("ct", 0.8, True), ("any", 0.3, False), ("any", 0.5, True), ("any", -0.5, False),
+])  # fmt: skip
+def test_a_mirror_image_is_noticed_by_what_the_network_sees(contrast, logit, warns) -> None:
+    """In MR the network is less sure of the sides, so that less of it says as much."""
+    model = bright_model({"pose": {"learned": False, "start": "anatomy", "contrast": contrast}})
+    found = records([3, 4, None], source=POSE_SOURCES.index("anatomy"))
+    found.mirrored[:2] = [logit + 0.2, logit - 0.2]
+    lines = pose_warnings(found, model.pipeline.pose, model.config.predict)
+    assert any("its own mirror image" in line for line in lines) == warns

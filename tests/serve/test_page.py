@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bright import scene
+from bright import bright_model, scene
 from io_helpers import write_series
 from isopose.io.images import write_image
+from isopose.models.folder import save_model
 
 pytestmark = pytest.mark.long
 
@@ -59,6 +60,7 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
 
     # The keyboard goes through the slices.
     before = page.inner_text("#where")
+    assert before.endswith(" HU") or " HU · " in before
     page.focus("#volume")
     page.keyboard.press("PageUp")
     page.wait_for_timeout(200)
@@ -103,6 +105,29 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
     page.click("#asfound")
     page.wait_for_selector("#pose dd:has-text('learned'), #pose dd:has-text('moments')")
     assert page.inner_text("#volumes") == volumes
+
+
+def test_mr_has_windows_of_its_own_and_no_unit(serve, scan, tmp_path, page, pixels):
+    """A dark scan is seen as well as a bright one, and another window shows more of it."""
+    save_model(tmp_path / "model", bright_model({"data": {"size": 64, "modality": "mr"}}, real_unet=True))
+    dark = scene(slices=12).volume
+    write_image(dark.with_array((dark.array + 1024) * np.float32(1e-3)), tmp_path / "dark.nii.gz")
+    served = serve("serve", tmp_path / "model", "--folder", tmp_path / "kept", "--device", "cpu")
+    page.goto(served.address)
+    page.set_input_files("#file", tmp_path / "dark.nii.gz")
+    drawn(page)
+    assert page.locator("#window option").all_inner_texts() == ["usual", "brighter", "darker", "all"]
+    place = page.inner_text("#where")
+    assert "HU" not in place
+    value = float(place.split(" (mm) · ")[1].split(" · ")[0])
+    assert 0.9 < value < 2.5
+    page.click("#tab-steps")
+    page.wait_for_selector("#steps[data-slice]")
+    seen = {}
+    for window in ("darker", "usual", "brighter"):
+        page.select_option("#window", window)
+        seen[window] = pixels(page, ".step-native canvas").mean()
+    assert 10 < seen["darker"] < seen["usual"] < seen["brighter"] < 245
 
 
 def test_slices_that_are_set_and_the_one_on_the_screen(opened, page, scan, tmp_path):

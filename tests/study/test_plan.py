@@ -4,14 +4,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from isopose.config import Config
+from isopose.config import Config, DataConfig
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
+from isopose.geometry.volume import Volume
 from isopose.phantom import write_cohort
 from isopose.presets import load_config
-from isopose.study import nnunet
+from isopose.study import nnunet, plan
 from isopose.study.arms import ARMS, BY_NAME, SOURCE
 from isopose.study.plan import (
     STAGES,
@@ -22,6 +24,8 @@ from isopose.study.plan import (
     config_of,
     held_out,
     jobs_of,
+    known_widths,
+    measure_widths,
     notes_of_length,
     patients_of,
     settle,
@@ -161,6 +165,43 @@ def test_nnunets_arms_are_there_where_nnunet_is(options: Options, monkeypatch: p
     assert twins == {}
     assert [job.preset for job in jobs if job.arm != "augmented"] == ["default"] * 2 * 7
     assert [job.preset for job in jobs if job.arm == "augmented"] == ["default"] * 2 + ["paper"] * 2
+
+
+def test_a_study_of_mr_leaves_out_what_finds_poses_in_ct_and_takes_no_source_of_ct(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = shutil.copytree(options.dataset, tmp_path / "mr")
+    described = read_json(children / "dataset.json") | {"channel_names": {"0": "MR"}}
+    write_json(children / "dataset.json", described)
+    of_mr = replace(options, dataset=children)
+    monkeypatch.setattr(nnunet, "available", lambda: True)
+    monkeypatch.setattr(nnunet, "require", lambda: None)
+    names = [[arm.name for arm in arms_of(one, None)] for one in (options, of_mr)]
+    assert [name for name in names[0] if name not in names[1]] == ["nnunet-pose"]
+    with pytest.raises(InputError, match="'nnunet-pose' finds poses in CT"):
+        arms_of(of_mr, ["nnunet-pose"])
+    with pytest.raises(InputError, match="the source has the channels CT, the dataset MR: expected the same"):
+        check_options(replace(of_mr, source=options.dataset))
+
+
+def test_widths_are_of_bodies_of_the_stated_modality(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``data.modality`` says, where the dataset says nothing or CT; every scan is measured once."""
+    asked = []
+
+    def find(volume: Volume, data: DataConfig, modality: str) -> np.ndarray:
+        asked.append((data.body_threshold_hu, modality))
+        return np.ones(volume.array.shape, bool)
+
+    monkeypatch.setattr(plan, "find_body", find)
+    settings = (*options.settings, "data.modality=mr", "data.body_threshold_hu=-300")
+    data = of(replace(options, settings=settings), "default", "pose").data
+    dataset = patients_of(options, 0)
+    for _ in range(2):
+        measure_widths(tmp_path, [dataset], data, lambda *_: None)
+    assert asked == [(-300, "mr")] * len(held_out(dataset))
+    assert set(known_widths(tmp_path, dataset)) == set(held_out(dataset))
 
 
 def test_folds_test_every_patient_once_and_never_one_that_trains(options: Options) -> None:

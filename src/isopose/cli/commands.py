@@ -23,7 +23,7 @@ from isopose.version import __version__
 
 app = typer.Typer(
     name="isopose",
-    help="Segment organs and tumors in CT of patients who differ in size and pose.",
+    help="Segment organs and tumors in CT and MR of patients who differ in size and pose.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

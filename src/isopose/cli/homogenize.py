@@ -7,7 +7,7 @@ import typer
 from isopose.cli.options import (
     AsJson,
     Label,
-    Masks,
+    MasksAnywhere,
     OfModality,
     OfPlane,
     Ray,
@@ -18,7 +18,6 @@ from isopose.cli.options import (
     local_path,
 )
 from isopose.cli.output import fail_if, print_json
-from isopose.errors import InputError
 
 
 def homogenize(
@@ -52,7 +51,7 @@ def homogenize(
     scale_z: ScaleZ = None,
     modality: OfModality = None,
     plane: OfPlane = None,
-    masks: Masks = None,
+    masks: MasksAnywhere = None,
     label: Label = None,
     ray: Ray = None,
     workers: Workers = 0,
@@ -76,8 +75,6 @@ def homogenize(
         plane=plane,
     )
     if ray is not None:
-        if masks is not None:
-            raise InputError("--masks: not supported with --ray; leave one of the two out")
         from isopose.cluster.homogenize import homogenize_on_cluster
         from isopose.cluster.places import place_of
 
@@ -88,11 +85,13 @@ def homogenize(
             config,
             labels=labels_of(label),
             model=None if model is None else place_of(model),
+            masks=None if masks is None else place_of(masks),
             reporter=Terminal(),
         )
     else:
+        own = None if masks is None else local_path(masks)
         outcomes = run(
-            with_masks(open_input(local_path(dataset), labels_of(label)), masks),
+            with_masks(open_input(local_path(dataset), labels_of(label)), own),
             local_path(output),
             config,
             model=None if model is None else local_path(model),

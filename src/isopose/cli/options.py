@@ -43,6 +43,13 @@ Masks = Annotated[
         help="folder of your own masks of the body, one file a scan with the scan's name; none: it is found"
     ),
 ]
+MasksAnywhere = Annotated[
+    str | None,
+    typer.Option(
+        help="folder of your own masks of the body, one file a scan with the scan's name (with --ray also a "
+        "URL); none: it is found"
+    ),
+]
 OfModality = Annotated[
     str | None,
     typer.Option(

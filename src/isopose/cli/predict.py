@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Device, Formats, Masks, Precision, Ray, Series, local_path
+from isopose.cli.options import AsJson, Device, Formats, MasksAnywhere, Precision, Ray, Series, local_path
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError
 
@@ -32,7 +32,7 @@ def predict(
     corrections: Annotated[
         Path | None, typer.Option(help="folder of poses and crops set by hand, as isopose serve keeps them")
     ] = None,
-    masks: Masks = None,
+    masks: MasksAnywhere = None,
     clean: Annotated[
         bool, typer.Option("--clean-up/--no-clean-up", help="apply the model's rules for cleaning up, if any")
     ] = True,
@@ -62,11 +62,11 @@ def predict(
     inputs = [given for given in inputs if given not in others]
     if not inputs:
         raise InputError(f"{others[-1]}: a model; expected scans after the models, e.g. scan.nii.gz")
+    if masks is not None and masks.rstrip("/") == output.rstrip("/"):
+        raise InputError(f"{output}: holds the masks, which results would overwrite; choose another folder")
     if ray is not None:
         if corrections is not None:
             raise InputError("--corrections: not supported with --ray; predict those scans without it")
-        if masks is not None:
-            raise InputError("--masks: not supported with --ray; leave one of the two out")
         if others:
             raise InputError(f"{others[0]}: --ray predicts with one model; leave out the others, or --ray")
         from isopose.cluster.places import place_of
@@ -83,6 +83,7 @@ def predict(
             steps=draw,
             device=device,
             precision=precision,
+            masks=None if masks is None else place_of(masks),
             reporter=Terminal(),
         )
     else:
@@ -90,8 +91,9 @@ def predict(
         check_apart(paths, folder)
         found = find_scans(paths, series)
         if masks is not None:
-            check_masks(masks)
-            found = [replace(scan, mask=mask_path(masks, scan.name)) for scan in found]
+            own = local_path(masks)
+            check_masks(own)
+            found = [replace(scan, mask=mask_path(own, scan.name)) for scan in found]
         loaded = load_ensemble([local_path(given) for given in (model, *others)], choose_device(device))
         outcomes = predict_scans(
             loaded.changed(lambda member: with_precision(member, precision)).cleaning(clean),

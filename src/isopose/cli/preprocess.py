@@ -4,9 +4,18 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import Config, Fold, Label, Masks, Ray, Setting, Workers, labels_of, local_path
+from isopose.cli.options import (
+    Config,
+    Fold,
+    Label,
+    MasksAnywhere,
+    Ray,
+    Setting,
+    Workers,
+    labels_of,
+    local_path,
+)
 from isopose.cli.output import fail_if
-from isopose.errors import InputError
 
 
 def preprocess(
@@ -17,7 +26,7 @@ def preprocess(
     settings: Setting = None,
     fold: Fold = None,
     label: Label = None,
-    masks: Masks = None,
+    masks: MasksAnywhere = None,
     ray: Ray = None,
     workers: Workers = 2,
 ) -> None:
@@ -28,13 +37,17 @@ def preprocess(
     chosen = [*(settings or []), *([] if fold is None else [f"train.fold={fold}"])]
     loaded = load_config(preset, config, chosen)
     if ray is not None:
-        if masks is not None:
-            raise InputError("--masks: not supported with --ray; leave one of the two out")
         from isopose.cluster.places import place_of
         from isopose.cluster.preprocess import preprocess_on_cluster
 
         place, outcomes = preprocess_on_cluster(
-            place_of(dataset), place_of(store), ray, loaded, labels=labels_of(label), reporter=Terminal()
+            place_of(dataset),
+            place_of(store),
+            ray,
+            loaded,
+            labels=labels_of(label),
+            masks=None if masks is None else place_of(masks),
+            reporter=Terminal(),
         )
         fail_if(outcome.problem for outcome in outcomes)
         typer.echo(f"store: {place}")
@@ -43,7 +56,8 @@ def preprocess(
     from isopose.io.datasets import open_dataset
     from isopose.io.masks import with_masks
 
-    opened = with_masks(open_dataset(local_path(dataset), labels_of(label)), masks)
+    own = None if masks is None else local_path(masks)
+    opened = with_masks(open_dataset(local_path(dataset), labels_of(label)), own)
     # Split before slow imports, so that too few patients for the folds are reported at once.
     cases = measured(*split(opened, loaded.train), loaded.train)
     from isopose.training.preprocessing import preprocess as run

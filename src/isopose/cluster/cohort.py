@@ -43,7 +43,7 @@ class CohortWork(Protocol[Item, R]):
         """Unique in the cohort."""
 
     def sources(self, item: Item) -> list[Path]:
-        """Return the scan's file or folder, and its label file's if there is one."""
+        """Return the scan's file or folder, and its label file and body mask if there are any."""
 
     def moved(self, item: Item, paths: list[Path]) -> Item:
         """Return the same item with its sources elsewhere."""
@@ -88,6 +88,18 @@ class Cohort:
         found = (mirror.origin(path) for mirror in self.mirrors)
         return next((place for place in found if place is not None), Place(str(path)))
 
+    def sources(self, paths: Iterable[Path]) -> list["Source"]:
+        """Return the sources of one item.
+
+        Raises:
+            InputError: one is missing in a folder that is to be seen here; workers would try in vain.
+        """
+        paths = list(paths)
+        for path in paths:
+            if not path.exists() and path.parent.is_dir():
+                raise InputError(f"{self.origin(path)}: no such file or folder")
+        return [self.source(path) for path in paths]
+
     def source(self, path: Path) -> "Source":
         """Return a source, with all that is known of it here."""
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
@@ -110,7 +122,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Source:
-    """A scan's or label's file or folder, and the stamps of its files by their names below it."""
+    """A scan's, label's or mask's file or folder, and the stamps of its files by their names below it."""
 
     origin: Place
     stamps: dict[str, str]
@@ -193,7 +205,7 @@ def _find_sources(
     unknown: dict[int, Outcome[R]] = {}
     for number, item in enumerate(items):
         try:
-            sources[number] = [cohort.source(path) for path in work.sources(item)]
+            sources[number] = cohort.sources(work.sources(item))
         except Exception as error:
             unknown[number] = _fail(work.name(item), str(failure_of(error)))
     return sources, unknown

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
 from isopose.cluster.cohort import FOLDER as COHORT
 from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.model import PackedModel
@@ -30,6 +31,7 @@ from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
 from isopose.homogenize.reference import find_reference, named_case
 from isopose.io.cases import Case, check_one_channel
+from isopose.io.masks import with_masks
 from isopose.outputs import Outcome
 from isopose.progress import Reporter
 
@@ -51,10 +53,10 @@ class HomogenizeWork:
         return item.id
 
     def sources(self, item: Case) -> list[Path]:
-        return [item.image] if item.label is None else [item.image, item.label]
+        return sources_of(item)
 
     def moved(self, item: Case, paths: list[Path]) -> Case:
-        return replace(item, image=paths[0], label=None if item.label is None else paths[1])
+        return moved_case(item, paths)
 
     def record(self, item: Case) -> str:
         return f"{FOLDER}/{item.id}.json"
@@ -83,6 +85,7 @@ def homogenize_on_cluster(
     *,
     labels: Mapping[str, int] | None,
     model: Place | None,
+    masks: Place | None = None,
     reporter: Reporter,
 ) -> list[Outcome[CaseRecord]]:
     """Homogenize a dataset anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
@@ -98,6 +101,7 @@ def homogenize_on_cluster(
             machine.
         labels: name to stored value, in place of what the layout says.
         model: a model's folder whose poses are taken; it is sent to the workers.
+        masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
         reporter: where progress goes.
 
     Returns:
@@ -109,12 +113,14 @@ def homogenize_on_cluster(
         mirror, where = Mirror.of_dataset(dataset, below / "in")
         opened = open_input(where, labels)
         check_one_channel(opened, "--ray")
+        own = mirror_of_masks(masks, below)
+        opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         # The unpacked model lies elsewhere than the one that the user named.
         named = model.local if model is not None and model.local is not None else folder
         config = with_modality(with_plane(config, folder), opened, folder)
         modality: Modality = "mr" if config.modality == "mr" else "ct"
-        here = _with_reference_here(opened.cases, config, mirror, below)
+        here = _with_reference_here(opened.cases, config, mirrors, below)
         reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
@@ -135,7 +141,7 @@ def homogenize_on_cluster(
         (output / HEAD).publish(settings.root / HEAD)
         pool = stack.enter_context(cluster(address))
         work = HomogenizeWork(packed, settings)
-        cohort = Cohort([mirror], output, settings.sha256, "homogenize")
+        cohort = Cohort(mirrors, output, settings.sha256, "homogenize")
         outcomes = run_cohort(pool, work, opened.cases, cohort, reporter)
         finish(opened, settings, head, outcomes)
         for name in ("patients.csv", "dataset.json", HEAD):
@@ -146,14 +152,18 @@ def homogenize_on_cluster(
 
 
 def _with_reference_here(
-    cases: Sequence[Case], config: HomogenizeConfig, mirror: Mirror, below: Path
+    cases: Sequence[Case], config: HomogenizeConfig, mirrors: Sequence[Mirror], below: Path
 ) -> list[Case]:
-    """Return the cases; the one that is the reference with its scan where this machine can read it."""
+    """Return the cases; the one that is the reference with its files where this machine can read them."""
     case = named_case(config.reference, cases)
     if case is None:
         return [*cases]
-    scan = Cohort([mirror], mirror.place, "", "reference").source(case.image).bring(below / "reference")
-    return [replace(one, image=scan) if one is case else one for one in cases]
+    cohort = Cohort(mirrors, mirrors[0].place, "", "reference")
+    brought = [
+        cohort.source(path).bring(below / "reference" / str(number))
+        for number, path in enumerate(sources_of(case))
+    ]
+    return [moved_case(one, brought) if one is case else one for one in cases]
 
 
 def _list_names(output: Place) -> list[str]:

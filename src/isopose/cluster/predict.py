@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from isopose.cluster.cases import mirror_of_masks
 from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
@@ -23,6 +24,7 @@ from isopose.inference.files import (
     record_name,
 )
 from isopose.inference.record import settings_of
+from isopose.io.masks import mask_path
 from isopose.io.results.formats import check_source
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
 from isopose.outputs import Outcome, earlier_record, listed
@@ -53,10 +55,10 @@ class PredictWork:
         return item.name
 
     def sources(self, item: Scan) -> list[Path]:
-        return [item.path]
+        return [item.path] if item.mask is None else [item.path, item.mask]
 
     def moved(self, item: Scan, paths: list[Path]) -> Scan:
-        return replace(item, path=paths[0])
+        return replace(item, path=paths[0], mask=None if item.mask is None else paths[1])
 
     def record(self, item: Scan) -> str:
         return record_name(item.name)
@@ -101,6 +103,7 @@ def predict_on_cluster(
     steps: DrawSteps | None,
     device: str,
     precision: str | None,
+    masks: Place | None = None,
     reporter: Reporter,
 ) -> list[Outcome[dict[str, Any]]]:
     """Predict scans anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
@@ -113,6 +116,7 @@ def predict_on_cluster(
         formats, series, probabilities, steps: as for :func:`~isopose.inference.files.predict_scans`.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the U-Net; None: the model's.
+        masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
         reporter: where progress goes.
 
     Returns:
@@ -141,6 +145,10 @@ def predict_on_cluster(
             raise InputError(
                 f"{output}: holds the scans, which results might overwrite; choose another folder"
             )
+        own = mirror_of_masks(masks, Path(below))
+        if own is not None:
+            mirrors.append(own)
+            scans = [replace(scan, mask=mask_path(own.folder, scan.name)) for scan in scans]
         with held(output), cluster(address, device) as pool:
             kind = "cuda" if pool.gpus else "cpu"
             work = PredictWork(packed, tuple(formats), probabilities, steps, kind, precision)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
 from isopose.cluster.cohort import Cohort, Source, held, run_cohort
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
@@ -18,6 +19,7 @@ from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.io.cases import check_one_channel
 from isopose.io.datasets import Case, Dataset, open_dataset
+from isopose.io.masks import with_masks
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.outputs import Outcome
@@ -41,10 +43,10 @@ class PreprocessWork:
         return item.id
 
     def sources(self, item: Case) -> list[Path]:
-        return [item.image] if item.label is None else [item.image, item.label]
+        return sources_of(item)
 
     def moved(self, item: Case, paths: list[Path]) -> Case:
-        return replace(item, image=paths[0], label=paths[1])
+        return moved_case(item, paths)
 
     def record(self, item: Case) -> str:
         return f"cases/{folder_name(item.id)}/record.json"
@@ -81,13 +83,12 @@ class _Measure:
         """Measure one case, brought here; one that cannot be used is returned as Failed, not raised."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
-            image, label = (source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources))
+            paths = [source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources)]
             try:
-                brought = replace(case, image=image, label=label)
-                return case_facts(brought, self.labels, self.config, self.channels)
+                return case_facts(moved_case(case, paths), self.labels, self.config, self.channels)
             except InputError as error:
                 message = str(error)
-                for path, source in zip((image, label), sources, strict=True):
+                for path, source in zip(paths, sources, strict=True):
                     message = message.replace(str(path), str(source.origin))
                 return Failed(message)
 
@@ -99,6 +100,7 @@ def preprocess_on_cluster(
     config: Config,
     *,
     labels: Mapping[str, int] | None,
+    masks: Place | None = None,
     reporter: Reporter,
 ) -> tuple[Place, list[Outcome[Record]]]:
     """Make the store of a training's cases with the workers of a cluster; see ``docs/guides/cluster.md``.
@@ -109,6 +111,7 @@ def preprocess_on_cluster(
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         config: of the training, for its cases and how to prepare them.
         labels: name to stored value, in place of what the layout says.
+        masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
         reporter: where progress goes.
 
     Returns:
@@ -121,12 +124,14 @@ def preprocess_on_cluster(
         mirror, where = Mirror.of_dataset(dataset, Path(below))
         opened = open_dataset(where, labels)
         check_one_channel(opened, "--ray")
+        own = mirror_of_masks(masks, Path(below))
+        opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
         training, validation = measured(*split(opened, config.train), config.train)
         unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabeled is not None:
             raise InputError(f"{unlabeled}: expected a label file for a training case, got none")
         with held(store), cluster(address) as pool:
-            fingerprint = _measure_fingerprint(pool, training, opened, config.data, mirror, store, reporter)
+            fingerprint = _measure_fingerprint(pool, training, opened, config.data, mirrors, store, reporter)
             head = store_head(fingerprint, opened.labels, config.data)
             key = hash_of(head)
             root, cases = store / key[:12], (*training, *validation)
@@ -134,7 +139,7 @@ def preprocess_on_cluster(
             # Until all cases are whole this is not a store.
             (root / "store.json").remove()
             work = PreprocessWork(fingerprint, opened.labels, config.data)
-            outcomes = run_cohort(pool, work, cases, Cohort([mirror], root, key, "preprocess"), reporter)
+            outcomes = run_cohort(pool, work, cases, Cohort(mirrors, root, key, "preprocess"), reporter)
             if not any(outcome.problem for outcome in outcomes):
                 (root / "store.json").write_json({**head, "key": key, "cases": names})
     return root, outcomes
@@ -145,12 +150,12 @@ def _measure_fingerprint(
     training: Sequence[Case],
     dataset: Dataset,
     config: DataConfig,
-    mirror: Mirror,
+    mirrors: Sequence[Mirror],
     store: Place,
     reporter: Reporter,
 ) -> Fingerprint:
     """Measure the fingerprint of the training cases; keep it beside the store, for ``fit --store``."""
-    cohort = Cohort([mirror], store, "", "fingerprint")
+    cohort = Cohort(mirrors, store, "", "fingerprint")
     labels, channels = dataset.labels, dataset.channels
     sources: dict[int, list[Source]] = {}
     failed: list[Failed] = []
@@ -161,10 +166,10 @@ def _measure_fingerprint(
 
     for number, case in enumerate(training):
         try:
-            sources[number] = [cohort.source(path) for path in (case.image, case.label) if path]
+            sources[number] = cohort.sources(sources_of(case))
         except Exception as error:
             fail(number, str(failure_of(error)), ours=True)
-    if mirror.place.local is not None:
+    if all(mirror.place.local is not None for mirror in mirrors):
         name = fingerprint_path(Path(), tuple(training), labels, config, channels).name
     else:
         stamps = [[training[number].id, cohort.stamp(found)] for number, found in sources.items()]

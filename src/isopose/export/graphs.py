@@ -1,4 +1,4 @@
-"""The computation graphs of an exported model, from frames in Hounsfield units to labels in the frames.
+"""The computation graphs of an exported model, from frames in the scan's values to labels in the frames.
 
 There are two graphs each for models of slices and of volumes. The first takes a whole scan and returns theta1
 · theta2 of each slice or of the scan; the second crops, segments and restores with it.
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isopose.data.normalization import Intensity, Scale
+from isopose.data.normalization import Intensity, Scaling
 from isopose.geometry.warp import compose
 from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
@@ -19,15 +19,30 @@ from isopose.scan.volume import volume_pose
 
 
 class Normalize(nn.Module):
-    """Normalize tensors as :meth:`isopose.data.normalization.Scale.normalize` does arrays."""
+    """Normalize tensors as :mod:`isopose.data.normalization` does arrays.
 
-    def __init__(self, scale: Scale) -> None:
+    Args:
+        scaling: of the model's channel: one scale for all scans, or a scale of each scan.
+    """
+
+    def __init__(self, scaling: Scaling) -> None:
         super().__init__()
-        self.scale = scale
+        self.scaling = scaling
 
-    def forward(self, hu: Tensor) -> Tensor:
-        """Clip and z-score HU values of any shape."""
-        return (hu.clamp(self.scale.low, self.scale.high) - self.scale.mean) / max(self.scale.sd, 1e-8)
+    def forward(self, values: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Clip and z-score values of any shape.
+
+        Args:
+            values: as scanned.
+            scale: ``(4,)`` low, high, mean and sd of the scan, where each scan has its own.
+        """
+        if isinstance(self.scaling, Intensity):
+            one = self.scaling
+            return (values.clamp(one.low, one.high) - one.mean) / max(one.sd, 1e-8)
+        assert scale is not None, "an input of the graphs where each scan has its own"
+        low, high, mean, sd = scale.unbind()
+        normalized = (values.clamp(low, high) - mean) / sd.clamp(min=1e-8)
+        return normalized.clamp(self.scaling.air, self.scaling.top)
 
 
 class _Graph(nn.Module):
@@ -37,9 +52,7 @@ class _Graph(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        scale = model.fingerprint.channels[0].scale
-        assert isinstance(scale, Intensity), "refused before: a graph knows one scale for all scans"
-        self.normalize = Normalize(scale)
+        self.normalize = Normalize(model.fingerprint.channels[0].scale)
         self.pipeline = model.pipeline
         self.config = model.config
         classes = np.arange(model.labels.classes)
@@ -49,15 +62,18 @@ class _Graph(nn.Module):
 class PoseGraph(_Graph):
     """STN1 and STN2 of all slices of a scan."""
 
-    def forward(self, hu: Tensor, mask: Tensor, z_mm: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, values: Tensor, mask: Tensor, z_mm: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return theta1 · theta2 ``(Z, 3, 3)`` and the confidence of the poses ``(Z,)``.
 
         Args:
-            hu: ``(Z, 1, S, S)`` float32 frames, feet to head, of slices that show a body.
+            values: ``(Z, 1, S, S)`` float32 frames, feet to head, of slices that show a body.
             mask: ``(Z, 1, S, S)`` float32, foreground.
             z_mm: ``(Z,)`` positions along the scan.
+            scale: ``(4,)``, see :class:`Normalize`.
         """
-        image = self.normalize(hu)
+        image = self.normalize(values, scale)
         slices = _slice_poses(self.pipeline.pose, image, mask, self.config.predict.min_pose_dice)
         initial, confidence, _ = scan_poses(self.pipeline.pose, slices, z_mm)
         transforms = self.pipeline.transforms(image, mask, initial)
@@ -68,15 +84,18 @@ class PoseGraph(_Graph):
 class SegmentGraph(_Graph):
     """Crop, segment with the U-Net, and restore to the frame."""
 
-    def forward(self, hu: Tensor, frame_from_crop: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, values: Tensor, frame_from_crop: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return label values ``(N, S, S)`` uint8 and probabilities ``(N, classes, S, S)`` in the frame.
 
         Args:
-            hu: ``(N, 1, S, S)`` float32 frames.
+            values: ``(N, 1, S, S)`` float32 frames.
             frame_from_crop: ``(N, 3, 3)``, from :class:`PoseGraph`.
+            scale: ``(4,)``, see :class:`Normalize`.
         """
-        crop = self.pipeline.cut(self.normalize(hu), frame_from_crop)
-        size = (hu.shape[2], hu.shape[3])
+        crop = self.pipeline.cut(self.normalize(values, scale), frame_from_crop)
+        size = (values.shape[2], values.shape[3])
         probabilities = restore(self.pipeline.probabilities(crop), frame_from_crop, size)
         return self.values[probabilities.argmax(dim=1)], probabilities
 
@@ -84,17 +103,20 @@ class SegmentGraph(_Graph):
 class VolumePoseGraph(_Graph):
     """STN1 and STN2 of a scan as a whole."""
 
-    def forward(self, hu: Tensor, mask: Tensor, shown: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, values: Tensor, mask: Tensor, shown: Tensor, apart: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return theta1 · theta2 ``(1, 4, 4)``, ``stack_from_crop``, and the confidence ``(1,)``.
 
         Args:
-            hu: ``(Z, 1, S, S)`` float32 frames of all slices, feet to head.
+            values: ``(Z, 1, S, S)`` float32 frames of all slices, feet to head.
             mask: ``(Z, 1, S, S)`` float32, foreground.
             shown: ``(K,)`` int64, indices of the slices with a body, in order.
             apart: ``(1,)`` distance between neighboring slices, in sides of the frame.
+            scale: ``(4,)``, see :class:`Normalize`.
         """
         pipeline = self.pipeline
-        image = self.normalize(hu)
+        image = self.normalize(values, scale)
         count = image.shape[0]
         # The same as stack_from_frame in geometry/frame.py and places in scan/volume.py.
         one = torch.ones_like(apart)
@@ -111,19 +133,22 @@ class VolumePoseGraph(_Graph):
 class VolumeSegmentGraph(_Graph):
     """Crop, segment with the U-Net, and restore to the stack of frames."""
 
-    def forward(self, hu: Tensor, shown: Tensor, stack_from_crop: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, values: Tensor, shown: Tensor, stack_from_crop: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return label values ``(Z, S, S)`` uint8 and probabilities ``(Z, classes, S, S)`` in the frames.
 
         Args:
-            hu: ``(Z, 1, S, S)`` float32 frames, as for :class:`VolumePoseGraph`.
+            values: ``(Z, 1, S, S)`` float32 frames, as for :class:`VolumePoseGraph`.
             shown: ``(K,)`` int64, indices of the slices with a body; all others become background.
             stack_from_crop: ``(1, 4, 4)``, from :class:`VolumePoseGraph`.
+            scale: ``(4,)``, see :class:`Normalize`.
         """
-        stack = self.normalize(hu).transpose(0, 1)[None]
+        stack = self.normalize(values, scale).transpose(0, 1)[None]
         crop = self.pipeline.probabilities(self.pipeline.cut(stack, stack_from_crop))
-        probabilities = restore(crop, stack_from_crop, (hu.shape[0], hu.shape[2], hu.shape[3]))
-        body = torch.zeros(hu.shape[0], device=hu.device).scatter(0, shown, 1.0)[:, None, None, None]
-        background = torch.eye(self.pipeline.classes, 1, device=hu.device)[None, :, :, None]
+        probabilities = restore(crop, stack_from_crop, (values.shape[0], values.shape[2], values.shape[3]))
+        body = torch.zeros(values.shape[0], device=values.device).scatter(0, shown, 1.0)[:, None, None, None]
+        background = torch.eye(self.pipeline.classes, 1, device=values.device)[None, :, :, None]
         slices = body * probabilities[0].transpose(0, 1) + (1.0 - body) * background
         return self.values[slices.argmax(dim=1)], slices
 

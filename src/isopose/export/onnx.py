@@ -1,8 +1,9 @@
 """Export a model as two ONNX graphs, which contain the networks and everything between them.
 
 ``poses.onnx`` takes all slices of a scan and returns theta1 · theta2 of each slice or of the scan;
-``segment.onnx`` crops, segments and restores with it (``export/graphs.py``). Both take Hounsfield units and
-normalize them, and the second returns stored label values, so that a caller cannot get these steps wrong.
+``segment.onnx`` crops, segments and restores with it (``export/graphs.py``). Both take the scan's values and
+normalize them, and the second returns stored label values, so that a caller cannot get these steps wrong. Of
+a model that normalizes each scan by itself both take the scan's scale, too.
 ``export.json`` describes how a scan is turned into frames. The graphs compute in float32 what
 :func:`isopose.inference.predict.predict` does, except that crops that cut a structure are not widened.
 """
@@ -35,8 +36,8 @@ def export_onnx(model: Model, folder: Path) -> None:
     """Write ``poses.onnx``, ``segment.onnx`` and ``export.json``; files of these names are overwritten.
 
     Raises:
-        InputError: the model sees neighbors of a slice or several channels, normalizes by scan, or has the
-            roll network of any contrast, or the extra ``onnx`` is not installed.
+        InputError: the model sees neighbors of a slice or several channels, or the extra ``onnx`` is not
+            installed.
     """
     if model.config.unet.context:
         raise InputError(
@@ -53,16 +54,6 @@ def export_onnx(model: Model, folder: Path) -> None:
             f"export: the ONNX graphs see one channel, this model {', '.join(model.channels)}; use --format "
             "monai"
         )
-    if not isinstance(model.fingerprint.channels[0].scale, Intensity):
-        raise InputError(
-            "export: the ONNX graphs normalize all scans alike, this model each by itself "
-            "(data.normalization); use --format monai"
-        )
-    if model.config.pose.start == "anatomy" and model.config.pose.contrast == "any":
-        raise InputError(
-            "export: the ONNX graphs have the roll network of CT, this model that of any contrast "
-            "(pose.contrast); use --format monai"
-        )
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -72,20 +63,24 @@ def export_onnx(model: Model, folder: Path) -> None:
     # export.json is written last: if it exists, the graphs beside it are complete and belong to it.
     (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
-    hu, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
+    values, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
+    name = "hu" if model.modality == "ct" else "values"
+    last: dict[str, Tensor] = {}
+    if not isinstance(model.fingerprint.channels[0].scale, Intensity):
+        last["scale"] = torch.tensor([0.0, 1.0, 0.5, 0.5])
     fast = for_prediction(model)
     if model.config.dims == 3:
         theta, numbers = torch.eye(4)[None], torch.arange(TRACED - 2)
         _write(
             VolumePoseGraph(model),
-            {"hu": hu, "mask": mask, "shown": numbers, "apart": torch.full((1,), 0.02)},
+            {name: values, "mask": mask, "shown": numbers, "apart": torch.full((1,), 0.02), **last},
             ("slices", "slices", "bodies", None),
             folder / "poses.onnx",
             ("stack_from_crop", "confidence"),
         )
         _write(
             VolumeSegmentGraph(fast),
-            {"hu": hu, "shown": numbers, "stack_from_crop": theta},
+            {name: values, "shown": numbers, "stack_from_crop": theta, **last},
             ("slices", "bodies", None),
             folder / "segment.onnx",
             ("labels", "probabilities"),
@@ -94,14 +89,14 @@ def export_onnx(model: Model, folder: Path) -> None:
         theta, z_mm = torch.eye(3).repeat(TRACED, 1, 1), torch.arange(TRACED, dtype=torch.float32)
         _write(
             PoseGraph(model),
-            {"hu": hu, "mask": mask, "z_mm": z_mm},
+            {name: values, "mask": mask, "z_mm": z_mm, **last},
             ("slices", "slices", "slices"),
             folder / "poses.onnx",
             ("frame_from_crop", "confidence"),
         )
         _write(
             SegmentGraph(fast),
-            {"hu": hu, "frame_from_crop": theta},
+            {name: values, "frame_from_crop": theta, **last},
             ("batch", "batch"),
             folder / "segment.onnx",
             ("labels", "probabilities"),
@@ -111,16 +106,21 @@ def export_onnx(model: Model, folder: Path) -> None:
 
 def description(model: Model) -> dict[str, Any]:
     """Return how a scan is turned into frames, and what the labels mean; it identifies no patient."""
+    scaling = model.fingerprint.channels[0].scale
     return {
         "isopose": __version__,
         "model_sha256": model.weights_sha256,
         "labels": dict(model.labels.values),
         "classes": ["background", *model.labels.names],
         "dims": model.config.dims,
+        "modality": model.modality,
+        "normalization": "ct"
+        if isinstance(scaling, Intensity)
+        else {"method": scaling.method, "percentiles": list(scaling.percentiles)},
         "frame": {
             "size": model.config.data.size,
             "fov_mm": usual_fov(model.fingerprint, model.config.data),
-            "body_threshold_hu": model.config.data.body_threshold_hu,
+            **({"body_threshold_hu": model.config.data.body_threshold_hu} if model.modality == "ct" else {}),
         },
     }
 
@@ -137,10 +137,12 @@ def _write(
     Args:
         graph: the module to export.
         given: example inputs, by name.
-        free: for each input, the name of its first axis if its length is dynamic, otherwise None.
+        free: for the first inputs, the name of the first axis if its length is dynamic, otherwise None; the
+            axes of all others are fixed.
         path: of the file.
         outputs: names of the outputs.
     """
+    free = (*free, *[None] * (len(given) - len(free)))
     axes = {name: torch.export.Dim(name, min=2, max=MOST) for name in free if name is not None}
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
         # The exporter warns about its own internals, and about axes that share a name.

@@ -80,6 +80,7 @@ def prediction_record(
     return {
         **{key: v for key, v in provenance(ensemble, input_hash, correction, mask).items() if v is not None},
         **_computed(lead),
+        "modality": lead.modality,
         "volumes_ml": volumes_ml(prediction, ensemble.labels),
         **({"removed_ml": dict(prediction.removed_ml)} if ensemble.rules else {}),
         "warnings": list(prediction.warnings),

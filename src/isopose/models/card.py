@@ -29,6 +29,7 @@ def model_card(model: Model) -> str:
         versions=versions(),
         names=", ".join(model.labels.names),
         channels=" and ".join(model.channels),
+        ct=model.modality == "ct",
         how=_how(model),
         sha=model.weights_sha256,
         patients=_patients(model.info.training),
@@ -90,9 +91,15 @@ def _rows(model: Model) -> Iterator[tuple[str, ...]]:
         if isinstance(scale, Intensity):
             three = (scale.low, scale.median, scale.high)
             low, high = scale.percentiles
-            which = "HU" if seen.channels == (channel,) else f"{channel.name}, HU"
-            name = f"what is marked ({which}, percentiles {low:g} and {high:g})"
+            unit = ["HU"] if _is_ct(model, channel.name) else []
+            which = ", ".join([*([] if seen.channels == (channel,) else [channel.name]), *unit])
+            name = f"what is marked ({which}{', ' if which else ''}percentiles {low:g} and {high:g})"
             yield (name, *(f"{value:.0f}" for value in three))
+
+
+def _is_ct(model: Model, channel: str) -> bool:
+    """Return whether a channel's values are Hounsfield units."""
+    return model.modality == "ct" if len(model.channels) == 1 else channel.casefold() == "ct"
 
 
 def _validation(model: Model) -> str:

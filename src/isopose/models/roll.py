@@ -246,10 +246,30 @@ def scaled_by_own_body(image: Tensor, mask: Tensor) -> Tensor:
         mask: the same shape, in [0, 1]; the body is where it is above 0.5.
     """
     # Every other pixel is enough for percentiles.
-    few = torch.where(mask > 0.5, image, torch.nan)[..., ::2, ::2].flatten(1)
-    shares = few.new_tensor(OWN_PERCENTILES) / 100.0
-    low, high = few.nanquantile(shares, dim=1).nan_to_num(0.0)[:, :, None, None, None]
+    few, inside = (values[..., ::2, ::2].flatten(1) for values in (image, mask > 0.5))
+    low, high = (_quantile(few, inside, p / 100.0)[:, :, None, None] for p in OWN_PERCENTILES)
     return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0)
+
+
+def _quantile(values: Tensor, inside: Tensor, share: float) -> Tensor:
+    """Return a quantile of part of each row, interpolated linearly as by :func:`torch.nanquantile`.
+
+    That function cannot be exported to ONNX.
+
+    Args:
+        values: ``(N, K)``.
+        inside: ``(N, K)`` booleans, the part; of a row without any the result is 0.
+        share: from 0 to 1.
+
+    Returns:
+        ``(N, 1)``.
+    """
+    count = inside.sum(dim=1, keepdim=True)
+    ascending = torch.where(inside, values, torch.inf).sort(dim=1).values
+    rank = share * (count - 1).clamp(min=0).to(values.dtype)
+    below, above = (ascending.gather(1, place.long()) for place in (rank.floor(), rank.ceil()))
+    between = torch.lerp(below, above, rank - rank.floor())
+    return torch.where(count > 0, between, torch.zeros_like(between))
 
 
 def roll_input_of_masked(image: Tensor, mask: Tensor) -> RollInput:

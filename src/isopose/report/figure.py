@@ -25,6 +25,9 @@ WINDOW_HU = (-160.0, 240.0)
 #: Maximum size of a picture in bytes, which keeps reports with many pictures small.
 LARGEST_PICTURE = 400_000
 
+#: Most voxels of a scan from which its display range is computed.
+_VOXELS = 1_000_000
+
 _BACKGROUND, _INK, _QUIET, _WARNING = "#101418", "#f2f4f6", "#a9b4be", "#ffc14d"
 _FRAME, _REFERENCE, _CROP, _TRUTH = "#56b4e9", "#ff8fc7", "#ff7f50", "#ffffff"
 
@@ -53,6 +56,7 @@ class Steps:
         crop_classes: ``(M, M)`` class indices predicted in the crop.
         native_classes: ``(H, W)`` restored class indices.
         native_truth: ``(H, W)`` true class indices, where known.
+        native_window: display range of the native image; None: by its values.
         heading: short name of the slice.
         lines: text beside the slice (pose, scale, confidence).
         warnings: problems of the slice.
@@ -70,6 +74,7 @@ class Steps:
     crop_classes: np.ndarray
     native_classes: np.ndarray
     native_truth: np.ndarray | None = None
+    native_window: tuple[float, float] | None = None
     heading: str = ""
     lines: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -108,6 +113,23 @@ def window(image: np.ndarray) -> tuple[float, float]:
         return WINDOW_HU
     low, high = (float(v) for v in np.percentile(image, [0.5, 99.5]))
     return (low, high) if high > low else (low - 1.0, low + 1.0)
+
+
+def window_of_scan(array: np.ndarray) -> tuple[float, float]:
+    """Return the display range of a scan whose values have no unit, such as MR, the same for all its slices.
+
+    From the first percentile, which is air, to the 99.5th of what is brighter than the mean, which is patient
+    however small in the picture.
+
+    Args:
+        array: any shape, finite.
+    """
+    few = array.reshape(-1)[:: -(-array.size // _VOXELS)].astype(np.float64)
+    bright = few[few > few.mean()]
+    if not bright.size:
+        return float(few[0]) - 1.0, float(few[0]) + 1.0
+    low, high = float(np.percentile(few, 1.0)), float(np.percentile(bright, 99.5))
+    return low, high
 
 
 def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str]) -> Figure:
@@ -149,7 +171,7 @@ def _draw_row(row: Steps, cells: list[Axes], colors: tuple[str, ...]) -> None:
             spine.set_color("#2b333b")
     native, frame, homogenized, cropped, predicted, restored = cells
     for axes in (native, restored):
-        _show_image(axes, row.native, aspect)
+        _show_image(axes, row.native, aspect, row.native_window)
         _mark_sides(axes)
     _draw_box(native, row.frame_outline, _FRAME)
     _widen(native, row.frame_outline)
@@ -169,8 +191,10 @@ def _draw_row(row: Steps, cells: list[Axes], colors: tuple[str, ...]) -> None:
             _draw_outline(restored, row.native_truth == index, _TRUTH, 0.7)
 
 
-def _show_image(axes: Axes, image: np.ndarray, aspect: float = 1.0) -> None:
-    low, high = window(image)
+def _show_image(
+    axes: Axes, image: np.ndarray, aspect: float = 1.0, ends: tuple[float, float] | None = None
+) -> None:
+    low, high = window(image) if ends is None else ends
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, origin="upper")
     # A frame may reach beyond the image; the axes stay on it, else the image would shrink to make room.
     axes.set_autoscale_on(False)

@@ -16,7 +16,7 @@ from isopose.inference.predict import Prediction
 from isopose.inference.predictors import crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.restore import most_probable
-from isopose.report.figure import Steps, draw_steps
+from isopose.report.figure import Steps, draw_steps, window_of_scan
 from isopose.scan.find import channels_of
 
 #: Slices of a scan that are drawn.
@@ -43,8 +43,10 @@ def steps_of(
     true_classes = None if truth is None else model.labels.to_classes(apply(truth.array))
     if true_classes is not None:
         true_classes *= structures(true_classes)
+    # Brightness of MR may differ along a scan, and must not differ between its pictures.
+    ends = None if model.modality == "ct" else window_of_scan(upright.array)
     return [
-        _show_slice(model, upright, prediction, classes, true_classes, int(z))
+        _show_slice(model, upright, prediction, classes, true_classes, int(z), ends)
         for z in chosen_slices(prediction, classes, true_classes, rows)
     ]
 
@@ -69,6 +71,7 @@ def _show_slice(
     classes: np.ndarray,
     truth: np.ndarray | None,
     z: int,
+    ends: tuple[float, float] | None,
 ) -> Steps:
     pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
     device = pipeline.pose.reference_mask.device
@@ -99,6 +102,7 @@ def _show_slice(
         crop_classes=most_probable(answer)[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],
+        native_window=ends,
         frame_image=prepared.image[z],
         frame_mask=prepared.mask[z],
         heading=f"slice {z}",

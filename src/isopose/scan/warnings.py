@@ -1,18 +1,21 @@
 """Warnings about the pose and crop of one scan, one line for each kind."""
 
 import math
+from typing import Final
 
 import numpy as np
 
-from isopose.config import PredictConfig
+from isopose.config import Contrast, PredictConfig
 from isopose.geometry.pose import POSE_SIZE
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer
 from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.prior import TURNED
 
-#: Mean logit from which a scan counts as mirrored. Of 500 unseen phantoms none comes near it (at most 0.2),
-#: 98 % exceed it when mirrored; two real scans, turned and scaled in 120 ways, have at most -1.8.
-MIRRORED = 0.7
+#: Mean logit from which a scan counts as mirrored, by what the roll network sees. CT: of 500 unseen phantoms
+#: none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled in 120
+#: ways, have at most -1.8. Any contrast: of 48 phantoms in MR one has 0.2 and the others less than 0, 20
+#: exceed it when mirrored (8 would exceed 0.7); 20 MR made of real CT have at most 0.0.
+MIRRORED: Final[dict[Contrast, float]] = {"ct": 0.7, "any": 0.4}
 
 
 def pose_warnings(
@@ -47,7 +50,7 @@ def pose_warnings(
         doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
             lines.append(f"it is not sure which way up the patient lies{doubted}")
-        if total and float(scan.mirrored[has_body].mean()) > MIRRORED:
+        if total and float(scan.mirrored[has_body].mean()) > MIRRORED[config.contrast]:
             lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
     low = _where(scan, has_body & (scan.agreement < settings.min_pose_dice))
     if low is not None and (joint or config.learned or config.start != "identity"):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from isopose.config import Modality
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation, label_maps
 from isopose.files import hash_of, read_json, read_text, replacing, write_json, write_text
@@ -19,7 +20,7 @@ from isopose.inference.files import find_scans, record_name
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
 from isopose.labels import Labels, class_colors
-from isopose.report.figure import window
+from isopose.serve.values import shown_values
 from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
 
 #: Maximum length of a comment in characters.
@@ -45,6 +46,7 @@ class Reviewed:
         against: another prediction of the case, if given.
         scores: of the prediction, if there is a reference.
         scores_against: of the other prediction, if there is a reference.
+        modality: of the scan, if known.
     """
 
     case: str
@@ -55,6 +57,7 @@ class Reviewed:
     against: Path | None
     scores: CaseScores | None
     scores_against: CaseScores | None
+    modality: Modality | None
 
     @property
     def key(self) -> str:
@@ -122,7 +125,7 @@ def open_cohort(
     if not found:
         raise InputError(f"{predictions}: expected a folder of predicted label maps, found none")
     records = {case: _read_record(path.with_name(record_name(case))) for case, path in found.items()}
-    known_images, known_truths, named = _read_dataset(truth)
+    known_images, known_truths, named, channels = _read_dataset(truth)
     if images is not None:
         known_images = {scan.name: scan.path for scan in find_scans([images])}
     others = label_maps(against) if against is not None else {}
@@ -140,6 +143,7 @@ def open_cohort(
             others.get(case),
             ours.get(case),
             theirs.get(case),
+            _modality_of(records[case], channels),
         )
         for case, path in sorted(found.items())
     )
@@ -149,23 +153,40 @@ def open_cohort(
 
 def _read_dataset(
     truth: Path | None,
-) -> tuple[dict[str, Path], dict[str, Path], Mapping[str, int] | None]:
-    """Return scans by case, label maps by case, and the labels' stored values, as far as they are known."""
+) -> tuple[dict[str, Path], dict[str, Path], Mapping[str, int] | None, tuple[str, ...] | None]:
+    """Return scans and label maps by case, the labels' stored values and the channels, as far as known."""
     if truth is None:
-        return {}, {}, None
+        return {}, {}, None, None
     if truth.is_dir() and not (truth / "dataset.json").exists() and (maps := label_maps(truth)):
         beside = truth.with_name(truth.name.replace("labels", "images"))
         scans = {}
         if beside != truth and beside.is_dir():
             scans = {scan.name: scan.path for scan in find_scans([beside])}
-        named = open_dataset(truth.parent).labels.stored if (truth.parent / "dataset.json").exists() else None
-        return scans, maps, named
+        if not (truth.parent / "dataset.json").exists():
+            return scans, maps, None, None
+        around = open_dataset(truth.parent)
+        return scans, maps, around.labels.stored, around.channels
     dataset = open_dataset(truth)
     return (
         {case.id: case.image for case in dataset.cases},
         {case.id: case.label for case in dataset.cases if case.label is not None},
         dataset.labels.stored,
+        # A table says nothing of its scans.
+        None if dataset.layout == "manifest" else dataset.channels,
     )
+
+
+def _modality_of(record: Mapping[str, Any], channels: tuple[str, ...] | None) -> Modality | None:
+    """Return the modality of the scan that is shown, of several channels the first; None: nothing says it.
+
+    Args:
+        record: of the prediction; with several channels it tells of the one that shows the pose.
+        channels: names of the dataset's channels, if there is a dataset.
+    """
+    recorded = record.get("modality")
+    if (channels is None or len(channels) == 1) and recorded in ("ct", "mr"):
+        return "mr" if recorded == "mr" else "ct"
+    return None if channels is None else "ct" if channels[0].casefold() == "ct" else "mr"
 
 
 class Decisions:
@@ -235,8 +256,10 @@ def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
     upright, shown = image.reoriented(), cohort.labels.to_classes(labels.reoriented().array)
     marked = (shown > 0).sum(axis=(1, 2))
     z = int(marked.argmax()) if marked.any() else len(marked) // 2
-    low, high = window(upright.array[z])
-    gray = np.clip((upright.array[z].astype(np.float32) - low) / (high - low), 0, 1) * 255
+    # The pictures of the table look like that of the case.
+    values = shown_values(upright.array, case.modality)
+    low, high = values.usual
+    gray = np.clip((values.stored(upright.array[z]).astype(np.float32) - low) / (high - low), 0, 1) * 255
     picture = np.repeat(gray[..., None], 3, axis=2)
     for index, color in enumerate(class_colors(cohort.labels.names), start=1):
         tint = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
@@ -270,7 +293,7 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
         else:
             blank = read_labels(case.prediction)
             image = blank.with_array(np.zeros(blank.array.shape, np.int16))
-        upright = write_scan(place, image)
+        upright, values = write_scan(place, image, case.modality)
         shown = {"labels": case.prediction, "truth": case.truth, "against": case.against}
         for name, path in shown.items():
             if path is not None and path.exists():
@@ -280,7 +303,7 @@ def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
         there = [name for name in shown if (place / f"{name}.nii").exists()]
         write_json(
             place / "view.json",
-            {"format": FORMAT, **about(upright, cohort.labels), "best": best, "maps": there},
+            {"format": FORMAT, **about(upright, cohort.labels, values), "best": best, "maps": there},
         )
     else:
         (place / "view.json").touch()

@@ -2,8 +2,8 @@
 
 ``view/``, beside a job's results, holds
 
-* ``scan.nii`` (int16) and ``labels.nii`` (uint8, class indices), reoriented so that the model's slices lie
-  along z, uncompressed, which saves time on both sides;
+* ``scan.nii`` (int16, what the numbers stand for is in ``view.json``) and ``labels.nii`` (uint8, class
+  indices), reoriented so that the model's slices lie along z, uncompressed, which saves time on both sides;
 * ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice; for
   models of volumes the planes of the homogenized volume that meet the slices in their center;
 * ``view.json``, everything else; it is written last.
@@ -19,7 +19,7 @@ import torch
 from contourpy import contour_generator
 from torch import Tensor
 
-from isopose.config import Plane
+from isopose.config import Modality, Plane
 from isopose.data.drawn import structures
 from isopose.data.normalization import Scale
 from isopose.files import read_json, replacing, write_json
@@ -31,9 +31,10 @@ from isopose.io.images import read_volume, write_image
 from isopose.labels import Labels, class_colors
 from isopose.models.folder import Model
 from isopose.scan.correction import outline_of
+from isopose.serve.values import Shown, shown_values
 
 #: Version of the files in ``view/``.
-FORMAT = 3
+FORMAT = 4
 #: Pixels along a side of a homogenized slice on the page.
 SHOWN = 256
 #: Slices homogenized at a time.
@@ -64,16 +65,16 @@ def write_view(
     for path in (folder / "view.json", *folder.glob("reduced-*")):
         path.unlink(missing_ok=True)
     plane = model.config.data.plane
-    upright = write_scan(folder, volume, plane)
+    upright, shown = write_scan(folder, volume, model.modality, plane)
     write_label_map(folder, prediction.labels, model.labels, plane=plane)
     write_steps = _write_steps if model.config.dims == 2 else _write_planes
-    steps = write_steps(folder, model, prediction)
+    steps = write_steps(folder, model, prediction, shown)
     known = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
     write_json(
         folder / "view.json",
         {
             "format": FORMAT,
-            **about(upright, model.labels),
+            **about(upright, model.labels, shown),
             **{key: record[key] for key in (*known, "frame", "confidence", "agreement") if key in record},
             "corrected": "correction_sha256" in record,
             "image_sha256": record["input_sha256"],
@@ -85,11 +86,18 @@ def write_view(
     )
 
 
-def about(upright: Volume, labels: Labels) -> dict[str, Any]:
-    """Return the grid of a reoriented scan, and the labels' names and colors by class."""
+def about(upright: Volume, labels: Labels, shown: Shown) -> dict[str, Any]:
+    """Return what a page needs to know of a scan: its grid, its values, and the labels.
+
+    Args:
+        upright: the reoriented scan.
+        labels: whose names and colors are listed by class.
+        shown: how its values are stored and shown.
+    """
     return {
         "shape": list(upright.array.shape),
         "spacing": [float(value) for value in upright.spacing],
+        "values": shown.to_json(),
         "reduced": list(reduction((upright.array.shape[0], upright.array.shape[1], upright.array.shape[2]))),
         "labels": [
             {"name": name, "color": color}
@@ -98,15 +106,15 @@ def about(upright: Volume, labels: Labels) -> dict[str, Any]:
     }
 
 
-def write_scan(folder: Path, volume: Volume, plane: Plane = "axial") -> Volume:
-    """Write ``scan.nii``; return the scan with the slices of a plane along z."""
+def write_scan(
+    folder: Path, volume: Volume, modality: Modality | None, plane: Plane = "axial"
+) -> tuple[Volume, Shown]:
+    """Write ``scan.nii``; return the scan with the slices of a plane along z, and how its values are shown."""
     upright = volume.reoriented(plane)
-    array = upright.array
-    if array.dtype != np.int16:
-        limits = np.iinfo(np.int16)
-        array = np.clip(np.rint(array), limits.min, limits.max).astype(np.int16)
+    shown = shown_values(upright.array, modality)
+    array = shown.stored(upright.array)
     write_image(Volume(np.ascontiguousarray(array), upright.world_from_index), folder / "scan.nii")
-    return upright
+    return upright, shown
 
 
 def write_label_map(
@@ -121,34 +129,34 @@ def write_label_map(
 
 
 @torch.inference_mode()
-def _write_steps(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
+def _write_steps(folder: Path, model: Model, prediction: Prediction, shown: Shown) -> dict[str, Any]:
     pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
     size, side = min(SHOWN, model.config.data.size), model.config.unet_size
-    air = round(prepared.scale.low)
+    air = shown.stored(np.array(prepared.scale.low))
     homogenized = np.full((slices, size, size), air, np.int16)
     crop = np.full((slices, side, side), air, np.int16)
-    shown = np.flatnonzero(records.has_body)
-    for first in range(0, len(shown), BATCH):
-        rows = shown[first : first + BATCH]
+    with_body = np.flatnonzero(records.has_body)
+    for first in range(0, len(with_body), BATCH):
+        rows = with_body[first : first + BATCH]
         image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
         theta1 = matrix_from_pose(torch.from_numpy(records.pose[rows]).to(device))
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
         for out, matrix, pixels in ((homogenized, theta1, size), (crop, theta, side)):
             seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
-            out[rows] = _convert_to_hounsfield(prepared.scale, seen[:, 0])
+            out[rows] = _store(shown, prepared.scale, seen[:, 0])
     _write_arrays(folder, homogenized=homogenized, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
-        **_describe_steps(model, prepared.scale),
+        **_describe_steps(model, prepared.scale, shown),
         # A correction belongs to this reference outline.
         "reference": {"center": list(outline.center), "spread": list(outline.spread)},
     }
 
 
 @torch.inference_mode()
-def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[str, Any]:
+def _write_planes(folder: Path, model: Model, prediction: Prediction, shown: Shown) -> dict[str, Any]:
     """Write, for each slice of a volume, the homogenized plane that meets it in the frame's center."""
     pipeline, prepared, scan = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the prediction in the crop"
@@ -169,7 +177,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     for matrix, pixels in ((planes, size), (crop_planes, side)):
         theta = compose(stack_from_homogenized, matrix[None])
         seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
-        arrays.append(_convert_to_hounsfield(prepared.scale, seen[0, 0]))
+        arrays.append(_store(shown, prepared.scale, seen[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
     depth = len(prediction.crops)
     nearest = ((z - scan.theta2[0, 2, 3]) / scan.theta2[0, 2, 2] + 1.0) * depth / 2.0
@@ -180,7 +188,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     to_frame = stack_from_homogenized[0].cpu().numpy().astype(float)
     square = scan.theta2[0].astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
     return {
-        **_describe_steps(model, prepared.scale),
+        **_describe_steps(model, prepared.scale, shown),
         "slices": [
             {
                 "slice": int(row),
@@ -194,17 +202,17 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction) -> dict[st
     }
 
 
-def _describe_steps(model: Model, scale: Scale) -> dict[str, Any]:
+def _describe_steps(model: Model, scale: Scale, shown: Shown) -> dict[str, Any]:
     return {
         "outline": contours(model.pipeline.pose.reference_mask),
-        "window": [scale.low, scale.high],
+        "window": list(shown.stored_range(scale.low, scale.high)),
         "crop_enabled": model.config.crop.enabled,
     }
 
 
-def _convert_to_hounsfield(scale: Scale, normalized: Tensor) -> np.ndarray:
-    values = normalized * max(scale.sd, 1e-8) + scale.mean
-    return values.round().cpu().numpy().astype(np.int16)
+def _store(shown: Shown, scale: Scale, normalized: Tensor) -> np.ndarray:
+    """Return normalized values as the numbers of the scan's own picture."""
+    return shown.stored((normalized * max(scale.sd, 1e-8) + scale.mean).cpu().numpy())
 
 
 def _write_arrays(folder: Path, **arrays: np.ndarray) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from isopose.config import Modality
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
 from isopose.homogenize.dataset import homogenize, image_path
@@ -74,7 +75,14 @@ class HomogenizedPatients:
         return {clock: taken[clock] + self.seconds[case][clock] for clock in CLOCKS}
 
 
-def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Reporter) -> HomogenizedPatients:
+def homogenize_patients(
+    dataset: Dataset,
+    root: Path,
+    size: int,
+    reporter: Reporter,
+    *,
+    modality: Literal["auto"] | Modality = "auto",
+) -> HomogenizedPatients:
     """Homogenize every labeled patient once for all arms and seeds of a fold, and time each.
 
     Args:
@@ -82,6 +90,7 @@ def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Repor
         root: folder of nnU-Net's raw dataset.
         size: pixels along a side of the reference's frame.
         reporter: where progress goes.
+        modality: of the scans; ``auto``: as the dataset's channels say.
 
     Raises:
         InputError: a patient cannot be homogenized.
@@ -95,9 +104,8 @@ def homogenize_patients(dataset: Dataset, root: Path, size: int, reporter: Repor
                 record_path(root, case.id).unlink(missing_ok=True)
         timing = _Timing(reporter, [case.id for case in cases], seconds, kept)
         # In this process, for the seconds of others are not counted.
-        outcomes = homogenize(
-            replace(dataset, cases=cases), root, homogenize_config(size=size), reporter=timing
-        )
+        config = homogenize_config(size=size, modality=modality)
+        outcomes = homogenize(replace(dataset, cases=cases), root, config, reporter=timing)
         problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
         if problems:
             raise InputError(f"{problems[0]} ({len(problems)} such; leave out the patients or the arm)")

@@ -182,7 +182,7 @@ def _predict_homogenized(
         meter: measures the time, with reading, homogenizing, restoring and writing.
     """
     pipeline = Pipeline(model)
-    segment = wrap(lambda image: pipeline.predict(image).labels, reference=source)
+    segment = wrap(lambda image: pipeline.predict(image).labels, reference=source, modality=model.modality)
     output.mkdir(parents=True, exist_ok=True)
     with meter.counting("predict") as progress:
         for done, scan in enumerate(scans, start=1):

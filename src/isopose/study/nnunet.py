@@ -84,7 +84,11 @@ def train(
     training, validation = split_patients(dataset, config.train.folds, config.train.fold, config.train.seed)
     _set_environment(folder, shared)
     raw = shared / "raw" / NAME
-    homogenized = homogenize_patients(dataset, raw, config.data.size, meter) if peer.homogenized else None
+    homogenized = None
+    if peer.homogenized:
+        homogenized = homogenize_patients(
+            dataset, raw, config.data.size, meter, modality=config.data.modality
+        )
     if homogenized is None:
         _write_raw(raw, dataset)
     with _log_output(folder):

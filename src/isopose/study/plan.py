@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from isopose import outputs
-from isopose.config import Config
+from isopose.config import Config, DataConfig
 from isopose.data.body import body_box
 from isopose.data.modality import find_body, modality_of
+from isopose.data.normalization import pose_channel_of
 from isopose.data.splits import check_sides, split_patients
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, sha256, write_json
@@ -109,7 +110,7 @@ def check_options(options: Options) -> None:
 
 
 def _check_source(options: Options) -> None:
-    """Check that the source marks the same structures and holds none of the patients who are tested on.
+    """Check that the source marks the same in scans of the same kind, and holds no patient who is tested on.
 
     Raises:
         InputError: it does not, or does.
@@ -121,6 +122,11 @@ def _check_source(options: Options) -> None:
             f"{', '.join(target.labels.names)}: expected the same labels in the same order (--source-label)"
         )
     tested = {id for fold in range(options.folds) for id in held_out(patients_of(options, fold))}
+    if [name.casefold() for name in source.channels] != [name.casefold() for name in target.channels]:
+        raise InputError(
+            f"{source.root}: the source has the channels {', '.join(source.channels)}, the dataset "
+            f"{', '.join(target.channels)}: expected the same names in the same order"
+        )
     same = _find_same_scans([c for c in target.cases if c.id in tested], source.cases)
     if same:
         mine, its = same[0]
@@ -161,10 +167,12 @@ def _count_bytes(image: Path) -> int:
 def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
     """Return the arms to run, in the order of the tables.
 
-    Those of transfer only with a source, nnU-Net's where it is installed; with names only these.
+    Those of transfer only with a source, nnU-Net's where it is installed, of these the one with poses inside
+    for CT; with names only these.
 
     Raises:
-        InputError: an unknown arm, one of transfer without a source, or nnU-Net's without nnU-Net.
+        InputError: an unknown arm, one of transfer without a source, nnU-Net's without nnU-Net, or the one
+            with poses inside for other scans than CT.
     """
     if names is not None and not names:
         raise InputError(f"--arms: expected some of {', '.join(BY_NAME)}")
@@ -173,15 +181,26 @@ def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
             raise InputError(f"--arms: {name!r} is unknown; expected some of {', '.join(BY_NAME)}")
         if BY_NAME[name].source and options.source is None:
             raise InputError(f"--arms: {name!r} transfers from other patients; name them with --source")
-        if BY_NAME[name].peer:
+        peer = BY_NAME[name].peer
+        if peer:
             nnunet.require()
+            if peer.posed and not _is_of_ct(options):
+                raise InputError(
+                    f"--arms: {name!r} finds poses in CT, and the dataset's first channel is another; leave "
+                    "that arm out"
+                )
     return [
         arm
         for arm in ARMS
         if (not names or arm.name in names)
         and (options.source is not None or not arm.source)
-        and (arm.peer is None or nnunet.available())
+        and (arm.peer is None or (nnunet.available() and (not arm.peer.posed or _is_of_ct(options))))
     ]
+
+
+def _is_of_ct(options: Options) -> bool:
+    """Return whether nnU-Net's first channel is CT."""
+    return open_dataset(options.dataset, options.labels).channels[0].casefold() == "ct"
 
 
 def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
@@ -366,16 +385,23 @@ def _hash_contents(dataset: Dataset) -> str:
     return hash_of([dataset.labels.stored, *map(list, dataset.labels.regions.items()), contents])
 
 
-def measure_widths(output: Path, datasets: Sequence[Dataset], progress: Progress) -> None:
-    """Measure the body of every case that is scored and not measured yet: its width stands for its size."""
+def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, progress: Progress) -> None:
+    """Measure the body of every case that is scored and not measured yet: its width stands for its size.
+
+    Args:
+        output: the study's folder.
+        datasets: of all folds, with their test cases marked.
+        data: what the scans are of, the body's threshold, the channel that shows it.
+        progress: called with the number of cases that are done, and that of all.
+    """
     known = _read_widths(output)
     wanted = [case for dataset in datasets for case in dataset.cases if case.id in held_out(dataset)]
     # Cases that several datasets share are of one modality.
-    data, channels = load_config().data, datasets[0].channels if datasets else CT
-    modality = modality_of(data, channels)
+    channels = datasets[0].channels if datasets else CT
+    modality, number = modality_of(data, channels), pose_channel_of(data, channels)
     for done, case in enumerate(wanted, start=1):
         if case.id not in known:
-            volume = read_volume(case.image).reoriented()
+            volume = read_volume(case.images[number], modality=modality).reoriented()
             left, _, right, _ = body_box(find_body(volume, data, modality), volume.spacing)
             known[case.id] = round(right - left, 1)
             write_json(output / SIZES, known)

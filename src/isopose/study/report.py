@@ -311,6 +311,7 @@ def _collect_facts(options: Options, results: Results) -> dict[str, str]:
     scans = list({case.case: case for run in runs for case in run.evaluation.cases}.values())
     facts = {
         "Runs": str(len(runs)),
+        "Channels": ", ".join(open_dataset(options.dataset, options.labels).channels),
         "Patients trained and validated on": _count_patients(options),
         "Patients tested on": str(len({case.patient for case in scans})),
     }

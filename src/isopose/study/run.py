@@ -126,7 +126,8 @@ def _run_study(
         settle(output, study.options)
     _report_estimate(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
-        measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], progress)
+        data = config_of(options, options.presets[0], chosen[0], options.seeds[0]).data
+        measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], data, progress)
     failed = [*untried, *_run_all(study, jobs, seconds)]
     message = f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again"
     if failed and not load_results(output):

@@ -20,7 +20,7 @@ DETECTABLE_NOTE = (
 )
 #: Below every table that has the paper's values in it, and below each what is its own.
 PAPER_NOTE = (
-    "Paper: La Barbera et al., ISBI 2021: 80 children with renal tumors, slices of 512 x 512 pixels, one "
+    "Paper: La Barbera et al., ISBI 2021: CT of 80 children with renal tumors, 512 x 512 pixels a slice, one "
     "GPU. Another dataset, another machine: to be compared in order, not in height."
 )
 PAPER_NOTES = {

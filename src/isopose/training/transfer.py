@@ -9,8 +9,14 @@ from isopose.models.folder import Model
 
 #: Settings by section that a model's weights have a meaning for; all others may differ while it learns on.
 OF_THE_MODEL: dict[str, tuple[str, ...]] = {
-    "data": ("size", "pixel_mm", "clip_percentiles", "normalization", "pose_channel", "body_threshold_hu"),
-    "pose": ("start", "learned", "scales", "size", "fill", "max_angle", "max_log_scale", "max_shift"),
+    "data": (
+        *("size", "pixel_mm", "clip_percentiles", "normalization", "pose_channel", "modality"),
+        "body_threshold_hu",
+    ),
+    "pose": (
+        *("start", "contrast", "learned", "scales", "size", "fill", "max_angle", "max_log_scale"),
+        "max_shift",
+    ),
     "crop": ("enabled", "learned", "size", "depth"),
     "unet": (
         *("input", "depth", "context", "context_mm", "base_features", "max_features", "bottleneck"),

@@ -51,14 +51,6 @@ export async function panels(path, signal) {
   return out;
 }
 
-export const WINDOWS = {
-  "soft tissue": [-160, 240],
-  liver: [-15, 155],
-  bone: [-450, 1050],
-  lung: [-1350, 150],
-  wide: [-1000, 1000],
-};
-
 export function rgb(color) {
   return [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
 }

@@ -256,7 +256,7 @@ export class HandView {
   /** Return the slice in the current pose, by nearest neighbor: a preview only. */
   homogenized(theta) {
     const { data, shape: [rows, columns] } = this.planes.native;
-    const { view } = this, out = new Int16Array(PIXELS * PIXELS).fill(-1024);
+    const { view } = this, out = new Int16Array(PIXELS * PIXELS).fill(Math.max(this.window[0], -32768));
     for (let row = 0; row < PIXELS; row++) {
       for (let column = 0; column < PIXELS; column++) {
         const p = [(2 * column + 1) / PIXELS - 1, (2 * row + 1) / PIXELS - 1];

@@ -1,6 +1,6 @@
 // isopose review: a table of cases and a plot on the left, the chosen case on the right.
-import { ask, panels, rgb, WINDOWS } from "/static/api.js";
-import { arrange, element, legend, tabs, themes } from "/static/shared.js";
+import { ask, panels, rgb } from "/static/api.js";
+import { arrange, element, legend, offerWindows, tabs, themes, valueOf } from "/static/shared.js";
 import { paint } from "/static/steps.js";
 import { VolumeView } from "/static/volume.js";
 
@@ -17,7 +17,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 themes(byId("theme"));
 const volume = new VolumeView(byId("volume"), ({ vox, values }) => {
-  if (state.view) byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${Math.round(values[0].value)} HU`;
+  if (state.view) byId("where").textContent = `slice ${vox[2] * (volume.slow ? state.view.reduced[2] : 1)} · ${valueOf(state.view.values, values[0].value)}`;
 });
 let other = null; // The second viewer, made when it is first needed.
 const arrangeSides = arrange(byId("sides"));
@@ -140,7 +140,7 @@ function plot() {
 // ---- one case -----------------------------------------------------------------------------------------------
 
 const KINDS = { labels: "Prediction", truth: "Reference", against: "Other prediction" };
-const windowNow = () => WINDOWS[byId("window").value];
+const windowNow = () => state.view.values.windows[byId("window").value];
 const opacityNow = () => byId("opacity").value / 100;
 
 async function choose(number) {
@@ -179,6 +179,7 @@ async function choose(number) {
   // Another one may have been chosen while this one was read.
   if (state.chosen !== number) return;
   state.view = { ...view, number };
+  offerWindows(byId("window"), view.values);
   state.z = view.best;
   byId("slice").max = view.shape[0] - 1;
   byId("legend").replaceChildren(...legend(view.labels));
@@ -277,8 +278,7 @@ byId("sides").addEventListener("wheel", (event) => {
   const z = state.z - Math.sign(event.deltaY);
   if (z >= 0 && z < state.view.shape[0]) slice(z);
 }, { passive: false });
-byId("window").append(...Object.keys(WINDOWS).map((name) => element("option", { text: name, value: name })));
-byId("window").addEventListener("change", () => { for (const one of volumes()) one.window(windowNow()); draw(); });
+byId("window").addEventListener("change", () => { if (!state.view) return; for (const one of volumes()) one.window(windowNow()); draw(); });
 byId("opacity").addEventListener("input", () => { for (const one of volumes()) one.opacity(opacityNow()); draw(); });
 byId("planes").addEventListener("change", (event) => { for (const one of volumes()) one.planes(event.target.value); });
 for (const id of ["map", "beside"]) byId(id).addEventListener("change", () => present());

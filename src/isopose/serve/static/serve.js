@@ -1,7 +1,7 @@
 // isopose serve: the queue on the left, the chosen scan's result in the middle, volumes and pose on the right.
-import { ask, panels, send, WINDOWS } from "/static/api.js";
+import { ask, panels, send } from "/static/api.js";
 import { HandView } from "/static/hand.js";
-import { confirmed, element, legend, tabs, themes } from "/static/shared.js";
+import { confirmed, element, legend, offerWindows, tabs, themes, valueOf } from "/static/shared.js";
 import { StepsView } from "/static/steps.js";
 import { VolumeView } from "/static/volume.js";
 
@@ -178,7 +178,7 @@ function located({ mm, vox, values }) {
   const marked = state.view.labels[Math.round(values[1]?.value ?? 0) - 1]?.name;
   const { plane, shape } = state.view, step = volume.slow ? state.view.reduced[2] : 1;
   const number = plane === "coronal" ? shape[0] - 1 - vox[1] * step : vox[plane === "sagittal" ? 0 : 2] * step;
-  byId("where").textContent = `slice ${number} · ${place} (mm) · ${Math.round(values[0].value)} HU${marked ? ` · ${marked}` : ""}`;
+  byId("where").textContent = `slice ${number} · ${place} (mm) · ${valueOf(state.view.values, values[0].value)}${marked ? ` · ${marked}` : ""}`;
 }
 
 /** Show the chosen scan's result if there is one that is not shown yet. */
@@ -207,6 +207,7 @@ async function follow() {
   state.view = { ...view, number: job.number, best: again ? before.best : best(view) };
   state.planes = null;
   if (!again) state.z = state.view.best;
+  offerWindows(byId("window"), view.values);
   byId("empty").hidden = true;
   byId("shown").hidden = byId("facts").hidden = false;
   byId("slice").max = view.shape[0] - 1;
@@ -226,7 +227,7 @@ function best(view) {
   return slices.length ? slices[Math.floor(slices.length / 2)] : Math.floor(view.shape[0] / 2);
 }
 
-const windowNow = () => WINDOWS[byId("window").value];
+const windowNow = () => state.view.values.windows[byId("window").value];
 const opacityNow = () => byId("opacity").value / 100;
 
 async function present() {
@@ -281,8 +282,7 @@ byId("steps").addEventListener("wheel", (event) => {
   const z = state.z - Math.sign(event.deltaY);
   if (z >= 0 && z < state.view.shape[0]) slice(z);
 }, { passive: false });
-byId("window").append(...Object.keys(WINDOWS).map((name) => element("option", { text: name, value: name })));
-byId("window").addEventListener("change", () => { volume.window(windowNow()); draw(); });
+byId("window").addEventListener("change", () => { if (!state.view) return; volume.window(windowNow()); draw(); });
 byId("opacity").addEventListener("input", () => { volume.opacity(opacityNow()); draw(); });
 byId("planes").addEventListener("change", (event) => volume.planes(event.target.value));
 

@@ -75,6 +75,19 @@ export function legend(labels) {
   });
 }
 
+/** Offer the windows of a scan in a list; the chosen one stays where the scan has it. */
+export function offerWindows(list, { windows }) {
+  const before = list.value, names = Object.keys(windows);
+  list.replaceChildren(...names.map((name) => element("option", { text: name, value: name })));
+  list.value = names.includes(before) ? before : names[0];
+}
+
+/** Return the scan's value that a stored number stands for, with its unit where it has one. */
+export function valueOf({ slope, intercept, unit }, stored) {
+  const value = slope * stored + intercept;
+  return unit ? `${Math.round(value)} ${unit}` : String(Number(value.toPrecision(5)));
+}
+
 /** Ask before something is deleted; return whether the answer was yes. */
 export function confirmed(text) {
   const dialog = document.getElementById("ask");
