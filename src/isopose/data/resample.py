@@ -69,9 +69,10 @@ def warped(
         fill: value outside the input.
         mode: interpolation.
     """
-    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if input_from_output.ndim == 2:
+        source = _as_tensor(array)
         return warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+    source = _as_tensor(array).float()
     if bool((input_from_output == input_from_output[:1]).all()):
         # As channels of one image, slices share the coordinates of their samples, which saves time. Cubic
         # samples of many planes do not stay in the processor's cache.
@@ -79,6 +80,12 @@ def warped(
         parts = [warp(part[None], input_from_output[:1], size, fill=fill, mode=mode)[0] for part in planes]
         return torch.cat(parts).numpy()
     return warp(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """Return an array as a contiguous tensor: of its own type where that is a usual one, else float32."""
+    usual = array.dtype in (np.bool_, np.uint8, np.int16, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=None if usual else np.float32))
 
 
 def warped_volume(
