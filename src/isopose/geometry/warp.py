@@ -19,10 +19,14 @@ from torch import Tensor
 Mode = Literal["bilinear", "bicubic", "nearest"]
 #: ``(h, w)`` of an image or ``(d, h, w)`` of a volume.
 Size = tuple[int, ...]
+#: Rows and columns of an image.
+Window = tuple[slice, slice]
 
 #: Prefilter for a pixel that becomes k times larger: sigma = FACTOR * sqrt(k^2 - 1) pixels, where a pixel's
 #: blur is a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
+#: Below a fifth of a pixel the neighbors' weights are under 1e-5, and nothing is blurred.
+LEAST_SIGMA = 0.2
 #: Output pixels of a block of :func:`warp_straight`: most weights within are not 0.
 BLOCK = 64
 #: Radius of the blur in an exported graph, in pixels: three sigma where an output pixel spans 5.6.
@@ -38,6 +42,7 @@ def warp(
     mode: Mode = "bilinear",
     prefilter: bool = True,
     displacement: Tensor | None = None,
+    window: Window | None = None,
 ) -> Tensor:
     """Resample images or volumes through affine matrices.
 
@@ -53,9 +58,10 @@ def warp(
         prefilter: blur before shrinking, by the matrix's scale, since sampling alone aliases.
         displacement: ``(N, *size, 2)``, of volumes ``(N, *size, 3)``, of output pixels in normalized output
             coordinates ``(x, y[, z])``: the input is sampled at ``input_from_output @ (x + displacement)``.
+        window: rows and columns of the output that are sampled, without a displacement; None: all.
 
     Returns:
-        ``(N, C, *size)``, of the image's dtype if that is floating, otherwise float32.
+        ``(N, C, *size)``, or the window of it, of the image's dtype if that is floating, otherwise float32.
     """
     out_dtype = image.dtype if image.dtype.is_floating_point else torch.float32
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
@@ -66,7 +72,7 @@ def warp(
         source = image.to(dtype) - fill if fill else image.to(dtype)
         if prefilter and mode != "nearest":
             source = blur(source, _sigmas(matrix.detach(), tuple(source.shape[2:]), size))
-        grid = _grid(matrix, size)
+        grid = _grid(matrix, size, window)
         if displacement is not None:
             linear = matrix[:, None, :axes, :axes]
             moved = linear @ displacement.to(dtype).reshape(len(grid), -1, axes, 1)
@@ -189,7 +195,36 @@ def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
     return matrix
 
 
-def _grid(input_from_output: Tensor, size: Size) -> Tensor:
+def window_of(
+    box: Window, input_from_output: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+) -> Window:
+    """Return the rows and columns of the output that a part of the input can reach, linearly sampled.
+
+    Args:
+        box: rows and columns of the input.
+        input_from_output: ``(N, 3, 3)``, normalized coordinates.
+        input_size: ``(h, w)``.
+        size: ``(h, w)`` of the output.
+    """
+    # Samples see a pixel on each side, and what the blur brings there.
+    sigma = float(_sigmas(input_from_output, input_size, size).max())
+    reach = 1 + (math.ceil(3.0 * sigma) if sigma >= LEAST_SIGMA else 0)
+    y, x = (
+        torch.tensor([part.start - reach, part.stop + reach]) * 2.0 / side - 1.0
+        for part, side in zip(box, input_size, strict=True)
+    )
+    corners = torch.stack([x[[0, 0, 1, 1]], y[[0, 1, 0, 1]], torch.ones(4)])
+    seen = (invert(input_from_output) @ corners)[:, :2].transpose(0, 1).flatten(1)
+    sides = torch.tensor([size[1], size[0]])
+    low, high = ((ends + 1.0) / 2.0 * sides for ends in (seen.amin(dim=1), seen.amax(dim=1)))
+    columns, rows = (
+        slice(min(max(math.floor(first) - 1, 0), side), min(max(math.ceil(last) + 1, 0), side))
+        for first, last, side in zip(low.tolist(), high.tolist(), sides.tolist(), strict=True)
+    )
+    return rows, columns
+
+
+def _grid(input_from_output: Tensor, size: Size, window: Window | None = None) -> Tensor:
     """Return the normalized input coordinates of output pixels, ``(N, *size, 2)`` or ``(N, *size, 3)``.
 
     The values are those of ``F.affine_grid``, which multiplies a matrix with every pixel and on a CPU takes
@@ -201,6 +236,7 @@ def _grid(input_from_output: Tensor, size: Size) -> Tensor:
     # From the outermost axis to x, so that only the last sum is as large as the output.
     for place, side in enumerate(size):
         centers = (2.0 * torch.arange(side, device=grid.device, dtype=grid.dtype) + 1.0) / side - 1.0
+        centers = centers if window is None else centers[window[place]]
         along = columns[axes - 1 - place].reshape(n, *[1] * axes, axes)
         grid = grid + along * centers.reshape(-1, *[1] * (axes - place))
     return grid
@@ -254,8 +290,7 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     widest = float(sigma.max()) if len(sigma) else 0.0
     if not math.isfinite(widest):
         raise FloatingPointError("a pose or crop is not finite")
-    # Below a fifth of a pixel the neighbors' weights are under 1e-5: skip the blur.
-    if widest < 0.2:
+    if widest < LEAST_SIGMA:
         return image
     radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
     kernel = _gaussian(sigma, radius)
