@@ -113,7 +113,7 @@ def homogenize_on_cluster(
         named = model.local if model is not None and model.local is not None else folder
         config = with_modality(config, opened, folder)
         modality: Modality = "mr" if config.modality == "mr" else "ct"
-        here = _with_reference_here(opened.cases, config, mirror, below)
+        here = with_reference_here(opened.cases, config, mirror, below)
         reference = find_reference(config.reference, named, here, modality)
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
@@ -144,7 +144,7 @@ def homogenize_on_cluster(
         return outcomes
 
 
-def _with_reference_here(
+def with_reference_here(
     cases: Sequence[Case], config: HomogenizeConfig, mirror: Mirror, below: Path
 ) -> list[Case]:
     """Return the cases; the one that is the reference with its scan where this machine can read it."""

@@ -1,8 +1,9 @@
 """Morphology of masks with octagons, slice by slice, on words that hold 64 voxels of a row.
 
 A step takes a few operations per word instead of per voxel. Words are ordered by their place in the row
-first, so that those of the same place in all rows lie together: an operation on them is one long loop. Masks are booleans ``(n, y, x)``. Outside the
-image the body is assumed to continue: the image's border neither dilates nor erodes a mask.
+first: those of the same place in all rows lie together, so that an operation on them is one long loop. Masks
+are booleans ``(n, y, x)``. Outside the image the body is assumed to continue: the image's border neither
+dilates nor erodes a mask.
 """
 
 import numpy as np
