@@ -27,8 +27,6 @@ Window = tuple[slice, slice]
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
 #: Below a fifth of a pixel the neighbors' weights are under 1e-5, and nothing is blurred.
 LEAST_SIGMA = 0.2
-#: Output pixels of a block of :func:`warp_straight`: most weights within are not 0.
-BLOCK = 64
 #: Radius of the blur in an exported graph, in pixels: three sigma where an output pixel spans 5.6.
 GRAPH_RADIUS = 7
 
@@ -92,7 +90,7 @@ def warp_straight(
     """Resample images through one matrix of scales and shifts, in a fraction of :func:`warp`'s time on a CPU.
 
     Blur and sampling are separable and the same for all rows and all columns: rows are weighted and summed,
-    then columns by a matrix product. The values are those of :func:`warp`.
+    then columns. The values are those of :func:`warp`.
 
     Args:
         image: ``(N, C, H, W)``.
@@ -111,19 +109,16 @@ def warp_straight(
     if shear_x or shear_y:
         raise ValueError("expected a matrix that scales and shifts only")
     n, channels, height, width = image.shape
-    rows = _weights(scale_y, shift_y, height, size[0], mode)
-    columns = _weights(scale_x, shift_x, width, size[1], mode)
-    seen, shares = (part.to(image.device) for part in rows.sparse)
-    blocks = [(used, weights.to(image.device)) for used, weights in columns.blocks]
+    rows = _weights(scale_y, shift_y, height, size[0], mode).to(image.device)
+    columns = _weights(scale_x, shift_x, width, size[1], mode).to(image.device)
     # What the weights lack to 1 lies outside.
-    outside = fill * (1.0 - rows.total[:, None] * columns.total).to(image.device) if fill else None
+    outside = fill * (1.0 - rows.shares.sum(dim=1)[:, None] * columns.shares.sum(dim=1))
     out = image.new_empty((n, channels, *size), dtype=torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         # Plane by plane, which then stays in the processor's cache.
         for plane, target in zip(image.flatten(0, 1), out.flatten(0, 1), strict=True):
-            low = F.embedding_bag(seen, plane.float(), mode="sum", per_sample_weights=shares)
-            torch.cat([low[:, used] @ weights for used, weights in blocks], dim=1, out=target)
-            if outside is not None:
+            target.copy_(columns.summed(rows.summed(plane.float()).T.contiguous()).T)
+            if fill:
                 target += outside
     return out
 
@@ -133,15 +128,20 @@ class _Weights:
     """Weights of input pixels in output pixels along one axis.
 
     Args:
-        blocks: for each block of output pixels, in order, the input pixels that it sees and their weights
-            ``(input, output)``; all others have none.
-        sparse: ``(output, K)`` input pixels that each output pixel sees, and their weights.
-        total: ``(output,)`` sums of the weights.
+        pixels: ``(output, K)`` input pixels that each output pixel sees.
+        shares: ``(output, K)`` their weights; all other input pixels have none.
     """
 
-    blocks: list[tuple[slice, Tensor]]
-    sparse: tuple[Tensor, Tensor]
-    total: Tensor
+    pixels: Tensor
+    shares: Tensor
+
+    def to(self, device: torch.device) -> "_Weights":
+        """Return the weights on a device."""
+        return _Weights(self.pixels.to(device), self.shares.to(device))
+
+    def summed(self, lines: Tensor) -> Tensor:
+        """Return weighted sums ``(output, n)`` of lines ``(input, n)``."""
+        return F.embedding_bag(self.pixels, lines, mode="sum", per_sample_weights=self.shares)
 
 
 @lru_cache(maxsize=64)
@@ -150,15 +150,11 @@ def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> 
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[0, 0], matrix[0, 2] = scale, shift
     one_each = torch.eye(pixels, dtype=torch.float64)[None, None]
-    whole, blocks = warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float(), []
-    for weights in whole.split(BLOCK, dim=1):
-        seen = weights.any(dim=1).nonzero()
-        used = slice(int(seen.min()), int(seen.max()) + 1) if len(seen) else slice(0, 1)
-        blocks.append((used, weights[used].contiguous()))
-    most = max(1, int((whole != 0).sum(dim=0).max()))
+    whole = warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float().T
+    most = max(1, int((whole != 0).sum(dim=1).max()))
     # Those with a weight before those without, in their order.
-    seen = (whole.T == 0).byte().argsort(dim=1, stable=True)[:, :most].contiguous()
-    return _Weights(blocks, (seen, whole.T.gather(1, seen)), whole.sum(dim=0))
+    seen = (whole == 0).byte().argsort(dim=1, stable=True)[:, :most].contiguous()
+    return _Weights(seen, whole.gather(1, seen))
 
 
 def warp_slabs(
