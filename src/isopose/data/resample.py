@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isopose import scratch
 from isopose.data.runs import CHUNK, parts_of
-from isopose.geometry.warp import Mode, Window, warp, warp_slabs, warp_straight, window_of
+from isopose.geometry.warp import Mode, Window, warp, warp_alike, warp_slabs, warp_straight, window_of
 
 #: Voxels at a time where several arrays of their size should stay in the processor's cache.
 FEW = 1_100_000
@@ -106,14 +106,13 @@ def warped(
         source = _as_tensor(array)
         whole = warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
         return whole if window is None else whole[:, *window]
-    source = _as_tensor(array).float()
+    source = _as_tensor(array)
     if bool((input_from_output == input_from_output[:1]).all()):
-        # As channels of one image, slices share the coordinates of their samples, which saves time. Cubic
-        # samples of many planes do not stay in the processor's cache.
-        planes = source.split(4 if mode == "bicubic" else len(source))
+        if mode == "bicubic" and window is None:
+            return warp_alike(source, input_from_output[0], size, fill=fill).numpy()
+        # As channels of one image, slices share the coordinates of their samples, which saves time.
         matrix = input_from_output[:1]
-        parts = [warp(p[None], matrix, size, fill=fill, mode=mode, window=window)[0] for p in planes]
-        return torch.cat(parts).numpy()
+        return warp(source[None], matrix, size, fill=fill, mode=mode, window=window)[0].numpy()
     seen = warp(source[:, None], input_from_output, size, fill=fill, mode=mode, window=window)
     return seen[:, 0].numpy()
 

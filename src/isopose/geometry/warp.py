@@ -27,6 +27,8 @@ Window = tuple[slice, slice]
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
 #: Below a fifth of a pixel the neighbors' weights are under 1e-5, and nothing is blurred.
 LEAST_SIGMA = 0.2
+#: Parameter of the cubic kernel (Keys, 1981) in PyTorch.
+CUBIC = -0.75
 #: Radius of the blur in an exported graph, in pixels: three sigma where an output pixel spans 5.6.
 GRAPH_RADIUS = 7
 
@@ -155,6 +157,56 @@ def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> 
     # Those with a weight before those without, in their order.
     seen = (whole == 0).byte().argsort(dim=1, stable=True)[:, :most].contiguous()
     return _Weights(seen, whole.gather(1, seen))
+
+
+def warp_alike(
+    images: Tensor, input_from_output: Tensor, size: tuple[int, int], *, fill: float = 0.0
+) -> Tensor:
+    """Resample images through one matrix, bicubic and prefiltered, in less time than :func:`warp` on a CPU.
+
+    An output pixel is a weighted sum of the same 16 pixels in all images. These lie side by side in memory,
+    so that a sum of all images is one operation on vectors. The values are those of :func:`warp`.
+
+    Args:
+        images: ``(N, H, W)``; N of 16 or a multiple is fastest.
+        input_from_output: ``(3, 3)``, normalized output to normalized input coordinates.
+        size: ``(h, w)`` of the output.
+        fill: value outside the input.
+
+    Returns:
+        ``(N, h, w)`` float32.
+    """
+    n, height, width = images.shape
+    matrix = input_from_output.float()[None]
+    sigmas = _sigmas(matrix, (height, width), size)
+    weights = _cubic_weights(tuple(matrix.flatten().tolist()), (height, width), size)
+    planes = images.new_empty((n, height, width), dtype=torch.float32)
+    for image, plane in zip(images, planes, strict=True):
+        plane.copy_(blur((image.float() - fill)[None, None], sigmas)[0, 0])
+    sums = weights.summed(planes.flatten(1).T.contiguous())
+    return (sums.T + fill).reshape(n, *size)
+
+
+@lru_cache(maxsize=1)
+def _cubic_weights(matrix: tuple[float, ...], input_size: tuple[int, int], size: tuple[int, int]) -> _Weights:
+    """Return the weights of input pixels in output pixels, row by row, as ``F.grid_sample`` has them.
+
+    The slices of a scan are resampled a part at a time, all through the last matrix.
+    """
+    grid, rows_and_columns = _grid(torch.tensor(matrix).reshape(1, 3, 3), size)[0], []
+    for along, side in zip(grid.flip(2).unbind(dim=2), input_size, strict=True):
+        place = (along + 1.0) * (side / 2.0) - 0.5
+        pixels = place.floor()[..., None] + torch.arange(-1.0, 3.0)
+        off = (place[..., None] - pixels).abs()
+        near = ((CUBIC + 2.0) * off - (CUBIC + 3.0)) * off * off + 1.0
+        far = ((CUBIC * off - 5.0 * CUBIC) * off + 8.0 * CUBIC) * off - 4.0 * CUBIC
+        inside = (pixels >= 0) & (pixels < side)
+        shares = torch.where(off <= 1.0, near, far) * inside
+        rows_and_columns.append((pixels.clamp(0, side - 1).long(), shares))
+    (rows, of_rows), (columns, of_columns) = rows_and_columns
+    pixels = rows[..., :, None] * input_size[1] + columns[..., None, :]
+    shares = of_rows[..., :, None] * of_columns[..., None, :]
+    return _Weights(pixels.reshape(-1, 16), shares.reshape(-1, 16))
 
 
 def warp_slabs(
