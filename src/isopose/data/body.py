@@ -20,6 +20,7 @@ from scipy.spatial import ConvexHull
 from isopose import scratch
 from isopose.data.morphology import dilated, eroded, met, opened
 from isopose.data.runs import Runs, mapped, merged, parts_of
+from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
@@ -101,6 +102,7 @@ def working_grid(volume: Volume) -> tuple[tuple[int, int], float]:
     return (max(1, round(extent[0] / pixel)), max(1, round(extent[1] / pixel))), pixel
 
 
+@one_thread()
 def coarse(
     slices: np.ndarray,
     size: tuple[int, int],
@@ -109,7 +111,8 @@ def coarse(
 ) -> np.ndarray:
     """Average slices ``(n, y, x)`` over the working pixels, float32 ``(n, h, w)``.
 
-    The values are those of ``F.adaptive_avg_pool2d``, in a third of its time.
+    The values are those of ``F.adaptive_avg_pool2d``, in a third of its time. On one thread, since steps as
+    short as these would wait for each other's threads on a busy machine.
 
     Args:
         slices: any dtype.
@@ -332,6 +335,7 @@ def _soft(
     return level
 
 
+@one_thread()
 def fine(
     level_of: Callable[[slice], np.ndarray],
     shape: tuple[int, ...],
@@ -341,7 +345,7 @@ def fine(
 ) -> np.ndarray:
     """Resample a mask to the volume's grid; its boundary between working pixels follows their levels.
 
-    Levels are interpolated linearly, as ``F.interpolate`` does.
+    Levels are interpolated linearly, as ``F.interpolate`` does; on one thread, see :func:`coarse`.
 
     Args:
         level_of: of some slices ``(n, h, w)`` float32, above 0 inside the mask.

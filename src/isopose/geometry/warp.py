@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isopose.devices import one_thread
+
 Mode = Literal["bilinear", "bicubic", "nearest"]
 #: ``(h, w)`` of an image or ``(d, h, w)`` of a volume.
 Size = tuple[int, ...]
@@ -81,6 +83,7 @@ def warp(
         return (out + fill if fill else out).to(out_dtype)
 
 
+@one_thread()
 def warp_straight(
     image: Tensor,
     input_from_output: Tensor,
@@ -92,7 +95,8 @@ def warp_straight(
     """Resample images through one matrix of scales and shifts, in a fraction of :func:`warp`'s time on a CPU.
 
     Blur and sampling are separable and the same for all rows and all columns: rows are weighted and summed,
-    then columns. The values are those of :func:`warp`.
+    then columns. The values are those of :func:`warp`. It takes one thread: several would wait for each other
+    in steps as short as these on a busy machine.
 
     Args:
         image: ``(N, C, H, W)``.
@@ -159,13 +163,15 @@ def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> 
     return _Weights(seen, whole.gather(1, seen))
 
 
+@one_thread()
 def warp_alike(
     images: Tensor, input_from_output: Tensor, size: tuple[int, int], *, fill: float = 0.0
 ) -> Tensor:
     """Resample images through one matrix, bicubic and prefiltered, in less time than :func:`warp` on a CPU.
 
     An output pixel is a weighted sum of the same 16 pixels in all images. These lie side by side in memory,
-    so that a sum of all images is one operation on vectors. The values are those of :func:`warp`.
+    so that a sum of all images is one operation on vectors. The values are those of :func:`warp`. It takes
+    one thread: several would wait for each other in its short steps on a busy machine.
 
     Args:
         images: ``(N, H, W)``; N of 16 or a multiple is fastest.
@@ -352,10 +358,12 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     return F.conv2d(flat, kernel.reshape(shape), padding=padding, groups=n * c).reshape(n, c, h, w)
 
 
+@one_thread()
 def _blur_by_shifts(image: Tensor, kernels: Tensor, dim: int) -> Tensor:
     """Blur ``(N, C, H, W)`` along a dimension as a sum of shifted images, on a CPU.
 
     A plane stays in the processor's cache meanwhile. A convolution of one channel takes ten times as long.
+    It takes one thread: several would wait for each other in steps as short as these on a busy machine.
 
     Args:
         image: the images; no gradient is kept.
