@@ -126,6 +126,8 @@ def test_pages_that_are_read_through_are_short() -> None:
 @each_page
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # A block may be a program that looks at its arguments; these are not pytest's.
+    monkeypatch.setattr("sys.argv", [page.name])
     scope: dict[str, Any] = {"__name__": page.stem}
     for number, text in enumerate(text for language, text in blocks(page) if language == "python"):
         exec(compile(text, f"{page.name}, python block {number + 1}", "exec"), scope)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopose.errors import InputError
-from isopose.labels import IGNORED, Labels, class_colors, mirrored_classes
+from isopose.labels import IGNORED, Labels, class_colors, mirrored_classes, voxels_of
 
 values = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.integers(1, 255), min_size=1, max_size=8
@@ -193,3 +193,13 @@ def test_ignore_and_regions_go_through_json_and_old_models_have_none():
 def test_the_value_to_ignore_is_the_highest(values, word):
     with pytest.raises(InputError, match=word):
         Labels.create(values)
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 200, 255])
+def test_voxels_are_counted_by_value(most) -> None:
+    labels = np.random.default_rng(most).integers(0, most + 1, (4, 9, 11)).astype(np.uint8)
+    labels[1] = min(most, 1)
+    np.testing.assert_array_equal(voxels_of(labels), np.bincount(labels.ravel(), minlength=256))
+    np.testing.assert_array_equal(
+        voxels_of(labels[:, ::-1, ::2].T), np.bincount(labels[:, :, ::2].ravel(), minlength=256)
+    )

@@ -13,6 +13,8 @@ from isopose.errors import InputError
 IGNORED = 255
 #: Name of these voxels in a dataset's labels, as in nnU-Net.
 IGNORE = "ignore"
+#: Values up to this one are counted one by one.
+FEW_VALUES = 6
 #: Words in a label's name that name a side of the body.
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 _GREEN, _YELLOW = "#3ddc84", "#ffd23f"
@@ -302,9 +304,15 @@ def voxels_of(labels: np.ndarray) -> np.ndarray:
         ``(256,)`` counts of the values 0 to 255.
     """
     counts = np.zeros(256, dtype=np.int64)
-    # Plane by plane, because bincount converts its input to eight bytes per voxel.
+    # Plane by plane, because bincount converts its input to eight bytes per voxel. A comparison takes a tenth
+    # of its time.
     for plane in labels:
-        counts += np.bincount(plane.ravel(), minlength=256)
+        highest = int(plane.max(initial=0))
+        if highest > FEW_VALUES:
+            counts += np.bincount(plane.ravel(), minlength=256)
+            continue
+        found = [np.count_nonzero(plane == value) for value in range(1, highest + 1)]
+        counts[: highest + 1] += [plane.size - sum(found), *found]
     return counts
 
 

@@ -2,12 +2,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from bodies import Torso, dice, torso
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from isopose.data.body import body_mask
+from isopose.data.body import body_mask, coarse, fine
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
@@ -231,3 +233,24 @@ def test_time_and_size_of_an_adult_scan(real_scans: dict[str, Volume]) -> None:
     # 0.8 s on one core when measured; the bound leaves room for a machine that is busy.
     assert time.perf_counter() - start < 8
     assert dice(mask[:20], mask[80:]) > 0.99
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (31, 50), (9, 7)])
+@pytest.mark.parametrize("size", [(20, 32), (17, 23), (33, 40)])
+def test_averages_and_levels_of_a_part_are_those_of_pytorch(shape, size) -> None:
+    array = np.random.default_rng(4).integers(-1024, 3000, (3, *shape)).astype(np.int16)
+    averages = F.adaptive_avg_pool2d(torch.from_numpy(array).float()[:, None], size)[:, 0].numpy()
+    rows, columns = slice(2, 15), slice(5, 20)
+    np.testing.assert_allclose(coarse(array, size), averages, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(
+        coarse(array[:, ::-1], size, rows, columns), coarse(array[:, ::-1], size)[:, rows, columns]
+    )
+
+    level = ndimage.gaussian_filter(averages - averages.mean(), (0, 2, 2))
+    level = np.where(np.abs(level) < 1.0, 2.0, level).astype(np.float32)
+    wanted = F.interpolate(torch.from_numpy(level)[:, None], size=shape, mode="bilinear")[:, 0].numpy() > 0
+    np.testing.assert_array_equal(fine(lambda part: level[part], (3, *shape), size), wanted)
+    level[:, :3], level[:, 14:], level[:, :, :6], level[:, :, 19:] = -1.0, -1.0, -1.0, -1.0
+    wanted = F.interpolate(torch.from_numpy(level)[:, None], size=shape, mode="bilinear")[:, 0].numpy() > 0
+    found = fine(lambda part: level[part, rows, columns], (3, *shape), size, rows, columns)
+    np.testing.assert_array_equal(found, wanted)

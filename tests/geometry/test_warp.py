@@ -13,14 +13,17 @@ from torch.autograd import gradcheck
 
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import (
+    blur,
     compose,
     invert,
     normalized_from_pixel,
     pixels_per_step,
     resize,
     warp,
+    warp_alike,
     warp_slabs,
     warp_straight,
+    window_of,
 )
 
 
@@ -288,3 +291,45 @@ def test_nothing_is_warped_to_nothing() -> None:
     assert out.shape == (0, 1, 4, 6)
     out.sum().backward()
     assert theta.grad is not None
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 3.0])
+@pytest.mark.parametrize(("scale", "size"), [(0.6, (30, 41)), (1.1, (37, 28)), (2.3, (16, 24))])
+def test_images_of_one_matrix_are_sampled_as_one_by_one(angle, scale, size) -> None:
+    images = torch.from_numpy(np.random.default_rng(1).normal(0, 300, size=(3, 33, 40)).astype(np.int16))
+    pose = torch.tensor([[angle, math.log(scale), math.log(0.9 * scale), 0.2, -0.1]])
+    wanted = warp(images[:, None].float(), matrix_from_pose(pose), size, fill=-1024.0, mode="bicubic")[:, 0]
+    found = warp_alike(images, matrix_from_pose(pose)[0], size, fill=-1024.0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=0.02, rtol=0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(-3.2, 3.2),
+    st.floats(0.3, 3.0),
+    st.tuples(st.floats(-0.8, 0.8), st.floats(-0.8, 0.8)),
+    st.tuples(st.integers(0, 30), st.integers(1, 12)),
+    st.tuples(st.integers(0, 30), st.integers(1, 12)),
+)
+def test_a_window_holds_all_that_its_part_of_the_input_reaches(angle, scale, shift, rows, columns) -> None:
+    box = tuple(slice(first, first + count) for first, count in (rows, columns))
+    image = torch.zeros(1, 1, 44, 43)
+    image[(..., *box)] = 1.0
+    matrix = matrix_from_pose(torch.tensor([[angle, math.log(scale), math.log(1.2 * scale), *shift]]))
+    whole = warp(image, matrix, (50, 61))
+    window = window_of(box, matrix, (44, 43), (50, 61))
+    # Not by another rounding: labels that are restored in parts are those that are restored whole.
+    assert torch.equal(warp(image, matrix, (50, 61), window=window), whole[(..., *window)])
+    whole[(..., *window)] = 0.0
+    assert not whole.any()
+
+
+@pytest.mark.parametrize("sigmas", [(0.0, 0.1), (0.3, 0.25), (0.7, 2.0), (30.0, 9.0)])
+def test_the_blur_without_a_gradient_is_that_with_one(sigmas) -> None:
+    image = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 3, 20, 31))).float()
+    both = torch.tensor([sigmas, sigmas[::-1]])
+    wanted = blur(image.clone().requires_grad_(), both).detach()
+    torch.testing.assert_close(blur(image, both), wanted, atol=1e-5, rtol=0.0)
+    turned = image.transpose(2, 3)
+    torch.testing.assert_close(blur(turned, both.flip(1)), wanted.transpose(2, 3), atol=1e-5, rtol=0.0)

@@ -11,6 +11,7 @@ from isopose.cli.options import (
     Masks,
     OfModality,
     OfPlane,
+    Ray,
     Reference,
     ScaleZ,
     Series,
@@ -19,6 +20,7 @@ from isopose.cli.options import (
     local_path,
 )
 from isopose.cli.output import fail_if, print_json
+from isopose.errors import InputError
 
 #: Volumes that are printed of a scan.
 MOST_VOLUMES = 8
@@ -56,13 +58,14 @@ def wrap(
     keep: Annotated[
         bool, typer.Option("--keep", help="keep homogenized scans and the command's own files")
     ] = False,
+    ray: Ray = None,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run any segmenter on scans in one pose and size, and bring its answers back; nothing is trained."""
     from isopose.homogenize.command import read_command
 
-    wrapped = read_command(command or ())
+    wrapped = read_command(command or (), elsewhere=ray is not None)
     from isopose.homogenize.wrap import open_scans
     from isopose.homogenize.wrap import wrap as run
     from isopose.homogenize.wrapped import LOGS
@@ -71,21 +74,43 @@ def wrap(
     from isopose.presets import homogenize_config
     from isopose.progress import Terminal
 
-    outcomes = run(
-        with_masks(open_scans(local_path(scans), series), masks),
-        local_path(output),
-        wrapped,
-        homogenize_config(
-            per=per, size=size, reference=reference, scale_z=scale_z, modality=modality, plane=plane
-        ),
-        model=None if model is None else local_path(model),
-        labels=labels_of(label),
-        formats=choose_formats(formats or [NIFTI]),
-        series=series,
-        keep=keep,
-        workers=workers,
-        reporter=Terminal(),
+    config = homogenize_config(
+        per=per, size=size, reference=reference, scale_z=scale_z, modality=modality, plane=plane
     )
+    chosen, named = choose_formats(formats or [NIFTI]), labels_of(label)
+    if ray is not None:
+        for option, given in (("--masks", masks is not None), ("--keep", keep)):
+            if given:
+                raise InputError(f"{option}: not supported with --ray; leave one of the two out")
+        from isopose.cluster.places import place_of
+        from isopose.cluster.wrap import wrap_on_cluster
+
+        outcomes = wrap_on_cluster(
+            place_of(scans),
+            place_of(output),
+            wrapped,
+            ray,
+            config,
+            model=None if model is None else place_of(model),
+            labels=named,
+            formats=chosen,
+            series=series,
+            reporter=Terminal(),
+        )
+    else:
+        outcomes = run(
+            with_masks(open_scans(local_path(scans), series), masks),
+            local_path(output),
+            wrapped,
+            config,
+            model=None if model is None else local_path(model),
+            labels=named,
+            formats=chosen,
+            series=series,
+            keep=keep,
+            workers=workers,
+            reporter=Terminal(),
+        )
     folder = output.rstrip("/")
     if as_json:
         print_json([{"name": o.name, "problem": o.problem, "record": o.record} for o in outcomes])

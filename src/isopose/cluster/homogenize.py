@@ -120,7 +120,7 @@ def homogenize_on_cluster(
         named = model.local if model is not None and model.local is not None else folder
         config = with_modality(with_plane(config, folder), opened, folder)
         modality: Modality = "mr" if config.modality == "mr" else "ct"
-        here = _with_reference_here(opened.cases, config, mirrors, below)
+        here = with_reference_here(opened.cases, config, mirrors, below)
         reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
@@ -151,7 +151,7 @@ def homogenize_on_cluster(
         return outcomes
 
 
-def _with_reference_here(
+def with_reference_here(
     cases: Sequence[Case], config: HomogenizeConfig, mirrors: Sequence[Mirror], below: Path
 ) -> list[Case]:
     """Return the cases; the one that is the reference with its files where this machine can read them."""

@@ -88,7 +88,7 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
     trunk = trunk_in(runs, pixel, spacing[0], NECK)
     if not len(trunk.starts):
         raise InputError("no body found, only thin structures are brighter than the noise; is it a trunk?")
-    return fine(partial(_soft, level, trunk, noise), volume.array.shape)
+    return fine(partial(_soft, level, trunk, noise), volume.array.shape, size)
 
 
 def _otsu_of_logarithms(values: np.ndarray, top: float) -> float:

@@ -1,7 +1,9 @@
 """Morphology of masks with octagons, slice by slice, on words that hold 64 voxels of a row.
 
-A step takes a few operations per word instead of per voxel. Masks are booleans ``(n, y, x)``. Outside the
-image the body is assumed to continue: the image's border neither dilates nor erodes a mask.
+A step takes a few operations per word instead of per voxel. Words are ordered by their place in the row
+first: those of the same place in all rows lie together, so that an operation on them is one long loop. Masks
+are booleans ``(n, y, x)``. Outside the image the body is assumed to continue: the image's border neither
+dilates nor erodes a mask.
 """
 
 import numpy as np
@@ -47,15 +49,17 @@ def met(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> 
 
 
 def _packed(mask: np.ndarray) -> np.ndarray:
-    """Pack the voxels of rows into words, the first voxel in the lowest bit."""
+    """Pack the voxels of rows into words ``(words of a row, n, y)``, the first voxel in the lowest bit."""
     bits = np.packbits(mask, axis=2, bitorder="little")
     missing = -bits.shape[2] % _WORD.itemsize
-    return np.pad(bits, ((0, 0), (0, 0), (0, missing))).view(_WORD)
+    words = np.pad(bits, ((0, 0), (0, 0), (0, missing))).view(_WORD)
+    return np.ascontiguousarray(np.moveaxis(words, 2, 0))
 
 
 def _unpacked(words: np.ndarray, width: int) -> np.ndarray:
     """Unpack words to rows of ``width`` voxels; the inverse of :func:`_packed`."""
-    return np.unpackbits(words.view(np.uint8), axis=2, count=width, bitorder="little").view(bool)
+    rows = np.ascontiguousarray(np.moveaxis(words, 0, 2))
+    return np.unpackbits(rows.view(np.uint8), axis=2, count=width, bitorder="little").view(bool)
 
 
 def _dilated(words: np.ndarray, steps: int, width: int, within: np.ndarray | None) -> np.ndarray:
@@ -70,14 +74,15 @@ def _dilated(words: np.ndarray, steps: int, width: int, within: np.ndarray | Non
 def _grown(words: np.ndarray, step: int, width: int) -> np.ndarray:
     """Dilate by one voxel: a cross in even steps, a square in odd ones, which together give an octagon."""
     rows = words.copy()
-    rows[:, 1:] |= words[:, :-1]
-    rows[:, :-1] |= words[:, 1:]
+    rows[:, :, 1:] |= words[:, :, :-1]
+    rows[:, :, :-1] |= words[:, :, 1:]
     source = rows if step % 2 else words
-    grown = rows | (source << 1)
-    grown |= source >> 1
-    grown[:, :, 1:] |= source[:, :, :-1] >> (_BITS - 1)
-    grown[:, :, :-1] |= source[:, :, 1:] << (_BITS - 1)
+    shifted = source << 1
+    grown = rows | shifted
+    grown |= np.right_shift(source, 1, out=shifted)
+    grown[1:] |= np.right_shift(source[:-1], _BITS - 1, out=shifted[1:])
+    grown[:-1] |= np.left_shift(source[1:], _BITS - 1, out=shifted[1:])
     if width % _BITS:
         # Clear the bits beyond the image.
-        grown[:, :, -1] &= np.array((1 << width % _BITS) - 1, _WORD)
+        grown[-1] &= np.array((1 << width % _BITS) - 1, _WORD)
     return grown

@@ -34,7 +34,8 @@ class Scale:
 
     def normalize(self, values: np.ndarray) -> np.ndarray:
         """Return normalized values of the same shape, a float32 copy."""
-        out = np.clip(values.astype(np.float32), np.float32(self.low), np.float32(self.high))
+        out = values.astype(np.float32)
+        np.clip(out, np.float32(self.low), np.float32(self.high), out=out)
         out -= np.float32(self.mean)
         out /= np.float32(max(self.sd, 1e-8))
         return out

@@ -26,7 +26,7 @@ from isopose.data.fingerprint import MARGIN, Fingerprint
 from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
 from isopose.data.plane import carried, outline_doubts, outlines
-from isopose.data.resample import chunks, warped, warped_labels
+from isopose.data.resample import FEW, chunks, warped, warped_labels
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
@@ -281,9 +281,9 @@ def _normalize_into(
     # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No scan is
     # darker than what a network sees around it.
     low, high = max(scale.air, scaling.air), min(scale.top, scaling.top)
-    for part in chunks(array.shape, size):
+    for part in chunks(array.shape, size, FEW):
         slices = warped(scale.normalize(array[part]), slice_from_frame, size, scale.air, "bicubic")
-        out[part] = slices.clip(low, high)
+        np.clip(slices, low, high, out=out[part])
 
 
 def trunk(

@@ -1,6 +1,7 @@
 """Resample arrays of slices and volumes, a part at a time to bound the memory."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor
 
 from isopose import scratch
 from isopose.data.runs import CHUNK, parts_of
-from isopose.geometry.warp import Mode, warp, warp_slabs, warp_straight
+from isopose.geometry.warp import Mode, Window, warp, warp_alike, warp_slabs, warp_straight, window_of
+
+#: Voxels at a time where several arrays of their size should stay in the processor's cache.
+FEW = 1_100_000
 
 
 def warped_labels(
@@ -27,21 +31,43 @@ def warped_labels(
     """
     values = tuple(values)
     out = scratch.zeros((len(labels), *size), np.uint8)
-    for part in chunks(labels.shape, size):
-        chunk = labels[part]
-        matrix = input_from_output if input_from_output.ndim == 2 else input_from_output[part]
-        present = [value for value in values if (chunk == value).any()]
-        shares = ((v, warped(chunk == v, matrix, size, 0.0, "bilinear")) for v in present)
-        out[part] = largest_share(shares, (len(chunk), *size))
+    # Of slices that differ in scale, all that are blurred together get the widest kernel that one needs.
+    alike = input_from_output.ndim == 2 or bool((input_from_output == input_from_output[:1]).all())
+    for part in chunks(labels.shape, size, FEW if alike else CHUNK):
+        chunk, matrix = labels[part], input_from_output
+        matrix = matrix if matrix.ndim == 2 else matrix[part]
+        shares = [
+            (value, seen, partial(warped, chunk == value, matrix, size, 0.0, "bilinear", seen))
+            for value in values
+            for seen in _windows_of(chunk == value, matrix, size)
+        ]
+        if len(shares) == 1:
+            value, seen, share_of = shares[0]
+            share = share_of()
+            np.copyto(out[part, *seen], np.uint8(value), where=share > 1.0 - share)
+        elif shares:
+            here = ((value, share_of(), seen) for value, seen, share_of in shares)
+            out[part] = largest_share(here, (len(chunk), *size))
     return out
 
 
-def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
+def _windows_of(mask: np.ndarray, input_from_output: Tensor, size: tuple[int, int]) -> list[Window]:
+    """Return rows and columns of the output that show what is marked; none where nothing is."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    if not len(rows):
+        return []
+    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    return [window_of(box, input_from_output.reshape(-1, 3, 3), mask.shape[1:], size)]
+
+
+def largest_share(
+    shares: Iterable[tuple[int, np.ndarray] | tuple[int, np.ndarray, Window]], shape: tuple[int, ...]
+) -> np.ndarray:
     """Return for each pixel the value with the largest share.
 
     Args:
-        shares: values and their shares in [0, 1], of the given shape; what is missing to 1 is the share of
-            background, 0.
+        shares: values and their shares in [0, 1], of the given shape, or of a window of it outside of which
+            they are 0; what is missing to 1 is the share of background, 0.
         shape: of the result.
 
     Returns:
@@ -49,16 +75,22 @@ def largest_share(shares: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ..
     """
     out = np.zeros(shape, dtype=np.uint8)
     best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
-    for value, share in shares:
-        left -= share
-        np.copyto(out, value, where=share > best)
-        np.maximum(best, share, out=best)
+    for value, share, *windows in shares:
+        there = (..., *windows[0]) if windows else ...
+        left[there] -= share
+        np.copyto(out[there], value, where=share > best[there])
+        np.maximum(best[there], share, out=best[there])
     out[left >= best] = 0
     return out
 
 
 def warped(
-    array: np.ndarray, input_from_output: Tensor, size: tuple[int, int], fill: float, mode: Mode
+    array: np.ndarray,
+    input_from_output: Tensor,
+    size: tuple[int, int],
+    fill: float,
+    mode: Mode,
+    window: Window | None = None,
 ) -> np.ndarray:
     """Resample slices ``(z, y, x)`` to ``(z, h, w)`` float32, through one matrix or one for each.
 
@@ -68,17 +100,27 @@ def warped(
         size: ``(h, w)``.
         fill: value outside the input.
         mode: interpolation.
+        window: rows and columns of the result that are wanted; None: all.
     """
-    source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if input_from_output.ndim == 2:
-        return warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+        source = _as_tensor(array)
+        whole = warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+        return whole if window is None else whole[:, *window]
+    source = _as_tensor(array)
     if bool((input_from_output == input_from_output[:1]).all()):
-        # As channels of one image, slices share the coordinates of their samples, which saves time. Cubic
-        # samples of many planes do not stay in the processor's cache.
-        planes = source.split(4 if mode == "bicubic" else len(source))
-        parts = [warp(part[None], input_from_output[:1], size, fill=fill, mode=mode)[0] for part in planes]
-        return torch.cat(parts).numpy()
-    return warp(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+        if mode == "bicubic" and window is None:
+            return warp_alike(source, input_from_output[0], size, fill=fill).numpy()
+        # As channels of one image, slices share the coordinates of their samples, which saves time.
+        matrix = input_from_output[:1]
+        return warp(source[None], matrix, size, fill=fill, mode=mode, window=window)[0].numpy()
+    seen = warp(source[:, None], input_from_output, size, fill=fill, mode=mode, window=window)
+    return seen[:, 0].numpy()
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """Return an array as a contiguous tensor: of its own type where that is a usual one, else float32."""
+    usual = array.dtype in (np.bool_, np.uint8, np.int16, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=None if usual else np.float32))
 
 
 def warped_volume(
@@ -102,11 +144,12 @@ def warped_volume(
     return out
 
 
-def chunks(shape: tuple[int, ...], size: tuple[int, int]) -> list[slice]:
+def chunks(shape: tuple[int, ...], size: tuple[int, int], voxels: int = CHUNK) -> list[slice]:
     """Split the slices of a volume into parts that are resampled together, to bound the memory.
 
     Args:
         shape: ``(z, y, x)`` of the volume.
         size: ``(h, w)`` of the result.
+        voxels: of a part, in the volume and in the result.
     """
-    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])))
+    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])), voxels)

@@ -44,8 +44,12 @@ class Command:
         return [_PLACEHOLDER.sub(lambda found: str(paths[found[0][1:-1]]), word) for word in self.words]
 
 
-def read_command(words: Sequence[str]) -> Command:
+def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
     """Check a command's placeholders and that its program is there.
+
+    Args:
+        words: the program, then its arguments.
+        elsewhere: it is run on other machines, so that the program need not be on this one.
 
     Raises:
         InputError: no words, no such program, or placeholders that are missing or of both kinds.
@@ -65,7 +69,7 @@ def read_command(words: Sequence[str]) -> Command:
             "the command must say where scans and results belong: expected {input} and {output} (a file) or "
             f"{{output_folder}}, or for all scans at once {{inputs}} and {{outputs}}, got {got}"
         )
-    if shutil.which(words[0]) is None:
+    if not elsewhere and shutil.which(words[0]) is None:
         raise InputError(
             f"{words[0]}: no such program, or it may not be run; give one path of scans, then options, then "
             "-- and the command"

@@ -36,8 +36,10 @@ def homogenized_image(volume: Volume, transform: Transform, modality: Modality =
         return there.with_array(_stored(seen, low, high, dtype))
     matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
     out = scratch.zeros((len(array), *size), dtype)
+    # By floating-point bounds whole numbers would become twice the size of what is made of them next.
+    bounds = (int(low), int(high)) if array.dtype.kind in "iu" else (low, high)
     for part in chunks(array.shape, size):
-        source = array[part].clip(low, high)
+        source = array[part].clip(*bounds)
         seen = warped(source, matrix[part], size, float(low), "bicubic")
         # Cubic sampling rings beside metal and skin: no value leaves the scan's own range.
         out[part] = _stored(seen, low, high, dtype)
@@ -55,9 +57,9 @@ def _range(array: np.ndarray, modality: Modality) -> tuple[float, float, DTypeLi
 
 
 def _stored(values: np.ndarray, low: float, high: float, dtype: DTypeLike) -> np.ndarray:
-    """Return values within bounds, as they are stored."""
-    values = values.clip(low, high)
-    return (np.rint(values) if dtype == np.int16 else values).astype(dtype)
+    """Return values within bounds, as they are stored; what was given is overwritten."""
+    values.clip(low, high, out=values)
+    return (np.rint(values, out=values) if dtype == np.int16 else values).astype(dtype)
 
 
 def homogenized_labels(labels: Volume, transform: Transform) -> Volume:

@@ -24,13 +24,13 @@ from isopose.homogenize.dataset import (
     make_case,
     say_doubts,
     scans_as_dataset,
-    settings_of,
     with_modality,
     with_plane,
 )
+from isopose.homogenize.dataset import settings_of as settings_of_homogenizing
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
-from isopose.homogenize.reference import find_reference
+from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.homogenize.wrapped import (
     LOGS,
     Run,
@@ -121,25 +121,60 @@ def wrap(
         RunError: the output is full or cannot be written to.
     """
     output, names = Path(output), Labels.create(labels) if labels else Labels({})
-    _check_output(scans, output, formats, names)
+    check_output(scans, output, formats, names)
     config = with_modality(with_plane(config, model), scans, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     reference = find_reference(config.reference, model, scans.cases, modality, config.plane or "axial")
+    settings = settings_of(
+        scans, output, command, config, model, reference, names, formats, series, keep=keep
+    )
+    output_folder(output)
+    with only_writer(output):
+        say_doubts(settings.homogenizing, reporter)
+        return _wrap_all(scans.cases, settings, workers, reporter)
+
+
+def settings_of(
+    scans: Dataset,
+    output: Path,
+    command: Command,
+    config: HomogenizeConfig,
+    model: Path | None,
+    reference: ReferenceOutline | None,
+    labels: Labels,
+    formats: Sequence[str],
+    series: str | None,
+    *,
+    keep: bool,
+) -> WrapSettings:
+    """Return what all scans of a run share.
+
+    Args:
+        scans: see :func:`open_scans`.
+        output: folder.
+        command: to be run.
+        config: pose and size, with the scans' modality.
+        model: folder of the model whose poses are taken; None: those of the shipped network.
+        reference: that was found for it.
+        labels: names of what the command marks; may be empty.
+        formats: of label maps.
+        series: as given to :func:`open_scans`.
+        keep: leave homogenized scans and the command's files in ``work``.
+
+    Raises:
+        InputError: a model that estimates no pose, or is of another modality.
+    """
     estimator = open_estimator(model, config, reference)
-    homogenizing = settings_of(scans, output / WORK, config, model, reference, estimator)
-    settings = WrapSettings(
+    homogenizing = settings_of_homogenizing(scans, output / WORK, config, model, reference, estimator)
+    return WrapSettings(
         output,
         command,
-        names,
+        labels,
         tuple(formats),
         keep,
         replace(homogenizing, series=series),
         _pose_of(config, estimator),
     )
-    output_folder(output)
-    with only_writer(output):
-        say_doubts(homogenizing, reporter)
-        return _wrap_all(scans.cases, settings, workers, reporter)
 
 
 def _wrap_all(
@@ -161,7 +196,12 @@ def _wrap_all(
     return outcomes
 
 
-def _check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: Labels) -> None:
+def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: Labels) -> None:
+    """Check before a run that results replace no scan and can have their formats.
+
+    Raises:
+        InputError: a result would replace a scan, or a format does not go with a scan or lacks names.
+    """
     if scans.layout == "scans":
         check_apart([scans.root], output)
     dicom = [one for one in formats if one != NIFTI]
@@ -285,9 +325,18 @@ def _report(outcome: Wrapped, line: str, settings: WrapSettings, reporter: Repor
 
 
 def _wrap_one(item: tuple[Case, None], *, settings: WrapSettings) -> Wrapped:
-    """Homogenize a scan, run the command on it and restore its answer, unless that is there."""
-    case = item[0]
-    outcome = _prepare(case, settings=settings)
+    return wrap_scan(item[0], settings)
+
+
+def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Exception) -> Wrapped:
+    """Homogenize a scan, run the command on it and restore its answer, unless that is there.
+
+    Of what is raised only ``reported`` becomes the scan's line; a cluster tries again what may pass.
+
+    Raises:
+        RunError: it concerns all scans.
+    """
+    outcome = _prepare(case, settings=settings, reported=reported)
     if outcome is not None:
         return outcome
     try:
@@ -304,7 +353,7 @@ def _wrap_one(item: tuple[Case, None], *, settings: WrapSettings) -> Wrapped:
             root = settings.homogenizing.root
             outputs.remove([record_path(root, case.id), image_path(root, case.id)])
         return Wrapped(case.id, record, None)
-    except Exception as error:
+    except reported as error:
         return Wrapped(case.id, None, named(str(failure_of(error)), case.id))
 
 
@@ -324,19 +373,19 @@ def _restore(case: Case, answer: Answer, settings: WrapSettings, run: Run) -> di
         raise InputError(f"{case.id}: {error}; what the command printed: {run.log}") from None
 
 
-def _prepare(case: Case, *, settings: WrapSettings) -> Wrapped | None:
+def _prepare(case: Case, *, settings: WrapSettings, reported: type[Exception] = Exception) -> Wrapped | None:
     """Homogenize a scan; return what became of it if its results are there, or it cannot be done."""
     try:
         known = known_record(case, settings)
         if known is not None:
             return Wrapped(case.id, known, None, made=False)
-        outcome = make_case(case, settings=settings.homogenizing)
+        outcome = make_case(case, settings=settings.homogenizing, reported=reported)
         if outcome.record is None:
             return Wrapped(case.id, None, outcome.problem)
         # Before the command takes its time.
         native = outcome.record.transform.native
         open_dicom(case.image, settings.homogenizing.series, settings.formats, native)
-    except Exception as error:
+    except reported as error:
         return Wrapped(case.id, None, named(str(failure_of(error)), case.id))
     return None
 

@@ -109,7 +109,7 @@ def about(upright: Volume, labels: Labels, shown: Shown) -> dict[str, Any]:
 def write_scan(
     folder: Path, volume: Volume, modality: Modality | None, plane: Plane = "axial"
 ) -> tuple[Volume, Shown]:
-    """Write ``scan.nii``; return the scan with the slices of a plane along z, and how its values are shown."""
+    """Write ``scan.nii``; return the scan with the plane's slices along z, and how its values are shown."""
     upright = volume.reoriented(plane)
     shown = shown_values(upright.array, modality)
     array = shown.stored(upright.array)

@@ -1,0 +1,166 @@
+"""``isopose wrap --ray``: another program's command around scans, run by the workers of a cluster."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from isopose.cluster.cohort import Cohort, held, run_cohort
+from isopose.cluster.homogenize import with_reference_here
+from isopose.cluster.model import PackedModel
+from isopose.cluster.places import Mirror, Place
+from isopose.cluster.pool import cluster
+from isopose.config import HomogenizeConfig, Modality
+from isopose.errors import InputError
+from isopose.files import hash_of
+from isopose.homogenize.command import Command
+from isopose.homogenize.dataset import say_doubts, with_modality, with_plane
+from isopose.homogenize.reference import find_reference
+from isopose.homogenize.wrap import Wrapped, check_output, open_scans, settings_of, wrap_scan
+from isopose.homogenize.wrapped import LOGS, WrapSettings, made_from
+from isopose.inference.files import record_name
+from isopose.io.cases import Case
+from isopose.io.results.formats import NIFTI, check_source
+from isopose.labels import Labels
+from isopose.outputs import earlier_record, listed
+from isopose.progress import Reporter
+
+
+@dataclass
+class WrapWork:
+    """See :class:`~isopose.cluster.cohort.CohortWork`.
+
+    Args:
+        packed: a model whose poses are taken; None: those of the shipped network.
+        settings: of all scans.
+        output: where results go, and what the command prints of each scan.
+    """
+
+    packed: PackedModel | None
+    settings: WrapSettings
+    output: Place
+    unpacked: TemporaryDirectory[str] | None = field(default=None, init=False)
+
+    def open(self) -> None:
+        if self.packed is not None:
+            self.unpacked = self.packed.unpack()
+            homogenizing = replace(self.settings.homogenizing, model=Path(self.unpacked.name))
+            self.settings = replace(self.settings, homogenizing=homogenizing)
+
+    def name(self, item: Case) -> str:
+        return item.id
+
+    def sources(self, item: Case) -> list[Path]:
+        return [item.image]
+
+    def moved(self, item: Case, paths: list[Path]) -> Case:
+        return replace(item, image=paths[0])
+
+    def record(self, item: Case) -> str:
+        return record_name(item.id)
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        record = earlier_record(path)
+        return record if record is not None and isinstance(record.get("warnings"), list) else None
+
+    def files(self, item: Case, record: dict[str, Any]) -> set[str]:
+        return listed(record)
+
+    def work(self, item: Case, root: Path) -> Wrapped:
+        program = self.settings.command.words[0]
+        if shutil.which(program) is None:
+            raise InputError(
+                f"{os.uname().nodename} has no program {program}, or it may not be run there; install it on "
+                "every machine"
+            )
+        check_source(item.image, self.settings.formats)
+        with TemporaryDirectory(prefix="isopose-") as work:
+            homogenizing = replace(self.settings.homogenizing, root=Path(work))
+            settings = replace(self.settings, output=root, homogenizing=homogenizing)
+            outcome = wrap_scan(item, settings, reported=InputError)
+        # Not one of the results, which go as a whole: it is needed most where there are none.
+        log = root / LOGS / f"{item.id}.log"
+        if log.is_file():
+            (self.output / LOGS / log.name).publish(log)
+            log.unlink()
+        problem = outcome.problem and outcome.problem.replace(str(root), str(self.output))
+        return replace(outcome, problem=problem)
+
+    def short(self, record: dict[str, Any]) -> dict[str, Any]:
+        return record
+
+    def warnings(self, record: dict[str, Any]) -> list[str]:
+        return [*record["warnings"]]
+
+
+def wrap_on_cluster(
+    scans: Place,
+    output: Place,
+    command: Command,
+    address: str,
+    config: HomogenizeConfig,
+    *,
+    model: Place | None,
+    labels: Mapping[str, int] | None,
+    formats: Sequence[str] = (NIFTI,),
+    series: str | None,
+    reporter: Reporter,
+) -> list[Wrapped]:
+    """Run a command on homogenized scans with the workers of a cluster; see ``docs/guides/cluster.md``.
+
+    Writes what :func:`~isopose.homogenize.wrap.wrap` writes, and ``cohort/``.
+
+    Args:
+        scans: as for :func:`~isopose.homogenize.wrap.open_scans`, on a disk that all machines see, or a URL.
+        output: folder, on a shared disk or a URL.
+        command: of one scan; each machine needs its program.
+        address: of the cluster; see :func:`~isopose.cluster.pool.cluster`. Each worker has a GPU if the
+            cluster has some.
+        config: pose and size; the reference is a case, or a path on this machine.
+        model: a model's folder whose poses are taken; it is sent to the workers.
+        labels: value by name of what the command marks; None: unnamed.
+        formats: of label maps, see :func:`~isopose.io.results.formats.choose_formats`.
+        series: as given to :func:`~isopose.homogenize.wrap.open_scans`.
+        reporter: where progress goes.
+
+    Returns:
+        One for each scan, in their order.
+
+    Raises:
+        InputError: a command for all scans at once, no such model or reference, or a format that lacks names.
+        IsoposeError: a place or the cluster cannot be reached.
+    """
+    if command.together:
+        raise InputError(
+            "--ray: each scan has a run of the command on some machine, got {inputs}; use {input} with "
+            "{output} or {output_folder}, or leave --ray out"
+        )
+    packed = None if model is None else PackedModel.of(model)
+    names = Labels.create(labels) if labels else Labels({})
+    with ExitStack() as stack:
+        below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
+        mirror, where = Mirror.of_dataset(scans, below / "in")
+        opened = open_scans(where, series)
+        if output.local is not None and scans.local is not None:
+            check_output(opened, output.local, formats, names)
+        folder = Path(stack.enter_context(packed.unpack())) if packed else None
+        named = model.local if model is not None and model.local is not None else folder
+        config = with_modality(with_plane(config, folder), opened, folder)
+        modality: Modality = "mr" if config.modality == "mr" else "ct"
+        here = with_reference_here(opened.cases, config, [mirror], below)
+        reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
+        settings = settings_of(
+            opened, below / "out", command, config, folder, reference, names, formats, series, keep=False
+        )
+        # Each worker unpacks its own.
+        settings = replace(settings, homogenizing=replace(settings.homogenizing, model=None))
+        stack.enter_context(held(output))
+        say_doubts(settings.homogenizing, reporter)
+        pool = stack.enter_context(cluster(address, "auto"))
+        decides = hash_of([made_from(settings, "", None), series])
+        cohort = Cohort([mirror], output, decides, "wrap")
+        return run_cohort(pool, WrapWork(packed, settings, output), opened.cases, cohort, reporter)

@@ -1,0 +1,99 @@
+"""A command around the scans of a cohort: where it runs, what comes back, what is said where it cannot."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from isopose.config import HomogenizeConfig
+from isopose.errors import InputError
+from isopose.homogenize.command import read_command
+from isopose.homogenize.wrap import open_scans, settings_of
+from isopose.labels import Labels
+from isopose.phantom import write_cohort
+
+pytest.importorskip("ray")
+
+from isopose.cluster.places import Place
+from isopose.cluster.wrap import WrapWork
+
+#: Marks bone, prints what it read, and fails on one of the scans.
+SEGMENTER = """
+import sys
+import SimpleITK as sitk
+print("seen", sys.argv[1])
+if "phantom_001" in sys.argv[1]:
+    sys.exit(3)
+sitk.WriteImage(sitk.Cast(sitk.ReadImage(sys.argv[1]) > 250, sitk.sitkUInt8), sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("scans")
+    return write_cohort(root / "kids", cases=3, slices=4, size=64, seed=3, test_fraction=0) / "imagesTr"
+
+
+@pytest.fixture
+def words(tmp_path) -> list[str]:
+    script = tmp_path / "segment.py"
+    script.write_text(SEGMENTER)
+    return [sys.executable, str(script), "{input}", "{output}"]
+
+
+@pytest.mark.slow
+def test_each_scan_comes_back_as_from_one_machine(isopose, scans, words, tmp_path) -> None:
+    size = ("--size", "64", "--label", "bone=1")
+    alone = isopose("wrap", scans, "--output", tmp_path / "alone", *size, "--", *words)
+    output = tmp_path / "cluster"
+    code, out, err = isopose("wrap", scans, "--output", output, *size, "--ray", "local", "--", *words)
+    assert (alone[0], code) == (2, 2), err
+    assert out.replace(str(output), "X") == alone[1].replace(str(tmp_path / "alone"), "X")
+    failed = [line for line in err.splitlines() if line.startswith("isopose: ")]
+    assert failed == [
+        f"isopose: phantom_001: the command ended with exit code 3; see {output}/logs/phantom_001.log"
+    ]
+    assert "seen" in (output / "logs" / "phantom_001.log").read_text()
+    made = {path.name for path in output.iterdir()}
+    assert made == {path.name for path in (tmp_path / "alone").iterdir() if path.name != "work"} | {"cohort"}
+    for name in ("phantom_000", "phantom_002"):
+        assert (output / f"{name}.nii.gz").read_bytes() == (tmp_path / f"alone/{name}.nii.gz").read_bytes()
+        records = [json.loads((tmp_path / f / f"{name}.json").read_text()) for f in ("alone", "cluster")]
+        assert [record.pop("command_seconds") >= 0 for record in records] == [True, True]
+        assert records[0] == records[1]
+
+    # One that failed is tried again, the others are there.
+    (tmp_path / "segment.py").write_text(SEGMENTER.replace("phantom_001", "none"))
+    code, _, err = isopose("wrap", scans, "--output", output, *size, "--ray", "local", "--", *words)
+    assert code == 0, err
+    assert "2 of 3 are there already" in err
+    assert (output / "phantom_001.nii.gz").is_file()
+
+
+def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
+    command = read_command(["no-such-program", "{input}", "{output}"], elsewhere=True)
+    found = open_scans(scans)
+    settings = settings_of(
+        found, tmp_path, command, HomogenizeConfig(), None, None, Labels({}), ("nifti",), None, keep=False
+    )
+    work = WrapWork(None, settings, Place(str(tmp_path)))
+    work.open()
+    with pytest.raises(InputError, match="has no program no-such-program, or it may not be run there"):
+        work.work(found.cases[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "why"),
+    [
+        ((), ("true", "{inputs}", "{outputs}"), "--ray: each scan has a run of the command on some machine"),
+        (("--keep",), ("true", "{input}", "{output}"), "--keep: not supported with --ray"),
+        (("--masks", "."), ("true", "{input}", "{output}"), "--masks: not supported with --ray"),
+    ],
+)
+def test_what_a_cluster_does_not_do_is_reported(given, words, why, isopose, scans, tmp_path) -> None:
+    output = tmp_path / "out"
+    code, _, err = isopose("wrap", scans, "--output", output, "--ray", "local", *given, "--", *words)
+    assert code == 2
+    assert err.startswith(f"isopose: {why}")
+    assert not output.exists()
