@@ -220,7 +220,7 @@ def of_mr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
     made = bright_model(
         {
             "data": {"size": 64, "modality": "mr"},
-            "pose": {"start": "anatomy", "contrast": "any", "learned": False, "per": "smooth"},
+            "pose": {"start": "anatomy", "contrast": "any", "learned": False, "per": "slice"},
             "unet": {"input": "half", "base_features": 2},
             "predict": {"precision": "32-true", "crop_border": 0},
         },

@@ -28,8 +28,9 @@ def wrap(
 
     Args:
         function: takes an image of the kind that the wrapped function was given (for a path: a SimpleITK
-            image), int16 HU on the homogenized grid. Returns on that grid, as any kind of image, a label map
-            of whole numbers from 0 to 255, or a dictionary with the probability of each class by its name.
+            image), int16 HU (in MR its own values) on the homogenized grid. Returns on that grid, as any kind
+            of image, a label map of whole numbers from 0 to 255, or a dictionary with the probability of each
+            class by its name.
         homogenizer: that brings images there; None: a new one.
         options: of that new one, see :class:`~isopose.api.homogenizer.Homogenizer`.
 
