@@ -239,7 +239,9 @@ def roll_input_by_own_body(image: Tensor, mask: Tensor) -> RollInput:
 
 
 def scaled_by_own_body(image: Tensor, mask: Tensor) -> Tensor:
-    """Scale each slice to [0, 1] between :data:`OWN_PERCENTILES` of its body.
+    """Scale each slice to [0, 1] between :data:`OWN_PERCENTILES` of its body, and take the root.
+
+    The root shows differences between dark tissues, where fluid is much brighter than all else (T2).
 
     Args:
         image: ``(N, 1, S, S)``.
@@ -248,7 +250,7 @@ def scaled_by_own_body(image: Tensor, mask: Tensor) -> Tensor:
     # Every other pixel is enough for percentiles.
     few, inside = (values[..., ::2, ::2].flatten(1) for values in (image, mask > 0.5))
     low, high = (_quantile(few, inside, p / 100.0)[:, :, None, None] for p in OWN_PERCENTILES)
-    return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0)
+    return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0).sqrt()
 
 
 def _quantile(values: Tensor, inside: Tensor, share: float) -> Tensor:

@@ -16,10 +16,13 @@ from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
 #: Pixels along a side of the deformed images, from which the network's views are sampled.
 DEFORMED = 80
-#: Share of windowed CT among images of any contrast, and of those in which organs and muscle are alike.
-CT_SHARE, ALIKE_SHARE = 0.15, 0.45
+#: Share of windowed CT among images of any contrast, of those in which organs and muscle are alike, and of
+#: those in which fluid is the brightest.
+CT_SHARE, ALIKE_SHARE, FLUID_SHARE = 0.15, 0.35, 0.25
 #: Density (HU) from which on tissue is bone.
 BONE_HU = 200.0
+#: Density (HU) of the brightest fluid.
+FLUID_HU = 25.0
 #: Densities (HU) at which tissues have a brightness of their own in a random contrast; in between it changes
 #: evenly. The first is air and lung, the next two are fat.
 TISSUES_HU = (-300.0, -115.0, -55.0, 0.0, 25.0, 50.0, 75.0, 110.0, 160.0, 230.0, 330.0, 480.0)
@@ -249,7 +252,10 @@ def _brightness(
     sometimes: Callable[..., Tensor],
 ) -> Tensor:
     """Return images of the shape of ``hu`` in which each tissue has a random brightness."""
-    shown = uniform(0.0, 1.0, len(TISSUES_HU))
+    # Powers, for in some contrasts most tissues are dark and few are bright.
+    shown = uniform(0.0, 1.0, len(TISSUES_HU)) ** uniform(1.0, 3.0, 1)
+    fluid = (torch.tensor(TISSUES_HU) >= 0.0) & (torch.tensor(TISSUES_HU) <= FLUID_HU)
+    shown = torch.where(sometimes(FLUID_SHARE)[:, None] & fluid, uniform(0.8, 1.2, 1), shown)
     # As in T1: muscle and organs differ little, and bone is like them or dark.
     even = uniform(0.15, 0.7, 1) + normal(0.07, len(TISSUES_HU))
     dark = (sometimes(0.5)[:, None] & (torch.tensor(TISSUES_HU) > BONE_HU)).expand_as(even)
