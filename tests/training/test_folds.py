@@ -19,7 +19,7 @@ from isopose.inference.ensemble import load_ensemble
 from isopose.inference.predict import predict
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume
-from isopose.models.folder import load_model
+from isopose.models.folder import for_prediction, load_model
 from isopose.progress import Silent
 from isopose.training.fit import fit
 from isopose.training.folds import check_folds, fit_folds, fold_folder, of_fold
@@ -127,7 +127,7 @@ def test_each_patient_is_scored_by_the_fold_that_did_not_see_it(folds: Folds) ->
         member = load_model(fold_folder(folds.folder, n))
         for case in split(folds.dataset, of_fold(folds.config, n).train)[1]:
             kept = read_labels(folds.folder / PREDICTIONS / f"{case.id}.nii.gz").array
-            assert np.array_equal(predict(member, read_volume(case.image)).labels.array, kept)
+            assert np.array_equal(predict(for_prediction(member), read_volume(case.image)).labels.array, kept)
             truth = read_labels(case.label).array
             marked = np.count_nonzero(kept == 1) + np.count_nonzero(truth == 1)
             dice = 2 * np.count_nonzero((kept == 1) & (truth == 1)) / marked

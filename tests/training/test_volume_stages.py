@@ -111,7 +111,7 @@ def test_the_crop_learns_and_its_loss_is_nothing_at_the_target():
     with torch.no_grad():
         before = objective.judge(None, [examples])["box overlap"]
     losses = []
-    for _ in range(60):
+    for _ in range(80):
         loss = objective(examples, STILL)
         optimizer.zero_grad()
         loss.backward()
