@@ -230,8 +230,8 @@ def test_a_missing_mask_is_an_error_of_its_scan_alone(isopose, given, masked, he
     masks, url = masked
     (masks / "phantom_001.nii.gz").unlink()
     (url / "phantom_001.nii.gz").remove()
-    for own in (masks, url):
-        out = tmp_path / str(own)[:2]
+    for name, own in (("disk", masks), ("url", url)):
+        out = tmp_path / name
         code, _, said = isopose(
             "homogenize", given / "kids", out, "--size", "64", "--masks", own, "--ray", "here"
         )
