@@ -97,6 +97,13 @@ def gathered(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return torch.cat([part for part in chain(*zip_longest(*every)) if part is not None], dim)
 
 
+def leave() -> None:
+    """Leave the group of ranks; its threads may otherwise still run when the process ends, and abort it."""
+    # NCCL may wait here for a rank that is lost, and ends by itself.
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+
+
 def is_lost_rank(error: RuntimeError) -> bool:
     """Return True if a collective operation failed because another rank is gone."""
     message = str(error).lower()

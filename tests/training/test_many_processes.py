@@ -43,7 +43,7 @@ from lightning_fabric import Fabric
 from isopose.data.samples import Slices
 from isopose.data.store import open_store
 from isopose.models.folder import load_model
-from isopose.ranks import launched, rank, strategy_for
+from isopose.ranks import launched, leave, rank, strategy_for
 from isopose.training.loop import Stage, _validate
 from isopose.training.objectives import CropObjective
 from isopose.training.segmentation import SegmentationObjective
@@ -63,6 +63,7 @@ for objective in (CropObjective(model.pipeline), SegmentationObjective(model.pip
     stage = Stage("x", objective, config, slices, slices, {}, (0,))
     numbers.append(_validate(stage, fabric, objective))
 Path(f"{sys.argv[2]}-{rank()}.json").write_text(json.dumps(numbers))
+leave()
 """
 
 

@@ -1,5 +1,6 @@
 """Devices, processes and precision of a training."""
 
+import atexit
 from typing import Any, Literal, cast
 
 from lightning_fabric import Fabric
@@ -8,7 +9,7 @@ from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from isopose.config import Config
 from isopose.devices import choose_device, choose_precision
 from isopose.errors import InputError
-from isopose.ranks import launched, strategy_for
+from isopose.ranks import launched, leave, strategy_for
 
 
 def fabric_for(config: Config) -> Fabric:
@@ -34,6 +35,7 @@ def fabric_for(config: Config) -> Fabric:
         plugins=precision_plugin(precision, device),
     )
     fabric.launch()
+    atexit.register(leave)
     return fabric
 
 
