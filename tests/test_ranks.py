@@ -89,6 +89,9 @@ def two(tmp_path_factory):
     torch.save(values, folder / "in.pt")
     (folder / "halves.py").write_text(HALVES)
     done = torchrun(folder / "halves.py", folder / "in.pt", folder / "out.pt")
+    # PyTorch may abort a process that ends, when its work is done (its issue 190489).
+    if "terminate called without an active exception" in done.stderr:
+        done = torchrun(folder / "halves.py", folder / "in.pt", folder / "out.pt")
     assert done.returncode == 0, done.stderr[-3000:]
     return values, torch.load(folder / "out.pt", weights_only=True)
 
