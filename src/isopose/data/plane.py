@@ -17,8 +17,7 @@ THICK, THICK_MM = 1.8, 1.5
 #: Part of the body's rows that reach both edges of the slices from which on its width is not seen.
 CUT = 0.5
 #: Part of the body's greatest thickness along the stack, from which on a place counts for its outline: arms
-#: and the edges of a rolled trunk are left out. In 24 coronal phantoms its width is 3.4 % off the true one
-#: (standard deviation), that of the whole silhouette 5.6 %.
+#: and the edges of a rolled trunk are left out, which the whole silhouette shows.
 HALF = 0.5
 #: Width of that outline, as a part of the whole body's, where its section is an ellipse.
 NARROWER = 0.87

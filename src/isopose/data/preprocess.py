@@ -1,8 +1,8 @@
 """Preprocess a scan to normalized square slices, and record how to undo it.
 
 Steps (paper, "Pre-Processing"): reorient to LPS (or so that coronal or sagittal slices lie along z), find the
-body, crop to it (a square frame in millimeters
-around its box), clip and z-score (:mod:`isopose.data.normalization`), resample every slice once in plane.
+body, crop to it (a square frame in millimeters around its box), clip and z-score
+(:mod:`isopose.data.normalization`), resample every slice once in plane.
 
 Interpolation is bicubic, with a prefilter where pixels become larger. Measured on real slices: compared with
 nnU-Net's cubic splines it has half the error of bilinear sampling, for scales from 2 (enlarged) to 1 / 1.25;
