@@ -186,6 +186,8 @@ def test_rolls_in_mr_are_measured(tmp_path: Path) -> None:
         ["| phantoms, CT", "any contrast", "1"],
         ["| phantoms, t1", "any contrast", "1"],
     ]
+    # None is wrong without a warning, and none counts as a mirror image as it is.
+    assert [(row[7], row[9]) for row in rows] == [("0", "0 |")] * 3
     assert (tmp_path / "pose-mr.md").read_text() == printed
 
 

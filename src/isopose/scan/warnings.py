@@ -13,8 +13,8 @@ from isopose.scan.prior import TURNED
 
 #: Mean logit from which a scan counts as mirrored, by what the roll network sees. CT: of 500 unseen phantoms
 #: none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled in 120
-#: ways, have at most -1.8. Any contrast: of 60 phantoms in MR none has more than 0.31, 48 exceed it when
-#: mirrored; of 20 MR made of real CT none has more than -0.1, 7 exceed it when mirrored.
+#: ways, have at most -1.8. Any contrast: of 60 phantoms in MR and 60 MR made of real CT none exceeds it,
+#: 47 and 20 do when mirrored (benchmarks/pose_mr.py).
 MIRRORED: Final[dict[Contrast, float]] = {"ct": 0.7, "any": 0.4}
 
 
