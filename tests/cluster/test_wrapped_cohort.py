@@ -4,12 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.homogenize.command import read_command
 from isopose.homogenize.wrap import open_scans, settings_of
+from isopose.io.images import read_volume, write_labels
+from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.phantom import write_cohort
 
@@ -42,9 +45,22 @@ def words(tmp_path) -> list[str]:
     return [sys.executable, str(script), "{input}", "{output}"]
 
 
+@pytest.fixture
+def masks(scans, tmp_path) -> Path:
+    """All that is not air, of each scan."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for path in scans.iterdir():
+        scan = read_volume(path)
+        body = scan.with_array((scan.array > -200).astype(np.uint8))
+        write_labels(body, folder / path.name.replace("_0000", ""))
+    return folder
+
+
 @pytest.mark.slow
-def test_each_scan_comes_back_as_from_one_machine(isopose, scans, words, tmp_path) -> None:
-    size = ("--size", "64", "--label", "bone=1")
+@pytest.mark.parametrize("own", [False, True], ids=["bodies found", "own masks"])
+def test_each_scan_comes_back_as_from_one_machine(own, isopose, scans, masks, words, tmp_path) -> None:
+    size = ("--size", "64", "--label", "bone=1", *(("--masks", masks) if own else ()))
     alone = isopose("wrap", scans, "--output", tmp_path / "alone", *size, "--", *words)
     output = tmp_path / "cluster"
     code, out, err = isopose("wrap", scans, "--output", output, *size, "--ray", "local", "--", *words)
@@ -62,6 +78,8 @@ def test_each_scan_comes_back_as_from_one_machine(isopose, scans, words, tmp_pat
         records = [json.loads((tmp_path / f / f"{name}.json").read_text()) for f in ("alone", "cluster")]
         assert [record.pop("command_seconds") >= 0 for record in records] == [True, True]
         assert records[0] == records[1]
+        mask = hash_of_source(masks / f"{name}.nii.gz")
+        assert records[1].get("mask_sha256") == (mask if own else None)
 
     # One that failed is tried again, the others are there.
     (tmp_path / "segment.py").write_text(SEGMENTER.replace("phantom_001", "none"))
@@ -88,7 +106,11 @@ def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
     [
         ((), ("true", "{inputs}", "{outputs}"), "--ray: each scan has a run of the command on some machine"),
         (("--keep",), ("true", "{input}", "{output}"), "--keep: not supported with --ray"),
-        (("--masks", "."), ("true", "{input}", "{output}"), "--masks: not supported with --ray"),
+        (
+            ("--masks", "nowhere"),
+            ("true", "{input}", "{output}"),
+            "--masks: nowhere: no such file or folder",
+        ),
     ],
 )
 def test_what_a_cluster_does_not_do_is_reported(given, words, why, isopose, scans, tmp_path) -> None:

@@ -8,7 +8,7 @@ from isopose.cli.options import (
     AsJson,
     Formats,
     Label,
-    Masks,
+    MasksAnywhere,
     OfModality,
     OfPlane,
     Ray,
@@ -51,7 +51,7 @@ def wrap(
     scale_z: ScaleZ = None,
     modality: OfModality = None,
     plane: OfPlane = None,
-    masks: Masks = None,
+    masks: MasksAnywhere = None,
     formats: Formats = None,
     series: Series = None,
     label: Label = None,
@@ -79,9 +79,8 @@ def wrap(
     )
     chosen, named = choose_formats(formats or [NIFTI]), labels_of(label)
     if ray is not None:
-        for option, given in (("--masks", masks is not None), ("--keep", keep)):
-            if given:
-                raise InputError(f"{option}: not supported with --ray; leave one of the two out")
+        if keep:
+            raise InputError("--keep: not supported with --ray; leave one of the two out")
         from isopose.cluster.places import place_of
         from isopose.cluster.wrap import wrap_on_cluster
 
@@ -95,11 +94,13 @@ def wrap(
             labels=named,
             formats=chosen,
             series=series,
+            masks=None if masks is None else place_of(masks),
             reporter=Terminal(),
         )
     else:
+        own = None if masks is None else local_path(masks)
         outcomes = run(
-            with_masks(open_scans(local_path(scans), series), masks),
+            with_masks(open_scans(local_path(scans), series), own),
             local_path(output),
             wrapped,
             config,

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
 from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.homogenize import with_reference_here
 from isopose.cluster.model import PackedModel
@@ -24,6 +25,7 @@ from isopose.homogenize.wrap import Wrapped, check_output, open_scans, settings_
 from isopose.homogenize.wrapped import LOGS, WrapSettings, made_from
 from isopose.inference.files import record_name
 from isopose.io.cases import Case
+from isopose.io.masks import with_masks
 from isopose.io.results.formats import NIFTI, check_source
 from isopose.labels import Labels
 from isopose.outputs import earlier_record, listed
@@ -55,10 +57,10 @@ class WrapWork:
         return item.id
 
     def sources(self, item: Case) -> list[Path]:
-        return [item.image]
+        return sources_of(item)
 
     def moved(self, item: Case, paths: list[Path]) -> Case:
-        return replace(item, image=paths[0])
+        return moved_case(item, paths)
 
     def record(self, item: Case) -> str:
         return record_name(item.id)
@@ -108,6 +110,7 @@ def wrap_on_cluster(
     labels: Mapping[str, int] | None,
     formats: Sequence[str] = (NIFTI,),
     series: str | None,
+    masks: Place | None = None,
     reporter: Reporter,
 ) -> list[Wrapped]:
     """Run a command on homogenized scans with the workers of a cluster; see ``docs/guides/cluster.md``.
@@ -125,6 +128,7 @@ def wrap_on_cluster(
         labels: value by name of what the command marks; None: unnamed.
         formats: of label maps, see :func:`~isopose.io.results.formats.choose_formats`.
         series: as given to :func:`~isopose.homogenize.wrap.open_scans`.
+        masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
         reporter: where progress goes.
 
     Returns:
@@ -144,14 +148,16 @@ def wrap_on_cluster(
     with ExitStack() as stack:
         below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
         mirror, where = Mirror.of_dataset(scans, below / "in")
-        opened = open_scans(where, series)
+        own = mirror_of_masks(masks, below)
+        opened = with_masks(open_scans(where, series), own.folder if own else None)
+        mirrors = [mirror, *([own] if own else [])]
         if output.local is not None and scans.local is not None:
             check_output(opened, output.local, formats, names)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
         named = model.local if model is not None and model.local is not None else folder
         config = with_modality(with_plane(config, folder), opened, folder)
         modality: Modality = "mr" if config.modality == "mr" else "ct"
-        here = with_reference_here(opened.cases, config, [mirror], below)
+        here = with_reference_here(opened.cases, config, mirrors, below)
         reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
         settings = settings_of(
             opened, below / "out", command, config, folder, reference, names, formats, series, keep=False
@@ -162,5 +168,5 @@ def wrap_on_cluster(
         say_doubts(settings.homogenizing, reporter)
         pool = stack.enter_context(cluster(address, "auto"))
         decides = hash_of([made_from(settings, "", None), series])
-        cohort = Cohort([mirror], output, decides, "wrap")
+        cohort = Cohort(mirrors, output, decides, "wrap")
         return run_cohort(pool, WrapWork(packed, settings, output), opened.cases, cohort, reporter)
