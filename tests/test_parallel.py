@@ -115,7 +115,7 @@ def test_what_concerns_all_items_is_raised(workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_that_fail_are_said_before_it_is_raised(workers):
     said, lines = [], [f"  error: {n}: is broken" for n in (1, 2)]
-    with pytest.raises(InputError, match=r"^2 of 2 cases cannot be used, the first: 1: is broken; mend them"):
+    with pytest.raises(InputError, match=r"^2 of 2 cases cannot be used, the first: 1: is broken; fix them"):
         all_of(refused, [1, 2], name=str, workers=workers, say=said.append)
     assert said == lines
     assert all_of(full, [0, 2], name=str, workers=workers) == [0, 2]

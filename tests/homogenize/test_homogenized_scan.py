@@ -48,7 +48,7 @@ def test_a_turned_patient_comes_out_upright_and_as_if_never_turned(per, degrees)
     # The kidneys lie at the back, the tumor on its own side; x grows to the left, y to the back.
     assert world_center(turned.labels, turned.labels.array == 1)[1] > 0
     assert world_center(turned.labels, turned.labels.array == 2)[0] * patient().left > 10
-    warned = any("lies turned by" in warning for warning in turned.warnings)
+    warned = any("rotated by" in warning for warning in turned.warnings)
     assert warned is (abs(degrees) > 60)
 
 

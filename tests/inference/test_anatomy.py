@@ -45,7 +45,7 @@ def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(
     result = predict(models["smooth"], phantom(degrees))
     off = np.degrees(result.scan_pose.pose[:, 0]) - degrees
     assert np.abs((off + 180) % 360 - 180).max() < 5
-    assert warns_of(result, "lies turned") == (abs(degrees) > 60)
+    assert warns_of(result, "rotated by") == (abs(degrees) > 60)
     assert not warns_of(result, "mirror")
     record = prediction_record(models["smooth"], result, "0" * 64)
     assert (record["roll_degrees"] - degrees + 180) % 360 - 180 == pytest.approx(0, abs=5)
@@ -94,6 +94,6 @@ def test_with_the_header_s_roll_nobody_is_turned_and_one_line_says_so(make_model
     )
     turned = predict(model, phantom(40))
     assert not turned.scan_pose.pose[:, 0].any()
-    assert warns_of(turned, "was not looked for: left as the file's header says")
+    assert warns_of(turned, "was not estimated: left as the file's header says")
     # Size and center are found all the same.
     assert np.abs(turned.scan_pose.pose[:, 1:]).max() > 0.01

@@ -152,11 +152,11 @@ def test_patients_that_the_source_has_seen_are_reported_and_kept(source: Source,
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.size=128", "data.size is 128, the model to begin from has 64"),
+        ("data.size=128", "data.size is 128, the model to fine-tune has 64"),
         ("unet.base_features=16", "unet.base_features is 16"),
         ("unet.context=1", "unet.context is 1"),
-        ("data.modality=mr", "data.modality is 'mr', the model to begin from has 'auto'"),
-        ("pose.contrast=any", "pose.contrast is 'any', the model to begin from has 'ct'"),
+        ("data.modality=mr", "data.modality is 'mr', the model to fine-tune has 'auto'"),
+        ("pose.contrast=any", "pose.contrast is 'any', the model to fine-tune has 'ct'"),
         ("pose.reference=Muster_Erika_1", "keeps its own reference"),
     ],
 )

@@ -162,7 +162,7 @@ class Homogenizer:
             if one is not None and not one.same_grid(volume):
                 raise InputError(f"the {name} not lie on the image's grid")
         if body is not None and not body.array.any():
-            raise InputError("the mask marks nothing, expected the body")
+            raise InputError("the mask is empty, expected the body")
         given = None if body is None else body.array > 0
         found = homogenize_scan(self._estimator, volume, marked, body=given)
         made = like(image)

@@ -25,7 +25,7 @@ def main() -> NoReturn:
     except IsoposeError as error:
         _fail(str(error), error.exit_code)
     except _Stopped:
-        _fail("stopped; what was finished is kept, the same command (fit: with --resume) goes on", 130)
+        _fail("stopped; finished results are kept, the same command (fit: with --resume) continues", 130)
     except Exception as error:
         # No traceback: an exception's message may quote a patient's name.
         _fail(_OUT_OF_MEMORY if is_out_of_memory(error) else str(line_of(error)), 1)

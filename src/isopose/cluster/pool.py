@@ -208,7 +208,7 @@ class _Run(Generic[Item, Result]):
             self.given_up += 1
             if self.given_up >= GIVE_UP:
                 raise IsoposeError(
-                    f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; mend that, and "
+                    f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; fix that, and "
                     "give the same command, which goes on"
                 ) from None
             yield number, Failed(f"{why}, {TRIES} times{hint}", ours=True)

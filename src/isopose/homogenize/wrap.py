@@ -207,8 +207,8 @@ def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: L
     dicom = [one for one in formats if one != NIFTI]
     if dicom and not labels.values:
         raise InputError(
-            f"--format {dicom[0]}: names what is marked, and label maps do not; name each value that the "
-            "command marks (--label kidney=1)"
+            f"--format {dicom[0]}: needs the name of each label, which label maps do not hold; name "
+            "each value that the command writes (--label kidney=1)"
         )
     for case in scans.cases:
         check_source(case.image, formats)
@@ -271,7 +271,7 @@ def _run_together(
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
         found, strange = sort_by_case(files_in(written), [case.id for case in cases])
         if strange:
-            reporter.say(f"  left out, of no scan: {listed_names(strange)}")
+            reporter.say(f"  ignored, they belong to no scan: {listed_names(strange)}")
         answers = {case: answer_of(written, found[case.id]) for case in cases}
         given = [(case, answer) for case, answer in answers.items() if answer.images or answer.packed]
         restored = _report_all(

@@ -28,7 +28,7 @@ from isopose.scan.warnings import crop_warnings, pose_warnings
 #: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
 #: docs/measurements.md, "Choices".
 WIDEN = 1.1
-#: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
+#: Fraction of the segmentation that may lie outside the body without a warning; borders differ by a pixel.
 OUTSIDE = 0.05
 #: Warn of a scan that reaches further than the training scans by more than this.
 BEYOND_MM = 20.0
@@ -68,13 +68,13 @@ class Predictor(ABC):
         ]
         if self.beyond_mm > BEYOND_MM:
             lines.append(
-                f"the scan reaches {self.beyond_mm:.0f} mm further than those the model was trained on; what "
-                "lies near its ends may not be marked"
+                f"the scan reaches {self.beyond_mm:.0f} mm further than those the model was trained on; "
+                "structures near its ends may be missed"
             )
         everything, outside = self.areas.tolist()
         if outside > OUTSIDE * everything:
             share = 100.0 * outside / everything
-            lines.append(f"{share:.0f} % of what is marked lies outside the body: do not trust this result")
+            lines.append(f"{share:.0f} % of the segmentation lies outside the body: do not trust this result")
         return tuple(lines)
 
 

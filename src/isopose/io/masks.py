@@ -63,5 +63,5 @@ def read_mask(path: Path, like: Volume) -> np.ndarray:
     """
     mask: np.ndarray = read_labels(path, like=like).array > 0
     if not mask.any():
-        raise InputError(f"{path}: marks nothing, expected the body's mask; draw it, or leave --masks out")
+        raise InputError(f"{path}: is empty, expected the body's mask; draw it, or leave --masks out")
     return mask

@@ -54,8 +54,8 @@ def _how(model: Model) -> str:
             "moments": "pose and size by moments",
             "identity": "pose and size as the scan has them",
         }[config.pose.start]
-        + (", and a network learned what is left of it" if config.pose.learned else ""),
-        *(["a crop around what is to be marked"] if config.crop.enabled else []),
+        + (", refined by a trained network" if config.pose.learned else ""),
+        *(["a crop around the labels"] if config.crop.enabled else []),
         f"a U-Net of {parameters:,} parameters on {size}",
     ]
     plane = config.data.plane
@@ -93,7 +93,7 @@ def _rows(model: Model) -> Iterator[tuple[str, ...]]:
             low, high = scale.percentiles
             unit = ["HU"] if _is_ct(model, channel.name) else []
             which = ", ".join([*([] if seen.channels == (channel,) else [channel.name]), *unit])
-            name = f"what is marked ({which}{', ' if which else ''}percentiles {low:g} and {high:g})"
+            name = f"labeled voxels ({which}{', ' if which else ''}percentiles {low:g} and {high:g})"
             yield (name, *(f"{value:.0f}" for value in three))
 
 

@@ -71,6 +71,6 @@ def warn_of_seen(
     both = [c for c in stored.cases if c.record.id in names and c.record.sources["image"] in known]
     if both:
         reporter.say(
-            f"warning: {len(both)} of {len(validation)} validation cases trained the model that this one "
-            "begins from: their scores flatter, and training may stop too late"
+            f"warning: {len(both)} of {len(validation)} validation cases are training cases of the model to "
+            "fine-tune: their scores are too good, and training may stop too late"
         )
