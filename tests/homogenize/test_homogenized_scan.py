@@ -366,7 +366,7 @@ def test_a_solid_box_is_that_of_outer_corners() -> None:
 
 
 def test_the_tilt_of_a_low_scan_is_doubted() -> None:
-    words = "too little to tell pitch and yaw by"
+    words = "too short to estimate pitch and yaw"
     assert not any(words in warning for warning in scan_of(tilted(), "tilted").warnings)
     whole = tilted().volume
     low = Volume(whole.array[12:17], whole.world_from_index)
@@ -441,7 +441,7 @@ def test_a_joint_models_step_is_taken_too(per) -> None:
 
 def test_a_model_without_poses_is_refused() -> None:
     model = bright_model({"pose": {"start": "identity", "learned": False}, "crop": {"enabled": False}})
-    with pytest.raises(InputError, match="takes every slice as it lies"):
+    with pytest.raises(InputError, match="does not estimate poses"):
         estimator_from_model(model, HomogenizeConfig())
     with pytest.raises(InputError, match="how large its reference is"):
         estimator_from_model(bright_model(), HomogenizeConfig())

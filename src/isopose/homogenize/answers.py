@@ -193,7 +193,7 @@ def _stem(name: str) -> str:
 
 
 def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> _Map | None:
-    """Return a map on the homogenized grid; None, with a note, if it holds neither labels nor probabilities."""
+    """Return a map on the homogenized grid; None, with a note, if it is neither labels nor probabilities."""
     path = answer.folder / name
     try:
         volume = on_image_grid(path, read_volume(path), transform.homogenized)
