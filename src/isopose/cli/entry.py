@@ -43,7 +43,7 @@ class _Stopped(BaseException):
 
 
 def _stop(_signum: int, _frame: FrameType | None) -> NoReturn:
-    # Do not wait for workers to finish their case, which may take minutes; files are complete or absent.
+    # Do not wait until workers finish their cases, which may take minutes; every file is complete or absent.
     for worker in active_children():
         worker.terminate()
     raise _Stopped

@@ -95,7 +95,7 @@ def restore(
     settings = _RestoreSettings(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
     found, strange = _find(Path(predictions), Path(homogenized))
     restored = [
-        Restored(path.name, None, f"{path}: is of no case of {homogenized}; expected CASE{ENDING}")
+        Restored(path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{ENDING}")
         for path in strange
     ]
     if not found and not strange:

@@ -31,7 +31,7 @@ def settings_of(source: Model) -> dict[str, Any]:
 
 
 def check_source(source: Model | None, config: Config, dataset: Dataset) -> None:
-    """Check that a run may begin from a model, before anything is written.
+    """Check that a run can fine-tune a model, before anything is written.
 
     Raises:
         InputError: parts of no model, another architecture or frame, other channels or labels, a reference of
