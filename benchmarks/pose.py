@@ -22,7 +22,7 @@ import typer
 from pose_errors import Estimate, errors_of_phantoms, errors_of_turned, leans_by_symmetry, spread_of_dice
 from pose_figures import draw_errors, tables_of
 from pose_registration import SIDE, Registration, nearest_pose
-from pose_scans import DATA, Scan, phantoms, reference_scan, spoilt, turned_scans
+from pose_scans import DATA, Scan, corrupted, phantoms, reference_scan, turned_scans
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,8 +58,8 @@ COHORT, COHORT_SLICES = 2_000_081, 16
 #: Pixels of the reference, and of the paper's STN (its Table 2 has 128 and 512).
 REFERENCE_SIZE, PAPER_SIZE = 96, 128
 WARM = 3
-#: Scans of each group that are spoilt, to try the confidence.
-SPOILT = 200
+#: Scans of each group that are corrupted, to try the confidence.
+CORRUPTED = 200
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def main(
     if "real" in groups:
         with one_thread(), torch.inference_mode():
             results["symmetry"] = leans_by_symmetry(groups["real"])
-    known = [scan for scans in groups.values() for scan in scans[:SPOILT]]
-    groups["spoilt"] = [spoilt(scan, number) for number, scan in enumerate(known)]
+    known = [scan for scans in groups.values() for scan in scans[:CORRUPTED]]
+    groups["corrupted"] = [corrupted(scan, number) for number, scan in enumerate(known)]
     for group, scans in groups.items():
         for contender in contenders:
             with (
@@ -131,7 +131,7 @@ def main(
                 if contender.on_all:
                     rows = results["all"].setdefault(group, {})
                     rows[contender.name] = _measure(contender, scans, group, count)
-                if group != "spoilt":
+                if group != "corrupted":
                     rows = results["registered"].setdefault(group, {})
                     some = _some(scans, registered)
                     rows[contender.name] = _measure(contender, some, group, count, middle=True)
@@ -237,7 +237,7 @@ def _contenders(
         assert ours.roll is not None
         ours.roll = _weighted(ours.roll, weights)
         ours.roll.estimate = partial(ours.roll.estimate, passes=passes)  # type: ignore[method-assign]
-        name = f"isopose, slice, {'one look' if passes == 1 else 'three looks'}"
+        name = f"isopose, slice, {'one pass' if passes == 1 else 'three passes'}"
         found.append(Contender(name, filled, partial(_ours, ours.eval())))
     for by in ("masks", "images"):
         for kind in ("similarity", "affine"):

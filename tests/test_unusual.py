@@ -81,8 +81,8 @@ def test_a_patient_as_the_header_says_is_left_in_peace(estimator, real) -> None:
     ids=["mirrored", "upside down", "no offset", "windowed"],
 )
 def test_a_real_scan_that_was_changed_is_reported(estimator, real, change, words) -> None:
-    spoilt = real.with_array(np.ascontiguousarray(change(real.array)).astype(np.int16))
-    assert words in warnings_of(estimator, spoilt)
+    corrupted = real.with_array(np.ascontiguousarray(change(real.array)).astype(np.int16))
+    assert words in warnings_of(estimator, corrupted)
 
 
 @pytest.mark.parametrize("side", [30, 40])

@@ -56,11 +56,11 @@ def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(
 @pytest.mark.parametrize("per", ["smooth", "volume"])
 def test_one_bad_slice_makes_no_neighbor_jump(models, per):
     volume = phantom(-12)
-    spoilt = volume.array.copy()
+    corrupted = volume.array.copy()
     # Half of one slice is not in the file: cut off, as by a truncated field of view.
-    spoilt[4, :, : spoilt.shape[2] // 2] = -1000
-    alone = predict(models["slice"], volume.with_array(spoilt)).scan_pose.pose
-    together = predict(models[per], volume.with_array(spoilt)).scan_pose.pose
+    corrupted[4, :, : corrupted.shape[2] // 2] = -1000
+    alone = predict(models["slice"], volume.with_array(corrupted)).scan_pose.pose
+    together = predict(models[per], volume.with_array(corrupted)).scan_pose.pose
     assert np.abs(np.diff(together[:, 1:], axis=0)).max() < 0.7 * np.abs(np.diff(alone[:, 1:], axis=0)).max()
     assert np.degrees(np.abs(np.diff(together[:, 0]))).max() < 3
     assert np.degrees(np.abs(together[:, 0] + math.radians(12))).max() < 4
