@@ -72,6 +72,6 @@ def undrawn_doubt(classes: np.ndarray) -> str | None:
     if interval is None or (classes[~shown] == IGNORED).any():
         return None
     return (
-        f"only one slice in {interval} is labeled, those between are background; if these were not annotated, "
-        "set data.undrawn=ignore (docs/guides/sparse.md)"
+        f"only one slice in {interval} is labeled, those between are background; if these were not "
+        "annotated, set data.undrawn=ignore (docs/guides/sparse.md)"
     )
