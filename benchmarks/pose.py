@@ -19,7 +19,14 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 import typer
-from pose_errors import Estimate, errors_of_phantoms, errors_of_turned, leans_by_symmetry, spread_of_dice
+from pose_errors import (
+    Estimate,
+    errors_of_phantoms,
+    errors_of_turned,
+    leaning,
+    leans_by_symmetry,
+    spread_of_dice,
+)
 from pose_figures import draw_errors, tables_of
 from pose_registration import SIDE, Registration, nearest_pose
 from pose_scans import DATA, Scan, corrupted, phantoms, reference_scan, turned_scans
@@ -119,7 +126,7 @@ def main(
     if "real" in groups:
         with one_thread(), torch.inference_mode():
             results["symmetry"] = leans_by_symmetry(groups["real"])
-    known = [scan for scans in groups.values() for scan in scans[:CORRUPTED]]
+    known = [scan for group, scans in groups.items() for scan in _judged(group, scans, results)[:CORRUPTED]]
     groups["corrupted"] = [corrupted(scan, number) for number, scan in enumerate(known)]
     for group, scans in groups.items():
         for contender in contenders:
@@ -153,6 +160,11 @@ def _cohort(output: Path, cases: int, workers: int, reporter: Terminal) -> tuple
     fingerprint = fingerprint_of(labeled, dataset.labels, DATA, workers=workers)
     store = write_store(output / "store", labeled, fingerprint, dataset.labels, DATA, workers=workers)
     return Slices(store.cases), fingerprint
+
+
+def _judged(group: str, scans: list[Scan], results: dict[str, Any]) -> list[Scan]:
+    """The scans, the roll of each the patient's: of real ones, who lean as they lie, by the mirror axis."""
+    return leaning(scans, results["symmetry"]) if group == "real" else scans
 
 
 def _some(scans: list[Scan], most: int) -> list[Scan]:

@@ -132,3 +132,13 @@ def leans_by_symmetry(scans: list[Scan]) -> dict[str, float]:
         scan.name.split("_")[0]: math.degrees(float(symmetry_axis(scan.images, scan.masks).angle.median()))
         for scan in as_they_lie
     }
+
+
+def leaning(scans: list[Scan], leans: dict[str, float]) -> list[Scan]:
+    """Return turned scans whose true roll includes how far their patient leans as he lies.
+
+    Args:
+        scans: with the roll that was applied.
+        leans: degrees, by the name of the scan as it lies.
+    """
+    return [replace(s, roll=s.roll + math.radians(leans[s.name.split("_")[0]])) for s in scans]

@@ -1,12 +1,13 @@
 """What isopose wrap adds to the command that it wraps, for each scan.
 
-    python benchmarks/wrapping.py OUT [--slices 300] [--size 512] [--scans 2] [--rounds 1]
+    python benchmarks/wrapping.py OUT [--slices 300] [--size 512] [--scans 2] [--rounds 1] [--workers 0]
 
 Each scan is a phantom's, repeated along z. The command is a program that reads the homogenized scan, marks
 bone by a threshold, and writes a label map. isopose wrap runs in this process, once on a small scan to warm
 up, then ROUNDS times on each scan; the table has medians. A step's time is that of all that it calls, but for
-other steps. On a machine that others use, look at CPU seconds. The table goes to stdout and to
-OUT/wrapping.md.
+other steps. On a machine that others use, look at CPU seconds. With --workers so many scans are wrapped at a
+time, each in its process, as isopose wrap --workers does; seconds are then divided by their number, which is
+what a scan adds to the time of many. The table goes to stdout and to OUT/wrapping.md.
 """
 
 import resource
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +24,12 @@ from growth import write_scan
 from parts import timed
 
 from isopose.config import HomogenizeConfig
+from isopose.devices import one_thread
 from isopose.files import output_folder, write_text
 from isopose.homogenize.command import read_command
 from isopose.homogenize.wrap import open_scans, wrap
-from isopose.progress import Silent
+from isopose.parallel import in_order
+from isopose.progress import Silent, Terminal
 
 #: Steps, and the functions that take them, where they are called.
 FILES = {
@@ -85,6 +89,13 @@ def wrapped(scan: Path) -> tuple[Seconds, Seconds]:
     return finished(wall, whole), finished(cpu, busy + its_own)
 
 
+def wrapped_warm(small: Path, rounds: int, scan: Path) -> list[tuple[Seconds, Seconds]]:
+    """Seconds of each round of one scan, after the process has warmed up on a small one."""
+    wrapped(small)
+    with one_thread():
+        return [wrapped(scan) for _ in range(rounds)]
+
+
 def of_children() -> float:
     """CPU seconds of the programs that this process has started and that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -113,19 +124,25 @@ def main(
     size: Annotated[int, typer.Option(help="pixels a side")] = 512,
     scans: int = 2,
     rounds: int = 1,
+    workers: Annotated[int, typer.Option(help="processes that wrap at the same time; 0: this one")] = 0,
 ) -> None:
     """Wrap the command around phantoms and share out the time."""
     output_folder(output)
-    found = []
     with tempfile.TemporaryDirectory() as place:
         small = Path(place) / "small.nii.gz"
         write_scan(small, 4, 64)
-        wrapped(small)
-        for number in range(scans):
-            scan = Path(place) / f"scan_{number}.nii.gz"
-            write_scan(scan, slices, size, seed=3 + number)
-            found += [wrapped(scan) for _ in range(rounds)]
-            typer.echo(f"{number + 1} of {scans} scans", err=True)
+        paths = [Path(place) / f"scan_{number}.nii.gz" for number in range(scans)]
+        for number, path in enumerate(paths):
+            write_scan(path, slices, size, seed=3 + number)
+        work = partial(wrapped_warm, small, rounds)
+        with Terminal().counting("wrapping") as progress:
+            each = list(in_order(work, paths, name=str, workers=workers, progress=progress))
+    at_once = max(workers, 1)
+    found = [
+        ({step: seconds / at_once for step, seconds in wall.items()}, cpu)
+        for rounds_of_one in each
+        for wall, cpu in rounds_of_one
+    ]
     write_text(output / "wrapping.md", table(found))
     typer.echo(table(found), nl=False)
 

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,18 @@ import pytest
 
 from bright import scene
 from isopose.config import HomogenizeConfig
+from isopose.data.fingerprint import fingerprint_of
 from isopose.demo import SMALL
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
+from isopose.geometry.volume import Volume
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, restored_labels
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image
-from isopose.phantom import write_cohort
+from isopose.phantom import render, sample_case, write_cohort
+from isopose.phantom.pose import Pose
+from isopose.phantom.scan import sample_scan
 from isopose.presets import load_config
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -417,3 +422,23 @@ def test_the_table_of_sparse_labels_pairs_patients(tmp_path):
     assert lines[3].startswith("| others ignored by their value | 35 | 0.775 ")
     assert lines[3].endswith("| -0.075 ± 0.048 | -0.125 ± 0.125 |")
     assert "seeds 3 4" in " ".join(lines)
+
+
+def test_the_true_roll_of_a_turned_patient_includes_how_he_leans(tmp_path):
+    scans, errors = load("pose_scans"), load("pose_errors")
+    dataset = open_dataset(
+        write_cohort(tmp_path / "cohort", cases=2, slices=4, size=64, seed=3, test_fraction=0.0)
+    )
+    fingerprint = fingerprint_of(dataset.cases, dataset.labels, scans.DATA, workers=0)
+    anatomy = sample_case(5, 1, size=96, slices=6).anatomy
+    lean = Pose("supine", True, math.radians(7.0), 0.0, 0.0, (0.0, 0.0, 0.0))
+    rng = np.random.default_rng(0)
+    grid = sample_scan(rng, anatomy, lean, 96, 6)
+    image, _ = render(anatomy, lean, grid, rng)
+    no_truth = (np.zeros(6), None, None)
+    lying = scans._scan("one_0000", Volume(image, grid.world_from_index), fingerprint, no_truth)
+    turned = replace(lying, name="one_0001", roll=lying.roll + math.radians(-30.0))
+
+    [judged] = errors.leaning([turned], errors.leans_by_symmetry([lying]))
+
+    assert np.degrees(judged.roll) == pytest.approx(-30.0 + 7.0, abs=2.0)

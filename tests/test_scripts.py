@@ -283,7 +283,8 @@ def test_the_start_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_what_wrapping_adds_is_measured(tmp_path: Path) -> None:
-    printed = ran("benchmarks/wrapping.py", tmp_path, "--slices", 4, "--size", 64, "--scans", 1)
+    size = ("--slices", 4, "--size", 64, "--scans", 2, "--workers", 2)
+    printed = ran("benchmarks/wrapping.py", tmp_path, *size)
     assert printed == (tmp_path / "wrapping.md").read_text()
     assert "| beside the command, reading and writing | " in printed
 
