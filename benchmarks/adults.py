@@ -1,4 +1,4 @@
-"""A model of adults in front of children: as they lie, brought to adult size, to adult pose, and to both.
+"""A model of adults in front of children: as scanned, brought to adult size, to adult pose, and to both.
 
     python benchmarks/adults.py OUT
 
@@ -45,7 +45,7 @@ from isopose.training.fit import fit
 ADULTS, OTHERS, CHILDREN = 3_000_061, 3_000_073, 3_000_077
 #: What is shown: whether in the reference's pose, and at its size.
 WAYS: dict[str, tuple[bool, bool] | None] = {
-    "as they lie": None,
+    "as scanned": None,
     "adult size": (False, True),
     "adult pose": (True, False),
     "both": (True, True),
@@ -93,7 +93,7 @@ def main(
             if not on_children:
                 continue
             segment = _segmenter(folder / "children", others, config, name, workers)
-            plain = shown["as they lie"]
+            plain = shown["as scanned"]
             scores = _scored(folder / TRAINED_ON_CHILDREN, plain, segment, tested)
             of_name.setdefault(TRAINED_ON_CHILDREN, []).append(scores)
     write_text(output / "adults.md", table_of(found))
@@ -222,7 +222,7 @@ def table_of(found: dict[str, dict[str, list[Evaluation]]]) -> str:
     """Return the tables in Markdown: Dice in per cent over children and trainings, then by age."""
     lines = [
         "| segmenter | children | kidney: mean (sd) / median / worst | tumor: mean (sd) / median / worst | "
-        "worse by over 1 point than as they lie: kidney / tumor |",
+        "worse by over 1 point than as scanned: kidney / tumor |",
         "| --- " * 5 + "|",
     ]
     for name, ways in found.items():
@@ -236,7 +236,7 @@ def table_of(found: dict[str, dict[str, list[Evaluation]]]) -> str:
                 )
                 worst = 100.0 * min(one.worst or 0.0 for one in dice)
                 cells.append(f"{mean:.1f} ({sd:.1f}) / {median:.1f} / {worst:.1f}")
-            plain = ways["as they lie"]
+            plain = ways["as scanned"]
             cells.append(" / ".join(str(_worse(some, plain, target)) for target in ("kidney", "tumor")))
             lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| segmenter | children | age | number | kidney | tumor |", "| --- " * 6 + "|"]
@@ -252,7 +252,7 @@ def table_of(found: dict[str, dict[str, list[Evaluation]]]) -> str:
 
 
 def _worse(some: Sequence[Evaluation], plain: Sequence[Evaluation], target: str) -> int:
-    """Return the number of children, of all trainings, whose Dice is over a point below that as they lie."""
+    """Return the number of children, of all trainings, whose Dice is over a point below that as scanned."""
     pairs = zip((c for one in some for c in one.cases), (c for one in plain for c in one.cases), strict=True)
     return sum((a.scores[target].dice or 0.0) < (b.scores[target].dice or 0.0) - 0.01 for a, b in pairs)
 

@@ -129,7 +129,7 @@ def memory(device: torch.device, quick: bool) -> Rows:
         own, foreseen = found["peak"] - found["before"], found["foreseen"]
         # In a small step on a CPU, what libraries take once is most of it.
         expected, holds = asked(device, f"at most {foreseen:.0f} MB", own <= foreseen)
-        yield Row(f"peak of training{name}", f"{own:.0f} MB of {foreseen:.0f} foreseen", expected, holds)
+        yield Row(f"peak of training{name}", f"{own:.0f} MB of {foreseen:.0f} predicted", expected, holds)
 
 
 def weights(device: torch.device, quick: bool) -> Rows:

@@ -2,7 +2,7 @@
 
     python benchmarks/header.py OUT
 
-writes ``OUT/header.md`` and ``OUT/header.json``. Each scan is seen as it lies and turned by a quarter, a half
+writes ``OUT/header.md`` and ``OUT/header.json``. Each scan is seen as scanned and turned by a quarter, a half
 and three quarters of a turn, as ``isopose homogenize --per smooth`` does it without a model. Trunks shall be
 turned back, everything else shall stay within 5 degrees of the header.
 """
@@ -129,14 +129,14 @@ def _see(estimator: PoseEstimator, kind: str, truth: float | None, volume: Volum
 
 
 def table_of(seen: list[Seen]) -> str:
-    """Return the table in Markdown: a row for each kind as it lies, and one for it turned."""
+    """Return the table in Markdown: a row for each kind as scanned, and one for it turned."""
     lines = [
         "| scans | position | tried | turned back, or left if no trunk | off at worst, ° | "
         "smallest / largest odds | slices doubted |",
         "| --- " * 7 + "|",
     ]
     for kind in dict.fromkeys(one.kind for one in seen):
-        for name, turned in (("as it lies", False), ("turned by 90, 180, 270°", True)):
+        for name, turned in (("as scanned", False), ("turned by 90, 180, 270°", True)):
             some = [one for one in seen if one.kind == kind and (one.quarters > 0) == turned]
             right = sum(one.off_degrees < 6.0 if one.trunk else one.off_degrees < 5.0 for one in some)
             odds = [one.odds for one in some]

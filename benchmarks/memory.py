@@ -69,7 +69,7 @@ def main() -> None:
     if given.one is not None:
         print(json.dumps(measure(json.loads(given.one))))
         return
-    lines = ["| settings | before, MB | peak, MB | training's own, MB | foreseen, MB | measured / foreseen |"]
+    lines = ["| settings | before, MB | peak, MB | training's own, MB | predicted, MB | ratio |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for case in [tuple(case.split()) for case in given.case or ()] or CASES:
         command = [sys.executable, __file__, "--output", str(given.output), "--one", json.dumps(case)]

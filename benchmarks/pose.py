@@ -29,7 +29,7 @@ from pose_errors import (
 )
 from pose_figures import draw_errors, tables_of
 from pose_registration import SIDE, Registration, nearest_pose
-from pose_scans import DATA, Scan, phantoms, reference_scan, spoilt, turned_scans
+from pose_scans import DATA, Scan, corrupted, phantoms, reference_scan, turned_scans
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -65,8 +65,8 @@ COHORT, COHORT_SLICES = 2_000_081, 16
 #: Pixels of the reference, and of the paper's STN (its Table 2 has 128 and 512).
 REFERENCE_SIZE, PAPER_SIZE = 96, 128
 WARM = 3
-#: Scans of each group that are spoilt, to try the confidence.
-SPOILT = 200
+#: Scans of each group that are corrupted, to try the confidence.
+CORRUPTED = 200
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def main(
     if "real" in groups:
         with one_thread(), torch.inference_mode():
             results["symmetry"] = leans_by_symmetry(groups["real"])
-    known = [scan for group, scans in groups.items() for scan in _judged(group, scans, results)[:SPOILT]]
-    groups["spoilt"] = [spoilt(scan, number) for number, scan in enumerate(known)]
+    known = [scan for group, scans in groups.items() for scan in _judged(group, scans, results)[:CORRUPTED]]
+    groups["corrupted"] = [corrupted(scan, number) for number, scan in enumerate(known)]
     for group, scans in groups.items():
         for contender in contenders:
             with (
@@ -138,7 +138,7 @@ def main(
                 if contender.on_all:
                     rows = results["all"].setdefault(group, {})
                     rows[contender.name] = _measure(contender, scans, group, count)
-                if group != "spoilt":
+                if group != "corrupted":
                     rows = results["registered"].setdefault(group, {})
                     some = _some(scans, registered)
                     rows[contender.name] = _measure(contender, some, group, count, middle=True)
@@ -249,7 +249,7 @@ def _contenders(
         assert ours.roll is not None
         ours.roll = _weighted(ours.roll, weights)
         ours.roll.estimate = partial(ours.roll.estimate, passes=passes)  # type: ignore[method-assign]
-        name = f"isopose, slice, {'one look' if passes == 1 else 'three looks'}"
+        name = f"isopose, slice, {'one pass' if passes == 1 else 'three passes'}"
         found.append(Contender(name, filled, partial(_ours, ours.eval())))
     for by in ("masks", "images"):
         for kind in ("similarity", "affine"):

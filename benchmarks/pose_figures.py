@@ -66,7 +66,7 @@ def tables_of(results: dict[str, Any]) -> str:
 def _leans(symmetry: dict[str, float], rows: dict[str, Any]) -> list[str]:
     """Return a table of how far each real scan as it lies leans: by its own mirror axis, and as estimated."""
     named = {name: row["leans"] for name, row in rows.items() if name in LEANS}
-    head = ["scan as it lies, lean °", "mirror axis of the image", *named]
+    head = ["scan before turning, lean °", "mirror axis of the image", *named]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for scan, axis in symmetry.items():
         lines.append(

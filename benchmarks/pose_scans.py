@@ -144,7 +144,7 @@ def _typical(mask: Tensor, others: Tensor) -> float:
     return float(soft_dice(warp(others, matrix_from_pose(theta), size), mask).mean())
 
 
-def spoilt(scan: Scan, number: int) -> Scan:
+def corrupted(scan: Scan, number: int) -> Scan:
     """A scan in which little can be seen of the pose, the truth unchanged: for the confidence.
 
     By number: a field of view that cuts part of the body off, noise as strong as all contrast, nothing within

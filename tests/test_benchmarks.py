@@ -389,7 +389,7 @@ def test_the_table_of_adults_counts_who_gets_worse():
         )
         return Evaluation(("kidney", "tumor"), cases)
 
-    table = adults.table_of({"one": {"as they lie": [result(0.5, 0.9)], "both": [result(0.8, 0.85)]}})
+    table = adults.table_of({"one": {"as scanned": [result(0.5, 0.9)], "both": [result(0.8, 0.85)]}})
     assert "| one | both | 82.5 (3.5) / 82.5 / 80.0 | 82.5 (3.5) / 82.5 / 80.0 | 1 / 1 |" in table
     assert "| one | both | 0 to 2 years | 2 | 82.5 | 82.5 |" in table
 

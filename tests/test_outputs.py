@@ -166,7 +166,7 @@ def test_the_same_parameters_go_on_and_others_are_refused(tmp_path: Path, within
     (tmp_path / "model.json").write_text("a result")
     assert claimed(tmp_path, PARAMETERS, within) == known
     assert claimed(tmp_path, {**PARAMETERS, "newer": 1}, within) == known, "the mark is older than it"
-    with pytest.raises(InputError, match="another size and model; give the same again") as refused:
+    with pytest.raises(InputError, match="another size and model; use the same inputs") as refused:
         claimed(tmp_path, {**PARAMETERS, "size": 1, "model": "b"}, within)
     assert "\n" not in str(refused.value)
     assert json.loads(mark.read_text()) == known

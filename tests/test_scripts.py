@@ -387,7 +387,7 @@ def test_a_model_of_adults_is_shown_children(tmp_path: Path) -> None:
     settings = (*brief("unet"), "--set", "train.folds=3")
     printed = ran("benchmarks/adults.py", tmp_path, *small, *settings)
     assert (tmp_path / "adults.md").read_text() in printed
-    for way in ("as they lie", "adult size", "adult pose", "both", "trained on children"):
+    for way in ("as scanned", "adult size", "adult pose", "both", "trained on children"):
         assert f"| isopose's U-Net | {way} | " in printed
 
 

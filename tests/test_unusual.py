@@ -74,15 +74,15 @@ def test_a_patient_as_the_header_says_is_left_in_peace(estimator, real) -> None:
     ("change", "words"),
     [
         (lambda hu: hu[:, :, ::-1], "looks like its own mirror image"),
-        (lambda hu: hu[:, ::-1, ::-1], "lies turned by -178 degrees against what the file's header says"),
+        (lambda hu: hu[:, ::-1, ::-1], "rotated by -178 degrees relative to the position in the file's"),
         (lambda hu: (hu.astype(int) + 1024).clip(0), "the HU offset (often -1024) seems to be missing"),
         (lambda hu: hu.clip(-100, 150), "span too little for CT in HU"),
     ],
     ids=["mirrored", "upside down", "no offset", "windowed"],
 )
 def test_a_real_scan_that_was_changed_is_reported(estimator, real, change, words) -> None:
-    spoilt = real.with_array(np.ascontiguousarray(change(real.array)).astype(np.int16))
-    assert words in warnings_of(estimator, spoilt)
+    corrupted = real.with_array(np.ascontiguousarray(change(real.array)).astype(np.int16))
+    assert words in warnings_of(estimator, corrupted)
 
 
 @pytest.mark.parametrize("side", [30, 40])
@@ -122,7 +122,7 @@ def test_real_trunks_are_not_doubted_and_turned_back_from_any_side(real_ct, name
     for quarters in (1, 2, 3):
         turned = _turned(volume, quarters)
         found = homogenize_scan(smooth, turned)
-        assert any("lies turned by" in line for line in found.warnings), found.warnings
+        assert any("rotated by" in line for line in found.warnings), found.warnings
         back = math.degrees(found.poses.roll) - math.degrees(seen.roll) + 90.0 * quarters
         assert abs((back + 180.0) % 360.0 - 180.0) < 3.0
 

@@ -163,7 +163,7 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
         title="isopose demo",
         lead=(
             "A U-Net trained on slices brought to one pose and size, and the same network trained for the "
-            "same number of steps on the slices as they lie, both scored on phantom patients that neither "
+            "same number of steps on the original slices, both scored on phantom patients that neither "
             "has seen."
         ),
         facts={

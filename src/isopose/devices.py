@@ -21,7 +21,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if "cuda" in available else "cpu"
     if name not in available:
-        raise InputError(f"device {name!r} is not there; expected auto or one of {', '.join(available)}")
+        raise InputError(f"device {name!r} is not available; expected auto or one of {', '.join(available)}")
     return torch.device(name)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from isopose.errors import InputError
 
-#: Class of voxels that nobody labeled: neither background nor a structure. No dataset has as many structures.
+#: Class of voxels that were not annotated: neither background nor a structure. No dataset has as many
+#: structures.
 IGNORED = 255
 #: Name of these voxels in a dataset's labels, as in nnU-Net.
 IGNORE = "ignore"
@@ -31,7 +32,7 @@ class Labels:
             necessarily consecutive; empty for a dataset without labels.
         unions: name to the names it joins, scored in addition to the single labels. KiTS scores
             ``{"kidney+tumor": ("kidney", "tumor")}``, which :meth:`create` adds.
-        ignore: stored value of voxels that nobody labeled, the highest of all; None: all voxels are labeled.
+        ignore: stored value of voxels that were not annotated, the highest of all; None: all are annotated.
         regions: labels and unions that the U-Net's loss compares, each with the value that nnU-Net writes for
             it (``regions_class_order``), later ones over earlier ones; empty: it compares the labels.
 
@@ -53,7 +54,9 @@ class Labels:
             if name == "background":
                 raise InputError(f"labels: 'background' is what has no label, value 0, not {value}")
             if name == IGNORE:
-                raise InputError(f"labels: 'ignore' is what nobody labeled, not a structure of value {value}")
+                raise InputError(
+                    f"labels: 'ignore' is for unannotated voxels, not a structure of value {value}"
+                )
         if len(self.values) >= IGNORED:
             raise InputError(f"labels: expected at most {IGNORED - 1} labels, got {len(self.values)}")
         if len(set(self.values.values())) < len(self.values):
@@ -104,7 +107,7 @@ class Labels:
         """Create labels; without given unions, add KiTS's union of kidney and tumor where both are labels.
 
         Args:
-            values: name to stored value, at least one; ``ignore`` names what nobody labeled.
+            values: name to stored value, at least one; ``ignore`` names voxels that were not annotated.
             unions: see the class; None: the default.
             regions: see the class; None: none.
 

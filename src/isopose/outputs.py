@@ -139,7 +139,7 @@ def begun(
     names = [name for name in shared if known[name] != parameters[name]]
     if names or not shared:
         line = other.format(names=" and ".join(names or parameters))
-        raise InputError(f"{folder}: {line}; give the same again to go on, or choose another folder")
+        raise InputError(f"{folder}: {line}; use the same inputs and settings, or choose another folder")
     return dict(found)
 
 

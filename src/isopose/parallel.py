@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 
 _DIED = (
-    "a worker process died at this case, most often for want of memory; run again with fewer workers, or "
+    "a worker process died at this case, most often for lack of memory; run again with fewer workers, or "
     "leave it out"
 )
 
@@ -95,7 +95,7 @@ def together(failed: Sequence[Failed], total: int) -> IsoposeError:
     if len(failed) == 1:
         return failed[0].error()
     why = (
-        f"{len(failed)} of {total} cases cannot be used, the first: {failed[0].why}; mend them or take them "
+        f"{len(failed)} of {total} cases cannot be used, the first: {failed[0].why}; fix them or take them "
         "out of the dataset"
     )
     return Failed(why, any(one.ours for one in failed)).error()

@@ -33,7 +33,7 @@ def test_a_model_is_loaded_onto_the_gpu_that_is_named(monkeypatch):
     for device in ("cuda:1", "cuda", "cpu"):
         Pipeline.load("model", device=device)
     assert asked == ["cuda:1", "cuda", "cpu"]
-    with pytest.raises(InputError, match="device 'cuda:2' is not there"):
+    with pytest.raises(InputError, match="device 'cuda:2' is not available"):
         Pipeline.load("model", device="cuda:2")
 
 

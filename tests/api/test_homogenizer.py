@@ -105,7 +105,7 @@ def test_wrong_use_is_reported(cohort, tmp_path):
     elsewhere, nothing = upright.image.with_array(np.ones(upright.image.array.shape, np.uint8)), np.zeros_like
     with pytest.raises(InputError, match="the mask does not lie on the image's grid"):
         homogenizer.transform(image, mask=elsewhere)
-    with pytest.raises(InputError, match="marks nothing"):
+    with pytest.raises(InputError, match="mask is empty"):
         homogenizer.transform(image, mask=labels.with_array(nothing(labels.array)))
     with pytest.raises(InputError, match="whole numbers"):
         homogenizer.inverse_transform(upright.image, upright)

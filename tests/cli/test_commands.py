@@ -411,7 +411,7 @@ def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, coho
     code, out, err = isopose("restore", labels, "--homogenized", tmp_path / "o", "--output", tmp_path / "r")
     assert code == 2
     assert out == f"{tmp_path / 'r' / 'good.nii.gz'}\n"
-    assert "other.nii.gz: is of no case" in err.splitlines()[-1]
+    assert "other.nii.gz: belongs to no case" in err.splitlines()[-1]
     truth = read_labels(cohort / "labelsTs" / "case_2.nii.gz").array > 0
     assert dice(read_labels(tmp_path / "r" / "good.nii.gz").array > 0, truth) > 0.85
 
@@ -423,10 +423,10 @@ def test_help_shows_the_defaults_of_homogenize():
     text = CliRunner().invoke(app, ["homogenize", "--help"], env={"COLUMNS": "300"}).stdout
     default = HomogenizeConfig()
     assert f"one pose per {default.per} (the default)" in text
-    assert f"none: {default.size}" in text
+    assert f"(default: {default.size})" in text
     assert f"{USUAL_REFERENCE} (2 years, the default)" in text
     assert default.scale_z is True
-    assert "none: yes" in text
+    assert "(default: yes)" in text
 
 
 def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):

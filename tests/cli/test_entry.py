@@ -119,7 +119,7 @@ def test_a_signal_ends_with_130_and_one_line(name, workers, tmp_path):
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1:] == [
-        "isopose: stopped; what was finished is kept, the same command (fit: with --resume) goes on"
+        "isopose: stopped; finished results are kept, the same command (fit: with --resume) continues"
     ]
     assert "Traceback" not in err
     assert not json.loads((output / "phantom.json").read_text())["complete"]

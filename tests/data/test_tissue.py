@@ -120,7 +120,7 @@ def test_each_phantom_is_like_the_others_and_most_are_recognized_upside_down(pha
     assert np.mean(found) >= 0.75
 
 
-def test_real_scans_are_like_phantoms_until_they_are_spoilt(phantoms, real_scans) -> None:
+def test_real_scans_are_like_phantoms_until_they_are_corrupted(phantoms, real_scans) -> None:
     usual = usual_tissue([measured(upright) for upright in phantoms])
     for upright in real_scans.values():
         assert list(unlike(measured(upright), usual)) == []

@@ -48,7 +48,7 @@ def test_a_turned_patient_comes_out_upright_and_as_if_never_turned(per, degrees)
     # The kidneys lie at the back, the tumor on its own side; x grows to the left, y to the back.
     assert world_center(turned.labels, turned.labels.array == 1)[1] > 0
     assert world_center(turned.labels, turned.labels.array == 2)[0] * patient().left > 10
-    warned = any("lies turned by" in warning for warning in turned.warnings)
+    warned = any("rotated by" in warning for warning in turned.warnings)
     assert warned is (abs(degrees) > 60)
 
 
@@ -366,7 +366,7 @@ def test_a_solid_box_is_that_of_outer_corners() -> None:
 
 
 def test_the_tilt_of_a_low_scan_is_doubted() -> None:
-    words = "too little to tell pitch and yaw by"
+    words = "too short to estimate pitch and yaw"
     assert not any(words in warning for warning in scan_of(tilted(), "tilted").warnings)
     whole = tilted().volume
     low = Volume(whole.array[12:17], whole.world_from_index)
@@ -441,7 +441,7 @@ def test_a_joint_models_step_is_taken_too(per) -> None:
 
 def test_a_model_without_poses_is_refused() -> None:
     model = bright_model({"pose": {"start": "identity", "learned": False}, "crop": {"enabled": False}})
-    with pytest.raises(InputError, match="takes every slice as it lies"):
+    with pytest.raises(InputError, match="does not estimate poses"):
         estimator_from_model(model, HomogenizeConfig())
     with pytest.raises(InputError, match="how large its reference is"):
         estimator_from_model(bright_model(), HomogenizeConfig())

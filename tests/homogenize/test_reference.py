@@ -110,7 +110,7 @@ def test_the_reference_itself_keeps_its_size(number) -> None:
 def test_the_outline_is_upright_however_the_reference_lies() -> None:
     straight, turned, upside_down = outline(1), outline(1, 30.0), outline(1, 180.0)
     assert straight.warnings == turned.warnings == ()
-    assert any("lies turned by" in line for line in upside_down.warnings)
+    assert any("rotated by" in line for line in upside_down.warnings)
     for other in (turned, upside_down):
         assert float(soft_dice(straight.tensor, other.tensor)) > 0.97
         assert other.side_mm == pytest.approx(straight.side_mm, rel=0.03)
@@ -255,4 +255,4 @@ def test_doubts_about_the_reference_are_told(source, tmp_path) -> None:
     write_image(patient(1, 180.0).volume, tmp_path / "turned.nii.gz")
     config = HomogenizeConfig(size=96, reference=str(tmp_path / "turned.nii.gz"))
     homogenize(open_input(source), tmp_path / "out", config, reporter=Heard())
-    assert said[0].startswith("warning: the reference: lies turned by ")
+    assert said[0].startswith("warning: the reference: rotated by ")

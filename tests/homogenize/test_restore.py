@@ -220,7 +220,7 @@ def test_bad_answers_are_reported_and_the_rest_is_restored(done, predictions, tm
     write_labels(Volume(labels.array, moved), predictions / "anna.nii.gz")
     write_labels(labels, predictions / "nobody.nii.gz")
     strange, bad, good = back(predictions, done, tmp_path / "r")
-    assert "nobody.nii.gz: is of no case" in strange.problem
+    assert "nobody.nii.gz: belongs to no case" in strange.problem
     assert "do not lie on the image's grid" in bad.problem
     assert good.problem is None
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["anna_b.json", "anna_b.nii.gz"]

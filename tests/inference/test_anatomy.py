@@ -45,7 +45,7 @@ def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(
     result = predict(models["smooth"], phantom(degrees))
     off = np.degrees(result.scan_pose.pose[:, 0]) - degrees
     assert np.abs((off + 180) % 360 - 180).max() < 5
-    assert warns_of(result, "lies turned") == (abs(degrees) > 60)
+    assert warns_of(result, "rotated by") == (abs(degrees) > 60)
     assert not warns_of(result, "mirror")
     record = prediction_record(models["smooth"], result, "0" * 64)
     assert (record["roll_degrees"] - degrees + 180) % 360 - 180 == pytest.approx(0, abs=5)
@@ -56,11 +56,11 @@ def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(
 @pytest.mark.parametrize("per", ["smooth", "volume"])
 def test_one_bad_slice_makes_no_neighbor_jump(models, per):
     volume = phantom(-12)
-    spoilt = volume.array.copy()
+    corrupted = volume.array.copy()
     # Half of one slice is not in the file: cut off, as by a truncated field of view.
-    spoilt[4, :, : spoilt.shape[2] // 2] = -1000
-    alone = predict(models["slice"], volume.with_array(spoilt)).scan_pose.pose
-    together = predict(models[per], volume.with_array(spoilt)).scan_pose.pose
+    corrupted[4, :, : corrupted.shape[2] // 2] = -1000
+    alone = predict(models["slice"], volume.with_array(corrupted)).scan_pose.pose
+    together = predict(models[per], volume.with_array(corrupted)).scan_pose.pose
     assert np.abs(np.diff(together[:, 1:], axis=0)).max() < 0.7 * np.abs(np.diff(alone[:, 1:], axis=0)).max()
     assert np.degrees(np.abs(np.diff(together[:, 0]))).max() < 3
     assert np.degrees(np.abs(together[:, 0] + math.radians(12))).max() < 4
@@ -94,6 +94,6 @@ def test_with_the_header_s_roll_nobody_is_turned_and_one_line_says_so(make_model
     )
     turned = predict(model, phantom(40))
     assert not turned.scan_pose.pose[:, 0].any()
-    assert warns_of(turned, "was not looked for: left as the file's header says")
+    assert warns_of(turned, "was not estimated: left as the file's header says")
     # Size and center are found all the same.
     assert np.abs(turned.scan_pose.pose[:, 1:]).max() > 0.01

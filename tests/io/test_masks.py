@@ -32,7 +32,7 @@ def test_missing_misfitting_and_empty_masks_are_one_line(tmp_path):
     for name, message in (
         ("absent", "absent.nii.gz"),
         ("short", "do not lie on the image's grid"),
-        ("empty", "marks nothing, expected the body's mask"),
+        ("empty", "is empty, expected the body's mask"),
     ):
         with pytest.raises(InputError, match=message) as error:
             read_mask(mask_path(tmp_path, name), scan)

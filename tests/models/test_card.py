@@ -52,7 +52,7 @@ def test_the_card_of_mr_speaks_of_mr(model: Model) -> None:
     assert "HU" in model_card(model)
     assert "contrast phase, dose" in model_card(model)
     assert "in T2, on each scan" in card
-    assert "| what is marked (percentiles 0.5 and 99.5) |" in card
+    assert "| labeled voxels (percentiles 0.5 and 99.5) |" in card
     assert "sequences or scanners" in card
     assert not any(word in card for word in ("HU", "CT", "dose", "contrast phase"))
 

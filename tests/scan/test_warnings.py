@@ -52,7 +52,7 @@ def test_each_doubt_is_one_line() -> None:
     assert pose_warnings(records([None]), transformer, settings) == []
     # A patient of whom half the slices are read as +180 and half as -180 lies turned all the same.
     [line] = pose_warnings(records([179, -179, 179, -179]), transformer, settings)
-    assert line.startswith("lies turned by ")
+    assert line.startswith("rotated by ")
     [line] = pose_warnings(records([3, 4, None], source=IDENTITY), transformer, settings)
     assert line == "pose fell back to identity in 2 of 2 slices"
     [line] = pose_warnings(records([3, 4, None], agreement=0.2), transformer, settings)

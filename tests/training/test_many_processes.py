@@ -181,7 +181,7 @@ def test_a_killed_process_ends_the_training_and_any_number_goes_on(place):
     output = "".join(lines) + process.stdout.read()
     assert process.wait(timeout=60) != 0
     assert (
-        "another process of this training is lost" in output or "stopped; what was finished is kept" in output
+        "another process of this training is lost" in output or "stopped; finished results are kept" in output
     )
     assert not (place / "killed" / "model.json").exists()
     run(*fit(place, "killed", *longer, "--resume"))

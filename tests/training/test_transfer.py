@@ -144,7 +144,7 @@ def test_another_model_to_begin_from_is_another_run(source: Source, tmp_path: Pa
 def test_patients_that_the_source_has_seen_are_reported_and_kept(source: Source, tmp_path: Path) -> None:
     reporter = Listening()
     model = go_on(source, tmp_path / "model", "train.parts=decoder", "train.fold=1", reporter=reporter)
-    assert any("2 of 2 validation cases trained the model" in line for line in reporter.lines)
+    assert any("2 of 2 validation cases are training cases of the model" in line for line in reporter.lines)
     seen = set(source.model.info.training.images_sha256)
     assert seen < set(model.info.training.images_sha256)
 
@@ -152,11 +152,11 @@ def test_patients_that_the_source_has_seen_are_reported_and_kept(source: Source,
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.size=128", "data.size is 128, the model to begin from has 64"),
+        ("data.size=128", "data.size is 128, the model to fine-tune has 64"),
         ("unet.base_features=16", "unet.base_features is 16"),
         ("unet.context=1", "unet.context is 1"),
-        ("data.modality=mr", "data.modality is 'mr', the model to begin from has 'auto'"),
-        ("pose.contrast=any", "pose.contrast is 'any', the model to begin from has 'ct'"),
+        ("data.modality=mr", "data.modality is 'mr', the model to fine-tune has 'auto'"),
+        ("pose.contrast=any", "pose.contrast is 'any', the model to fine-tune has 'ct'"),
         ("pose.reference=Muster_Erika_1", "keeps its own reference"),
     ],
 )
@@ -171,7 +171,7 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
 def test_other_labels_and_channels_are_refused(source: Source, cohort: Path) -> None:
     opened = open_dataset(cohort)
     other = replace(opened, labels=Labels.create({"kidney": 1, "cyst": 2}))
-    with pytest.raises(InputError, match="marks kidney, tumor, the dataset kidney, cyst"):
+    with pytest.raises(InputError, match="has the labels kidney, tumor, the dataset kidney, cyst"):
         check_source(source.model, going_on(source), other)
     with pytest.raises(InputError, match="sees the channels CT, the dataset has CT, PET; the same names"):
         check_source(source.model, going_on(source), replace(opened, channels=("CT", "PET")))

@@ -31,7 +31,7 @@ class Homogenized:
         labels: uint8, of the input labels' type, or None.
         transform: for :meth:`Homogenizer.inverse_transform`; it is saved and loaded with ``to_text`` and
             ``from_text``.
-        roll_degrees: roll of the patient that was undone.
+        roll_degrees: roll of the patient that was corrected, in degrees.
         warnings: one line each.
     """
 
@@ -126,8 +126,8 @@ class Homogenizer:
             y: not used.
 
         Raises:
-            InputError: no image, an image without a body, or the homogenizer has a reference already: one
-                that was named, or that of a trained model.
+            InputError: no image, an image without a body, or a homogenizer whose reference is fixed: one that
+                was named, or that of a trained model.
         """
         if self.model is not None:
             raise InputError("fit: a trained model's networks know their own reference; leave model out")
@@ -151,7 +151,7 @@ class Homogenizer:
         Args:
             image: CT in HU, or MR, any size, spacing and orientation.
             labels: whole numbers from 0 to 255 on the image's grid.
-            mask: the body on the image's grid, every value but 0; None: it is found.
+            mask: the body on the image's grid, every value except 0; None: it is found automatically.
 
         Raises:
             InputError: no body, values that are not finite, labels or mask on another grid.
@@ -162,7 +162,7 @@ class Homogenizer:
             if one is not None and not one.same_grid(volume):
                 raise InputError(f"the {name} not lie on the image's grid")
         if body is not None and not body.array.any():
-            raise InputError("the mask marks nothing, expected the body")
+            raise InputError("the mask is empty, expected the body")
         given = None if body is None else body.array > 0
         found = homogenize_scan(self._estimator, volume, marked, body=given)
         made = like(image)

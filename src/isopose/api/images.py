@@ -31,7 +31,7 @@ Image: TypeAlias = (
     Path | str | sitk.Image | Tensor | Volume | tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]
 )
 
-#: Between nibabel's world and ours; its own inverse.
+#: Matrix between RAS (nibabel) and LPS; it is its own inverse.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

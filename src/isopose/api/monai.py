@@ -75,9 +75,9 @@ class ReferencePose(InvertibleTransform):
         """Return a homogenized volume as a MetaTensor that records the transform for its inverse.
 
         Args:
-            data: the tensor before.
+            data: the tensor before homogenization.
             made: the homogenized volume.
-            transform: from one to the other.
+            transform: of the scan.
         """
         out = _meta_like(data, made)
         if self.tracing:

@@ -1,4 +1,4 @@
-"""Any function that segments images, around which images are homogenized and its answer restored."""
+"""Wrap a function that segments images: homogenize its input, and restore its output."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,25 +22,27 @@ Segmentation = Image | Mapping[str, Image]
 def wrap(
     function: Callable[[Any], Segmentation], homogenizer: Homogenizer | None = None, **options: Any
 ) -> Callable[[Image], Any]:
-    """Let a function that segments an image see it in the reference's pose and size.
+    """Wrap a function that segments an image, so that it gets the image in the reference's pose and size.
 
     Warnings about the pose are logged.
 
     Args:
-        function: takes an image of the kind that the wrapped function was given (for a path: a SimpleITK
+        function: takes an image of the type that the wrapped function was given (for a path: a SimpleITK
             image), int16 HU (in MR its own values) on the homogenized grid. Returns on that grid, as any kind
             of image, a label map of whole numbers from 0 to 255, or a dictionary with the probability of each
             class by its name.
-        homogenizer: that brings images there; None: a new one.
-        options: of that new one, see :class:`~isopose.api.homogenizer.Homogenizer`.
+        homogenizer: an existing homogenizer; None: a new one.
+        options: of a new homogenizer, see :class:`~isopose.api.homogenizer.Homogenizer`.
 
     Returns:
-        A function of an image that returns the answer on the image's own grid, as images of the answer's
-        kind. Of probabilities, those of ``background`` come last, with all that the others lack to 1.
+        A function of an image that returns the result on the image's own grid, as images of the type that
+        ``function`` returned. Probabilities of ``background``, last in the dictionary, are the mass missing
+        to 1.
 
     Raises:
-        InputError: options of a homogenizer beside one, or options that it refuses. The wrapped function
-            raises it for an image without a body, or an answer that is neither kind or on another grid.
+        InputError: options together with a homogenizer, or invalid options. The returned function raises it
+            for an image without a body, and if the result of ``function`` is of another kind or on another
+            grid.
 
     Example:
         >>> import SimpleITK as sitk
@@ -84,7 +86,7 @@ def _restore_classes(answer: Mapping[str, Image], upright: Homogenized) -> dict[
 def _probability(name: str, values: Image) -> Volume:
     volume = as_volume(values)
     low, high = float(volume.array.min()), float(volume.array.max())
-    # Written so that it is refused if a value is no number.
+    # Written so that NaN is refused.
     if not (low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE):
         raise InputError(
             f"wrap: {name}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}"

@@ -92,7 +92,7 @@ def check(
 
 
 def _planes(planes: "Counter[str]", data: "DataConfig") -> str:
-    """Return of which plane the scans are, and the setting that they need."""
+    """Return the planes of the scans as text, with the setting that they need."""
     thick = {plane: count for plane, count in planes.items() if plane != "any"}
     parts = [f"{plane} in {count} scans" for plane, count in sorted(thick.items())]
     if planes["any"]:

@@ -25,7 +25,7 @@ def main() -> NoReturn:
     except IsoposeError as error:
         _fail(str(error), error.exit_code)
     except _Stopped:
-        _fail("stopped; what was finished is kept, the same command (fit: with --resume) goes on", 130)
+        _fail("stopped; finished results are kept, the same command (fit: with --resume) continues", 130)
     except Exception as error:
         # No traceback: an exception's message may quote a patient's name.
         _fail(_OUT_OF_MEMORY if is_out_of_memory(error) else str(line_of(error)), 1)
@@ -43,7 +43,7 @@ class _Stopped(BaseException):
 
 
 def _stop(_signum: int, _frame: FrameType | None) -> NoReturn:
-    # Do not wait for workers to finish their case, which may take minutes; files are complete or absent.
+    # Do not wait until workers finish their cases, which may take minutes; every file is complete or absent.
     for worker in active_children():
         worker.terminate()
     raise _Stopped

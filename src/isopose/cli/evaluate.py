@@ -17,7 +17,7 @@ def evaluate(
     tolerance: Annotated[float, typer.Option(min=0.01, help="tolerance of the surface Dice, mm")] = 2.0,
     undrawn: Annotated[
         Literal["background", "ignore"],
-        typer.Option(help="what slices without any label are, as the setting data.undrawn"),
+        typer.Option(help="what slices without any label count as, see data.undrawn"),
     ] = "background",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="allow missing predictions; the tables list them")

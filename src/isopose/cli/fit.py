@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def fit(
     dataset: DatasetPath,
     model: Annotated[Path, typer.Option(help="folder for the model")],
-    preset: Annotated[str | None, typer.Option(help="default or paper; none: default")] = None,
+    preset: Annotated[str | None, typer.Option(help="default or paper (default: default)")] = None,
     config: Config = None,
     settings: Setting = None,
     fold: Fold = None,
     folds: Annotated[
         str | None,
         typer.Option(
-            help="all: a model of each fold, one after the other, then cross-validation (--fold all: one "
-            "model of every patient); the same command with --resume, started again, takes other folds"
+            help="all: train a model of each fold, one after the other, then cross-validate (--fold all: one "
+            "model of all patients); the same command with --resume, run in parallel, trains other folds"
         ),
     ] = None,
     source: Annotated[
@@ -47,7 +47,7 @@ def fit(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="memory limit of the U-Net's training, e.g. 4GB (process memory on a CPU, GPU memory else); "
+            help="memory limit of the U-Net's training, e.g. 4GB (process memory on a CPU, else GPU memory); "
             "chooses unet.recompute, unet.optimizer.parts and unet.input to fit it"
         ),
     ] = None,

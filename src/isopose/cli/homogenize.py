@@ -26,7 +26,7 @@ def homogenize(
     ],
     output: Annotated[str, typer.Argument(help="folder for the nnU-Net raw dataset")],
     model: Annotated[
-        str | None, typer.Option(help="use this model's poses and reference; none: the shipped ones")
+        str | None, typer.Option(help="use this model's poses and reference (default: the shipped ones)")
     ] = None,
     per: Annotated[
         str | None,
@@ -36,7 +36,7 @@ def homogenize(
         ),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")
+        int | None, typer.Option(help="pixels along a side of the reference's frame (default: 384)")
     ] = None,
     crop: Annotated[
         bool, typer.Option("--crop", help="with --model: only the model's crop, one per scan")
@@ -45,7 +45,8 @@ def homogenize(
     pose_channel: Annotated[
         str | None,
         typer.Option(
-            help="the channel that shows body and pose, its number or name; none: the model's, else the first"
+            help="number or name of the channel that shows body and pose (default: the model's, else "
+            "the first)"
         ),
     ] = None,
     scale_z: ScaleZ = None,

@@ -27,41 +27,42 @@ Reference = Annotated[
     str | None,
     typer.Option(
         help="whose pose and size the scans get: child (2 years, the default) or adult, a case of the "
-        "dataset, the path of a scan or of a model's folder; none with --model: the model's"
+        "dataset, the path of a scan or of a model's folder; with --model the "
+        "default is the model's"
     ),
 ]
 ScaleZ = Annotated[
     bool | None,
     typer.Option(
         "--scale-z/--no-scale-z",
-        help="scale the distances of slices as the slices are, in the header alone; none: yes",
+        help="scale the distance of the slices by the in-plane factor, in the header only (default: yes)",
     ),
 ]
 Masks = Annotated[
     Path | None,
     typer.Option(
-        help="folder of your own masks of the body, one file a scan with the scan's name; none: it is found"
+        help="folder of your own body masks, one file per scan with its name (default: automatic masks)"
     ),
 ]
 MasksAnywhere = Annotated[
     str | None,
     typer.Option(
-        help="folder of your own masks of the body, one file a scan with the scan's name (with --ray also a "
-        "URL); none: it is found"
+        help="folder of your own body masks, one file per scan with the scan's name; with --ray also a URL "
+        "(default: automatic masks)"
     ),
 ]
 OfModality = Annotated[
     str | None,
     typer.Option(
-        "--modality", help="ct or mr, if the dataset does not say what it is of; none: as it says, else ct"
+        "--modality", help="ct or mr, if the dataset does not state it (default: as stated, else ct)"
     ),
 ]
 OfPlane = Annotated[
     str | None,
     typer.Option(
         "--plane",
-        help="axial, coronal or sagittal: in which the slices were acquired; none: axial, with a model the "
-        "model's",
+        help="plane in which the slices were acquired: axial, coronal or sagittal (default: the model's, "
+        "without a model axial)",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
@@ -78,17 +79,17 @@ Host = Annotated[str, typer.Option(help="address to listen on; other than loopba
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free port")]
 Token = Annotated[
     str | None,
-    typer.Option(help="access token; none: ISOPOSE_TOKEN, or a new one if needed"),
+    typer.Option(help="access token (default: ISOPOSE_TOKEN, or a new one if needed)"),
 ]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in a browser")]
 Config = Annotated[Path | None, typer.Option(help="TOML or JSON file")]
 Fold = Annotated[
     str | None,
-    typer.Option(help="validation fold (from 0), or all: one model of every patient, as train.fold"),
+    typer.Option(help="validation fold (from 0), or all: one model of all patients, as train.fold"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (a GPU by number), mps")]
 Precision = Annotated[
-    str | None, typer.Option(help="precision of the U-Net, e.g. 32-true; none: the model's predict.precision")
+    str | None, typer.Option(help="precision of the U-Net, e.g. 32-true (default: predict.precision)")
 ]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
 

@@ -11,19 +11,21 @@ from isopose.cli.options import Workers
 def phantom(
     output: Path,
     cases: Annotated[int, typer.Option(min=1)] = 20,
-    slices: Annotated[int | None, typer.Option(min=4, help="per case; none: by thickness")] = None,
+    slices: Annotated[int | None, typer.Option(min=4, help="per case (default: by slice thickness)")] = None,
     size: Annotated[int, typer.Option(min=64, max=1024, help="pixels along a side of a slice")] = 512,
     seed: int = 0,
-    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="part put into imagesTs")] = 0.25,
+    test_fraction: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="fraction of the cases in imagesTs")
+    ] = 0.25,
     small_tumors: Annotated[
-        float | None, typer.Option(help="part with a tumor below 20 ml; none: as drawn, about a sixth")
+        float | None, typer.Option(help="fraction with a tumor below 20 ml (default: random, about a sixth)")
     ] = None,
     population: Annotated[str, typer.Option(help="child: birth to 16 years, or adult")] = "child",
-    pet: Annotated[
-        bool, typer.Option("--pet", help="a second channel: the uptake of a tracer, as PET shows it")
-    ] = False,
-    modality: Annotated[str, typer.Option(help="ct, or mr: T1 and T2, fat bright or suppressed")] = "ct",
-    plane: Annotated[str, typer.Option(help="of the slices; in MR also coronal or sagittal")] = "axial",
+    pet: Annotated[bool, typer.Option("--pet", help="add a second channel: tracer uptake as in PET")] = False,
+    modality: Annotated[
+        str, typer.Option(help="ct, or mr: T1 and T2, with or without fat suppression")
+    ] = "ct",
+    plane: Annotated[str, typer.Option(help="plane of the slices; in MR also coronal or sagittal")] = "axial",
     workers: Workers = 0,
 ) -> None:
     """Write synthetic CT or MR of children or adults as an nnU-Net raw dataset, with each true pose."""

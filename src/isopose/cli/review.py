@@ -20,7 +20,7 @@ def review(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="folder of the scans; none: the dataset's, or imagesTs beside labelsTs"),
+        typer.Option(help="folder of the scans (default: the dataset's, or imagesTs beside labelsTs)"),
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="other predictions of the same cases, for comparison side by side")

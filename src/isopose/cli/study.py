@@ -12,7 +12,7 @@ def study(
     dataset: DatasetPath,
     output: Annotated[Path, typer.Option(help="folder for everything the study makes")],
     presets: Annotated[str, typer.Option(help="default, paper, or default,paper")] = "default",
-    arms: Annotated[str | None, typer.Option(help="comma-separated names; none: all")] = None,
+    arms: Annotated[str | None, typer.Option(help="comma-separated names (default: all)")] = None,
     seeds: Annotated[str, typer.Option(help="comma-separated training seeds")] = "0",
     folds: Annotated[
         int, typer.Option(min=1, help="1: the dataset's own test cases; more: every patient is tested once")
@@ -36,7 +36,7 @@ def study(
         typer.Option(
             "--short-stns",
             help="allow settings that train STN1 or STN2 less than the preset; the report then says that "
-            "it is no test of the preset",
+            "the preset was not tested",
         ),
     ] = False,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file, for all arms")] = None,

@@ -22,7 +22,7 @@ from isopose.cli.options import (
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError
 
-#: Volumes that are printed of a scan.
+#: Largest number of volumes that are printed for a scan.
 MOST_VOLUMES = 8
 
 
@@ -39,13 +39,13 @@ def wrap(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="use this model's poses and reference; none: the shipped ones")
+        str | None, typer.Option(help="use this model's poses and reference (default: the shipped ones)")
     ] = None,
     per: Annotated[
         str | None, typer.Option(help="volume (the default), smooth, slice or tilted, as for homogenize")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="pixels along a side of the reference's frame; none: 384")
+        int | None, typer.Option(help="pixels along a side of the reference's frame (default: 384)")
     ] = None,
     reference: Reference = None,
     scale_z: ScaleZ = None,
@@ -62,7 +62,7 @@ def wrap(
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run any segmenter on scans in one pose and size, and bring its answers back; nothing is trained."""
+    """Run any segmenter on scans in one pose and size, and restore its results; nothing is trained."""
     from isopose.homogenize.command import read_command
 
     wrapped = read_command(command or (), elsewhere=ray is not None)
@@ -120,7 +120,7 @@ def wrap(
             if outcome.record is not None:
                 files, volumes = [*outcome.record["files"]], outcome.record["volumes_ml"]
                 more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-                # Of a hundred organs the record tells.
+                # The record lists all volumes, however many there are.
                 shown = list(volumes.items())[:MOST_VOLUMES]
                 listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
                 typer.echo(f"{folder}/{files[0]}{more}{listed}{'  …' if len(volumes) > len(shown) else ''}")

@@ -204,11 +204,11 @@ class _Run(Generic[Item, Result]):
                 return
             if isinstance(failure, RunError):
                 raise failure from None
-            hint = "" if lives else ", most often for want of memory; give it more, or leave it out"
+            hint = "" if lives else ", most often for lack of memory; give it more, or leave it out"
             self.given_up += 1
             if self.given_up >= GIVE_UP:
                 raise IsoposeError(
-                    f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; mend that, and "
+                    f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; fix that, and "
                     "give the same command, which goes on"
                 ) from None
             yield number, Failed(f"{why}, {TRIES} times{hint}", ours=True)

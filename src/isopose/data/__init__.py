@@ -1,1 +1,1 @@
-"""From a scan to normalized slices: phantoms, fingerprint, foreground, preprocessing, the store."""
+"""From a scan to normalized slices: fingerprint, body mask, preprocessing, the store."""

@@ -31,7 +31,7 @@ from isopose.parallel import attempts
 #: Voxel sizes (x, y, z) that differ from the cohort's median by more than these factors are outliers; slices
 #: of 0.5 to 5 mm are common.
 _OUTLIER = (3.0, 3.0, 10.0)
-#: Fewest slices of a case.
+#: Smallest number of slices of a case.
 _FEWEST_SLICES = 3
 #: Fewest cases for which a median voxel size is meaningful.
 _FEW = 5

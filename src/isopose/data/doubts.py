@@ -25,10 +25,10 @@ _OBLIQUE_DEGREES = 20.0
 
 
 def check_values(upright: Volume, modality: Modality = "ct", plane: Plane = "axial") -> None:
-    """Refuse values that cannot be Hounsfield units whatever was scanned, and would spoil every mean.
+    """Refuse values that cannot be Hounsfield units and would distort every statistic.
 
-    MR has no unit. Thick slices of another plane are refused, which would be taken for those of the expected
-    one; in CT that is to be axial they get a warning (:func:`doubts`).
+    MR has no unit. Thick slices of another plane are refused, because they would be processed in the expected
+    one; in CT expected to be axial they get a warning instead (:func:`doubts`).
 
     Args:
         upright: the scan, reoriented to the patient's axes.

@@ -1,4 +1,4 @@
-"""What of a scan was drawn: voxels to ignore, and slices that nobody drew."""
+"""Find which voxels and slices of a scan were not annotated."""
 
 import numpy as np
 
@@ -10,16 +10,16 @@ _FEWEST = 3
 
 
 def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarray:
-    """Convert a label map to classes; voxels that nobody labeled become :data:`isopose.labels.IGNORED`.
+    """Convert a label map to classes; voxels that were not annotated become :data:`isopose.labels.IGNORED`.
 
-    With ``undrawn="ignore"`` these are also all slices without any label of a scan that was drawn here and
-    there: one that has such a slice between two labeled ones, or a single labeled slice. All others count as
-    drawn from end to end, also those without any label.
+    With ``undrawn="ignore"`` this includes all slices without any label, if the scan is sparsely annotated:
+    if it has an unlabeled slice between two labeled ones, or a single labeled slice. All other scans count as
+    completely annotated, also those without any label.
 
     Args:
         array: stored values ``(z, y, x)``, reoriented: z are the slices.
         labels: names and stored values.
-        undrawn: what slices without any label are.
+        undrawn: what slices without any label count as.
 
     Returns:
         uint8 of the same shape.
@@ -42,7 +42,7 @@ def structures(classes: np.ndarray) -> np.ndarray:
 
 
 def interval_of(shown: np.ndarray) -> int | None:
-    """Return every which slice is labeled, where others between them regularly are not.
+    """Return n if every n-th slice is labeled and those between are not.
 
     A structure that ends and begins again leaves a gap of several intervals, so every distance must be a
     multiple of the smallest, and most must be the smallest itself.
@@ -72,6 +72,6 @@ def undrawn_doubt(classes: np.ndarray) -> str | None:
     if interval is None or (classes[~shown] == IGNORED).any():
         return None
     return (
-        f"only one slice in {interval} is labeled, those between are background; if nobody drew these, set "
-        "data.undrawn=ignore (docs/guides/sparse.md)"
+        f"only one slice in {interval} is labeled, those between are background; if these were not "
+        "annotated, set data.undrawn=ignore (docs/guides/sparse.md)"
     )

@@ -1,4 +1,4 @@
-"""What kind of scan a dataset or a model is of, and what follows from it for the body."""
+"""The modality of a dataset or model, and the body mask that depends on it."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def modality_of(config: DataConfig, channels: Sequence[str]) -> Modality:
         channels: names of all channels; ``CT`` is CT, all others are MR.
 
     Raises:
-        InputError: no channel is the one that is to show the pose.
+        InputError: the channel that shows the pose does not exist.
     """
     if config.modality != AUTO:
         return config.modality  # type: ignore[return-value]  # the other values are those of Modality
@@ -31,8 +31,8 @@ def modality_of(config: DataConfig, channels: Sequence[str]) -> Modality:
 def with_poses_of(config: Config, channels: Sequence[str]) -> Config:
     """Return the configuration with the pose that fits the scans.
 
-    In MR the roll network is that of any contrast. Of other slices than axial ones no network knows the roll,
-    which is then the header's.
+    In MR the roll network is that of any contrast. For coronal and sagittal slices no network estimates the
+    roll, which is then the header's.
 
     Args:
         config: as given.

@@ -1,4 +1,4 @@
-"""Which slices of a scan stand beside a slice in the U-Net's input (``unet.context``)."""
+"""Select the neighbors of a slice in the U-Net's input (``unet.context``)."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def neighbors_of(shown: np.ndarray, spacing_mm: float, config: UNetConfig) -> np
     """Return the neighbors of each slice with a body, from the feet to the head, itself in the middle.
 
     A neighbor is the slice with a body that lies nearest to the wanted place along the scan; of two that are
-    as near, the one nearer to the slice. Beyond the scan's ends it is thus the last slice that has one.
+    as near, the one nearer to the slice. Beyond the scan's ends it is thus the outermost slice with a body.
 
     Args:
         shown: ``(K,)`` indices of the slices with a body, ascending.
@@ -20,7 +20,7 @@ def neighbors_of(shown: np.ndarray, spacing_mm: float, config: UNetConfig) -> np
         ``(K, 2 * context + 1)`` positions in ``shown``.
     """
     step = 1.0 if config.context_mm is None else config.context_mm / spacing_mm
-    # Rounded, for halfway between two slices is halfway whatever the last digit of their distance.
+    # Rounded, so that a position halfway between two slices is recognized despite rounding errors.
     offsets = np.round(np.arange(-config.context, config.context + 1) * step, 6)
     wanted = shown[:, None] + offsets
     above = np.searchsorted(shown, wanted).clip(max=len(shown) - 1)

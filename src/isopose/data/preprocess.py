@@ -45,7 +45,7 @@ class Prepared:
         images: ``(C, z, N, N)`` float32, the channels, clipped and z-scored.
         mask: ``(z, N, N)`` booleans, the trunk; of coronal and sagittal slices the outline of all, see
             :func:`isopose.data.plane.outlines`.
-        labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where nobody labeled; None
+        labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where not annotated; None
             without labels.
         frame: the square in the plane of the reoriented volume, mm.
         shape: ``(z, y, x)`` of the reoriented volume.
@@ -150,7 +150,7 @@ def prepare(
         )
     native = classes_of(labels.reoriented(config.plane).array, label_map, config.undrawn)
     classes = labels_in_frame(native, prepared.frame, prepared.spacing, label_map.classes)
-    # Outside of the image is background, except beside slices of which nothing is known.
+    # Outside the image is background, except in slices that were not annotated.
     classes[(native == IGNORED).all(axis=(1, 2))] = IGNORED
     warnings = (*prepared.warnings, *_label_doubts(native, classes, prepared))
     return replace(prepared, labels=classes, warnings=warnings)

@@ -1,4 +1,4 @@
-"""One prepared case on disk: its record and its arrays, of which slices are read alone."""
+"""A preprocessed case on disk: its record, and its arrays, whose slices can be read one by one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one prepared case without reading its arrays.
+    """The metadata of one preprocessed case.
 
     Args:
         id: of the case.
         patient: of the dataset, for splits.
-        age_years: where known.
+        age_years: age at the scan, None if unknown.
         frame: square in the plane of the slices, mm.
         shape: ``(z, N, N)`` of the arrays.
         lps_shape: ``(z, y, x)`` of the reoriented volume.
@@ -46,13 +46,13 @@ class Record:
         air: normalized value outside the scan.
         warnings: of the preprocessing.
         presence: for each slice, whether it shows each label (background left out).
-        body_fraction: for each slice, the part of the frame that the body fills.
-        undrawn: indices of the slices in which nothing of the body is labeled, not even background.
+        body_fraction: for each slice, the fraction of the frame that the body fills.
+        undrawn: indices of the slices in which no voxel of the body was annotated, not even as background.
         channels: number of images.
         pose_channel: the channel that shows body and pose.
         arrays: SHA-256 of each array's file.
-        sources: SHA-256 of the image (of several channels, see
-            :func:`isopose.io.channels.hash_of_channels`) and of the label.
+        sources: SHA-256 of the image (for several channels, see :func:`isopose.io.channels.hash_of_channels`)
+            and of the label.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Record:
 
     @property
     def reorientation(self) -> Reorientation:
-        """From the stored axes to LPS."""
+        """Permutation and flips from the stored axes to the reoriented ones."""
         return Reorientation(self.axes, self.flips)
 
 
@@ -93,13 +93,13 @@ def image_name(channel: int) -> str:
 
 
 def array_names(channels: int) -> tuple[str, ...]:
-    """Return the names of all arrays of a case with so many channels."""
+    """Return the names of all arrays of a case with this number of channels."""
     return (*map(image_name, range(channels)), *_MARKS)
 
 
 @dataclass(frozen=True)
 class StoredCase:
-    """One case of a store; cheap to make and to send to another process, reads only what is asked for."""
+    """One case of a store; reads requested slices only, and is cheap to send to another process."""
 
     folder: Path
     record: Record
@@ -107,16 +107,16 @@ class StoredCase:
     def read(
         self, slices: Sequence[int], images: Sequence[int] | None = None, *, all_channels: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Some slices, in the order asked for.
+        """Read slices, in the given order.
 
         Args:
-            slices: counted from the feet.
-            images: slices whose images are read in place of these slices' own, m of them.
-            all_channels: read the images of all channels, not only of that which shows the pose.
+            slices: ``(n,)`` indices from the feet.
+            images: ``(m,)`` indices of the slices whose images are read; None: ``slices``.
+            all_channels: read the images of all channels, not only of the one that shows the pose.
 
         Returns:
-            Image ``(n, N, N)`` (or m of them), with ``all_channels`` ``(C, n, N, N)``, float32; mask and
-                class labels ``(n, N, N)`` uint8.
+            Image ``(n, N, N)``, or ``(m, N, N)`` with ``images``, float32; with ``all_channels``
+            ``(C, n, N, N)``. Mask and class labels ``(n, N, N)`` uint8.
 
         Raises:
             InputError: an array's file is missing or damaged.
@@ -149,7 +149,7 @@ class StoredCase:
 def record_of(
     case: Case, prepared: Prepared, labels: Labels, arrays: dict[str, str], sources: dict[str, str]
 ) -> Record:
-    """What is written beside a case's arrays; ``arrays`` and ``sources`` are hashes by name."""
+    """Return the record of a case; ``arrays`` and ``sources`` are hashes by name."""
     classes = prepared.labels
     assert classes is not None, "a case of a store has labels"
     # The border of the body, where half a pixel lies outside of the image, says nothing of a slice.
@@ -181,7 +181,7 @@ def record_of(
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a case's folder; none where it is missing, of another version or damaged."""
+    """Read the record in a case's folder; None if it is missing, of another version or damaged."""
     try:
         record = RECORD.validate_json(read_text(folder / "record.json", "a record"))
     except (InputError, ValidationError):

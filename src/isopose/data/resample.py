@@ -31,7 +31,7 @@ def warped_labels(
     """
     values = tuple(values)
     out = scratch.zeros((len(labels), *size), np.uint8)
-    # Of slices that differ in scale, all that are blurred together get the widest kernel that one needs.
+    # Slices with different scales are blurred together with the widest kernel among them.
     alike = input_from_output.ndim == 2 or bool((input_from_output == input_from_output[:1]).all())
     for part in chunks(labels.shape, size, FEW if alike else CHUNK):
         chunk, matrix = labels[part], input_from_output
@@ -52,7 +52,7 @@ def warped_labels(
 
 
 def _windows_of(mask: np.ndarray, input_from_output: Tensor, size: tuple[int, int]) -> list[Window]:
-    """Return rows and columns of the output that show what is marked; none where nothing is."""
+    """Return rows and columns of the output that show a mask; empty for an empty mask."""
     rows, columns = (np.flatnonzero(mask.any(axis=axes)) for axes in ((0, 2), (0, 1)))
     if not len(rows):
         return []

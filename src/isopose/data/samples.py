@@ -28,7 +28,7 @@ class Batch(Generic[Stack]):
             the middle of its neighbors; of volumes N tensors ``(1, C, Z, S, S)``. Before the U-Net is trained
             there is one channel, which shows the pose.
         mask: foreground, float32, ``(N, 1, S, S)``; of volumes as the image.
-        labels: ``(N, S, S)`` uint8 classes, :data:`isopose.labels.IGNORED` where nobody labeled; of volumes N
+        labels: ``(N, S, S)`` uint8 classes, :data:`isopose.labels.IGNORED` where not annotated; of volumes N
             tensors ``(1, Z, S, S)``.
         pose: ``(N, 5)``, of volumes ``(N, 9)``; None before STN1 is trained.
         theta2: ``(N, 3, 3)``, of volumes ``(N, 4, 4)``; None before STN2 is trained.
@@ -112,7 +112,7 @@ class Slices:
             ]
         )
         undrawn = {(c, z) for c, case in enumerate(self.cases) for z in case.record.undrawn}
-        #: ``(rows,)`` booleans: whether anything is labeled in a slice, be it background.
+        #: ``(rows,)`` booleans: whether any voxel of a slice is annotated, including background.
         self.drawn = np.array([row not in undrawn for row in rows], dtype=bool)
         self.pose: Tensor | None = None
         self.theta2: Tensor | None = None
@@ -131,9 +131,9 @@ class Slices:
         return [self.cases[c].record.patient for c in self.rows[:, 0]]
 
     def set_neighbors(self, config: UNetConfig) -> None:
-        """Show each row with its neighbors from here on, in the poses that are known.
+        """From now on return each row with its neighbors, in their known poses.
 
-        Neighbors of a subset are those of the whole, if this is called before :meth:`subset`.
+        If this is called before :meth:`subset`, a subset keeps the neighbors outside it.
         """
         if not config.context:
             return
@@ -188,7 +188,7 @@ class Slices:
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
     def known(self) -> "Slices":
-        """Return the rows that were drawn, with labels or as background."""
+        """Return the rows that were annotated, with labels or as background."""
         return self if self.drawn.all() else self.subset(np.flatnonzero(self.drawn))
 
     def subset(self, rows: np.ndarray) -> "Slices":
@@ -263,7 +263,7 @@ class Volumes:
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
     def known(self) -> "Volumes":
-        """Return the rows of which at least one slice was drawn, with labels or as background."""
+        """Return the rows with at least one annotated slice, with labels or as background."""
         drawn = [len(case.record.undrawn) < case.record.shape[0] for case in self.cases]
         return self if all(drawn) else self.subset(np.flatnonzero(drawn))
 

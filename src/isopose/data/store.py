@@ -1,10 +1,10 @@
-"""A store of prepared cases: compressed, memory-mapped, verified, and resumed after a kill.
+"""A store of preprocessed cases: compressed, memory-mapped, verified by hashes, and resumable.
 
 Layout: ``FOLDER/KEY/store.json`` and ``FOLDER/KEY/cases/CASE/{image,mask,labels}.b2nd`` with a
 ``record.json`` each, and ``image_1.b2nd`` and so on of further channels. The key names the configuration,
 fingerprint and labels, so that stores of different settings never mix. A record is written after its arrays
-and says their hashes: what has a record that agrees is whole, all else is made again. ``store.json`` is
-written last of all. The same cases give the same bytes from any number of workers.
+and contains their hashes: a case is complete if they match, otherwise it is preprocessed again.
+``store.json`` is written last. The same cases give the same bytes from any number of workers.
 """
 
 import json
@@ -40,7 +40,7 @@ from isopose.presets import validate_config
 
 __all__ = ["Record", "Store", "StoredCase", "open_store", "write_store"]
 
-#: Goes up with every change of the layout or of what :func:`~isopose.data.preprocess.prepare` computes.
+#: Increases with every change of the layout or of the result of :func:`~isopose.data.preprocess.prepare`.
 FORMAT = 1
 
 
@@ -66,24 +66,25 @@ def write_store(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Store:
-    """Prepare cases and write them, or go on where an earlier run was stopped.
+    """Preprocess cases and write them; continue an interrupted run.
 
-    Cases that are whole and whose sources have not changed are kept; half-written, damaged and changed ones
-    are made again; what belongs to no case is removed. One run at a time writes to a folder, others wait.
+    Complete cases whose sources have not changed are kept; incomplete, damaged and changed ones are
+    preprocessed again; files that belong to no case are removed. Only one run at a time writes to a folder,
+    others wait.
 
     Args:
-        folder: the store is the folder named by its key's first twelve digits in here.
+        folder: contains the store as a subfolder named by the first twelve digits of its key.
         cases: each with a label file.
         fingerprint: of the training cases.
         labels: names and stored values.
-        config: how to prepare.
-        workers: processes; any number writes the same bytes.
-        progress: called with the cases done and all cases.
+        config: settings of the preprocessing.
+        workers: number of processes; the bytes do not depend on it.
+        progress: called with the numbers of cases done and of all cases.
         say: called with a line for each case that cannot be used.
 
     Raises:
-        InputError: two cases of one name; cases that cannot be used, once all others are prepared.
-        IsoposeError: the disk is full or may not be written to.
+        InputError: two cases with one name; cases that cannot be used, after all others are preprocessed.
+        IsoposeError: the disk is full or write-protected.
     """
     names = [folder_name(case.id) for case in cases]
     twice = next((case.id for case, name in zip(cases, names, strict=True) if names.count(name) > 1), None)
@@ -96,15 +97,15 @@ def write_store(
     work = partial(write_case, root=root, fingerprint=fingerprint, labels=labels, config=config)
     try:
         (root / "cases").mkdir(parents=True, exist_ok=True)
-        # Runs that share a store may start together: the second finds what the first has made.
+        # Runs that share a store may start at the same time: the second uses the cases of the first.
         with only_writer(root, wait=True):
-            # Until all cases are whole this is not a store.
+            # The folder is not a store until all cases are complete.
             (root / "store.json").unlink(missing_ok=True)
             remove(place for place in (root / "cases").iterdir() if place.name not in names)
             sweep(root)
             all_of(work, cases, name=attrgetter("id"), workers=workers, progress=progress, say=say)
             write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
-            # Before another run takes the lock, and the store is none until that run is done.
+            # Read it before another run takes the lock, which invalidates the store until that run is done.
             return open_store(root)
     except OSError as error:
         raise IsoposeError(
@@ -114,10 +115,10 @@ def write_store(
 
 
 def open_store(folder: Path) -> Store:
-    """Open a finished store: the folder that holds ``store.json``.
+    """Open a finished store, the folder that contains ``store.json``.
 
     Raises:
-        InputError: not a finished store, another version, or a record that does not belong to it.
+        InputError: not a finished store, another version, or a damaged record.
     """
     folder = Path(folder)
     where = folder / "store.json"
@@ -157,7 +158,7 @@ def open_store(folder: Path) -> Store:
 
 
 def folder_name(case_id: str) -> str:
-    """A file name for any case id: itself where it is one already."""
+    """Return a file name for a case id; the id itself if it is a valid file name."""
     name = quote(case_id, safe=" ") or "%"
     if name.startswith("."):
         name = "%2E" + name[1:]
@@ -165,7 +166,7 @@ def folder_name(case_id: str) -> str:
 
 
 def store_head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> dict[str, Any]:
-    """What ``store.json`` says of all cases, and the key is the hash of."""
+    """Return the settings in ``store.json`` that all cases share; the store's key is their hash."""
     head = {
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
@@ -179,7 +180,7 @@ def store_head(fingerprint: Fingerprint, labels: Labels, config: DataConfig) -> 
 def write_case(
     case: Case, *, root: Path, fingerprint: Fingerprint, labels: Labels, config: DataConfig
 ) -> None:
-    """Prepare one case and write its folder, unless it is there already."""
+    """Preprocess one case and write its folder, unless it is complete already."""
     if case.label is None:
         raise InputError("expected a label file for a training case, got none")
     folder = root / "cases" / folder_name(case.id)
@@ -215,7 +216,7 @@ def write_case(
 
 
 def _compressed(array: np.ndarray) -> bytes:
-    """One chunk and one block a slice, so that a slice is read alone; on one thread, for the same bytes."""
+    """Compress an array, one chunk per slice for separate reading, on one thread for identical bytes."""
     one = (1, *array.shape[1:])
     cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1, "filters": [blosc2.Filter.SHUFFLE]}
     packed = blosc2.asarray(np.ascontiguousarray(array), chunks=one, blocks=one, cparams=cparams)

@@ -117,8 +117,8 @@ def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
         if share > most + more:
             yield (
                 f"{100 * share:.0f} % of the body is {name}, in the training scans at most "
-                f"{100 * most:.0f} %; does the scan show another part of the body? Do not trust what is "
-                "marked there"
+                f"{100 * most:.0f} %; does the scan show another part of the body? Do not trust the "
+                "segmentation there"
             )
     if found.rising is None or usual.rising_cases < _CASES or abs(usual.rising_median) < _CLEAR:
         return

@@ -81,7 +81,7 @@ def count(
     patient: str,
     labeled: np.ndarray | None = None,
 ) -> Counts:
-    """Count the voxels of one scan; what nobody labeled counts in neither map.
+    """Count the voxels of one scan; voxels that were not annotated count in neither map.
 
     Args:
         prediction: stored label values, reoriented to the patient's axes.

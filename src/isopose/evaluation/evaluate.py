@@ -123,8 +123,8 @@ def evaluate(
 ) -> Evaluation:
     """Score every prediction against the label of the same case, in 3D on the scan's own grid.
 
-    Voxels that nobody labeled count in neither map, as if the scan did not have them. A case that has any
-    gets no surface scores: where a surface enters what is not labeled, its distance is not known.
+    Voxels that were not annotated count in neither map, as if the scan did not contain them. A case that has
+    any gets no surface scores: where a surface enters what is not labeled, its distance is not known.
 
     Args:
         predictions: folder of label maps with the labels' stored values, named by the case and any ending of
@@ -355,7 +355,7 @@ def _score_pair(
     # Crop to the labels' box first: most of a scan is background, and each step below is done per target.
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
     predicted, marked = prediction.array[box], truth.array[box]
-    # No prediction is of what nobody labeled.
+    # Predictions are ignored where the reference was not annotated.
     for path, array, known in (
         (pair.prediction, predicted, replace(labels, ignore=None)),
         (pair.label, marked, labels),
@@ -379,7 +379,7 @@ def _score_pair(
 
 
 def _unlabeled(pair: _Pair, truth: Volume, labels: Labels, undrawn: Undrawn) -> np.ndarray:
-    """Return which voxels of the label's own array nobody labeled."""
+    """Return which voxels of the label's own array were not annotated."""
     plane = plane_of(truth) or "axial"
     try:
         classes = classes_of(truth.reoriented(plane).array, labels, undrawn)

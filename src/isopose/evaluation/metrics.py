@@ -51,14 +51,14 @@ class Scores:
     =================  ==================  ====  ============  ======
     reference          prediction          Dice  surface Dice  HD95
     =================  ==================  ====  ============  ======
-    marked             marked (scored)     yes   yes           yes
-    marked             empty (missed)      0     0             none
-    empty              marked (false       0     0             none
+    not empty          not empty (scored)  yes   yes           yes
+    not empty          empty (missed)      0     0             none
+    empty              not empty (false    0     0             none
                        alarm)
     empty              empty (empty)       none  none          none
     =================  ==================  ====  ============  ======
 
-    Both empty says nothing about how well a structure is outlined, so it enters no mean and is counted apart.
+    Two empty masks say nothing about an outline: they are excluded from means and counted separately.
     With one mask empty the surface distance is infinite; HD95 has no value then, and tables count the case as
     missed or as a false alarm beside their means. A scan that is labeled in part has no surface scores.
 

@@ -1,1 +1,1 @@
-"""In front of any other segmenter: scans brought to one pose and size, and answers brought back."""
+"""Bring scans to one pose and size for any other segmenter, and restore its results."""

@@ -1,4 +1,4 @@
-"""What another program wrote of homogenized scans: whose it is, what it is, and restoring it."""
+"""Assign the files that another program wrote to scans, recognize their kind, and restore them."""
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,25 +18,25 @@ from isopose.io.sources import files_beside
 from isopose.labels import Labels, voxels_of
 from isopose.outputs import earlier_record
 
-#: nnU-Net's probabilities, and the names that its versions give the array.
+#: Extension of nnU-Net's files of probabilities, and the array's name in its versions.
 PACKED, KEYS = ".npz", ("probabilities", "softmax")
-#: How far rounding to 16 bits may take a sum of probabilities from 1.
+#: Largest deviation of a sum of probabilities from 1 that rounding to 16 bits may cause.
 OFF_SUM = 0.02
-#: Part of the marked voxels in which a label map shows the most probable class, if both have the same axes.
+#: Fraction of the foreground in which a label map must equal the argmax, if both have the same axis order.
 AGREEING = 0.99
-#: nnU-Net's readers, by their names in its plans, that leave the axes of a file as they are.
+#: nnU-Net's readers, by their names in its plans, that keep the axis order of a file.
 IN_FILES_AXES = ("SimpleITKIO", "NibabelIO")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The files that a program wrote of one scan, as paths relative to a folder.
+    """The files that a program wrote for one scan, as paths relative to a folder.
 
     Args:
-        folder: where they lie.
+        folder: the folder.
         images: label maps and probability maps.
-        packed: nnU-Net's probabilities of all classes.
-        others: neither.
+        packed: nnU-Net's probabilities of all classes (``.npz``).
+        others: all other files, which are not restored.
     """
 
     folder: Path
@@ -52,13 +52,13 @@ class Answer:
 
 @dataclass
 class RestoredAnswer:
-    """Results of one scan on its own grid, but for those that were written already.
+    """Restored results of one scan that are not yet written to files.
 
     Args:
-        labels: the label map; None if there is none, or more than one.
-        label_maps: how many there were.
-        volumes_ml: volume of what is marked, by name.
-        notes: for people, one line each.
+        labels: the label map on the scan's own grid; None if there is none, or more than one.
+        label_maps: number of label maps.
+        volumes_ml: volume of each label in ml, by name.
+        notes: warnings, one line each.
     """
 
     labels: Volume | None = None
@@ -75,7 +75,7 @@ class _Map:
     labels: bool
 
 
-#: Called with what is known of a restored map (its file's name; or its class) and the map.
+#: Writes a restored map; called with the name of its file or class, and the map.
 Write = Callable[[str, Volume], None]
 
 
@@ -86,20 +86,20 @@ def files_in(folder: Path) -> list[str]:
 
 
 def answer_of(folder: Path, names: Sequence[str]) -> Answer:
-    """Sort the files of one scan by what their names say that they are."""
+    """Sort the files of one scan by their extensions into images, packed probabilities and others."""
     images = tuple(name for name in names if ending(Path(name)))
     packed = tuple(name for name in names if name.lower().endswith(PACKED))
-    # Voxels that a header names belong to it.
+    # A data file that a header names is part of that image.
     parts = {path.resolve() for name in images for path in files_beside(folder / name)}
     others = (name for name in names if name not in images and name not in packed)
     return Answer(folder, images, packed, tuple(n for n in others if (folder / n).resolve() not in parts))
 
 
 def sort_by_case(names: Iterable[str], cases: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return files by the case that they are of, and those of none.
+    """Return files by case, and the files that belong to no case.
 
-    A file is of a case if it, or a folder that it lies in, has the case's name, or begins with it and an
-    underscore or a dot; of several such cases, of the one with the longest name.
+    A file belongs to a case if its name, or that of a folder around it, is the case's id or begins with it
+    and an underscore or a dot. If this holds for several cases, the one with the longest id is taken.
     """
     known, strange = {case: list[str]() for case in cases}, list[str]()
     for name in names:
@@ -117,24 +117,24 @@ def sort_by_case(names: Iterable[str], cases: Iterable[str]) -> tuple[dict[str, 
 def restore_answer(
     answer: Answer, transform: Transform, labels: Labels, write_map: Write, write_class: Write
 ) -> RestoredAnswer:
-    """Restore what was written of one scan to its own grid.
+    """Restore the files that a program wrote for one scan to the scan's own grid.
 
-    Whole numbers are label maps: value by value, linearly, the largest share wins. Other values from 0 to 1
-    are one class's probability, and restored linearly. nnU-Net's probabilities of all classes replace the
-    label map beside them: the restored label map is made of the restored probabilities. What is neither is
-    named in the notes.
+    Maps of whole numbers are label maps: each value is interpolated linearly, and the label with the largest
+    share is taken. Other maps with values from 0 to 1 are one class's probability and are restored linearly.
+    If nnU-Net's probabilities of all classes lie beside a label map, the restored label map is their argmax.
+    All other files are listed in the notes.
 
     Args:
         answer: files of the scan.
         transform: of the scan.
-        labels: names of the values; may be empty.
-        write_map: called with the name of a file, without its ending, and its restored map, uint8 or float32,
-            but for the label map where that is the only image.
+        labels: names of the label values; may be empty.
+        write_map: called with the name of a file, without its extension, and its restored map, uint8 or
+            float32. It is not called for a label map that is the only image.
         write_class: called with the name of a class and its restored probability, float32.
 
     Raises:
-        InputError: nothing was written, or a map is unreadable, not finite, on another grid, or of labels
-            that have no name; or two maps have one name.
+        InputError: nothing was written; a map is unreadable, not finite or on another grid; a label has no
+            name; or two maps have the same name.
     """
     found = RestoredAnswer()
     _check_apart(answer.images)
@@ -182,7 +182,7 @@ def _check_apart(names: Sequence[str]) -> None:
 
 
 def listed_names(names: Sequence[str], most: int = 5) -> str:
-    """Return names for a line to people, the first few of many."""
+    """Return names for a message, at most the first few."""
     shown = ", ".join(printable(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -193,7 +193,7 @@ def _stem(name: str) -> str:
 
 
 def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> _Map | None:
-    """Return a map on the homogenized grid; None, and a note, if its values are neither kind's."""
+    """Return a map on the homogenized grid; None, with a note, if it is neither labels nor probabilities."""
     path = answer.folder / name
     try:
         volume = on_image_grid(path, read_volume(path), transform.homogenized)
@@ -207,7 +207,7 @@ def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> 
         elif low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE:
             return _Map(volume, labels=False)
     except InputError as error:
-        # The file lies in a folder that is removed.
+        # The file is in a temporary folder, whose path would not help the user.
         raise InputError(str(error).replace(str(path), f"what the command wrote as {name}")) from None
     notes.append(
         f"{name}: left out: values from {low:g} to {high:g} are neither labels (0 to 255) nor probabilities "
@@ -217,7 +217,7 @@ def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> 
 
 
 def _are_whole(array: np.ndarray, high: float) -> bool:
-    """Return whether numbers are whole, as exactly as labels must be, and not small probabilities."""
+    """Return True if all values are whole within the tolerance for labels, and not small probabilities."""
     if np.rint(high) < 1:
         return not array.any()
     return all(float(np.abs(plane - np.rint(plane)).max()) <= ROUNDING for plane in array)
@@ -234,7 +234,7 @@ def _check_named(name: str, volume: Volume, labels: Labels) -> None:
 
 
 def _volumes(restored: Volume, labels: Labels, file: str | None) -> dict[str, float]:
-    """Return volumes in ml by label; by file where there are several, with the value if it has some."""
+    """Return volumes in ml by label, or by file if there are several (with the value unless that is 1)."""
     voxel_ml = float(np.prod(restored.spacing)) / 1000.0
     voxels = voxels_of(restored.array) * voxel_ml
     if file is None and labels.values:
@@ -256,10 +256,11 @@ def _from_packed(
     write: Write,
     found: RestoredAnswer,
 ) -> Volume | None:
-    """Restore nnU-Net's probabilities and return their label map; None, and a note, if they are no such.
+    """Restore nnU-Net's probabilities and return their label map; None, with a note, if they are not valid.
 
-    Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. The label map beside
-    tells which, or if it marks nothing the plans: mistaken, left and right would be exchanged.
+    Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. Which, is found by
+    comparison with the label map beside them or, if that is empty, from nnU-Net's plans: with the wrong axes
+    left and right would be exchanged.
     """
     array = _unpacked(path)
     if array is None or array.ndim != 4 or array.shape[1:] != beside.array.shape:
@@ -269,7 +270,7 @@ def _from_packed(
         found.notes.append(f"{name}: left out: its classes do not add up to 1 (nnU-Net's regions do not)")
         return None
     best = array.argmax(axis=0)
-    # As the file has its axes, or as nibabel has them: to the right and the front.
+    # In the file's axes, or in nibabel's, which point to the patient's right and front.
     fits = [_agree(turned, beside.array) for turned in (best, best[:, ::-1, ::-1])]
     if all(fits) and _reader_of(path.parent) in IN_FILES_AXES:
         fits[1] = False
@@ -290,20 +291,20 @@ def _from_packed(
 
 
 def _agree(best: np.ndarray, labels: np.ndarray) -> bool:
-    """Return whether two label maps agree where either marks something."""
+    """Return True if two label maps agree within the union of their foregrounds, or both are empty."""
     marked = (best > 0) | (labels > 0)
     return not marked.any() or bool(np.mean(best[marked] == labels[marked]) >= AGREEING)
 
 
 def _reader_of(folder: Path) -> str | None:
-    """Return the reader that nnU-Net's plans, which it leaves beside its results, name."""
+    """Return the name of the reader in nnU-Net's plans, which it writes beside its results."""
     plans = earlier_record(folder / "plans.json") or {}
     name = plans.get("image_reader_writer")
     return name if isinstance(name, str) else None
 
 
 def _unpacked(path: Path) -> np.ndarray | None:
-    """Return the array ``(class, z, y, x)`` of an NPZ file; None if there is none that can be read."""
+    """Return the array ``(class, z, y, x)`` of an NPZ file; None if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             key = next((key for key in KEYS if key in file), None)

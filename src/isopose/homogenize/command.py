@@ -1,4 +1,4 @@
-"""Another program's command: the placeholders of its inputs and outputs, and running it without a shell."""
+"""Parse the placeholders of another program's command, and run it without a shell."""
 
 import os
 import re
@@ -15,11 +15,11 @@ from types import FrameType
 
 from isopose.errors import InputError
 
-#: What the words of a command may hold: of one scan at a time, or of all at once.
+#: Placeholders of a command: for one scan at a time, or for all scans at once.
 ONE = ("input", "output", "output_folder")
 ALL = ("inputs", "outputs")
 _PLACEHOLDER = re.compile("|".join(rf"\{{{name}\}}" for name in (*ONE, *ALL)))
-#: Seconds that a program has to end by itself when it is stopped.
+#: Seconds that a program has to exit after SIGTERM before it is killed.
 GRACE_SECONDS = 10.0
 
 
@@ -29,14 +29,14 @@ class Command:
 
     Args:
         words: the program, then its arguments.
-        together: run once for all scans, not for each.
+        together: True to run it once for all scans, False to run it for each.
     """
 
     words: tuple[str, ...]
     together: bool
 
     def filled(self, paths: Mapping[str, Path]) -> list[str]:
-        """Return the words with each placeholder replaced by the path of that name.
+        """Return the words of the command with each placeholder replaced by its path.
 
         Raises:
             KeyError: a placeholder has no path.
@@ -45,14 +45,14 @@ class Command:
 
 
 def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
-    """Check a command's placeholders and that its program is there.
+    """Check that a command's placeholders are valid and that its program exists.
 
     Args:
         words: the program, then its arguments.
-        elsewhere: it is run on other machines, so that the program need not be on this one.
+        elsewhere: True if the command runs on other machines, so that the program need not exist on this one.
 
     Raises:
-        InputError: no words, no such program, or placeholders that are missing or of both kinds.
+        InputError: no words, no such program, missing placeholders, or placeholders of both kinds.
     """
     if not words:
         raise InputError("no command, expected one after --, e.g. -- segment {input} {output}")
@@ -78,14 +78,14 @@ def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
 
 
 def run_command(words: Sequence[str], log: Path) -> int:
-    """Run a program without a shell; return its exit code, negative where a signal ended it.
+    """Run a program without a shell; return its exit code, negative if a signal ended it.
 
-    It reads nothing. When this process is interrupted, the program and all that it has started is ended
-    first.
+    Its standard input is empty. If this process is interrupted, the program and all processes that it has
+    started are ended first.
 
     Args:
         words: the program, then its arguments.
-        log: file for all that it prints, replaced if it is there.
+        log: file for its standard output and error; an existing file is replaced.
 
     Raises:
         InputError: the program cannot be run.
@@ -93,7 +93,7 @@ def run_command(words: Sequence[str], log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as out:
         try:
-            # In a session of its own, so that it can be ended with all the processes that it starts.
+            # In its own session, so that it can be ended together with all processes that it starts.
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ def run_command(words: Sequence[str], log: Path) -> int:
 
 
 def how_it_ended(code: int) -> str:
-    """Return the rest of a sentence about a command by its exit code."""
+    """Describe an exit code as the rest of a sentence that begins with "the command"."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -124,12 +124,12 @@ def how_it_ended(code: int) -> str:
 
 
 class _Terminated(BaseException):
-    """Raised in a worker process that is asked to end (SIGTERM)."""
+    """Raised in a worker process when it receives SIGTERM."""
 
 
 @contextmanager
 def _listening() -> Iterator[None]:
-    """Let SIGTERM raise within the block in a worker process, which it would otherwise end at once."""
+    """Raise an exception on SIGTERM within the block, in a worker process, instead of exiting at once."""
     if parent_process() is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -145,13 +145,13 @@ def _listening() -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a program to end, and end it and what it has started after a while."""
+    """Send SIGTERM to a program and, after a grace period, SIGKILL to it and all processes it has started."""
     try:
         _signal(process, "SIGTERM")
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
     finally:
-        # Its own processes may outlive it; and a second interruption does not wait.
+        # Its child processes may outlive it. A second interruption skips the grace period.
         _signal(process, "SIGKILL")
         process.wait()
 
@@ -160,5 +160,5 @@ def _signal(process: subprocess.Popen[bytes], name: str) -> None:
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, getattr(signal, name))
-        else:  # Windows, where both end it at once
+        else:  # Windows, where either signal means an immediate end
             process.kill()

@@ -1,4 +1,4 @@
-"""What finds the poses: the network and reference that ship with the package, or a trained model's."""
+"""Choose what estimates the poses: the network and reference of the package, or those of a trained model."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,24 +26,24 @@ from isopose.models.shipped import WEIGHTS, shipped_sha256, shipped_transformer
 
 @dataclass(frozen=True)
 class PoseEstimator:
-    """All that decides a homogenized case besides the scan itself.
+    """Everything besides the scan that determines its homogenized image.
 
     Args:
-        transformer: finds poses.
+        transformer: estimates poses (STN1).
         per: which slices of a scan share a pose.
-        joint: a model's networks where one of them goes on from those poses (``stn=joint``), else none.
-        crop: a model's networks whose crop is cut, else none.
-        scale: of the values that it sees.
-        fov_mm: side of the square that it sees, where the body fits into that; none: each body's own.
-        data: how a scan becomes what it sees.
+        joint: a model's networks if one of them refines these poses (``stn=joint``), else None.
+        crop: a model's networks if the scan is cropped, else None.
+        scale: normalization of the transformer's input.
+        fov_mm: side of the frame, if the body fits into it; None: determined by each body.
+        data: settings of the preprocessing.
         modality: of the scans.
-        predict: when its poses are doubted.
-        size: pixels along a side of the reference's frame in what is written.
+        predict: thresholds of the warnings about poses.
+        size: pixels along a side of the reference's frame in the output.
         side_mm: side of the reference's frame.
         tilted: whether a scan's pose has pitch and yaw.
-        scale_z: whether distances along z are scaled as the slices are.
-        origin: whose network this is.
-        reference: what the reference was made from.
+        scale_z: whether distances along z are scaled by the in-plane factor.
+        origin: ``shipped`` with the package, or of a ``model``.
+        reference: source of the reference.
         sha256: of network, reference and settings.
     """
 
@@ -66,7 +66,7 @@ class PoseEstimator:
 
     @property
     def pixel_mm(self) -> float:
-        """Side of a homogenized pixel, as large as it is in the reference patient."""
+        """Side of a homogenized pixel in mm, measured in the reference patient."""
         return self.side_mm / self.size
 
 
@@ -76,16 +76,16 @@ def open_estimator(
     """Return the shipped network and a reference, or the network and reference of a model folder.
 
     Args:
-        model: folder of the model whose poses are taken; None: those of the shipped network.
+        model: folder of the model whose pose networks are used; None: the shipped network.
         config: one pose for a scan or several, the size, and the reference.
-        reference: that was found already; None: the one that the configuration names.
+        reference: the reference, if already loaded; None: load the one that the configuration names.
 
     Raises:
-        InputError: no such model or reference, or a model that estimates no pose, or no crop where that is
-            asked for.
+        InputError: no such model or reference; the model estimates no pose; or ``config.crop`` is set and
+            there is no model, or one without a crop.
     """
     if config.crop and model is None:
-        raise InputError("--crop: what is cropped is what a model's STN2 found; name the model (--model)")
+        raise InputError("--crop: the crop is found by a model's STN2; name the model (--model)")
     _check_plane(config)
     reference = reference or find_reference(config.reference, model, plane=config.plane or "axial")
     if model is None:
@@ -94,7 +94,7 @@ def open_estimator(
 
 
 def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | None = None) -> PoseEstimator:
-    """Return what needs no training: the roll network that ships with the package, and a reference.
+    """Return an estimator without training: the roll network that ships with the package, and a reference.
 
     Args:
         config: one pose for a scan or several, and the size.
@@ -129,11 +129,11 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
 
 
 def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimator:
-    """A model's pose part, reference and fingerprint; the model stays as it is.
+    """Return an estimator with a model's pose networks, reference and fingerprint; the model is not changed.
 
     Raises:
-        InputError: the model takes every slice as it lies, so it has no pose to bring a scan to; or its crop
-            is asked for and it has none; or the scans are of another modality.
+        InputError: the model estimates no poses; ``config.crop`` is set and the model has no crop of slices;
+            or the scans are of another modality or plane.
     """
     if config.modality not in (AUTO, model.modality):
         raise InputError(
@@ -157,8 +157,8 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         raise InputError("--crop: cuts slices, and the model crops volumes (dims=3); leave --crop out")
     if not model.config.pose_estimated:
         raise InputError(
-            "the model takes every slice as it lies (pose.start=identity, pose.learned=false), so nothing "
-            "would be homogenized; leave --model out, or name one that estimates poses"
+            "the model does not estimate poses (pose.start=identity, pose.learned=false), so nothing would "
+            "be homogenized; leave --model out, or name one that estimates poses"
         )
     networks, reference = model.pipeline, outline_of_model(model)
     made_of = [
@@ -188,7 +188,7 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
 
 
 def _check_plane(config: HomogenizeConfig) -> None:
-    """Refuse pitch and yaw of a volume whose slices lie in another plane than the axial one."""
+    """Raise an InputError for ``per="tilted"`` (pitch and yaw) with coronal or sagittal slices."""
     if config.per == "tilted" and config.plane in ("coronal", "sagittal"):
         raise InputError(
             f"--per tilted: brings axial slices to one pose, these are {config.plane}; choose another --per"
@@ -196,5 +196,5 @@ def _check_plane(config: HomogenizeConfig) -> None:
 
 
 def _in_plane(config: HomogenizeConfig) -> Per:
-    """Which slices share a pose in plane; a tilted scan's do."""
+    """Return which slices share an in-plane pose; with ``tilted`` all of them."""
     return "volume" if config.per == "tilted" else config.per

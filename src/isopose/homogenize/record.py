@@ -1,4 +1,4 @@
-"""What is kept with a homogenized case: how it came there, what from, and how far to trust it."""
+"""The record of a homogenized case: its transform, the hashes of its inputs, and its warnings."""
 
 import json
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ from isopose.scan.pose import RollDecision
 from isopose.strict import STRICT, first_problem
 from isopose.version import __version__
 
-#: Goes up with every change of the layout or of what :func:`~isopose.homogenize.scan.homogenize` computes.
+#: Increases with every change of the layout or of the result of
+#: :func:`~isopose.homogenize.scan.homogenize_scan`.
 FORMAT: Literal[3] = 3
-#: Formats that are read: 2 has no reference, and no scale along z.
+#: Formats that can be read; 2 has no reference and no scale along z.
 READABLE = (2, FORMAT)
 #: Folder of the cases' records in a homogenized dataset, and the file that describes all of it.
 FOLDER, HEAD = "transforms", "homogenize.json"
@@ -32,14 +33,14 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class SliceFacts:
-    """What was found of the pose of one reoriented slice; only its roll where it shows no body.
+    """The estimated pose of one reoriented slice; only its roll if it shows no body.
 
     Args:
         roll_degrees: by which the slice was turned back, from +x to +y.
         pose_from: ``anatomy``, ``learned``, ``moments`` or ``identity``.
         agreement: of the outline with the reference's, Eq. 1.
-        confidence: probability that the roll is right within 6 degrees, or the agreement where a model's
-            pose does not rest on the roll network.
+        confidence: probability that the roll is right within 6 degrees, or the agreement if a model does
+            not use the roll network.
     """
 
     roll_degrees: float
@@ -51,22 +52,22 @@ class SliceFacts:
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """One homogenized case. Nothing in it names a patient but the case's id.
+    """One homogenized case. Only its id may identify a patient.
 
     Args:
         format: of this record.
         isopose: version.
         case: id.
-        part: ``Tr`` or ``Ts``, the folder it lies in.
+        part: ``Tr`` or ``Ts``, the suffix of its folders.
         settings_sha256: of network, reference, settings and label values.
-        sources: SHA-256 of the scan and, where there is one, of its label file.
-        files: SHA-256 of what was written, by path in the dataset.
-        warnings: for people, one line each.
-        roll_degrees: middle of the angles by which the slices were turned back.
+        sources: SHA-256 of the scan and, if there is one, of its label file.
+        files: SHA-256 of each written file, by path in the dataset.
+        warnings: one line each.
+        roll_degrees: median of the angles by which the slices were turned back.
         slices: from the feet.
-        transform: what undoes it.
+        transform: to the homogenized grid and back.
         roll_decision: whether the roll that the slices show was believed; None where it was not estimated.
-        reference: whose pose and size the scan has; None in format 2.
+        reference: source of the reference; None in format 2.
     """
 
     format: Literal[2, 3]
@@ -85,7 +86,7 @@ class CaseRecord:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the record as values that JSON represents exactly."""
         values: dict[str, Any] = CASE.dump_python(self, mode="json")
         return values
 
@@ -94,7 +95,7 @@ CASE = TypeAdapter(CaseRecord)
 
 
 def record_path(root: Path, case: str) -> Path:
-    """Where a case's record lies in a homogenized dataset."""
+    """Return the path of a case's record in a homogenized dataset."""
     return root / FOLDER / f"{case}.json"
 
 
@@ -134,13 +135,13 @@ def write_record(
         reference=reference,
     )
     values = record.to_json()
-    # A changed digit would put a label elsewhere and tell nobody.
+    # The hash detects changes: a changed digit would silently move the restored labels.
     write_json(record_path(root, case), {**values, "sha256": hash_of(values)})
     return record
 
 
 def read_record(path: Path) -> CaseRecord:
-    """A case's record.
+    """Read a case's record.
 
     Raises:
         InputError: missing, changed since it was written, or of another version.
@@ -153,9 +154,9 @@ def read_record(path: Path) -> CaseRecord:
     try:
         if stored_hash != hash_of(values):
             raise InputError(f"{path}: was changed since it was written; homogenize the case again")
-        # After the hash, which is of the keys as they were written.
+        # After the hash check: the hash covers the keys under their former names.
         return CASE.validate_json(json.dumps(with_present_names(values, CASE_RECORD)))
     except ValueError as error:
-        # Other than a ValidationError: a number that JSON does not have.
+        # Not a ValidationError if the file holds a number that JSON does not have, such as NaN.
         problem = first_problem(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{path}: {problem}; homogenize the case again") from None

@@ -41,20 +41,20 @@ from isopose.scan.warnings import pose_warnings
 from isopose.strict import STRICT
 from isopose.training.targets import filled_outline
 
-#: Most cases that a message names.
+#: Largest number of cases that a message lists.
 NAMED = 3
 
-#: Bound of values that are z-scored by scan, for a network that is shown none of them.
+#: Bound of z-scored values of scans without a unit, whose range is not known in advance.
 MOST_SD = 100.0
 
 
 @dataclass(frozen=True)
 class ReferenceSource:
-    """What a reference was made from, as it is recorded: no path, which may hold a patient's name.
+    """The source of a reference, as it is recorded: without its path, which may contain a patient's name.
 
     Args:
-        kind: ``child`` or ``adult``, shipped; ``case`` of the dataset that is homogenized; another ``scan``;
-            or a ``model``'s.
+        kind: ``child`` or ``adult``, which are shipped; ``case``, of the dataset that is homogenized; another
+            ``scan``; or ``model``.
         sha256: of the shipped file, of the scan, or of the model's weights.
         case: id of the case, else None.
     """
@@ -67,12 +67,12 @@ class ReferenceSource:
 
 @dataclass(frozen=True)
 class ReferenceOutline:
-    """The outline to which scans are brought; small and picklable, as it goes to other processes.
+    """The outline whose pose and size scans get; small and picklable, as it is sent to other processes.
 
-    Two that were made from the same source are equal.
+    Outlines are equal if their sources are.
 
     Args:
-        source: what it was made from.
+        source: of the outline.
         mask: ``(1, 1, S, S)`` float32 in [0, 1], the reference's foreground in the homogenized frame.
         side_mm: side of that frame in the reference's true millimeters.
         warnings: of the reference's own scan, one line each.
@@ -98,22 +98,22 @@ def find_reference(
 ) -> ReferenceOutline | None:
     """Return the reference that a user named.
 
-    A name is looked up in this order: ``child`` and ``adult``, the ids of the cases, a path. What has one of
-    these names by chance is given by its path, e.g. ``./child``.
+    A name is looked up in this order: ``child`` and ``adult``, the ids of the cases, a path. A file or folder
+    with one of these names must be given by a path, e.g. ``./child``.
 
     Args:
         name: ``child``, ``adult``, a case's id, the path of a scan or of a model's folder; None: the child.
-        model: folder of the model whose poses are taken; they belong to its own reference.
+        model: folder of the model whose pose networks are used; it has its own reference.
         cases: of the dataset that is homogenized.
-        modality: of the scans, and so of one that is named.
-        plane: in which the scans' slices lie, and so those of one that is named.
+        modality: of the scans, and of a scan named as the reference.
+        plane: of the scans' slices, and of those of a scan named as the reference.
 
     Returns:
-        None with a model.
+        The reference; None with a model.
 
     Raises:
-        InputError: no such reference, another one than that of the model whose poses are taken, or a scan
-            that cannot be read or shows no outline of a body.
+        InputError: no such reference, another one than the model's, or a scan that cannot be read or shows
+            no outline of a body.
     """
     if model is not None:
         if name is not None and os.path.realpath(name) != os.path.realpath(model):
@@ -152,9 +152,9 @@ def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
 def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> ReferenceOutline:
     """Return a shipped reference.
 
-    What ships is an axial outline. Seen from the front or the side, where it is at least half as thick as at
-    most (:data:`isopose.data.plane.HALF`), it gives the width of a coronal reference and the depth of a
-    sagittal one, over the whole height of the frame: above and below the field of view cuts every outline.
+    The shipped outlines are axial. A coronal reference spans the columns, a sagittal one the rows, in which
+    the axial outline has at least half of its maximum thickness (:data:`isopose.data.plane.HALF`). It spans
+    the whole height of the frame, because the field of view cuts off every outline above and below.
 
     Args:
         name: ``child`` or ``adult``.
@@ -176,7 +176,7 @@ def outline_of_model(model: Model) -> ReferenceOutline:
     """Return the reference of a model.
 
     Raises:
-        InputError: the model does not know its size.
+        InputError: the model does not record the size of its reference.
     """
     area_cm2 = model.info.reference.area_cm2
     if area_cm2 is None:
@@ -189,7 +189,7 @@ def outline_of_model(model: Model) -> ReferenceOutline:
 
 
 def side_from_area(mask: Tensor, area_cm2: float) -> float:
-    """Return the side in mm of the frame in which a body of a known area is outlined.
+    """Return the side in mm of the frame of an outline, from the known area of the body.
 
     Args:
         mask: ``(1, 1, S, S)``, the body in the frame.
@@ -206,9 +206,9 @@ def outline_of_scan(
     body: np.ndarray | None = None,
     plane: Plane = "axial",
 ) -> tuple[np.ndarray, float, tuple[str, ...]]:
-    """Lay a scan upright by the shipped network, and return the outline of its most typical slice.
+    """Turn a scan upright by the shipped network, and return the outline of its most typical slice.
 
-    A coronal or sagittal stack is taken as it lies, with the silhouette of its body.
+    A coronal or sagittal stack is not rotated; its outline is the silhouette of its body.
 
     All slices get one pose. The most typical slice is the one whose own width and depth are nearest to those
     of that pose, so that the scan itself keeps its size when it is homogenized to its own outline.
@@ -283,7 +283,7 @@ def _only_scan(path: Path) -> Path:
 
 
 def _unknown(name: str, cases: Sequence[Case]) -> str:
-    """Say what is possible in place of a name that means nothing."""
+    """Return the error for an unknown reference, which lists the possible names."""
     path = Path(name)
     if "://" in name:
         return f"--reference {name}: a URL; name a case of the dataset, or a path on this machine"

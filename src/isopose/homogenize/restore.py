@@ -1,4 +1,4 @@
-"""``isopose restore``: another segmenter's answers on homogenized scans, back on each scan's own grid."""
+"""``isopose restore``: restore another segmenter's results on homogenized scans to each scan's own grid."""
 
 import os
 import time
@@ -29,12 +29,12 @@ from isopose.parallel import attempts
 from isopose.progress import Reporter
 from isopose.version import __version__
 
-#: Folder of the probabilities, as ``isopose predict`` has it, on both sides.
+#: Folder of the probabilities in input and output, named as by ``isopose predict``.
 PROBABILITIES = "probabilities"
 BACKGROUND = "background"
-#: How a record's warnings of a predicted label map begin; its others are of the pose, and known before.
+#: Prefix of a record's warnings about the predicted label map; the others are about the pose.
 LABEL_NOTE = "label: "
-#: How far rounding may take a probability out of 0 to 1.
+#: Largest distance by which rounding may move a probability outside 0 to 1.
 OFF_RANGE = 1e-3
 
 
@@ -44,7 +44,7 @@ Restored = Outcome[dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What was found of one case."""
+    """The files of one case that are to be restored."""
 
     case: str
     labels: Path | None
@@ -53,7 +53,7 @@ class _Prediction:
 
 @dataclass(frozen=True)
 class _RestoreSettings:
-    """What all cases share."""
+    """Settings that all cases share."""
 
     homogenized: Path
     output: Path
@@ -70,23 +70,23 @@ def restore(
     workers: int = 0,
     reporter: Reporter,
 ) -> list[Restored]:
-    """Bring predictions back; one that fails, whatever by, is reported and stops no other.
+    """Restore predictions to the scans' own grids; a failed case is reported and does not stop the others.
 
-    Label maps (``CASE.nii.gz`` or another ending that can be read) come back value by value, linearly, the
-    largest share wins. Probabilities (``CASE_CLASS.nii.gz``, beside them or in a folder ``probabilities``)
-    come back as they are, what they lack to 1 goes to the background, and the label map is made of them. The
-    values of a labeled dataset, which were made consecutive, become the dataset's own again.
+    Label maps (``CASE.nii.gz`` or another readable extension): each value is interpolated linearly, and the
+    label with the largest share is taken. Probabilities (``CASE_CLASS.nii.gz``, beside them or in a folder
+    ``probabilities``) are interpolated linearly, the mass missing to 1 is background, and the label map is
+    their argmax. Consecutive label values of a homogenized dataset become those of its source again.
 
-    Writes ``CASE.nii.gz``, ``probabilities/CASE_CLASS.nii.gz`` and, last, ``CASE.json``. What is there whole,
-    made from the same files, is not done again.
+    Writes ``CASE.nii.gz``, ``probabilities/CASE_CLASS.nii.gz`` and, last, ``CASE.json``. Cases whose results
+    are complete and made from the same files are skipped.
 
     Args:
         predictions: a folder, or one file.
         homogenized: what :func:`~isopose.homogenize.dataset.homogenize` wrote.
-        output: folder.
-        keep_values: leave label values as they were predicted.
-        workers: processes.
-        reporter: where progress goes.
+        output: folder for the results.
+        keep_values: keep the predicted label values.
+        workers: number of processes.
+        reporter: receives progress.
 
     Raises:
         InputError: no homogenized dataset, no prediction, or a result would replace another file.
@@ -95,7 +95,7 @@ def restore(
     settings = _RestoreSettings(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
     found, strange = _find(Path(predictions), Path(homogenized))
     restored = [
-        Restored(path.name, None, f"{path}: is of no case of {homogenized}; expected CASE{ENDING}")
+        Restored(path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{ENDING}")
         for path in strange
     ]
     if not found and not strange:
@@ -157,10 +157,10 @@ def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
 
 
 def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list[Path]]:
-    """Predictions by case, and images that are of no case.
+    """Return predictions by case, and images that belong to no case.
 
-    A file belongs to the case of exactly its name; else, what follows the longest case's name and an
-    underscore is the name of a class.
+    A file named exactly like a case is its label map. If its name begins with a case's id and an underscore,
+    the rest is the name of a class; of several such cases the one with the longest id is taken.
     """
     if not predictions.exists():
         raise InputError(f"{predictions}: no such file or folder")
@@ -191,14 +191,14 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
 
 
 def _targets(one: _Prediction, settings: _RestoreSettings) -> list[Path]:
-    """All files that may be written of a case, but for its record."""
+    """Return all files that may be written for a case, except its record."""
     names = {*(name for name, _ in one.probabilities), BACKGROUND} if one.probabilities else set()
     maps = [probability_path(settings.output, one.case, name) for name in sorted(names)]
     return [settings.output / f"{one.case}{ENDING}", *maps]
 
 
 def _check_targets(one: _Prediction, settings: _RestoreSettings) -> None:
-    """Refuse to replace what this command did not write."""
+    """Raise an InputError if a result would replace a file that this command did not write."""
     targets = _targets(one, settings)
     sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
     ours = _known(settings.output / f"{one.case}.json") is not None
@@ -208,7 +208,7 @@ def _check_targets(one: _Prediction, settings: _RestoreSettings) -> None:
 
 
 def _remove_half_written(one: _Prediction, settings: _RestoreSettings) -> None:
-    """Clear away what a worker that died has left; where the record lies, it had not begun to write."""
+    """Remove files left by a worker that died; if the record exists, it had not begun to write."""
     if (settings.output / f"{one.case}.json").exists():
         return
     for path in _targets(one, settings):
@@ -257,7 +257,7 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
         record = {
             **head,
             "files": outputs.hashes(settings.output, written),
-            # Of the pose: a segmenter that saw the patient turned over has marked the wrong side.
+            # Including those about the pose: in a wrong pose a segmenter may exchange left and right.
             "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
         }
         write_json(manifest, record)
@@ -265,7 +265,7 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
 
 
 def _from_labels(path: Path, settings: _RestoreSettings, transform: Transform, notes: list[str]) -> Volume:
-    """A label map on the scan's own grid; how it was read otherwise than stored is added to the notes."""
+    """Return a label map on the scan's own grid; corrections made when reading it are added to the notes."""
     labels = read_labels(path, like=transform.homogenized, note=notes.append)
     present = values_in(labels.array)
     table = np.arange(256, dtype=np.uint8)
@@ -286,7 +286,7 @@ def _from_labels(path: Path, settings: _RestoreSettings, transform: Transform, n
 def _from_probabilities(
     one: _Prediction, settings: _RestoreSettings, transform: Transform, written: list[Path]
 ) -> Volume | None:
-    """Write a case's probabilities on the scan's own grid; its label map, where all classes are known."""
+    """Write probabilities on the scan's own grid; return the label map if all classes are known."""
     column = 0 if settings.keep_values else 1
     named = {name: value[column] for name, value in settings.values.items()}
     classes = {name: path for name, path in one.probabilities if name != BACKGROUND}
@@ -307,14 +307,14 @@ def restore_classes(
     transform: Transform,
     write: Callable[[str, Volume], None],
 ) -> Volume:
-    """Restore class probabilities to the scan's own grid; return the label map of the largest share.
+    """Restore class probabilities to the scan's own grid; return their argmax as a label map.
 
-    What the classes lack to 1 is the background's; outside the homogenized grid that is all.
+    The mass missing to 1 is background; outside the homogenized grid this is all of it.
 
     Args:
         classes: name and probability on the homogenized grid of each class but the background, read one at a
             time.
-        values: label value by class; a class that it lacks is counted as background.
+        values: label value by class; classes without a value count as background.
         transform: of the scan.
         write: called with the name and the restored probability of each class, float32; background last.
 
@@ -340,7 +340,7 @@ def restore_classes(
 
 
 def _probability(path: Path, transform: Transform) -> Volume:
-    """One class' probability on the homogenized grid."""
+    """Read one class's probability, which must lie on the homogenized grid."""
     values = on_image_grid(path, read_volume(path), transform.homogenized)
     low, high = float(values.array.min()), float(values.array.max())
     if low < -OFF_RANGE or high > 1.0 + OFF_RANGE:
@@ -349,12 +349,12 @@ def _probability(path: Path, transform: Transform) -> Volume:
 
 
 def probability_path(output: Path, case: str, name: str) -> Path:
-    """Return where the probability of a case's class lies below an output folder."""
+    """Return the path of a class's probability in an output folder."""
     return output / PROBABILITIES / f"{case}_{as_file(name)}{ENDING}"
 
 
 def _known(manifest: Path) -> dict[str, Any] | None:
-    """Return what this command wrote of a case before, or None."""
+    """Return the record that an earlier run of this command wrote for a case, or None."""
     record = outputs.earlier_record(manifest) or {}
     ours = "transform_sha256" in record and isinstance(record.get("files"), dict)
     return record if ours else None

@@ -1,4 +1,4 @@
-"""One scan brought to the reference's pose and size, straight from its own slices by one resampling."""
+"""Bring one scan to the reference's pose and size, by one resampling of its own slices."""
 
 import math
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from isopose.scan.warnings import pose_warnings
 
 #: Largest grid of a case, in sides of the reference's frame.
 LARGEST = 2.0
-#: That of coronal and sagittal slices, which a field of view may show far above and below that frame.
+#: The same for coronal and sagittal slices, which may extend far above and below that frame.
 LARGEST_HIGH = 4.0
-#: Height of a scan, as a part of its frame's side, below which its tilt is doubted.
+#: Extent along z, as a fraction of the frame's side, below which there is a warning about the tilt.
 LOW = 0.25
 
 
@@ -33,12 +33,12 @@ class HomogenizedScan:
     """A scan in the reference's pose and size.
 
     Args:
-        image: int16 HU on the homogenized grid; in MR the scan's own values, float32 where they are not
-            whole or too large.
-        labels: uint8 classes on the same grid, or none.
-        transform: how it came there.
-        poses: of its slices, and how sure they are.
-        warnings: for people, one line each.
+        image: int16 HU on the homogenized grid; in MR the scan's own values, float32 if they are not whole
+            or too large.
+        labels: uint8 classes on the same grid, or None.
+        transform: from the scan's own grid and back.
+        poses: of its slices, with their confidence.
+        warnings: one line each.
     """
 
     image: Volume
@@ -59,11 +59,11 @@ def homogenize_scan(
     """Bring one scan, and its labels if given, to the reference's pose and size.
 
     Args:
-        estimator: finds the poses.
+        estimator: estimates the poses.
         volume: CT in Hounsfield units, or MR, any size, spacing and orientation.
         classes: class indices on the volume's grid.
-        ignored: the class of voxels that nobody labeled, which do not enlarge the grid; None: there is none.
-        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
+        ignored: class of voxels that were not annotated, which do not enlarge the grid; None: no such class.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the automatic one.
 
     Raises:
         InputError: non-finite values, or no body.
@@ -87,7 +87,7 @@ def homogenize_scan(
         if estimator.crop is not None:
             crop = _box_of(torch.from_numpy(records.theta2[records.has_body]))
     if records.has_body.any():
-        # Slices without a body have no pose of their own; they stay beside their neighbors.
+        # Slices without a body have no pose of their own; the common one keeps them aligned with the others.
         records.pose[~records.has_body] = records.common_pose()
     else:
         records.pose[:] = 0.0
@@ -128,7 +128,7 @@ def _transform(
     marked: np.ndarray | None,
     crop: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
-    """The transform of a scan whose poses are known; its grid holds the body, or the crop, and all labels."""
+    """Return the transform for known poses; its grid contains the body, or the crop, and all labels."""
     usual, plane = estimator.size, estimator.data.plane
     first_mm = position_mm(prepared.world_from_index, plane)
     largest = LARGEST if plane == "axial" else LARGEST_HIGH
@@ -153,9 +153,9 @@ def _transform(
 
 
 def _z_scale(estimator: PoseEstimator, prepared: Prepared, records: ScanPose) -> float:
-    """Return the homogenized millimeters of a millimeter in plane: the median over the slices with a body.
+    """Return the in-plane scale, in homogenized mm per mm of the scan: the median over slices with a body.
 
-    Of a slice it is the geometric mean of its two scales; of a scan that keeps its size it is 1.
+    For a slice it is the geometric mean of its two scales. A scan that keeps its size has 1.
     """
     if not records.has_body.any():
         return 1.0
@@ -170,12 +170,12 @@ def _tilted(
     pose: Tensor,
     marked: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
-    """Return the transform of a scan with one pose, with pitch and yaw, for the whole volume.
+    """Return the transform of a scan with one pose, including pitch and yaw, for the whole volume.
 
-    The grid holds the body and all labels. Its slices are as thick as the scan's.
+    The grid contains the body and all labels. Measured in the patient, its slices are as thick as the scan's.
     """
     usual, side_mm, fov_mm = estimator.size, estimator.side_mm, prepared.frame.fov_mm
-    # How much smaller the reference is along z than the scan, whose slices are then nearer to each other.
+    # The distance of the scan's slices in millimeters of the reference.
     slice_mm = prepared.spacing[2] * side_mm / fov_mm / float(pose[LOG_SCALES][2].exp())
 
     def on(size: int, slices: int, first_mm: float) -> Transform:
@@ -191,7 +191,7 @@ def _tilted(
     height_mm = len(prepared.image) * prepared.spacing[2]
     if height_mm < LOW * fov_mm:
         warnings += (
-            f"the scan is {height_mm:.0f} mm high: too little to tell pitch and yaw by, look at them",
+            f"the scan is {height_mm:.0f} mm long: too short to estimate pitch and yaw reliably, check them",
         )
     low, high = (float(z) * 0.5 * side_mm for z in needed[[2, 5]])
     slices = max(1, int(np.ceil((high - low) / slice_mm)))
@@ -213,12 +213,13 @@ def _transform_of(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nin
 
 
 def _grid_size(farthest: float, usual: int, largest: float = LARGEST) -> tuple[int, tuple[str, ...]]:
-    """Return the side in pixels of a grid that holds everything, and a warning if it had to be limited.
+    """Return the side in pixels of a grid that contains everything, and a warning if it had to be limited.
 
-    It grows by as many pixels on either side, so that its middle stays where it is.
+    It grows by the same number of pixels on both sides, so that its center does not move.
 
     Args:
-        farthest: what the grid has to reach, in half sides of the reference's frame.
+        farthest: largest distance from the center that the grid must contain, in half sides of the
+            reference's frame.
         usual: side of the reference's frame in pixels.
         largest: side of the largest grid, in sides of the reference's frame.
     """
@@ -237,13 +238,13 @@ def _stack_from_frame(prepared: Prepared) -> Tensor:
 
 
 def _box_of(theta2: Tensor) -> np.ndarray:
-    """``(x0, y0, x1, y1)`` in the reference's frame that holds the crops ``(N, 3, 3)`` of all slices."""
+    """Return the box ``(x0, y0, x1, y1)`` in the reference's frame around the crops ``(N, 3, 3)``."""
     half, middle = theta2[:, [0, 1], [0, 1]].abs(), theta2[:, :2, 2]
     return torch.cat([(middle - half).amin(dim=0), (middle + half).amax(dim=0)]).cpu().double().numpy()
 
 
 def _joined(*boxes: np.ndarray | None) -> np.ndarray:
-    """The box that holds some boxes, lowest corner and highest; the middle where there are none."""
+    """Return the bounding box of boxes, as lowest and highest corner; zeros without any box."""
     known = [box for box in boxes if box is not None]
     if not known:
         return np.zeros(6)
@@ -252,7 +253,7 @@ def _joined(*boxes: np.ndarray | None) -> np.ndarray:
 
 
 def _square(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
-    """Side in pixels and middle of a square of whole pixels of the reference's frame that holds a box."""
+    """Return side (pixels) and center of a square of whole pixels of the reference's frame around a box."""
     first = np.floor((box[:2] + 1.0) / 2.0 * usual)
     size = int(max(1.0, (np.ceil((box[2:] + 1.0) / 2.0 * usual) - first).max()))
     x, y = (2.0 * first + size) / usual - 1.0
@@ -260,11 +261,14 @@ def _square(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
 
 
 def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
-    """``(x0, y0, x1, y1)`` of what is marked, in normalized coordinates of a target; none where nothing is.
+    """Return the in-plane box of a mask in another image's coordinates, over all slices.
 
     Args:
-        mask: ``(z, h, w)``.
+        mask: ``(z, h, w)`` booleans.
         target_from_image: ``(z, 3, 3)`` between normalized coordinates.
+
+    Returns:
+        ``(x0, y0, x1, y1)``, or None if the mask is empty.
     """
     seen = [
         (matrix @ np.concatenate([outline, np.ones((1, outline.shape[1]))]))[:2]
@@ -275,14 +279,14 @@ def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
 
 
 def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | None:
-    """Return the box of what is marked in a volume, in normalized coordinates of a target.
+    """Return the box of a volume's mask in another volume's coordinates.
 
     Args:
-        mask: ``(z, h, w)``; slices reach half way to the next.
+        mask: ``(z, h, w)`` booleans; a slice reaches half way to its neighbors.
         target_from_volume: ``(4, 4)`` between normalized coordinates.
 
     Returns:
-        ``(x0, y0, z0, x1, y1, z1)``, or None where nothing is marked.
+        ``(x0, y0, z0, x1, y1, z1)``, or None if the mask is empty.
     """
     boxes, matrix, depth = [], target_from_volume.double().numpy(), len(mask)
     for z, inside in enumerate(mask):
@@ -295,9 +299,9 @@ def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | N
 
 
 def _outline(inside: np.ndarray) -> list[np.ndarray]:
-    """``(2, N)`` normalized outer corners of the outermost pixels of each row, in a list that may be empty.
+    """Return the normalized outer corners ``(2, N)`` of the outermost pixels of each row, as a list of one.
 
-    A linear map of what is marked has its extremes among them.
+    The list is empty for an empty mask. The extremes of the mask under any linear map are among these points.
     """
     height, width = inside.shape
     rows = np.flatnonzero(inside.any(axis=1))

@@ -1,4 +1,4 @@
-"""The way between a scan's own grid and its homogenized one, in numbers that a file can hold."""
+"""The transform between a scan's own grid and its homogenized grid, which can be saved as JSON."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Millimeters = Annotated[float, Field(gt=1e-6, le=1e6)]
 Triple = tuple[Size, Size, Size]
 Row = tuple[float, float, float, float]
 Factor = Annotated[float, Field(gt=1e-3, le=1e3)]
-#: Radians, logarithms of scales, shifts in half sides: beyond these no body is in any frame.
+#: Radians, logarithms of scales, or shifts in half sides; larger values are damaged data.
 Posed = Annotated[float, Field(ge=-10.0, le=10.0)]
 Five = tuple[Posed, Posed, Posed, Posed, Posed]
 Nine = tuple[Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed]
@@ -31,23 +31,23 @@ Nine = tuple[Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed]
 
 @dataclass(frozen=True)
 class Grid:
-    """Homogenized slices of square pixels around the reference's middle, which lies at x = y = 0.
+    """Grid of homogenized slices: square pixels around the reference's center, which is at x = y = 0.
 
     The world is LPS: x grows to the patient's left, y to the back, z to the head. The index axes of axial
     slices lie along x, y and z; those of other planes as :func:`isopose.geometry.volume.axes_of` says.
 
     Args:
         usual: pixels along a side of the reference's frame.
-        size: pixels along a side of this case; more than usual where its body needs them.
+        size: pixels along a side of this case's grid; more than ``usual`` if its body needs them.
         pixel_mm: side of a pixel in the reference's millimeters.
-        slice_mm: distance of the slices, the scan's own; of a tilted case in the reference's millimeters.
-        first_mm: where the first slice lies along the slices' axis, in the millimeters of ``slice_mm``; a
-            tilted case's middle lies at 0.
-        middle: ``(x, y)`` of this grid's middle in the reference's frame, in half sides; a crop's is not 0.
-        slices: of a tilted case; else none, for there are as many as the scan has.
-        z_scale: homogenized millimeters of a millimeter along the scan, which multiplies ``slice_mm`` and
-            ``first_mm``; 1 where z is left as it is, and of a tilted case.
-        plane: in which the slices lie.
+        slice_mm: distance of the scan's slices; of a tilted case in millimeters of the reference.
+        first_mm: position of the first slice along the slices' axis, in the same millimeters as
+            ``slice_mm``; the center of a tilted case is at 0.
+        middle: ``(x, y)`` of this grid's center in the reference's frame, in half sides; not 0 for a crop.
+        slices: number of slices of a tilted case; None: as many as the scan has.
+        z_scale: homogenized mm per mm along the scan, a factor of ``slice_mm`` and ``first_mm``; 1 if z is
+            not scaled, and for a tilted case.
+        plane: of the slices.
     """
 
     usual: Size
@@ -79,7 +79,7 @@ class Grid:
 
     @property
     def frame_from_grid(self) -> Tensor:
-        """``(4, 4)`` of a tilted case, to the reference's frame in units of half its side along all axes."""
+        """``(4, 4)`` of a tilted case: to the reference's frame, in units of half its side along all axes."""
         assert self.slices is not None, "of a tilted case"
         half = 0.5 * self.usual * self.pixel_mm
         matrix = torch.eye(4)
@@ -91,18 +91,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Transform:
-    """Everything that brings a case to its homogenized grid and back.
+    """All that is needed to bring a case to its homogenized grid and back.
 
     Args:
         shape: ``(z, y, x)`` of the scan as stored.
         world_from_index: ``(4, 4)`` of the scan as stored, LPS millimeters.
-        axes: stored axis that each of x, y, z of the reoriented volume is.
-        flips: whether it is flipped.
+        axes: for x, y and z of the reoriented volume, the stored axis that it comes from.
+        flips: whether each of them is flipped.
         frame: square in the plane of the reoriented slices, mm.
-        grid: homogenized.
+        grid: the homogenized grid.
         poses: theta1 of each reoriented slice (axial: from the feet): angle, two log scales, two shifts.
-        tilted: the pose of the whole volume (``geometry/pose.py``) where it has pitch and yaw;
-            ``poses`` are then what the slices say in plane, and resample nothing.
+        tilted: the pose of the whole volume (``geometry/pose.py``) if it has pitch and yaw; ``poses`` are
+            then the in-plane poses of the slices, which are not used for resampling.
     """
 
     shape: Triple
@@ -124,7 +124,7 @@ class Transform:
         """Read a transform from the text that :meth:`to_text` returns.
 
         Raises:
-            InputError: it is not such a text.
+            InputError: the text is not a transform.
         """
         try:
             values = with_present_names(json.loads(text), TRANSFORM)
@@ -162,7 +162,7 @@ class Transform:
 
     @property
     def volume_from_frame(self) -> Tensor:
-        """``(4, 4)`` of a tilted case, from the reference's frame to the reoriented volume's coordinates."""
+        """``(4, 4)`` of a tilted case: from the reference's frame to the reoriented volume's coordinates."""
         assert self.tilted is not None, "of a tilted case"
         x, y, z = (float(side) for side in self.native.spacing[list(self.axes)])
         volume_from_frame = self.frame.volume_from_frame(self.stack_shape, (x, y, z))
@@ -177,8 +177,8 @@ class Transform:
     def slice_from_grid(self) -> Tensor:
         """``(z, 3, 3)`` float32 from normalized homogenized coordinates to those of the reoriented slices.
 
-        slice_from_frame · theta1 · homogenized_from_grid: what a sampler needs to homogenize, and its inverse
-        to restore.
+        It is slice_from_frame · theta1 · homogenized_from_grid. Samplers use it to homogenize, and its
+        inverse to restore.
         """
         x, y, _ = (float(side) for side in self.native.spacing[list(self.axes)])
         slice_from_frame = self.frame.slice_from_frame(self.slice_shape, (x, y))

@@ -1,4 +1,4 @@
-"""Images, labels and probabilities through a case's transform, there and back, each by one resampling."""
+"""Homogenize images and labels, and restore labels and probabilities, each by one resampling."""
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,17 +13,17 @@ from isopose.geometry.warp import invert
 from isopose.homogenize.transform import Transform
 from isopose.labels import voxels_of
 
-#: Darker values are padding around what the scanner saw; as air they draw no borders.
+#: Darker values are padding; they become air, so that resampling creates no border at the scanned area.
 AIR_HU = -1024
 
 
 def homogenized_image(volume: Volume, transform: Transform, modality: Modality = "ct") -> Volume:
-    """Return a scan on its homogenized grid; around it is air, the scan's own where it has some.
+    """Resample a scan to its homogenized grid; outside the scan is its minimum, at least -1024 HU in CT.
 
     Args:
         volume: the scan.
-        transform: from its own grid.
-        modality: CT becomes int16 HU; MR keeps its values, int16 where they are whole and fit, else float32.
+        transform: of the scan.
+        modality: CT becomes int16 HU; MR keeps its values, as int16 if they are whole and fit, else float32.
 
     Raises:
         InputError: the volume is not on the transform's own grid.
@@ -36,18 +36,18 @@ def homogenized_image(volume: Volume, transform: Transform, modality: Modality =
         return there.with_array(_stored(seen, low, high, dtype))
     matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
     out = scratch.zeros((len(array), *size), dtype)
-    # By floating-point bounds whole numbers would become twice the size of what is made of them next.
+    # Floating-point bounds would convert integers to float64, twice the memory of the float32 used next.
     bounds = (int(low), int(high)) if array.dtype.kind in "iu" else (low, high)
     for part in chunks(array.shape, size):
         source = array[part].clip(*bounds)
         seen = warped(source, matrix[part], size, float(low), "bicubic")
-        # Cubic sampling rings beside metal and skin: no value leaves the scan's own range.
+        # Cubic interpolation overshoots beside metal and skin: clip to the scan's own range.
         out[part] = _stored(seen, low, high, dtype)
     return Volume(out, transform.grid.world_from_index)
 
 
 def _range(array: np.ndarray, modality: Modality) -> tuple[float, float, DTypeLike]:
-    """Return the lowest and highest value that a homogenized scan has, and its type."""
+    """Return the smallest and largest value of a homogenized scan, and its dtype."""
     low, high = float(array.min()), float(array.max())
     fits = np.iinfo(np.int16)
     if modality == "ct":
@@ -57,13 +57,15 @@ def _range(array: np.ndarray, modality: Modality) -> tuple[float, float, DTypeLi
 
 
 def _stored(values: np.ndarray, low: float, high: float, dtype: DTypeLike) -> np.ndarray:
-    """Return values within bounds, as they are stored; what was given is overwritten."""
+    """Clip values in place to bounds, and return them in the dtype in which they are stored."""
     values.clip(low, high, out=values)
     return (np.rint(values, out=values) if dtype == np.int16 else values).astype(dtype)
 
 
 def homogenized_labels(labels: Volume, transform: Transform) -> Volume:
-    """Label values on the homogenized grid, uint8: each value linearly, the largest share wins.
+    """Resample labels to the homogenized grid, uint8.
+
+    Each value is interpolated linearly, and the label with the largest share is taken.
 
     Raises:
         InputError: the labels are not on the transform's own grid.
@@ -78,7 +80,9 @@ def homogenized_labels(labels: Volume, transform: Transform) -> Volume:
 
 
 def restored_labels(labels: Volume, transform: Transform) -> Volume:
-    """Resample labels to the scan's own grid: each value linearly, the largest share wins.
+    """Resample labels to the scan's own grid.
+
+    Each value is interpolated linearly, and the label with the largest share is taken.
 
     Raises:
         InputError: the labels are not on the homogenized grid.
@@ -93,7 +97,7 @@ def restored_labels(labels: Volume, transform: Transform) -> Volume:
 
 
 def restored_share(values: Volume, transform: Transform) -> np.ndarray:
-    """One class's probability on the reoriented slices ``(z, h, w)`` of the scan, float32, 0 outside.
+    """Resample one class's probability to the reoriented scan: ``(z, h, w)`` float32, 0 outside.
 
     Raises:
         InputError: the values are not on the homogenized grid.
@@ -109,7 +113,7 @@ def restored_share(values: Volume, transform: Transform) -> np.ndarray:
 
 
 def _largest(labels: np.ndarray, input_from_output: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
-    """Label values of a volume through a matrix ``(4, 4)``: each linearly, the largest share wins."""
+    """Resample labels through a matrix ``(4, 4)``: linearly, with the largest share of each voxel."""
     shares = (
         (value, warped_volume(labels == value, input_from_output, shape, 0.0)) for value in values_in(labels)
     )
@@ -117,7 +121,7 @@ def _largest(labels: np.ndarray, input_from_output: Tensor, shape: tuple[int, in
 
 
 def values_in(labels: np.ndarray) -> list[int]:
-    """Which values but 0 occur in a uint8 map."""
+    """Return the values other than 0 that occur in a uint8 map."""
     counts = voxels_of(labels)
     return [value for value in np.flatnonzero(counts).tolist() if value]
 

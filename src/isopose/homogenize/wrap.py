@@ -1,4 +1,4 @@
-"""``isopose wrap``: another program's command on homogenized scans, its answers on each scan's own grid."""
+"""``isopose wrap``: run another program on homogenized scans, and restore its results to each scan's grid."""
 
 import os
 import shutil
@@ -49,9 +49,9 @@ from isopose.outputs import Outcome
 from isopose.parallel import attempts
 from isopose.progress import Reporter
 
-#: Below the output while a run lasts: homogenized scans, and what the command reads and writes.
+#: Folder in the output during a run: homogenized scans, and the files that the command reads and writes.
 WORK = "work"
-#: Below that what is kept of the command's runs, and how the names of those begin that last.
+#: Folder in it for the kept runs of the command, and prefix of the folders of runs in progress.
 RUNS, RUNNING = "runs", "running-"
 #: Log of a command that is run once for all scans.
 LOG_OF_ALL = "command.log"
@@ -68,7 +68,7 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
         series: number or instance UID, for DICOM that holds several series.
 
     Raises:
-        InputError: neither, or a series is chosen of what is no DICOM.
+        InputError: none of these, or a series is chosen of an input that is not DICOM.
     """
     if is_dataset(path):
         if series is not None:
@@ -96,28 +96,28 @@ def wrap(
 ) -> list[Wrapped]:
     """Run a command on homogenized scans and restore what it writes; a scan that fails stops no other.
 
-    What it writes, the record of each scan last: ``docs/formats.md``. A scan whose results are there whole,
-    from the same isopose, scan, command and settings, is not done again.
+    For the written files see ``docs/formats.md``; the record of each scan is written last. A scan is skipped
+    if its results are complete and from the same isopose, scan, command and settings.
 
     Args:
         scans: see :func:`open_scans`.
-        output: folder.
+        output: folder for the results.
         command: see :func:`~isopose.homogenize.command.read_command`.
         config: pose and size.
-        model: a model's folder whose poses are taken; None: those of the shipped network.
-        labels: value by name of what the command marks; None: unnamed.
+        model: folder of a model whose pose networks are used; None: the shipped network.
+        labels: label value by name, as the command writes them; None: without names.
         formats: of label maps, see :func:`~isopose.io.results.formats.choose_formats`.
         series: as given to :func:`open_scans`.
-        keep: leave homogenized scans and the command's files in ``work``.
-        workers: processes; each runs the command on another scan.
-        reporter: where progress goes.
+        keep: keep homogenized scans and the command's files in ``work``.
+        workers: number of processes; each runs the command on another scan.
+        reporter: receives progress.
 
     Returns:
-        One for each scan, in their order.
+        The outcome of each scan, in their order.
 
     Raises:
-        InputError: no such model or reference, a format that does not go with a scan or lacks names, or a
-            result would replace a scan.
+        InputError: no such model or reference, a format that a scan does not support or that lacks names,
+            or a result would replace a scan.
         RunError: the output is full or cannot be written to.
     """
     output, names = Path(output), Labels.create(labels) if labels else Labels({})
@@ -147,16 +147,16 @@ def settings_of(
     *,
     keep: bool,
 ) -> WrapSettings:
-    """Return what all scans of a run share.
+    """Return the settings that all scans of a run share.
 
     Args:
         scans: see :func:`open_scans`.
         output: folder.
         command: to be run.
         config: pose and size, with the scans' modality.
-        model: folder of the model whose poses are taken; None: those of the shipped network.
-        reference: that was found for it.
-        labels: names of what the command marks; may be empty.
+        model: folder of the model whose pose networks are used; None: the shipped network.
+        reference: the reference, already loaded.
+        labels: names of the label values that the command writes; may be empty.
         formats: of label maps.
         series: as given to :func:`open_scans`.
         keep: leave homogenized scans and the command's files in ``work``.
@@ -188,27 +188,27 @@ def _wrap_all(
             work, items = partial(_wrap_one, settings=settings), [(case, None) for case in cases]
             outcomes = _report_all(work, items, settings, workers, reporter)
     finally:
-        # A worker that is stopped cannot clear away what it was writing.
+        # A stopped worker cannot remove the file that it was writing.
         _sweep(settings)
     if not settings.keep:
-        # Not when it was stopped: the next run goes on from there.
+        # Not after an interruption: the next run continues from these files.
         outputs.remove([settings.homogenizing.root])
     return outcomes
 
 
 def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: Labels) -> None:
-    """Check before a run that results replace no scan and can have their formats.
+    """Check before a run that results replace no scan and that all formats can be written.
 
     Raises:
-        InputError: a result would replace a scan, or a format does not go with a scan or lacks names.
+        InputError: a result would replace a scan, or a scan does not support a format or lacks names for it.
     """
     if scans.layout == "scans":
         check_apart([scans.root], output)
     dicom = [one for one in formats if one != NIFTI]
     if dicom and not labels.values:
         raise InputError(
-            f"--format {dicom[0]}: names what is marked, and label maps do not; name each value that the "
-            "command marks (--label kidney=1)"
+            f"--format {dicom[0]}: needs the name of each label, which label maps do not hold; name "
+            "each value that the command writes (--label kidney=1)"
         )
     for case in scans.cases:
         check_source(case.image, formats)
@@ -218,10 +218,10 @@ def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: L
 
 
 def _pose_of(config: HomogenizeConfig, estimator: PoseEstimator) -> dict[str, Any]:
-    """Return for the records how scans are homogenized."""
+    """Return the settings of pose and size for the records."""
     return {
         **config.model_dump(mode="json", exclude={"reference"}),
-        # Never as it was named: a path may hold a patient's name.
+        # Not the name that the user gave: a path may contain a patient's name.
         "reference": asdict(estimator.reference),
         "poses_from": estimator.origin,
         "poses_sha256": estimator.sha256,
@@ -231,7 +231,7 @@ def _pose_of(config: HomogenizeConfig, estimator: PoseEstimator) -> dict[str, An
 
 
 def _sweep(settings: WrapSettings) -> None:
-    """Remove what stopped runs have left and no next one goes on from."""
+    """Remove files of interrupted runs that the next run cannot use."""
     outputs.sweep(settings.output)
     outputs.remove(settings.homogenizing.root.glob(f"{RUNNING}*"))
 
@@ -239,7 +239,7 @@ def _sweep(settings: WrapSettings) -> None:
 def _wrap_together(
     cases: Sequence[Case], settings: WrapSettings, workers: int, reporter: Reporter
 ) -> list[Wrapped]:
-    """Homogenize all scans that have no result, run the command once on them, and restore its answers."""
+    """Homogenize all scans without a result, run the command once on them, and restore its results."""
     with reporter.counting("homogenize") as progress:
         work = partial(_prepare, settings=settings)
         found = attempts(work, cases, name=attrgetter("id"), workers=workers, progress=progress)
@@ -259,7 +259,7 @@ def _wrap_together(
 def _run_together(
     cases: Sequence[Case], settings: WrapSettings, workers: int, reporter: Reporter
 ) -> dict[str, Wrapped]:
-    """Run the command once on homogenized scans and restore its answers; return what became of each."""
+    """Run the command once on homogenized scans, restore its results, and return the outcomes by scan."""
     with _folder_of_run(settings, "all") as folder:
         inputs, written = folder / "inputs", folder / "outputs"
         for place in (inputs, written):
@@ -271,7 +271,7 @@ def _run_together(
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
         found, strange = sort_by_case(files_in(written), [case.id for case in cases])
         if strange:
-            reporter.say(f"  left out, of no scan: {listed_names(strange)}")
+            reporter.say(f"  ignored, they belong to no scan: {listed_names(strange)}")
         answers = {case: answer_of(written, found[case.id]) for case in cases}
         given = [(case, answer) for case, answer in answers.items() if answer.images or answer.packed]
         restored = _report_all(
@@ -280,7 +280,7 @@ def _run_together(
     done = {outcome.name: outcome for outcome in restored}
     lost = [case.id for case in cases if case.id not in done]
     if lost:
-        # One line for all of them.
+        # One message for all of them.
         why = (
             f"{listed_names(lost)}: the command {how_it_ended(run.exit_code)} and wrote no result; see {log}"
         )
@@ -298,7 +298,7 @@ def _report_all(
     workers: int,
     reporter: Reporter,
 ) -> list[Wrapped]:
-    """Do the work for all scans and report each."""
+    """Process all scans and report each."""
     outcomes, started, made = list[Wrapped](), time.monotonic(), 0
     with reporter.counting("wrap") as progress:
         found = attempts(work, items, name=lambda item: item[0].id, workers=workers, progress=progress)
@@ -313,7 +313,7 @@ def _report_all(
 
 
 def _report(outcome: Wrapped, line: str, settings: WrapSettings, reporter: Reporter) -> None:
-    """Report one scan; older results of one that failed, which are of something else, are removed."""
+    """Report one scan; if it failed, remove its older results, which were made from other inputs."""
     if not outcome.made:
         line += "  is there already, made from the same scan, command and settings"
     reporter.say(printable(line))
@@ -329,12 +329,13 @@ def _wrap_one(item: tuple[Case, None], *, settings: WrapSettings) -> Wrapped:
 
 
 def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Exception) -> Wrapped:
-    """Homogenize a scan, run the command on it and restore its answer, unless that is there.
+    """Homogenize a scan, run the command on it and restore its result, unless the result exists.
 
-    Of what is raised only ``reported`` becomes the scan's line; a cluster tries again what may pass.
+    Exceptions of type ``reported`` become the outcome's problem. All others are raised, so that a cluster can
+    try again after a temporary error.
 
     Raises:
-        RunError: it concerns all scans.
+        RunError: an error that concerns all scans, such as a full disk.
     """
     outcome = _prepare(case, settings=settings, reported=reported)
     if outcome is not None:
@@ -358,7 +359,7 @@ def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Ex
 
 
 def _restore_one(item: tuple[Case, Answer], *, settings: WrapSettings, run: Run) -> Wrapped:
-    """Restore what a run of the command on all scans wrote of one."""
+    """Restore the files for one scan that a run of the command on all scans wrote."""
     case, answer = item
     try:
         return Wrapped(case.id, _restore(case, answer, settings, run), None)
@@ -374,7 +375,7 @@ def _restore(case: Case, answer: Answer, settings: WrapSettings, run: Run) -> di
 
 
 def _prepare(case: Case, *, settings: WrapSettings, reported: type[Exception] = Exception) -> Wrapped | None:
-    """Homogenize a scan; return what became of it if its results are there, or it cannot be done."""
+    """Homogenize a scan; return its outcome if its results exist or it failed, else None."""
     try:
         known = known_record(case, settings)
         if known is not None:
@@ -382,7 +383,7 @@ def _prepare(case: Case, *, settings: WrapSettings, reported: type[Exception] = 
         outcome = make_case(case, settings=settings.homogenizing, reported=reported)
         if outcome.record is None:
             return Wrapped(case.id, None, outcome.problem)
-        # Before the command takes its time.
+        # Check this before the command runs, which may take long.
         native = outcome.record.transform.native
         open_dicom(case.image, settings.homogenizing.series, settings.formats, native)
     except reported as error:
@@ -392,9 +393,9 @@ def _prepare(case: Case, *, settings: WrapSettings, reported: type[Exception] = 
 
 @contextmanager
 def _folder_of_run(settings: WrapSettings, name: str) -> Iterator[Path]:
-    """Yield a new folder for a run of the command, and keep it under the name if that is asked for.
+    """Yield a new folder for a run of the command; with ``settings.keep`` it is kept under the name.
 
-    New, since a program whose isopose was killed may still be writing to an older one.
+    It is new because a program may still write to an older one if isopose was killed.
     """
     work = settings.homogenizing.root
     work.mkdir(parents=True, exist_ok=True)
@@ -412,7 +413,7 @@ def _folder_of_run(settings: WrapSettings, name: str) -> Iterator[Path]:
 
 
 def _give(settings: WrapSettings, name: str, place: Path) -> None:
-    """Put a homogenized scan where the command looks for it; a copy only where the disk has no links."""
+    """Link a homogenized scan to the path of the command's input, or copy it if links are not supported."""
     source = image_path(settings.homogenizing.root, name)
     try:
         os.link(source, place)
@@ -422,6 +423,6 @@ def _give(settings: WrapSettings, name: str, place: Path) -> None:
 
 def _run(command: Command, paths: Mapping[str, Path], log: Path, scans: int) -> Run:
     started = time.monotonic()
-    # A program may change its folder.
+    # Absolute, since a program may change its working folder.
     code = run_command(command.filled({name: path.absolute() for name, path in paths.items()}), log)
     return Run(code, round(time.monotonic() - started, 1), scans, log)

@@ -1,4 +1,4 @@
-"""One scan around which a command was wrapped: its results, their record, and whether they are there."""
+"""The results of a wrapped command for one scan, and their record."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,22 +23,23 @@ from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.version import __version__
 
-#: Below the output: what the command printed; maps of scans of which it wrote several.
+#: Folders in the output: the command's printed output; the maps of scans with more than one.
 LOGS, MAPS = "logs", "maps"
 
 
 @dataclass(frozen=True)
 class WrapSettings:
-    """What all scans share; small and picklable, as it goes to other processes.
+    """Settings that all scans share; small and picklable, as they are sent to other processes.
 
     Args:
         output: folder of the results.
-        command: run on homogenized scans.
-        labels: names of the values that it marks; may be empty.
+        command: to run on homogenized scans.
+        labels: names of the label values that it writes; may be empty.
         formats: of the label maps.
-        keep: leave homogenized scans, and the command's answers, in the working folder.
-        homogenizing: pose and size, and which DICOM series is meant; its root is the working folder.
-        pose: for the records: pose and size, and whose poses they are.
+        keep: keep homogenized scans and the command's files in the working folder.
+        homogenizing: settings of pose and size, and the selected DICOM series; its root is the working
+            folder.
+        pose: settings of pose and size, and the origin of the poses, for the records.
     """
 
     output: Path
@@ -56,9 +57,9 @@ class Run:
 
     Args:
         exit_code: of the program.
-        seconds: that it took.
-        scans: how many it was run on.
-        log: what it printed.
+        seconds: its duration.
+        scans: number of scans that it was run on.
+        log: file of its printed output.
     """
 
     exit_code: int
@@ -68,7 +69,7 @@ class Run:
 
 
 def made_from(settings: WrapSettings, image_sha256: str, mask_sha256: str | None) -> dict[str, Any]:
-    """Return all that decides the results of a scan, but for the program itself."""
+    """Return all inputs that determine the results of a scan, except the program itself."""
     return {
         "isopose": __version__,
         "command": list(settings.command.words),
@@ -81,10 +82,10 @@ def made_from(settings: WrapSettings, image_sha256: str, mask_sha256: str | None
 
 
 def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
-    """Return a scan's record if its results are there whole and made from the same; else None.
+    """Return a scan's record if its results are complete and made from the same inputs; else None.
 
     Raises:
-        InputError: the scan, or the mask of its body, is not there.
+        InputError: the scan, or the mask of its body, is missing.
     """
     record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
     files = record.get("files")
@@ -96,7 +97,7 @@ def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
 
 
 def remove_results(settings: WrapSettings, name: str) -> None:
-    """Remove the record of a scan, if it is one of a wrapped command, and the files that it lists."""
+    """Remove the record of a scan, if a wrapped command wrote it, and the files that it lists."""
     outputs.remove(_listed_results(settings, name))
 
 
@@ -110,12 +111,12 @@ def _listed_results(settings: WrapSettings, name: str) -> list[Path]:
 
 @one_thread()
 def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings) -> dict[str, Any]:
-    """Restore what the command wrote of a scan, write the results, and the record last; return that.
+    """Restore the command's files for a scan, write the results and, last, the record; return the record.
 
     Args:
         case: the scan.
-        answer: what the command wrote.
-        run: how.
+        answer: the files that the command wrote.
+        run: the run of the command that wrote them.
         settings: of all scans.
 
     Raises:
@@ -140,7 +141,7 @@ def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings)
             "command_seconds": run.seconds,
             "command_scans": run.scans,
             "volumes_ml": found.volumes_ml,
-            # The label map first.
+            # Sorted so that the label map comes first.
             "files": outputs.hashes(settings.output, sorted(written, key=lambda path: len(path.parts))),
             "warnings": notes,
         }
@@ -151,7 +152,7 @@ def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings)
 def _write_maps(
     case: Case, answer: Answer, homogenized: CaseRecord, settings: WrapSettings, written: list[Path]
 ) -> RestoredAnswer:
-    """Write all of a scan's restored maps but its label map, where that is its only image."""
+    """Write a scan's restored maps, except a label map that is its only image."""
 
     def write(path: Path, volume: Volume) -> None:
         written.append(path)
@@ -177,7 +178,7 @@ def _write_labels(
 ) -> Sequence[str]:
     """Write a scan's label map in each format; return warnings."""
     dicom = tuple(one for one in settings.formats if one != NIFTI)
-    # Of several maps each was written already.
+    # If there are several maps, they are already written.
     formats = dicom if answer.several else settings.formats
     if dicom and found.labels is None:
         raise InputError(

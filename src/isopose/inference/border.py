@@ -1,4 +1,4 @@
-"""Whether a crop cuts a structure off."""
+"""Detect crops that cut a structure off."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def touches_border(probabilities: Tensor, theta2: Tensor, border: int) -> Tensor
     Args:
         probabilities: ``(N, classes, M, M)``, of volumes ``(N, classes, D, M, M)``.
         theta2: ``(N, 3, 3)`` or ``(N, 4, 4)``, homogenized from crop.
-        border: width in pixels that counts as the edge; 0: nothing does.
+        border: width in pixels that counts as the edge; 0 disables the test.
     """
     shown = marked(probabilities)
     cut = torch.zeros(len(theta2), dtype=torch.bool, device=theta2.device)

@@ -1,7 +1,7 @@
-"""Several models that predict as one: what they are, how they lie on the disk, and what they have in common.
+"""Ensembles of models: their members, their folder, and the work that the members share.
 
-``model.json`` of a model of several members names them, folders beside it, and the hashes of their weights;
-each member is a whole model. Nothing of it can execute.
+``model.json`` of a model with several members lists their folders, which lie beside it, and the hashes of
+their weights; each member is a complete model. No file can execute code.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from isopose.inference.postprocess import Rule, rules_from_json
 from isopose.labels import Labels
 from isopose.models.folder import FORMAT, Model, load_model, members_of, versions
 
-#: Views of each crop that a model answers to: False as it is, True mirrored about the body's midline.
+#: Views of each crop that a model predicts: False: unchanged, True: mirrored about the body's midline.
 Views = tuple[bool, ...]
 
 
@@ -30,10 +30,10 @@ class Ensemble:
 
     Args:
         members: of any kind, with the same labels.
-        rules: by which the label map is cleaned up.
+        rules: for cleaning up the label map.
 
     Raises:
-        InputError: the members mark different labels, or see different channels or modalities.
+        InputError: the members have different labels, channels, modalities or planes.
     """
 
     members: tuple[Model, ...]
@@ -62,8 +62,8 @@ class Ensemble:
     def views(self) -> tuple[Views, ...]:
         """The views of each crop that each member answers to, by its ``predict.mirror``.
 
-        One model that mirrors answers to both. Several take turns, one view each: the mean over the models is
-        one over both views all the same, in half of the time.
+        A single model that mirrors predicts both. Several models predict one view each, in turn: the mean
+        over the models then still covers both views, in half of the time.
         """
         mirroring = [number for number, member in enumerate(self.members) if member.config.averaged]
         if len(mirroring) == 1:
@@ -73,7 +73,7 @@ class Ensemble:
 
     @property
     def labels(self) -> Labels:
-        """What all members mark."""
+        """The labels of all members."""
         return self.lead.labels
 
     @property
@@ -83,13 +83,13 @@ class Ensemble:
 
     @property
     def weights_sha256(self) -> str:
-        """The hash of the weights; of several members the hash of the list of theirs."""
+        """The hash of the weights; for several members the hash of the list of their hashes."""
         if len(self.members) == 1:
             return self.lead.weights_sha256
         return hash_of([member.weights_sha256 for member in self.members])
 
     def changed(self, change: Callable[[Model], Model]) -> "Ensemble":
-        """Return the ensemble of the changed members."""
+        """Return an ensemble with a function applied to each member."""
         return replace(self, members=tuple(map(change, self.members)))
 
     def cleaning(self, wanted: bool) -> "Ensemble":
@@ -98,7 +98,7 @@ class Ensemble:
 
     @cached_property
     def preparations(self) -> tuple[str, ...]:
-        """For each member a hash of all that decides how it prepares a scan."""
+        """For each member the hash of everything that determines how it preprocesses a scan."""
         return tuple(
             hash_of([member.fingerprint.to_json(), member.config.data.model_dump(mode="json")])
             for member in self.members
@@ -106,7 +106,7 @@ class Ensemble:
 
     @cached_property
     def estimates(self) -> tuple[str, ...]:
-        """For each member a hash of all that decides what it finds in a slice of its own to be the pose."""
+        """For each member the hash of everything that determines its pose estimates of single slices."""
         return tuple(
             hash_of([prepared, _pose_of(member)])
             for prepared, member in zip(self.preparations, self.members, strict=True)
@@ -114,7 +114,7 @@ class Ensemble:
 
 
 def _pose_of(model: Model) -> list[Any]:
-    """Return the settings by which a model estimates poses of slices, and the hash of the networks for it."""
+    """Return the settings of a model's pose estimates, and the hash of the networks that make them."""
     settings = model.config.pose.model_dump(mode="json", exclude={"reference", "optimizer"})
     predict = model.config.predict
     weights = hashlib.sha256()
@@ -135,9 +135,9 @@ def is_model(path: Path) -> bool:
 
 
 def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -> Ensemble:
-    """Read one or several model folders; those of several members give all of them.
+    """Read one or several model folders; of a model with several members all are read.
 
-    A model's rules for cleaning up hold for its own members: with several folders there are none.
+    A model's rules for cleaning up apply to its own members only, so with several folders there are none.
 
     Raises:
         InputError: no model, a damaged one, one that lacks members, or models with different labels or
@@ -157,7 +157,7 @@ def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -
 
 
 def _load_members(folder: Path, names: Mapping[str, str], device: torch.device | str) -> list[Model]:
-    """Return the members of a model, by the hashes of their weights.
+    """Load the members of a model, and check the hashes of their weights.
 
     Raises:
         InputError: a member is missing or not the one that the model names.
@@ -178,7 +178,7 @@ def _load_members(folder: Path, names: Mapping[str, str], device: torch.device |
 
 
 def _rules_of(folder: Path, labels: Labels) -> tuple[Rule, ...]:
-    """Return the rules for cleaning up that a model of several members keeps."""
+    """Read the rules for cleaning up of a model with several members."""
     manifest = folder / "model.json"
     try:
         rules = rules_from_json(read_json(manifest)["clean_up"])
@@ -194,13 +194,14 @@ def _rules_of(folder: Path, labels: Labels) -> tuple[Rule, ...]:
 def save_ensemble(
     folder: Path, ensemble: Ensemble, names: Sequence[str], evidence: Mapping[str, Any]
 ) -> None:
-    """Write the manifest of a model of several members, whose folders are there.
+    """Write the manifest of a model with several members, whose folders exist already.
 
     Args:
         folder: that holds the members' folders.
         ensemble: the members, and the rules for cleaning up.
-        names: of the members' folders, in order.
-        evidence: why there are these rules, as :attr:`isopose.evaluation.cleaning.Decision.evidence` says.
+        names: of the members' folders, in the order of the members.
+        evidence: scores by which the rules were chosen, see
+            :attr:`isopose.evaluation.cleaning.Decision.evidence`.
     """
     write_json(
         folder / "model.json",
@@ -219,7 +220,7 @@ def save_ensemble(
 
 
 def _check_alike(models: Mapping[str, Model]) -> None:
-    """Raise an InputError where models, by their names, do not mark the same or see other channels."""
+    """Raise an InputError if models, given by their names, differ in labels or channels."""
     (lead, first), *others = models.items()
     for name, other in others:
         for what, words, needed in (

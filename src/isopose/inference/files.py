@@ -1,4 +1,4 @@
-"""``isopose predict``: many scans in, one label map and one record each out."""
+"""``isopose predict``: predict scans in files, and write a label map and a record for each."""
 
 import glob
 import os
@@ -34,20 +34,20 @@ from isopose.scan.correction import Correction
 if TYPE_CHECKING:
     from isopose.io.results.source import Source
 
-#: What no file's name may hold on some system, and the sign that encodes it.
+#: Characters that some systems do not allow in file names, and the sign that encodes them.
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to predict, the name of its results, and which DICOM series of its path it is.
+    """One scan to predict, with the name of its results.
 
     Args:
         name: of its results.
-        path: its image; of several channels that of the first.
+        path: its image; with several channels that of the first.
         series: number or instance UID, for DICOM that holds several series.
         further: images of the channels after the first.
-        mask: file of the body's mask, in place of the one that is found.
+        mask: file of the body's mask, in place of the automatic one.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Scan:
         return (self.path, *self.further)
 
 
-#: What else is made of a prediction, from the scan as read, the prediction and its record.
+#: Makes further results of a prediction, from the scan, the prediction and its record.
 Also = Callable[[Volume, Prediction, dict[str, Any]], None]
 #: Draws the steps of a prediction of a scan into a file: :func:`isopose.report.steps.write_steps`.
 DrawSteps = Callable[[Model, Volume, Prediction, Path], None]
@@ -74,21 +74,21 @@ def scan_of(case: Case) -> Scan:
 
 
 def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
-    """Files, folders of files, and folders of one DICOM series, as scans with distinct names.
+    """Find scans in files, folders of files and folders of one DICOM series; their names are distinct.
 
     Images whose names differ in nnU-Net's channel alone (``CASE_0000``, ``CASE_0001``) are one scan.
 
     A folder that holds any NIfTI, NRRD or MetaImage file, or nothing but ZIP archives, is a folder of scans;
-    any other folder is a DICOM series. Names are the files' without suffix and without nnU-Net's channel
-    ``_0000``, that of a DICOMDIR is its folder's.
+    any other folder is a DICOM series. A scan is named after its file, without the extension and nnU-Net's
+    channel ``_0000``; a DICOMDIR after its folder.
 
     Args:
         inputs: files and folders.
         series: number or instance UID, for DICOM inputs that hold several series.
 
     Raises:
-        InputError: two scans would write the same result, or a series is chosen of what is no DICOM. A path
-            at which nothing is stays a scan, which fails by itself.
+        InputError: two scans would write the same result, or a series is chosen of an input that is not
+            DICOM. A missing path is kept as a scan, whose prediction then fails.
     """
     absent = [path for path in inputs if not os.path.lexists(path)]
     if absent and len(absent) == len(inputs):
@@ -112,7 +112,7 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
 
 
 def check_apart(inputs: Sequence[Path], output: Path) -> None:
-    """Check that results do not come to lie in a folder of scans, where the next run took them for scans.
+    """Check that results are not written into a folder of scans, which the next run would take for scans.
 
     Args:
         inputs: as for :func:`find_scans`.
@@ -126,7 +126,7 @@ def check_apart(inputs: Sequence[Path], output: Path) -> None:
         if not path.is_dir():
             continue
         folder = path.resolve()
-        # All that lies below the folder of a series belongs to it.
+        # Everything below the folder of a series is part of it.
         if place == folder or (folder in place.parents and not _scans_in(path)):
             raise InputError(
                 f"{output}: is the folder of the scans, where the next run would take results for scans; "
@@ -148,7 +148,7 @@ def _scans_in(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a name is one of a volume, whatever is there: reading reports a pipe or a broken link.
+    """Return True if a path has the name of a volume; if it is a pipe or a broken link, reading reports it.
 
     A folder with such a name may hold a DICOM series.
     """
@@ -156,7 +156,7 @@ def is_image(path: Path) -> bool:
 
 
 def scan_name(path: Path, *, whole: bool = False) -> str:
-    """The name under which a scan's results are written: a link's own, not that of what it leads to.
+    """Return the name of a scan's results; for a link its own name, not that of its target.
 
     Args:
         path: of the scan.
@@ -171,12 +171,12 @@ def scan_name(path: Path, *, whole: bool = False) -> str:
 
 
 def _name_of(path: Path) -> str:
-    """The last part of a path; of ``.`` and ``..`` that of the folder that they stand for."""
+    """Return the last part of a path; for ``.`` and ``..`` the name of that folder."""
     return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def record_name(name: str) -> str:
-    """Return the name of the file that says how a scan's results were made; it is written last of all."""
+    """Return the name of a scan's record, which is written after its results."""
     return f"{name}.json"
 
 
@@ -191,26 +191,26 @@ def predict_scans(
     formats: Sequence[str] = (NIFTI,),
     corrections: Mapping[str, Correction] | None = None,
 ) -> list[Outcome[dict[str, Any]]]:
-    """Predict scan after scan with a model, or with several as one.
+    """Predict scans one after the other with a model or an ensemble.
 
-    A scan that cannot be done, whatever it raises, is reported and stops no other.
+    A scan that raises any exception is reported, and the others continue.
 
-    Writes ``NAME.nii.gz``, or the files of other formats (``io/results/formats.py``), and ``NAME.json`` (what
-    it was made from, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
+    Writes ``NAME.nii.gz``, or the files of other formats (``io/results/formats.py``), and ``NAME.json``
+    (hashes of the inputs, pose and crop of each slice, volumes, warnings), with ``probabilities`` also
     ``probabilities/NAME_CLASS.nii.gz`` for each class and with ``steps``, which draws them,
-    ``steps/NAME.png``. A scan whose results are there from the same isopose, model, input and correction is
-    not done again.
+    ``steps/NAME.png``. A scan is skipped if its results are complete and from the same isopose, model, input
+    and correction.
 
-    ``corrections`` are poses and crops that a person set, by the hash of the scan.
+    ``corrections`` are poses and crops set by hand, by the hash of the scan.
 
     Raises:
-        InputError: a result would overwrite its scan, or a format does not go with a scan.
+        InputError: a result would overwrite its scan, or a scan does not support a format.
         RunError: the output is full or cannot be written to.
     """
     for scan in scans:
         check_source(scan.path, formats)
         files = result_files(output, scan.name, formats).values()
-        # Unlike Path.resolve, this leaves a link that leads to itself as it is.
+        # Unlike Path.resolve, this does not raise for a link that leads to itself.
         same = {os.path.realpath(path) for path in scan.paths} & set(map(os.path.realpath, files))
         if same:
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
@@ -240,7 +240,7 @@ def predict_scans(
 
 
 def check_steps(model: Model) -> None:
-    """Raise an InputError where a model has no steps of single slices to draw."""
+    """Raise an InputError if a model has no steps of single slices to draw."""
     if model.config.dims == 3:
         raise InputError(
             "--steps draws what was done to single slices: expected a model with dims=2, got dims=3; "
@@ -261,12 +261,13 @@ def predict_scan(
     also: Also | None = None,
     reported: type[Exception] = Exception,
 ) -> Outcome[dict[str, Any]]:
-    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; report, not raise.
+    """Predict one scan as :func:`predict_scans` does, with a model made for prediction; errors are reported.
 
     ``also`` is called with the scan, its prediction and the record, before the record is written.
 
     Raises:
-        RunError: it concerns all scans. Nor are exceptions reported that are none of ``reported``.
+        RunError: an error that concerns all scans. Exceptions that are not of type ``reported`` are raised
+            too.
     """
     ensemble = ensemble_of(model)
     try:
@@ -280,7 +281,7 @@ def predict_scan(
         wanted = _below(output, [*files.values(), *([picture] if steps else []), *maps])
         record = known = earlier_record(output / record_name(scan.name))
         same = made_from(known, provenance(ensemble, input_hash, correction, mask))
-        # A file that the record does not list may be of another model, and only lies beside it.
+        # A file that the record does not list may be of another model.
         if record is not None and same and wanted <= listed(known) and damaged(output, wanted) is None:
             reporter.say("  is there already, made from the same scan and model")
         else:
@@ -322,9 +323,9 @@ def _hash_of_scan(scan: Scan) -> str:
 
 
 def _hash_of_mask(scan: Scan) -> str | None:
-    """Return the hash of a scan's own mask, None where it has none; a missing file is an InputError.
+    """Return the hash of a scan's own mask, None if it has none.
 
-    Without that, a result that was made without the mask would count as the one that is asked for.
+    A missing file raises an InputError: otherwise a result made without the mask would count as up to date.
     """
     return None if scan.mask is None else hash_of_source(scan.mask)
 
@@ -351,16 +352,16 @@ def _of_members(used: Sequence[bool]) -> str:
 def _recording(
     output: Path, name: str, record: dict[str, Any], wanted: set[str], before: set[str], *, keep: bool
 ) -> Iterator[None]:
-    """Replace a scan's results by those that the block writes; list them in the record, and write it last.
+    """Replace a scan's results by those written within the block, and write the record that lists them last.
 
     Args:
         output: folder of the results.
         name: of the scan.
         record: how the new results are made.
-        wanted: relative paths of what the block writes.
+        wanted: relative paths of the files that the block writes.
         before: relative paths that the earlier record lists.
-        keep: keep earlier results of other kinds, which were made from the same scan and model. They are
-            removed otherwise, since they would lie beside a record that is not their own.
+        keep: keep earlier results of other kinds, which were made from the same scan and model. Otherwise
+            they are removed, since they would not belong to the new record.
     """
     others = (before & _below(output, _every_result(output, name))) - wanted
     kept = {other for other in others if keep and (output / other).exists()}
@@ -404,11 +405,11 @@ def _below(output: Path, paths: Iterable[Path]) -> set[str]:
 
 
 def _every_result(output: Path, name: str) -> list[Path]:
-    """Return all files that predictions of a scan may have written, but for the record."""
+    """Return all files that predictions of a scan may have written, except the record."""
     maps = (output / "probabilities").glob(f"{glob.escape(name)}_*.nii.gz")
     return [*result_files(output, name, tuple(FORMATS)).values(), output / "steps" / f"{name}.png", *maps]
 
 
 def as_file(label: str) -> str:
-    """A label's name in a file's: what could lead to another folder, or no system takes, percent-encoded."""
+    """Return a label's name for a file name, with separators and unsafe characters percent-encoded."""
     return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)

@@ -1,7 +1,7 @@
-"""Clean up a label map: of a label, remove the parts that a rule takes for false.
+"""Clean up a label map: remove the connected components of a label that a rule takes for false positives.
 
-A part is what hangs together: voxels that share a face. Which rule a label has, if any, is decided by
-cross-validation (``evaluation/cleaning.py``) and kept in the model.
+Here a part is a connected component; voxels are connected if they share a face. The rule of a label, if any,
+is chosen by cross-validation (``evaluation/cleaning.py``) and saved with the model.
 """
 
 import json
@@ -28,7 +28,7 @@ class Rule:
         label: its name.
         keep: ``largest``, the largest part; ``largest on each side``, the largest to the left of the body's
             midline and the largest to the right; ``volume``, every part from a volume on.
-        ml: that volume; 0 with the other rules.
+        ml: that volume in ml; 0 with the other rules.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Rule:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __str__(self) -> str:
-        """Return what of the label is kept."""
+        """Return the rule's name, with the volume if it has one."""
         return f"{self.keep} {self.ml:g} ml" if self.ml else self.keep
 
     def to_json(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Rule:
 
 
 def rules_from_json(values: Any) -> tuple[Rule, ...]:
-    """Return the rules of which :meth:`Rule.to_json` gave the values.
+    """Return the rules from values that :meth:`Rule.to_json` returns.
 
     Raises:
         ValueError: a rule is damaged.
@@ -115,14 +115,14 @@ class Midline:
         pose: np.ndarray,
         sure: np.ndarray,
     ) -> "Midline | None":
-        """Return the midline of a scan; None if no pose is sure.
+        """Return the midline of a scan; None if no pose is reliable.
 
         Args:
             frame: of the scan.
             shape: ``(z, y, x)`` of the reoriented volume.
             spacing: ``(x, y, z)`` of it in mm.
             pose: ``(z, 5)``, or ``(1, 9)`` of the whole volume.
-            sure: which of the poses can be trusted, booleans ``(z,)`` or ``(1,)``.
+            sure: which of the poses are reliable, booleans ``(z,)`` or ``(1,)``.
         """
         known = np.flatnonzero(sure)
         if not len(known):
@@ -141,7 +141,8 @@ class Midline:
         rows = (homogenized_from_volume @ volume_from_index)[:, 0].numpy()
         if slices:
             rows = np.insert(rows, 2, 0.0, axis=1)
-        # A slice without a sure pose has that of the nearest one that has; a volume has one for all.
+        # A slice without a reliable pose gets that of the nearest slice with one; a volume has one pose for
+        # all.
         nearest = np.abs(np.arange(shape[0])[:, None] - known).argmin(axis=1)
         return cls(rows[nearest if slices else np.zeros(shape[0], int)])
 
@@ -153,7 +154,7 @@ class Midline:
 
 
 def kept(parts: Parts, rule: Rule, voxel_ml: float, midline: Midline | None) -> np.ndarray:
-    """Return which parts a rule keeps, ``(parts,)`` booleans; all where it needs a midline and has none.
+    """Return which parts a rule keeps, ``(parts,)`` booleans; all if it needs a midline and there is none.
 
     Args:
         parts: of the rule's label.
@@ -184,7 +185,7 @@ def clean_up(
     spacing: tuple[float, float, float],
     midline: Midline | None,
 ) -> Mapping[str, float]:
-    """Make background, in place, of the parts that the rules do not keep.
+    """Set the parts that the rules do not keep to background, in place.
 
     Args:
         values: ``(z, y, x)`` uint8, stored label values in the axes of the reoriented volume.

@@ -1,4 +1,4 @@
-"""From a scan to a label map on the scan's own grid."""
+"""Predict a label map on a scan's own grid."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,18 +27,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label map and what it rests on.
+    """A label map, with the poses and crops that it is based on.
 
     Args:
         labels: stored label values, uint8, on the input's exact grid.
-        prepared: the scan as the networks saw it.
-        scan_pose: pose and crop, of each slice or of the volume; of several models those of the first.
-        probabilities: ``(classes, z, y, x)`` float32 on the input's grid, where asked for.
-        warnings: one line each, for people.
-        crops: the classes in the crops before they were restored, uint8, where asked for: ``(z, M, M)`` of
-            slices, ``(D, M, M)`` of a volume; of several models those of the first.
-        beyond_mm: of a volume, by how much it reaches further than the training scans, feet and head
-            together.
+        prepared: the preprocessed scan, input of the networks.
+        scan_pose: pose and crop, of each slice or of the volume; with several models those of the first.
+        probabilities: ``(classes, z, y, x)`` float32 on the input's grid, if requested.
+        warnings: one line each.
+        crops: the predicted classes in the crops, uint8, if requested: ``(z, M, M)`` of slices, ``(D, M, M)``
+            of a volume; with several models those of the first.
+        beyond_mm: length by which a volume exceeds the longest training scan, at feet and head together.
         removed_ml: what was removed of each label that has a rule for cleaning up, ml.
     """
 
@@ -83,20 +82,19 @@ def predict(
     """Segment one scan.
 
     Args:
-        model: trained, of slices (``dims=2``) or of volumes (``dims=3``); or several, whose probabilities are
-            averaged on the scan's grid.
+        model: trained, of slices (``dims=2``) or of volumes (``dims=3``); or an ensemble, whose probabilities
+            are averaged on the scan's grid.
         volume: any size, spacing and orientation, CT in Hounsfield units or MR, as the model was trained; of
             several channels one each, on one grid, in the order in which the model was trained.
-        probabilities: keep them, restored on the native grid, as they are before the cleaning up.
-        crops: keep the classes in the crops.
-        correction: poses and crops of slices that a person set; a crop set by hand is not widened where it
-            cuts.
-        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
+        probabilities: return them on the native grid, as they are before cleaning up.
+        crops: return the predicted classes in the crops.
+        correction: poses and crops set by hand; a crop set by hand is not widened where it cuts.
+        body: ``(z, y, x)`` mask on the volume's grid, in place of the automatic one.
         progress: called with (slices done, slices).
 
     Raises:
         InputError: no body is found, or another number of channels than the model sees.
-        FloatingPointError: the networks' answers are not finite.
+        FloatingPointError: the networks' outputs are not finite.
     """
     ensemble = ensemble_of(model)
     volumes = [volume] if isinstance(volume, Volume) else list(volume)
@@ -144,7 +142,7 @@ def _predictors(
     correction: Correction | None,
     body: np.ndarray | None = None,
 ) -> list[SlicePredictor | VolumePredictor]:
-    """Return a predictor of each member; what they have in common is prepared and estimated once."""
+    """Return a predictor of each member; preprocessing and poses that members share are computed once."""
     prepared: dict[str, Prepared] = {}
     estimates: dict[str, SlicePoses | None] = {}
     predictors: list[SlicePredictor | VolumePredictor] = []
@@ -156,7 +154,7 @@ def _predictors(
         scan = prepared[prepares]
         if estimates_by not in estimates:
             estimates[estimates_by] = slice_poses_of(member.pipeline.pose, scan, member.config.predict)
-        # Those of the first member alone are shown.
+        # Only those of the first member are shown.
         wanted = crops and not predictors
         if member.config.dims == 3:
             predictors.append(VolumePredictor(member, scan, views, estimates[estimates_by], wanted))
@@ -170,7 +168,7 @@ def _predictors(
 def _parts(predictors: Sequence[Predictor]) -> list[np.ndarray]:
     """Return the slices in parts that are restored together.
 
-    Models of slices answer in those with a body, in batches; one of volumes in all slices.
+    Models of slices predict slices with a body, in batches; a model of volumes predicts all slices.
     """
     shape, size = predictors[0].prepared.shape, predictors[0].model.config.predict.batch_size
     volumes = [predictor.model.config.dims == 3 for predictor in predictors]
@@ -184,7 +182,7 @@ def _parts(predictors: Sequence[Predictor]) -> list[np.ndarray]:
 
 
 def _merged(warnings: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the warnings of all members; what not all say is said with who says it."""
+    """Return the warnings of all members; one that only some members give is prefixed with their numbers."""
     lines = []
     for line in dict.fromkeys(line for of_member in warnings for line in of_member):
         who = [str(n) for n, of_member in enumerate(warnings, start=1) if line in of_member]

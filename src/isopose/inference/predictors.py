@@ -1,4 +1,4 @@
-"""One model and one scan: its poses and crops, and the probabilities in any of its slices."""
+"""Predict one scan with one model: its poses and crops, and the probabilities in any of its slices."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,21 +25,22 @@ from isopose.scan.find import channels_of, find_crops, find_poses, find_volume_p
 from isopose.scan.pose import ScanPose
 from isopose.scan.warnings import crop_warnings, pose_warnings
 
-#: A crop that cuts grows by this factor until it cuts nothing. Small, for the network knows its crops' scale:
-#: docs/measurements.md, "Choices".
+#: A crop that cuts a structure grows by this factor until it cuts none. The factor is small, since the
+#: network is trained at the scale of its crops: docs/measurements.md, "Choices".
 WIDEN = 1.1
-#: Part of what is marked that may lie outside the body before a warning; borders differ by a pixel.
+#: Fraction of the segmentation that may lie outside the body without a warning; borders differ by a pixel.
 OUTSIDE = 0.05
-#: Warn of a scan that reaches further than the training scans by more than this.
+#: Warn of a scan that is longer than the training scans by more than this.
 BEYOND_MM = 20.0
 
 
 class Predictor(ABC):
-    """One model and one scan: its poses and crops, and its answer in any slices.
+    """One model applied to one scan: its poses and crops, and its probabilities in any slices.
 
     Args:
         scan: pose and crop, of each slice or of the volume.
-        crops: the classes in the crops, where asked for; see :class:`isopose.inference.predict.Prediction`.
+        crops: the predicted classes in the crops, if requested; see
+            :class:`isopose.inference.predict.Prediction`.
         areas: ``(2,)``, see :func:`_areas`.
         beyond_mm: see :class:`isopose.inference.predict.Prediction`.
         views: of each crop, see :attr:`isopose.inference.ensemble.Ensemble.views`.
@@ -56,10 +57,10 @@ class Predictor(ABC):
 
     @abstractmethod
     def restored(self, rows: np.ndarray) -> "Restored":
-        """Return the probabilities in some slices, of which each is asked for once."""
+        """Return the probabilities in some slices; each slice may be requested only once."""
 
     def warnings(self) -> tuple[str, ...]:
-        """Return one line each, for people."""
+        """Return the warnings, one line each."""
         networks, predicting = self.model.pipeline, self.model.config.predict
         lines = [
             *self.prepared.warnings,
@@ -68,13 +69,13 @@ class Predictor(ABC):
         ]
         if self.beyond_mm > BEYOND_MM:
             lines.append(
-                f"the scan reaches {self.beyond_mm:.0f} mm further than those the model was trained on; what "
-                "lies near its ends may not be marked"
+                f"the scan reaches {self.beyond_mm:.0f} mm further than those the model was trained on; "
+                "structures near its ends may be missed"
             )
         everything, outside = self.areas.tolist()
         if outside > OUTSIDE * everything:
             share = 100.0 * outside / everything
-            lines.append(f"{share:.0f} % of what is marked lies outside the body: do not trust this result")
+            lines.append(f"{share:.0f} % of the segmentation lies outside the body: do not trust this result")
         return tuple(lines)
 
 
@@ -90,7 +91,7 @@ class Restored(NamedTuple):
     values: Tensor
 
     def within(self, region: tuple[slice, slice], background: float = 1.0) -> Tensor:
-        """Return the values in a region around their own, with what background has outside."""
+        """Return the values in a larger region, filled with background outside their own."""
         if region == self.region:
             return self.values
         sides = [axis.stop - axis.start for axis in region]
@@ -117,7 +118,7 @@ class SlicePredictor(Predictor):
         correction: Correction | None,
     ) -> None:
         super().__init__(model, prepared, views)
-        # Pose and crop of the whole scan first: a common crop is known only when all slices were looked at.
+        # Pose and crop of the whole scan first: a common crop needs the crops of all slices.
         scan = find_poses(model.pipeline.pose, prepared, model.config.predict, estimates, correction)
         self.scan = find_crops(model.pipeline, prepared, scan, correction)
         self.widen = correction is None or not correction.crops
@@ -194,10 +195,10 @@ class VolumePredictor(Predictor):
 def _segment(
     predictor: Predictor, image: Tensor, input_from_homogenized: Tensor, rows: np.ndarray, widen: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities in the crop and theta2 of some rows of a scan; a crop that cuts is widened.
+    """Return probabilities in the crop, and theta2, of some rows of a scan; a crop that cuts is widened.
 
-    Of slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, K, 3, 3)``, see
-    :func:`isopose.scan.find.channels_of`; of a volume ``(1, C, Z, S, S)`` and ``(1, 4, 4)``.
+    For slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, K, 3, 3)``, see
+    :func:`isopose.scan.find.channels_of`; for a volume ``(1, C, Z, S, S)`` and ``(1, 4, 4)``.
     """
     model, scan = predictor.model, predictor.scan
     border = model.config.predict.crop_border
@@ -219,8 +220,8 @@ def _segment(
             wider[still] = widened(wider[still], WIDEN)
             again[still] = seen_through(image[still], input_from_homogenized[still], wider[still])
             still &= touches_border(again, wider, border)
-        # Seen wider, a structure that was cut off is larger. Where it is not, the network lost it at the
-        # unfamiliar size, and the crop's own answer is the better one.
+        # In a wider crop, a structure that was cut off is larger. If it is not, the network lost it at the
+        # unfamiliar scale, and the prediction in the first crop is better.
         used = cut & (_size_of_marked(again, wider) > _size_of_marked(probabilities, theta2))
         chosen = used.reshape(-1, *[1] * (probabilities.ndim - 1))
         probabilities = torch.where(chosen, again, probabilities)
@@ -232,11 +233,11 @@ def _segment(
 
 
 def crop_probabilities(model: Model, crop: Tensor, views: Views) -> Tensor:
-    """Return the mean of the U-Net's answers to the views of crops.
+    """Return the mean of the U-Net's probabilities over the views of crops.
 
     The mirrored patient in the mirrored crop is the crop with its columns reversed
-    (:func:`isopose.geometry.box.mirrored`), so nothing is resampled twice. The answer to it is turned back,
-    and what it calls left is right.
+    (:func:`isopose.geometry.box.mirrored`), so nothing is resampled twice. Its output is flipped back, and
+    left and right labels are exchanged.
 
     Args:
         model: trained.
@@ -268,13 +269,13 @@ def _answer(model: Model, crop: Tensor) -> Tensor:
 
 
 def _size_of_marked(probabilities: Tensor, theta2: Tensor) -> Tensor:
-    """How much of the homogenized frame is marked in each crop, ``(N,)``."""
+    """Return the foreground's area in each crop as a fraction of the homogenized frame, ``(N,)``."""
     share = marked(probabilities).flatten(1).float().mean(dim=1)
     return share * theta2.diagonal(dim1=-2, dim2=-1).prod(dim=1)
 
 
 def _areas(probabilities: Tensor, mask: Tensor, input_from_crop: Tensor) -> Tensor:
-    """What a batch marks in its input, and the part of it that lies outside the body; sums ``(2,)``."""
+    """Return the area of a batch's foreground in the input, and of its part outside the body, ``(2,)``."""
     foreground = marked(probabilities)[:, None].float()
     outside = foreground * (warp(mask, input_from_crop, tuple(foreground.shape[2:])) < 0.5)
     pixel = torch.linalg.det(input_from_crop[:, :-1, :-1].float()).abs()

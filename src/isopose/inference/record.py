@@ -1,4 +1,4 @@
-"""What is kept of a prediction beside its label map: what it was made from, its pose, how far to trust it."""
+"""The record of a prediction: hashes of its inputs, poses, confidence and warnings."""
 
 import math
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ from isopose.version import __version__
 
 
 def settings_of(model: Model | Ensemble) -> list[Any]:
-    """What decides a result besides its scan."""
+    """Return everything besides the scan that determines a result."""
     return [*provenance(ensemble_of(model), "").values()]
 
 
 def provenance(
     ensemble: Ensemble, input_hash: str, correction: Correction | None = None, mask: str | None = None
 ) -> dict[str, Any]:
-    """Return all that decides a result; an entry is None where its record has none.
+    """Return all inputs that determine a result; entries that do not apply are None.
 
     Args:
         ensemble: the models.
@@ -59,7 +59,7 @@ def provenance(
 
 
 def _computed(model: Model) -> dict[str, str]:
-    """On what a result was computed, and how: it is the same elsewhere but for rounding."""
+    """Return device and precision; with others a result differs by rounding only."""
     device = model.pipeline.pose.reference_mask.device.type
     return {"device": device, "precision": choose_precision(model.config.predict.precision, device)}
 
@@ -71,9 +71,9 @@ def prediction_record(
     correction: Correction | None = None,
     mask: str | None = None,
 ) -> dict[str, Any]:
-    """Return what a prediction was made from and how far to trust it, in plain values; names no patient.
+    """Return a prediction's record as values for JSON; it contains no patient data.
 
-    Of several models pose and crop are those of the first.
+    With several models, pose and crop are those of the first.
     """
     ensemble, scan = ensemble_of(model), prediction.scan_pose
     lead = ensemble.lead
@@ -92,7 +92,7 @@ def prediction_record(
 
 
 def _of_slices(scan: ScanPose) -> dict[str, Any]:
-    """Pose and crop of each slice that shows a body."""
+    """Return pose and crop of each slice with a body."""
     return {
         "slices": [
             {
@@ -108,7 +108,7 @@ def _of_slices(scan: ScanPose) -> dict[str, Any]:
 
 
 def _of_volume(model: Model, scan: ScanPose) -> dict[str, Any]:
-    """Pose and crop of a volume."""
+    """Return pose and crop of a volume."""
     _, pitch, yaw = (math.degrees(angle) for angle in scan.pose[0, :3])
     return {
         "pitch_degrees": pitch,
@@ -132,12 +132,12 @@ def _of_row(scan: ScanPose, row: int) -> dict[str, Any]:
 
 
 def recorded_midline(record: Mapping[str, Any], upright: Volume, least: float) -> Midline | None:
-    """Return where the body's midline lies, by the poses that a record keeps.
+    """Return the body's midline, from the poses in a record.
 
     Args:
         record: by :func:`prediction_record`.
         upright: the scan or its labels, reoriented to the patient's axes.
-        least: confidence from which a pose is sure.
+        least: smallest confidence of a reliable pose.
     """
     rows = record.get("slices", [{**record, "slice": 0}])
     depth, height, width = upright.array.shape
@@ -151,7 +151,7 @@ def recorded_midline(record: Mapping[str, Any], upright: Volume, least: float) -
 
 
 def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
-    """Volume of each label and union in milliliters."""
+    """Return the volume of each label and union in milliliters."""
     voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
     voxels = voxels_of(prediction.labels.array)
     return {name: float(voxels[list(values)].sum() * voxel_ml) for name, values in labels.targets().items()}

@@ -29,7 +29,7 @@ class Case:
         age_years: age at the scan, if known.
         split: ``train``, ``val`` or ``test`` if the dataset defines it, else None.
         further: images of the channels after the first, in the dataset's order.
-        mask: file of the body's mask, in place of the one that is found; may be missing.
+        mask: file of the body's mask, in place of the automatic one; may be missing.
     """
 
     id: str

@@ -27,8 +27,8 @@ def read_channels(
         paths: one for each channel.
         names: of the channels, for messages.
         series: number or instance UID, for DICOM that holds several series.
-        modality: what a scan of one channel has to be of, where the file says it; of several channels those
-            that are called CT have to be CT.
+        modality: expected modality of a scan with one channel, if its file states one; with several channels,
+            those named CT must be CT.
 
     Raises:
         InputError: another number of images than channels, an image that cannot be read, or images on

@@ -57,7 +57,7 @@ def read_series(path: Path, series: str | None = None, modality: Modality | None
 
 
 def _check_modality(path: Path, found: str, expected: Modality | None) -> None:
-    """Refuse a series of another modality; what states none that is known is read."""
+    """Refuse a series of another modality; a series with an unknown or missing modality is read."""
     if expected is None or found not in MODALITIES or found == expected.upper():
         return
     instead = "is it the right series?"
@@ -76,7 +76,7 @@ def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
 
 
 def holds_slices(folder: Path) -> bool:
-    """Whether a folder or one in it holds DICOM slices; looks no further than to the first of them.
+    """Return True if a folder or one in it holds DICOM slices; the search ends at the first of them.
 
     Links to folders are not followed, since :func:`read_series` does not follow them either. A folder that
     is named as a volume (``scan.nii.gz``) is a scan of its own.
@@ -127,7 +127,7 @@ def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
 
 
 def _series_of(path: Path) -> list[DicomFrame]:
-    """The frames of the series to which one file belongs in its folder and those below it."""
+    """Return the frames of the series to which one file belongs, in its folder and those below it."""
     own = look_at(path)
     if not isinstance(own, list):
         found = "" if own is None else _instead([own])
@@ -143,7 +143,7 @@ def _series_of(path: Path) -> list[DicomFrame]:
 
 
 def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
-    """Frames of all files in a folder and below it, or of what a ``DICOMDIR`` lists.
+    """Return the frames of all files in a folder and below it, or of those that a ``DICOMDIR`` lists.
 
     Raises:
         InputError: other volumes lie beside the slices, so the choice is ambiguous.

@@ -35,7 +35,7 @@ from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_rescale import rescaled
 from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
-#: What padding becomes in CT; in other modalities, where nothing is measured, 0. Padding that is as dark as
+#: Value of padding in CT; in other modalities it is 0. Padding that is as dark as
 #: air already, at most so much below, stays: scanners write air as -1024 too.
 AIR_HU, AS_DARK = -1000, 24
 _UNCOMPRESSED = (

@@ -1,4 +1,4 @@
-"""The user's own body masks, one file for each scan, which take the place of the masks that are found."""
+"""The user's own body masks, one file for each scan, which replace the automatic ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from isopose.io.images import missing, read_labels
 
 
 def mask_path(folder: Path, name: str) -> Path:
-    """Return the file of a scan's mask, whether it is there or not; reading it says so.
+    """Return the path of a scan's mask; whether it exists is checked when it is read.
 
     Args:
         folder: of the masks.
@@ -36,7 +36,7 @@ def check_masks(folder: Path) -> None:
 
 
 def with_masks(dataset: Dataset, folder: Path | None) -> Dataset:
-    """Return a dataset whose cases have masks of their own, ``FOLDER/CASE.nii.gz``; as it is without folder.
+    """Return a dataset whose cases have the masks ``FOLDER/CASE.nii.gz``; unchanged without a folder.
 
     Raises:
         InputError: there is no such folder.
@@ -52,7 +52,7 @@ def read_mask(path: Path, like: Volume) -> np.ndarray:
     """Read a body mask on a scan's grid.
 
     Args:
-        path: a label file; every value but 0 is body.
+        path: a label file; every value except 0 is body.
         like: the scan.
 
     Returns:
@@ -63,5 +63,5 @@ def read_mask(path: Path, like: Volume) -> np.ndarray:
     """
     mask: np.ndarray = read_labels(path, like=like).array > 0
     if not mask.any():
-        raise InputError(f"{path}: marks nothing, expected the body's mask; draw it, or leave --masks out")
+        raise InputError(f"{path}: is empty, expected the body's mask; draw it, or leave --masks out")
     return mask

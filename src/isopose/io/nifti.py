@@ -105,7 +105,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file to read, unpacked.
 
     Raises:
-        InputError: it cannot be read to the end; without the bytes that gzip's message quotes.
+        InputError: it cannot be read to the end; the message omits the bytes that gzip's message quotes.
     """
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -128,7 +128,7 @@ def _layout(path: Path, file: IO[bytes]) -> _Layout:
         raise InputError(
             f"{path}: expected a single NIfTI file (.nii), but its header is not one's; export it as .nii.gz"
         )
-    # Not by nibabel's get_data_shape, which takes some sizes for FreeSurfer's surfaces.
+    # Not nibabel's get_data_shape, which interprets some sizes as FreeSurfer surfaces.
     rank, *extent = header["dim"].tolist()
     extent = extent[: max(rank, 0)]
     if not 1 <= rank <= 7 or min(extent) < 1:

@@ -1,4 +1,4 @@
-"""Where a NIfTI header says that its voxels lie: sform, qform, and which of them counts."""
+"""The position of a NIfTI volume by its header: sform, qform, and which of them is used."""
 
 from itertools import product
 from pathlib import Path
@@ -11,20 +11,20 @@ from isopose.errors import InputError
 from isopose.geometry.volume import is_sheared
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: How far a voxel may move, in mm, where the qform stands in for a sform that is not at right angles.
+#: Largest shift of a voxel, in mm, if the qform replaces a sform that is not orthogonal.
 _STANDS_IN_MM = 0.5
-#: How far the qform's quaternion may be longer than 1 by rounding.
+#: Largest excess of the quaternion's length over 1 that rounding may cause.
 _LONGER = 1e-3
 #: Below this, or this many times what the header's numbers are rounded to, the square of the quaternion's
 #: first part is rounding of the others: a turn of 180 degrees. nifti1_io.c has the first, nibabel the second.
 _HALF_TURN, _HALF_TURN_ROUNDINGS = 1e-7, 3
-#: The codes of ``xyzt_units`` that are no millimeters.
+#: Codes of ``xyzt_units`` for units other than millimeters.
 _UNITS = {1: "meters", 3: "micrometers"}
 
 
 @np.errstate(all="ignore")  # numbers of a damaged header may overflow; the grid is checked after
 def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.ndarray:
-    """``(4, 4)`` LPS from index in mm of a header's sform or qform; its numbers may still be no grid's.
+    """Return ``lps_from_index`` ``(4, 4)`` in mm from a header's sform or qform; it may not be invertible.
 
     Args:
         path: what messages name.
@@ -33,7 +33,7 @@ def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.nd
 
     Raises:
         InputError: a unit other than mm, neither form, two that contradict each other, or a qform that
-            readers take in different ways.
+            readers interpret differently.
     """
     unit = int(header["xyzt_units"]) & 7
     if unit not in (0, 2):
@@ -69,7 +69,7 @@ def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.nd
 
 
 def _check_qform(path: Path, header: Nifti1Header) -> None:
-    """Refuse a qform that readers take in different ways."""
+    """Raise an InputError for a qform that readers interpret differently."""
     factor, sides = float(header["pixdim"][0]), header["pixdim"][1:4].astype(np.float64)
     if not (factor >= 0 or factor == -1) or (sides < 0).any():
         raise InputError(
@@ -81,7 +81,7 @@ def _check_qform(path: Path, header: Nifti1Header) -> None:
 
 
 def _qform(header: Nifti1Header) -> np.ndarray:
-    """``(4, 4)`` RAS from index of the qform.
+    """Return the ``(4, 4)`` matrix ``ras_from_index`` of the qform.
 
     Unlike nibabel's ``get_qform`` it takes any number that is not negative for a ``pixdim[0]`` of 1, as the
     standard does, a quaternion that rounding made longer than 1, and in NIfTI-2 one rounded to float32.
@@ -97,5 +97,5 @@ def _qform(header: Nifti1Header) -> np.ndarray:
 
 
 def _quaternion(header: Nifti1Header) -> np.ndarray:
-    """``(3,)`` float64: the quaternion without its first part."""
+    """Return the quaternion without its first component, ``(3,)`` float64."""
     return np.array([header[f"quatern_{part}"] for part in "bcd"], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""A model's card: what the software knows of it, with brackets for what only its maker knows."""
+"""Write a model's card: the facts known to the software, and brackets for those that its author must add."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ from isopose.models.folder import Model, versions
 from isopose.models.info import Row, TrainingInfo
 from isopose.presets import load_config
 
-#: In the model's folder.
+#: File name in the model's folder.
 CARD = "MODEL_CARD.md"
-#: What the columns and the rows of a slice show.
+#: Anatomical direction of the columns and the rows of a slice.
 _SIDES: dict[Plane, tuple[str, str]] = {
     "axial": ("across", "front to back"),
     "coronal": ("across", "head to foot"),
@@ -21,7 +21,7 @@ _SIDES: dict[Plane, tuple[str, str]] = {
 
 
 def model_card(model: Model) -> str:
-    """The card in Markdown; names no patient and no case."""
+    """Return the card in Markdown; it names no patient and no case."""
     environment = Environment(
         loader=PackageLoader("isopose.models", "."), undefined=StrictUndefined, autoescape=False
     )
@@ -54,8 +54,8 @@ def _how(model: Model) -> str:
             "moments": "pose and size by moments",
             "identity": "pose and size as the scan has them",
         }[config.pose.start]
-        + (", and a network learned what is left of it" if config.pose.learned else ""),
-        *(["a crop around what is to be marked"] if config.crop.enabled else []),
+        + (", refined by a trained network" if config.pose.learned else ""),
+        *(["a crop around the labels"] if config.crop.enabled else []),
         f"a U-Net of {parameters:,} parameters on {size}",
     ]
     plane = config.data.plane
@@ -93,7 +93,7 @@ def _rows(model: Model) -> Iterator[tuple[str, ...]]:
             low, high = scale.percentiles
             unit = ["HU"] if _is_ct(model, channel.name) else []
             which = ", ".join([*([] if seen.channels == (channel,) else [channel.name]), *unit])
-            name = f"what is marked ({which}{', ' if which else ''}percentiles {low:g} and {high:g})"
+            name = f"labeled voxels ({which}{', ' if which else ''}percentiles {low:g} and {high:g})"
             yield (name, *(f"{value:.0f}" for value in three))
 
 
@@ -117,7 +117,7 @@ def _validation(model: Model) -> str:
 
 def _settings(config: Config) -> str:
     usual = load_config(config.preset, base={"dims": config.dims}).flat()
-    # Where it was trained says nothing of the model, and a case is not named.
+    # The training device does not characterize the model, and cases are not named.
     changed = [
         f"`{key}={value}`"
         for key, value in config.flat().items()

@@ -1,6 +1,6 @@
-"""A model on disk: ``weights.safetensors`` and ``model.json``, nothing that can execute.
+"""A model on disk: ``weights.safetensors`` and ``model.json``; neither can execute code.
 
-``model.json`` holds the whole configuration, labels, fingerprint, what the reference was, how training went,
+``model.json`` holds the whole configuration, labels, fingerprint, facts of the reference and of the training,
 versions and the hash of the weights. It names no patient and no case.
 """
 
@@ -30,21 +30,21 @@ from isopose.renamed import present_weight
 from isopose.tensors import write_tensors
 from isopose.version import __version__
 
-#: Raised when a folder of an older isopose can no longer be read.
+#: Increased when folders of older versions can no longer be read.
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained pipeline and what it was made from.
+    """A trained pipeline, with its configuration and facts of its training.
 
     Args:
         pipeline: the networks, in evaluation mode.
-        config: with which it was trained.
-        labels: that it marks.
-        fingerprint: of its training cases, by which scans are normalized.
+        config: settings of its training.
+        labels: names and stored values of its labels.
+        fingerprint: of its training cases; scans are normalized by it.
         info: its training cases, reference, stages and history.
-        weights_sha256: its identity in what it predicts.
+        weights_sha256: hash of the weights, which identifies the model in the records of its predictions.
     """
 
     pipeline: Networks
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def modality(self) -> Modality:
-        """Of the scans that it is for, of several channels of the one that shows the pose."""
+        """Modality of its scans; with several channels, of the channel that shows the pose."""
         return modality_of(self.config.data, self.channels)
 
 
@@ -95,7 +95,7 @@ def with_precision(model: Model, precision: str | None) -> Model:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """Return the versions of isopose and its libraries on which a result depends."""
     return {
         "isopose": __version__,
         "python": platform.python_version(),
@@ -106,7 +106,7 @@ def versions() -> dict[str, str]:
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Write the weights, then the manifest that names them; a folder without manifest is no model."""
+    """Write the weights, then the manifest with their hash; a folder without a manifest is not a model."""
     weights = folder / "weights.safetensors"
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.pipeline.state_dict().items()}
     write_tensors(weights, tensors)
@@ -127,14 +127,14 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def _nameless(config: Config) -> Config:
-    """The configuration without the case that the user named as reference: a model names no patient."""
+    """Return the configuration without the id of the reference case, which may identify a patient."""
     return config.model_copy(update={"pose": config.pose.model_copy(update={"reference": None})})
 
 
 def members_of(folder: Path) -> dict[str, str]:
     """Return the members of a model of several: the names of their folders, and the hashes of their weights.
 
-    Of a model that is one itself it is empty.
+    It is empty for a model without members.
 
     Raises:
         InputError: no model, one of another format, or a damaged list of members.
@@ -146,7 +146,7 @@ def members_of(folder: Path) -> dict[str, str]:
         members = {str(one["folder"]): str(one["weights_sha256"]) for one in values["members"]}
     except (TypeError, KeyError):
         members = {}
-    # A name that leads elsewhere is none of a folder that ``fit`` wrote.
+    # ``fit`` writes members beside the manifest only; any other path is damage or an attack.
     if not members or any(PurePath(name).name != name or name == ".." for name in members):
         raise InputError(
             f"{folder / 'model.json'}: damaged model (its members are not folders beside it); copy it again "
@@ -179,8 +179,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """Read the folder of one model.
 
     Raises:
-        InputError: no model, one of a newer format, one whose parts do not belong together, or one of several
-            members.
+        InputError: no model, one of a newer format, one whose files do not belong together, or one with
+            several members.
     """
     manifest, values, members = folder / "model.json", _manifest(folder), members_of(folder)
     if members:
@@ -204,7 +204,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         tensors = {present_weight(name): tensor for name, tensor in load_file(weights).items()}
         if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
             raise ValueError("weights that are not finite")
-        # Without memory, for a damaged configuration may ask for any amount; the weights bring their own.
+        # On the meta device: a damaged configuration may ask for any amount of memory. The weights are
+        # assigned afterwards.
         with torch.device("meta"):
             mask = tensors["pose.reference_mask"]
             pipeline = Networks(config, labels.classes, mask, air, top, airs_of(fingerprint))

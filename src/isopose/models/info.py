@@ -1,4 +1,4 @@
-"""What is kept with a model of its training: numbers and hashes, no patient's or case's name."""
+"""Facts of a model's training that are saved with it: numbers and hashes, no names of patients or cases."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ LEAST_SLOPE = 0.5
 
 @dataclass(frozen=True)
 class ReferenceInfo:
-    """The reference patient; all fields are None in models that did not keep them.
+    """The reference patient; fields are None in models of versions that did not record them.
 
     Args:
         image_sha256: of the reference's scan.
@@ -108,7 +108,7 @@ class Turning:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is kept with a model of its training.
+    """Facts of a model's training that are saved with it.
 
     Args:
         training: the cases.
@@ -134,13 +134,13 @@ class ModelInfo:
         values = _INFO.dump_python(self, mode="json")
         if not self.training.corrections_sha256:
             del values["training"]["corrections_sha256"]
-        # Of a reference, only what is known.
+        # Fields of the reference that are None are left out.
         values["reference"] = {key: value for key, value in values["reference"].items() if value is not None}
         return {key: values[key] for key in ("reference", "training", "stages", "turning", "history")}
 
     @classmethod
     def from_json(cls, values: Any) -> "ModelInfo":
-        """Return the info that :meth:`to_json` gave; keys that older models lack get their defaults.
+        """Return the info from values of :meth:`to_json`; keys that older models lack get their defaults.
 
         Raises:
             ValueError: a key is unknown, a value of another type or out of range.

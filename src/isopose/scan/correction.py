@@ -1,8 +1,8 @@
-"""Poses and crops that a person set by hand, in place of what STN1 and STN2 say of a scan.
+"""Poses and crops that a user set by hand, in place of those that STN1 and STN2 estimate.
 
-A correction holds for a scan, whatever its file is called, and outlives the model that it was made with: it
-says where the reference's outline lies in the scan's slices. What another reference, or another frame, is
-given is carried over.
+A correction belongs to a scan, identified by its hash, and can be used with any model: it stores where the
+reference's outline lies in the scan's slices. For a model with another reference or frame, poses and crops
+are converted.
 """
 
 import json
@@ -41,7 +41,7 @@ class SetPose:
 
     Args:
         slice: index from the feet, after reorientation.
-        pose: five numbers, ``geometry/pose.py``, in the correction's frame and of its reference.
+        pose: ``(5,)``, see ``geometry/pose.py``, in the correction's frame and relative to its reference.
     """
 
     slice: Annotated[int, Field(ge=0)]
@@ -66,7 +66,7 @@ class SetCrop:
 
 @dataclass(frozen=True)
 class ReferenceOutline:
-    """Where a reference's body lies in the homogenized frame: its center, and spread along x and y."""
+    """Center of a reference's body in the homogenized frame, and its standard deviation along x and y."""
 
     center: tuple[float, float]
     spread: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -75,14 +75,14 @@ class ReferenceOutline:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a person set for one scan; between the slices that were set it changes evenly, beyond them not.
+    """Poses and crops that a user set for one scan; linear between the slices that were set, constant beyond.
 
     Args:
-        image_sha256: of the scan, ``io/sources.py: hash_of_source``.
-        frame: in which the poses are.
-        reference: to whose outline they bring the scan.
-        poses: by ascending slice; none: the poses are as found.
-        crops: by ascending slice; none: the crops are as found, in the poses that were set.
+        image_sha256: hash of the scan, see ``io/sources.py: hash_of_source``.
+        frame: of the poses.
+        reference: outline to which the poses bring the scan.
+        poses: by ascending slice; empty: the estimated poses are used.
+        crops: by ascending slice; empty: the crops are estimated, in the poses that were set.
     """
 
     image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -104,22 +104,22 @@ class Correction:
             raise ValueError("expected a frame with a side")
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """Return the correction as values that JSON represents exactly."""
         value: dict[str, Any] = _CORRECTION.dump_python(self, mode="json")
         return value
 
     @property
     def sha256(self) -> str:
-        """Its identity in what is predicted with it."""
+        """Hash that identifies the correction in the records of results."""
         return hash_of(self.to_json())
 
     def poses_at(self, slices: np.ndarray, frame: Frame, reference_mask: Tensor) -> Tensor | None:
-        """Poses ``(N, 5)`` of some slices; none where none was set.
+        """Return poses ``(N, 5)`` for slices; None if no pose was set.
 
         Args:
             slices: ``(N,)`` indices from the feet.
-            frame: in which the poses are wanted.
-            reference_mask: ``(1, 1, S, S)``, to which they shall bring the scan.
+            frame: of the returned poses.
+            reference_mask: ``(1, 1, S, S)``, reference to which the returned poses bring the scan.
         """
         if not self.poses:
             return None
@@ -127,12 +127,12 @@ class Correction:
         return _to_reference(_to_frame(own, self.frame, frame), self.reference, outline_of(reference_mask))
 
     def crops_at(self, slices: np.ndarray, poses: Tensor, reference_mask: Tensor) -> Tensor | None:
-        """Crops ``(N, 3, 3)`` of some slices, homogenized from crop; none where none was set.
+        """Return crops ``(N, 3, 3)``, homogenized from crop, for slices; None if no crop was set.
 
         Args:
             slices: ``(N,)`` indices from the feet.
-            poses: ``(N, 5)`` in which the crops are wanted; set, or else found.
-            reference_mask: to which the poses bring the scan.
+            poses: ``(N, 5)`` in which the crops are returned, set by hand or estimated.
+            reference_mask: ``(1, 1, S, S)``, reference to which the poses bring the scan.
         """
         if not self.crops:
             return None
@@ -142,7 +142,7 @@ class Correction:
         theta2[:, 0, 0] = theta2[:, 1, 1] = torch.from_numpy(np.exp(scale)).float()
         theta2[:, 0, 2], theta2[:, 1, 2] = torch.from_numpy(x).float(), torch.from_numpy(y).float()
         theta2[:, 2, 2] = 1.0
-        # Crops are seen in the poses that bring the scan to the correction's own reference.
+        # The crops were set in the poses that bring the scan to the correction's own reference.
         seen_in = _to_reference(poses.cpu(), outline_of(reference_mask), self.reference)
         if torch.equal(seen_in, poses.cpu()):
             return theta2
@@ -158,24 +158,24 @@ _CORRECTION = TypeAdapter(Correction)
 
 
 def outline_of(reference_mask: Tensor) -> ReferenceOutline:
-    """The outline of a reference ``(1, 1, S, S)``."""
+    """Return center and spread of a reference mask ``(1, 1, S, S)``."""
     of = moments(reference_mask)
     spread = spread_along(of, torch.zeros_like(of.angle))[0].tolist()
     return ReferenceOutline((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
 
 
 def correction_from_json(value: Any, name: str) -> Correction:
-    """A correction from what :meth:`Correction.to_json` gave.
+    """Return a correction from the values that :meth:`Correction.to_json` returns.
 
     Args:
-        value: of any kind.
-        name: by which a message tells it.
+        value: parsed JSON.
+        name: of its file, for messages.
 
     Raises:
-        InputError: it is no correction.
+        InputError: the value is not a correction.
     """
     try:
-        # As text, in whose strict reading lists stand for tuples.
+        # As JSON text: pydantic's strict mode then accepts lists for tuples.
         return _CORRECTION.validate_json(json.dumps(with_present_names(value, CORRECTION)))
     except ValidationError as error:
         raise InputError(
@@ -184,22 +184,22 @@ def correction_from_json(value: Any, name: str) -> Correction:
 
 
 def write_correction(folder: Path, correction: Correction) -> Path:
-    """Write a correction under its scan's hash, in place of an earlier one; names no patient."""
+    """Write a correction to a file named by its scan's hash, replacing an earlier one; return its path."""
     path = correction_path(folder, correction.image_sha256)
     write_json(path, correction.to_json())
     return path
 
 
 def correction_path(folder: Path, image_sha256: str) -> Path:
-    """Where the correction of a scan is kept."""
+    """Return the path of a scan's correction."""
     return Path(folder) / f"{image_sha256[:16]}.json"
 
 
 def read_corrections(folder: Path) -> dict[str, Correction]:
-    """All corrections of a folder, by the scan's hash.
+    """Read all corrections of a folder; returns them by the scan's hash.
 
     Raises:
-        InputError: no folder, a file that is none, or two of one scan; the message names the file.
+        InputError: no such folder, a file that is not a correction, or two corrections of one scan.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -216,12 +216,12 @@ def read_corrections(folder: Path) -> dict[str, Correction]:
 
 
 def _between(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Values ``(K, n)`` at ascending places, evenly between them, at the wanted ones: ``(N, n)``."""
+    """Interpolate values ``(K, n)`` at ascending places linearly; returns ``(N, n)`` at the wanted places."""
     return np.stack([np.interp(wanted, places, column) for column in values.T], axis=1)
 
 
 def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
-    """Poses of one frame as those of another one of the same scan."""
+    """Convert poses from one frame of a scan to another."""
     factor = old.fov_mm / new.fov_mm
     center = [2.0 * (old.center_mm[axis] - new.center_mm[axis]) / new.fov_mm for axis in (0, 1)]
     out = pose.clone()
@@ -231,7 +231,7 @@ def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
 
 
 def _to_reference(pose: Tensor, old: ReferenceOutline, new: ReferenceOutline) -> Tensor:
-    """Poses that bring slices to one reference as those that bring them to another's center and size."""
+    """Convert poses from one reference to another with a different center and size."""
     if np.allclose([*old.center, *old.spread], [*new.center, *new.spread], atol=1e-6):
         return pose
     out = pose.clone()

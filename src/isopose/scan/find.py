@@ -89,7 +89,7 @@ def find_poses(
 ) -> ScanPose:
     """Find the poses of a scan's slices.
 
-    If the scan shows no outline of a body, its pose is left as it is, and its size in mm.
+    If the scan shows no outline of a body, it keeps its pose, and its size in mm.
 
     Args:
         transformer: STN1.
@@ -202,7 +202,7 @@ def find_volume_pose(
 
 
 def _decide(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision | None:
-    """Return what is recorded of a scan's roll.
+    """Return the decision about a scan's roll, as it is recorded.
 
     None where it comes from outlines or STN1, or turns the patient out of the slices' plane.
     """

@@ -23,9 +23,9 @@ class RollDecision:
     Args:
         shown_degrees: roll that the slices show together, from +x to +y, against the file's header.
         odds: that the slices show the roll: alone or given the header, whichever is less.
-        needed_odds: from which on they are believed.
-        header_kept: True where they were not believed, so that the patient is left as the header says.
-        outline_visible: False where the scan shows no outline of a body, so that its size is left too.
+        needed_odds: smallest odds at which the slices are believed.
+        header_kept: True if they were not believed, so that the scan keeps the header's roll.
+        outline_visible: False if the scan shows no outline of a body, so that it keeps its size as well.
     """
 
     shown_degrees: float

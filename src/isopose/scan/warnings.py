@@ -41,8 +41,8 @@ def pose_warnings(
             lines.append(f"pose fell back to {name}{where}")
     if transformer.plane == "axial" and abs(scan.roll) > TURNED:
         lines.append(
-            f"lies turned by {math.degrees(scan.roll):+.0f} degrees against what the file's header says: "
-            "turned back; check the sides"
+            f"rotated by {math.degrees(scan.roll):+.0f} degrees relative to the position in the file's "
+            "header: turned back; check the sides"
         )
     if scan.decision is not None and scan.decision.header_kept and BY_HAND not in scan.source:
         return [*lines, _kept(scan.decision, unseen=transformer.keeps_header)]
@@ -59,14 +59,14 @@ def pose_warnings(
 
 
 def _kept(decision: RollDecision, *, unseen: bool) -> str:
-    """Return the one line about a scan that is left as its header says; ``unseen``: nothing looked at it."""
+    """Return the one line about a scan that is left as its header says; ``unseen``: no network saw it."""
     if not decision.outline_visible:
         return "no outline of a body is visible: its pose and size are left as the file has them"
     if unseen:
-        return "which way up the patient lies was not looked for: left as the file's header says"
+        return "which way up the patient lies was not estimated: left as the file's header says"
     if abs(decision.shown_degrees) > math.degrees(TURNED) and decision.odds >= 1.0:
         return (
-            f"its slices show a patient turned by {decision.shown_degrees:+.0f} degrees against the file's "
+            f"its slices show a patient rotated by {decision.shown_degrees:+.0f} degrees against the file's "
             f"header, but at odds of {decision.odds:.1f} only ({decision.needed_odds:g} are needed): left as "
             "the header says; check the sides"
         )

@@ -154,7 +154,7 @@ class Worker:
         self._end_process()
         if code == -signal.SIGKILL:
             return (
-                "the process that predicts was killed, most often for want of memory; try a machine with more"
+                "the process that predicts was killed, most often for lack of memory; try a machine with more"
             )
         return f"the process that predicts ended (code {code}) with this scan; is the file damaged?"
 

@@ -1,4 +1,4 @@
-"""Checks before a training begins, and the claim of a model folder by one run."""
+"""Checks before a training begins, and the lock of a model folder by one run."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def claim(
     source: Model | None,
     corrections: Corrections,
 ) -> None:
-    """Mark a folder as this run's, so that another run or other settings never mix with it."""
+    """Record this run's settings in the folder, so that it is not mixed with another run."""
     run = {
         "config": hash_of(config.model_dump(mode="json")),
         "channels": hash_of(list(dataset.channels)),
@@ -58,7 +58,7 @@ def claim(
 
 
 def claim_data(folder: Path, stored: Store) -> None:
-    """Refuse to go on with other images or labels under the same names: the stages would be of two minds."""
+    """Refuse to resume with other images or labels of the same names: stages would differ in their data."""
     mark = folder / "work" / "data.json"
     sources = {"sources": hash_of([[case.record.id, case.record.sources] for case in stored.cases])}
     if outputs.begun(folder, mark, sources, other="was started with other images or labels") is None:

@@ -1,4 +1,4 @@
-"""Augmentation of the U-Net's input in the homogenized frame, on the device: intensities and a deformation.
+"""Augment the U-Net's input in the homogenized frame, on the device: intensities and a deformation.
 
 The changes of intensities, their order, parts and ranges are those of nnU-Net v2's trainer
 (``nnUNetTrainer.get_training_transforms``). Rotation, scaling and shift are the jitter around the pose.
@@ -67,7 +67,7 @@ def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: f
 
     def blurred(some: Tensor, strength: Tensor, _: Sequence[int]) -> Tensor:
         sigmas = _between(strength, *BLUR)[:, None].expand(-1, some.ndim - 2)
-        # Outside of what is blurred is 0.
+        # The blur assumes 0 outside the image.
         return blur(some - air, sigmas) + air
 
     changes: dict[str, Callable[[Tensor, Tensor, Sequence[int]], Tensor]] = {

@@ -73,11 +73,11 @@ def fit(
     corrections = corrections or {}
     config = with_poses_of(config, dataset.channels)
     training, validation = split(dataset, config.train)
-    # Before the folder is claimed, since a corrected command is another run.
+    # Before the folder is claimed, since a command with corrected settings counts as another run.
     prepared = measured(training, validation, config.train)
     check(config, dataset, prepared[0], source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
-    # The others find what the first has made, and go on with it; the first holds the folder for all.
+    # The other ranks use the first one's preprocessed cases; the first rank locks the folder for all.
     with ExitStack() as held:
         with fabric.rank_zero_first():
             if fabric.is_global_zero:

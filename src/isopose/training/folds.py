@@ -1,4 +1,4 @@
-"""``isopose fit --folds all``: every fold one after the other, shared out among the processes that ask."""
+"""``isopose fit --folds all``: train the folds one after the other, shared among several processes."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ from isopose.training.claim import check_claim, claim
 from isopose.training.fit import check, fit
 from isopose.training.preprocessing import preprocess
 
-#: Gives each fold's training, with its folder and settings, the receiver of its progress.
+#: Returns the reporter of a fold's training, given its folder and settings.
 Tracking = Callable[[Path, Config], AbstractContextManager[Reporter]]
 
 
@@ -27,7 +27,7 @@ def fold_folder(folder: Path, fold: int) -> Path:
 
 
 def of_fold(config: Config, fold: int) -> Config:
-    """Return the settings of one fold's training; what is measured on patients is common to all folds."""
+    """Return the settings of one fold's training; normalization, frame and reference are shared by all."""
     return config.model_copy(update={"train": config.train.model_copy(update={"fold": fold, "shared": True})})
 
 
@@ -68,7 +68,7 @@ def fit_folds(
     reporter: Reporter | None = None,
     tracking: Tracking | None = None,
 ) -> bool:
-    """Train the folds that are not done and that no other process trains, one after the other.
+    """Train the unfinished folds that no other process trains, one after the other.
 
     Each is a model folder of its own, ``folder/fold-0`` and so on. Normalization, frame and reference are of
     the training patients of all folds, so that one store serves all.
@@ -101,7 +101,7 @@ def fit_folds(
         claim(folder, dataset, common, everyone, none, resume, source, corrections or {})
     store = store or folder / "work" / "store"
     if _left(folder, config):
-        # Others that begin at the same time wait here, and find the store.
+        # Processes started at the same time wait here, and then find the store.
         with only_writer(folder / "work", wait=True):
             given = source.fingerprint if source else None
             preprocess(

@@ -1,4 +1,4 @@
-"""What is kept with a model of its training: numbers and hashes, no case's name."""
+"""Collect the facts of a training that are saved with the model: numbers and hashes, no names of cases."""
 
 from isopose.data.store import Store
 from isopose.io.datasets import Case
@@ -11,7 +11,7 @@ from isopose.training.targets import Reference
 
 
 def reference_info(reference: Reference, store: Store) -> ReferenceInfo:
-    """Return what is kept of a reference patient of a store."""
+    """Return the facts of a reference patient in a store."""
     (record,) = [case.record for case in store.cases if case.record.id == reference.case]
     return ReferenceInfo(
         image_sha256=record.sources["image"],
@@ -30,13 +30,13 @@ def training_info(
     source: Model | None,
     corrections: Corrections,
 ) -> TrainingInfo:
-    """Return what is kept of the cases of a training.
+    """Return the facts of the cases of a training.
 
     Args:
-        store: that holds them.
-        training: cases that were trained on.
-        validation: cases that chose the weights.
-        source: the model that the training started from; scans that it has seen, the new model has seen.
+        store: contains the cases.
+        training: training cases.
+        validation: validation cases, by which the weights were chosen.
+        source: the fine-tuned model; its training scans count as training scans of the new model.
         corrections: poses and crops set by hand.
     """
     image_of = {case.record.id: case.record.sources["image"] for case in store.cases}
@@ -56,7 +56,7 @@ def training_info(
 
 
 def stages_info(stages: list[Progress]) -> dict[str, StageInfo]:
-    """Return how long each stage was trained and which epoch was the best."""
+    """Return the number of epochs and the best epoch of each stage."""
     return {
         stage.history[0]["stage"]: StageInfo(stage.epoch, stage.best_epoch, stage.best) for stage in stages
     }
@@ -65,12 +65,12 @@ def stages_info(stages: list[Progress]) -> dict[str, StageInfo]:
 def warn_of_seen(
     source: Model | None, stored: Store, validation: tuple[Case, ...], reporter: Reporter
 ) -> None:
-    """Warn where validation patients are among the training patients of the model to start from."""
+    """Warn if validation patients are among the training patients of the model to fine-tune."""
     known = set(source.info.training.images_sha256) if source else set()
     names = {case.id for case in validation}
     both = [c for c in stored.cases if c.record.id in names and c.record.sources["image"] in known]
     if both:
         reporter.say(
-            f"warning: {len(both)} of {len(validation)} validation cases trained the model that this one "
-            "begins from: their scores flatter, and training may stop too late"
+            f"warning: {len(both)} of {len(validation)} validation cases are training cases of the model to "
+            "fine-tune: their scores are too good, and training may stop too late"
         )

@@ -175,8 +175,8 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
                 loss = module(part, disturbance[rows]) * (len(rows) / own)
                 fabric.backward(loss)
             total += loss.detach()
-        # Gradients that are not finite: the scaler of 16-mixed leaves that step out, as it should; in any
-        # other precision they reach the weights, by which the epoch's end knows.
+        # Non-finite gradients: the scaler of 16-mixed skips that step, as it should. In any other precision
+        # they reach the weights, which are checked at the end of the epoch.
         fabric.clip_gradients(module, optimizer, max_norm=config.max_norm, error_if_nonfinite=False)
         optimizer.step()
         report.step()

@@ -66,7 +66,7 @@ def segmentation_loss(
         probabilities: ``(N, classes, H, W)`` or ``(N, classes, D, H, W)``, summing to 1 over classes.
         target: the same shape, one-hot or averaged over larger pixels. Its sum over classes is the part of a
             pixel that is labeled, 1 unless ``partial``.
-        partial: weight each pixel by its labeled part, so that what is not labeled changes nothing.
+        partial: weight each pixel by its labeled fraction, so that unlabeled pixels have no effect.
         regions: classes of each region, which may overlap. A region's probability is the sum of its classes';
             SoftDice is averaged over regions, and so are the cross entropies of inside and outside. Empty:
             each foreground class is compared.
@@ -113,7 +113,7 @@ def deep_supervision_loss(levels: Iterable[tuple[Tensor, Tensor]], **options: An
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Return ``(N, classes, ...)`` float32 of class indices ``(N, H, W)`` or ``(N, D, H, W)``.
 
-    Where the index is no class, as that of voxels that nobody labeled, all are 0.
+    If the index is not a class, as for voxels that were not annotated, all are 0.
     """
     # torch's one_hot returns int64, many times the memory of a large scan.
     return torch.stack([labels == index for index in range(classes)], dim=1).float()

@@ -19,10 +19,10 @@ from isopose.training.losses import deep_supervision_loss
 
 #: Resident bytes of a process before training: Python, PyTorch, other libraries, prefetched slices.
 PROCESS = 1000e6
-#: What a step holds at its peak beyond what is kept for the way back, in maps of features as large as the
-#: first level's: gradients on the way, copies in the layout that a convolution wants, what the allocator
-#: cannot use; more where a level is computed again, and so many more of volumes. Measured
-#: (docs/measurements.md, "Memory of training").
+#: Peak memory of a training step beyond the activations stored for the backward pass, in units of a feature
+#: map of the first level: gradients, copies in the memory layout of a convolution, fragmentation. More with
+#: activation checkpointing, and again more for volumes. Measured (docs/measurements.md, "Memory of
+#: training").
 ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 14, 5
 #: Bytes per weight: with its gradient and the optimizer's two moments; extra during gradient accumulation;
 #: extra copies of mixed precision; the best epoch's weights, kept on the CPU.

@@ -15,7 +15,7 @@ from isopose.progress import Reporter
 #: Part of a structure's pixels on one side of the body, and part of the patients in whom it is the same side,
 #: from which the structure belongs to that side.
 OF_PIXELS, OF_PATIENTS = 0.75, 0.8
-#: Labeled slices that are looked at.
+#: Largest number of labeled slices that are examined.
 SLICES = 1000
 
 
@@ -23,7 +23,8 @@ def check_mirroring(config: Config, labels: Labels) -> None:
     """Refuse mirroring that was asked for with labels that have a side but no counterpart.
 
     Raises:
-        InputError: ``unet.mirror`` or ``predict.mirror`` is set, and a name has a side and not one partner.
+        InputError: ``unet.mirror`` or ``predict.mirror`` is set, and a name has a side but not exactly one
+            partner.
     """
     for setting, off, value in (
         ("unet.mirror", "unet.mirror=0", config.unet.mirror),

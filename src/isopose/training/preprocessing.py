@@ -29,17 +29,18 @@ def preprocess(
     """Return a store of all cases, by a fingerprint that is given or made of the training cases.
 
     Args:
-        folder: that holds stores and fingerprints; what is there already is not made again.
-        cases: those of which the fingerprint is, see :func:`isopose.data.splits.measured`, and others.
+        folder: for stores and fingerprints; existing ones are reused.
+        cases: those from which the fingerprint is computed (:func:`isopose.data.splits.measured`), and
+            others.
         labels: names and stored values.
-        config: how to prepare.
+        config: settings of the preprocessing.
         channels: names of the dataset's channels.
-        given: fingerprint of a model that learns on.
-        workers: processes.
-        reporter: where progress, warnings and the cases that cannot be used go.
+        given: fingerprint of a model to fine-tune; None: compute it.
+        workers: number of processes.
+        reporter: receives progress, warnings and the cases that cannot be used.
 
     Raises:
-        InputError: cases that cannot be used. All are reported before, and those that can be are kept.
+        InputError: cases that cannot be used, after all are reported; usable cases stay in the store.
     """
     training, validation = cases
     fingerprint = given or _fingerprint(folder, training, labels, config, channels, workers, reporter)

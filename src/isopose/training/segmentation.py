@@ -47,7 +47,7 @@ class SegmentationObjective(nn.Module):
         #: Name and classes of what is scored, and of what the loss compares.
         self.judged = labels.judged()
         self.regions = tuple(self.judged.values()) if labels.regions else ()
-        #: Whether there may be voxels that nobody labeled.
+        #: Whether there may be voxels that were not annotated.
         self.partial = labels.ignore is not None or networks.config.data.undrawn == "ignore"
         self.unet = networks.unet
         self.config = networks.config
@@ -91,7 +91,7 @@ class SegmentationObjective(nn.Module):
                 return probabilities, _shrunk(target, logits.shape[2:])
             side = self.config.unet_size // logits.shape[-1]
             goal = _shrunk(target, [pixels // side for pixels in target.shape[2:]])
-            # Means of neighbors would hide a checkered answer from the loss: docs/concepts/unet.md, "Loss".
+            # Interpolation would hide a checkered prediction from the loss: docs/concepts/unet.md, "Loss".
             return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
 
         levels = map(level, self.unet(crop, deep=True))
@@ -100,7 +100,7 @@ class SegmentationObjective(nn.Module):
     def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the mean Dice over labels and patients in the frame, then each label's, if there is any.
 
-        With regions it is that of the regions. What nobody labeled counts in neither map.
+        With regions it is that of the regions. Voxels that were not annotated count in neither map.
         """
         counts = [self._counts(batch) for batch in batches]
         both, predicted, truth = gathered(counts, dim=1).double().cpu().numpy()
@@ -180,7 +180,8 @@ def warped_target(
         labels: ``(N, classes, ...)``.
         input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``.
         size: of the crop.
-        ignored: ``(N, 1, ...)`` where nobody labeled and all classes are 0: background has no part of it.
+        ignored: ``(N, 1, ...)`` where voxels were not annotated: all classes are 0 there, background
+            included.
         displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
     """
     inside = warp(labels[:, 1:], input_from_crop, size, displacement=displacement)
@@ -201,7 +202,7 @@ def _overlaps(predicted: Tensor, truth: Tensor, judged: Iterable[tuple[int, ...]
 
     Args:
         predicted: ``(N, ...)``.
-        truth: the same shape; where nobody labeled neither map counts.
+        truth: the same shape; voxels that were not annotated count in neither map.
         judged: the classes of each label or region.
     """
     counts, labeled = [], truth != IGNORED

@@ -1,4 +1,4 @@
-"""Which networks are trained, one after the other, and on what."""
+"""The training stages of slices and volumes: which networks are trained, in which order, on which samples."""
 
 import time
 from collections.abc import Mapping
@@ -43,16 +43,16 @@ from isopose.training.turning import measure_turning, warning_of
 
 @dataclass(frozen=True)
 class StageContext:
-    """What the stages of one run share.
+    """State that the stages of one run share.
 
     Args:
         config: all settings.
         labels: of the dataset.
         fabric: device, precision, ranks.
         work: folder of checkpoints and curves.
-        reporter: where progress goes.
+        reporter: receives progress.
         truth: case id to the true roll against the reference, radians, where it is known (phantoms).
-        trial: run for its speed alone: what the networks learned is not judged.
+        trial: the run measures speed only; the networks are not evaluated.
     """
 
     config: Config
@@ -66,7 +66,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class _OfSlices:
-    """What the stages of slices are trained on.
+    """Networks and samples of the stages of slices.
 
     Args:
         networks: to be trained.
@@ -103,12 +103,12 @@ def slice_stages(
     data = _OfSlices(networks, train_slices, val_slices, poses_by_hand(train_slices, corrections, reference))
     stages: list[Progress] = []
     turning: Turning | None = None
-    # Of a model that is trained on in parts, pose and crop are not among them.
+    # If a model is fine-tuned in parts (train.parts), pose and crop are not trained.
     learning = config.train.parts == "all"
     if learning:
         stages, turning = _train_pose(context, data)
     _find_poses(context, data)
-    # Of a patient who lies turned only axial slices show it as a turn.
+    # A patient's roll is an in-plane rotation in axial slices only.
     for slices in data.all if config.data.plane == "axial" else ():
         for line in turned(slices):
             context.reporter.say(line)
@@ -128,7 +128,7 @@ def slice_stages(
     for slices in data.all:
         slices.pose, slices.theta2 = transforms_of(networks, slices, device)
     train_slices.pose = where_set(data.by_hand, train_slices.pose)
-    # In the final poses, which a joint network has changed where none was set.
+    # In the final poses, which a joint network has refined unless they were set by hand.
     crops = crops_by_hand(train_slices, corrections, reference)
     train_slices.theta2 = where_set(crops, train_slices.theta2)
     for slices in data.all:
@@ -176,7 +176,7 @@ def _find_poses(context: StageContext, data: _OfSlices) -> None:
 
 
 def _measured(context: StageContext, data: _OfSlices, section: str) -> Turning | None:
-    """Measure how the trained STN1 sees the roll, say it, and warn where it has not learned to turn."""
+    """Measure and report the trained STN1's roll estimates; warn if it has not learned rotation."""
     if context.trial:
         return None
     patients = "validation" if data.validation else "training"
@@ -196,10 +196,10 @@ def _measured(context: StageContext, data: _OfSlices, section: str) -> Turning |
 
 
 def _augmentation(context: StageContext, networks: Networks) -> Augmentation | None:
-    """What the U-Net's slices go through while it trains, in place of homogenization."""
+    """Return the augmentation of the U-Net's slices that replaces homogenization, if configured."""
     if context.config.unet.augmentation != "nnunet":
         return None
-    # nnU-Net mirrors whatever the labels are; here no left kidney becomes a right one.
+    # nnU-Net mirrors regardless of the labels; here a left kidney must not become a right one.
     try:
         mirror = mirrored_classes(context.labels.names) == tuple(range(context.labels.classes))
     except InputError:

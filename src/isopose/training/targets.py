@@ -32,7 +32,7 @@ class Reference:
         chosen: ``by the user`` or ``automatically``.
         area_cm2: of the body in that slice; in coronal and sagittal slices of its silhouette.
         symmetry: agreement of the slice with its own mirror image, 1 is perfect.
-        lean: radians by which it was turned upright; 0 where it is taken as it lies.
+        lean: radians by which it was turned upright; 0 if it was not turned.
         image: ``(1, 1, S, S)`` the slice in the homogenized frame.
         mask: ``(1, 1, S, S)`` its foreground in the homogenized frame (T in Eq. 1).
     """
@@ -188,7 +188,7 @@ def labels_in_frame(
 ) -> Tensor:
     """Return where any label lies in the homogenized frame, booleans ``(N, S, S)`` or ``(N, D, S, S)``.
 
-    Voxels that nobody labeled count neither as label nor as background.
+    Voxels that were not annotated count neither as label nor as background.
     """
     plane = (config.size, config.size)
     size = plane if input_from_homogenized.shape[-1] == 3 else (config.depth, *plane)
@@ -197,7 +197,7 @@ def labels_in_frame(
         ignored = one == IGNORED
         known = torch.stack([(one > 0) & ~ignored, ignored], dim=1).float()
         share, unknown = warp(known, matrices, size).unbind(dim=1)
-        # Thin structures count too; of a few drawn slices among others it is the part of what was drawn.
+        # Thin structures count too; with sparse annotations the fraction is that of the annotated voxels.
         seen.append((share > 0.25 * (1.0 - unknown)) & (share > 0.01))
     return torch.cat(seen)
 
@@ -227,7 +227,7 @@ def filled_outline(
 
     Args:
         mask: ``(1, 1, N, N)`` foreground of one slice, soft or binary.
-        lean: radians by which the body lies turned, from +x to +y.
+        lean: radians by which the body is rotated, from +x to +y.
         config: pixels of the outline (``size``), and the part of the frame that it fills (``fill``).
         plane: of the slice.
 

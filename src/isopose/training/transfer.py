@@ -1,4 +1,4 @@
-"""Transfer learning: which models a run may begin from, and with which settings (Table 1 of the paper)."""
+"""Transfer learning: which models a run may fine-tune, and with which settings (Table 1 of the paper)."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from isopose.errors import InputError
 from isopose.io.cases import Dataset
 from isopose.models.folder import Model
 
-#: Settings by section that a model's weights have a meaning for; all others may differ while it learns on.
+#: Settings by section on which the meaning of a model's weights depends; fine-tuning may change all others.
 OF_THE_MODEL: dict[str, tuple[str, ...]] = {
     "data": (
         *("size", "pixel_mm", "clip_percentiles", "normalization", "pose_channel", "modality"),
@@ -31,7 +31,7 @@ def settings_of(source: Model) -> dict[str, Any]:
 
 
 def check_source(source: Model | None, config: Config, dataset: Dataset) -> None:
-    """Check that a run may begin from a model, before anything is written.
+    """Check that a run can fine-tune a model, before anything is written.
 
     Raises:
         InputError: parts of no model, another architecture or frame, other channels or labels, a reference of
@@ -40,13 +40,13 @@ def check_source(source: Model | None, config: Config, dataset: Dataset) -> None
     if source is None:
         if config.train.parts != "all":
             raise InputError(
-                f"train.parts is {config.train.parts}, which is of a model that learns on; name it with "
+                f"train.parts is {config.train.parts}, which needs a model to fine-tune; name it with "
                 "--from, or set train.parts=all"
             )
         return
     if config.pose.reference is not None:
         raise InputError(
-            "pose.reference: a model that learns on keeps its own reference; leave the setting out, or --from"
+            "pose.reference: a fine-tuned model keeps its own reference; leave the setting out, or --from"
         )
     for name in ("dims", "stn"):
         _same(name, getattr(source.config, name), getattr(config, name))
@@ -62,11 +62,11 @@ def check_source(source: Model | None, config: Config, dataset: Dataset) -> None
     labels = dataset.labels
     if source.labels.names != labels.names:
         raise InputError(
-            f"--from: that model marks {', '.join(source.labels.names)}, the dataset "
+            f"--from: that model has the labels {', '.join(source.labels.names)}, the dataset "
             f"{', '.join(labels.names)}; the same names in the same order are needed"
         )
 
 
 def _same(name: str, before: Any, now: Any) -> None:
     if before != now:
-        raise InputError(f"{name} is {now!r}, the model to begin from has {before!r}; leave it as it is")
+        raise InputError(f"{name} is {now!r}, the model to fine-tune has {before!r}; leave it as it is")

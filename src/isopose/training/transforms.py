@@ -63,8 +63,8 @@ def turned(samples: Slices | Volumes) -> list[str]:
         middle = float(angle.median()) if len(angle) else 0.0
         if abs(middle) > TURNED:
             lines.append(
-                f"{case.record.id}: lies turned by {math.degrees(middle):+.0f} degrees against its header; "
-                "turned back"
+                f"{case.record.id}: rotated by {math.degrees(middle):+.0f} degrees relative to the position "
+                "in its header; turned back"
             )
     return lines
 

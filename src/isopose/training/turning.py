@@ -23,7 +23,7 @@ from isopose.training.transforms import batch_of
 
 #: Applied rotations in radians: about as far as patients lie from upright (docs/phantom.md).
 TURNS = (-math.radians(15.0), math.radians(15.0))
-#: Of a batch's slices one in so many is turned after each epoch, for it takes a look at each turn.
+#: After each epoch, one in this many slices is rotated, since every rotation needs a forward pass.
 TURNED_OF_A_BATCH = 4
 
 #: From images and masks ``(N, 1, S, S)`` to poses ``(N, 5)``.
