@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from bright import stored_otherwise
-from isopose.config import DataConfig, Plane
+from isopose.choices import Plane
 from isopose.data.doubts import check_values, doubts
 from isopose.data.modality import with_poses_of
 from isopose.data.plane import carried, check_plane, outline_doubts, outlines, plane_of, position_mm
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.presets import load_config
+from isopose.settings import DataConfig
 
 #: Voxels left-right, front-back, head-foot, and the plane that they show.
 SIZES: list[tuple[tuple[float, float, float], Plane | None]] = [

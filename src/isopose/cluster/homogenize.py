@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from isopose.choices import Modality
 from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
 from isopose.cluster.cohort import FOLDER as COHORT
 from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
-from isopose.config import HomogenizeConfig, Modality
+from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.homogenize.dataset import (
     HomogenizeSettings,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from isopose.config import DataConfig, Plane
+from isopose.choices import Plane
 from isopose.data.body import body_box
 from isopose.data.drawn import classes_of, structures
 from isopose.data.modality import find_body, modality_of
@@ -43,6 +43,7 @@ from isopose.io.masks import read_mask
 from isopose.isolation import Failed
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import Progress, all_of, attempts
+from isopose.settings import DataConfig
 from isopose.strict import STRICT, first_problem
 
 #: Margin of the frame around the largest body's box, as a fraction of the box's side.

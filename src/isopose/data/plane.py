@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from isopose.config import Plane
+from isopose.choices import Plane
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume, axes_of
 

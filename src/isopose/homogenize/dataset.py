@@ -10,7 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality, Plane
+from isopose.choices import AUTO, Modality, Plane
+from isopose.config import HomogenizeConfig
 from isopose.data.modality import modality_of
 from isopose.data.normalization import channel_number, pose_channel_of
 from isopose.devices import one_thread
@@ -42,6 +43,7 @@ from isopose.models.folder import load_model, versions
 from isopose.outputs import Outcome, claim, damaged, remove, replacing_results, sweep
 from isopose.parallel import attempts
 from isopose.progress import Reporter
+from isopose.settings import DataConfig
 from isopose.version import __version__
 
 ENDING = ".nii.gz"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from isopose import outputs
-from isopose.config import HomogenizeConfig, Modality
+from isopose.choices import Modality
+from isopose.config import HomogenizeConfig
 from isopose.errors import InputError, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isopose.config import Config, Plane
+from isopose.choices import Plane
+from isopose.config import Config
 from isopose.data.normalization import Intensity
 from isopose.models.folder import Model, versions
 from isopose.models.info import Row, TrainingInfo

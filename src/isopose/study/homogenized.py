@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
 from isopose.homogenize.dataset import homogenize, image_path

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from isopose.config import Contrast
+from isopose.choices import Contrast
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.roll import SOFT_TISSUE_HU, scaled_by_own_body, views_of_slices
