@@ -14,8 +14,8 @@ from scipy import ndimage
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.normalization import Channel, Intensity
 from isopose.data.preprocess import prepare
+from isopose.geometry.blur import SIGMA_FACTOR
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import SIGMA_FACTOR
 from isopose.io.datasets import Case
 from isopose.io.images import read_volume, write_image, write_labels
 from isopose.labels import Labels

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isopose.geometry.warp import blur
+from isopose.geometry.blur import blur
 from isopose.settings import IntensityConfig
 
 #: Largest displacement of a deformed crop, in half sides of the crop.
