@@ -15,20 +15,10 @@ from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
-from isopose.homogenize.dataset import (
-    HomogenizeSettings,
-    begin,
-    check_claim,
-    finish,
-    head_of,
-    make_case,
-    open_input,
-    say_doubts,
-    settings_of,
-    with_modality,
-    with_plane,
-)
+from isopose.homogenize.case import HomogenizeSettings, make_case
+from isopose.homogenize.dataset import open_input, say_doubts, settings_of, with_modality, with_plane
 from isopose.homogenize.estimator import open_estimator
+from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
 from isopose.homogenize.reference import find_reference, named_case
 from isopose.io.cases import Case, check_one_channel

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
-from isopose.homogenize.dataset import homogenize, image_path
+from isopose.homogenize.case import image_path
+from isopose.homogenize.dataset import homogenize
 from isopose.homogenize.record import record_path
 from isopose.homogenize.restore import restore
 from isopose.io.datasets import Dataset
