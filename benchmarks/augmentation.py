@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from pipelines import Meter, cohort_of, merged, parser_of, predicted_and_scored
 
-from isopose.config import IntensityConfig
 from isopose.demo import SMALL
 from isopose.files import read_json, write_json, write_text
 from isopose.inference.files import find_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
 from isopose.presets import load_config
+from isopose.settings import IntensityConfig
 from isopose.training.fit import fit
 
 #: Where the pose comes from. From the identity no pose is estimated: the mirror line is the frame's middle.

@@ -17,7 +17,6 @@ import numpy as np
 import typer
 from mr_scans import T1, T2_FATSAT, phantom, seen_by_mr
 
-from isopose.config import DataConfig
 from isopose.data.body import body_mask
 from isopose.data.body_mr import mr_body_mask
 from isopose.devices import one_thread
@@ -26,6 +25,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.images import read_volume
 from isopose.phantom.mr import SEQUENCES
 from isopose.progress import Terminal
+from isopose.settings import DataConfig
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"
 #: Slices of each real scan; and pixels along a side of the phantoms'.

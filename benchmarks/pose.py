@@ -33,7 +33,7 @@ from pose_scans import DATA, Scan, corrupted, phantoms, reference_scan, turned_s
 from safetensors.torch import load_file
 from torch import Tensor
 
-from isopose.config import Config, PoseConfig
+from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.samples import Slices
 from isopose.data.store import write_store
@@ -54,6 +54,7 @@ from isopose.phantom import write_cohort
 from isopose.presets import load_config
 from isopose.progress import Terminal
 from isopose.scan.poses import scan_poses, slice_poses
+from isopose.settings import PoseConfig
 from isopose.training.fabric import fabric_for
 from isopose.training.loop import Stage, train_stage
 from isopose.training.objectives import PoseObjective, RollObjective

@@ -27,7 +27,7 @@ import typer
 from mr_scans import T1, T2_FATSAT, seen_by_mr, whole_phantom
 from scipy import ndimage
 
-from isopose.config import Contrast, DataConfig, Modality, PoseConfig, PredictConfig
+from isopose.choices import Contrast, Modality
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
 from isopose.files import output_folder, write_text
@@ -46,6 +46,7 @@ from isopose.scan.find import find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
 from isopose.scan.prior import RIGHT
 from isopose.scan.warnings import MIRRORED
+from isopose.settings import DataConfig, PoseConfig, PredictConfig
 from isopose.training.fit import fit
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"

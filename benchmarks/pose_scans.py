@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.preprocess import Prepared, prepare
 from isopose.files import replacing
@@ -27,6 +26,7 @@ from isopose.phantom.outline import COS, SIN
 from isopose.phantom.pose import Pose
 from isopose.phantom.randomized import roll_of
 from isopose.phantom.scan import sample_scan
+from isopose.settings import DataConfig
 
 #: Cohorts that neither the shipped network nor the paper's STN of the benchmark has seen.
 UNSEEN, REFERENCE = 2_000_003, 2_000_029

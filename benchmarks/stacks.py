@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from isopose.config import Plane
+from isopose.choices import Plane
 from isopose.devices import one_thread
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import evaluate

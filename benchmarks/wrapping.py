@@ -34,13 +34,13 @@ from isopose.progress import Silent, Terminal
 #: Steps, and the functions that take them, where they are called.
 FILES = {
     "reading, and hashes of what is read": (
-        "isopose.homogenize.dataset.read_channels",
-        "isopose.homogenize.dataset.hash_of_channels",
+        "isopose.homogenize.case.read_channels",
+        "isopose.homogenize.case.hash_of_channels",
         "isopose.homogenize.answers.read_volume",
         "isopose.homogenize.answers.read_labels",
     ),
     "writing, and hashes of what is written": (
-        "isopose.homogenize.dataset.write_image",
+        "isopose.homogenize.case.write_image",
         "isopose.homogenize.wrapped.write_image",
         "isopose.io.results.formats.write_labels",
         "isopose.homogenize.record.hashes",

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from isopose.config import Config, HomogenizeConfig, Section
+from isopose.config import Config, HomogenizeConfig
 from isopose.presets import VOLUMES, load_config
+from isopose.settings import Section
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -115,7 +116,7 @@ def _table(prefix: str, section: BaseModel, paper: BaseModel) -> str:
     lines = ["| key | default | paper | allowed | meaning |", "| --- | --- | --- | --- | --- |"]
     for key, field, value in rows(prefix, section):
         if not field.description:
-            raise ValueError(f"{key}: no description in isopose.config")
+            raise ValueError(f"{key}: no description in isopose.settings")
         other = getattr(paper, key.rpartition(".")[2])
         shown = "" if other == value else f"`{_value(other)}`"
         cells = (f"`{key}`", f"`{_value(value)}`", shown, _allowed(field), field.description)

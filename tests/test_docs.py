@@ -304,7 +304,7 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
     assert list(values) == [field.name for field in fields(record)]
     assert record.slices[0].roll_degrees == pytest.approx(math.degrees(record.transform.poses[0][0]))
     head = examples["homogenize.json"]
-    written = keys_of("head_of", "homogenize/dataset.py")
+    written = keys_of("head_of", "homogenize/head.py")
     assert set(head) == written[0]
     assert set(head["reference"]) in written
     assert head["reference"]["pixel_mm"] == record.transform.grid.pixel_mm

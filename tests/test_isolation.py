@@ -12,7 +12,7 @@ import pytest
 from bright import bright_model, scene
 from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import hash_of, replacing
-from isopose.homogenize.dataset import make_case
+from isopose.homogenize.case import make_case
 from isopose.io.images import write_image, write_labels
 from isopose.isolation import failure_of, line_of, named
 from isopose.models.folder import save_model
@@ -180,7 +180,7 @@ def test_predict_reads_an_older_result_after_a_failure(isopose, cohort, model, c
 
 @raised
 def test_homogenize(kind, isopose, cohort, clean, tmp_path, monkeypatch):
-    plant(monkeypatch, "isopose.homogenize.dataset.read_channels", kind)
+    plant(monkeypatch, "isopose.homogenize.case.read_channels", kind)
     checked(*isopose("homogenize", cohort, tmp_path / "out", "--size", 64))
     of_all = ("dataset.json", "homogenize.json")
     made = contents(tmp_path / "out")
@@ -195,7 +195,7 @@ def test_homogenize(kind, isopose, cohort, clean, tmp_path, monkeypatch):
 def test_homogenize_that_fails_while_it_writes(kind, isopose, cohort, tmp_path, monkeypatch):
     """The labels are there when the image fails."""
     monkeypatch.setattr(
-        "isopose.homogenize.dataset.write_image",
+        "isopose.homogenize.case.write_image",
         lambda image, path: raising(lambda p: write_image(image, p), kind)(path),
     )
     checked(*isopose("homogenize", cohort, tmp_path / "out", "--size", 64))
@@ -372,7 +372,7 @@ def test_a_full_disk_ends_the_run_at_once(command, isopose, cohort, model, clean
         with replacing(Path(path)):
             raise OSError(errno.ENOSPC, SECRET)
 
-    for module in ("io.results.formats.write_labels", "homogenize.dataset.write_labels"):
+    for module in ("io.results.formats.write_labels", "homogenize.case.write_labels"):
         monkeypatch.setattr(f"isopose.{module}", full)
     monkeypatch.setattr("isopose.homogenize.restore.write_labels", full)
     done = clean / "homogenize"

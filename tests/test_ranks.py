@@ -16,7 +16,7 @@ import torch.distributed as dist
 from isopose.models.norm import BatchNorm2d
 from isopose.ranks import gathered, shares_of_rank, rank, ranks, summed
 from isopose.training.losses import crop_loss, segmentation_loss
-from isopose.config import CropConfig
+from isopose.settings import CropConfig
 
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def test_batch_norm_and_its_loss_are_those_of_the_whole_batch(two):
 
 
 def test_a_process_without_a_label_takes_part_in_the_crop_s_loss(two):
-    from isopose.config import CropConfig
+    from isopose.settings import CropConfig
     from isopose.training.losses import crop_loss
 
     values, out = two

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isopose.config import Config, Modality
+from isopose.choices import Modality
+from isopose.config import Config
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import compare

@@ -8,7 +8,6 @@ from bodies import write_cohort
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import (
     CaseFacts,
     Fingerprint,
@@ -23,6 +22,7 @@ from isopose.files import hash_of
 from isopose.io.images import read_volume, write_labels
 from isopose.labels import Labels
 from isopose.parallel import in_order
+from isopose.settings import DataConfig
 
 LABELS = Labels.create({"kidney": 1, "tumor": 2})
 CONFIG = DataConfig(size=64)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from isopose.config import DataConfig
 from isopose.data.doubts import check_values, doubts
 from isopose.data.modality import modality_of, with_poses_of
 from isopose.data.normalization import normalizations_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.presets import load_config
+from isopose.settings import DataConfig
 
 
 def test_the_channel_says_what_scans_are_of_unless_it_is_given() -> None:

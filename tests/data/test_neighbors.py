@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from isopose.config import UNetConfig
 from isopose.data.neighbors import neighbors_of
+from isopose.settings import UNetConfig
 
 
 def slices_beside(shown: list[int], spacing_mm: float = 1.0, **settings: float) -> list[list[int]]:

@@ -11,15 +11,15 @@ import pytest
 from bodies import torso
 from scipy import ndimage
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.normalization import Channel, Intensity
 from isopose.data.preprocess import prepare
+from isopose.geometry.blur import SIGMA_FACTOR
 from isopose.geometry.volume import Volume
-from isopose.geometry.warp import SIGMA_FACTOR
 from isopose.io.datasets import Case
 from isopose.io.images import read_volume, write_image, write_labels
 from isopose.labels import Labels
+from isopose.settings import DataConfig
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra: nnunet)")
 

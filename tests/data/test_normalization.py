@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from bodies import torso, write_cohort
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, describe, fingerprint_of
 from isopose.data.normalization import ByScan, Channel, Window, normalizations_of, scale_of_scan
 from isopose.data.preprocess import prepare
@@ -13,6 +12,7 @@ from isopose.errors import InputError
 from isopose.io.images import read_volume
 from isopose.labels import Labels
 from isopose.presets import load_config
+from isopose.settings import DataConfig
 
 LABELS = Labels.create({"kidney": 1, "tumor": 2})
 CONFIG = DataConfig(size=64, normalization="zscore")

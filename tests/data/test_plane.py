@@ -6,16 +6,26 @@ import numpy as np
 import pytest
 
 from bright import stored_otherwise
-from isopose.config import DataConfig, Plane
+from isopose.choices import Plane
 from isopose.data.doubts import check_values, doubts
 from isopose.data.modality import with_poses_of
-from isopose.data.plane import carried, check_plane, outline_doubts, outlines, plane_of, position_mm
+from isopose.data.plane import (
+    DIRECTIONS,
+    SIZES,
+    carried,
+    check_plane,
+    outline_doubts,
+    outlines,
+    plane_of,
+    position_mm,
+)
 from isopose.errors import InputError
-from isopose.geometry.volume import Volume
+from isopose.geometry.volume import Volume, axes_of
 from isopose.presets import load_config
+from isopose.settings import DataConfig
 
 #: Voxels left-right, front-back, head-foot, and the plane that they show.
-SIZES: list[tuple[tuple[float, float, float], Plane | None]] = [
+VOXELS: list[tuple[tuple[float, float, float], Plane | None]] = [
     ((0.8, 0.8, 5.0), "axial"),
     ((1.0, 6.0, 1.2), "coronal"),
     ((6.0, 1.0, 1.0), "sagittal"),
@@ -29,7 +39,7 @@ def scan(spacing: tuple[float, ...]) -> Volume:
     return Volume(np.zeros((4, 5, 6)), np.diag([*spacing, 1.0]))
 
 
-@pytest.mark.parametrize(("spacing", "plane"), SIZES)
+@pytest.mark.parametrize(("spacing", "plane"), VOXELS)
 def test_the_thick_axis_tells_the_plane_in_every_storage(
     spacing: tuple[float, float, float], plane: Plane | None
 ) -> None:
@@ -127,3 +137,12 @@ def test_nothing_is_mirrored_in_sagittal_slices() -> None:
     assert not load_config(settings=["data.plane=sagittal"]).averaged
     assert load_config(settings=["data.plane=coronal"]).mirrored == 0.5
     assert load_config("paper", settings=["data.plane=sagittal"]).pose.learned
+
+
+@pytest.mark.parametrize("plane", DIRECTIONS)
+def test_directions_are_those_of_the_axes(plane: Plane) -> None:
+    """Columns and rows of a slice lie where its volume's axes point, in LPS."""
+    of_axis = ("across", "front to back", "head to foot")
+    columns, rows, _ = axes_of(plane).T
+    assert DIRECTIONS[plane] == tuple(of_axis[np.abs(axis).argmax()] for axis in (columns, rows))
+    assert [SIZES[direction] for direction in of_axis] == ["width", "depth", "height"]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from bodies import torso
 
-from isopose.config import DataConfig, UNetConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.normalization import ByScan, Intensity
 from isopose.data.preprocess import prepare
@@ -20,6 +19,7 @@ from isopose.io.cases import Case
 from isopose.io.images import read_volume, write_image, write_labels
 from isopose.labels import Labels
 from isopose.presets import load_config
+from isopose.settings import DataConfig, UNetConfig
 
 LABELS = Labels.create({"kidney": 1})
 CHANNELS = ("CT", "T2")

@@ -9,7 +9,6 @@ from bodies import torso, volume_of_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.normalization import Channel, Intensity
 from isopose.data.preprocess import labels_in_frame, prepare
@@ -18,6 +17,7 @@ from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import normalized_from_pixel
 from isopose.labels import Labels
+from isopose.settings import DataConfig
 
 INTENSITY = Intensity((0.5, 99.5), -80.0, 100.0, 300.0, 95.0, 75.0, -200.0, 900.0)
 LABELS = Labels({"kidney": 1, "tumor": 7})

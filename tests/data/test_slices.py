@@ -9,13 +9,13 @@ from bodies import write_cohort
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from isopose.config import DataConfig
 from isopose.data.draw import draw_epoch, read_ahead
 from isopose.data.fingerprint import fingerprint_of
 from isopose.data.samples import Batch, Slices
 from isopose.data.store import Store, write_store
 from isopose.errors import InputError
 from isopose.labels import Labels
+from isopose.settings import DataConfig
 
 LABELS = Labels.create({"kidney": 1, "tumor": 2})
 THIRDS = {0: 1 / 3, 1: 1 / 3}

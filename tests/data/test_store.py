@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from bodies import write_cohort
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.preprocess import prepare
 from isopose.data.store import Store, folder_name, open_store, store_head, write_store
@@ -21,6 +20,7 @@ from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import hash_of, sha256
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.labels import Labels
+from isopose.settings import DataConfig
 
 LABELS = Labels.create({"kidney": 1, "tumor": 2})
 CONFIG = DataConfig(size=64)

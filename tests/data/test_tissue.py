@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bright import bright_model, scene
-from isopose.config import DataConfig
 from isopose.data.body import body_mask
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, unlike, usual_tissue
@@ -15,6 +14,7 @@ from isopose.geometry.volume import Volume
 from isopose.inference.predict import predict
 from isopose.io.datasets import open_dataset
 from isopose.phantom import write_cohort
+from isopose.settings import DataConfig
 
 USUAL = UsualTissue(
     gas_max=0.05, bone_max=0.08, rising_cases=20, rising_median=0.8, rising_min=0.1, rising_max=0.95

@@ -13,7 +13,6 @@ import pytest
 
 from bright import bright_model, scene
 from io_helpers import dicom_slice, save, write_series
-from isopose.config import PredictConfig
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.inference import files as scans_module
@@ -25,6 +24,7 @@ from isopose.labels import Labels
 from isopose.models.info import ModelInfo, TrainingInfo
 from isopose.progress import Silent, Terminal
 from isopose.report.steps import write_steps
+from isopose.settings import PredictConfig
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import stat
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -17,6 +18,17 @@ def packed(folder, path, prefix="Scan/"):
         for file in sorted(folder.iterdir()):
             made.write(file, prefix + file.name)
     return path
+
+
+def write_medium(series: Path, medium: Path) -> None:
+    """Write the files of a series with a DICOMDIR that lists them, as on a CD."""
+    made = FileSet()
+    for file in series.iterdir():
+        data = pydicom.dcmread(file)
+        data.StudyDate, data.StudyTime, data.StudyID, data.AccessionNumber = "20200101", "120000", "1", ""
+        data.InstanceNumber = 1
+        made.add(data)
+    made.write(medium)
 
 
 def test_an_archive_holds_the_series_that_its_folder_holds(tmp_path):
@@ -107,13 +119,7 @@ def test_a_member_larger_than_it_says_is_refused(tmp_path):
 
 def test_a_dicomdir_gives_the_files_that_it_lists(tmp_path):
     folder = write_series(tmp_path / "series", raw_slices(), FrameOfReferenceUID="1.2.8")
-    made = FileSet()
-    for file in folder.iterdir():
-        data = pydicom.dcmread(file)
-        data.StudyDate, data.StudyTime, data.StudyID, data.AccessionNumber = "20200101", "120000", "1", ""
-        data.InstanceNumber = 1
-        made.add(data)
-    made.write(tmp_path / "medium")
+    write_medium(folder, tmp_path / "medium")
     # A file beside them that the medium does not list.
     write_series(tmp_path / "medium" / "other", raw_slices(seed=3), series="1.2.77")
     volume = read_volume(tmp_path / "medium" / "DICOMDIR")
@@ -249,13 +255,7 @@ def test_a_volume_and_an_archive_beside_a_packed_series(tmp_path):
 
 def test_a_packed_medium(tmp_path):
     folder = write_series(tmp_path / "series", raw_slices(), FrameOfReferenceUID="1.2.8")
-    made = FileSet()
-    for file in folder.iterdir():
-        data = pydicom.dcmread(file)
-        data.StudyDate, data.StudyTime, data.StudyID, data.AccessionNumber = "20200101", "120000", "1", ""
-        data.InstanceNumber = 1
-        made.add(data)
-    made.write(tmp_path / "medium")
+    write_medium(folder, tmp_path / "medium")
     path = tmp_path / "medium.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted((tmp_path / "medium").rglob("*")):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from bright import scene
-from isopose.config import DataConfig
 from isopose.data.check import check_dataset
 from isopose.data.fingerprint import fingerprint_of
 from isopose.data.store import write_store
 from isopose.errors import InputError
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, write_image, write_labels
+from isopose.settings import DataConfig
 
 HERE = scene(slices=4)
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0]) @ HERE.volume.world_from_index

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 
 from bright import bright_model
+from isopose.choices import Plane
+from isopose.data.fingerprint import describe
 from isopose.data.normalization import Intensity
+from isopose.data.plane import DIRECTIONS
 from isopose.models.card import model_card
 from isopose.models.folder import Model
 from isopose.models.info import ModelInfo, StageInfo, TrainingInfo
@@ -77,3 +80,29 @@ def test_weights_that_it_began_from_are_reported(model: Model) -> None:
     assert f"began from the weights `{'ab' * 32}`" in model_card(
         replace(model, info=replace(model.info, training=training))
     )
+
+
+@pytest.mark.parametrize(
+    ("plane", "sizes"),
+    [("axial", "width x depth"), ("coronal", "width x height"), ("sagittal", "depth x height")],
+)
+def test_the_card_and_the_fingerprint_name_the_same_directions(
+    model: Model, plane: Plane, sizes: str
+) -> None:
+    config = model.config.model_copy(update={"data": model.config.data.model_copy(update={"plane": plane})})
+    # Another size in each direction, so that an exchange shows.
+    seen = replace(
+        model.fingerprint,
+        spacing_min=(0.5, 0.75, 3.0),
+        spacing_median=(0.5, 0.75, 3.0),
+        spacing_max=(0.5, 0.75, 3.0),
+        body_median_mm=(310.0, 210.0),
+        body_max_mm=(330.0, 230.0),
+    )
+    card = model_card(replace(model, config=config, fingerprint=seen))
+    columns, rows = DIRECTIONS[plane]
+    assert f"| pixel, {columns} (mm) | 0.50 | 0.50 | 0.50 |" in card
+    assert f"| pixel, {rows} (mm) | 0.75 | 0.75 | 0.75 |" in card
+    assert f"| body, {columns} (mm) |  | 310 | 330 |" in card
+    assert f"| body, {rows} (mm) |  | 210 | 230 |" in card
+    assert dict(describe(seen, plane))[f"body, {sizes}"] == "310 x 210 mm (at most 330 x 230)"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from isopose.config import PoseConfig
 from isopose.data.body import body_mask
 from isopose.geometry.pose import ANGLE, matrix_from_pose
 from isopose.geometry.warp import warp
@@ -15,6 +14,7 @@ from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import load_shipped
 from isopose.phantom.randomized import sample_slab
 from isopose.scan.poses import FIRST, scan_poses, slice_poses
+from isopose.settings import PoseConfig
 
 #: A cohort that the network did not learn from.
 UNSEEN, SLICES = 78, 12

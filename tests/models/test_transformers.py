@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from isopose.config import CropConfig, PoseConfig
 from isopose.geometry.box import MIN_CROP
 from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import matrix_from_pose
@@ -11,6 +10,7 @@ from isopose.geometry.warp import invert, warp
 from isopose.models.crop import CropTransformer
 from isopose.models.localization import Localization
 from isopose.models.pose import PoseTransformer
+from isopose.settings import CropConfig, PoseConfig
 
 SIZE = 64
 

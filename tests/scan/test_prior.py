@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.special import ive
 from scipy.stats import vonmises
 
-from isopose.config import PoseConfig
 from isopose.scan.prior import RIGHT, TURNED_SD, WIDE_SD, ScanRoll, log_i0, mass_within, scan_roll
+from isopose.settings import PoseConfig
 
 CONFIG = PoseConfig()
 #: Offset and slope of the odds.

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bright import ellipse
-from isopose.config import PoseConfig
 from isopose.geometry.moments import moments
 from isopose.geometry.pose import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.volume import places, volume_pose
+from isopose.settings import PoseConfig
 
 REFERENCE = ellipse(96, (0.86, 0.6))
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isopose.config import Config, DataConfig
+from isopose.config import Config
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
 from isopose.geometry.volume import Volume
 from isopose.phantom import write_cohort
 from isopose.presets import load_config
+from isopose.settings import DataConfig
 from isopose.study import nnunet, plan
 from isopose.study.arms import ARMS, BY_NAME, SOURCE
 from isopose.study.plan import (

@@ -30,6 +30,7 @@ from isopose.study.job import run_job
 from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import Options, PlannedRun
 from isopose.study.run import RunFailed, _format_time, run_study
+from reporters import Listening
 
 pytestmark = pytest.mark.long
 
@@ -41,16 +42,6 @@ SMALL = {
     "train": {"folds": 3, "device": "cpu"},
 }
 ARMS = ["plain", "augmented", "crop-half", "direct", "direct-homogenized", "decoder"]
-
-
-class Listening(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

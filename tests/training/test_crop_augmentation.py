@@ -5,10 +5,10 @@ import torch
 from monai.transforms import AdjustContrast, GaussianSmooth, ScaleIntensityFixedMean
 from torch import Tensor
 
-from isopose.config import IntensityConfig
 from isopose.errors import InputError
 from isopose.geometry.warp import warp
 from isopose.presets import load_config
+from isopose.settings import IntensityConfig
 from isopose.training.crop_augmentation import (
     BLUR,
     ELASTIC,

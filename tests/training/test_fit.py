@@ -43,18 +43,9 @@ from isopose.report.steps import write_steps
 from isopose.training.fit import _against, fit
 from isopose.training.mirroring import check_mirroring
 from isopose.training.transforms import poses_of, transforms_of
+from reporters import Listening
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
-
-
-class Listening(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,11 @@ from isopose.inference.predict import predict
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume
 from isopose.models.folder import for_prediction, load_model
-from isopose.progress import Silent
 from isopose.training.fit import fit
 from isopose.training.folds import check_folds, fit_folds, fold_folder, of_fold
+from reporters import Listening
 
 SHORT = ("unet.optimizer.epochs=1", "pose.learned=false", "crop.enabled=false")
-
-
-class Listening(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @dataclass(frozen=True)

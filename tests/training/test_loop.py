@@ -11,10 +11,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from isopose.config import OptimizerConfig
 from isopose.data.samples import Batch
 from isopose.errors import IsoposeError
 from isopose.progress import Silent
+from isopose.settings import OptimizerConfig
 from isopose.training.checkpoint import Progress
 from isopose.training.loop import Stage, train_stage
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopose.config import CropConfig
+from isopose.settings import CropConfig
 from isopose.training.losses import (
     crop_loss,
     deep_supervision_loss,

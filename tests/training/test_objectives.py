@@ -22,11 +22,11 @@ from objective_cases import (
     upright,
 )
 
-from isopose.config import CropConfig
 from isopose.data.samples import Batch
 from isopose.geometry.box import matrix_from_box
 from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.warp import warp
+from isopose.settings import CropConfig
 from isopose.training.losses import crop_loss, pose_loss
 from isopose.training.objectives import CropObjective, JointObjective, PoseObjective, box_overlap, noise_size
 from isopose.training.targets import crop_targets

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from isopose.config import CropConfig, PoseConfig
 from isopose.data.samples import Batch
 from isopose.errors import InputError
 from isopose.geometry.box import MIN_CROP, box_of_mask
@@ -16,6 +15,7 @@ from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import invert, warp
 from isopose.labels import IGNORED
+from isopose.settings import CropConfig, PoseConfig
 from isopose.training.targets import choose_reference, crop_targets, labels_in_frame
 
 SIZE = 96

@@ -26,7 +26,7 @@ ROWS = [
 ]
 
 
-class Listening(Silent):
+class Recording(Silent):
     def __init__(self):
         self.said, self.rows = [], []
 
@@ -98,7 +98,7 @@ def test_mlflow_has_settings_and_rows_and_one_run_however_often_it_is_stopped(tm
     tracked.__exit__(KeyboardInterrupt, stopped, None)
     client, [run] = mlflow_runs()
     assert run.info.status == "KILLED"
-    reporter = Listening()
+    reporter = Recording()
     with Tracked(reporter, ["mlflow", "mlflow"], tmp_path, config) as tracked:
         report_rows(tracked, ROWS[2:])
     client, [run] = mlflow_runs()
@@ -168,7 +168,7 @@ def test_one_that_fails_on_the_way_costs_no_training(tmp_path, tiny, monkeypatch
         yield "id", draw
 
     monkeypatch.setitem(tracking.TRACKERS, "json", failing)
-    reporter = Listening()
+    reporter = Recording()
     with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
         report_rows(tracked, ROWS)
     assert reporter.rows == ROWS
@@ -184,7 +184,7 @@ def test_one_that_fails_at_the_end_costs_no_model_and_hides_no_error(tmp_path, t
             raise ConnectionError("the line is cut")
 
     monkeypatch.setitem(tracking.TRACKERS, "json", failing)
-    reporter = Listening()
+    reporter = Recording()
     with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
         report_rows(tracked, ROWS)
     assert reporter.said == ["--track: the runs could not be ended (the line is cut)"]
@@ -198,7 +198,7 @@ def fail_after(tracked):
 
 
 def test_without_a_tracker_nothing_is_kept(tmp_path, tiny):
-    with Tracked(Listening(), [], tmp_path, tiny()) as tracked:
+    with Tracked(Recording(), [], tmp_path, tiny()) as tracked:
         report_rows(tracked, ROWS)
     assert not any(tmp_path.iterdir())
 

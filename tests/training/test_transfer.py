@@ -22,6 +22,7 @@ from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.fit import fit
 from isopose.training.transfer import check_source, settings_of
+from reporters import Listening
 
 VOLUMES: dict[str, Any] = {
     "dims": 3,
@@ -46,19 +47,11 @@ class Source:
     store: Path
 
 
-class Listening(Silent):
-    """Keeps what is said, and breaks off after an epoch where it shall."""
-
-    def __init__(self, *, stopping: bool = False) -> None:
-        self.lines: list[str] = []
-        self.stopping = stopping
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+class Stopping(Silent):
+    """Breaks off after an epoch."""
 
     def epoch(self, row) -> None:
-        if self.stopping:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["slices", "volumes"])
@@ -127,7 +120,7 @@ def test_everything_learns_on_from_the_weights_of_the_source(source: Source, tmp
 
 def test_a_run_that_was_broken_off_goes_on_to_the_same_weights(source: Source, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        go_on(source, tmp_path / "broken", "train.parts=decoder", reporter=Listening(stopping=True))
+        go_on(source, tmp_path / "broken", "train.parts=decoder", reporter=Stopping())
     go_on(source, tmp_path / "broken", "train.parts=decoder", resume=True)
     go_on(source, tmp_path / "whole", "train.parts=decoder")
     assert changed(tmp_path / "broken", tmp_path / "whole") == set()
@@ -135,7 +128,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_weights(source: Source, t
 
 def test_another_model_to_begin_from_is_another_run(source: Source, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        go_on(source, tmp_path / "model", "train.parts=decoder", reporter=Listening(stopping=True))
+        go_on(source, tmp_path / "model", "train.parts=decoder", reporter=Stopping())
     other = replace(source, model=replace(source.model, weights_sha256="0" * 64))
     with pytest.raises(InputError, match="another model to begin from"):
         go_on(other, tmp_path / "model", "train.parts=decoder", resume=True)

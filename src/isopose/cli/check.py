@@ -9,10 +9,10 @@ from isopose.cli.options import AsJson, DatasetPath, Label, Masks, OfModality, O
 from isopose.cli.output import print_json
 
 if TYPE_CHECKING:
-    from isopose.config import DataConfig
     from isopose.data.check import Problem
     from isopose.data.fingerprint import Fingerprint
     from isopose.io.datasets import Dataset
+    from isopose.settings import DataConfig
 
 
 def check(

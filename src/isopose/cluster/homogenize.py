@@ -6,28 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from isopose.choices import Modality
 from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
 from isopose.cluster.cohort import FOLDER as COHORT
 from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
-from isopose.config import HomogenizeConfig, Modality
+from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
-from isopose.homogenize.dataset import (
-    HomogenizeSettings,
-    begin,
-    check_claim,
-    finish,
-    head_of,
-    make_case,
-    open_input,
-    say_doubts,
-    settings_of,
-    with_modality,
-    with_plane,
-)
+from isopose.homogenize.case import HomogenizeSettings, make_case
+from isopose.homogenize.dataset import open_input, say_doubts, settings_of, with_modality, with_plane
 from isopose.homogenize.estimator import open_estimator
+from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
 from isopose.homogenize.reference import find_reference, named_case
 from isopose.io.cases import Case, check_one_channel

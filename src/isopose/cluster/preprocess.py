@@ -10,7 +10,7 @@ from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
 from isopose.cluster.cohort import Cohort, Source, held, run_cohort
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
-from isopose.config import Config, DataConfig
+from isopose.config import Config
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
 from isopose.data.record import Record, read_record
 from isopose.data.splits import measured, split
@@ -25,6 +25,7 @@ from isopose.labels import Labels
 from isopose.outputs import Outcome
 from isopose.parallel import together
 from isopose.progress import Reporter
+from isopose.settings import DataConfig
 from isopose.training.preprocessing import fingerprint_path
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from isopose.choices import Modality
 from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
 from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.homogenize import with_reference_here
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
-from isopose.config import HomogenizeConfig, Modality
+from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.homogenize.command import Command

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from isopose.config import DataConfig, Modality, Plane
+from isopose.choices import Modality, Plane
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import undrawn_doubt
 from isopose.data.modality import modality_of
@@ -27,6 +27,7 @@ from isopose.io.sizes import check_extent
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels, voxels_of
 from isopose.parallel import attempts
+from isopose.settings import DataConfig
 
 #: Voxel sizes (x, y, z) that differ from the cohort's median by more than these factors are outliers; slices
 #: of 0.5 to 5 mm are common.

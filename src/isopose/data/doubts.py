@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from isopose.config import Modality, Plane
+from isopose.choices import Modality, Plane
 from isopose.data.plane import THICK, THICK_MM, check_plane, plane_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume

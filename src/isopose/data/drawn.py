@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from isopose.config import Undrawn
+from isopose.choices import Undrawn
 from isopose.labels import IGNORED, Labels
 
 #: Fewest labeled slices whose distances can be called regular.

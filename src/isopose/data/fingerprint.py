@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from isopose.config import DataConfig, Plane
+from isopose.choices import Plane
 from isopose.data.body import body_box
 from isopose.data.drawn import classes_of, structures
 from isopose.data.modality import find_body, modality_of
@@ -32,7 +32,7 @@ from isopose.data.normalization import (
     scale_of_scan,
     scaling_of,
 )
-from isopose.data.plane import carried
+from isopose.data.plane import DIRECTIONS, SIZES, carried
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -43,6 +43,7 @@ from isopose.io.masks import read_mask
 from isopose.isolation import Failed
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import Progress, all_of, attempts
+from isopose.settings import DataConfig
 from isopose.strict import STRICT, first_problem
 
 #: Margin of the frame around the largest body's box, as a fraction of the box's side.
@@ -328,14 +329,6 @@ def _three(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-#: What the columns and the rows of a slice show of a body.
-SIDES: dict[Plane, tuple[str, str]] = {
-    "axial": ("width", "depth"),
-    "coronal": ("width", "height"),
-    "sagittal": ("depth", "height"),
-}
-
-
 def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str, str]]:
     """Return the fingerprint as rows of name and value for display; ``plane`` is that of the slices."""
     f = fingerprint
@@ -344,7 +337,7 @@ def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str
         ("voxel size", f"{_by(f.spacing_median)} mm ({_by(f.spacing_min)} to {_by(f.spacing_max)})"),
         ("slices", f"{f.slices_median:g} ({f.slices_min} to {f.slices_max})"),
         (
-            f"body, {' x '.join(SIDES[plane])}",
+            f"body, {' x '.join(SIZES[direction] for direction in DIRECTIONS[plane])}",
             f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})",
         ),
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),

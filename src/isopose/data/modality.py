@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isopose.config import AUTO, Config, DataConfig, Modality
+from isopose.choices import AUTO, Modality
+from isopose.config import Config
 from isopose.data.body import body_mask
 from isopose.data.body_mr import mr_body_mask
 from isopose.data.normalization import pose_channel_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.sizes import size_doubts
+from isopose.settings import DataConfig
 
 
 def modality_of(config: DataConfig, channels: Sequence[str]) -> Modality:

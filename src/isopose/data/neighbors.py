@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from isopose.config import UNetConfig
+from isopose.settings import UNetConfig
 
 
 def neighbors_of(shown: np.ndarray, spacing_mm: float, config: UNetConfig) -> np.ndarray:

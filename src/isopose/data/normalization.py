@@ -12,8 +12,9 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from isopose.config import DataConfig, Normalization
+from isopose.choices import Normalization
 from isopose.errors import InputError
+from isopose.settings import DataConfig
 from isopose.strict import STRICT
 
 #: Names of channels, in lower case, that nnU-Net does not z-score by scan.

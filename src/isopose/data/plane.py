@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from isopose.config import Plane
+from isopose.choices import Plane
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume, axes_of
 
@@ -21,8 +21,16 @@ CUT = 0.5
 HALF = 0.5
 #: Width of that outline, as a part of the whole body's, where its section is an ellipse.
 NARROWER = 0.87
-#: What the edges of the columns of a slice are.
-_EDGES: dict[Plane, str] = {"coronal": "left and right", "sagittal": "front and back"}
+#: Directions in the patient in which the columns and the rows of a slice are counted, by its plane.
+DIRECTIONS: dict[Plane, tuple[str, str]] = {
+    "axial": ("across", "front to back"),
+    "coronal": ("across", "head to foot"),
+    "sagittal": ("front to back", "head to foot"),
+}
+#: What a body's size in each direction is called.
+SIZES = {"across": "width", "front to back": "depth", "head to foot": "height"}
+#: What the edges of a slice are that lie in a direction of its columns.
+_EDGES = {"across": "left and right", "front to back": "front and back"}
 
 
 def plane_of(volume: Volume) -> Plane | None:
@@ -107,8 +115,9 @@ def outline_doubts(body: np.ndarray, plane: Plane) -> Iterator[str]:
     rows = silhouette.any(axis=1)
     both = silhouette[:, :2].any(axis=1) & silhouette[:, -2:].any(axis=1)
     if both.sum() > CUT * rows.sum():
+        edges = _EDGES[DIRECTIONS[plane][0]]
         yield (
-            f"the body reaches the edges of the slices, {_EDGES[plane]}: its size is taken from the field of "
+            f"the body reaches the edges of the slices, {edges}: its size is taken from the field of "
             "view; look at the homogenized scan"
         )
 

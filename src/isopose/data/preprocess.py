@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from isopose import scratch
-from isopose.config import DataConfig, Modality, Plane
+from isopose.choices import Modality, Plane
 from isopose.data.body import body_box
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import classes_of, structures, undrawn_doubt
@@ -35,6 +35,7 @@ from isopose.io.channels import check_count, check_one_grid
 from isopose.io.header import all_finite
 from isopose.io.sizes import check_extent
 from isopose.labels import IGNORED, Labels
+from isopose.settings import DataConfig
 
 
 @dataclass(frozen=True, eq=False)

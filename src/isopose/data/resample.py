@@ -9,7 +9,9 @@ from torch import Tensor
 
 from isopose import scratch
 from isopose.data.runs import CHUNK, parts_of
-from isopose.geometry.warp import Mode, Window, warp, warp_alike, warp_slabs, warp_straight, window_of
+from isopose.geometry.parts import warp_slabs, window_of
+from isopose.geometry.warp import Mode, Window, warp
+from isopose.geometry.weighted import warp_alike, warp_straight
 
 #: Voxels at a time where several arrays of their size should stay in the processor's cache.
 FEW = 1_100_000

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import UNetConfig
 from isopose.data.draw import batches_of_rows, read_ahead
 from isopose.data.neighbors import neighbors_of
 from isopose.data.store import StoredCase
+from isopose.settings import UNetConfig
 
 #: One tensor for slices; a tuple of tensors for volumes, whose depths differ.
 Stack = TypeVar("Stack", Tensor, tuple[Tensor, ...])

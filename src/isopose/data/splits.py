@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Iterable
 
-from isopose.config import TrainConfig
 from isopose.errors import InputError
 from isopose.io.cases import Case, Dataset
+from isopose.settings import TrainConfig
 
 
 def split(dataset: Dataset, config: TrainConfig) -> tuple[tuple[Case, ...], tuple[Case, ...]]:

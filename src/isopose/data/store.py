@@ -19,7 +19,6 @@ from urllib.parse import quote
 import blosc2
 import numpy as np
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
@@ -37,6 +36,7 @@ from isopose.labels import Labels
 from isopose.outputs import damaged, hashes, remove, replacing_results, sweep
 from isopose.parallel import Progress, all_of
 from isopose.presets import validate_config
+from isopose.settings import DataConfig
 
 __all__ = ["Record", "Store", "StoredCase", "open_store", "write_store"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from isopose.config import Undrawn
+from isopose.choices import Undrawn
 from isopose.data.drawn import classes_of
 from isopose.data.plane import plane_of
 from isopose.errors import InputError

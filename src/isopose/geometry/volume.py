@@ -9,7 +9,7 @@ from itertools import permutations
 
 import numpy as np
 
-from isopose.config import Plane
+from isopose.choices import Plane
 from isopose.errors import InputError
 
 #: Largest deviation from orthogonality (cosine) that counts as rounding in a header.

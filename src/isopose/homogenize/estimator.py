@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from isopose.config import AUTO, DataConfig, HomogenizeConfig, Modality, Per, Plane, PredictConfig
+from isopose.choices import AUTO, Modality, Per, Plane
+from isopose.config import HomogenizeConfig
 from isopose.data.normalization import ByScan, Scale
 from isopose.data.preprocess import usual_fov
 from isopose.errors import InputError
@@ -22,6 +23,7 @@ from isopose.models.folder import Model, load_model
 from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer
 from isopose.models.shipped import WEIGHTS, shipped_sha256, shipped_transformer
+from isopose.settings import DataConfig, PredictConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from isopose.config import DataConfig, Modality, Per, Plane, PoseConfig, PredictConfig
+from isopose.choices import Modality, Per, Plane
 from isopose.data.normalization import ByScan, Scale, Window
 from isopose.data.plane import HALF
 from isopose.data.preprocess import prepare_as
@@ -38,6 +38,7 @@ from isopose.models.shipped import (
 )
 from isopose.scan.find import find_poses, slice_poses_of
 from isopose.scan.warnings import pose_warnings
+from isopose.settings import DataConfig, PoseConfig, PredictConfig
 from isopose.strict import STRICT
 from isopose.training.targets import filled_outline
 

@@ -17,7 +17,7 @@ from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import composed, only_writer, output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
-from isopose.homogenize.dataset import ENDING
+from isopose.homogenize.case import ENDING
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE, read_record
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in

@@ -9,7 +9,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from isopose.config import Plane
+from isopose.choices import Plane
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.pose import matrix_from_pose

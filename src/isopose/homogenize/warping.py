@@ -5,7 +5,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from isopose import scratch
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.data.resample import chunks, largest_share, warped, warped_labels, warped_volume
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume

@@ -13,32 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from isopose import outputs
-from isopose.config import HomogenizeConfig, Modality
+from isopose.choices import Modality
+from isopose.config import HomogenizeConfig
 from isopose.errors import InputError, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case
+from isopose.homogenize.case import ENDING, image_path, make_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
-from isopose.homogenize.dataset import (
-    ENDING,
-    image_path,
-    make_case,
-    say_doubts,
-    scans_as_dataset,
-    with_modality,
-    with_plane,
-)
+from isopose.homogenize.dataset import say_doubts, scans_as_dataset, with_modality, with_plane
 from isopose.homogenize.dataset import settings_of as settings_of_homogenizing
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import ReferenceOutline, find_reference
-from isopose.homogenize.wrapped import (
-    LOGS,
-    Run,
-    WrapSettings,
-    known_record,
-    remove_results,
-    write_restored,
-)
+from isopose.homogenize.wrapped import LOGS, Run, WrapSettings, known_record, remove_results, write_restored
 from isopose.inference.files import check_apart
 from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.datasets import is_dataset, open_dataset

@@ -11,8 +11,8 @@ from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.answers import Answer, RestoredAnswer, restore_answer
+from isopose.homogenize.case import ENDING, HomogenizeSettings, hash_of_image
 from isopose.homogenize.command import Command, how_it_ended
-from isopose.homogenize.dataset import ENDING, HomogenizeSettings, hash_of_image
 from isopose.homogenize.record import CaseRecord, read_record, record_path
 from isopose.homogenize.restore import PROBABILITIES, probability_path
 from isopose.inference.files import record_name

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.geometry.volume import Volume

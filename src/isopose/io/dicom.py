@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isopose import scratch
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.dicom_copies import without_copies

@@ -12,7 +12,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike
 
 from isopose import scratch
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 from isopose.geometry.volume import Volume

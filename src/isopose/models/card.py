@@ -4,20 +4,15 @@ from collections.abc import Iterator
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isopose.config import Config, Plane
+from isopose.config import Config
 from isopose.data.normalization import Intensity
+from isopose.data.plane import DIRECTIONS
 from isopose.models.folder import Model, versions
 from isopose.models.info import Row, TrainingInfo
 from isopose.presets import load_config
 
 #: File name in the model's folder.
 CARD = "MODEL_CARD.md"
-#: Anatomical direction of the columns and the rows of a slice.
-_SIDES: dict[Plane, tuple[str, str]] = {
-    "axial": ("across", "front to back"),
-    "coronal": ("across", "head to foot"),
-    "sagittal": ("front to back", "head to foot"),
-}
 
 
 def model_card(model: Model) -> str:
@@ -75,13 +70,13 @@ def _patients(training: TrainingInfo) -> str:
 
 def _rows(model: Model) -> Iterator[tuple[str, ...]]:
     seen = model.fingerprint
-    sides = _SIDES[model.config.data.plane]
-    pixels = (f"pixel, {side} (mm)" for side in sides)
+    directions = DIRECTIONS[model.config.data.plane]
+    pixels = (f"pixel, {direction} (mm)" for direction in directions)
     for axis, name in enumerate((*pixels, "slice distance (mm)")):
         three = (seen.spacing_min[axis], seen.spacing_median[axis], seen.spacing_max[axis])
         yield (name, *(f"{value:.2f}" for value in three))
     yield "slices", str(seen.slices_min), f"{seen.slices_median:.0f}", str(seen.slices_max)
-    for axis, name in enumerate(f"body, {side} (mm)" for side in sides):
+    for axis, name in enumerate(f"body, {direction} (mm)" for direction in directions):
         yield name, "", f"{seen.body_median_mm[axis]:.0f}", f"{seen.body_max_mm[axis]:.0f}"
     for label in seen.labels:
         three = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)

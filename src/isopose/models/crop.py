@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from isopose.config import CropConfig
 from isopose.geometry.box import BOX_SIZES, matrix_from_box, whole_frame
 from isopose.models.localization import Localization
+from isopose.settings import CropConfig
 
 
 class CropTransformer(nn.Module):

@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isopose.config import Config, Modality
+from isopose.choices import Modality
+from isopose.config import Config
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import modality_of
 from isopose.errors import InputError

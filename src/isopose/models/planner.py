@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from isopose.config import UNetConfig
+from isopose.settings import UNetConfig
 
 #: Fewest voxels along z at the bottleneck.
 LEAST_DEPTH = 4

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from isopose.config import Plane, PoseConfig
+from isopose.choices import Plane
 from isopose.geometry.box import filled_part
 from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
 from isopose.geometry.overlap import soft_dice
@@ -21,6 +21,7 @@ from isopose.geometry.pose import (
 from isopose.geometry.warp import block_means, warp
 from isopose.models.localization import Localization
 from isopose.models.roll import RollInput, RollNetwork, roll_input_by_own_body, roll_input_of
+from isopose.settings import PoseConfig
 
 #: Fewest pixels along a side on which the agreement of outlines is computed.
 AGREEMENT_SIZE = 48

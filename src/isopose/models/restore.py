@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from isopose.geometry.warp import Mode, Size, compose, invert, warp, whole_from_slab
+from isopose.geometry.parts import whole_from_slab
+from isopose.geometry.warp import Mode, Size, compose, invert, warp
 
 #: Voxels restored at a time (48 MB of sampling grid), so that memory does not grow with the scan.
 CHUNK = 4_000_000

@@ -10,10 +10,11 @@ from typing import Final
 from safetensors.torch import load_file
 from torch import Tensor
 
-from isopose.config import Contrast, Plane, PoseConfig
+from isopose.choices import Contrast, Plane
 from isopose.files import sha256
 from isopose.models.pose import PoseTransformer
 from isopose.models.roll import RollNetwork
+from isopose.settings import PoseConfig
 
 #: Files of the networks' weights (float16, to keep the package small) by ``pose.contrast``, and of the
 #: references' outlines.

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isopose.config import PoseConfig
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import Mode, compose, warp
 from isopose.models.pose import PoseTransformer
 from isopose.models.restore import restore
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import load_reference, load_shipped
+from isopose.settings import PoseConfig
 
 #: Radius of the opening that removes the table, as a fraction of the image's longer side.
 THIN = 0.01

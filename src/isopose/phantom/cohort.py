@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import SimpleITK as sitk
 
-from isopose.config import Modality, Plane
+from isopose.choices import Modality, Plane
 from isopose.errors import InputError, IsoposeError
 from isopose.files import output_folder, replacing, write_json, write_text
 from isopose.io.nifti import is_whole

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isopose.config import Plane
+from isopose.choices import Plane
 from isopose.geometry.volume import Volume
 from isopose.phantom.mr import MrScan, rician
 from isopose.phantom.render import KIDNEY, TUMOR

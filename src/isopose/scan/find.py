@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import Per, PredictConfig, UNetConfig
+from isopose.choices import Per
 from isopose.data.neighbors import neighbors_of
 from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
@@ -18,6 +18,7 @@ from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.prior import ScanRoll
 from isopose.scan.volume import places, volume_agreement, volume_pose
+from isopose.settings import PredictConfig, UNetConfig
 
 
 def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:

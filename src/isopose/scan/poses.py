@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import Config, Per, PoseConfig
+from isopose.choices import Per
+from isopose.config import Config
 from isopose.geometry.box import carried, common_crop
 from isopose.geometry.moments import Moments
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
@@ -23,6 +24,7 @@ from isopose.models.roll import (
 from isopose.scan.aggregate import common_values, pooled, smooth_values
 from isopose.scan.pose import LEAST_AGREEMENT
 from isopose.scan.prior import RIGHT, ScanRoll, direction, header_roll, log_i0, mass_within, scan_roll
+from isopose.settings import PoseConfig
 
 #: Number of slices from which the initial roll of a scan is estimated.
 FIRST = 5

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isopose.config import PoseConfig
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of
 from isopose.scan.aggregate import median
+from isopose.settings import PoseConfig
 
 #: Largest error of a roll that counts as right.
 RIGHT = math.radians(6.0)

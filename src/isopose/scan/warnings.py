@@ -5,11 +5,12 @@ from typing import Final
 
 import numpy as np
 
-from isopose.config import Contrast, PredictConfig
+from isopose.choices import Contrast
 from isopose.geometry.pose import POSE_SIZE
 from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer
 from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.prior import TURNED
+from isopose.settings import PredictConfig
 
 #: Mean logit from which a scan counts as mirrored, by what the roll network sees. CT: of 500 unseen phantoms
 #: none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled in 120

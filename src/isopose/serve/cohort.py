@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation, label_maps
 from isopose.files import hash_of, read_json, read_text, replacing, write_json, write_text

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.report.figure import window_of_scan
 
 #: Windows of CT in HU, by name; the first is shown first.

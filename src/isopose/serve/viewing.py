@@ -19,7 +19,7 @@ import torch
 from contourpy import contour_generator
 from torch import Tensor
 
-from isopose.config import Modality, Plane
+from isopose.choices import Modality, Plane
 from isopose.data.drawn import structures
 from isopose.data.normalization import Scale
 from isopose.files import read_json, replacing, write_json

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from isopose.config import Modality
+from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
-from isopose.homogenize.dataset import homogenize, image_path
+from isopose.homogenize.case import image_path
+from isopose.homogenize.dataset import homogenize
 from isopose.homogenize.record import record_path
 from isopose.homogenize.restore import restore
 from isopose.io.datasets import Dataset

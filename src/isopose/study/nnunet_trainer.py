@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from isopose.config import Config, OptimizerConfig
+from isopose.config import Config
 from isopose.devices import choose_device
 from isopose.files import read_json, replacing, write_json
 from isopose.io.cases import Case
 from isopose.labels import IGNORE
+from isopose.settings import OptimizerConfig
 from isopose.study.arms import Peer
 
 #: nnU-Net's number and name of the study's dataset.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isopose import outputs
-from isopose.config import Config, DataConfig
+from isopose.config import Config
 from isopose.data.body import body_box
 from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import pose_channel_of
@@ -19,6 +19,7 @@ from isopose.io.images import read_volume
 from isopose.io.sources import hash_of_source
 from isopose.parallel import Progress
 from isopose.presets import load_config
+from isopose.settings import DataConfig
 from isopose.study import nnunet
 from isopose.study.arms import ARMS, BY_NAME, SOURCE, UNTRAINED, Arm
 from isopose.study.lengths import refuse_short

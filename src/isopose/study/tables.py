@@ -114,6 +114,29 @@ def _format_published(published: Published | None, label: str) -> str:
     return f"{mean:.2f} ({sd:.2f})"
 
 
+#: Columns of :func:`_difference_cells`.
+_DIFFERENCE = (
+    Column("Patients"),
+    Column("Difference (points)", text=True),
+    Column(f"{COVERAGE:.0%} interval", text=True),
+    Column("Median", text=True),
+    Column("Worst", text=True),
+    Column("Detectable (points)", 1),
+)
+
+
+def _difference_cells(difference: Difference) -> tuple[Cell, ...]:
+    """Return how many patients, and their difference with its interval, spread and what could be seen."""
+    return (
+        difference.patients,
+        _format_points(difference.mean),
+        f"{_format_points(difference.low)} to {_format_points(difference.high)}",
+        _format_points(difference.median),
+        _format_points(difference.worst),
+        None if difference.detectable is None else 100.0 * difference.detectable,
+    )
+
+
 def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     """Return an arm's scores minus another's, for each target and, where there are any, stratum."""
     strata = any(each.stratum for each in compared)
@@ -124,12 +147,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
         *((Column("Against", text=True),) * others),
         Column("Target", text=True),
         *((Column("Stratum", text=True),) * strata),
-        Column("Patients"),
-        Column("Difference (points)", text=True),
-        Column(f"{COVERAGE:.0%} interval", text=True),
-        Column("Median", text=True),
-        Column("Worst", text=True),
-        Column("Detectable (points)", 1),
+        *_DIFFERENCE,
         Column("Better for"),
         *((Column("Value in one arm only"),) * unpaired),
         Column("p", 4),
@@ -141,12 +159,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
             *((each.against,) * others),
             each.target,
             *((each.stratum,) * strata),
-            each.patients,
-            _format_points(each.mean),
-            f"{_format_points(each.low)} to {_format_points(each.high)}",
-            _format_points(each.median),
-            _format_points(each.worst),
-            None if each.detectable is None else 100.0 * each.detectable,
+            *_difference_cells(each),
             each.better,
             *((each.unpaired,) * unpaired),
             each.raw_p,
@@ -170,12 +183,7 @@ def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
         Column("Against", text=True),
         Column("Target", text=True),
         Column("Goal (points)", text=True),
-        Column("Patients"),
-        Column("Difference (points)", text=True),
-        Column(f"{COVERAGE:.0%} interval", text=True),
-        Column("Median", text=True),
-        Column("Worst", text=True),
-        Column("Detectable (points)", 1),
+        *_DIFFERENCE,
         Column("p (Holm)", 4),
         Column("Reached", text=True),
     )
@@ -186,12 +194,7 @@ def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
             goal.against,
             each.target,
             f"{goal.points:+.1f}, {goal.kind}",
-            each.patients,
-            _format_points(each.mean),
-            f"{_format_points(each.low)} to {_format_points(each.high)}",
-            _format_points(each.median),
-            _format_points(each.worst),
-            None if each.detectable is None else 100.0 * each.detectable,
+            *_difference_cells(each),
             each.p_value,
             "yes" if goal.is_reached(each) else "no",
         )

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isopose.config import IntensityConfig
-from isopose.geometry.warp import blur
+from isopose.geometry.blur import blur
+from isopose.settings import IntensityConfig
 
 #: Largest displacement of a deformed crop, in half sides of the crop.
 ELASTIC = 0.04

@@ -13,12 +13,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from isopose.config import OptimizerConfig
 from isopose.data.draw import draw_epoch, read_ahead
 from isopose.data.samples import SliceBatch, Slices, Volumes
 from isopose.errors import IsoposeError
 from isopose.progress import Reporter
 from isopose.ranks import is_lost_rank, shares_of_rank, summed
+from isopose.settings import OptimizerConfig
 from isopose.training.checkpoint import Progress, damaged, load_checkpoint, save_checkpoint
 from isopose.training.tracking import curves
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isopose.config import CropConfig
 from isopose.geometry.overlap import soft_dice, soft_dice_from_sums
 from isopose.ranks import summed
+from isopose.settings import CropConfig
 
 
 def pose_loss(homogenized: Tensor, reference: Tensor) -> Tensor:

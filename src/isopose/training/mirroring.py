@@ -6,7 +6,8 @@ training patients tell whether a structure lies on one side of the body.
 
 import numpy as np
 
-from isopose.config import AUTO, MIRRORED, Config
+from isopose.choices import AUTO
+from isopose.config import MIRRORED, Config
 from isopose.data.samples import Slices
 from isopose.errors import InputError
 from isopose.labels import Labels, mirrored_classes

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from isopose.config import DataConfig
 from isopose.data.fingerprint import Fingerprint, fingerprint_of
 from isopose.data.store import Store, write_store
 from isopose.files import hash_of, read_json, write_json
 from isopose.io.cases import CT, Case
 from isopose.labels import Labels
 from isopose.progress import Reporter
+from isopose.settings import DataConfig
 from isopose.version import __version__
 
 Cases = tuple[Case, ...]

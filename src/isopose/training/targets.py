@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isopose.config import CropConfig, Plane, PoseConfig
+from isopose.choices import Plane
 from isopose.data.plane import NARROWER
 from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
@@ -20,6 +20,7 @@ from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
 from isopose.labels import IGNORED
 from isopose.models.pipeline import Networks
+from isopose.settings import CropConfig, PoseConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import typer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from isopose.config import Contrast
+from isopose.choices import Contrast
 from isopose.devices import one_thread
 from isopose.files import output_folder, sha256, write_json
 from isopose.models.folder import versions

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
-from isopose.config import Contrast
+from isopose.choices import Contrast
 from isopose.models.roll import (
     RollNetwork,
     calibrated_concentration,

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from isopose.config import Contrast
+from isopose.choices import Contrast
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.roll import SOFT_TISSUE_HU, scaled_by_own_body, views_of_slices
 from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
+#: Draws random numbers, one or an array for each image of a batch.
+Draw = Callable[..., Tensor]
 #: Pixels along a side of the deformed images, from which the network's views are sampled.
 DEFORMED = 80
 #: Share of windowed CT among images of any contrast, of those in which organs and muscle are alike, and of
@@ -173,12 +175,7 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return batch(self.slabs, rows, generator, self.contrast)
 
 
-def _deformation(
-    roll: Tensor,
-    uniform: Callable[..., Tensor],
-    normal: Callable[..., Tensor],
-    sometimes: Callable[..., Tensor],
-) -> Tensor:
+def _deformation(roll: Tensor, uniform: Draw, normal: Draw, sometimes: Draw) -> Tensor:
     """Return sampling grids ``(N, DEFORMED, DEFORMED, 2)`` that turn bodies upright and deform them."""
     count = len(roll)
     x, y = (c.expand(count, DEFORMED, DEFORMED) for c in _coordinates(DEFORMED))
@@ -198,13 +195,7 @@ def _deformation(
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) / KEPT_REACH
 
 
-def _exposure(
-    hu: Tensor,
-    uniform: Callable[..., Tensor],
-    normal: Callable[..., Tensor],
-    sometimes: Callable[..., Tensor],
-    generator: torch.Generator,
-) -> Tensor:
+def _exposure(hu: Tensor, uniform: Draw, normal: Draw, sometimes: Draw, generator: torch.Generator) -> Tensor:
     """Return images in [0, 1] of CT ``(N, 1, S, S)`` in HU: windowed, unevenly bright, blurred and noisy."""
     low, high = uniform(-200.0, 0.0), uniform(120.0, 550.0)
     image = ((hu - low[:, None, None, None]) / (high - low)[:, None, None, None]).clamp(0.0, 1.0)
@@ -217,11 +208,7 @@ def _exposure(
 
 
 def _any_contrast(
-    hu: Tensor,
-    uniform: Callable[..., Tensor],
-    normal: Callable[..., Tensor],
-    sometimes: Callable[..., Tensor],
-    generator: torch.Generator,
+    hu: Tensor, uniform: Draw, normal: Draw, sometimes: Draw, generator: torch.Generator
 ) -> Tensor:
     """Return images of any scale in which tissues have any brightness, as MR might show them.
 
@@ -245,12 +232,7 @@ def _any_contrast(
     return torch.hypot(image + noise[0], noise[1])
 
 
-def _brightness(
-    hu: Tensor,
-    uniform: Callable[..., Tensor],
-    normal: Callable[..., Tensor],
-    sometimes: Callable[..., Tensor],
-) -> Tensor:
+def _brightness(hu: Tensor, uniform: Draw, normal: Draw, sometimes: Draw) -> Tensor:
     """Return images of the shape of ``hu`` in which each tissue has a random brightness."""
     # Powers, for in some contrasts most tissues are dark and few are bright.
     shown = uniform(0.0, 1.0, len(TISSUES_HU)) ** uniform(1.0, 3.0, 1)
@@ -274,7 +256,7 @@ def _brightness(
     return image.view_as(hu)
 
 
-def _blurred(image: Tensor, uniform: Callable[..., Tensor], sometimes: Callable[..., Tensor]) -> Tensor:
+def _blurred(image: Tensor, uniform: Draw, sometimes: Draw) -> Tensor:
     """Return the images, every other one mixed with a blurred copy of itself."""
     blurred = F.avg_pool2d(F.avg_pool2d(image, 3, stride=1, padding=1), 3, stride=1, padding=1)
     part = torch.where(sometimes(0.5), uniform(0.0, 1.0), torch.zeros(len(image)))

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from isopose.config import PoseConfig
 from isopose.files import output_folder
 from isopose.models.shipped import REFERENCES
 from isopose.phantom.growth import reference_size
 from isopose.phantom.outline import BINS, Trunk
+from isopose.settings import PoseConfig
 from isopose.tensors import write_tensors
 from isopose.training.targets import filled_outline
 

@@ -1,0 +1,151 @@
+"""Resample images as sums of weighted input pixels, in less time on a CPU than a grid of points takes.
+
+The weights are computed once for a matrix and used for all images that are resampled through it.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isopose.devices import one_thread
+from isopose.geometry.blur import blur, prefilter_sigmas
+from isopose.geometry.warp import Mode, sampling_grid, warp
+
+#: Parameter of the cubic kernel (Keys, 1981) in PyTorch.
+CUBIC = -0.75
+
+
+@one_thread()
+def warp_straight(
+    image: Tensor,
+    input_from_output: Tensor,
+    size: tuple[int, int],
+    *,
+    fill: float = 0.0,
+    mode: Mode = "bilinear",
+) -> Tensor:
+    """Resample images through one matrix of scales and shifts, in a fraction of ``warp``'s time on a CPU.
+
+    Blur and sampling are separable and the same for all rows and all columns: rows are weighted and summed,
+    then columns. The values are those of :func:`isopose.geometry.warp.warp`. It takes one thread: several
+    would wait for each other in steps as short as these on a busy machine.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        input_from_output: ``(3, 3)``, normalized output to normalized input coordinates.
+        size: ``(h, w)`` of the output.
+        fill: value outside the input.
+        mode: interpolation.
+
+    Returns:
+        ``(N, C, h, w)`` float32.
+
+    Raises:
+        ValueError: the matrix rotates or shears.
+    """
+    (scale_x, shear_x, shift_x), (shear_y, scale_y, shift_y), _ = input_from_output.tolist()
+    if shear_x or shear_y:
+        raise ValueError("expected a matrix that scales and shifts only")
+    n, channels, height, width = image.shape
+    rows = _weights(scale_y, shift_y, height, size[0], mode).to(image.device)
+    columns = _weights(scale_x, shift_x, width, size[1], mode).to(image.device)
+    # What the weights lack to 1 lies outside.
+    outside = fill * (1.0 - rows.shares.sum(dim=1)[:, None] * columns.shares.sum(dim=1))
+    out = image.new_empty((n, channels, *size), dtype=torch.float32)
+    with torch.autocast(image.device.type, enabled=False):
+        # Plane by plane, which then stays in the processor's cache.
+        for plane, target in zip(image.flatten(0, 1), out.flatten(0, 1), strict=True):
+            target.copy_(columns.summed(rows.summed(plane.float()).T.contiguous()).T)
+            if fill:
+                target += outside
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """Weights of input pixels in output pixels along one axis.
+
+    Args:
+        pixels: ``(output, K)`` input pixels that each output pixel sees.
+        shares: ``(output, K)`` their weights; all other input pixels have none.
+    """
+
+    pixels: Tensor
+    shares: Tensor
+
+    def to(self, device: torch.device) -> "_Weights":
+        """Return the weights on a device."""
+        return _Weights(self.pixels.to(device), self.shares.to(device))
+
+    def summed(self, lines: Tensor) -> Tensor:
+        """Return weighted sums ``(output, n)`` of lines ``(input, n)``."""
+        return F.embedding_bag(self.pixels, lines, mode="sum", per_sample_weights=self.shares)
+
+
+@lru_cache(maxsize=64)
+def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> _Weights:
+    """Return the weights of input pixels in output pixels along one axis."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[0, 0], matrix[0, 2] = scale, shift
+    one_each = torch.eye(pixels, dtype=torch.float64)[None, None]
+    whole = warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float().T
+    most = max(1, int((whole != 0).sum(dim=1).max()))
+    # Those with a weight before those without, in their order.
+    seen = (whole == 0).byte().argsort(dim=1, stable=True)[:, :most].contiguous()
+    return _Weights(seen, whole.gather(1, seen))
+
+
+@one_thread()
+def warp_alike(
+    images: Tensor, input_from_output: Tensor, size: tuple[int, int], *, fill: float = 0.0
+) -> Tensor:
+    """Resample images through one matrix, bicubic and prefiltered, in less time than ``warp`` on a CPU.
+
+    An output pixel is a weighted sum of the same 16 pixels in all images. These lie side by side in memory,
+    so that a sum of all images is one operation on vectors. The values are those of
+    :func:`isopose.geometry.warp.warp`. It takes one thread: several would wait for each other in its short
+    steps on a busy machine.
+
+    Args:
+        images: ``(N, H, W)``; N of 16 or a multiple is fastest.
+        input_from_output: ``(3, 3)``, normalized output to normalized input coordinates.
+        size: ``(h, w)`` of the output.
+        fill: value outside the input.
+
+    Returns:
+        ``(N, h, w)`` float32.
+    """
+    n, height, width = images.shape
+    matrix = input_from_output.float()[None]
+    sigmas = prefilter_sigmas(matrix, (height, width), size)
+    weights = _cubic_weights(tuple(matrix.flatten().tolist()), (height, width), size)
+    planes = images.new_empty((n, height, width), dtype=torch.float32)
+    for image, plane in zip(images, planes, strict=True):
+        plane.copy_(blur((image.float() - fill)[None, None], sigmas)[0, 0])
+    sums = weights.summed(planes.flatten(1).T.contiguous())
+    return (sums.T + fill).reshape(n, *size)
+
+
+@lru_cache(maxsize=1)
+def _cubic_weights(matrix: tuple[float, ...], input_size: tuple[int, int], size: tuple[int, int]) -> _Weights:
+    """Return the weights of input pixels in output pixels, row by row, as ``F.grid_sample`` has them.
+
+    The slices of a scan are resampled a part at a time, all through the last matrix.
+    """
+    grid, rows_and_columns = sampling_grid(torch.tensor(matrix).reshape(1, 3, 3), size)[0], []
+    for along, side in zip(grid.flip(2).unbind(dim=2), input_size, strict=True):
+        place = (along + 1.0) * (side / 2.0) - 0.5
+        pixels = place.floor()[..., None] + torch.arange(-1.0, 3.0)
+        off = (place[..., None] - pixels).abs()
+        near = ((CUBIC + 2.0) * off - (CUBIC + 3.0)) * off * off + 1.0
+        far = ((CUBIC * off - 5.0 * CUBIC) * off + 8.0 * CUBIC) * off - 4.0 * CUBIC
+        inside = (pixels >= 0) & (pixels < side)
+        shares = torch.where(off <= 1.0, near, far) * inside
+        rows_and_columns.append((pixels.clamp(0, side - 1).long(), shares))
+    (rows, of_rows), (columns, of_columns) = rows_and_columns
+    pixels = rows[..., :, None] * input_size[1] + columns[..., None, :]
+    shares = of_rows[..., :, None] * of_columns[..., None, :]
+    return _Weights(pixels.reshape(-1, 16), shares.reshape(-1, 16))

@@ -1,0 +1,158 @@
+"""One case of a homogenized dataset: its images, label map and record, or why there are none."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from isopose.choices import Modality
+from isopose.config import HomogenizeConfig
+from isopose.devices import one_thread
+from isopose.errors import InputError
+from isopose.files import hash_of
+from isopose.homogenize.estimator import PoseEstimator, open_estimator
+from isopose.homogenize.record import CaseRecord, read_record, record_path, write_record
+from isopose.homogenize.reference import ReferenceOutline
+from isopose.homogenize.scan import homogenize_scan
+from isopose.homogenize.warping import homogenized_image
+from isopose.io.cases import CT, Case
+from isopose.io.channels import hash_of_channels, read_channels
+from isopose.io.images import read_labels, write_image, write_labels
+from isopose.io.masks import read_mask
+from isopose.io.sources import hash_of_source
+from isopose.isolation import failure_of, named
+from isopose.labels import Labels
+from isopose.outputs import Outcome, damaged, remove, replacing_results
+from isopose.version import __version__
+
+ENDING = ".nii.gz"
+
+CaseOutcome = Outcome[CaseRecord]
+
+
+@dataclass(frozen=True)
+class HomogenizeSettings:
+    """What all cases share; small and picklable, as it goes to other processes.
+
+    Args:
+        root: folder of the homogenized dataset.
+        model: folder of the model whose poses are taken; None for those of the shipped network.
+        config: one pose for a scan or several, and the size; names no reference.
+        reference: whose pose and size the scans get; None for that of the model.
+        labels: of the source dataset.
+        sha256: of all that decides a result besides its scan and label file.
+        series: which DICOM series is meant where scans hold several, see ``read_volume``.
+        channels: names of the scans' channels.
+        pose_channel: number of the channel that shows body and pose.
+    """
+
+    root: Path
+    model: Path | None
+    config: HomogenizeConfig
+    reference: ReferenceOutline | None
+    labels: Labels
+    sha256: str
+    series: str | None = None
+    channels: tuple[str, ...] = CT
+    pose_channel: int = 0
+
+
+@lru_cache(maxsize=1)
+def _estimator(
+    model: Path | None, config: HomogenizeConfig, reference: ReferenceOutline | None
+) -> PoseEstimator:
+    """Opened once in each process."""
+    return open_estimator(model, config, reference)
+
+
+@one_thread()
+def make_case(
+    case: Case, *, settings: HomogenizeSettings, reported: type[Exception] = Exception
+) -> CaseOutcome:
+    """Homogenize one case and write it, unless it is there already; why it cannot be done is not raised.
+
+    Of what is raised only ``reported`` becomes the case's line; a cluster tries again what may pass.
+
+    Raises:
+        RunError: it concerns all cases.
+    """
+    try:
+        return _make_case(case, settings)
+    except reported as error:
+        line = str(failure_of(error))
+        remove_case(settings, case.id)
+        return Outcome(case.id, None, named(line, str(case.image)))
+
+
+def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
+    root = settings.root
+    part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
+    sources = {"image": hash_of_image(case, settings.series)}
+    if case.label is not None:
+        sources["label"] = hash_of_source(case.label)
+    if case.mask is not None:
+        sources["mask"] = hash_of_source(case.mask)
+    known = _known(settings, case.id, part, sources)
+    if known is not None and not damaged(root, known.files):
+        return Outcome(case.id, known, None, made=False)
+    record, *results = _results(root, case.id, len(settings.channels))
+    with replacing_results(record, results, stale=results):
+        estimator = _estimator(settings.model, settings.config, settings.reference)
+        volumes = read_channels(case.images, settings.channels, settings.series, estimator.modality)
+        volume = volumes[settings.pose_channel]
+        body = None if case.mask is None else read_mask(case.mask, volume)
+        classes, notes = None, list[str]()
+        if case.label is not None:
+            stored = read_labels(case.label, like=volume, note=notes.append)
+            classes = stored.with_array(settings.labels.to_nnunet(stored.array))
+        scan = homogenize_scan(estimator, volume, classes, settings.labels.classes, body)
+        scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
+        label, *images = _paths(root, case.id, part, len(volumes))
+        if scan.labels is not None:
+            write_labels(scan.labels, label)
+        for path, one, name in zip(images, volumes, settings.channels, strict=True):
+            kind: Modality = "ct" if name.casefold() == "ct" else "mr"
+            brought = scan.image if one is volume else homogenized_image(one, scan.transform, kind)
+            write_image(brought, path)
+        files = [*images, label] if scan.labels is not None else images
+        made = write_record(root, case.id, part, scan, estimator.reference, settings.sha256, sources, files)
+        return Outcome(case.id, made, None)
+
+
+def hash_of_image(case: Case, series: str | None) -> str:
+    """Return the hash of a scan's files, and of the choice among the series that they hold."""
+    files = hash_of_channels(case.images)
+    return files if series is None else hash_of([files, series])
+
+
+def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]) -> CaseRecord | None:
+    """Return a case's record if it was made by the same isopose from the same files and settings."""
+    try:
+        record = read_record(record_path(settings.root, case))
+    except InputError:
+        return None
+    wanted = (__version__, case, part, sources, settings.sha256)
+    found = (record.isopose, record.case, record.part, record.sources, record.settings_sha256)
+    return record if found == wanted else None
+
+
+def _paths(root: Path, case: str, part: str, channels: int) -> list[Path]:
+    """Return the paths of a case's label map and of its images."""
+    images = [root / f"images{part}" / f"{case}_{number:04d}{ENDING}" for number in range(channels)]
+    return [root / f"labels{part}" / f"{case}{ENDING}", *images]
+
+
+def image_path(root: Path, case: str, channel: int = 0) -> Path:
+    """Return where a channel of the homogenized image of a scan without labels lies."""
+    return _paths(root, case, "Ts", channel + 1)[-1]
+
+
+def _results(root: Path, case: str, channels: int) -> list[Path]:
+    """Return the paths of all that may have been made of a case, its record first."""
+    both = (path for part in ("Tr", "Ts") for path in _paths(root, case, part, channels))
+    return [record_path(root, case), *both]
+
+
+def remove_case(settings: HomogenizeSettings, case: str) -> None:
+    """Remove all that may have been made of a case, its record first."""
+    remove(_results(settings.root, case, len(settings.channels)))

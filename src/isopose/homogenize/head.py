@@ -1,0 +1,130 @@
+"""What a homogenized dataset says of itself: ``homogenize.json``, ``dataset.json`` and ``patients.csv``."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from isopose.data.modality import modality_of
+from isopose.errors import InputError
+from isopose.files import composed, write_json, write_text
+from isopose.homogenize.case import ENDING, CaseOutcome, HomogenizeSettings
+from isopose.homogenize.estimator import PoseEstimator
+from isopose.homogenize.record import FOLDER, FORMAT, HEAD
+from isopose.io.cases import Case, Dataset
+from isopose.labels import Labels
+from isopose.models.folder import versions
+from isopose.outputs import claim, sweep
+from isopose.settings import DataConfig
+from isopose.version import __version__
+
+
+def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstimator) -> dict[str, Any]:
+    """What ``homogenize.json`` says of all cases."""
+    return {
+        "format": FORMAT,
+        "complete": False,
+        "versions": versions(),
+        "settings_sha256": settings.sha256,
+        "modality": estimator.modality,
+        "plane": estimator.data.plane,
+        "per": settings.config.per,
+        "crop": settings.config.crop,
+        "scale_z": settings.config.scale_z,
+        "poses_from": estimator.origin,
+        "poses_sha256": estimator.sha256,
+        "reference": {
+            "kind": estimator.reference.kind,
+            "sha256": estimator.reference.sha256,
+            "case": estimator.reference.case,
+            "size": estimator.size,
+            "pixel_mm": estimator.pixel_mm,
+            "side_mm": estimator.side_mm,
+        },
+        # nnU-Net wants consecutive values; restoring gives the dataset's own back.
+        "labels": {
+            name: {"value": value, "stored": dataset.labels.values[name]}
+            for name, value in _written(dataset.labels).items()
+        },
+        "cases": [],
+        "failed": [],
+    }
+
+
+def check_claim(settings: HomogenizeSettings, dataset: Dataset) -> None:
+    """Make sure that the folder is ours: absent, empty, or begun with the same settings and cases."""
+    begun = claim(
+        settings.root,
+        settings.root / HEAD,
+        {"settings_sha256": settings.sha256},
+        other="was homogenized by another isopose or with another model, settings or labels",
+        strange="is not empty and holds no homogenized dataset",
+    )
+    if begun is None:
+        return
+    records = (path for path in (settings.root / FOLDER).glob("*.json") if not path.name.startswith("."))
+    unknown = {composed(path.stem) for path in records} - {case.id for case in dataset.cases}
+    if unknown:
+        raise InputError(
+            f"{settings.root}: holds case {min(unknown)!r}, which {dataset.root} does not have; "
+            "choose another folder"
+        )
+
+
+def begin(settings: HomogenizeSettings, head: dict[str, Any]) -> None:
+    """Mark the folder as this dataset's, before its cases are made."""
+    sweep(settings.root)
+    # Until all cases were tried this is not a dataset.
+    (settings.root / "dataset.json").unlink(missing_ok=True)
+    write_json(settings.root / HEAD, head)
+
+
+def _channel_names(dataset: Dataset, head: dict[str, Any]) -> dict[str, str]:
+    """Return the channels' names for ``dataset.json``; a single one is named by its modality."""
+    names = dataset.channels
+    if len(names) == 1 and modality_of(DataConfig(), names) != head["modality"]:
+        names = (head["modality"].upper(),)
+    return {str(number): name for number, name in enumerate(names)}
+
+
+def finish(
+    dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], outcomes: Sequence[CaseOutcome]
+) -> None:
+    """Describe what is there: to nnU-Net, and to whoever restores."""
+    records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    failed = [outcome.name for outcome in outcomes if outcome.record is None]
+    if records:
+        ids = {record.case for record in records}
+        text = _patients([case for case in dataset.cases if case.id in ids])
+        if text:
+            write_text(settings.root / "patients.csv", text)
+        described = {
+            "name": f"{dataset.name} in one pose and size",
+            "description": f"homogenized by isopose {__version__}; see {HEAD}",
+            "channel_names": _channel_names(dataset, head),
+            **dataset.labels.for_nnunet(),
+            "numTraining": sum(record.part == "Tr" for record in records),
+            "file_ending": ENDING,
+        }
+        write_json(settings.root / "dataset.json", described)
+    cases = [record.case for record in records]
+    write_json(settings.root / HEAD, {**head, "complete": True, "cases": cases, "failed": failed})
+
+
+def _written(labels: Labels) -> dict[str, int]:
+    """Consecutive values, in the order of the stored ones."""
+    return {name: value for value, name in enumerate(labels.names, start=1)}
+
+
+def _patients(cases: Sequence[Case]) -> str:
+    """``patients.csv`` with numbers in place of the patients' own names; empty where it would say nothing."""
+    if all(case.patient == case.id and case.age_years is None for case in cases):
+        return ""
+    numbers = {patient: number for number, patient in enumerate(sorted({case.patient for case in cases}))}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "patient", "age_years"])
+    for case in cases:
+        age = "" if case.age_years is None else case.age_years
+        writer.writerow([case.id, f"patient_{numbers[case.patient]:03d}", age])
+    return text.getvalue()

@@ -1,0 +1,13 @@
+"""Reporters that keep what they are given."""
+
+from isopose.progress import Silent
+
+
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
