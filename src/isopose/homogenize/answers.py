@@ -13,7 +13,8 @@ from isopose.geometry.volume import Volume
 from isopose.homogenize.restore import OFF_RANGE, restore_classes
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
-from isopose.io.images import ROUNDING, ending, on_image_grid, read_labels, read_volume
+from isopose.io.endings import ending
+from isopose.io.images import ROUNDING, on_image_grid, read_labels, read_volume
 from isopose.io.sources import files_beside
 from isopose.labels import Labels, voxels_of
 from isopose.outputs import earlier_record

@@ -20,7 +20,8 @@ from isopose.io.cases import Case
 from isopose.io.channels import by_channel, check_count, hash_of_channels, read_channels
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
-from isopose.io.images import ending, missing, write_image
+from isopose.io.endings import ending
+from isopose.io.images import missing, write_image
 from isopose.io.masks import read_mask
 from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
 from isopose.io.sources import hash_of_source

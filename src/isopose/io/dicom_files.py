@@ -4,7 +4,6 @@ import gzip
 import re
 import struct
 import zlib
-from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -187,17 +186,14 @@ def files_in(folder: Path, *, below: bool) -> list[Path]:
         folder: where to look.
         below: also look in subfolders.
     """
-    return list(_shown(folder, folder.rglob("*") if below else folder.iterdir()))
+    return [
+        path
+        for path in sorted(folder.rglob("*") if below else folder.iterdir())
+        if not is_hidden(path.relative_to(folder)) and not path.is_dir() and path.name.upper() != "DICOMDIR"
+    ]
 
 
 def linked_folders(folder: Path) -> list[Path]:
     """Return the links to folders in a folder and below it, sorted by name; hidden ones are left out."""
     links = (place for place in folder.rglob("*") if place.is_symlink() and place.is_dir())
     return sorted(link for link in links if not is_hidden(link.relative_to(folder)))
-
-
-def _shown(folder: Path, paths: Iterable[Path]) -> Iterable[Path]:
-    for path in sorted(paths):
-        hidden = is_hidden(path.relative_to(folder))
-        if not hidden and not path.is_dir() and path.name.upper() != "DICOMDIR":
-            yield path

@@ -102,11 +102,6 @@ class DicomFrame:
     gray: bool
     localizer: bool
 
-    @property
-    def normal(self) -> np.ndarray:
-        """``(3,)`` unit vector across the slice, right-handed with its axes."""
-        return np.cross(self.axes[0], self.axes[1])
-
 
 @dataclass(frozen=True)
 class NoFrame:
