@@ -297,7 +297,7 @@ def _filled_slices(mask: np.ndarray) -> np.ndarray:
         after = np.logical_or.accumulate(line, axis=1)
         before = np.logical_or.accumulate(line[:, ::-1], axis=1)[:, ::-1]
         padded[side] = after & before
-    empty = Runs.of(iter([~padded]), padded.shape)
+    empty = Runs.of([~padded], padded.shape)
     numbers, slices = empty.components(in_plane=True), empty.slices
     # The first run of a slice is its upper edge, so its component is the outside.
     outer = numbers[np.searchsorted(slices, np.arange(len(padded)))]
