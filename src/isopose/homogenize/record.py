@@ -86,8 +86,7 @@ class CaseRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        values: dict[str, Any] = CASE.dump_python(self, mode="json")
-        return values
+        return CASE.dump_python(self, mode="json")
 
 
 CASE = TypeAdapter(CaseRecord)

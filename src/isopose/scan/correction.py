@@ -21,14 +21,7 @@ from isopose.files import hash_of, read_json, write_json
 from isopose.geometry.box import MIN_CROP, carried
 from isopose.geometry.frame import Frame
 from isopose.geometry.moments import moments, spread_along
-from isopose.geometry.pose import (
-    ANGLE,
-    LOG_SCALE_X,
-    LOG_SCALE_Y,
-    POSE_SIZE,
-    SHIFT_X,
-    matrix_from_pose,
-)
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, SHIFT_X, matrix_from_pose
 from isopose.renamed import CORRECTION, with_present_names
 from isopose.strict import STRICT, first_problem
 
@@ -105,8 +98,7 @@ class Correction:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able values."""
-        value: dict[str, Any] = _CORRECTION.dump_python(self, mode="json")
-        return value
+        return _CORRECTION.dump_python(self, mode="json")
 
     @property
     def sha256(self) -> str:

@@ -25,8 +25,7 @@ BLUR, FACTOR, RESOLUTION, GAMMA = (0.5, 1.0), (0.75, 1.25), (0.5, 1.0), (0.7, 1.
 
 def seeds_of(noise: Tensor) -> list[int]:
     """Return a seed for each value ``(N,)`` in [-1, 1): the same on every device."""
-    whole: list[int] = ((noise.cpu().double() + 1.0) * 2**23).long().tolist()
-    return whole
+    return ((noise.cpu().double() + 1.0) * 2**23).long().tolist()
 
 
 def each_changed(
