@@ -9,7 +9,7 @@ from typing import Any
 from isopose.config import Config, Modality
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
-from isopose.evaluation.summary import compare
+from isopose.evaluation.summary import compare, summarize
 from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
@@ -198,8 +198,6 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
 
 
 def _line(evaluation: Evaluation) -> str:
-    from isopose.evaluation.summary import summarize
-
     parts = []
     for target in evaluation.targets:
         statistic = summarize(evaluation.cases, target).statistics["dice"]

@@ -31,14 +31,7 @@ from isopose.homogenize.dataset import settings_of as settings_of_homogenizing
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import ReferenceOutline, find_reference
-from isopose.homogenize.wrapped import (
-    LOGS,
-    Run,
-    WrapSettings,
-    known_record,
-    remove_results,
-    write_restored,
-)
+from isopose.homogenize.wrapped import LOGS, Run, WrapSettings, known_record, remove_results, write_restored
 from isopose.inference.files import check_apart
 from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.datasets import is_dataset, open_dataset
