@@ -18,7 +18,7 @@ def silence() -> None:
     """
     warnings.simplefilter("ignore")
     # Some libraries reset the filters on import.
-    warnings.showwarning = _say_nothing
+    warnings.showwarning = lambda *_, **__: None
     logging.disable(logging.CRITICAL)
     os.environ.update(_SILENT)
 
@@ -38,7 +38,3 @@ def silent() -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-
-
-def _say_nothing(*_: object, **__: object) -> None:
-    """Do nothing, in place of the function that prints warnings."""

@@ -14,7 +14,6 @@ from isopose.data.preprocess import Prepared
 from isopose.errors import InputError
 from isopose.files import read_text
 from isopose.geometry.frame import Frame
-from isopose.geometry.volume import Reorientation
 from isopose.io.datasets import Case
 from isopose.labels import IGNORED, Labels
 from isopose.strict import STRICT
@@ -77,11 +76,6 @@ class Record:
     channels: Annotated[int, Field(ge=1)] = 1
     pose_channel: Annotated[int, Field(ge=0)] = 0
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    @property
-    def reorientation(self) -> Reorientation:
-        """From the stored axes to LPS."""
-        return Reorientation(self.axes, self.flips)
 
 
 RECORD = TypeAdapter(Record)

@@ -68,14 +68,6 @@ class RestoredAnswer:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Map:
-    """A map on the homogenized grid: labels as uint8, else one class's probability."""
-
-    volume: Volume
-    labels: bool
-
-
 #: Called with what is known of a restored map (its file's name; or its class) and the map.
 Write = Callable[[str, Volume], None]
 
@@ -145,21 +137,19 @@ def restore_answer(
         if one is None:
             continue
         kept += 1
-        if not one.labels:
-            back = transform.reorientation.undo(restored_share(one.volume, transform))
+        if one.array.dtype != np.uint8:
+            back = transform.reorientation.undo(restored_share(one, transform))
             write_map(_stem(name), transform.native.with_array(back))
             continue
         if not answer.several:
-            _check_named(name, one.volume, labels)
+            _check_named(name, one, labels)
         found.label_maps += 1
         own = packed.pop(_stem(name), None)
         restored = None
         if own is not None:
-            restored = _from_packed(
-                answer.folder / own, own, one.volume, transform, labels, write_class, found
-            )
+            restored = _from_packed(answer.folder / own, own, one, transform, labels, write_class, found)
         if restored is None:
-            restored = restored_labels(one.volume, transform)
+            restored = restored_labels(one, transform)
         found.labels = restored if found.label_maps == 1 else None
         found.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
         if answer.several:
@@ -193,20 +183,22 @@ def _stem(name: str) -> str:
     return composed(name[: len(name) - len(suffix)])
 
 
-def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> _Map | None:
-    """Return a map on the homogenized grid; None, and a note, if its values are neither kind's."""
+def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> Volume | None:
+    """Return a map on the homogenized grid: labels as uint8, or one class's probability as float32.
+
+    None, and a note, if its values are neither kind's.
+    """
     path = answer.folder / name
     try:
         volume = on_image_grid(path, read_volume(path), transform.homogenized)
         low, high = float(volume.array.min()), float(volume.array.max())
         if volume.array.dtype.kind != "f":
             if low >= 0 and high <= 255:
-                return _Map(volume.with_array(volume.array.astype(np.uint8)), labels=True)
+                return volume.with_array(volume.array.astype(np.uint8))
         elif _are_whole(volume.array, high) and np.rint(low) >= 0 and np.rint(high) <= 255:
-            labels = read_labels(path, like=transform.homogenized, note=notes.append)
-            return _Map(labels, labels=True)
+            return read_labels(path, like=transform.homogenized, note=notes.append)
         elif low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE:
-            return _Map(volume, labels=False)
+            return volume
     except InputError as error:
         # The file lies in a folder that is removed.
         raise InputError(str(error).replace(str(path), f"what the command wrote as {name}")) from None

@@ -273,7 +273,9 @@ def predict_scan(
     try:
         check_count(len(scan.paths), ensemble.channels)
         input_hash = _hash_of_scan(scan)
-        correction, mask = (corrections or {}).get(input_hash), _hash_of_mask(scan)
+        correction = (corrections or {}).get(input_hash)
+        # A mask that is missing is an error here: without it a result that was made without mask would count.
+        mask = None if scan.mask is None else hash_of_source(scan.mask)
         files = result_files(output, scan.name, formats)
         picture = output / "steps" / f"{scan.name}.png"
         classes = ("background", *ensemble.labels.names) if probabilities else ()
@@ -320,14 +322,6 @@ def _hash_of_scan(scan: Scan) -> str:
     """Return the hash of a scan's files, and of the choice among the series that they hold."""
     files = hash_of_channels(scan.paths)
     return files if scan.series is None else hash_of([files, scan.series])
-
-
-def _hash_of_mask(scan: Scan) -> str | None:
-    """Return the hash of a scan's own mask, None where it has none; a missing file is an InputError.
-
-    Without that, a result that was made without the mask would count as the one that is asked for.
-    """
-    return None if scan.mask is None else hash_of_source(scan.mask)
 
 
 def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:
