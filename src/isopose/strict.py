@@ -1,11 +1,13 @@
 """Strict reading of files by pydantic, and one line of what is wrong with them."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 #: For dataclasses that are read from JSON: unknown keys, converted types, NaN and infinity are errors.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+#: A SHA-256 in hexadecimal.
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Problem(NamedTuple):

@@ -120,10 +120,8 @@ def coarse(
         rows: of the working grid that are wanted.
         columns: of the working grid that are wanted.
     """
-    (y, in_y), (x, in_x) = (
-        _windows(slices.shape[1], size[0], rows),
-        _windows(slices.shape[2], size[1], columns),
-    )
+    y, in_y = _windows(slices.shape[1], size[0], rows)
+    x, in_x = _windows(slices.shape[2], size[1], columns)
     out = torch.empty((len(slices), len(y), len(x)))
     high, wide = in_y.sum(dim=1)[:, None], in_x.sum(dim=1)
     # Slice by slice, which then stays in the processor's cache.

@@ -16,13 +16,12 @@ from isopose.files import read_text
 from isopose.geometry.frame import Frame
 from isopose.io.datasets import Case
 from isopose.labels import IGNORED, Labels
-from isopose.strict import STRICT
+from isopose.strict import STRICT, Hash
 
 #: Names of the arrays besides the images, uint8; each is ``NAME.b2nd`` in the case's folder.
 _MARKS = ("mask", "labels")
 
 Triple = tuple[int, int, int]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)

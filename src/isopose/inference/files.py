@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isopose.errors import InputError, printable
-from isopose.files import composed, hash_of, only_writer, output_folder, write_json
+from isopose.files import composed, only_writer, output_folder, write_json
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.predict import Prediction, predict
@@ -272,7 +272,7 @@ def predict_scan(
     ensemble = ensemble_of(model)
     try:
         check_count(len(scan.paths), ensemble.channels)
-        input_hash = _hash_of_scan(scan)
+        input_hash = hash_of_channels(scan.paths, scan.series)
         correction = (corrections or {}).get(input_hash)
         # A mask that is missing is an error here: without it a result that was made without mask would count.
         mask = None if scan.mask is None else hash_of_source(scan.mask)
@@ -316,12 +316,6 @@ def predict_scan(
     for warning in record["warnings"]:
         reporter.say(f"  warning: {warning}")
     return Outcome(scan.name, record, None)
-
-
-def _hash_of_scan(scan: Scan) -> str:
-    """Return the hash of a scan's files, and of the choice among the series that they hold."""
-    files = hash_of_channels(scan.paths)
-    return files if scan.series is None else hash_of([files, scan.series])
 
 
 def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:

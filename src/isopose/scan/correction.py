@@ -23,7 +23,7 @@ from isopose.geometry.frame import Frame
 from isopose.geometry.moments import moments, spread_along
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, SHIFT_X, matrix_from_pose
 from isopose.renamed import CORRECTION, with_present_names
-from isopose.strict import STRICT, first_problem
+from isopose.strict import STRICT, Hash, first_problem
 
 FORMAT: Literal["isopose-correction/1"] = "isopose-correction/1"
 
@@ -78,7 +78,7 @@ class Correction:
         crops: by ascending slice; none: the crops are as found, in the poses that were set.
     """
 
-    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    image_sha256: Hash
     frame: Frame
     reference: ReferenceOutline
     poses: tuple[SetPose, ...] = ()

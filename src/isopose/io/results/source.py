@@ -130,10 +130,8 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     for name in EMPTY:
         if name not in shared:
             setattr(shared, name, "")
-    shared.StudyInstanceUID, shared.FrameOfReferenceUID = (
-        ties["StudyInstanceUID"],
-        ties["FrameOfReferenceUID"],
-    )
+    shared.StudyInstanceUID = ties["StudyInstanceUID"]
+    shared.FrameOfReferenceUID = ties["FrameOfReferenceUID"]
     places, thickness = {file: number for number, file in enumerate(paths)}, frames[0].thickness
     return Source(
         shared,
