@@ -10,6 +10,7 @@ from isopose.errors import InputError
 from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_pixels import pixels
 
+#: What the header says of a slice besides its place.
 _form = attrgetter("size", "spacing", "modality", "gray", "unusable")
 
 
