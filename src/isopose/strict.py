@@ -34,10 +34,9 @@ def first_problem(error: ValidationError) -> Problem:
     """Return the first of a validation's problems."""
     first = error.errors(include_url=False, include_context=False)[0]
     # Where a value may be of several types, pydantic names the type after the key.
-    parts = [str(part) for part in first["loc"]]
     key = ".".join(
         part
-        for part in parts
+        for part in map(str, first["loc"])
         if part.split("-")[-1] not in ("int", "float") and not part.startswith("literal[")
     )
     return Problem(key, first["msg"].removeprefix("Value error, "), first["type"], first["input"])

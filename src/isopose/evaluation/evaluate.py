@@ -139,7 +139,7 @@ def evaluate(
         undrawn: what slices without any label are, see :func:`isopose.data.drawn.classes_of`.
         allow_missing: list scans without a prediction instead of refusing.
         allow_failed: list scans that cannot be scored instead of raising after all others are scored.
-        workers: number of scans scored at once.
+        workers: number of scans scored at once, at least one.
         progress: called with (scans done, scans in all) after each scan.
         note: called with a message if label values were rounded.
 

@@ -1,7 +1,7 @@
 """What another program wrote of homogenized scans: whose it is, what it is, and restoring it."""
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -273,13 +273,12 @@ def _from_packed(
     array = array if fits[0] else array[:, :, ::-1, ::-1]
     named = {value: label for label, value in labels.values.items()}
     names = [named.get(value, str(value)) for value in range(1, len(array))]
-
-    def classes() -> Iterator[tuple[str, Volume]]:
-        for class_name, values in zip(names, array[1:], strict=True):
-            yield class_name, beside.with_array(np.ascontiguousarray(values, dtype=np.float32))
-
-    values: Mapping[str, int] = {class_name: value for value, class_name in enumerate(names, start=1)}
-    return restore_classes(classes(), values, transform, write)
+    classes = (
+        (class_name, beside.with_array(np.ascontiguousarray(values, dtype=np.float32)))
+        for class_name, values in zip(names, array[1:], strict=True)
+    )
+    numbers = {class_name: value for value, class_name in enumerate(names, start=1)}
+    return restore_classes(classes, numbers, transform, write)
 
 
 def _agree(best: np.ndarray, labels: np.ndarray) -> bool:
