@@ -26,15 +26,14 @@ def silence() -> None:
 @contextmanager
 def silent() -> Iterator[None]:
     """Apply :func:`silence` inside the block, for a command line called from another program."""
-    level, before = logging.root.manager.disable, {name: os.environ.get(name) for name in _SILENT}
+    level = logging.root.manager.disable
+    before = {name: os.environ[name] for name in _SILENT if name in os.environ}
     with warnings.catch_warnings():
         silence()
         try:
             yield
         finally:
             logging.disable(level)
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            for name in _SILENT:
+                os.environ.pop(name, None)
+            os.environ.update(before)

@@ -76,7 +76,7 @@ def read_header(path: Path) -> Dataset | None:
     representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
     try:
-        if not is_named(path) and not _begins_as_dicom(_start_of(path), (*_FIRST_GROUPS, *_OTHER_GROUPS)):
+        if not is_named(path) and not begins_as_dicom(path, (*_FIRST_GROUPS, *_OTHER_GROUPS)):
             return None
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
@@ -101,22 +101,16 @@ def is_named(path: Path) -> bool:
     return path.suffix.lower() in (".dcm", ".ima")
 
 
-def begins_as_dicom(path: Path) -> bool:
+def begins_as_dicom(path: Path, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
     """Return whether a file has the preamble, or starts with an element of a DICOM data set."""
-    return _begins_as_dicom(_start_of(path))
-
-
-def _start_of(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(_PREFIX)
+        return _begins_as_dicom(file.read(_PREFIX), groups)
 
 
 def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
-    return start[128:] == b"DICM" or _first_element(start, groups)
-
-
-def _first_element(start: bytes, groups: tuple[int, ...]) -> bool:
-    """Return whether bytes start with a standard element that can be the first one of a data set."""
+    """Return whether bytes have the preamble, or start with a standard element that can be the first."""
+    if start[128:] == b"DICM":
+        return True
     if len(start) < 8:
         return False
     for order in "<>":
