@@ -10,7 +10,7 @@ from isopose.choices import Modality
 from isopose.config import Config
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
-from isopose.evaluation.summary import compare
+from isopose.evaluation.summary import compare, summarize
 from isopose.inference.files import find_scans, predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.models.folder import Model
@@ -199,8 +199,6 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
 
 
 def _line(evaluation: Evaluation) -> str:
-    from isopose.evaluation.summary import summarize
-
     parts = []
     for target in evaluation.targets:
         statistic = summarize(evaluation.cases, target).statistics["dice"]

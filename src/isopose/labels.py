@@ -187,11 +187,8 @@ class Labels:
         if not self.regions:
             return {"labels": {"background": 0, **{n: c for n, (c,) in self.judged().items()}, **last}}
         regions = {name: list(of) if len(of) > 1 else of[0] for name, of in self.judged().items()}
-        order = [self.names.index(name) + 1 for name in map(self._name_of, self.regions.values())]
+        order = [sorted(self.values.values()).index(value) + 1 for value in self.regions.values()]
         return {"labels": {"background": 0, **regions, **last}, "regions_class_order": order}
-
-    def _name_of(self, value: int) -> str:
-        return next(name for name, own in self.values.items() if own == value)
 
     def to_nnunet(self, array: np.ndarray) -> np.ndarray:
         """Convert stored values to those that :meth:`for_nnunet` describes, uint8.

@@ -148,8 +148,7 @@ def read_settings(file: Path) -> dict[str, Any]:
             raise InputError(f"{file}: expected TOML (or JSON in a .json file): {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected sections such as [unet], got {type(values).__name__}")
-    present: dict[str, Any] = with_present_names(values, SETTINGS)
-    return present
+    return with_present_names(values, SETTINGS)
 
 
 def _setting(setting: str) -> dict[str, Any]:
@@ -159,8 +158,7 @@ def _setting(setting: str) -> dict[str, Any]:
     nested: Any = _value(text)
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    setting_of: dict[str, Any] = with_present_names(nested, SETTINGS)
-    return setting_of
+    return with_present_names(nested, SETTINGS)
 
 
 def _value(text: str) -> Any:

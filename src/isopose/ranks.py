@@ -76,8 +76,7 @@ def summed(own: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     # Without a group it takes the one of this moment.
-    out: Tensor = all_reduce(own, group=None)
-    return out
+    return all_reduce(own, group=None)
 
 
 def gathered(parts: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -18,7 +18,7 @@ def silence() -> None:
     """
     warnings.simplefilter("ignore")
     # Some libraries reset the filters on import.
-    warnings.showwarning = _say_nothing
+    warnings.showwarning = lambda *_, **__: None
     logging.disable(logging.CRITICAL)
     os.environ.update(_SILENT)
 
@@ -26,19 +26,14 @@ def silence() -> None:
 @contextmanager
 def silent() -> Iterator[None]:
     """Apply :func:`silence` inside the block, for a command line called from another program."""
-    level, before = logging.root.manager.disable, {name: os.environ.get(name) for name in _SILENT}
+    level = logging.root.manager.disable
+    before = {name: os.environ[name] for name in _SILENT if name in os.environ}
     with warnings.catch_warnings():
         silence()
         try:
             yield
         finally:
             logging.disable(level)
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-
-def _say_nothing(*_: object, **__: object) -> None:
-    """Do nothing, in place of the function that prints warnings."""
+            for name in _SILENT:
+                os.environ.pop(name, None)
+            os.environ.update(before)

@@ -1,11 +1,13 @@
 """Strict reading of files by pydantic, and one line of what is wrong with them."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 #: For dataclasses that are read from JSON: unknown keys, converted types, NaN and infinity are errors.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+#: A SHA-256 in hexadecimal.
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Problem(NamedTuple):
@@ -32,10 +34,9 @@ def first_problem(error: ValidationError) -> Problem:
     """Return the first of a validation's problems."""
     first = error.errors(include_url=False, include_context=False)[0]
     # Where a value may be of several types, pydantic names the type after the key.
-    parts = [str(part) for part in first["loc"]]
     key = ".".join(
         part
-        for part in parts
+        for part in map(str, first["loc"])
         if part.split("-")[-1] not in ("int", "float") and not part.startswith("literal[")
     )
     return Problem(key, first["msg"].removeprefix("Value error, "), first["type"], first["input"])

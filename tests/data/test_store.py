@@ -18,6 +18,7 @@ from isopose.data.preprocess import prepare
 from isopose.data.store import Store, folder_name, open_store, store_head, write_store
 from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import hash_of, sha256
+from isopose.geometry.volume import Reorientation
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.labels import Labels
 from isopose.settings import DataConfig
@@ -73,7 +74,7 @@ def test_reads_back_what_was_prepared(store: Store, cohort, fingerprint) -> None
         assert np.array_equal(labels, prepared.labels[slices])
         record = stored.record
         assert record.frame == prepared.frame
-        assert record.reorientation == prepared.reorientation
+        assert Reorientation(record.axes, record.flips) == prepared.reorientation
         assert np.array_equal(record.native_world_from_index, volume.world_from_index)
         assert (record.patient, record.age_years) == (case.patient, case.age_years)
         assert record.air == prepared.scale.air

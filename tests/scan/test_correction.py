@@ -17,7 +17,7 @@ from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.scan.correction import (
     Correction,
-    ReferenceOutline,
+    OutlineMoments,
     SetCrop,
     SetPose,
     correction_from_json,
@@ -150,7 +150,7 @@ def test_a_folder_without_any_or_with_two_of_a_scan_is_refused(tmp_path):
 
 def test_the_outline_of_a_reference_is_its_center_and_spread():
     found = outline_of(ellipse(0.8, 0.6, (0.1, -0.2)))
-    assert isinstance(found, ReferenceOutline)
+    assert isinstance(found, OutlineMoments)
     assert found.center == pytest.approx((0.1, -0.2), abs=0.01)
     assert found.spread == pytest.approx((0.4, 0.3), abs=0.01)  # half a semi-axis
     with pytest.raises(InputError, match="the pose: expected a correction"):

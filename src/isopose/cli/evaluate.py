@@ -42,7 +42,7 @@ def evaluate(
             undrawn=undrawn,
             allow_missing=allow_missing,
             allow_failed=True,
-            workers=max(workers, 1),
+            workers=workers,
             progress=progress,
             note=lambda line: reporter.say(f"warning: {line}"),
         )

@@ -12,7 +12,6 @@ from isopose.errors import InputError
 if TYPE_CHECKING:
     from isopose.config import Config as Settings
     from isopose.io.datasets import Dataset
-    from isopose.models.folder import Model
     from isopose.progress import Reporter
 
 
@@ -83,7 +82,13 @@ def fit(
         budget = parse_bytes(memory)
     options = {"train.fold": fold, "train.parts": train}
     chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
-    begun, base = _begun(source) if source else (None, None)
+    begun = base = None
+    if source:
+        from isopose.models.folder import load_model
+        from isopose.training.transfer import settings_of
+
+        begun = load_model(source)
+        base = settings_of(begun)
     if begun and preset is not None:
         raise InputError("--preset: fine-tuning keeps the model's own settings; leave out --preset or --from")
     loaded = load_config(preset or "default", config, chosen, base=base)
@@ -151,12 +156,3 @@ def _fit_folds(
         return
     typer.echo(markdown(evaluation))
     typer.echo(f"model: {model}")
-
-
-def _begun(source: Path) -> "tuple[Model, dict[str, Any]]":
-    """Return the model to fine-tune, and its settings."""
-    from isopose.models.folder import load_model
-    from isopose.training.transfer import settings_of
-
-    model = load_model(source)
-    return model, settings_of(model)

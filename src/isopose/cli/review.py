@@ -77,7 +77,7 @@ def _scored(
             *open_truth(labels, values),
             allow_missing=True,
             allow_failed=True,
-            workers=max(workers, 1),
+            workers=workers,
             progress=progress,
         )
     for why in evaluation.failed.values():

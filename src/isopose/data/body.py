@@ -120,10 +120,8 @@ def coarse(
         rows: of the working grid that are wanted.
         columns: of the working grid that are wanted.
     """
-    (y, in_y), (x, in_x) = (
-        _windows(slices.shape[1], size[0], rows),
-        _windows(slices.shape[2], size[1], columns),
-    )
+    y, in_y = _windows(slices.shape[1], size[0], rows)
+    x, in_x = _windows(slices.shape[2], size[1], columns)
     out = torch.empty((len(slices), len(y), len(x)))
     high, wide = in_y.sum(dim=1)[:, None], in_x.sum(dim=1)
     # Slice by slice, which then stays in the processor's cache.
@@ -297,7 +295,7 @@ def _filled_slices(mask: np.ndarray) -> np.ndarray:
         after = np.logical_or.accumulate(line, axis=1)
         before = np.logical_or.accumulate(line[:, ::-1], axis=1)[:, ::-1]
         padded[side] = after & before
-    empty = Runs.of(iter([~padded]), padded.shape)
+    empty = Runs.of([~padded], padded.shape)
     numbers, slices = empty.components(in_plane=True), empty.slices
     # The first run of a slice is its upper edge, so its component is the outside.
     outer = numbers[np.searchsorted(slices, np.arange(len(padded)))]

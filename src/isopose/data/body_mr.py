@@ -84,7 +84,7 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
     tissue = np.maximum(_nearby(smooth, bright, spacing), 0.0)
     found = smooth > np.maximum(edge, OF_TISSUE * tissue)
     found &= ~_gaps(level, found, noise)
-    runs = Runs.of(iter([found]), found.shape)
+    runs = Runs.of([found], found.shape)
     trunk = trunk_in(runs, pixel, spacing[0], NECK)
     if not len(trunk.starts):
         raise InputError("no body found, only thin structures are brighter than the noise; is it a trunk?")
@@ -116,7 +116,7 @@ def _noise(smooth: np.ndarray, held: np.ndarray, bright: np.ndarray, diameter: f
     Returns:
         Both 0 where the scanner has set the air to 0.
     """
-    runs = Runs.of(iter([ndimage.binary_opening(bright, CROSS)]), bright.shape)
+    runs = Runs.of([ndimage.binary_opening(bright, CROSS)], bright.shape)
     air = ~dilated(filled(runs).mask(slice(None)), round(AWAY * diameter))
     if not air.any():
         air = ~bright
@@ -146,7 +146,7 @@ def _gaps(smooth: np.ndarray, found: np.ndarray, noise: float) -> np.ndarray:
     half = _half(smooth, found, noise)
     valley = ndimage.grey_closing(smooth, (1, GAP, GAP)) > 2.0 * smooth
     gaps = valley & (smooth < half) & (half > CLEAR * noise)
-    outside = ~filled(Runs.of(iter([found]), found.shape)).mask(slice(None))
+    outside = ~filled(Runs.of([found], found.shape)).mask(slice(None))
     return dilated(dilated(outside, 2) & gaps, DEEP, within=gaps)
 
 
@@ -155,8 +155,7 @@ def _half(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:
     rim = body & ~eroded(body, RIM)
     weight = ndimage.gaussian_filter(rim.astype(np.float32), (0.0, RIM, RIM))
     mean = ndimage.gaussian_filter(np.where(rim, level, 0.0), (0.0, RIM, RIM))
-    half: np.ndarray = 0.5 * (noise + mean / np.maximum(weight, 1e-6))
-    return half
+    return 0.5 * (noise + mean / np.maximum(weight, 1e-6))
 
 
 def _soft(level: np.ndarray, trunk: Runs, noise: float, part: slice) -> np.ndarray:

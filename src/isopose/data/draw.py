@@ -108,8 +108,6 @@ def read_ahead(
         queue = [pool.submit(load, number) for number in range(min(depth, len(index)))]
         try:
             for following in range(depth, len(index) + depth):
-                if not queue:
-                    return
                 batch = queue.pop(0).result()
                 if following < len(index):
                     queue.append(pool.submit(load, following))

@@ -14,8 +14,13 @@ _BITS = 64
 
 def dilated(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -> np.ndarray:
     """Dilate a mask by steps of one voxel; geodesic, inside ``within``, if that is given."""
-    words = _dilated(_packed(mask), steps, mask.shape[2], None if within is None else _packed(within))
-    return _unpacked(words, mask.shape[2])
+    words, width = _packed(mask), mask.shape[2]
+    allowed = None if within is None else _packed(within)
+    for step in range(steps):
+        words = _grown(words, step, width)
+        if allowed is not None:
+            words &= allowed
+    return _unpacked(words, width)
 
 
 def eroded(mask: np.ndarray, steps: int) -> np.ndarray:
@@ -60,15 +65,6 @@ def _unpacked(words: np.ndarray, width: int) -> np.ndarray:
     """Unpack words to rows of ``width`` voxels; the inverse of :func:`_packed`."""
     rows = np.ascontiguousarray(np.moveaxis(words, 0, 2))
     return np.unpackbits(rows.view(np.uint8), axis=2, count=width, bitorder="little").view(bool)
-
-
-def _dilated(words: np.ndarray, steps: int, width: int, within: np.ndarray | None) -> np.ndarray:
-    """Dilate packed masks; see :func:`dilated`."""
-    for step in range(steps):
-        words = _grown(words, step, width)
-        if within is not None:
-            words &= within
-    return words
 
 
 def _grown(words: np.ndarray, step: int, width: int) -> np.ndarray:

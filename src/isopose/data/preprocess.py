@@ -87,8 +87,7 @@ class Prepared:
     @property
     def image(self) -> np.ndarray:
         """``(z, N, N)`` of the channel that shows body and pose."""
-        image: np.ndarray = self.images[self.pose_channel]
-        return image
+        return self.images[self.pose_channel]
 
     @property
     def scale(self) -> Scale:

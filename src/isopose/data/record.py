@@ -14,16 +14,14 @@ from isopose.data.preprocess import Prepared
 from isopose.errors import InputError
 from isopose.files import read_text
 from isopose.geometry.frame import Frame
-from isopose.geometry.volume import Reorientation
 from isopose.io.datasets import Case
 from isopose.labels import IGNORED, Labels
-from isopose.strict import STRICT
+from isopose.strict import STRICT, Hash
 
 #: Names of the arrays besides the images, uint8; each is ``NAME.b2nd`` in the case's folder.
 _MARKS = ("mask", "labels")
 
 Triple = tuple[int, int, int]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,6 @@ class Record:
     channels: Annotated[int, Field(ge=1)] = 1
     pose_channel: Annotated[int, Field(ge=0)] = 0
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    @property
-    def reorientation(self) -> Reorientation:
-        """Permutation and flips from the stored axes to the reoriented ones."""
-        return Reorientation(self.axes, self.flips)
 
 
 RECORD = TypeAdapter(Record)

@@ -104,11 +104,10 @@ def warped(
         mode: interpolation.
         window: rows and columns of the result that are wanted; None: all.
     """
+    source = _as_tensor(array)
     if input_from_output.ndim == 2:
-        source = _as_tensor(array)
         whole = warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
         return whole if window is None else whole[:, *window]
-    source = _as_tensor(array)
     if bool((input_from_output == input_from_output[:1]).all()):
         if mode == "bicubic" and window is None:
             return warp_alike(source, input_from_output[0], size, fill=fill).numpy()

@@ -5,7 +5,7 @@ Connected components are found by joining runs instead of labeling voxels. On 30
 that takes 0.05 s of CPU time, against 0.17 s with cc3d and 0.38 s with ``scipy.ndimage.label``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ class Runs:
     shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, parts: Iterator[np.ndarray], shape: tuple[int, int, int]) -> "Runs":
+    def of(cls, parts: Iterable[np.ndarray], shape: tuple[int, int, int]) -> "Runs":
         """Encode a mask that is given in parts.
 
         Args:
@@ -78,8 +78,8 @@ class Runs:
         """``(z,)`` number of marked voxels of each slice."""
         return np.bincount(self.slices, self.lengths, self.shape[0]).astype(np.int64)
 
-    def only(self, kept: np.ndarray) -> "Runs":
-        """Return the runs that are marked in ``kept``, ``(n,)`` booleans."""
+    def only(self, kept: np.ndarray | slice) -> "Runs":
+        """Return the runs that are marked in ``kept``, ``(n,)`` booleans, or that a slice names."""
         return Runs(self.starts[kept], self.stops[kept], self.shape)
 
     def mask(self, part: slice) -> np.ndarray:
@@ -151,7 +151,7 @@ class Runs:
         numbers, count = np.empty(len(self.starts), dtype=np.int32), 0
         parts = self._parts()
         for part in parts:
-            numbers[part] = self._runs(part)._connected(in_plane=in_plane) + count
+            numbers[part] = self.only(part)._connected(in_plane=in_plane) + count
             count = int(numbers[part].max()) + 1
         if in_plane or len(parts) < 2:
             return numbers
@@ -159,13 +159,10 @@ class Runs:
         for part in parts[1:]:
             z = int(self.starts[part.start]) // self.per_slice
             two_slices = slice(self._from_slice(z - 1), self._from_slice(z + 1))
-            runs = self._runs(two_slices)
+            runs = self.only(two_slices)
             pairs.append(numbers[two_slices][np.stack(runs._touching(self.per_slice, runs.lengths > 0))])
         one, other = np.concatenate(pairs, axis=1)
         return _joined(one, other, count)[numbers]
-
-    def _runs(self, part: slice) -> "Runs":
-        return Runs(self.starts[part], self.stops[part], self.shape)
 
     def _parts(self) -> list[slice]:
         """Return parts of about :data:`TOGETHER` runs that end at the end of a slice."""
@@ -212,8 +209,7 @@ def _joined(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
         ``(count,)`` labels from 0, in the order of each component's first node.
     """
     graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
-    numbers: np.ndarray = connected_components(graph, directed=False)[1]
-    return numbers
+    return connected_components(graph, directed=False)[1]
 
 
 def _index_type(shape: tuple[int, int, int]) -> type[np.signedinteger]:

@@ -4,7 +4,7 @@ Every patient was predicted by a model that had not seen it. A rule is kept wher
 Dice over these patients and lowers that of no union: what does not help on unseen patients is not done.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,7 @@ def count(
         own = parts[rule.label]
         false = ~kept(own, rule, voxel_ml, midline)
         voxels_removed, of_truth = 0, dict.fromkeys(targets, 0)
-        for z, mask in _slices(own, false):
+        for z, mask in own.in_slices(false):
             if labeled is not None:
                 mask = mask & labeled[z]
             voxels_removed += int(np.count_nonzero(mask))
@@ -116,12 +116,6 @@ def count(
                 of_truth[target] += int(np.count_nonzero(marked[z] & mask))
         removed[rule] = voxels_removed, of_truth
     return Counts(patient, voxels, removed)
-
-
-def _slices(parts: Parts, which: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the slices in which some parts lie, with their mask."""
-    for z in np.unique(parts.runs.slices[which[parts.number]]):
-        yield int(z), parts.of_slice(which, int(z))
 
 
 def decide(counts: Sequence[Counts], labels: Labels, *, sides: bool) -> Decision:

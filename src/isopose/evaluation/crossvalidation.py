@@ -75,7 +75,7 @@ def cross_validate(
                 dataset,
                 cases=[one.case.id for one in unseen],
                 undrawn=config.data.undrawn,
-                workers=max(workers, 1),
+                workers=workers,
                 progress=progress,
             )
         decision = _decide(unseen, dataset.labels, folder / PREDICTIONS, reporter)

@@ -19,7 +19,8 @@ from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, 
 from isopose.files import composed, hash_of, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
-from isopose.io.images import ending, read_labels
+from isopose.io.endings import ending
+from isopose.io.images import read_labels
 from isopose.isolation import Failed, failure_of
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import together
@@ -128,7 +129,7 @@ def evaluate(
 
     Args:
         predictions: folder of label maps with the labels' stored values, named by the case and any ending of
-            :data:`isopose.io.images.READABLE`.
+            :data:`isopose.io.endings.READABLE`.
         truth: a dataset, or a folder of label maps named like the predictions.
         labels: what to score; by default the dataset's own, and needed with a folder.
         cases: score these only, e.g. one fold's validation cases; by default all that have a label.
@@ -138,7 +139,7 @@ def evaluate(
         undrawn: what slices without any label are, see :func:`isopose.data.drawn.classes_of`.
         allow_missing: list scans without a prediction instead of refusing.
         allow_failed: list scans that cannot be scored instead of raising after all others are scored.
-        workers: number of scans scored at once.
+        workers: number of scans scored at once, at least one.
         progress: called with (scans done, scans in all) after each scan.
         note: called with a message if label values were rounded.
 

@@ -28,9 +28,9 @@ POSE_SIZES = {2: 5, 3: 9}
 POSE_SIZE = POSE_SIZES[2]
 
 
-def identity_pose(count: int, *, dims: int = 2, device: torch.device | None = None) -> Tensor:
-    """Return identity poses ``(count, 5)``; with ``dims=3`` ``(count, 9)``."""
-    return torch.zeros(count, POSE_SIZES[dims], device=device)
+def identity_pose(count: int, *, device: torch.device | None = None) -> Tensor:
+    """Return identity poses ``(count, 5)``."""
+    return torch.zeros(count, POSE_SIZE, device=device)
 
 
 def parts_of(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:

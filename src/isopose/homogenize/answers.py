@@ -1,7 +1,7 @@
 """Assign the files that another program wrote to scans, recognize their kind, and restore them."""
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +13,8 @@ from isopose.geometry.volume import Volume
 from isopose.homogenize.restore import OFF_RANGE, restore_classes
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
-from isopose.io.images import ROUNDING, ending, on_image_grid, read_labels, read_volume
+from isopose.io.endings import ending
+from isopose.io.images import ROUNDING, on_image_grid, read_labels, read_volume
 from isopose.io.sources import files_beside
 from isopose.labels import Labels, voxels_of
 from isopose.outputs import earlier_record
@@ -65,14 +66,6 @@ class RestoredAnswer:
     label_maps: int = 0
     volumes_ml: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Map:
-    """A map on the homogenized grid: labels as uint8, else one class's probability."""
-
-    volume: Volume
-    labels: bool
 
 
 #: Writes a restored map; called with the name of its file or class, and the map.
@@ -144,21 +137,19 @@ def restore_answer(
         if one is None:
             continue
         kept += 1
-        if not one.labels:
-            back = transform.reorientation.undo(restored_share(one.volume, transform))
+        if one.array.dtype != np.uint8:
+            back = transform.reorientation.undo(restored_share(one, transform))
             write_map(_stem(name), transform.native.with_array(back))
             continue
         if not answer.several:
-            _check_named(name, one.volume, labels)
+            _check_named(name, one, labels)
         found.label_maps += 1
         own = packed.pop(_stem(name), None)
         restored = None
         if own is not None:
-            restored = _from_packed(
-                answer.folder / own, own, one.volume, transform, labels, write_class, found
-            )
+            restored = _from_packed(answer.folder / own, own, one, transform, labels, write_class, found)
         if restored is None:
-            restored = restored_labels(one.volume, transform)
+            restored = restored_labels(one, transform)
         found.labels = restored if found.label_maps == 1 else None
         found.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
         if answer.several:
@@ -192,20 +183,22 @@ def _stem(name: str) -> str:
     return composed(name[: len(name) - len(suffix)])
 
 
-def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> _Map | None:
-    """Return a map on the homogenized grid; None, with a note, if it is neither labels nor probabilities."""
+def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> Volume | None:
+    """Return a map on the homogenized grid: labels as uint8, or one class's probability as float32.
+
+    None, and a note, if its values are neither kind's.
+    """
     path = answer.folder / name
     try:
         volume = on_image_grid(path, read_volume(path), transform.homogenized)
         low, high = float(volume.array.min()), float(volume.array.max())
         if volume.array.dtype.kind != "f":
             if low >= 0 and high <= 255:
-                return _Map(volume.with_array(volume.array.astype(np.uint8)), labels=True)
+                return volume.with_array(volume.array.astype(np.uint8))
         elif _are_whole(volume.array, high) and np.rint(low) >= 0 and np.rint(high) <= 255:
-            labels = read_labels(path, like=transform.homogenized, note=notes.append)
-            return _Map(labels, labels=True)
+            return read_labels(path, like=transform.homogenized, note=notes.append)
         elif low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE:
-            return _Map(volume, labels=False)
+            return volume
     except InputError as error:
         # The file is in a temporary folder, whose path would not help the user.
         raise InputError(str(error).replace(str(path), f"what the command wrote as {name}")) from None
@@ -281,13 +274,12 @@ def _from_packed(
     array = array if fits[0] else array[:, :, ::-1, ::-1]
     named = {value: label for label, value in labels.values.items()}
     names = [named.get(value, str(value)) for value in range(1, len(array))]
-
-    def classes() -> Iterator[tuple[str, Volume]]:
-        for class_name, values in zip(names, array[1:], strict=True):
-            yield class_name, beside.with_array(np.ascontiguousarray(values, dtype=np.float32))
-
-    values: Mapping[str, int] = {class_name: value for value, class_name in enumerate(names, start=1)}
-    return restore_classes(classes(), values, transform, write)
+    classes = (
+        (class_name, beside.with_array(np.ascontiguousarray(values, dtype=np.float32)))
+        for class_name, values in zip(names, array[1:], strict=True)
+    )
+    numbers = {class_name: value for value, class_name in enumerate(names, start=1)}
+    return restore_classes(classes, numbers, transform, write)
 
 
 def _agree(best: np.ndarray, labels: np.ndarray) -> bool:

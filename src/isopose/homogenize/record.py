@@ -3,10 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, write_json
@@ -17,7 +17,7 @@ from isopose.homogenize.transform import Transform
 from isopose.outputs import hashes
 from isopose.renamed import CASE_RECORD, with_present_names
 from isopose.scan.pose import RollDecision
-from isopose.strict import STRICT, first_problem
+from isopose.strict import STRICT, Hash, first_problem
 from isopose.version import __version__
 
 #: Increases with every change of the layout or of the result of
@@ -27,8 +27,6 @@ FORMAT: Literal[3] = 3
 READABLE = (2, FORMAT)
 #: Folder of the cases' records in a homogenized dataset, and the file that describes all of it.
 FOLDER, HEAD = "transforms", "homogenize.json"
-
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ class CaseRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as values that JSON represents exactly."""
-        values: dict[str, Any] = CASE.dump_python(self, mode="json")
-        return values
+        return CASE.dump_python(self, mode="json")
 
 
 CASE = TypeAdapter(CaseRecord)

@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from torch import Tensor
 
 from isopose.choices import Modality, Per, Plane
@@ -39,7 +39,7 @@ from isopose.models.shipped import (
 from isopose.scan.find import find_poses, slice_poses_of
 from isopose.scan.warnings import pose_warnings
 from isopose.settings import DataConfig, PoseConfig, PredictConfig
-from isopose.strict import STRICT
+from isopose.strict import STRICT, Hash
 from isopose.training.targets import filled_outline
 
 #: Largest number of cases that a message lists.
@@ -61,7 +61,7 @@ class ReferenceSource:
     """
 
     kind: Literal["child", "adult", "case", "scan", "model"]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Hash
     case: str | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 

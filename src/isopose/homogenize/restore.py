@@ -22,7 +22,8 @@ from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE, read_recor
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.files import as_file, is_image
-from isopose.io.images import ending, on_image_grid, read_labels, read_volume, write_image, write_labels
+from isopose.io.endings import ending
+from isopose.io.images import on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.isolation import Failed, failure_of, named
 from isopose.outputs import Outcome
 from isopose.parallel import attempts

@@ -41,17 +41,13 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         _check_alike({f"member {n}": member for n, member in enumerate(self.members, start=1)})
-        kinds = [member.modality.upper() for member in self.members]
-        if len(set(kinds)) > 1:
-            raise InputError(
-                f"models of {' and '.join(sorted(set(kinds)))}: expected one modality; use each alone"
-            )
-
-        planes = [member.config.data.plane for member in self.members]
-        if len(set(planes)) > 1:
-            raise InputError(
-                f"models of {' and '.join(sorted(set(planes)))} slices: expected one plane; use each alone"
-            )
+        kinds = {member.modality.upper() for member in self.members}
+        planes = {member.config.data.plane for member in self.members}
+        for found, of, expected in ((kinds, "", "modality"), (planes, " slices", "plane")):
+            if len(found) > 1:
+                raise InputError(
+                    f"models of {' and '.join(sorted(found))}{of}: expected one {expected}; use each alone"
+                )
 
     @property
     def lead(self) -> Model:

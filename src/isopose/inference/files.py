@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isopose.errors import InputError, printable
-from isopose.files import composed, hash_of, only_writer, output_folder, write_json
+from isopose.files import composed, only_writer, output_folder, write_json
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.predict import Prediction, predict
@@ -20,7 +20,8 @@ from isopose.io.cases import Case
 from isopose.io.channels import by_channel, check_count, hash_of_channels, read_channels
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
-from isopose.io.images import ending, missing, write_image
+from isopose.io.endings import ending
+from isopose.io.images import missing, write_image
 from isopose.io.masks import read_mask
 from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
 from isopose.io.sources import hash_of_source
@@ -272,8 +273,10 @@ def predict_scan(
     ensemble = ensemble_of(model)
     try:
         check_count(len(scan.paths), ensemble.channels)
-        input_hash = _hash_of_scan(scan)
-        correction, mask = (corrections or {}).get(input_hash), _hash_of_mask(scan)
+        input_hash = hash_of_channels(scan.paths, scan.series)
+        correction = (corrections or {}).get(input_hash)
+        # A mask that is missing is an error here: without it a result that was made without mask would count.
+        mask = None if scan.mask is None else hash_of_source(scan.mask)
         files = result_files(output, scan.name, formats)
         picture = output / "steps" / f"{scan.name}.png"
         classes = ("background", *ensemble.labels.names) if probabilities else ()
@@ -314,20 +317,6 @@ def predict_scan(
     for warning in record["warnings"]:
         reporter.say(f"  warning: {warning}")
     return Outcome(scan.name, record, None)
-
-
-def _hash_of_scan(scan: Scan) -> str:
-    """Return the hash of a scan's files, and of the choice among the series that they hold."""
-    files = hash_of_channels(scan.paths)
-    return files if scan.series is None else hash_of([files, scan.series])
-
-
-def _hash_of_mask(scan: Scan) -> str | None:
-    """Return the hash of a scan's own mask, None if it has none.
-
-    A missing file raises an InputError: otherwise a result made without the mask would count as up to date.
-    """
-    return None if scan.mask is None else hash_of_source(scan.mask)
 
 
 def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:

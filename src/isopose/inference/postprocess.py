@@ -5,7 +5,7 @@ is chosen by cross-validation (``evaluation/cleaning.py``) and saved with the mo
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -90,9 +90,11 @@ class Parts:
         centers = [np.bincount(number, runs.lengths * axis) / voxels for axis in middle]
         return cls(runs, number, voxels, np.stack(centers, axis=1))
 
-    def of_slice(self, which: np.ndarray, z: int) -> np.ndarray:
-        """Return the mask ``(y, x)`` of some parts, ``(parts,)`` booleans, in one slice."""
-        return self.runs.only(which[self.number]).mask(slice(z, z + 1))[0]
+    def in_slices(self, which: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the slices in which some parts lie, ``(parts,)`` booleans, with their mask ``(y, x)``."""
+        runs = self.runs.only(which[self.number])
+        for z in np.unique(runs.slices).tolist():
+            yield z, runs.mask(slice(z, z + 1))[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,13 +166,11 @@ def kept(parts: Parts, rule: Rule, voxel_ml: float, midline: Midline | None) -> 
     """
     if rule.keep == "volume":
         return parts.voxels * voxel_ml >= rule.ml
-    by_side = rule.keep == "largest on each side"
-    if by_side and midline is None:
-        return np.ones(len(parts.voxels), dtype=bool)
-    left = (
-        midline.left(parts.centers) if by_side and midline is not None else np.zeros(len(parts.voxels), bool)
-    )
-    keep = np.zeros(len(parts.voxels), dtype=bool)
+    left, keep = np.zeros((2, len(parts.voxels)), dtype=bool)
+    if rule.keep == "largest on each side":
+        if midline is None:
+            return np.ones(len(parts.voxels), dtype=bool)
+        left = midline.left(parts.centers)
     for side in (False, True):
         there = np.flatnonzero(left == side)
         if len(there):
@@ -202,7 +202,7 @@ def clean_up(
     for rule in rules:
         parts = Parts.of(values, labels.values[rule.label])
         false = ~kept(parts, rule, voxel_ml, midline)
-        for z in np.unique(parts.runs.slices[false[parts.number]]):
-            values[z][parts.of_slice(false, int(z))] = 0
+        for z, mask in parts.in_slices(false):
+            values[z][mask] = 0
         removed_ml[rule.label] = float(parts.voxels[false].sum() * voxel_ml)
     return removed_ml

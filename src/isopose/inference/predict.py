@@ -8,17 +8,16 @@ import torch
 
 from isopose import scratch
 from isopose.data.preprocess import Prepared, prepare
+from isopose.data.runs import parts_of
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.postprocess import Midline, clean_up
 from isopose.inference.predictors import Predictor, Restored, SlicePredictor, VolumePredictor
 from isopose.models.folder import Model
 from isopose.models.pose import SlicePoses
-from isopose.models.restore import most_probable, slabs_of
+from isopose.models.restore import most_probable
 from isopose.scan.correction import Correction
-from isopose.scan.find import (
-    slice_poses_of,
-)
+from isopose.scan.find import slice_poses_of
 from isopose.scan.pose import ScanPose
 
 #: Called with (slices done, slices).
@@ -173,7 +172,7 @@ def _parts(predictors: Sequence[Predictor]) -> list[np.ndarray]:
     shape, size = predictors[0].prepared.shape, predictors[0].model.config.predict.batch_size
     volumes = [predictor.model.config.dims == 3 for predictor in predictors]
     if all(volumes):
-        return [np.arange(part.start, part.stop) for part in slabs_of(shape)]
+        return [np.arange(part.start, part.stop) for part in parts_of(shape)]
     wanted = np.full(shape[0], any(volumes))
     for predictor in predictors:
         wanted |= predictor.prepared.mask.any(axis=(1, 2))

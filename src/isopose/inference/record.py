@@ -58,12 +58,6 @@ def provenance(
     }
 
 
-def _computed(model: Model) -> dict[str, str]:
-    """Return device and precision; with others a result differs by rounding only."""
-    device = model.pipeline.pose.reference_mask.device.type
-    return {"device": device, "precision": choose_precision(model.config.predict.precision, device)}
-
-
 def prediction_record(
     model: Model | Ensemble,
     prediction: Prediction,
@@ -77,9 +71,12 @@ def prediction_record(
     """
     ensemble, scan = ensemble_of(model), prediction.scan_pose
     lead = ensemble.lead
+    device = lead.pipeline.pose.reference_mask.device.type
     return {
         **{key: v for key, v in provenance(ensemble, input_hash, correction, mask).items() if v is not None},
-        **_computed(lead),
+        # The same result is computed elsewhere but for rounding.
+        "device": device,
+        "precision": choose_precision(lead.config.predict.precision, device),
         "modality": lead.modality,
         "volumes_ml": volumes_ml(prediction, ensemble.labels),
         **({"removed_ml": dict(prediction.removed_ml)} if ensemble.rules else {}),

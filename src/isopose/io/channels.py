@@ -97,14 +97,19 @@ def by_channel(paths: Sequence[Path], name: Callable[[Path], str]) -> list[list[
     return list(scans.values())
 
 
-def hash_of_channels(paths: Sequence[Path]) -> str:
+def hash_of_channels(paths: Sequence[Path], series: str | None = None) -> str:
     """Return the SHA-256 of a scan: of its one image, or of the images of all its channels in order.
+
+    Args:
+        paths: one for each channel.
+        series: the choice among several DICOM series that they hold, which is hashed too.
 
     Raises:
         InputError: a path does not exist, is neither a file nor a folder, or an empty file.
     """
     hashes = [hash_of_source(path) for path in paths]
-    return hashes[0] if len(hashes) == 1 else hash_of(hashes)
+    files = hashes[0] if len(hashes) == 1 else hash_of(hashes)
+    return files if series is None else hash_of([files, series])
 
 
 def _grid(volume: Volume, other: Volume | None = None) -> str:

@@ -12,7 +12,6 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.dicom_copies import without_copies
 from isopose.io.dicom_files import files_in, is_dicomdir, linked_folders, listed_files
-from isopose.io.dicom_files import is_dicom as is_dicom
 from isopose.io.dicom_frames import MODALITIES, DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
 from isopose.io.dicom_stack import in_order, matrix_of, named
@@ -107,11 +106,12 @@ def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
     for frame in scans:
         groups.setdefault(frame.series, []).append(frame)
     if series is not None:
-        groups = {uid: g for uid, g in groups.items() if series in (uid, g[0].number)} or groups
-        if not any(series in (uid, g[0].number) for uid, g in groups.items()):
+        chosen = {uid: g for uid, g in groups.items() if series in (uid, g[0].number)}
+        if not chosen:
             raise InputError(
                 f"{path}: no series {series!r} here, expected one of {_listing(groups.values())}"
             )
+        groups = chosen
     if len(groups) > 1:
         raise InputError(
             f"{path}: expected one image series, got {len(groups)}: {_listing(groups.values())}; "

@@ -1,6 +1,7 @@
 """Drop duplicate DICOM files, so that each image is used once."""
 
 import filecmp
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import numpy as np
 from isopose.errors import InputError
 from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_pixels import pixels
+
+#: What the header says of a slice besides its place.
+_form = attrgetter("size", "spacing", "modality", "gray", "unusable")
 
 
 def without_copies(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
@@ -52,11 +56,8 @@ def _same(one: list[DicomFrame], two: list[DicomFrame]) -> bool:
 
 
 def _same_place(one: DicomFrame, two: DicomFrame) -> bool:
-    same = (one.size, one.spacing, one.modality, one.gray, one.unusable) == (
-        *(two.size, two.spacing, two.modality),
-        *(two.gray, two.unusable),
-    )
-    return same and np.array_equal(one.position, two.position) and np.array_equal(one.axes, two.axes)
+    same_place = np.array_equal(one.position, two.position) and np.array_equal(one.axes, two.axes)
+    return same_place and _form(one) == _form(two)
 
 
 def _below(path: Path, file: Path) -> str:

@@ -4,7 +4,6 @@ import gzip
 import re
 import struct
 import zlib
-from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -77,7 +76,7 @@ def read_header(path: Path) -> Dataset | None:
     representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
     try:
-        if not is_named(path) and not _begins_as_dicom(_start_of(path), (*_FIRST_GROUPS, *_OTHER_GROUPS)):
+        if not is_named(path) and not begins_as_dicom(path, (*_FIRST_GROUPS, *_OTHER_GROUPS)):
             return None
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
@@ -102,22 +101,16 @@ def is_named(path: Path) -> bool:
     return path.suffix.lower() in (".dcm", ".ima")
 
 
-def begins_as_dicom(path: Path) -> bool:
+def begins_as_dicom(path: Path, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
     """Return whether a file has the preamble, or starts with an element of a DICOM data set."""
-    return _begins_as_dicom(_start_of(path))
-
-
-def _start_of(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(_PREFIX)
+        return _begins_as_dicom(file.read(_PREFIX), groups)
 
 
 def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
-    return start[128:] == b"DICM" or _first_element(start, groups)
-
-
-def _first_element(start: bytes, groups: tuple[int, ...]) -> bool:
-    """Return whether bytes start with a standard element that can be the first one of a data set."""
+    """Return whether bytes have the preamble, or start with a standard element that can be the first."""
+    if start[128:] == b"DICM":
+        return True
     if len(start) < 8:
         return False
     for order in "<>":
@@ -187,17 +180,14 @@ def files_in(folder: Path, *, below: bool) -> list[Path]:
         folder: where to look.
         below: also look in subfolders.
     """
-    return list(_shown(folder, folder.rglob("*") if below else folder.iterdir()))
+    return [
+        path
+        for path in sorted(folder.rglob("*") if below else folder.iterdir())
+        if not is_hidden(path.relative_to(folder)) and not path.is_dir() and path.name.upper() != "DICOMDIR"
+    ]
 
 
 def linked_folders(folder: Path) -> list[Path]:
     """Return the links to folders in a folder and below it, sorted by name; hidden ones are left out."""
     links = (place for place in folder.rglob("*") if place.is_symlink() and place.is_dir())
     return sorted(link for link in links if not is_hidden(link.relative_to(folder)))
-
-
-def _shown(folder: Path, paths: Iterable[Path]) -> Iterable[Path]:
-    for path in sorted(paths):
-        hidden = is_hidden(path.relative_to(folder))
-        if not hidden and not path.is_dir() and path.name.upper() != "DICOMDIR":
-            yield path

@@ -32,15 +32,6 @@ _NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "
 #: Those among them that some exports state for slices too.
 _VAGUE = {"OT", "SC"}
 _AGAIN = "copy it again or remove it"
-#: Storage classes of slices. The class comes first in a file, so part of it survives truncation.
-_SCANS = {
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    MRImageStorage,
-    EnhancedMRImageStorage,
-    LegacyConvertedEnhancedCTImageStorage,
-    PositronEmissionTomographyImageStorage,
-}
 #: Modalities of slices, and the storage classes of CT and MR: a file's class decides if it states another.
 MODALITIES = {"CT", "MR", "PT", "NM"}
 _CLASSES = {
@@ -50,10 +41,10 @@ _CLASSES = {
     MRImageStorage: "MR",
     EnhancedMRImageStorage: "MR",
 }
+#: Storage classes of slices. The class comes first in a file, so part of it survives truncation.
+_SCANS = {*_CLASSES, PositronEmissionTomographyImageStorage}
 #: Maximum length of a modality, in characters; a longer value may be free text.
 _MODALITY = 16
-
-
 #: Functional group, element and number of values of each part of a frame's geometry.
 _PLACE = (
     ("PlanePositionSequence", "ImagePositionPatient", 3),
@@ -101,11 +92,6 @@ class DicomFrame:
     unusable: str
     gray: bool
     localizer: bool
-
-    @property
-    def normal(self) -> np.ndarray:
-        """``(3,)`` unit vector across the slice, right-handed with its axes."""
-        return np.cross(self.axes[0], self.axes[1])
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,7 @@ class _Stored:
             return array
         # An arithmetic right shift extends the sign.
         top = allocated - self.bits - self.shift
-        shifted: np.ndarray = np.right_shift(np.left_shift(array, top), allocated - self.bits)
-        return shifted
+        return np.right_shift(np.left_shift(array, top), allocated - self.bits)
 
     def padded(self, index: int, values: np.ndarray) -> np.ndarray | None:
         """Return a mask ``(y, x)`` of a frame's padding; None if there is none."""
@@ -227,10 +226,7 @@ def _bits(data: Dataset, array: np.ndarray, clean: bool) -> tuple[int, int]:
 
 def _padding(data: Dataset, name: str, limit: str, dtype: np.dtype) -> tuple[float, float] | None:
     """Return the lowest and highest stored value that is declared as padding."""
-    if data.get(name) is None:
-        return None
-    value = _as_stored(data.get(name), dtype)
-    other = None if data.get(limit) is None else _as_stored(data.get(limit), dtype)
+    value, other = (_as_stored(data.get(end), dtype) for end in (name, limit))
     if value is None:
         return None
     low, high = sorted((value, value if other is None else other))

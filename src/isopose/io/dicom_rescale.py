@@ -31,7 +31,7 @@ def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, f
         return None, "whose values are looked up in a table (Modality LUT), expected a rescale slope"
     for place in places:
         slope, intercept = place.get("RescaleSlope"), place.get("RescaleIntercept")
-        if _empty(slope) and _empty(intercept):
+        if slope in (None, "") and intercept in (None, ""):
             continue
         pair = _number(slope), _number(intercept)
         if pair[0] is None or pair[1] is None or pair[0] == 0:
@@ -46,10 +46,6 @@ def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, f
 def _without(modality: str, rest: str) -> str:
     unit = "HU" if modality == "CT" else "known"
     return f"without rescale slope and intercept{rest}, so their values are not {unit}"
-
-
-def _empty(value: Any) -> bool:
-    return value is None or value == ""
 
 
 def _number(value: Any) -> float | None:

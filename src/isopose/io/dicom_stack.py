@@ -66,8 +66,7 @@ def _axes(frames: list[DicomFrame]) -> np.ndarray:
     if np.abs(each - each[0]).max() <= _EXACT:
         return frames[0].axes
     left, _, right = np.linalg.svd(each.mean(axis=0), full_matrices=False)
-    axes: np.ndarray = left @ right
-    return axes
+    return left @ right
 
 
 def matrix_of(path: Path, frames: list[DicomFrame]) -> np.ndarray:

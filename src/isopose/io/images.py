@@ -19,8 +19,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.archive import is_archive, unpacked
 from isopose.io.dicom import read_series
 from isopose.io.dicom_files import is_dicom
-from isopose.io.endings import READABLE as READABLE
-from isopose.io.endings import ending as ending
+from isopose.io.endings import READABLE, ending
 from isopose.io.header import check_grid, on_file
 from isopose.io.itk_header import check_fields, check_files, read_text_header
 from isopose.io.nifti import read_nifti

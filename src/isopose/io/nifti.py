@@ -50,11 +50,6 @@ class _Layout:
     offset: int
     scaling: tuple[float, float] | None
 
-    @property
-    def length(self) -> int:
-        """Bytes of voxels."""
-        return math.prod(self.shape) * self.stored.itemsize
-
 
 def read_nifti(path: Path) -> Volume:
     """Read a ``.nii`` or ``.nii.gz`` file with three dimensions.
@@ -90,14 +85,10 @@ def is_whole(path: Path) -> bool:
     """
     try:
         with _opened(path) as file:
-            layout = _layout(path, file)
-            wanted = layout.length
-            file.seek(layout.offset)
-            while part := file.read(1 << 20):
-                wanted -= len(part)
-            return wanted <= 0
+            _voxels(path, file, _layout(path, file))
     except (OSError, InputError):
         return False
+    return True
 
 
 @contextmanager
@@ -239,7 +230,7 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
 
 
 def _voxels(path: Path, file: IO[bytes], layout: _Layout) -> np.ndarray:
-    wanted = layout.length
+    wanted = math.prod(layout.shape) * layout.stored.itemsize
     if layout.offset + wanted > path.stat().st_size * _DEFLATE_LIMIT:
         raise EOFError(f"the header promises {wanted} bytes of voxels")
     file.seek(layout.offset)

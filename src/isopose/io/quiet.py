@@ -78,14 +78,13 @@ def complained(heard: list[str]) -> bool:
 
 
 class _Quiet:
-    """Silence warnings and loggers from the first block entered to the last one left.
+    """Silence warnings and two libraries' loggers from the first block entered to the last one left.
 
     Both are settings of the whole process. If blocks in several threads each restored the state they found,
     they could leave the user's settings changed permanently.
     """
 
-    def __init__(self, loggers: tuple[str, ...]) -> None:
-        self._loggers = loggers
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
         self._undo = ExitStack()
@@ -95,7 +94,7 @@ class _Quiet:
             if self._inside == 0:
                 self._undo.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
-                for name in self._loggers:
+                for name in ("pydicom", "highdicom"):
                     # Loggers of the library's modules inherit this level.
                     logger = logging.getLogger(name)
                     self._undo.callback(logger.setLevel, logger.level)
@@ -109,7 +108,7 @@ class _Quiet:
                 self._undo.close()
 
 
-_PYDICOM = _Quiet(("pydicom", "highdicom"))
+_PYDICOM = _Quiet()
 
 
 @contextmanager

@@ -34,8 +34,7 @@ class Localization(nn.Module):
         def same_size(inputs: int, outputs: int, side: int) -> nn.Module:
             sides = (3, side, side) if volumes else (side, side)
             padding = tuple(n // 2 for n in sides)
-            layer: nn.Module = convolution(inputs, outputs, kernel_size=sides, padding=padding)
-            return layer
+            return convolution(inputs, outputs, kernel_size=sides, padding=padding)
 
         self.encoder = nn.Sequential(
             same_size(2, FEATURES[0], 7),
@@ -63,5 +62,4 @@ class Localization(nn.Module):
         # Always float32, also under autocast: theta must not be rounded, and the network is small.
         with torch.autocast(image.device.type, enabled=False):
             features = self.encoder(torch.cat([image.float(), mask.float()], dim=1)).flatten(1)
-            output: Tensor = self.output(torch.relu(self.hidden(features)))
-            return output
+            return self.output(torch.relu(self.hidden(features)))

@@ -28,8 +28,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         """
         if not self.training or ranks() == 1:
             return super().forward(image)
-        tracked = (self.num_batches_tracked, self.running_mean, self.running_var, self.momentum)
-        batches, means, variances, momentum = tracked
+        batches, momentum = self.num_batches_tracked, self.momentum
+        means, variances = self.running_mean, self.running_var
         assert batches is not None, "track_running_stats is on"
         assert means is not None, "track_running_stats is on"
         assert variances is not None, "track_running_stats is on"
@@ -39,8 +39,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             batches.add_(1)
             means.lerp_(mean, momentum)
             variances.lerp_((variance * count / (count - 1.0)).float(), momentum)
-        normalized: Tensor = out
-        return normalized
+        return out
 
 
 class _OfAllRanks(torch.autograd.Function):

@@ -173,8 +173,7 @@ class Networks(nn.Module):
         """
         if self.crop.localization is not None:
             image, mask = self.homogenized(image, mask, input_from_homogenized, self.config.crop.size)
-        theta: Tensor = self.crop(image, mask)
-        return theta
+        return self.crop(image, mask)
 
     def cut(self, image: Tensor, input_from_crop: Tensor, displacement: Tensor | None = None) -> Tensor:
         """Return the U-Net's input, resampled once from the image.

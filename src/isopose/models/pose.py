@@ -213,10 +213,8 @@ class PoseTransformer(nn.Module):
             filled = torch.zeros_like(filled)
         if self.roll is not None:
             slices = self.roll_input(image, mask)
-            if scan_roll is None:
-                roll = self.roll.estimate(slices)
-            else:
-                roll = self.roll.estimate(slices, passes=1, initial_angle=scan_roll)
+            passes = 2 if scan_roll is None else 1
+            roll = self.roll.estimate(slices, passes=passes, initial_angle=scan_roll)
             pose = self.pose_at_angle(outline, roll.angle)
             source = torch.full_like(roll.angle, POSE_SOURCES.index("anatomy"), dtype=torch.long)
             agreement = self.agreement(slices.mask, pose)

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from isopose.data.runs import CHUNK, parts_of
 from isopose.geometry.parts import whole_from_slab
 from isopose.geometry.warp import Mode, Size, compose, invert, warp
-
-#: Voxels restored at a time (48 MB of sampling grid), so that memory does not grow with the scan.
-CHUNK = 4_000_000
 
 
 def most_probable(probabilities: Tensor) -> Tensor:
@@ -112,15 +110,8 @@ def restore_slices(
     Yields:
         The slab's slices, and their probabilities ``(classes, n, y, x)``, which sum to 1.
     """
-    for part in slabs_of(shape, chunk):
+    for part in parts_of(shape, chunk):
         yield part, restore_slab(probabilities, volume_from_crop, shape, part)
-
-
-def slabs_of(shape: tuple[int, int, int], chunk: int = CHUNK) -> list[slice]:
-    """Return the slices of a volume ``(z, y, x)`` in parts of so many voxels."""
-    slices, height, width = shape
-    step = max(1, chunk // (height * width))
-    return [slice(first, min(first + step, slices)) for first in range(0, slices, step)]
 
 
 def restore_slab(

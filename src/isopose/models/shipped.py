@@ -102,5 +102,4 @@ def shipped_sha256(file: str) -> str:
 
 def _tensors(name: str) -> dict[str, Tensor]:
     with as_file(files("isopose.models") / name) as path:
-        tensors: dict[str, Tensor] = load_file(path)
-        return tensors
+        return load_file(path)

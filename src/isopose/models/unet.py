@@ -160,8 +160,7 @@ class UNet(nn.Module):
 
 def _run_block(block: nn.Module, *parts: Tensor) -> Tensor:
     """Run a block on tensors that are concatenated along channels."""
-    out: Tensor = block(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
-    return out
+    return block(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
 
 
 def _with_checkpointing(block: nn.Module, *parts: Tensor) -> Tensor:
@@ -169,7 +168,7 @@ def _with_checkpointing(block: nn.Module, *parts: Tensor) -> Tensor:
 
     Its activations are recomputed in the backward pass, which saves memory for a second forward pass.
     """
-    out: Tensor = checkpoint(
+    return checkpoint(
         _run_block,
         block,
         *parts,
@@ -177,7 +176,6 @@ def _with_checkpointing(block: nn.Module, *parts: Tensor) -> Tensor:
         preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), _running_statistics_kept(block)),
     )
-    return out
 
 
 @contextmanager

@@ -43,10 +43,8 @@ class PosedNetwork(nn.Module):
         self.network = network
         self.darkest = (max(low, low if seen_from is None else seen_from) - mean) / sd
         bottom, top = ((value - mean) / sd for value in SOFT_TISSUE_HU)
-        self.air, self.threshold = (
-            (low - mean) / sd,
-            max(bottom, (low - mean) / sd) + ABOVE_AIR * (top - bottom),
-        )
+        self.air = (low - mean) / sd
+        self.threshold = max(bottom, self.air) + ABOVE_AIR * (top - bottom)
         self.pose = PoseTransformer(PoseConfig(per="slice"), load_reference().mask, bottom, top)
         assert self.pose.roll is not None
         load_shipped(self.pose.roll)

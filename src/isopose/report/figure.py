@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -242,20 +241,14 @@ def _mark_sides(axes: Axes) -> None:
 def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
     """Write heading, lines and warnings to the left of the row."""
     width, height = figure.get_size_inches()
-    place = axes.get_position(original=True).y1 - 0.05 / height
+    left, place = 0.15 / width, axes.get_position(original=True).y1 - 0.05 / height
     entries = [(row.heading, _INK, "bold")] if row.heading else []
     entries += [(line, _QUIET, "normal") for line in row.lines]
     entries += [(f"! {line}", _WARNING, "normal") for line in row.warnings]
     for text, color, weight in entries:
         lines = textwrap.wrap(text, 27) or [""]
-        style: dict[str, Any] = {
-            "color": color,
-            "size": 8,
-            "weight": weight,
-            "va": "top",
-            "linespacing": 1.25,
-        }
-        figure.text(0.15 / width, place, "\n".join(lines), **style)
+        shown = "\n".join(lines)
+        figure.text(left, place, shown, color=color, size=8, weight=weight, va="top", linespacing=1.25)
         place -= (0.155 * len(lines) + 0.03) / height
 
 

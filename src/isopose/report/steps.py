@@ -125,5 +125,4 @@ def _to_pixels(input_from_output: Tensor, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _to_plane(image: Tensor) -> np.ndarray:
-    plane: np.ndarray = image[0, 0].float().cpu().numpy()
-    return plane
+    return image[0, 0].float().cpu().numpy()

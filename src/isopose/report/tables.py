@@ -242,9 +242,9 @@ def case_table(evaluation: Evaluation, target: str) -> Table:
         column = Column("Same patient as", text=True)
         facts.append((column, lambda case: None if case.patient == case.case else case.patient))
     if any(case.age_years is not None for case in ordered):
-        facts.append((Column("Age (years)", 1), lambda case: _to_float(case.age_years)))
+        facts.append((Column("Age (years)", 1), lambda case: case.age_years))
     if any(case.body_size_mm is not None for case in ordered):
-        facts.append((Column("Body size (mm)", 0), lambda case: _to_float(case.body_size_mm)))
+        facts.append((Column("Body size (mm)", 0), lambda case: case.body_size_mm))
     rows = tuple(
         (
             *(value(case) for _, value in facts),
@@ -254,10 +254,6 @@ def case_table(evaluation: Evaluation, target: str) -> Table:
     )
     columns = (*(column for column, _ in facts), *(column for column, _ in _SCORE_COLUMNS))
     return Table(f"Every scan: {target}, worst first", columns, rows, sortable=True)
-
-
-def _to_float(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:

@@ -21,16 +21,9 @@ from isopose.files import hash_of, read_json, write_json
 from isopose.geometry.box import MIN_CROP, carried
 from isopose.geometry.frame import Frame
 from isopose.geometry.moments import moments, spread_along
-from isopose.geometry.pose import (
-    ANGLE,
-    LOG_SCALE_X,
-    LOG_SCALE_Y,
-    POSE_SIZE,
-    SHIFT_X,
-    matrix_from_pose,
-)
+from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, SHIFT_X, matrix_from_pose
 from isopose.renamed import CORRECTION, with_present_names
-from isopose.strict import STRICT, first_problem
+from isopose.strict import STRICT, Hash, first_problem
 
 FORMAT: Literal["isopose-correction/1"] = "isopose-correction/1"
 
@@ -65,7 +58,7 @@ class SetCrop:
 
 
 @dataclass(frozen=True)
-class ReferenceOutline:
+class OutlineMoments:
     """Center of a reference's body in the homogenized frame, and its standard deviation along x and y."""
 
     center: tuple[float, float]
@@ -85,9 +78,9 @@ class Correction:
         crops: by ascending slice; empty: the crops are estimated, in the poses that were set.
     """
 
-    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    image_sha256: Hash
     frame: Frame
-    reference: ReferenceOutline
+    reference: OutlineMoments
     poses: tuple[SetPose, ...] = ()
     crops: tuple[SetCrop, ...] = ()
     format: Literal["isopose-correction/1"] = FORMAT
@@ -105,8 +98,7 @@ class Correction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the correction as values that JSON represents exactly."""
-        value: dict[str, Any] = _CORRECTION.dump_python(self, mode="json")
-        return value
+        return _CORRECTION.dump_python(self, mode="json")
 
     @property
     def sha256(self) -> str:
@@ -157,11 +149,11 @@ class Correction:
 _CORRECTION = TypeAdapter(Correction)
 
 
-def outline_of(reference_mask: Tensor) -> ReferenceOutline:
+def outline_of(reference_mask: Tensor) -> OutlineMoments:
     """Return center and spread of a reference mask ``(1, 1, S, S)``."""
     of = moments(reference_mask)
     spread = spread_along(of, torch.zeros_like(of.angle))[0].tolist()
-    return ReferenceOutline((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
+    return OutlineMoments((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
 
 
 def correction_from_json(value: Any, name: str) -> Correction:
@@ -230,7 +222,7 @@ def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
     return out
 
 
-def _to_reference(pose: Tensor, old: ReferenceOutline, new: ReferenceOutline) -> Tensor:
+def _to_reference(pose: Tensor, old: OutlineMoments, new: OutlineMoments) -> Tensor:
     """Convert poses from one reference to another with a different center and size."""
     if np.allclose([*old.center, *old.spread], [*new.center, *new.spread], atol=1e-6):
         return pose

@@ -14,13 +14,7 @@ from isopose.geometry.moments import Moments
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.models.roll import (
-    calibrated_concentration,
-    effective_count,
-    log_odds_of,
-    turned,
-    views_at_angle,
-)
+from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of, turned, views_at_angle
 from isopose.scan.aggregate import common_values, pooled, smooth_values
 from isopose.scan.pose import LEAST_AGREEMENT
 from isopose.scan.prior import RIGHT, ScanRoll, direction, header_roll, log_i0, mass_within, scan_roll
@@ -131,20 +125,16 @@ def scan_poses(
     angle = torch.where(scan.believed, angle, scan.angle)
     probability = torch.where(scan.believed, probability, scan.probability)
     pose = transformer.pose_at_angle(slices.outline, angle)
-    rest = pose[:, LOG_SCALE_X:]
-    if config.per != "slice":
-        rest = _combined(rest, slices.agreement, z_mm, config)
+    rest = _combined(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
     return torch.where(scan.outline_visible, pose, torch.zeros_like(pose)), probability, scan
 
 
 def _header_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor, ScanRoll]:
     """Return what :func:`scan_poses` does, with the header's roll."""
-    scan, rest = header_roll(slices.filled, config), slices.pose[:, LOG_SCALE_X:]
-    if config.per != "slice":
-        rest = _combined(rest, slices.agreement, z_mm, config)
-    angle = scan.angle.expand(len(rest))
-    pose = torch.cat([angle[:, None], rest], dim=1)
+    scan = header_roll(slices.filled, config)
+    rest = _combined(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    pose = torch.cat([scan.angle.expand(len(rest), 1), rest], dim=1)
     visible = torch.where(scan.outline_visible, pose, torch.zeros_like(pose))
     return visible, scan.probability.expand(len(rest)), scan
 
@@ -229,7 +219,12 @@ def scan_transforms(
 
 
 def _combined(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
-    """Return values ``(N, K)`` of slices as their common median, or smoothed, weighted by agreement."""
+    """Return values ``(N, K)`` of slices as they are, as their common median or smoothed, as ``per`` says.
+
+    The weight of a slice grows with its agreement.
+    """
+    if config.per == "slice":
+        return values
     weight = (agreement - LEAST_AGREEMENT).clamp(min=1e-3)
     if config.per == "volume":
         return common_values(values, weight).expand(weight.shape[0], -1)

@@ -91,10 +91,8 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     angle = torch.where(believed, shown, torch.zeros_like(shown))
     # Without an outline only the prior is left.
     share = against_header.sigmoid() * visible
-    directions, concentrations = (
-        torch.cat([joint, prior]),
-        torch.cat([joint_concentration, prior.norm(dim=1)]),
-    )
+    directions = torch.cat([joint, prior])
+    concentrations = torch.cat([joint_concentration, prior.norm(dim=1)])
     masses = torch.cat([share * log_weight.softmax(dim=0), (1.0 - share) * weight])
     offset = torch.atan2(directions[:, 1], directions[:, 0]) - angle
     probability = (masses * mass_within(offset, concentrations)).sum()

@@ -105,5 +105,4 @@ class Augmentation:
         if len(self.airs) > 1:
             for number, flip in enumerate(self.flips):
                 flip.set_random_state(state[-1] + number)
-        out: dict[str, Tensor] = self.rest({"image": part, "labels": marks})
-        return out
+        return self.rest({"image": part, "labels": marks})

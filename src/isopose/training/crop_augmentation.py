@@ -25,8 +25,7 @@ BLUR, FACTOR, RESOLUTION, GAMMA = (0.5, 1.0), (0.75, 1.25), (0.5, 1.0), (0.7, 1.
 
 def seeds_of(noise: Tensor) -> list[int]:
     """Return a seed for each value ``(N,)`` in [-1, 1): the same on every device."""
-    whole: list[int] = ((noise.cpu().double() + 1.0) * 2**23).long().tolist()
-    return whole
+    return ((noise.cpu().double() + 1.0) * 2**23).long().tolist()
 
 
 def each_changed(
@@ -126,8 +125,9 @@ def contrasted(image: Tensor, factor: Tensor) -> Tensor:
         image: ``(N, C, ...)``.
         factor: ``(N,)``.
     """
-    mean = _wide(image.flatten(1).mean(dim=1), image)
-    return _clamped((image - mean) * _wide(factor, image) + mean, image)
+    flat = image.flatten(1)
+    mean, low, high = (_wide(one, image) for one in (flat.mean(dim=1), flat.amin(dim=1), flat.amax(dim=1)))
+    return ((image - mean) * _wide(factor, image) + mean).clamp(low, high)
 
 
 def coarsened(image: Tensor, part: Tensor) -> Tensor:
@@ -161,12 +161,6 @@ def raised(image: Tensor, gamma: Tensor) -> Tensor:
     after = out.flatten(1)
     centered = out - _wide(after.mean(dim=1), image)
     return centered / _wide(after.std(dim=1), image).clamp(min=1e-7) * sd + mean
-
-
-def _clamped(image: Tensor, source: Tensor) -> Tensor:
-    """Return images within the range of each image of a source."""
-    flat = source.flatten(1)
-    return image.clamp(_wide(flat.amin(dim=1), image), _wide(flat.amax(dim=1), image))
 
 
 def _between(strength: Tensor, low: float, high: float) -> Tensor:

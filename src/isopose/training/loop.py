@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,10 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
         module, wrapped = fabric.setup(objective, optimizer)
         with (
             reporter.stage(stage.name, config.epochs, config.iterations, progress.epoch) as report,
-            _curves(work / "tensorboard" / stage.name, progress.epoch, fabric) as draw,
+            # Only the first rank draws.
+            curves(work / "tensorboard" / stage.name, progress.epoch)
+            if fabric.is_global_zero
+            else nullcontext(lambda _: None) as draw,
         ):
             while not progress.finished:
                 started, cpu = time.monotonic(), time.process_time()
@@ -135,16 +138,6 @@ def _resumed(
     except (RuntimeError, KeyError) as error:
         raise damaged(checkpoint, error) from None
     return progress, best
-
-
-@contextmanager
-def _curves(folder: Path, epoch: int, fabric: Fabric) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that draws an epoch's row; only the first rank draws."""
-    if not fabric.is_global_zero:
-        yield lambda _: None
-        return
-    with curves(folder, epoch) as draw:
-        yield draw
 
 
 def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoch: int, report: Any) -> float:

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,18 +136,18 @@ def _choices(config: Config, shrink: bool) -> Iterator[Config]:
     inputs = inputs[inputs.index(config.unet.input) :] if smaller else [config.unet.input]
     yield config
     for size in inputs:
-        yield from _with(config, {"input": size, "recompute": True}, 1)
+        yield from _checkpointing(config, size, 1)
         for n in parts:
             if -(-batch // n) >= few:
-                yield from _with(config, {"input": size, "recompute": True}, n)
+                yield from _checkpointing(config, size, n)
     for n in parts:
-        yield from _with(config, {"input": inputs[-1], "recompute": True}, n)
+        yield from _checkpointing(config, inputs[-1], n)
 
 
-def _with(config: Config, changes: dict[str, Any], parts: int) -> Iterator[Config]:
-    """Yield the changed configuration if it is valid."""
+def _checkpointing(config: Config, size: str, parts: int) -> Iterator[Config]:
+    """Yield the configuration with activation checkpointing, input and parts of a batch, if it is valid."""
     values = config.model_dump()
-    values["unet"] |= changes
+    values["unet"] |= {"input": size, "recompute": True}
     values["unet"]["optimizer"]["parts"] = max(parts, config.unet.optimizer.parts)
     try:
         yield Config.model_validate(values)

@@ -20,11 +20,7 @@ from isopose.geometry.warp import compose, warp
 from isopose.models.pipeline import Networks
 from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
-from isopose.training.losses import (
-    crop_loss,
-    pose_loss,
-    roll_loss,
-)
+from isopose.training.losses import crop_loss, pose_loss, roll_loss
 from isopose.training.targets import crop_targets, homogenizing
 from isopose.training.turning import estimate_of, judged_turns, summed_up
 

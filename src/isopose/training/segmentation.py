@@ -19,10 +19,7 @@ from isopose.models.pipeline import Networks, channels_from_crop
 from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.ranks import gathered
 from isopose.training.crop_augmentation import displacements, each_changed, seeds_of
-from isopose.training.losses import (
-    deep_supervision_loss,
-    one_hot,
-)
+from isopose.training.losses import deep_supervision_loss, one_hot
 from isopose.training.targets import homogenizing
 
 #: Unit of the setting ``unet.pose_jitter``, which is the strength: the jitter at strength 1 by the number of

@@ -142,5 +142,4 @@ def box_of_all(networks: Networks, samples: Slices | Volumes, device: torch.devi
         seen = seen.any(dim=0, keepdim=True).cpu()
         union = seen if union is None else union | seen
     assert union is not None, "there are training samples"
-    box: Tensor = box_of_mask(union, margin=networks.config.crop.margin)[0][0]
-    return box
+    return box_of_mask(union, margin=networks.config.crop.margin)[0][0]

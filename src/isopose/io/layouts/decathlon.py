@@ -6,7 +6,7 @@ from typing import Any
 
 from isopose.errors import InputError
 from isopose.io.cases import Case, Dataset, dataset_of, inside
-from isopose.io.images import ending
+from isopose.io.endings import ending
 from isopose.labels import Labels
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import read_json
 from isopose.io.cases import Case, Dataset, dataset_of
+from isopose.io.layouts.table import OLDEST
 from isopose.labels import Labels
 
 #: Folders of the cases in the published repositories, relative to their root.
@@ -15,16 +16,13 @@ _LATER = ("aggregated_MAJ_seg.nii.gz", "instances", "segmentations")
 _JSON = ("kits.json", "kits21.json", "kits23.json")
 #: KiTS19 published cases 210 to 299 without labels.
 _FIRST_TEST = 210
-_OLDEST = 120
 
 
 def kits_folder(root: Path) -> Path | None:
     """Return the folder of a KiTS dataset that holds the ``case_*`` folders; None if there is none."""
-    for inner in _INNER:
-        if any((root / inner).glob("case_*/imaging.nii.gz")) or any(
-            (root / inner).glob("case_*/*seg*.nii.gz")
-        ):
-            return root / inner
+    for folder in (root / inner for inner in _INNER):
+        if any(folder.glob("case_*/imaging.nii.gz")) or any(folder.glob("case_*/*seg*.nii.gz")):
+            return folder
     return None
 
 
@@ -46,17 +44,13 @@ def open_kits(root: Path, labels: Labels | None) -> Dataset:
     ages = _ages(root)
     cases = []
     for folder in folders:
-        label: Path | None = folder / "segmentation.nii.gz"
         majority = folder / "aggregated_MAJ_seg.nii.gz"
-        if majority.exists():
-            label = majority
+        label = majority if majority.exists() else folder / "segmentation.nii.gz"
         number = re.fullmatch(r"case_(\d+)", folder.name)
-        held_out = number is not None and int(number[1]) >= _FIRST_TEST and not later
-        split = None
-        if held_out and label is not None and not label.exists():
-            label, split = None, "test"
+        held_out = number is not None and int(number[1]) >= _FIRST_TEST and not later and not label.exists()
+        marked, split = (None, "test") if held_out else (label, None)
         image = folder / "imaging.nii.gz"
-        cases.append(Case(folder.name, image, label, folder.name, ages.get(folder.name), split))
+        cases.append(Case(folder.name, image, marked, folder.name, ages.get(folder.name), split))
     return dataset_of(root.name, "kits21" if later else "kits19", root, labels or _labels(later), cases)
 
 
@@ -80,5 +74,5 @@ def _ages(root: Path) -> dict[str, float]:
     return {
         case: float(age)
         for case, age in listed.items()
-        if isinstance(age, int | float) and not isinstance(age, bool) and 0 <= age <= _OLDEST
+        if isinstance(age, int | float) and not isinstance(age, bool) and 0 <= age <= OLDEST
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import as_stored
 from isopose.io.cases import SPLITS, Case, Dataset, dataset_of
-from isopose.io.images import ending
+from isopose.io.endings import ending
 from isopose.io.layouts.table import age_in, read_table
 from isopose.labels import Labels
 

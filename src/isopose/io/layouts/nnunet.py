@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from isopose.errors import InputError
 from isopose.files import composed
 from isopose.io.cases import Case, Dataset, dataset_of, inside
-from isopose.io.images import READABLE
+from isopose.io.endings import READABLE
 from isopose.labels import IGNORE, Labels
 
 #: What a file is found by: its case, or its channel's number.

@@ -7,7 +7,8 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import read_text
 
-_OLDEST = 120
+#: Highest age in years that is taken.
+OLDEST = 120
 
 
 def read_table(
@@ -64,6 +65,6 @@ def age_in(path: Path, line: int, text: str) -> float | None:
         age = float(text.replace(",", "."))  # spreadsheets may use a decimal comma
     except ValueError:
         age = math.nan
-    if not 0 <= age <= _OLDEST:
-        raise InputError(f"{path}: line {line} has age {text!r}, expected years from 0 to {_OLDEST}")
+    if not 0 <= age <= OLDEST:
+        raise InputError(f"{path}: line {line} has age {text!r}, expected years from 0 to {OLDEST}")
     return age

@@ -100,7 +100,9 @@ def meanings(names: Iterable[str]) -> list[Meaning]:
         if finding is not None:
             category, kind = codes.SCT.MorphologicallyAbnormalStructure, finding
             organ = organ or only
-        found.append(Meaning(name, *map(_concept, (category, kind)), *map(_if_any, (organ, side))))
+        found.append(
+            Meaning(name, *map(CodedConcept.from_code, (category, kind)), *map(_if_any, (organ, side)))
+        )
     return found
 
 
@@ -112,9 +114,5 @@ def _organ(words: list[str]) -> CodedConcept | None:
     return None
 
 
-def _concept(code: CodedConcept) -> CodedConcept:
-    return CodedConcept.from_code(code)
-
-
 def _if_any(code: CodedConcept | None) -> CodedConcept | None:
-    return None if code is None else _concept(code)
+    return None if code is None else CodedConcept.from_code(code)

@@ -63,10 +63,8 @@ _ENUMERATED = {
 }
 #: Value representations that may contain line breaks, tabs and form feeds.
 _LINES = {VR.LT, VR.ST, VR.UT}
-_CONTROL, _CONTROL_IN_LINES = (
-    re.compile(r"[\x00-\x1f\x7f-\x9f]"),
-    re.compile(r"[^\t\n\f\r -~\xa0-\U0010ffff]"),
-)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_IN_LINES = re.compile(r"[^\t\n\f\r -~\xa0-\U0010ffff]")
 #: Replacement character of bytes that are invalid in the character set.
 _REPLACED = "\ufffd"
 #: Parts of a person's name in one of its three groups, and one of those that a date must have.

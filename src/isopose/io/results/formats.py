@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, replacing
 from isopose.geometry.volume import Volume
-from isopose.io.images import ending, write_labels
+from isopose.io.endings import ending
+from isopose.io.images import write_labels
 from isopose.io.quiet import quiet_pydicom
 from isopose.labels import Labels, class_colors
 

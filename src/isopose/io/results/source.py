@@ -1,7 +1,6 @@
 """The DICOM series of a label map, in the form in which results refer to it."""
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,18 +130,17 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     for name in EMPTY:
         if name not in shared:
             setattr(shared, name, "")
-    shared.StudyInstanceUID, shared.FrameOfReferenceUID = (
-        ties["StudyInstanceUID"],
-        ties["FrameOfReferenceUID"],
-    )
-    places = {file: number for number, file in enumerate(paths)}
+    shared.StudyInstanceUID = ties["StudyInstanceUID"]
+    shared.FrameOfReferenceUID = ties["FrameOfReferenceUID"]
+    places, thickness = {file: number for number, file in enumerate(paths)}, frames[0].thickness
     return Source(
         shared,
         ties["SeriesInstanceUID"],
         headers,
         np.array([places[frame.path] for frame in frames]),
         np.array([frame.index for frame in frames]),
-        _thickness(frames[0].thickness, volume),
+        # The distance of the slices if the header has no thickness.
+        thickness if thickness is not None and thickness > 0 else float(volume.spacing[2]),
         tuple(_warnings([*stripped, *missing], dict.fromkeys(odd), [*invalid, *invalid_too])),
         image,
     )
@@ -161,13 +159,6 @@ def _warnings(made_up: Iterable[str], kept: Iterable[str], invalid: Iterable[str
         )
     if names := ", ".join(invalid):
         yield f"not valid in the series, and left empty or out in the DICOM results: {names}"
-
-
-def _thickness(nominal: float | None, volume: Volume) -> float:
-    """Return the slice thickness in mm; the distance of slices if the header has none."""
-    if nominal is not None and math.isfinite(nominal) and nominal > 0:
-        return float(nominal)
-    return float(volume.spacing[2])
 
 
 def _read(file: Path, names: list[str] | None = None) -> Dataset:
@@ -210,5 +201,4 @@ def _instance_of(file: Path, header: Dataset) -> str:
 
 def uid_of(made_from: list[str], what: str) -> str:
     """Return a UID that depends only on its arguments, so that an archive stores equal results once."""
-    uid: str = generate_uid(entropy_srcs=[*made_from, what])
-    return uid
+    return generate_uid(entropy_srcs=[*made_from, what])
