@@ -82,9 +82,9 @@ FALSE = [
     ),
     (
         wrong_defaults,
-        "default threshold is 0.8 (`predict.min_confidence`)",
         "default threshold is 0.9 (`predict.min_confidence`)",
-        "0.8",
+        "default threshold is 0.8 (`predict.min_confidence`)",
+        "0.9",
     ),
     (wrong_defaults, "the frame has 256 pixels", "the frame has\n192 pixels by default", "it is 256"),
     (wrong_defaults, "384 × 384 pixels (`--size`)", "256 × 256 pixels (`--size`)", "it is 384"),

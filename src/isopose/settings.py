@@ -314,7 +314,7 @@ class PredictConfig(Section):
         0.8, ge=0, le=1, description="agreement with the reference's outline below which a pose falls back"
     )
     min_confidence: float = Field(
-        0.8,
+        0.9,
         ge=0,
         le=1,
         description="probability that the roll is right (within 6 degrees) below which to warn",
