@@ -73,24 +73,75 @@ def tables(page: str, begin: str, end: str) -> list[list[list[str]]]:
     return [[[cell.strip() for cell in line[1:-1].split("|")] for line in block] for block in found]
 
 
+def protocol(steps: str) -> list[dict[str, str]]:
+    """Scores of the study by the protocol, after so many steps."""
+    with open(STUDY / "protocol" / f"steps-{steps.replace(',', '')}" / "scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def missed(rows: list[dict[str, str]], arm: str) -> str:
+    tumors = [row["outcome"] for row in rows if (row["arm"], row["target"]) == (arm, "tumor")]
+    return f"{tumors.count('missed')} of {len(tumors)}"
+
+
 @pytest.mark.parametrize(
     ("arm", "name"),
     [
-        ("pose", "pose and size homogenized"),
-        ("augmented", "nnU-Net's augmentation, same U-Net"),
-        ("nnunet", "nnU-Net v2 2D, in five times the CPU time"),
+        ("default", "pose, size and crop (the default)"),
+        ("augmented", "nnU-Net's augmentation, whole slices"),
     ],
 )
-def test_the_headline_has_mean_median_and_the_split_by_volume(rows, arm: str, name: str) -> None:
-    tumor, few = dice(rows, arm, "tumor"), small(rows)
-    assert (len(tumor), len(few)) == (15, 4)
-    cells = [f"{value:.1f}" for value in (*split(tumor, few), mean(dice(rows, arm, "kidney").values()))]
+def test_the_headline_is_that_of_the_protocol(arm: str, name: str) -> None:
+    rows = protocol("3,000")
+    tumor, kidney = (dice(rows, arm, target) for target in ("tumor", "kidney"))
+    few = below(rows, 20.0)
+    assert (len(tumor), len(few)) == (200, 67)
+    values = (
+        mean(tumor.values()),
+        median(tumor.values()),
+        mean(tumor[p] for p in few),
+        mean(kidney.values()),
+    )
+    cells = [*(f"{value:.1f}" for value in values), missed(rows, arm)]
     assert f"| {name} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
+
+
+def below(rows: list[dict[str, str]], most: float, least: float = 0.0) -> set[str]:
+    """Patients whose tumor has such a volume, ml."""
+    volumes = {row["patient"]: float(row["truth_ml"]) for row in rows if row["target"] == "tumor"}
+    return {patient for patient, volume in volumes.items() if least <= volume < most}
+
+
+def test_the_protocols_tables_are_those_of_the_scores() -> None:
+    scores, goals, groups = tables("docs/published.md", "## By the protocol", "## Before the protocol")
+    for run, arm, *cells in scores:
+        rows, arm = protocol(run.split(" ")[0]), arm.strip("`")
+        assert run.split(" ", 1)[1] == f"({', '.join(sorted(seeds_of(rows, arm, 'default')))})"
+        tumor, kidney = ([*dice(rows, arm, target).values()] for target in ("tumor", "kidney"))
+        worst = min(100 * float(r["dice"]) for r in rows if (r["arm"], r["target"]) == (arm, "kidney"))
+        assert near(cells[:5], [mean(tumor), median(tumor), mean(kidney), median(kidney), worst]), run
+        assert cells[5] == missed(rows, arm)
+        for cell, values in ((cells[0], tumor), (cells[2], kidney)):
+            assert f"({stdev(values):.1f})" in cell, run
+    for run, target, _, *cells in goals:
+        rows = protocol(run.split(" ")[0])
+        gains = [*gain(rows, "default", "augmented", target, "default").values()]
+        assert near(cells[:2], [mean(gains), median(gains)]), (run, target)
+        assert cells[2] == f"{sum(value > 0 for value in gains)} of {len(gains)}"
+    rows = protocol("3,000")
+    for (_, least, most), (_, number, *cells) in zip(VOLUMES, groups, strict=True):
+        few = below(rows, most, least)
+        arms = [dice(rows, arm, "tumor") for arm in ("augmented", "default")]
+        gains = [gain(rows, "default", "augmented", target, "default") for target in ("tumor", "kidney")]
+        tumor, kidney = ([one[patient] for patient in few] for one in gains)
+        values = [mean(one[patient] for patient in few) for one in arms]
+        assert int(number) == len(few)
+        assert near(cells, [*values, mean(tumor), median(tumor), mean(kidney)])
 
 
 def test_the_studys_table_is_that_of_the_scores(rows) -> None:
     few = small(rows)
-    [table] = tables("docs/published.md", "## On phantoms", "### What was expected, and what came")
+    [table] = tables("docs/published.md", "### On phantoms", "### What was expected, and what came")
     assert [row[0] for row in table][:3] == ["`augmented`", "`moments`", "`pose`"]
     for name, *cells in table:
         arm = name.strip("`")
@@ -130,25 +181,21 @@ def test_the_measured_tables_are_those_of_the_scores(rows) -> None:
 
 def test_sentences_quote_the_scores(rows) -> None:
     gains, few = gain(rows, "pose", "augmented", "tumor", "default"), small(rows)
-    whole, middle, below, above = (f"{value:.1f}" for value in split(gains, few))
-    readme, study = ((ROOT / name).read_text() for name in ("README.md", "docs/published.md"))
-    study = " ".join(study.split())
-    assert f"homogenization gains {whole} points of tumor Dice" in readme
-    assert f"but only {middle} at the median" in readme
-    assert f"({below} points; the 11 others {above})" in readme
+    whole, middle, smaller, larger = (f"{value:.1f}" for value in split(gains, few))
+    study = " ".join((ROOT / "docs" / "published.md").read_text().split())
     assert f"`pose` gains {whole} in the tumor, beyond chance, but {middle} at the median" in study
-    assert f"In these `pose` gains {below} points, in the 11 others {above}" in study
+    assert f"In these `pose` gains {smaller} points, in the 11 others {larger}" in study
     volumes = {row["patient"]: float(row["truth_ml"]) for row in rows if row["target"] == "tumor"}
     assert f"({', '.join(f'{volumes[p]:.1f}' for p in sorted(few, key=volumes.__getitem__))})" in study
     of_seeds = [dice([row for row in rows if row["seed"] == seed], "augmented", "tumor") for seed in "01"]
     by_seed = [mean(one.values()) for one in of_seeds]
     assert "`augmented` has {:.1f} and {:.1f} in the tumor".format(*by_seed) in study
     assert "Of 30 tumors `augmented`, nnU-Net and the half crop miss two each, `pose` none" in study
-    for arm, missed in (("augmented", 2), ("nnunet", 2), ("crop-half", 2), ("pose", 0)):
+    for arm, number in (("augmented", 2), ("nnunet", 2), ("crop-half", 2), ("pose", 0)):
         tumors = [
             row for row in rows if (row["preset"], row["arm"], row["target"]) == ("default", arm, "tumor")
         ]
-        assert (len(tumors), sum(row["outcome"] == "missed" for row in tumors)) == (30, missed), arm
+        assert (len(tumors), sum(row["outcome"] == "missed" for row in tumors)) == (30, number), arm
 
 
 def test_the_protocols_power_is_that_of_the_published_scores(rows) -> None:
