@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the models in ``isopose.config``; run it after each change of them."""
+"""Write docs/configuration.md from the models of the settings; run it after each change of them."""
 
 import json
 import types
@@ -17,7 +17,7 @@ PAGE = Path(__file__).with_name("configuration.md")
 
 HEAD = """# Configuration
 
-<!-- Written by docs/make_configuration.py from src/isopose/config.py. Do not edit by hand. -->
+<!-- Written by docs/make_configuration.py from config.py and settings.py. Do not edit by hand. -->
 
 Every setting has a default. A configuration is made in this order; what comes later wins:
 

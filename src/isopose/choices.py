@@ -19,3 +19,5 @@ Undrawn = Literal["background", "ignore"]
 Per = Literal["volume", "smooth", "slice"]
 #: Stands for a value that the data decide: its labels, its channels.
 AUTO = "auto"
+#: Pixels along a side of homogenized slices, unless another number is given.
+HOMOGENIZED_SIZE = 384

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from isopose.choices import AUTO, Modality, Plane
+from isopose.choices import AUTO, HOMOGENIZED_SIZE, Modality, Plane
 from isopose.settings import (
     CropConfig,
     DataConfig,
@@ -39,7 +39,9 @@ class HomogenizeConfig(Section):
         description="as pose.per; with volume all slices of a scan are scaled alike; tilted: one pose for a "
         "volume with pitch and yaw too, resampled along z",
     )
-    size: int = Field(384, ge=64, le=1024, description="pixels along a side of the reference's frame")
+    size: int = Field(
+        HOMOGENIZED_SIZE, ge=64, le=1024, description="pixels along a side of the reference's frame"
+    )
     crop: bool = Field(False, description="only the square that the model's STN2 crops, one for a scan")
     reference: str | None = Field(
         None,

@@ -12,6 +12,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.cases import Case, dataset_of
 from isopose.io.images import write_image
 from isopose.labels import Labels
+from isopose.settings import DataConfig
 
 SPACING = (0.8, 0.8, 3.0)
 
@@ -66,6 +67,21 @@ def only(problems, case, severity, *words):
     assert "\n" not in problem.message
     for word in words:
         assert word in problem.message, problem.message
+
+
+def test_the_body_is_looked_for_in_the_channel_that_shows_it(cohort, tmp_path):
+    """PET comes first here: nothing in it is air of -1000 HU."""
+    case = cohort("c0")
+    pet = tmp_path / "pet.nii.gz"
+    uptake = 0.5 + scan(0).astype(np.float32) / 1e5
+    write_image(Volume(uptake, grid()), pet)
+    both = replace(case, image=pet, further=(case.image,))
+    dataset = replace(cohort.dataset(), cases=(both,), channels=("PET", "CT"))
+    named = DataConfig(pose_channel="CT")
+
+    assert check_dataset(dataset, config=named) == []
+    write_image(Volume(np.zeros(scan(0).shape, np.float32), grid()), pet)
+    only(check_dataset(dataset, config=named), "c0", "error", "channel PET: every voxel is 0.0")
 
 
 def test_a_sound_dataset_has_no_problem(cohort):

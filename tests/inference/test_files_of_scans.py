@@ -287,6 +287,20 @@ def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, 
     assert json.loads((tmp_path / "out" / "renamed.json").read_text())["warnings"] != []
 
 
+def test_a_training_scan_is_recognized_whichever_series_is_named(series, tmp_path):
+    """Training names no series; the hash of a result has the one that was named."""
+    known = hash_of_source(series)
+    small = bright_model(
+        {"data": {"size": 64}, "pose": {"learned": False}, "crop": {"enabled": False}}, fov_mm=420.0
+    )
+    trained = replace(small, info=ModelInfo(TrainingInfo(images_sha256=(known,))))
+    number = str(pydicom.dcmread(next(iter(sorted(series.iterdir())))).SeriesNumber)
+    for name, chosen in (("one", None), ("named", number)):
+        [outcome] = run(trained, [series], tmp_path / name, series=chosen)
+        assert any("this scan was used to train the model" in line for line in outcome.record["warnings"])
+        assert (outcome.record["input_sha256"] == known) == (chosen is None)
+
+
 def test_a_series_in_a_subfolder_has_its_own_hash(tmp_path):
     for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
         (tmp_path / name / "DICOM").mkdir(parents=True)

@@ -205,6 +205,19 @@ def test_widths_are_of_bodies_of_the_stated_modality(
     assert set(known_widths(tmp_path, dataset)) == set(held_out(dataset))
 
 
+def test_a_test_case_without_a_body_is_named(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(volume: Volume, data: DataConfig, modality: str) -> np.ndarray:
+        raise InputError("no body found above -400 HU")
+
+    monkeypatch.setattr(plan, "find_body", find)
+    dataset = patients_of(options, 0)
+    case = next(case.id for case in dataset.cases if case.id in held_out(dataset))
+    with pytest.raises(InputError, match=f"^{case}, a test case: no body found above -400 HU; mend it or"):
+        measure_widths(tmp_path, [dataset], of(options, "default", "pose").data, lambda *_: None)
+
+
 def test_folds_test_every_patient_once_and_never_one_that_trains(options: Options) -> None:
     folded = replace(options, folds=3)
     seen: list[str] = []

@@ -161,6 +161,13 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
     assert not (tmp_path / "model").exists()
 
 
+def test_slices_of_another_plane_are_refused(source: Source, cohort: Path) -> None:
+    config = going_on(source)
+    coronal = config.model_copy(update={"data": config.data.model_copy(update={"plane": "coronal"})})
+    with pytest.raises(InputError, match=r"data\.plane is 'coronal', the model to fine-tune has 'axial'"):
+        check_source(source.model, coronal, open_dataset(cohort))
+
+
 def test_other_labels_and_channels_are_refused(source: Source, cohort: Path) -> None:
     opened = open_dataset(cohort)
     other = replace(opened, labels=Labels.create({"kidney": 1, "cyst": 2}))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from isopose.api.images import Image, as_labels, as_volume, like
+from isopose.choices import HOMOGENIZED_SIZE
 from isopose.config import HomogenizeConfig
 from isopose.data.preprocess import prepare_as
 from isopose.errors import InputError
@@ -77,7 +78,7 @@ class Homogenizer:
         model: Path | str | None = None,
         *,
         per: str = "volume",
-        size: int = 384,
+        size: int = HOMOGENIZED_SIZE,
         crop: bool = False,
         reference: Path | str | None = None,
         scale_z: bool = True,

@@ -25,14 +25,12 @@ from torch import Tensor
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.images import read_volume, to_sitk
+from isopose.io.nifti_place import LPS_FROM_RAS
 
 #: A tensor must be a MONAI MetaTensor, which has an affine; any other is refused.
 Image: TypeAlias = (
     Path | str | sitk.Image | Tensor | Volume | tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]
 )
-
-#: Matrix between RAS (nibabel) and LPS; it is its own inverse.
-LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def as_volume(image: Image) -> Volume:

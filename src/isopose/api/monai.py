@@ -24,6 +24,7 @@ from monai.utils.enums import TraceKeys
 
 from isopose.api.homogenizer import Homogenizer
 from isopose.api.images import are_labels, as_labels, as_volume, like
+from isopose.choices import HOMOGENIZED_SIZE
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.homogenize.transform import Transform
@@ -53,7 +54,7 @@ class ReferencePose(InvertibleTransform):
         model: Path | str | None = None,
         *,
         per: str = "volume",
-        size: int = 384,
+        size: int = HOMOGENIZED_SIZE,
         crop: bool = False,
         reference: Path | str | None = None,
         scale_z: bool = True,
@@ -134,7 +135,7 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         model: Path | str | None = None,
         *,
         per: str = "volume",
-        size: int = 384,
+        size: int = HOMOGENIZED_SIZE,
         crop: bool = False,
         reference: Path | str | None = None,
         scale_z: bool = True,

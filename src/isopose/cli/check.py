@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from isopose.cli.options import AsJson, DatasetPath, Label, Masks, OfModality, OfPlane, Workers, labels_of
+from isopose.cli.options import (
+    AsJson,
+    DatasetPath,
+    Label,
+    Masks,
+    OfModality,
+    OfPlane,
+    PoseChannel,
+    Workers,
+    labels_of,
+)
 from isopose.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -20,6 +30,7 @@ def check(
     label: Label = None,
     modality: OfModality = None,
     plane: OfPlane = None,
+    pose_channel: PoseChannel = None,
     masks: Masks = None,
     workers: Workers = 0,
     as_json: AsJson = False,
@@ -32,7 +43,7 @@ def check(
     from isopose.presets import load_config
     from isopose.progress import Terminal
 
-    given = {"data.modality": modality, "data.plane": plane}
+    given = {"data.modality": modality, "data.plane": plane, "data.pose_channel": pose_channel}
     data = load_config(settings=[f"{key}={value}" for key, value in given.items() if value is not None]).data
     opened = with_masks(open_dataset(dataset, labels_of(label)), masks)
     problems: list[Problem] = []

@@ -6,6 +6,7 @@ import typer
 
 from isopose.cli.options import (
     AsJson,
+    HomogenizedSize,
     Label,
     MasksAnywhere,
     OfModality,
@@ -35,9 +36,7 @@ def homogenize(
             "volume in three dimensions"
         ),
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="pixels along a side of the reference's frame (default: 384)")
-    ] = None,
+    size: HomogenizedSize = None,
     crop: Annotated[
         bool, typer.Option("--crop", help="with --model: only the model's crop, one per scan")
     ] = False,

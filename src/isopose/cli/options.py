@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from isopose.choices import HOMOGENIZED_SIZE
 from isopose.errors import InputError
 
 DatasetPath = Annotated[
@@ -50,6 +51,16 @@ MasksAnywhere = Annotated[
         help="folder of your own body masks, one file per scan with the scan's name; with --ray also a URL "
         "(default: automatic masks)"
     ),
+]
+HomogenizedSize = Annotated[
+    int | None,
+    typer.Option(
+        "--size", help=f"pixels along a side of the reference's frame (default: {HOMOGENIZED_SIZE})"
+    ),
+]
+PoseChannel = Annotated[
+    str | None,
+    typer.Option(help="number or name of the channel that shows body and pose (default: the first)"),
 ]
 OfModality = Annotated[
     str | None,

@@ -7,6 +7,7 @@ import typer
 from isopose.cli.options import (
     AsJson,
     Formats,
+    HomogenizedSize,
     Label,
     MasksAnywhere,
     OfModality,
@@ -44,9 +45,7 @@ def wrap(
     per: Annotated[
         str | None, typer.Option(help="volume (the default), smooth, slice or tilted, as for homogenize")
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="pixels along a side of the reference's frame (default: 384)")
-    ] = None,
+    size: HomogenizedSize = None,
     reference: Reference = None,
     scale_z: ScaleZ = None,
     modality: OfModality = None,

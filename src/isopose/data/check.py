@@ -14,6 +14,7 @@ from isopose.choices import Modality, Plane
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import undrawn_doubt
 from isopose.data.modality import modality_of
+from isopose.data.normalization import pose_channel_of
 from isopose.data.plane import carried, check_plane, outline_doubts, plane_of
 from isopose.data.preprocess import trunk
 from isopose.data.splits import check_sides
@@ -117,7 +118,7 @@ def check_dataset(
 def _inspect(
     case: Case, labels: Labels, config: DataConfig, modality: Modality, channels: tuple[str, ...]
 ) -> _Report:
-    """Check one case on its own; the first channel as the one that shows the body."""
+    """Check one case on its own, by the channel that shows its body."""
     problems: list[Problem] = []
 
     def note(severity: Literal["error", "warning"], message: str) -> None:
@@ -129,9 +130,10 @@ def _inspect(
             "has no label, so it can be predicted but does not train; give it one or mark it as test",
         )
     image: Volume | None = None
+    shown = pose_channel_of(config, channels)
     digest, spacing, plane = None, None, None
     try:
-        image = read_volume(case.image, modality=modality)
+        image = read_volume(case.images[shown], modality=modality)
         upright, plane = image.reoriented(), plane_of(image)
         errors = list(_image_errors(image, modality, config.plane))
         shape_doubts: Iterable[str] = ()
@@ -155,7 +157,7 @@ def _inspect(
         digest, spacing = _digest(upright), (x, y, z)
     except Exception as error:
         note("error", f"image: {failure_of(error)}")
-    for message in _further_errors(case, channels, image):
+    for message in _errors_of_others(case, channels, shown, image):
         note("error", message)
     # The label is checked even if the image is unusable, so that the user learns of both at once.
     values: frozenset[int] = frozenset()
@@ -166,21 +168,26 @@ def _inspect(
     return _Report(tuple(problems), digest, spacing, values, plane)
 
 
-def _further_errors(case: Case, channels: tuple[str, ...], image: Volume | None) -> Iterable[str]:
-    """Yield the errors of the images of further channels.
+def _errors_of_others(
+    case: Case, channels: tuple[str, ...], shown: int, image: Volume | None
+) -> Iterable[str]:
+    """Yield the errors of the images of the channels that do not show the body.
 
     Args:
         case: whose images they are.
         channels: names of all channels.
-        image: of the first channel; None where it is unusable.
+        shown: number of the channel that shows the body.
+        image: of that channel; None where it is unusable.
     """
-    for path, name in zip(case.further, channels[1:], strict=True):
+    for number, (path, name) in enumerate(zip(case.images, channels, strict=True)):
+        if number == shown:
+            continue
         try:
             volume = read_volume(path)
             if volume.array.min() == volume.array.max():
                 yield f"channel {name}: every voxel is {volume.array.min()}, it is empty; export it again"
             if image is not None:
-                check_one_grid([image, volume], [channels[0], name])
+                check_one_grid([image, volume], [channels[shown], name])
         except Exception as error:
             line = str(failure_of(error))
             yield line if line.startswith("channel ") else f"channel {name}: {line}"

@@ -21,6 +21,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.endings import ending
 from isopose.io.images import read_labels
+from isopose.io.layouts.table import OLDEST
 from isopose.isolation import Failed, failure_of
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import together
@@ -283,8 +284,10 @@ def _pairs(
     pairs = []
     for case in wanted:
         label, patient, age = known[case]
-        if age is not None and not 0 <= age < 130:
-            raise InputError(f"{case}: age of {age:g} years, expected 0 to 130; correct it or leave it out")
+        if age is not None and not 0 <= age <= OLDEST:
+            raise InputError(
+                f"{case}: age of {age:g} years, expected 0 to {OLDEST}; correct it or leave it out"
+            )
         if case in found:
             pairs.append(_Pair(case, patient, age, found[case], label))
     return pairs

@@ -9,7 +9,6 @@ from isopose.choices import Modality
 from isopose.config import HomogenizeConfig
 from isopose.devices import one_thread
 from isopose.errors import InputError
-from isopose.files import hash_of
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import CaseRecord, read_record, record_path, write_record
 from isopose.homogenize.reference import ReferenceOutline
@@ -87,7 +86,7 @@ def make_case(
 def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     root = settings.root
     part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
-    sources = {"image": hash_of_image(case, settings.series)}
+    sources = {"image": hash_of_channels(case.images, settings.series)}
     if case.label is not None:
         sources["label"] = hash_of_source(case.label)
     if case.mask is not None:
@@ -117,12 +116,6 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         files = [*images, label] if scan.labels is not None else images
         made = write_record(root, case.id, part, scan, estimator.reference, settings.sha256, sources, files)
         return Outcome(case.id, made, None)
-
-
-def hash_of_image(case: Case, series: str | None) -> str:
-    """Return the hash of a scan's files, and of the choice among the series that they hold."""
-    files = hash_of_channels(case.images)
-    return files if series is None else hash_of([files, series])
 
 
 def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]) -> CaseRecord | None:

@@ -11,12 +11,13 @@ from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.answers import Answer, RestoredAnswer, restore_answer
-from isopose.homogenize.case import ENDING, HomogenizeSettings, hash_of_image
+from isopose.homogenize.case import ENDING, HomogenizeSettings
 from isopose.homogenize.command import Command, how_it_ended
 from isopose.homogenize.record import CaseRecord, read_record, record_path
 from isopose.homogenize.restore import PROBABILITIES, probability_path
 from isopose.inference.files import record_name
 from isopose.io.cases import Case
+from isopose.io.channels import hash_of_channels
 from isopose.io.images import write_image
 from isopose.io.results.formats import NIFTI, result_files, write_results
 from isopose.io.sources import hash_of_source
@@ -90,7 +91,7 @@ def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
     record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
     files = record.get("files")
     mask = None if case.mask is None else hash_of_source(case.mask)
-    wanted = made_from(settings, hash_of_image(case, settings.homogenizing.series), mask)
+    wanted = made_from(settings, hash_of_channels(case.images, settings.homogenizing.series), mask)
     if not isinstance(files, dict) or not outputs.made_from(record, wanted):
         return None
     return None if outputs.damaged(settings.output, files) else record

@@ -17,7 +17,7 @@ from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.record import prediction_record, provenance
 from isopose.io.cases import Case
-from isopose.io.channels import by_channel, check_count, hash_of_channels, read_channels
+from isopose.io.channels import by_channel, check_count, hash_of_channels, read_channels, with_series
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.endings import ending
@@ -273,7 +273,8 @@ def predict_scan(
     ensemble = ensemble_of(model)
     try:
         check_count(len(scan.paths), ensemble.channels)
-        input_hash = hash_of_channels(scan.paths, scan.series)
+        files_hash = hash_of_channels(scan.paths)
+        input_hash = with_series(files_hash, scan.series)
         correction = (corrections or {}).get(input_hash)
         # A mask that is missing is an error here: without it a result that was made without mask would count.
         mask = None if scan.mask is None else hash_of_source(scan.mask)
@@ -303,7 +304,7 @@ def predict_scan(
                     progress=progress,
                 )
                 record = prediction_record(ensemble, prediction, input_hash, correction, mask)
-            record["warnings"] += _warn_of_training(ensemble, input_hash)
+            record["warnings"] += _warn_of_training(ensemble, files_hash)
             with _recording(output, scan.name, record, wanted, listed(known), keep=same):
                 record["warnings"] += _write(files, maps, scan, ensemble.labels, prediction, record, source)
                 if steps is not None:
@@ -319,12 +320,17 @@ def predict_scan(
     return Outcome(scan.name, record, None)
 
 
-def _warn_of_training(ensemble: Ensemble, input_hash: str) -> list[str]:
-    """Return a warning for each use of a scan in training; a validation patient decides when it stops."""
+def _warn_of_training(ensemble: Ensemble, files_hash: str) -> list[str]:
+    """Return a warning for each use of a scan in training; a validation patient decides when it stops.
+
+    Args:
+        ensemble: the models.
+        files_hash: of the scan's files, without the series, which training does not choose.
+    """
     seen = [member.info.training for member in ensemble.members]
     uses = {
-        "train": [input_hash in one.images_sha256 for one in seen],
-        "validate": [input_hash in one.validation_images_sha256 for one in seen],
+        "train": [files_hash in one.images_sha256 for one in seen],
+        "validate": [files_hash in one.validation_images_sha256 for one in seen],
     }
     return [
         f"this scan was used to {use} {_of_members(used)}: its result says nothing about others"

@@ -53,7 +53,8 @@ class Dataset:
 
     Args:
         name: display name, from the folder or ``dataset.json``.
-        layout: ``nnunet``, ``decathlon``, ``kits19``, ``kits21`` (KiTS21 and KiTS23) or ``manifest``.
+        layout: ``nnunet``, ``decathlon``, ``kits19``, ``kits21`` (KiTS21 and KiTS23),
+            ``manifest``, or ``scans`` (scans without labels).
         root: the dataset's folder.
         labels: names and stored values of the structures.
         cases: at least one, sorted by id.

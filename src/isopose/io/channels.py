@@ -108,7 +108,11 @@ def hash_of_channels(paths: Sequence[Path], series: str | None = None) -> str:
         InputError: a path does not exist, is neither a file nor a folder, or an empty file.
     """
     hashes = [hash_of_source(path) for path in paths]
-    files = hashes[0] if len(hashes) == 1 else hash_of(hashes)
+    return with_series(hashes[0] if len(hashes) == 1 else hash_of(hashes), series)
+
+
+def with_series(files: str, series: str | None) -> str:
+    """Return the hash of files and of the DICOM series chosen from them; of the files alone if none was."""
     return files if series is None else hash_of([files, series])
 
 

@@ -18,10 +18,10 @@ from isopose.io.datasets import Dataset
 from isopose.presets import homogenize_config
 from isopose.progress import Reporter, Silent
 from isopose.study.measure import timed
+from isopose.study.results import CLOCKS
 
 #: The stage in a run's history, and the file of seconds by case beside nnU-Net's raw datasets.
 STAGE, SECONDS = "homogenize", "homogenize-seconds.json"
-CLOCKS = ("seconds", "cpu_seconds")
 
 Seconds = dict[str, dict[str, float]]
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
 from isopose.study.protocol import RISE, rise
-from isopose.study.results import ArmResult, Clock, Place, StudyRun, goals, steady, times_to
-from isopose.study.tables import CLOCKS, format_time
+from isopose.study.results import CLOCKS, ArmResult, Clock, Place, StudyRun, goals, steady, times_to
+from isopose.study.tables import format_time
 
 #: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
 PEER_NOTE = "nnU-Net's is over all slices at once and not by patient: not comparable in height"

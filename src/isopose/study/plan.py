@@ -394,6 +394,9 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
         datasets: of all folds, with their test cases marked.
         data: what the scans are of, the body's threshold, the channel that shows it.
         progress: called with the number of cases that are done, and that of all.
+
+    Raises:
+        InputError: a case that cannot be read, or shows no body.
     """
     known = _read_widths(output)
     wanted = [case for dataset in datasets for case in dataset.cases if case.id in held_out(dataset)]
@@ -402,8 +405,13 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
     modality, number = modality_of(data, channels), pose_channel_of(data, channels)
     for done, case in enumerate(wanted, start=1):
         if case.id not in known:
-            volume = read_volume(case.images[number], modality=modality).reoriented()
-            left, _, right, _ = body_box(find_body(volume, data, modality), volume.spacing)
+            try:
+                volume = read_volume(case.images[number], modality=modality).reoriented()
+                left, _, right, _ = body_box(find_body(volume, data, modality), volume.spacing)
+            except InputError as error:
+                raise InputError(
+                    f"{case.id}, a test case: {error}; mend it or take it out of the dataset"
+                ) from None
             known[case.id] = round(right - left, 1)
             write_json(output / SIZES, known)
         progress(done, len(wanted))

@@ -18,6 +18,7 @@ from isopose.study.statistics import bootstrap_mean, detectable, holm
 Place = tuple[int, int]
 #: By the clock, or of all cores.
 Clock = Literal["seconds", "cpu_seconds"]
+CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 #: Scores that are compared by patient: a structure that is missed has them, and no distance.
 PAIRED = ("dice", "surface_dice")
 #: Epochs over which validation Dice is averaged before it is said to have reached something.

@@ -8,12 +8,11 @@ from isopose.evaluation.summary import summarize
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
 from isopose.study.protocol import ALPHA, GOALS, PAPERS, Goal
-from isopose.study.results import ArmResult, Clock, Difference
+from isopose.study.results import CLOCKS, ArmResult, Difference
 from isopose.study.statistics import COVERAGE, POWER
 
 #: Arms whose U-Net sees the slice as it lies.
 WHOLE = ("plain", "augmented")
-CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 DETECTABLE_NOTE = (
     f"detectable: the mean difference that these patients and seeds would have shown with {POWER:.0%} power "
     "(two-sided, 5 %); what is smaller may be there and not be seen"

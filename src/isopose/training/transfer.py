@@ -11,7 +11,7 @@ from isopose.models.folder import Model
 OF_THE_MODEL: dict[str, tuple[str, ...]] = {
     "data": (
         *("size", "pixel_mm", "clip_percentiles", "normalization", "pose_channel", "modality"),
-        "body_threshold_hu",
+        *("plane", "body_threshold_hu"),
     ),
     "pose": (
         *("start", "contrast", "learned", "scales", "size", "fill", "max_angle", "max_log_scale"),
