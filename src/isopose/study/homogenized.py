@@ -45,7 +45,9 @@ class HomogenizedPatients:
     @property
     def row(self) -> dict[str, Any]:
         """The row of a run's history: every arm and seed is charged with it, though it is done once."""
-        total = {clock: sum(self.seconds[case][clock] for case in self.learned) for clock in CLOCKS}
+        total: dict[str, float] = {
+            clock: sum(self.seconds[case][clock] for case in self.learned) for clock in CLOCKS
+        }
         return {"stage": STAGE, "epoch": 1, **total, "validation_seconds": 0.0}
 
     def predict(self, predictor: Any, case: str, upright: Path, output: Path) -> dict[str, float]:
