@@ -97,14 +97,14 @@ def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
     )
     work = WrapWork(None, settings, Place(str(tmp_path)))
     work.open()
-    with pytest.raises(InputError, match="has no program no-such-program, or it may not be run there"):
+    with pytest.raises(InputError, match="the program no-such-program is missing or not executable"):
         work.work(found.cases[0], tmp_path)
 
 
 @pytest.mark.parametrize(
     ("given", "words", "why"),
     [
-        ((), ("true", "{inputs}", "{outputs}"), "--ray: each scan has a run of the command on some machine"),
+        ((), ("true", "{inputs}", "{outputs}"), "--ray: the command runs once for each scan"),
         (("--keep",), ("true", "{input}", "{output}"), "--keep: not supported with --ray"),
         (
             ("--masks", "nowhere"),
