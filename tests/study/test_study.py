@@ -275,7 +275,7 @@ def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_
     shutil.copytree(adults, pooled)
     for kind, end in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
         shutil.copy(children / f"{kind}Ts" / f"phantom_004{end}", pooled / f"{kind}Tr" / f"case_x{end}")
-    message = r"case_x is the same scan as phantom_004, who is tested on \(1 such\): take"
+    message = r"case_x is the same scan as the test patient phantom_004 \(1 such\): remove"
     with pytest.raises(InputError, match=message):
         run_study(tmp_path / "study", options((children, pooled)), arms=["plain"], reporter=Silent())
     assert not (tmp_path / "study").exists()
