@@ -1,4 +1,4 @@
-"""A command around the scans of a cohort: where it runs, what comes back, what is said where it cannot."""
+"""A command on the scans of a cohort: where it runs, what it returns, and messages if it cannot run."""
 
 import json
 import sys

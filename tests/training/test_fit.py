@@ -1,4 +1,4 @@
-"""``isopose fit`` as a whole, as small as it goes: model folder, resumption, refusals, presets, KiTS19."""
+"""The whole of ``isopose fit``, with the smallest training: model folder, resumption, refusals, KiTS19."""
 
 import json
 import os

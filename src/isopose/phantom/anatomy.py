@@ -125,7 +125,7 @@ def sample_tumor_diameter(rng: np.random.Generator, age_years: float, gravity: n
 def _sample_trunk(
     rng: np.random.Generator, age_years: float, gravity: np.ndarray, tumor_share: float
 ) -> tuple[Size, float, Trunk, dict[int, Kidney], int, float]:
-    """Draw size, maturity, trunk, kidneys, the sick side, and the tumor's diameter, which depends on these."""
+    """Draw size, maturity, trunk, kidneys, the sick side, and the tumor's diameter, which depends on them."""
     size = sample_size(rng, age_years)
     maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
     trunk = Trunk(

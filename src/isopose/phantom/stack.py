@@ -70,7 +70,7 @@ class Stack:
         return stored
 
     def labels(self, array: np.ndarray) -> np.ndarray:
-        """Return the labels of the stack, uint8: of each block of cubic voxels the label that fills most of it.
+        """Return the labels of the stack, uint8: for each block of voxels the label that fills most of it.
 
         Kidney and tumor together must fill more than half of a block. If they fill exactly half, its first
         voxel decides, so that volumes are kept on average.
