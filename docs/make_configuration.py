@@ -41,8 +41,8 @@ epochs = 60
 min_epochs = 30
 ```
 
-An unknown key, a value of the wrong type or out of its range ends the run with one line and exit code 2.
-Nothing is read from the environment. The whole configuration is saved with the model (`config` in
+An unknown key, or a value of the wrong type or out of range, ends the run with a one-line error and exit
+code 2. Nothing is read from the environment. The whole configuration is saved with the model (`config` in
 `model.json`), and a resumed run must be given the same one.
 
 In the tables "paper" is the value of the paper preset where it differs from the default.
@@ -68,9 +68,8 @@ def page() -> str:
         for key, cells in _options(HomogenizeConfig())
     ]
     head = "| option | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
-    parts.append(
-        f"## Of `isopose homogenize`\n\n{_doc(HomogenizeConfig())}\n\n{head}" + "\n".join(options) + "\n"
-    )
+    title = "## Options of `isopose homogenize`"
+    parts.append(f"{title}\n\n{_doc(HomogenizeConfig())}\n\n{head}" + "\n".join(options) + "\n")
     return "\n".join(parts)
 
 

@@ -21,7 +21,7 @@ def prose(text: str) -> str:
 
 
 def lines_of_code(text: str) -> Iterator[str]:
-    """Lines of shell blocks, joined where they go on, and all that a sentence quotes."""
+    """Return the commands in shell blocks, with continued lines joined, and all that sentences quote."""
     for language, block in FENCE.findall(text):
         if language in ("", "console", "bash", "sh"):
             yield from block.replace("\\\n", " ").splitlines()

@@ -1,4 +1,4 @@
-"""Commands, scripts and tests that a page quotes: each function gives what is not so."""
+"""Commands, scripts and tests that a page quotes: each function returns the wrong ones."""
 
 import argparse
 import ast

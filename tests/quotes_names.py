@@ -1,4 +1,4 @@
-"""Files, Python names and figures that a page quotes: each function gives what is not so."""
+"""Files, Python names and figures that a page quotes: each function returns the wrong ones."""
 
 import ast
 import math

@@ -1,4 +1,4 @@
-"""Settings and defaults that a page quotes: each function gives what is not so."""
+"""Settings and defaults that a page quotes: each function returns the wrong ones."""
 
 import re
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ from isopose.progress import Silent
 
 
 class Listening(Silent):
-    """Keeps what is said."""
+    """A reporter that keeps its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

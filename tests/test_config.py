@@ -1,4 +1,4 @@
-"""The whole configuration: what follows from it, and what is refused in it."""
+"""The whole configuration: derived values, and settings that are refused."""
 
 import json
 

@@ -25,7 +25,7 @@ TINY = {
 
 
 class Lines:
-    """Keeps what is said."""
+    """A reporter that keeps its messages."""
 
     def __init__(self) -> None:
         from isopose.progress import Silent

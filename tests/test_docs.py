@@ -385,7 +385,7 @@ def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None
 
 @each_page
 def test_the_frames_default_size_is_quoted_as_it_is(page: Path) -> None:
-    """A page said 192 where the default had long been 256."""
+    """A page once said 192 although the default was 256."""
     documented = re.findall(
         r"frame (?:has|of) (\d+) pixels by default", prose(page.read_text(encoding="utf-8"))
     )

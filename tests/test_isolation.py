@@ -152,7 +152,7 @@ def test_predict(kind, isopose, cohort, model, clean, tmp_path, monkeypatch):
 def test_what_fails_while_it_is_written_leaves_nothing(
     kind, isopose, cohort, model, clean, tmp_path, monkeypatch
 ):
-    """Label map and probabilities are there when the pictures fail."""
+    """Label map and probabilities were already written when the pictures fail."""
     from isopose.report import steps
 
     def fail(model, volume, prediction, path, original=steps.write_steps):
@@ -193,7 +193,7 @@ def test_homogenize(kind, isopose, cohort, clean, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["MemoryError", "KeyError"])
 def test_homogenize_that_fails_while_it_writes(kind, isopose, cohort, tmp_path, monkeypatch):
-    """The labels are there when the image fails."""
+    """The labels were already written when the image fails."""
     monkeypatch.setattr(
         "isopose.homogenize.case.write_image",
         lambda image, path: raising(lambda p: write_image(image, p), kind)(path),
@@ -364,7 +364,7 @@ def test_fit_reports_every_case_that_cannot_be_used(isopose, cohort, tmp_path, m
 
 @pytest.mark.parametrize("command", ["predict", "homogenize", "restore"])
 def test_a_full_disk_ends_the_run_at_once(command, isopose, cohort, model, clean, tmp_path, monkeypatch):
-    """What concerns all scans is no scan's own line: the next one is not even begun."""
+    """An error that concerns all scans is raised at once; the next scan is not started."""
     begun = []
 
     def full(volume, path):

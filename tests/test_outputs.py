@@ -1,4 +1,4 @@
-"""The record is written last, and what is there whole is not made again."""
+"""The record is written last, and complete results are not made again."""
 
 import json
 from contextlib import suppress

@@ -46,7 +46,7 @@ def scripts() -> set[str]:
 
 
 def modules_of(texts: dict[str, str]) -> list[str]:
-    """Python files that nobody starts: without a main part, beside others that have one."""
+    """Return Python files that are only imported: they have no main part, unlike others beside them."""
     return [
         name
         for name, text in texts.items()

@@ -1,4 +1,4 @@
-"""What is no trunk, or not as its header says, is reported or refused, with the poses that ship."""
+"""Scans that show no trunk or contradict their header are reported or refused, with the shipped networks."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_a_real_scan_that_was_changed_is_reported(estimator, real, change, words
 
 @pytest.mark.parametrize("side", [30, 40])
 def test_a_narrow_field_of_view_without_an_outline_keeps_pose_and_size(estimator, real, side) -> None:
-    """Cut around the aorta: the square of the file is no outline of a body."""
+    """A scan cut close around the aorta: the square edge of the file is not the outline of a body."""
     height, width = real.array.shape[1:]
     y, x = height // 2 - side // 2, width // 2 - side // 2
     cut = Volume(

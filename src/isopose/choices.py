@@ -1,23 +1,23 @@
-"""What several settings and functions choose from, under one name each.
+"""Types for values that several settings and functions share.
 
-The names are those of the configuration, and of the command line's options.
+The values are those of the configuration and of the command line's options.
 """
 
 from typing import Literal
 
-#: What scans are of.
+#: Modality of a scan.
 Modality = Literal["ct", "mr"]
-#: In which plane the slices of a scan lie, and are processed one by one.
+#: Plane in which the slices of a scan were acquired and are processed one by one.
 Plane = Literal["axial", "coronal", "sagittal"]
-#: What a roll network knows: CT, or tissues of any brightness.
+#: Input of a roll network: CT in a soft tissue window, or tissues of any brightness.
 Contrast = Literal["ct", "any"]
 #: How the values of a channel are normalized; see :mod:`isopose.data.normalization`.
 Normalization = Literal["ct", "zscore", "raw"]
-#: What slices without any label are in a scan that shows labels before and after such slices.
+#: Meaning of slices without any label in a scan that has labels before and after such slices.
 Undrawn = Literal["background", "ignore"]
-#: Which slices of a scan share a pose: all of them, neighbors (smoothly), or none.
+#: Poses of a scan: one for all slices, one that varies smoothly along it, or one for each slice.
 Per = Literal["volume", "smooth", "slice"]
-#: Stands for a value that the data decide: its labels, its channels.
+#: Value of a setting that is chosen from the data, such as its labels or channels.
 AUTO = "auto"
 #: Pixels along a side of homogenized slices, unless another number is given.
 HOMOGENIZED_SIZE = 384

@@ -1,6 +1,6 @@
 """The whole configuration of a model, which is saved with it, and that of ``isopose homogenize``.
 
-Unknown keys fail. Nothing is read from the environment. The settings of each section are in
+Unknown keys are errors. Nothing is read from the environment. The settings of each section are in
 :mod:`isopose.settings`; presets, files and ``--set`` in :mod:`isopose.presets`.
 """
 
@@ -21,43 +21,47 @@ from isopose.settings import (
     UNetConfig,
 )
 
-#: Part of the training slices that are mirrored where the labels allow it.
+#: Fraction of the training slices that are mirrored where the labels allow it.
 MIRRORED = 0.5
 
 
 class HomogenizeConfig(Section):
-    """What ``isopose homogenize`` writes; given on its command line, no part of a model."""
+    """Options of ``isopose homogenize``. They are set on its command line and are not saved with a model."""
 
     modality: Literal["auto"] | Modality = Field(
-        "auto", description="what the scans are; auto: as the dataset or the model says, else ct"
+        "auto", description="modality of the scans; auto: as the dataset or the model says, else ct"
     )
     plane: Plane | None = Field(
-        None, description="in which the slices were acquired; none: the model's, without a model axial"
+        None,
+        description="plane in which the slices were acquired; none: the model's, without a model axial",
     )
     per: Literal["volume", "smooth", "slice", "tilted"] = Field(
         "volume",
-        description="as pose.per; with volume all slices of a scan are scaled alike; tilted: one pose for a "
-        "volume with pitch and yaw too, resampled along z",
+        description="as pose.per; volume scales all slices of a scan equally; tilted: one pose for a scan "
+        "with pitch and yaw, too, resampled along z",
     )
     size: int = Field(
-        HOMOGENIZED_SIZE, ge=64, le=1024, description="pixels along a side of the reference's frame"
+        HOMOGENIZED_SIZE, ge=64, le=1024, description="pixels per side of the reference's frame"
     )
-    crop: bool = Field(False, description="only the square that the model's STN2 crops, one for a scan")
+    crop: bool = Field(
+        False, description="write only the square that the model's STN2 crops, the same for a whole scan"
+    )
     reference: str | None = Field(
         None,
         min_length=1,
-        description="whose pose and size the scans get: child or adult, shipped; a case of the dataset; the "
-        "path of a scan or of a model's folder; none: the child, with --model the model's",
+        description="reference to whose pose and size the scans are brought: child or adult, which are "
+        "shipped; a case of the dataset; the path of a scan or of a model's folder; none: child, with "
+        "--model the model's",
     )
     pose_channel: int | str | None = Field(
         None,
-        description="the channel that shows body and pose: its number from 0, or its name; none: that of the "
-        "model, without one the first",
+        description="the channel in which body and pose are found: its number, counted from 0, or its name; "
+        "none: the model's, without a model the first",
     )
     scale_z: bool = Field(
         True,
-        description="distances of slices are scaled as the slices are, in the header alone; off: the scan's "
-        "own",
+        description="scale the slice spacing in the header by the same factor as the slices, without "
+        "resampling; off: keep the scan's own spacing",
     )
 
 
@@ -65,15 +69,17 @@ class Config(Section):
     """The whole configuration of a model."""
 
     preset: Literal["default", "paper"] = Field(
-        "default", description="which preset the configuration started from; --preset chooses it"
+        "default", description="preset that the configuration started from; --preset chooses it"
     )
     stn: Literal["separate", "joint"] = Field(
         "separate",
-        description="separate: STN1, then STN2 on what STN1 made; joint: one network sees the slice in the "
-        "start's pose and regresses pose and crop at once (its size and bounds: [pose]; optimizer: [crop])",
+        description="separate: STN1, then STN2 on the output of STN1; joint: one network sees the slice in "
+        "the pose of pose.start and regresses pose and crop together (input size and bounds: [pose]; "
+        "optimizer: [crop])",
     )
     dims: Literal[2, 3] = Field(
-        2, description="2: slice by slice, as the paper; 3: whole volumes, with one pose and crop for a scan"
+        2,
+        description="2: slice by slice, as in the paper; 3: whole volumes, with one pose and crop for a scan",
     )
     data: DataConfig = DataConfig()
     pose: PoseConfig = PoseConfig()
@@ -109,7 +115,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _of_a_plane(self) -> "Config":
-        """Only what slices of another plane than the axial one can be processed with."""
+        """Check the settings for coronal and sagittal slices, with which fewer are possible."""
         plane = self.data.plane
         if plane == "axial":
             return self
@@ -126,14 +132,15 @@ class Config(Section):
                 )
         if self.pose.start == "moments":
             raise ValueError(
-                "pose.start is moments, whose roll is read from an outline that nothing cuts; "
+                "pose.start is moments, which need a body outline that the field of view does not cut off; "
                 f"with data.plane={plane} choose header or identity"
             )
         if plane == "sagittal" and (
             self.unet.mirror not in (AUTO, 0) or self.predict.mirror not in (AUTO, False)
         ):
             raise ValueError(
-                "unet.mirror and predict.mirror swap front and back with data.plane=sagittal; leave them out"
+                "unet.mirror and predict.mirror would swap front and back with data.plane=sagittal; leave "
+                "them out"
             )
         return self
 
@@ -153,7 +160,9 @@ class Config(Section):
                 ("crop.enabled=false", not self.crop.enabled),
             ):
                 if not found:
-                    raise ValueError(f"unet.augmentation=nnunet needs {name}: it is of slices as they lie")
+                    raise ValueError(
+                        f"unet.augmentation=nnunet needs {name}: it augments slices without a pose"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -167,7 +176,7 @@ class Config(Section):
         return self
 
     def flat(self) -> dict[str, Any]:
-        """All settings by ``section.key``, as ``--set`` names them; plain values."""
+        """Return all settings as plain values by ``section.key``, as ``--set`` names them."""
 
         def entries(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             for key, value in values.items():
@@ -180,24 +189,24 @@ class Config(Section):
 
     @property
     def pose_estimated(self) -> bool:
-        """Whether a pose is estimated at all; without, every slice is taken as it lies."""
+        """Whether a pose is estimated; if not, slices are used as scanned."""
         return self.stn == "joint" or self.pose.learned or self.pose.start != "identity"
 
     @property
     def mirrored(self) -> float:
-        """Part of the training slices that are mirrored; a half where the labels are still to decide."""
+        """Fraction of the training slices that are mirrored; with ``auto`` half, if the labels allow it."""
         if self.data.plane == "sagittal":
             return 0.0
         return MIRRORED if self.unet.mirror == AUTO else float(self.unet.mirror)
 
     @property
     def averaged(self) -> bool:
-        """Whether an answer is averaged with that to the mirrored crop."""
+        """Whether a prediction is averaged with the prediction on the mirrored crop."""
         return self.mirrored > 0 if self.predict.mirror == AUTO else bool(self.predict.mirror)
 
     @property
     def unet_size(self) -> int:
-        """Pixels along a side of the U-Net's input."""
+        """Pixels per side of the U-Net's input."""
         return self.data.size // {"full": 1, "half": 2, "quarter": 4}[self.unet.input]
 
     @property
@@ -208,5 +217,5 @@ class Config(Section):
 
     @property
     def unet_levels(self) -> int:
-        """How often the U-Net halves its input, so that the bottleneck is at least its configured size."""
+        """Number of times that the U-Net halves its input; the bottleneck is at least ``unet.bottleneck``."""
         return (self.unet_size // self.unet.bottleneck).bit_length() - 1

@@ -31,7 +31,7 @@ from isopose.report.tables import write_evaluation
 from isopose.training.fit import fit
 from isopose.version import __version__
 
-#: Number of patients, fraction of test patients, slices per patient and pixels of a side.
+#: Number of patients, fraction of test patients, slices per patient and pixels per side.
 CASES, TEST_FRACTION, SLICES, SIZE = 50, 0.2, 20, 192
 
 #: A reduced default preset, which two cores train in a few minutes.

@@ -1,4 +1,4 @@
-"""Results of a command: the record is written last, and what is there whole is not made again."""
+"""Results of a command: the record is written last, and complete results are not made again."""
 
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Outcome(Generic[R]):
-    """What became of one scan or case.
+    """Outcome of one scan or case.
 
     Args:
         name: of the scan or case.
@@ -118,7 +118,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 def begun(
     folder: Path, mark: Path, parameters: Mapping[str, Any], *, within: str | None = None, other: str
 ) -> dict[str, Any] | None:
-    """Return what the mark of an earlier run says, or None if there is no mark.
+    """Return the contents of an earlier run's mark, or None if there is no mark.
 
     Args:
         folder: of the results.
@@ -166,7 +166,7 @@ def claim(
     """
     known = begun(folder, mark, parameters, within=within, other=other)
     if known is None and folder.is_dir():
-        # The mark's own folder is there without the mark where a run was killed before it wrote it.
+        # The mark's folder may exist without the mark if a run was killed before it wrote the mark.
         own = mark.relative_to(folder).parts[0]
         if any(entry.name != own for entry in folder.iterdir()):
             raise InputError(f"{folder}: {strange}; choose another folder")

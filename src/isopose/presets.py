@@ -1,7 +1,7 @@
-"""Configurations: the presets, and what a file and ``--set`` change in them.
+"""Configurations: the presets, and how a file and ``--set`` change them.
 
-A configuration is made of a preset, then a file (TOML or JSON), then ``--set section.key=value``; later wins.
-What ``dims=3`` brings with it stands between the preset and the file.
+A configuration consists of a preset, changed by a file (TOML or JSON), then by ``--set section.key=value``.
+The changes of ``dims=3`` come after the preset and before the file. Later values replace earlier ones.
 """
 
 import json
@@ -71,7 +71,7 @@ PAPER: dict[str, Any] = {
     "predict": {"mirror": False},
 }
 
-#: What dims=3 brings with it: one pose and crop for a scan, and networks that a batch of volumes fits.
+#: Changes of dims=3: one pose and crop for a scan, and batches and networks that fit into memory.
 VOLUMES: dict[str, Any] = {
     "pose": {"per": "volume"},
     "crop": {"per": "volume", "size": 64, "optimizer": {"batch_size": 4}},
@@ -85,7 +85,7 @@ def load_config(
     """Build a configuration.
 
     Args:
-        preset: ``default`` or ``paper``; one that the file or the settings name takes its place.
+        preset: ``default`` or ``paper``; a preset named in the file or the settings takes precedence.
         file: TOML or JSON with any of the sections.
         settings: ``section.key=value``, values as JSON or plain words.
         base: changes made to the preset before the file and the settings.
@@ -98,7 +98,7 @@ def load_config(
     if preset not in ("default", "paper"):
         raise InputError(f"preset {preset!r} is unknown; expected default or paper")
     dims = next((change["dims"] for change in reversed(changes) if "dims" in change), 2)
-    # Merged into the defaults' own dump, for a section that is given in part keeps its own defaults.
+    # Start from a dump of the defaults: a section that is given in part keeps its other defaults.
     values = Config().model_dump()
     for change in (PAPER if preset == "paper" else {}, VOLUMES if dims == 3 else {}, *changes):
         _merge(values, change)
@@ -106,7 +106,15 @@ def load_config(
 
 
 def validate_config(values: Any, where: str) -> Config:
-    """A configuration from plain values, e.g. those saved with a model; ``where`` names them in errors."""
+    """Return the configuration of plain values, for example those saved with a model.
+
+    Args:
+        values: by section and key.
+        where: their source, for messages.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type or out of range.
+    """
     try:
         return Config.model_validate(with_present_names(values, SETTINGS))
     except ValidationError as error:
@@ -114,7 +122,10 @@ def validate_config(values: Any, where: str) -> Config:
 
 
 def homogenize_config(**values: Any) -> HomogenizeConfig:
-    """What ``isopose homogenize`` was asked for; none is the default.
+    """Return the options of ``isopose homogenize``.
+
+    Args:
+        values: by name; None stands for the default.
 
     Raises:
         InputError: an unknown key, a value of the wrong type or out of range.
@@ -134,10 +145,10 @@ def _refused(error: ValidationError, where: str) -> InputError:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Contents of a configuration file, TOML or JSON.
+    """Return the contents of a configuration file, TOML or JSON.
 
     Raises:
-        InputError: missing, unreadable, or no sections.
+        InputError: the file is missing, unreadable, or has no sections.
     """
     if file.suffix == ".json":
         values = read_json(file)

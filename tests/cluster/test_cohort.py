@@ -252,7 +252,7 @@ def test_a_missing_mask_is_an_error_of_its_scan_alone(isopose, given, masked, he
 
 
 def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans, tmp_path):
-    """Likewise files that no longer belong to a scan are removed, and others are left alone."""
+    """Files that no longer belong to a scan are removed, and other files are left alone."""
     one = tmp_path / "one"
     one.mkdir()
     shutil.copy(scans / "scan_00.nii.gz", one)

@@ -99,7 +99,7 @@ def test_nothing_there_and_unknown_protocols_are_reported(bucket, tmp_path):
         Mirror.make(Place(f"{bucket}/nothing"), tmp_path)
     with pytest.raises(InputError, match="nonsense://x"):
         Place("nonsense://x").files()
-    with pytest.raises(IsoposeError, match="not to be seen from every machine"):
+    with pytest.raises(IsoposeError, match="not visible on every machine"):
         bring(Place(str(tmp_path / "none")), [], tmp_path / "x")
 
 

@@ -144,7 +144,7 @@ def test_an_address_without_a_cluster_is_reported_at_once(address, message):
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps", "tpu"])
 def test_a_device_that_no_worker_can_be_given_is_refused(device):
-    """It was taken for a CPU without a word."""
+    """An unknown device was once silently treated as a CPU."""
     message = f"--device {device}: .*expected auto, cpu, cuda"
     with pytest.raises(InputError, match=message), cluster("127.0.0.1:1", device):
         pass

@@ -1,4 +1,4 @@
-"""A command around the scans of a cohort: where it runs, what comes back, what is said where it cannot."""
+"""A command on the scans of a cohort: where it runs, what it returns, and messages if it cannot run."""
 
 import json
 import sys
@@ -97,19 +97,19 @@ def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
     )
     work = WrapWork(None, settings, Place(str(tmp_path)))
     work.open()
-    with pytest.raises(InputError, match="has no program no-such-program, or it may not be run there"):
+    with pytest.raises(InputError, match="the program no-such-program is missing or not executable"):
         work.work(found.cases[0], tmp_path)
 
 
 @pytest.mark.parametrize(
     ("given", "words", "why"),
     [
-        ((), ("true", "{inputs}", "{outputs}"), "--ray: each scan has a run of the command on some machine"),
+        ((), ("true", "{inputs}", "{outputs}"), "--ray: the command runs once for each scan"),
         (("--keep",), ("true", "{input}", "{output}"), "--keep: not supported with --ray"),
         (
             ("--masks", "nowhere"),
             ("true", "{input}", "{output}"),
-            "--masks: nowhere: no such file or folder",
+            f"--masks: {Path.cwd()}/nowhere: no such file or folder",
         ),
     ],
 )

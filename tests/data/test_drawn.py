@@ -1,4 +1,4 @@
-"""Which voxels nobody labeled, and how a regular gap between labeled slices is told."""
+"""Voxels that were not annotated, and the warning about regular gaps between labeled slices."""
 
 import numpy as np
 import pytest

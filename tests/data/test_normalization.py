@@ -127,7 +127,7 @@ def test_no_scan_is_darker_than_what_a_network_sees_around_it(fingerprint: Finge
     assert (prepared.image.min(), prepared.image.max()) == (-0.5, 0.5)
 
 
-def test_a_fingerprint_of_before_is_read_as_one_of_ct(cohort) -> None:
+def test_an_older_fingerprint_is_read_as_one_of_ct(cohort) -> None:
     found = fingerprint_of(cohort, LABELS, DataConfig(size=64))
     values = found.to_json()
     (channel,) = values.pop("channels")

@@ -111,7 +111,7 @@ def test_a_label_that_names_its_side_has_no_rule_of_sides() -> None:
 
 
 def test_what_nobody_labeled_counts_neither_for_nor_against_a_rule() -> None:
-    """A part that lies in slices without labels is no false alarm that a rule may remove."""
+    """A predicted part in slices that were not annotated is not a false alarm that a rule may remove."""
     truth = np.zeros((4, 20, 20), np.uint8)
     truth[1:3, 4:10, 4:10] = 1
     predicted = truth.copy()

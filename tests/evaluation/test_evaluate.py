@@ -262,12 +262,12 @@ def test_undrawn_slices_score_nothing_where_that_is_said(tmp_path):
     save(tmp_path / "predictions", "case_1", truth)
     save(tmp_path / "labels", "case_1", sparse)
     plain = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR)
-    told = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR, undrawn="ignore")
+    found = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR, undrawn="ignore")
     assert plain.cases[0].scores["kidney"].dice == pytest.approx(2 * 2 / (2 + 4))
-    assert told.cases[0].scores["kidney"].dice == 1.0
-    assert told.provenance["undrawn"] == "ignore"
+    assert found.cases[0].scores["kidney"].dice == 1.0
+    assert found.provenance["undrawn"] == "ignore"
     assert "undrawn" not in plain.provenance
-    text = write_and_read(told, tmp_path / "out")
+    text = write_and_read(found, tmp_path / "out")
     assert "labeled in part" in text
     assert "labeled in part" not in write_and_read(plain, tmp_path / "plain")
 

@@ -1,4 +1,4 @@
-"""What is resampled in parts is what is resampled whole."""
+"""Resampling in parts gives the same result as resampling the whole."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Homogenizing the phantoms as small as it goes, and what the result has to be."""
+"""Homogenize small phantoms, and check the result."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One case of a homogenized dataset: its record, what is not done again, and what is left out."""
+"""One case of a homogenized dataset: its record, reuse of complete results, and what is left out."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Datasets and scans brought to one pose and size: what is written, what goes on, what is refused."""
+"""Datasets and scans brought to one pose and size: results, resumption, and what is refused."""
 
 import json
 import shutil

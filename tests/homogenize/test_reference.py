@@ -165,7 +165,7 @@ def test_a_models_reference_with_the_shipped_poses_or_its_own(model) -> None:
             open_estimator(model, HomogenizeConfig(reference=other))
 
 
-def test_a_wrong_name_is_told_what_is_possible(source, tmp_path) -> None:
+def test_a_wrong_name_gets_an_error_that_lists_the_possible_ones(source, tmp_path) -> None:
     cases = open_input(source).cases
     for name, given, expected in (
         ("chld", (), "--reference chld: expected child, adult, or the path of a scan or of a model's folder"),
@@ -226,7 +226,7 @@ def test_the_record_says_which_and_another_one_needs_another_folder(source, tmp_
     for other in (None, "adult", "bert", str(image)):
         with pytest.raises(InputError, match="with another model, settings or labels"):
             run(source, output, other)
-    # Of a scan that lies elsewhere its place is not told.
+    # The path of a reference outside the dataset is not reported.
     run(source, tmp_path / "scan", str(image), workers=1)
     texts = [path.read_text() for path in (tmp_path / "scan").rglob("*.json")]
     assert len(texts) == 5
@@ -245,7 +245,7 @@ def test_nothing_is_written_where_there_is_no_such_reference(source, tmp_path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_doubts_about_the_reference_are_told(source, tmp_path) -> None:
+def test_doubts_about_the_reference_are_reported(source, tmp_path) -> None:
     said = []
 
     class Heard(Silent):

@@ -1,4 +1,4 @@
-"""Labels that went through a scale factor are rounded on the way there and back, and it is said each time."""
+"""Labels stored with a scale factor are rounded when homogenized and when restored, each with a message."""
 
 import nibabel as nib
 import numpy as np

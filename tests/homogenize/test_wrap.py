@@ -28,7 +28,7 @@ ONE, ALL = ("{input}", "{output}"), ("{inputs}", "{outputs}")
 
 
 class Heard(Silent):
-    """A reporter that keeps what is said."""
+    """A reporter that keeps its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

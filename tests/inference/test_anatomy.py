@@ -1,4 +1,4 @@
-"""Prediction with the shipped roll network: patients at any angle, and warnings of what is doubtful."""
+"""Prediction with the shipped roll network: patients at any angle, and warnings about doubtful poses."""
 
 import math
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_a_mirrored_scan_is_reported_and_left_as_it_is(models):
 
 
 def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
-    """A disc of water: neither a spine nor an outline says what is up."""
+    """A disc of water: neither spine nor outline shows which side is up."""
     volume = phantom(0)
     y, x = np.indices(volume.array.shape[1:])
     middle = (volume.array.shape[1] - 1) / 2

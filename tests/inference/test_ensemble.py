@@ -263,7 +263,7 @@ def test_the_python_class_takes_folds_and_several_models(folded, supine) -> None
     assert np.array_equal(listed.labels.array, as_it_is.labels.array)
 
 
-def test_models_are_told_from_scans_on_the_command_line(folded, supine, tmp_path, isopose) -> None:
+def test_models_and_scans_are_distinguished_on_the_command_line(folded, supine, tmp_path, isopose) -> None:
     write_image(supine.volume, tmp_path / "scan.nii.gz")
     out = ("--output", tmp_path / "out", "--device", "cpu")
     code, _, _ = isopose("predict", folded, folded / "fold-0", tmp_path / "scan.nii.gz", *out)

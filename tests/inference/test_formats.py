@@ -1,4 +1,4 @@
-"""The results of one scan: checked before it is predicted, all or none, without a word of a library's."""
+"""The results of one scan: formats are checked before prediction, all files or none, libraries are silent."""
 
 import json
 

@@ -558,7 +558,7 @@ def test_mirrored_answers_cost_a_second_look_and_no_more() -> None:
 
 
 def test_an_answer_that_is_no_number_is_no_background() -> None:
-    """The largest of what is no number is the first: background, without a word."""
+    """The argmax of NaN is class 0, so without a check the result would silently be background."""
     model = bright_model(PLAIN)
 
     class Broken(Brightness):

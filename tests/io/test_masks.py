@@ -1,4 +1,4 @@
-"""The user's own masks: read on the scan's grid, or one line that says what is wrong with them."""
+"""The user's own masks: read on the scan's grid, or refused with a one-line error."""
 
 import numpy as np
 import pytest

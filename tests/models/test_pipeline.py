@@ -1,4 +1,4 @@
-"""One network for pose and crop: where it starts, how far it goes, and what is done when it goes wrong."""
+"""One network for pose and crop: its start, its bounds, and the fallback if its pose is wrong."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ class Served:
         self.address = found[1]
 
     def stop(self, how=signal.SIGTERM):
-        """End it; its exit code and all it said."""
+        """End the server; return its exit code and all of its output."""
         self.process.send_signal(how)
         self.said += self.process.communicate(timeout=30)[1]
         return self.process.returncode, self.said

@@ -1,4 +1,4 @@
-"""What is shipped of others is named in the bill of materials."""
+"""Third-party files that are shipped are listed in the bill of materials."""
 
 import json
 from hashlib import sha256

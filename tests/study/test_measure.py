@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def test_of_a_stage_in_two_processes_the_one_that_took_more_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resumed process may have held more before: its peak less the first one's start is nobody's."""
+    """A resumed process may start with more memory, so its peak is compared with its own start."""
     path = tmp_path / "measures.json"
     for before, peak in ((100.0, 500.0), (300.0, 600.0)):
         monkeypatch.setattr(measure, "reset_peak", lambda device, value=before: value)

@@ -64,7 +64,7 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"report: {tmp_path / 'study' / 'report.html'}\n"
     raw = tmp_path / "study" / "stores" / "nnunet-fold-0" / "raw" / nnunet.NAME
-    # No patient who is tested on is planned, normalized or trained with.
+    # No test patient is used for planning, normalization or training.
     assert sorted(p.name for p in (raw / "labelsTr").iterdir()) == [
         f"phantom_{n:03d}.nii.gz" for n in range(4)
     ]

@@ -279,7 +279,7 @@ def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, mess
 def test_settings_that_shorten_an_stn_are_refused_unless_it_is_asked_for(
     options: Options, settings: tuple[str, ...], values: dict, message: str
 ) -> None:
-    """A twelfth of STN1's steps was once taken for the paper's preset."""
+    """An earlier study trained STN1 for a twelfth of its steps and reported it as the paper's preset."""
     given = replace(options, settings=(*options.settings, *settings), values={**options.values, **values})
     with pytest.raises(InputError, match="a study shortens the U-Net only") as error:
         check_options(given)

@@ -60,13 +60,13 @@ def split(values: dict[str, float], few: set[str]) -> list[float]:
 
 
 def near(quoted: list[str], values: list[float]) -> bool:
-    """Whether the first number of each cell is the value, rounded to a decimal."""
+    """Return whether the first number of each cell is the value, rounded to one decimal."""
     numbers = [float(cell.split()[0]) for cell in quoted]
     return len(numbers) == len(values) and numbers == pytest.approx(values, abs=0.0501)
 
 
 def tables(page: str, begin: str, end: str) -> list[list[list[str]]]:
-    """Rows of cells of each table between two headings, without the head."""
+    """Return the rows of each table between two headings, as lists of cells, without the header."""
     text = (ROOT / page).read_text()
     part = text[text.index(f"\n{begin}\n") : text.index(f"\n{end}\n")]
     found = [block.splitlines()[2:] for block in part.split("\n\n") if block.startswith("| ")]
@@ -74,7 +74,7 @@ def tables(page: str, begin: str, end: str) -> list[list[list[str]]]:
 
 
 def protocol(steps: str) -> list[dict[str, str]]:
-    """Scores of the study by the protocol, after so many steps."""
+    """Return the scores of the study by the protocol after a number of steps."""
     with open(STUDY / "protocol" / f"steps-{steps.replace(',', '')}" / "scores.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -107,7 +107,7 @@ def test_the_headline_is_that_of_the_protocol(arm: str, name: str) -> None:
 
 
 def below(rows: list[dict[str, str]], most: float, least: float = 0.0) -> set[str]:
-    """Patients whose tumor has such a volume, ml."""
+    """Return the patients whose tumor volume in ml is in a range."""
     volumes = {row["patient"]: float(row["truth_ml"]) for row in rows if row["target"] == "tumor"}
     return {patient for patient, volume in volumes.items() if least <= volume < most}
 
@@ -141,7 +141,7 @@ def test_the_protocols_tables_are_those_of_the_scores() -> None:
 
 def test_the_studys_table_is_that_of_the_scores(rows) -> None:
     few = small(rows)
-    [table] = tables("docs/published.md", "### On phantoms", "### What was expected, and what came")
+    [table] = tables("docs/published.md", "### On phantoms", "### What was expected, and what was found")
     assert [row[0] for row in table][:3] == ["`augmented`", "`moments`", "`pose`"]
     for name, *cells in table:
         arm = name.strip("`")
@@ -229,8 +229,8 @@ def test_the_protocols_goals_are_the_codes() -> None:
     assert "turned by less than 10, to 25, and from 25 degrees" in text
 
 
-def test_nothing_says_any_longer_that_the_papers_preset_gains_nothing() -> None:
-    """Its STN1 had a twelfth of its steps: it was not tested, and no page may say what it gains."""
+def test_no_page_claims_that_the_papers_preset_gains_nothing() -> None:
+    """It was not tested, because its STN1 was trained for a twelfth of its steps only."""
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = " ".join(page.read_text().split()).replace("*", "")
         for claim in ("own preset gains nothing", "own arm gains nothing", "paper's preset gains nothing"):

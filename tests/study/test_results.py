@@ -174,7 +174,7 @@ def of_volumes(name: str, dice: list[float], truth_ml: list[float]) -> ArmResult
 
 
 def test_dice_by_the_volume_of_the_tumor_and_by_roll() -> None:
-    """What is small is hard: a mean over all sizes hides where arms differ. The limits are fixed."""
+    """Small tumors are hard, and a mean over all sizes hides where arms differ. The limits are fixed."""
     truth_ml = [0.0, 2.0, 4.0, 20.0, 40.0, 100.0, 200.0]
     results = {"augmented": of_volumes("augmented", [0.0, 0.1, 0.3, 0.8, 0.9, 0.9, 0.9], truth_ml),
                "pose": of_volumes("pose", [0.0, 0.5, 0.7, 0.8, 0.8, 0.9, 0.5], truth_ml)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""``isopose study`` as a whole, as small as it goes: runs, resumption, budget, report; once in processes."""
+"""The whole of ``isopose study``, with the smallest runs: resumption, budget, report; once in processes."""
 
 import csv
 import json
@@ -78,7 +78,7 @@ def options(cohorts: tuple[Path, Path], **change) -> Options:
 
 
 def _check_homogenized(output: Path, folder: str, children: Path, modality: str = "ct") -> None:
-    """What the source's model marks in its reference's pose and size lies on each child's own grid."""
+    """Predictions of the source's model in its reference's pose and size are on each child's own grid."""
     source = next((output / "runs").glob("*/source/*/model"))
     scans = sorted((children / "imagesTs").iterdir())
     assert len(scans) == 2
@@ -253,7 +253,7 @@ def test_a_source_has_labels_of_its_own(cohorts, tmp_path: Path, here: list[str]
         labels = read_labels(path)
         write_labels(labels.with_array(np.array([0, 2, 1], dtype=np.uint8)[labels.array]), path)
     given = options((turned, adults), labels={"tumor": 1, "kidney": 2}, presets=("default",))
-    with pytest.raises(InputError, match="marks kidney, tumor, the dataset tumor, kidney: expected the same"):
+    with pytest.raises(InputError, match="kidney, tumor, the dataset tumor, kidney: expected the same"):
         run_study(tmp_path / "other", given, arms=["direct"], reporter=Silent())
     given = options((children, adults), labels={"kidney": 1, "tumor": 2}, source_labels=None)
     run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
@@ -275,7 +275,7 @@ def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_
     shutil.copytree(adults, pooled)
     for kind, end in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
         shutil.copy(children / f"{kind}Ts" / f"phantom_004{end}", pooled / f"{kind}Tr" / f"case_x{end}")
-    message = r"case_x is the same scan as phantom_004, who is tested on \(1 such\): take"
+    message = r"case_x is the same scan as the test patient phantom_004 \(1 such\): remove"
     with pytest.raises(InputError, match=message):
         run_study(tmp_path / "study", options((children, pooled)), arms=["plain"], reporter=Silent())
     assert not (tmp_path / "study").exists()

@@ -1,4 +1,4 @@
-"""Mixed precision rounds nothing that the networks are given, and a resumed run goes on at its scale."""
+"""Mixed precision does not round the networks' inputs, and a resumed run keeps the gradient scale."""
 
 import pytest
 import torch

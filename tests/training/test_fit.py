@@ -1,4 +1,4 @@
-"""``isopose fit`` as a whole, as small as it goes: model folder, resumption, refusals, presets, KiTS19."""
+"""The whole of ``isopose fit``, with the smallest training: model folder, resumption, refusals, KiTS19."""
 
 import json
 import os
@@ -276,7 +276,7 @@ def test_without_validation_patients_the_roll_is_measured_on_those_that_train(
 
 @pytest.mark.slow
 def test_of_phantoms_the_true_roll_is_known_against_the_reference(tiny, tmp_path: Path) -> None:
-    """Paper preset, whose reference is taken as it lies: its own roll is no error of the others'."""
+    """In the paper preset the reference is used as scanned; its own roll is not an error of the others."""
     cohort = write_cohort(tmp_path / "phantoms", cases=4, slices=4, size=64, test_fraction=0.0)
     dataset, config, reporter = open_dataset(cohort), tiny(preset="paper"), Listening()
     model = fit(dataset, tmp_path / "model", config, reporter=reporter)

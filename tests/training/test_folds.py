@@ -183,7 +183,7 @@ def test_what_has_no_folds_is_refused(folds: Folds, tiny) -> None:
         check_folds(folds.dataset, tiny("train.folds=9"))
 
 
-def test_folds_all_and_fold_all_are_told_apart_in_one_line(folds: Folds, isopose, tmp_path) -> None:
+def test_folds_all_and_fold_all_are_distinguished_in_one_line(folds: Folds, isopose, tmp_path) -> None:
     given = ("fit", folds.dataset.root, "--model", tmp_path / "M", "--folds")
     for more, line in (
         (("all", "--fold", "all"), "--folds all trains a model of each fold, --fold all a single model"),

@@ -84,7 +84,7 @@ class Interrupted(Exception):
 
 
 class StopAfter(Silent):
-    """Stops the run when so many batches are done, as a kill would."""
+    """Stops the run after a number of batches, as a kill would."""
 
     def __init__(self, batches: int) -> None:
         self.left = batches

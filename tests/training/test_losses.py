@@ -210,7 +210,7 @@ def test_roll_loss_does_not_reward_being_surer() -> None:
 
 @pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
 def test_pixels_without_label_change_nothing(regions: tuple[tuple[int, ...], ...]) -> None:
-    """The loss of a picture, half of which nobody labeled, is that of the other half alone."""
+    """If half of a picture is not annotated, the loss is that of the other half alone."""
     random = torch.Generator().manual_seed(4)
     probabilities = torch.rand(2, 3, 4, 6, generator=random).softmax(dim=1).requires_grad_()
     labels = torch.randint(0, 3, (2, 4, 6), generator=random)

@@ -16,7 +16,7 @@ SIDE = 40
 
 
 class Said(Silent):
-    """Keeps what is said."""
+    """A reporter that keeps its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -36,7 +36,7 @@ def test_pose_objective_is_eq_1_and_learns() -> None:
     batch = batch_of(poses())
     pipeline = pipeline_of(config("pose.start=identity"))
     objective = PoseObjective(pipeline)
-    # At the identity: the masks as they lie against the reference, image by image.
+    # At the identity the unchanged masks are compared with the reference, image by image.
     reference = upright()[1]
     overlap = (batch.mask * reference).sum((1, 2, 3))
     dice = 2 * overlap / (batch.mask.square().sum((1, 2, 3)) + reference.square().sum())

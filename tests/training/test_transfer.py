@@ -1,4 +1,4 @@
-"""A model that learns on: which weights move, what stays, what is refused, and the command line."""
+"""A model that is trained further: which weights change, what stays, what is refused, the command line."""
 
 import json
 import sys

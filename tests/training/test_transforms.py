@@ -1,4 +1,4 @@
-"""Transforms of all slices are computed so many slices at a time."""
+"""Transforms of all slices are computed in batches of slices."""
 
 from types import SimpleNamespace
 

@@ -56,7 +56,7 @@ def still(image: Tensor, _: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("part", "lean"), [(1.0, 0.0), (0.3, 0.0), (-0.5, 0.0), (0.8, 0.4)])
 def test_the_slope_is_the_part_of_a_turn_that_the_estimate_follows(part: float, lean: float) -> None:
-    """With its sign, and whatever the estimate makes of the slice as it lies."""
+    """The slope has the right sign, whatever roll is estimated for the slice as scanned."""
     image, mask = lying_at([0.0, 0.2, -0.3, 0.5])
     found = slopes(lambda i, m: axis(i, m, part=part, lean=lean), image, mask, AIR)
     torch.testing.assert_close(found, torch.full((4,), part), atol=0.03, rtol=0)

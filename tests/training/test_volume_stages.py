@@ -144,7 +144,7 @@ def test_the_unet_learns_in_the_crop():
 
 
 def test_a_perfect_network_scores_nearly_one_in_the_frame():
-    """The labels themselves, cut and restored: what is lost is the resampling's."""
+    """Crop and restore the labels themselves: only resampling loses anything."""
     made = pipeline("unet.input=full", "unet.depth=64")
     objective = SegmentationObjective(made, named("kidney", "tumor"))
 

@@ -1,4 +1,4 @@
-"""``isopose fit --set dims=3`` as small as it goes: fit, predict, resume, refusals."""
+"""``isopose fit --set dims=3`` with the smallest training: fit, predict, resume, refusals."""
 
 import json
 import shutil

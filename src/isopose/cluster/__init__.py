@@ -1,1 +1,1 @@
-"""Cohorts on many machines with Ray: one result for each scan, on any storage that fsspec knows."""
+"""Process cohorts on many machines with Ray: one result per scan, on any storage that fsspec supports."""

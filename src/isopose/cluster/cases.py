@@ -1,4 +1,4 @@
-"""Files of a case that travel to a worker, and where a folder of the user's own body masks lies."""
+"""Files of a case that are sent to a worker, and the user's own body masks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,16 +10,16 @@ from isopose.io.masks import check_masks
 
 
 def sources_of(case: Case) -> list[Path]:
-    """Return image, label file and body mask of a case of one channel, those that it has."""
+    """Return the files of a single-channel case: the image, and label file and body mask if any."""
     return [path for path in (case.image, case.label, case.mask) if path is not None]
 
 
 def moved_case(case: Case, paths: Sequence[Path]) -> Case:
-    """Return a case whose files lie elsewhere.
+    """Return a case with other paths to its files.
 
     Args:
-        case: of one channel.
-        paths: of its files, in the order of :func:`sources_of`.
+        case: single-channel.
+        paths: the new paths, in the order of :func:`sources_of`.
     """
     places = iter(paths)
     image = next(places)

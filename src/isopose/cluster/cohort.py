@@ -1,7 +1,8 @@
-"""A cohort on a cluster: scans are brought to a worker, worked on there, and their results published.
+"""Process a cohort on a cluster: fetch each scan to a worker, process it there, and publish its results.
 
-``OUTPUT/cohort/`` keeps what is finished: ``run.json``, by which workers know the place, and lists of
-finished scans (``done-*.jsonl``), each with a stamp of what it was made from. The same command goes on there.
+``OUTPUT/cohort/`` holds the state of the run: ``run.json``, by which workers check that they see the same
+output folder, and lists of finished scans (``done-*.jsonl``), each with a hash of its sources and settings.
+If a run is interrupted, the same command continues it.
 """
 
 import json
@@ -27,55 +28,55 @@ from isopose.progress import Reporter
 Item = TypeVar("Item")
 R = TypeVar("R")
 
-#: Of what the command itself keeps in the output.
+#: Folder in the output for the state of the run.
 FOLDER = "cohort"
-#: Seconds between two lists of finished scans, and between two lines of progress.
+#: Seconds between two files of finished scans, and between two lines of progress.
 FLUSH, REPORT = 10.0, 5.0
 
 
 class CohortWork(Protocol[Item, R]):
-    """What is done with each scan; picklable. ``R`` is the type of the records."""
+    """The work on each scan; picklable. ``R`` is the type of the records."""
 
     def open(self) -> None:
         """Load what all scans need, once in each worker."""
 
     def name(self, item: Item) -> str:
-        """Unique in the cohort."""
+        """Return the scan's name, unique in the cohort."""
 
     def sources(self, item: Item) -> list[Path]:
         """Return the scan's file or folder, and its label file and body mask if there are any."""
 
     def moved(self, item: Item, paths: list[Path]) -> Item:
-        """Return the same item with its sources elsewhere."""
+        """Return the item with other paths to its sources."""
 
     def record(self, item: Item) -> str:
-        """Relative name of the file that is written last of all."""
+        """Return the relative path of the record, the file that is written last."""
 
     def read(self, path: Path) -> R | None:
-        """Read a record; None, or an InputError, where it is damaged."""
+        """Read a record; return None or raise an InputError if it is damaged."""
 
     def files(self, item: Item, record: R) -> Iterable[str]:
-        """Relative names of the files that belong to a record."""
+        """Return the relative paths of the files that belong to a record."""
 
     def work(self, item: Item, root: Path) -> Outcome[R]:
-        """Do it, in a folder that holds what was made of the scan before; what is whole there is kept."""
+        """Process the scan in a folder that holds its earlier results; complete ones are kept."""
 
     def short(self, record: R) -> R:
-        """Leave out of a record what grows with the scan's length: a cohort's need not fit in memory."""
+        """Return a record without the parts that grow with the number of slices, which would fill memory."""
 
     def warnings(self, record: R) -> Sequence[str]:
-        """What to doubt of a result, one line each."""
+        """Return the warnings about a result, one line each."""
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Where scans come from, where results go, and what decides them.
+    """Sources, output and settings of a run.
 
     Args:
-        mirrors: that all sources lie in.
-        output: folder.
-        settings_sha256: of all that decides a result besides its scan.
-        command: for people.
+        mirrors: mirrors that contain all sources.
+        output: folder for the results.
+        settings_sha256: hash of everything besides the scan that a result depends on.
+        command: name of the command, for progress and ``run.json``.
     """
 
     mirrors: Sequence[Mirror]
@@ -84,7 +85,7 @@ class Cohort:
     command: str
 
     def origin(self, path: Path) -> Place:
-        """Where a source comes from."""
+        """Return the original place of a source in one of the mirrors."""
         found = (mirror.origin(path) for mirror in self.mirrors)
         return next((place for place in found if place is not None), Place(str(path)))
 
@@ -92,7 +93,8 @@ class Cohort:
         """Return the sources of one item.
 
         Raises:
-            InputError: one is missing in a folder that is to be seen here; workers would try in vain.
+            InputError: a source is missing from a folder that this machine can see, so that workers could not
+                read it either.
         """
         paths = list(paths)
         for path in paths:
@@ -101,40 +103,40 @@ class Cohort:
         return [self.source(path) for path in paths]
 
     def source(self, path: Path) -> "Source":
-        """Return a source, with all that is known of it here."""
+        """Return a source with the stamps of its files, as far as this machine can see them."""
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
         try:
             stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
             if self.origin(path).local is not None and path.is_file():
-                # Of other voxels beside the same header a result is not known.
+                # The voxels of a header file may lie in another file beside it (.mhd and .raw).
                 beside = {str(one): Place(str(one)).files().get("", "") for one in files_beside(path)}
                 stamps |= {os.path.relpath(name, path): stamp for name, stamp in beside.items()}
         except InputError:
             raise
-        except IsoposeError:  # is missing, which the scan's own result says
+        except IsoposeError:  # missing; the scan's outcome will report it
             stamps = {}
         return Source(self.origin(path), stamps)
 
     def stamp(self, sources: Sequence["Source"]) -> str:
-        """Return a hash of all that decides the results of a scan with these sources."""
+        """Return a hash of everything that the results of a scan with these sources depend on."""
         return hash_of([self.settings_sha256, *(source.stamps for source in sources)])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A scan's, label's or mask's file or folder, and the stamps of its files by their names below it."""
+    """File or folder of a scan, label map or mask, with the stamps of its files by relative path."""
 
     origin: Place
     stamps: dict[str, str]
 
     def bring(self, below: Path) -> Path:
-        """Where it can be read on this machine."""
+        """Return a path at which this machine can read it; files of a URL are copied below a folder."""
         return bring(self.origin, list(self.stamps), below / Path(self.origin.url).name)
 
 
 @contextmanager
 def held(output: Place) -> Iterator[None]:
-    """Make the output folder and hold it, where it is on a disk; object storage has no locks."""
+    """Create and lock the output folder if it is on a disk; object storage has no locks."""
     with ExitStack() as stack:
         if output.local is not None:
             stack.enter_context(only_writer(output_folder(output.local)))
@@ -144,20 +146,20 @@ def held(output: Place) -> Iterator[None]:
 def run_cohort(
     pool: Pool, work: CohortWork[Item, R], items: Sequence[Item], cohort: Cohort, reporter: Reporter
 ) -> list[Outcome[R]]:
-    """Work on all items; one that cannot be done is reported, and stops none.
+    """Process all items; a failed item is reported, and the others continue.
 
     Args:
         pool: workers.
-        work: what is done with each.
-        items: with sources in the cohort's mirrors.
-        cohort: where scans come from and results go.
-        reporter: where progress goes.
+        work: the work on each item.
+        items: items whose sources lie in the cohort's mirrors.
+        cohort: sources, output and settings.
+        reporter: receives messages and progress.
 
     Returns:
-        One outcome for each item, in their order, with short records.
+        One outcome for each item, in the order of the items, with short records.
 
     Raises:
-        IsoposeError: a place cannot be reached, no worker lives.
+        IsoposeError: a place cannot be reached, or no worker is alive.
     """
     sources, results = _find_sources(work, items, cohort)
     names = [work.name(item) for item in items]
@@ -192,7 +194,7 @@ def run_cohort(
                 progress(len(results), len(items))
         finally:
             ledger.flush()
-            if cohort.output.local is not None:  # on object storage nothing partial is left
+            if cohort.output.local is not None:  # object storage has no partial files
                 sweep(cohort.output.local)
     return [results[number] for number in range(len(items))]
 
@@ -200,7 +202,7 @@ def run_cohort(
 def _find_sources(
     work: CohortWork[Item, R], items: Sequence[Item], cohort: Cohort
 ) -> tuple[dict[int, list[Source]], dict[int, Outcome[R]]]:
-    """Return the sources of items by their numbers, and the outcomes of items whose sources are not known."""
+    """Return the sources of items by item number, and failed outcomes of items whose sources are missing."""
     sources: dict[int, list[Source]] = {}
     unknown: dict[int, Outcome[R]] = {}
     for number, item in enumerate(items):
@@ -212,7 +214,7 @@ def _find_sources(
 
 
 def _write_mark(cohort: Cohort, scans: int) -> str:
-    """Write ``run.json`` in the output, and return the token in it by which workers know the place."""
+    """Write ``run.json`` to the output; return its token, by which workers recognize the folder."""
     token = uuid.uuid4().hex
     values = {"command": cohort.command, "scans": scans, "settings_sha256": cohort.settings_sha256}
     (cohort.output / FOLDER / "run.json").write_json({**values, "token": token})
@@ -233,7 +235,7 @@ def _fail(name: str, why: str) -> Outcome[R]:
 def _read_known(
     work: CohortWork[Item, R], items: Sequence[Item], finished: set[str], output: Place
 ) -> dict[int, Outcome[R]]:
-    """Outcomes of those items that were finished before and whose records are there."""
+    """Return the outcomes of items that were finished before and whose records still exist."""
     records = {n: work.record(item) for n, item in enumerate(items) if work.name(item) in finished}
     found = output.read(list(records.values()))
     known: dict[int, Outcome[R]] = {}
@@ -243,7 +245,7 @@ def _read_known(
             if record in found:
                 path.write_bytes(found[record])
                 content = _read_record(work, path)
-                if content is not None:  # else damaged, and made again
+                if content is not None:  # otherwise damaged: the scan is processed again
                     name = work.name(items[number])
                     known[number] = Outcome(name, work.short(content), None, made=False)
     return known
@@ -258,7 +260,7 @@ def _read_record(work: CohortWork[Item, R], path: Path) -> R | None:
 
 @dataclass
 class Ledger:
-    """Lists of finished scans in a folder, one after the other; the last word on each scan counts."""
+    """Files that list finished scans, in the order of their names; the last entry of each scan counts."""
 
     folder: Place
     fresh: dict[str, str] = field(default_factory=dict)
@@ -303,7 +305,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class _Task:
-    """An item and where its sources come from."""
+    """An item and its sources."""
 
     item: Any
     sources: list[Source]
@@ -311,14 +313,24 @@ class _Task:
 
 @dataclass(frozen=True)
 class SetUp:
-    """Gives a worker its work."""
+    """Set up a worker.
+
+    Args:
+        work: the work on each item.
+        output: folder for the results.
+        token: token in ``run.json``.
+    """
 
     work: CohortWork[Any, Any]
     output: Place
     token: str
 
     def __call__(self) -> Callable[[_Task], Any]:
-        """On a worker, once."""
+        """Check that the worker sees the output folder, load what the work needs, and return :meth:`do`.
+
+        Raises:
+            InputError: the folder on this machine is another one.
+        """
         mark = self.output.read([f"{FOLDER}/run.json"]).get(f"{FOLDER}/run.json", b"{}")
         if json.loads(mark).get("token") != self.token:
             raise InputError(
@@ -329,7 +341,7 @@ class SetUp:
         return self.do
 
     def do(self, task: _Task) -> Any:
-        """Do one item on a worker: fetch missing files, and remove them afterwards."""
+        """Process one item on a worker: fetch its files, publish the results, remove the copies."""
         with TemporaryDirectory(prefix="isopose-") as scratch:
             places = Path(scratch) / "in"
             paths = [source.bring(places / str(number)) for number, source in enumerate(task.sources)]
@@ -349,7 +361,7 @@ class SetUp:
             except InputError as error:
                 result = _fail(name, str(error))
             except RunError as error:
-                # Of this machine's disk, not of the place that results go to; another may have room.
+                # It concerns this machine's temporary disk, not the output; another machine may have room.
                 raise IsoposeError(f"{os.uname().nodename}: {error}") from None
             _publish(self.output, record, root, before)
             problem = None if result.problem is None else renamed(result.problem)
@@ -358,7 +370,7 @@ class SetUp:
 
 
 def _fetch_known(work: CohortWork[Item, R], item: Item, output: Place, root: Path) -> dict[str, str]:
-    """Copy what is published of a scan so far to a folder; return hashes by relative name."""
+    """Copy the published results of a scan to a folder; return their hashes by relative path."""
     record = work.record(item)
     content = output.read([record]).get(record)
     if content is None:
@@ -377,10 +389,13 @@ def _hash_files(root: Path) -> dict[str, str]:
 
 
 def _publish(output: Place, record: str, root: Path, before: dict[str, str]) -> None:
-    """Bring the output up to what is in a folder; where a record lies, the files beside it are whole."""
+    """Make the published results equal to those in a folder.
+
+    The record is removed first and published last: where it exists, the files beside it are complete.
+    """
     after = _hash_files(root)
     if record not in after:
-        # What a scan that failed has left is nobody's.
+        # The scan failed; files without a record are not results.
         after = {}
     if after == before:
         return

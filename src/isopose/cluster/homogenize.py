@@ -1,4 +1,4 @@
-"""``isopose homogenize --ray``: a dataset homogenized by the workers of a cluster."""
+"""``isopose homogenize --ray``: homogenize a dataset with the workers of a cluster."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -79,24 +79,25 @@ def homogenize_on_cluster(
     masks: Place | None = None,
     reporter: Reporter,
 ) -> list[Outcome[CaseRecord]]:
-    """Homogenize a dataset anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
+    """Homogenize a dataset on a disk or a URL with the workers of a cluster; see ``docs/guides/cluster.md``.
 
-    Writes what :func:`~isopose.homogenize.dataset.homogenize` writes, to the byte, and ``cohort/``.
+    Writes the same files as :func:`~isopose.homogenize.dataset.homogenize`, byte for byte, and ``cohort/``.
 
     Args:
-        dataset: as for :func:`~isopose.homogenize.dataset.open_input`, on a disk that all machines see, or a
-            URL.
+        dataset: as for :func:`~isopose.homogenize.dataset.open_input`, on a disk that all machines share, or
+            a URL.
         output: folder, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         config: one pose for a scan or several, the size, and the reference: a case, or a path on this
             machine.
         labels: name to stored value, in place of what the layout says.
-        model: a model's folder whose poses are taken; it is sent to the workers.
+        model: folder of the model that estimates the poses; it is sent to the workers.
         masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
-        reporter: where progress goes.
+        reporter: receives messages and progress.
 
     Returns:
-        One for each case, in their order; their records without what lies in the output for each slice.
+        One outcome for each case, in the order of the cases; their records lack the entries of single slices,
+        which are in the output.
     """
     packed = None if model is None else PackedModel.of(model)
     with ExitStack() as stack:
@@ -107,7 +108,7 @@ def homogenize_on_cluster(
         own = mirror_of_masks(masks, below)
         opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
-        # The unpacked model lies elsewhere than the one that the user named.
+        # Messages and records name the user's path, not that of the unpacked copy.
         named = model.local if model is not None and model.local is not None else folder
         config = with_modality(with_plane(config, folder), opened, folder)
         modality: Modality = "mr" if config.modality == "mr" else "ct"
@@ -117,7 +118,7 @@ def homogenize_on_cluster(
         estimator = open_estimator(folder, config, reference)
         settings = settings_of(opened, below / "out", config, None, reference, estimator)
         head = head_of(opened, settings, estimator)
-        # The output as a folder here, in which the same functions look and write as on one machine.
+        # A local mirror of the output, so that the functions for a single machine can be used.
         published = {name for name in _list_names(output) if not name.startswith(f"{COHORT}/")}
         for name in published:
             (settings.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,7 @@ def homogenize_on_cluster(
 def with_reference_here(
     cases: Sequence[Case], config: HomogenizeConfig, mirrors: Sequence[Mirror], below: Path
 ) -> list[Case]:
-    """Return the cases; the one that is the reference with its files where this machine can read them."""
+    """Return the cases; files of the reference are fetched, so that this machine can read them."""
     case = named_case(config.reference, cases)
     if case is None:
         return [*cases]

@@ -1,4 +1,4 @@
-"""A model that travels with its run, so that no machine can have another one."""
+"""A model as bytes that are sent to the workers, so that all machines use the same one."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from isopose.cluster.places import Place
 from isopose.errors import InputError
 from isopose.models.folder import load_model
 
-#: Of the files that a model is read from.
+#: Names of a model's files.
 NAMES = ("model.json", "weights.safetensors")
 
 
@@ -21,10 +21,10 @@ class PackedModel:
 
     @classmethod
     def of(cls, place: Place) -> "PackedModel":
-        """Pack a model, once it is known to be whole.
+        """Check and pack a model.
 
         Raises:
-            InputError: no model, or a damaged one.
+            InputError: there is no model, or it is damaged.
         """
         with ExitStack() as held:
             folder = place.local
@@ -41,7 +41,7 @@ class PackedModel:
             return cls({name: (folder / name).read_bytes() for name in NAMES})
 
     def unpack(self) -> TemporaryDirectory[str]:
-        """Return a folder with the model, for as long as it is held."""
+        """Return a temporary folder with the model; it is removed with the returned object."""
         place = TemporaryDirectory(prefix="isopose-")
         for name, content in self.files.items():
             (Path(place.name) / name).write_bytes(content)

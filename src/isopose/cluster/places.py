@@ -1,4 +1,4 @@
-"""Folders and files anywhere that fsspec reaches: a path on a disk that all machines see, or a URL."""
+"""Folders and files on a disk that all machines share, or at a URL that fsspec supports."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import fsspec
 from isopose.errors import InputError, IsoposeError
 from isopose.files import replacing
 
-#: Files of a dataset's description, which are read where the dataset is opened; all others are scans.
+#: Endings of files that describe a dataset, which are read when it is opened; all other files are scans.
 DESCRIPTIONS = (".json", ".csv")
 
 
@@ -23,7 +23,7 @@ class Place:
     """A folder or file.
 
     Args:
-        url: ``s3://bucket/folder``, any other URL that fsspec knows, or a path.
+        url: ``s3://bucket/folder``, any other URL that fsspec supports, or a path.
     """
 
     url: str
@@ -42,9 +42,9 @@ class Place:
         return self.url
 
     def files(self) -> dict[str, str]:
-        """All files below it by their relative names, each with a stamp that changes when the file does.
+        """Return the files in a folder by relative path, each with a stamp that changes with the file.
 
-        A file itself is the one under the empty name.
+        A place that is itself a file is returned under the empty name.
         """
         with self._reach() as (system, path):
             found = system.find(path, detail=True)
@@ -62,22 +62,22 @@ class Place:
             system.get_file(path, str(target))
 
     def exists(self) -> bool:
-        """Return whether a file or folder is there."""
+        """Return whether the file or folder exists."""
         with self._reach() as (system, path):
             return bool(system.exists(path))
 
     def publish(self, source: Path) -> None:
-        """Copy a file here, whole or not at all."""
+        """Copy a file to this place, completely or not at all."""
         if self.local is not None:
             with replacing(self.local) as temporary:
                 shutil.copyfile(source, temporary)
             return
-        # An object appears when all of it has arrived.
+        # Object storage shows an object only after all of it has been uploaded.
         with self._reach() as (system, path):
             system.put_file(str(source), path)
 
     def write_json(self, value: Any) -> None:
-        """Write JSON here, whole or not at all."""
+        """Write JSON to this place, completely or not at all."""
         text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         if self.local is not None:
             with replacing(self.local) as temporary:
@@ -87,12 +87,12 @@ class Place:
             system.pipe_file(path, text.encode())
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Return the contents of those of some files below it that are there, read side by side."""
+        """Return the contents of files in this folder by relative path, without those that do not exist."""
         if not names:
             return {}
         with self._reach() as (system, path):
             full = [f"{path.rstrip('/')}/{name}" for name in names]
-            # Not cat, which takes brackets in a name for a pattern.
+            # Not cat(), which interprets brackets in a name as a pattern.
             found = system.cat_ranges(full, None, None, on_error="return")
             for content in found:
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
@@ -100,17 +100,17 @@ class Place:
             return {n: c for n, c in zip(names, found, strict=True) if not isinstance(c, Exception)}
 
     def remove(self) -> None:
-        """Remove the file, if it is there."""
+        """Remove the file if it exists."""
         with self._reach() as (system, path), suppress(FileNotFoundError):
             system.rm_file(path)
 
     @contextmanager
     def _reach(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         try:
-            # Other machines write here too, so a remembered listing would be wrong.
+            # Other machines write here too, so a cached listing would be wrong.
             system, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
-            raise InputError(f"{self.url}: {error}; pip install what it names") from None
+            raise InputError(f"{self.url}: {error}; install that package with pip") from None
         except ValueError as error:
             raise InputError(f"{self.url}: {error}") from None
         try:
@@ -118,8 +118,8 @@ class Place:
         except IsoposeError:
             raise
         except FileNotFoundError:
-            raise IsoposeError(f"{self.url}: no such file or folder, seen from this machine") from None
-        # Each storage has errors of its own.
+            raise IsoposeError(f"{self.url}: no such file or folder on this machine") from None
+        # Each storage raises exceptions of its own.
         except Exception as error:
             raise IsoposeError(
                 f"{self.url}: cannot be reached ({str(error) or type(error).__name__})"
@@ -127,25 +127,25 @@ class Place:
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text names a place by a protocol."""
+    """Return whether a text is a URL."""
     return "://" in text
 
 
 def place_of(text: str) -> Place:
-    """Return a URL, or a path from the root on, as other machines begin elsewhere."""
+    """Return the place of a URL or path; paths become absolute, since workers have other current folders."""
     return Place(text.rstrip("/") if is_url(text) else str(Path(text).absolute()))
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """What a place holds, as a folder here: descriptions whole, scans as empty files.
+    """A local folder with the structure of a place: descriptions are copied, scans are empty files.
 
-    Datasets and scans are found in it as anywhere else; where one is read, it is fetched.
+    Datasets and scans are listed in it as in a local folder; a scan's contents are fetched when it is read.
 
     Args:
-        place: that is mirrored; a path on a disk is its own mirror.
-        folder: here.
-        stamps: by relative name, of a URL's files.
+        place: the place that is mirrored; a path on a disk is its own mirror.
+        folder: the local folder.
+        stamps: stamps of a URL's files by relative path.
     """
 
     place: Place
@@ -154,10 +154,10 @@ class Mirror:
 
     @classmethod
     def make(cls, place: Place, below: Path) -> "Mirror":
-        """Mirror a place, a URL's in a folder below a given one.
+        """Mirror a place; a URL is mirrored to a new folder in ``below``.
 
         Raises:
-            InputError: nothing is there.
+            InputError: the place does not exist, or a name in it leads out of the folder.
         """
         if place.local is not None:
             return cls(place, place.local, {})
@@ -178,7 +178,7 @@ class Mirror:
 
     @classmethod
     def of_dataset(cls, place: Place, below: Path) -> tuple["Mirror", Path]:
-        """Mirror a dataset, and say where it is opened; with a manifest its whole folder is mirrored."""
+        """Mirror a dataset; return the mirror and the path to open. A manifest's whole folder is mirrored."""
         folder, _, name = place.url.rpartition("/")
         if place.local is not None or not name.lower().endswith(DESCRIPTIONS):
             mirror = cls.make(place, below)
@@ -187,14 +187,14 @@ class Mirror:
         return mirror, mirror.folder / name
 
     def origin(self, path: Path) -> Place | None:
-        """Where something in the mirror comes from; None of what is not in it."""
+        """Return the original place of a path in the mirror; None for a path outside of it."""
         if not path.is_relative_to(self.folder):
             return None
         relative = path.relative_to(self.folder).as_posix()
         return self.place / ("" if relative == "." else relative)
 
     def stamp(self, path: Path) -> dict[str, str]:
-        """Changes when a file of a scan (or a series' folder) in the mirror does; by names below it."""
+        """Return the stamps of a scan's file, or of all files of a series' folder, by relative path."""
         if self.place.local is not None:
             return Place(str(path)).files()
         relative = path.relative_to(self.folder).as_posix()
@@ -209,22 +209,21 @@ class Mirror:
 
 
 def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
-    """Return a scan's file or folder, where it can be read: itself on a disk, else a copy.
+    """Return a path at which this machine can read a scan: its own on a disk, otherwise that of a copy.
 
     Args:
-        origin: the scan's.
-        names: of its files below it, or the empty one if it is a file; looking them up again would cost more
-            than a small scan does.
-        target: of a copy.
+        origin: place of the scan's file or folder.
+        names: relative paths of its files, or the empty name for a single file; listing them again would take
+            longer than fetching a small scan.
+        target: path for a copy.
 
     Raises:
-        IsoposeError: it is not to be seen from this machine.
+        IsoposeError: this machine does not see the file or folder.
     """
     if origin.local is not None:
         if not origin.local.exists():
             raise IsoposeError(
-                f"{origin}: is not to be seen from every machine; keep it on a disk that all share, or give "
-                "a URL"
+                f"{origin}: is not visible on every machine; keep it on a disk that all share, or give a URL"
             )
         return origin.local
     for name in names:

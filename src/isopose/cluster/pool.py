@@ -1,4 +1,4 @@
-"""Work for many items on a Ray cluster: each done once, and tried again where a worker dies."""
+"""Process many items on a Ray cluster; an item whose worker dies is tried again on another one."""
 
 import logging
 import os
@@ -23,20 +23,20 @@ from isopose.version import __version__
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Times that an item is tried. A worker's death says little of its item, three say much.
+#: Attempts for each item. One dead worker may have another cause; three make the item the likely cause.
 TRIES = 3
-#: Items given up without one done in between, before it is taken for a fault of the machines or the storage.
+#: Consecutive failed items after which the run ends: the cause is then likely the machines or the storage.
 GIVE_UP = 20
-#: Seconds without any worker before the run gives up; machines may be on their way.
+#: Seconds without any worker after which the run ends; machines may join until then.
 PATIENCE = 300.0
-#: Workers that may die at their start, one after the other, before it is taken for a fault of the machines.
+#: Consecutive workers that die while starting, after which the run ends.
 STARTS = 8
-#: What a run may ask of its workers: with ``auto`` each has a GPU if the cluster has some.
+#: Devices of workers; with ``auto`` each has a GPU if the cluster has any.
 DEVICES = ("auto", "cpu", "cuda")
 
 
 class Worker(Generic[Item, Result]):
-    """What runs as an actor: set up once, then item after item."""
+    """A Ray actor: set up once, then given one item after the other."""
 
     def __init__(self, set_up: Callable[[], Callable[[Item], Result]], version: str, threads: int) -> None:
         self.set_up, self.version, self.threads = set_up, version, threads
@@ -56,7 +56,7 @@ class Worker(Generic[Item, Result]):
             raise line_of(error) from None
 
     def do(self, item: Item) -> Result:
-        """Do the work; errors are converted here, with their traceback, so that they can be sent."""
+        """Process one item; exceptions are converted here, because Ray could not send all of them."""
         try:
             return self.work(item)
         except Exception as error:
@@ -65,11 +65,11 @@ class Worker(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers of a cluster that is connected to.
+    """Workers of a connected cluster.
 
     Args:
-        gpus: of each worker.
-        cpus: of each worker.
+        gpus: number of GPUs of each worker.
+        cpus: number of CPUs of each worker.
     """
 
     gpus: int = 0
@@ -81,24 +81,24 @@ class Pool:
         items: Sequence[Item],
         say: Callable[[str], None],
     ) -> Iterator[tuple[int, Result | Failed]]:
-        """Work on items, and yield each one's number and result, whichever is done first.
+        """Process items, and yield the number and the result of each as soon as it is done.
 
-        A worker has one item at a time. When it dies, its item goes to another one; machines may leave and
-        join while the work goes on.
+        A worker has one item at a time. If it dies, another worker takes its item. Machines may join and
+        leave during the run.
 
         Args:
-            set_up: picklable; gives a worker its work, once.
+            set_up: picklable; called once on each worker, returns the function for an item.
             items: picklable.
-            say: for what happens to workers.
+            say: called with messages about failed workers.
 
         Raises:
-            IsoposeError: from ``set_up``; no worker lives; a :class:`~isopose.errors.RunError` that several
-                workers have met.
+            IsoposeError: from ``set_up``; no worker is alive; or a :class:`~isopose.errors.RunError` of an
+                item on :data:`TRIES` workers.
         """
         return _Run(self, set_up, items, say).results()
 
     def capacity(self) -> int:
-        """Workers that the machines have room for at present."""
+        """Return the number of workers that the machines have room for at present."""
         import ray
 
         there = ray.cluster_resources()
@@ -118,7 +118,7 @@ class _Run(Generic[Item, Result]):
 
         self.pool, self.items, self.say = pool, items, say
         self.actor: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=0)(Worker)
-        # Once for all: a model may be large.
+        # Stored once for all workers: it may hold a large model.
         self.set_up = ray.put(set_up)
         self.waiting = deque(range(len(items)))
         self.tries: Counter[int] = Counter()
@@ -157,8 +157,8 @@ class _Run(Generic[Item, Result]):
             self.last_alive = time.monotonic()
         elif time.monotonic() - self.last_alive > PATIENCE:
             raise IsoposeError(
-                f"no machine with {self.pool.cpus} CPU and {self.pool.gpus} GPU free for a worker has been "
-                f"there for {PATIENCE:.0f} s; start some and give the same command, which goes on"
+                f"for {PATIENCE:.0f} s no machine has had {self.pool.cpus} CPU and {self.pool.gpus} GPU free "
+                "for a worker; start machines and give the same command again to continue"
             )
         alive = len(self.busy) + len(self.starting) + len(self.idle)
         for _ in range(min(capacity, len(self.waiting) + len(self.busy)) - alive):
@@ -178,7 +178,7 @@ class _Run(Generic[Item, Result]):
                 raise failure from None
             self.died_at_start += 1
             if self.died_at_start >= STARTS:
-                raise IsoposeError(f"workers die at their start, the last by: {failure}") from None
+                raise IsoposeError(f"workers die while they start, the last one: {failure}") from None
             return
         self.died_at_start = 0
         self.idle.append(actor)
@@ -194,12 +194,12 @@ class _Run(Generic[Item, Result]):
             self.tries[number] += 1
             lives = isinstance(error, RayTaskError)
             if lives:
-                # It may be the worker that is broken (a full disk, a GPU in error) and would fail every item.
+                # The worker itself may be broken (a full disk, a GPU in error) and would fail every item.
                 ray.kill(actor)
             failure = _find_failure(error)
             why = failure if lives else "the worker died"
             if self.tries[number] < TRIES:
-                self.say(f"  item {number + 1}: {why}; it is tried again")
+                self.say(f"  item {number + 1}: {why}; trying again")
                 self.waiting.append(number)
                 return
             if isinstance(failure, RunError):
@@ -209,7 +209,7 @@ class _Run(Generic[Item, Result]):
             if self.given_up >= GIVE_UP:
                 raise IsoposeError(
                     f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; fix that, and "
-                    "give the same command, which goes on"
+                    "give the same command again to continue"
                 ) from None
             yield number, Failed(f"{why}, {TRIES} times{hint}", ours=True)
             return
@@ -219,7 +219,7 @@ class _Run(Generic[Item, Result]):
 
 
 def _find_failure(error: Exception) -> IsoposeError | str:
-    """Return the work's or set-up's own error that Ray wraps; for any other error its class name."""
+    """Return the isopose error that a Ray error wraps, or the class name of any other error."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, IsoposeError):
         return type(cause)(str(cause))
@@ -227,7 +227,7 @@ def _find_failure(error: Exception) -> IsoposeError | str:
 
 
 def _probe(address: str) -> None:
-    """Check that a cluster answers; Ray itself would wait ten minutes and more."""
+    """Check that a cluster responds; Ray itself would wait ten minutes or more."""
     given = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     if given in ("local", "auto"):
         return
@@ -245,21 +245,21 @@ def _probe(address: str) -> None:
 
 @contextmanager
 def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
-    """A pool of the workers of a cluster.
+    """Connect to a cluster and yield a pool of its workers.
 
     Args:
-        address: ``local`` starts one of this machine's cores for the run; ``auto`` or ``HOST:PORT`` is one
-            that runs.
-        device: ``auto``, ``cpu`` or ``cuda``: whether each worker has a GPU, if the cluster has some.
+        address: ``local`` starts a cluster on this machine's cores for the run; ``auto`` or ``HOST:PORT``
+            connects to a running one.
+        device: ``auto``: each worker has a GPU if the cluster has any; ``cuda``: each must have one; ``cpu``.
 
     Raises:
-        InputError: Ray is not installed, no cluster is there, or it has no such device.
+        InputError: Ray is not installed, there is no cluster, or it has no such device.
     """
     if device not in DEVICES:
         raise InputError(
-            f"--device {device}: a cluster's worker takes what Ray gives it; expected {', '.join(DEVICES)}"
+            f"--device {device}: Ray assigns the devices of workers; expected {', '.join(DEVICES)}"
         )
-    # Nothing is sent anywhere.
+    # Ray must not send usage statistics.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -300,6 +300,6 @@ def _connect(address: str) -> None:
             f"--ray {address}: no Ray cluster there ({reason}); start one (ray start --head), or give local"
         ) from None
     finally:
-        # Ray's own would end the process without a word.
+        # Ray's handlers would end the process without a message.
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""``isopose predict --ray``: scans predicted by the workers of a cluster, each with the model loaded once."""
+"""``isopose predict --ray``: predict scans with the workers of a cluster, which load the model once each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ from isopose.models.folder import Model, for_prediction, load_model, with_precis
 from isopose.outputs import Outcome, earlier_record, listed
 from isopose.progress import Reporter, Silent
 
-#: Of a record, what grows with the scan's length.
+#: Entries of a record that grow with the number of slices.
 _LONG = ("slices",)
 
 
@@ -106,21 +106,22 @@ def predict_on_cluster(
     masks: Place | None = None,
     reporter: Reporter,
 ) -> list[Outcome[dict[str, Any]]]:
-    """Predict scans anywhere with the workers of a cluster; see ``docs/guides/cluster.md``.
+    """Predict scans on a disk or at URLs with the workers of a cluster; see ``docs/guides/cluster.md``.
 
     Args:
-        model: folder; it is sent to the workers.
-        inputs: as for :func:`~isopose.inference.files.find_scans`, on a disk that all machines see, or URLs.
+        model: folder of the model; it is sent to the workers.
+        inputs: as for :func:`~isopose.inference.files.find_scans`, on a disk that all machines share, or
+            URLs.
         output: folder, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         formats, series, probabilities, steps: as for :func:`~isopose.inference.files.predict_scans`.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the U-Net; None: the model's.
         masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
-        reporter: where progress goes.
+        reporter: receives messages and progress.
 
     Returns:
-        One for each scan; their records without what lies in the output for each slice.
+        One outcome for each scan; their records lack the entries of single slices, which are in the output.
 
     Raises:
         IsoposeError: a place or the cluster cannot be reached.

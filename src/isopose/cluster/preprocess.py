@@ -1,4 +1,4 @@
-"""``isopose preprocess --ray``: the store that trainings read, made by the workers of a cluster."""
+"""``isopose preprocess --ray``: preprocess the training cases into a store with the workers of a cluster."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class PreprocessWork:
     config: DataConfig
 
     def open(self) -> None:
-        """Nothing."""
+        """Do nothing: preprocessing needs no model."""
 
     def name(self, item: Case) -> str:
         return item.id
@@ -71,7 +71,7 @@ class PreprocessWork:
 
 @dataclass(frozen=True)
 class _Measure:
-    """Gives a worker the measuring of a case for the fingerprint."""
+    """Set up a worker to measure cases for the fingerprint."""
 
     labels: Labels
     config: DataConfig
@@ -81,7 +81,7 @@ class _Measure:
         return self.measure
 
     def measure(self, task: tuple[Case, list[Source]]) -> CaseFacts | Failed:
-        """Measure one case, brought here; one that cannot be used is returned as Failed, not raised."""
+        """Fetch and measure one case; a case that cannot be used is returned as Failed, nothing is raised."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
             paths = [source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources)]
@@ -104,19 +104,20 @@ def preprocess_on_cluster(
     masks: Place | None = None,
     reporter: Reporter,
 ) -> tuple[Place, list[Outcome[Record]]]:
-    """Make the store of a training's cases with the workers of a cluster; see ``docs/guides/cluster.md``.
+    """Preprocess training cases into a store with the workers of a cluster; see ``docs/guides/cluster.md``.
 
     Args:
-        dataset: as for :func:`~isopose.io.datasets.open_dataset`, on a disk that all machines see, or a URL.
+        dataset: as for :func:`~isopose.io.datasets.open_dataset`, on a disk that all machines share, or a
+            URL.
         store: folder for stores, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
-        config: of the training, for its cases and how to prepare them.
+        config: configuration of the training, which decides its cases and their preprocessing.
         labels: name to stored value, in place of what the layout says.
         masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
-        reporter: where progress goes.
+        reporter: receives messages and progress.
 
     Returns:
-        The store, which is finished if all cases could be used, and one outcome for each case.
+        The store, which is complete if all cases could be used, and one outcome for each case.
 
     Raises:
         InputError: a training case cannot be measured for the fingerprint; all such cases are reported.
@@ -137,7 +138,7 @@ def preprocess_on_cluster(
             key = hash_of(head)
             root, cases = store / key[:12], (*training, *validation)
             names = [folder_name(case.id) for case in cases]
-            # Until all cases are whole this is not a store.
+            # Without store.json, a folder with incomplete cases is not read as a store.
             (root / "store.json").remove()
             work = PreprocessWork(fingerprint, opened.labels, config.data)
             outcomes = run_cohort(pool, work, cases, Cohort(mirrors, root, key, "preprocess"), reporter)

@@ -1,4 +1,4 @@
-"""``isopose wrap --ray``: another program's command around scans, run by the workers of a cluster."""
+"""``isopose wrap --ray``: run another program on homogenized scans with the workers of a cluster."""
 
 import os
 import shutil
@@ -38,9 +38,9 @@ class WrapWork:
     """See :class:`~isopose.cluster.cohort.CohortWork`.
 
     Args:
-        packed: a model whose poses are taken; None: those of the shipped network.
-        settings: of all scans.
-        output: where results go, and what the command prints of each scan.
+        packed: model that estimates the poses; None: the shipped network.
+        settings: settings for all scans.
+        output: folder for the results and for the output that the command prints.
     """
 
     packed: PackedModel | None
@@ -77,7 +77,7 @@ class WrapWork:
         program = self.settings.command.words[0]
         if shutil.which(program) is None:
             raise InputError(
-                f"{os.uname().nodename} has no program {program}, or it may not be run there; install it on "
+                f"{os.uname().nodename}: the program {program} is missing or not executable; install it on "
                 "every machine"
             )
         check_source(item.image, self.settings.formats)
@@ -85,7 +85,8 @@ class WrapWork:
             homogenizing = replace(self.settings.homogenizing, root=Path(work))
             settings = replace(self.settings, output=root, homogenizing=homogenizing)
             outcome = wrap_scan(item, settings, reported=InputError)
-        # Not one of the results, which go as a whole: it is needed most where there are none.
+        # Published separately, because results are published only if all are complete, and the log is needed
+        # most if they are not.
         log = root / LOGS / f"{item.id}.log"
         if log.is_file():
             (self.output / LOGS / log.name).publish(log)
@@ -116,33 +117,35 @@ def wrap_on_cluster(
 ) -> list[Wrapped]:
     """Run a command on homogenized scans with the workers of a cluster; see ``docs/guides/cluster.md``.
 
-    Writes what :func:`~isopose.homogenize.wrap.wrap` writes, and ``cohort/``.
+    Writes the files that :func:`~isopose.homogenize.wrap.wrap` writes, and ``cohort/``.
 
     Args:
-        scans: as for :func:`~isopose.homogenize.wrap.open_scans`, on a disk that all machines see, or a URL.
+        scans: as for :func:`~isopose.homogenize.wrap.open_scans`, on a disk that all machines share, or a
+            URL.
         output: folder, on a shared disk or a URL.
-        command: of one scan; each machine needs its program.
+        command: command for one scan; its program must be installed on each machine.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`. Each worker has a GPU if the
-            cluster has some.
+            cluster has any.
         config: pose and size; the reference is a case, or a path on this machine.
-        model: a model's folder whose poses are taken; it is sent to the workers.
-        labels: value by name of what the command marks; None: unnamed.
+        model: folder of the model that estimates the poses; it is sent to the workers.
+        labels: name to value of the labels that the command writes; None: they have no names.
         formats: of label maps, see :func:`~isopose.io.results.formats.choose_formats`.
         series: as given to :func:`~isopose.homogenize.wrap.open_scans`.
         masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
-        reporter: where progress goes.
+        reporter: receives messages and progress.
 
     Returns:
-        One for each scan, in their order.
+        One outcome for each scan, in the order of the scans.
 
     Raises:
-        InputError: a command for all scans at once, no such model or reference, or a format that lacks names.
+        InputError: the command takes all scans at once, the model or reference does not exist, or a format
+            needs label names.
         IsoposeError: a place or the cluster cannot be reached.
     """
     if command.together:
         raise InputError(
-            "--ray: each scan has a run of the command on some machine, got {inputs}; use {input} with "
-            "{output} or {output_folder}, or leave --ray out"
+            "--ray: the command runs once for each scan, got {inputs}; use {input} with {output} or "
+            "{output_folder}, or leave --ray out"
         )
     packed = None if model is None else PackedModel.of(model)
     names = Labels.create(labels) if labels else Labels({})
@@ -163,7 +166,7 @@ def wrap_on_cluster(
         settings = settings_of(
             opened, below / "out", command, config, folder, reference, names, formats, series, keep=False
         )
-        # Each worker unpacks its own.
+        # Each worker unpacks its own copy of the model.
         settings = replace(settings, homogenizing=replace(settings.homogenizing, model=None))
         stack.enter_context(held(output))
         say_doubts(settings.homogenizing, reporter)

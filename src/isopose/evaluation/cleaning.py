@@ -1,7 +1,7 @@
 """Decide by cross-validation which rule, if any, cleans up each label.
 
-Every patient was predicted by a model that had not seen it. A rule is kept where it raises the label's mean
-Dice over these patients and lowers that of no union: what does not help on unseen patients is not done.
+Every patient was predicted by a model that was not trained on it. A rule is kept if it raises the label's
+mean Dice over these patients and does not lower that of any union.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Counts:
-    """Voxels of one scan, of which the Dice with any rules follows.
+    """Voxel counts of one scan, from which the Dice with any rules can be computed.
 
     Args:
         patient: scans with the same value are of one patient.
@@ -62,7 +62,7 @@ def candidates(label: str, *, sides: bool) -> tuple[Rule, ...]:
 
     Args:
         label: its name.
-        sides: whether poses tell the sides of the body; a label that names its side needs none.
+        sides: whether poses tell left from right; a label that names its side does not need it.
     """
     by_side = sides and not {"left", "right"} & set(words_of(label))
     return (
@@ -88,9 +88,9 @@ def count(
         truth: on the same grid.
         labels: names and stored values.
         rules: to try.
-        midline: of the body; None where no pose is sure.
+        midline: of the body; None if the pose is uncertain.
         patient: see :class:`Counts`.
-        labeled: ``(z, y, x)`` booleans, where somebody labeled; None: everywhere.
+        labeled: ``(z, y, x)`` booleans, True where the scan was annotated; None: everywhere.
     """
     targets = labels.targets()
     reference = {target: np.isin(truth.array, values) for target, values in targets.items()}

@@ -42,22 +42,22 @@ class _Unseen:
 def cross_validate(
     dataset: Dataset, folder: Path, config: Config, *, workers: int = 0, reporter: Reporter | None = None
 ) -> Evaluation:
-    """Predict and score each patient by the fold that did not see it, and make the folds one model.
+    """Predict and score each patient with the fold that was not trained on it, and join the folds to a model.
 
     Writes ``folder/cross-validation.json``, and last ``folder/model.json``, which names the folds and the
-    rules for cleaning up that the scores decide. What was predicted before is not predicted again. The scores
-    are of the label maps before the cleaning up.
+    postprocessing rules that the scores decide. Finished predictions are not repeated. The scores are those
+    of the label maps before postprocessing.
 
     Args:
-        dataset: with which the folds were trained.
-        folder: in which :func:`isopose.training.folds.fit_folds` has trained all folds.
-        config: with which they were trained.
-        workers: scans scored at once.
+        dataset: dataset with which the folds were trained.
+        folder: folder in which :func:`isopose.training.folds.fit_folds` has trained all folds.
+        config: configuration with which they were trained.
+        workers: number of scans scored at once.
         reporter: receives progress.
 
     Raises:
         BusyError: another process cross-validates in the folder.
-        InputError: a scan is another than the fold was trained with.
+        InputError: a scan differs from the one in the training of the folds.
         IsoposeError: a scan cannot be predicted.
     """
     reporter = reporter or Silent()

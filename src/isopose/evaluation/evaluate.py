@@ -54,7 +54,7 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All scores of a set of predictions, and what they were made from.
+    """All scores of a set of predictions, and their sources.
 
     Args:
         targets: what was scored, in the order of :meth:`isopose.labels.Labels.targets`.
@@ -126,7 +126,7 @@ def evaluate(
     """Score every prediction against the label of the same case, in 3D on the scan's own grid.
 
     Voxels that were not annotated count in neither map, as if the scan did not contain them. A case that has
-    any gets no surface scores: where a surface enters what is not labeled, its distance is not known.
+    any gets no surface scores, because the distance of a surface that enters these voxels is unknown.
 
     Args:
         predictions: folder of label maps with the labels' stored values, named by the case and any ending of
@@ -137,7 +137,7 @@ def evaluate(
         body_sizes_mm: a length per case that stands for body size (such as its width), for the strata.
         ages_years: age per case in years; fills in where the dataset says nothing.
         tolerance_mm: tolerance of the surface Dice in mm.
-        undrawn: what slices without any label are, see :func:`isopose.data.drawn.classes_of`.
+        undrawn: meaning of slices without any label, see :func:`isopose.data.drawn.classes_of`.
         allow_missing: list scans without a prediction instead of refusing.
         allow_failed: list scans that cannot be scored instead of raising after all others are scored.
         workers: number of scans scored at once, at least one.

@@ -111,7 +111,7 @@ def sample_anatomy(
 
 
 def sample_tumor_diameter(rng: np.random.Generator, age_years: float, gravity: np.ndarray) -> float:
-    """Return the diameter in mm of the tumor that :func:`sample_anatomy` would draw; the rest is not drawn.
+    """Return the diameter in mm of the tumor that :func:`sample_anatomy` draws, without drawing the rest.
 
     Args:
         rng: source of randomness, in the same state.
@@ -125,7 +125,7 @@ def sample_tumor_diameter(rng: np.random.Generator, age_years: float, gravity: n
 def _sample_trunk(
     rng: np.random.Generator, age_years: float, gravity: np.ndarray, tumor_share: float
 ) -> tuple[Size, float, Trunk, dict[int, Kidney], int, float]:
-    """Draw what the tumor's diameter depends on: size, maturity, trunk, kidneys, and the sick side."""
+    """Draw size, maturity, trunk, kidneys, the sick side, and the tumor's diameter, which depends on them."""
     size = sample_size(rng, age_years)
     maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))
     trunk = Trunk(

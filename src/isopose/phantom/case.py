@@ -44,9 +44,9 @@ def sample_case(
 
 
 def tumor_volume_ml(seed: int, index: int, population: Population = "child") -> float:
-    """Return the volume in ml of the tumor of case ``index`` of the cohort ``seed``, as it is drawn.
+    """Return the volume in ml of the tumor sphere of case ``index`` of the cohort ``seed``.
 
-    That of the sphere; what the walls cut off is not rendered, see :func:`truth`.
+    The rendered volume, see :func:`truth`, is smaller where the walls of the abdomen cut the tumor off.
     """
     age, pose, patient_seed, *_ = _draw(seed, index, population)
     diameter = sample_tumor_diameter(_generator(patient_seed), age, pose.gravity_canonical)
@@ -85,7 +85,7 @@ def texture_generator(case: PhantomCase) -> np.random.Generator:
 
 
 def mr_of(case: PhantomCase) -> MrScan:
-    """Return what the MR scan of a case is made of; depends on the case only."""
+    """Return the parameters of a case's MR scan, which depend on the case only."""
     return sample_mr(_generator(case.texture.spawn(1)[0]), case.anatomy.size.width)
 
 

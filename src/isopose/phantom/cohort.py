@@ -33,16 +33,16 @@ from isopose.phantom.stack import FEWEST, stack_of
 
 #: Increased whenever the same parameters give other images.
 VERSION = 1
-#: Volume in ml below which a tumor is small, and most patients that are drawn for each one that is taken.
+#: Volume in ml below which a tumor is small, and maximum number of patients drawn for each one that is used.
 SMALL_ML, MOST_DRAWN = 20.0, 40
 ENDING = ".nii.gz"
-#: Parameters that are recorded where they are not at this default.
+#: Parameters that are recorded only if they differ from this default.
 OPTIONAL = {"small_tumors": None, "pet": False, "modality": "ct", "plane": "axial"}
 
 
 @dataclass(frozen=True)
 class _CaseToMake:
-    """One case to be made; small and picklable, as it goes to another process."""
+    """One case to make; small and picklable, because it is sent to another process."""
 
     folder: Path
     case: str
@@ -101,13 +101,13 @@ def write_cohort(
         seed: seed of the cohort; case ``i`` depends on the seed and ``i`` only.
         workers: processes; 0 uses this one. The files are byte for byte the same.
         test_fraction: fraction of the cases, the last ones, that go to ``imagesTs``.
-        small_tumors: fraction of the cases, of those for training and of those for testing alike, whose tumor
-            is drawn below :data:`SMALL_ML`; None: as many as are drawn, about a sixth. Patients are drawn
-            until there are enough of each kind, so that they are some of the cohort's without it.
+        small_tumors: fraction of the training cases, and of the test cases, with a tumor below
+            :data:`SMALL_ML`; None: as the patients are drawn, about a sixth. With a fraction, patients of the
+            same random sequence are skipped until there are enough of each kind.
         population: children from birth to 16 years, or adults.
         pet: write the uptake of a tracer as a second channel (:mod:`isopose.phantom.pet`).
-        modality: ``ct``, or ``mr`` in one of four contrasts a case, see :mod:`isopose.phantom.mr`.
-        plane: of the slices; ``coronal`` and ``sagittal`` ones, in MR only, are 3 to 6 mm thick.
+        modality: ``ct``, or ``mr`` with one of four contrasts for each case, see :mod:`isopose.phantom.mr`.
+        plane: of the slices; ``coronal`` and ``sagittal`` slices (MR only) are 3 to 6 mm thick.
         progress: called with (done, all) after every case.
 
     Returns:
@@ -119,7 +119,7 @@ def write_cohort(
     output = Path(output)
     _check(cases, slices, size, seed, workers, test_fraction, small_tumors, population, modality)
     if pet and modality != "ct":
-        raise InputError("phantom: the uptake of a tracer is drawn beside CT only; leave one of the two out")
+        raise InputError("phantom: the uptake of a tracer is drawn for CT only; leave one of the two out")
     _check_plane(plane, modality, size, slices)
     tests = min(round(cases * test_fraction), cases - 1)
     parameters: dict[str, Any] = {
@@ -168,13 +168,13 @@ def _describe(output: Path, population: Population, modality: Modality, pet: boo
 def _choose(
     cases: int, tests: int, seed: int, small_tumors: float | None, population: Population
 ) -> list[int]:
-    """Return which patients of a seed are taken: those for training, then those for testing.
+    """Return the indices of the patients of a seed to use: those for training, then those for testing.
 
-    Of each part as many have a small tumor as is asked for. Patients are taken in the order in which they are
-    drawn, training first, so that their ages stay evenly spread.
+    Training and test patients each have the requested fraction of small tumors. Patients are used in the
+    order in which they are drawn, training first, so that their ages stay evenly spread.
 
     Raises:
-        InputError: too few have a small tumor, or another.
+        InputError: too few patients have a small tumor, or too few a larger one.
     """
     if small_tumors is None:
         return list(range(cases))
@@ -256,7 +256,7 @@ def _check_plane(plane: str, modality: str, size: int, slices: int | None) -> No
 
 
 def _begin(output: Path, parameters: dict[str, Any]) -> None:
-    """Make the folder this cohort's, unless it is already."""
+    """Start the cohort in its folder, or check that the folder holds it already."""
     output_folder(output)
     known = claim(
         output,
@@ -266,7 +266,7 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
         other="holds a phantom cohort of other parameters ({names})",
         strange="is not empty and holds no phantom cohort",
     )
-    # Parameters at their default are left out, so that cohorts of before they existed are continued.
+    # Parameters at their default are left out, so that cohorts made before they existed can be continued.
     other = [name for name in OPTIONAL if known and known["parameters"].get(name) != parameters.get(name)]
     if other:
         raise InputError(
@@ -278,7 +278,7 @@ def _begin(output: Path, parameters: dict[str, Any]) -> None:
 
 
 def _make(one: _CaseToMake) -> dict[str, Any]:
-    """Render and write one case, or take its labels from disk when it is whole; returns its truth."""
+    """Render and write one case, or read its labels if it is complete; return its ground truth."""
     drawn = one.slices if one.plane == "axial" else None
     case = sample_case(one.seed, one.index, size=one.size, slices=drawn, population=one.population)
     scan, stack = case.scan, None
@@ -301,7 +301,7 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
         if one.pet:
             spacing = (scan.pixel, scan.pixel, scan.thickness)
             arrays.insert(1, (one.uptake, render_uptake(image, labels, spacing, _own_generator(one, 4))))
-        # The image is written last: where it is, all else is.
+        # The image is written last: if it exists, the case is complete.
         for path, array in arrays:
             volume = sitk.GetImageFromArray(array)
             spacing = np.linalg.norm(grid[:3, :3], axis=0)
@@ -337,7 +337,7 @@ def _own_generator(one: _CaseToMake, key: int) -> np.random.Generator:
 
 
 def _existing(one: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The labels of a case that is there whole, else None."""
+    """Return the labels of a complete case, else None."""
     files = [one.image, one.label, *([one.uptake] if one.pet else [])]
     if not all(file.is_file() and is_whole(file) for file in files):
         return None

@@ -1,7 +1,7 @@
-"""Phantoms as MR shows them: tissues in any of four contrasts, coils' bias field, Rician noise.
+"""MR of phantoms: tissues in one of four contrasts, the coils' bias field, Rician noise.
 
-Brightness is in parts of the brightest tissue's. It is drawn around usual values for a spoiled gradient echo
-(T1) and a fast spin echo (T2), with fat bright or suppressed; the values are plausible, not measured.
+Brightness is a fraction of the brightest tissue's. It is drawn around usual values for a spoiled gradient
+echo (T1) and a fast spin echo (T2), with fat bright or suppressed; the values are plausible, not measured.
 """
 
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ from isopose.phantom.tones import Tones
 Sequence = Literal["t1", "t1-fatsat", "t2", "t2-fatsat"]
 SEQUENCES: tuple[Sequence, ...] = get_args(Sequence)
 
-#: Organs that CT shows alike are drawn at densities of their own, HU, around which there is only this organ.
+#: Organs that look alike in CT are drawn at densities (HU) of their own, so that they can be told apart.
 KIDNEY_HU, TUMOR_HU, LIVER_HU, SPLEEN_HU, BLOOD_HU, APART_HU = 2000.0, 2300.0, 2600.0, 2800.0, 3000.0, 100.0
-#: Standard deviation of a tissue's brightness between patients, as a part of it.
+#: Standard deviation of a tissue's brightness between patients, as a fraction of it.
 SPREAD = 0.12
-#: Brightness of suppressed fat, as a part of fat's own.
+#: Brightness of suppressed fat, as a fraction of unsuppressed fat's.
 SUPPRESSED = (0.1, 0.3)
 #: Usual brightness of tissues.
 BRIGHTNESS = {
@@ -35,15 +35,16 @@ BRIGHTNESS = {
 
 @dataclass(frozen=True)
 class MrScan:
-    """What an MR scan of one phantom is made of.
+    """Parameters of the MR scan of one phantom.
 
     Args:
         sequence: its contrast.
         tones: brightness of the tissues.
         bias: the logarithm of the coils' sensitivity, a field in mm.
         bias_sd: its standard deviation.
-        noise: standard deviation of the noise in each of the two channels, in parts of the brightest tissue.
-        gain: stored values of the brightest tissue.
+        noise: standard deviation of the noise in each of the two channels, as a fraction of the brightest
+            tissue.
+        gain: stored value of the brightest tissue.
     """
 
     sequence: Sequence
@@ -123,11 +124,11 @@ def drawn_for_mr(anatomy: Anatomy) -> Anatomy:
 def acquire(
     scan: MrScan, brightness: np.ndarray, plane: np.ndarray, rng: np.random.Generator, *, noise: bool = True
 ) -> np.ndarray:
-    """Return what a scanner stores of one slice: with bias field, Rician noise, and its own gain.
+    """Return the stored values of one slice, with bias field, Rician noise and gain.
 
     Args:
-        scan: what it is made of.
-        brightness: ``(rows, columns)``, in parts of the brightest tissue's.
+        scan: parameters of the MR scan.
+        brightness: ``(rows, columns)``, as fractions of the brightest tissue's.
         plane: ``(4, 4)`` LPS mm from index of this slice.
         rng: source of the noise.
         noise: whether to add noise.
@@ -143,10 +144,10 @@ def acquire(
 
 
 def rician(seen: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """Return brightness as its magnitude is measured, with noise in both channels.
+    """Return the magnitude of brightness with noise in both channels (Rician noise).
 
     Args:
-        seen: any shape, in parts of the brightest tissue's.
+        seen: brightness of any shape, as fractions of the brightest tissue's.
         noise: standard deviation in each channel, in the same unit.
         rng: source of the noise.
     """

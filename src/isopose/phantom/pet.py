@@ -1,4 +1,4 @@
-"""A second channel: the uptake of a tracer, as PET shows it, in which tumors stand out."""
+"""A second channel: the uptake of a tracer, as in PET, in which tumors stand out."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -9,7 +9,7 @@ from isopose.phantom.render import KIDNEY, TUMOR
 _AIR, _FAT, _SOFT, _BONE, _KIDNEY, _TUMOR, _NECROSIS = 0.0, 0.3, 1.0, 1.4, 2.5, 6.0, 1.5
 #: Upper HU limits of air and lung, fat, and soft tissue; below the last a tumor is necrotic.
 _LIMITS_HU, _DEAD_HU = (-400, -30, 250), 40
-#: Sharpness of the scanner: full width at half maximum in mm; noise as a part of the root of the uptake.
+#: Resolution of the scanner (full width at half maximum, mm), and noise as a fraction of the uptake's root.
 _FWHM_MM, _NOISE = 5.0, 0.15
 
 

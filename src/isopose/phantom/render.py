@@ -57,7 +57,7 @@ def render(
         scan: grid, noise and surroundings.
         rng: random generator of noise and fine texture.
         noise: whether to add noise.
-        mr: what an MR scan is made of, of a patient from :func:`isopose.phantom.mr.drawn_for_mr`; None: CT.
+        mr: parameters of an MR scan, for a patient from :func:`isopose.phantom.mr.drawn_for_mr`; None: CT.
 
     Returns:
         HU (MR: stored values) as int16 and labels (0, 1 kidney, 2 tumor) as uint8, both ``(z, y, x)`` on

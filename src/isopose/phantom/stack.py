@@ -18,12 +18,12 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Stack:
-    """How the slices of one scan are made of its cubic voxels.
+    """How the thick slices of one stack are made from the cubic voxels of a scan.
 
     Args:
         plane: of the slices.
         scan: the field of view of an axial scan, with voxels as long as its pixels.
-        each: voxels across a slice.
+        each: number of voxels across a slice.
         count: number of slices.
     """
 
@@ -70,9 +70,10 @@ class Stack:
         return stored
 
     def labels(self, array: np.ndarray) -> np.ndarray:
-        """Return the labels of the stack, uint8: of what fills most of a voxel the larger part.
+        """Return the labels of the stack, uint8: for each block of voxels the label that fills most of it.
 
-        Of what fills half of it the first cube decides, so that volumes stay as they are.
+        Kidney and tumor together must fill more than half of a block. If they fill exactly half, its first
+        voxel decides, so that volumes are kept on average.
         """
         blocks = self.blocks(array)
         kidney, tumor = (blocks == KIDNEY).sum(axis=1), (blocks == TUMOR).sum(axis=1)

@@ -1,4 +1,4 @@
-"""How bright tissues are painted: in HU as they are drawn, or as an MR sequence shows them."""
+"""Brightness of tissues: in HU, in which they are drawn, or as in an MR sequence."""
 
 from dataclasses import dataclass
 

@@ -171,13 +171,13 @@ def _read_dataset(
         {case.id: case.image for case in dataset.cases},
         {case.id: case.label for case in dataset.cases if case.label is not None},
         dataset.labels.stored,
-        # A table says nothing of its scans.
+        # A table does not tell the modality of its scans.
         None if dataset.layout == "manifest" else dataset.channels,
     )
 
 
 def _modality_of(record: Mapping[str, Any], channels: tuple[str, ...] | None) -> Modality | None:
-    """Return the modality of the scan that is shown, of several channels the first; None: nothing says it.
+    """Return the modality of the scan that is shown (the first channel); None if it is unknown.
 
     Args:
         record: of the prediction; with several channels it tells of the one that shows the pose.

@@ -87,7 +87,7 @@ def _bind(access: Access) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((access.host, access.port))
-        # From here on an early browser waits instead of failing.
+        # From here on a browser that connects early waits instead of failing.
         listening.listen(128)
     except (OSError, OverflowError) as error:
         listening.close()

@@ -112,7 +112,7 @@ def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> 
         kind = next((one for one in TAKEN if filename.lower().endswith(one)), None)
         if kind is None:
             raise HTTPException(415, f"expected a file that ends in {', '.join(TAKEN)}")
-        # Under a name of its own until it is whole: an incomplete upload is no job.
+        # Stored under a temporary name until it is complete, so that an incomplete upload is not a job.
         arriving = folder / f"arriving-{secrets.token_hex(8)}"
         try:
             await _store_body(request, arriving)
@@ -143,7 +143,7 @@ def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> 
         if checked is not None:
             write_correction(folder / "corrections", checked)
         elif kept is None and job.correction is not None:
-            # No training shall learn from a removed correction.
+            # A removed correction must not be used in training.
             correction_path(folder / "corrections", job.correction["image_sha256"]).unlink(missing_ok=True)
         worker.wake()
 

@@ -1,7 +1,7 @@
-"""A scan's values as a page stores and shows them: 16-bit numbers, what they stand for, and windows.
+"""How a page stores and shows a scan's values: as 16-bit numbers with slope and intercept, and in windows.
 
-CT is shown in Hounsfield units and in the windows that people know. MR has no unit, and what is bright
-differs from scan to scan; its windows are made from the scan.
+CT is shown in Hounsfield units and the usual windows. MR has no unit, and its brightness differs from scan to
+scan, so its windows are computed from the scan.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ WINDOWS_HU: dict[str, tuple[float, float]] = {
     "lung": (-1350.0, 150.0),
     "wide": (-1000.0, 1000.0),
 }
-#: Upper ends of the other windows of MR, in parts of the usual one.
+#: Width of the other windows of MR, as factors of the usual one's.
 BRIGHTER, DARKER = 0.5, 1.5
-#: HU below which a value is taken for air in CT where nobody says what a scan is of.
+#: If the modality is unknown, a scan with a value below this is taken for CT (HU of air).
 ONLY_CT = -200.0
 _INT16 = np.iinfo(np.int16)
 
@@ -32,7 +32,7 @@ class Shown:
     """How a scan's values are stored and shown.
 
     Args:
-        slope: with ``intercept``, what a stored number stands for: slope · stored + intercept.
+        slope: with ``intercept`` gives the value of a stored number: slope · stored + intercept.
         intercept: value of a stored 0.
         unit: of the values; empty where they have none.
         windows: lower and upper end in stored numbers, by name; the first is shown first.
@@ -58,7 +58,7 @@ class Shown:
         return (low - self.intercept) / self.slope, (high - self.intercept) / self.slope
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a page needs."""
+        """Return the JSON values for a page."""
         return {
             "slope": self.slope,
             "intercept": self.intercept,
@@ -75,7 +75,7 @@ def shown_values(array: np.ndarray, modality: Modality | None) -> Shown:
 
     Args:
         array: ``(z, y, x)``, finite.
-        modality: of the scan; None: it is not known, and air of CT below :data:`ONLY_CT` tells.
+        modality: of the scan; None: unknown, then CT if a value lies below :data:`ONLY_CT`.
     """
     if modality is None:
         modality = "ct" if float(array.min()) < ONLY_CT else "mr"

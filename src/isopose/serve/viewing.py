@@ -2,10 +2,10 @@
 
 ``view/``, beside a job's results, holds
 
-* ``scan.nii`` (int16, what the numbers stand for is in ``view.json``) and ``labels.nii`` (uint8, class
-  indices), reoriented so that the model's slices lie along z, uncompressed, which saves time on both sides;
-* ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), of each slice; for
-  models of volumes the planes of the homogenized volume that meet the slices in their center;
+* ``scan.nii`` (int16; ``view.json`` has slope and intercept) and ``labels.nii`` (uint8, class indices),
+  reoriented so that the model's slices lie along z; uncompressed, because compression costs more time;
+* ``homogenized.npy``, ``crop.npy`` (int16) and ``crop_labels.npy`` (uint8), one image per slice; for models
+  of volumes the planes of the homogenized volume through the centers of the slices;
 * ``view.json``, everything else; it is written last.
 """
 
@@ -87,11 +87,11 @@ def write_view(
 
 
 def about(upright: Volume, labels: Labels, shown: Shown) -> dict[str, Any]:
-    """Return what a page needs to know of a scan: its grid, its values, and the labels.
+    """Return grid, values and labels of a scan for a page.
 
     Args:
         upright: the reoriented scan.
-        labels: whose names and colors are listed by class.
+        labels: their names and colors are listed by class.
         shown: how its values are stored and shown.
     """
     return {
@@ -211,7 +211,7 @@ def _describe_steps(model: Model, scale: Scale, shown: Shown) -> dict[str, Any]:
 
 
 def _store(shown: Shown, scale: Scale, normalized: Tensor) -> np.ndarray:
-    """Return normalized values as the numbers of the scan's own picture."""
+    """Return normalized values as stored numbers of the scan."""
     return shown.stored((normalized * max(scale.sd, 1e-8) + scale.mean).cpu().numpy())
 
 

@@ -1,7 +1,7 @@
-"""The arms of the study: named configurations, each of which differs from a preset in what it is named for.
+"""The arms of the study: named configurations that each change a preset in the aspect they are named for.
 
-The figures of the paper stand beside the arm that repeats its row: children of the authors' own, 512 x 512
-pixels, one GPU. They are shown as the paper's, never mixed with what was measured here.
+The paper's results are stored beside the arm that repeats its row: 80 children of the authors' own, 512 x 512
+pixels, one GPU. Reports show them as the paper's, separate from the study's own measurements.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ Table = Literal[1, 2, 3]
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the paper's tables: Dice in per cent as (mean, standard deviation).
+    """A row of the paper's tables: Dice in percent as (mean, standard deviation).
 
     Args:
-        name: of the row in the paper.
-        kidney: of the kidney.
-        tumor: of the tumor.
-        hours: of training, where the paper says.
-        memory_gb: allocated for the U-Net, where the paper says.
+        name: name of the row in the paper.
+        kidney: Dice of the kidney.
+        tumor: Dice of the tumor.
+        hours: training time, if the paper gives it.
+        memory_gb: memory allocated for the U-Net, if the paper gives it.
     """
 
     name: str
@@ -32,15 +32,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Peer:
-    """nnU-Net v2 itself.
+    """How an arm uses nnU-Net v2 itself.
 
     Args:
         configuration: of its plans: ``2d`` or ``3d_fullres``.
-        planner: its class of planners.
-        augmented: with its own augmentation and mirrored averaging, or with neither.
-        posed: with this package's trainer, which normalizes pose and size within nnU-Net's.
-        homogenized: on the dataset that ``isopose homogenize`` writes, its answers restored.
-        turned: with rotation and scaling in its augmentation.
+        planner: name of its planner class.
+        augmented: use its own augmentation and mirrored averaging; False: neither.
+        posed: use this package's trainer, which normalizes pose and size inside nnU-Net's network.
+        homogenized: train and predict on the dataset that ``isopose homogenize`` writes; predictions are
+            restored to the scans' own grids.
+        turned: keep rotation and scaling in its augmentation.
     """
 
     configuration: str = "2d"
@@ -52,7 +53,7 @@ class Peer:
 
     @property
     def store(self) -> str:
-        """What the folder of nnU-Net's raw and preprocessed data begins with."""
+        """Prefix of the folder of nnU-Net's raw and preprocessed data."""
         return "nnunet-homogenized" if self.homogenized else "nnunet"
 
 
@@ -61,13 +62,14 @@ class Arm:
     """One way to train and predict.
 
     Args:
-        name: in commands and folders.
-        title: in tables.
-        table: of the paper that it belongs to.
-        settings: ``section.key=value`` over the preset and the user's own settings.
-        source: whether it begins from, or is (:data:`SOURCE`), the model of the source dataset.
+        name: name in commands and folders.
+        title: name in tables.
+        table: the paper's table that it belongs to.
+        settings: ``section.key=value``, applied after the preset and the user's own settings.
+        source: whether it starts from, or is (:data:`SOURCE`), the model of the source dataset.
         published: the paper's row.
-        peer: nnU-Net v2 in place of this package's networks; of the settings it has the steps only.
+        peer: nnU-Net v2 instead of this package's networks; then only the number of steps is taken from the
+            settings.
     """
 
     name: str
@@ -79,7 +81,7 @@ class Arm:
     peer: Peer | None = None
 
 
-#: Neither mirrored nor augmented: arms differ in what they are named for alone.
+#: No mirroring and no augmentation, so that arms differ only in the aspect they are named for.
 _STILL = ("unet.mirror=0", "predict.mirror=false", "unet.augmentation=off")
 _AS_THEY_LIE = (
     "pose.start=identity",
@@ -93,15 +95,15 @@ _PLAIN = (*_AS_THEY_LIE, *_NO_JITTER)
 _AUGMENTED = (*_PLAIN, "unet.augmentation=nnunet")
 _POSED = ("crop.enabled=false", "unet.input=full", *_STILL)
 
-#: Arms that train nothing: the source's model on patients as they lie, and in the pose and at the size of
+#: Arms without training: the source's model on scans as scanned, and on scans brought to the pose and size of
 #: that model's reference.
 DIRECT, DIRECT_HOMOGENIZED = "direct", "direct-homogenized"
 UNTRAINED = (DIRECT, DIRECT_HOMOGENIZED)
 
-#: What the paper's claim is held against.
+#: The arm with which the paper compares its method.
 BASELINE = "augmented"
-#: What a reader asks besides, as an arm and what it is held against: what the learned pose, the mirroring,
-#: the crop and its size add, and how they and the pose before and within nnU-Net stand to nnU-Net.
+#: Further comparisons, as an arm and the arm it is compared with: the effect of the learned pose, of
+#: mirroring, of the crop and of its size, and of homogenization before and inside nnU-Net.
 FURTHER: tuple[tuple[str, str], ...] = (
     ("pose", "moments"),
     ("pose-mirror", "pose"),
@@ -120,7 +122,7 @@ FURTHER: tuple[tuple[str, str], ...] = (
     ("nnunet-pose", "nnunet"),
     (DIRECT_HOMOGENIZED, DIRECT),
 )
-#: The model that transfer begins from, trained on other patients.
+#: The model from which transfer learning starts, trained on other patients.
 SOURCE = Arm("source", "U-Net of the source, augmented", 1, _AUGMENTED, source=True)
 
 ARMS: tuple[Arm, ...] = (

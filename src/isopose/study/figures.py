@@ -25,14 +25,15 @@ def _to_png(figure: Figure) -> bytes:
 
 
 def _color_of(arm: str) -> tuple[float, ...]:
-    """Return an arm's own, the same in every figure."""
+    """Return an arm's color, the same in every figure."""
     return plt.get_cmap("tab20")(list(BY_NAME).index(arm) % 20)
 
 
 def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -> bytes | None:
-    """Validation Dice of each label against CPU seconds of training, pose and crop included; a line an arm.
+    """Plot the validation Dice of each label against CPU seconds of training, with one line per arm.
 
-    CPU seconds, for other work on the machine stretches the clock's; nnU-Net's score is another, and dashed.
+    CPU seconds (STN1 and STN2 included) are used because other work on the machine lengthens wall-clock time.
+    nnU-Net's validation Dice is computed differently, so its lines are dashed.
     """
     trained = {name: result for name, result in results.items() if result.runs[0].history}
     drawn = [label for label in labels if any(r.runs[0].curve(f"dice {label}") for r in trained.values())]
@@ -59,13 +60,13 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
 def band_of(
     curves: Sequence[Sequence[tuple[float, float]]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return seconds, and the mean, lowest and highest of curves there.
+    """Return seconds, and the mean, minimum and maximum of the curves at these seconds.
 
-    From where all of them have begun to where the first one ends, so that no run is missing in a part of the
-    line; linear between epochs.
+    The band covers the range that all curves have in common, so that it always averages the same runs. Curves
+    are interpolated linearly between epochs.
 
     Args:
-        curves: seconds and score, of each run.
+        curves: seconds and score of each run.
     """
     known = [np.array(curve, dtype=float) for curve in curves if len(curve)]
     if not known:
@@ -80,7 +81,7 @@ def band_of(
 
 
 def box_plots(results: Mapping[str, ArmResult]) -> bytes:
-    """Dice of each patient, the mean over seeds, by arm and target."""
+    """Plot the Dice of each patient, averaged over seeds, by arm and target."""
     targets = next(iter(results.values())).targets
     height = 0.36 * len(results) + 1.4
     size = (4.4 * len(targets), height)
@@ -92,7 +93,7 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
         values = [list(results[name].by_patient(target).values()) for name in names]
         axis.boxplot(values, orientation="horizontal", showfliers=False, widths=0.6)
         for place, dots in enumerate(values, start=1):
-            # Spread by order, not by chance: the same scores give the same picture.
+            # Jitter by index instead of random jitter: the same scores give the same picture.
             spread = place + (np.arange(len(dots)) % 5 - 2) * 0.06
             axis.plot(dots, spread, ".", color="tab:blue", ms=5, alpha=0.7)
         lowest = min(map(min, filter(None, values)), default=0.0)

@@ -1,4 +1,4 @@
-"""What ``isopose homogenize`` makes of the study's patients, for nnU-Net's arms, and the way back."""
+"""Homogenize the study's patients for nnU-Net's arms, and restore nnU-Net's predictions."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from isopose.progress import Reporter, Silent
 from isopose.study.measure import timed
 from isopose.study.results import CLOCKS
 
-#: The stage in a run's history, and the file of seconds by case beside nnU-Net's raw datasets.
+#: Name of the stage in a run's history, and of the file with the seconds of each case.
 STAGE, SECONDS = "homogenize", "homogenize-seconds.json"
 
 Seconds = dict[str, dict[str, float]]
@@ -31,9 +31,9 @@ class HomogenizedPatients:
     """The homogenized patients of a fold.
 
     Args:
-        root: the dataset as ``isopose homogenize`` writes it.
-        seconds: by case, of the clock and of all cores.
-        learned: ids of the cases to train and validate on.
+        root: folder of the dataset that ``isopose homogenize`` wrote.
+        seconds: wall-clock and CPU seconds by case.
+        learned: ids of the training and validation cases.
         channels: number of images of each case.
     """
 
@@ -44,29 +44,29 @@ class HomogenizedPatients:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The row of a run's history: every arm and seed is charged with it, though it is done once."""
+        """Row for a run's history; it counts in every arm and seed, although it was done only once."""
         total: dict[str, float] = {
             clock: sum(self.seconds[case][clock] for case in self.learned) for clock in CLOCKS
         }
         return {"stage": STAGE, "epoch": 1, **total, "validation_seconds": 0.0}
 
     def predict(self, predictor: Any, case: str, upright: Path, output: Path) -> dict[str, float]:
-        """Predict a homogenized scan and restore the answer to the scan's own grid.
+        """Predict a homogenized scan and restore the prediction to the scan's own grid.
 
         Args:
-            predictor: nnU-Net's.
-            case: id.
-            upright: folder of the answers in the homogenized frame.
-            output: folder of the answers on the scans' own grids.
+            predictor: nnU-Net's predictor.
+            case: the case's id.
+            upright: folder for predictions in the homogenized frame.
+            output: folder for predictions on the scans' own grids.
 
         Returns:
-            The seconds that homogenizing, predicting and restoring took.
+            The seconds for homogenizing, predicting and restoring.
 
         Raises:
-            InputError: the answer cannot be restored.
+            InputError: the prediction cannot be restored.
         """
         upright.mkdir(parents=True, exist_ok=True)
-        # An earlier answer that was not timed would be found there, and that be timed.
+        # Remove an earlier result that was not timed; otherwise the time to find it would be measured.
         for path in (output / f"{case}.json", output / f"{case}.nii.gz"):
             path.unlink(missing_ok=True)
         with timed() as taken:
@@ -91,8 +91,8 @@ def homogenize_patients(
     Args:
         dataset: with its test cases marked.
         root: folder of nnU-Net's raw dataset.
-        size: pixels along a side of the reference's frame.
-        reporter: where progress goes.
+        size: pixels per side of the reference's frame.
+        reporter: receives progress.
         modality: of the scans; ``auto``: as the dataset's channels say.
 
     Raises:
@@ -106,7 +106,7 @@ def homogenize_patients(
             if case.id not in seconds:
                 record_path(root, case.id).unlink(missing_ok=True)
         timing = _Timing(reporter, [case.id for case in cases], seconds, kept)
-        # In this process, for the seconds of others are not counted.
+        # Without workers, because their CPU seconds would not be counted.
         config = homogenize_config(size=size, modality=modality)
         outcomes = homogenize(replace(dataset, cases=cases), root, config, reporter=timing)
         problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
@@ -117,14 +117,14 @@ def homogenize_patients(
 
 
 class _Timing(Silent):
-    """Passes progress on, and keeps the seconds of each case that is done and was not known."""
+    """Pass progress on, and record the seconds of each newly homogenized case."""
 
     def __init__(self, reporter: Reporter, cases: list[str], seconds: Seconds, path: Path) -> None:
         self.reporter, self.cases, self.seconds, self.path = reporter, cases, seconds, path
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Time what lies between two calls."""
+        """Measure the time between two calls, which is that of one case."""
         with self.reporter.counting(what) as progress:
             before = _read_clocks()
 

@@ -66,7 +66,7 @@ def write_job(
 
 
 def run_job(folder: Path) -> None:
-    """Do what ``job.json`` says and write ``result.json``; what was broken off goes on.
+    """Do the run that ``job.json`` describes and write ``result.json``; an interrupted run is continued.
 
     Raises:
         IsoposeError: training failed or a scan could not be predicted.
@@ -74,7 +74,7 @@ def run_job(folder: Path) -> None:
     job = read_json(folder / "job.json")
     if not isinstance(job, dict) or "splits" not in job:
         raise InputError(f"{folder}: expected a folder that isopose study made, with its job.json")
-    # A study that was killed may have left the process that does this run: it is waited for.
+    # If the study was killed, its process for this run may still be working; wait for it.
     with only_writer(folder, wait=True):
         if not (folder / "result.json").exists():
             _run_job(folder, job)
@@ -138,7 +138,7 @@ def _make_model(
         assert source is not None, "direct inference is with the source's model"
         if source.labels.names != dataset.labels.names:
             before, now = ", ".join(source.labels.names), ", ".join(dataset.labels.names)
-            raise InputError(f"the source marks {before}, the dataset {now}: expected the same labels")
+            raise InputError(f"the source has the labels {before}, the dataset {now}: expected the same")
         return source
     return fit(
         dataset,
@@ -159,7 +159,7 @@ def _predict_scans(model: Model, scans: Sequence[Scan], output: Path, meter: Mea
     with meter.counting("predict") as progress:
         for done, scan in enumerate(scans, start=1):
             if scan.name not in meter.values["predict"] or not (output / f"{scan.name}.nii.gz").exists():
-                # What was predicted when the run was stopped would be found there, and that be timed.
+                # Remove an earlier result that was not timed: the time to find it would be measured instead.
                 (output / f"{scan.name}.json").unlink(missing_ok=True)
                 with timed() as seconds:
                     [outcome] = predict_scans(model, [scan], output, probabilities=False, reporter=Silent())
@@ -172,14 +172,14 @@ def _predict_scans(model: Model, scans: Sequence[Scan], output: Path, meter: Mea
 def _predict_homogenized(
     model: Model, source: Path, scans: Sequence[Scan], output: Path, meter: Measuring
 ) -> None:
-    """Predict each scan in the pose and at the size of the model's reference, and restore the answer.
+    """Predict each scan in the pose and size of the model's reference, and restore the prediction.
 
     Args:
-        model: of the source.
+        model: the source's model.
         source: its folder.
         scans: test patients.
-        output: folder of the label maps, on the scans' own grids.
-        meter: measures the time, with reading, homogenizing, restoring and writing.
+        output: folder for the label maps, on the scans' own grids.
+        meter: measures the time, including reading, homogenizing, restoring and writing.
     """
     pipeline = Pipeline(model)
     segment = wrap(lambda image: pipeline.predict(image).labels, reference=source, modality=model.modality)
@@ -195,9 +195,9 @@ def _predict_homogenized(
 
 
 def _draw_steps(model: Model, scans: Sequence[Scan], evaluation: Evaluation, output: Path) -> dict[str, str]:
-    """Pictures of the best, the median and the worst patient by the last label's Dice: place to case.
+    """Draw the best, the median and the worst patient by Dice of the last label; return place to case.
 
-    Of those who have that structure or were given it, where there are any.
+    Patients in whom that structure is neither present nor predicted are left out, unless there are no others.
     """
     target = [name for name in evaluation.targets if name in model.labels.names][-1]
     marked = [case for case in evaluation.cases if case.scores[target].outcome != "empty"]

@@ -14,7 +14,7 @@ from isopose.errors import InputError
 from isopose.presets import load_config
 from isopose.study.arms import Arm
 
-#: What the transformers are called, and the settings that make them long.
+#: Names of the transformers, by the section of their settings.
 STNS = {"STN1": "pose", "STN2": "crop"}
 
 
@@ -36,23 +36,23 @@ class Length:
 
     @property
     def short(self) -> bool:
-        """Whether it is trained less than its preset would: in fewer steps, or on fewer slices."""
+        """Whether it is trained in fewer steps or on fewer slices than in its preset."""
         return self.steps < self.preset_steps or self.slices < self.preset_slices
 
     def to_json(self) -> dict[str, int]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 def lengths_of(
     config: Config, arm: Arm, history: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Length]:
-    """STN1's and STN2's lengths in an arm, of those that the arm or its preset trains.
+    """Return the lengths of STN1 and STN2 in an arm, as far as the arm or its preset trains them.
 
     Args:
-        config: of the run.
-        arm: whose own settings are its preset's too: what it is named for shortens nothing.
-        history: a row an epoch, of a run that is done; without it as long as the configuration says.
+        config: configuration of the run.
+        arm: its own settings are applied to the preset as well, so that they do not count as shortening.
+        history: one row per epoch of a finished run; without it the lengths are those of the configuration.
     """
     preset = load_config(config.preset, settings=list(arm.settings))
     done = Counter(row["stage"] for row in history) if history is not None else None
@@ -66,8 +66,8 @@ def lengths_of(
 
 
 def _count_trained(config: Config, section: str, done: Mapping[str, int] | None) -> tuple[int, int]:
-    """Steps and slices by which a transformer is trained: of the epochs that were done, else of all."""
-    # One network for both (stn=joint) is none of the arms', whose U-Net often has no crop.
+    """Return steps and slices of a transformer's training: of the finished epochs if given, else of all."""
+    # No arm has stn=joint, because many arms have no crop.
     learns = {"pose": config.pose.learned, "crop": config.crop.enabled and config.crop.learned}
     if not learns[section]:
         return 0, 0

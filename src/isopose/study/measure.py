@@ -1,4 +1,4 @@
-"""What a run costs and on what: its stages' seconds are in the model's history, the rest is here."""
+"""Measure memory, prediction time, network size and hardware of a run; its history has the training times."""
 
 import platform
 import resource
@@ -22,14 +22,14 @@ MB = 2.0**20
 
 
 class Measuring(Terminal):
-    """Reports as usual, and keeps each stage's peak of memory in a file, for runs that are broken off.
+    """A reporter that also writes the peak memory of each stage to a file, so that interrupted runs keep it.
 
-    On a CPU it is what the process held resident, on a GPU what was allocated on it. ``before`` is what the
-    stage found, so that the rest is its own.
+    On a CPU this is the resident memory of the process, on a GPU the memory allocated on it. ``before_mb`` is
+    the memory in use when the stage began; the stage itself used the difference.
 
     Args:
         path: of the file.
-        device: that the run computes on.
+        device: device of the run.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -38,13 +38,13 @@ class Measuring(Terminal):
 
     @contextmanager
     def stage(self, name: str, epochs: int, iterations: int, done: int) -> Iterator[StageReport]:
-        """Measure from here on."""
+        """Report a training stage and measure its memory."""
         before = reset_peak(self.device)
         with super().stage(name, epochs, iterations, done) as report:
             yield _Stage(self, report, name, before)
 
     def keep(self, part: str, key: str, value: Mapping[str, float]) -> None:
-        """Put numbers down."""
+        """Store numbers in the file."""
         self.values[part][key] = dict(value)
         write_json(self.path, self.values)
 
@@ -58,7 +58,7 @@ class _Stage:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         now = {"before_mb": self.before, "peak_mb": peak_memory(self.meter.device)}
-        # A run that was broken off has several processes, each with a peak over what it found itself.
+        # An interrupted run has several processes, each with its own initial memory and peak.
         known = self.meter.values["memory"].get(self.name, now)
         most = max(known, now, key=lambda values: values["peak_mb"] - values["before_mb"])
         self.meter.keep("memory", self.name, most)
@@ -66,7 +66,7 @@ class _Stage:
 
 
 def circumstances(device: torch.device, precision: str) -> dict[str, str]:
-    """On what a run computes and with which versions; seconds and memory compare where these are the same."""
+    """Return hardware, precision and versions of a run; time and memory compare only where these agree."""
     gpu = device.type == "cuda"
     return {
         "device": device.type,
@@ -92,12 +92,12 @@ def _is_gpu(device: torch.device | None) -> bool:
 
 
 def reset_peak(device: torch.device | None = None) -> float:
-    """Forget the peak of memory so far where the system allows it; MB in use now.
+    """Reset the peak memory, where the system allows it, and return the MB in use now.
 
-    What earlier work freed is given back first: kept, it would take what comes next for nothing.
+    Freed memory is returned to the system first; otherwise later allocations would reuse it unnoticed.
 
     Args:
-        device: whose memory; none: a GPU's where there is one.
+        device: whose memory is measured; None: a GPU's if there is one.
     """
     if _is_gpu(device):
         torch.cuda.reset_peak_memory_stats(device)
@@ -111,7 +111,7 @@ def reset_peak(device: torch.device | None = None) -> float:
 
 
 def peak_memory(device: torch.device | None = None) -> float:
-    """MB at the peak since the last reset: allocated on a GPU, else resident."""
+    """Return the peak memory in MB since the last reset: allocated on a GPU, otherwise resident."""
     if _is_gpu(device):
         return torch.cuda.max_memory_allocated(device) / MB
     try:
@@ -130,7 +130,7 @@ def _read_status(key: str) -> float:
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """Fill ``seconds`` of the clock and ``cpu_seconds`` of all cores."""
+    """Yield a dictionary that receives the block's ``seconds`` (wall clock) and ``cpu_seconds``."""
     out: dict[str, float] = {}
     started, cpu = time.monotonic(), time.process_time()
     yield out
@@ -138,7 +138,7 @@ def timed() -> Iterator[dict[str, float]]:
 
 
 def size_of(pipeline: Networks) -> dict[str, float]:
-    """Parameters of all networks and of the U-Net, and the U-Net's multiply-adds for one slice or volume."""
+    """Return the parameters of all networks and of the U-Net, and its multiply-adds per slice or volume."""
     config = pipeline.config
     shape = (config.unet.depth,) * (config.dims == 3) + (config.unet_size, config.unet_size)
     device = next(pipeline.unet.parameters()).device

@@ -68,14 +68,15 @@ class Trained:
 def train(
     folder: Path, shared: Path, dataset: Dataset, config: Config, peer: Peer, workers: int, meter: Measuring
 ) -> Trained:
-    """Plan, preprocess and train, or go on with what is there.
+    """Plan, preprocess and train with nnU-Net; an interrupted run is continued.
 
     Args:
         folder: of the run.
-        shared: raw and preprocessed data, for all arms and seeds of a fold.
+        shared: folder of raw and preprocessed data, for all arms and seeds of a fold.
         dataset: with its test cases marked.
-        config: whose U-Net says how many epochs, iterations and slices a batch, and whose ``train`` splits.
-        peer: what nnU-Net is asked for.
+        config: its ``unet`` section gives epochs, iterations and slices per batch, its ``train`` section the
+            split.
+        peer: how nnU-Net is used.
         workers: processes for its preprocessing.
         meter: measures memory and reports progress.
     """
@@ -95,8 +96,8 @@ def train(
         plans = _make_plans(shared, dataset, peer, workers)
         trainer = make_trainer(folder, shared, plans, training, validation, config, peer)
         optimizer = config.unet.optimizer
-        # Augmentation in the training process from here on (planning takes the number for its threads): its
-        # seconds are counted, and no worker outlives a run that is stopped.
+        # From here on, augment in the training process, so that its CPU seconds are counted and no worker
+        # outlives a stopped run. Set only now, because planning uses the number for its threads.
         os.environ.update(nnUNet_n_proc_DA="0")
         with meter.stage("unet", optimizer.epochs, optimizer.iterations, trainer.current_epoch) as report:
             trainer.report = report
@@ -176,7 +177,8 @@ def _make_plans(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dic
     """Return nnU-Net's plans for its raw dataset; fingerprint and preprocessed data are made once.
 
     Raises:
-        InputError: nnU-Net plans no such configuration, or its poses would be of another channel than CT.
+        InputError: nnU-Net plans no such configuration, or poses inside nnU-Net would be found in another
+            channel than CT.
     """
     if peer.posed and dataset.channels[0].casefold() != "ct":
         raise InputError(
@@ -205,13 +207,13 @@ def _make_plans(shared: Path, dataset: Dataset, peer: Peer, workers: int) -> dic
         if peer.posed:
             identifier = write_plans(NAME, identifier).stem
             plans = read_json(preprocessed / f"{identifier}.json")
-        # Planners share data that they preprocess alike; to do it again would first remove what another has.
+        # Planners with the same preprocessing share its data; preprocessing again would first delete them.
         data = plans["configurations"][peer.configuration]["data_identifier"]
         whole = preprocessed / f"{data}.json"
         if not whole.exists():
             preprocess([NUMBER], identifier, [peer.configuration], [processes], show_progress_bar=False)
             write_json(whole, {"made by": identifier})
-        # Last: where it lies, what it names is whole.
+        # Written last: if it exists, the preprocessed data are complete.
         write_json(done, {"plans": identifier})
     values: dict[str, Any] = read_json(preprocessed / f"{read_json(done)['plans']}.json")
     return values

@@ -19,18 +19,18 @@ from isopose.study.arms import Peer
 
 #: nnU-Net's number and name of the study's dataset.
 NUMBER, NAME = 1, "Dataset001_study"
-#: Parts of a training after which it can be gone on from; its checkpoints are large.
+#: Number of checkpoints in a training; few, because nnU-Net's checkpoints are large.
 CHECKPOINTS = 10
 
 
 def lengths(optimizer: OptimizerConfig, slices: int) -> tuple[int, int]:
-    """Return iterations of training and of validation an epoch that show as many slices as other arms see.
+    """Return training and validation iterations per epoch, so that nnU-Net sees as many slices as other arms.
 
-    Validation is a fifth, as nnU-Net's own 50 are of 250.
+    Validation has a fifth of the iterations, like nnU-Net's own 50 of 250.
 
     Args:
         optimizer: of the other arms' U-Net.
-        slices: that a batch of nnU-Net's holds.
+        slices: number of slices in one of nnU-Net's batches.
     """
     iterations = max(1, round(optimizer.iterations * optimizer.batch_size / slices))
     return iterations, max(1, round(iterations / 5))
@@ -48,7 +48,7 @@ def make_trainer(
     """Return nnU-Net's trainer for the study's patients and steps, at its last checkpoint if there is one."""
     optimizer = config.unet.optimizer
     part = plans["configurations"][peer.configuration]
-    # As many slices a step as the study's own arms; a volume's patch holds several.
+    # As many slices per step as in the study's own arms; a 3D patch contains several.
     depth = part["patch_size"][0] if len(part["patch_size"]) == 3 else 1
     part["batch_size"] = max(2, round(optimizer.batch_size / depth)) if depth > 1 else optimizer.batch_size
     np.random.seed(config.train.seed)
@@ -103,7 +103,7 @@ def make_trainer_class(peer: Peer) -> Any:
             return self.split
 
         def save_checkpoint(self, filename: str) -> None:
-            # Whole or not at all: one that was cut off would be taken for the last, and never read.
+            # Completely or not at all: an incomplete checkpoint would be taken for the last one.
             with replacing(Path(filename)) as temporary:
                 super().save_checkpoint(str(temporary))
 
@@ -125,7 +125,7 @@ def make_trainer_class(peer: Peer) -> Any:
 
         def on_epoch_end(self) -> None:
             epoch = self.current_epoch
-            # Before checkpoints are written and curves drawn, which the study's own arms do not count either.
+            # Measured before checkpoints and curves are written, which other arms do not count either.
             cpu_seconds = time.process_time() - self.cpu
             super().on_epoch_end()
             row = {"stage": "unet", "epoch": epoch + 1, **_read_last_epoch(self, cpu_seconds)}
@@ -137,10 +137,10 @@ def make_trainer_class(peer: Peer) -> Any:
 
 
 def _hold_still(transforms: Any) -> Any:
-    """Take rotation and scaling out of nnU-Net's augmentation; all else stays, its mirroring too.
+    """Remove rotation and scaling from nnU-Net's augmentation; everything else stays, including mirroring.
 
     Raises:
-        RuntimeError: this version of nnU-Net augments otherwise.
+        RuntimeError: the augmentation of this version of nnU-Net is organized differently.
     """
     from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 

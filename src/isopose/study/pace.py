@@ -1,4 +1,4 @@
-"""How fast the arms of a study learn: time to a score, scores at equal steps and time, and the last rise."""
+"""Tables of how fast arms learn: time to a score, scores at equal steps and time, and the last rise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,9 +18,9 @@ UPRIGHT_NOTE = (
 
 
 def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
-    """Time until runs hold the validation Dice at which the baseline's of the same seed and fold ends.
+    """Return the time until runs reach the final validation Dice of the baseline with the same seed and fold.
 
-    In brackets the part of the baseline's own time, of the runs that get there.
+    In brackets: this time as a fraction of the baseline's own, over the runs that reach it.
     """
     columns = (
         Column("Arm", text=True),
@@ -64,7 +64,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
 def _format_times(
     times: Mapping[Place, float | None], of_baseline: Mapping[Place, float | None], clock: Clock
 ) -> str:
-    """Mean time of the runs that get there, its part of the baseline's, and how many get there."""
+    """Format the mean time of runs that reach a score, its fraction of the baseline's, and their number."""
     pairs = [(seconds, of_baseline.get(place)) for place, seconds in times.items() if seconds is not None]
     if not pairs:
         return "not reached" if times else NO_VALUE
@@ -76,7 +76,7 @@ def _format_times(
 
 
 def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
-    """Validation Dice at equal steps, at equal CPU time and at each arm's end, and whether it still rises."""
+    """Return validation Dice at equal steps, at equal CPU time and at the end, and whether it still rises."""
     trained = {name: result for name, result in results.items() if result.runs[0].history}
     epochs = min((len(_find_epochs(run)) for one in trained.values() for run in one.runs), default=0)
     ends = [
@@ -131,7 +131,7 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
 
 
 def _note_peers(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
-    """Return what is to be known of nnU-Net's validation scores in a table."""
+    """Return notes on nnU-Net's validation scores in a table."""
     peers = [result.arm.peer for result in results.values()]
     mixed = any(peers) and not all(peers)
     upright = any(peer.homogenized for peer in peers if peer)
@@ -139,24 +139,24 @@ def _note_peers(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
 
 
 def _find_epochs(run: StudyRun) -> list[int]:
-    """Return the places of the U-Net's epochs in a run's history."""
+    """Return the indices of the U-Net's epochs in a run's history."""
     return [place for place, row in enumerate(run.history) if row["stage"] == "unet"]
 
 
 def _cut(run: StudyRun, epochs: int) -> StudyRun:
-    """Return a run as it was after so many of the U-Net's epochs; nnU-Net has no Dice in some of them."""
+    """Return a run cut after a number of the U-Net's epochs, some of which have no Dice in nnU-Net."""
     places = _find_epochs(run)[:epochs]
     return replace(run, history=run.history[: places[-1] + 1] if places else ())
 
 
 def _find_score(curve: Sequence[tuple[float, float]], seconds: float | None) -> float | None:
-    """Return the last score that was reached by a time; None before the first."""
+    """Return the last score before a time; None if there is none."""
     reached = [score for at, score in curve if seconds is not None and at <= seconds]
     return reached[-1] if reached else None
 
 
 def _format_band(scores: Sequence[float]) -> str:
-    """Format the mean, and the lowest and highest of several."""
+    """Format the mean of scores and, of several, the lowest and highest."""
     if not scores:
         return "none yet"
     mean = f"{np.mean(scores):.3f}"

@@ -25,31 +25,31 @@ from isopose.study.arms import ARMS, BY_NAME, SOURCE, UNTRAINED, Arm
 from isopose.study.lengths import refuse_short
 from isopose.version import __version__
 
-#: In a study's folder: what it is of, and the widths of the bodies that are scored.
+#: Files in a study's folder: its options, and the body widths of the scored scans.
 STUDY, SIZES = "study.json", "sizes.json"
-#: The stages of a run, and that whose length a budget sets: STNs that are cut short are no test of the paper.
+#: The stages of a run, and the only one that a budget shortens: shortened STNs would not test the paper.
 STAGES, SHORTENED = ("pose", "crop", "unet"), "unet"
-#: Fewest epochs of the U-Net that a budget may leave.
+#: Minimum number of the U-Net's epochs that a budget may leave.
 FEWEST_EPOCHS = 3
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for.
+    """Options of a study.
 
     Args:
         dataset: path of the target patients' dataset.
-        labels: name to stored value, in place of what the dataset's layout says.
+        labels: name to stored value, instead of the values that the dataset's layout gives.
         presets: ``default``, ``paper`` or both.
-        seeds: of training; each arm is trained once with each.
-        folds: 1: tested on the dataset's own test cases; more: every labeled patient is tested once, by
-            models that were trained on the other folds.
-        settings: ``section.key=value`` for all arms alike.
+        seeds: training seeds; each arm is trained once with each.
+        folds: 1: test on the dataset's own test cases; more: test every labeled patient once, with a model
+            that was trained on the other folds.
+        settings: ``section.key=value`` for all arms.
         values: contents of a configuration file for all arms.
-        source: path of the dataset from which Table 1 transfers, or none.
+        source: path of the source dataset of Table 1 (transfer learning), or None.
         source_labels: name to stored value in the source dataset.
-        scale: of the U-Net's epochs, the budget's; 1 without.
-        short_stns: settings may train STN1 and STN2 shorter than the preset, which the report then says.
+        scale: fraction of the U-Net's epochs that the budget leaves; 1 without a budget.
+        short_stns: allow settings that train STN1 and STN2 for less than the preset; the report then says so.
     """
 
     dataset: Path
@@ -81,7 +81,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Name of the run, for people."""
+        """Name of the run in messages."""
         return f"{self.preset} {self.arm}, seed {self.seed}, fold {self.fold}"
 
 
@@ -89,8 +89,8 @@ def check_options(options: Options) -> None:
     """Check that a study with these options is possible.
 
     Raises:
-        InputError: an unknown preset, a seed twice, no patient to test on, settings that no arm can have or
-            that shorten its STNs (unless allowed), or a source with other labels or with test patients.
+        InputError: an unknown preset, a repeated seed, no patient to test on, settings that do not fit an arm
+            or shorten its STNs (unless allowed), or a source with other labels or with test patients.
     """
     for preset in options.presets:
         if preset not in ("default", "paper"):
@@ -111,15 +111,15 @@ def check_options(options: Options) -> None:
 
 
 def _check_source(options: Options) -> None:
-    """Check that the source marks the same in scans of the same kind, and holds no patient who is tested on.
+    """Check that the source has the same labels and channels, and none of the test patients.
 
     Raises:
-        InputError: it does not, or does.
+        InputError: labels or channels differ, or a test patient's scan is in the source.
     """
     source, target = source_of(options), open_dataset(options.dataset, options.labels)
     if source.labels.names != target.labels.names:
         raise InputError(
-            f"{source.root}: the source marks {', '.join(source.labels.names)}, the dataset "
+            f"{source.root}: the source has the labels {', '.join(source.labels.names)}, the dataset "
             f"{', '.join(target.labels.names)}: expected the same labels in the same order (--source-label)"
         )
     tested = {id for fold in range(options.folds) for id in held_out(patients_of(options, fold))}
@@ -132,13 +132,13 @@ def _check_source(options: Options) -> None:
     if same:
         mine, its = same[0]
         raise InputError(
-            f"{source.root}: {its} is the same scan as {mine}, who is tested on ({len(same)} such): take the "
-            "patients who are tested on out of the source"
+            f"{source.root}: {its} is the same scan as the test patient {mine} ({len(same)} such): remove "
+            "the test patients from the source"
         )
 
 
 def _find_same_scans(some: Iterable[Case], others: Iterable[Case]) -> list[tuple[str, str]]:
-    """Ids of cases whose images are the same files; only those of one size are read."""
+    """Return pairs of ids of cases with identical images; only files of equal size are read."""
     by_size: dict[int, list[Case]] = {}
     for case in some:
         by_size.setdefault(_count_bytes(case.image), []).append(case)
@@ -157,7 +157,7 @@ def _count_bytes(image: Path) -> int:
     """Return the bytes of a scan's file, or of all files of its folder.
 
     Raises:
-        InputError: it is not there.
+        InputError: it does not exist.
     """
     if not image.exists():
         raise InputError(f"{image}: no such file; isopose check lists what is missing")
@@ -168,12 +168,15 @@ def _count_bytes(image: Path) -> int:
 def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
     """Return the arms to run, in the order of the tables.
 
-    Those of transfer only with a source, nnU-Net's where it is installed, of these the one with poses inside
-    for CT; with names only these.
+    Arms of transfer learning need a source, nnU-Net's arms need nnU-Net, and the one with poses inside
+    nnU-Net needs CT.
+
+    Args:
+        options: options of the study.
+        names: names of the arms; None: all that are possible.
 
     Raises:
-        InputError: an unknown arm, one of transfer without a source, nnU-Net's without nnU-Net, or the one
-            with poses inside for other scans than CT.
+        InputError: a named arm is unknown or not possible.
     """
     if names is not None and not names:
         raise InputError(f"--arms: expected some of {', '.join(BY_NAME)}")
@@ -205,21 +208,22 @@ def _is_of_ct(options: Options) -> bool:
 
 
 def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
-    """Return the configuration of an arm: preset, file, settings, then what the arm is named for.
+    """Return the configuration of an arm: the preset, changed by the file, the settings, and then the arm.
 
-    Every stage has the same number of steps in all arms: no early stopping, and of the U-Net's epochs the
-    budget's part. The weights of the best smoothed validation score are kept, as ever.
+    Every stage has the same number of steps in all arms: there is no early stopping, and the U-Net has the
+    fraction of its epochs that the budget leaves. The weights with the best smoothed validation score are
+    kept, as in every training.
     """
     wanted = [*options.settings, *arm.settings, f"train.seed={seed}"]
     config = load_config(preset, settings=wanted, base=dict(options.values))
     if config.preset != preset:
         raise InputError("preset: give presets by --presets, not as a setting")
     if config.train.fold != 0:
-        raise InputError("train.fold: a study deals the folds itself (--folds); leave the setting out")
+        raise InputError("train.fold: a study sets the fold itself (--folds); leave the setting out")
     if arm.peer is not None and config.train.device.startswith("cuda:"):
         number = config.train.device.removeprefix("cuda:")
         raise InputError(
-            f"train.device=cuda:{number}: nnU-Net takes the first GPU that it sees; expected cuda, with "
+            f"train.device=cuda:{number}: nnU-Net uses the first visible GPU; expected cuda, with "
             f"CUDA_VISIBLE_DEVICES={number} in the environment"
         )
     lengths = []
@@ -231,10 +235,13 @@ def config_of(options: Options, preset: str, arm: Arm, seed: int) -> Config:
 
 
 def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[PlannedRun], dict[str, str]]:
-    """All runs of the arms, in the order of the tables, seed after seed; and arms that are another's twin.
+    """Return all runs of the arms, and the arms that need no run because an earlier arm is identical.
 
-    An arm whose configuration is, in a preset, that of an earlier one is not run again: ``preset/arm`` to the
-    name of that one. nnU-Net has no preset but its own, and is run in one.
+    nnU-Net's arms do not depend on the preset and are run in one preset only.
+
+    Returns:
+        The runs in the order of the tables, one seed after the other; and ``preset/arm`` to the name of the
+        earlier arm that has the same configuration.
     """
     jobs: list[PlannedRun] = []
     twins: dict[str, str] = {}
@@ -247,7 +254,7 @@ def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[PlannedRun], di
             config = config_of(options, preset, arm, options.seeds[0])
             peer = asdict(arm.peer) if arm.peer else None
             key = hash_of([config.model_dump(mode="json"), arm.source, peer])
-            # Direct inference trains nothing, so it is no twin of what its source was trained with.
+            # Direct inference has its source's configuration, but trains nothing, so it is not identical.
             if arm.name not in UNTRAINED and key in known:
                 twins[f"{preset}/{arm.name}"] = known[key]
                 continue
@@ -262,12 +269,12 @@ def jobs_of(options: Options, arms: Iterable[Arm]) -> tuple[list[PlannedRun], di
 
 
 def source_job(preset: str, seed: int) -> PlannedRun:
-    """The run that trains the model which transfer begins from."""
+    """Return the run that trains the source's model, from which transfer learning starts."""
     return PlannedRun(preset, SOURCE.name, seed, 0)
 
 
 def is_done(output: Path, job: PlannedRun) -> bool:
-    """Return whether a run need not be done (again); the source's needs its model for the others."""
+    """Return whether a run is finished; the source's run also needs its model, from which others start."""
     folder = output / "runs" / job.place
     return (folder / "result.json").exists() and (
         job.arm != SOURCE.name or (folder / "model" / "model.json").exists()
@@ -275,7 +282,7 @@ def is_done(output: Path, job: PlannedRun) -> bool:
 
 
 def add_sources(output: Path, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Return the runs, each of the source's before those that begin from it and are not done."""
+    """Return the runs with the source's runs inserted before the unfinished runs that start from them."""
     out: list[PlannedRun] = []
     for job in jobs:
         first = source_job(job.preset, job.seed)
@@ -314,18 +321,18 @@ def patients_of(options: Options, fold: int) -> Dataset:
 
 
 def held_out(dataset: Dataset) -> list[str]:
-    """Ids of the cases that are predicted and scored."""
+    """Return the ids of the cases that are predicted and scored."""
     return [case.id for case in dataset.cases if case.split == "test" and case.label is not None]
 
 
 def claim(output: Path, options: Options) -> tuple[Options, bool]:
-    """Make a folder this study's, or check that it is, and take its length where that is settled.
+    """Start a study in a folder, or check that the folder holds this study.
 
     Returns:
-        The options with the settled scale, and whether it is settled.
+        The options, with the study's scale if it was settled before; and whether it was.
 
     Raises:
-        InputError: the folder holds another study, or something else.
+        InputError: the folder holds another study or something else.
     """
     path = output / STUDY
     now = _identify(options)
@@ -339,26 +346,25 @@ def claim(output: Path, options: Options) -> tuple[Options, bool]:
 
 
 def settle(output: Path, options: Options) -> None:
-    """Store the fraction of its epochs that the U-Net of every arm has; it never changes."""
+    """Store the fraction of the U-Net's epochs for all arms; it never changes afterward."""
     write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale, "scales": SHORTENED})
 
 
 def notes_of_length(output: Path) -> tuple[str, ...]:
-    """What is to be said of a study whose budget was settled by a version that shortened the STNs as well."""
+    """Return notes on a study whose budget was settled by a version that shortened the STNs as well."""
     known = read_json(output / STUDY)
     if known["scale"] in (None, 1.0) or known.get("scales") == SHORTENED:
         return ()
     return (
         "note: the version that settled this study's length shortened STN1 and STN2 as well; runs from now "
-        "on have them whole, so that arms with a pose may not compare: start a study anew for that",
+        "on train them in full, so arms with a pose may not be comparable: for that, start a new study",
     )
 
 
 def _identify(options: Options) -> dict[str, Any]:
     values = asdict(options)
-    # Presets and seeds may be added later: each is a run of its own.
-    # The source's labels are in its contents.
-    # What --short-stns allows is in the settings.
+    # Presets and seeds may be added later, because each has runs of its own. The source's labels are part of
+    # the hash of its contents. What --short-stns allows is part of the settings.
     for key in ("presets", "seeds", "scale", "source_labels", "short_stns"):
         values.pop(key)
     return values | {
@@ -369,12 +375,10 @@ def _identify(options: Options) -> dict[str, Any]:
 
 
 def _hash_contents(dataset: Dataset) -> str:
-    """What a dataset is wherever it lies: its cases, patients, splits and the bytes of its labels.
-
-    Other patients under the same names are another dataset; the same ones in another place are not.
+    """Return a hash of a dataset's cases, patients, splits and label files, independent of its path.
 
     Raises:
-        InputError: a label file that is not there.
+        InputError: a label file does not exist.
     """
     contents = []
     for case in dataset.cases:
@@ -387,13 +391,13 @@ def _hash_contents(dataset: Dataset) -> str:
 
 
 def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, progress: Progress) -> None:
-    """Measure the body of every case that is scored and not measured yet: its width stands for its size.
+    """Measure the body width of every scored case that was not measured before; it stands for body size.
 
     Args:
         output: the study's folder.
         datasets: of all folds, with their test cases marked.
-        data: what the scans are of, the body's threshold, the channel that shows it.
-        progress: called with the number of cases that are done, and that of all.
+        data: modality of the scans, threshold of the body, and pose channel.
+        progress: called with the number of finished cases and of all cases.
 
     Raises:
         InputError: a case that cannot be read, or shows no body.
@@ -418,7 +422,7 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
 
 
 def known_widths(output: Path, dataset: Dataset) -> dict[str, float]:
-    """Width in mm of the body of the cases that are scored."""
+    """Return the body width in mm of the scored cases."""
     known = _read_widths(output)
     return {case: known[case] for case in held_out(dataset)}
 

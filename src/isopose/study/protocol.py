@@ -1,6 +1,6 @@
-"""What was decided before the study is run: comparisons, scores, strata, and when something is reached.
+"""The study's protocol, decided before the study is run: comparisons, scores, strata, and goals.
 
-``docs/study.md`` has the same in words. Nothing here is changed once a study of it has begun.
+``docs/study.md`` describes it in words. Nothing here may change once a study by it has begun.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from isopose.evaluation.evaluate import CaseScores
 from isopose.study.results import Difference, Results, Strata, differences, steady
 from isopose.study.statistics import holm
 
-#: Names by which labels are the paper's two.
+#: Label names that stand for the paper's two structures.
 PAPERS = {"kidney": "kidney", "tumor": "tumor", "tumour": "tumor"}
-#: A result is beyond chance below this p, corrected over all goals.
+#: Significance level for p, corrected over all goals.
 ALPHA = 0.05
 #: An arm has stopped rising when its validation Dice gains less than this from the fifth before the last of
 #: its U-Net's epochs to the last.
 RISE, PART = 0.005, 5
-#: Name, least and first volume in ml or angle in degrees that is too large.
+#: Strata: name, lower limit (included) and upper limit (excluded), in ml or degrees.
 VOLUMES: tuple[tuple[str, float, float], ...] = (
     ("below 20 ml", 0.0, 20.0),
     ("20 to 100 ml", 20.0, 100.0),
@@ -41,8 +41,8 @@ class Goal:
         preset, arm, against: the two arms.
         structure: the paper's name of it, see :data:`PAPERS`.
         points: of Dice in percent.
-        kind: ``gain``: the mean difference is at least so many points, its interval lies above 0, and its
-            corrected p is below :data:`ALPHA`; ``no worse``: the interval lies above so many points.
+        kind: ``gain``: the mean difference is at least ``points``, its interval lies above 0, and its
+            corrected p is below :data:`ALPHA`; ``no worse``: the interval lies above ``points``.
     """
 
     preset: str
@@ -53,7 +53,7 @@ class Goal:
     kind: Literal["gain", "no worse"]
 
     def is_reached(self, found: Difference) -> bool:
-        """Return whether a difference shows it; patients too few for a test show nothing."""
+        """Return whether a difference reaches the goal; with too few patients for a test it does not."""
         if found.p_value is None:
             return False
         if self.kind == "no worse":
@@ -123,10 +123,13 @@ def _split(
 
 
 def rise(curve: Sequence[tuple[float, float]]) -> float | None:
-    """Return by how much the mean of the last fifth of a curve is above that of the fifth before.
+    """Return by how much the mean of the last fifth of a curve exceeds the mean of the fifth before it.
 
     Args:
-        curve: seconds and validation score, an epoch each; below ten epochs a fifth is too few: None.
+        curve: seconds and validation score of each epoch.
+
+    Returns:
+        The difference; None below ten epochs, of which a fifth would be a single one.
     """
     scores = [score for _, score in steady(curve)]
     part = len(scores) // PART

@@ -1,4 +1,4 @@
-"""The raw numbers of a study: all that the tables show, and from what, as CSV and JSON."""
+"""The raw numbers of a study as CSV and JSON: everything the tables show, and its sources."""
 
 import csv
 import io
@@ -55,11 +55,11 @@ def scores_csv(results: Results) -> str:
 
 
 def runs_csv(results: Results, sources: Mapping[str, Sequence[StudyRun]]) -> str:
-    """What every run cost, on what, and where its files are; without training it has a row without stage.
+    """Return cost, hardware and folder of every run by stage; a run without training has a row without stage.
 
     Args:
         results: of the arms.
-        sources: trainings on the source, by preset.
+        sources: trainings on the source dataset, by preset.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -88,7 +88,7 @@ def runs_csv(results: Results, sources: Mapping[str, Sequence[StudyRun]]) -> str
 
 
 def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
-    """Return all that the tables show, and from what."""
+    """Return everything the tables show, and its sources, as JSON-able values."""
     rolls = true_rolls(open_dataset(options.dataset, options.labels).root)
     return {
         "versions": versions(),
@@ -143,7 +143,7 @@ def _pair_arms(by_arm: Mapping[str, ArmResult]) -> list[tuple[str, str]]:
 def _time_to_dice(
     by_arm: Mapping[str, ArmResult], result: ArmResult, clock: Clock
 ) -> dict[str, dict[str, float | None]]:
-    """Label to run (``seed-S-fold-F``) to the time until the validation Dice at which the baseline's ends."""
+    """Return, by label and run (``seed-S-fold-F``), the time until the baseline's final validation Dice."""
     baseline = by_arm[baseline_of(by_arm)]
     out = {}
     for label in labels_of(by_arm):

@@ -48,7 +48,7 @@ from isopose.version import __version__
 
 
 def write_study_report(output: Path, options: Options) -> Path:
-    """Write ``report.html``, ``report.md``, ``tables.tex``, CSVs and JSON of what is finished.
+    """Write ``report.html``, ``report.md``, ``tables.tex``, CSV and JSON files of all finished runs.
 
     Returns:
         The HTML report.
@@ -118,7 +118,7 @@ def _format_places(places: Collection[Place]) -> str:
 
 
 def _describe_machine(run: StudyRun) -> str:
-    """On what a run was made and by what, as far as it put that down."""
+    """Return hardware and versions of a run, as far as it recorded them."""
     if "processor" not in run.made:
         return "not recorded"
     made = run.made
@@ -150,7 +150,7 @@ def _make_paper_table(
     labels: Sequence[str],
     lengths: Mapping[str, Mapping[str, Length]],
 ) -> Table:
-    """Return one of the paper's, with what is to be known of the runs in it."""
+    """Return one of the paper's tables, with notes on the runs in it."""
     inside = {name: result for name, result in results.items() if in_table(result, number)}
     notes = (*notes_of(preset, inside, lengths), *_note_uneven_runs(inside), *_note_machines(inside))
     return paper_table(preset, number, list(inside.values()), labels, notes)

@@ -16,12 +16,12 @@ from isopose.study.statistics import bootstrap_mean, detectable, holm
 
 #: Seed and fold of a run.
 Place = tuple[int, int]
-#: By the clock, or of all cores.
+#: Wall-clock seconds, or CPU seconds of all cores.
 Clock = Literal["seconds", "cpu_seconds"]
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
-#: Scores that are compared by patient: a structure that is missed has them, and no distance.
+#: Scores that are compared by patient; distances are not, because a missed structure has none.
 PAIRED = ("dice", "surface_dice")
-#: Epochs over which validation Dice is averaged before it is said to have reached something.
+#: Number of epochs over which validation Dice is averaged before it is compared with a goal.
 STEADY = 3
 
 
@@ -30,19 +30,19 @@ class StudyRun:
     """One finished run.
 
     Args:
-        folder: of its files, relative to the study's.
-        seed: of training.
-        fold: of the patients.
-        history: rows an epoch, see ``training/checkpoint.py``.
+        folder: folder of its files, relative to the study's.
+        seed: training seed.
+        fold: fold of the patients.
+        history: one row per epoch, see ``training/checkpoint.py``.
         measures: memory by stage and seconds by predicted scan.
         size: parameters and multiply-adds.
-        evaluation: of the test patients.
+        evaluation: scores of the test patients.
         shown: place (best, median, worst) to the case whose steps are drawn.
-        made: device, processor, threads, precision and versions; only what the run put down.
-        stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and how STN1 sees the roll
-            as ``turning`` (:class:`isopose.models.info.Turning`); empty of versions that put none down.
-        sides: by label the cases whose side is ``known``, and those marked on the ``wrong`` one
-            (:func:`isopose.study.sides.count_sides`); empty of versions that put none down.
+        made: device, processor, threads, precision and versions, as far as the run recorded them.
+        stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and the roll errors of STN1
+            as ``turning`` (:class:`isopose.models.info.Turning`); empty if the run's version recorded none.
+        sides: by label the cases whose side is ``known``, and those predicted on the ``wrong`` one
+            (:func:`isopose.study.sides.count_sides`); empty if the run's version recorded none.
     """
 
     folder: str
@@ -58,22 +58,22 @@ class StudyRun:
     sides: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     def seconds(self, key: str = "seconds") -> dict[str, float]:
-        """Return seconds of training by stage, by the clock or (``cpu_seconds``) of all cores."""
+        """Return the training seconds by stage: wall clock, or with ``cpu_seconds`` of all cores."""
         out: dict[str, float] = {}
         for row in self.history:
             out[row["stage"]] = out.get(row["stage"], 0.0) + row[key]
         return out
 
     def memory_mb(self, stage: str = "unet") -> float | None:
-        """What a stage's training held at its peak beyond what was there before it."""
+        """Return the peak memory of a stage in MB, without the memory that was in use before it."""
         values = self.measures["memory"].get(stage)
         return None if values is None else values["peak_mb"] - values["before_mb"]
 
     def curve(self, key: str, clock: Clock = "seconds") -> list[tuple[float, float]]:
-        """Seconds of training so far, and a validation score, at the end of each of the U-Net's epochs.
+        """Return training seconds so far and a validation score at the end of each of the U-Net's epochs.
 
-        Validation is not training, and each arm has as much of it: it is left out, of CPU seconds in the part
-        that it has of the clock's.
+        The time of validation is not counted. Its CPU seconds were not measured; they are subtracted in
+        proportion to its wall-clock time.
         """
         passed, points = 0.0, []
         for row in self.history:
@@ -92,7 +92,7 @@ class ArmResult:
 
     @property
     def cases(self) -> list[CaseScores]:
-        """Scores of all scans in all runs; a patient's are averaged by what sums them up."""
+        """Scores of all scans in all runs, not yet averaged by patient."""
         return [case for run in self.runs for case in run.evaluation.cases]
 
     @property
@@ -110,7 +110,7 @@ class ArmResult:
         return self.runs[0].evaluation.targets
 
     def by_patient(self, target: str, metric: str = "dice") -> dict[str, float]:
-        """Patient to the mean over scans and seeds."""
+        """Return each patient's mean over scans and seeds."""
         return by_patient(self.cases, target, metric)
 
     def mean(self, values: Sequence[float | None]) -> float | None:
@@ -120,17 +120,17 @@ class ArmResult:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training by the clock, the mean of the runs."""
+        """Wall-clock seconds of training, the mean of the runs."""
         return float(np.mean([sum(run.seconds().values()) for run in self.runs]))
 
     @property
     def cpu_seconds(self) -> float:
-        """Seconds of training on all cores, the mean of the runs."""
+        """CPU seconds of training on all cores, the mean of the runs."""
         return float(np.mean([sum(run.seconds("cpu_seconds").values()) for run in self.runs]))
 
     @property
     def volumes_a_minute(self) -> float | None:
-        """Predicted with reading and writing, by the median scan."""
+        """Volumes predicted per minute, with reading and writing, from the median time of a scan."""
         times = [value["seconds"] for run in self.runs for value in run.measures["predict"].values()]
         return 60.0 / float(np.median(times)) if times else None
 
@@ -160,7 +160,7 @@ def load_results(output: Path) -> Results:
 
 
 def load_sources(output: Path) -> dict[str, tuple[StudyRun, ...]]:
-    """Finished trainings on the source, by preset: nothing was predicted, so that they have no scores."""
+    """Return the finished trainings on the source dataset by preset; they have no scores."""
     found: dict[str, list[StudyRun]] = {}
     for path in sorted((output / "runs").glob(f"*/{SOURCE.name}/seed-*-fold-*/result.json")):
         found.setdefault(path.parts[-4], []).append(_read_run(output, path))
@@ -197,7 +197,7 @@ def _no_result(path: Path) -> InputError:
 
 
 def scans_of(results: Mapping[str, ArmResult]) -> list[CaseScores]:
-    """Each scan once, whatever number of runs it was scored in, for what does not depend on its scores."""
+    """Return each scan once, although it was scored in several runs; for facts other than its scores."""
     return list({case.case: case for result in results.values() for case in result.cases}.values())
 
 
@@ -211,20 +211,20 @@ class Difference:
     """An arm's scores minus another's, patient by patient.
 
     Args:
-        arm: the arm.
-        against: the other, such as the baseline.
-        target: what was scored.
-        stratum: of the patients; empty for all of them.
-        patients: with a value in both.
-        mean, median, worst: of the differences; a mean may be a few patients'.
-        low, high: bootstrap interval of that mean, over patients and seeds.
-        detectable: mean difference that would have been found with 80 % power (two-sided, 5 %); as few
-            patients as have no test have none.
-        better: patients for whom the arm's score is higher.
-        unpaired: patients with a value in one of the two only, such as a false alarm of one arm's.
-        raw_p: two-sided Wilcoxon signed-rank test; none below
+        arm: name of the arm.
+        against: name of the other arm, such as the baseline.
+        target: the structure or union that was scored.
+        stratum: group of the patients; empty for all patients.
+        patients: number of patients with a value in both arms.
+        mean, median, worst: of the differences; a few patients may decide the mean.
+        low, high: bootstrap interval of the mean, over patients and seeds.
+        detectable: mean difference that would have been found with 80 % power (two-sided, 5 %); None where
+            there are too few patients for a test.
+        better: number of patients for whom the arm's score is higher.
+        unpaired: number of patients with a value in one of the two arms only, such as a false alarm.
+        raw_p: p of the two-sided Wilcoxon signed-rank test; None below
             :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
-        p_value: corrected after Holm for all comparisons of one call.
+        p_value: p after Holm's correction for all comparisons of one call.
     """
 
     arm: str
@@ -245,7 +245,7 @@ class Difference:
 
 
 def against(results: Mapping[str, ArmResult], baseline: str) -> list[tuple[str, str]]:
-    """Pairs for :func:`differences`: every arm and the baseline."""
+    """Return pairs for :func:`differences`: every arm and the baseline."""
     return [(name, baseline) for name in results if name != baseline]
 
 
@@ -257,12 +257,12 @@ def differences(
 ) -> list[Difference]:
     """Compare pairs of arms for every target; p is corrected over all comparisons together.
 
-    Only runs of seeds and folds that both have: a seed's luck is no difference of arms.
+    Only runs whose seed and fold both arms have are compared, so that a lucky seed does not count.
 
     Args:
-        results: of the arms by name.
-        pairs: an arm and the one that is taken from it; where one was not run there is no row.
-        metric: of which more is better, and which a missed structure has.
+        results: results of the arms by name.
+        pairs: an arm and the arm whose scores are subtracted; pairs whose arms were not run are left out.
+        metric: a score of which higher is better, and which a missed structure has.
         strata: how scans are grouped, such as :func:`isopose.evaluation.summary.size_strata`; arms are then
             compared within each group.
     """
@@ -353,12 +353,12 @@ def goals(result: ArmResult, key: str) -> dict[Place, float]:
 def times_to(
     result: ArmResult, key: str, wanted: Mapping[Place, float], clock: Clock = "seconds"
 ) -> dict[Place, float | None]:
-    """Seconds of training until each run holds the score that is wanted of its seed and fold.
+    """Return the training seconds until each run reaches the score that is wanted for its seed and fold.
 
-    Another seed or fold has other validation patients, so that its scores say nothing about these.
+    Scores of other seeds and folds are not comparable, because they have other validation patients.
 
     Returns:
-        Of the runs whose seed and fold has a wanted score; ``None`` for one that never gets there.
+        Seconds by seed and fold, for those with a wanted score; ``None`` if the run never reaches it.
     """
     out: dict[Place, float | None] = {}
     for run in result.runs:

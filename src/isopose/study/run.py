@@ -41,21 +41,21 @@ from isopose.study.plan import (
     source_of,
 )
 
-#: Exit codes of a run that was stopped and did not fail: by its own word, by SIGINT, by SIGTERM.
+#: Exit codes of a run that was stopped and did not fail: its own code, by SIGINT, by SIGTERM.
 STOPPED = (130, -2, -15)
-#: Of a batch and of a validation, by ``preset/arm`` and stage.
+#: Seconds of a batch and of a validation, by ``preset/arm`` and stage.
 Seconds = Mapping[str, Mapping[str, float]]
-#: Batches of an epoch, and epochs, by which an arm's time is estimated.
+#: Batches per epoch, and epochs, of the trial that estimates an arm's time.
 TRIED_ITERATIONS, TRIED_EPOCHS = 4, 2
 
 
 class RunFailed(IsoposeError):
-    """A run ended otherwise than it should; the others may go on."""
+    """A run failed; the others may continue."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all runs of a study share."""
+    """Settings that all runs of a study share."""
 
     output: Path
     options: Options
@@ -72,23 +72,23 @@ def run_study(
     workers: int = 0,
     reporter: Reporter,
 ) -> Path:
-    """Run what is not there yet and write the report.
+    """Do all runs that are not finished and write the report.
 
     Args:
-        output: the study's folder; it may hold the same study, which goes on.
-        options: what the study is of.
-        arms: names of those to run now; none is all. The report shows all that are there.
-        budget_s: seconds that all runs of the study may take together; the U-Net of every arm then has the
-            same part of its epochs, STN1 and STN2 have all of theirs. Settled when a study first starts.
+        output: the study's folder; a study with the same options in it is continued.
+        options: options of the study.
+        arms: names of the arms to run now; None: all. The report shows all finished arms.
+        budget_s: seconds for all runs of the study together. It shortens the U-Net of every arm to the same
+            fraction of its epochs; STN1 and STN2 keep all of theirs. It is settled when a study first starts.
         workers: processes for preprocessing.
-        reporter: where progress goes.
+        reporter: receives messages and progress.
 
     Returns:
-        The report.
+        The path of the HTML report.
 
     Raises:
-        InputError: the options or the budget do not allow it, or the folder holds something else.
-        IsoposeError: a run failed; what was finished is kept.
+        InputError: the options are not possible, the budget is too small, or the folder holds something else.
+        IsoposeError: a run failed; finished runs are kept.
     """
     check_options(options)
     chosen = arms_of(options, arms)
@@ -139,7 +139,7 @@ def _run_study(
 
 
 def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
-    """Whether a run, and that of the source that it begins from, could be tried; or it is done."""
+    """Return whether a run is finished, or its trial (if it starts from a source, the source's) succeeded."""
     if is_done(output, job):
         return True
     key = _name_arm(source_job(job.preset, job.seed)) if _find_arm(job).source else _name_arm(job)
@@ -147,10 +147,10 @@ def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
 
 
 def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list[str]:
-    """Do what is not done; what failed, by name."""
+    """Do all unfinished runs; return the names of those that failed."""
     failed: list[str] = []
     left = [job for job in add_sources(study.output, jobs) if not is_done(study.output, job)]
-    # Of what was estimated for the runs that are done now, how much they took.
+    # Estimated and measured seconds of the runs so far; their ratio corrects the estimate of the others.
     estimated = taken = 0.0
     for number, job in enumerate(left, start=1):
         rest = sum(_estimate_run(study.options, one, seconds) for one in left[number - 1 :])
@@ -175,7 +175,7 @@ def _find_arm(job: PlannedRun) -> Arm:
 
 
 def _open_dataset(study: Study, job: PlannedRun) -> tuple[Path, Dataset]:
-    """The path, and the patients with their splits, of a run."""
+    """Return the path of a run's dataset, and the dataset with its splits."""
     options = study.options
     if job.arm == SOURCE.name:
         assert options.source is not None, "checked by arms_of"
@@ -184,12 +184,12 @@ def _open_dataset(study: Study, job: PlannedRun) -> tuple[Path, Dataset]:
 
 
 def _run_job(study: Study, job: PlannedRun) -> None:
-    """A run in a process of its own."""
+    """Do a run in a process of its own."""
     path, dataset = _open_dataset(study, job)
     of_source = job.arm == SOURCE.name
     config = config_of(study.options, job.preset, _find_arm(job), job.seed)
     folder = study.output / "runs" / job.place
-    # Of a source whose model is gone, so that it is not done.
+    # A source whose model was deleted is trained again, although its result exists.
     (folder / "result.json").unlink(missing_ok=True)
     sizes = {} if of_source else known_widths(study.output, dataset)
     _start_process(study, folder, job, path, dataset, config, sizes=sizes, predict=not of_source)
@@ -211,10 +211,10 @@ def _start_process(
     labels = study.options.source_labels if of_source else study.options.labels
     begun = _find_arm(job).source and not of_source
     source = study.output / "runs" / source_job(job.preset, job.seed).place / "model" if begun else None
-    # By normalization, which follows from the training patients: those of a fold, of the source, of a preset.
+    # One store for each normalization, which depends on the preset and on the training patients.
     store = "source" if _find_arm(job).source else f"fold-{job.fold}"
     peer = _find_arm(job).peer
-    # nnU-Net normalizes by all that train or validate, whatever the preset.
+    # nnU-Net normalizes by all training and validation patients, independent of the preset.
     store = f"{peer.store}-fold-{job.fold}" if peer else f"{job.preset}-{store}"
     write_job(
         folder,
@@ -234,12 +234,12 @@ def _start_process(
     try:
         code = child.wait()
     finally:
-        # The same signal may have reached both; then it has ended on its own.
+        # A signal such as Ctrl-C may have reached both processes; then the child has ended already.
         if child.poll() is None:
             child.terminate()
             child.wait()
     if code in STOPPED:
-        raise IsoposeError(f"{job.name}: stopped; what was finished is kept, the same command goes on")
+        raise IsoposeError(f"{job.name}: stopped; finished runs are kept, give the same command to continue")
     if code != 0:
         raise RunFailed(f"{job.name} (code {code})")
 
@@ -252,18 +252,18 @@ def _name_arm(job: PlannedRun) -> str:
 def _estimate_batches(
     study: Study, jobs: Sequence[PlannedRun]
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Seconds of a batch and of a validation by stage, for each arm; tried once and kept.
+    """Return the seconds of a batch and of a validation by stage, measured once for each arm.
 
-    A few batches of every stage in a process of its own, on the study's own patients, as in the runs.
+    The trial does a few batches of every stage in a process of its own, on the study's own patients.
 
     Returns:
-        The seconds by ``preset/arm``, and the names of what could not be tried, which is not run.
+        The seconds by ``preset/arm``; and the names of the arms whose trial failed, which are not run.
     """
     path = study.output / "estimate.json"
     known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     untried: list[str] = []
     every = add_sources(study.output, jobs)
-    # By the source is estimated what begins from it, so that it is tried where it is done, too.
+    # The source's trial also estimates the arms that start from it: needed even for a finished source.
     to_do = [job for job in every if job.arm == SOURCE.name or not is_done(study.output, job)]
     pairs = dict.fromkeys((job.preset, job.arm) for job in to_do)
     for preset, arm in pairs:
@@ -271,7 +271,7 @@ def _estimate_batches(
         key = _name_arm(job)
         if key in known or arm in UNTRAINED:
             continue
-        # What learns on costs at most what is trained anew; the source's model is not there yet.
+        # Fine-tuning takes at most the time of training from scratch; the source's model does not exist yet.
         if _find_arm(job).source and arm != SOURCE.name:
             of_source = known.get(f"{preset}/{SOURCE.name}")
             known |= {key: of_source} if of_source else {}
@@ -302,11 +302,11 @@ def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
     out: dict[str, float] = {}
     history = read_json(folder / "result.json")["history"]
     shutil.rmtree(folder)
-    # The first epoch warms up; the last counts. What is homogenized for the trial is kept for the runs.
+    # The last epoch counts, since the first warms up. Scans homogenized for the trial are kept for the runs.
     for row in (row for row in history if row["stage"] != HOMOGENIZING):
         stage, batch, validation = row["stage"], 1.0 / TRIED_ITERATIONS, 1.0
         if "slices_a_batch" in row:
-            # nnU-Net's batches hold other numbers of slices, and its validation grows with its training.
+            # nnU-Net's batches have another number of slices, and its validation length follows its training.
             slices, optimizer = row["slices_a_batch"], config.unet.optimizer
             tried, of_validation = lengths(sections["unet"].optimizer, slices)
             whole, of_whole = lengths(optimizer, slices)
@@ -339,9 +339,9 @@ def _estimate_stages(options: Options, job: PlannedRun, seconds: Seconds) -> dic
 def _fit_into_budget(
     output: Path, options: Options, jobs: Sequence[PlannedRun], seconds: Seconds, budget_s: float
 ) -> float:
-    """Return the part of its epochs that the U-Net of every arm has, so that all runs fit the budget.
+    """Return the fraction of the U-Net's epochs, the same for every arm, with which all runs fit the budget.
 
-    STN1 and STN2 are never shortened, so what they take is left over from the budget first.
+    STN1 and STN2 are never shortened, so their time is subtracted from the budget first.
 
     Raises:
         InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.

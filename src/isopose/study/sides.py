@@ -1,4 +1,4 @@
-"""Whether what was marked lies on the patient's right side of the body, where the true pose is known."""
+"""Find structures predicted on the wrong side of the body, where the true pose is known."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,24 +10,25 @@ from isopose.io.cases import Case
 from isopose.io.images import read_labels
 from isopose.labels import Labels
 
-#: Part of a structure that lies on one side of the midline, at least, where its side is known.
+#: Minimum fraction of a reference structure on one side of the midline for its side to count as known.
 ONE_SIDED = 0.75
 
 
 def count_sides(
     cases: Iterable[Case], labels: Labels, predictions: Path, poses: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, list[str]]]:
-    """Find the scans in which a structure was marked on the other side of the body.
+    """Find the scans in which a structure was predicted on the other side of the body.
 
     Args:
-        cases: that were predicted.
-        labels: of the dataset.
-        predictions: folder of their label maps.
-        poses: ``(4, 4)`` true pose by case, from the patient's own frame to LPS mm; others are left out.
+        cases: predicted cases.
+        labels: labels of the dataset.
+        predictions: folder of the predicted label maps.
+        poses: ``(4, 4)`` true pose by case, from the patient's own frame to LPS mm; cases without a pose are
+            left out.
 
     Returns:
-        For each label ids of the cases, ``known``: the reference lies on one side to three quarters; of these
-        ``wrong``: most of the prediction lies on the other.
+        For each label the ids of the cases that are ``known`` (at least three quarters of the reference lie
+        on one side) and, of these, ``wrong`` (most of the prediction lies on the other side).
     """
     found: dict[str, dict[str, list[str]]] = {name: {"known": [], "wrong": []} for name in labels.values}
     for case in cases:
@@ -47,7 +48,7 @@ def count_sides(
 
 
 def _share_on_the_left(volume: Volume, value: int, world_from_patient: np.ndarray) -> float | None:
-    """Return the part of the voxels of a value that lies left of the patient's midline; None without any."""
+    """Return the fraction of a value's voxels that lies left of the patient's midline; None without any."""
     z, y, x = np.nonzero(volume.array == value)
     if len(x) == 0:
         return None

@@ -1,4 +1,4 @@
-"""How sure a difference between arms is: patients and trainings both vary."""
+"""Statistics of a difference between arms, in which both patients and trainings vary."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-#: Draws for an interval, its coverage, and the power of the difference that could have been seen.
+#: Bootstrap draws for an interval, its coverage, and the power of the detectable difference.
 DRAWS, COVERAGE, POWER = 10_000, 0.95, 0.80
 
 
@@ -23,18 +23,18 @@ def bootstrap_mean(values: np.ndarray) -> Interval:
     """Return the percentile interval of the mean over patients of their means over seeds.
 
     Patients and seeds are drawn with replacement, each independently of the other, because every model is
-    tested on the same patients (Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1:386, 2007). In numpy, as
-    ``scipy.stats.bootstrap`` draws along one axis of a table only. One seed alone is not drawn, and two say
-    little about other trainings. The same values always give the same interval.
+    tested on the same patients (Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1:386, 2007). This is done
+    in numpy because ``scipy.stats.bootstrap`` draws along one axis only. A single seed is not resampled, and
+    two seeds say little about other trainings. The same values always give the same interval.
 
     Args:
-        values: ``(patients, seeds)``; NaN where a patient has no value, but for one seed at least.
+        values: ``(patients, seeds)``; NaN for missing values; each patient has a value for at least one seed.
     """
     known = np.isfinite(values)
     of_patients, of_seeds = (_draw(count, axis) for axis, count in enumerate(values.shape))
     counts = of_seeds @ known.T.astype(float)
     means = of_seeds @ np.where(known, values, 0.0).T / np.maximum(counts, 1.0)
-    # A patient without a value in the seeds that were drawn is not in that draw.
+    # A patient without a value in the drawn seeds is left out of that draw.
     weights = of_patients * (counts > 0)
     drawn = (weights * means).sum(axis=1)[weights.any(axis=1)] / weights.sum(axis=1)[weights.any(axis=1)]
     tail = 50.0 * (1.0 - COVERAGE)
@@ -44,13 +44,13 @@ def bootstrap_mean(values: np.ndarray) -> Interval:
 
 @lru_cache(maxsize=64)
 def _draw(count: int, axis: int) -> np.ndarray:
-    """Return ``(DRAWS, count)``: how often each of so many was drawn; always once where there is but one."""
-    # Seeded by the axis too: as many seeds as patients must not be drawn with them.
+    """Return ``(DRAWS, count)``: how often each of ``count`` members was drawn; a single one always once."""
+    # The axis is part of the seed, so that patients and seeds of equal number are drawn independently.
     return np.random.default_rng([count, axis]).multinomial(count, np.full(count, 1.0 / count), DRAWS)
 
 
 def detectable(error: float) -> float:
-    """Return the difference that is found with :data:`POWER` by a two-sided test at 5 %.
+    """Return the difference that a two-sided test at 5 % finds with a power of :data:`POWER`.
 
     Args:
         error: standard error of the mean difference.
@@ -59,14 +59,14 @@ def detectable(error: float) -> float:
 
 
 class Components(NamedTuple):
-    """Variances of patients, of seeds, and of what is left, each 0 or more."""
+    """Variances of patients, of seeds, and the residual variance, each 0 or more."""
 
     patients: float
     seeds: float
     rest: float
 
     def error(self, patients: int, seeds: int) -> float:
-        """Return the standard error of a mean over so many patients and seeds."""
+        """Return the standard error of a mean over a number of patients and seeds."""
         each = self.patients / patients + self.seeds / seeds + self.rest / (patients * seeds)
         return float(np.sqrt(each))
 
@@ -90,11 +90,11 @@ def components(values: np.ndarray) -> Components:
 
 
 def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
-    """Step-down correction of Holm (1979): the chance of any false claim among them stays what one's was.
+    """Return p-values after Holm's step-down correction (1979), which controls the family-wise error rate.
 
     Args:
         p_values: of the tests that were made.
-        tests: of the family, where it was stated to be larger; those not made count as the largest p.
+        tests: number of tests in the family, if larger; tests that were not made count as the largest p.
     """
     order, family = np.argsort(p_values), max(tests or 0, len(p_values))
     out, so_far = np.empty(len(p_values)), 0.0

@@ -1,4 +1,4 @@
-"""What a study's report says of STN1 and STN2: how long they were trained, and whether STN1 turns."""
+"""A study report's tables and notes on STN1 and STN2: training length, and whether STN1 learned rotation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,16 +8,16 @@ from isopose.study.lengths import STNS, Length, lengths_of
 from isopose.study.plan import Options, config_of
 from isopose.study.results import ArmResult, StudyRun
 
-#: In place of a number that the version which made a run did not take.
+#: Shown for a value that the version which made a run did not measure.
 NOT_MEASURED = "not measured"
 
 
 def lengths_by_arm(
     options: Options, preset: str, results: Mapping[str, ArmResult]
 ) -> dict[str, dict[str, Length]]:
-    """STN1's and STN2's length in each arm: of the run of it that trained each least.
+    """Return the training length of STN1 and STN2 in each arm, from the run that trained it least.
 
-    Runs of versions that did not put it down are counted by their history and the study's settings.
+    For runs of versions that did not record it, it is computed from their history and the study's settings.
     """
     found: dict[str, dict[str, Length]] = {}
     for name, result in results.items():
@@ -35,14 +35,14 @@ def _find_lengths(options: Options, preset: str, result: ArmResult, run: StudyRu
     known = run.stn.get("lengths")
     if known is not None:
         return {name: Length(**values) for name, values in known.items()}
-    # What trains nothing, as direct inference, has no history to count.
+    # An arm without training, such as direct inference, has an empty history.
     return lengths_of(config_of(options, preset, result.arm, run.seed), result.arm, run.history)
 
 
 def notes_of(
     preset: str, results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[str, Length]]
 ) -> tuple[str, ...]:
-    """What is to be known of the STNs of some arms before their scores are believed, a line each."""
+    """Return warnings about STNs that were shortened or learned no rotation, one line each."""
     notes = []
     for stn in STNS:
         by_steps: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def _format_length(length: Length) -> str:
 
 
 def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[str, Length]]) -> Table | None:
-    """How STN1 sees the roll in each run that trained it, and how long both were trained; or none."""
+    """Return a table of STN1's roll errors and of both training lengths in each run; None without runs."""
     columns = (
         Column("Arm", text=True),
         Column("Seed"),
@@ -125,7 +125,7 @@ def _format_steps(length: Length | None) -> str:
 
 
 def _format_roll(run: StudyRun, lengths: Mapping[str, Length]) -> Sequence[str]:
-    """Slope and distances of a run as texts."""
+    """Return a run's slope and roll errors as text."""
     if "STN1" not in lengths or not lengths["STN1"].steps:
         return ("no STN1",) * 4
     turning = run.stn.get("turning")

@@ -1,4 +1,4 @@
-"""Dice in groups of patients that were decided beforehand: by age, body size, roll and tumor volume."""
+"""Dice in predefined groups of patients: by age, body size, roll and tumor volume."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from isopose.study.tables import difference_table
 
 
 def strata_of(rolls: Mapping[str, float]) -> dict[str, Strata]:
-    """Return how scans are grouped, by what.
+    """Return the functions that group scans, by what they group by.
 
     Args:
         rolls: true angle in radians by case, of phantoms; empty where it is unknown.
@@ -25,16 +25,16 @@ def strata_of(rolls: Mapping[str, float]) -> dict[str, Strata]:
 
 
 def strata_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping[str, float]) -> list[Table]:
-    """Dice by group: mean, median and worst, then differences from the baseline patient by patient.
+    """Return tables of Dice by group: mean, median and worst, then paired differences from the baseline.
 
     Args:
-        results: of the arms by name.
-        baseline: the arm that is taken from the others.
+        results: results of the arms by name.
+        baseline: the arm whose scores are subtracted from the others'.
         rolls: see :func:`strata_of`.
     """
     tables = []
     for what, split in strata_of(rolls).items():
-        # Once for all arms: by its own runs' scans each would have other limits.
+        # The limits are computed once, from the scans of all arms, so that all arms have the same groups.
         groups = {name: {case.case for case in cases} for name, cases in split(scans_of(results)).items()}
         names = list(groups)
         if len(names) < 2:
@@ -53,7 +53,7 @@ def strata_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mappin
         note = f"mean over patients (median, worst scan); {sizes}"
         tables.append(Table(f"Dice by {what}", columns, rows, notes=(note,)))
         compared = differences(results, against(results, baseline), split)
-        # Of fewer neither a test nor an interval says anything; study-results.json has them all.
+        # With fewer patients neither test nor interval is meaningful; study-results.json has all groups.
         enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
         if enough:
             tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))

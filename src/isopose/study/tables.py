@@ -11,13 +11,13 @@ from isopose.study.protocol import ALPHA, GOALS, PAPERS, Goal
 from isopose.study.results import CLOCKS, ArmResult, Difference
 from isopose.study.statistics import COVERAGE, POWER
 
-#: Arms whose U-Net sees the slice as it lies.
+#: Arms whose U-Net sees whole slices as scanned.
 WHOLE = ("plain", "augmented")
 DETECTABLE_NOTE = (
     f"detectable: the mean difference that these patients and seeds would have shown with {POWER:.0%} power "
     "(two-sided, 5 %); what is smaller may be there and not be seen"
 )
-#: Below every table that has the paper's values in it, and below each what is its own.
+#: Note below every table with values of the paper, and the notes of single tables.
 PAPER_NOTE = (
     "Paper: La Barbera et al., ISBI 2021: CT of 80 children with renal tumors, 512 x 512 pixels a slice, one "
     "GPU. Another dataset, another machine: to be compared in order, not in height."
@@ -37,12 +37,12 @@ CAPTIONS = {
 
 
 def labels_of(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
-    """Single labels, in their order, without unions."""
+    """Return the single labels in their order, without unions."""
     return tuple(t for t in next(iter(results.values())).targets if "+" not in t)
 
 
 def in_table(result: ArmResult, number: int) -> bool:
-    """Whether an arm is in one of the paper's tables; Table 3 begins with the two without pose and crop."""
+    """Return whether an arm is in one of the paper's tables; Table 3 also has the arms of :data:`WHOLE`."""
     return result.arm.table == number or (number == 3 and result.arm.name in WHOLE)
 
 
@@ -98,7 +98,7 @@ def _name_input(result: ArmResult) -> str:
 
 
 def _format_spread(result: ArmResult, target: str) -> str:
-    """Mean (sd) over patients, their median, and the worst scan, in per cent."""
+    """Format mean (sd) and median over patients, and the worst scan, in percent."""
     found = summarize(result.cases, target).statistics["dice"]
     if found.mean is None or found.median is None or found.worst is None:
         return NO_VALUE
@@ -125,7 +125,7 @@ _DIFFERENCE = (
 
 
 def _difference_cells(difference: Difference) -> tuple[Cell, ...]:
-    """Return how many patients, and their difference with its interval, spread and what could be seen."""
+    """Return the cells of a difference: patients, mean, interval, median, worst, detectable difference."""
     return (
         difference.patients,
         _format_points(difference.mean),
@@ -175,7 +175,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
 
 
 def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
-    """Return what was to be shown, and whether it was."""
+    """Return a table of the protocol's goals, and whether each was reached."""
     columns = (
         Column("Arm", text=True),
         Column("Preset", text=True),
@@ -209,7 +209,7 @@ def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
 
 
 def _format_points(value: float) -> str:
-    """Hundredths with their sign; what rounds to nothing has none."""
+    """Format a difference in points with its sign; a value that rounds to zero has no sign."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
@@ -231,7 +231,7 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
             summary = summarize(result.cases, target)
             values: list[Cell] = []
             for statistic in summary.statistics.values():
-                # No value on a structure that one side lacks is worse than any.
+                # Without a value, because one of the two masks is empty: worse than any value.
                 worst = "no value" if statistic.worst_case and statistic.worst is None else statistic.worst
                 values += [statistic.mean, statistic.sd, statistic.median, worst]
             alarms = summary.false_alarms
@@ -286,7 +286,7 @@ def failure_table(results: Mapping[str, ArmResult]) -> Table:
 
 
 def cost_table(results: Mapping[str, ArmResult]) -> Table:
-    """Training by stage, CPU, memory, size and prediction."""
+    """Return a table of training time by stage, CPU seconds, memory, network size and prediction speed."""
     columns = (
         Column("Arm", text=True),
         Column("Runs"),
@@ -329,7 +329,7 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
 
 
 def format_time(seconds: float) -> str:
-    """Hours and minutes; below an hour minutes and seconds."""
+    """Format a duration in hours and minutes, or below an hour in minutes and seconds."""
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"

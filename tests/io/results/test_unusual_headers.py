@@ -49,7 +49,7 @@ def fill(data: Dataset, fields: dict[str, Any]) -> None:
 
 @pytest.fixture
 def lax(monkeypatch):
-    """Let pydicom write what is not valid, without a word."""
+    """Let pydicom write invalid values without a warning."""
     monkeypatch.setattr(pydicom.config.settings, "_writing_validation_mode", pydicom.config.IGNORE)
     monkeypatch.setattr(pydicom.config.settings, "_reading_validation_mode", pydicom.config.IGNORE)
 

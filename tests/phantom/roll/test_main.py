@@ -1,4 +1,4 @@
-"""The command that makes the shipped network, as small as it goes."""
+"""The command that trains the shipped network, with the smallest training."""
 
 import json
 

@@ -1,6 +1,6 @@
-"""Simple drawings of the levels that the cohorts' phantoms do not reach, and of bodies that are no trunk.
+"""Simple drawings of parts of the body that the cohorts' phantoms do not show: chest, pelvis, head, limbs.
 
-The roll network learns from them; no study or demo uses them.
+Only the roll network is trained on them; no study or demo uses them.
 """
 
 from isopose.phantom.levels.draw import sample_level_slab

@@ -13,7 +13,7 @@ LOWEST, HIGHEST = -0.1, 1.25
 
 @dataclass(frozen=True)
 class Chest:
-    """What is alike in all slices of one chest.
+    """Parameters that all slices of one chest share.
 
     Args:
         arms: ``"down"``, ``"up"`` or ``"none"`` (outside the field of view).
@@ -39,7 +39,7 @@ class Chest:
 
 
 def sample_chest(rng: np.random.Generator) -> Chest:
-    """Draw what is alike in all slices of one chest."""
+    """Draw the parameters that all slices of one chest share."""
     fluid = [float(rng.uniform(0.1, 0.7)) if rng.random() < 0.2 else 0.0 for _ in range(2)]
     return Chest(
         arms=str(rng.choice(["down", "up", "none"], p=[0.35, 0.45, 0.2])),
@@ -63,8 +63,8 @@ def paint_chest(sheet: Sheet, rng: np.random.Generator, chest: Chest, height: fl
 
     Args:
         sheet: of air, perhaps with a table.
-        rng: of what differs from slice to slice.
-        chest: what is alike in all slices.
+        rng: source of the differences between slices.
+        chest: parameters that all slices share.
         height: 0 at the dome of the diaphragm, 1 at the top of the lungs.
     """
     person = sheet.person

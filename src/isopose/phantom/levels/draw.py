@@ -1,4 +1,4 @@
-"""Draw a few slices of one person at levels from the thighs to the shoulders, or of a body without a roll."""
+"""Draw slices of one person at a level from the thighs to the shoulders, or of a body without a roll."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from isopose.phantom.randomized import Slab
 from isopose.phantom.shapes import Waves
 
 Level = Literal["chest", "pelvis", "unknown"]
-#: For each level: what is alike in all slices, how a slice is painted, its lowest and highest height.
+#: For each level: function that draws the shared parameters, function that paints a slice, range of heights.
 LEVELS: dict[str, tuple[Callable[..., Any], Callable[..., None], float, float]] = {
     "chest": (chest.sample_chest, chest.paint_chest, chest.LOWEST, chest.HIGHEST),
     "pelvis": (pelvis.sample_pelvis, pelvis.paint_pelvis, pelvis.LOWEST, pelvis.HIGHEST),
@@ -21,7 +21,7 @@ LEVELS: dict[str, tuple[Callable[..., Any], Callable[..., None], float, float]] 
 }
 #: Vertebrae with their discs in one unit of height.
 UNIT = 9.0
-#: Standard deviation (radians) of the roll of most people; every tenth lies anyhow.
+#: Standard deviation (radians) of the roll of most people; one in ten has any roll.
 ROLL_SD, ANYHOW = np.deg2rad(12.0), 0.1
 #: Half the side of the picture, in half widths of the trunk.
 VIEW = 1.6
@@ -35,7 +35,7 @@ def sample_level_slab(seed: int, index: int, *, level: Level, slices: int, size:
     Args:
         seed: of the cohort.
         index: of the person.
-        level: ``chest`` (with shoulders), ``pelvis`` (with thighs), or ``unknown``, whose roll is any.
+        level: ``chest`` (with shoulders), ``pelvis`` (with thighs), or ``unknown``, whose roll is arbitrary.
         slices: number of slices.
         size: columns and rows.
     """
@@ -64,7 +64,7 @@ def sample_level_slab(seed: int, index: int, *, level: Level, slices: int, size:
 
 
 def _blank(person: Person, roll: float, pixel: float, size: int, z: float, wobble: list[Waves]) -> Sheet:
-    """Return a slice of air, in coordinates of the person that are deformed smoothly."""
+    """Return a slice of air, with smoothly deformed coordinates of the person."""
     axis = (np.arange(size) - 0.5 * (size - 1)) * pixel
     x, y = np.meshgrid(axis, axis)
     x, y = np.cos(roll) * x + np.sin(roll) * y, np.cos(roll) * y - np.sin(roll) * x
@@ -76,7 +76,7 @@ def _blank(person: Person, roll: float, pixel: float, size: int, z: float, wobbl
 
 
 def _sample_table(rng: np.random.Generator, person: Person, roll: float) -> Callable[[Sheet, float], None]:
-    """Draw a table, and return what paints it: two shells with foam between them under the body."""
+    """Draw a table (two shells with foam between them); return the function that paints it."""
     gap, bend = float(rng.uniform(0.0, 20.0)), float(rng.uniform(0.0, 0.0015))
     thick, shell_hu = float(rng.uniform(20.0, 50.0)), float(rng.uniform(-100.0, 300.0))
 

@@ -12,7 +12,7 @@ LOWEST, HIGHEST = -0.7, 1.15
 
 @dataclass(frozen=True)
 class Pelvis:
-    """What is alike in all slices of one pelvis.
+    """Parameters that all slices of one pelvis share.
 
     Args:
         arms: whether forearms or hands lie beside it.
@@ -38,7 +38,7 @@ class Pelvis:
 
 
 def sample_pelvis(rng: np.random.Generator) -> Pelvis:
-    """Draw what is alike in all slices of one pelvis."""
+    """Draw the parameters that all slices of one pelvis share."""
     return Pelvis(
         arms=bool(rng.random() < 0.3),
         arm_gap=float(rng.uniform(-0.05, 0.15)),
@@ -57,8 +57,8 @@ def paint_pelvis(sheet: Sheet, rng: np.random.Generator, pelvis: Pelvis, height:
 
     Args:
         sheet: of air, perhaps with a table.
-        rng: of what differs from slice to slice.
-        pelvis: what is alike in all slices.
+        rng: source of the differences between slices.
+        pelvis: parameters that all slices share.
         height: 0 at the crotch, 1 at the iliac crest, negative in the thighs.
     """
     if pelvis.arms:

@@ -1,4 +1,4 @@
-"""Draw bodies that show no roll: closed shapes with random contents, rings of bone, one limb or two."""
+"""Draw bodies without a visible roll: closed shapes with random contents, rings of bone, one or two limbs."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from isopose.phantom.levels.sheet import Sheet, paint_bone, paint_dots
 
 @dataclass(frozen=True)
 class Unknown:
-    """What is alike in all slices of one body without a roll.
+    """Parameters that all slices of one body without a visible roll share.
 
     Args:
         parts: center x, y and half axes of each part, half widths.
         skull: thickness of a shell of bone, of the part's half axes; 0: none.
         bones: center x, y and radius of bones in each part, of its half axes.
-        cavity: the same of an airway; radius 0: none.
+        cavity: center x, y and radius of an airway; radius 0: none.
         blobs: number of random contents.
     """
 
@@ -27,7 +27,7 @@ class Unknown:
 
 
 def sample_unknown(rng: np.random.Generator) -> Unknown:
-    """Draw what is alike in all slices of one body without a roll."""
+    """Draw the parameters that all slices of one body without a visible roll share."""
     a, b = float(rng.uniform(0.35, 0.9)), float(rng.uniform(0.35, 0.9))
     parts: tuple[tuple[float, float, float, float], ...] = ((0.0, 0.0, a, b),)
     if rng.random() < 0.25:
@@ -51,8 +51,8 @@ def paint_unknown(sheet: Sheet, rng: np.random.Generator, unknown: Unknown, heig
 
     Args:
         sheet: of air, perhaps with a table.
-        rng: of what differs from slice to slice.
-        unknown: what is alike in all slices.
+        rng: source of the differences between slices.
+        unknown: parameters that all slices share.
         height: along the body, 0 to 1; it tapers by a fifth.
     """
     person, taper = sheet.person, 1.0 - 0.2 * height

@@ -1,1 +1,1 @@
-"""How the roll network that ships with the package is made: ``python -m isopose.phantom.roll OUT``."""
+"""Train the roll networks that ship with the package: ``python -m isopose.phantom.roll OUT``."""

@@ -43,16 +43,16 @@ class Kind:
     share: float
 
 
-#: The abdomen of the cohorts' phantoms, the rest of the trunk, and what has no roll.
+#: The abdomen of the cohorts' phantoms, the rest of the trunk, and bodies without a visible roll.
 KINDS = {
     "abdomen": Kind(sample_slab, 1_000_003, 1.0),
     "chest": Kind(partial(sample_level_slab, level="chest"), 1_000_033, 0.5),
     "pelvis": Kind(partial(sample_level_slab, level="pelvis"), 1_000_037, 0.4),
     "unknown": Kind(partial(sample_level_slab, level="unknown"), 1_000_039, 0.15),
 }
-#: Number of the first held-out phantom of the abdomen: the same ones after a training of any size.
+#: Number of the first held-out phantom of the abdomen, independent of the number of training phantoms.
 HELD_OUT_FROM = 2400
-#: How often each held-out patient is disturbed, for the calibration.
+#: Number of random disturbances of each held-out patient, for the calibration.
 DISTURBED = 4
 
 
@@ -78,7 +78,7 @@ def main(
     workers: Annotated[int, typer.Option(min=0)] = 2,
     seed: int = 0,
 ) -> None:
-    """Draw phantoms of randomized appearance, train on them, calibrate on others; or go on with that."""
+    """Draw phantoms of randomized appearance, train on them, and calibrate on others; resumable."""
     reporter = Terminal()
     output_folder(output)
     unseen = {

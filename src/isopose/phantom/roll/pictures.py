@@ -16,7 +16,7 @@ from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
 
 #: Draws random numbers, one or an array for each image of a batch.
 Draw = Callable[..., Tensor]
-#: Pixels along a side of the deformed images, from which the network's views are sampled.
+#: Pixels per side of the deformed images, from which the network's views are sampled.
 DEFORMED = 80
 #: Share of windowed CT among images of any contrast, of those in which organs and muscle are alike, and of
 #: those in which fluid is the brightest.

@@ -44,8 +44,8 @@ def train(
 
     Args:
         batches: one for each step.
-        start: weights to go on from; None: random ones.
-        rate: largest learning rate.
+        start: initial weights; None: random ones.
+        rate: maximum learning rate.
         seed: of the initial weights.
         workers: processes that prepare batches ahead.
         work: folder of the checkpoint, from which an interrupted run is resumed.
