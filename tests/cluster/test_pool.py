@@ -128,7 +128,7 @@ def test_a_machine_with_another_isopose_is_named(tmp_path):
 def test_without_machines_it_ends(pool, monkeypatch, tmp_path):
     monkeypatch.setattr("isopose.cluster.pool.PATIENCE", 1.0)
     started = time.monotonic()
-    with pytest.raises(IsoposeError, match="no machine with 1000 CPU"):
+    with pytest.raises(IsoposeError, match="no machine has had 1000 CPU"):
         list(Pool(cpus=1000).run(Squares(tmp_path), [1], print))
     assert time.monotonic() - started < 30
 
