@@ -135,10 +135,10 @@ def leans_by_symmetry(scans: list[Scan]) -> dict[str, float]:
 
 
 def leaning(scans: list[Scan], leans: dict[str, float]) -> list[Scan]:
-    """Return turned scans whose true roll includes how far their patient leans as he lies.
+    """Return rotated scans whose true roll is the rotation that was applied plus the lean of the patient.
 
     Args:
-        scans: with the roll that was applied.
-        leans: degrees, by the name of the scan as it lies.
+        scans: rotated scans, with the applied rotation as their roll.
+        leans: lean of the patient in the scan before it was rotated, degrees, by the name of that scan.
     """
     return [replace(s, roll=s.roll + math.radians(leans[s.name.split("_")[0]])) for s in scans]

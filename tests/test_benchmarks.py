@@ -424,7 +424,7 @@ def test_the_table_of_sparse_labels_pairs_patients(tmp_path):
     assert "seeds 3 4" in " ".join(lines)
 
 
-def test_the_true_roll_of_a_turned_patient_includes_how_he_leans(tmp_path):
+def test_the_true_roll_of_a_rotated_patient_includes_the_lean(tmp_path):
     scans, errors = load("pose_scans"), load("pose_errors")
     dataset = open_dataset(
         write_cohort(tmp_path / "cohort", cases=2, slices=4, size=64, seed=3, test_fraction=0.0)
