@@ -164,7 +164,7 @@ def _cohort(output: Path, cases: int, workers: int, reporter: Terminal) -> tuple
 
 
 def _judged(group: str, scans: list[Scan], results: dict[str, Any]) -> list[Scan]:
-    """Return the scans with the patient's true roll; of real scans it includes the lean by the mirror axis."""
+    """Return the scans with the patient's true roll; for real scans it includes the lean (mirror axis)."""
     return leaning(scans, results["symmetry"]) if group == "real" else scans
 
 
