@@ -78,7 +78,8 @@ def _all(given: argparse.Namespace, seeds: Path, place: Path) -> int:
                     names,
                     given.seed,
                     seeds,
-                    place / f"work-{job}",
+                    # In a folder of its own, since a damaged link may lead to the folder above.
+                    place / f"job-{job}" / "work",
                     path,
                     given.keep,
                 )
@@ -181,7 +182,7 @@ def _damaged(seeds: Path, work: Path, name: str, number: int, seed: int) -> Path
     if (seeds / name).is_dir():
         shutil.copytree(seeds / name, work)
     else:
-        work.mkdir()
+        work.mkdir(parents=True)
     targets.BY_NAME[name].damage(work, Random(f"{seed} {name} {number}"))
     return work
 

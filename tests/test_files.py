@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import pytest
 
 from isopose.errors import InputError
 from isopose.files import (
+    entries_below,
     hash_of,
     only_writer,
     output_folder,
@@ -179,3 +181,31 @@ def test_what_json_cannot_be_is_one_error(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match="expected a JSON file"):
         read_json(tmp_path / "a.json")
+
+
+def test_everything_below_a_folder_but_not_behind_its_links(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "slice").write_text("")
+    (tmp_path / "elsewhere" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    found = [path.relative_to(tmp_path / "a").as_posix() for path in entries_below(tmp_path / "a")]
+    assert found == ["b", "b/slice", "link"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(FileNotFoundError, "series: changed while it was read"), (PermissionError, "gone: cannot be read")],
+)
+def test_a_folder_that_cannot_be_read_is_refused_rather_than_left_out(tmp_path, monkeypatch, error, message):
+    folder = tmp_path / "series" / "gone"
+    folder.mkdir(parents=True)
+    scandir = os.scandir
+
+    def fail(path):
+        if os.fspath(path) == str(folder):
+            raise error(1, "Operation not permitted", str(folder))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(InputError, match=message):
+        entries_below(tmp_path / "series")

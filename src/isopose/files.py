@@ -144,6 +144,22 @@ def as_stored(path: Path) -> Path:
     return found
 
 
+def entries_below(folder: Path) -> list[Path]:
+    """Return everything in a folder and its subfolders, sorted; links to folders are not followed.
+
+    Raises:
+        InputError: a folder cannot be read, or was removed while it was read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{folder}: changed while it was read; run again when it is complete") from None
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    walked = os.walk(folder, onerror=refuse)
+    return sorted(Path(place, name) for place, below, files in walked for name in (*below, *files))
+
+
 def read_text(path: Path, expected: str) -> str:
     """Read a UTF-8 text file that a user may have edited; a byte-order mark is removed.
 

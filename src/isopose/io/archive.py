@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from isopose.errors import InputError
+from isopose.files import entries_below
 from isopose.io.dicom_files import is_dicom, is_hidden, is_named
 from isopose.io.endings import ending
 from isopose.io.limits import VARIABLE, largest_bytes
@@ -116,7 +117,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
 
 def _check_kind(folder: Path) -> None:
     """Raise an InputError if an archive without DICOM files holds a volume or another archive."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = [file for file in entries_below(folder) if file.is_file()]
     if any(is_named(file) or is_dicom(file) for file in files):
         return
     volumes, archives = [f for f in files if ending(f)], [f for f in files if is_archive(f)]

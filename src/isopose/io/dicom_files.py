@@ -14,6 +14,7 @@ from pydicom.tag import Tag
 from pydicom.valuerep import STANDARD_VR
 
 from isopose.errors import InputError
+from isopose.files import entries_below
 from isopose.io.quiet import quiet_pydicom
 
 _TAGS = [
@@ -182,12 +183,12 @@ def files_in(folder: Path, *, below: bool) -> list[Path]:
     """
     return [
         path
-        for path in sorted(folder.rglob("*") if below else folder.iterdir())
+        for path in (entries_below(folder) if below else sorted(folder.iterdir()))
         if not is_hidden(path.relative_to(folder)) and not path.is_dir() and path.name.upper() != "DICOMDIR"
     ]
 
 
 def linked_folders(folder: Path) -> list[Path]:
     """Return the links to folders in a folder and below it, sorted by name; hidden ones are left out."""
-    links = (place for place in folder.rglob("*") if place.is_symlink() and place.is_dir())
-    return sorted(link for link in links if not is_hidden(link.relative_to(folder)))
+    links = (place for place in entries_below(folder) if place.is_symlink() and place.is_dir())
+    return [link for link in links if not is_hidden(link.relative_to(folder))]

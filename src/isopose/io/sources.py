@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from isopose.errors import InputError
-from isopose.files import hash_of, sha256
+from isopose.files import entries_below, hash_of, sha256
 from isopose.io.dicom import ordered_frames
 from isopose.io.dicom_files import is_dicom, is_dicomdir, listed_files
 from isopose.io.endings import ending
@@ -33,7 +33,7 @@ def hash_of_source(path: Path) -> str:
     path = existing(path)
     try:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
+            files = [file for file in entries_below(path) if file.is_file()]
             return hash_of([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
         beside = files_beside(path)
         # One file of a series stands for the series; a copy of one of its files adds nothing.

@@ -12,7 +12,7 @@ from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import pose_channel_of
 from isopose.data.splits import check_sides, split_patients
 from isopose.errors import InputError
-from isopose.files import hash_of, read_json, sha256, write_json
+from isopose.files import entries_below, hash_of, read_json, sha256, write_json
 from isopose.io.cases import CT, Case
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_volume
@@ -161,7 +161,7 @@ def _count_bytes(image: Path) -> int:
     """
     if not image.exists():
         raise InputError(f"{image}: no such file; isopose check lists what is missing")
-    files = (file for file in image.rglob("*") if file.is_file()) if image.is_dir() else (image,)
+    files = (file for file in entries_below(image) if file.is_file()) if image.is_dir() else (image,)
     return sum(file.stat().st_size for file in files)
 
 
