@@ -1,6 +1,7 @@
 """The page in a real browser: from a dropped scan to a pose set by hand."""
 
 import json
+import re
 import shutil
 import signal
 import zipfile
@@ -11,6 +12,7 @@ import pytest
 
 from bright import bright_model, scene
 from io_helpers import write_series
+from isopose.geometry.volume import Volume
 from isopose.io.images import write_image
 from isopose.models.folder import save_model
 
@@ -284,3 +286,51 @@ def test_every_control_has_a_name_and_enough_contrast(opened, page, scan):
             page.wait_for_timeout(150)
             found = page.evaluate(AUDIT)
             assert found == {"nameless": [], "pale": []}, (theme, tab)
+
+
+@pytest.mark.parametrize(
+    ("plane", "columns", "slices", "keys"),
+    [
+        ("coronal", (1, 0, 0), (0, 1, 0), ("ArrowUp", "ArrowDown")),
+        ("sagittal", (0, 1, 0), (-1, 0, 0), ("ArrowLeft", "ArrowRight")),
+    ],
+)
+def test_the_crosshair_counts_the_slices_of_the_models_plane(
+    serve, tmp_path, page, plane, columns, slices, keys
+):
+    """Each slice has a value of its own; one key moves to the slice before, the other to the one after."""
+    model = bright_model({"data": {"size": 64, "plane": plane}, "pose": {"start": "header"}}, real_unet=True)
+    save_model(tmp_path / "model", model)
+    volume = scene(slices=12).volume
+    array = volume.array + 7.0 * np.arange(12)[:, None, None]
+    matrix = np.eye(4)
+    # Columns of a matrix from (x, y, z) indices: along the rows, down the columns, through the slices.
+    matrix[:3, :3] = np.stack([columns, (0, 0, -1), slices], 1) * volume.spacing
+    write_image(Volume(array.astype(np.float32), matrix), tmp_path / "stack.nii.gz")
+    served = serve("serve", tmp_path / "model", "--folder", tmp_path / "kept", "--device", "cpu")
+    page.goto(served.address)
+    page.set_input_files("#file", tmp_path / "stack.nii.gz")
+    drawn(page)
+
+    def shown():
+        """The slice by its number, by its value, and by its place in mm from that of the first."""
+        number, place, value = page.inner_text("#where").split(" · ")[:3]
+        mm = {
+            word: float(length)
+            for length, word in re.findall(r"(\d+) (left|right|front|back|up|down)", place)
+        }
+        along = (
+            mm.get("back", -mm.get("front", 0.0))
+            if plane == "coronal"
+            else mm.get("right", -mm.get("left", 0.0))
+        )
+        return int(number.removeprefix("slice ")), (float(value.split()[0]) - 40) / 7, along / 6
+
+    middle = shown()
+    assert middle == pytest.approx((middle[0],) * 3, abs=0.1)
+    page.focus("#volume")
+    page.keyboard.press(keys[0])
+    assert shown() == pytest.approx((middle[0] - 1,) * 3, abs=0.1)
+    for _ in range(2):
+        page.keyboard.press(keys[1])
+    assert shown() == pytest.approx((middle[0] + 1,) * 3, abs=0.1)
