@@ -49,10 +49,13 @@ class Arm(NamedTuple):
     intensities: bool = False
     elastic: bool = False
     context: int = 0
+    convolutions: float = 0.0
 
     @property
     def model(self) -> str:
-        changed = [name for name in ("intensities", "elastic", "context") if getattr(self, name)]
+        changed = [
+            name for name in ("intensities", "elastic", "context", "convolutions") if getattr(self, name)
+        ]
         return "-".join(["jitter" if self.jitter else "still", f"mirror-{self.mirror:g}", *changed])
 
 
@@ -66,6 +69,7 @@ ARMS = (
     Arm("jitter, mirroring, averaging, intensities", True, 0.5, True, intensities=True),
     Arm("jitter, mirroring, averaging, deformation", True, 0.5, True, elastic=True),
     Arm("jitter, mirroring, averaging, both", True, 0.5, True, intensities=True, elastic=True),
+    Arm("jitter, mirroring, averaging, random convolutions", True, 0.5, True, convolutions=0.5),
     Arm("jitter, neighbors", True, 0.0, False, context=1),
 )
 #: Against this arm differences are taken: what was done before there was any mirroring.
@@ -90,10 +94,11 @@ def changes(start: str, arm: Arm) -> dict[str, Any]:
     unet: dict[str, Any] = {
         "mirror": arm.mirror,
         "context": arm.context,
-        "augmentation": "homogenized" if arm.intensities or arm.elastic else "off",
+        "augmentation": "homogenized" if arm.intensities or arm.elastic or arm.convolutions else "off",
     }
     if not arm.intensities:
         unet["intensity"] = dict.fromkeys(IntensityConfig.model_fields, 0.0)
+    unet["intensity"] = {**unet.get("intensity", {}), "random_convolutions": arm.convolutions}
     if not arm.elastic:
         unet["elastic"] = 0.0
     mirror = {"unet": unet, "predict": {"mirror": False}}

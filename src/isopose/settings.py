@@ -241,6 +241,11 @@ class CropConfig(Section):
 class IntensityConfig(Section):
     """Probability of each intensity transform for a slice, with ``unet.augmentation=homogenized``."""
 
+    random_convolutions: Part = Field(
+        0.0,
+        description="a shallow network of random weights (GIN), for scans of another contrast phase or "
+        "scanner than the training scans",
+    )
     noise: Part = Field(0.1, description="Gaussian noise with a standard deviation of up to 0.1")
     blur: Part = Field(0.1, description="Gaussian blur with a sigma of 0.5 to 1 pixel")
     brightness: Part = Field(0.15, description="multiply by 0.75 to 1.25")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.transforms import AdjustContrast, GaussianSmooth, ScaleIntensityFixedMean
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from isopose.training.crop_augmentation import (
     displacements,
     each_changed,
     raised,
+    randomly_convolved,
     seeds_of,
 )
 
@@ -105,6 +107,35 @@ def test_a_lower_resolution_keeps_what_is_coarse() -> None:
     torch.testing.assert_close(out[..., 4:-4, 4:-4], ramp[..., 4:-4, 4:-4], atol=0.03, rtol=0)
     fine = torch.tensor([1.0, -1.0]).repeat(32).expand(1, 1, 64, 64)
     assert float(coarsened(fine, torch.tensor([0.5]))[..., 4:-4].std()) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])
+def test_random_convolutions_keep_mean_and_deviation_and_change_the_order(shape: tuple[int, ...]) -> None:
+    orders = set()
+    for seed in range(30):
+        (image,) = images(1, shape, seed)
+        dark, bright = image < image.quantile(0.2), image > image.quantile(0.8)
+        before = image.clone()
+        out = randomly_convolved(image, 1.0, torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(image, before)
+        assert out.shape == image.shape
+        assert float(out.mean()) == pytest.approx(float(image.mean()), abs=1e-3)
+        assert float(out.std()) == pytest.approx(float(image.std()), rel=1e-3)
+        orders.add(bool(out[dark].mean() < out[bright].mean()))
+    assert orders == {True, False}
+
+
+def test_random_convolutions_mix_from_the_image_itself_and_stand_a_constant_image() -> None:
+    (image,) = images(1)
+    same = randomly_convolved(image, 0.0, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(same, image, atol=1e-4, rtol=1e-4)
+    half = randomly_convolved(image, 0.5, torch.Generator().manual_seed(1))
+    whole = randomly_convolved(image, 1.0, torch.Generator().manual_seed(1))
+    mixed = half - image.mean()
+    both = (image - image.mean()) + (whole - image.mean())
+    assert float(F.cosine_similarity(mixed.flatten(), both.flatten(), dim=0)) == pytest.approx(1.0, abs=1e-3)
+    constant = torch.full((1, 8, 8), 3.0)
+    assert torch.isfinite(randomly_convolved(constant, 0.7, torch.Generator().manual_seed(2))).all()
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])

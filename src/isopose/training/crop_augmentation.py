@@ -1,10 +1,12 @@
 """Augment the U-Net's input in the homogenized frame, on the device: intensities and a deformation.
 
 The changes of intensities, their order, parts and ranges are those of nnU-Net v2's trainer
-(``nnUNetTrainer.get_training_transforms``). Rotation, scaling and shift are the jitter around the pose.
+(``nnUNetTrainer.get_training_transforms``), after random convolutions, which nnU-Net does not have. Rotation,
+scaling and shift are the jitter around the pose.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ ELASTIC = 0.04
 CONTROLS = 5
 #: Largest standard deviation of added noise, in standard deviations of the normalized intensities.
 NOISE = 0.1
+#: Layers of random convolutions, and their channels between the first and the last.
+LAYERS, CHANNELS = 4, 2
 #: Sigma of the blur in pixels, factor of brightness and contrast, part of the resolution, and exponent.
 BLUR, FACTOR, RESOLUTION, GAMMA = (0.5, 1.0), (0.75, 1.25), (0.5, 1.0), (0.7, 1.5)
 
@@ -80,6 +84,11 @@ def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: f
     }
     draws = torch.stack([torch.rand(2, len(changes), generator=_generator(seed)) for seed in seeds])
     out = image.clone()
+    for row, seed in enumerate(seeds):
+        generator = _generator(seed, 3)
+        drawn, part = torch.rand(2, generator=generator).tolist()
+        if drawn < config.random_convolutions:
+            out[row] = randomly_convolved(out[row], part, generator)
     for number, (name, change) in enumerate(changes.items()):
         chosen = (draws[:, 0, number] < getattr(config, name)).nonzero()[:, 0]
         if len(chosen):
@@ -116,6 +125,37 @@ def displacements(seeds: Sequence[int], part: float, shape: Sequence[int]) -> Te
         controls, size=tuple(shape), mode="bicubic" if axes == 2 else "trilinear", align_corners=False
     )
     return smooth.movedim(1, -1)
+
+
+def randomly_convolved(image: Tensor, part: float, generator: torch.Generator) -> Tensor:
+    """Return an image mixed with what a shallow network of random weights makes of it; mean and sd stay.
+
+    Global intensity non-linear augmentation (GIN) of Ouyang et al., "Causality-inspired single-source domain
+    generalization for medical image segmentation" (IEEE TMI 2022): :data:`LAYERS` convolutions of 1 or 3
+    pixels along each side with a leaky ReLU between them. Shapes stay, but the order of tissues from dark to
+    bright does not. All channels (the neighbors of a slice) are changed alike.
+
+    Args:
+        image: ``(C, H, W)`` or ``(C, D, H, W)``.
+        part: of the network's output in the mixture, from 0 to 1.
+        generator: of the weights, on the CPU.
+    """
+    axes = image.ndim - 1
+    convolve = F.conv2d if axes == 2 else F.conv3d
+    out, channels = image[:, None], [1, *[CHANNELS] * (LAYERS - 1), 1]
+    for layer, (few, many) in enumerate(pairwise(channels)):
+        side = 3 if float(torch.rand((), generator=generator)) < 0.5 else 1
+        weight = torch.randn(many, few, *[side] * axes, generator=generator).to(image)
+        bias = torch.randn(many, generator=generator).to(image)
+        out = convolve(out, weight, bias, padding=side // 2)
+        if layer < LAYERS - 1:
+            out = F.leaky_relu(out)
+    mixed = part * _standardized(out[:, 0]) + (1.0 - part) * _standardized(image)
+    return _standardized(mixed) * image.std() + image.mean()
+
+
+def _standardized(image: Tensor) -> Tensor:
+    return (image - image.mean()) / image.std().clamp(min=1e-7)
 
 
 def contrasted(image: Tensor, factor: Tensor) -> Tensor:
