@@ -11,8 +11,9 @@ from isopose.config import Config
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import compare, summarize
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.scans import find_scans
 from isopose.models.folder import Model
 from isopose.phantom import write_cohort
 from isopose.presets import load_config

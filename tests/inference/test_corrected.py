@@ -6,9 +6,10 @@ import pytest
 from bright import bright_model, dice, scene
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.inference.predict import predict
 from isopose.io.images import read_labels, write_image
+from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
 from isopose.progress import Silent
 from isopose.scan.correction import Correction, SetCrop, SetPose, outline_of, write_correction

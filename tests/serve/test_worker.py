@@ -11,8 +11,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.images import read_labels
+from isopose.io.scans import find_scans
 from isopose.isolation import line_of
 from isopose.models.folder import for_prediction, load_model
 from isopose.progress import Silent

@@ -44,9 +44,10 @@ def predict(
     """Segment scans; each result lies on its scan's own grid."""
     from isopose.devices import choose_device
     from isopose.inference.ensemble import is_model, load_ensemble
-    from isopose.inference.files import DrawSteps, check_apart, find_scans, predict_scans
+    from isopose.inference.files import DrawSteps, predict_scans
     from isopose.io.masks import check_masks, mask_path
     from isopose.io.results.formats import NIFTI, choose_formats, result_files
+    from isopose.io.scans import check_apart, find_scans
     from isopose.models.folder import with_precision
     from isopose.progress import Terminal
     from isopose.scan.correction import read_corrections

@@ -14,18 +14,11 @@ from isopose.cluster.pool import cluster
 from isopose.devices import choose_device
 from isopose.errors import InputError
 from isopose.files import hash_of
-from isopose.inference.files import (
-    DrawSteps,
-    Scan,
-    check_apart,
-    check_steps,
-    find_scans,
-    predict_scan,
-    record_name,
-)
+from isopose.inference.files import DrawSteps, check_steps, predict_scan, record_name
 from isopose.inference.record import settings_of
 from isopose.io.masks import mask_path
 from isopose.io.results.formats import check_source
+from isopose.io.scans import Scan, check_apart, find_scans
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
 from isopose.outputs import Outcome, earlier_record, listed
 from isopose.progress import Reporter, Silent
@@ -110,7 +103,7 @@ def predict_on_cluster(
 
     Args:
         model: folder of the model; it is sent to the workers.
-        inputs: as for :func:`~isopose.inference.files.find_scans`, on a disk that all machines share, or
+        inputs: as for :func:`~isopose.io.scans.find_scans`, on a disk that all machines share, or
             URLs.
         output: folder, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.

@@ -21,10 +21,10 @@ from isopose.errors import InputError
 from isopose.files import composed
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, SHIFT_X
 from isopose.geometry.volume import Volume
-from isopose.inference.files import find_scans
 from isopose.io.cases import Case
 from isopose.io.images import missing, read_volume
 from isopose.io.masks import read_mask
+from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
 from isopose.isolation import named
 from isopose.models.folder import Model, load_model

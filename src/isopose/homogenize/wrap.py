@@ -26,10 +26,10 @@ from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.homogenize.wrapped import LOGS, Run, WrapSettings, known_record, remove_results, write_restored
-from isopose.inference.files import check_apart
 from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.results.formats import NIFTI, check_source, open_dicom, result_files
+from isopose.io.scans import check_apart
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
 from isopose.outputs import Outcome
@@ -51,7 +51,7 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
     """Return scans as a dataset without labels: a dataset, a file, a folder of files, or a DICOM series.
 
     Args:
-        path: see :func:`~isopose.io.datasets.open_dataset` and :func:`~isopose.inference.files.find_scans`.
+        path: see :func:`~isopose.io.datasets.open_dataset` and :func:`~isopose.io.scans.find_scans`.
         series: number or instance UID, for DICOM that holds several series.
 
     Raises:

@@ -16,9 +16,10 @@ from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation, label_maps
 from isopose.files import hash_of, read_json, read_text, replacing, write_json, write_text
-from isopose.inference.files import find_scans, record_name
+from isopose.inference.files import record_name
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
+from isopose.io.scans import find_scans
 from isopose.labels import Labels, class_colors
 from isopose.serve.values import shown_values
 from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
