@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isopose.cli.options import Config, DatasetPath, Fold, Label, Masks, Setting, Workers, labels_of
+from isopose.cli.options import ConfigFile, DatasetPath, Fold, Label, Masks, Setting, Workers, labels_of
 from isopose.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def fit(
     dataset: DatasetPath,
     model: Annotated[Path, typer.Option(help="folder for the model")],
     preset: Annotated[str | None, typer.Option(help="default or paper (default: default)")] = None,
-    config: Config = None,
+    config: ConfigFile = None,
     settings: Setting = None,
     fold: Fold = None,
     folds: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Device, Formats, MasksAnywhere, Precision, Ray, Series, local_path
+from isopose.cli.options import AsJson, Device, Formats, MasksAnywhere, OfPrecision, Ray, Series, local_path
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError
 
@@ -37,7 +37,7 @@ def predict(
         bool, typer.Option("--clean-up/--no-clean-up", help="apply the model's rules for cleaning up, if any")
     ] = True,
     device: Device = "auto",
-    precision: Precision = None,
+    precision: OfPrecision = None,
     ray: Ray = None,
     as_json: AsJson = False,
 ) -> None:

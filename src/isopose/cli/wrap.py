@@ -12,8 +12,8 @@ from isopose.cli.options import (
     MasksAnywhere,
     OfModality,
     OfPlane,
+    OfReference,
     Ray,
-    Reference,
     ScaleZ,
     Series,
     Workers,
@@ -46,7 +46,7 @@ def wrap(
         str | None, typer.Option(help="volume (the default), smooth, slice or tilted, as for homogenize")
     ] = None,
     size: HomogenizedSize = None,
-    reference: Reference = None,
+    reference: OfReference = None,
     scale_z: ScaleZ = None,
     modality: OfModality = None,
     plane: OfPlane = None,

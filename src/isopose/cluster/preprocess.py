@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
-from isopose.cluster.cohort import Cohort, Source, held, run_cohort
+from isopose.cluster.cohort import Cohort, StampedSource, held, run_cohort
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config
@@ -77,10 +77,10 @@ class _Measure:
     config: DataConfig
     channels: tuple[str, ...]
 
-    def __call__(self) -> Callable[[tuple[Case, list[Source]]], CaseFacts | Failed]:
+    def __call__(self) -> Callable[[tuple[Case, list[StampedSource]]], CaseFacts | Failed]:
         return self.measure
 
-    def measure(self, task: tuple[Case, list[Source]]) -> CaseFacts | Failed:
+    def measure(self, task: tuple[Case, list[StampedSource]]) -> CaseFacts | Failed:
         """Fetch and measure one case; a case that cannot be used is returned as Failed, nothing is raised."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
@@ -159,7 +159,7 @@ def _measure_fingerprint(
     """Measure the fingerprint of the training cases; keep it beside the store, for ``fit --store``."""
     cohort = Cohort(mirrors, store, "", "fingerprint")
     labels, channels = dataset.labels, dataset.channels
-    sources: dict[int, list[Source]] = {}
+    sources: dict[int, list[StampedSource]] = {}
     failed: list[Failed] = []
 
     def fail(number: int, why: str, *, ours: bool) -> None:

@@ -39,7 +39,7 @@ class Settings:
     jobs: Path
 
 
-class Worker:
+class JobWorker:
     """Predict the queued scans one after the other, in a process that a thread supervises.
 
     Args:
