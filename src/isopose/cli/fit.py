@@ -85,10 +85,10 @@ def fit(
     begun = base = None
     if source:
         from isopose.models.folder import load_model
-        from isopose.training.transfer import settings_of
+        from isopose.training.transfer import fine_tuning_settings
 
         begun = load_model(source)
-        base = settings_of(begun)
+        base = fine_tuning_settings(begun)
     if begun and preset is not None:
         raise InputError("--preset: fine-tuning keeps the model's own settings; leave out --preset or --from")
     loaded = load_config(preset or "default", config, chosen, base=base)

@@ -133,7 +133,7 @@ def local_path(given: str) -> Path:
     return Path(given)
 
 
-def listed(given: str) -> list[str]:
+def comma_separated(given: str) -> list[str]:
     """Return the names of a comma-separated list."""
     return [part.strip() for part in given.split(",") if part.strip()]
 

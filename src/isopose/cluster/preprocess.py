@@ -12,7 +12,7 @@ from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
-from isopose.data.record import Record, read_record
+from isopose.data.record import Record, read_stored_record
 from isopose.data.splits import measured, split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
@@ -53,7 +53,7 @@ class PreprocessWork:
         return f"cases/{folder_name(item.id)}/record.json"
 
     def read(self, path: Path) -> Record | None:
-        return read_record(path.parent)
+        return read_stored_record(path.parent)
 
     def files(self, item: Case, record: Record) -> list[str]:
         return [f"cases/{folder_name(item.id)}/{name}" for name in record.arrays]

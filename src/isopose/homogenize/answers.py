@@ -72,7 +72,7 @@ class RestoredAnswer:
 Write = Callable[[str, Volume], None]
 
 
-def files_in(folder: Path) -> list[str]:
+def visible_files(folder: Path) -> list[str]:
     """Return the visible files of a folder and of all below it, as relative paths in order."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not any(part[0] == "." for part in path.parts))

@@ -111,7 +111,7 @@ def homogenize(
     shown = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
     reference = find_reference(config.reference, model, shown, modality, config.plane or "axial")
     estimator = open_estimator(model, config, reference)
-    settings = settings_of(dataset, output, config, model, reference, estimator)
+    settings = homogenize_settings(dataset, output, config, model, reference, estimator)
     head = head_of(dataset, settings, estimator)
     check_claim(settings, dataset)
     output_folder(settings.root)
@@ -202,7 +202,7 @@ def say_doubts(settings: HomogenizeSettings, reporter: Reporter) -> None:
         reporter.say(f"warning: the reference: {warning}")
 
 
-def settings_of(
+def homogenize_settings(
     dataset: Dataset,
     root: Path,
     config: HomogenizeConfig,

@@ -17,7 +17,7 @@ from isopose.inference.record import prediction_record, provenance
 from isopose.io.channels import check_count, hash_of_channels, read_channels, with_series
 from isopose.io.images import write_image
 from isopose.io.masks import read_mask
-from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
+from isopose.io.results.formats import FORMATS, NIFTI, check_formats, open_dicom, result_files, write_results
 from isopose.io.scans import Scan
 from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
@@ -71,7 +71,7 @@ def predict_scans(
         RunError: the output is full or cannot be written to.
     """
     for scan in scans:
-        check_source(scan.path, formats)
+        check_formats(scan.path, formats)
         files = result_files(output, scan.name, formats).values()
         # Unlike Path.resolve, this does not raise for a link that leads to itself.
         same = {os.path.realpath(path) for path in scan.paths} & set(map(os.path.realpath, files))

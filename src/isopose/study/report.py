@@ -32,7 +32,7 @@ from isopose.study.results import (
 )
 from isopose.study.statistics import COVERAGE
 from isopose.study.stns import lengths_by_arm, notes_of, stn_table
-from isopose.study.strata import strata_tables
+from isopose.study.strata import group_tables
 from isopose.study.tables import (
     PAPER_NOTE,
     cost_table,
@@ -40,9 +40,9 @@ from isopose.study.tables import (
     failure_table,
     goal_table,
     in_table,
-    labels_of,
     paper_table,
     score_table,
+    single_labels,
 )
 from isopose.version import __version__
 
@@ -165,14 +165,14 @@ def _make_preset_sections(
     rolls: Mapping[str, float],
 ) -> list[ReportSection]:
     baseline = baseline_of(results)
-    labels = labels_of(results)
+    labels = single_labels(results)
     tables = [
         _make_paper_table(preset, number, results, labels, lengths)
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
     pictures = tuple(drawn.values())
-    strata = strata_tables(results, baseline, rolls)
+    strata = group_tables(results, baseline, rolls)
     stns, of_stns = stn_table(results, lengths), notes_of(preset, results, lengths)
     return [
         ReportSection(
@@ -219,7 +219,7 @@ def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], base
 
 def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> ReportSection:
     """Return a section on time, memory, and validation Dice along training."""
-    labels = labels_of(results)
+    labels = single_labels(results)
     peers = {name: result for name, result in results.items() if result.arm.peer}
     return ReportSection(
         f"Preset {preset}: cost",
@@ -270,7 +270,7 @@ def _draw_pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) 
     drawn = {
         "boxes": (box_plots(results), "Dice of each patient by arm; the values are in scores.csv.",
                   "A dot is a patient, the box holds the middle half, the bar is the median."),
-        "curves": (learning_curves(results, labels_of(results)),
+        "curves": (learning_curves(results, single_labels(results)),
                    "Validation Dice against CPU seconds of training, with bands over seeds.",
                    "Validation Dice, the mean of three epochs, against CPU seconds of training: the mean of "
                    "the runs, and a band from the lowest to the highest, while all of them are trained."

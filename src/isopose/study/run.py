@@ -27,7 +27,7 @@ from isopose.study.plan import (
     add_sources,
     arms_of,
     check_options,
-    claim,
+    claim_study,
     config_of,
     held_out,
     is_done,
@@ -108,7 +108,7 @@ def _run_study(
     from isopose.study.report import write_study_report
     from isopose.study.results import load_results
 
-    options, settled = claim(output, options)
+    options, settled = claim_study(output, options)
     if settled and budget_s is not None:
         reporter.say("note: this study's length was settled when it first started; --budget changes nothing")
     for line in notes_of_length(output):

@@ -99,10 +99,10 @@ def load_checkpoint(
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise damaged(path, error) from None
+        raise damaged_checkpoint(path, error) from None
     return progress, groups["last"], groups["best"]
 
 
-def damaged(path: Path, error: Exception) -> InputError:
+def damaged_checkpoint(path: Path, error: Exception) -> InputError:
     """Return the error for a checkpoint that cannot be loaded."""
     return InputError(f"{path}: damaged checkpoint ({error}); remove it to train this stage again")

@@ -19,7 +19,7 @@ from isopose.errors import IsoposeError
 from isopose.progress import Reporter
 from isopose.ranks import is_lost_rank, shares_of_rank, summed
 from isopose.settings import OptimizerConfig
-from isopose.training.checkpoint import StageProgress, damaged, load_checkpoint, save_checkpoint
+from isopose.training.checkpoint import StageProgress, damaged_checkpoint, load_checkpoint, save_checkpoint
 from isopose.training.tracking import curves
 
 
@@ -136,7 +136,7 @@ def _resumed(
         if progress.scaler:
             fabric.strategy.precision.load_state_dict(progress.scaler)
     except (RuntimeError, KeyError) as error:
-        raise damaged(checkpoint, error) from None
+        raise damaged_checkpoint(checkpoint, error) from None
     return progress, best
 
 

@@ -34,7 +34,7 @@ from isopose.training.transforms import (
     poses_of,
     reach_of,
     transforms_of,
-    turned,
+    turned_warnings,
     volume_crops_of,
     volume_poses_of,
 )
@@ -110,7 +110,7 @@ def slice_stages(
     _find_poses(context, data)
     # A patient's roll is an in-plane rotation in axial slices only.
     for slices in data.all if config.data.plane == "axial" else ():
-        for line in turned(slices):
+        for line in turned_warnings(slices):
             context.reporter.say(line)
     if networks.joint is not None and learning:
         joint = JointObjective(networks, context.truth)
@@ -220,7 +220,7 @@ def volume_stages(
     learning = context.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
         volumes.pose = volume_poses_of(networks, volumes, device)
-        for line in turned(volumes):
+        for line in turned_warnings(volumes):
             context.reporter.say(line)
     if learning:
         networks.reach.fill_(reach_of(training))
