@@ -184,7 +184,7 @@ def _write(report: Path, dataset: Dataset, ours: ScoredModel, plain: ScoredModel
             "isopose": __version__,
         },
         sections=[
-            comparison_section(compare(plain.evaluation, ours.evaluation), "without", "with"),
+            comparison_section(compare(plain.evaluation, ours.evaluation)),
             ReportSection(
                 "Step by step",
                 text=(

@@ -193,7 +193,7 @@ def test_failures_list_all_that_failed_and_nothing_else():
 
 def test_comparison_and_limits_say_what_they_must():
     comparison = compare(cohort(scores=(replace(FAIR, truth_ml=11.0), FAIR, MISSED)), cohort())
-    parsed = Page(page(comparison_section(comparison, "without", "with")))
+    parsed = Page(page(comparison_section(comparison)))
     assert parsed.tables[0][1] == [
         "kidney", "Dice", "3", "0.267", "0.433", "+0.167 (0.289)", "1", "0", "–", "0",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from isopose.cli.options import (
     local_path,
 )
 from isopose.cli.output import fail_if, print_json
-from isopose.errors import InputError
+from isopose.errors import InputError, first_names
 
 #: Largest number of volumes that are printed for a scan.
 MOST_VOLUMES = 8
@@ -118,11 +118,12 @@ def wrap(
         for outcome in outcomes:
             if outcome.record is not None:
                 files, volumes = [*outcome.record["files"]], outcome.record["volumes_ml"]
-                more = f" and {len(files) - 1} more" if len(files) > 1 else ""
                 # The record lists all volumes, however many there are.
                 shown = list(volumes.items())[:MOST_VOLUMES]
                 listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
-                typer.echo(f"{folder}/{files[0]}{more}{listed}{'  …' if len(volumes) > len(shown) else ''}")
+                typer.echo(
+                    f"{folder}/{first_names(files, 1)}{listed}{'  …' if len(volumes) > len(shown) else ''}"
+                )
     typer.echo(f"what the command printed: {folder}/{LOGS}", err=True)
     # Scans that failed together have one line.
     fail_if(dict.fromkeys(outcome.problem for outcome in outcomes))

@@ -98,11 +98,11 @@ def sampling_grid(input_from_output: Tensor, size: Size, window: PixelWindow | N
     return grid
 
 
-def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0, mode: Mode = "bilinear") -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0) -> Tensor:
     """Resample images ``(N, C, H, W)`` to ``(N, C, h, w)`` over the same field of view; see :func:`warp`."""
     if (image.shape[2], image.shape[3]) == size:
         return image
-    return warp(image, torch.eye(3, device=image.device), size, fill=fill, mode=mode)
+    return warp(image, torch.eye(3, device=image.device), size, fill=fill)
 
 
 def block_means(image: Tensor, least: int) -> Tensor:

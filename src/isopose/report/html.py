@@ -218,9 +218,12 @@ def failures_section(evaluation: Evaluation) -> ReportSection:
     )
 
 
-def comparison_section(comparison: Comparison, name_a: str, name_b: str) -> ReportSection:
-    """Return a comparison of two evaluations, see :func:`isopose.evaluation.summary.compare`."""
-    table = comparison_table(comparison, name_a, name_b)
+def comparison_section(comparison: Comparison) -> ReportSection:
+    """Return the comparison of an evaluation without homogenization and one with it.
+
+    See :func:`isopose.evaluation.summary.compare`.
+    """
+    table = comparison_table(comparison, "without", "with")
     return ReportSection("With and without homogenization", tables=(table,))
 
 
