@@ -29,9 +29,10 @@ from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.scan import homogenize_scan
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import homogenized_image, restored_labels
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.scans import Scan
 from isopose.models.folder import for_prediction, versions
 from isopose.phantom import write_cohort
 from isopose.presets import load_config

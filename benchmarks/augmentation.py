@@ -21,8 +21,8 @@ from pipelines import Meter, cohort_of, merged, parser_of, predicted_and_scored
 
 from isopose.demo import SMALL
 from isopose.files import read_json, write_json, write_text
-from isopose.inference.files import find_scans
 from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.scans import find_scans
 from isopose.models.folder import Model
 from isopose.presets import load_config
 from isopose.settings import IntensityConfig

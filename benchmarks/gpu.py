@@ -37,7 +37,8 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.normalization import Channel, Intensity
 from isopose.devices import autocast, choose_device, choose_precision
 from isopose.files import output_folder, write_text
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
+from isopose.io.scans import find_scans
 from isopose.labels import Labels
 from isopose.models.folder import Model, load_model, save_model
 from isopose.models.info import ModelInfo, TrainingInfo

@@ -92,7 +92,8 @@ def write_scan(path: Path, slices: int, side: int, seed: int = 3) -> None:
 
 
 def predicted(model: Path, scan: Path) -> dict[str, float]:
-    from isopose.inference.files import find_scans, predict_scans
+    from isopose.inference.files import predict_scans
+    from isopose.io.scans import find_scans
     from isopose.models.folder import load_model
     from isopose.progress import Silent
 

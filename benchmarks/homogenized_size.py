@@ -18,7 +18,7 @@ import numpy as np
 import typer
 from scipy.ndimage import find_objects, label
 
-from isopose.cli.options import listed
+from isopose.cli.options import comma_separated
 from isopose.config import HomogenizeConfig
 from isopose.devices import one_thread
 from isopose.files import output_folder, write_json, write_text
@@ -119,7 +119,7 @@ def main(
 ) -> None:
     """Draw, homogenize, measure, restore."""
     output_folder(output)
-    years = [float(age) for age in listed(ages) for _ in range(each)]
+    years = [float(age) for age in comma_separated(ages) for _ in range(each)]
     estimators = {
         f"{per}, {reference}": open_estimator(None, HomogenizeConfig(per=per, size=grid, reference=reference))
         for per, reference in WAYS

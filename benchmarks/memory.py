@@ -25,7 +25,7 @@ from isopose.labels import Labels
 from isopose.models.pipeline import Networks
 from isopose.presets import load_config
 from isopose.study.measure import peak_memory, reset_peak
-from isopose.training.checkpoint import Progress, save_checkpoint
+from isopose.training.checkpoint import StageProgress, save_checkpoint
 from isopose.training.memory import PROCESS, training_bytes
 from isopose.training.objectives import noise_size
 from isopose.training.segmentation import SegmentationObjective
@@ -112,7 +112,7 @@ def peak_of(config: Config, device: torch.device) -> dict[str, float]:
     learning.zero_grad()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "unet.safetensors"
-        save_checkpoint(path, Progress(), objective.state_dict(), best, learning)
+        save_checkpoint(path, StageProgress(), objective.state_dict(), best, learning)
     process = PROCESS if device.type == "cpu" else 0.0
     foreseen = (training_bytes(config, CLASSES, device.type) - process) / 2**20
     return {"before": before, "peak": peak_memory(device), "foreseen": foreseen}

@@ -19,7 +19,8 @@ from typing import Any
 from unittest.mock import patch
 
 from isopose.files import write_text
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
+from isopose.io.scans import find_scans
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Silent
 

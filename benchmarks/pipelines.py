@@ -21,8 +21,9 @@ from isopose.demo import CASES, SIZE, SLICES, SMALL, TEST_FRACTION
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.files import read_json, write_json, write_text
-from isopose.inference.files import Scan, find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.scans import Scan, find_scans
 from isopose.models.folder import Model
 from isopose.phantom import write_cohort
 from isopose.presets import load_config

@@ -71,8 +71,8 @@ def drawn(place: Path, size: int, given: argparse.Namespace) -> Path:
 
 def timed(side: str, folder: Path, cohort: Path | None, count: int) -> dict[str, Any]:
     """In a process of its own: one scan from the start, then others, warm."""
-    from isopose.inference.files import Scan
     from isopose.io.datasets import open_dataset
+    from isopose.io.scans import Scan
     from isopose.study.measure import peak_memory
 
     trained_on, scans = opened(folder)
@@ -133,8 +133,8 @@ def measured(given: argparse.Namespace, cohort: Path | None) -> str:
 
 def opened(folder: Path) -> tuple[Any, list[Any]]:
     """The study's dataset as a run has it, and its test scans."""
-    from isopose.inference.files import Scan
     from isopose.io.datasets import open_dataset
+    from isopose.io.scans import Scan
 
     job = read_json(folder / "job.json")
     dataset = open_dataset(Path(job["dataset"]), job["labels"])

@@ -19,9 +19,9 @@ from pipelines import Meter, cohort_of, parser_of, predicted_and_scored
 
 from isopose.demo import SMALL
 from isopose.files import read_json, write_json, write_text
-from isopose.inference.files import find_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, write_labels
+from isopose.io.scans import find_scans
 from isopose.presets import load_config
 from isopose.training.fit import fit
 

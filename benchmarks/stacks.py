@@ -19,8 +19,9 @@ from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import evaluate
 from isopose.evaluation.summary import summarize
 from isopose.files import output_folder, write_text
-from isopose.inference.files import predict_scans, scan_of
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.scans import scan_of
 from isopose.models.folder import for_prediction
 from isopose.phantom import write_cohort
 from isopose.presets import load_config

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from isopose.config import Config, HomogenizeConfig
 from isopose.presets import VOLUMES, load_config
-from isopose.settings import Section
+from isopose.settings import ConfigSection
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -96,7 +96,7 @@ def _sections(prefix: str, section: BaseModel) -> Iterator[tuple[str, BaseModel]
     yield prefix, section
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if isinstance(value, Section):
+        if isinstance(value, ConfigSection):
             yield from _sections(f"{prefix}.{name}" if prefix else name, value)
 
 

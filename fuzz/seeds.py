@@ -23,7 +23,7 @@ from isopose.models.info import ModelInfo, ReferenceInfo, TrainingInfo
 from isopose.models.pipeline import Networks
 from isopose.presets import homogenize_config, load_config
 from isopose.progress import Silent
-from isopose.training.checkpoint import Progress, save_checkpoint
+from isopose.training.checkpoint import StageProgress, save_checkpoint
 
 LABELS = Labels.create({"kidney": 1, "tumor": 2})
 SHAPE, SPACING = (6, 40, 40), (8.0, 8.0, 10.0)
@@ -83,7 +83,7 @@ def write_seeds(root: Path) -> None:
     weights = dict(layer.state_dict())
     row = {"stage": "unet", "epoch": 1, "loss": 0.5}
     save_checkpoint(
-        root / "checkpoint" / "unet.safetensors", Progress(1, history=[row]), weights, weights, optimizer
+        root / "checkpoint" / "unet.safetensors", StageProgress(1, history=[row]), weights, weights, optimizer
     )
 
 

@@ -325,7 +325,7 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
 
 def test_wrapped_example_is_what_the_command_writes(examples: dict[str, Any]) -> None:
     record = examples["wrapped.json"]
-    [head] = keys_of("made_from", "homogenize/wrapped.py")
+    [head] = keys_of("wrap_provenance", "homogenize/wrapped.py")
     [more] = keys_of("write_restored", "homogenize/wrapped.py")
     assert set(record) == head | more
     [pose] = keys_of("_pose_of", "homogenize/wrap.py")

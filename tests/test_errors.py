@@ -1,6 +1,6 @@
 import pickle
 
-from isopose.errors import LONGEST, InputError
+from isopose.errors import LONGEST, InputError, first_names
 
 
 def test_a_message_is_one_printable_line():
@@ -14,6 +14,12 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
     assert len(error) <= LONGEST
     assert error.startswith("case.json: got xxx")
     assert error.endswith("xxx; do this")
+
+
+def test_of_many_names_the_first_are_shown():
+    assert first_names(["a", "b"], 2) == "a, b"
+    assert first_names(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert first_names([], 2) == ""
 
 
 def test_errors_come_back_from_workers():

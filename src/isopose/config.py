@@ -12,11 +12,11 @@ from pydantic import Field, model_validator
 
 from isopose.choices import AUTO, HOMOGENIZED_SIZE, Modality, Plane
 from isopose.settings import (
+    ConfigSection,
     CropConfig,
     DataConfig,
     PoseConfig,
     PredictConfig,
-    Section,
     TrainConfig,
     UNetConfig,
 )
@@ -25,7 +25,7 @@ from isopose.settings import (
 MIRRORED = 0.5
 
 
-class HomogenizeConfig(Section):
+class HomogenizeConfig(ConfigSection):
     """Options of ``isopose homogenize``. They are set on its command line and are not saved with a model."""
 
     modality: Literal["auto"] | Modality = Field(
@@ -65,7 +65,7 @@ class HomogenizeConfig(Section):
     )
 
 
-class Config(Section):
+class Config(ConfigSection):
     """The whole configuration of a model."""
 
     preset: Literal["default", "paper"] = Field(

@@ -11,15 +11,16 @@ from isopose.config import Config
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import compare, summarize
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import Dataset, open_dataset
+from isopose.io.scans import find_scans
 from isopose.models.folder import Model
 from isopose.phantom import write_cohort
 from isopose.presets import load_config
 from isopose.progress import Reporter
 from isopose.report.html import (
     Picture,
-    Section,
+    ReportSection,
     comparison_section,
     evaluation_sections,
     limits_section,
@@ -54,7 +55,7 @@ WITHOUT: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class ScoredModel:
     """One of the two trained models and its scores on the test patients."""
 
     name: str
@@ -108,7 +109,9 @@ def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter, modal
     return report
 
 
-def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int, reporter: Reporter) -> Arm:
+def _arm(
+    name: str, output: Path, dataset: Dataset, config: Config, workers: int, reporter: Reporter
+) -> ScoredModel:
     started = time.monotonic()
     folder = output / name
     reporter.say(f"--- {name} homogenization")
@@ -133,10 +136,10 @@ def _arm(name: str, output: Path, dataset: Dataset, config: Config, workers: int
             folder / "predictions", dataset, cases=[scan.name for scan in scans], progress=progress
         )
     write_evaluation(evaluation, folder / "scores")
-    return Arm(name, folder, model, evaluation, time.monotonic() - started)
+    return ScoredModel(name, folder, model, evaluation, time.monotonic() - started)
 
 
-def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
+def _write(report: Path, dataset: Dataset, ours: ScoredModel, plain: ScoredModel) -> None:
     ages = [case.age_years for case in dataset.cases if case.age_years is not None]
     training = ours.model.info.training
     order = sorted(ours.evaluation.cases, key=lambda case: _dice(case.scores["tumor"].dice))
@@ -181,8 +184,8 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
             "isopose": __version__,
         },
         sections=[
-            comparison_section(compare(plain.evaluation, ours.evaluation), "without", "with"),
-            Section(
+            comparison_section(compare(plain.evaluation, ours.evaluation)),
+            ReportSection(
                 "Step by step",
                 text=(
                     "As in the paper's Figure 3. The blue square on the input is the frame that pose and "
@@ -192,7 +195,7 @@ def _write(report: Path, dataset: Dataset, ours: Arm, plain: Arm) -> None:
                 pictures=pictures,
             ),
             *evaluation_sections(ours.evaluation),
-            Section("Training", pictures=curves),
+            ReportSection("Training", pictures=curves),
             limits_section(phantom=True),
         ],
     )

@@ -1,5 +1,7 @@
 """The errors that end a run: bad input (exit code 2), or a failure of program or machine (1)."""
 
+from collections.abc import Sequence
+
 #: Maximum length of a message in characters; it may quote a user's file.
 LONGEST = 1000
 
@@ -7,6 +9,12 @@ LONGEST = 1000
 def printable(text: str) -> str:
     """Return a text with its control characters escaped, which a terminal would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """Return names for a message: the first ones, at most so many, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class IsoposeError(Exception):

@@ -19,7 +19,7 @@ from isopose.isolation import Failed, failure_of
 from isopose.silence import silence
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+R = TypeVar("R")
 
 #: Called with the number of items done and of all items.
 Progress = Callable[[int, int], None]
@@ -31,13 +31,13 @@ _DIED = (
 
 
 def in_order(
-    work: Callable[[Item], Result],
+    work: Callable[[Item], R],
     items: Sequence[Item],
     *,
     name: Callable[[Item], str],
     workers: int = 0,
     progress: Progress | None = None,
-) -> Iterator[Result]:
+) -> Iterator[R]:
     """Yield ``work(item)`` in the order of the items; the first failure ends the iteration.
 
     Args:
@@ -58,14 +58,14 @@ def in_order(
 
 
 def all_of(
-    work: Callable[[Item], Result],
+    work: Callable[[Item], R],
     items: Sequence[Item],
     *,
     name: Callable[[Item], str],
     workers: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
-) -> list[Result]:
+) -> list[R]:
     """Return ``work(item)`` of all items; failures are raised after all items have been tried.
 
     Args:
@@ -102,13 +102,13 @@ def together(failed: Sequence[Failed], total: int) -> IsoposeError:
 
 
 def attempts(
-    work: Callable[[Item], Result],
+    work: Callable[[Item], R],
     items: Sequence[Item],
     *,
     name: Callable[[Item], str],
     workers: int = 0,
     progress: Progress | None = None,
-) -> Iterator[Result | Failed]:
+) -> Iterator[R | Failed]:
     """Yield ``work(item)``, or a :class:`~isopose.isolation.Failed`, in the order of the items.
 
     The failure of an item does not affect other items. If a worker process dies, the items in progress at
@@ -131,7 +131,7 @@ def attempts(
         yield result
 
 
-def _attempt(work: Callable[[Item], Result], item: Item, name: str) -> Result | Failed:
+def _attempt(work: Callable[[Item], R], item: Item, name: str) -> R | Failed:
     """Run ``work`` and convert its exception in the process that raised it.
 
     Exceptions sent between processes lose their traceback, and some cannot be sent.
@@ -144,10 +144,10 @@ def _attempt(work: Callable[[Item], Result], item: Item, name: str) -> Result | 
 
 
 def _in_processes(
-    work: Callable[[Item], Result], items: Sequence[Item], name: Callable[[Item], str], workers: int
-) -> Iterator[Result | Failed]:
+    work: Callable[[Item], R], items: Sequence[Item], name: Callable[[Item], str], workers: int
+) -> Iterator[R | Failed]:
     waiting = list(range(len(items)))
-    results: dict[int, Result | Failed] = {}
+    results: dict[int, R | Failed] = {}
     following = suspects = 0
     while waiting:
         # If a worker died, one of the items in progress caused it.
@@ -155,7 +155,7 @@ def _in_processes(
         pool = ProcessPoolExecutor(1 if alone else workers, _context(), _start_worker)
         broken = False
         try:
-            futures: dict[int, Future[Result | Failed]] = {}
+            futures: dict[int, Future[R | Failed]] = {}
             with suppress(BrokenProcessPool):
                 for number in waiting[:1] if alone else waiting:
                     futures[number] = pool.submit(_attempt, work, items[number], name(items[number]))

@@ -16,13 +16,13 @@ Part = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """Base of the sections: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """Preprocessing: from a scan to the slices that the networks see."""
 
     size: Literal[64, 96, 128, 192, 256, 384, 512] = Field(256, description="pixels per side of the frame")
@@ -76,7 +76,7 @@ class DataConfig(Section):
         return value
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigSection):
     """Optimizer and length of one training stage."""
 
     name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="optimizer, as in PyTorch")
@@ -119,7 +119,7 @@ class OptimizerConfig(Section):
 _OF_AN_STN = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
 
 
-class PoseConfig(Section):
+class PoseConfig(ConfigSection):
     """STN1: pose and size."""
 
     start: Literal["anatomy", "header", "moments", "identity"] = Field(
@@ -209,7 +209,7 @@ class PoseConfig(Section):
         return self.model_copy(update={"start": "header"})
 
 
-class CropConfig(Section):
+class CropConfig(ConfigSection):
     """STN2: region of interest."""
 
     enabled: bool = Field(True, description="off: the U-Net sees the whole homogenized frame")
@@ -238,7 +238,7 @@ class CropConfig(Section):
     optimizer: OptimizerConfig = _OF_AN_STN
 
 
-class IntensityConfig(Section):
+class IntensityConfig(ConfigSection):
     """Probability of each intensity transform for a slice, with ``unet.augmentation=homogenized``."""
 
     random_convolutions: Part = Field(
@@ -257,7 +257,7 @@ class IntensityConfig(Section):
     gamma: Part = Field(0.3, description="gamma of 0.7 to 1.5; mean and standard deviation are kept")
 
 
-class UNetConfig(Section):
+class UNetConfig(ConfigSection):
     """The segmentation network."""
 
     input: Literal["full", "half", "quarter"] = Field(
@@ -335,7 +335,7 @@ class UNetConfig(Section):
     )
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """Settings that all training stages share."""
 
     seed: int = Field(
@@ -370,7 +370,7 @@ class TrainConfig(Section):
     )
 
 
-class PredictConfig(Section):
+class PredictConfig(ConfigSection):
     """Settings of prediction, and thresholds below which a pose or crop is not trusted."""
 
     batch_size: int = Field(16, ge=1, description="slices per batch")

@@ -8,9 +8,10 @@ from pydantic import ConfigDict, Field, ValidationError
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 #: A SHA-256 in hexadecimal.
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
 
 
-class Problem(NamedTuple):
+class InvalidValue(NamedTuple):
     """The first problem that pydantic found in some values.
 
     Args:
@@ -30,7 +31,7 @@ class Problem(NamedTuple):
         return f"{self.key}: {self.message}" if self.key else self.message
 
 
-def first_problem(error: ValidationError) -> Problem:
+def first_problem(error: ValidationError) -> InvalidValue:
     """Return the first of a validation's problems."""
     first = error.errors(include_url=False, include_context=False)[0]
     # Where a value may be of several types, pydantic names the type after the key.
@@ -39,4 +40,4 @@ def first_problem(error: ValidationError) -> Problem:
         for part in map(str, first["loc"])
         if part.split("-")[-1] not in ("int", "float") and not part.startswith("literal[")
     )
-    return Problem(key, first["msg"].removeprefix("Value error, "), first["type"], first["input"])
+    return InvalidValue(key, first["msg"].removeprefix("Value error, "), first["type"], first["input"])

@@ -8,8 +8,9 @@ from bright import bright_model, scene
 from isopose import Pipeline
 from isopose.errors import InputError
 from isopose.inference.ensemble import ensemble_of
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.images import read_labels, to_sitk, write_image
+from isopose.io.scans import Scan
 from isopose.progress import Silent
 
 

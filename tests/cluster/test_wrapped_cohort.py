@@ -10,7 +10,7 @@ import pytest
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.homogenize.command import read_command
-from isopose.homogenize.wrap import open_scans, settings_of
+from isopose.homogenize.wrap import open_scans, wrap_settings
 from isopose.io.images import read_volume, write_labels
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
@@ -92,7 +92,7 @@ def test_each_scan_comes_back_as_from_one_machine(own, isopose, scans, masks, wo
 def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
     command = read_command(["no-such-program", "{input}", "{output}"], elsewhere=True)
     found = open_scans(scans)
-    settings = settings_of(
+    settings = wrap_settings(
         found, tmp_path, command, HomogenizeConfig(), None, None, Labels({}), ("nifti",), None, keep=False
     )
     work = WrapWork(None, settings, Place(str(tmp_path)))

@@ -6,9 +6,10 @@ import pytest
 from bright import bright_model, dice, scene
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.inference.predict import predict
 from isopose.io.images import read_labels, write_image
+from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
 from isopose.progress import Silent
 from isopose.scan.correction import Correction, SetCrop, SetPose, outline_of, write_correction
@@ -39,7 +40,7 @@ def test_the_pose_is_exactly_that_which_was_set_and_says_so(model):
     assert (by_hand.scan_pose.confidence[shown_in] == 1.0).all()
     assert "the pose was set by hand in 6 of 6 slices" in by_hand.warnings
     assert not any("by hand" in line for line in found.warnings)
-    assert any("low pose confidence" in line for line in by_hand.warnings)
+    assert any("low agreement" in line for line in by_hand.warnings)
 
 
 def test_a_good_pose_set_by_hand_mends_what_a_bad_one_missed(model):

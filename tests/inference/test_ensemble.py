@@ -14,11 +14,12 @@ from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.inference import predict as predicting
 from isopose.inference.ensemble import Ensemble, load_ensemble, save_ensemble
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.inference.postprocess import Midline, Rule
 from isopose.inference.predict import predict
 from isopose.inference.record import prediction_record, recorded_midline
 from isopose.io.images import read_labels, write_image
+from isopose.io.scans import Scan
 from isopose.labels import Labels
 from isopose.models.folder import Model, load_model, save_model
 from isopose.progress import Silent

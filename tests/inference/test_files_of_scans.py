@@ -16,9 +16,10 @@ from io_helpers import dicom_slice, save, write_series
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.inference import files as scans_module
-from isopose.inference.files import Scan, find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.io.results.formats import choose_formats
+from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
 from isopose.labels import Labels
 from isopose.models.info import ModelInfo, TrainingInfo
@@ -64,33 +65,6 @@ def touch(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     return path
-
-
-def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
-    scan = touch(tmp_path / "one" / "child_0000.nii.gz")
-    for name in ("b_0000.nii.gz", "a.nrrd", "c.MHA", "notes.txt", ".hidden.nii.gz", "d.json"):
-        touch(tmp_path / "many" / name)
-    (tmp_path / "many" / "sub").mkdir()
-    touch(tmp_path / "CT series" / "0001.dcm")
-    single = touch(tmp_path / "multi.DCM")
-    odd = touch(tmp_path / "CT.1.2.840")
-    found = find_scans([scan, tmp_path / "many", tmp_path / "CT series", single, odd])
-    assert found == [
-        Scan("child", scan),
-        Scan("a", tmp_path / "many" / "a.nrrd"),
-        Scan("b", tmp_path / "many" / "b_0000.nii.gz"),
-        Scan("c", tmp_path / "many" / "c.MHA"),
-        Scan("CT series", tmp_path / "CT series"),
-        Scan("multi", single),
-        Scan("CT.1.2.840", odd),
-    ]
-
-
-def test_names_that_would_meet_are_refused(tmp_path):
-    touch(tmp_path / "a" / "child_0000.nii.gz")
-    touch(tmp_path / "b" / "child.nrrd")
-    with pytest.raises(InputError, match="two inputs would be written as child; predict them in two runs"):
-        find_scans([tmp_path / "a", tmp_path / "b"])
 
 
 @pytest.mark.parametrize(
@@ -139,12 +113,6 @@ def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path)
     # One of the slices chooses the series, and the answer is that of the series alone.
     slices, _ = run(model, [tmp_path / "mixed" / "003.dcm", tmp_path / "plain"], tmp_path / "chosen")
     assert slices.record["volumes_ml"] == plain.record["volumes_ml"]
-
-
-def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
-    touch(tmp_path / "series" / "0001.dcm")
-    monkeypatch.chdir(tmp_path / "series")
-    assert [scan.name for scan in find_scans([Path()])] == ["series"]
 
 
 def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
@@ -444,8 +412,6 @@ def test_one_of_several_series_and_an_archive(model, tmp_path):
         read_labels(tmp_path / "out" / "two.nii.gz").array,
     )
     assert highdicom.seg.segread(tmp_path / "out" / "packed.seg.dcm").FrameOfReferenceUID == "1.2.9"
-    with pytest.raises(InputError, match="--series chooses a DICOM series"):
-        find_scans([touch(tmp_path / "a.nii.gz")], "2")
 
 
 def test_a_result_of_another_model_is_never_taken_for_this_one_s(model, series, tmp_path):
@@ -462,12 +428,3 @@ def test_a_result_of_another_model_is_never_taken_for_this_one_s(model, series, 
     [again] = run(other, [series], output, formats=["dicom-seg"])
     assert (output / "scan.seg.dcm").read_bytes() != old
     assert again.record["files"] == ["scan.nii.gz", "scan.seg.dcm"]
-
-
-def test_a_series_with_an_archive_beside_it_stays_a_series(tmp_path):
-    touch(tmp_path / "disc" / "0001.dcm")
-    touch(tmp_path / "disc" / "viewer.zip")
-    assert [scan.name for scan in find_scans([tmp_path / "disc"])] == ["disc"]
-    touch(tmp_path / "packed" / "a.zip")
-    touch(tmp_path / "packed" / "b.ZIP")
-    assert [scan.name for scan in find_scans([tmp_path / "packed"])] == ["a", "b"]

@@ -10,9 +10,10 @@ from bright import bright_model
 from io_helpers import dicom_slice, save
 from isopose.errors import InputError, RunError
 from isopose.inference import files as scans
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.images import read_volume
 from isopose.io.results.formats import FORMATS, result_files, write_results
+from isopose.io.scans import Scan
 from isopose.labels import Labels
 from isopose.progress import Silent
 

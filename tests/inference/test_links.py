@@ -5,17 +5,17 @@ import os
 import socket
 
 import numpy as np
-import pydicom
 import pytest
 
 from bright import bright_model, scene
-from io_helpers import dicom_slice, raw_slices, save, write_series
+from io_helpers import raw_slices, write_series
 from isopose.data.check import check_dataset
 from isopose.evaluation.evaluate import evaluate, open_truth
 from isopose.homogenize.dataset import homogenize, open_input
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import open_dataset
-from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.images import read_labels, write_image, write_labels
+from isopose.io.scans import find_scans
 from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
@@ -73,32 +73,6 @@ def test_datasets_and_evaluations_of_links(tmp_path):
     assert check_dataset(dataset) == []
     evaluation = evaluate(tmp_path / "found", *open_truth(tmp_path / "found", {"kidney": 1, "tumor": 7}))
     assert [case.case for case in evaluation.cases] == ["case_1", "case_2"]
-
-
-def test_links_to_series_and_their_directories(tmp_path):
-    write_series(tmp_path / "store" / "1.2.840", raw_slices(3))
-    (tmp_path / "anna").symlink_to(tmp_path / "store" / "1.2.840")
-    save(dicom_slice(raw_slices(1)[0], (0, 0, 0)), tmp_path / "store" / "9f86d081")
-    (tmp_path / "bert.dcm").symlink_to(tmp_path / "store" / "9f86d081")
-    (tmp_path / "store" / "medium").mkdir()
-    pydicom.dcmwrite(tmp_path / "store" / "medium" / "DICOMDIR", dicom_slice(raw_slices(1)[0], (0, 0, 0)))
-    (tmp_path / "cleo").symlink_to(tmp_path / "store" / "medium")
-    given = [tmp_path / "anna", tmp_path / "bert.dcm", tmp_path / "cleo" / "DICOMDIR"]
-    assert names(given) == ["anna", "bert", "cleo"]
-    np.testing.assert_array_equal(
-        read_volume(tmp_path / "anna").array, read_volume(tmp_path / "store" / "1.2.840").array
-    )
-
-
-def test_the_folder_here_and_the_one_above_have_their_names(tmp_path, monkeypatch):
-    write_series(tmp_path / "anna" / "series", raw_slices(1))
-    (tmp_path / "link").symlink_to(tmp_path / "anna")
-    monkeypatch.chdir(tmp_path / "anna" / "series")
-    for given, name in ((".", "series"), ("..", "anna"), ("../series", "series"), ("../../link", "link")):
-        assert names([type(tmp_path)(given)]) == [name]
-    (tmp_path / "anna" / "series" / "DICOMDIR").write_bytes(b"x")
-    assert names([type(tmp_path)("DICOMDIR")]) == ["series"]
-    assert names([type(tmp_path)("../series/DICOMDIR")]) == ["series"]
 
 
 def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path, model):

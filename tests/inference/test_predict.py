@@ -338,13 +338,13 @@ def test_a_bad_joint_step_falls_back_to_its_start() -> None:
     assert_finds(result.labels, here.truth)
 
 
-def test_an_outline_unlike_the_reference_is_of_low_confidence_but_predicted() -> None:
+def test_an_outline_unlike_the_reference_is_of_low_agreement_but_predicted() -> None:
     # A ring that no pose of a filled body agrees with.
     ring = ellipse(64, (0.9, 0.9)) - ellipse(64, (0.8, 0.8))
     model = bright_model(PLAIN, reference=ring)
     here = scene()
     result = predict(model, here.volume)
-    assert "low pose confidence in 6 of 6 slices: the outline resembles no reference" in result.warnings
+    assert "low agreement in 6 of 6 slices: the outline does not resemble the reference's" in result.warnings
     assert result.scan_pose.agreement.max() < 0.8
     assert dice(result.labels.array > 0, here.truth > 0) > 0.85
     without = bright_model({"pose": {"learned": False, "start": "identity"}}, reference=ring)

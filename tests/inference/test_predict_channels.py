@@ -16,9 +16,10 @@ from isopose.errors import InputError
 from isopose.export.onnx import export_onnx
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.inference.predict import predict
 from isopose.io.images import read_labels, write_image
+from isopose.io.scans import find_scans
 from isopose.models.folder import Model
 from isopose.models.pipeline import Networks
 from isopose.progress import Silent

@@ -210,7 +210,7 @@ def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_reported
     assert result.warnings == ()
     assert dice(result.labels.array > 0, truth > 0) > 0.88
     low = bright_model({**VOLUMES, "predict": {"min_pose_dice": 0.999}})
-    assert "low pose confidence: the outline resembles no reference" in predict(low, volume).warnings
+    assert "low agreement: the outline does not resemble the reference's" in predict(low, volume).warnings
 
 
 def test_slabs_are_what_the_whole_is():

@@ -9,10 +9,10 @@ import pytest
 from isopose.data.check import check_dataset
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.inference.files import Scan, find_scans
 from isopose.io.channels import hash_of_channels, read_channels
 from isopose.io.datasets import open_dataset
 from isopose.io.images import write_image, write_labels
+from isopose.io.scans import Scan, find_scans
 from isopose.io.sources import hash_of_source
 
 

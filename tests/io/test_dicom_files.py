@@ -22,9 +22,9 @@ from pydicom.uid import (
 from io_helpers import SECRETS, dicom_slice, enhanced, raw_slices, save, write_series
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.inference.files import find_scans
 from isopose.io.dicom_files import is_dicom
 from isopose.io.images import read_volume, write_image
+from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
 
 ENCODINGS = ["implicit", "explicit", "big endian", "with the file's own group"]

@@ -10,9 +10,9 @@ from isopose.data.check import check_dataset
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import evaluate, open_truth
 from isopose.files import as_stored, composed, read_json, read_text
-from isopose.inference.files import find_scans
 from isopose.io.datasets import open_dataset
 from isopose.io.images import write_image, write_labels
+from isopose.io.scans import find_scans
 from isopose.presets import load_config
 
 NFC, NFD = (unicodedata.normalize(form, "Käthe_Ñ") for form in ("NFC", "NFD"))

@@ -16,9 +16,10 @@ from isopose.data.preprocess import prepare
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.homogenize.dataset import homogenize, open_input
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_volume, write_image
+from isopose.io.scans import find_scans
 from isopose.io.sizes import check_extent
 from isopose.presets import homogenize_config
 from isopose.progress import Silent

@@ -12,9 +12,10 @@ from io_helpers import write_series
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.geometry.volume import Volume
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.images import write_image
 from isopose.io.results.formats import NIFTI
+from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
 from isopose.progress import Silent
 

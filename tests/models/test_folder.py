@@ -95,7 +95,8 @@ def test_loading_and_predicting_load_no_more_than_they_need(shared_folder, tmp_p
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from isopose.inference.files import Scan, predict_scans\n"
+        "from isopose.inference.files import predict_scans\n"
+        "from isopose.io.scans import Scan\n"
         "from isopose.models.folder import load_model\n"
         "from isopose.progress import Silent\n"
         "model, scan, out = map(Path, sys.argv[1:])\n"

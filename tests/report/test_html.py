@@ -14,7 +14,7 @@ from isopose.evaluation.metrics import Scores
 from isopose.evaluation.summary import compare
 from isopose.report.html import (
     Picture,
-    Section,
+    ReportSection,
     comparison_section,
     evaluation_sections,
     failures_section,
@@ -87,17 +87,19 @@ def png():
 
 def test_tables_show_every_cell_with_its_heading():
     table = Table("Caption", (Column("Case", text=True), Column("Dice", 3)), (("a", 0.5), ("b", None)))
-    parsed = Page(page(Section("S", tables=(table,))))
+    parsed = Page(page(ReportSection("S", tables=(table,))))
     assert parsed.tables == [[["Case", "Dice"], ["a", "0.500"], ["b", "–"]]]
     scopes = [attrs.get("scope") for attrs in parsed.named("th")]
     assert scopes == ["col", "col", "row", "row"]
-    assert "<caption>Caption</caption>" in page(Section("S", tables=(table,)))
+    assert "<caption>Caption</caption>" in page(ReportSection("S", tables=(table,)))
 
 
 def test_nothing_a_user_wrote_becomes_markup():
     evil = "<script>alert(1)</script>\"'&"
     table = Table(evil, (Column(evil, text=True),), ((evil,),), sortable=True, notes=(evil,))
-    section = Section(evil, (evil,), (table,), (Picture(png(), evil, evil),), notices=(evil,), notes=(evil,))
+    section = ReportSection(
+        evil, (evil,), (table,), (Picture(png(), evil, evil),), notices=(evil,), notes=(evil,)
+    )
     text = page(section, title=evil, lead=(evil,), facts={evil: evil})
     parsed = Page(text)
     assert len(parsed.named("script")) == 1
@@ -112,7 +114,7 @@ def test_nothing_a_user_wrote_becomes_markup():
 
 def test_page_needs_no_network_and_pictures_are_whole():
     plot = score_dots(cohort())
-    text = page(Section("S", pictures=(Picture(png(), "gray"), Picture(plot, "dots"))))
+    text = page(ReportSection("S", pictures=(Picture(png(), "gray"), Picture(plot, "dots"))))
     sources = [attrs["src"] for attrs in Page(text).named("img")]
     for source, kind, data in zip(sources, ("image/png", "image/svg+xml"), (png(), plot), strict=True):
         assert source.startswith(f"data:{kind};base64,")
@@ -122,7 +124,7 @@ def test_page_needs_no_network_and_pictures_are_whole():
 
 
 def test_page_has_one_title_an_outline_and_both_modes():
-    sections = [Section(f"Part {i}") for i in range(3)]
+    sections = [ReportSection(f"Part {i}") for i in range(3)]
     parsed = Page(page(*sections))
     assert [len(parsed.named(tag)) for tag in ("h1", "h2", "main")] == [1, 3, 1]
     targets = [attrs["id"] for attrs in parsed.named("h2")]
@@ -191,7 +193,7 @@ def test_failures_list_all_that_failed_and_nothing_else():
 
 def test_comparison_and_limits_say_what_they_must():
     comparison = compare(cohort(scores=(replace(FAIR, truth_ml=11.0), FAIR, MISSED)), cohort())
-    parsed = Page(page(comparison_section(comparison, "without", "with")))
+    parsed = Page(page(comparison_section(comparison)))
     assert parsed.tables[0][1] == [
         "kidney", "Dice", "3", "0.267", "0.433", "+0.167 (0.289)", "1", "0", "–", "0",
     ]  # fmt: skip
@@ -202,9 +204,11 @@ def test_comparison_and_limits_say_what_they_must():
 
 def test_sort_keys_are_exact_and_empty_for_no_value():
     table = Table("T", (Column("A", 1), Column("B", 1)), ((0.123456, None),), sortable=True)
-    cells = Page(page(Section("S", tables=(table,)))).named("td")
+    cells = Page(page(ReportSection("S", tables=(table,)))).named("td")
     assert cells[0]["data-sort"] == ""
-    head = [attrs for attrs in Page(page(Section("S", tables=(table,)))).named("th") if "data-sort" in attrs]
+    head = [
+        attrs for attrs in Page(page(ReportSection("S", tables=(table,)))).named("th") if "data-sort" in attrs
+    ]
     assert head[0]["data-sort"] == "0.123456"
 
 

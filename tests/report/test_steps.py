@@ -93,7 +93,7 @@ def test_doubts_are_reported_in_the_picture():
     )
     here = scene(slices=1)
     row = steps_of(model, here.volume, predict(model, here.volume))[0]
-    assert row.warnings == ("low pose confidence", "cut off by the crop")
+    assert row.warnings == ("low agreement", "cut off by the crop")
 
 
 def test_the_picture_is_written(model, predicted, tmp_path):

@@ -56,7 +56,7 @@ def test_each_doubt_is_one_line() -> None:
     [line] = pose_warnings(records([3, 4, None], source=IDENTITY), transformer, settings)
     assert line == "pose fell back to identity in 2 of 2 slices"
     [line] = pose_warnings(records([3, 4, None], agreement=0.2), transformer, settings)
-    assert line.startswith("low pose confidence in 2 of 2 slices")
+    assert line.startswith("low agreement in 2 of 2 slices")
 
 
 @pytest.mark.parametrize(("contrast", "logit", "warns"), [

@@ -15,8 +15,9 @@ import pytest
 from served import Served
 
 from bright import bright_model
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.images import read_labels, read_volume
+from isopose.io.scans import find_scans
 from isopose.models.folder import load_model, save_model
 from isopose.progress import Silent
 from isopose.scan.correction import read_corrections

@@ -11,8 +11,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from isopose.inference.files import find_scans, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.io.images import read_labels
+from isopose.io.scans import find_scans
 from isopose.isolation import line_of
 from isopose.models.folder import for_prediction, load_model
 from isopose.progress import Silent
@@ -20,7 +21,7 @@ from isopose.serve import worker as worker_module
 from isopose.serve.guard import Access
 from isopose.serve.jobs import Jobs
 from isopose.serve.pages import add_guard
-from isopose.serve.worker import RESULT, Settings, Worker, _predict, _work
+from isopose.serve.worker import RESULT, JobWorker, Settings, _predict, _work
 
 #: What a library may quote, and nobody may read.
 SECRET = "ROE^JANE"
@@ -132,7 +133,7 @@ def test_a_scan_that_kills_the_process_is_reported_and_the_next_is_done(
     monkeypatch.setattr(queue, "finish", finish_later)
     for _ in range(3):
         queue.give()
-    worker = Worker(Settings(model_folder, "cpu", None, queue.folder), queue)
+    worker = JobWorker(Settings(model_folder, "cpu", None, queue.folder), queue)
     worker.start()
     try:
         deadline = time.monotonic() + 120

@@ -21,7 +21,7 @@ from isopose.study.plan import (
     Options,
     arms_of,
     check_options,
-    claim,
+    claim_study,
     config_of,
     held_out,
     jobs_of,
@@ -303,7 +303,7 @@ def test_settings_that_leave_the_stns_as_long_or_longer_are_taken(options: Optio
 
 def test_a_study_whose_budget_shortened_the_stns_too_says_so(options: Options, tmp_path: Path) -> None:
     """As an earlier version settled it: no word of what was scaled."""
-    claim(tmp_path / "study", options)
+    claim_study(tmp_path / "study", options)
     path = tmp_path / "study" / "study.json"
     write_json(path, read_json(path) | {"scale": 0.25})
     assert "shortened STN1 and STN2 as well" in " ".join(notes_of_length(tmp_path / "study"))
@@ -324,26 +324,26 @@ def test_unknown_arms_are_refused(options: Options) -> None:
 
 
 def test_a_folder_is_one_studys_and_keeps_its_length(options: Options, tmp_path: Path) -> None:
-    assert claim(tmp_path / "study", options) == (options, False)
+    assert claim_study(tmp_path / "study", options) == (options, False)
     # Broken off before its length was settled.
-    assert claim(tmp_path / "study", options) == (options, False)
+    assert claim_study(tmp_path / "study", options) == (options, False)
     settle(tmp_path / "study", replace(options, scale=0.25))
-    again, settled = claim(tmp_path / "study", replace(options, seeds=(0, 1, 2), presets=("default",)))
+    again, settled = claim_study(tmp_path / "study", replace(options, seeds=(0, 1, 2), presets=("default",)))
     assert (again.scale, settled) == (0.25, True)
     # The same patients elsewhere are the same; others under the same names are not.
     moved = shutil.copytree(options.dataset, tmp_path / "elsewhere")
-    assert claim(tmp_path / "study", replace(options, dataset=moved))[1]
+    assert claim_study(tmp_path / "study", replace(options, dataset=moved))[1]
     others = write_cohort(tmp_path / "others", cases=6, slices=4, size=64, seed=9, test_fraction=0.34)
     with pytest.raises(InputError, match="a study of other dataset"):
-        claim(tmp_path / "study", replace(options, dataset=others))
+        claim_study(tmp_path / "study", replace(options, dataset=others))
     (moved / "labelsTr" / "phantom_001.nii.gz").unlink()
     with pytest.raises(InputError, match="phantom_001: no such label file"):
-        claim(tmp_path / "study", replace(options, dataset=moved))
+        claim_study(tmp_path / "study", replace(options, dataset=moved))
     # What --short-stns allows is in the settings: it is no other study for it.
-    assert claim(tmp_path / "study", replace(options, short_stns=True))[1]
+    assert claim_study(tmp_path / "study", replace(options, short_stns=True))[1]
     with pytest.raises(InputError, match="a study of other settings"):
-        claim(tmp_path / "study", replace(options, settings=("data.size=96",)))
+        claim_study(tmp_path / "study", replace(options, settings=("data.size=96",)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "holiday.txt").write_text("photos")
     with pytest.raises(InputError, match="not empty and no study"):
-        claim(tmp_path / "full", options)
+        claim_study(tmp_path / "full", options)

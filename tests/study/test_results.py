@@ -24,7 +24,7 @@ from isopose.study.results import (
     steady,
     times_to,
 )
-from isopose.study.strata import strata_tables
+from isopose.study.strata import group_tables
 from isopose.study.tables import difference_table, failure_table, goal_table, score_table
 
 
@@ -138,7 +138,7 @@ def test_strata_are_the_same_for_all_arms() -> None:
     first, second = dict.fromkeys(PATIENTS[:3], 0.5), dict.fromkeys(PATIENTS[3:], 0.5)
     base = arm("augmented", run(first, sizes=sizes), run(second, fold=1, sizes=sizes))
     posed = arm("pose", run(dict.fromkeys(first, 0.7), sizes=sizes))
-    [dice] = strata_tables({"augmented": base, "pose": posed}, "augmented", {})
+    [dice] = group_tables({"augmented": base, "pose": posed}, "augmented", {})
     assert [c.name for c in dice.columns] == [
         "Arm", "Target", "small (to 123 mm)", "middle (123 to 147 mm)", "large (over 147 mm)",
     ]  # fmt: skip
@@ -154,7 +154,7 @@ def test_strata_of_enough_patients_are_compared() -> None:
     sizes = {q: 100.0 + n for n, q in enumerate(names)}
     base = arm("augmented", run(dict.fromkeys(names, 0.5), sizes=sizes))
     posed = arm("pose", run({q: 0.5 + 0.01 * n for n, q in enumerate(names)}, sizes=sizes))
-    _, compared = strata_tables({"augmented": base, "pose": posed}, "augmented", {})
+    _, compared = group_tables({"augmented": base, "pose": posed}, "augmented", {})
     rows = [dict(zip([c.name for c in compared.columns], row, strict=True)) for row in compared.rows]
     assert [row["Patients"] for row in rows] == [7, 7, 7]
     assert [row["Difference (points)"] for row in rows] == ["+3.0", "+10.0", "+17.0"]
@@ -178,7 +178,7 @@ def test_dice_by_the_volume_of_the_tumor_and_by_roll() -> None:
     truth_ml = [0.0, 2.0, 4.0, 20.0, 40.0, 100.0, 200.0]
     results = {"augmented": of_volumes("augmented", [0.0, 0.1, 0.3, 0.8, 0.9, 0.9, 0.9], truth_ml),
                "pose": of_volumes("pose", [0.0, 0.5, 0.7, 0.8, 0.8, 0.9, 0.5], truth_ml)}  # fmt: skip
-    [table] = strata_tables(results, "augmented", {})
+    [table] = group_tables(results, "augmented", {})
     assert [c.name for c in table.columns][2:] == ["below 20 ml", "20 to 100 ml", "100 ml and more"]
     assert [row[2:] for row in table.rows] == [
         ("0.200 (0.200, 0.100)", "0.850 (0.850, 0.800)", "0.900 (0.900, 0.900)"),
@@ -193,7 +193,7 @@ def test_dice_by_the_volume_of_the_tumor_and_by_roll() -> None:
         "10 to 25 degrees": ["c2", "c3"],
         "25 degrees and more": ["c4", "c5"],
     }
-    assert [t.caption for t in strata_tables(results, "augmented", rolls)] == [
+    assert [t.caption for t in group_tables(results, "augmented", rolls)] == [
         "Dice by roll", "Dice by tumor volume",
     ]  # fmt: skip
 

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from isopose.errors import InputError, IsoposeError, RunError
-from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from isopose.training.checkpoint import StageProgress, load_checkpoint, save_checkpoint
 
-PROGRESS = Progress(3, False, 0.1 + 0.2, 0.7, 2, [{"stage": "unet", "epoch": 1, "loss": 1.0 / 3.0}])
+PROGRESS = StageProgress(3, False, 0.1 + 0.2, 0.7, 2, [{"stage": "unet", "epoch": 1, "loss": 1.0 / 3.0}])
 
 
 def network(seed: int) -> nn.Module:
@@ -63,7 +63,7 @@ def test_saving_does_not_tie_the_file_to_the_weights(tmp_path: Path) -> None:
     weights = {"w": torch.arange(16.0).reshape(1, 2, 2, 4).to(memory_format=torch.channels_last)}
     path = tmp_path / "pose.safetensors"
     module = network(0)
-    save_checkpoint(path, Progress(), weights, weights, optimizer_of(module, "plain"))
+    save_checkpoint(path, StageProgress(), weights, weights, optimizer_of(module, "plain"))
     expected = weights["w"].clone()
     weights["w"].zero_()
     _, last, best = load_checkpoint(path, optimizer_of(module, "plain"))
@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) ->
 
     monkeypatch.setattr("isopose.tensors.save_file", full)
     with pytest.raises(RunError, match="No space left on device; nothing was left half-written"):
-        save_checkpoint(path, Progress(), module.state_dict(), module.state_dict(), optimizer)
+        save_checkpoint(path, StageProgress(), module.state_dict(), module.state_dict(), optimizer)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["unet.safetensors"]
 

@@ -26,10 +26,11 @@ from isopose.errors import InputError, IsoposeError
 from isopose.files import sha256
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.inference.predict import Prediction, predict
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.scans import Scan
 from isopose.io.truth import true_rolls
 from isopose.labels import Labels
 from isopose.models.card import CARD, model_card

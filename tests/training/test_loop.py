@@ -15,7 +15,7 @@ from isopose.data.samples import Batch
 from isopose.errors import IsoposeError
 from isopose.progress import Silent
 from isopose.settings import OptimizerConfig
-from isopose.training.checkpoint import Progress
+from isopose.training.checkpoint import StageProgress
 from isopose.training.loop import Stage, train_stage
 
 ROWS = 24
@@ -125,7 +125,7 @@ def run(
     training: Table | None = None,
     reporter: Silent | None = None,
     precision: Any = "32-true",
-) -> Progress:
+) -> StageProgress:
     table: Any = training or Table()
     stage = Stage("unet", objective, config, table, table if judged else None, least or {}, (0, 2))
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
@@ -141,7 +141,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert [name for name, value in a.items() if not torch.equal(value, b[name])] == []
 
 
-def history(progress: Progress) -> list[dict[str, Any]]:
+def history(progress: StageProgress) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in row.items() if not name.endswith("seconds")}
         for row in progress.history

@@ -16,7 +16,7 @@ from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import invert, warp
 from isopose.labels import IGNORED
 from isopose.settings import CropConfig, PoseConfig
-from isopose.training.targets import choose_reference, crop_targets, labels_in_frame
+from isopose.training.targets import choose_reference, crop_targets, where_labeled
 
 SIZE = 96
 AIR = -2.0
@@ -197,7 +197,7 @@ def test_a_volume_with_few_drawn_slices_has_the_box_of_what_they_show() -> None:
     labels[:, 3::6] = 0
     labels[:, 9:16:6, 24:48, 12:72] = 1
     config = CropConfig(size=SIZE, depth=8)
-    seen = labels_in_frame((labels,), torch.eye(4)[None], config)
+    seen = where_labeled((labels,), torch.eye(4)[None], config)
     assert seen.shape == (1, 8, SIZE, SIZE)
     rows, columns = seen[0].any(dim=0).nonzero(as_tuple=True)
     bounds = [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]

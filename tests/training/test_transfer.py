@@ -21,7 +21,7 @@ from isopose.models.unet import UNet
 from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.fit import fit
-from isopose.training.transfer import check_source, settings_of
+from isopose.training.transfer import check_source, fine_tuning_settings
 from reporters import Listening
 
 VOLUMES: dict[str, Any] = {
@@ -65,7 +65,7 @@ def source(request, cohort: Path, tiny, tmp_path_factory) -> Source:
 
 def going_on(source: Source, *settings: str) -> Config:
     usual = ("train.folds=3", "train.device=cpu")
-    return load_config(base=settings_of(source.model), settings=(*usual, *settings))
+    return load_config(base=fine_tuning_settings(source.model), settings=(*usual, *settings))
 
 
 def go_on(source: Source, folder: Path, *settings: str, **options: Any) -> Model:

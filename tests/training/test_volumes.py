@@ -13,10 +13,11 @@ from isopose.config import Config
 from isopose.data.samples import Volumes
 from isopose.data.store import open_store
 from isopose.errors import InputError
-from isopose.inference.files import Scan, predict_scans
+from isopose.inference.files import predict_scans
 from isopose.inference.predict import predict
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
+from isopose.io.scans import Scan
 from isopose.models.folder import Model, load_model
 from isopose.models.pipeline import Networks
 from isopose.progress import Silent

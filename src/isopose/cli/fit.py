@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isopose.cli.options import Config, DatasetPath, Fold, Label, Masks, Setting, Workers, labels_of
+from isopose.cli.options import ConfigFile, DatasetPath, Fold, Label, Masks, Setting, Workers, labels_of
 from isopose.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def fit(
     dataset: DatasetPath,
     model: Annotated[Path, typer.Option(help="folder for the model")],
     preset: Annotated[str | None, typer.Option(help="default or paper (default: default)")] = None,
-    config: Config = None,
+    config: ConfigFile = None,
     settings: Setting = None,
     fold: Fold = None,
     folds: Annotated[
@@ -85,10 +85,10 @@ def fit(
     begun = base = None
     if source:
         from isopose.models.folder import load_model
-        from isopose.training.transfer import settings_of
+        from isopose.training.transfer import fine_tuning_settings
 
         begun = load_model(source)
-        base = settings_of(begun)
+        base = fine_tuning_settings(begun)
     if begun and preset is not None:
         raise InputError("--preset: fine-tuning keeps the model's own settings; leave out --preset or --from")
     loaded = load_config(preset or "default", config, chosen, base=base)

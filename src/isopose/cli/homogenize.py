@@ -11,8 +11,8 @@ from isopose.cli.options import (
     MasksAnywhere,
     OfModality,
     OfPlane,
+    OfReference,
     Ray,
-    Reference,
     ScaleZ,
     Workers,
     labels_of,
@@ -40,7 +40,7 @@ def homogenize(
     crop: Annotated[
         bool, typer.Option("--crop", help="with --model: only the model's crop, one per scan")
     ] = False,
-    reference: Reference = None,
+    reference: OfReference = None,
     pose_channel: Annotated[
         str | None,
         typer.Option(

@@ -24,7 +24,7 @@ Formats = Annotated[
 Series = Annotated[
     str | None, typer.Option(help="series number or instance UID, if a DICOM input holds several")
 ]
-Reference = Annotated[
+OfReference = Annotated[
     str | None,
     typer.Option(
         help="whose pose and size the scans get: child (2 years, the default) or adult, a case of the "
@@ -93,13 +93,13 @@ Token = Annotated[
     typer.Option(help="access token (default: ISOPOSE_TOKEN, or a new one if needed)"),
 ]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="open the page in a browser")]
-Config = Annotated[Path | None, typer.Option(help="TOML or JSON file")]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML or JSON file")]
 Fold = Annotated[
     str | None,
     typer.Option(help="validation fold (from 0), or all: one model of all patients, as train.fold"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (a GPU by number), mps")]
-Precision = Annotated[
+OfPrecision = Annotated[
     str | None, typer.Option(help="precision of the U-Net, e.g. 32-true (default: predict.precision)")
 ]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
@@ -133,7 +133,7 @@ def local_path(given: str) -> Path:
     return Path(given)
 
 
-def listed(given: str) -> list[str]:
+def comma_separated(given: str) -> list[str]:
     """Return the names of a comma-separated list."""
     return [part.strip() for part in given.split(",") if part.strip()]
 

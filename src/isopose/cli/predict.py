@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Device, Formats, MasksAnywhere, Precision, Ray, Series, local_path
+from isopose.cli.options import AsJson, Device, Formats, MasksAnywhere, OfPrecision, Ray, Series, local_path
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError
 
@@ -37,16 +37,17 @@ def predict(
         bool, typer.Option("--clean-up/--no-clean-up", help="apply the model's rules for cleaning up, if any")
     ] = True,
     device: Device = "auto",
-    precision: Precision = None,
+    precision: OfPrecision = None,
     ray: Ray = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment scans; each result lies on its scan's own grid."""
     from isopose.devices import choose_device
     from isopose.inference.ensemble import is_model, load_ensemble
-    from isopose.inference.files import DrawSteps, check_apart, find_scans, predict_scans
+    from isopose.inference.files import DrawSteps, predict_scans
     from isopose.io.masks import check_masks, mask_path
     from isopose.io.results.formats import NIFTI, choose_formats, result_files
+    from isopose.io.scans import check_apart, find_scans
     from isopose.models.folder import with_precision
     from isopose.progress import Terminal
     from isopose.scan.correction import read_corrections

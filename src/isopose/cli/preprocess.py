@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from isopose.cli.options import (
-    Config,
+    ConfigFile,
     Fold,
     Label,
     MasksAnywhere,
@@ -22,7 +22,7 @@ def preprocess(
     dataset: Annotated[str, typer.Argument(help="as for fit")],
     store: Annotated[str, typer.Option(help="folder for preprocessed slices, as for fit --store")],
     preset: Annotated[str, typer.Option(help="default or paper")] = "default",
-    config: Config = None,
+    config: ConfigFile = None,
     settings: Setting = None,
     fold: Fold = None,
     label: Label = None,

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import DatasetPath, Label, Setting, Workers, duration, labels_of, listed, whole
+from isopose.cli.options import (
+    DatasetPath,
+    Label,
+    Setting,
+    Workers,
+    comma_separated,
+    duration,
+    labels_of,
+    whole,
+)
 
 
 def study(
@@ -53,8 +62,8 @@ def study(
     options = Options(
         dataset=dataset,
         labels=labels_of(label),
-        presets=tuple(listed(presets)),
-        seeds=tuple(whole("--seeds", seed) for seed in listed(seeds)),
+        presets=tuple(comma_separated(presets)),
+        seeds=tuple(whole("--seeds", seed) for seed in comma_separated(seeds)),
         folds=folds,
         settings=tuple(settings or ()),
         values=read_settings(config) if config else {},
@@ -65,7 +74,7 @@ def study(
     report = run_study(
         output,
         options,
-        arms=listed(arms) if arms else None,
+        arms=comma_separated(arms) if arms else None,
         budget_s=duration(budget) if budget else None,
         workers=workers,
         reporter=Terminal(),

@@ -12,8 +12,8 @@ from isopose.cli.options import (
     MasksAnywhere,
     OfModality,
     OfPlane,
+    OfReference,
     Ray,
-    Reference,
     ScaleZ,
     Series,
     Workers,
@@ -21,7 +21,7 @@ from isopose.cli.options import (
     local_path,
 )
 from isopose.cli.output import fail_if, print_json
-from isopose.errors import InputError
+from isopose.errors import InputError, first_names
 
 #: Largest number of volumes that are printed for a scan.
 MOST_VOLUMES = 8
@@ -46,7 +46,7 @@ def wrap(
         str | None, typer.Option(help="volume (the default), smooth, slice or tilted, as for homogenize")
     ] = None,
     size: HomogenizedSize = None,
-    reference: Reference = None,
+    reference: OfReference = None,
     scale_z: ScaleZ = None,
     modality: OfModality = None,
     plane: OfPlane = None,
@@ -118,11 +118,12 @@ def wrap(
         for outcome in outcomes:
             if outcome.record is not None:
                 files, volumes = [*outcome.record["files"]], outcome.record["volumes_ml"]
-                more = f" and {len(files) - 1} more" if len(files) > 1 else ""
                 # The record lists all volumes, however many there are.
                 shown = list(volumes.items())[:MOST_VOLUMES]
                 listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
-                typer.echo(f"{folder}/{files[0]}{more}{listed}{'  …' if len(volumes) > len(shown) else ''}")
+                typer.echo(
+                    f"{folder}/{first_names(files, 1)}{listed}{'  …' if len(volumes) > len(shown) else ''}"
+                )
     typer.echo(f"what the command printed: {folder}/{LOGS}", err=True)
     # Scans that failed together have one line.
     fail_if(dict.fromkeys(outcome.problem for outcome in outcomes))

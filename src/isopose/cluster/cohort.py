@@ -89,7 +89,7 @@ class Cohort:
         found = (mirror.origin(path) for mirror in self.mirrors)
         return next((place for place in found if place is not None), Place(str(path)))
 
-    def sources(self, paths: Iterable[Path]) -> list["Source"]:
+    def sources(self, paths: Iterable[Path]) -> list["StampedSource"]:
         """Return the sources of one item.
 
         Raises:
@@ -102,7 +102,7 @@ class Cohort:
                 raise InputError(f"{self.origin(path)}: no such file or folder")
         return [self.source(path) for path in paths]
 
-    def source(self, path: Path) -> "Source":
+    def source(self, path: Path) -> "StampedSource":
         """Return a source with the stamps of its files, as far as this machine can see them."""
         mirror = next((m for m in self.mirrors if m.origin(path) is not None), None)
         try:
@@ -115,15 +115,15 @@ class Cohort:
             raise
         except IsoposeError:  # missing; the scan's outcome will report it
             stamps = {}
-        return Source(self.origin(path), stamps)
+        return StampedSource(self.origin(path), stamps)
 
-    def stamp(self, sources: Sequence["Source"]) -> str:
+    def stamp(self, sources: Sequence["StampedSource"]) -> str:
         """Return a hash of everything that the results of a scan with these sources depend on."""
         return hash_of([self.settings_sha256, *(source.stamps for source in sources)])
 
 
 @dataclass(frozen=True)
-class Source:
+class StampedSource:
     """File or folder of a scan, label map or mask, with the stamps of its files by relative path."""
 
     origin: Place
@@ -201,9 +201,9 @@ def run_cohort(
 
 def _find_sources(
     work: CohortWork[Item, R], items: Sequence[Item], cohort: Cohort
-) -> tuple[dict[int, list[Source]], dict[int, Outcome[R]]]:
+) -> tuple[dict[int, list[StampedSource]], dict[int, Outcome[R]]]:
     """Return the sources of items by item number, and failed outcomes of items whose sources are missing."""
-    sources: dict[int, list[Source]] = {}
+    sources: dict[int, list[StampedSource]] = {}
     unknown: dict[int, Outcome[R]] = {}
     for number, item in enumerate(items):
         try:
@@ -308,7 +308,7 @@ class _Task:
     """An item and its sources."""
 
     item: Any
-    sources: list[Source]
+    sources: list[StampedSource]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from isopose.cluster.pool import cluster
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.homogenize.case import HomogenizeSettings, make_case
-from isopose.homogenize.dataset import open_input, say_doubts, settings_of, with_modality, with_plane
+from isopose.homogenize.dataset import homogenize_settings, open_input, say_doubts, with_modality, with_plane
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
@@ -116,7 +116,7 @@ def homogenize_on_cluster(
         reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
-        settings = settings_of(opened, below / "out", config, None, reference, estimator)
+        settings = homogenize_settings(opened, below / "out", config, None, reference, estimator)
         head = head_of(opened, settings, estimator)
         # A local mirror of the output, so that the functions for a single machine can be used.
         published = {name for name in _list_names(output) if not name.startswith(f"{COHORT}/")}

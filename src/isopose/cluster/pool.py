@@ -21,7 +21,7 @@ from isopose.silence import silence
 from isopose.version import __version__
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+R = TypeVar("R")
 
 #: Attempts for each item. One dead worker may have another cause; three make the item the likely cause.
 TRIES = 3
@@ -35,10 +35,10 @@ STARTS = 8
 DEVICES = ("auto", "cpu", "cuda")
 
 
-class Worker(Generic[Item, Result]):
+class Worker(Generic[Item, R]):
     """A Ray actor: set up once, then given one item after the other."""
 
-    def __init__(self, set_up: Callable[[], Callable[[Item], Result]], version: str, threads: int) -> None:
+    def __init__(self, set_up: Callable[[], Callable[[Item], R]], version: str, threads: int) -> None:
         self.set_up, self.version, self.threads = set_up, version, threads
 
     def ready(self) -> None:
@@ -55,7 +55,7 @@ class Worker(Generic[Item, Result]):
         except Exception as error:
             raise line_of(error) from None
 
-    def do(self, item: Item) -> Result:
+    def do(self, item: Item) -> R:
         """Process one item; exceptions are converted here, because Ray could not send all of them."""
         try:
             return self.work(item)
@@ -77,10 +77,10 @@ class Pool:
 
     def run(
         self,
-        set_up: Callable[[], Callable[[Item], Result]],
+        set_up: Callable[[], Callable[[Item], R]],
         items: Sequence[Item],
         say: Callable[[str], None],
-    ) -> Iterator[tuple[int, Result | Failed]]:
+    ) -> Iterator[tuple[int, R | Failed]]:
         """Process items, and yield the number and the result of each as soon as it is done.
 
         A worker has one item at a time. If it dies, another worker takes its item. Machines may join and
@@ -106,11 +106,11 @@ class Pool:
         return min(room, int(there.get("GPU", 0) // self.gpus)) if self.gpus else room
 
 
-class _Run(Generic[Item, Result]):
+class _Run(Generic[Item, R]):
     def __init__(
         self,
         pool: Pool,
-        set_up: Callable[[], Callable[[Item], Result]],
+        set_up: Callable[[], Callable[[Item], R]],
         items: Sequence[Item],
         say: Callable[[str], None],
     ) -> None:
@@ -128,7 +128,7 @@ class _Run(Generic[Item, Result]):
         self.died_at_start = self.given_up = 0
         self.last_alive = time.monotonic()
 
-    def results(self) -> Iterator[tuple[int, Result | Failed]]:
+    def results(self) -> Iterator[tuple[int, R | Failed]]:
         import ray
 
         try:
@@ -183,7 +183,7 @@ class _Run(Generic[Item, Result]):
         self.died_at_start = 0
         self.idle.append(actor)
 
-    def _on_answer(self, ref: Any) -> Iterator[tuple[int, Result | Failed]]:
+    def _on_answer(self, ref: Any) -> Iterator[tuple[int, R | Failed]]:
         import ray
         from ray.exceptions import RayError, RayTaskError
 

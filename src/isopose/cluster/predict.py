@@ -14,18 +14,11 @@ from isopose.cluster.pool import cluster
 from isopose.devices import choose_device
 from isopose.errors import InputError
 from isopose.files import hash_of
-from isopose.inference.files import (
-    DrawSteps,
-    Scan,
-    check_apart,
-    check_steps,
-    find_scans,
-    predict_scan,
-    record_name,
-)
-from isopose.inference.record import settings_of
+from isopose.inference.files import DrawSteps, check_steps, predict_scan, record_name
+from isopose.inference.record import decisive_settings
 from isopose.io.masks import mask_path
-from isopose.io.results.formats import check_source
+from isopose.io.results.formats import check_formats
+from isopose.io.scans import Scan, check_apart, find_scans
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
 from isopose.outputs import Outcome, earlier_record, listed
 from isopose.progress import Reporter, Silent
@@ -72,7 +65,7 @@ class PredictWork:
 
     def work(self, item: Scan, root: Path) -> Outcome[dict[str, Any]]:
         assert self.model is not None, "opened"
-        check_source(item.path, self.formats)
+        check_formats(item.path, self.formats)
         return predict_scan(
             self.model,
             item,
@@ -110,7 +103,7 @@ def predict_on_cluster(
 
     Args:
         model: folder of the model; it is sent to the workers.
-        inputs: as for :func:`~isopose.inference.files.find_scans`, on a disk that all machines share, or
+        inputs: as for :func:`~isopose.io.scans.find_scans`, on a disk that all machines share, or
             URLs.
         output: folder, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
@@ -136,7 +129,7 @@ def predict_on_cluster(
         )
     if steps is not None:
         check_steps(loaded)
-    settings = hash_of([*settings_of(loaded), list(formats), probabilities, steps is not None, series])
+    settings = hash_of([*decisive_settings(loaded), list(formats), probabilities, steps is not None, series])
     with TemporaryDirectory(prefix="isopose-") as below:
         mirrors = [Mirror.make(place, Path(below) / str(n)) for n, place in enumerate(inputs)]
         if output.local is not None:

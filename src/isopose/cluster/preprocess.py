@@ -7,12 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
-from isopose.cluster.cohort import Cohort, Source, held, run_cohort
+from isopose.cluster.cohort import Cohort, StampedSource, held, run_cohort
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
-from isopose.data.record import Record, read_record
+from isopose.data.record import Record, read_stored_record
 from isopose.data.splits import measured, split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
@@ -53,7 +53,7 @@ class PreprocessWork:
         return f"cases/{folder_name(item.id)}/record.json"
 
     def read(self, path: Path) -> Record | None:
-        return read_record(path.parent)
+        return read_stored_record(path.parent)
 
     def files(self, item: Case, record: Record) -> list[str]:
         return [f"cases/{folder_name(item.id)}/{name}" for name in record.arrays]
@@ -77,10 +77,10 @@ class _Measure:
     config: DataConfig
     channels: tuple[str, ...]
 
-    def __call__(self) -> Callable[[tuple[Case, list[Source]]], CaseFacts | Failed]:
+    def __call__(self) -> Callable[[tuple[Case, list[StampedSource]]], CaseFacts | Failed]:
         return self.measure
 
-    def measure(self, task: tuple[Case, list[Source]]) -> CaseFacts | Failed:
+    def measure(self, task: tuple[Case, list[StampedSource]]) -> CaseFacts | Failed:
         """Fetch and measure one case; a case that cannot be used is returned as Failed, nothing is raised."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
@@ -159,7 +159,7 @@ def _measure_fingerprint(
     """Measure the fingerprint of the training cases; keep it beside the store, for ``fit --store``."""
     cohort = Cohort(mirrors, store, "", "fingerprint")
     labels, channels = dataset.labels, dataset.channels
-    sources: dict[int, list[Source]] = {}
+    sources: dict[int, list[StampedSource]] = {}
     failed: list[Failed] = []
 
     def fail(number: int, why: str, *, ours: bool) -> None:

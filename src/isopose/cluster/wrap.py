@@ -22,12 +22,12 @@ from isopose.files import hash_of
 from isopose.homogenize.command import Command
 from isopose.homogenize.dataset import say_doubts, with_modality, with_plane
 from isopose.homogenize.reference import find_reference
-from isopose.homogenize.wrap import Wrapped, check_output, open_scans, settings_of, wrap_scan
-from isopose.homogenize.wrapped import LOGS, WrapSettings, made_from
+from isopose.homogenize.wrap import Wrapped, check_output, open_scans, wrap_scan, wrap_settings
+from isopose.homogenize.wrapped import LOGS, WrapSettings, wrap_provenance
 from isopose.inference.files import record_name
 from isopose.io.cases import Case
 from isopose.io.masks import with_masks
-from isopose.io.results.formats import NIFTI, check_source
+from isopose.io.results.formats import NIFTI, check_formats
 from isopose.labels import Labels
 from isopose.outputs import earlier_record, listed
 from isopose.progress import Reporter
@@ -80,7 +80,7 @@ class WrapWork:
                 f"{os.uname().nodename}: the program {program} is missing or not executable; install it on "
                 "every machine"
             )
-        check_source(item.image, self.settings.formats)
+        check_formats(item.image, self.settings.formats)
         with TemporaryDirectory(prefix="isopose-") as work:
             homogenizing = replace(self.settings.homogenizing, root=Path(work))
             settings = replace(self.settings, output=root, homogenizing=homogenizing)
@@ -163,7 +163,7 @@ def wrap_on_cluster(
         modality: Modality = "mr" if config.modality == "mr" else "ct"
         here = with_reference_here(opened.cases, config, mirrors, below)
         reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
-        settings = settings_of(
+        settings = wrap_settings(
             opened, below / "out", command, config, folder, reference, names, formats, series, keep=False
         )
         # Each worker unpacks its own copy of the model.
@@ -171,6 +171,6 @@ def wrap_on_cluster(
         stack.enter_context(held(output))
         say_doubts(settings.homogenizing, reporter)
         pool = stack.enter_context(cluster(address, "auto"))
-        decides = hash_of([made_from(settings, "", None), series])
+        decides = hash_of([wrap_provenance(settings, "", None), series])
         cohort = Cohort(mirrors, output, decides, "wrap")
         return run_cohort(pool, WrapWork(packed, settings, output), opened.cases, cohort, reporter)

@@ -44,13 +44,12 @@ from isopose.isolation import Failed
 from isopose.labels import IGNORED, Labels
 from isopose.parallel import Progress, all_of, attempts
 from isopose.settings import DataConfig
-from isopose.strict import STRICT, first_problem
+from isopose.strict import STRICT, Count, first_problem
 
 #: Margin of the frame around the largest body's box, as a fraction of the box's side.
 MARGIN = 0.04
 
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)

@@ -191,13 +191,15 @@ def scaling_of(
 ) -> Scaling:
     """Return how one channel is normalized, from what it is in each case."""
     if method == "ct":
-        return pooled([f for f in facts if isinstance(f, LabeledValues) and len(f.values)], percentiles)
+        return pooled_intensity(
+            [f for f in facts if isinstance(f, LabeledValues) and len(f.values)], percentiles
+        )
     scales = [f for f in facts if isinstance(f, Window)]
     air, top = min(scale.air for scale in scales), max(scale.top for scale in scales)
     return ByScan(method, percentiles, air, top)
 
 
-def pooled(facts: Sequence[LabeledValues], percentiles: tuple[float, float]) -> Intensity:
+def pooled_intensity(facts: Sequence[LabeledValues], percentiles: tuple[float, float]) -> Intensity:
     """Compute the pooled intensity statistics of the cases with labeled voxels."""
     if not facts:
         raise InputError(

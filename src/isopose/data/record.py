@@ -173,7 +173,7 @@ def record_of(
     )
 
 
-def read_record(folder: Path) -> Record | None:
+def read_stored_record(folder: Path) -> Record | None:
     """Read the record in a case's folder; None if it is missing, of another version or damaged."""
     try:
         record = RECORD.validate_json(read_text(folder / "record.json", "a record"))

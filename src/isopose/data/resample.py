@@ -10,7 +10,8 @@ from torch import Tensor
 from isopose import scratch
 from isopose.data.runs import CHUNK, parts_of
 from isopose.geometry.parts import warp_slabs, window_of
-from isopose.geometry.warp import Mode, Window, warp
+from isopose.geometry.volume import PixelWindow
+from isopose.geometry.warp import Mode, warp
 from isopose.geometry.weighted import warp_alike, warp_straight
 
 #: Voxels at a time where several arrays of their size should stay in the processor's cache.
@@ -53,7 +54,7 @@ def warped_labels(
     return out
 
 
-def _windows_of(mask: np.ndarray, input_from_output: Tensor, size: tuple[int, int]) -> list[Window]:
+def _windows_of(mask: np.ndarray, input_from_output: Tensor, size: tuple[int, int]) -> list[PixelWindow]:
     """Return rows and columns of the output that show a mask; empty for an empty mask."""
     rows, columns = (np.flatnonzero(mask.any(axis=axes)) for axes in ((0, 2), (0, 1)))
     if not len(rows):
@@ -63,7 +64,7 @@ def _windows_of(mask: np.ndarray, input_from_output: Tensor, size: tuple[int, in
 
 
 def largest_share(
-    shares: Iterable[tuple[int, np.ndarray] | tuple[int, np.ndarray, Window]], shape: tuple[int, ...]
+    shares: Iterable[tuple[int, np.ndarray] | tuple[int, np.ndarray, PixelWindow]], shape: tuple[int, ...]
 ) -> np.ndarray:
     """Return for each pixel the value with the largest share.
 
@@ -92,7 +93,7 @@ def warped(
     size: tuple[int, int],
     fill: float,
     mode: Mode,
-    window: Window | None = None,
+    window: PixelWindow | None = None,
 ) -> np.ndarray:
     """Resample slices ``(z, y, x)`` to ``(z, h, w)`` float32, through one matrix or one for each.
 

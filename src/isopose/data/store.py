@@ -23,7 +23,7 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
 from isopose.data.preprocess import prepare
-from isopose.data.record import RECORD, Record, StoredCase, image_name, read_record, record_of
+from isopose.data.record import RECORD, Record, StoredCase, image_name, read_stored_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, only_writer, read_json, replacing, write_json
@@ -148,7 +148,7 @@ def open_store(folder: Path) -> Store:
     fingerprint = Fingerprint.from_json(head["fingerprint"], str(where))
     cases = []
     for name in names:
-        record = read_record(folder / "cases" / name)
+        record = read_stored_record(folder / "cases" / name)
         if record is None:
             raise InputError(
                 f"{folder / 'cases' / name}: its record is missing or damaged; prepare the store again"
@@ -187,7 +187,7 @@ def write_case(
     sources = {"image": hash_of_channels(case.images), "label": hash_of_source(case.label)}
     if case.mask is not None:
         sources["mask"] = hash_of_source(case.mask)
-    known = read_record(folder)
+    known = read_stored_record(folder)
     if known is not None:
         same = (known.id, known.patient, known.age_years, known.sources)
         if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, known.arrays):

@@ -14,11 +14,12 @@ from isopose.evaluation.cleaning import Counts, Decision, candidates, count, dec
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.files import only_writer, read_json, write_json
 from isopose.inference.ensemble import Ensemble, is_model, save_ensemble
-from isopose.inference.files import predict_scans, scan_of
+from isopose.inference.files import predict_scans
 from isopose.inference.record import recorded_midline
 from isopose.io.cases import Case
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels
+from isopose.io.scans import scan_of
 from isopose.labels import IGNORED, Labels
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.progress import Reporter, Silent

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from isopose.choices import Undrawn
 from isopose.data.drawn import classes_of
 from isopose.data.plane import plane_of
-from isopose.errors import InputError
+from isopose.errors import InputError, first_names
 from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
 from isopose.files import composed, hash_of, sha256
 from isopose.geometry.volume import Volume
@@ -30,6 +30,8 @@ from isopose.strict import first_problem
 from isopose.version import __version__
 
 FORMAT = "isopose-evaluation/1"
+#: Largest number of cases that a message lists.
+NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
     """Return the case ids to score, in natural order."""
     unknown = sorted(set(cases or ()) - set(known), key=_natural)
     if unknown:
-        raise InputError(f"no label for {_listed(tuple(unknown))}; cases to score need one")
+        raise InputError(f"no label for {first_names(unknown, NAMED)}; cases to score need one")
     wanted = sorted(known if cases is None else set(cases), key=_natural)
     if not wanted:
         raise InputError("nothing to score: no case with a label was found")
@@ -266,9 +268,9 @@ def _missing(
     missing = tuple(case for case in wanted if case not in found)
     if missing and (not allowed or len(missing) == len(wanted)):
         raise InputError(
-            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: {_listed(missing)}; "
-            "predict them, give the folder of the labels that were predicted (DATASET/labelsTs), or allow "
-            "missing ones (--allow-missing)"
+            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: "
+            f"{first_names(missing, NAMED)}; predict them, give the folder of the labels that were predicted "
+            "(DATASET/labelsTs), or allow missing ones (--allow-missing)"
         )
     return missing
 
@@ -404,8 +406,3 @@ def _natural(case: str) -> list[tuple[int, int | str]]:
     """Return a sort key that puts case_9 before case_10."""
     parts = re.split(r"(\d+)", case)
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]
-
-
-def _listed(names: tuple[str, ...], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

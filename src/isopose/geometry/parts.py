@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isopose.geometry.blur import LEAST_SIGMA, blur, prefilter_sigmas
-from isopose.geometry.warp import Size, Window, invert, sampling_grid
+from isopose.geometry.volume import PixelWindow
+from isopose.geometry.warp import Size, invert, sampling_grid
 
 
 def warp_slabs(
@@ -47,8 +48,8 @@ def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
 
 
 def window_of(
-    box: Window, input_from_output: Tensor, input_size: tuple[int, int], size: tuple[int, int]
-) -> Window:
+    box: PixelWindow, input_from_output: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+) -> PixelWindow:
     """Return the rows and columns of the output that a part of the input can reach, linearly sampled.
 
     Args:

@@ -33,7 +33,7 @@ def identity_pose(count: int, *, device: torch.device | None = None) -> Tensor:
     return torch.zeros(count, POSE_SIZE, device=device)
 
 
-def parts_of(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_pose(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split poses ``(..., 5)`` into angles, log scales and shifts: ``(..., 1)``, ``(..., 2)``, ``(..., 2)``.
 
     Poses ``(..., 9)`` are split into three parts of ``(..., 3)``.
@@ -51,7 +51,7 @@ def matrix_from_pose(pose: Tensor) -> Tensor:
     """
     with torch.autocast(pose.device.type, enabled=False):
         pose = pose if pose.dtype == torch.float64 else pose.float()
-        angles, log_scales, shifts = parts_of(pose)
+        angles, log_scales, shifts = split_pose(pose)
         return affine(_rotation(angles) * log_scales.exp()[..., None, :], shifts)
 
 
@@ -102,7 +102,7 @@ def add_residual(pose: Tensor, residual: Tensor) -> Tensor:
         residual: the same shape.
     """
     with torch.autocast(pose.device.type, enabled=False):
-        shifts = parts_of(pose)[2]
+        shifts = split_pose(pose)[2]
         dims = shifts.shape[-1]
         linear = matrix_from_pose(pose)[..., :dims, :dims]
         moved = (linear @ residual.to(linear.dtype)[..., -dims:, None]).squeeze(-1) + shifts
@@ -115,7 +115,7 @@ def isotropic(pose: Tensor) -> Tensor:
     Args:
         pose: ``(..., 5)`` or ``(..., 9)``.
     """
-    angles, log_scales, shifts = parts_of(pose)
+    angles, log_scales, shifts = split_pose(pose)
     return torch.cat([angles, log_scales.mean(dim=-1, keepdim=True).expand_as(log_scales), shifts], dim=-1)
 
 

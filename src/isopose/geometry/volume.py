@@ -12,6 +12,8 @@ import numpy as np
 from isopose.choices import Plane
 from isopose.errors import InputError
 
+#: Rows and columns of an image.
+PixelWindow = tuple[slice, slice]
 #: Largest deviation from orthogonality (cosine) that counts as rounding in a header.
 SHEAR_TOLERANCE = 1e-3
 #: Of index axes x, y and z, the axes of an array.

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isopose.geometry.blur import blur, prefilter_sigmas
+from isopose.geometry.volume import PixelWindow
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 #: ``(h, w)`` of an image or ``(d, h, w)`` of a volume.
 Size = tuple[int, ...]
-#: Rows and columns of an image.
-Window = tuple[slice, slice]
 
 
 def warp(
@@ -34,7 +33,7 @@ def warp(
     mode: Mode = "bilinear",
     prefilter: bool = True,
     displacement: Tensor | None = None,
-    window: Window | None = None,
+    window: PixelWindow | None = None,
 ) -> Tensor:
     """Resample images or volumes through affine matrices.
 
@@ -73,7 +72,7 @@ def warp(
         return (out + fill if fill else out).to(out_dtype)
 
 
-def sampling_grid(input_from_output: Tensor, size: Size, window: Window | None = None) -> Tensor:
+def sampling_grid(input_from_output: Tensor, size: Size, window: PixelWindow | None = None) -> Tensor:
     """Return the normalized input coordinates of output pixels, as ``F.grid_sample`` takes them.
 
     The values are those of ``F.affine_grid``, which multiplies a matrix with every pixel and on a CPU takes
@@ -99,11 +98,11 @@ def sampling_grid(input_from_output: Tensor, size: Size, window: Window | None =
     return grid
 
 
-def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0, mode: Mode = "bilinear") -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], *, fill: float = 0.0) -> Tensor:
     """Resample images ``(N, C, H, W)`` to ``(N, C, h, w)`` over the same field of view; see :func:`warp`."""
     if (image.shape[2], image.shape[3]) == size:
         return image
-    return warp(image, torch.eye(3, device=image.device), size, fill=fill, mode=mode)
+    return warp(image, torch.eye(3, device=image.device), size, fill=fill)
 
 
 def block_means(image: Tensor, least: int) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from isopose.errors import InputError, printable
+from isopose.errors import InputError, first_names, printable
 from isopose.files import composed
 from isopose.geometry.volume import Volume
 from isopose.homogenize.restore import OFF_RANGE, restore_classes
@@ -25,6 +25,8 @@ PACKED, KEYS = ".npz", ("probabilities", "softmax")
 OFF_SUM = 0.02
 #: Fraction of the foreground in which a label map must equal the argmax, if both have the same axis order.
 AGREEING = 0.99
+#: Number of files named in a message.
+NAMED = 5
 #: nnU-Net's readers, by their names in its plans, that keep the axis order of a file.
 IN_FILES_AXES = ("SimpleITKIO", "NibabelIO")
 
@@ -72,7 +74,7 @@ class RestoredAnswer:
 Write = Callable[[str, Volume], None]
 
 
-def files_in(folder: Path) -> list[str]:
+def visible_files(folder: Path) -> list[str]:
     """Return the visible files of a folder and of all below it, as relative paths in order."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not any(part[0] == "." for part in path.parts))
@@ -172,10 +174,9 @@ def _check_apart(names: Sequence[str]) -> None:
             raise InputError(f"the command wrote both {other} and {name}, expected one map of each name")
 
 
-def listed_names(names: Sequence[str], most: int = 5) -> str:
-    """Return names for a message, at most the first few."""
-    shown = ", ".join(printable(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def listed_names(names: Sequence[str]) -> str:
+    """Return names of files, which may be any bytes, for a line that is printed."""
+    return first_names([printable(name) for name in names], NAMED)
 
 
 def _stem(name: str) -> str:

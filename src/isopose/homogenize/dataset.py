@@ -19,9 +19,9 @@ from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FORMAT
 from isopose.homogenize.reference import ReferenceOutline, find_reference
-from isopose.inference.files import check_apart, find_scans
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
+from isopose.io.scans import check_apart, find_scans
 from isopose.isolation import Failed
 from isopose.labels import Labels
 from isopose.models.folder import load_model
@@ -36,7 +36,7 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
     """A dataset, or scans without labels as one: a file, a folder of files, a DICOM series' folder.
 
     Args:
-        path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.inference.files.find_scans`.
+        path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.io.scans.find_scans`.
         labels: name to stored value, in place of what a dataset's layout says.
 
     Raises:
@@ -53,7 +53,7 @@ def scans_as_dataset(path: Path, series: str | None = None) -> Dataset:
     """Scans without labels as a dataset of test cases.
 
     Args:
-        path: see :func:`isopose.inference.files.find_scans`.
+        path: see :func:`isopose.io.scans.find_scans`.
         series: number or instance UID, for DICOM that holds several series.
 
     Raises:
@@ -111,7 +111,7 @@ def homogenize(
     shown = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
     reference = find_reference(config.reference, model, shown, modality, config.plane or "axial")
     estimator = open_estimator(model, config, reference)
-    settings = settings_of(dataset, output, config, model, reference, estimator)
+    settings = homogenize_settings(dataset, output, config, model, reference, estimator)
     head = head_of(dataset, settings, estimator)
     check_claim(settings, dataset)
     output_folder(settings.root)
@@ -202,7 +202,7 @@ def say_doubts(settings: HomogenizeSettings, reporter: Reporter) -> None:
         reporter.say(f"warning: the reference: {warning}")
 
 
-def settings_of(
+def homogenize_settings(
     dataset: Dataset,
     root: Path,
     config: HomogenizeConfig,

@@ -17,14 +17,14 @@ from isopose.data.normalization import ByScan, Scale, Window
 from isopose.data.plane import HALF
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
-from isopose.errors import InputError
+from isopose.errors import InputError, first_names
 from isopose.files import composed
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, SHIFT_X
 from isopose.geometry.volume import Volume
-from isopose.inference.files import find_scans
 from isopose.io.cases import Case
 from isopose.io.images import missing, read_volume
 from isopose.io.masks import read_mask
+from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
 from isopose.isolation import named
 from isopose.models.folder import Model, load_model
@@ -290,9 +290,8 @@ def _unknown(name: str, cases: Sequence[Case]) -> str:
         return f"--reference {name}: a URL; name a case of the dataset, or a path on this machine"
     if path.is_absolute() or len(path.parts) > 1 or path.suffix:
         return f"--reference: {missing(path)}"
-    some = ", ".join(case.id for case in cases[:NAMED])
-    more = f" and {len(cases) - NAMED} more" if len(cases) > NAMED else ""
-    of_the_dataset = f"a case of the dataset ({some}{more}), " if cases else ""
+    some = first_names([case.id for case in cases], NAMED)
+    of_the_dataset = f"a case of the dataset ({some}), " if cases else ""
     return (
         f"--reference {name}: expected {', '.join(REFERENCES)}, {of_the_dataset}or the path of a scan or of "
         "a model's folder"

@@ -21,9 +21,10 @@ from isopose.homogenize.case import ENDING
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE, read_record
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
-from isopose.inference.files import as_file, is_image
+from isopose.inference.files import as_file
 from isopose.io.endings import ending
 from isopose.io.images import on_image_grid, read_labels, read_volume, write_image, write_labels
+from isopose.io.scans import is_image
 from isopose.isolation import Failed, failure_of, named
 from isopose.outputs import Outcome
 from isopose.parallel import attempts

@@ -13,7 +13,7 @@ from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALES, POSE_SIZES, SHIFT_X, 
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
-from isopose.homogenize.transform import Grid, Nine, Row, Transform
+from isopose.homogenize.transform import Grid, MatrixRow, Nine, Transform
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
 from isopose.scan.find import find_crops, find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
@@ -314,7 +314,7 @@ def _outline(inside: np.ndarray) -> list[np.ndarray]:
     return [np.stack([2.0 * x / width - 1.0, 2.0 * y / height - 1.0])]
 
 
-def _rows(matrix: np.ndarray) -> tuple[Row, Row, Row, Row]:
+def _rows(matrix: np.ndarray) -> tuple[MatrixRow, MatrixRow, MatrixRow, MatrixRow]:
     first, second, third, fourth = ((float(a), float(b), float(c), float(d)) for a, b, c, d in matrix)
     return first, second, third, fourth
 

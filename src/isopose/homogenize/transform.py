@@ -18,10 +18,10 @@ from isopose.geometry.warp import compose
 from isopose.renamed import TRANSFORM, with_present_names
 from isopose.strict import STRICT, first_problem
 
-Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Extent = Annotated[int, Field(ge=1, le=1 << 20)]
 Millimeters = Annotated[float, Field(gt=1e-6, le=1e6)]
-Triple = tuple[Size, Size, Size]
-Row = tuple[float, float, float, float]
+Shape = tuple[Extent, Extent, Extent]
+MatrixRow = tuple[float, float, float, float]
 Factor = Annotated[float, Field(gt=1e-3, le=1e3)]
 #: Radians, logarithms of scales, or shifts in half sides; larger values are damaged data.
 Posed = Annotated[float, Field(ge=-10.0, le=10.0)]
@@ -50,13 +50,13 @@ class Grid:
         plane: of the slices.
     """
 
-    usual: Size
-    size: Size
+    usual: Extent
+    size: Extent
     pixel_mm: Millimeters
     slice_mm: Millimeters
     first_mm: float
     middle: tuple[Posed, Posed] = (0.0, 0.0)
-    slices: Size | None = None
+    slices: Extent | None = None
     z_scale: Factor = 1.0
     plane: Plane = "axial"
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -105,8 +105,8 @@ class Transform:
             then the in-plane poses of the slices, which are not used for resampling.
     """
 
-    shape: Triple
-    world_from_index: tuple[Row, Row, Row, Row]
+    shape: Shape
+    world_from_index: tuple[MatrixRow, MatrixRow, MatrixRow, MatrixRow]
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     frame: Frame

@@ -17,19 +17,24 @@ from isopose.choices import Modality
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError, printable
 from isopose.files import only_writer, output_folder
-from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case
+from isopose.homogenize.answers import Answer, answer_of, listed_names, sort_by_case, visible_files
 from isopose.homogenize.case import ENDING, image_path, make_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
-from isopose.homogenize.dataset import say_doubts, scans_as_dataset, with_modality, with_plane
-from isopose.homogenize.dataset import settings_of as settings_of_homogenizing
+from isopose.homogenize.dataset import (
+    homogenize_settings,
+    say_doubts,
+    scans_as_dataset,
+    with_modality,
+    with_plane,
+)
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.homogenize.wrapped import LOGS, Run, WrapSettings, known_record, remove_results, write_restored
-from isopose.inference.files import check_apart
 from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.datasets import is_dataset, open_dataset
-from isopose.io.results.formats import NIFTI, check_source, open_dicom, result_files
+from isopose.io.results.formats import NIFTI, check_formats, open_dicom, result_files
+from isopose.io.scans import check_apart
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
 from isopose.outputs import Outcome
@@ -51,7 +56,7 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
     """Return scans as a dataset without labels: a dataset, a file, a folder of files, or a DICOM series.
 
     Args:
-        path: see :func:`~isopose.io.datasets.open_dataset` and :func:`~isopose.inference.files.find_scans`.
+        path: see :func:`~isopose.io.datasets.open_dataset` and :func:`~isopose.io.scans.find_scans`.
         series: number or instance UID, for DICOM that holds several series.
 
     Raises:
@@ -112,7 +117,7 @@ def wrap(
     config = with_modality(with_plane(config, model), scans, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     reference = find_reference(config.reference, model, scans.cases, modality, config.plane or "axial")
-    settings = settings_of(
+    settings = wrap_settings(
         scans, output, command, config, model, reference, names, formats, series, keep=keep
     )
     output_folder(output)
@@ -121,7 +126,7 @@ def wrap(
         return _wrap_all(scans.cases, settings, workers, reporter)
 
 
-def settings_of(
+def wrap_settings(
     scans: Dataset,
     output: Path,
     command: Command,
@@ -152,7 +157,7 @@ def settings_of(
         InputError: a model that estimates no pose, or is of another modality.
     """
     estimator = open_estimator(model, config, reference)
-    homogenizing = settings_of_homogenizing(scans, output / WORK, config, model, reference, estimator)
+    homogenizing = homogenize_settings(scans, output / WORK, config, model, reference, estimator)
     return WrapSettings(
         output,
         command,
@@ -198,7 +203,7 @@ def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: L
             "each value that the command writes (--label kidney=1)"
         )
     for case in scans.cases:
-        check_source(case.image, formats)
+        check_formats(case.image, formats)
         results = result_files(output, case.id, formats).values()
         if os.path.realpath(case.image) in map(os.path.realpath, results):
             raise InputError(f"{case.image}: would be overwritten by its result; choose another --output")
@@ -256,7 +261,7 @@ def _run_together(
         log = settings.output / LOGS / LOG_OF_ALL
         reporter.say(f"the command runs on {len(cases)} scans; what it prints: {log}")
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
-        found, strange = sort_by_case(files_in(written), [case.id for case in cases])
+        found, strange = sort_by_case(visible_files(written), [case.id for case in cases])
         if strange:
             reporter.say(f"  ignored, they belong to no scan: {listed_names(strange)}")
         answers = {case: answer_of(written, found[case.id]) for case in cases}
@@ -336,7 +341,7 @@ def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Ex
             run = _run(settings.command, paths, settings.output / LOGS / f"{case.id}.log", 1)
             if run.exit_code:
                 raise InputError(f"{case.id}: the command {how_it_ended(run.exit_code)}; see {run.log}")
-            record = _restore(case, answer_of(written, files_in(written)), settings, run)
+            record = _restore(case, answer_of(written, visible_files(written)), settings, run)
         if not settings.keep:
             root = settings.homogenizing.root
             outputs.remove([record_path(root, case.id), image_path(root, case.id)])

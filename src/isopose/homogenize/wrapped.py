@@ -69,7 +69,7 @@ class Run:
     log: Path
 
 
-def made_from(settings: WrapSettings, image_sha256: str, mask_sha256: str | None) -> dict[str, Any]:
+def wrap_provenance(settings: WrapSettings, image_sha256: str, mask_sha256: str | None) -> dict[str, Any]:
     """Return all inputs that determine the results of a scan, except the program itself."""
     return {
         "isopose": __version__,
@@ -91,7 +91,7 @@ def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
     record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
     files = record.get("files")
     mask = None if case.mask is None else hash_of_source(case.mask)
-    wanted = made_from(settings, hash_of_channels(case.images, settings.homogenizing.series), mask)
+    wanted = wrap_provenance(settings, hash_of_channels(case.images, settings.homogenizing.series), mask)
     if not isinstance(files, dict) or not outputs.made_from(record, wanted):
         return None
     return None if outputs.damaged(settings.output, files) else record
@@ -126,7 +126,7 @@ def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings)
     root = settings.homogenizing.root
     homogenized, manifest = read_record(record_path(root, case.id)), settings.output / record_name(case.id)
     sources = homogenized.sources
-    head, written = made_from(settings, sources["image"], sources.get("mask")), list[Path]()
+    head, written = wrap_provenance(settings, sources["image"], sources.get("mask")), list[Path]()
     with outputs.replacing_results(manifest, written, _listed_results(settings, case.id)):
         found = _write_maps(case, answer, homogenized, settings, written)
         notes = [*homogenized.warnings, *found.notes]

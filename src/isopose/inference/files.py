@@ -5,25 +5,20 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isopose.errors import InputError, printable
-from isopose.files import composed, only_writer, output_folder, write_json
+from isopose.files import only_writer, output_folder, write_json
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.record import prediction_record, provenance
-from isopose.io.cases import Case
-from isopose.io.channels import by_channel, check_count, hash_of_channels, read_channels, with_series
-from isopose.io.dicom import holds_slices
-from isopose.io.dicom_files import is_dicomdir, is_hidden
-from isopose.io.endings import ending
-from isopose.io.images import missing, write_image
+from isopose.io.channels import check_count, hash_of_channels, read_channels, with_series
+from isopose.io.images import write_image
 from isopose.io.masks import read_mask
-from isopose.io.results.formats import FORMATS, NIFTI, check_source, open_dicom, result_files, write_results
+from isopose.io.results.formats import FORMATS, NIFTI, check_formats, open_dicom, result_files, write_results
+from isopose.io.scans import Scan
 from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
 from isopose.labels import Labels
@@ -37,143 +32,10 @@ if TYPE_CHECKING:
 
 #: Characters that some systems do not allow in file names, and the sign that encodes them.
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan to predict, with the name of its results.
-
-    Args:
-        name: of its results.
-        path: its image; with several channels that of the first.
-        series: number or instance UID, for DICOM that holds several series.
-        further: images of the channels after the first.
-        mask: file of the body's mask, in place of the automatic one.
-    """
-
-    name: str
-    path: Path
-    series: str | None = None
-    further: tuple[Path, ...] = ()
-    mask: Path | None = None
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The images of all channels, in order."""
-        return (self.path, *self.further)
-
-
 #: Makes further results of a prediction, from the scan, the prediction and its record.
 Also = Callable[[Volume, Prediction, dict[str, Any]], None]
 #: Draws the steps of a prediction of a scan into a file: :func:`isopose.report.steps.write_steps`.
 DrawSteps = Callable[[Model, Volume, Prediction, Path], None]
-
-
-def scan_of(case: Case) -> Scan:
-    """Return a dataset's case as a scan to predict, with all its channels and its mask."""
-    return Scan(case.id, case.image, further=case.further, mask=case.mask)
-
-
-def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
-    """Find scans in files, folders of files and folders of one DICOM series; their names are distinct.
-
-    Images whose names differ in nnU-Net's channel alone (``CASE_0000``, ``CASE_0001``) are one scan.
-
-    A folder that holds any NIfTI, NRRD or MetaImage file, or nothing but ZIP archives, is a folder of scans;
-    any other folder is a DICOM series. A scan is named after its file, without the extension and nnU-Net's
-    channel ``_0000``; a DICOMDIR after its folder.
-
-    Args:
-        inputs: files and folders.
-        series: number or instance UID, for DICOM inputs that hold several series.
-
-    Raises:
-        InputError: two scans would write the same result, or a series is chosen of an input that is not
-            DICOM. A missing path is kept as a scan, whose prediction then fails.
-    """
-    absent = [path for path in inputs if not os.path.lexists(path)]
-    if absent and len(absent) == len(inputs):
-        raise InputError(missing(absent[0]))
-    found: list[Path] = []
-    for path in inputs:
-        found += (_scans_in(path) if path.is_dir() else []) or [path]
-    scans = [
-        Scan(scan_name(images[0]), images[0], series, tuple(images[1:]))
-        for images in by_channel(found, partial(scan_name, whole=True))
-    ]
-    names = [scan.name for scan in scans]
-    for scan in scans:
-        if series is not None and ending(scan.path) and not scan.path.is_dir():
-            raise InputError(f"{scan.path}: --series chooses a DICOM series, got {ending(scan.path)}")
-        if names.count(scan.name) > 1:
-            raise InputError(
-                f"{scan.path}: two inputs would be written as {scan.name}; predict them in two runs"
-            )
-    return scans
-
-
-def check_apart(inputs: Sequence[Path], output: Path) -> None:
-    """Check that results are not written into a folder of scans, which the next run would take for scans.
-
-    Args:
-        inputs: as for :func:`find_scans`.
-        output: folder for the results.
-
-    Raises:
-        InputError: the output is a folder of scans, or lies in one of a DICOM series.
-    """
-    place = output.resolve()
-    for path in inputs:
-        if not path.is_dir():
-            continue
-        folder = path.resolve()
-        # Everything below the folder of a series is part of it.
-        if place == folder or (folder in place.parents and not _scans_in(path)):
-            raise InputError(
-                f"{output}: is the folder of the scans, where the next run would take results for scans; "
-                "choose another folder for --output"
-            )
-
-
-def _scans_in(folder: Path) -> list[Path]:
-    """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series.
-
-    Nor where it holds both, which is refused as one scan when that is read.
-    """
-    files = sorted(p for p in folder.iterdir() if not is_hidden(p.relative_to(folder)))
-    images = [p for p in files if is_image(p)]
-    if images and holds_slices(folder):
-        return []
-    packed = files if files and all(p.suffix.lower() == ".zip" and not p.is_dir() for p in files) else []
-    return images or packed
-
-
-def is_image(path: Path) -> bool:
-    """Return True if a path has the name of a volume; if it is a pipe or a broken link, reading reports it.
-
-    A folder with such a name may hold a DICOM series.
-    """
-    return not path.name.startswith(".") and bool(ending(path))
-
-
-def scan_name(path: Path, *, whole: bool = False) -> str:
-    """Return the name of a scan's results; for a link its own name, not that of its target.
-
-    Args:
-        path: of the scan.
-        whole: keep nnU-Net's number of the channel.
-    """
-    name = _name_of(path.parent if is_dicomdir(path) else path)
-    suffix = ending(path)
-    if not suffix and path.is_file() and not is_dicomdir(path) and path.suffix.lower() in (".dcm", ".zip"):
-        suffix = path.suffix
-    stem = name[: len(name) - len(suffix)]
-    return composed(stem if whole else stem.removesuffix("_0000"))
-
-
-def _name_of(path: Path) -> str:
-    """Return the last part of a path; for ``.`` and ``..`` the name of that folder."""
-    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def record_name(name: str) -> str:
@@ -209,7 +71,7 @@ def predict_scans(
         RunError: the output is full or cannot be written to.
     """
     for scan in scans:
-        check_source(scan.path, formats)
+        check_formats(scan.path, formats)
         files = result_files(output, scan.name, formats).values()
         # Unlike Path.resolve, this does not raise for a link that leads to itself.
         same = {os.path.realpath(path) for path in scan.paths} & set(map(os.path.realpath, files))

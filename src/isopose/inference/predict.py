@@ -1,6 +1,6 @@
 """Predict a label map on a scan's own grid."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,16 +12,14 @@ from isopose.data.runs import parts_of
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.postprocess import Midline, clean_up
-from isopose.inference.predictors import Predictor, Restored, SlicePredictor, VolumePredictor
+from isopose.inference.predictors import Predictor, RestoredProbabilities, SlicePredictor, VolumePredictor
 from isopose.models.folder import Model
 from isopose.models.pose import SlicePoses
 from isopose.models.restore import most_probable
+from isopose.parallel import Progress
 from isopose.scan.correction import Correction
 from isopose.scan.find import slice_poses_of
 from isopose.scan.pose import ScanPose
-
-#: Called with (slices done, slices).
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Prediction:
     removed_ml: Mapping[str, float] = field(default_factory=dict)
 
 
-def _sum(parts: Iterable[Restored]) -> Restored:
+def _sum(parts: Iterable[RestoredProbabilities]) -> RestoredProbabilities:
     """Add the probabilities of several models, one at a time."""
     total = None
     for count, part in enumerate(parts):
@@ -58,7 +56,7 @@ def _sum(parts: Iterable[Restored]) -> Restored:
             total = part
             continue
         region = _around(total.region[0], part.region[0]), _around(total.region[1], part.region[1])
-        total = Restored(region, total.within(region, float(count)).add_(part.within(region)))
+        total = RestoredProbabilities(region, total.within(region, float(count)).add_(part.within(region)))
     assert total is not None, "an ensemble has a member"
     return total
 

@@ -56,7 +56,7 @@ class Predictor(ABC):
         self.device = model.pipeline.pose.reference_mask.device
 
     @abstractmethod
-    def restored(self, rows: np.ndarray) -> "Restored":
+    def restored(self, rows: np.ndarray) -> "RestoredProbabilities":
         """Return the probabilities in some slices; each slice may be requested only once."""
 
     def warnings(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Predictor(ABC):
         return tuple(lines)
 
 
-class Restored(NamedTuple):
+class RestoredProbabilities(NamedTuple):
     """Probabilities on the scan's grid.
 
     Args:
@@ -125,14 +125,14 @@ class SlicePredictor(Predictor):
         if crops:
             self.crops = np.zeros((prepared.shape[0], *model.config.unet_shape), np.uint8)
 
-    def restored(self, rows: np.ndarray) -> Restored:
+    def restored(self, rows: np.ndarray) -> RestoredProbabilities:
         """See :meth:`Predictor.restored`."""
         networks, (height, width) = self.model.pipeline, self.prepared.shape[1:]
         with_body = self.scan.has_body[rows]
         if not with_body.any():
             nothing = torch.zeros(len(rows), networks.classes, 1, 1, device=self.device)
             nothing[:, 0] = 1.0
-            return Restored((slice(0, 1), slice(0, 1)), nothing)
+            return RestoredProbabilities((slice(0, 1), slice(0, 1)), nothing)
         shown = rows[with_body]
         context = self.model.config.unet
         image, homogenizing = channels_of(self.prepared, shown, self.scan, context, self.device)
@@ -147,12 +147,12 @@ class SlicePredictor(Predictor):
         region = reached(slice_from_crop, crop.shape[-1], (height, width))
         native = restore(crop, slice_from_crop, (height, width), region=region)
         if with_body.all():
-            return Restored(region, native)
+            return RestoredProbabilities(region, native)
         # Slices that show no body are background.
         values = native.new_zeros((len(rows), *native.shape[1:]))
         values[:, 0] = 1.0
         values[torch.from_numpy(with_body).to(self.device)] = native
-        return Restored(region, values)
+        return RestoredProbabilities(region, values)
 
 
 class VolumePredictor(Predictor):
@@ -181,7 +181,7 @@ class VolumePredictor(Predictor):
         if crops:
             self.crops = most_probable(self.crop)[0].cpu().numpy()
 
-    def restored(self, rows: np.ndarray) -> Restored:
+    def restored(self, rows: np.ndarray) -> RestoredProbabilities:
         """See :meth:`Predictor.restored`; the slices follow each other."""
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         native = restore_slab(self.crop, self.volume_from_crop, self.prepared.shape, part)
@@ -189,7 +189,7 @@ class VolumePredictor(Predictor):
         without = torch.from_numpy(~self.prepared.mask[part].any(axis=(1, 2))).to(self.device)
         native[0, without], native[1:, without] = 1.0, 0.0
         height, width = self.prepared.shape[1:]
-        return Restored((slice(0, height), slice(0, width)), native.movedim(1, 0))
+        return RestoredProbabilities((slice(0, height), slice(0, width)), native.movedim(1, 0))
 
 
 def _segment(

@@ -23,7 +23,7 @@ from isopose.scan.pose import ScanPose
 from isopose.version import __version__
 
 
-def settings_of(model: Model | Ensemble) -> list[Any]:
+def decisive_settings(model: Model | Ensemble) -> list[Any]:
     """Return everything besides the scan that determines a result."""
     return [*provenance(ensemble_of(model), "").values()]
 

@@ -116,7 +116,7 @@ def check_one_channel(dataset: Dataset, command: str) -> None:
         )
 
 
-def inside(root: Path, listed: object, where: Path) -> Path:
+def path_inside(root: Path, listed: object, where: Path) -> Path:
     """Return the path of a file that a JSON file lists relative to the dataset's folder.
 
     Raises:

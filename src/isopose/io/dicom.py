@@ -14,7 +14,7 @@ from isopose.io.dicom_copies import without_copies
 from isopose.io.dicom_files import files_in, is_dicomdir, linked_folders, listed_files
 from isopose.io.dicom_frames import MODALITIES, DicomFrame, NoFrame, frames_of, look_at
 from isopose.io.dicom_pixels import pixels
-from isopose.io.dicom_stack import in_order, matrix_of, named
+from isopose.io.dicom_stack import matrix_of, sorted_frames, subject_of
 from isopose.io.endings import ending
 from isopose.io.header import check_grid, on_file
 
@@ -71,7 +71,7 @@ def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
     Raises:
         InputError: no series or several, or frames of several kinds.
     """
-    return in_order(path, without_copies(path, _chosen(path, series)))
+    return sorted_frames(path, without_copies(path, _chosen(path, series)))
 
 
 def holds_slices(folder: Path) -> bool:
@@ -188,7 +188,7 @@ def _check_whole(path: Path, frames: list[DicomFrame], others: list[NoFrame]) ->
     lost = [o for o in others if o.lacks and o.series == frames[0].series and o.kind in kind]
     if lost:
         raise InputError(
-            f"{named(path, frames[0])} has images that lack {lost[0].lacks} ({len(lost)} of "
+            f"{subject_of(path, frames[0])} has images that lack {lost[0].lacks} ({len(lost)} of "
             f"{len(frames) + len(lost)}, e.g. {lost[0].path.name}); export it again"
         )
 
@@ -221,8 +221,8 @@ def _check_beside(path: Path, folder: Path, frames: list[DicomFrame], unread: li
         for file in files_in(link, below=False):
             if file.is_file() and file.resolve() not in own and _is_of(file, frames[0].series):
                 raise InputError(
-                    f"{named(path, frames[0])} has more images in {link.name}, a link to a folder, which is "
-                    "not followed; put all files below one folder"
+                    f"{subject_of(path, frames[0])} has more images in {link.name}, a link to a folder, "
+                    "which is not followed; put all files below one folder"
                 )
 
 
@@ -238,7 +238,7 @@ def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> N
 
     Leaving them out would silently shorten the scan.
     """
-    where, broken = named(path, frames[0]), [file for file in unread if not file.is_file()]
+    where, broken = subject_of(path, frames[0]), [file for file in unread if not file.is_file()]
     if broken:
         raise InputError(
             f"{where} has {len(frames)} images, but broken links or no files lie beside them ({len(broken)}, "

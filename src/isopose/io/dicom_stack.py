@@ -22,19 +22,19 @@ _TURN = 2e-3
 _EXACT, _EXACT_MM = 1e-9, 1e-3
 
 
-def named(path: Path, frame: DicomFrame) -> str:
+def subject_of(path: Path, frame: DicomFrame) -> str:
     """Return the beginning of messages: the path and the series number."""
     return f"{path}: series {frame.number}" if frame.number else f"{path}: the series"
 
 
-def in_order(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
+def sorted_frames(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
     """Sort frames of one kind by their position along the slice normal.
 
     Raises:
         InputError: the frames differ in size, pixel size or orientation, or cannot be rescaled to HU.
     """
     first = frames[0]
-    where = named(path, first)
+    where = subject_of(path, first)
     for what, values in (
         ("image size", {f"{f.size[1]} x {f.size[0]}" for f in frames}),
         ("modality", {f.modality for f in frames}),
@@ -89,7 +89,7 @@ def matrix_of(path: Path, frames: list[DicomFrame]) -> np.ndarray:
         return matrix
     positions = np.stack([f.position for f in frames])
     usual = _usual_step(path, frames, normal)
-    where, index = named(path, first), np.arange(len(frames))[:, None]
+    where, index = subject_of(path, first), np.arange(len(frames))[:, None]
     line = (positions[-1] - positions[0]) / (len(frames) - 1)
     sideways = float(np.linalg.norm(np.cross(line, normal)))
     tilt = min(1.0, sideways / float(np.linalg.norm(line)))
@@ -117,7 +117,7 @@ def _usual_step(path: Path, frames: list[DicomFrame], normal: np.ndarray) -> flo
         InputError: duplicate, missing or unevenly spaced slices.
     """
     along = np.array([frame.position @ normal for frame in frames])
-    where, steps = named(path, frames[0]), np.diff(along)
+    where, steps = subject_of(path, frames[0]), np.diff(along)
     usual = float(np.median(steps))
     doubled = np.flatnonzero(steps < max(_DOUBLE_MM, _DOUBLE_SHARE * usual))
     if doubled.size:

@@ -6,9 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from isopose.strict import STRICT, first_problem
+from isopose.strict import STRICT, Count, first_problem
 
-Count = Annotated[int, Field(ge=0)]
 #: One epoch of a stage: ``stage``, ``epoch``, ``loss``, ``learning_rate``, seconds and validation's numbers.
 Row = dict[str, str | int | float]
 #: Below this slope more than half of a patient's turn is left in the homogenized slice, which then varies

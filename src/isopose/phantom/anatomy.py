@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isopose.phantom.bowel import out_of_the_way, sample_bowel, sample_mesentery
-from isopose.phantom.growth import Size, sample_size
+from isopose.phantom.growth import BodySize, sample_size
 from isopose.phantom.organs import Blob, Kidney, Tube, frame_from
 from isopose.phantom.outline import Trunk, radius_at
 from isopose.phantom.shapes import Waves
@@ -42,7 +42,7 @@ class Anatomy:
 
     age_years: float
     sex: str
-    size: Size
+    size: BodySize
     trunk: Trunk
     mesentery: tuple[Tube, ...]
     bowel: tuple[Tube, ...]
@@ -124,7 +124,7 @@ def sample_tumor_diameter(rng: np.random.Generator, age_years: float, gravity: n
 
 def _sample_trunk(
     rng: np.random.Generator, age_years: float, gravity: np.ndarray, tumor_share: float
-) -> tuple[Size, float, Trunk, dict[int, Kidney], int, float]:
+) -> tuple[BodySize, float, Trunk, dict[int, Kidney], int, float]:
     """Draw size, maturity, trunk, kidneys, the sick side, and the tumor's diameter, which depends on them."""
     size = sample_size(rng, age_years)
     maturity = float(np.clip((size.width / size.depth - 1.15) / 0.38, 0.0, 1.0))

@@ -67,7 +67,7 @@ def kidney_length_mm(age_years: float) -> float:
 
 
 @dataclass(frozen=True)
-class Size:
+class BodySize:
     """Sizes of one patient in mm, ml and kg; ``level`` is the height of a vertebra with its disc."""
 
     stature_mm: float
@@ -90,7 +90,7 @@ class Size:
 #: The reference adult, mean of both sexes: stature and organs of ICRP89, width of ORNL8381 (0.83 of 400 mm is
 #: trunk), kidney length of EMAMIAN1993, mass by the median body mass index of KiTS19, 29.8. The depth that
 #: goes with it (ORNL8381's adult of 200 mm is lean) and the rest are approximations as for children.
-ADULT = Size(
+ADULT = BodySize(
     stature_mm=1695.0,
     mass_kg=85.6,
     width=332.0,
@@ -109,12 +109,12 @@ ADULT = Size(
 )
 
 
-def reference_size(age_years: float) -> Size:
+def reference_size(age_years: float) -> BodySize:
     """Return the reference child of an age in years (below 18) or the reference adult, mean of both sexes."""
     if age_years >= ADULT_YEARS:
         return ADULT
     width = at_age(TRUNK_WIDTH_MM, age_years) * at_age(TRUNK_SHARE, min(age_years, 15.0))
-    return Size(
+    return BodySize(
         stature_mm=10.0 * at_age(STATURE_CM, age_years),
         mass_kg=at_age(MASS_KG, age_years),
         width=width,
@@ -134,7 +134,7 @@ def reference_size(age_years: float) -> Size:
     )
 
 
-def sample_size(rng: np.random.Generator, age_years: float) -> Size:
+def sample_size(rng: np.random.Generator, age_years: float) -> BodySize:
     """Draw the sizes of one patient of an age.
 
     Body lengths vary by about 6 %, fat by a third, organ volumes by about 12 %. Length, width and organ
@@ -148,7 +148,7 @@ def sample_size(rng: np.random.Generator, age_years: float) -> Size:
     across = float(np.exp(0.03 * frame + wide * girth))
     front = float(np.exp(0.03 * frame + deep * girth))
     volume = float(np.exp(0.10 * frame + 0.08 * organs))
-    return Size(
+    return BodySize(
         stature_mm=mean.stature_mm * length,
         mass_kg=mean.mass_kg * length * across * front,
         width=mean.width * across,

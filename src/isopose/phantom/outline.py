@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isopose.phantom.growth import Size
+from isopose.phantom.growth import BodySize
 
 BINS = 2048
 THETA = (np.arange(BINS) + 0.5) * (2.0 * np.pi / BINS) - np.pi
@@ -38,7 +38,7 @@ class Trunk:
         bulge: bulge over the tumor: angle in radians; height, added radius and extent in mm.
     """
 
-    size: Size
+    size: BodySize
     maturity: float
     harmonics: np.ndarray
     gravity: np.ndarray

@@ -7,9 +7,10 @@ from functools import reduce
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
+from isopose.geometry.volume import PixelWindow
 from isopose.phantom.anatomy import Anatomy
 from isopose.phantom.organs import Blob, Kidney, Tube
-from isopose.phantom.section import Canvas, Section, Window, union
+from isopose.phantom.section import Canvas, Section, union
 from isopose.phantom.shapes import Waves, capsule, inside, smooth_min
 from isopose.phantom.tumor import Tumor
 
@@ -153,7 +154,7 @@ def fill(
     brush: Brush,
     section: Section,
     canvas: Canvas,
-    window: Window,
+    window: PixelWindow,
     distance: np.ndarray,
     organ: Blob | Tube,
     center: np.ndarray,

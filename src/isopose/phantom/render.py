@@ -23,7 +23,7 @@ from isopose.phantom.pose import Pose
 from isopose.phantom.scan import PhantomScan
 from isopose.phantom.section import Canvas, Section, coordinates, make_section, paint_trunk
 from isopose.phantom.shapes import Waves
-from isopose.phantom.skeleton import paint_pelvis, paint_psoas, paint_ribs, paint_spine
+from isopose.phantom.skeleton import paint_iliac_wings, paint_psoas, paint_ribs, paint_spine
 from isopose.phantom.surroundings import background, body_window, paint_arms
 from isopose.phantom.tones import CT, Tones
 
@@ -130,7 +130,7 @@ def _paint(plan: _Plan, section: Section, hu: np.ndarray, tones: Tones) -> Canva
     paint_lung(anatomy, section, canvas)
     paint_spine(anatomy, section, canvas)
     paint_ribs(anatomy, section, canvas)
-    paint_pelvis(anatomy, section, canvas)
+    paint_iliac_wings(anatomy, section, canvas)
     return canvas
 
 

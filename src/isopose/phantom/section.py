@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isopose.geometry.volume import PixelWindow
 from isopose.phantom.anatomy import Anatomy
 from isopose.phantom.outline import BINS, BodyOutline
 from isopose.phantom.shapes import inside
 from isopose.phantom.tones import CT, Tones
-
-Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,24 @@ class Section:
         high = np.ceil(index[:, 1::-1] + reach[:, None] + 1).clip(0, (rows, columns))
         return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1).astype(np.int64)
 
-    def window(self, center: np.ndarray, radius: float) -> Window | None:
+    def window(self, center: np.ndarray, radius: float) -> PixelWindow | None:
         """Return the pixel range of one sphere, or None if it misses the plane."""
         return union(self.windows(np.asarray(center)[None], np.array([radius])))
 
-    def points(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def points(self, window: PixelWindow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the canonical coordinates of a window's pixels."""
         return self.x[window], self.y[window], self.z[window]
 
-    def tissue(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def tissue(self, window: PixelWindow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the coordinates of a window's tissue before tumor growth and wobble."""
         return self.warped[0][window], self.warped[1][window], self.warped[2][window]
 
-    def curve(self, table: np.ndarray, window: Window) -> np.ndarray:
+    def curve(self, table: np.ndarray, window: PixelWindow) -> np.ndarray:
         """Return an outline curve's radius in the direction of each pixel of a window."""
         return table[self.bin[window]]
 
 
-def union(ranges: np.ndarray) -> Window | None:
+def union(ranges: np.ndarray) -> PixelWindow | None:
     """Return the rectangle around pixel ranges ``(n, 4)``, or None if all are empty."""
     full = ranges[(ranges[:, 1] > ranges[:, 0]) & (ranges[:, 3] > ranges[:, 2])]
     if len(full) == 0:
@@ -109,7 +108,7 @@ class Canvas:
     cavity: np.ndarray
     tones: Tones = CT
 
-    def paint(self, window: Window, alpha: np.ndarray, value: np.ndarray | float) -> None:
+    def paint(self, window: PixelWindow, alpha: np.ndarray, value: np.ndarray | float) -> None:
         """Cover a fraction of each pixel with a value; former contents and labels are reduced by it.
 
         Args:
@@ -161,7 +160,7 @@ def make_section(
 
 
 def coordinates(
-    canonical_from_index: np.ndarray, window: Window
+    canonical_from_index: np.ndarray, window: PixelWindow
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the canonical coordinates x, y, z of a window's pixels, float32."""
     m = canonical_from_index

@@ -124,7 +124,7 @@ def paint_ribs(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
         canvas.tumor[place] *= 1.0 - alpha
 
 
-def paint_pelvis(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
+def paint_iliac_wings(anatomy: Anatomy, section: Section, canvas: Canvas) -> None:
     """Paint the iliac wings: plates from the sacroiliac joints, below the fourth lumbar vertebra."""
     size = anatomy.size
     middle = float(section.z.mean())

@@ -17,7 +17,7 @@ FEWEST = 2
 
 
 @dataclass(frozen=True)
-class Stack:
+class ThickStack:
     """How the thick slices of one stack are made from the cubic voxels of a scan.
 
     Args:
@@ -83,7 +83,7 @@ class Stack:
         return made
 
 
-def stack_of(scan: PhantomScan, plane: Plane, slices: int | None, rng: np.random.Generator) -> Stack:
+def stack_of(scan: PhantomScan, plane: Plane, slices: int | None, rng: np.random.Generator) -> ThickStack:
     """Return the stack that shows what an axial scan shows.
 
     Args:
@@ -99,4 +99,4 @@ def stack_of(scan: PhantomScan, plane: Plane, slices: int | None, rng: np.random
     cubes = replace(scan, slices=count, thickness=scan.pixel, origin=origin)
     thickness = float(rng.uniform(*THICKNESS_MM))
     each = max(FEWEST, round(thickness / scan.pixel) if slices is None else scan.size // slices)
-    return Stack(plane, cubes, each, scan.size // each if slices is None else slices)
+    return ThickStack(plane, cubes, each, scan.size // each if slices is None else slices)

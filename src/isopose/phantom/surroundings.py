@@ -2,16 +2,17 @@
 
 import numpy as np
 
+from isopose.geometry.volume import PixelWindow
 from isopose.phantom.anatomy import Anatomy
 from isopose.phantom.outline import COS, SIN
 from isopose.phantom.pose import Pose
 from isopose.phantom.scan import PhantomScan, rim
-from isopose.phantom.section import Window, coordinates
+from isopose.phantom.section import coordinates
 from isopose.phantom.shapes import inside
 from isopose.phantom.tones import CT, Tones
 
 
-def body_window(anatomy: Anatomy, pose: Pose, scan: PhantomScan) -> Window:
+def body_window(anatomy: Anatomy, pose: Pose, scan: PhantomScan) -> PixelWindow:
     """Return the pixels that the trunk can cover in any slice, with a margin."""
     unit = anatomy.size.level
     shift = np.array([0.0, 0.0, 4.0 * unit])

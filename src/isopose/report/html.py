@@ -79,7 +79,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A part of a report.
 
     Args:
@@ -105,14 +105,14 @@ def write_report(
     title: str,
     lead: str | Sequence[str],
     facts: Mapping[str, str],
-    sections: Sequence[Section],
+    sections: Sequence[ReportSection],
 ) -> None:
     """Write a report; every text is escaped, so that a case's name cannot become markup."""
     write_text(Path(path), report_html(title=title, lead=lead, facts=facts, sections=sections))
 
 
 def report_html(
-    *, title: str, lead: str | Sequence[str], facts: Mapping[str, str], sections: Sequence[Section]
+    *, title: str, lead: str | Sequence[str], facts: Mapping[str, str], sections: Sequence[ReportSection]
 ) -> str:
     """Return the page of :func:`write_report` as text; the same input gives the same text."""
     environment = Environment(
@@ -146,7 +146,7 @@ def write_evaluation_report(path: Path, evaluation: Evaluation) -> None:
     )
 
 
-def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
+def evaluation_sections(evaluation: Evaluation) -> tuple[ReportSection, ...]:
     """Return the sections of an evaluation: all patients, by age and size, failures, every scan."""
     dots = Picture(
         score_dots(evaluation),
@@ -154,7 +154,7 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
         "A dot is one scan; the box holds the middle half of them, the bar is the median. A square is a "
         "structure that was missed or falsely found.",
     )
-    scores = Section(
+    scores = ReportSection(
         "Scores",
         tables=(overall_table(evaluation), counts_table(evaluation)),
         pictures=(dots,),
@@ -162,7 +162,7 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
     )
     strata = strata_tables(evaluation)
     plot = score_against_age(evaluation)
-    by_group = Section(
+    by_group = ReportSection(
         "By age and body size",
         tables=strata,
         pictures=(
@@ -171,7 +171,7 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
             else ()
         ),
     )
-    every = Section(
+    every = ReportSection(
         "Every scan",
         text=("Worst first; choose a heading to sort by it.",),
         tables=tuple(case_table(evaluation, target) for target in evaluation.targets),
@@ -179,7 +179,7 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[Section, ...]:
     return (scores, *((by_group,) if strata else ()), failures_section(evaluation), every)
 
 
-def failures_section(evaluation: Evaluation) -> Section:
+def failures_section(evaluation: Evaluation) -> ReportSection:
     """Return structures that were missed, false alarms, or below :data:`FAILURE_DICE`; worst first."""
 
     def failed(scores: Scores) -> bool:
@@ -210,20 +210,23 @@ def failures_section(evaluation: Evaluation) -> Section:
     )
     rule = f"missed, falsely found, or outlined with a Dice below {FAILURE_DICE:g}"
     if not rows:
-        return Section("Failures", text=(f"No structure of any scan was {rule}.",))
-    return Section(
+        return ReportSection("Failures", text=(f"No structure of any scan was {rule}.",))
+    return ReportSection(
         "Failures",
         text=(f"Structures that were {rule}.",),
         tables=(Table("Failures, worst first", columns, tuple(rows), sortable=True),),
     )
 
 
-def comparison_section(comparison: Comparison, name_a: str, name_b: str) -> Section:
-    """Return a comparison of two evaluations, see :func:`isopose.evaluation.summary.compare`."""
-    table = comparison_table(comparison, name_a, name_b)
-    return Section("With and without homogenization", tables=(table,))
+def comparison_section(comparison: Comparison) -> ReportSection:
+    """Return the comparison of an evaluation without homogenization and one with it.
+
+    See :func:`isopose.evaluation.summary.compare`.
+    """
+    table = comparison_table(comparison, "without", "with")
+    return ReportSection("With and without homogenization", tables=(table,))
 
 
-def limits_section(*, phantom: bool = False, more: tuple[str, ...] = ()) -> Section:
+def limits_section(*, phantom: bool = False, more: tuple[str, ...] = ()) -> ReportSection:
     """Return the limits of the report; with ``phantom`` also those of synthetic patients."""
-    return Section("Limits", text=(*LIMITS, *(PHANTOM_LIMITS if phantom else ()), *more))
+    return ReportSection("Limits", text=(*LIMITS, *(PHANTOM_LIMITS if phantom else ()), *more))

@@ -87,7 +87,7 @@ def _show_slice(
     slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []
     if model.config.pose_estimated and records.agreement[z] < model.config.predict.min_pose_dice:
-        warnings.append("low pose confidence")
+        warnings.append("low agreement")
     if records.cut_off[z]:
         warnings.append("cut off by the crop")
     answer = crop_probabilities(model, crop, ensemble_of(model).views[0])

@@ -55,7 +55,7 @@ def pose_warnings(
             lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
     low = _where(scan, has_body & (scan.agreement < settings.min_pose_dice))
     if low is not None and (joint or config.learned or config.start != "identity"):
-        lines.append(f"low pose confidence{low}: the outline resembles no reference")
+        lines.append(f"low agreement{low}: the outline does not resemble the reference's")
     return lines
 
 

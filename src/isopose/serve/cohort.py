@@ -16,9 +16,10 @@ from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation, label_maps
 from isopose.files import hash_of, read_json, read_text, replacing, write_json, write_text
-from isopose.inference.files import find_scans, record_name
+from isopose.inference.files import record_name
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
+from isopose.io.scans import find_scans
 from isopose.labels import Labels, class_colors
 from isopose.serve.values import shown_values
 from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
@@ -86,7 +87,7 @@ class Reviewed:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class ReviewedCohort:
     """All cases, and the folder of the page's own files."""
 
     cases: tuple[Reviewed, ...]
@@ -105,7 +106,7 @@ def open_cohort(
     labels: Mapping[str, int] | None,
     scores: Evaluation | None,
     scores_against: Evaluation | None,
-) -> Cohort:
+) -> ReviewedCohort:
     """Join each prediction with its record, scan, reference and scores.
 
     Args:
@@ -148,7 +149,7 @@ def open_cohort(
         for case, path in sorted(found.items())
     )
     made = Labels.create(values)
-    return Cohort(cases, made, scores.targets if scores else tuple(made.targets()), folder)
+    return ReviewedCohort(cases, made, scores.targets if scores else tuple(made.targets()), folder)
 
 
 def _read_dataset(
@@ -238,7 +239,7 @@ def _unescape(comment: str) -> str:
     return comment[1:] if comment.startswith("'") else comment
 
 
-def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
+def thumbnail(cohort: ReviewedCohort, case: Reviewed) -> Path:
     """Return a PNG of the slice with most labeled pixels and its labels, made if missing.
 
     Raises:
@@ -275,7 +276,7 @@ def thumbnail(cohort: Cohort, case: Reviewed) -> Path:
     return path
 
 
-def case_view(cohort: Cohort, number: int) -> tuple[Path, dict[str, Any]]:
+def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a case's scan and label maps for the page, and the contents of ``view.json``.
 
     The folders of the last :data:`KEPT` cases are kept.

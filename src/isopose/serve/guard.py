@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isopose.errors import InputError
 
-LOOPBACK = "127.0.0.1"
 #: Header required for changes; a page of another site cannot send it.
 INTENT = "x-isopose"
 #: Query parameter and cookie name of the token.

@@ -7,7 +7,7 @@ from isopose.geometry.volume import Volume
 from isopose.inference.predict import Prediction
 from isopose.models.folder import Model
 from isopose.report.figure import steps_png
-from isopose.report.html import LIMITS, Picture, Section, write_report
+from isopose.report.html import LIMITS, Picture, ReportSection, write_report
 from isopose.report.steps import steps_of
 from isopose.report.tables import Column, Table
 from isopose.version import __version__
@@ -58,14 +58,14 @@ def write_scan_report(
         lead="What isopose segmented in this scan, and its warnings.",
         facts=facts,
         sections=[
-            Section(
+            ReportSection(
                 "Result",
                 tables=(volumes,),
                 notices=tuple(record["warnings"]),
                 text=() if record["warnings"] else ("No warnings.",),
             ),
-            *([Section("Step by step", pictures=pictures)] if pictures else []),
-            Section("What this is not", text=LIMITS),
+            *([ReportSection("Step by step", pictures=pictures)] if pictures else []),
+            ReportSection("What this is not", text=LIMITS),
         ],
     )
 

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse, Response
 
 from isopose.isolation import line_of
 from isopose.labels import class_colors
-from isopose.serve.cohort import LONGEST_COMMENT, Cohort, Decisions, Reviewed, case_view, thumbnail
+from isopose.serve.cohort import LONGEST_COMMENT, Decisions, Reviewed, ReviewedCohort, case_view, thumbnail
 from isopose.serve.guard import Access
 from isopose.serve.pages import add_guard, add_pages, send_octets, send_slice
 from isopose.serve.viewing import reduced
@@ -19,7 +19,7 @@ from isopose.version import __version__
 READERS = 2
 
 
-def review_app(cohort: Cohort, access: Access) -> FastAPI:
+def review_app(cohort: ReviewedCohort, access: Access) -> FastAPI:
     """Return the server of a review.
 
     Args:
@@ -38,7 +38,7 @@ def review_app(cohort: Cohort, access: Access) -> FastAPI:
     return app
 
 
-def _add_table(app: FastAPI, cohort: Cohort, decisions: Decisions) -> None:
+def _add_table(app: FastAPI, cohort: ReviewedCohort, decisions: Decisions) -> None:
     """Add the routes of the table: all cases, their thumbnails, and people's decisions."""
     reading, writing = threading.Semaphore(READERS), threading.Lock()
 
@@ -76,7 +76,7 @@ def _add_table(app: FastAPI, cohort: Cohort, decisions: Decisions) -> None:
             decisions.decide(case.case, decision, comment.strip())
 
 
-def _add_cases(app: FastAPI, cohort: Cohort) -> None:
+def _add_cases(app: FastAPI, cohort: ReviewedCohort) -> None:
     """Add the routes of one case: its scan and label maps, as volumes and slice by slice."""
     viewing = threading.Lock()
 
@@ -110,7 +110,7 @@ def _add_cases(app: FastAPI, cohort: Cohort) -> None:
         return send_slice(place, info["shape"], z)
 
 
-def _find_case(cohort: Cohort, number: int) -> Reviewed:
+def _find_case(cohort: ReviewedCohort, number: int) -> Reviewed:
     if not 0 <= number < len(cohort.cases):
         raise HTTPException(404, f"there are cases 0 to {len(cohort.cases) - 1}")
     return cohort.cases[number]

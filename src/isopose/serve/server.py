@@ -25,7 +25,7 @@ from isopose.serve.guard import Access
 from isopose.serve.jobs import DONE, Job, Jobs
 from isopose.serve.pages import add_guard, add_pages, send_octets, send_slice
 from isopose.serve.viewing import read_view, reduced
-from isopose.serve.worker import RESULT, Settings, Worker
+from isopose.serve.worker import RESULT, JobWorker, Settings
 from isopose.version import __version__
 
 #: Accepted uploads: formats of one file each, and a zipped DICOM series.
@@ -57,7 +57,7 @@ def serve_app(model: Path, folder: Path, access: Access, *, device: str, precisi
         InputError: the folder's queue cannot be used.
     """
     jobs = Jobs(folder / "queue.sqlite")
-    worker = Worker(Settings(model, device, precision, folder / "jobs"), jobs)
+    worker = JobWorker(Settings(model, device, precision, folder / "jobs"), jobs)
     _remove_leftovers(folder, jobs)
 
     @asynccontextmanager
@@ -102,7 +102,7 @@ def _add_queue(app: FastAPI, folder: Path, jobs: Jobs) -> None:
         shutil.rmtree(folder / "jobs" / str(number), ignore_errors=True)
 
 
-def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: Worker) -> None:
+def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: JobWorker) -> None:
     """Add the routes that queue a scan: a new one, or one that is predicted again."""
 
     @app.post("/api/jobs", status_code=201)

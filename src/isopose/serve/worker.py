@@ -39,7 +39,7 @@ class Settings:
     jobs: Path
 
 
-class Worker:
+class JobWorker:
     """Predict the queued scans one after the other, in a process that a thread supervises.
 
     Args:
@@ -195,9 +195,10 @@ def _load(settings: Settings) -> tuple[Any, str | None]:
 
 def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str, str | None]:
     from isopose.inference.ensemble import ensemble_of
-    from isopose.inference.files import Scan, predict_scan, record_name
+    from isopose.inference.files import predict_scan, record_name
     from isopose.io.endings import ending
     from isopose.io.results.formats import FORMATS, NIFTI
+    from isopose.io.scans import Scan
     from isopose.scan.correction import correction_from_json
     from isopose.serve.report import write_scan_report
     from isopose.serve.viewing import read_view, write_view

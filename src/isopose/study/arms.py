@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Table = Literal[1, 2, 3]
+PaperTable = Literal[1, 2, 3]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Arm:
 
     name: str
     title: str
-    table: Table
+    table: PaperTable
     settings: tuple[str, ...]
     source: bool = False
     published: Published | None = None

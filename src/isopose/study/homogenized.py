@@ -23,7 +23,7 @@ from isopose.study.results import CLOCKS
 #: Name of the stage in a run's history, and of the file with the seconds of each case.
 STAGE, SECONDS = "homogenize", "homogenize-seconds.json"
 
-Seconds = dict[str, dict[str, float]]
+CaseSeconds = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HomogenizedPatients:
     """
 
     root: Path
-    seconds: Seconds
+    seconds: CaseSeconds
     learned: tuple[str, ...]
     channels: int
 
@@ -100,7 +100,7 @@ def homogenize_patients(
     """
     cases = tuple(case for case in dataset.cases if case.label is not None)
     kept = root.parent / SECONDS
-    seconds: Seconds = read_json(kept) if kept.exists() else {}
+    seconds: CaseSeconds = read_json(kept) if kept.exists() else {}
     if not (root / "dataset.json").exists() or any(case.id not in seconds for case in cases):
         for case in cases:
             if case.id not in seconds:
@@ -119,7 +119,7 @@ def homogenize_patients(
 class _Timing(Silent):
     """Pass progress on, and record the seconds of each newly homogenized case."""
 
-    def __init__(self, reporter: Reporter, cases: list[str], seconds: Seconds, path: Path) -> None:
+    def __init__(self, reporter: Reporter, cases: list[str], seconds: CaseSeconds, path: Path) -> None:
         self.reporter, self.cases, self.seconds, self.path = reporter, cases, seconds, path
 
     @contextmanager

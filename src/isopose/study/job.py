@@ -14,9 +14,10 @@ from isopose.errors import InputError, IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.evaluation.summary import badness
 from isopose.files import only_writer, read_json, write_json
-from isopose.inference.files import Scan, predict_scans, scan_of
+from isopose.inference.files import predict_scans
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import write_labels
+from isopose.io.scans import Scan, scan_of
 from isopose.io.truth import true_poses
 from isopose.models.folder import Model, for_prediction, load_model
 from isopose.presets import validate_config

@@ -20,9 +20,9 @@ from isopose.config import Config
 from isopose.data.splits import split_patients
 from isopose.errors import InputError
 from isopose.files import read_json, write_json
-from isopose.inference.files import Scan
 from isopose.io.datasets import Dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.scans import Scan
 from isopose.nnunet.plans import write_plans
 from isopose.study.arms import Peer
 from isopose.study.homogenized import HomogenizedPatients, homogenize_patients

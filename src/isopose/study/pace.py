@@ -7,7 +7,7 @@ import numpy as np
 
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
 from isopose.study.protocol import RISE, rise
-from isopose.study.results import CLOCKS, ArmResult, Clock, Place, StudyRun, goals, steady, times_to
+from isopose.study.results import CLOCKS, ArmResult, Clock, SeedAndFold, StudyRun, goals, steady, times_to
 from isopose.study.tables import format_time
 
 #: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
@@ -62,7 +62,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
 
 
 def _format_times(
-    times: Mapping[Place, float | None], of_baseline: Mapping[Place, float | None], clock: Clock
+    times: Mapping[SeedAndFold, float | None], of_baseline: Mapping[SeedAndFold, float | None], clock: Clock
 ) -> str:
     """Format the mean time of runs that reach a score, its fraction of the baseline's, and their number."""
     pairs = [(seconds, of_baseline.get(place)) for place, seconds in times.items() if seconds is not None]

@@ -325,7 +325,7 @@ def held_out(dataset: Dataset) -> list[str]:
     return [case.id for case in dataset.cases if case.split == "test" and case.label is not None]
 
 
-def claim(output: Path, options: Options) -> tuple[Options, bool]:
+def claim_study(output: Path, options: Options) -> tuple[Options, bool]:
     """Start a study in a folder, or check that the folder holds this study.
 
     Returns:

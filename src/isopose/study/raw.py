@@ -30,7 +30,7 @@ from isopose.study.results import (
     times_to,
 )
 from isopose.study.strata import strata_of
-from isopose.study.tables import labels_of
+from isopose.study.tables import single_labels
 
 
 def scores_csv(results: Results) -> str:
@@ -146,7 +146,7 @@ def _time_to_dice(
     """Return, by label and run (``seed-S-fold-F``), the time until the baseline's final validation Dice."""
     baseline = by_arm[baseline_of(by_arm)]
     out = {}
-    for label in labels_of(by_arm):
+    for label in single_labels(by_arm):
         key = f"dice {label}"
         times = times_to(result, key, goals(baseline, key), clock)
         out[label] = {f"seed-{seed}-fold-{fold}": seconds for (seed, fold), seconds in times.items()}

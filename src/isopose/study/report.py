@@ -9,7 +9,7 @@ from isopose.evaluation.metrics import METRICS
 from isopose.files import replacing, write_json, write_text
 from isopose.io.datasets import open_dataset
 from isopose.io.truth import true_rolls
-from isopose.report.html import Picture, Section, limits_section, write_report
+from isopose.report.html import Picture, ReportSection, limits_section, write_report
 from isopose.report.tables import Table, to_latex, to_markdown
 from isopose.study.arms import ARMS, FURTHER
 from isopose.study.figures import against_size, box_plots, learning_curves
@@ -21,8 +21,8 @@ from isopose.study.raw import numbers, runs_csv, scores_csv
 from isopose.study.results import (
     PAIRED,
     ArmResult,
-    Place,
     Results,
+    SeedAndFold,
     StudyRun,
     against,
     baseline_of,
@@ -32,7 +32,7 @@ from isopose.study.results import (
 )
 from isopose.study.statistics import COVERAGE
 from isopose.study.stns import lengths_by_arm, notes_of, stn_table
-from isopose.study.strata import strata_tables
+from isopose.study.strata import group_tables
 from isopose.study.tables import (
     PAPER_NOTE,
     cost_table,
@@ -40,9 +40,9 @@ from isopose.study.tables import (
     failure_table,
     goal_table,
     in_table,
-    labels_of,
     paper_table,
     score_table,
+    single_labels,
 )
 from isopose.version import __version__
 
@@ -108,7 +108,7 @@ def _note_uneven_runs(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     )
 
 
-def _format_places(places: Collection[Place]) -> str:
+def _format_places(places: Collection[SeedAndFold]) -> str:
     """Return seeds, and their folds if there are several, as text."""
     seeds = sorted({seed for seed, _ in places})
     folds = {seed: sorted(fold for s, fold in places if s == seed) for seed in seeds}
@@ -163,19 +163,19 @@ def _make_preset_sections(
     twins: Sequence[str],
     lengths: Mapping[str, Mapping[str, Length]],
     rolls: Mapping[str, float],
-) -> list[Section]:
+) -> list[ReportSection]:
     baseline = baseline_of(results)
-    labels = labels_of(results)
+    labels = single_labels(results)
     tables = [
         _make_paper_table(preset, number, results, labels, lengths)
         for number in (2, 3, 1)
         if any(r.arm.table == number for r in results.values())
     ]
     pictures = tuple(drawn.values())
-    strata = strata_tables(results, baseline, rolls)
+    strata = group_tables(results, baseline, rolls)
     stns, of_stns = stn_table(results, lengths), notes_of(preset, results, lengths)
     return [
-        Section(
+        ReportSection(
             f"Preset {preset}: the paper's tables",
             notices=of_stns,
             tables=tuple(tables),
@@ -183,17 +183,17 @@ def _make_preset_sections(
         ),
         *([_make_stn_section(preset, stns)] if stns else []),
         _make_comparison_section(preset, results, baseline),
-        Section(
+        ReportSection(
             f"Preset {preset}: scores",
             tables=(score_table(results), failure_table(results)),
             pictures=pictures,
         ),
         _make_cost_section(preset, results, baseline),
-        *([Section(f"Preset {preset}: by group of patients", tables=tuple(strata))] if strata else []),
+        *([ReportSection(f"Preset {preset}: by group of patients", tables=tuple(strata))] if strata else []),
     ]
 
 
-def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> Section:
+def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> ReportSection:
     """Return a section on the differences from the baseline and between other arms."""
     compared = [
         difference_table(
@@ -205,7 +205,7 @@ def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], base
     further = differences(results, FURTHER)
     if further:
         compared.append(difference_table(further, "Dice: differences between other arms"))
-    return Section(
+    return ReportSection(
         f"Preset {preset}: against {baseline}",
         text=(
             "Scores of each arm minus those of the same patients in "
@@ -217,11 +217,11 @@ def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], base
     )
 
 
-def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> Section:
+def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: str) -> ReportSection:
     """Return a section on time, memory, and validation Dice along training."""
-    labels = labels_of(results)
+    labels = single_labels(results)
     peers = {name: result for name, result in results.items() if result.arm.peer}
-    return Section(
+    return ReportSection(
         f"Preset {preset}: cost",
         text=(
             "Training by stage, by the clock, without preprocessing, which the arms share. "
@@ -239,7 +239,7 @@ def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: 
     )
 
 
-def _make_primary_section(results: Results) -> list[Section]:
+def _make_primary_section(results: Results) -> list[ReportSection]:
     """Return the comparisons that were decided beforehand, if any of them was run."""
     found = primary(results)
     if not found:
@@ -248,12 +248,12 @@ def _make_primary_section(results: Results) -> list[Section]:
         f"Decided before the study was run (docs/study.md): {len(GOALS)} goals, of which {len(found)} were "
         "run. All else in this report is secondary."
     )
-    return [Section("Primary comparisons", text=(text,), tables=(goal_table(found),))]
+    return [ReportSection("Primary comparisons", text=(text,), tables=(goal_table(found),))]
 
 
-def _make_stn_section(preset: str, table: Table) -> Section:
+def _make_stn_section(preset: str, table: Table) -> ReportSection:
     """Return a section on the training length of STN1 and STN2 and the roll errors of STN1."""
-    return Section(
+    return ReportSection(
         f"Preset {preset}: STN1 and STN2",
         text=(
             "A study shortens the U-Net only, for STN1 learns size first and rotation last. That the masks "
@@ -270,7 +270,7 @@ def _draw_pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) 
     drawn = {
         "boxes": (box_plots(results), "Dice of each patient by arm; the values are in scores.csv.",
                   "A dot is a patient, the box holds the middle half, the bar is the median."),
-        "curves": (learning_curves(results, labels_of(results)),
+        "curves": (learning_curves(results, single_labels(results)),
                    "Validation Dice against CPU seconds of training, with bands over seeds.",
                    "Validation Dice, the mean of three epochs, against CPU seconds of training: the mean of "
                    "the runs, and a band from the lowest to the highest, while all of them are trained."
@@ -340,7 +340,7 @@ def _count_patients(options: Options) -> str:
 def _to_markdown(
     lead: Sequence[str],
     facts: Mapping[str, str],
-    sections: Sequence[Section],
+    sections: Sequence[ReportSection],
     figures: Mapping[str, Picture],
 ) -> str:
     lines = ["# isopose study", "", *lead, "", *(f"* {name}: {value}" for name, value in facts.items()), ""]

@@ -15,7 +15,7 @@ from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 from isopose.study.statistics import bootstrap_mean, detectable, holm
 
 #: Seed and fold of a run.
-Place = tuple[int, int]
+SeedAndFold = tuple[int, int]
 #: Wall-clock seconds, or CPU seconds of all cores.
 Clock = Literal["seconds", "cpu_seconds"]
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
@@ -96,11 +96,11 @@ class ArmResult:
         return [case for run in self.runs for case in run.evaluation.cases]
 
     @property
-    def places(self) -> frozenset[Place]:
+    def places(self) -> frozenset[SeedAndFold]:
         """Seed and fold of each run."""
         return frozenset((run.seed, run.fold) for run in self.runs)
 
-    def only(self, places: Collection[Place]) -> "ArmResult":
+    def only(self, places: Collection[SeedAndFold]) -> "ArmResult":
         """Return the arm's runs of these seeds and folds."""
         return replace(self, runs=tuple(run for run in self.runs if (run.seed, run.fold) in places))
 
@@ -344,15 +344,15 @@ def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     ]
 
 
-def goals(result: ArmResult, key: str) -> dict[Place, float]:
+def goals(result: ArmResult, key: str) -> dict[SeedAndFold, float]:
     """Return the validation score at which each run of an arm ends, by seed and fold."""
     curves = {(run.seed, run.fold): steady(run.curve(key)) for run in result.runs}
     return {place: curve[-1][1] for place, curve in curves.items() if curve}
 
 
 def times_to(
-    result: ArmResult, key: str, wanted: Mapping[Place, float], clock: Clock = "seconds"
-) -> dict[Place, float | None]:
+    result: ArmResult, key: str, wanted: Mapping[SeedAndFold, float], clock: Clock = "seconds"
+) -> dict[SeedAndFold, float | None]:
     """Return the training seconds until each run reaches the score that is wanted for its seed and fold.
 
     Scores of other seeds and folds are not comparable, because they have other validation patients.
@@ -360,7 +360,7 @@ def times_to(
     Returns:
         Seconds by seed and fold, for those with a wanted score; ``None`` if the run never reaches it.
     """
-    out: dict[Place, float | None] = {}
+    out: dict[SeedAndFold, float | None] = {}
     for run in result.runs:
         place = (run.seed, run.fold)
         if place in wanted:

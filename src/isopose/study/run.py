@@ -27,7 +27,7 @@ from isopose.study.plan import (
     add_sources,
     arms_of,
     check_options,
-    claim,
+    claim_study,
     config_of,
     held_out,
     is_done,
@@ -44,7 +44,7 @@ from isopose.study.plan import (
 #: Exit codes of a run that was stopped and did not fail: its own code, by SIGINT, by SIGTERM.
 STOPPED = (130, -2, -15)
 #: Seconds of a batch and of a validation, by ``preset/arm`` and stage.
-Seconds = Mapping[str, Mapping[str, float]]
+StageSeconds = Mapping[str, Mapping[str, float]]
 #: Batches per epoch, and epochs, of the trial that estimates an arm's time.
 TRIED_ITERATIONS, TRIED_EPOCHS = 4, 2
 
@@ -108,7 +108,7 @@ def _run_study(
     from isopose.study.report import write_study_report
     from isopose.study.results import load_results
 
-    options, settled = claim(output, options)
+    options, settled = claim_study(output, options)
     if settled and budget_s is not None:
         reporter.say("note: this study's length was settled when it first started; --budget changes nothing")
     for line in notes_of_length(output):
@@ -138,7 +138,7 @@ def _run_study(
     return report
 
 
-def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
+def _can_run(output: Path, job: PlannedRun, seconds: StageSeconds) -> bool:
     """Return whether a run is finished, or its trial (if it starts from a source, the source's) succeeded."""
     if is_done(output, job):
         return True
@@ -146,7 +146,7 @@ def _can_run(output: Path, job: PlannedRun, seconds: Seconds) -> bool:
     return key in seconds
 
 
-def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> list[str]:
+def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: StageSeconds) -> list[str]:
     """Do all unfinished runs; return the names of those that failed."""
     failed: list[str] = []
     left = [job for job in add_sources(study.output, jobs) if not is_done(study.output, job)]
@@ -316,12 +316,12 @@ def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
     return out
 
 
-def _estimate_run(options: Options, job: PlannedRun, seconds: Seconds) -> float:
+def _estimate_run(options: Options, job: PlannedRun, seconds: StageSeconds) -> float:
     """Estimated seconds of a run's training."""
     return sum(_estimate_stages(options, job, seconds).values())
 
 
-def _estimate_stages(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, float]:
+def _estimate_stages(options: Options, job: PlannedRun, seconds: StageSeconds) -> dict[str, float]:
     """Estimated seconds of each stage of a run's training."""
     if job.arm in UNTRAINED:
         return {}
@@ -337,7 +337,7 @@ def _estimate_stages(options: Options, job: PlannedRun, seconds: Seconds) -> dic
 
 
 def _fit_into_budget(
-    output: Path, options: Options, jobs: Sequence[PlannedRun], seconds: Seconds, budget_s: float
+    output: Path, options: Options, jobs: Sequence[PlannedRun], seconds: StageSeconds, budget_s: float
 ) -> float:
     """Return the fraction of the U-Net's epochs, the same for every arm, with which all runs fit the budget.
 
@@ -363,7 +363,7 @@ def _fit_into_budget(
     return scale
 
 
-def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: Seconds) -> None:
+def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: StageSeconds) -> None:
     """Report the estimated duration of each arm before the study starts."""
     every = add_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)

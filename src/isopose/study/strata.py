@@ -24,7 +24,7 @@ def strata_of(rolls: Mapping[str, float]) -> dict[str, Strata]:
     }
 
 
-def strata_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping[str, float]) -> list[Table]:
+def group_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping[str, float]) -> list[Table]:
     """Return tables of Dice by group: mean, median and worst, then paired differences from the baseline.
 
     Args:

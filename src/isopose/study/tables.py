@@ -36,7 +36,7 @@ CAPTIONS = {
 }
 
 
-def labels_of(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
+def single_labels(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
     """Return the single labels in their order, without unions."""
     return tuple(t for t in next(iter(results.values())).targets if "+" not in t)
 

@@ -16,7 +16,7 @@ from isopose.tensors import write_tensors
 
 
 @dataclass
-class Progress:
+class StageProgress:
     """The progress of a stage.
 
     Args:
@@ -42,7 +42,7 @@ class Progress:
 
 def save_checkpoint(
     path: Path,
-    progress: Progress,
+    progress: StageProgress,
     weights: dict[str, Tensor],
     best: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
@@ -74,7 +74,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[StageProgress, dict[str, Tensor], dict[str, Tensor]]:
     """Load a stage's state, and restore the optimizer's.
 
     Returns:
@@ -87,7 +87,7 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            progress = TypeAdapter(Progress).validate_json(about["progress"])
+            progress = TypeAdapter(StageProgress).validate_json(about["progress"])
             turned = set(json.loads(about.get("channels_last", "[]")))
             for key in file.keys():  # noqa: SIM118 - not a dictionary
                 group, _, name = key.partition(".")
@@ -99,10 +99,10 @@ def load_checkpoint(
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise damaged(path, error) from None
+        raise damaged_checkpoint(path, error) from None
     return progress, groups["last"], groups["best"]
 
 
-def damaged(path: Path, error: Exception) -> InputError:
+def damaged_checkpoint(path: Path, error: Exception) -> InputError:
     """Return the error for a checkpoint that cannot be loaded."""
     return InputError(f"{path}: damaged checkpoint ({error}); remove it to train this stage again")

@@ -25,13 +25,13 @@ def check_batches(config: Config, processes: int) -> None:
             )
 
 
-def check_claim(folder: Path, resume: bool) -> None:
+def check_folder(folder: Path, resume: bool) -> None:
     """Refuse a folder that is not empty, unless a run is resumed."""
     if not resume and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty; add --resume to go on with it, or name another folder")
 
 
-def claim(
+def claim_folder(
     folder: Path,
     dataset: Dataset,
     config: Config,

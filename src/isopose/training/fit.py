@@ -26,7 +26,7 @@ from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
 from isopose.progress import Reporter, Silent
 from isopose.training.by_hand import Corrections, cases_by_hand
-from isopose.training.claim import check_batches, check_claim, claim, claim_data
+from isopose.training.claim import check_batches, check_folder, claim_data, claim_folder
 from isopose.training.fabric import fabric_for
 from isopose.training.info import reference_info, stages_info, training_info, warn_of_seen
 from isopose.training.mirroring import check_mirroring, decide_mirroring
@@ -75,16 +75,16 @@ def fit(
     training, validation = split(dataset, config.train)
     # Before the folder is claimed, since a command with corrected settings counts as another run.
     prepared = measured(training, validation, config.train)
-    check(config, dataset, prepared[0], source, corrections, fabric.world_size)
+    check_fit(config, dataset, prepared[0], source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The other ranks use the first one's preprocessed cases; the first rank locks the folder for all.
     with ExitStack() as held:
         with fabric.rank_zero_first():
             if fabric.is_global_zero:
-                check_claim(folder, resume)
+                check_folder(folder, resume)
                 held.enter_context(only_writer(output_folder(folder)))
             resume = resume or not fabric.is_global_zero
-            claim(folder, dataset, config, training, validation, resume, source, corrections)
+            claim_folder(folder, dataset, config, training, validation, resume, source, corrections)
             if resume and (folder / "model.json").exists():
                 reporter.say(f"{folder} is finished already")
                 return load_model(folder)
@@ -102,7 +102,7 @@ def fit(
         return _fit(context, folder, dataset, stored, fingerprint, training, validation, source, corrections)
 
 
-def check(
+def check_fit(
     config: Config,
     dataset: Dataset,
     among: Sequence[Case],

@@ -13,8 +13,8 @@ from isopose.models.folder import Model
 from isopose.progress import Reporter, Silent
 from isopose.ranks import launched
 from isopose.training.by_hand import Corrections
-from isopose.training.claim import check_claim, claim
-from isopose.training.fit import check, fit
+from isopose.training.claim import check_folder, claim_folder
+from isopose.training.fit import check_fit, fit
 from isopose.training.preprocessing import preprocess
 
 #: Returns the reporter of a fold's training, given its folder and settings.
@@ -95,10 +95,10 @@ def fit_folds(
     check_folds(dataset, config)
     common = of_fold(config, 0)
     everyone, none = measured(*split(dataset, common.train), common.train)
-    check(common, dataset, everyone, source, corrections or {}, 1)
+    check_fit(common, dataset, everyone, source, corrections or {}, 1)
     with only_writer(output_folder(folder), wait=True):
-        check_claim(folder, resume)
-        claim(folder, dataset, common, everyone, none, resume, source, corrections or {})
+        check_folder(folder, resume)
+        claim_folder(folder, dataset, common, everyone, none, resume, source, corrections or {})
     store = store or folder / "work" / "store"
     if _left(folder, config):
         # Processes started at the same time wait here, and then find the store.

@@ -6,7 +6,7 @@ from isopose.models.folder import Model
 from isopose.models.info import ReferenceInfo, StageInfo, TrainingInfo
 from isopose.progress import Reporter
 from isopose.training.by_hand import Corrections
-from isopose.training.checkpoint import Progress
+from isopose.training.checkpoint import StageProgress
 from isopose.training.targets import Reference
 
 
@@ -55,7 +55,7 @@ def training_info(
     )
 
 
-def stages_info(stages: list[Progress]) -> dict[str, StageInfo]:
+def stages_info(stages: list[StageProgress]) -> dict[str, StageInfo]:
     """Return the number of epochs and the best epoch of each stage."""
     return {
         stage.history[0]["stage"]: StageInfo(stage.epoch, stage.best_epoch, stage.best) for stage in stages

@@ -19,7 +19,7 @@ from isopose.errors import IsoposeError
 from isopose.progress import Reporter
 from isopose.ranks import is_lost_rank, shares_of_rank, summed
 from isopose.settings import OptimizerConfig
-from isopose.training.checkpoint import Progress, damaged, load_checkpoint, save_checkpoint
+from isopose.training.checkpoint import StageProgress, damaged_checkpoint, load_checkpoint, save_checkpoint
 from isopose.training.tracking import curves
 
 
@@ -53,7 +53,7 @@ class Stage:
     augment: Callable[[SliceBatch, tuple[int, ...], Sequence[int]], SliceBatch] | None = None
 
 
-def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
+def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> StageProgress:
     """Train a stage, from its checkpoint if there is one; afterwards the objective has the best weights.
 
     Raises:
@@ -80,7 +80,7 @@ def _diverged(stage: Stage, what: str) -> IsoposeError:
     )
 
 
-def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> Progress:
+def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -> StageProgress:
     config = stage.config
     objective = stage.objective.to(fabric.device)
     optimizer = _optimizer(objective, config)
@@ -126,17 +126,17 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
 
 def _resumed(
     checkpoint: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
-) -> tuple[Progress, dict[str, Tensor]]:
+) -> tuple[StageProgress, dict[str, Tensor]]:
     """Return a stage's progress and best weights; objective and optimizer get the checkpoint's state."""
     if not checkpoint.exists():
-        return Progress(), _weights(objective)
+        return StageProgress(), _weights(objective)
     progress, last, best = load_checkpoint(checkpoint, optimizer)
     try:
         objective.load_state_dict(last)
         if progress.scaler:
             fabric.strategy.precision.load_state_dict(progress.scaler)
     except (RuntimeError, KeyError) as error:
-        raise damaged(checkpoint, error) from None
+        raise damaged_checkpoint(checkpoint, error) from None
     return progress, best
 
 
@@ -190,7 +190,7 @@ def _validate(stage: Stage, fabric: Fabric, objective: Any) -> dict[str, float]:
     return numbers
 
 
-def _advance(progress: Progress, config: OptimizerConfig, numbers: dict[str, float]) -> bool:
+def _advance(progress: StageProgress, config: OptimizerConfig, numbers: dict[str, float]) -> bool:
     """Count the epoch, smooth the score, decide whether to stop; return whether this epoch is the best."""
     progress.epoch += 1
     if not numbers:

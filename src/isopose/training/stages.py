@@ -19,7 +19,7 @@ from isopose.models.pipeline import Networks
 from isopose.progress import Reporter
 from isopose.training.augmentation import Augmentation
 from isopose.training.by_hand import Corrections, crops_by_hand, poses_by_hand, where_set
-from isopose.training.checkpoint import Progress
+from isopose.training.checkpoint import StageProgress
 from isopose.training.loop import Stage, train_stage
 from isopose.training.objectives import (
     CropObjective,
@@ -34,7 +34,7 @@ from isopose.training.transforms import (
     poses_of,
     reach_of,
     transforms_of,
-    turned,
+    turned_warnings,
     volume_crops_of,
     volume_poses_of,
 )
@@ -92,7 +92,7 @@ def slice_stages(
     train_slices: Slices,
     val_slices: Slices | None,
     corrections: Corrections,
-) -> tuple[list[Progress], Turning | None]:
+) -> tuple[list[StageProgress], Turning | None]:
     """Train the networks of slices; afterwards they have the best weights.
 
     Returns:
@@ -101,7 +101,7 @@ def slice_stages(
     config, device = context.config, context.fabric.device
     reference = networks.pose.reference_mask.cpu()
     data = _OfSlices(networks, train_slices, val_slices, poses_by_hand(train_slices, corrections, reference))
-    stages: list[Progress] = []
+    stages: list[StageProgress] = []
     turning: Turning | None = None
     # If a model is fine-tuned in parts (train.parts), pose and crop are not trained.
     learning = config.train.parts == "all"
@@ -110,7 +110,7 @@ def slice_stages(
     _find_poses(context, data)
     # A patient's roll is an in-plane rotation in axial slices only.
     for slices in data.all if config.data.plane == "axial" else ():
-        for line in turned(slices):
+        for line in turned_warnings(slices):
             context.reporter.say(line)
     if networks.joint is not None and learning:
         joint = JointObjective(networks, context.truth)
@@ -142,14 +142,14 @@ def slice_stages(
     return stages, turning
 
 
-def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[Progress], Turning | None]:
+def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgress], Turning | None]:
     """Train STN1, then the roll network, where the model has them and they learn.
 
     Returns:
         The progress of each stage, and the roll errors of STN1 if it was trained.
     """
     pose, by_hand = data.networks.pose, data.by_hand
-    stages: list[Progress] = []
+    stages: list[StageProgress] = []
     turning: Turning | None = None
     if pose.localization is not None:
         known = by_hand if by_hand.isfinite().any() else None
@@ -211,16 +211,16 @@ def _augmentation(context: StageContext, networks: Networks) -> Augmentation | N
 
 def volume_stages(
     context: StageContext, networks: Networks, train_slices: Slices, val_slices: Slices | None
-) -> list[Progress]:
+) -> list[StageProgress]:
     """Train the crop and the U-Net on whole volumes, and return the progress of each stage."""
     crop, device = context.config.crop, context.fabric.device
     training = Volumes(train_slices.cases)
     validation = Volumes(val_slices.cases) if val_slices else None
-    stages: list[Progress] = []
+    stages: list[StageProgress] = []
     learning = context.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
         volumes.pose = volume_poses_of(networks, volumes, device)
-        for line in turned(volumes):
+        for line in turned_warnings(volumes):
             context.reporter.say(line)
     if learning:
         networks.reach.fill_(reach_of(training))
@@ -248,7 +248,7 @@ def _train(
     number: int,
     section: str = "",
     augment: Augmentation | None = None,
-) -> Progress:
+) -> StageProgress:
     started = time.monotonic()
     if isinstance(validation, Slices):
         validation = validation.spread(context.config.train.validation_slices)

@@ -180,11 +180,11 @@ def crop_targets(
         ``(N, 3, 3)`` or ``(N, 4, 4)`` matrices, and ``(N,)`` whether a sample has labels at all, and so a
         target.
     """
-    box, found = box_of_mask(labels_in_frame(labels, input_from_homogenized, config), margin=config.margin)
+    box, found = box_of_mask(where_labeled(labels, input_from_homogenized, config), margin=config.margin)
     return matrix_from_box(box), found
 
 
-def labels_in_frame(
+def where_labeled(
     labels: Tensor | tuple[Tensor, ...], input_from_homogenized: Tensor, config: CropConfig
 ) -> Tensor:
     """Return where any label lies in the homogenized frame, booleans ``(N, S, S)`` or ``(N, D, S, S)``.

@@ -18,13 +18,13 @@ from isopose.progress import Reporter, StageReport
 from isopose.version import __version__
 
 #: Logs a row of the history.
-Draw = Callable[[Mapping[str, Any]], None]
+LogRow = Callable[[Mapping[str, Any]], None]
 #: Project or experiment, and name of the run, where runs are listed.
 PROJECT, RUN = "isopose", "fit"
 
 
 @contextmanager
-def curves(folder: Path, done: int) -> Iterator[Draw]:
+def curves(folder: Path, done: int) -> Iterator[LogRow]:
     """Yield a function that logs a row of the history; epochs after ``done`` of a killed run are purged."""
     # Imported here: TensorBoard takes a second that no other command should wait for.
     from torch.utils.tensorboard import SummaryWriter
@@ -67,7 +67,7 @@ class Tracked:
                 ) from None
         self.reporter, self.names, self.kept = reporter, tuple(dict.fromkeys(names)), work / "tracking.json"
         self.settings = _settings(config)
-        self.draws: dict[str, Draw] | None = None
+        self.draws: dict[str, LogRow] | None = None
         self.open = ExitStack()
 
     def __enter__(self) -> "Tracked":
@@ -102,9 +102,9 @@ class Tracked:
         with self.reporter.stage(name, epochs, iterations, done) as report:
             yield _TrackedStage(report, self)
 
-    def _begin(self) -> dict[str, Draw]:
+    def _begin(self) -> dict[str, LogRow]:
         known = read_json(self.kept) if self.kept.exists() else {}
-        draws: dict[str, Draw] = {}
+        draws: dict[str, LogRow] = {}
         for name in self.names:
             try:
                 run = TRACKERS[name](self.kept.parent, known.get(name), self.settings)
@@ -139,7 +139,7 @@ class _TrackedStage:
 
 
 @contextmanager
-def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, Draw]]:
+def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, LogRow]]:
     """Log to the MLflow server at ``MLFLOW_TRACKING_URI``."""
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
@@ -171,7 +171,7 @@ def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iter
 
 
 @contextmanager
-def _wandb(work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, Draw]]:
+def _wandb(work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, LogRow]]:
     """Log to a run of the account, or to a local one, according to ``WANDB_MODE``."""
     import wandb
 

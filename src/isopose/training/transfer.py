@@ -25,7 +25,7 @@ OF_THE_MODEL: dict[str, tuple[str, ...]] = {
 }
 
 
-def settings_of(source: Model) -> dict[str, Any]:
+def fine_tuning_settings(source: Model) -> dict[str, Any]:
     """Return the settings for fine-tuning a model: its own, except those of ``[train]``."""
     return source.config.model_dump(mode="json", exclude={"train"})
 

@@ -15,7 +15,7 @@ from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.prior import TURNED
 from isopose.scan.volume import places, volume_pose
-from isopose.training.targets import homogenizing, labels_in_frame
+from isopose.training.targets import homogenizing, where_labeled
 
 #: Maximum number of slices, and of their pixels, per batch.
 BATCH, PIXELS = 32, 32 * 256**2
@@ -53,7 +53,7 @@ def slices_of_scan(
     return slice_poses(transformer, read, batches, least)
 
 
-def turned(samples: Slices | Volumes) -> list[str]:
+def turned_warnings(samples: Slices | Volumes) -> list[str]:
     """Return a warning for each case that is rotated against its header."""
     assert samples.pose is not None, "turned cases are known after the poses"
     lines = []
@@ -138,7 +138,7 @@ def box_of_all(networks: Networks, samples: Slices | Volumes, device: torch.devi
     union: Tensor | None = None
     for batch in samples.batches(size):
         on_device = batch.to(device)
-        seen = labels_in_frame(on_device.labels, homogenizing(networks, on_device), networks.config.crop)
+        seen = where_labeled(on_device.labels, homogenizing(networks, on_device), networks.config.crop)
         seen = seen.any(dim=0, keepdim=True).cpu()
         union = seen if union is None else union | seen
     assert union is not None, "there are training samples"

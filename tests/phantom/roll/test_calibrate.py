@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of
-from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined
+from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined_evidence
 from isopose.scan.prior import mass_within
 
 
@@ -51,7 +51,7 @@ def test_directions_that_are_arbitrary_where_little_is_seen_give_the_odds():
     angle = torch.from_numpy(rng.uniform(-math.pi, math.pi, len(vague.patient))).float()
     anywhere = 9.0 * torch.stack([angle.cos(), angle.sin()], dim=1)
     evidence = torch.where(lost[:, None], anywhere, vague.evidence)
-    seen = joined([sure, RollEvidence(evidence, vague.patient)])
+    seen = joined_evidence([sure, RollEvidence(evidence, vague.patient)])
     assert seen.patient.unique().numel() == 2 * sure.patient.unique().numel()
     calibration = calibrate(seen)
     arbitrary = (seen.error[len(sure.patient) :].abs() > math.radians(30.0)).float().mean().item()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isopose.errors import InputError
-from isopose.io.cases import Case, Dataset, dataset_of, inside
+from isopose.io.cases import Case, Dataset, dataset_of, path_inside
 from isopose.io.endings import ending
 from isopose.labels import Labels
 
@@ -62,8 +62,8 @@ def _entries(root: Path, where: Path, listed: object, split: str) -> Iterator[Ca
         raise InputError(f"{where}: expected a list of {split} cases, got {type(listed).__name__}")
     for entry in listed:
         pair = isinstance(entry, dict)
-        image = inside(root, entry.get("image") if pair else entry, where)
-        label = inside(root, entry["label"], where) if pair and entry.get("label") else None
+        image = path_inside(root, entry.get("image") if pair else entry, where)
+        label = path_inside(root, entry["label"], where) if pair and entry.get("label") else None
         if image.name.startswith("._"):
             continue
         if split == "train" and label is None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from isopose.errors import InputError
 from isopose.files import composed
-from isopose.io.cases import Case, Dataset, dataset_of, inside
+from isopose.io.cases import Case, Dataset, dataset_of, path_inside
 from isopose.io.endings import READABLE
 from isopose.labels import IGNORE, Labels
 
@@ -186,6 +186,6 @@ def _explicit(root: Path, where: Path, listed: object, channels: tuple[str, ...]
                 f"{where}: case {name!r} has {len(entry['images'])} images, expected "
                 f"{len(channels)} ({', '.join(channels)})"
             )
-        image, *further = (inside(root, one, where) for one in entry["images"])
-        label = inside(root, entry["label"], where)
+        image, *further = (path_inside(root, one, where) for one in entry["images"])
+        label = path_inside(root, entry["label"], where)
         yield Case(str(name), image, label, patient=str(name), split="train", further=tuple(further))

@@ -45,7 +45,7 @@ def choose_formats(given: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in wanted)
 
 
-def check_source(path: Path, formats: Sequence[str]) -> None:
+def check_formats(path: Path, formats: Sequence[str]) -> None:
     """Check that results of a scan can be written in these formats.
 
     Raises:
@@ -139,7 +139,7 @@ def _objects(
     """Return the DICOM objects, by format."""
     from isopose.io.results.report import report
     from isopose.io.results.segmentation import segmentation
-    from isopose.io.results.structures import structures
+    from isopose.io.results.structures import structure_set
 
     classes, names = predicted.with_array(labels.to_classes(predicted.array)), labels.names
     # The voxels are hashed too: single voxels differ between devices, and two objects must not share a UID.
@@ -151,7 +151,7 @@ def _objects(
             if "dicom-seg" in formats:
                 objects["dicom-seg"] = segmentation(source, classes, names, colors, made_from)
             if "rtstruct" in formats:
-                objects["rtstruct"] = structures(source, classes, names, colors, made_from)
+                objects["rtstruct"] = structure_set(source, classes, names, colors, made_from)
             if "dicom-sr" in formats:
                 objects["dicom-sr"] = report(source, objects["dicom-seg"], names, volumes_ml, made_from)
     except (IsoposeError, MemoryError, OSError):

@@ -18,7 +18,7 @@ from isopose.version import __version__
 SERIES_NUMBER = 9102
 
 
-def structures(
+def structure_set(
     source: Source,
     classes: Volume,
     names: Sequence[str],
@@ -80,7 +80,7 @@ def structures(
     return out
 
 
-def outlines(mask: np.ndarray) -> list[np.ndarray]:
+def contours_of(mask: np.ndarray) -> list[np.ndarray]:
     """Return closed polygons ``(n, 2)`` around a slice's foreground ``(y, x)``.
 
     Points are ``(x, y)`` in pixel centers. The polygons run half way between foreground and background
@@ -94,7 +94,7 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 def _contours(source: Source, mask: np.ndarray, world_from_index: np.ndarray) -> Iterator[Dataset]:
     number = 0
     for z in np.flatnonzero(mask.any(axis=(1, 2))):
-        for outline in outlines(mask[z]):
+        for outline in contours_of(mask[z]):
             number += 1
             index = np.column_stack([outline, np.full(len(outline), z), np.ones(len(outline))])
             points = (index @ world_from_index.T)[:, :3]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isopose.phantom.levels.sheet import Sheet, paint_arms, paint_bone, paint_dots, paint_vertebra
+from isopose.phantom.levels.sheet import Sheet, paint_arm_pair, paint_bone, paint_dots, paint_vertebra
 
 #: Height of the shoulder joints; 0 is the dome of the diaphragm, 1 the top of the lungs.
 SHOULDERS = 0.85
@@ -69,7 +69,7 @@ def paint_chest(sheet: Sheet, rng: np.random.Generator, chest: Chest, height: fl
     """
     person = sheet.person
     if chest.arms == "down" and height < SHOULDERS:
-        paint_arms(sheet, rng, float(rng.uniform(0.05, 0.35)), chest.arm_gap, bones=1)
+        paint_arm_pair(sheet, rng, float(rng.uniform(0.05, 0.35)), chest.arm_gap, bones=1)
     _paint_shell(sheet, chest, height)
     narrow = 1.0 - 0.45 * float(np.clip((height - 0.45) / 0.6, 0.0, 1.0)) ** 1.5
     across = (1.0 - 0.7 * person.fat - person.wall) * narrow

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isopose.phantom.levels.sheet import Sheet, paint_arms, paint_bone, paint_dots, paint_vertebra
+from isopose.phantom.levels.sheet import Sheet, paint_arm_pair, paint_bone, paint_dots, paint_vertebra
 
 #: Heights: 0 is the crotch, 1 the iliac crest, negative values are the thighs.
 LOWEST, HIGHEST = -0.7, 1.15
@@ -62,7 +62,7 @@ def paint_pelvis(sheet: Sheet, rng: np.random.Generator, pelvis: Pelvis, height:
         height: 0 at the crotch, 1 at the iliac crest, negative in the thighs.
     """
     if pelvis.arms:
-        paint_arms(sheet, rng, float(rng.uniform(-0.5, 0.3)), pelvis.arm_gap, bones=2)
+        paint_arm_pair(sheet, rng, float(rng.uniform(-0.5, 0.3)), pelvis.arm_gap, bones=2)
     if height < 0.0:
         _paint_thighs(sheet, rng, pelvis, height)
         return

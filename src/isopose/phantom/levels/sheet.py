@@ -101,7 +101,7 @@ def paint_vertebra(sheet: Sheet, y: float, size: float, lean: float, *, processe
             sheet.paint(sheet.bar((side * 0.6 * size, back), end, 0.2 * size), sheet.person.bone_hu)
 
 
-def paint_arms(sheet: Sheet, rng: np.random.Generator, y: float, gap: float, *, bones: int) -> None:
+def paint_arm_pair(sheet: Sheet, rng: np.random.Generator, y: float, gap: float, *, bones: int) -> None:
     """Paint an arm on each side of the trunk: skin, fat, muscle and one or two bones.
 
     Args:

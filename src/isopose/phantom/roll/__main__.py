@@ -20,7 +20,7 @@ from isopose.models.roll import RollNetwork
 from isopose.models.shipped import WEIGHTS, compact
 from isopose.phantom.levels import sample_level_slab
 from isopose.phantom.randomized import Slab, sample_slab
-from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined, roll_evidence
+from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined_evidence, roll_evidence
 from isopose.phantom.roll.pictures import VIEWS, Batches
 from isopose.phantom.roll.slabs import Slabs, concatenated, draw_slabs
 from isopose.phantom.roll.train import train
@@ -102,7 +102,7 @@ def main(
     network = RollNetwork()
     network.load_state_dict(state)
     network.eval()
-    disturbed = joined(
+    disturbed = joined_evidence(
         [
             roll_evidence(
                 network,

@@ -69,7 +69,7 @@ def roll_evidence(
     return RollEvidence(torch.cat(found), slabs.patient)
 
 
-def joined(parts: list[RollEvidence]) -> RollEvidence:
+def joined_evidence(parts: list[RollEvidence]) -> RollEvidence:
     """Concatenate evidence; the same patients, disturbed in different ways, become different ones."""
     most = 1 + max(int(part.patient.max()) for part in parts)
     return RollEvidence(

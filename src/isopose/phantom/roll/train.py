@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from isopose.models.roll import RollNetwork
 from isopose.phantom.roll.pictures import Batches
 from isopose.progress import Reporter
-from isopose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from isopose.training.checkpoint import StageProgress, load_checkpoint, save_checkpoint
 from isopose.training.losses import von_mises_loss
 
 #: Weight of the loss for mirrored slices; that of the angle is 1.
@@ -59,7 +59,7 @@ def train(
         network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(RUNNING_MEAN), use_buffers=True
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    checkpoint, progress, steps = work / "checkpoint.safetensors", Progress(), len(batches)
+    checkpoint, progress, steps = work / "checkpoint.safetensors", StageProgress(), len(batches)
     if checkpoint.exists():
         progress, last, running = load_checkpoint(checkpoint, optimizer)
         network.load_state_dict(last)
