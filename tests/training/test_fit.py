@@ -249,14 +249,14 @@ def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, t
     assert turning.degrees_from_truth is None
     assert turning.patients == "validation"
     assert turning.slices > 0
-    assert not any("has not learned to turn" in line for line in fitted.said)
+    assert not any("has not learned rotation" in line for line in fitted.said)
     assert any(line.startswith("STN1's roll on ") for line in fitted.said)
     assert json.loads((fitted.folder / "model.json").read_text())["info"]["turning"] == asdict(turning)
 
     reporter, config = Listening(), tiny("pose.start=identity")
     model = fit(fitted.dataset, tmp_path / "still", config, store=fitted.store, reporter=reporter)
     assert model.info.turning.slope < 0.5
-    [warning] = [line for line in reporter.lines if "has not learned to turn" in line]
+    [warning] = [line for line in reporter.lines if "has not learned rotation" in line]
     assert warning.startswith("warning: STN1")
     assert "pose.optimizer.epochs" in warning
     # Nothing in it is a case's name, and a trial of the speed judges nothing.

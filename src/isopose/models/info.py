@@ -11,8 +11,8 @@ from isopose.strict import STRICT, first_problem
 Count = Annotated[int, Field(ge=0)]
 #: One epoch of a stage: ``stage``, ``epoch``, ``loss``, ``learning_rate``, seconds and validation's numbers.
 Row = dict[str, str | int | float]
-#: Below this slope more than half of a patient's turn is left in the homogenized slice, which then varies
-#: nearly as much as before: the network has not learned to turn.
+#: Below this slope more than half of a patient's rotation remains in the homogenized slice, which then varies
+#: nearly as much as before: the network has not learned rotation.
 LEAST_SLOPE = 0.5
 
 
