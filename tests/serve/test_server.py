@@ -237,7 +237,7 @@ def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
     number = give(client, scan)
     job = ended(client, number)
     if job["state"] == "failed":
-        assert "was killed, most often for lack of memory" in job["problem"]
+        assert "was killed, probably because memory ran out" in job["problem"]
         number = give(client, scan)
     assert ended(client, number)["state"] == "done"
 

@@ -204,7 +204,7 @@ class _Run(Generic[Item, Result]):
                 return
             if isinstance(failure, RunError):
                 raise failure from None
-            hint = "" if lives else ", most often for lack of memory; give it more, or leave it out"
+            hint = "" if lives else ", probably because memory ran out; give it more, or leave it out"
             self.given_up += 1
             if self.given_up >= GIVE_UP:
                 raise IsoposeError(

@@ -150,9 +150,7 @@ def evaluate(
     """
     labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
     if labels is None:
-        raise InputError(
-            f"{truth}: the labels are not known; name them, as in --label kidney=1 --label tumor=2"
-        )
+        raise InputError(f"{truth}: the labels are unknown; give them, e.g. --label kidney=1 --label tumor=2")
     found = label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
     wanted = _wanted(known, cases)

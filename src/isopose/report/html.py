@@ -31,13 +31,13 @@ FAILURE_DICE = 0.5
 #: Limits stated in every report.
 LIMITS = (
     "isopose is research software and not a medical device. Nothing here may guide a diagnosis or treatment.",
-    "Scores hold for scans like those that were scored, and for no others: check them on your own scans.",
+    "Scores apply only to scans like those that were scored: validate on your own scans.",
 )
 
 #: Further limits stated in reports on synthetic patients.
 PHANTOM_LIMITS = (
-    "The patients are phantoms: drawn from published growth and organ figures, not measured. Phantoms are "
-    "phantoms: a network that does well on them shows that the method works, not that it works on patients.",
+    "The patients are phantoms: synthetic images, drawn from published data on growth and organs. Results on "
+    "phantoms show that the method works in principle, not that it works on patients.",
 )
 
 

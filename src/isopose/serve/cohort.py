@@ -119,7 +119,7 @@ def open_cohort(
         scores_against: scores of the other predictions.
 
     Raises:
-        InputError: there is no prediction, or the labels are not known.
+        InputError: there is no prediction, or the labels are unknown.
     """
     found = label_maps(predictions)
     if not found:
@@ -131,7 +131,7 @@ def open_cohort(
     others = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
-        raise InputError(f"{predictions}: the labels are not known; name them, as in --label kidney=1")
+        raise InputError(f"{predictions}: the labels are unknown; give them, e.g. --label kidney=1")
     ours, theirs = _index_by_case(scores), _index_by_case(scores_against)
     cases = tuple(
         Reviewed(
@@ -208,7 +208,7 @@ class Decisions:
             text = read_text(path, "decisions of a review (CSV)")
             rows = list(csv.reader(io.StringIO(text)))
             if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-                raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to begin anew")
+                raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to start over")
             for case, decision, comment in rows[1:]:
                 if case in cases:
                     self.of[case] = (decision, _unescape(comment))

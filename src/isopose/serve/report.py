@@ -65,7 +65,7 @@ def write_scan_report(
                 text=() if record["warnings"] else ("No warnings.",),
             ),
             *([Section("Step by step", pictures=pictures)] if pictures else []),
-            Section("What this is not", text=LIMITS),
+            Section("Limits", text=LIMITS),
         ],
     )
 
