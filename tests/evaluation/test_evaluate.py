@@ -268,8 +268,8 @@ def test_undrawn_slices_score_nothing_where_that_is_said(tmp_path):
     assert found.provenance["undrawn"] == "ignore"
     assert "undrawn" not in plain.provenance
     text = write_and_read(found, tmp_path / "out")
-    assert "labeled in part" in text
-    assert "labeled in part" not in write_and_read(plain, tmp_path / "plain")
+    assert "partly labeled" in text
+    assert "partly labeled" not in write_and_read(plain, tmp_path / "plain")
 
 
 def write_and_read(evaluation, folder):

@@ -169,7 +169,7 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     ):
         assert word in page
         assert word in text
-    assert "Phantoms are phantoms" in page
+    assert "Results on phantoms" in page
     assert page.count("data:image/png") >= 6
     shown = re.findall(r"!\[.*\]\((.*)\)\n\n\*(.*)\.\* (.*)", text)
     for figure, *_ in shown:

@@ -1,4 +1,4 @@
-"""Score a folder of predictions against reference labels, scan by scan."""
+"""Score a folder of predictions against ground-truth labels, scan by scan."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -180,7 +180,7 @@ def evaluate(
 
 
 def open_truth(truth: Path, labels: Mapping[str, int] | None = None) -> tuple[Dataset | Path, Labels | None]:
-    """Open the reference labels at a path, as :func:`evaluate` takes them.
+    """Open the ground-truth labels at a path, as :func:`evaluate` takes them.
 
     Args:
         truth: a dataset of any layout that :func:`isopose.io.datasets.open_dataset` reads, or a folder of
@@ -357,7 +357,7 @@ def _score_pair(
     # Crop to the labels' box first: most of a scan is background, and each step below is done per target.
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
     predicted, marked = prediction.array[box], truth.array[box]
-    # Predictions are ignored where the reference was not annotated.
+    # Predictions are ignored where the ground truth was not annotated.
     for path, array, known in (
         (pair.prediction, predicted, replace(labels, ignore=None)),
         (pair.label, marked, labels),

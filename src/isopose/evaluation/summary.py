@@ -36,7 +36,7 @@ class Statistic:
         worst: the worst scan's value; ``None`` if that scan has no value because a mask is empty on one side,
             which is worse than any distance.
         worst_case: that scan's id; ``None`` if no scan counts.
-        without_value: scans with a structure on one side only, or labeled in part, and hence no value of this
+        without_value: scans with a structure on one side only, or partly labeled, and hence no value of this
             metric.
     """
 
@@ -106,7 +106,7 @@ def badness(scores: Scores, metric: str) -> tuple[float, float]:
     """Return a sort key that grows with a scan's error.
 
     A scan without value ranks worst if only one of its masks is empty, and last if both are or if it was
-    labeled in part, so that the value is not known.
+    partly labeled, so that the value is not known.
     """
     value = getattr(scores, metric)
     if scores.outcome == "empty" or (value is None and not _is_infinite(scores, metric)):
@@ -223,7 +223,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations of the same scans, e.g. without and with homogenization.
 
     Raises:
-        InputError: no scan or target in common, different tolerances, or different reference labels.
+        InputError: no scan or target in common, different tolerances, or different ground-truth labels.
     """
     if a.tolerance_mm != b.tolerance_mm:
         raise InputError(

@@ -262,7 +262,7 @@ def _draw_legend(
     ]
     entries += [Patch(color=c, label=n) for n, c in zip(label_names, colors, strict=True)]
     if any(row.native_truth is not None for row in rows):
-        entries.append(Line2D([], [], color=_TRUTH, linewidth=0.9, label="reference segmentation"))
+        entries.append(Line2D([], [], color=_TRUTH, linewidth=0.9, label="ground truth"))
     figure.legend(
         handles=entries,
         loc="lower center",

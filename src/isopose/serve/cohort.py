@@ -42,10 +42,10 @@ class Reviewed:
         prediction: label map.
         record: record of the prediction, empty if there is none.
         image: scan, if known.
-        truth: reference label map, if known.
+        truth: ground-truth label map, if known.
         against: another prediction of the case, if given.
-        scores: of the prediction, if there is a reference.
-        scores_against: of the other prediction, if there is a reference.
+        scores: of the prediction, if there is ground truth.
+        scores_against: of the other prediction, if there is ground truth.
         modality: of the scan, if known.
     """
 
@@ -106,12 +106,12 @@ def open_cohort(
     scores: Evaluation | None,
     scores_against: Evaluation | None,
 ) -> Cohort:
-    """Join each prediction with its record, scan, reference and scores.
+    """Join each prediction with its record, scan, ground truth and scores.
 
     Args:
         predictions: folder of label maps, with their records where isopose made them.
         folder: for the page's own files.
-        truth: dataset, or folder of reference label maps.
+        truth: dataset, or folder of ground-truth label maps.
         images: folder of the scans, named like the predictions; else those of the dataset.
         against: folder of other predictions of the same cases.
         labels: stored value of each label, instead of those of the dataset or the records.
